@@ -231,7 +231,7 @@ def _unrouted_before_findings(source: Mapping[str, Any], where: str, control: Co
     under = f"under the rules active until {when(until)}"
     ready = "# if the current rules are correct, recover the missed events (count first with --dry-run):"
     following = (ready, _replay(name, since)) if left else ()
-    if done is not None and done.events > count:
+    if done is not None and done.most > count:
         following = ("# how many are still undelivered, as far as the log shows:", f"{_replay(name, since)} --dry-run")
     yield Finding(
         rank=SOURCE,
@@ -278,8 +278,8 @@ def _progress(done: Replayed | None, left: int = 0, missed: int | None = None) -
     """
     if done is None:
         return ""
-    if missed is not None and done.events > missed:
-        return f"; {done}, which is more than were missed: others, too, so some of these may still be undelivered"
+    if missed is not None and done.most > missed:
+        return f"; {done}, by one route more than were missed: others, too, so some of these may still be undelivered"
     return f"; {done}; still undelivered: at least {left:,}" if left else f"; {done}"
 
 

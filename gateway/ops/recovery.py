@@ -1,5 +1,6 @@
 """What replays have queued of missed events, by the control topic."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -14,10 +15,14 @@ MOMENT = 0.001
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """What replays have queued of a period: deliveries, and of how many events. `is_done` once all have ended."""
+    """What replays have queued of a period: deliveries, and of how many events. `is_done` once all have ended.
+
+    An event counts once for each route; `most` is of how many events a single route has queued some.
+    """
 
     queued: int
     events: int
+    most: int
     is_done: bool
 
     @override
@@ -47,8 +52,10 @@ def replayed(
         and (routes is None or order.selection.route in routes)
         and _overlaps(order, sources, since, until)
     ]
-    events = [_queued(order, control) // (fan_out or {}).get(_route(order), 1) for order in orders]
-    return _sum(orders, control, sum(events))
+    events = Counter[str]()
+    for order in orders:
+        events[_route(order)] += _queued(order, control) // (fan_out or {}).get(_route(order), 1)
+    return _sum(orders, control, events)
 
 
 def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: float, until: float) -> Replayed | None:
@@ -64,7 +71,7 @@ def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: flo
             if not any(covers(order, name, source=source, since=since, until=until) for order in every):
                 return None
             orders |= {order.key: order for order in every if _overlaps(order, (source,), since, until)}
-    return _sum(orders.values(), control, 0)
+    return _sum(orders.values(), control, Counter())
 
 
 def covers(order: ControlRecord, route: str, *, source: str | None, since: float, until: float) -> bool:
@@ -104,8 +111,9 @@ def _queued(order: ControlRecord, control: Control) -> int:
     return order.count if order.state == "done" else max(order.count, control.injected(order.key))
 
 
-def _sum(orders: Collection[ControlRecord], control: Control, events: int) -> Replayed | None:
+def _sum(orders: Collection[ControlRecord], control: Control, events: Counter[str]) -> Replayed | None:
     if not orders:
         return None
     queued = sum([_queued(order, control) for order in orders])
-    return Replayed(queued=queued, events=events, is_done=all(order.state != "asked" for order in orders))
+    is_done = all(order.state != "asked" for order in orders)
+    return Replayed(queued=queued, events=events.total(), most=max(events.values(), default=0), is_done=is_done)

@@ -497,9 +497,12 @@ def test_replays_of_what_was_unrouted_add_up_where_each_is_of_a_part() -> None:
 
 
 def test_replays_that_queued_more_than_was_missed_are_no_proof_that_this_is_among_it() -> None:
+    several = _after_replays(_replay("1", "build", 373), _replay("2", "mirror", 373))
+    assert several.why.endswith("replayed since: 746 queued"), "each may be of every event"
+    assert several.next == ()
     found = _after_replays(_replay("1", "build", 375))
     assert found.why.endswith(
-        "replayed since: 375 queued, which is more than were missed: "
+        "replayed since: 375 queued, by one route more than were missed: "
         "others, too, so some of these may still be undelivered"
     )
     assert not found.is_wrong
