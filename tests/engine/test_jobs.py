@@ -312,6 +312,50 @@ async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_
 
 
 @virtual
+async def test_a_resume_does_not_wait_for_the_sweep_of_a_new_owner_which_goes_on_after_it() -> None:
+    world = await a_world(a_route())
+    orders = ControlClient(world.log, TOPICS)
+    others = Note(by="route/other")
+    await publish(world, ControlRecord(kind="pause", name=others.by, state="active", at=now()))
+    await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
+    await a_backlog(world, "resume", 50)
+    for number in range(50, 2050):  # parked late
+        delivery = a_delivery(event=an_event(id=f"evt_{number}", received_at=now()), successor=1)
+        headers = encode_delivery(delivery, others, at=now())
+        await world.log.append(TOPICS.parked, key=b"%d" % number, value=delivery.event.body, headers=headers)
+    async with owning(world, SlowLog(world.log, seconds=1.5)):  # 30 s of a hundred each
+        await asyncio.sleep(5)
+        assert 0 < injected(world).total() < 2000
+        placed = await orders.resume(NAME)
+        assert placed is not None
+        done = await orders.finished(placed, timeout=10)
+        assert done is not None
+        assert (done.state, done.count) == ("active", 50)
+        assert injected(world).total() < 2000
+        await asyncio.sleep(120)
+    assert injected(world) == once(2050)
+
+
+@virtual
+async def test_a_kick_beside_one_that_begins_earlier_takes_back_nothing_of_what_it_has_scanned() -> None:
+    world = await a_world(a_route(to=("ci", "other")))
+    for first in range(0, 1200, 40):
+        await a_backlog(world, "kick", 20, first=first)
+        await a_backlog(world, "kick", 20, first=first + 20, destination="other")
+    async with owning(world) as control:
+        await ended(control, await an_order(world, "kick"))
+        scanned = control.checkpoint(f"kick/{NAME}")
+    assert injected(world).total() == 600
+    async with owning(world, SlowLog(world.log, seconds=0.5)):
+        for name in (NAME, "destination/other"):
+            await publish(world, ControlRecord(kind="kick", name=name, state="asked", at=now()))
+        await asyncio.sleep(3.3)
+    assert 600 < injected(world).total() < 1200, "in the middle of it"
+    control = await ControlClient(world.log, TOPICS).control()
+    assert all(control.checkpoint(f"kick/{NAME}")[place] >= end for place, end in scanned.items())
+
+
+@virtual
 async def test_an_end_does_not_take_back_what_is_commanded_in_the_same_moment() -> None:
     class Racing(MemoryLog):
         @override

@@ -64,7 +64,12 @@ class Resumptions(ScanningJob):
             found[run.command.name] = run
             return Picked((run,), self._successor_of(stored.delivery, at_once=False))
 
-        scan = self._scan(found.values(), lambda: self._owner() is owner, state="done")
+        scan = self._scan(
+            found.values(),
+            lambda: self._owner() is owner,
+            state="done",
+            gives_way=lambda: bool(self._control.asked("pause")),  # a resume doesn't wait for all that is parked
+        )
         is_through = await scan.scan_topic(self._topics.parked, starts, ends, pick)
         for record in unreadable:
             await self._dead_letter_undecodable(self._topics.parked, record)

@@ -257,7 +257,7 @@ class Jobs:
             if self._replays.under_way != command.key:
                 yield command.key, command, partial(self._cancelled.publish_last_checkpoint, command, owner)
         if "sweep" in self._running:
-            return
+            return  # it gives way to a resume: both would inject the same
         room = MAX_JOBS_PER_KIND - self._count("pause/")
         resumed = [command for command in control.asked("pause") if command.key not in self._running]
         for command in resumed[:room]:

@@ -38,6 +38,11 @@ STOPPED_AT_NEWER = "up to the first letter of a partition that a newer version o
 Pick = Callable[[Partition, Record], "Picked"]
 
 
+def never() -> bool:
+    """Let a scan go on to its end."""
+    return False
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
     """A running job: its command, what it answers, how far it has scanned, and what it has counted."""
@@ -96,6 +101,8 @@ class Scan:
     is_expedited: bool
     state: State
     """The state of an intermediate checkpoint: "asked" keeps the count for the next owner."""
+    gives_way: Callable[[], bool]
+    """Whether it ends with its current batch, as something else comes first."""
     newer_at: dict[str, int] = field(default_factory=dict)
     """The first record of a partition in a newer format: scan and checkpoints end before it."""
     unread: set[str] = field(default_factory=set)
@@ -167,12 +174,14 @@ class Scan:
             self._batch.clear()
             self._bytes = 0
             for run in self.runs:
-                run.positions.update(self._reached)
+                for place, offset in self._reached.items():
+                    # Another run may have begun earlier: what this one had scanned stays covered.
+                    run.positions[place] = max(offset, run.positions.get(place, 0))
                 run.latest = max(run.latest, self._latest)
                 run.count += run.batch_count
                 run.batch_count = 0
             self._reached.clear()
-            if self.is_wanted():
+            if self.is_wanted() and not self.gives_way():
                 if (
                     self._since_checkpoint >= BATCH - APPENDS_AT_ONCE
                     or self.log.now() >= self._checkpoint_at + CHECKPOINT_INTERVAL
@@ -331,6 +340,7 @@ class ScanningJob:
         *,
         is_expedited: bool = False,
         state: State = "asked",
+        gives_way: Callable[[], bool] = never,
     ) -> Scan:
         return Scan(
             log=self._log,
@@ -344,6 +354,7 @@ class ScanningJob:
             runs=runs,
             is_expedited=is_expedited,
             state=state,
+            gives_way=gives_way,
         )
 
     async def _end(self, scan: Scan, run: Run, state: State) -> None:
