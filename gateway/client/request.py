@@ -13,10 +13,10 @@ import hmac
 import re
 from base64 import b64encode
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib.metadata import version
 
-from gateway.model import Delivery, ExpressionError, Headers, TraceContext
+from gateway.model import Delivery, ExpressionError, Headers, TraceContext, immutable
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import AbsentFieldError
 from gateway.rules.rules import (
@@ -34,7 +34,7 @@ USER_AGENT = (b"user-agent", f"webhook-gateway/{version('webhook-gateway')}".enc
 """The default user agent: GitHub's API and some firewalls refuse a request without one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@immutable
 class Outbound:
     """A POST. The client adds Host and Content-Length. Its URL and headers may have secrets, and aren't in its `repr`.
 

@@ -24,7 +24,6 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -46,6 +45,7 @@ from gateway.model import (
     Result,
     TraceContext,
     UndecodableRecordError,
+    immutable,
 )
 
 FORMAT = 1
@@ -60,7 +60,7 @@ MAX_CLOCK_SKEW = 120.0
 """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@immutable
 class StoredDelivery:
     """A delivery as stored in a retry, parked or dead-letter record, written `at` a time by the writer's clock."""
 
