@@ -533,7 +533,9 @@ class World:
                 self.ledger.replayed(name, what["route"], ends, is_of_undelivered=selection.undelivered)
             case _:
                 word, _, which = what["for"].partition("/")
-                ends = {f"{p.topic}/{p.number}": self.broker.segments[p].end for p in self.broker.of(TOPICS.dead)}
+                segments = {f"{p.topic}/{p.number}": self.broker.segments[p] for p in self.broker.of(TOPICS.dead)}
+                ends = {place: segment.end for place, segment in segments.items()}
+                last = [each.records[-1] for each in segments.values() if each.has_from(each.end - 1)]
                 order = ControlRecord(
                     kind="dead",
                     name=name,
@@ -542,6 +544,7 @@ class World:
                     action=kind,
                     checkpoint=ends,
                     filter=DeadFilter(**{word: which}),
+                    latest=max([record.appended_at for record in last], default=None),
                 )
                 if kind == "replay":
                     self.ledger.touched.add(what["for"])
