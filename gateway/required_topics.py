@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.log.base import ALL, NO_TOPIC, Log, Partition, TopicSpec
-from gateway.log.topics import Topics
+from gateway.log.base import ALL, NO_TOPIC, Commit, Log, Partition, TopicSpec
+from gateway.log.topics import SOURCES_GROUP, Topics
 from gateway.model import UsageError
 from gateway.rules.rules import Rules
 from gateway.settings import EmbeddedTarget, Settings
@@ -19,6 +19,16 @@ def event_topics(rules: Rules, topics: Topics) -> set[str]:
 def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
     """Return the specifications of all topics. Raises RulesError if a source uses one of the gateway's own topics."""
     return topics.specs(event_topics(rules, topics), rules.ordered)
+
+
+async def _remember_named_topics(log: Log, topics: Topics, names: Iterable[str]) -> None:
+    """Let routers find these event topics, even if their rules never have them: their names may be any.
+
+    Else nobody would read what an ingress appends to one if its rules are rolled back before a router has them.
+    """
+    named = {name for name in names if not name.startswith(topics.events(""))}
+    if named:
+        await log.seed(topics.group(SOURCES_GROUP), {Partition(name, 0): Commit(0) for name in named})
 
 
 async def missing_topics(log: Log, specs: Iterable[TopicSpec]) -> Mapping[Partition, str]:
@@ -58,3 +68,5 @@ async def ensure_topics(
                 "run `gateway topics create` for what is missing, or use --dev where losing events doesn't matter"
             )
         raise UsageError("\n".join(lines))
+    missing = {problem.topic for problem in problems if problem.is_missing}
+    await _remember_named_topics(log, topics, event_topics(rules, topics) - missing)

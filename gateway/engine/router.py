@@ -32,7 +32,7 @@ from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.engine.services import Services
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import Origin, decode_delivery, decode_event, note_of
-from gateway.log.topics import ROUTER_GROUP, TIERS
+from gateway.log.topics import ROUTER_GROUP, SOURCES_GROUP, TIERS
 from gateway.model import (
     NO_NOTE,
     DeadLettered,
@@ -66,6 +66,8 @@ MAX_BUFFERED, MAX_BUFFERED_BYTES = 500, 1 << 20
 REPUBLISH_INTERVAL = 1.0
 REPUBLISH_INTERVAL_TOO_LARGE = 60.0
 """Seconds until the routing history is published again after the append failed, or was rejected as too large."""
+LOOK_INTERVAL = 60.0
+"""Seconds between looks for topics that only another process's rules had, for a while."""
 CUT_SHORT = 0.75
 """Share of a window from which on the deliveries of its lowest unfinished record are cut short."""
 
@@ -91,6 +93,7 @@ class Router(Member):
             ("release", self._keep_releasing),
             ("gauges", self._keep_gauges),
             ("publish", self._keep_publishing),
+            ("topics", self._keep_looking_for_topics),
         )
 
     @override
@@ -99,14 +102,31 @@ class Router(Member):
         topics = self._services.topics
         sources = self._services.rules().sources.values()
         needed = {source.topic or topics.events(source.name) for source in sources}.union(self._tiers)
-        if needed <= self.subscribed:
+        try:
+            wanted = frozenset(needed.union(await self._topics_with_events()))
+        except LogUnavailableError:
+            if needed <= self.subscribed:
+                return self.subscribed  # and it is looked for again soon
+            raise
+        if wanted <= self.subscribed:
             return self.subscribed
-        present = set(await self._log.topics())
-        events = {name for name in present if name.startswith(topics.events(""))}
-        begun = present.intersection(self.subscribed.union(await self._log.topics_of(self._group)))
-        wanted = frozenset(needed.union(events, begun))
         await self._count_partitions(wanted)
         return wanted
+
+    async def _topics_with_events(self) -> set[str]:
+        """Return the topics that an ingress may have appended to, perhaps by rules that this process never had."""
+        topics = self._services.topics
+        present = set(await self._log.topics())
+        events = {name for name in present if name.startswith(topics.events(""))}
+        known = await self._log.topics_of(self._group), await self._log.topics_of(topics.group(SOURCES_GROUP))
+        return events | present.intersection(self.subscribed.union(*known))
+
+    async def _keep_looking_for_topics(self) -> None:
+        while not self._is_draining:
+            await self._services.sleep(LOOK_INTERVAL)
+            with suppress(LogUnavailableError):
+                if await self._topics_with_events() - self.subscribed:
+                    self._changed.set()
 
     async def _count_partitions(self, topics: Collection[str]) -> None:
         """Count all partitions, to compute this member's share; a topic may have grown."""

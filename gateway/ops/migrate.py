@@ -48,7 +48,7 @@ from gateway.log.records import (
     sightings_key,
     without_origin,
 )
-from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
+from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, SOURCES_GROUP, TIERS, Topics
 from gateway.model import (
     LogUnavailableError,
     NewerRecordError,
@@ -237,7 +237,8 @@ class _Migration:
             raise UsageError(
                 f"--topic-prefix: expected {prefixes}, the prefix of the topics to move, got {topics.prefix!r}"
             )
-        committed = await self._source.topics_of(self._router)
+        groups = self._router, topics.group(SOURCES_GROUP)
+        committed = {topic for group in groups for topic in await self._source.topics_of(group)}
         found = {topic for topic in known if topic.startswith(prefix) or topic in committed} - own
         return sorted(found | set(event_topics))
 
@@ -333,11 +334,11 @@ class _Migration:
 
     async def _groups(self, topic: str) -> Mapping[str, Commit]:
         """Return the groups that read a topic of events, with their commits."""
-        jobs, moved = self._topics.group(JOBS_GROUP), self._topics.group("moved/")
+        others, moved = [self._topics.group(name) for name in (JOBS_GROUP, SOURCES_GROUP)], self._topics.group("moved/")
         names = [
             name
             for name in await self._source.groups(self._topics.prefix)
-            if name != jobs and not name.startswith(moved)
+            if name not in others and not name.startswith(moved)
         ]
         found = {name: (await self._source.committed(name, topic)).get(0) for name in names}
         commits = {name: commit for name, commit in found.items() if commit is not None}

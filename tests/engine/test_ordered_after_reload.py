@@ -5,15 +5,14 @@ What the new rules deliver of them is in the ordered topic before what came late
 
 import asyncio
 from contextlib import suppress
-from dataclasses import replace
 
 import pytest
 
 from gateway.engine.jobs.undelivered import Fate
 from gateway.engine.partition_tracker import Boundaries
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
-from gateway.rules.rules import Rules
 from tests.builders import a_destination, a_route
+from tests.engine.test_topics_of_sources import moved
 from tests.engine.test_undelivered import OTHER, a_scene
 from tests.engine.test_worker import EVENTS, TOPICS, World, rules_of, running
 from tests.virtual_time import run
@@ -179,11 +178,6 @@ def test_a_delivery_waits_for_the_last_reload_before_it_until_that_is_committed(
     assert boundaries.highest == 10
     boundaries.forget_below(10)
     assert (boundaries.before("build", 10), boundaries.highest) == (0, 0)
-
-
-def moved(rules: Rules, topic: str) -> Rules:
-    """Return the rules with their sources on another topic."""
-    return replace(rules, sources={name: replace(each, topic=topic) for name, each in rules.sources.items()})
 
 
 async def kill(world: World, task: "asyncio.Task[None]") -> None:
