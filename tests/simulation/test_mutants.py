@@ -138,7 +138,7 @@ def order_is_not_proven(patch: pytest.MonkeyPatch) -> None:
     commit = Committer.commit
 
     async def hasty(
-        self: Committer, partitions: Iterable[Partition], *, is_ownership_check: bool = False
+        self: Committer, partitions: Iterable[Partition] | None = None, *, is_ownership_check: bool = False
     ) -> bool | None:
         return True if is_ownership_check else await commit(self, partitions)
 
