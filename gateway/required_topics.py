@@ -6,7 +6,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.log.base import ALL, NO_TOPIC, Commit, Log, Partition, TopicSpec
 from gateway.log.topics import SOURCES_GROUP, Topics
-from gateway.model import UsageError
+from gateway.model import LogUnavailableError, UsageError
 from gateway.rules.rules import Rules
 from gateway.settings import EmbeddedTarget, Settings
 
@@ -21,14 +21,21 @@ def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
     return topics.specs(event_topics(rules, topics), rules.ordered)
 
 
-async def _remember_named_topics(log: Log, topics: Topics, names: Iterable[str]) -> None:
+async def _remember_named_topics(log: Log, topics: Topics, names: Iterable[str], logger: FilteringBoundLogger) -> None:
     """Let routers find these event topics, even if their rules never have them: their names may be any.
 
-    Else nobody would read what an ingress appends to one if its rules are rolled back before a router has them.
+    Else nobody would read what an ingress appends to one if its rules are rolled back before a router has them. An
+    ingress may lack the right to do so, or a broker be away: that is a warning.
     """
-    named = {name for name in names if not name.startswith(topics.events(""))}
-    if named:
+    named = sorted(name for name in names if not name.startswith(topics.events("")))
+    if not named:
+        return
+    try:
         await log.seed(topics.group(SOURCES_GROUP), {Partition(name, 0): Commit(0) for name in named})
+    except (UsageError, LogUnavailableError) as error:
+        problem = f"a router won't find it by itself if its source is removed before the router has the rules: {error}"
+        for name in named:
+            logger.warning("topic_misconfigured", topic=name, problem=problem)
 
 
 async def missing_topics(log: Log, specs: Iterable[TopicSpec]) -> Mapping[Partition, str]:
@@ -69,4 +76,4 @@ async def ensure_topics(
             )
         raise UsageError("\n".join(lines))
     missing = {problem.topic for problem in problems if problem.is_missing}
-    await _remember_named_topics(log, topics, event_topics(rules, topics) - missing)
+    await _remember_named_topics(log, topics, event_topics(rules, topics) - missing, logger)

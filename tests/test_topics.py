@@ -1,7 +1,7 @@
 """What a process makes of topics that aren't as they have to be."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +11,15 @@ import structlog
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from gateway.log.base import TopicProblem, TopicSpec
-from gateway.model import UsageError
+from gateway.log.base import Commit, Partition, TopicProblem, TopicSpec
+from gateway.model import LogUnavailableError, UsageError
 from gateway.required_topics import ensure_topics
 from gateway.rules.load import load_rules
 from gateway.settings import Settings
 from tests.memory_log import MemoryLog
 
 LOSES = TopicProblem(topic="gateway.dead", message="retention", is_fatal=True)
+NAMED = "version: 1\nsources: {crm: {verify: {scheme: none}, topic: acme.hooks}}\n"
 GONE = TopicProblem(topic="gateway.retry.20h", message="expected a topic, got none", is_fatal=True, is_missing=True)
 NEVER_SET_UP = replace(GONE, topic="gateway.control")
 STRANDS = TopicProblem(topic="gateway.control", message="partitions", is_fatal=True, is_tolerable=False)
@@ -80,3 +81,21 @@ def test_a_topic_that_is_missing_is_told_and_stops_only_a_start_where_the_gatewa
     warned = [line for line in lines if line["event"] == "topic_misconfigured"]
     assert [line["topic"] for line in warned] == told
     assert all("run `gateway topics create`" in line["problem"] for line in warned)
+
+
+@pytest.mark.parametrize("error", [UsageError("acme.hooks/0: may not read"), LogUnavailableError("no coordinator")])
+def test_who_may_not_name_a_topic_to_the_routers_is_warned(tmp_path: Path, error: Exception) -> None:
+    class Refusing(Differing):
+        @override
+        async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
+            raise error
+
+    file = tmp_path / "routes.yaml"
+    file.write_text(NAMED)
+    with capture_logs() as lines:
+        asyncio.run(
+            ensure_topics(Refusing(), Settings(), load_rules(file), structlog.get_logger(), is_start=True),
+        )
+    [warned] = [line for line in lines if line["event"] == "topic_misconfigured"]
+    assert warned["topic"] == "acme.hooks"
+    assert str(error) in warned["problem"]
