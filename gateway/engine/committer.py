@@ -49,6 +49,7 @@ class Committer:
         self._done_count = 0  # records, since the last commit
         self._is_due = asyncio.Event()
         self._lock = asyncio.Lock()
+        self._is_ending = False
         self._flush_failures = LogThrottle()
 
     def count_done(self, *, is_waited_for: bool) -> None:
@@ -85,6 +86,8 @@ class Committer:
         send.
         """
         async with self._lock:
+            if self._is_ending:
+                return None  # what was done is in the last commits
             self._done_count = 0
             self._is_due.clear()
             trackers = (
@@ -112,9 +115,13 @@ class Committer:
         """Return the new commits of partitions that are being revoked, once the entries that they cover are stored.
 
         As soon as it returns they have to be suspended: a later commit would go first, and then be undone by these.
+        None begins meanwhile. One that is in flight isn't waited for: it is older, and its consumer sends it first.
         """
-        async with self._lock:
+        self._is_ending = True
+        try:
             return await self._covered(self._new_commits(trackers))
+        finally:
+            self._is_ending = False
 
     def _new_commits(self, trackers: Iterable[Tracker], *, is_ownership_check: bool = False) -> dict[Tracker, Commit]:
         return {

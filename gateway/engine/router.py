@@ -25,6 +25,7 @@ from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.outcomes import is_late
 from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.event_topics import topics_with_events
 from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
 from gateway.engine.ordered.appender import OrderedAppender, ordered_rules
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
@@ -32,7 +33,7 @@ from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.engine.services import Services
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import Origin, decode_delivery, decode_event, note_of
-from gateway.log.topics import ROUTER_GROUP, SOURCES_GROUP, TIERS
+from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
     NO_NOTE,
     DeadLettered,
@@ -103,7 +104,7 @@ class Router(Member):
         sources = self._services.rules().sources.values()
         needed = {source.topic or topics.events(source.name) for source in sources}.union(self._tiers)
         try:
-            wanted = frozenset(needed.union(await self._topics_with_events()))
+            wanted = frozenset(needed.union(await topics_with_events(self._log, topics, self.subscribed)))
         except LogUnavailableError:
             if needed <= self.subscribed:
                 return self.subscribed  # and it is looked for again soon
@@ -113,19 +114,11 @@ class Router(Member):
         await self._count_partitions(wanted)
         return wanted
 
-    async def _topics_with_events(self) -> set[str]:
-        """Return the topics that an ingress may have appended to, perhaps by rules that this process never had."""
-        topics = self._services.topics
-        present = set(await self._log.topics())
-        events = {name for name in present if name.startswith(topics.events(""))}
-        known = await self._log.topics_of(self._group), await self._log.topics_of(topics.group(SOURCES_GROUP))
-        return events | present.intersection(self.subscribed.union(*known))
-
     async def _keep_looking_for_topics(self) -> None:
         while not self._is_draining:
             await self._services.sleep(LOOK_INTERVAL)
             with suppress(LogUnavailableError):
-                if await self._topics_with_events() - self.subscribed:
+                if await topics_with_events(self._log, self._services.topics, self.subscribed) - self.subscribed:
                     self._changed.set()
 
     async def _count_partitions(self, topics: Collection[str]) -> None:
@@ -176,7 +169,8 @@ class Router(Member):
     @override
     def reload(self) -> None:
         super().reload()
-        taken = {partition: tracker.progress.last_received for partition, tracker in self.trackers.items()}
+        reading = [*self.trackers.values(), *self._leaving]
+        taken = {tracker.partition: tracker.progress.last_received for tracker in reading}
         self._history_updates.reloaded(routing_revision(self._services.rules()), taken)
         self._has_to_publish.set()
         before, self._ordered = self._ordered, ordered_rules(self._services.rules())

@@ -83,7 +83,9 @@ class RoutingHistoryUpdates:
                 continue
             self._note(partition, epoch)
             last = _last(epoch, taken.get(partition))
-            self._epochs[partition] = _Epoch(revision=revision, begins=_from(epoch.begins, last + 1), taken=last)
+            # The former owner may have read beyond what this one has.
+            begins, taken_over_at = _from(epoch.begins, last + 1), epoch.taken_over_at
+            self._epochs[partition] = _Epoch(revision=revision, begins=begins, taken=last, taken_over_at=taken_over_at)
 
     def unpublished(self) -> Unpublished | None:
         """Return what to publish next, to be confirmed by `mark_published`; None if there is nothing."""

@@ -10,6 +10,7 @@ from typing_extensions import override
 from gateway.engine.committer import COMMIT_AFTER, COMMIT_EVERY, COMMIT_GAP
 from gateway.engine.partition_tracker import Tracker
 from gateway.log.base import Commit, Listener, Partition
+from gateway.log.topics import ROUTER_GROUP
 from gateway.model import event_id
 from tests.builders import a_route, an_event
 from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, events, reload, rules_of, running, virtual
@@ -156,3 +157,22 @@ async def test_commits_that_are_not_accepted_are_repeated_each_second() -> None:
         log.fail_commits(0)
         await asyncio.sleep(COMMIT_EVERY + 0.1)
         assert await world.unfinished() == 0
+
+
+@virtual
+async def test_a_revocation_waits_for_no_commit_that_hangs() -> None:
+    world, _ = await a_watched_world()
+    async with running(world):
+        await world.put(*events(1))
+        await asyncio.sleep(2)
+        world.log.delay_commits(5.0)
+        loading = asyncio.create_task(load(world, 200.0, 4.0))
+        await asyncio.sleep(3.5)  # one is in flight, and another waits for it
+        began = now()
+        await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
+        assert now() - began < 1.0
+        world.log.delay_commits(0.0)
+        await loading
+        await asyncio.sleep(2)
+    assert await world.unfinished() == 0
+    assert len(world.client.made) == 801

@@ -142,17 +142,24 @@ def test_what_a_source_sent_to_its_former_topic_is_waited_for() -> None:
     run(scenario())
 
 
-def test_what_a_restart_with_wider_rules_may_have_left_out_is_unknown() -> None:
+@pytest.mark.parametrize("is_reload", [False, True], ids=["restart", "reload amid what was read"])
+def test_what_a_restart_with_wider_rules_may_have_left_out_is_unknown(*, is_reload: bool) -> None:
     async def scenario() -> None:
         narrow, wide = a_route(is_ordered=True, when="body.n % 2 == 1"), a_route(is_ordered=True)
         async with a_scene(OTHER, narrow, audit=[30.0] * 16) as scene:
-            world = scene.world
+            world, group = scene.world, TOPICS.group(ROUTER_GROUP)
             task = asyncio.create_task(world.worker(scene.owner.control).run())
             await scene.events(32)
             assert scene.delivered() == [0, 1] * 16
             await kill(world, task)
-            world.rules = rules_of(OTHER, wide)
-            async with running(world, world.worker(scene.owner.control)):
+            if not is_reload:
+                world.rules = rules_of(OTHER, wide)
+            world.log.stall(group)
+            async with running(world, world.worker(scene.owner.control)) as worker:
+                await asyncio.sleep(1)
+                if is_reload:
+                    scene.reload(worker, OTHER, wide)
+                world.log.go_on(group)
                 await asyncio.sleep(60)
                 missed = scene.delivered().count(0)
                 assert missed > 4, "what came after them in their partition had been appended"

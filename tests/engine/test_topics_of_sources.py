@@ -9,6 +9,7 @@ import structlog
 
 from gateway.engine.router import LOOK_INTERVAL
 from gateway.log.records import encode_event, event_key
+from gateway.log.topics import SOURCES_GROUP
 from gateway.model import LogUnavailableError
 from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
@@ -80,5 +81,30 @@ def test_rules_that_add_no_topic_are_active_though_topics_cannot_be_listed() -> 
             await world.put(*events(3))
             await asyncio.sleep(1)
             assert [name for name, *_ in world.client.made] == ["audit"] * 3
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("is_start", [True, False])
+def test_custom_topics_that_cannot_be_asked_for_keep_nobody_from_reading(*, is_start: bool) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        is_away = is_start
+
+        async def topics_of(group: str) -> Collection[str]:
+            if is_away and group == TOPICS.group(SOURCES_GROUP):
+                raise LogUnavailableError("no coordinator")
+            return await MemoryLog.topics_of(world.log, group)
+
+        world.log.topics_of = topics_of  # type: ignore[method-assign]
+        async with running(world) as worker:
+            await asyncio.sleep(1)
+            is_away = True
+            await activate(world, moved(world.rules, LISTED))
+            world.rules = moved(world.rules, LISTED)
+            worker.reload()
+            await put(world, LISTED, 8)
+            await asyncio.sleep(5)
+            assert len(world.client.made) == 8
 
     run(scenario())

@@ -122,6 +122,26 @@ async def test_of_a_changed_condition_only_what_it_missed_is_undelivered() -> No
 
 
 @virtual
+async def test_what_was_read_before_a_reload_amid_a_revocation_was_read_by_the_former_rules() -> None:
+    async with (
+        a_scene(OTHER, audit=[1.5]) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)) as worker,
+    ):
+        await asyncio.sleep(1)
+        putting = asyncio.create_task(scene.events(8))
+        await asyncio.sleep(0.5)
+        rebalancing = asyncio.create_task(scene.world.log.rebalance(TOPICS.group(ROUTER_GROUP)))
+        await asyncio.sleep(0.3)
+        scene.reload(worker, OTHER, a_route())  # attempts still have a second to end
+        await putting
+        await rebalancing
+        await asyncio.sleep(5)
+        assert await scene.counts() == {Fate.UNDELIVERED: 8}
+        await scene.replay()
+        assert scene.delivered() == [1] * 8
+
+
+@virtual
 async def test_how_events_were_routed_is_not_forgotten_while_they_cannot_be_read() -> None:
     async with a_scene(OTHER) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
         await scene.events(10)

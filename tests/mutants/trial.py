@@ -19,6 +19,8 @@ PATIENCE = 300.0
 """Seconds for one test, or for all the seeds of a mutant: a thousand take 90 s where nothing else runs."""
 TEST_TIMEOUT = 20
 """Seconds after which a test counts as one that hangs."""
+FUNCTION_ONLY = ("-o", "timeout_func_only=true")
+"""Three brokers take as long to start as a test may take."""
 
 _TESTS_FAILED = 1  # pytest's; whatever else it exits with (no such test, an import that fails) says nothing of a mutant
 
@@ -70,7 +72,18 @@ FAILED, PASSED, HUNG = "fails", "passes", "takes too long"
 
 def passes(tree: Path, tests: Sequence[str]) -> str:
     """Return what becomes of tests in a tree; something else than `FAILED` or `PASSED` where they can't be run."""
-    command = ("-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", f"--timeout={TEST_TIMEOUT}", *tests)
+    command = (
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        f"--timeout={TEST_TIMEOUT}",
+        *FUNCTION_ONLY,
+        *tests,
+    )
     code, output = _run(tree, command)
     if code is None or "Timeout (>" in output:
         return HUNG
