@@ -50,7 +50,7 @@ ENGINE_MAY_IMPORT = {
     },
     "router": {
         *("ordered", "group_member", "delivery", "dedupe", "control"),
-        *("partition_tracker", "routing_history_updates", "services", "tiers"),
+        *("event_topics", "partition_tracker", "routing_history_updates", "services", "tiers"),
     },
     "ordered": {"control", "group_member", "delivery", "partition_tracker", "services", "successor_writer"},
     "group_member": {"committer", "delivery", "dedupe", "partition_tracker", "services", "unavailable_partitions"},
@@ -71,6 +71,7 @@ ENGINE_MAY_IMPORT = {
     "control": {"undecodable_records"},
     "partition_tracker": {"commit_progress"},
     "commit_progress": set[str](),
+    "event_topics": set[str](),
     "tiers": set[str](),
     "unavailable_partitions": set[str](),
     "undecodable_records": set[str](),

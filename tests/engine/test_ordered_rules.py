@@ -8,10 +8,12 @@ from random import Random
 import pytest
 from typing_extensions import override
 
+from gateway.engine.group_member import REVOKE_GRACE
 from gateway.engine.worker import Worker
 from gateway.log import records
 from gateway.log.base import NewRecord, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_event, event_key
+from gateway.log.topics import ROUTER_GROUP
 from gateway.model import Event, LogUnavailableError, RecordTooLargeError, Result
 from gateway.rules.rules import Route, Rules, Source
 from gateway.verify.schemes import build_verifier
@@ -26,7 +28,7 @@ from tests.engine.test_ordered import (
     keyed,
     unfinished,
 )
-from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, reload, rules_of, running, virtual
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, reload, rules_of, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now
 
@@ -442,3 +444,23 @@ async def test_keys_stay_where_they_are_in_an_ordered_topic_that_grows() -> None
             await asyncio.sleep(60)
     assert by_key(world) == {f"k{key}": list(range(41)) for key in range(20)}
     assert {number for number, (_, end) in (await world.log.bounds(ORDERED)).items() if end} <= set(range(6))
+
+
+@virtual
+async def test_nothing_is_appended_in_order_while_the_owner_of_its_partition_is_unknown() -> None:
+    world, group = await a_world(a_route(is_ordered=True)), TOPICS.group(ROUTER_GROUP)
+    async with running(world):
+        await asyncio.sleep(1)
+        world.log.stall(group)
+        await world.put(*events(8))
+        world.log.fail_appends()
+        world.log.go_on(group)
+        await asyncio.sleep(1)
+        rebalancing = asyncio.create_task(world.log.rebalance(group, takes=10.0))
+        await asyncio.sleep(2 * REVOKE_GRACE)
+        world.log.fail_appends(0)
+        await asyncio.sleep(5)
+        assert not world.log.records(TOPICS.ordered("build", "ci")), "another may have delivered them by other rules"
+        await rebalancing
+        await asyncio.sleep(10)
+    assert len(world.client.made) == 8
