@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 import pytest
+from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
@@ -14,7 +15,8 @@ from gateway.model import Note
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import a_backlog
-from tests.engine.test_worker import TOPICS, World, a_world, events, operated, publish, running, virtual
+from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
+from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
 NAME = "destination/ci"
@@ -200,6 +202,35 @@ def test_an_order_about_letters_takes_none_of_a_topic_made_again_after_it(
         assert len(world.stored(TOPICS.retry("5s"))) == (20 if action == "replay" else 0)
 
     run(scenario())
+
+
+class AheadLog(MemoryLog):
+    """Its clock is some seconds ahead, and may be set back."""
+
+    def __init__(self, ahead: float) -> None:
+        super().__init__(now=now)
+        self.ahead = ahead
+
+    @override
+    def now(self) -> float:
+        return now() + self.ahead
+
+
+@virtual
+async def test_letters_that_a_clock_ahead_has_stamped_before_it_was_set_back_are_replayed() -> None:
+    world = await a_world(a_route())
+    world.log = log = AheadLog(20.0)
+    await log.create(TOPICS.specs([EVENTS]))
+    await a_backlog(world, "dead", 20)
+    log.ahead = 0.0
+    await a_backlog(world, "dead", 20, first=20)
+    orders = ControlClient(world.log, TOPICS)
+    async with operated(world):
+        done = await orders.finished(await orders.resolve("replay", DeadFilter(route="build")), timeout=30)
+        assert done is not None
+        assert done.count == 40
+        await asyncio.sleep(10)
+        assert world.metrics.dead_letter_backlog.value == 0
 
 
 def test_a_checkpoint_covers_what_was_appended_before_its_last_record() -> None:

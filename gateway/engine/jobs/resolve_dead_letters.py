@@ -15,13 +15,7 @@ class DeadLetterResolutions(ScanningJob):
     async def resolve(self, command: ControlRecord, owner: object) -> None:
         """Inject the dead letters that a command covers as new deliveries, or drop them."""
         run = self._run(command)
-        firsts = await self._first_records([self._topics.dead], [command])
-        # The command is about the letters that there were: of a topic that was recreated since, it takes none.
-        ends = {
-            place: end
-            for place, end in command.checkpoint.items()
-            if place not in firsts or firsts[place][1] <= command.covered_until
-        }
+        ends = await self._ends_of_then(command)
         now = self._log.now()
 
         def pick(partition: Partition, record: Record) -> Picked:
@@ -38,3 +32,26 @@ class DeadLetterResolutions(ScanningJob):
         await self._ends(scan, self._topics.dead)
         if await scan.scan_topic(self._topics.dead, run.last_checkpoint, ends, pick):
             await self._end(scan, run, "done")
+
+    async def _ends_of_then(self, command: ControlRecord) -> dict[str, int]:
+        """Return where the letters of a command end in each partition; left out are those that were recreated since.
+
+        The command is about the letters that there were then. Raises LogUnavailableError.
+        """
+        ends = dict(command.checkpoint)
+        for place, (_, first_at) in (await self._first_records([self._topics.dead], [command])).items():
+            last_at = None if command.latest is None else await self._appended_at(place, ends.get(place, 0) - 1)
+            # The last one was looked at when the command was placed. An earlier one may have a later time: brokers'
+            # clocks are set back.
+            if (first_at if last_at is None else last_at) > command.covered_until:
+                ends.pop(place, None)
+        return ends
+
+    async def _appended_at(self, place: str, offset: int) -> float | None:
+        """Return when a record was appended; None if there is none at this offset."""
+        topic, _, number = place.rpartition("/")
+        at = None
+        async for records in self._log.scan(Partition(topic, int(number)), max(0, offset), offset + 1):
+            for record in records:
+                at = record.appended_at
+        return at
