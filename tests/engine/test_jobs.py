@@ -336,6 +336,43 @@ async def test_a_resume_does_not_wait_for_the_sweep_of_a_new_owner_which_goes_on
     assert injected(world) == once(2050)
 
 
+class SlowToReadLog(MemoryLog):
+    """A connection on which each batch of parked deliveries takes half a second."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+
+    @override
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        async for records in super().scan(partition, start, end):
+            if partition.topic == TOPICS.parked:
+                await asyncio.sleep(0.5)
+            yield records
+
+
+@virtual
+async def test_sweeps_that_give_way_to_one_resume_after_the_other_come_to_their_end() -> None:
+    world = await a_world(a_route())
+    orders = ControlClient(world.log, TOPICS)
+    await publish(world, ControlRecord(kind="pause", name="route/other", state="active", at=now()))
+    await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
+    async with owning(world, SlowToReadLog(world.log)):
+        await asyncio.sleep(10)
+        for number in range(6001):
+            delivery = a_delivery(event=an_event(id=f"evt_{number}", received_at=now()), successor=1)
+            note = Note(by="route/other" if number == 6000 else "route/paused")
+            headers = encode_delivery(delivery, note, at=now())
+            await world.log.append(TOPICS.parked, key=b"x", value=delivery.event.body, headers=headers)
+        for _ in range(30):
+            await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
+            placed = await orders.resume(NAME)
+            assert placed is not None
+            assert await orders.finished(placed, timeout=60) is not None
+            await asyncio.sleep(4)
+        assert injected(world) == Counter(["evt_6000"])
+
+
 @virtual
 async def test_a_kick_beside_one_that_begins_earlier_takes_back_nothing_of_what_it_has_scanned() -> None:
     world = await a_world(a_route(to=("ci", "other")))

@@ -2,10 +2,12 @@
 
 import asyncio
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 import structlog
+from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR
@@ -19,7 +21,7 @@ from tests.engine.test_ordered import an_ordered_route, keyed
 from tests.engine.test_replay import owning
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, rules_of, running, virtual
 from tests.memory_log import MemoryLog
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 
 async def a_world_of_partitions(count: int = 3) -> World:
@@ -349,6 +351,48 @@ async def test_what_a_resumption_could_not_read_follows_though_it_had_been_swept
         world.log.find_leader(lost)
         await asyncio.sleep(12)
     assert injected(world) == once(40)
+
+
+class FlappingLog(MemoryLog):
+    """A partition loses its leader for a moment once its topic has been looked at so many times."""
+
+    def __init__(self, log: MemoryLog, partition: Partition) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+        self._partition = partition
+        self.left = 0
+
+    @override
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        found = await super().readable(topic)
+        self.left -= topic == self._partition.topic
+        if self.left == 0 and topic == self._partition.topic:
+            self.lose_leader(self._partition)
+            asyncio.get_running_loop().call_later(3, self.find_leader, self._partition)
+        return found
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3, 4])
+def test_what_a_resumption_could_not_read_follows_though_its_leader_is_lost_during_the_sweep(looks: int) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
+        lost = Partition(TOPICS.parked, 1)
+        log = FlappingLog(world.log, lost)
+        async with owning(world, log) as control:
+            await a_backlog(world, "resume", 40)
+            await asyncio.sleep(12)
+            log.lose_leader(lost)
+            order = await an_order(world, "resume")
+            await asyncio.sleep(1)
+            assert (await ended(control, order, within=30)).unread == 1
+            await asyncio.sleep(12)
+            log.find_leader(lost)
+            log.left = looks
+            await asyncio.sleep(30)
+        assert injected(world) == once(40)
+
+    run(scenario())
 
 
 @virtual

@@ -19,8 +19,11 @@ from gateway.model import (
     Delivery,
     Note,
 )
+from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
+from tests.engine.test_jobs import SlowLog, injected, once
 from tests.engine.test_ordered import ORDERED, an_ordered_route, by_key, keyed
+from tests.engine.test_replay import owning
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -300,6 +303,31 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
         await asyncio.sleep(30)
     assert made(world) == ["evt_later", "evt_newer"]
     assert world.log.records(TOPICS.dead) == []
+
+
+@virtual
+async def test_a_parked_record_is_dead_lettered_once_though_sweeps_give_way_to_resumes() -> None:
+    world = await a_world(a_route())
+    orders = ControlClient(world.log, TOPICS)
+    late = Note(by="route/other")
+    await publish(world, ControlRecord(kind="pause", name=late.by, state="active", at=now()))
+    async with owning(world, SlowLog(world.log, seconds=1.5)):
+        await asyncio.sleep(7)
+        await world.log.append(TOPICS.parked, key=b"x", value=b"{}", headers=[("gw_v", b"x")])
+        for number in range(1500):
+            delivery = a_delivery(event=an_event(id=f"evt_{number}", received_at=now()), successor=1)
+            headers = encode_delivery(delivery, late, at=now())
+            await world.log.append(TOPICS.parked, key=b"x", value=delivery.event.body, headers=headers)
+        for _ in range(3):
+            await asyncio.sleep(7)
+            await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
+            placed = await orders.resume("destination/ci")
+            assert placed is not None
+            assert await orders.finished(placed, timeout=10) is not None
+            assert injected(world).total() < 1500
+        await asyncio.sleep(120)
+    assert injected(world) == once(1500)
+    assert len(world.log.records(TOPICS.dead)) == 1
 
 
 @virtual

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from gateway.engine.control.records import ControlRecord
+from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.jobs.dead_letters import delivery_in
 from gateway.engine.jobs.scan import NOTHING, JobServices, Picked, Run, ScanningJob
 from gateway.log.base import Partition, Record
@@ -18,7 +18,7 @@ class Resumptions(ScanningJob):
     def __init__(self, services: JobServices) -> None:
         super().__init__(services)
         self.unswept: set[str] = set()
-        """Partitions of the parked topic that a resumption couldn't read; they are swept from the beginning."""
+        """Partitions of the parked topic that a resumption couldn't read; they are to be swept from the beginning."""
 
     async def resume(self, command: ControlRecord, owner: object) -> None:
         """Inject the deliveries that a resumed name had parked, until it is paused again."""
@@ -43,19 +43,19 @@ class Resumptions(ScanningJob):
         elif self._owner() is owner:  # paused again
             await self._publish_cancelled(scan, run)
 
-    async def sweep(self, starts: Mapping[str, int], ends: dict[str, int], owner: object) -> bool:
+    async def sweep(self, starts: Mapping[str, int], ends: Mapping[str, int], owner: object) -> Mapping[str, int]:
         """Inject deliveries parked after the scan of their resumption, by a worker that hadn't read the command yet.
 
-        Return False if the sweep stopped early. `ends` is updated to the offsets reached, less what isn't readable.
+        Return up to where it has come in each partition, as it may stop early; those that aren't readable are left out.
         """
         runs = await self._active_runs()
         found: dict[str, Run] = {}
-        unreadable: list[Record] = []
+        unreadable: list[tuple[str, Record]] = []
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)
             if stored is None:
-                unreadable.append(record)
+                unreadable.append((partition_key(partition), record))
                 found.update(runs)  # their checkpoints pass it, so that the next owner doesn't dead-letter it again
                 return NOTHING
             run = runs.get(stored.note.by)
@@ -71,14 +71,12 @@ class Resumptions(ScanningJob):
             gives_way=lambda: bool(self._control.asked("pause")),  # a resume doesn't wait for all that is parked
         )
         is_through = await scan.scan_topic(self._topics.parked, starts, ends, pick)
-        for record in unreadable:
-            await self._dead_letter_undecodable(self._topics.parked, record)
+        for place, record in unreadable:
+            if record.offset < scan.flushed.get(place, 0):  # the next sweep reads the others again
+                await self._dead_letter_undecodable(self._topics.parked, record)
         if is_through:
             await scan.publish_checkpoints()  # or the next owner of the jobs would inject it again
-        ends.update(scan.newer_at)
-        for place in scan.unread:
-            ends.pop(place, None)
-        return is_through
+        return scan.flushed
 
     async def swept(self) -> Mapping[str, int] | None:
         """Return how far all resumes have scanned each partition of the parked topic; None if there was no resume."""

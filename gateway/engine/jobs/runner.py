@@ -341,6 +341,9 @@ class Jobs:
                 place: _Swept(end if known is None else known.get(place, 0), looked_at) for place, end in ends.items()
             }
         swept = self._swept
+        # From the beginning, until they are read: what was injected of them is below a checkpoint, and is skipped.
+        swept.update({place: _Swept(0, looked_at) for place in self._resumptions.unswept})
+        self._resumptions.unswept.clear()
         starts = {place: swept[place].end if place in swept else 0 for place in ends}
         # Not only behind what was swept: a topic that was recreated since begins with what is parked after that.
         for at in {swept[place].at for place in ends if place in swept}:
@@ -348,17 +351,9 @@ class Jobs:
             for number, first in (await self._log.offsets_at(topic, at, numbers)).items():
                 place = f"{topic}/{number}"
                 starts[place] = min(starts[place], first)
-        unswept = self._resumptions.unswept & ends.keys()
-        self._resumptions.unswept -= unswept
-        starts.update(dict.fromkeys(unswept, 0))  # what was injected of them is below a checkpoint, and is skipped
-        is_through = False
-        try:
-            is_through = starts == ends or await self._resumptions.sweep(starts, ends, owner)
-        finally:
-            if not is_through:
-                self._resumptions.unswept |= unswept
-        if is_through:
-            swept.update({place: _Swept(end, looked_at) for place, end in ends.items()})
+        if starts != ends:
+            ends = dict(await self._resumptions.sweep(starts, ends, owner))
+        swept.update({place: _Swept(end, looked_at) for place, end in ends.items()})
         self._next_sweep = self._log.now() + SWEEP_INTERVAL
 
     async def _forget_commands(self) -> None:

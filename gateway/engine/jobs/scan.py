@@ -107,6 +107,8 @@ class Scan:
     """The first record of a partition in a newer format: scan and checkpoints end before it."""
     unread: set[str] = field(default_factory=set)
     """Partitions that couldn't be read, as "topic/partition": no checkpoint passes their records."""
+    flushed: dict[str, int] = field(default_factory=dict)
+    """Up to where each partition was scanned, and what was found there injected."""
     _batch: list[tuple[Delivery, Note]] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
@@ -180,6 +182,7 @@ class Scan:
                 run.latest = max(run.latest, self._latest)
                 run.count += run.batch_count
                 run.batch_count = 0
+            self.flushed |= self._reached
             self._reached.clear()
             if self.is_wanted() and not self.gives_way():
                 if (
