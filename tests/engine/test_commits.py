@@ -4,18 +4,35 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import TYPE_CHECKING, cast
 
 from typing_extensions import override
 
-from gateway.engine.committer import COMMIT_AFTER, COMMIT_EVERY, COMMIT_GAP
+from gateway.engine.committer import COMMIT_AFTER, COMMIT_EVERY, COMMIT_GAP, Committer
 from gateway.engine.partition_tracker import Tracker
-from gateway.log.base import Commit, Listener, Partition
+from gateway.log.base import Assignment, Commit, Listener, Partition
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import event_id
 from tests.builders import a_route, an_event
-from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, events, reload, rules_of, running, virtual
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    ScriptedClient,
+    World,
+    a_world,
+    events,
+    reload,
+    rules_of,
+    running,
+    virtual,
+)
 from tests.memory_log import MemoryConsumer, MemoryLog
 from tests.virtual_time import now
+
+if TYPE_CHECKING:
+    from gateway.engine.dedupe.filter import Reader
+    from gateway.engine.partition_tracker import Owner
+    from gateway.log.base import Consumer
 
 
 class WatchedLog(MemoryLog):
@@ -176,3 +193,45 @@ async def test_a_revocation_waits_for_no_commit_that_hangs() -> None:
         await asyncio.sleep(2)
     assert await world.unfinished() == 0
     assert len(world.client.made) == 801
+
+
+@virtual
+async def test_no_commit_goes_before_the_last_ones_of_a_revocation_which_would_undo_it() -> None:
+    world, here = await a_world(a_route()), Partition(EVENTS, 0)
+    tracker = Tracker(Assignment(here, Commit(0), 0), cast("Owner", None))
+    tracker.progress.received(0)
+    tracker.progress.received(1)
+    sent: list[Commit] = []
+    is_stored = asyncio.Event()
+
+    class SlowReader:
+        """Its dedupe entries take a while to be stored."""
+
+        is_flushed = False
+
+        async def flush(self) -> None:
+            await is_stored.wait()
+
+    class Sink:
+        async def commit(self, commits: Mapping[Partition, Commit]) -> None:
+            sent.extend(commits.values())
+
+    committer = Committer(
+        world.worker()._services,
+        "group",
+        trackers={},
+        leaving=[tracker],
+        readers={tracker: cast("Reader", SlowReader())},
+        consumer=lambda: cast("Consumer", Sink()),
+        metadata=lambda _tracker, _commit: b"",
+    )
+    tracker.progress.finished(0)
+    last = asyncio.create_task(committer.last_commits([tracker]))
+    await asyncio.sleep(0.1)
+    tracker.progress.finished(1)
+    another = asyncio.create_task(committer.commit())
+    await asyncio.sleep(0.1)
+    is_stored.set()
+    assert await last == {tracker: Commit(1)}
+    assert await another is None
+    assert not sent
