@@ -89,7 +89,7 @@ def unpaused_findings(
             Finding(
                 rank=PAUSED,
                 what=f"{kind} {name}",
-                why="no longer paused, but what was parked for it hasn't been resumed",
+                why="not paused; it isn't known whether what is parked for it was resumed: a resume would repeat that",
                 since=each.first,
                 next=_resume_steps(kind, name, rules),
                 count=each.count,

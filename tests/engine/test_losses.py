@@ -11,6 +11,7 @@ from gateway.engine.commit_progress import Progress
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Commit, Partition, partition_of
 from gateway.log.topics import DAY, ORDERED_PARTITIONS, ROUTER_GROUP
+from gateway.ops.control_client import ControlClient
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_worker import (
     EVENTS,
@@ -246,9 +247,55 @@ async def test_what_is_parked_is_reported_before_it_is_deleted_and_counted_when_
         keep(world, parked, 7200.0)
         await world.doze(5400)
         assert world.metrics.retention_left.labels(parked).value == pytest.approx(1800, abs=40)
-        for number, (_, end) in (await world.log.bounds(parked)).items():
-            world.log.delete_below(Partition(parked, number), end)
+        await delete_parked(world)
         await asyncio.sleep(20)
         assert lost(world, parked) == 5
         assert world.metrics.parked_backlog.value == 0
         assert world.metrics.retention_left.labels(parked).value == 7200
+
+
+@virtual
+async def test_what_was_resumed_before_the_control_topic_was_made_again_is_not_counted_as_lost() -> None:
+    world = await a_world(a_route())
+    orders = ControlClient(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await orders.pause("destination/ci")
+        await asyncio.sleep(1)
+        await world.put(*events(20))
+        await asyncio.sleep(6)
+        placed = await orders.resume("destination/ci")
+        assert placed is not None
+        await orders.finished(placed, timeout=30)
+        await asyncio.sleep(30)
+        assert len(world.client.made) == 20
+    await world.log.make_again(TOPICS.control)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(30)
+        assert world.metrics.parked_backlog.value == 20  # as it isn't known that they were resumed
+        await delete_parked(world)
+        await asyncio.sleep(20)
+        assert world.metrics.parked_backlog.value == 0
+    assert lost(world, TOPICS.parked) == 0
+
+
+@virtual
+async def test_a_parked_record_that_was_dead_lettered_is_neither_parked_nor_lost() -> None:
+    world = await a_world(a_route())
+    await publish(world, ControlRecord(kind="pause", name="destination/ci", state="active", at=now()))
+    async with operated(world):
+        await asyncio.sleep(7)
+        await world.log.append(TOPICS.parked, key=b"x", value=b"{}", headers=[("gw_v", b"x")])
+        await asyncio.sleep(20)
+        assert len(world.log.records(TOPICS.dead)) == 1
+        assert world.metrics.parked_backlog.value == 0
+    async with operated(world):
+        await asyncio.sleep(20)
+        assert world.metrics.parked_backlog.value == 0
+        await delete_parked(world)
+        await asyncio.sleep(20)
+    assert lost(world, TOPICS.parked) == 0
+
+
+async def delete_parked(world: World) -> None:
+    for number, (_, end) in (await world.log.bounds(TOPICS.parked)).items():
+        world.log.delete_below(Partition(TOPICS.parked, number), end)

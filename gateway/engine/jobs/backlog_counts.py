@@ -211,10 +211,10 @@ class BacklogCounts:
                     del parked[key]
         async for partition, record in self._records(topic, seen, bounds):
             by = NEWER if is_newer(record) else note_of(record).by
-            where = (by, partition.number)
-            rows = parked.setdefault(where, _Parked())
-            rows.offsets.append(record.offset)
-            rows.times.append(record.appended_at)
+            if by:  # no resume is about the others: they can't be decoded, and the sweep dead-letters them
+                rows = parked.setdefault((by, partition.number), _Parked())
+                rows.offsets.append(record.offset)
+                rows.times.append(record.appended_at)
             seen[f"{topic}/{partition.number}"] = record.offset + 1
         for (name, number), rows in parked.items():
             resumption = f"pause/{name}"
@@ -223,7 +223,8 @@ class BacklogCounts:
                 resumed = 0  # the topic has been recreated since
             start = bounds[number][0] if number in bounds else 0
             gone = max(resumed, bisect_left(rows.offsets, start))
-            if gone > resumed:
+            # Of a name without a command, as the control topic was recreated, it isn't known whether it was resumed.
+            if gone > resumed and (name == NEWER or resumption in control.commands):
                 self._count_lost(Partition(topic, number), gone - resumed)
             del rows.offsets[:gone], rows.times[:gone]
         if self._is_ours():
