@@ -11,7 +11,7 @@ from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.log.base import Partition
 from gateway.log.records import encode_delivery
-from gateway.model import Note
+from gateway.model import NO_NOTE, Note
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import a_backlog
@@ -116,6 +116,55 @@ async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_othe
         world.log.find_leader(Partition(TOPICS.parked, place))
         await asyncio.sleep(20)
     assert sorted(event for _, event, _ in world.client.made)[: len(NEW)] == NEW
+
+
+@virtual
+async def test_what_is_parked_late_in_a_partition_made_again_is_swept_up_though_only_others_could_be_read_then() -> (
+    None
+):
+    world = await a_world(a_route())
+    lost = Partition(TOPICS.parked, 1)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
+        await asyncio.sleep(10)
+        await park(world, "old_0", "old_1", "old_2", "old_3", partition=1)
+        await asyncio.sleep(20)
+        assert len(world.client.made) == 4
+        await world.log.make_again(TOPICS.parked)
+        await park(world, *NEW, partition=1)
+        world.log.lose_leader(lost)
+        await asyncio.sleep(2)
+        await park(world, "elsewhere", partition=0)  # later: it is swept, and covered
+        await asyncio.sleep(20)
+        world.log.find_leader(lost)
+        await asyncio.sleep(20)
+    assert sorted(event for _, event, _ in world.client.made)[: 1 + len(NEW)] == ["elsewhere", *NEW]
+
+
+@virtual
+async def test_what_waits_in_a_partition_made_again_is_delivered_though_a_kick_could_read_only_others() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(3600.0,), max_attempts=5, max_age=86400.0)))
+    tier = TOPICS.retry("20m")
+    lost = Partition(tier, 1)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await wait_in(world, tier, 1, "old_0", "old_1", "old_2", "old_3")
+        await asyncio.sleep(3)
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await asyncio.sleep(20)
+        assert len(world.client.made) == 4
+        await world.log.make_again(tier)
+        await asyncio.sleep(30)
+        await wait_in(world, tier, 1, *NEW)
+        await asyncio.sleep(5)
+        world.log.lose_leader(lost)
+        await wait_in(world, tier, 0, "elsewhere")
+        await asyncio.sleep(5)
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await asyncio.sleep(30)
+        assert control.commands[f"kick/{NAME}"].unread == 1
+        world.log.find_leader(lost)
+        await world.doze(3600)
+    assert sorted(event for _, event, _ in world.client.made)[: 1 + len(NEW)] == ["elsewhere", *NEW]
 
 
 @virtual
@@ -238,7 +287,8 @@ def test_a_checkpoint_covers_what_was_appended_before_its_last_record() -> None:
     checkpoint = ControlRecord(
         kind="marker", name=f"kick/{NAME}", state="done", at=at + 3, checkpoint={"gateway.retry.20s/1": 7}, latest=at
     )
-    for record, last in ((checkpoint, at), (replace(checkpoint, latest=None), at + 3)):
+    in_place = replace(checkpoint, latest=at + 9, latest_by_place={"gateway.retry.20s/1": at})
+    for record, last in ((checkpoint, at), (replace(checkpoint, latest=None), at + 3), (in_place, at)):
         control = Control()
         control.take(*record.encode())
         assert control.is_kicked("build", "ci", partition, 6, last)
@@ -250,9 +300,18 @@ async def put_new(world: World) -> None:
     await world.put(*[an_event(id=name, received_at=now()) for name in NEW])
 
 
-async def park(world: World, *names: str) -> None:
+async def wait_in(world: World, tier: str, partition: int, *names: str) -> None:
+    for name in names:
+        delivery = a_delivery(event=an_event(id=name, received_at=now()), successor=1, due=now() + 1200)
+        headers = encode_delivery(delivery, NO_NOTE, at=now())
+        await world.log.append(tier, key=b"ci", value=delivery.event.body, headers=headers, partition=partition)
+
+
+async def park(world: World, *names: str, partition: int | None = None) -> None:
     """Park deliveries, as a worker does that hasn't read yet that they were resumed."""
     for name in names:
         delivery = a_delivery(event=an_event(id=name, received_at=now()), successor=1)
         headers = encode_delivery(delivery, Note(by=NAME), at=now())
-        await world.log.append(TOPICS.parked, key=b"ci", value=delivery.event.body, headers=headers)
+        await world.log.append(
+            TOPICS.parked, key=b"ci", value=delivery.event.body, headers=headers, partition=partition
+        )

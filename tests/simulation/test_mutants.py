@@ -1,7 +1,6 @@
 """The simulation finds what it is there for: engines with a bug break the invariant that the bug is against."""
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +13,7 @@ from gateway.client.request import Outbound
 from gateway.engine import tiers
 from gateway.engine.commit_progress import Progress
 from gateway.engine.committer import Committer
-from gateway.engine.control.records import ControlRecord
+from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.breaker import Breaker
@@ -238,7 +237,11 @@ def what_is_deleted_is_waited_for(patch: pytest.MonkeyPatch) -> None:
 
 def a_checkpoint_covers_what_comes_later(patch: pytest.MonkeyPatch) -> None:
     """What is below an offset was there when the offset was written down."""
-    patch.setattr(ControlRecord, "covered_until", math.inf)
+
+    def is_below(self: ControlRecord, partition: Partition, offset: int, _: float) -> bool:
+        return offset < self.checkpoint.get(partition_key(partition), 0)
+
+    patch.setattr(ControlRecord, "is_before_checkpoint", is_below)
 
 
 def a_job_goes_on_behind_a_topics_end(patch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,8 @@ class ControlRecord:
     replay's checkpoint, that it still waits for.
 
     `latest` is when the last record below the offsets was appended, if the writer knew this field: what was appended
-    later isn't covered, whatever its offset, since its topic has been recreated.
+    later isn't covered, whatever its offset, since its topic has been recreated. `latest_by_place` is the same for one
+    partition ("topic/partition"), as a partition of a recreated topic may be unreadable while others are scanned.
 
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
     replay's checkpoint has its route in `routes`, if that hasn't changed since its start. `done` are the completion
@@ -193,6 +194,7 @@ class ControlRecord:
     by: str = ""
     unread: int = 0
     latest: float | None = None
+    latest_by_place: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -208,9 +210,14 @@ class ControlRecord:
         """The time after which no record that it covers was appended."""
         return self.at if self.latest is None else self.latest
 
+    def covered_until_in(self, place: str) -> float:
+        """Return the time after which no record of a partition that it covers was appended."""
+        return self.latest_by_place.get(place, self.covered_until)
+
     def is_before_checkpoint(self, partition: Partition, offset: int, appended_at: float) -> bool:
         """Return whether a record is below the offsets, in the topic as it was when they were written."""
-        return offset < self.checkpoint.get(partition_key(partition), 0) and appended_at <= self.covered_until
+        place = partition_key(partition)
+        return offset < self.checkpoint.get(place, 0) and appended_at <= self.covered_until_in(place)
 
     def is_for(self, letter: "Letter") -> bool:
         """Return whether a command applies to a dead letter; one that can't be decoded can't be replayed."""
@@ -235,8 +242,8 @@ class ControlRecord:
         body |= {name: text for name, text in texts.items() if text}
         numbers = {"answered": self.answers, "unread": self.unread, "dead": self.dead}
         body |= {name: number for name, number in numbers.items() if number}
-        if self.expedited:
-            body["hurried"] = dict(self.expedited)
+        places = {"hurried": self.expedited, "latest_by_place": self.latest_by_place}
+        body |= {name: dict(values) for name, values in places.items() if values}
         if self.done:
             body["done"] = {place: b64encode(bits).decode() for place, bits in self.done.items()}
         if self.tried is not None:
@@ -289,6 +296,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         by=body.text("by") if body.has("by") else "",
         unread=body.integer("unread") if body.has("unread") else 0,
         latest=_time(body, "latest"),
+        latest_by_place=_times(body, "latest_by_place") if body.has("latest_by_place") else {},
     )
 
 
@@ -313,6 +321,11 @@ def _places(fields: JsonFields, name: str) -> Mapping[str, int]:
         if not _PLACE.fullmatch(place):
             raise UndecodableRecordError(places.where, "topic/partition", place)
     return {place: places.integer(place) for place in places.names()}
+
+
+def _times(fields: JsonFields, name: str) -> Mapping[str, float]:
+    times = fields.inside(name)
+    return {place: times.number(place) for place in times.names()}
 
 
 def _bits(fields: JsonFields) -> Mapping[str, bytes]:

@@ -202,10 +202,10 @@ class Control:
         command = self._checkpoints.get(key)
         return {} if command is None else command.checkpoint
 
-    def covered_until(self, key: str) -> float:
-        """Return the time after which no record below a command's checkpoint was appended; 0.0 without one."""
+    def covered_until(self, key: str, place: str) -> float:
+        """Return the time after which no record of a partition below a command's checkpoint was appended; else 0.0."""
         command = self._checkpoints.get(key)
-        return 0.0 if command is None else command.covered_until
+        return 0.0 if command is None else command.covered_until_in(place)
 
     def injected(self, key: str) -> int:
         """Return the number of deliveries that the job of a command has injected up to its checkpoint."""

@@ -217,9 +217,9 @@ class BacklogCounts:
                 rows.times.append(record.appended_at)
             seen[f"{topic}/{partition.number}"] = record.offset + 1
         for (name, number), rows in parked.items():
-            resumption = f"pause/{name}"
-            resumed = bisect_left(rows.offsets, control.checkpoint(resumption).get(f"{topic}/{number}", 0))
-            if resumed and rows.times[0] > control.covered_until(resumption):
+            resumption, place = f"pause/{name}", f"{topic}/{number}"
+            resumed = bisect_left(rows.offsets, control.checkpoint(resumption).get(place, 0))
+            if resumed and rows.times[0] > control.covered_until(resumption, place):
                 resumed = 0  # the topic has been recreated since
             start = bounds[number][0] if number in bounds else 0
             gone = max(resumed, bisect_left(rows.offsets, start))

@@ -51,11 +51,11 @@ class Run:
     answers: int
     detail: str
     positions: dict[str, int]
-    latest: float
-    """When the last of the records before its positions was appended."""
+    latest: dict[str, float]
+    """When the last of the records before its positions was appended, by partition."""
     covered: Mapping[str, int]
-    """How far earlier jobs of its key have scanned, in the topics as they were at `covered_until`."""
-    covered_until: float
+    """How far earlier jobs of its key have scanned, in the partitions as they were at `covered_until`."""
+    covered_until: Mapping[str, float]
     count: int
     batch_count: int = 0
     """Deliveries counted in the current batch."""
@@ -70,7 +70,12 @@ class Run:
     def is_covered(self, partition: Partition, record: Record) -> bool:
         """Return whether an earlier job of its key has scanned a record."""
         place = partition_key(partition)
-        return record.offset < self.covered.get(place, 0) and record.appended_at <= self.covered_until
+        return record.offset < self.covered.get(place, 0) and record.appended_at <= self.covered_until[place]
+
+    @property
+    def latest_of_all(self) -> float:
+        """When the last of all records before its positions was appended; 0.0 without any."""
+        return max(self.latest.values(), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class Scan:
     _batch: list[tuple[Delivery, Note]] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
-    _latest: float = 0.0
+    _latest: dict[str, float] = field(default_factory=dict)
     _since_checkpoint: int = 0
     _checkpoint_at: float = 0.0
 
@@ -137,7 +142,7 @@ class Scan:
                         end = self.newer_at[place]
                         break
                     self._reached[place] = record.offset + 1
-                    self._latest = max(self._latest, record.appended_at)
+                    self._latest[place] = max(self._latest.get(place, 0.0), record.appended_at)
                     looked += 1
                     now = self.log.now()
                     if self._is_full or now >= self._checkpoint_at + CHECKPOINT_INTERVAL:
@@ -179,7 +184,7 @@ class Scan:
                 for place, offset in self._reached.items():
                     # Another run may have begun earlier: what this one had scanned stays covered.
                     run.positions[place] = max(offset, run.positions.get(place, 0))
-                run.latest = max(run.latest, self._latest)
+                    run.latest[place] = max(self._latest.get(place, 0.0), run.latest.get(place, 0.0))
                 run.count += run.batch_count
                 run.batch_count = 0
             self.flushed |= self._reached
@@ -223,7 +228,8 @@ class Scan:
                 again={} if run.outcome is None else run.outcome.again,
                 dead=0 if run.outcome is None else run.outcome.dead,
                 rate=run.rate,
-                latest=run.latest,
+                latest=run.latest_of_all,
+                latest_by_place=dict(run.latest),
             )
             try:
                 await self.publish(checkpoint)
@@ -302,18 +308,19 @@ class ScanningJob:
     def _run(self, command: ControlRecord, firsts: Mapping[str, tuple[int, float]] = MappingProxyType({})) -> Run:
         """Continue from the last checkpoint of a command's key, with its count if that job was unfinished."""
         key = command.key
-        last, until = self._control.checkpoint(key), self._control.covered_until(key)
-        positions = dict(last)
+        last = self._control.checkpoint(key)
+        until = {place: self._control.covered_until(key, place) for place in last}
+        positions, latest = dict(last), dict(until)
         for place, (start, appended_at) in firsts.items():
             # A checkpoint covers what was appended before it, so this topic has been recreated since.
-            if start < last.get(place, 0) and appended_at > until:
-                del positions[place]
+            if start < last.get(place, 0) and appended_at > until[place]:
+                del positions[place], latest[place]
         return Run(
             command=command,
             answers=self._position(),
             detail=self._ordered_routes_of(command),
             positions=positions,
-            latest=until,
+            latest=latest,
             covered=last,
             covered_until=until,
             count=self._control.injected(key) if command.kind == "replay" or self._control.is_begun(key) else 0,
@@ -369,7 +376,7 @@ class ScanningJob:
         if command.kind != "dead":
             await scan.publish_checkpoint(run, "done", is_last=True)
         elif scan.is_wanted() and self._control.is_asked(command):
-            done = command.with_state(state, count=run.count, latest=run.latest)
+            done = command.with_state(state, count=run.count, latest=run.latest_of_all)
             if scan.newer_at:
                 done = replace(done, checkpoint={**done.checkpoint, **scan.newer_at}, detail=STOPPED_AT_NEWER)
             missed = {
