@@ -23,7 +23,7 @@ from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import SlowLog, injected, once
 from tests.engine.test_ordered import ORDERED, an_ordered_route, by_key, keyed
-from tests.engine.test_replay import owning
+from tests.engine.test_replay import MortalLog, owning
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -327,6 +327,29 @@ async def test_a_parked_record_is_dead_lettered_once_though_sweeps_give_way_to_r
             assert injected(world).total() < 1500
         await asyncio.sleep(120)
     assert injected(world) == once(1500)
+    assert len(world.log.records(TOPICS.dead)) == 1
+
+
+@virtual
+async def test_a_parked_record_is_dead_lettered_though_its_sweep_is_killed_behind_it() -> None:
+    world = await a_world(a_route())
+    late = Note(by="route/other")
+    await publish(world, ControlRecord(kind="pause", name=late.by, state="active", at=now()))
+    await world.log.append(TOPICS.parked, key=b"x", value=b"{}", headers=[("gw_v", b"x")])
+    for number in range(1500):
+        delivery = a_delivery(event=an_event(id=f"evt_{number}", received_at=now()), successor=1)
+        headers = encode_delivery(delivery, late, at=now())
+        await world.log.append(TOPICS.parked, key=b"x", value=delivery.event.body, headers=headers)
+    mortal = MortalLog(world.log, appends=1000, is_stored=True)
+    async with owning(world, mortal):
+        await publish(world, ControlRecord(kind="pause", name="route/third", state="resuming", at=now()))
+        async with asyncio.timeout(60):
+            await mortal.died.wait()
+        world.log.fail_commits(1)  # dead, it commits nothing
+    world.log.fail_commits(0)
+    async with owning(world):
+        await asyncio.sleep(60)
+    assert len(injected(world)) == 1500
     assert len(world.log.records(TOPICS.dead)) == 1
 
 

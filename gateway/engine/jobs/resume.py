@@ -1,5 +1,6 @@
 """Resume: put parked deliveries into the shortest tier, late arrivals included."""
 
+from collections import deque
 from collections.abc import Mapping
 
 from gateway.engine.control.records import ControlRecord, partition_key
@@ -50,7 +51,7 @@ class Resumptions(ScanningJob):
         """
         runs = await self._active_runs()
         found: dict[str, Run] = {}
-        unreadable: list[tuple[str, Record]] = []
+        unreadable: deque[tuple[str, Record]] = deque()
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)
@@ -64,16 +65,27 @@ class Resumptions(ScanningJob):
             found[run.command.name] = run
             return Picked((run,), self._successor_of(stored.delivery, at_once=False))
 
+        async def publish(checkpoint: ControlRecord) -> None:
+            await dead_letter_unreadable()  # before a checkpoint passes them: nobody reads them again
+            await self._publish(checkpoint)
+
+        async def dead_letter_unreadable() -> None:
+            while unreadable:
+                place, record = unreadable[0]
+                if record.offset >= scan.flushed.get(place, 0):
+                    return  # the next sweep reads this one again
+                await self._dead_letter_undecodable(self._topics.parked, record)
+                unreadable.popleft()
+
         scan = self._scan(
             found.values(),
             lambda: self._owner() is owner,
             state="done",
             gives_way=lambda: bool(self._control.asked("pause")),  # a resume doesn't wait for all that is parked
         )
+        scan.publish = publish
         is_through = await scan.scan_topic(self._topics.parked, starts, ends, pick)
-        for place, record in unreadable:
-            if record.offset < scan.flushed.get(place, 0):  # the next sweep reads the others again
-                await self._dead_letter_undecodable(self._topics.parked, record)
+        await dead_letter_unreadable()
         if is_through:
             await scan.publish_checkpoints()  # or the next owner of the jobs would inject it again
         return scan.flushed
