@@ -461,7 +461,7 @@ def test_a_pattern_takes_no_time_that_anybody_notices_whatever_it_is_shown(to: l
             assert expression.is_true(view) is False
         return time.process_time() - began
 
-    assert min(seconds() for _ in range(5)) < 0.02 * slowness()
+    assert min(seconds() for _ in range(5)) < 0.05 * slowness()  # `make bench` holds it to 20 ms, alone
 
 
 @pytest.mark.parametrize("form", ["body.t.matches('{}')", "(body.t).matches('{}')", "body.t.matches('{}') || true"])
