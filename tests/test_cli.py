@@ -1716,7 +1716,7 @@ def test_the_process_at_the_default_address_is_asked_if_it_has_this_log(
     names = [f"{Path('gateway.db').resolve()} gateway."]
     asked: list[str] = []
 
-    async def answer(address: str) -> dict[str, Any]:
+    async def answer(address: str, **_: float) -> dict[str, Any]:
         asked.append(address)
         return {"holds": [hold], "log_names": names}
 
@@ -1729,6 +1729,19 @@ def test_the_process_at_the_default_address_is_asked_if_it_has_this_log(
     assert (code, told["what"]) == (3, "processes")
     assert "the process at 127.0.0.1:1 may have another log" in told["why"]
     assert run("status", "--admin", "127.0.0.1:1")[0] == 1, "whoever names it knows which it is"
+
+
+@pytest.mark.usefixtures("log")
+def test_a_default_address_that_hangs_is_given_up_soon(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr("gateway.commands.status.ADMIN", Address("127.0.0.1", server.getsockname()[1]))
+        began = time.monotonic()
+        code, out, _ = run("status", "--json")
+        assert time.monotonic() - began < 5
+    (told,) = lines(out)
+    assert (code, told["what"]) == (3, "processes")
+    assert "no gateway responds at 127.0.0.1:" in told["why"]
+    assert "no answer within 2 s" in told["why"]
 
 
 @pytest.mark.usefixtures("log")
@@ -1752,7 +1765,7 @@ def test_a_process_that_is_down_is_told_beside_what_the_log_and_the_other_proces
         code, out, _ = run("status", *words, "--json")
         gone, *others = lines(out)
         assert (code, gone["what"], gone["wrong"], [each["what"] for each in others]) == (1, dead, True, known)
-        assert gone["why"].startswith("doesn't respond: Connect")
+        assert gone["why"].startswith("no gateway responds: connection refused; ")
         assert gone["next"][0].startswith("# check that it is running")
     code, out, _ = run("status", "ci", "--json")
     assert (code, lines(out)[0]["what"]) == (1, dead)
@@ -1821,7 +1834,7 @@ def test_what_answers_and_is_no_gateway_is_told_like_one_that_does_not(run: Run,
     code, out, _ = run("status", "--admin", gate, "--json")
     (told,) = lines(out)
     assert (code, told["what"]) == (1, gate)
-    assert told["why"].startswith("doesn't respond: expected the status of a gateway, got something else; ")
+    assert told["why"].startswith("no gateway responds: expected the status of a gateway, got HTTP 501; ")
 
 
 @pytest.mark.usefixtures("log")

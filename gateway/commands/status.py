@@ -66,8 +66,7 @@ async def _status(call: Call) -> int:
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
     answers, found = await _ask(asked)
     unasked = ""
-    if not asked:
-        answers, unasked = await _ask_default(call.settings)
+    asking = None if asked else asyncio.create_task(_ask_default(call.settings))  # while the log is read
     control = Control()
     unread: dict[Partition, str] = {}
     try:
@@ -81,6 +80,8 @@ async def _status(call: Call) -> int:
                 found += paused_findings(control, rules) + waiting_findings(backlogs, log.now(), rules)
                 found += unpaused_findings(backlogs.parked, control, looked_at, rules)
                 found += await unfinished_findings(log, call.topics, unread)
+                if asking is not None:
+                    answers, unasked = await asking
                 found += await dead_letter_findings(
                     log, call.topics, control, [answer for answer, _ in answers], unread, rules=rules
                 )
@@ -90,6 +91,8 @@ async def _status(call: Call) -> int:
                     found += await _silent_findings(call, log, rules)
                 unread |= await _missing(call, log, rules)
     except (UsageError, LogUnavailableError) as error:
+        if asking is not None:
+            answers, unasked = await asking
         if not (asked or answers):
             raise
         found.append(log_unreachable_finding(error, has_answers=bool(answers)))
@@ -129,9 +132,9 @@ async def _ask_default(settings: Settings) -> tuple[list[tuple[Mapping[str, Any]
     from gateway.ops.send import ask_status  # noqa: PLC0415 - a tenth of a second
 
     try:
-        answer = await ask_status(str(ADMIN))
+        answer = await ask_status(str(ADMIN), timeout=DEFAULT_TIMEOUT)
     except ConnectionError as error:
-        return [], f"--admin isn't given, and {ADMIN} doesn't respond: {error}"
+        return [], f"--admin isn't given, and no gateway responds at {ADMIN}: {error}"
     names = answer.get("log_names")
     if isinstance(names, list) and set(settings.log_names) & set(map(str, names)):
         return [(answer, str(ADMIN))], ""
@@ -192,5 +195,7 @@ def _for_destination(
 
 NOT_ALL_SEEN = 3
 """Exit code if nothing wrong was found, but not all was looked at, as no process was asked for what it alone knows."""
+DEFAULT_TIMEOUT = 2.0
+"""Seconds to wait for the process at the default address, which may be something else."""
 MAX_NAMES = 20
 """Maximum number of destinations that an error lists."""

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +26,8 @@ TIMEOUT = 30.0
 """Seconds to wait for a response: longer than the gateway takes to refuse an event that it can't store."""
 STATUS_TIMEOUT = 10.0
 """Seconds within which even a busy process returns its status."""
+STATUS_KEYS = ("version", "rules")
+"""What the status of every process has, whatever its version and role."""
 MAX_ANSWER = 64 * 1024
 
 
@@ -129,7 +132,7 @@ class Sender:
             ) as response:
                 content = await response.content.read(MAX_ANSWER)
         except aiohttp.ClientConnectorError as error:
-            raise ConnectionError(error.os_error.strerror or str(error.os_error)) from error
+            raise ConnectionError(_reason(error.os_error)) from error
         except aiohttp.ClientError as error:
             raise ConnectionError(str(error)) from error
         return Answer(
@@ -148,27 +151,31 @@ class Sender:
         await self._session.close()
 
 
-async def ask_status(address: str) -> Mapping[str, Any]:
+async def ask_status(address: str, *, timeout: float = STATUS_TIMEOUT) -> Mapping[str, Any]:
     """Return a process's response at `/status` of its admin address (`http://HOST:PORT`, or without `http://`).
 
     Raises UsageError for an invalid address, and ConnectionError if no gateway responds.
     """
     url = admin_url(address)
     try:
-        timeout = aiohttp.ClientTimeout(total=STATUS_TIMEOUT)
-        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout)) as session,
+            session.get(url, allow_redirects=False) as answer,
+        ):
+            if answer.status != HTTPStatus.OK:
+                raise ConnectionError(f"expected the status of a gateway, got HTTP {answer.status}")
             content = await answer.read()
     except TimeoutError as error:
-        raise ConnectionError(f"no answer within {STATUS_TIMEOUT:g} s") from error
+        raise ConnectionError(f"no answer within {timeout:g} s") from error
     except aiohttp.ClientConnectorError as error:
-        raise ConnectionError(error.os_error.strerror or str(error.os_error)) from error
+        raise ConnectionError(_reason(error.os_error)) from error
     except (OSError, aiohttp.ClientError) as error:
         raise ConnectionError(str(error)) from error
     try:
         found = orjson.loads(content)
     except orjson.JSONDecodeError:
         found = None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or not all(key in found for key in STATUS_KEYS):
         raise ConnectionError("expected the status of a gateway, got something else")
     return found
 
@@ -197,6 +204,11 @@ def _target(source: Source, url: str) -> URL:
     if target.scheme not in ("http", "https") or not target.host:
         raise UsageError(f"--url: expected http://host:port/path, got {url!r}")
     return target if target.raw_path != "/" else URL(f"{target.origin()}{source.path}", encoded=True)
+
+
+def _reason(error: OSError) -> str:
+    """Return why nothing could be connected to; asyncio's own text names the call."""
+    return "connection refused" if isinstance(error, ConnectionRefusedError) else error.strerror or str(error)
 
 
 def _is_credential(verifier: Verifier, name: str) -> bool:

@@ -284,7 +284,7 @@ def process_unreachable_finding(address: str, error: Exception) -> Finding:
     return Finding(
         rank=NOT_READ,
         what=address,
-        why=f"doesn't respond: {error}; its state in memory isn't shown",
+        why=f"no gateway responds: {error}; its state in memory isn't shown",
         next=("# check that it is running, and that its --admin or GATEWAY_ADMIN is this address",),
     )
 

@@ -8,7 +8,7 @@ from aiohttp import web
 from yarl import URL
 
 from gateway.model import RefusedError, RulesError, UsageError
-from gateway.ops.send import Sender, Signed, sample, sign, source_of
+from gateway.ops.send import Sender, Signed, ask_status, sample, sign, source_of
 from gateway.verify.request import Request
 
 NOW = 1_700_000_000.0
@@ -169,5 +169,40 @@ async def test_no_answer_is_a_connection_error() -> None:
             await sender.send(Signed(url=URL(f"http://127.0.0.1:{port}/"), headers=(), body=b""))
         server.close()
         await server.wait_closed()
-        with pytest.raises(ConnectionError, match=r"Connect call failed"):
+        with pytest.raises(ConnectionError, match="connection refused"):
             await sender.send(Signed(url=URL(f"http://127.0.0.1:{port}/"), headers=(), body=b""))
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "got"),
+    [
+        (404, '{"version": "1", "rules": {}}', "HTTP 404"),
+        (302, "", "HTTP 302"),
+        (200, "<html>", "something else"),
+        (200, '{"status": "success"}', "something else"),
+        (200, '{"version": "1", "rules": {}}', None),
+    ],
+)
+async def test_only_a_gateways_status_is_taken_for_one(status: int, text: str, got: str | None) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path != "/status":
+            return web.Response(text='{"version": "1", "rules": {}}')
+        return web.Response(status=status, text=text, headers={"Location": "/elsewhere"})
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        address = f"127.0.0.1:{runner.addresses[0][1]}"
+        if got is None:
+            assert (await ask_status(address))["version"] == "1"
+        else:
+            with pytest.raises(ConnectionError, match=f"expected the status of a gateway, got {got}$"):
+                await ask_status(address)
+    finally:
+        await runner.cleanup()
+    with pytest.raises(ConnectionError, match=r"^connection refused$"):
+        await ask_status(address)
