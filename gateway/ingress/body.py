@@ -50,7 +50,7 @@ class BodyReader(BodyReservation):
         if self.size + more > self._limit:
             raise too_large(self._limit)
         if not self._memory.grow(self, more, now=perf_counter()):
-            raise _evicted() if self.is_evicted else no_room(self._memory, more)
+            raise _evicted() if self.is_evicted else no_room(self._memory)
 
     @override
     def evict(self) -> None:
@@ -62,9 +62,9 @@ def too_large(limit: int) -> RefusedError:
     return RefusedError(413, "body_too_large", f"expected at most {limit} bytes of body in addition to these headers")
 
 
-def no_room(memory: BodyMemory, more: int = 0) -> RefusedError:
-    """Return the refusal of a body, or of so many bytes more of one, by what fills the memory."""
-    if memory.is_held_open(more):  # by senders that anyone may be: more processes would hold more of them
+def no_room(memory: BodyMemory) -> RefusedError:
+    """Return the refusal of the body that has just got no memory, by what fills it."""
+    if memory.is_held_open:  # by senders that anyone may be: more processes would hold more of them
         return RefusedError(503, "bodies_held_open", "too many bodies are in progress that haven't arrived")
     return RefusedError(503, "overloaded", "too many requests are in progress")
 

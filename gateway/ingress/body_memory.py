@@ -29,14 +29,12 @@ class BodyMemory:
         self._verified = 0
         self._shares: dict[str, Share] = {}
         self._reading: dict[Share, None] = {}  # sources with unverified bodies
+        self.is_held_open = False
+        """Whether the last body without memory lacks it because of unverified ones, which outweigh the verified."""
 
     @property
     def free(self) -> int:
         return self._total - self._unverified - self._verified
-
-    def is_held_open(self, more: int = 0) -> bool:
-        """Return whether bodies that are read, with so many bytes more, outweigh those that wait for their append."""
-        return self._unverified + more > self._verified
 
     def share(self, source: str) -> "Share":
         """Return what a source uses, always the same object."""
@@ -88,7 +86,10 @@ class BodyMemory:
 
     def _is_within(self, share: "Share", size: int) -> bool:
         times = SHARE_OF_LARGE if size > SMALL else SHARE_OF_SMALL
-        return share.verified_bytes + size <= times * (self._total - self._verified - size)
+        if share.verified_bytes + size <= times * (self._total - self._verified - size):
+            return True
+        self.is_held_open = False  # whatever is unverified: it may be evicted, and takes no part in this
+        return False
 
     def _evict_for(
         self,
@@ -101,11 +102,15 @@ class BodyMemory:
         growing: "BodyReservation | None" = None,
     ) -> bool:
         """Evict unverified bodies until `more` bytes are free for a body that then has that size."""
+        unverified = self._unverified if growing is None else self._unverified + more  # before any is evicted
         while self._unverified + more > max_unverified or self._unverified + self._verified + more > self._total:
             oldest = self._oldest()
-            if oldest is None or oldest is growing:
-                return False
-            if oldest.share is share and size > SMALL and now < oldest.began + MIN_AGE:
+            if (
+                oldest is None
+                or oldest is growing
+                or (oldest.share is share and size > SMALL and now < oldest.began + MIN_AGE)
+            ):
+                self.is_held_open = unverified > self._verified
                 return False
             self.close(oldest)
             oldest.is_evicted = True

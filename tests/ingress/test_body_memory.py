@@ -44,13 +44,28 @@ def test_what_is_held_open_gives_way_to_what_comes_the_oldest_first() -> None:
 def test_a_refusal_says_whether_slow_senders_or_slow_appends_fill_the_memory() -> None:
     memory = BodyMemory(TOTAL)
     assert all(memory.reserve(memory.share("a"), SMALL, now=0.0) for _ in range(20))
-    held_open = [unverified(memory, "b", SMALL) for _ in range(16)]
-    assert no_room(memory).reason == "overloaded"
-    held_open += [unverified(memory, "b", SMALL) for _ in range(8)]
+    held_open = [unverified(memory, "b", SMALL) for _ in range(24)]
+    large = 21 * SMALL
+    assert not memory.reserve(memory.share("b"), large, now=0.0)  # "b" has too many in progress
     assert (no_room(memory).status, no_room(memory).reason) == (503, "bodies_held_open")
+    assert not memory.reserve(memory.share("a"), large, now=0.0)  # the appends of "a" take its share
+    assert (no_room(memory).status, no_room(memory).reason) == (503, "overloaded")
     for body in held_open:
         memory.close(body)
+    assert not memory.reserve(memory.share("a"), large, now=0.0), "refused without any unverified body as well"
     assert no_room(memory).reason == "overloaded"
+
+
+def test_a_body_that_is_read_is_refused_by_what_fills_the_memory_as_well() -> None:
+    memory = BodyMemory(TOTAL)
+    assert all(memory.reserve(memory.share("a"), SMALL, now=0.0) for _ in range(20))
+    read = Body(memory, "b")
+    assert not memory.grow(read, 33 * SMALL, now=0.0)  # more than the share of "b", whatever is unverified
+    assert no_room(memory).reason == "overloaded"
+    read = unverified(memory, "b", 20 * SMALL)
+    other = Body(memory, "b")
+    assert not memory.grow(other, 20 * SMALL, now=0.0)
+    assert no_room(memory).reason == "bodies_held_open"
 
 
 def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> None:

@@ -17,6 +17,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry
 
+from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_HEADROOM, Ingress
 from gateway.ingress.server import Limits
 from gateway.log.base import Log, Position, Record, RecordHeaders
@@ -934,7 +935,12 @@ async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
 ) -> None:
     """No request of these was verified: a coding that we would lose, and bodies for which there is no room."""
     monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
-    monkeypatch.setattr("gateway.ingress.body_memory.BodyMemory.grow", lambda *_, **__: False)
+
+    def grow(memory: BodyMemory, *_: object, **__: object) -> bool:
+        memory.is_held_open = True
+        return False
+
+    monkeypatch.setattr(BodyMemory, "grow", grow)
     coded = a_request("/in/crm", "Transfer-Encoding: gzip, chunked", body=chunked(b"{}"))
     forged = github(f"X-Hub-Signature-256: sha256={64 * '0'}")
     for _ in range(30):
