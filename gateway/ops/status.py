@@ -76,9 +76,10 @@ def paused_findings(control: Control, rules: Rules | None = None) -> list[Findin
 def unpaused_findings(
     parked: Mapping[str, Parked], control: Control, looked_at: float, rules: Rules | None = None
 ) -> list[Finding]:
-    """Return what was parked for names that aren't paused: the control topic was recreated, which lifted the pauses.
+    """Return what was parked for names of which no pause is recorded any more: the control topic was recreated.
 
-    `looked_at` is when the control records were read. What a resume has let through is swept up by itself.
+    Processes that ran then keep the pauses they knew until they restart. `looked_at` is when the control records were
+    read. What a resume has let through is swept up by itself.
     """
     found = []
     for by, each in parked.items():
@@ -89,13 +90,19 @@ def unpaused_findings(
             Finding(
                 rank=PAUSED,
                 what=f"{kind} {name}",
-                why="not paused; it isn't known whether what is parked for it was resumed: a resume would repeat that",
+                why=NO_PAUSE,
                 since=each.first,
                 next=_resume_steps(kind, name, rules),
                 count=each.count,
             )
         )
     return found
+
+
+NO_PAUSE = (
+    "no pause is recorded any more: running processes may keep it until they restart; it isn't known whether what is "
+    "parked for it was resumed: a resume would repeat that"
+)
 
 
 def _resume_steps(kind: str, name: str, rules: Rules | None) -> tuple[str, ...]:

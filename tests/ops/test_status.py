@@ -31,6 +31,7 @@ from gateway.ops.status import (
     dead_letter_findings,
     paused_findings,
     unfinished_findings,
+    unpaused_findings,
     unread_findings,
     waiting_deliveries,
     waiting_findings,
@@ -42,6 +43,7 @@ from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_ev
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, rules_of, running, virtual
 from tests.memory_log import MemoryLog
+from tests.virtual_time import now
 
 
 async def _counts(world: World) -> dict[tuple[str, str], int]:
@@ -879,3 +881,24 @@ def test_a_topic_that_is_gone_is_named_as_a_process_names_it() -> None:
     assert found.why == "no such topic; what belongs there waits, or is rejected, until it exists"
     (other,) = unread_findings({gone: "the group can't be joined"})
     assert (other.what, other.next) == (f"{gone.topic}/all", ("# check the brokers; reading resumes by itself",))
+
+
+@virtual
+async def test_a_pause_that_only_running_processes_still_know_is_not_told_as_lifted() -> None:
+    world = await a_world(a_route())
+    orders = ControlClient(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await orders.pause(NAME)
+        await asyncio.sleep(2)
+        await world.put(*events(5))
+        await asyncio.sleep(60)
+        await world.log.make_again(TOPICS.control)
+        await asyncio.sleep(60)
+        assert control.paused_by("build", "ci") == NAME
+        seen = await orders.control()
+        backlogs = Backlogs()
+        async for stored in waiting_deliveries(world.log, TOPICS, seen, {}):
+            backlogs.add(stored)
+        (found,) = unpaused_findings(backlogs.parked, seen, now())
+    assert found.count == 5
+    assert found.why.startswith("no pause is recorded any more: running processes may keep it until they restart; ")
