@@ -38,7 +38,7 @@ from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.model import NO_NOTE, LogLostError, Note, SpillReason, event_id
 from gateway.ops import silent_sources
-from gateway.ops.control_client import ControlClient, StoredCommand
+from gateway.ops.control_client import ControlClient, Pause, StoredCommand
 from gateway.ops.kick_report import parked_text
 from gateway.ops.output import rfc3339, when
 from gateway.ops.send import ask_status
@@ -975,7 +975,10 @@ def test_a_dead_letter_is_shown_whole(run: Run) -> None:
 def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     first = write_letter("evt_1")
     code, out, _ = run("dead", "replay", "evt_1", "--timeout", "0s")
-    assert (code, out) == (1, "the command is stored; a running gateway will carry it out\n")
+    assert (code, out) == (
+        1,
+        "the command is recorded; its outcome isn't known yet: it is carried out once a gateway runs\n",
+    )
     code, out, _ = run("dead", "replay", "--reason", "exhausted", "--since", "1h", "--no-wait", "--json")
     assert code == 0
     (told,) = lines(out)
@@ -1386,6 +1389,24 @@ def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
     code, out, _ = run("destination", "pause", "ci")
     assert (code, out.startswith("destination ci is paused already, by ")) == (0, True)
     assert run("route", "pause", "build")[0] == 1, "that one isn't read"
+
+
+@pytest.mark.usefixtures("log")
+def test_a_pause_that_was_resumed_meanwhile_is_not_called_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("destination", "pause", "ci", "--no-wait")
+    (paused,) = orders()
+    run("destination", "resume", "ci", "--no-wait")
+    confirm()
+
+    async def stored_first(_client: ControlClient, _name: str) -> Pause:
+        return Pause(paused, is_new=True, offset=0)
+
+    monkeypatch.setattr(ControlClient, "pause", stored_first)
+    code, out, _ = run("destination", "pause", "ci")
+    told = f"destination ci isn't paused any more: it was resumed meanwhile, by {paused.by}\n"
+    assert (code, out) == (1, told)
+    (line,) = lines(run("destination", "pause", "ci", "--json")[1])
+    assert (line["state"], line["confirmed"]) == ("resuming", False)
 
 
 @pytest.mark.usefixtures("log")

@@ -94,15 +94,21 @@ async def _pause(call: Call, client: ControlClient, name: str) -> int:
     """Pause a name, and say whether a running gateway knows it: until one does, nothing has changed."""
     kind, _, called = name.partition("/")
     shown, arguments, output = f"{kind} {called}", call.arguments, call.output
-    paused, is_new = await client.pause(name)
+    pause = await client.pause(name)
+    paused, is_new = pause.order, pause.is_new
     is_confirmed: bool | None = None
+    applies: ControlRecord | None = None
     if arguments.wait:
         with output.waiting("waiting for the gateway"):
-            is_confirmed = await client.is_confirmed(paused, timeout=min(arguments.timeout, CONFIRMED_WITHIN))
+            applies = await client.confirmed(pause, timeout=min(arguments.timeout, CONFIRMED_WITHIN))
+        is_confirmed = applies is not None and applies.state == "paused"
     already = "" if is_new else f" already, by {paused.by or 'someone'} since {when(paused.at)}"
     follows = f"its deliveries are parked until `gateway {kind} resume {called}`"
     if is_confirmed:
         output.print(f"{shown} is paused{already}; {follows}")
+    elif applies is not None:
+        by = f", by {applies.by}" if applies.by else ""
+        output.print(f"{shown} isn't paused any more: it was resumed meanwhile{by}")
     else:
         nobody = (
             "no process has confirmed it: is a gateway running? Once one has read it"
@@ -113,7 +119,7 @@ async def _pause(call: Call, client: ControlClient, name: str) -> int:
         output.print(f"{is_recorded}{'; ' if arguments.wait else ', and '}{nobody}, {follows}")
     if output.json:
         fields = {"by": paused.by, "since": rfc3339(paused.at), "already": not is_new, "confirmed": is_confirmed}
-        output.line({"name": name, "state": "paused", **fields})
+        output.line({"name": name, "state": "paused" if applies is None else applies.state, **fields})
     return 1 if is_confirmed is False else 0
 
 
@@ -197,7 +203,7 @@ def print_outcome(
         for line in text_of(done).splitlines():
             output.print(line)
     else:
-        output.print("the command is stored; a running gateway will carry it out")
+        output.print("the command is recorded; its outcome isn't known yet: it is carried out once a gateway runs")
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
 
 

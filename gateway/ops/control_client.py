@@ -45,10 +45,11 @@ class StoredCommand(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """The active pause, and whether this command created it."""
+    """The active pause, whether this command created it, and its offset in the control topic."""
 
     order: ControlRecord
     is_new: bool
+    offset: int | None
 
 
 class ControlClient:
@@ -78,23 +79,23 @@ class ControlClient:
         order = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
         before = control.commands.get(order.key)
         if before is not None and before.state == "paused" and order.key not in control.newer:
-            return Pause(before, is_new=False)
-        await self._place(order)
-        return Pause(order, is_new=True)
+            return Pause(before, is_new=False, offset=control.offset_of(order.key))
+        placed = await self._place(order)
+        return Pause(order, is_new=True, offset=placed.offset)
 
-    async def is_confirmed(self, order: ControlRecord, *, timeout: float) -> bool:
-        """Return whether a running gateway has read a pause: the owner of the jobs commits what it has read.
+    async def confirmed(self, pause: Pause, *, timeout: float) -> ControlRecord | None:
+        """Return what applies to the name once a running gateway has read a pause; None if none has within `timeout`.
 
-        The other processes read it independently, at the same moment. Waits at most `timeout` seconds.
+        That is the pause, or a resume that came after it. The owner of the jobs commits what it has read; the other
+        processes read it independently, at the same moment.
         """
-        offset = (await self.control()).offset_of(order.key)
-        waited = 0.0
+        offset, waited = pause.offset, 0.0
         while True:
             commit = (await self._log.committed(self._topics.group(JOBS_GROUP), self._topics.control)).get(0)
             if offset is not None and commit is not None and commit.covers(offset):
-                return True
+                return (await self.control()).commands.get(pause.order.key)
             if waited >= timeout:
-                return False
+                return None
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
 

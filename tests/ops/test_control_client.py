@@ -1,8 +1,8 @@
 """Operators' commands, and how their outcomes are reported."""
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, decode, tried_name
-from gateway.log.base import Partition
-from gateway.log.topics import Topics
+from gateway.log.base import Commit, Partition
+from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.ops.control_client import ControlClient
 from tests.memory_log import MemoryLog
 
@@ -57,13 +57,27 @@ async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_res
     at = 100.0
     first = ControlRecord(kind="pause", name="route/build", state="paused", at=50.0, by="ada@bastion")
     await publish(log, first)
-    assert await client.pause("route/build") == (first, False)
+    assert await client.pause("route/build") == (first, False, 0)
     assert await stored(log) == [first]
     await client.resume("route/build")
     at = 200.0
-    again, is_new = await client.pause("route/build")
+    again, is_new, _ = await client.pause("route/build")
     assert (again.at, is_new) == (200.0, True)
     assert (await client.control()).commands["pause/route/build"] == again
+
+
+async def test_a_pause_is_confirmed_by_its_own_offset_and_told_as_what_applies_then() -> None:
+    log = await a_log()
+    client = ControlClient(log, TOPICS, sleep=Sleeper(log))
+    await log.append(TOPICS.control, key=b"other", value=b"{}", headers=[])
+    pause = await client.pause("route/build")
+    assert pause.offset == 1
+    assert await client.confirmed(pause, timeout=0.0) is None
+    await client.resume("route/build")  # by somebody else, and not read yet
+    await log.seed(TOPICS.group(JOBS_GROUP), {TOPICS.control_partition: Commit(2)})
+    applies = await client.confirmed(pause, timeout=0.0)
+    assert applies is not None
+    assert applies.state == "resuming"
 
 
 async def test_a_pause_that_a_newer_version_wrote_is_not_taken_for_one_of_ours() -> None:
