@@ -114,8 +114,9 @@ class Committer:
     async def last_commits(self, trackers: Iterable[Tracker]) -> dict[Tracker, Commit]:
         """Return the new commits of partitions that are being revoked, once the entries that they cover are stored.
 
-        As soon as it returns they have to be suspended: a later commit would go first, and these would then take it back.
-        None begins meanwhile. One that is in flight isn't waited for: it is older, and its consumer sends it first.
+        As soon as it returns they have to be suspended: a later commit would go first, and these would then take it
+        back. None begins meanwhile. One that is in flight isn't waited for: it is older, and its consumer sends it
+        first.
         """
         self._is_ending = True
         try:
