@@ -13,7 +13,7 @@ from gateway.engine.partition_tracker import Boundaries
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP
 from tests.builders import a_destination, a_route
 from tests.engine.test_topics_of_sources import moved
-from tests.engine.test_undelivered import OTHER, a_scene
+from tests.engine.test_undelivered import OTHER, Scene, a_scene
 from tests.engine.test_worker import EVENTS, TOPICS, World, rules_of, running
 from tests.virtual_time import run
 
@@ -91,11 +91,7 @@ def test_what_waits_since_a_reload_waits_through_the_next() -> None:
             await scene.events(8)
             scene.reload(first, OTHER, a_route(is_ordered=True, when="body.n >= 0"))
             await asyncio.sleep(1)
-            assert sum(scene.delivered()) < 8, "they wait for what was read before in their partition"
-            await kill(world, task)
-            async with running(world, world.worker(scene.owner.control)):
-                await asyncio.sleep(60)
-            assert scene.delivered() == [1] * 16
+            await assert_all_wait_and_survive_a_kill(scene, task)
 
     run(scenario())
 
@@ -113,11 +109,7 @@ def test_what_was_adopted_was_read_by_the_former_rules() -> None:
             scene.reload(first, OTHER, a_route(is_ordered=True))
             world.log.go_on(group)
             await scene.events(8)
-            assert sum(scene.delivered()) < 8, "they wait for what was read before in their partition"
-            await kill(world, task)
-            async with running(world, world.worker(scene.owner.control)):
-                await asyncio.sleep(60)
-            assert scene.delivered() == [1] * 16
+            await assert_all_wait_and_survive_a_kill(scene, task)
 
     run(scenario())
 
@@ -133,11 +125,7 @@ def test_what_a_source_sent_to_its_former_topic_is_waited_for() -> None:
             world.rules = moved(rules_of(OTHER, a_route(is_ordered=True)), f"{EVENTS}-2")
             first.reload()
             await scene.events(8)  # by an ingress with the former rules
-            assert sum(scene.delivered()) < 8, "they wait for what was read before in their partition"
-            await kill(world, task)
-            async with running(world, world.worker(scene.owner.control)):
-                await asyncio.sleep(60)
-            assert scene.delivered() == [1] * 16
+            await assert_all_wait_and_survive_a_kill(scene, task)
 
     run(scenario())
 
@@ -185,6 +173,15 @@ def test_a_delivery_waits_for_the_last_reload_before_it_until_that_is_committed(
     assert boundaries.highest == 10
     boundaries.forget_below(10)
     assert (boundaries.before("build", 10), boundaries.highest) == (0, 0)
+
+
+async def assert_all_wait_and_survive_a_kill(scene: Scene, task: "asyncio.Task[None]") -> None:
+    """Of sixteen events, the last eight wait for the first, which are read again after a kill and come before them."""
+    assert sum(scene.delivered()) < 8, "they wait for what was read before in their partition"
+    await kill(scene.world, task)
+    async with running(scene.world, scene.world.worker(scene.owner.control)):
+        await asyncio.sleep(60)
+    assert scene.delivered() == [1] * 16
 
 
 async def kill(world: World, task: "asyncio.Task[None]") -> None:

@@ -15,7 +15,7 @@ from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.telemetry.metrics import REJECTIONS, Metrics, content_type_for, exposition, process_registry
 from gateway.verify.request import Reason
 from gateway.verify.schemes import build_verifier
-from tests.pace import slowness
+from tests.pace import as_usual
 from tests.telemetry.openmetrics import families_of
 
 # The interface to dashboards and alerts: a name that changes here breaks them.
@@ -280,15 +280,19 @@ def test_a_page_of_ten_thousand_routes_is_written_in_a_second_of_processor_time(
     registry = CollectorRegistry()
     names = {f"route-{number}": (f"destination-{number % 1000}",) for number in range(10_000)}
     Metrics(registry).prepare(some_rules(routes=names))
+    pages: list[bytes] = []
+
+    def seconds() -> float:
+        began = time.thread_time()
+        pages.append(page(registry, accept)[0])
+        return time.thread_time() - began
+
     gc.disable()  # as in a process, where what there is at the start is of no concern to it
     try:
-        began = time.thread_time()
-        text, _ = page(registry, accept)
-        took = time.thread_time() - began
+        assert as_usual(seconds, tries=1) < 1.0
     finally:
         gc.enable()
-    assert took < 1.0 * slowness()
-    assert text.count(b"\n") > 480_000
+    assert pages[0].count(b"\n") > 480_000
 
 
 async def test_a_long_page_gives_everything_else_its_turns() -> None:
