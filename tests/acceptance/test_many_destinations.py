@@ -153,7 +153,12 @@ async def watched(gateway: GatewayProcess) -> None:
         # Read by a process of its own, as a Prometheus would: here it would delay the senders and what they measure.
         page = f"http://127.0.0.1:{gateway.admin_port}/metrics"
         reader = await asyncio.create_subprocess_exec(sys.executable, "-c", SCRAPER, page, stdout=PIPE)
-        said, _ = await reader.communicate()
+        try:
+            said, _ = await reader.communicate()
+        except asyncio.CancelledError:
+            reader.kill()
+            await reader.communicate()
+            raise
         found = OLDEST.findall(said.decode())
         assert found, "the page doesn't tell the age of the oldest"
         WATCHED.oldest = max(WATCHED.oldest, *map(float, found))

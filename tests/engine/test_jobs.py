@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -874,6 +874,52 @@ async def test_a_kick_of_what_is_paused_says_so() -> None:
         assert done is not None
         assert describe_kick(done) == "0 tried now, 3 wait (paused)"
     assert not world.client.made
+
+
+@virtual
+async def test_a_kick_sees_what_was_parked_in_a_partition_that_had_no_leader_as_it_began() -> None:
+    world, orders = await _a_kicked_pause()
+    async with operated(world) as control, running(world, world.worker(control)):
+        parked = await world.log.bounds(TOPICS.parked)
+        _lose_leaders(world, parked)
+        order = await orders.kick(NAME)
+        await asyncio.sleep(1)
+        for number in parked:
+            world.log.find_leader(Partition(TOPICS.parked, number))
+        (done,) = await answers(world, [order])
+        assert done is not None
+        assert describe_kick(done) == "0 tried now, 3 wait (paused)"
+        assert done.unread == 0
+    assert not world.client.made
+
+
+@virtual
+async def test_a_kick_claims_no_try_of_what_a_partition_may_hold_that_has_lost_its_leader() -> None:
+    world, orders = await _a_kicked_pause()
+    async with operated(world) as control, running(world, world.worker(control)):
+        parked = await world.log.bounds(TOPICS.parked)
+        order = await orders.kick(NAME)
+        while len(world.log.records(TOPICS.parked)) < 3:  # noqa: ASYNC110 - a log sets no event
+            await asyncio.sleep(0.001)
+        _lose_leaders(world, parked)
+        (done,) = await answers(world, [order])
+        assert done is not None
+        assert describe_kick(done) == "0 tried now, 3 are on the way"
+        assert done.unread == len(parked)
+    assert not world.client.made
+
+
+async def _a_kicked_pause() -> tuple[World, ControlClient]:
+    world = await a_world(a_route())
+    await a_backlog(world, "kick", 3)
+    orders = ControlClient(world.log, TOPICS)
+    await orders.pause("route/build")
+    return world, orders
+
+
+def _lose_leaders(world: World, numbers: Iterable[int]) -> None:
+    for number in numbers:
+        world.log.lose_leader(Partition(TOPICS.parked, number))
 
 
 @virtual

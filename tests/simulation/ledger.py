@@ -744,20 +744,17 @@ class Ledger:
         policies = [route for force in self.in_force for route in force.version.routes if route.name == made.route]
         if policies and made.attempt > max(policy.max_attempts for policy in policies):
             self.violate("7 attempts", "more attempts than the policy allows", trail.tries)
+        before = [each for each in trail.tries if each.attempt == made.attempt - 1]
         if (
             made.attempt == 1
             or any(made.began >= self.expedited.get(name, math.inf) for name in _names(made))
             or self.plan.skew
             or not self._is_time_sure
-            or not made.is_timed
+            or not all(each.is_timed for each in (made, *before))  # when it is due was said by the one before
             or not policies
         ):
             return
-        ends = [
-            each.ended + _least_delay(each, policies)
-            for each in trail.tries
-            if each.attempt == made.attempt - 1 and each.ended is not None
-        ]
+        ends = [each.ended + _least_delay(each, policies) for each in before if each.ended is not None]
         if not ends or made.began < min(ends) - 0.01:
             self.violate("7 not before it is due", "an attempt is early", trail.tries)
         latest = self.events[made.number].received_at - EPOCH + max(policy.max_age for policy in policies)
@@ -1190,7 +1187,7 @@ class Ledger:
             answered = [each for each in asked if each < order.answers]
             if answered:
                 self._see_what_was_tried(order, min(asked[each] for each in answered))
-                self._see_what_is_left(order.name.removeprefix("kick/"), max(asked.pop(each) for each in answered))
+                self._see_what_is_left(order, max(asked.pop(each) for each in answered))
 
     def _see_what_was_tried(self, answer: ControlRecord, since: float) -> None:
         """A kick tells of no more tries than there were, and nothing of what it has brought on is left out."""
@@ -1236,8 +1233,13 @@ class Ledger:
         deliveries = [row.stored.delivery for row in self.trails[key].rows if row.stored is not None]
         return any(name in (f"route/{each.route}", f"destination/{each.destination}") for each in deliveries)
 
-    def _see_what_is_left(self, name: str, since: float) -> None:
-        """Check that what waited in a tier for a name isn't there any more; the shortest lets it out soon anyway."""
+    def _see_what_is_left(self, answer: ControlRecord, since: float) -> None:
+        """Check that what waited in a tier for a name isn't there any more; the shortest lets it out soon anyway.
+
+        But for as many partitions as the answer says that it couldn't read.
+        """
+        name = answer.name.removeprefix("kick/")
+        left: dict[Partition, Sequence[str]] = {}
         for partition, rows in self.rows.items():
             if not partition.topic.startswith(TOPICS.retry("")) or partition.topic == SHORTEST:
                 continue
@@ -1249,8 +1251,10 @@ class Ledger:
                 if name not in (f"route/{delivery.route}", f"destination/{delivery.destination}"):
                     continue
                 if self.unfinished(row, ROUTER):
-                    told = self._told(self.trails[row.number, delivery.id])
-                    self.violate("12 nothing is skipped", f"{name} was kicked, and this is where it was", told)
+                    left[partition] = self._told(self.trails[row.number, delivery.id])
+        if len(left) > answer.unread:
+            told = next(iter(left.values()))
+            self.violate("12 nothing is skipped", f"{name} was kicked, and this is where it was", told)
 
     def _see_kick(self, order: ControlRecord) -> None:
         """Note which breakers a kick that is announced may move."""

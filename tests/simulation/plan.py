@@ -168,6 +168,7 @@ def plan_of(seed: int) -> Plan:
         *_trouble(_stream(seed, "trouble"), world),
         *_log_faults(_stream(seed, "log"), world),
         *_topics_change(_stream(seed, "topics"), world),
+        *_unread_kicks(_stream(seed, "unread kicks"), world),
         *_process_faults(_stream(seed, "processes"), world),
         *_of_topics(_stream(seed, "of topics"), world),
         *_rerouted(_stream(seed, "rerouted"), world, list(_apart(_stream(seed, "apart"), world, reloads))),
@@ -630,6 +631,36 @@ def _orders(random: Random, world: Plan) -> Iterable[Step]:
                 if action == "drop":  # and no replay brings it back
                     at += random.uniform(0, world.horizon / 4)
                     yield Step(round(at, 6), "order", {"kind": "replay", "name": f"o{number}b", "for": name})
+
+
+def _unread_kicks(random: Random, world: Plan) -> Iterable[Step]:
+    """A backlog, a kick of it, and a topic that can't be read meanwhile in which it may end up: parked, dead, again."""
+    if not {"leader", "order"} <= set(world.faults):
+        return
+    for count in range(random.choice((1, 1, 2))):
+        at, number = random.uniform(1.0, world.horizon), 8000 + 100 * count
+        destination = random.choice(list(world.destinations)[1:])
+        down = {"destination": destination, "kind": "error", "status": 503, "retry_after": None}
+        yield Step(round(at, 6), "behave", down)
+        yield from _burst(random, world, at + 0.1, number)
+        at += random.uniform(2.0, 10.0)
+        name = f"destination/{destination}"
+        topic, ends = random.choice(
+            (("parked", {"kind": "healthy"}), ("dead", {"kind": "gone"}), ("retry.5s", down), ("retry.20s", down))
+        )
+        if topic == "parked":
+            yield Step(round(at - random.uniform(0.1, 2.0), 6), "order", {"kind": "pause", "name": name})
+        yield Step(round(at, 6), "behave", {"retry_after": None, **ends, "destination": destination})
+        yield Step(round(at, 6), "order", {"kind": "kick", "name": name})
+        lost_at = at + random.uniform(-3.0, 5.0)
+        seconds = random.choice((0.5, 3.0, 8.0)) * random.uniform(0.3, 1.0)
+        for each in range(world.tier_partitions):
+            what = {"topic": topic, "number": each, "seconds": round(seconds, 3)}
+            yield Step(round(max(0.0, lost_at), 6), "leaderless", what)
+        at += random.uniform(8.0, 30.0)
+        yield Step(round(at, 6), "behave", {"destination": destination, "kind": "healthy"})
+        if topic == "parked":
+            yield Step(round(at, 6), "order", {"kind": "resume", "name": name})
 
 
 def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[Step]:

@@ -392,6 +392,10 @@ class World:
 
     def _lose_leader(self, what: Mapping[str, Any]) -> None:
         partitions = list(self.broker.segments)
+        if "topic" in what:
+            partitions = self.broker.of(TOPICS.prefix + what["topic"])
+        if not partitions:
+            return  # the topic is away
         partition = partitions[what["number"] % len(partitions)]
         self.broker.lose_leader(partition, what["seconds"])
         if partition == CONTROL:

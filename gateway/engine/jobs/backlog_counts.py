@@ -158,6 +158,7 @@ class BacklogCounts:
             backlog.set(0)
         for kind in ("dead", "parked"):
             self._metrics.records_newer.labels(kind).set(0)
+        self._metrics.retention_left.pop((self._topics.parked,), None)
 
     async def count(self) -> None:
         """Read and count what has changed since the last call. Raises LogUnavailableError.
@@ -252,7 +253,8 @@ class BacklogCounts:
         self._parked_at = {first: at for first, at in self._parked_at.items() if first in firsts}
         ages += [self._log.now() - at for at in self._parked_at.values()]
         for name, kept in (await self._log.retentions([topic])).items():
-            self._metrics.retention_left.labels(name).set(kept - max(ages))
+            if self._is_ours():
+                self._metrics.retention_left.labels(name).set(kept - max(ages))
 
     async def _records(
         self, topic: str, starts: Mapping[str, int], bounds: Bounds

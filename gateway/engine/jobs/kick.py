@@ -71,6 +71,7 @@ class Kicks(ScanningJob):
             return
         await scan.publish_checkpoints()  # before polling: an interruption while polling expedites nothing twice
         await outcomes.poll(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
+        scan.unread |= set(map(partition_key, outcomes.unread))
         for run in scan.runs:
             run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
             run.rate = self._rate(run.command.name)
@@ -100,7 +101,12 @@ class Kicks(ScanningJob):
             others |= await ends_of_readable(self._log, topic)
         starts = {**ends, **others}
         outcomes = KickOutcomes(
-            self._log, shortest=self._topics.retry(tiers.SHORTEST), dead=self._topics.dead, starts=starts
+            self._log,
+            topics=[*map(self._topics.retry, TIERS), self._topics.parked, self._topics.dead],
+            shortest=self._topics.retry(tiers.SHORTEST),
+            dead=self._topics.dead,
+            starts=starts,
+            since=since,
         )
         partitions: dict[str, list[int]] = defaultdict(list)
         for place in starts:

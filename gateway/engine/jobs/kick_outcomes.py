@@ -6,11 +6,12 @@
         └────────▶ none of it yet ───────────────────────────────▶ on its way: in a queue, or under way
 
 Any process may have taken a delivery, and the owner of the jobs sees only the records and commits of the others. So
-`tried` is never more than what destinations have seen, and an unknown outcome counts as on its way.
+`tried` is never more than what destinations have seen, and an unknown outcome counts as on its way: also that of a
+delivery which is done while a partition that may have its successor can't be read.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Collection, Container, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -69,13 +70,29 @@ class _Followed:
 
 
 class KickOutcomes:
-    """Tracks the deliveries of one kick or several; `starts` are the ends of all topics before it began."""
+    """Tracks the deliveries of one kick or several, whose successors may come to some topics.
 
-    def __init__(self, log: Log, *, shortest: str, dead: str, starts: Mapping[str, int]) -> None:
+    `starts` are the ends of these before it began. A partition that couldn't be read then is read from `since` on.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        topics: Collection[str],
+        shortest: str,
+        dead: str,
+        starts: Mapping[str, int],
+        since: float,
+    ) -> None:
+        self.unread: Mapping[Partition, str] = {}
+        """Why partitions couldn't be read the last time."""
         self._log = log
+        self._topics = topics
         self._shortest = shortest
         self._dead = dead
         self._read = dict(starts)
+        self._since = since
         self._followed: dict[Life, _Followed] = {}
         self._before: dict[Life, int] = {}  # the last successor number of records written just before
 
@@ -121,7 +138,8 @@ class KickOutcomes:
             # Before the records: what is done by then has its successor among them.
             commits = await committed()
             await self._read_on(sleep)
-            self._see_done(commits)
+            if not self.unread:
+                self._see_done(commits)
             if self._log.now() >= until or not any(
                 each.outcome == ON_ITS_WAY and not each.is_tried for each in self._followed.values()
             ):
@@ -151,10 +169,15 @@ class KickOutcomes:
 
     async def _read_on(self, sleep: Callable[[float], Awaitable[None]], ends: Mapping[str, int] | None = None) -> None:
         """Read new records, or those up to these ends."""
-        topics = {place.rpartition("/")[0] for place in self._read}
         looked = 0
-        for topic in sorted(topics):
-            for number, (start, end) in (await self._log.readable(topic))[0].items():
+        unread: dict[Partition, str] = {}
+        for topic in self._topics:
+            bounds, reasons = await self._log.readable(topic)
+            unread |= {Partition(topic, number): reason for number, reason in reasons.items()}
+            if late := [number for number in bounds if ends is None and f"{topic}/{number}" not in self._read]:
+                starts = await self._log.offsets_at(topic, self._since, late)
+                self._read |= {f"{topic}/{number}": offset for number, offset in starts.items()}
+            for number, (start, end) in bounds.items():
                 partition = Partition(topic, number)
                 place = f"{topic}/{number}"
                 end = end if ends is None else ends.get(place, 0)  # noqa: PLW2901 - the same end
@@ -174,6 +197,7 @@ class KickOutcomes:
                             key = stored.delivery.life
                             self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
                 self._read[place] = end
+        self.unread = unread
 
     def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:
         followed = self._followed.get(delivery.life)
