@@ -1064,6 +1064,35 @@ async def test_what_is_fetched_already_stays_where_nobody_says_how_far_a_partiti
     await consumer.close()
 
 
+async def test_a_commit_while_a_partition_begins_again_is_not_taken_for_stored(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says where it begins, so it goes on where it was: what is done there has to be committed again."""
+    topic, group = await make_topic(log), f"g{uuid4().hex}"
+    partition = Partition(topic, 0)
+    consumer = await log.consume(group=group, topics=[topic], listener=Owner())
+    await append(log, topic, b"0")
+    await fetch(consumer, 1)
+    is_asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def failing(*_: Any) -> Any:
+        is_asked.set()
+        await may_answer.wait()
+        raise LogUnavailableError("expected a response, got none")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(consumer._cluster, "offsets_with_leader", failing)
+        resetting = asyncio.create_task(consumer._reset([partition]))
+        await is_asked.wait()
+        with pytest.raises(LogUnavailableError, match=f"{topic}/0 restarts"):
+            await consumer.commit({partition: Commit(1)})
+        may_answer.set()
+        await resetting
+    await consumer.commit({partition: Commit(1)})
+    assert (await log.committed(group, topic))[0].base == 1
+    await consumer.close()
+
+
 async def test_a_partition_that_begins_again_may_be_revoked_in_that_moment(log: KafkaLog) -> None:
     topic = await make_topic(log)
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())

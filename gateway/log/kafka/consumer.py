@@ -80,6 +80,8 @@ class KafkaConsumer:
         self._paused: set[Partition] = set()
         # Partitions that are being revoked: ours until the listener has released them.
         self._leaving: Collection[Partition] = ()
+        # Assigned partitions that restart at their first record: nothing about the records before may be committed.
+        self._resetting: Collection[Partition] = ()
         # Assigned partitions whose position isn't known yet, and why.
         self._without_position: dict[Partition, str] = {}
         self._position_task: asyncio.Task[None] | None = None
@@ -155,6 +157,9 @@ class KafkaConsumer:
             self._kafka.resume(TopicPartition(*partition))
 
     async def commit(self, commits: Mapping[Partition, Commit]) -> None:
+        for partition in self._resetting:
+            if partition in commits:
+                raise LogUnavailableError(f"commit of {self._group}: {partition.topic}/{partition.number} restarts")
         mine = self._next.keys() | self._leaving
         await self._commit({partition: commit for partition, commit in commits.items() if partition in mine})
 
@@ -376,10 +381,13 @@ class KafkaConsumer:
             positions = {partition: self._next.pop(partition) for partition in mine}
             buffered = {partition: self._buffered.pop(partition) for partition in mine if partition in self._buffered}
             self._kafka.pause(*[TopicPartition(*partition) for partition in mine])
+            self._resetting = mine
             try:
                 first, _ = await self._cluster.offsets_with_leader(mine, EARLIEST)
             except LogUnavailableError:
                 first = {}
+            finally:
+                self._resetting = ()
             for partition in positions.keys() - first.keys():  # retried at the next check
                 self._next[partition] = positions[partition]
                 self._kafka.seek(TopicPartition(*partition), positions[partition])
