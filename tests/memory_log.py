@@ -131,6 +131,8 @@ class MemoryLog:
                 commits.pop(partition, None)
             for member in [member for group in self._state.members.values() for member in group]:
                 member.begin_anew(partition)
+            for reader in self._state.readers:
+                reader.start_over(partition)
 
     def forget(self, group: str) -> None:
         """Delete what a group has committed, as an operator may."""
@@ -436,6 +438,11 @@ class MemoryConsumer:
         if position is not None and position < start and self._group is not None:
             self._positions[partition] = start
             self._listener.records_deleted(partition, range(position, start))
+
+    def start_over(self, partition: Partition) -> None:
+        """Read a recreated topic from its start: a reader without a group isn't told, as on Kafka."""
+        if partition in self._positions:
+            self._positions[partition] = 0
 
     def begin_anew(self, partition: Partition) -> None:
         if partition in self._positions:

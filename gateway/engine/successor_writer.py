@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.undecodable_records import UndecodableRecords
-from gateway.log.base import Log, Record, RecordHeaders
+from gateway.log.base import Log, Record, RecordHeaders, partition_of
 from gateway.log.records import encode_delivery
 from gateway.log.topics import Topics
 from gateway.model import (
@@ -74,14 +74,25 @@ class SuccessorWriter:
         note: Note,
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
+        *,
+        may_move: bool = False,
     ) -> bool:
         """Store a delivery in a tier or in the parked topic. Return False if it isn't wanted any more.
+
+        With `may_move` it goes to another partition than that of its key while that one has no leader; should an
+        earlier append have been stored there all the same, it is delivered twice.
 
         Raises RecordTooLargeError if it doesn't fit, which only happens after the log's limit was lowered.
         """
         headers = encode_delivery(delivery, note, at=self._log.now())
         return await self._append(
-            topic, _key(delivery), delivery.event.body, headers, is_wanted=is_wanted, is_undecided=is_undecided
+            topic,
+            _key(delivery),
+            delivery.event.body,
+            headers,
+            is_wanted=is_wanted,
+            is_undecided=is_undecided,
+            may_move=may_move,
         )
 
     async def dead_letter(
@@ -151,6 +162,7 @@ class SuccessorWriter:
         is_wanted: Callable[[], bool],
         is_undecided: Callable[[], bool],
         is_last: bool = False,
+        may_move: bool = False,
     ) -> bool:
         """Append until it is stored. With `is_last`, a record that is too large waits for a higher limit as well."""
         pause = FIRST_PAUSE
@@ -172,8 +184,19 @@ class SuccessorWriter:
                     self._logger.warning("append_retried", topic=topic, count=count, error=str(error))
                 await self._sleep(pause)
                 pause = min(LONGEST_PAUSE, 2 * pause)
+                if may_move:
+                    partition = await self._elsewhere(topic, key)
             else:
                 return True
+
+    async def _elsewhere(self, topic: str, key: bytes) -> int | None:
+        """Return a partition that has a leader, if that of a key has none."""
+        try:
+            bounds, unread = await self._log.readable(topic)
+        except LogUnavailableError:
+            return None
+        own = partition_of(key, len(bounds) + len(unread))
+        return sorted(bounds)[own % len(bounds)] if bounds and own in unread else None
 
 
 def _key(delivery: Delivery) -> bytes:

@@ -15,7 +15,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.jobs.backlog_counts import OpenLetters
 from gateway.engine.jobs.kick_outcomes import MAX_FOLLOWED
 from gateway.engine.jobs.log_reader import BATCH
-from gateway.log.base import Partition, Position, Record, RecordHeaders
+from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import encode_delivery
 from gateway.log.topics import JOBS_GROUP
 from gateway.model import NO_NOTE, Disposition, Note
@@ -905,7 +905,7 @@ async def test_a_kick_claims_no_try_of_what_a_partition_may_hold_that_has_lost_i
         (done,) = await answers(world, [order])
         assert done is not None
         assert describe_kick(done) == "0 tried now, 3 are on the way"
-        assert done.unread == len(parked)
+        assert done.unread == 0, "a kick takes nothing from there"
     assert not world.client.made
 
 
@@ -920,6 +920,31 @@ async def _a_kicked_pause() -> tuple[World, ControlClient]:
 def _lose_leaders(world: World, numbers: Iterable[int]) -> None:
     for number in numbers:
         world.log.lose_leader(Partition(TOPICS.parked, number))
+
+
+@virtual
+async def test_a_kick_whose_owner_ends_after_its_announcement_does_not_say_that_nothing_waited() -> None:
+    """What waited in the shortest tier is out by the time at which the next owner looks."""
+    world = await a_world(a_route())
+    for number in range(3):
+        event = an_event(id=f"evt_{number}", received_at=now())
+        headers = encode_delivery(a_delivery(event=event, successor=1, due=now() + 1200), NO_NOTE, at=now())
+        await world.log.append(TIER, key=b"ci", value=event.body, headers=headers)
+    orders = ControlClient(world.log, TOPICS)
+    first, second = Owner(world), Owner(world)
+    await first.start()
+    async with running(world, world.worker(first.control)):
+        await asyncio.sleep(4)  # they come out at 5 s
+        order = await orders.kick(NAME)
+        await asyncio.sleep(2.2)
+        await second.start()
+        await first.stop_jobs()
+        (done,) = await answers(world, [order])
+        assert done is not None
+        assert describe_kick(done) == "3 deliveries are expedited; it isn't known yet how many were tried"
+        assert len(world.client.made) == 3
+        await first.stop()
+        await second.stop()
 
 
 @virtual
@@ -1045,3 +1070,21 @@ async def test_kicks_that_the_owner_before_has_answered_leave_nothing_to_do() ->
     await owner.jobs._kicks.kick(owner.jobs._progress)
     assert now() == began
     await owner.stop()
+
+
+@pytest.mark.parametrize("kind", ["resume", "dead"])
+def test_what_a_job_injects_goes_elsewhere_where_a_partition_has_no_leader(kind: str) -> None:
+    """Otherwise it would wait for that one, and others for it."""
+
+    async def scenario() -> None:
+        world = await a_world(a_route(to=tuple("abcdefgh")))
+        for number, name in enumerate("abcdefgh"):
+            await a_backlog(world, kind, 1, first=number, destination=name)
+        lost = Partition(TIER, partition_of(b"a", len(await world.log.bounds(TIER))))
+        world.log.lose_leader(lost)
+        order = await an_order(world, kind)
+        async with owning(world) as control:
+            await ended(control, order, within=10)
+        assert injected(world) == once(8)
+
+    run(scenario())

@@ -19,9 +19,10 @@ from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import BATCH
 from gateway.engine.jobs.replay import BACKLOG
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR, Jobs
-from gateway.log.base import Partition, Position, Record, RecordHeaders
+from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import decode_event
 from gateway.model import Event, EventId, LogUnavailableError, Note, delivery_id, event_id
+from gateway.ops.control_client import ControlClient
 from gateway.ops.replays import follow
 from gateway.rules.expressions import Expression
 from gateway.telemetry.metrics import Metrics
@@ -147,6 +148,11 @@ class Owner:
             asyncio.create_task(self.jobs.run()),
         ]
         await caught_up.wait()
+
+    async def stop_jobs(self) -> None:
+        """Release the jobs, and go on following what operators command."""
+        self._tasks[1].cancel()
+        await asyncio.wait({self._tasks[1]})
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -807,3 +813,55 @@ def test_the_first_command_that_covers_a_letter_has_resolved_it() -> None:
     control.apply(replace(control.commands["dead/rest"], filter=DeadFilter(route="z")))
     assert settled(39) is None
     assert settled(39, route="z") == "rest"
+
+
+class RefusingLog(MemoryLog):
+    """A connection that takes nothing with a certain key."""
+
+    def __init__(self, log: MemoryLog, refuses: bytes | None) -> None:
+        super().__init__()
+        self.__dict__.update(log.__dict__)
+        self.refuses = refuses
+
+    @override
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        if key == self.refuses:
+            raise LogUnavailableError("told to refuse")
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
+
+
+@virtual
+async def test_a_replay_that_waits_for_an_append_ends_when_it_is_cancelled() -> None:
+    """And tells how many deliveries it had injected: those of its last piece that were stored, too."""
+    world = await a_world(a_route(to=("a", "b", "c", "d")))
+    await events_of(world, 5)
+    orders = ControlClient(world.log, TOPICS)
+    log = RefusingLog(world.log, b"a")
+    async with owning(world, log) as control:
+        await an_order(world, "x")
+        await asyncio.sleep(30)
+        stored = injected(world).total()
+        assert 0 < stored < 20
+        cancelled = await orders.cancel("x")
+        assert cancelled is not None
+        done = await orders.finished(cancelled, timeout=10)
+        assert done is not None
+        assert (done.state, done.count) == ("cancelled", stored)
+        log.refuses = None
+        await an_order(world, "y")
+        assert (await ended(control, "y")).count == 20
+
+
+@virtual
+async def test_a_replay_puts_what_it_injects_elsewhere_where_a_partition_has_no_leader() -> None:
+    world = await a_world(a_route(to=("a", "b", "c", "d")))
+    await events_of(world, 5)
+    tier = TOPICS.retry("5s")
+    lost = Partition(tier, partition_of(b"a", len(await world.log.bounds(tier))))
+    world.log.lose_leader(lost)
+    async with owning(world) as control:
+        await an_order(world, "x")
+        assert (await ended(control, "x", within=30)).count == 20
+    assert injected(world).total() == 20

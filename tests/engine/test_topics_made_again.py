@@ -14,7 +14,8 @@ from gateway.log.records import encode_delivery
 from gateway.model import NO_NOTE, Note
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
-from tests.engine.test_jobs import a_backlog
+from tests.engine.test_jobs import SlowLog, a_backlog, injected, once
+from tests.engine.test_replay import owning
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
@@ -315,3 +316,88 @@ async def park(world: World, *names: str, partition: int | None = None) -> None:
         await world.log.append(
             TOPICS.parked, key=b"ci", value=delivery.event.body, headers=headers, partition=partition
         )
+
+
+async def many_control_records(world: World) -> None:
+    """Let the control topic be longer than a recreated one will be."""
+    for number in range(300):
+        await publish(world, ControlRecord(kind="pause", name=f"route/{number}", state="active", at=now()))
+
+
+@virtual
+async def test_a_kick_ends_once_though_the_control_topic_is_recreated_meanwhile() -> None:
+    policy = a_policy(schedule=(600.0,), max_attempts=50, max_age=86400.0)
+    world = await a_world(a_route(retry=policy), ci=[503])
+    await many_control_records(world)
+    await a_backlog(world, "kick", 3)
+    orders = ControlClient(world.log, TOPICS)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(10)
+        await orders.kick(NAME)
+        await asyncio.sleep(1)  # it is announced, and waits
+        await world.log.make_again(TOPICS.control)
+        await orders.pause("route/another")
+        await asyncio.sleep(500)
+        assert not control.is_open(f"kick/{NAME}")
+        assert control.kicks <= 2
+        again = await orders.kick(NAME)  # offsets are small again
+        done = await orders.finished(again, timeout=60)
+        assert done is not None
+        assert done.tried == 3
+    assert not world.dead()
+
+
+@virtual
+async def test_a_resume_ends_though_the_control_topic_is_recreated_meanwhile() -> None:
+    world = await a_world(a_route())
+    await many_control_records(world)
+    orders = ControlClient(world.log, TOPICS)
+    await orders.pause(NAME)
+    await a_backlog(world, "resume", 3)
+    tier = [Partition(TOPICS.retry("5s"), number) for number in await world.log.bounds(TOPICS.retry("5s"))]
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(10)
+        for partition in tier:
+            world.log.lose_leader(partition)
+        await orders.resume(NAME)
+        await asyncio.sleep(2)
+        await world.log.make_again(TOPICS.control)
+        await orders.pause("route/another")
+        for partition in tier:
+            world.log.find_leader(partition)
+        await asyncio.sleep(120)
+        assert control.commands[f"pause/{NAME}"].state == "active"
+        assert (await world.log.bounds(TOPICS.control))[0][1] < 100
+    assert injected(world).keys() == once(3).keys()
+
+
+@virtual
+async def test_no_sweep_answers_a_resume_in_a_recreated_control_topic() -> None:
+    """Its own job does, once all that is parked was injected."""
+    world = await a_world(a_route())
+    await many_control_records(world)
+    orders = ControlClient(world.log, TOPICS)
+    await orders.pause(NAME)
+    await a_backlog(world, "resume", 1)
+    async with owning(world, SlowLog(world.log, seconds=1.0)):
+        await asyncio.sleep(1)
+        first = await orders.resume(NAME)
+        assert first is not None
+        assert await orders.finished(first, timeout=20)
+        await world.log.make_again(TOPICS.control)
+        await a_backlog(world, "resume", 1500, first=1)  # parked late: found by a sweep
+        await asyncio.sleep(8)
+        assert 1 < injected(world).total() < 1501, "the sweep is in the middle of it"
+        second = await orders.resume(NAME)
+        assert second is not None
+        assert await orders.finished(second, timeout=120)
+        assert injected(world).total() == 1501
+
+
+def test_a_checkpoint_answers_no_command_by_offsets_of_a_former_control_topic() -> None:
+    control = Control()
+    done = ControlRecord(kind="marker", name=f"kick/{NAME}", state="done", at=1.0, answers=300)
+    control.take(*done.encode(), 2)  # written by a process that didn't know yet that the topic was recreated
+    assert control.answered(f"kick/{NAME}") == 0
+    control.take(*replace(done, answers=3).encode(), 3)
+    assert control.answered(f"kick/{NAME}") == 3

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR
-from gateway.log.base import ALL, Partition, TopicSpec, partition_of
+from gateway.log.base import ALL, Partition, Record, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key, order_key
 from gateway.log.topics import ORDERED_PARTITIONS, TIERS
 from gateway.model import EventId, LogUnavailableError
@@ -354,7 +354,7 @@ async def test_what_a_resumption_could_not_read_follows_though_it_had_been_swept
 
 
 class FlappingLog(MemoryLog):
-    """A partition loses its leader for a moment once its topic has been looked at so many times."""
+    """A partition loses its leader for a moment once it, or its topic, has been looked at so many times."""
 
     def __init__(self, log: MemoryLog, partition: Partition) -> None:
         super().__init__()
@@ -365,14 +365,26 @@ class FlappingLog(MemoryLog):
     @override
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         found = await super().readable(topic)
+        self._look(topic)
+        return found
+
+    @override
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        try:
+            async for records in super().scan(partition, start, end):
+                yield records
+        finally:
+            if partition == self._partition:
+                self._look(partition.topic)
+
+    def _look(self, topic: str) -> None:
         self.left -= topic == self._partition.topic
         if self.left == 0 and topic == self._partition.topic:
             self.lose_leader(self._partition)
             asyncio.get_running_loop().call_later(3, self.find_leader, self._partition)
-        return found
 
 
-@pytest.mark.parametrize("looks", [1, 2, 3, 4])
+@pytest.mark.parametrize("looks", [1, 2, 3, 4, 5, 6])
 def test_what_a_resumption_could_not_read_follows_though_its_leader_is_lost_during_the_sweep(looks: int) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())

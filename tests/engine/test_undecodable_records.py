@@ -21,7 +21,7 @@ from gateway.model import (
 )
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
-from tests.engine.test_jobs import SlowLog, injected, once
+from tests.engine.test_jobs import NAME, SlowLog, a_backlog, injected, once
 from tests.engine.test_ordered import ORDERED, an_ordered_route, by_key, keyed
 from tests.engine.test_replay import MortalLog, owning
 from tests.engine.test_worker import (
@@ -351,6 +351,61 @@ async def test_a_parked_record_is_dead_lettered_though_its_sweep_is_killed_behin
         await asyncio.sleep(60)
     assert len(injected(world)) == 1500
     assert len(world.log.records(TOPICS.dead)) == 1
+
+
+@virtual
+async def test_a_resume_ends_though_a_parked_record_cannot_be_dead_lettered() -> None:
+    """The dead-letter topic has no leader, and a sweep waits for one with the record that can't be decoded."""
+    world = await a_world(a_route())
+    orders = ControlClient(world.log, TOPICS)
+    await orders.pause(NAME)
+    await a_backlog(world, "resume", 3)
+    await garbage_is_parked(world)
+    dead = [Partition(TOPICS.dead, number) for number in await world.log.bounds(TOPICS.dead)]
+    for partition in dead:
+        world.log.lose_leader(partition)
+    async with owning(world):
+        await asyncio.sleep(20)
+        placed = await orders.resume(NAME)
+        assert placed is not None
+        done = await orders.finished(placed, timeout=60)
+        assert done is not None
+        assert done.count == 3
+        for partition in dead:
+            world.log.find_leader(partition)
+        await asyncio.sleep(30)
+    assert len(world.log.records(TOPICS.dead)) == 1
+
+
+@virtual
+async def test_a_parked_record_is_dead_lettered_though_it_came_while_nobody_ran_and_nothing_was_ever_resumed() -> None:
+    world = await a_world(a_route())
+    await garbage_is_parked(world)
+    for _ in range(2):
+        async with owning(world):
+            await asyncio.sleep(60)
+    assert len(world.log.records(TOPICS.dead)) == 1
+
+
+@virtual
+async def test_a_parked_record_is_dead_lettered_though_a_resume_has_passed_it_and_its_owner_ends() -> None:
+    world = await a_world(a_route())
+    orders = ControlClient(world.log, TOPICS)
+    await orders.pause(NAME)
+    async with owning(world):
+        await asyncio.sleep(22)  # the next sweep is at 25 s
+        await garbage_is_parked(world)
+        await a_backlog(world, "resume", 3)
+        placed = await orders.resume(NAME)
+        assert placed is not None
+        assert await orders.finished(placed, timeout=2)
+    async with owning(world):
+        await asyncio.sleep(60)
+    assert len(world.log.records(TOPICS.dead)) == 1
+
+
+async def garbage_is_parked(world: World) -> None:
+    await world.log.append(TOPICS.parked, key=b"x", value=b"{", headers=[("gw_delivery", b"{")])
 
 
 @virtual

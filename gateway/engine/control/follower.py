@@ -86,9 +86,11 @@ class Follower:
         """Ignored: compaction deletes only what newer records replace."""
 
     def replaced(self, assignment: Assignment) -> None:
-        """Ignored: what is in force stays so until another record changes it."""
+        """Ignored: that the topic was recreated shows in the offsets of its records."""
 
     def _apply(self, record: Record) -> None:
+        if record.offset < self.position:  # only a recreated topic is read again from its start
+            self.control.forget_offsets()
         self.position = record.offset + 1
         try:
             self.control.take(record.key, record.value, record.offset)

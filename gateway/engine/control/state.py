@@ -40,6 +40,8 @@ class Control:
         """Incremented whenever more dead letters were resolved: fewer may then be open."""
         self.kicks = 0
         """The number of kicks announced so far."""
+        self.recreations = 0
+        """How often the control topic was recreated: offsets from before mean nothing any more."""
         self.newer: set[str] = set()
         """The keys whose last record is in a newer format: this version doesn't act on them."""
         self._asked: dict[str, ControlRecord] = {}
@@ -60,6 +62,8 @@ class Control:
 
         Raises NewerRecordError for a newer format: the key's previous record then no longer counts, and what it may
         have paused is treated as paused, since deliveries made in spite of a pause can't be undone.
+
+        A checkpoint can't answer commands after itself: if it says so, it means offsets of a former control topic.
         """
         name = key.decode(errors="surrogateescape")
         self.newer.discard(name)
@@ -75,7 +79,13 @@ class Control:
                     ControlRecord(kind=kind, name=called, state="paused" if kind == "pause" else "gone", at=0.0), offset
                 )
             raise
-        self.apply(command, offset)
+        self.apply(replace(command, answers=0) if command.answers > offset else command, offset)
+
+    def forget_offsets(self) -> None:
+        """Begin again with a recreated topic: what is in force stays so, as if it stood before the new records."""
+        self.recreations += 1
+        self._offsets = dict.fromkeys(self._offsets, -1)
+        self._checkpoints = {name: replace(checkpoint, answers=0) for name, checkpoint in self._checkpoints.items()}
 
     def offset_of(self, key: str) -> int | None:
         """Return where the command of a key is in the control topic."""
@@ -216,6 +226,12 @@ class Control:
         """Return whether a command's checkpoint is an intermediate one."""
         command = self._checkpoints.get(key)
         return command is not None and command.is_asked
+
+    def announced(self, key: str) -> ControlRecord | None:
+        """Return the announcement of a kick that is still open, if there is one."""
+        announced = self._checkpoints.get(f"hold/{key}")
+        is_of_this = announced is not None and self._offsets.get(key, -1) < announced.answers
+        return announced if is_of_this and key in self._asked else None
 
     def unread(self, key: str) -> int:
         """Return the number of partitions that the job of a command couldn't read as of its checkpoint."""

@@ -4,7 +4,7 @@ Those that don't fit into the log any more are dead-lettered.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from gateway.engine.successor_writer import SuccessorWriter, always
 from gateway.model import (
@@ -25,23 +25,26 @@ class Injector:
         self._successors = successors
         self._topic = topic
 
-    async def inject(self, deliveries: Iterable[tuple[Delivery, Note]], is_wanted: Callable[[], bool] = always) -> bool:
+    async def inject(
+        self, deliveries: Iterable[tuple[Delivery, Note]], is_wanted: Callable[[], bool] = always
+    ) -> Sequence[bool]:
         """Append deliveries, each with its note.
 
-        Return True once all are acknowledged, False if one was given up because it isn't wanted any more.
+        Return for each whether it was acknowledged; it was given up otherwise, as it isn't wanted any more.
 
-        A failed append is retried by itself: a job that started over would repeat all the others.
+        A failed append is retried by itself: a job that started over would repeat all the others. It goes to another
+        partition if that of its key has no leader: this job, and those behind it, would wait for that one.
         """
         async with asyncio.TaskGroup() as tasks:
             appends = [
                 tasks.create_task(self._inject(delivery, note, is_wanted), name="job-append")
                 for delivery, note in deliveries
             ]
-        return all(append.result() for append in appends)
+        return [append.result() for append in appends]
 
     async def _inject(self, delivery: Delivery, note: Note, is_wanted: Callable[[], bool]) -> bool:
         try:
-            return await self._successors.store(self._topic, delivery, note, is_wanted)
+            return await self._successors.store(self._topic, delivery, note, is_wanted, may_move=True)
         except RecordTooLargeError:
             end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {self._topic}")
             return await self._successors.dead_letter(delivery, end, is_wanted)

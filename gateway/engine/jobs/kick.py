@@ -7,7 +7,7 @@ from contextlib import aclosing
 from gateway.engine import tiers
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.jobs.dead_letters import delivery_in
-from gateway.engine.jobs.kick_outcomes import KickOutcomes
+from gateway.engine.jobs.kick_outcomes import LOOK_BACK, KickOutcomes
 from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
 from gateway.engine.jobs.scan import NOTHING, Pick, Picked, Run, Scan, ScanningJob, ends_of_readable
 from gateway.log.base import Commit, Partition, Record
@@ -56,9 +56,16 @@ class Kicks(ScanningJob):
         # be parked or dead afterwards.
         outcomes = await self._start_outcomes(near | ends, self._log.now() - COMMIT_LAG)
         # Deliveries that come due in the shortest tier meanwhile go out anyway, as the kick has lifted the holds.
-        await self._count_shortest(
-            [run for run in runs if not control.is_begun(run.command.key)], shortest, near, outcomes
-        )
+        new = []
+        for run in runs:
+            announced = control.announced(run.command.key)
+            if control.is_begun(run.command.key):
+                continue
+            if announced is None:
+                new.append(run)
+            else:  # what the previous owner has counted may be out by now
+                run.count = announced.count
+        await self._count_shortest(new, shortest, near, outcomes)
         # From here on routers don't release these records, and what they released before is committed after the wait.
         # Otherwise some would be delivered twice.
         await self._announce(runs, ends, near)
@@ -71,7 +78,6 @@ class Kicks(ScanningJob):
             return
         await scan.publish_checkpoints()  # before polling: an interruption while polling expedites nothing twice
         await outcomes.poll(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
-        scan.unread |= set(map(partition_key, outcomes.unread))
         for run in scan.runs:
             run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
             run.rate = self._rate(run.command.name)
@@ -115,7 +121,8 @@ class Kicks(ScanningJob):
         earlier: dict[str, int] = {}
         for topic, numbers in partitions.items():
             offsets = await self._log.offsets_at(topic, since, numbers)
-            earlier |= {f"{topic}/{number}": min(at, starts[f"{topic}/{number}"]) for number, at in offsets.items()}
+            back = {number: starts[f"{topic}/{number}"] - LOOK_BACK for number in offsets}
+            earlier |= {f"{topic}/{number}": min(at, back[number]) for number, at in offsets.items()}
         await outcomes.look_back(earlier, self._sleep)
         return outcomes
 
@@ -139,7 +146,16 @@ class Kicks(ScanningJob):
         for run in runs:
             name = f"hold/{run.command.key}"
             await self._publish(
-                ControlRecord(kind="marker", name=name, state="done", at=at, checkpoint=ends, expedited=near)
+                ControlRecord(
+                    kind="marker",
+                    name=name,
+                    state="done",
+                    at=at,
+                    checkpoint=ends,
+                    expedited=near,
+                    count=run.count,
+                    answers=self._position(),
+                )
             )
 
     def _pick_kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], outcomes: KickOutcomes) -> Pick:

@@ -32,6 +32,9 @@ MAX_FOLLOWED = 10_000
 FOLLOW_TIMEOUT = 3.5
 """Maximum seconds after the last one was expedited: for the queue, an attempt, and the commit that shows it."""
 POLL_INTERVAL = 0.25
+LOOK_BACK = 500
+"""Records of a partition that are read back at least: by their times alone, which are those of the brokers' clocks,
+successors would be missed if these are seconds apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class KickOutcome:
 @dataclass(slots=True, kw_only=True)
 class _Followed:
     route: str
+    successor: int
     attempts: int
     before: str
     """The result of its last attempt before the kick; "" if there was none."""
@@ -118,6 +122,7 @@ class KickOutcomes:
                 return
             followed = self._followed[key] = _Followed(
                 route=delivery.route,
+                successor=delivery.successor,
                 attempts=len(delivery.attempts),
                 before=_last_result(delivery),
                 place=place,
@@ -176,7 +181,7 @@ class KickOutcomes:
             unread |= {Partition(topic, number): reason for number, reason in reasons.items()}
             if late := [number for number in bounds if ends is None and f"{topic}/{number}" not in self._read]:
                 starts = await self._log.offsets_at(topic, self._since, late)
-                self._read |= {f"{topic}/{number}": offset for number, offset in starts.items()}
+                self._read |= {f"{topic}/{each}": min(at, bounds[each][1] - LOOK_BACK) for each, at in starts.items()}
             for number, (start, end) in bounds.items():
                 partition = Partition(topic, number)
                 place = f"{topic}/{number}"
@@ -201,7 +206,7 @@ class KickOutcomes:
 
     def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:
         followed = self._followed.get(delivery.life)
-        if followed is None:
+        if followed is None or delivery.successor <= followed.successor:
             return
         topic = place.rpartition("/")[0]
         if topic == self._shortest and note.is_expedited and followed.place is None:

@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
@@ -371,9 +372,8 @@ class Replays:
         return False
 
     async def _append(self, run: _Run) -> bool:
-        def is_wanted() -> bool:
-            return self._owner() is run.owner
-
+        """Inject the current piece. Return False if the replay must stop: what was stored of it is counted, then."""
+        is_wanted = partial(self._is_wanted, run)
         command, now = run.command, self._log.now()
         # Successor numbers start at one of this replay's own: deliveries of the original, or of another replay, that
         # are still pending aren't taken for duplicates of these. Those of a piece that is injected twice are.
@@ -396,7 +396,10 @@ class Replays:
             if matched.error is None
             for destination in matched.destinations
         ]
-        if not await self._injector.inject(deliveries, is_wanted):
+        stored = await self._injector.inject(deliveries, is_wanted)
+        if not all(stored):
+            if self._owner() is run.owner:  # cancelled; otherwise the next owner injects all of it again, and counts it
+                run.count += sum(stored)
             return False
         for matched in run.piece:
             if matched.error is not None and not await self._fail(run, matched, matched.error, is_wanted):
@@ -430,7 +433,9 @@ class Replays:
         """Publish the replay's checkpoint, from which any next owner continues, unless another has come further."""
         command = run.command
         while not self._is_overtaken(run) and (
-            run.positions != run.last_checkpoint or len(run.unread) != run.checkpoint_unread
+            run.positions != run.last_checkpoint
+            or run.count != run.checkpoint_count
+            or len(run.unread) != run.checkpoint_unread
         ):
             checkpoint = ControlRecord(
                 kind="marker",

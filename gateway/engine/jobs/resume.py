@@ -1,9 +1,8 @@
 """Resume: put parked deliveries into the shortest tier, late arrivals included."""
 
-from collections import deque
 from collections.abc import Mapping
 
-from gateway.engine.control.records import ControlRecord, partition_key
+from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.dead_letters import delivery_in
 from gateway.engine.jobs.scan import NOTHING, JobServices, Picked, Run, ScanningJob
 from gateway.log.base import Partition, Record
@@ -11,6 +10,9 @@ from gateway.log.records import decode_delivery
 from gateway.model import (
     UndecodableRecordError,
 )
+
+SWEPT = ControlRecord(kind="pause", name="*", state="active", at=0.0)
+"""Stands for all names in the checkpoint of the sweeps; nobody commands it."""
 
 
 class Resumptions(ScanningJob):
@@ -47,63 +49,49 @@ class Resumptions(ScanningJob):
     async def sweep(self, starts: Mapping[str, int], ends: Mapping[str, int], owner: object) -> Mapping[str, int]:
         """Inject deliveries parked after the scan of their resumption, by a worker that hadn't read the command yet.
 
-        Return up to where it has come in each partition, as it may stop early; those that aren't readable are left out.
+        What can't be decoded is dead-lettered. Return up to where it has come in each partition, as it may stop early;
+        those that aren't readable are left out.
         """
         runs = await self._active_runs()
-        found: dict[str, Run] = {}
-        unreadable: deque[tuple[str, Record]] = deque()
+        found = {SWEPT.name: runs[SWEPT.name]}
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)
             if stored is None:
-                unreadable.append((partition_key(partition), record))
-                found.update(runs)  # their checkpoints pass it, so that the next owner doesn't dead-letter it again
-                return NOTHING
+                is_swept = runs[SWEPT.name].is_covered(partition, record)
+                return NOTHING if is_swept else Picked(is_unreadable=True)
             run = runs.get(stored.note.by)
             if run is None or run.is_covered(partition, record):
                 return NOTHING
             found[run.command.name] = run
             return Picked((run,), self._successor_of(stored.delivery, at_once=False))
 
-        async def publish(checkpoint: ControlRecord) -> None:
-            await dead_letter_unreadable()  # before a checkpoint passes them: nobody reads them again
-            await self._publish(checkpoint)
+        def is_wanted() -> bool:
+            return self._owner() is owner
 
-        async def dead_letter_unreadable() -> None:
-            while unreadable:
-                place, record = unreadable[0]
-                if record.offset >= scan.flushed.get(place, 0):
-                    return  # the next sweep reads this one again
-                await self._dead_letter_undecodable(self._topics.parked, record)
-                unreadable.popleft()
+        def gives_way() -> bool:
+            return bool(self._control.asked("pause"))  # a resume doesn't wait for all that is parked
 
-        scan = self._scan(
-            found.values(),
-            lambda: self._owner() is owner,
-            state="done",
-            gives_way=lambda: bool(self._control.asked("pause")),  # a resume doesn't wait for all that is parked
-        )
-        scan.publish = publish
-        is_through = await scan.scan_topic(self._topics.parked, starts, ends, pick)
-        await dead_letter_unreadable()
-        if is_through:
+        async def set_aside(partition: Partition, record: Record) -> bool:
+            try:
+                decode_delivery(record)
+            except UndecodableRecordError as error:
+                return await self._successors.dead_letter_undecodable(
+                    partition.topic, record, error, lambda: is_wanted() and not gives_way()
+                )
+            return True
+
+        scan = self._scan(found.values(), is_wanted, state="done", gives_way=gives_way, set_aside=set_aside)
+        if await scan.scan_topic(self._topics.parked, starts, ends, pick):
             await scan.publish_checkpoints()  # or the next owner of the jobs would inject it again
         return scan.flushed
 
-    async def swept(self) -> Mapping[str, int] | None:
-        """Return how far all resumes have scanned each partition of the parked topic; None if there was no resume."""
+    async def swept(self) -> Mapping[str, int]:
+        """Return how far all resumes, and the sweeps, have scanned each partition of the parked topic."""
         runs = [run.positions for run in (await self._active_runs()).values()]
-        if not runs:
-            return None
         return {place: min([positions.get(place, 0) for positions in runs]) for place in set().union(*runs)}
 
-    async def _active_runs(self) -> Mapping[str, Run]:
+    async def _active_runs(self) -> dict[str, Run]:
         active = [each for each in self._control.commands.values() if each.kind == "pause" and each.state == "active"]
-        firsts = await self._first_records([self._topics.parked], active)
-        return {command.name: self._run(command, firsts) for command in active}
-
-    async def _dead_letter_undecodable(self, topic: str, record: Record) -> None:
-        try:
-            decode_delivery(record)
-        except UndecodableRecordError as error:
-            await self._successors.dead_letter_undecodable(topic, record, error)
+        firsts = await self._first_records([self._topics.parked], [*active, SWEPT])
+        return {command.name: self._run(command, firsts) for command in (*active, SWEPT)}

@@ -337,9 +337,7 @@ class Jobs:
             known = await self._resumptions.swept()
             if self._progress is not owner:
                 return
-            self._swept = {
-                place: _Swept(end if known is None else known.get(place, 0), looked_at) for place, end in ends.items()
-            }
+            self._swept = {place: _Swept(known.get(place, 0), looked_at) for place in ends}
         swept = self._swept
         # From the beginning, until they are read: what was injected of them is below a checkpoint, and is skipped.
         swept.update({place: _Swept(0, looked_at) for place in self._resumptions.unswept})

@@ -43,12 +43,19 @@ def never() -> bool:
     return False
 
 
+async def passed(_partition: Partition, _record: Record) -> bool:
+    """Leave an unreadable record to another job."""
+    return True
+
+
 @dataclass(slots=True, kw_only=True)
 class Run:
     """A running job: its command, what it answers, how far it has scanned, and what it has counted."""
 
     command: ControlRecord
     answers: int
+    recreations: int
+    """Those of the control topic when it began: in a newer topic `answers` means nothing."""
     detail: str
     positions: dict[str, int]
     latest: dict[str, float]
@@ -85,6 +92,8 @@ class Picked:
     runs: Sequence[Run] = ()
     delivery: Delivery | None = None
     note: Note = NO_NOTE
+    is_unreadable: bool = False
+    """Whether it has to be set aside, before a checkpoint passes it: nobody reads it again."""
 
 
 NOTHING = Picked()
@@ -108,6 +117,8 @@ class Scan:
     """The state of an intermediate checkpoint: "asked" keeps the count for the next owner."""
     gives_way: Callable[[], bool]
     """Whether it ends with its current batch, as something else comes first."""
+    set_aside: Callable[[Partition, Record], Awaitable[bool]]
+    """Dead-letter an unreadable record. Returns False if the scan must end before it."""
     newer_at: dict[str, int] = field(default_factory=dict)
     """The first record of a partition in a newer format: scan and checkpoints end before it."""
     unread: set[str] = field(default_factory=set)
@@ -138,9 +149,13 @@ class Scan:
             end = ends[place]
             async with aclosing(records_of(self.log, partition, max(first, starts.get(place, 0)), end)) as records:
                 async for record in records:
-                    if not self._add(pick, partition, record):
+                    picked = self._pick(pick, partition, record)
+                    if picked is None:
                         end = self.newer_at[place]
                         break
+                    if picked.is_unreadable and not await self._set_aside(partition, record):
+                        return False
+                    self._add(picked)
                     self._reached[place] = record.offset + 1
                     self._latest[place] = max(self._latest.get(place, 0.0), record.appended_at)
                     looked += 1
@@ -155,20 +170,31 @@ class Scan:
             self._reached[place] = end
         return await self.flush()
 
-    def _add(self, pick: Pick, partition: Partition, record: Record) -> bool:
-        """Add a record to the batch. Return False if it is in a newer format, which ends the scan of its partition."""
+    def _pick(self, pick: Pick, partition: Partition, record: Record) -> Picked | None:
+        """Return what to do with a record; None if it is in a newer format, which ends the scan of its partition."""
         try:
-            picked = pick(partition, record)
+            return pick(partition, record)
         except NewerRecordError as error:
             self.newer_at[partition_key(partition)] = record.offset
             self.report_newer(partition, record.offset, error)
+            return None
+
+    async def _set_aside(self, partition: Partition, record: Record) -> bool:
+        """Set a record aside, after what comes before it was injected. Return False if the scan must end before it."""
+        if not await self.flush():
             return False
+        if not await self.set_aside(partition, record):
+            await self.publish_checkpoints()
+            return False
+        return True
+
+    def _add(self, picked: Picked) -> None:
+        """Add a record to the batch."""
         for run in picked.runs:
             run.batch_count += 1
         if picked.delivery is not None:
             self._batch.append((picked.delivery, replace(picked.note, is_expedited=self.is_expedited)))
             self._bytes += len(picked.delivery.event.body)
-        return True
 
     @property
     def _is_full(self) -> bool:
@@ -176,7 +202,7 @@ class Scan:
 
     async def flush(self) -> bool:
         """Inject the current batch, and publish checkpoints if they are due. Return False if the job must stop here."""
-        if self.is_wanted() and await self.injector.inject(self._batch, self.is_wanted):
+        if self.is_wanted() and all(await self.injector.inject(self._batch, self.is_wanted)):
             self._since_checkpoint += len(self._batch)
             self._batch.clear()
             self._bytes = 0
@@ -206,6 +232,9 @@ class Scan:
                 await self.publish_checkpoint(run, self.state)
         self._since_checkpoint, self._checkpoint_at = 0, self.log.now()
 
+    def _answers_of(self, run: Run) -> int:
+        return run.answers if run.recreations == self.control.recreations else 0
+
     async def publish_checkpoint(self, run: Run, state: State, *, is_last: bool = False) -> None:
         """Publish a run's checkpoint, retrying, unless another owner has continued from the last one."""
         key = run.command.key
@@ -219,7 +248,7 @@ class Scan:
                 count=run.count,
                 unread=len(self.unread) if is_last else 0,
                 detail=run.detail if is_last else "",
-                answers=run.answers if is_last else self.control.answered(key),
+                answers=self._answers_of(run) if is_last else self.control.answered(key),
                 routes=self.control.replayed_as(key),
                 tried=None if run.outcome is None else run.outcome.tried,
                 delivered=None if run.outcome is None else run.outcome.delivered,
@@ -318,6 +347,7 @@ class ScanningJob:
         return Run(
             command=command,
             answers=self._position(),
+            recreations=self._control.recreations,
             detail=self._ordered_routes_of(command),
             positions=positions,
             latest=latest,
@@ -351,6 +381,7 @@ class ScanningJob:
         is_expedited: bool = False,
         state: State = "asked",
         gives_way: Callable[[], bool] = never,
+        set_aside: Callable[[Partition, Record], Awaitable[bool]] = passed,
     ) -> Scan:
         return Scan(
             log=self._log,
@@ -365,6 +396,7 @@ class ScanningJob:
             is_expedited=is_expedited,
             state=state,
             gives_way=gives_way,
+            set_aside=set_aside,
         )
 
     async def _end(self, scan: Scan, run: Run, state: State) -> None:
