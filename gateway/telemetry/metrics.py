@@ -345,7 +345,9 @@ class Metrics(Collector):
         self.retry_backlog = gauge(
             "retry_backlog", "Records that wait in a tier; those that a kick has copied to the shortest, too.", "tier"
         )
-        self.dead_letter_backlog = gauge("dead_letter_backlog", "Records in the dead-letter topic.").labels()
+        self.dead_letter_backlog = gauge(
+            "dead_letter_backlog", "Dead letters that are open: neither replayed nor dropped."
+        ).labels()
         self.parked_backlog = gauge("parked_backlog", "Deliveries that wait for what is paused to be resumed.").labels()
         self.breaker_open = gauge(
             "breaker_open", "1 from the failures that open the breaker until three probes are answered.", "destination"

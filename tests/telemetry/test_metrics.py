@@ -139,6 +139,13 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     assert found == {name: (kind, {*labels.split()}) for name, (kind, labels) in INTERFACE.items()}
 
 
+def test_the_backlog_of_dead_letters_says_that_it_counts_open_ones() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    told = {metric.name: metric.documentation for metric in text_string_to_metric_families(page(registry)[0].decode())}
+    assert told["gateway_dead_letter_backlog"] == "Dead letters that are open: neither replayed nor dropped."
+
+
 def test_every_series_of_the_rules_exists_from_the_start() -> None:
     registry = CollectorRegistry()
     Metrics(registry).prepare(some_rules(routes={"build": ("ci", "mirror")}))
