@@ -1392,6 +1392,22 @@ def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
+def test_a_pause_that_one_process_has_read_says_so_and_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(_: ControlClient, pause: Pause, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
+        return pause.order
+
+    monkeypatch.setattr(ControlClient, "confirmed", read)
+    told = (
+        "destination ci is paused: one process has read it, any others follow within a moment; "
+        "its deliveries are parked until `gateway destination resume ci`\n"
+    )
+    assert run("destination", "pause", "ci")[:2] == (0, told)
+    out = run("destination", "pause", "ci")[1]
+    assert out.startswith("destination ci is paused already, by ")
+    assert "one process" in out
+
+
+@pytest.mark.usefixtures("log")
 def test_a_pause_that_was_resumed_meanwhile_is_not_called_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run("destination", "pause", "ci", "--no-wait")
     (paused,) = orders()

@@ -90,8 +90,12 @@ async def _run_control(call: Call, name: str, action: str, rules: Rules | None) 
         )
 
 
+READ_BY_ONE = "one process has read it, any others follow within a moment"
+"""What a confirmed pause means: only the owner of the jobs confirms what it has read."""
+
+
 async def _pause(call: Call, client: ControlClient, name: str) -> int:
-    """Pause a name, and say whether a running gateway knows it: until one does, nothing has changed."""
+    """Pause a name, and say whether a running process knows it: until one does, nothing has changed."""
     kind, _, called = name.partition("/")
     shown, arguments, output = f"{kind} {called}", call.arguments, call.output
     pause = await client.pause(name)
@@ -105,7 +109,7 @@ async def _pause(call: Call, client: ControlClient, name: str) -> int:
     already = "" if is_new else f" already, by {paused.by or 'someone'} since {when(paused.at)}"
     follows = f"its deliveries are parked until `gateway {kind} resume {called}`"
     if is_confirmed:
-        output.print(f"{shown} is paused{already}; {follows}")
+        output.print(f"{shown} is paused{already}: {READ_BY_ONE}; {follows}")
     elif applies is not None:
         by = f", by {applies.by}" if applies.by else ""
         output.print(f"{shown} isn't paused any more: it was resumed meanwhile{by}")

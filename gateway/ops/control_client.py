@@ -86,8 +86,8 @@ class ControlClient:
     async def confirmed(self, pause: Pause, *, timeout: float) -> ControlRecord | None:
         """Return what applies to the name once a running gateway has read a pause; None if none has within `timeout`.
 
-        That is the pause, or a resume that came after it. The owner of the jobs commits what it has read; the other
-        processes read it independently, at the same moment.
+        That is the pause, or a resume that came after it. Only the owner of the jobs commits what it has read. The
+        other processes read the pause by themselves, mostly within the same second; nothing confirms that they have.
         """
         offset, waited = pause.offset, 0.0
         while True:
