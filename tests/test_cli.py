@@ -1689,6 +1689,7 @@ def test_the_status_of_a_destination_tells_of_a_paused_route_to_it_and_of_no_nam
     assert code == 1
     assert found["route build"]["next"] == ["gateway route resume build"]
     assert found["build → ci"]["why"] == "1 paused"
+    assert found["build → ci"]["next"] == ["gateway route resume build"]
     code, out, err = run("status", "nosuch", "--json")
     assert (code, out) == (2, "")
     assert err.startswith("error: unknown destination 'nosuch'; the rules name ")

@@ -77,7 +77,7 @@ async def _status(call: Call) -> int:
                 async for stored in waiting_deliveries(log, call.topics, control, unread):
                     backlogs.add(stored)
                     attempts.add(stored)
-                found += paused_findings(control, rules) + waiting_findings(backlogs, log.now(), rules)
+                found += paused_findings(control, rules) + waiting_findings(backlogs, log.now(), rules, control)
                 found += unpaused_findings(backlogs.parked, control, looked_at, rules)
                 found += await unfinished_findings(log, call.topics, unread)
                 if asking is not None:

@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gateway.engine.control.state import Control
 from gateway.engine.unavailable_partitions import name_of
 from gateway.log.base import NO_TOPIC, Partition
+from gateway.rules.rules import Rules
 
 NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9)
 """Ranks, the worst first."""
@@ -14,7 +16,8 @@ NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9
 class Finding:
     """Something that keeps deliveries from going out, or that waits. Times are Unix seconds.
 
-    `next` are the steps to take, one command a line; comments begin with `#`.
+    `next` are the steps to take, one command a line; comments begin with `#`. `until` is when it ends, or the next
+    attempt; if that `is_due`, since when it has been.
     """
 
     rank: int
@@ -23,6 +26,7 @@ class Finding:
     is_wrong: bool = True
     since: float | None = None
     until: float | None = None
+    is_due: bool = False
     who: str = ""
     next: tuple[str, ...] = ()
     count: int | None = None
@@ -46,6 +50,29 @@ def unread_finding(
         who=who,
         next=("gateway topics create" if is_missing else "# check the brokers; reading resumes by itself",),
     )
+
+
+def resume_steps(kind: str, name: str, rules: Rules | None = None) -> tuple[str, ...]:
+    """Return how a route or destination is resumed, also one that the local rules no longer name."""
+    if rules is None or name in (rules.routes if kind == "route" else rules.destinations):
+        return (f"gateway {kind} resume {name}",)
+    return (
+        f"# the local rules have no {kind} {name}: put it back first, or its parked deliveries end as route_removed:",
+        f"gateway {kind} resume {name} --force",
+    )
+
+
+def pause_steps(control: Control, route: str, destination: str, rules: Rules | None = None) -> tuple[str, ...]:
+    """Return how the pauses are lifted that hold a route's deliveries to a destination; nothing without one.
+
+    A kick retries nothing of them before that. Without a route, only a pause of the destination counts.
+    """
+    steps: list[str] = []
+    for kind, name in (("route", route), ("destination", destination)):
+        order = control.commands.get(f"pause/{kind}/{name}")
+        if order is not None and order.state == "paused":
+            steps += resume_steps(kind, name, rules)
+    return tuple(steps)
 
 
 REFUSALS = ("401", "403")

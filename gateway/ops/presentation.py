@@ -403,7 +403,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
             "" if each.count is None else f"{each.count:,}",
             each.why,
             "" if each.since is None else when(each.since),
-            "" if each.until is None else when(each.until),
+            "" if each.until is None else f"{'due since ' if each.is_due else ''}{when(each.until)}",
             each.who,
         )
         for each in findings

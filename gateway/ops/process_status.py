@@ -21,6 +21,7 @@ from gateway.ops.findings import (
     Finding,
     ask_owners_step,
     credential_step,
+    pause_steps,
     unread_finding,
 )
 from gateway.ops.output import rfc3339, when
@@ -81,7 +82,7 @@ def unreadable_finding(names: Sequence[str], version: object, where: str) -> Fin
     )
 
 
-def _hold_findings(hold: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+def _hold_findings(hold: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
     after = f" after {hold['after']}" if hold["after"] else ""
     untried_since = hold.get("untried_since")  # an older version doesn't report it
     if untried_since is not None:
@@ -103,6 +104,7 @@ def _hold_findings(hold: Mapping[str, Any], where: str, _: Control) -> Iterable[
         who=where,
         next=(
             *ask_owners_step(hold["destination"], hold["after"]),
+            *pause_steps(control, "", hold["destination"]),
             f"gateway destination kick {hold['destination']}",
         ),
     )
@@ -125,7 +127,7 @@ def _log_findings(trouble: Mapping[str, Any], where: str, _: Control) -> Iterabl
     )
 
 
-def _key_findings(keys: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+def _key_findings(keys: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
     """Yield an ordered route's keys behind a failed delivery: halted until a kick, or blocked until its retry."""
     for state, rank in (("halted", HALTED), ("blocked", WAITING)):
         if not keys[state]:
@@ -146,7 +148,7 @@ def _key_findings(keys: Mapping[str, Any], where: str, _: Control) -> Iterable[F
             since=longest.get("since"),
             until=longest.get("until"),
             who=where,
-            next=(*credential, *explain, *kick),
+            next=(*credential, *explain, *pause_steps(control, keys["route"], keys["destination"]), *kick),
             count=int(keys[state]),
         )
 

@@ -31,13 +31,23 @@ from gateway.ops.findings import (
     Finding,
     ask_owners_step,
     credential_step,
+    pause_steps,
+    resume_steps,
     unread_finding,
 )
 from gateway.ops.log_search import bounds_of
 from gateway.ops.output import rfc3339, when
 from gateway.ops.process_status import last_rule_changes
 from gateway.ops.recovery import covers
-from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, WAIT_REASONS, Backlog, LastAttempts, Parked
+from gateway.ops.waiting_deliveries import (
+    GOT,
+    MAX_ATTEMPTS_SHOWN,
+    WAIT_REASONS,
+    Backlog,
+    LastAttempts,
+    Parked,
+    counted_reason,
+)
 from gateway.rules.rules import Rules
 
 FEW_ATTEMPTS_LEFT = 3
@@ -45,6 +55,9 @@ FEW_ATTEMPTS_LEFT = 3
 
 
 MAX_GROUPS_SHOWN = 5
+
+
+_GOT_REFUSALS = tuple([f"{GOT}{status}" for status in REFUSALS])
 
 
 MAX_DEDUPED = 500_000
@@ -67,7 +80,7 @@ def paused_findings(control: Control, rules: Rules | None = None) -> list[Findin
                 is_wrong=is_paused,
                 since=order.at,
                 who=order.by,
-                next=_resume_steps(kind, name, rules) if is_paused else (),
+                next=resume_steps(kind, name, rules) if is_paused else (),
             )
         )
     return found
@@ -92,7 +105,7 @@ def unpaused_findings(
                 what=f"{kind} {name}",
                 why=NO_PAUSE,
                 since=each.first,
-                next=_resume_steps(kind, name, rules),
+                next=resume_steps(kind, name, rules),
                 count=each.count,
             )
         )
@@ -105,17 +118,13 @@ NO_PAUSE = (
 )
 
 
-def _resume_steps(kind: str, name: str, rules: Rules | None) -> tuple[str, ...]:
-    if rules is None or name in (rules.routes if kind == "route" else rules.destinations):
-        return (f"gateway {kind} resume {name}",)
-    return (
-        f"# the local rules have no {kind} {name}: put it back first, or its parked deliveries end as route_removed:",
-        f"gateway {kind} resume {name} --force",
-    )
+def waiting_findings(
+    backlogs: Iterable[Backlog], now: float, rules: Rules | None = None, control: Control | None = None
+) -> list[Finding]:
+    """Return what waits, by route and destination; with `rules`, also what will soon be dead-lettered.
 
-
-def waiting_findings(backlogs: Iterable[Backlog], now: float, rules: Rules | None = None) -> list[Finding]:
-    """Return what waits, by route and destination; with `rules`, also what will soon be dead-lettered."""
+    With `control`, what a pause holds has no next attempt, and is resumed before it is kicked.
+    """
     found = []
     for each in backlogs:
         if not each.route:
@@ -128,11 +137,18 @@ def waiting_findings(backlogs: Iterable[Backlog], now: float, rules: Rules | Non
         is_wrong = is_held or now - each.oldest > LATE
         opened = {WAIT_REASONS[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
         reasons = ", ".join(
-            [f"{number:,} {reason}{opened.get(reason, '')}" for reason, number in each.reasons.most_common(3)]
+            [counted_reason(number, reason, opened.get(reason, "")) for reason, number in each.reasons.most_common(3)]
         )
-        following = [*ask_owners_step(each.destination, after), f"gateway destination kick {each.destination}"]
-        if any(reason.startswith(REFUSALS) for reason in each.reasons):
-            following.insert(0, credential_step(each.destination))
+        following = () if control is None else pause_steps(control, each.route, each.destination, rules)
+        until = None if is_parked or following else each.due
+        if not is_parked:
+            is_refused = any(reason.startswith(_GOT_REFUSALS) for reason in each.reasons)
+            following = (
+                *((credential_step(each.destination),) if is_refused else ()),
+                *ask_owners_step(each.destination, after),
+                *following,
+                f"gateway destination kick {each.destination}",
+            )
         found.append(
             Finding(
                 rank=HELD if is_held else WAITING,
@@ -140,8 +156,9 @@ def waiting_findings(backlogs: Iterable[Backlog], now: float, rules: Rules | Non
                 why=reasons + ("" if is_parked or rules is None else _dead_letter_warning(each, rules, now)),
                 is_wrong=is_wrong,
                 since=each.oldest,
-                until=None if is_parked else max(each.due, now),
-                next=tuple(following) if is_wrong and not is_parked else (),
+                until=until,
+                is_due=until is not None and until <= now,
+                next=following if is_wrong else (),
                 count=each.count,
             )
         )
@@ -161,7 +178,8 @@ def _unknown_source_finding(backlog: Backlog, now: float) -> Finding:
         why="events of a source that isn't in the rules",
         is_wrong=is_wrong,
         since=backlog.oldest,
-        until=max(backlog.due, now),
+        until=backlog.due,
+        is_due=backlog.due <= now,
         next=following if is_wrong else (),
         count=backlog.count,
     )

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gateway.log.records import StoredDelivery
-from gateway.model import Attempt, Delivery, SpillReason
-from gateway.ops.dead_letters import result_of
+from gateway.model import Attempt, Delivery, SpillReason, result_label
 
 MAX_ATTEMPTS_SHOWN = 20
 
@@ -28,6 +27,16 @@ WAIT_REASONS: Mapping[str, str] = {
 }
 
 
+GOT = "got "
+"""Begins a reason that is the result of the last attempt."""
+
+
+NOT_TRIED = "not tried yet"
+
+
+OTHERS = "others"
+
+
 @dataclass(slots=True, kw_only=True)
 class Backlog:
     """The waiting deliveries of a route to a destination; without a route, the events of an unknown source."""
@@ -38,6 +47,7 @@ class Backlog:
     count: int = 0
     oldest: float = float("inf")
     due: float = float("inf")
+    """When the first of those may be attempted that aren't parked."""
     reasons: Counter[str] = field(default_factory=Counter)
     last: Attempt | None = None
     """The newest attempt in the log."""
@@ -48,22 +58,35 @@ class Backlog:
         delivery = stored.delivery
         self.count += 1
         self.oldest = min(self.oldest, delivery.age_began_at)
-        self.due = min(self.due, delivery.due)
+        if stored.note.why != SpillReason.PAUSED:
+            self.due = min(self.due, delivery.due)
         attempt = delivery.attempts[-1] if delivery.attempts else None
         if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):
             self.tried = replace(delivery, event=replace(delivery.event, body=b""))
         if attempt is not None and (self.last is None or attempt.at > self.last.at):
             self.last = attempt
         reason = reason_of_waiting(stored)
-        self.reasons[reason if reason in self.reasons or len(self.reasons) < MAX_REASONS else "others"] += 1
+        self.reasons[reason if reason in self.reasons or len(self.reasons) < MAX_REASONS else OTHERS] += 1
 
 
 def reason_of_waiting(stored: StoredDelivery) -> str:
-    """Return why a delivery waits: as its record says, else by its last attempt."""
+    """Return why a delivery waits: as its record says, else what its last attempt got."""
     if stored.note.why:
         return WAIT_REASONS.get(stored.note.why, stored.note.why)
-    attempts = stored.delivery.attempts
-    return result_of(attempts[-1]) if attempts else "not tried yet"
+    if not stored.delivery.attempts:
+        return NOT_TRIED
+    attempt = stored.delivery.attempts[-1]
+    label, detail = result_label(attempt), attempt.detail
+    if detail.startswith(f"{label} "):  # "503 Service Unavailable"
+        return f"{GOT}{detail}"
+    return f"{GOT}{label} ({detail})" if detail else f"{GOT}{label}"
+
+
+def counted_reason(number: int, reason: str, more: str = "") -> str:
+    """Return how many deliveries wait for a reason, as text: "2 got 503", "1 waits (breaker open after 503)"."""
+    if reason.startswith(GOT) or reason in (WAIT_REASONS[SpillReason.PAUSED], NOT_TRIED, OTHERS):
+        return f"{number:,} {reason}"
+    return f"{number:,} {'waits' if number == 1 else 'wait'} ({reason}{more})"
 
 
 @dataclass(slots=True)

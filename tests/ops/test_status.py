@@ -1,6 +1,7 @@
 """What keeps deliveries from going out, compared with the log's content."""
 
 import asyncio
+import json
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -129,18 +130,18 @@ def test_a_pause_of_what_the_rules_no_longer_have_ends_by_the_step_that_is_told(
 
 def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
     fresh = Backlog(route="build", destination="ci", count=1, oldest=990.0, due=1005.0)
-    fresh.reasons["500"] = 1
+    fresh.reasons["got 500"] = 1
     held = Backlog(route="build", destination="erp", count=2, oldest=990.0, due=8000.0)
     held.reasons["Retry-After"] = 2
     late = Backlog(route="mirror", destination="ci", count=3, oldest=900.0, due=1005.0)
-    late.reasons["500"] = 3
+    late.reasons["got 500"] = 3
     found = ranked(waiting_findings([fresh, late, held], 1000.0))
     assert [(each.what, each.rank, each.is_wrong) for each in found] == [
         ("build → erp", HELD, True),
         ("mirror → ci", WAITING, True),
         ("build → ci", WAITING, False),
     ]
-    assert (found[0].why, found[0].until, found[0].count) == ("2 Retry-After", 8000.0, 2)
+    assert (found[0].why, found[0].until, found[0].count) == ("2 wait (Retry-After)", 8000.0, 2)
     assert [each.next for each in found] == [
         ("gateway destination kick erp",),
         ("gateway destination kick ci",),
@@ -165,7 +166,7 @@ def test_what_an_open_breaker_holds_says_what_has_opened_it(
         delivery = a_delivery(id=f"dlv_{number}", attempts=attempts)
         backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.BREAKER_OPEN), at=NOW))
     (found,) = waiting_findings(backlogs, NOW)
-    assert found.why == f"3 breaker open after {after}"
+    assert found.why == f"3 wait (breaker open after {after})"
     assert found.next == (owners, "gateway destination kick ci")
 
 
@@ -189,9 +190,107 @@ def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then
         delivery = a_delivery(event=an_event(received_at=NOW - age), attempts=tries, due=NOW)
         backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.LANE_FULL), at=NOW))
     (found,) = waiting_findings(backlogs, NOW, rules_of(a_route(retry=policy)))
-    assert found.why == f"2 its queue is full{told}"
+    assert found.why == f"2 wait (its queue is full){told}"
     (found,) = waiting_findings(backlogs, NOW)
-    assert found.why == "2 its queue is full", "without rules"
+    assert found.why == "2 wait (its queue is full)", "without rules"
+
+
+def _waiting(why: str = "", *, by: str = "", due: float = NOW + 60.0, **fields: Any) -> StoredDelivery:
+    """Return a delivery that was received a while ago, and waits or is parked."""
+    event = an_event(received_at=NOW - 100.0)
+    return StoredDelivery(delivery=a_delivery(event=event, due=due, **fields), note=Note(why=why, by=by), at=NOW)
+
+
+def _found(*stored: StoredDelivery, control: Control | None = None) -> Finding:
+    backlogs = Backlogs()
+    for each in stored:
+        backlogs.add(each)
+    (found,) = waiting_findings(backlogs, NOW, control=control)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("why", "attempt", "told"),
+    [
+        ("", {"status": 503, "detail": "503 Service Unavailable"}, "2 got 503 Service Unavailable, 1 paused"),
+        ("", {"status": 503, "detail": "later"}, "2 got 503 (later), 1 paused"),
+        ("", {"status": 503}, "2 got 503, 1 paused"),
+        (
+            "",
+            {"status": None, "result": Result.TIMEOUT, "detail": "no response"},
+            "2 got timeout (no response), 1 paused",
+        ),
+        (SpillReason.OVERDUE, {"status": 503}, "2 wait (its queue is slow), 1 paused"),
+        (SpillReason.UNKNOWN_NAME, {"status": 503}, "2 wait (not in the rules), 1 paused"),
+        ("a_newer_reason", {"status": 503}, "2 wait (a_newer_reason), 1 paused"),
+    ],
+)
+def test_a_number_is_told_apart_from_the_status_that_so_many_got(why: str, attempt: dict[str, Any], told: str) -> None:
+    tries = (an_attempt(1, **attempt),)
+    parked = _waiting(SpillReason.PAUSED, by="route/build")
+    assert _found(*[_waiting(why, attempts=tries)] * 2, parked).why == told
+
+
+def test_one_waits_and_two_wait() -> None:
+    assert _found(_waiting(SpillReason.THROTTLED)).why == "1 waits (Retry-After)"
+    assert _found(_waiting()).why == "1 not tried yet"
+
+
+def test_an_attempt_that_is_due_is_told_as_due_and_since_when(capsys: pytest.CaptureFixture[str]) -> None:
+    due, later = _found(_waiting(due=NOW - 40.0)), _found(_waiting(due=NOW + 40.0))
+    assert [(each.until, each.is_due) for each in (due, later)] == [(NOW - 40.0, True), (NOW + 40.0, False)]
+    print_status(Output(json=False), [due, later], ())
+    out = capsys.readouterr().out
+    assert f"due since {when(NOW - 40.0)}" in out
+    assert f"due since {when(NOW + 40.0)}" not in out
+    print_status(Output(json=True), [due, later], ())
+    out = capsys.readouterr().out
+    assert [json.loads(line)["until"] for line in out.splitlines()] == [rfc3339(NOW - 40.0), rfc3339(NOW + 40.0)]
+    unknown = _found(_waiting(due=NOW - 40.0, route="", destination=""))
+    assert (unknown.until, unknown.is_due) == (NOW - 40.0, True)
+
+
+def test_what_is_parked_has_no_next_attempt() -> None:
+    parked = _waiting(SpillReason.PAUSED, by="route/build", due=NOW - 90.0)
+    assert (_found(parked).until, _found(parked).is_due) == (None, False)
+    mixed = _found(parked, _waiting(due=NOW + 60.0))
+    assert (mixed.until, mixed.is_due) == (NOW + 60.0, False), "that of the other one"
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (("route/build",), ("gateway route resume build",)),
+        (("destination/ci",), ("gateway destination resume ci",)),
+        (("route/build", "destination/ci"), ("gateway route resume build", "gateway destination resume ci")),
+        (("route/other", "destination/audit"), ()),
+    ],
+)
+def test_what_a_pause_holds_back_is_resumed_before_it_is_kicked(names: tuple[str, ...], steps: tuple[str, ...]) -> None:
+    control = Control([ControlRecord(kind="pause", name=name, state="paused", at=5.0) for name in names])
+    parked, retried = _waiting(SpillReason.PAUSED, by=names[0]), _waiting(attempts=(an_attempt(1, status=503),))
+    mixed = _found(parked, retried, control=control)
+    assert mixed.next == (*steps, "gateway destination kick ci")
+    assert mixed.until == (None if steps else NOW + 60.0), "what comes due meanwhile is parked"
+    assert _found(parked, control=control).next == steps, "a kick has nothing to retry"
+    refused = _waiting(attempts=(an_attempt(1, status=401),))
+    credential = "# replace our credential for ci first"
+    assert _found(refused, control=control).next == (credential, *steps, "gateway destination kick ci")
+    for name in names:
+        control.apply(ControlRecord(kind="pause", name=name, state="resuming", at=6.0))
+    assert _found(retried, control=control).next == ("gateway destination kick ci",)
+
+
+def test_what_a_process_holds_of_what_is_paused_is_resumed_before_it_is_kicked() -> None:
+    control = Control([ControlRecord(kind="pause", name="destination/ci", state="paused", at=5.0)])
+    hold = {"destination": "ci", "why": "retry_after", "after": "", "since": NOW, "until": NOW + 9}
+    keys = {"route": "build", "destination": "ci", "halted": 1, "blocked": 2}
+    found = process_findings({"holds": [hold], "ordered": [keys]}, "a:1", control)
+    assert [(each.what, each.next) for each in found if each.next] == [
+        ("destination ci", ("gateway destination resume ci", "gateway destination kick ci")),
+        ("build → ci", ("gateway destination resume ci", "gateway route kick build")),
+        ("build → ci", ("gateway destination resume ci",)),
+    ]
 
 
 async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
