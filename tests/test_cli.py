@@ -1097,7 +1097,7 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     assert out.splitlines()[0] == "route build"
     assert out.splitlines()[3].split() == ["github", "push", "2"]
     *_, known, told, command = out.splitlines()
-    assert known == "2 deliveries match; 0 undelivered as far as the log shows, 2 unknown"
+    assert known == "2 deliveries match; as far as the log shows, 0 missed or dead-lettered; 2 unknown"
     assert told == "would queue 2 deliveries: 2 events to ci; nothing was done"
     write_event("evt_late")
     code, again, _ = run(*command.removeprefix("exactly these: gateway ").split(), "--dry-run")
@@ -1132,6 +1132,9 @@ def write_reading(route: str, offset: int, at: float, **fields: Any) -> None:
         give(order)
 
 
+ENDED = "delivered, dropped or on their way (`gateway status` shows what waits)"
+
+
 @pytest.mark.usefixtures("log")
 def test_what_a_route_has_taken_itself_is_told_and_can_be_left_out(run: Run) -> None:
     for number in range(5):
@@ -1139,19 +1142,20 @@ def test_what_a_route_has_taken_itself_is_told_and_can_be_left_out(run: Run) -> 
     began = time.time() - 60
     write_reading("before", 0, began)
     words = ["replay", "--route", "build", "--from", "1h"]
-    assert "5 deliveries match; 5 undelivered as far as" in run(*words, "--dry-run")[1]
+    told = "5 deliveries match; as far as the log shows, 5 missed or dead-lettered\n"
+    assert told in run(*words, "--dry-run")[1]
     write_reading("build", 1, began + 30)
     code, out, err = run(*words, "--dry-run")
     assert (code, out.splitlines()[-3:-1]) == (
         0,
         [
-            "5 deliveries match; 1 undelivered as far as the log shows",
+            f"5 deliveries match; as far as the log shows, 1 missed or dead-lettered; 4 {ENDED}",
             "would queue 5 deliveries: 5 events to ci; nothing was done",
         ],
     )
     moment = rfc3339(began + 30)
     assert err == (
-        f"route build last changed at {moment} and has delivered later events itself; "
+        f"route build last changed at {moment} and takes later events itself; "
         f"use --to {moment} or --undelivered to exclude them\n"
     )
     code, out, err = run(*words, "--undelivered", "--dry-run")
@@ -1166,6 +1170,25 @@ def test_what_a_route_has_taken_itself_is_told_and_can_be_left_out(run: Run) -> 
     assert f"replay {order.name} of route build hasn't ended: what it queues may be counted here, too" in err
     give(order.with_state("done", count=1))
     assert run(*words, "--to", moment, "--dry-run")[2] == ""
+
+
+@pytest.mark.usefixtures("log")
+def test_what_waits_for_a_retry_is_not_told_as_delivered(run: Run) -> None:
+    write_reading("build", 0, time.time() - 60)
+    for number in range(7):
+        write_event(f"evt_{number}")
+    words = ["replay", "--route", "build", "--from", "1h", "--undelivered"]
+    told = f"7 deliveries match; as far as the log shows, 0 missed or dead-lettered; 7 {ENDED}"
+    assert run(*words, "--dry-run")[1].splitlines()[-3] == told
+
+    queued = "queued 0 deliveries by build, from 7 records of events"
+    left_out = (
+        "; left out is what was delivered or dropped, is on its way (`gateway status` shows what waits) or unknown"
+    )
+    for asked, more in ((words, left_out), (words[:-1], "")):
+        run(*asked, "--no-wait")
+        carry_out(orders()[-1], count=0)
+        assert run("replay", "--follow", orders()[-1].name)[:2] == (0, f"{queued}{more}\n")
 
 
 @pytest.mark.usefixtures("log")

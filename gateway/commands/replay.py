@@ -13,7 +13,7 @@ from gateway.commands.base import LOG, Call, command, opened_log, rules_without_
 from gateway.commands.control import not_included_text
 from gateway.commands.events import find
 from gateway.commands.values import Parser, duration, moment, rate
-from gateway.engine.control.records import Selection
+from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.replay_matcher import Matched
 from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sighted_of
@@ -33,6 +33,10 @@ from gateway.text import did_you_mean
 
 DUE = "due within 5 seconds, then at their destinations' own pace"
 """When queued deliveries are made."""
+
+
+WAITS = "`gateway status` shows what waits"
+"""Where the deliveries are shown that wait for a retry or are parked: a replay doesn't read their topics."""
 
 
 MAX_ROUTES = 100
@@ -57,7 +61,7 @@ def replay_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--undelivered",
         action="store_true",
-        help="only what the route has not delivered, as far as the log shows",
+        help="only what the route has missed, and its open dead letters, as far as the log shows",
     )
     parser.add_argument(
         "--rate",
@@ -233,7 +237,7 @@ def _suggest_end(output: Output, control: Control, rules: Rules, selection: Sele
     since = control.history.since(selection.route, text, window.ends)
     if since is not None and since > selection.since and (selection.until is None or since < selection.until):
         output.note(
-            f"route {selection.route} last changed at {rfc3339(since)} and has delivered later events itself; "
+            f"route {selection.route} last changed at {rfc3339(since)} and takes later events itself; "
             f"use --to {rfc3339(since)} or --undelivered to exclude them"
         )
 
@@ -290,13 +294,22 @@ async def _count_replay(
         output.table(["source", "type", "events"], rows, right=("events",))
     if failing:
         output.note(f"for {count(failing, 'event')} the route's condition fails: each would become another dead letter")
-    unknown = f", {total.unknown:,} unknown" if total.unknown else ""
-    output.print(
-        f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "
-        f"{total.undelivered:,} undelivered as far as the log shows{unknown}"
-    )
+    output.print(_fates_text(total))
     output.print(f"would queue {_queued_text(total.count, destinations)}; nothing was done")
     return total.deliveries
+
+
+def _fates_text(total: "_Counted") -> str:
+    """Return what is known of the matching deliveries, as text; no success is recorded."""
+    others = total.matching - total.undelivered - total.unknown
+    under_way = (
+        f"; {others:,} delivered, dropped or on {'its' if others == 1 else 'their'} way ({WAITS})" if others else ""
+    )
+    unknown = f"; {total.unknown:,} unknown" if total.unknown else ""
+    return (
+        f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "
+        f"as far as the log shows, {total.undelivered:,} missed or dead-lettered{under_way}{unknown}"
+    )
 
 
 def _queued_text(events: int, destinations: Mapping[str, int]) -> str:
@@ -433,7 +446,8 @@ def _replay_ended(output: Output, last: Progress) -> int:
     queued = f"{count(last.injected, 'delivery')}{by}, from {count(last.scanned, 'record')} of events"
     match last.order.state:
         case "done":
-            output.print(f"queued {queued}" + (f": {DUE}" if last.injected else "") + not_included_text(last.order))
+            when = f": {DUE}" if last.injected else ""
+            output.print(f"queued {queued}{when}{_left_out(last.order)}{not_included_text(last.order)}")
             return 0
         case "cancelled":
             because = f": {last.order.detail}" if last.order.detail else ""
@@ -450,6 +464,13 @@ def _replay_ended(output: Output, last: Progress) -> int:
                 f"replay {name} made no progress: is a gateway running? The replay is stored, and continues once one is"
             )
     return 1
+
+
+def _left_out(order: ControlRecord) -> str:
+    """Return what a replay of the undelivered has left out, as the end of a line; "" for others."""
+    if order.selection is None or not order.selection.undelivered:
+        return ""
+    return f"; left out is what was delivered or dropped, is on its way ({WAITS}) or unknown"
 
 
 async def _cancel_replay(call: Call, client: ControlClient, name: str) -> int:

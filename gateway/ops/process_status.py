@@ -234,7 +234,10 @@ def _unrouted_before_findings(source: Mapping[str, Any], where: str, control: Co
     ready = "# if the current rules are correct, recover the missed events (count first with --dry-run):"
     following = (ready, _replay(name, since)) if left else ()
     if done is not None and done.most > count:
-        following = ("# how many are still undelivered, as far as the log shows:", f"{_replay(name, since)} --dry-run")
+        following = (
+            "# how many are still missed or dead-lettered, as far as the log shows:",
+            f"{_replay(name, since)} --dry-run",
+        )
     yield Finding(
         rank=SOURCE,
         what=f"source {name}",

@@ -134,7 +134,7 @@ async def test_each_number_that_a_replay_tells_is_what_its_destination_got(place
             await asyncio.sleep(2)
             words = ("replay", "--route", "another", "--from", "1h")
             told = await call(*words, "--dry-run")
-            missed = number(r"(\d+) undelivered", told)
+            missed = number(r"(\d+) missed", told)
             assert re.search("use --to .+Z or --undelivered to exclude them", told), told
             assert number(r"would queue (\d+) deliveries", told) == number(r"(\d+) deliveries match", told) > missed
             told = await call("replay", "--source", "github", "--from", "1h", "--undelivered")
@@ -149,7 +149,7 @@ async def test_each_number_that_a_replay_tells_is_what_its_destination_got(place
             assert came == dict.fromkeys(load.acknowledged, 1), gateway.story()
 
             told = await call(*words, "--dry-run")
-            assert number(r"(\d+) undelivered", told) == 0
+            assert number(r"(\d+) missed", told) == 0
             assert number(r"would queue (\d+) deliveries", told) == len(came)
             exactly = told.partition("exactly these: gateway ")[2].split()
             assert number(r"queued (\d+) deliveries", await call(*exactly)) == len(came)
