@@ -195,8 +195,9 @@ class SuccessorWriter:
             bounds, unread = await self._log.readable(topic)
         except LogUnavailableError:
             return None
-        own = partition_of(key, len(bounds) + len(unread))
-        return sorted(bounds)[own % len(bounds)] if bounds and own in unread else None
+        if not bounds or (own := partition_of(key, len(bounds) + len(unread))) in bounds:
+            return None
+        return sorted(bounds)[own % len(bounds)]
 
 
 def _key(delivery: Delivery) -> bytes:

@@ -15,7 +15,8 @@ from gateway.model import NO_NOTE, Note
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import SlowLog, a_backlog, injected, once
-from tests.engine.test_replay import owning
+from tests.engine.test_replay import an_order as a_replay
+from tests.engine.test_replay import events_of, owning
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, publish, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
@@ -369,6 +370,21 @@ async def test_a_resume_ends_though_the_control_topic_is_recreated_meanwhile() -
         assert control.commands[f"pause/{NAME}"].state == "active"
         assert (await world.log.bounds(TOPICS.control))[0][1] < 100
     assert injected(world).keys() == once(3).keys()
+
+
+@virtual
+async def test_a_replay_goes_on_though_the_control_topic_is_recreated_meanwhile() -> None:
+    world = await a_world(a_route())
+    await many_control_records(world)
+    await events_of(world, 50)
+    async with owning(world) as control:
+        await a_replay(world, rate=5.0)
+        await asyncio.sleep(4)
+        await world.log.make_again(TOPICS.control)
+        await ControlClient(world.log, TOPICS).pause("route/another")
+        await asyncio.sleep(60)
+        assert control.commands["replay/x"].state == "done"
+    assert injected(world).keys() == once(50).keys()
 
 
 @virtual

@@ -214,6 +214,9 @@ class Broker:
             self._tell_readers(topic)
 
     def _see_range(self, topic: str) -> None:
+        for reader in self.readers:
+            for partition in self.of(topic):
+                reader.start_over(partition)
         for group in self.groups.values():
             for member in group.members:
                 for partition in self.of(topic):
@@ -938,6 +941,12 @@ class SimulatedConsumer:
         is_asked = partition not in self._paused and partition not in self._broker.leaderless
         if at is not None and is_asked and at > self._broker.segments[partition].end:
             self._out_of_range.add(partition)
+
+    def start_over(self, partition: Partition) -> None:
+        """Read on at the start, without a group, if our position is beyond the end; nobody is told."""
+        if self.positions.get(partition, 0) > self._broker.segments[partition].end:
+            self.positions[partition] = self._broker.segments[partition].start
+            self.wake()
 
     def _first(self, partition: Partition, at: int) -> int:
         """Return the offset from which fetches go on."""

@@ -47,9 +47,11 @@ TOPIC_FAULTS = (
 RETENTION = "retention"
 """The log's start moves past records that aren't done, unread ones mostly: added to any others."""
 REMAKE = "remake"
-"""A retry topic, the parked or the dead one is deleted, and made again empty, after an order: added to any others. Not
-where leaders' clocks are apart, by which a record is told from one of the topic before; nor with retention, since
-nobody can count what was lost of a topic that is gone."""
+"""A retry topic, the parked or the dead one, or where no process begins the control topic, is deleted and made again
+empty, after an order: added to any others. Not where leaders' clocks are apart, by which a record is told from one of
+the topic before; nor with retention, since nobody can count what was lost of a topic that is gone."""
+RESTARTS = frozenset({"crash", "stop", "start", REVOKE_GRACE})
+"""Steps by which a process begins: it knows nothing of what was commanded before the control topic was recreated."""
 PAIRS = "pairs"
 """The conditions, the sources or the order of one route change twice or more within moments, amid events of which an
 earlier one isn't finished elsewhere; soon a process is killed, or gives up gracefully: added to any others."""
@@ -179,6 +181,8 @@ def plan_of(seed: int) -> Plan:
         *_moves(_stream(seed, "moves"), world),
         *_unknown_offsets(_stream(seed, "unknown offsets"), world),
     ]
+    if RESTARTS.intersection([step.do for step in steps]):
+        steps = [step for step in steps if not (step.do == "remake" and step.what["kind"] == "control")]
     return replace(world, steps=tuple(sorted(steps, key=lambda step: step.at)))
 
 
@@ -740,6 +744,9 @@ def _remakes(random: Random, world: Plan) -> Iterable[Step]:
         at = random.uniform(1.0, world.horizon)
         destination = random.choice(list(world.destinations)[1:])
         kind = random.choice(("retry", "retry", "parked", "dead"))
+        is_of_control = random.random() < 0.3
+        if is_of_control:
+            yield Step(0.5, "fill", {"count": random.choice((0, 30, 300))})
         begin, orders, end = _made_backlogs(random, kind, destination, count)
         yield replace(begin, at=round(at, 6))
         yield from _burst(random, world, at + 2.5, 3000 + 100 * count)
@@ -747,7 +754,11 @@ def _remakes(random: Random, world: Plan) -> Iterable[Step]:
         yield replace(orders[0], at=round(at, 6))
         at += random.choice((1.0, 5.0, 15.0)) * random.uniform(0.2, 1.0)
         away = random.choice((0.0, 0.0, 2.0, 15.0)) * random.uniform(0.5, 1.0)
-        made = {"kind": kind, "number": random.randrange(1 << 30), "seconds": round(away, 3)}
+        made = {
+            "kind": "control" if is_of_control else kind,
+            "number": random.randrange(1 << 30),
+            "seconds": round(away, 3),
+        }
         yield Step(round(at, 6), "remake", made)
         if kind == "parked":
             yield replace(begin, at=round(at + random.uniform(-1.0, 1.0) * away, 6))

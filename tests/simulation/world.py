@@ -333,6 +333,7 @@ class World:
             "leaderless": self._lose_leader,
             "delete": self._delete,
             "remake": self._make_again,
+            "fill": self._fill,
             "grow": lambda what: self.broker.grow(f"{TOPICS.prefix}{what['topic']}", what["by"]),
             "crash": self._crash,
             "stop": self._stop,
@@ -419,6 +420,14 @@ class World:
         used = [name for name in names if any(self.broker.segments[each].end for each in self.broker.of(name))]
         if names := used or names:
             self.broker.make_again(names[what["number"] % len(names)], what["seconds"])
+        if what["kind"] == "control":
+            self.ledger.deaf(self.now() + what["seconds"])
+
+    def _fill(self, what: Mapping[str, Any]) -> None:
+        """Let the control topic have many records, so that a recreated one is shorter for long."""
+        for number in range(what["count"]):
+            order = ControlRecord(kind="pause", name=f"route/filler-{number}", state="active", at=EPOCH + self.now())
+            self.broker.store(OUTSIDE, CONTROL, *order.encode(), [])
 
     def _crash(self, what: Mapping[str, Any]) -> None:
         process = self.processes.get(what["process"])
@@ -504,7 +513,11 @@ class World:
 
     def _order(self, what: Mapping[str, Any]) -> None:
         kind, name, at = what["kind"], what["name"], EPOCH + self.now()
-        if CONTROL in self.broker.leaderless or ("for" in what and TOPICS.dead in self.broker.gone):
+        if (
+            CONTROL in self.broker.leaderless
+            or CONTROL.topic in self.broker.gone
+            or ("for" in what and TOPICS.dead in self.broker.gone)
+        ):
             return  # and so says the command to its operator
         match kind:
             case "pause":

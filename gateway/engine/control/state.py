@@ -126,8 +126,10 @@ class Control:
             self._checkpoints.pop(name, None)
             return
         self._checkpoints[name] = checkpoint
-        if checkpoint.state == "done" and name in self._asked and self._offsets[name] < checkpoint.answers:
-            command = self._asked.pop(name)
+        command = self._asked.get(name)
+        is_answered = checkpoint.state == "done" and self._offsets.get(name, 0) < checkpoint.answers
+        if command is not None and command.kind in ("pause", "kick") and is_answered:
+            del self._asked[name]
             ended: State = "active" if command.kind == "pause" else "done"
             self.commands[name] = command.with_state(
                 ended,

@@ -239,16 +239,19 @@ class Scan:
         """Publish a run's checkpoint, retrying, unless another owner has continued from the last one."""
         key = run.command.key
         while self.control.checkpoint(key) in (run.last_checkpoint, run.previous_checkpoint):
+            answers = self._answers_of(run) if is_last else self.control.answered(key)
+            # A sweep answers no command; one of a former control topic would be taken for answered.
+            is_open = not is_last and not answers and self.control.is_open(key)
             checkpoint = ControlRecord(
                 kind="marker",
                 name=key,
-                state=state,
+                state="asked" if is_open else state,
                 at=self.log.now(),
                 checkpoint=dict(run.positions),
                 count=run.count,
                 unread=len(self.unread) if is_last else 0,
                 detail=run.detail if is_last else "",
-                answers=self._answers_of(run) if is_last else self.control.answered(key),
+                answers=answers,
                 routes=self.control.replayed_as(key),
                 tried=None if run.outcome is None else run.outcome.tried,
                 delivered=None if run.outcome is None else run.outcome.delivered,
