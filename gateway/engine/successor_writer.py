@@ -44,10 +44,15 @@ def never() -> bool:
     return False
 
 
+def ignored() -> None:
+    """Do nothing about a failure: it is retried."""
+
+
 class SuccessorWriter:
     """Retries appends until they are acknowledged, or until they aren't wanted, as another owner has the record.
 
-    While the owner `is_undecided`, none is started: another owner may start the same one.
+    While the owner `is_undecided`, none is started: another owner may start the same one. `failed` is called whenever
+    one has failed, before the pause.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class SuccessorWriter:
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
         *,
+        failed: Callable[[], None] = ignored,
         may_move: bool = False,
     ) -> bool:
         """Store a delivery in a tier or in the parked topic. Return False if it isn't wanted any more.
@@ -87,11 +93,12 @@ class SuccessorWriter:
         headers = encode_delivery(delivery, note, at=self._log.now())
         return await self._append(
             topic,
-            _key(delivery),
+            key_of(delivery),
             delivery.event.body,
             headers,
             is_wanted=is_wanted,
             is_undecided=is_undecided,
+            failed=failed,
             may_move=may_move,
         )
 
@@ -101,20 +108,29 @@ class SuccessorWriter:
         end: DeadLettered,
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
+        *,
+        failed: Callable[[], None] = ignored,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
         note = Note(reason=end.reason, detail=end.detail)
-        key, body = _key(delivery), delivery.event.body
+        key, body = key_of(delivery), delivery.event.body
         try:
             headers = encode_delivery(delivery, note, at=self._log.now())
             is_stored = await self._append(
-                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided
+                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided, failed=failed
             )
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
             headers = encode_delivery(slim, replace(note, detail=end.detail[:200]), at=self._log.now())
             is_stored = await self._append(
-                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided, is_last=True
+                self._topics.dead,
+                key,
+                body,
+                headers,
+                is_wanted=is_wanted,
+                is_undecided=is_undecided,
+                failed=failed,
+                is_last=True,
             )
         if is_stored:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
@@ -133,19 +149,33 @@ class SuccessorWriter:
         error: UndecodableRecordError,
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
+        *,
+        failed: Callable[[], None] = ignored,
     ) -> bool:
         """Dead-letter a record that can't be decoded, truncated if it doesn't fit."""
         self.undecodable.count_undecodable(topic, record.offset, error)
         headers = [*record.headers, ("gw_undecodable", str(error).encode(errors="backslashreplace"))]
         try:
             is_stored = await self._append(
-                self._topics.dead, record.key, record.value, headers, is_wanted=is_wanted, is_undecided=is_undecided
+                self._topics.dead,
+                record.key,
+                record.value,
+                headers,
+                is_wanted=is_wanted,
+                is_undecided=is_undecided,
+                failed=failed,
             )
         except RecordTooLargeError:
             kept = record.value[:KEPT_OF_OVERSIZED]
             short = [headers[-1], ("gw_truncated", b"%d" % len(record.value))]
             is_stored = await self._append(
-                self._topics.dead, record.key[:1024], kept, short, is_wanted=is_wanted, is_undecided=is_undecided
+                self._topics.dead,
+                record.key[:1024],
+                kept,
+                short,
+                is_wanted=is_wanted,
+                is_undecided=is_undecided,
+                failed=failed,
             )
         if is_stored:
             self._metrics.dead_letters.labels("", "", DeadReason.UNDECODABLE).inc()
@@ -161,6 +191,7 @@ class SuccessorWriter:
         partition: int | None = None,
         is_wanted: Callable[[], bool],
         is_undecided: Callable[[], bool],
+        failed: Callable[[], None] = ignored,
         is_last: bool = False,
         may_move: bool = False,
     ) -> bool:
@@ -180,6 +211,7 @@ class SuccessorWriter:
                     raise
                 if not is_wanted():
                     return False
+                failed()
                 if count := self._repeated.count(topic, self._log.now()):
                     self._logger.warning("append_retried", topic=topic, count=count, error=str(error))
                 await self._sleep(pause)
@@ -200,5 +232,6 @@ class SuccessorWriter:
         return sorted(bounds)[own % len(bounds)]
 
 
-def _key(delivery: Delivery) -> bytes:
+def key_of(delivery: Delivery) -> bytes:
+    """Return the key of the successors of a delivery, in each topic."""
     return (delivery.destination or delivery.event.source).encode()
