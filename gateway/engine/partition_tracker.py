@@ -86,7 +86,7 @@ class Stage(Enum):
     ATTEMPT = auto()
     """The lane has started it: an attempt is in flight, or has just ended."""
     APPEND = auto()
-    """Its successor or its dead letter is being written, or waits for memory."""
+    """Its successor or its dead letter is being written, or waits for memory or for others of its key."""
     ENDED = auto()
     """It has ended, has a successor, or belongs to another owner."""
 

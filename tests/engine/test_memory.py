@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-from gateway.engine.delivery import dispatcher
-from gateway.engine.delivery.dispatcher import APPEND_OVERHEAD
+from gateway.engine.delivery import appends
+from gateway.engine.delivery.appends import APPEND_OVERHEAD
 from gateway.engine.worker import Worker
-from gateway.log.base import Position, RecordHeaders
+from gateway.log.base import Partition, Position, RecordHeaders, partition_of
 from gateway.log.topics import TIERS
 from gateway.model import Event, Result
-from tests.builders import a_route, an_event
-from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, rules_of, running, virtual
+from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, a_world, rules_of, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
@@ -87,7 +87,7 @@ async def _counted(count: int, fan_out: int, headers: int) -> None:
         finally:
             tracemalloc.stop()
         assert taken(worker) == count
-        assert 0.55 < traced / (worker._router._memory_bytes + worker._dispatch._bytes_in_appends) < 1.1
+        assert 0.55 < traced / (worker._router._memory_bytes + worker._dispatch._appends.memory_bytes) < 1.1
         await recovered(world, log)
         assert worker._router._memory_bytes == 0
 
@@ -114,14 +114,14 @@ async def test_appends_that_the_log_does_not_take_wait_without_headers_of_their_
     world, log = await a_stalled_world(50)
     await world.put(*large_events(100))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatcher, "MAX_BYTES_IN_APPENDS", MIB)
+        patch.setattr(appends, "MAX_BYTES_IN_APPENDS", MIB)
         async with running(world) as worker:
             await asyncio.sleep(20)
             assert taken(worker) == 100
-            assert MIB <= worker._dispatch._bytes_in_appends < MIB + 2 * APPEND_OVERHEAD
+            assert MIB <= worker._dispatch._appends.memory_bytes < MIB + 2 * APPEND_OVERHEAD
             assert len(worker._dispatch._under_way) < MIB / APPEND_OVERHEAD
             await recovered(world, log)
-            assert (worker._router._memory_bytes, worker._dispatch._bytes_in_appends) == (0, 0)
+            assert (worker._router._memory_bytes, worker._dispatch._appends.memory_bytes) == (0, 0)
 
 
 @virtual
@@ -129,7 +129,7 @@ async def test_a_drain_ends_appends_that_wait_for_others() -> None:
     world, log = await a_stalled_world(50)
     await world.put(*large_events(20))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatcher, "MAX_BYTES_IN_APPENDS", 20_000)
+        patch.setattr(appends, "MAX_BYTES_IN_APPENDS", 20_000)
         async with running(world):
             await asyncio.sleep(5)
             log.goes_on.set()
@@ -148,6 +148,46 @@ async def test_what_was_set_aside_is_read_again_where_its_partition_goes_to_anot
         async with running(world):
             await recovered(world, log)
     assert len({(name, event) for name, event, _ in world.client.made}) == 100 * 50
+
+
+@pytest.mark.parametrize(("destinations", "count"), [(1, 300), (60, 10)])
+def test_appends_to_partitions_without_a_leader_leave_memory_to_those_of_others(destinations: int, count: int) -> None:
+    run(_beside_partitions_without_a_leader(destinations, count))
+
+
+async def _beside_partitions_without_a_leader(destinations: int, count: int) -> None:
+    bad, good = [f"bad{number}" for number in range(destinations)], "good"
+    patient = a_policy(schedule=(60.0,), max_attempts=50, max_age=86400.0)
+    world = await a_world(
+        a_route("bad", to=tuple(bad), match={"type": "bad"}, retry=patient),
+        a_route("good", to=(good,), match={"type": "good"}, retry=patient),
+        good=[503, 200],
+    )
+    world.client.scripts.update({name: [503] for name in bad})
+    lost = [
+        Partition(topic, partition_of(name.encode(), width))
+        for topic, width in (await world.log.partitions([TOPICS.retry(tier) for tier in TIERS])).items()
+        for name in bad
+        if partition_of(name.encode(), width) != partition_of(good.encode(), width)
+    ]
+    for partition in lost:
+        world.log.lose_leader(partition)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(appends, "MAX_BYTES_IN_APPENDS", MIB)
+        async with running(world) as worker:
+            for number in range(count):
+                await world.put(an_event(id=f"evt_{number}", received_at=now(), type="bad", key=f"k{number}"))
+                await asyncio.sleep(0.1)
+            await world.put(an_event(id="evt_good", received_at=now(), type="good"))
+            await asyncio.sleep(600)
+            assert len([name for name, *_ in world.client.made if name == good]) == 2, "due again after 60 s"
+            world.client.scripts.clear()
+            for partition in lost:
+                world.log.find_leader(partition)
+            await world.doze(600)
+            assert worker._router._memory_bytes == 0
+    assert {event for name, event, _ in world.client.made if name == bad[0]} == {f"evt_{n}" for n in range(count)}
+    assert not world.dead()
 
 
 STALLED = """

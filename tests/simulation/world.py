@@ -26,7 +26,7 @@ from gateway.engine import commit_progress, router
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.state import Control
-from gateway.engine.delivery import dispatcher
+from gateway.engine.delivery import appends
 from gateway.engine.delivery.lanes import MAX_WAIT
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.jobs import replay, scan
@@ -86,7 +86,7 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commit_progress, "WINDOW", plan.window)
         patch.setattr(router, "MAX_BYTES", plan.memory)
-        patch.setattr(dispatcher, "MAX_BYTES_IN_APPENDS", plan.memory // 4)
+        patch.setattr(appends, "MAX_BYTES_IN_APPENDS", plan.memory // 4)
         patch.setitem(defaults, "window", plan.window)
         for module in (scan, replay):
             patch.setattr(module, "BATCH", min(plan.batch, module.BATCH))
@@ -787,7 +787,7 @@ class Process:
             "retries": budget._retries,
             "in doubt": budget._doubtful,
             "bytes under way": budget._bytes_under_way,
-            "bytes of appends": worker._dispatch._bytes_in_appends,
+            "bytes of appends": worker._dispatch._appends.memory_bytes,
             "bytes of records": sum(member._memory_bytes for member in members),
         }
 

@@ -12,7 +12,6 @@ go to a tier or to the parked topic waits in memory instead.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, assert_never
 from gateway.engine import tiers
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery import retry_decision
+from gateway.engine.delivery.appends import APPEND_OVERHEAD, Append, Appends
 from gateway.engine.delivery.attempts import Attempts
 from gateway.engine.delivery.holds import Holds
 from gateway.engine.delivery.lanes import Lane, Spill
@@ -29,7 +29,7 @@ from gateway.engine.delivery.outcomes import Outcomes
 from gateway.engine.delivery.schedule import Schedule
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage
 from gateway.engine.services import Client, Services
-from gateway.engine.successor_writer import SuccessorWriter
+from gateway.engine.successor_writer import SuccessorWriter, key_of
 from gateway.log.base import Record
 from gateway.log.topics import TIERS
 from gateway.model import (
@@ -59,11 +59,6 @@ CUT_SHORT_GRACE = 0.25
 """Minimum duration of an attempt that is cut short: a gap in the log may fill a window in the middle of any."""
 RETRIES_AT_ONCE = 4
 """Retries admitted before other tasks run: a new event waits for several such turns, a retry has waited anyway."""
-APPEND_OVERHEAD = 6144
-"""Bytes of memory of an unacknowledged append of a successor, without its headers: some 4,000 here, the rest in the
-log's client."""
-MAX_BYTES_IN_APPENDS = 64 << 20
-"""Maximum bytes of memory of all such appends, some eight thousand; further ones wait without taking memory."""
 UNKNOWN_RETRY_DELAY = 60.0
 UNKNOWN_MAX_AGE = 3600.0
 """Seconds during which a name that the rules lack may be explained by a rolling deployment."""
@@ -92,8 +87,7 @@ class Dispatcher:
         self._pausing: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
-        self._bytes_in_appends = 0  # bytes of memory of the appends in flight
-        self._waiting_appends: deque[Callable[[], None]] = deque()  # appends that wait for memory
+        self._appends = Appends()
         self._is_draining = False
 
     @property
@@ -154,27 +148,21 @@ class Dispatcher:
     def dead_letter_undecodable(self, pending: PendingRecord, record: Record, error: UndecodableRecordError) -> None:
         """Dead-letter a record that can't be decoded."""
 
-        async def write() -> None:
-            tracker = pending.tracker
-            await self._successors.dead_letter_undecodable(
-                tracker.partition.topic,
-                record,
-                error,
-                lambda: not pending.tracker.is_lost,
-                lambda: pending.tracker.is_suspended,
+        async def write(append: Append) -> None:
+            topic = pending.tracker.partition.topic
+            is_stored = await self._successors.dead_letter_undecodable(
+                topic, record, error, *self._claim(pending, append), failed=partial(self._appends.failed, append)
             )
             pending.unfinished = 0
             pending.tracker.owner.done(pending)
-
-            self._release_append(size)
+            self._appends.ended(append, is_stored=is_stored)
 
         pending.unfinished = 1
         size = APPEND_OVERHEAD + pending.size // 3
-        if self._bytes_in_appends < MAX_BYTES_IN_APPENDS:
-            self._bytes_in_appends += size
-            self.spawn(write, "worker-successor")
-        else:
-            self._waiting_appends.append(partial(self.dead_letter_undecodable, pending, record, error))
+        again = partial(self.dead_letter_undecodable, pending, record, error)
+        append = self._appends.begin(self._topics.dead, record.key, size, source=pending, again=again)
+        if append is not None:
+            self.spawn(partial(write, append), "worker-successor")
 
     def defer(self, item: PendingDelivery, due: float, now: float) -> None:
         """Delay a delivery until it is due: in a tier, or in memory if that is soon."""
@@ -379,51 +367,55 @@ class Dispatcher:
             self._finish(item)  # another owner reads it again; only the memory is released
         elif not tracker.is_writable:
             item.stage = Stage.WAITING
-        elif self._bytes_in_appends >= MAX_BYTES_IN_APPENDS:
-            item.stage = Stage.APPEND
-            self._waiting_appends.append(partial(self._write_successor, item, topic, end))
         else:
             item.stage = Stage.APPEND
-            item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-            self._bytes_in_appends += _size_of_write(item)
-            write = self._write if self._traces is None else partial(self._write_traced, self._traces)
-            self.spawn(partial(write, item, topic, end), "worker-successor")
+            again = partial(self._write_successor, item, topic, end)
+            size = _size_of_write(item)
+            append = self._appends.begin(topic, key_of(item.delivery), size, source=item, again=again)
+            if append is not None:
+                item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
+                write = self._write if self._traces is None else partial(self._write_traced, self._traces)
+                self.spawn(partial(write, item, topic, end, append), "worker-successor")
 
-    async def _write(self, item: PendingDelivery, topic: str, end: DeadLettered | None) -> None:
-        def is_wanted() -> bool:
-            return not item.pending.tracker.is_lost
-
-        def is_undecided() -> bool:
-            return item.pending.tracker.is_suspended
-
+    async def _write(self, item: PendingDelivery, topic: str, end: DeadLettered | None, append: Append) -> None:
         delivery = item.delivery
+        claim = self._claim(item.pending, append)
+        failed = partial(self._appends.failed, append)
         is_stored = False
         if end is None:
             try:
-                is_stored = await self._successors.store(topic, delivery, item.note, is_wanted, is_undecided)
+                is_stored = await self._successors.store(topic, delivery, item.note, *claim, failed=failed)
             except RecordTooLargeError:
                 end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
         if end is not None:
-            is_stored = await self._successors.dead_letter(delivery, end, is_wanted, is_undecided)
+            is_stored = await self._successors.dead_letter(delivery, end, *claim, failed=failed)
             if is_stored:
                 made = delivery.attempts[-1].number if delivery.attempts else 0
                 self._outcomes.ended(item, end, made, self._log.now())
         self._finish(item)
-        self._release_append(_size_of_write(item))
+        self._appends.ended(append, is_stored=is_stored)
 
     async def _write_traced(
-        self, traces: "Traces", item: PendingDelivery, topic: str, end: DeadLettered | None
+        self, traces: "Traces", item: PendingDelivery, topic: str, end: DeadLettered | None, append: Append
     ) -> None:
         with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
             if end is not None:
                 span.set_attributes({"gateway.reason": end.reason})
-            await self._write(item, topic, end)
+            await self._write(item, topic, end, append)
 
-    def _release_append(self, size: int) -> None:
-        """Release the memory of an append, and start those that wait for memory."""
-        self._bytes_in_appends -= size
-        while self._waiting_appends and self._bytes_in_appends < MAX_BYTES_IN_APPENDS:
-            self._waiting_appends.popleft()()
+    def _claim(self, pending: PendingRecord, append: Append) -> tuple[Callable[[], bool], Callable[[], bool]]:
+        """Return whether an append is wanted, and whether that is undecided."""
+
+        def is_wanted() -> bool:
+            return not pending.tracker.is_lost
+
+        def is_undecided() -> bool:
+            if pending.tracker.is_suspended:
+                self._appends.undecided(append)
+                return True
+            return False
+
+        return is_wanted, is_undecided
 
     def _finish(self, item: PendingDelivery) -> None:
         item.stage = Stage.ENDED
@@ -460,7 +452,7 @@ class Dispatcher:
         for item in begun:
             self.move_to_tier(item)
         while (
-            unfinished := len(self._under_way) + len(self._waiting_appends)
+            unfinished := len(self._under_way) + self._appends.waiting
         ) and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
         if unfinished:
@@ -468,7 +460,7 @@ class Dispatcher:
 
     def abandon(self) -> None:
         """Cancel the attempts and appends that are still in flight."""
-        self._waiting_appends.clear()
+        self._appends.abandon()
         for task in self._under_way:
             task.cancel()
 
