@@ -262,6 +262,7 @@ class Member(ABC):
                     pending.unfinished -= 1
             if pending.unfinished == 0:
                 self._memory_bytes -= pending.memory_bytes
+        self._dispatch.release_waiting_appends(tracker)
 
     # Reading.
 

@@ -190,6 +190,24 @@ async def _beside_partitions_without_a_leader(destinations: int, count: int) -> 
     assert not world.dead()
 
 
+@virtual
+async def test_what_waits_for_a_partition_without_a_leader_leaves_memory_with_its_own_partition() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(60.0,), max_age=86400.0)), ci=[503])
+    for topic, count in (await world.log.partitions([TOPICS.retry(tier) for tier in TIERS])).items():
+        world.log.lose_leader(Partition(topic, partition_of(b"ci", count)))
+    await world.put(*[an_event(id=f"evt_{n}", received_at=now(), key=f"k{n}") for n in range(300)])
+    async with running(world) as worker:
+        await asyncio.sleep(60)
+        assert worker._dispatch._appends.waiting > 200
+        before = taken(worker)
+        async with running(world):
+            await asyncio.sleep(60)
+            assert taken(worker) < before
+            trackers = worker._router.trackers.values()
+            theirs = [pending.memory_bytes for tracker in trackers for pending in tracker.pendings.values()]
+            assert worker._router._memory_bytes == sum(theirs)
+
+
 STALLED = """
 import asyncio, os, resource
 from tests.engine.test_memory import a_stalled_world, large_events, taken

@@ -27,7 +27,7 @@ from gateway.engine.delivery.holds import Holds
 from gateway.engine.delivery.lanes import Lane, Spill
 from gateway.engine.delivery.outcomes import Outcomes
 from gateway.engine.delivery.schedule import Schedule
-from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage
+from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Client, Services
 from gateway.engine.successor_writer import SuccessorWriter, key_of
 from gateway.log.base import Record
@@ -201,6 +201,12 @@ class Dispatcher:
         now = self._log.now()
         self._outcomes.note_late(item, max(item.delivery.due, now))
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
+
+    def release_waiting_appends(self, lost: Tracker) -> None:
+        """Finish what waits to be appended of a partition that was lost. What is in flight notices by itself."""
+        for pending in [each for each in lost.pendings.values() if each.tracker is lost]:
+            for item in list(pending.items):
+                self._appends.look_again(item)
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
