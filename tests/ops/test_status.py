@@ -236,7 +236,10 @@ def test_one_waits_and_two_wait() -> None:
     assert _found(_waiting()).why == "1 not tried yet"
 
 
-def test_an_attempt_that_is_due_is_told_as_due_and_since_when(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_attempt_that_is_due_is_told_as_due_and_since_when(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     due, later = _found(_waiting(due=NOW - 40.0)), _found(_waiting(due=NOW + 40.0))
     assert [(each.until, each.is_due) for each in (due, later)] == [(NOW - 40.0, True), (NOW + 40.0, False)]
     print_status(Output(json=False), [due, later], ())

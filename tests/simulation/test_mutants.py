@@ -1,7 +1,7 @@
 """The simulation finds what it is there for: engines with a bug break the invariant that the bug is against."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -203,8 +203,8 @@ def nobody_is_paused(patch: pytest.MonkeyPatch) -> None:
 def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
     """What was parked, and what is replayed, is marked as done and nowhere."""
 
-    async def lazy(*_: object) -> bool:
-        return True
+    async def lazy(_: object, deliveries: Collection[object], *_more: object) -> Sequence[bool]:
+        return [True] * len(deliveries)
 
     patch.setattr(Injector, "inject", lazy)
 
