@@ -307,9 +307,14 @@ class World:
     def _ends(self) -> Mapping[Partition, int]:
         return {partition: segment.end for partition, segment in self.broker.segments.items()}
 
+    def _is_known(self, key: str) -> bool:
+        """Return whether all know of a command: not if some hadn't read it as the control topic was deleted."""
+        return all(key in each.control.commands for each in self.processes.values() if each.control.recreations)
+
     def _orders_are_done(self) -> bool:
         return bool(self.processes) and all(
-            not any(order.is_asked for order in process.control.commands.values()) and not process.control.unclosed()
+            not any(order.is_asked and self._is_known(order.key) for order in process.control.commands.values())
+            and not process.control.unclosed()
             for process in self.processes.values()
         )
 
