@@ -15,12 +15,7 @@ def as_usual(seconds: Callable[[], float], tries: int = 5) -> float:
 
     So what else runs at that moment slows both down. On a faster machine it is what it is.
     """
-    return min(seconds() / slowness() for _ in range(tries))
-
-
-def slowness() -> float:
-    """Return how many times as long plain Python takes at this moment as on a usual machine; at least 1."""
-    return max(1.0, _loop() / USUAL)
+    return min(seconds() / max(1.0, _loop() / USUAL) for _ in range(tries))
 
 
 def _loop() -> float:

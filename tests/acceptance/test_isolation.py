@@ -83,17 +83,13 @@ async def _not_delayed_by(
     held = 0
     for number in range(PAIRS):
         places = [place.another(f"{name}{len(bad)}{number}") for name in ("alone", "beside")]
-        alone, _, sent_alone = await _p99(ALONE, places[0], folder, rate, seconds, is_full=is_full)
-        beside, answers, sent = await _p99(beside_bad, places[1], folder, rate, seconds, is_full=is_full)
-        pairs.append(
-            f"p99 {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside {len(bad)} bad ones, "
-            f"{sent_alone} and {sent} sent"
-        )
+        alone, _ = await _p99(ALONE, places[0], folder, rate, seconds, is_full=is_full)
+        beside, answers = await _p99(beside_bad, places[1], folder, rate, seconds, is_full=is_full)
+        pairs.append(f"p99 {1000 * alone:.1f} ms alone, {1000 * beside:.1f} ms beside {len(bad)} bad ones")
         report(f"isolation under {rate:g}/s, {place.kind}: {pairs[-1]}")
         # In a few seconds a busy machine decides the tail; but it delays the answers to the sender as much.
         noise = 0.0 if is_full else min(answers, alone + NOISE)
-        is_at_rate = min(sent_alone, sent) > 0.8 * rate * seconds  # or the machine is too busy for the sender
-        held += is_at_rate and beside <= max(SHARE * alone, alone + MARGIN, noise)
+        held += beside <= max(SHARE * alone, alone + MARGIN, noise)
         if held == min(number + 1, 2):
             return
     pytest.fail("; ".join(pairs))
@@ -101,11 +97,8 @@ async def _not_delayed_by(
 
 async def _p99(
     rules: str, place: LogPlace, folder: Path, rate: float, seconds: float, *, is_full: bool
-) -> tuple[float, float, int]:
-    """Run once. Return the 99th percentiles of the seconds from the 202 to the healthy delivery, and to the 202.
-
-    And how many events were sent.
-    """
+) -> tuple[float, float]:
+    """Run once, and return the 99th percentiles of the seconds from the 202 to the healthy delivery, and to the 202."""
     [refusing] = free_ports(1)
     async with AsyncExitStack() as stack:
         through: Sequence[str] = ()
@@ -136,8 +129,9 @@ async def _p99(
         report(ledger)
         assert (ledger.lost, ledger.duplicated) == (0, 0), gateway.story()
         assert load.statuses().keys() == {202}, gateway.story()
+        assert len(load.acknowledged) > 0.8 * rate * seconds
         answers = [sent.answered_at - sent.at for sent in load.answers]
-        return percentile(delays(load, healthy), 0.99), percentile(answers, 0.99), len(load.acknowledged)
+        return percentile(delays(load, healthy), 0.99), percentile(answers, 0.99)
 
 
 def hangs_after(count: int) -> Callable[[Request], int | Fault]:

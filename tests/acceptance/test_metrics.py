@@ -1,18 +1,16 @@
 """What /metrics says adds up: no delivery is forgotten by the books. And it is said within a second."""
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import psutil
-
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess, Metrics
 from tests.load import Load, report
-from tests.pace import slowness
 from tests.sink import Sink
 
 RULES = (
@@ -44,7 +42,7 @@ routes:
 """
 )
 SCRAPE = 1.0
-"""Seconds that a scrape may take of its process; and by the clock, where nothing else runs (--full)."""
+"""Seconds that a scrape may take by the clock, without those in which other processes have the processor."""
 OF_THE_JOBS = 'gateway_log_retention_left_seconds{topic="gateway.parked"}'
 """A series that one process has: the one that counts what is parked, from its first count on."""
 MATCHED = 3
@@ -161,9 +159,7 @@ def _series(page: str) -> int:
     return sum(line.startswith("gateway_") and not line.startswith(OF_THE_JOBS) for line in page.splitlines())
 
 
-async def test_ten_thousand_routes_are_scraped_within_a_second(
-    embedded_place: LogPlace, folder: Path, *, is_full: bool
-) -> None:
+async def test_ten_thousand_routes_are_scraped_within_a_second(embedded_place: LogPlace, folder: Path) -> None:
     """The first page too, of which nothing has been written before."""
     rules = "\n".join(
         [
@@ -178,24 +174,23 @@ async def test_ten_thousand_routes_are_scraped_within_a_second(
         ]
     )
     async with GatewayProcess(folder, rules=rules, log=embedded_place.url) as gateway:
-        seconds, spent, page = [], [], ""
-        process = psutil.Process(gateway.pid)
+        seconds, page = [], ""
         for _ in range(3):
-            began, before = time.monotonic(), process.cpu_times()
+            began, before = time.monotonic(), [_waited(pid) for pid in (gateway.pid, os.getpid())]
             page = await gateway.scrape()
-            after = process.cpu_times()
-            seconds.append(time.monotonic() - began)
-            spent.append((after.user + after.system - before.user - before.system) / slowness())
+            took, after = time.monotonic() - began, [_waited(pid) for pid in (gateway.pid, os.getpid())]
+            seconds.append(took - max(now - then for now, then in zip(after, before, strict=True)))
             await asyncio.sleep(1.2)  # gauges are set once a second
-        report(
-            f"scrapes of {page.count(chr(10)):,} lines took {', '.join(f'{each:.2f}' for each in seconds)} s, "
-            f"of the processor {', '.join(f'{each:.2f}' for each in spent)} s"
-        )
+        report(f"scrapes of {page.count(chr(10)):,} lines took {', '.join(f'{each:.2f}' for each in seconds)} s")
         expected = series_of(sources=1, destinations=1000, routes=10_000, pairs=10_000, ordered=0)
         assert _series(page) == expected, _counts(page)
-        assert max(spent) < SCRAPE
-        if is_full:
-            assert max(seconds) < SCRAPE
+        assert max(seconds) < SCRAPE
+
+
+def _waited(pid: int) -> float:
+    """Return the seconds for which a process could have run, and others had the processor; 0 where nobody says so."""
+    path = Path(f"/proc/{pid}/schedstat")
+    return int(path.read_text().split()[1]) / 1e9 if path.exists() else 0.0
 
 
 def _counts(page: str) -> dict[str, int]:
