@@ -18,7 +18,7 @@ from tests.sink import Sink
 
 
 @pytest.mark.timeout(300)
-async def test_what_was_acknowledged_before_a_copy_was_begun_is_in_it(
+async def test_a_backup_has_all_events_acknowledged_before_it(
     embedded_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     before, rate = (60_000, 2000.0) if is_full else (2_000, 1000.0)

@@ -39,7 +39,7 @@ HEADERS = (
 )
 
 
-async def test_bodies_and_headers_are_identical_at_the_first_try_after_a_retry_after_a_replay_and_in_the_topic(
+async def test_bodies_and_headers_are_identical_at_first_after_a_retry_after_a_replay_and_in_the_topic(
     place: LogPlace, folder: Path
 ) -> None:
     bodies = {

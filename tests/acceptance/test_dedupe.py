@@ -133,7 +133,7 @@ async def told(gateways: Sequence[GatewayProcess]) -> list[str]:
 
 
 @pytest.mark.timeout(1200)
-async def test_copies_are_delivered_once_through_a_rebalance_and_a_crash(
+async def test_duplicates_are_delivered_once_through_a_rebalance_and_a_crash(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     senders, identities = (20, 5000) if is_full else (10, 60)

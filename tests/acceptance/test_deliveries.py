@@ -52,7 +52,7 @@ DUE_MARGIN = 6.5
 """Seconds after an order is carried out until its deliveries have come: the shortest tier, and a moment."""
 
 
-async def test_a_delivery_is_retried_then_dead_and_a_replay_delivers_it_with_all_its_attempts(
+async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_its_attempts(
     place: LogPlace, folder: Path
 ) -> None:
     is_down = True
@@ -89,7 +89,7 @@ async def test_a_delivery_is_retried_then_dead_and_a_replay_delivers_it_with_all
         report(f"retry, dead letter, replay, {place.kind}: 3 acknowledged, 3 dead, 3 delivered by the replay")
 
 
-async def test_what_is_paused_is_parked_and_delivered_once_when_it_is_resumed(
+async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     count = 2000 if is_full else 200
@@ -133,7 +133,7 @@ async def test_what_is_paused_is_parked_and_delivered_once_when_it_is_resumed(
             assert set(repeated.values()) <= {2}, gateway.story()
 
 
-async def test_a_kick_tries_at_once_what_waits_for_a_retry(place: LogPlace, folder: Path) -> None:
+async def test_a_kick_retries_waiting_deliveries_at_once(place: LogPlace, folder: Path) -> None:
     async with Sink(500, path="/ci") as ci, Sink(path="/other") as other:
         rules = PATIENT.format(ci=ci.url, other=other.url)
         async with _gateway(folder, place, rules) as gateway, operators(place) as orders:
@@ -189,7 +189,7 @@ async def _unfinished(log: Log, topic: str, topics: Topics) -> int:
     return unfinished
 
 
-async def test_what_is_resumed_while_the_control_topic_grows_is_delivered_once(
+async def test_a_resume_while_the_control_topic_grows_delivers_once(
     kafka_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     place, count = kafka_place, 2000 if is_full else 800

@@ -132,7 +132,7 @@ def series_of(*, sources: int, destinations: int, routes: int, pairs: int, order
     return 118 + 69 * sources + 43 * destinations + 36 * routes + 11 * pairs + 5 * ordered
 
 
-async def test_the_number_of_series_is_what_docs_scaling_tells(embedded_place: LogPlace, tmp_path: Path) -> None:
+async def test_the_number_of_series_is_as_documented(embedded_place: LogPlace, tmp_path: Path) -> None:
     verify = "verify: {scheme: none}, key: body.n"
     rules = "\n".join(
         [

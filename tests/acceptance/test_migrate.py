@@ -32,7 +32,7 @@ Unfinished = Counter[tuple[str, str]]
 
 
 @pytest.mark.timeout(900)
-async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_unfinished(
+async def test_a_twice_killed_migration_moves_exactly_the_unfinished(
     kafka_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     count = 200_000 if is_full else 2_000
@@ -81,7 +81,7 @@ async def test_a_move_that_is_killed_twice_leaves_exactly_what_was_unfinished(
 
 
 @pytest.mark.timeout(300)
-async def test_what_would_be_lost_or_repeated_is_refused(kafka_place: LogPlace, folder: Path) -> None:
+async def test_migrations_that_lose_or_repeat_are_refused(kafka_place: LogPlace, folder: Path) -> None:
     """The prefix of another gateway; a log on which a gateway was tried; one that a gateway has worked on since."""
     topics, file = Topics(kafka_place.prefix), folder / "gateway.db"
     async with Sink(path="/first") as first, Sink(path="/second") as second:

@@ -110,7 +110,7 @@ class Fleet:
 
 
 @pytest.mark.full
-async def test_deleted_topics_stop_nothing_but_themselves_and_are_used_again_once_they_are_made(
+async def test_deleted_topics_stop_nothing_else_and_are_used_again_once_recreated(
     kafka_place: LogPlace, folder: Path
 ) -> None:
     place, topics = kafka_place, Topics(kafka_place.prefix)
@@ -178,7 +178,7 @@ async def test_deleted_topics_stop_nothing_but_themselves_and_are_used_again_onc
 
 
 @pytest.mark.full
-async def test_a_deleted_control_topic_ends_no_process_and_takes_orders_once_it_is_made(
+async def test_a_deleted_control_topic_ends_no_process_and_works_once_recreated(
     kafka_place: LogPlace, folder: Path
 ) -> None:
     place, topics = kafka_place, Topics(kafka_place.prefix)

@@ -98,7 +98,7 @@ OF_CRM = """  - {{name: crm, from: crm, to: ordered, order: key}}
 
 
 @pytest.mark.timeout(300)
-async def test_what_a_process_of_older_rules_reads_of_a_new_source_reaches_its_ordered_route(
+async def test_events_of_a_new_source_read_by_older_rules_reach_its_ordered_route(
     kafka_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     """The source shares a topic, and half of its events are read by a router that doesn't know it yet."""

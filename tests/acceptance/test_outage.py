@@ -26,7 +26,7 @@ async def broker() -> AsyncIterator[Broker]:
 
 
 @pytest.mark.timeout(300)
-async def test_while_kafka_is_dead_senders_get_503_in_time_and_afterwards_everything_goes_on(
+async def test_while_kafka_is_down_senders_get_503_in_time_and_afterwards_all_resumes(
     broker: Broker, folder: Path, *, is_full: bool
 ) -> None:
     rate, outage, afterwards = (300.0, 20.0, 12.0) if is_full else (150.0, 6.0, 12.0)
@@ -56,7 +56,7 @@ async def test_while_kafka_is_dead_senders_get_503_in_time_and_afterwards_everyt
             assert [ledger.lost for ledger in ledgers] == [0, 0], gateway.story()
 
 
-async def test_rules_that_come_while_kafka_is_dead_are_in_force_once_it_is_back(broker: Broker, folder: Path) -> None:
+async def test_rules_that_change_while_kafka_is_down_apply_once_it_is_up(broker: Broker, folder: Path) -> None:
     async with Sink() as first:
         rules = RULES.format(first=first.url, second=first.url)
         async with GatewayProcess(folder, rules=rules, log=f"kafka://{broker.address}") as gateway:

@@ -103,7 +103,7 @@ async def producer(place: LogPlace) -> AsyncIterator[AIOKafkaProducer]:
 
 
 @pytest.mark.timeout(180)
-async def test_what_no_gateway_wrote_stops_none_of_them(kafka_place: LogPlace, folder: Path) -> None:
+async def test_foreign_records_stop_no_gateway(kafka_place: LogPlace, folder: Path) -> None:
     await withstood(kafka_place, folder)
 
 

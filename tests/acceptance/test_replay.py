@@ -106,7 +106,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             assert told == sorted(told)
 
 
-async def test_each_number_that_a_replay_tells_is_what_its_destination_got(place: LogPlace, folder: Path) -> None:
+async def test_each_number_that_a_replay_reports_matches_its_destination(place: LogPlace, folder: Path) -> None:
     """A route comes late, while events go on coming; each command's numbers are held against the destination's."""
 
     async def call(*words: str) -> str:

@@ -178,7 +178,7 @@ async def _upgrade(
     assert idle < SLOWEST, stories
 
 
-async def test_a_restart_on_a_shared_port_refuses_only_what_is_under_way(
+async def test_a_restart_on_a_shared_port_refuses_only_open_requests(
     kafka_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     """Without a balancer: the kernel shares the connections out, and some are the old process's until its end."""

@@ -84,7 +84,7 @@ def packed(event: str) -> bytes:
 
 
 @pytest.mark.timeout(3000)
-async def test_what_the_process_holds_comes_back_to_where_it_began(
+async def test_the_processs_resources_return_to_their_start(
     long_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     rounds, rate, seconds, rest = (120, 600.0, ROUND, REST) if is_full else (6, 300.0, 0.7, 2.0)

@@ -60,9 +60,7 @@ async def _json(place: LogPlace, command: str, *words: str) -> tuple[int, list[d
     return process.returncode, [json.loads(line) for line in out.splitlines()]
 
 
-async def test_what_keeps_deliveries_back_is_told_with_until_when_by_whom_and_the_next_step(
-    place: LogPlace, folder: Path
-) -> None:
+async def test_each_hold_is_reported_with_its_end_its_author_and_the_next_step(place: LogPlace, folder: Path) -> None:
     silence = Answer(status=429, headers=(("Retry-After", "7200"),))
     async with Sink(silence) as busy, Sink(503) as down, Sink(200) as well:
         rules = RULES.format(busy=busy.url, down=down.url, well=well.url)
@@ -137,7 +135,7 @@ class Keyed(Load):
         return b'{"n":%d,"k":%d}' % (number, number % 5)
 
 
-async def test_a_kick_of_an_ordered_route_tells_what_its_destination_got(place: LogPlace, folder: Path) -> None:
+async def test_a_kick_of_an_ordered_route_reports_its_responses(place: LogPlace, folder: Path) -> None:
     answers = [404]
     async with Sink(lambda _: answers[-1]) as two:
         rules = HALTING.format(two=two.url)
@@ -238,7 +236,7 @@ async def _once_replayed(
                 return code, row
 
 
-async def test_what_refused_rules_made_routes_miss_comes_by_the_step_that_is_told(
+async def test_events_missed_through_refused_rules_arrive_by_the_reported_step(
     long_place: LogPlace, folder: Path
 ) -> None:
     async with Sink(200) as first, Sink(200) as late:
@@ -274,7 +272,7 @@ async def test_what_refused_rules_made_routes_miss_comes_by_the_step_that_is_tol
             assert row["why"].endswith(f"replayed since: {len(first.requests) + len(late.requests) - had} queued")
 
 
-async def test_what_mistyped_rules_left_unrouted_comes_by_the_step_that_is_told_before_and_after_they_are_mended(
+async def test_events_unrouted_by_mistyped_rules_arrive_by_the_step_reported_before_and_after_the_fix(
     long_place: LogPlace, folder: Path
 ) -> None:
     async with Sink(200) as first, Sink(200) as late:
@@ -363,7 +361,7 @@ async def _condition(gateway: GatewayProcess, rules: str, number: int) -> None:
     await gateway.until("gateway_rules_reloads_total", number, result="ok")
 
 
-async def test_a_condition_that_was_mistyped_from_the_start_is_told_with_what_it_unrouted_and_how_to_have_it(
+async def test_a_condition_mistyped_from_the_start_is_reported_with_its_unrouted_events_and_the_remedy(
     long_place: LogPlace, folder: Path
 ) -> None:
     """The events that it doesn't match are less than a tenth of the source's."""
@@ -390,7 +388,7 @@ async def test_a_condition_that_was_mistyped_from_the_start_is_told_with_what_it
             assert len(one.requests) == 95
 
 
-async def test_a_condition_that_was_changed_and_matches_nothing_is_wrong_until_what_it_missed_has_been_replayed(
+async def test_a_changed_condition_that_matches_nothing_is_wrong_until_its_missed_events_are_replayed(
     long_place: LogPlace, folder: Path
 ) -> None:
     """With a fix in between that is none. The events are less than a tenth of the source's."""
@@ -431,7 +429,7 @@ async def test_a_condition_that_was_changed_and_matches_nothing_is_wrong_until_w
             assert (len(one.requests), len(two.requests)) == (101 + 95, 18)
 
 
-async def test_mistyped_conditions_are_told_though_another_route_takes_their_events(
+async def test_mistyped_conditions_are_reported_though_another_route_matches(
     long_place: LogPlace, folder: Path
 ) -> None:
     async with Sink(200) as one, Sink(200) as two:
@@ -463,7 +461,7 @@ async def test_mistyped_conditions_are_told_though_another_route_takes_their_eve
             assert (await _rows(gateway, long_place, "two"))[1].keys() == {"route refunds"}
 
 
-async def test_an_identity_that_makes_events_equal_is_told_with_what_it_costs_and_how_to_deliver_them(
+async def test_an_identity_shared_by_different_events_is_reported_with_its_cost_and_the_remedy(
     long_place: LogPlace, folder: Path
 ) -> None:
     bodies = [
@@ -555,7 +553,7 @@ async def test_refused_signatures_are_counted_from_the_first_of_them_and_end_wit
             assert await _status(place, "--admin", admin, "--rules", str(gateway.rules)) == (0, [])
 
 
-async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_brought_once_it_is_optional(
+async def test_an_absent_field_is_reported_with_the_present_ones_and_delivered_once_it_is_optional(
     long_place: LogPlace, folder: Path
 ) -> None:
     async with Sink(200) as well:
@@ -588,9 +586,7 @@ async def test_a_field_that_is_not_in_each_event_is_told_with_what_is_there_and_
             assert (await _status(long_place, *words)) == (0, [])
 
 
-async def test_without_a_log_a_process_tells_what_it_knows_and_that_this_is_not_all(
-    place: LogPlace, folder: Path
-) -> None:
+async def test_without_a_log_a_process_reports_its_part_and_that_more_is_unknown(place: LogPlace, folder: Path) -> None:
     async with Sink(200) as well:
         rules = RULES.format(busy=well.url, down=well.url, well=well.url)
         async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:

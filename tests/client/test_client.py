@@ -432,7 +432,7 @@ async def test_metadata_is_refused_by_default(client: Client) -> None:
     )
 
 
-async def test_each_dial_asks_the_guard_about_what_dns_says_by_then() -> None:
+async def test_each_dial_has_the_guard_check_the_current_address() -> None:
     """Rebinding: the name was fine when it was looked up before."""
     guard = EgressGuard(Egress(is_private_allowed=False, allow=(ipaddress.ip_network("127.0.0.1/32"),)))
     now = [0.0]

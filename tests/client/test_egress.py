@@ -90,7 +90,7 @@ def test_public_addresses_are_allowed(address: str) -> None:
     guard(private=False).check(address)
 
 
-def test_what_is_allowed_by_name_overrides_each_refusal() -> None:
+def test_an_exact_allowance_overrides_each_refusal() -> None:
     guard("169.254.169.254/32").check("169.254.169.254")
     guard("169.254.169.254/32").check("::ffff:169.254.169.254")
     guard("::ffff:169.254.169.254/128").check("::ffff:169.254.169.254")
@@ -101,7 +101,7 @@ def test_what_is_allowed_by_name_overrides_each_refusal() -> None:
 
 @pytest.mark.parametrize("allowed", ["0.0.0.0/0", "169.254.0.0/16", "169.254.169.254/31", "::/0", "fd00::/8"])
 @pytest.mark.parametrize("private", [True, False])
-def test_no_wide_allowance_means_what_clouds_serve_credentials_from(allowed: str, *, private: bool) -> None:
+def test_no_wide_allowance_includes_credential_endpoints(allowed: str, *, private: bool) -> None:
     for address, reason in ALWAYS_REFUSED:
         if "link-local" in reason or "metadata" in reason:
             with pytest.raises(EgressRefusedError):
@@ -115,6 +115,6 @@ def test_an_allowance_reaches_no_further_than_it_says() -> None:
         guard("10.0.0.0/8", private=False).check("192.168.0.1")
 
 
-def test_what_is_no_address_is_not_dialled() -> None:
+def test_an_invalid_address_is_refused() -> None:
     with pytest.raises(ValueError, match="does not appear to be"):
         guard().check("0x7f.1")

@@ -188,7 +188,7 @@ def test_a_head_in_single_bytes_costs_no_more_than_its_length() -> None:
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * HEAD_LIMIT,
     ],
 )
-def test_what_is_not_http_is_malformed(data: bytes) -> None:
+def test_bytes_other_than_http_are_malformed(data: bytes) -> None:
     with pytest.raises(MalformedResponseError, match="malformed response: expected"):
         read(data)
 

@@ -283,7 +283,7 @@ async def test_the_guard_looks_at_the_token_endpoint_too() -> None:
     assert (endpoint.connections, sink.connections) == (0, 0)
 
 
-async def test_a_failure_is_that_of_all_who_wait_and_of_nobody_later(client: Client) -> None:
+async def test_a_failure_fails_all_waiters_and_no_later_caller(client: Client) -> None:
     async with Sink(Answer(status=500, delay=0.05), token()) as endpoint, Sink() as sink:
         access = credentials(endpoint.url)
         done = await asyncio.gather(*[attempt(client, sink, access) for _ in range(5)])
@@ -401,7 +401,7 @@ async def test_a_token_is_used_until_shortly_before_its_end(fields: dict[str, ob
     assert await endpoint.get() == b"Bearer t2"
 
 
-async def test_a_token_that_is_to_be_recent_is_fetched_anew_when_it_is_not() -> None:
+async def test_a_token_that_is_too_old_for_the_caller_is_refetched() -> None:
     endpoint = Endpoint(expires_in=86400)
     assert await endpoint.recent() == b"Bearer t1"
     endpoint.now += 59.0
@@ -446,7 +446,7 @@ async def test_a_new_token_that_is_refused_as_well_is_renewed_after_a_while() ->
     assert renewed.value == b"Bearer t3"
 
 
-async def test_what_reloads_left_behind_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tokens_unused_after_reloads_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SLOTS_LIMIT", 3)
     endpoint = Endpoint(expires_in=100)
     for number in range(10):

@@ -44,7 +44,7 @@ def passed(*headers: tuple[bytes, bytes], destination: Destination = CI) -> Head
     return tuple([pair for pair in sent if not pair[0].startswith(b"gateway-") and pair != USER_AGENT])
 
 
-def test_without_a_template_the_destination_gets_what_came() -> None:
+def test_without_a_template_the_request_is_forwarded_as_is() -> None:
     headers = (
         (b"User-Agent", b"GitHub-Hookshot/044aadd"),
         (b"X-Twice", b"1"),
@@ -68,7 +68,7 @@ CONNECTION_ONLY = (
 
 
 @pytest.mark.parametrize("name", CONNECTION_ONLY.split())
-def test_what_concerns_one_connection_or_is_a_credential_stays_here(name: str) -> None:
+def test_hop_by_hop_headers_and_credentials_are_not_forwarded(name: str) -> None:
     for spelling in (name, name.lower(), name.upper()):
         assert passed((spelling.encode(), b"x"), (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
 
@@ -84,7 +84,7 @@ HELD_BACK = (
 
 
 @pytest.mark.parametrize("name", HELD_BACK.split())
-def test_what_servers_take_from_their_own_proxy_stays_here_unless_a_destination_wants_it(name: str) -> None:
+def test_headers_that_servers_trust_from_proxies_are_forwarded_only_on_request(name: str) -> None:
     spellings = {name, name.lower(), name.upper()}
     for spelling in (*spellings, *[each.replace("-", "_") for each in spellings]):
         assert passed((spelling.encode(), b"x"), (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
@@ -107,7 +107,7 @@ def test_an_underscore_is_no_other_name(name: str) -> None:
     assert b"theirs" not in dict(sent.headers).values()
 
 
-def test_a_destination_is_not_sent_what_it_has_no_business_with() -> None:
+def test_a_destinations_drop_headers_are_not_forwarded() -> None:
     destination = replace(CI, drop_headers=("Stripe-Signature", "X-Hub-Signature-256"))
     headers = ((b"stripe-signature", b"t=1"), (b"X_HUB_SIGNATURE_256", b"x"), (b"X-Kept", b"1"))
     assert passed(*headers, destination=destination) == ((b"X-Kept", b"1"),)
@@ -117,7 +117,7 @@ def test_a_destination_is_not_sent_what_it_has_no_business_with() -> None:
     assert sent[b"Stripe-Signature"] == b"none"
 
 
-def test_what_connection_names_stays_here_too() -> None:
+def test_headers_named_by_connection_are_dropped() -> None:
     headers = ((b"Connection", b"close, X-Hop"), (b"connection", b"x-other"), (b"x-hop", b"1"), (b"X-Other", b"1"))
     assert passed(*headers, (b"X-Kept", b"1")) == ((b"X-Kept", b"1"),)
 
@@ -150,7 +150,7 @@ VALID = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         (b"", False),
     ],
 )
-def test_a_trace_goes_on_if_it_is_a_valid_one(value: bytes, *, is_passed: bool) -> None:
+def test_a_valid_trace_is_continued(value: bytes, *, is_passed: bool) -> None:
     trace = ((b"Traceparent", value), (b"Tracestate", b"a=1"))
     assert passed(*trace) == (trace if is_passed else ())
 
@@ -176,7 +176,7 @@ def test_the_destinations_headers_replace_the_providers() -> None:
         pytest.param((), replace(CI, headers=(("User-Agent", "x"),)), ((b"User-Agent", b"x"),), id="the destination's"),
     ],
 )
-def test_each_request_says_who_asks(headers: Headers, destination: Destination, agents: Headers) -> None:
+def test_each_request_has_a_user_agent(headers: Headers, destination: Destination, agents: Headers) -> None:
     sent = compose(a_delivery((b"X-Kept", b"1"), *headers), destination, None, now=NOW).headers
     assert tuple([pair for pair in sent if pair[0].lower() == b"user-agent"]) == agents
     assert re.fullmatch(rb"webhook-gateway/[0-9]+\.[0-9]+\.[0-9]+", USER_AGENT[1])
@@ -218,7 +218,7 @@ def test_the_signature_is_that_of_the_specification() -> None:
     assert headers[b"webhook-signature"] == b"v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_a_retry_is_signed_anew_under_the_same_identity() -> None:
+def test_a_retry_has_a_new_signature_and_the_same_id() -> None:
     destination = replace(CI, sign=(b"k" * 32,))
     first, second = [dict(compose(a_delivery(), destination, None, now=now).headers) for now in (NOW, NOW + 60)]
     assert first[b"webhook-id"] == second[b"webhook-id"]
@@ -235,7 +235,7 @@ DESCRIBING = (
 )
 
 
-def test_a_templates_body_replaces_what_described_the_old_one() -> None:
+def test_a_templates_body_replaces_the_content_headers() -> None:
     event = replace(EVENT, headers=(DESCRIBING[0], *DESCRIBING[2:]))
     template = RequestTemplate(body=Template({"text": "b is ${{ body.a.b }}", "n": "${{ body.n }}"}))
     outbound = compose(a_delivery(event=event), CI, template, now=NOW)
@@ -281,7 +281,7 @@ def test_a_text_template_is_text_unless_it_says_otherwise() -> None:
     ]
 
 
-def test_a_template_of_headers_only_leaves_the_body_and_what_describes_it() -> None:
+def test_a_template_of_headers_only_keeps_the_body_and_its_headers() -> None:
     template = RequestTemplate(headers=(("X-N", Template("${{ body.n }}")), ("x-hub-signature-256", Template("none"))))
     body = EVENT.body
     outbound = compose(a_delivery(*DESCRIBING[2:], (b"Content-Type", b"application/json")), CI, template, now=NOW)
@@ -304,7 +304,7 @@ def test_the_signature_covers_the_templates_body() -> None:
         (RequestTemplate(headers=(("X-A", Template("${{ body.a.b }}")),)), "request.headers.X-A: expected a value"),
     ],
 )
-def test_what_cannot_be_rendered_is_reported_with_its_place(template: RequestTemplate, where: str) -> None:
+def test_a_rendering_failure_is_reported_with_its_place(template: RequestTemplate, where: str) -> None:
     with pytest.raises(ExpressionError, match=f"^{where}"):
         compose(a_delivery(), CI, template, now=NOW)
 

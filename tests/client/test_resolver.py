@@ -92,7 +92,7 @@ async def test_a_known_address_serves_while_its_zone_fails(resolver: Resolver, z
         await resolver.resolve("a.test")
 
 
-async def test_a_name_that_was_taken_away_is_gone(resolver: Resolver, zone: Zone) -> None:
+async def test_a_removed_name_is_unresolved(resolver: Resolver, zone: Zone) -> None:
     zone.answers["a.test"] = ("10.0.0.1",)
     await resolver.resolve("a.test")
     del zone.answers["a.test"]

@@ -72,7 +72,7 @@ def test_no_two_manifests_have_one_name(chart: Chart, example: str) -> None:
     assert len(set(names)) == len(names)
 
 
-def test_what_needs_definitions_of_others_is_off_by_default(chart: Chart) -> None:
+def test_custom_resources_are_off_by_default(chart: Chart) -> None:
     assert not of_kind(chart.render("small"), *CUSTOM)
     assert {each["kind"] for each in chart.render("production")} >= CUSTOM.keys() - {"$comment"}
 
@@ -81,7 +81,7 @@ def test_what_needs_definitions_of_others_is_off_by_default(chart: Chart) -> Non
 
 
 @every_example
-def test_what_selects_pods_finds_them(chart: Chart, example: str) -> None:
+def test_selectors_match_pods(chart: Chart, example: str) -> None:
     manifests = chart.render(example)
     pods = [pod["metadata"]["labels"] for pod in pods_of(manifests).values()]
     for each in of_kind(manifests, "Deployment", "StatefulSet", "PodDisruptionBudget", "PodMonitor"):
@@ -116,7 +116,7 @@ def test_each_port_that_is_named_is_there(chart: Chart, example: str) -> None:
 
 
 @every_example
-def test_what_scales_names_what_is_there_and_nobody_else_says_how_many(chart: Chart, example: str) -> None:
+def test_autoscalers_target_deployments_that_set_no_replicas(chart: Chart, example: str) -> None:
     manifests = chart.render(example)
     deployments = {each["metadata"]["name"]: each for each in of_kind(manifests, "Deployment")}
     scaled = [
@@ -140,7 +140,7 @@ def test_routers_are_scaled_by_processor_time_where_there_is_no_keda(chart: Char
 
 
 @every_example
-def test_the_gateway_reads_what_it_is_started_with(chart: Chart, example: str) -> None:
+def test_the_gateway_accepts_its_command_line(chart: Chart, example: str) -> None:
     """Its command lines and variables, by its own parsers."""
     roles = set()
     for name, pod in pods_of(chart.render(example)).items():
@@ -216,7 +216,7 @@ def test_the_lag_is_that_of_the_topics_which_the_rules_name(chart: Chart, tmp_pa
     assert scaled["spec"]["maxReplicaCount"] <= partitions
 
 
-def test_topics_are_made_before_anything_that_needs_them(chart: Chart) -> None:
+def test_topics_are_created_before_their_users(chart: Chart) -> None:
     manifests = chart.render("small")
     [job] = of_kind(manifests, "Job")
     [rules] = [each for each in of_kind(manifests, "ConfigMap") if each["metadata"]["name"] == "gateway-topics"]
@@ -285,7 +285,7 @@ def test_nobody_reaches_the_metrics_from_outside(chart: Chart, example: str) -> 
                 assert all("ipBlock" not in peer for peer in rule["from"])
 
 
-def test_nobody_reaches_the_metrics_unless_the_values_say_who(chart: Chart) -> None:
+def test_metrics_are_reachable_only_by_named_peers(chart: Chart) -> None:
     peers = [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
     for example, allowed in itertools.product(("small", "embedded"), ([], peers)):
         policies = of_kind(chart.render(example, {"networkPolicy": {"monitoring": allowed}}), "NetworkPolicy")
@@ -304,7 +304,7 @@ def test_metrics_that_nobody_could_reach_are_not_monitored(chart: Chart) -> None
 
 
 @every_example
-def test_what_clouds_serve_credentials_from_is_out_of_reach_as_in_the_program(chart: Chart, example: str) -> None:
+def test_credential_endpoints_are_unreachable_as_in_the_program(chart: Chart, example: str) -> None:
     blocks = [
         peer["ipBlock"]
         for policy in of_kind(chart.render(example), "NetworkPolicy")
@@ -377,7 +377,7 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
 # ---- A copy of the embedded log ----
 
 
-def test_a_copy_of_the_embedded_log_has_a_volume_of_its_own(chart: Chart) -> None:
+def test_a_backup_of_the_embedded_log_has_its_own_volume(chart: Chart) -> None:
     manifests = chart.render("embedded", {"log": {"embedded": {"backupClaim": "gateway-backup"}}})
     [workload] = of_kind(manifests, "StatefulSet")
     _validate(workload, NEWEST)
@@ -388,7 +388,7 @@ def test_a_copy_of_the_embedded_log_has_a_volume_of_its_own(chart: Chart) -> Non
     assert claim == {"claimName": "gateway-backup"}
 
 
-def test_who_restores_it_has_the_volumes_and_the_rights_of_the_gateway(chart: Chart) -> None:
+def test_a_restore_has_the_gateways_volumes_and_rights(chart: Chart) -> None:
     _validate(RESTORE, NEWEST)
     [workload] = of_kind(
         chart.render("embedded", {"log": {"embedded": {"backupClaim": "gateway-backup"}}}), "StatefulSet"
@@ -407,7 +407,7 @@ def test_who_restores_it_has_the_volumes_and_the_rights_of_the_gateway(chart: Ch
         assert _mount(container, name)["mountPath"] == _mount(gateway, name)["mountPath"]
 
 
-def test_a_copy_takes_the_place_of_the_log(tmp_path: Path) -> None:
+def test_a_restore_replaces_the_log(tmp_path: Path) -> None:
     """What else it does is held by `tests/log/test_embedded.py`."""
     log, backup = tmp_path / "log", tmp_path / "backup"
     for folder in (log, backup):
@@ -483,7 +483,7 @@ def test_the_topics_of_rules_that_it_has_not_got_have_to_be_named(chart: Chart) 
     assert trigger["authenticationRef"] == {"name": "kafka"}
 
 
-def test_rules_of_ones_own_are_mounted_and_no_others_made(chart: Chart) -> None:
+def test_the_users_own_rules_are_mounted_instead(chart: Chart) -> None:
     manifests = chart.render(None, {"log": KAFKA, "rules": {"existingConfigMap": "mine"}})
     assert not of_kind(manifests, "ConfigMap")
     for pod in pods_of(manifests).values():

@@ -33,7 +33,7 @@ def test_it_is_valid() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_what_is_mounted_is_there(name: str) -> None:
+def test_each_mount_exists(name: str) -> None:
     for volume in SERVICES[name].get("volumes", ()):
         source, _, target = volume.partition(":")
         if source.startswith("."):
@@ -44,7 +44,7 @@ def test_what_is_mounted_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SERVICES))
-def test_a_service_waits_for_what_it_needs(name: str) -> None:
+def test_a_service_waits_for_others(name: str) -> None:
     for other, how in SERVICES[name].get("depends_on", {}).items():
         is_once = how["condition"] == "service_completed_successfully"
         assert how["condition"] in {"service_healthy", "service_completed_successfully"}
@@ -78,7 +78,7 @@ def test_the_broker_is_of_the_version_that_is_tested() -> None:
     assert SERVICES["kafka"]["image"] == f"apache/kafka:{version}"
 
 
-def test_the_gateway_reads_what_it_is_started_with() -> None:
+def test_the_gateway_accepts_its_command_line() -> None:
     roles = []
     for service in OURS.values():
         words = service["command"]

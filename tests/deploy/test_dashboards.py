@@ -26,7 +26,7 @@ NAME = re.compile(r"\b(?:gateway[_:]|process_|python_|up\b)")
 SELECTOR = re.compile(r"\{(.*?)\}")
 
 
-def test_the_files_are_what_the_description_says() -> None:
+def test_the_files_match_their_description() -> None:
     """`python -m deploy.grafana.boards` writes them."""
     assert {file.name: file.read_text() for file in DASHBOARDS.iterdir()} == {
         board.file.name: text_of(board) for board in BOARDS
@@ -34,7 +34,7 @@ def test_the_files_are_what_the_description_says() -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_a_panel_says_what_it_shows_in_which_unit_and_what_to_do(panel: Panel) -> None:
+def test_a_panel_has_a_meaning_a_unit_and_an_action(panel: Panel) -> None:
     assert panel.text.endswith(".")
     assert panel.unit in UNITS
     assert panel.alert in alerts()
@@ -70,7 +70,7 @@ def test_panels_lie_beside_each_other(board: Board) -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.uid))
-def test_what_a_dashboard_refers_to_is_in_it(board: Board) -> None:
+def test_a_dashboards_variables_are_defined(board: Board) -> None:
     built = dashboard(board)
     variables = {each["name"] for each in built["templating"]["list"]}
     text = json.dumps(built["panels"])
@@ -138,12 +138,12 @@ def health_of_rules(stack: Stack) -> set[str]:
     return {rule["health"] for group in groups for rule in group["rules"]}
 
 
-def test_a_query_that_is_none_says_what_is_wrong(stack: Stack) -> None:
+def test_an_invalid_query_says_why(stack: Stack) -> None:
     with pytest.raises(StackError, match="parse error"):
         ask(stack.prometheus, "sum by (")
 
 
-def test_what_is_down_has_left_nothing(stack: Stack) -> None:
+def test_a_stopped_stack_leaves_nothing(stack: Stack) -> None:
     """The last one, since it ends what the others look at. That it is up is said only while all of it is."""
     folder = stack.folder
     ids = [int(file.read_text().split()[0]) for file in folder.glob("*.pid")]

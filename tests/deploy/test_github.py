@@ -40,7 +40,7 @@ def test_each_action_is_pinned_to_a_commit_and_says_of_which_version() -> None:
     assert [each for each in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each)] == []
 
 
-def test_a_job_may_do_what_it_needs_and_no_more() -> None:
+def test_a_job_has_only_the_rights_it_needs() -> None:
     for file in WORKFLOWS:
         workflow = yaml.safe_load(file.read_text())
         assert workflow["permissions"] == {"contents": "read"}
@@ -49,7 +49,7 @@ def test_a_job_may_do_what_it_needs_and_no_more() -> None:
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
 
-def test_what_the_steps_run_is_there() -> None:
+def test_targets_and_paths_in_steps_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for where, step in steps():
         run = step.get("run", "")
@@ -92,7 +92,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_release_is_told_by_its_section_of_the_changelog(project: Path) -> None:
+def test_release_notes_are_the_changelogs_section(project: Path) -> None:
     assert check("v1.2.3", project) == "1.2.3"
     assert notes("v1.2.3", project) == "- This.\n- That."
     assert notes("v1.2.2", project) == "- Old."
@@ -111,7 +111,7 @@ def test_a_tag_that_is_not_this_version_is_not_released(project: Path, tag: str,
         check(tag, project)
 
 
-def test_a_version_of_which_nothing_is_told_is_not_released(project: Path) -> None:
+def test_a_version_without_notes_is_not_released(project: Path) -> None:
     (project / "CHANGELOG.md").write_text("# Changelog\n\n## [1.2.3]\n\n## [1.2.2]\n\n- Old.\n")
     with pytest.raises(ReleaseError, match=r"expected a section \[1.2.3\]"):
         check("v1.2.3", project)

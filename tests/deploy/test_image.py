@@ -226,7 +226,7 @@ def test_the_bill_of_materials_has_every_distribution_and_the_libraries(containe
     assert {"python", "libc6", "libssl3t64", "libsqlite3-0", "ca-certificates"} <= {name for name, _ in told}
 
 
-def test_its_labels_tell_what_it_was_made_of(container: Container) -> None:
+def test_its_labels_name_its_origin(container: Container) -> None:
     labels = container.config["Labels"]
     assert labels["org.opencontainers.image.version"] == "0.0.0"
     assert labels["org.opencontainers.image.revision"] == "0123456789abcdef"

@@ -50,7 +50,7 @@ def test_an_address_of_every_interface_is_this_machine() -> None:
         assert probe.main([], {"GATEWAY_ADMIN": admin}) == 0
 
 
-def test_a_gateway_that_is_not_ready_is_told_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unready_gateway_is_reported_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     with an_admin_address(status=503) as admin:
         assert probe.main(["/readyz"], {"GATEWAY_ADMIN": admin}) == 1
     assert capsys.readouterr().out == "503 you asked /readyz\n"

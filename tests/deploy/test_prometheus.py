@@ -150,7 +150,7 @@ OF_ONE = {"job": "gateway-router", "instance": "gateway-router-1"}
         pytest.param(LOG_DOWN, LOG_DOWN | OF_ONE, False, id="no log, one of them"),
     ],
 )
-def test_what_is_down_mutes_what_follows_from_it_in_its_own_namespace(
+def test_an_outage_mutes_its_consequences_in_its_own_namespace(
     alertmanager: str, request: pytest.FixtureRequest, cause: dict[str, str], effect: dict[str, str], *, is_muted: bool
 ) -> None:
     own, other = {"namespace": request.node.name}, {"namespace": "staging"}
@@ -159,7 +159,7 @@ def test_what_is_down_mutes_what_follows_from_it_in_its_own_namespace(
     assert not is_inhibited(alertmanager, effect | other)
 
 
-def test_what_is_down_mutes_what_follows_from_it_where_there_are_no_namespaces(alertmanager: str) -> None:
+def test_an_outage_mutes_its_consequences_where_there_are_no_namespaces(alertmanager: str) -> None:
     tell(alertmanager, DOWN, BURNS)
     assert is_inhibited(alertmanager, BURNS)
 
@@ -194,7 +194,7 @@ def answers(url: str) -> bool:
 
 
 @pytest.mark.parametrize("file", SERIES, ids=lambda file: str(file.stem))
-def test_alerts_fire_and_are_silent_as_told(tool: Tool, file: Path) -> None:
+def test_alerts_fire_and_are_silent(tool: Tool, file: Path) -> None:
     run(tool("promtool"), "test", "rules", file)
 
 
@@ -210,7 +210,7 @@ def test_each_alert_is_seen_to_fire_and_to_be_silent() -> None:
 # ---- What an alert looks at ----
 
 
-def test_one_gateway_is_told_from_another() -> None:
+def test_gateways_are_kept_apart() -> None:
     """By its namespace: nothing is added up over two of them, nor compared."""
     for rule in rules():
         grouped = re.findall(r"\b(?:sum|max|min|count|avg|on)\b(?: by)? \((.*?)\)", rule["expr"])
@@ -239,7 +239,7 @@ def test_a_destination_is_down_by_the_results_that_open_a_breaker() -> None:
 
 
 @pytest.mark.parametrize("name", alerts())
-def test_an_alert_says_whom_it_wakes_what_is_wrong_and_where_to_read_on(name: str) -> None:
+def test_an_alert_has_a_severity_a_description_and_a_runbook(name: str) -> None:
     alert = alerts()[name]
     assert alert["labels"]["severity"] in SEVERITIES
     assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
@@ -266,7 +266,7 @@ def section_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", alerts())
-def test_a_section_says_what_it_means_what_to_look_at_and_what_to_do(name: str) -> None:
+def test_a_section_has_means_look_at_do_and_wake(name: str) -> None:
     section = section_of(name)
     assert re.findall(r"^\*\*(.+?)\.\*\*", section, re.MULTILINE) == ["Means", "Look at", "Do", "Wake"]
     assert f"`{alerts()[name]['labels']['severity']}`" in section
@@ -346,7 +346,7 @@ def measured(expression: str) -> set[str]:
     return {SUFFIX.sub("", name) for text in (expression, *series) for name in OURS.findall(text)}
 
 
-def test_it_is_told_how_each_certificate_is_renewed() -> None:
+def test_the_renewal_of_each_owner_is_documented() -> None:
     """By the owner that its name begins with: some are read when they change, some at the start alone."""
     files = (Path(gateway.run.__file__), Path(gateway.reload.__file__))
     owners = [owner for file in files for owner in re.findall(r'set_certificate_expiries\("(\w+)"', file.read_text())]

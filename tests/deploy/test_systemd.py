@@ -36,7 +36,7 @@ def test_systemd_understands_all_of_it(tool: Callable[[str], Path], unit: Path) 
     assert _verified(tool, unit) == (0, "")
 
 
-def test_systemd_tells_of_a_word_that_it_does_not_know(tool: Callable[[str], Path], unit: Path) -> None:
+def test_systemd_reports_an_unknown_setting(tool: Callable[[str], Path], unit: Path) -> None:
     """What the test above stands on."""
     unit.write_text(unit.read_text().replace("ProtectSystem=", "ProtectSystems="))
     assert "ProtectSystems" in _verified(tool, unit)[1]
@@ -56,7 +56,7 @@ def test_it_can_measure_itself(tmp_path: Path) -> None:
     assert dict(_settings()).get("ProcSubset", "all") == "all"
 
 
-def test_the_gateway_reads_what_it_is_started_with() -> None:
+def test_the_gateway_accepts_its_command_line() -> None:
     settings = dict(_settings())
     words = shlex.split(settings["ExecStart"])
     assert words[0] == INSTALLED
@@ -70,7 +70,7 @@ def test_the_gateway_reads_what_it_is_started_with() -> None:
     assert found.admin.host == "127.0.0.1"
 
 
-def test_it_has_the_time_to_drain_and_comes_back_unless_it_is_told_nonsense() -> None:
+def test_it_has_time_to_drain_and_restarts_except_after_a_usage_error() -> None:
     settings = dict(_settings())
     assert int(settings["TimeoutStopSec"]) > STOP_TIMEOUT
     assert settings["KillSignal"] == "SIGTERM"

@@ -85,14 +85,14 @@ def test_a_debian_package_is_unpacked_with_its_libraries_and_starts(bare: Path, 
 
 
 @pytest.mark.parametrize(("name", "needed"), [("helm", "Go to build it with"), ("promtool", "apt-get and dpkg-deb")])
-def test_what_a_machine_would_need_is_told(bare: Path, name: str, needed: str) -> None:
+def test_missing_prerequisites_are_named(bare: Path, name: str, needed: str) -> None:
     with pytest.raises(tools.ToolMissingError, match=needed):
         tools.fetch(name)
     assert tools.find(name) is None
     assert not list(bare.iterdir())
 
 
-def test_a_failure_is_told_in_the_words_of_what_failed(bare: Path) -> None:
+def test_a_failure_is_reported_in_the_commands_words(bare: Path) -> None:
     a_program(bare / "go", "echo no such module >&2; exit 1")
     with pytest.raises(tools.ToolMissingError, match=r"go install .*: no such module"):
         tools.fetch("helm")

@@ -73,7 +73,7 @@ def test_it_says_which_version_it_is(environment: Path, dist: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(300)
-def test_its_bill_of_materials_names_what_it_runs_with(dist: Path) -> None:
+def test_its_bill_of_materials_names_its_packages(dist: Path) -> None:
     bom = json.loads((dist / "bom.cdx.json").read_text())
     locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements/run.txt").read_text(), re.MULTILINE))
     named = {component["name"].lower().replace("_", "-") for component in bom["components"]}

@@ -227,7 +227,7 @@ SLOW_TO_CLEAR = ("GatewayAcknowledgementBudgetBurnsSlowly", "GatewayDeliveryBudg
 
 @pytest.mark.full
 @pytest.mark.timeout(900)
-async def test_each_alert_fires_at_its_fault_and_clears_when_it_is_mended(
+async def test_each_alert_fires_at_its_fault_and_clears_after_it(
     tmp_path: Path, tool: Callable[[str], Path], watches: list[Watch]
 ) -> None:
     async with Scenery(tmp_path, tool) as scenery:
@@ -289,7 +289,7 @@ async def test_a_full_disk_fires_the_alert_whose_runbook_names_it_and_clears_whe
     assert rows[LOG_DOWN].cleared is not None
 
 
-def test_the_rules_are_made_shorter_and_nothing_else_of_them_changes() -> None:
+def test_the_rules_are_shortened_and_otherwise_unchanged() -> None:
     expr = "sum(rate(a[5m])) > 14.4 * 0.01 and b - time() < 14 * 86400 and c > c offset 1d"
     rule = {"alert": "A", "expr": expr, "for": "1d", "labels": {"severity": "page"}}
     [group] = yaml.safe_load(shortened(yaml.safe_dump({"groups": [{"name": "g", "rules": [rule]}]})))["groups"]

@@ -70,7 +70,7 @@ async def test_on_a_full_disk_no_more_is_acknowledged_than_there_is_room_for(
 
 
 @pytest.mark.timeout(60)
-async def test_a_disk_that_is_nearly_full_takes_small_events_and_tells_of_the_large_ones(folder: Path) -> None:
+async def test_a_nearly_full_disk_takes_small_events_and_reports_large_ones(folder: Path) -> None:
     """By turns: no small event that is stored hides that large ones are refused."""
     rules = "version: 1\nsources: {shop: {verify: {scheme: none}}}\n"
     async with GatewayProcess(folder, rules=rules, log=f"sqlite:///{folder / 'gateway.db'}") as gateway:
@@ -104,7 +104,7 @@ async def test_a_disk_that_is_nearly_full_takes_small_events_and_tells_of_the_la
 
 
 @pytest.mark.timeout(240)
-async def test_what_was_acknowledged_survives_kills_that_leave_the_tail_of_the_wal_torn(
+async def test_acknowledged_events_survive_kills_that_tear_the_wals_tail(
     embedded_place: LogPlace, folder: Path, table: Table, *, is_full: bool
 ) -> None:
     """Killed at random moments; then what stands behind the last commit frame is cut, overwritten or added to."""

@@ -62,7 +62,7 @@ def an_account(
 BOTH = [an_arrival("one"), an_arrival("two")]
 
 
-def test_what_came_once_leaves_nothing_to_say() -> None:
+def test_single_deliveries_are_clean() -> None:
     account = an_account(BOTH)
     assert (account.acknowledged, account.delivered) == (2, 2)
     assert (account.slowest, account.latest) == (2.0, {"ci": 2.0})
@@ -74,21 +74,21 @@ def test_an_event_that_never_came_is_lost_and_so_is_one_that_was_refused() -> No
     assert an_account([an_arrival("one"), an_arrival("two", status=410)]).lost == 1
 
 
-def test_an_event_that_is_dead_is_not_lost() -> None:
+def test_a_dead_letter_is_no_loss() -> None:
     account = an_account([an_arrival("one"), an_arrival("two", status=410)], dead=[("two", "ci")])
     assert (account.delivered, account.dead, account.lost) == (1, 1, 0)
 
 
-def test_a_body_that_is_not_what_was_sent_is_altered() -> None:
+def test_a_body_that_differs_is_altered() -> None:
     assert an_account([an_arrival("one"), an_arrival("two", body=BODIES["one"])]).altered == 1
 
 
-def test_a_second_copy_needs_a_reason() -> None:
+def test_a_duplicate_needs_a_reason() -> None:
     account = an_account([*BOTH, an_arrival("one", at=103.0)])
     assert (account.duplicated, account.unexplained) == (1, 1)
 
 
-def test_a_crash_explains_what_its_gateway_sent_in_its_last_moments() -> None:
+def test_a_crash_explains_its_gateways_last_deliveries() -> None:
     again = [*BOTH, an_arrival("one", at=110.0, gateway="g2")]
     for crash, unexplained in (
         (Incident.crash(102.5, "g1"), 0),
@@ -99,7 +99,7 @@ def test_a_crash_explains_what_its_gateway_sent_in_its_last_moments() -> None:
         assert an_account(again, incidents=[crash]).unexplained == unexplained, crash
 
 
-def test_each_crash_explains_one_more_copy() -> None:
+def test_a_crash_explains_one_duplicate() -> None:
     copies = [an_arrival("two"), *[an_arrival("one", at=at) for at in (102.0, 103.0, 104.0)]]
     first, second = Incident.crash(102.1, "g1"), Incident.crash(103.1, "g1")
     assert an_account(copies, incidents=[first]).unexplained == 1
@@ -153,7 +153,7 @@ def test_a_table_has_a_line_for_each_account() -> None:
     assert row.split() == ["killed", "2", "0", "2", *["0"] * 8, "2.0", "s"]
 
 
-def test_what_a_gateway_sends_that_was_thrown_out_without_knowing_may_come_second() -> None:
+def test_a_gateway_evicted_without_knowing_may_send_duplicates() -> None:
     twice = [*BOTH, an_arrival("one", at=103.5, gateway="g2")]
     woken = Incident(since=103.0, until=106.0, gateway="g2")
     assert an_account(twice, incidents=[woken]).unexplained == 1
@@ -176,7 +176,7 @@ def an_ordered_account(answered: str, *, twice: str = "") -> OrderedAccount:
     return settle_ordered(acknowledged=WRITTEN, answered=list(answered), written=written, settled={"c", "d"})
 
 
-def test_what_comes_in_the_order_of_its_key_leaves_nothing_to_say() -> None:
+def test_deliveries_in_the_order_of_their_key_are_clean() -> None:
     for answered in ("abcdx", "xabcd", "axbcd"):
         assert an_ordered_account(answered) == OrderedAccount(lost=0, repeated=0, apart=0, misplaced=0)
 

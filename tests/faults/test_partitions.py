@@ -96,7 +96,7 @@ async def read_until(consumers: Sequence[Consumer], holds: Callable[[], bool]) -
     return values
 
 
-async def test_a_partition_without_a_leader_is_told_and_the_others_are_read(cluster: Cluster) -> None:
+async def test_a_leaderless_partition_is_reported_others_are_read(cluster: Cluster) -> None:
     topic, group = f"t{uuid4().hex}", f"g{uuid4().hex}"
     await make_topic(cluster, topic, (1, 2, 3))
     lost = Partition(topic, 2)
@@ -148,7 +148,7 @@ async def test_a_partition_without_a_leader_is_told_and_the_others_are_read(clus
         await other.close()
 
 
-async def test_a_partition_without_enough_replicas_is_told_while_the_others_take_events(cluster: Cluster) -> None:
+async def test_a_partition_without_enough_replicas_is_reported_others_take_events(cluster: Cluster) -> None:
     """It has a leader, so that it can be read: no consumer misses it."""
     topic = f"t{uuid4().hex}"
     settings = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": "2"}

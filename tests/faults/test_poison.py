@@ -11,7 +11,7 @@ from tests.faults.scenario import Table, account_of
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
 
 
-async def test_what_no_gateway_wrote_stops_none_of_them_on_a_cluster(
+async def test_foreign_records_stop_no_gateway_on_a_cluster(
     cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
     found = await withstood(cluster_place, folder)

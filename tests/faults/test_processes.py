@@ -24,7 +24,7 @@ async def test_without_a_fault_nothing_is_duplicated(place: LogPlace, folder: Pa
 
 
 @pytest.mark.timeout(180)
-async def test_a_gateway_that_is_killed_again_and_again_repeats_only_what_it_had_not_committed(
+async def test_a_repeatedly_killed_gateway_repeats_only_uncommitted_deliveries(
     place: LogPlace, folder: Path, table: Table, *, is_full: bool
 ) -> None:
     kills, rate = (5, 1500.0) if is_full else (2, 150.0)
@@ -73,9 +73,7 @@ async def test_one_of_three_gateways_that_is_frozen_beyond_its_session_does_litt
 
 @pytest.mark.full
 @pytest.mark.timeout(120)
-async def test_a_gateway_that_is_frozen_for_a_while_goes_on_as_if_nothing_had_been(
-    embedded_place: LogPlace, folder: Path, table: Table
-) -> None:
+async def test_a_gateway_that_was_frozen_resumes_normally(embedded_place: LogPlace, folder: Path, table: Table) -> None:
     async with Scenario("frozen for 10 s", embedded_place, folder, table) as scenario:
         async with scenario.load():
             await scenario.acknowledged(200)

@@ -137,7 +137,7 @@ async def test_a_new_source_that_one_router_does_not_know_yet_reaches_its_routes
         assert await are_in_order(cluster_place, "github", in_time), stories
 
 
-async def test_a_route_that_one_router_has_lost_before_the_other_misses_what_that_one_reads_and_nothing_else(
+async def test_a_route_that_one_router_loses_first_misses_only_what_that_router_reads(
     cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
     """Put back at both, it gets what waited; a replay brings what it missed. The route that stays has it all."""

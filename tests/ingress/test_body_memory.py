@@ -31,7 +31,7 @@ def unverified(memory: BodyMemory, source: str, size: int, *, now: float = 0.0) 
     return body
 
 
-def test_what_is_held_open_gives_way_to_what_comes_the_oldest_first() -> None:
+def test_the_oldest_unverified_bodies_are_evicted_first() -> None:
     memory = BodyMemory(TOTAL)
     held_open = [unverified(memory, "a", SMALL) for _ in range(32)]
     assert memory.free == TOTAL // 2
@@ -56,7 +56,7 @@ def test_a_refusal_says_whether_slow_senders_or_slow_appends_fill_the_memory() -
     assert no_room(memory).reason == "overloaded"
 
 
-def test_a_body_that_is_read_is_refused_by_what_fills_the_memory_as_well() -> None:
+def test_a_growing_body_is_refused_when_memory_is_full() -> None:
     memory = BodyMemory(TOTAL)
     assert all(memory.reserve(memory.share("a"), SMALL, now=0.0) for _ in range(20))
     read = Body(memory, "b")
@@ -68,7 +68,7 @@ def test_a_body_that_is_read_is_refused_by_what_fills_the_memory_as_well() -> No
     assert no_room(memory).reason == "bodies_held_open"
 
 
-def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> None:
+def test_open_bodies_of_one_source_take_nothing_from_another() -> None:
     memory = BodyMemory(TOTAL)
     slow = unverified(memory, "b", LARGE)
     many = [unverified(memory, "a", SMALL) for _ in range(28)]
@@ -78,7 +78,7 @@ def test_who_holds_bodies_open_to_one_source_takes_nothing_from_another() -> Non
     assert sum(body.evictions for body in many) == 100 + 4
 
 
-def test_what_came_whole_takes_the_half_that_is_not_for_what_is_held_open_and_then_has_the_oldest_give_way() -> None:
+def test_verified_bodies_take_their_half_and_then_evict_the_oldest_unverified_ones() -> None:
     memory = BodyMemory(TOTAL)
     held_open = [unverified(memory, "a", SMALL) for _ in range(32)]
     assert all(memory.reserve(memory.share("b"), SMALL, now=1.0) for _ in range(32))
@@ -90,7 +90,7 @@ def test_what_came_whole_takes_the_half_that_is_not_for_what_is_held_open_and_th
     assert memory.free == TOTAL - 30 * SMALL
 
 
-def test_what_came_whole_has_no_more_than_its_sources_share() -> None:
+def test_verified_bodies_stay_within_their_sources_share() -> None:
     memory = BodyMemory(TOTAL)
     taken = 0
     while memory.reserve(memory.share("a"), SMALL, now=0.0):
@@ -118,7 +118,7 @@ def test_the_oldest_of_all_gives_way_to_nobody_when_it_asks_itself() -> None:
     assert (oldest.evictions, oldest.size) == (0, LARGE)
 
 
-def test_what_waits_for_its_append_gives_way_to_nobody() -> None:
+def test_a_body_waiting_for_its_append_is_not_evicted() -> None:
     memory = BodyMemory(TOTAL)
     while memory.reserve(memory.share("a"), SMALL, now=0.0):
         pass

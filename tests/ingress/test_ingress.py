@@ -426,7 +426,7 @@ async def test_chunks_are_joined(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["github", "stripe", "slack", "standard"])
-async def test_what_a_provider_signs_is_accepted(world: World, name: str) -> None:
+async def test_a_provider_signature_is_accepted(world: World, name: str) -> None:
     reply = await world.exchange(signed(name))
     assert reply.status == 202
     assert world.log.stored[0].event.type == "ping"
@@ -490,7 +490,7 @@ async def test_a_schemes_default_identity_is_no_reason_to_refuse(world: World, b
     assert {stored.value for stored in world.log.stored} == {body}
 
 
-async def test_only_what_was_verified_identifies_an_event(world: World) -> None:
+async def test_only_verified_data_identifies_an_event(world: World) -> None:
     """Svix signs one of two sets of headers; whoever adds the other one must not choose the event's id."""
     verify = {"scheme": "svix", "secrets": ["whsec_c2VjcmV0LXNlY3JldC1zZWNyZXQ="]}
     source = replace(world.rules[0].sources["stripe"], name="clerk", path="/in/clerk", verifier=build_verifier(verify))
@@ -519,7 +519,7 @@ async def test_a_handshake_is_answered_and_not_stored(world: World) -> None:
     ("failure", "status"),
     [(LogUnavailableError("no quorum"), 503), (RecordTooLargeError("1 MiB"), 413)],
 )
-async def test_what_the_log_refuses_is_not_acknowledged(world: World, failure: GatewayError, status: int) -> None:
+async def test_a_refused_append_is_not_acknowledged(world: World, failure: GatewayError, status: int) -> None:
     world.log.failure = failure
     reply = await world.exchange(a_request())
     assert reply.status == status
@@ -709,7 +709,7 @@ async def test_bodies_that_are_held_open_make_room_for_those_that_come() -> None
     assert world.count("rejected_total", source="github", reason="crowded_out") == 38
 
 
-async def test_a_sender_that_asks_first_is_told_to_go_on_or_refused_at_once(world: World) -> None:
+async def test_expect_100_continue_is_answered_or_refused_at_once(world: World) -> None:
     async with world.wire() as wire:
         wire.send(a_request("/in/open", "Expect: 100-continue", length=len(PING), body=b""))
         assert (await wire.reply()).status == 100
@@ -745,7 +745,7 @@ async def test_an_absolute_target_is_its_path(world: World) -> None:
     assert world.log.stored[0].event.query == "a=1"
 
 
-async def test_an_ingress_that_ends_answers_and_closes_what_is_open_and_takes_nothing_new(world: World) -> None:
+async def test_a_stopping_ingress_responds_closes_and_takes_nothing_new(world: World) -> None:
     world.log.may_append.clear()
     async with world.wire() as under_way, world.wire() as idle, world.wire() as busy, world.wire() as asking:
         idle.send(a_request())
@@ -782,7 +782,7 @@ async def test_an_ingress_with_no_connection_ends_at_once(world: World) -> None:
     assert asyncio.get_running_loop().time() < began + KEEPALIVE_GRACE / 2
 
 
-async def test_what_cannot_be_stored_in_time_is_not_acknowledged_when_the_process_stops(world: World) -> None:
+async def test_an_event_not_stored_in_time_on_a_stop_is_not_acknowledged(world: World) -> None:
     world.log.may_append.clear()
     async with world.wire() as wire:
         wire.send(a_request())
@@ -815,7 +815,7 @@ async def test_a_connection_is_kept_as_the_sender_asks(
             assert (await wire.reply()).status == 202
 
 
-async def test_a_refused_sender_sees_the_answer_though_it_goes_on_sending(world: World) -> None:
+async def test_a_refused_sender_that_keeps_sending_sees_the_answer(world: World) -> None:
     async with world.wire() as wire:
         wire.send(a_request(body=b"x" * 3_000_000))
         assert (await wire.reply()).status == 413
@@ -911,7 +911,7 @@ async def test_many_refusals_that_are_alike_are_logged_by_their_number(
     assert world.count("rejected_total", source="", reason="unknown_source") == 60
 
 
-async def test_what_is_the_gateways_fault_is_logged_whatever_strangers_send_and_counted_as_long_as_it_lasts(
+async def test_the_gateways_own_faults_are_logged_whatever_strangers_send_and_counted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
@@ -930,9 +930,7 @@ async def test_what_is_the_gateways_fault_is_logged_whatever_strangers_send_and_
     assert world.count("rejected_total", source="open", reason="log_unavailable") == 30
 
 
-async def test_what_anybody_may_send_has_a_quota_whoever_is_at_fault(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_requests_that_anybody_may_send_have_a_log_quota(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """No request of these was verified: a coding that we would lose, and bodies for which there is no room."""
     monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
 
