@@ -210,7 +210,7 @@ async def test_a_record_is_stamped_by_the_clock_of_the_log(subject: Subject) -> 
         assert log.now() <= log.now()
 
 
-async def test_a_log_that_is_synchronized_stamps_by_the_clock_that_it_tells(subject: Subject) -> None:
+async def test_a_synchronized_log_stamps_by_its_own_clock(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject, partitions=3)
         await log.synchronize(topic)
@@ -297,7 +297,7 @@ async def test_an_append_to_a_partition_that_is_not_there_fails(subject: Subject
         assert (await log.append(topic, key=b"", value=b"", headers=[], partition=0)).offset == 0
 
 
-async def test_an_append_in_order_of_what_is_too_large_or_nowhere_fails(subject: Subject) -> None:
+async def test_an_ordered_append_that_is_too_large_or_nowhere_fails(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)
         large = NewRecord(b"key", bytes(log.max_record_bytes), [])
@@ -338,7 +338,7 @@ async def test_a_consumer_gets_every_record_once_in_order(subject: Subject) -> N
             assert await values(consumer, 30) == [b"%d" % n for n in range(60, 90)]
 
 
-async def test_a_consumer_gets_what_another_process_appends(subject: Subject) -> None:
+async def test_a_consumer_gets_another_processs_appends(subject: Subject) -> None:
     async with subject.open() as log, subject.open() as other:
         topic = await make_topic(log, subject)
         async with consuming(log, topic, group=f"{subject.prefix}g") as (consumer, _):
@@ -427,7 +427,7 @@ async def test_a_paused_partition_is_not_fetched_until_it_is_resumed(subject: Su
             assert await values(consumer, 2) == [b"2", b"3"]
 
 
-async def test_pausing_what_is_not_assigned_is_ignored(subject: Subject) -> None:
+async def test_pausing_an_unassigned_partition_is_ignored(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)
         async with consuming(log, topic, group=None) as (consumer, _):
@@ -496,7 +496,7 @@ async def test_a_commit_comes_back_bit_by_bit(subject: Subject, done: bytes, not
             assert await values(consumer, 2) == [b"2", b"3"]
 
 
-async def test_a_commit_of_what_is_not_assigned_is_left_out(subject: Subject) -> None:
+async def test_a_commit_of_an_unassigned_partition_is_skipped(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)
         foreign = await make_topic(log, subject, "foreign")
@@ -555,7 +555,7 @@ async def test_records_deleted_unread_show_as_a_base_below_the_start_of_the_log(
             assert await values(consumer, 1) == [b"3"]
 
 
-async def test_what_is_deleted_before_it_is_read_is_reported_to_its_reader(subject: Subject) -> None:
+async def test_records_deleted_unread_are_reported_to_their_reader(subject: Subject) -> None:
     if subject.delete_below is None:
         pytest.skip("needs a log whose retention the suite can bring about")
     async with subject.open() as log:
@@ -586,7 +586,7 @@ async def test_what_is_deleted_before_it_is_read_is_reported_to_its_reader(subje
             assert "replaced" not in owner.told
 
 
-async def test_a_group_begins_where_it_was_seeded_and_what_it_has_committed_stands(subject: Subject) -> None:
+async def test_a_seed_sets_a_groups_start_but_replaces_no_commit(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)
         group, partition = f"{subject.prefix}g", Partition(topic, 0)
@@ -615,7 +615,7 @@ async def test_groups_are_found_with_the_number_of_their_members(subject: Subjec
         assert await log.groups(f"{subject.prefix}ordered/") == {group: 0, **without}
 
 
-async def test_what_a_listener_finishes_while_it_gives_up_is_committed(subject: Subject) -> None:
+async def test_work_that_ends_during_a_revocation_is_committed(subject: Subject) -> None:
     class Patient(Owner):
         @override
         async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -645,7 +645,7 @@ class Committing(Owner):
         return await super().revoked(partitions)
 
 
-async def test_what_is_committed_while_a_member_leaves_is_stored(subject: Subject) -> None:
+async def test_a_commit_while_a_member_leaves_is_stored(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject)
         group = f"{subject.prefix}g"
@@ -657,7 +657,7 @@ async def test_what_is_committed_while_a_member_leaves_is_stored(subject: Subjec
 
 
 @WITH_REBALANCES
-async def test_what_is_committed_while_it_is_given_up_is_stored(subject: Subject) -> None:
+async def test_a_commit_during_a_revocation_is_stored(subject: Subject) -> None:
     async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:
         topic = await make_topic(log, subject, partitions=2)
         group, coming = f"{subject.prefix}g", Owner()
@@ -676,7 +676,7 @@ async def test_what_is_committed_while_it_is_given_up_is_stored(subject: Subject
 
 
 @WITH_REBALANCES
-async def test_a_new_member_starts_where_the_revoked_one_was_told_to_commit(subject: Subject) -> None:
+async def test_a_new_member_starts_at_the_revoked_ones_commit(subject: Subject) -> None:
     async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:
         topic = await make_topic(log, subject, partitions=4)
         # Nobody has finished records that aren't there: 7 is below the end of each partition.
@@ -703,7 +703,7 @@ async def test_a_new_member_starts_where_the_revoked_one_was_told_to_commit(subj
 
 
 @WITH_REBALANCES
-async def test_a_member_can_no_longer_commit_what_went_to_another(subject: Subject) -> None:
+async def test_a_member_cannot_commit_another_members_partition(subject: Subject) -> None:
     async with subject.open() as log, subject.open() as other, asyncio.TaskGroup() as tasks:
         topic = await make_topic(log, subject, partitions=2)
         group = f"{subject.prefix}g"
@@ -823,7 +823,7 @@ async def test_a_time_is_looked_up_in_those_partitions_that_are_asked_for(subjec
         assert await log.offsets_at(f"{subject.prefix}none", 0.0, [0]) == {}
 
 
-async def test_what_can_be_read_of_a_topic_is_reported_with_its_bounds(subject: Subject) -> None:
+async def test_readable_partitions_are_reported_with_their_bounds(subject: Subject) -> None:
     async with subject.open() as log:
         assert await log.readable(f"{subject.prefix}none") == ({}, {})
         topic = await make_topic(log, subject, partitions=3)
@@ -864,7 +864,7 @@ async def test_a_partition_without_a_leader_is_reported_and_the_others_are_answe
         }
 
 
-async def test_creating_makes_what_is_missing_and_leaves_the_rest_as_it_is(subject: Subject) -> None:
+async def test_creating_adds_missing_topics_and_leaves_the_rest(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject, retention=3600.0)
         await append(log, topic, b"0")
@@ -876,7 +876,7 @@ async def test_creating_makes_what_is_missing_and_leaves_the_rest_as_it_is(subje
         assert [p.topic for p in await log.check([there, missing]) if "retention" in p.message] == [topic]
 
 
-async def test_checking_reports_what_breaks_a_promise(subject: Subject) -> None:
+async def test_checking_reports_unsafe_settings(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject, retention=3600.0)
         kept = await make_topic(log, subject, "kept", retention=None, compacted=True)

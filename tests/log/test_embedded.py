@@ -105,7 +105,7 @@ def locked(path: Path) -> Iterator[None]:
 # Who may use the file
 
 
-async def test_a_second_owner_is_refused_and_shown_who_has_the_file(path: Path) -> None:
+async def test_a_second_owner_is_refused_and_shown_the_first(path: Path) -> None:
     async with opened(path):
         with pytest.raises(
             LogUnavailableError, match=rf"gateway\.db is in use by another gateway \(pid {os.getpid()}\)"
@@ -216,7 +216,7 @@ def letter(path: Path) -> Path:
     return path
 
 
-async def test_what_is_not_a_database_is_refused(letter: Path) -> None:
+async def test_a_file_that_is_no_database_is_refused(letter: Path) -> None:
     with pytest.raises(UsageError, match=r"gateway\.db: expected an embedded log, got: file is not a database"):
         await EmbeddedLog.open(letter, owner=True)
 
@@ -231,7 +231,7 @@ async def test_the_database_of_another_program_is_refused_and_left_alone(path: P
     assert contents(path.parent)["gateway.db"] == before
 
 
-async def test_a_copy_is_a_log_as_it_was_at_that_moment(path: Path, tmp_path: Path) -> None:
+async def test_a_backup_is_the_log_as_of_that_moment(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     async with opened(path) as log:
         await log.append("events", key=b"k", value=b"\x00\xff", headers=[("h", b"\xfe")])
@@ -249,7 +249,7 @@ async def test_a_copy_is_a_log_as_it_was_at_that_moment(path: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-async def test_a_copy_to_a_link_is_written_to_what_it_links_to(path: Path, tmp_path: Path, *, is_there: bool) -> None:
+async def test_a_backup_to_a_link_is_written_to_its_target(path: Path, tmp_path: Path, *, is_there: bool) -> None:
     folder, link = tmp_path / "elsewhere", tmp_path / "latest"
     folder.mkdir()
     link.symlink_to("elsewhere/copy.db")
@@ -265,7 +265,7 @@ async def test_a_copy_to_a_link_is_written_to_what_it_links_to(path: Path, tmp_p
         assert [record.value for record in await stored(log)] == [b"a", b"b"][: 1 + is_there]
 
 
-async def test_a_copy_that_fails_leaves_the_one_before(path: Path, tmp_path: Path) -> None:
+async def test_a_failed_backup_leaves_the_previous_one(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     async with opened(path):
         await asyncio.to_thread(back_up, path, copy)
@@ -282,7 +282,7 @@ async def test_a_copy_that_fails_leaves_the_one_before(path: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["gateway.db", "gateway.db-wal", "gateway.db-shm", "gateway.db.lock", "hard", "soft"])
 @pytest.mark.parametrize("is_linked", [False, True])
-async def test_a_copy_never_takes_the_place_of_a_file_of_the_log(
+async def test_a_backup_never_replaces_a_file_of_the_log(
     path: Path, tmp_path: Path, name: str, *, is_linked: bool
 ) -> None:
     async with opened(path) as log:
@@ -301,7 +301,7 @@ async def test_a_copy_never_takes_the_place_of_a_file_of_the_log(
         assert [record.value for record in await stored(log)] == [b"first", b"second"]
 
 
-async def test_a_copy_never_takes_the_place_of_a_log_in_use(path: Path, tmp_path: Path) -> None:
+async def test_a_backup_never_replaces_a_log_in_use(path: Path, tmp_path: Path) -> None:
     """Who restores that way has exchanged the two names."""
     backup = tmp_path / "backup.db"
     async with opened(path) as log:
@@ -311,9 +311,7 @@ async def test_a_copy_never_takes_the_place_of_a_log_in_use(path: Path, tmp_path
             await asyncio.to_thread(back_up, backup, path)
 
 
-async def test_copies_that_are_made_at_once_are_whole(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_simultaneous_backups_are_whole(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A copy takes a moment, and nothing public stops it halfway.
     copy = tmp_path / "copy.db"
     begun: list[Path] = []
@@ -334,7 +332,7 @@ async def test_copies_that_are_made_at_once_are_whole(
     assert not [name for name in contents(tmp_path) if name.endswith(".part")]
 
 
-async def test_what_a_killed_copy_has_left_behind_is_deleted_later(path: Path, tmp_path: Path) -> None:
+async def test_a_killed_backups_leftovers_are_deleted_later(path: Path, tmp_path: Path) -> None:
     left, under_way, other = [tmp_path / name for name in ("copy.db.x.part", "copy.db.y.part", "other.db.z.part")]
     for each in (left, under_way, other):
         each.touch()
@@ -370,7 +368,7 @@ async def test_a_directory_that_is_not_there_is_reported(tmp_path: Path) -> None
         await EmbeddedLog.open(tmp_path / "nowhere" / "gateway.db", owner=True)
 
 
-async def test_a_file_that_was_left_half_made_is_made_again(path: Path) -> None:
+async def test_an_incomplete_new_file_is_recreated(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
     async with opened(path) as log:
@@ -398,7 +396,7 @@ async def a_log_and_its_copy(path: Path, copy: Path) -> None:
         shutil.move(f"{path}{suffix}.killed", f"{path}{suffix}")
 
 
-async def test_a_restored_copy_is_the_log_and_the_one_before_is_whole_beside_it(path: Path, tmp_path: Path) -> None:
+async def test_a_restored_backup_is_the_log_and_the_old_one_is_kept(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere" / "copy.db"
     copy.parent.mkdir()
     await a_log_and_its_copy(path, copy)
@@ -429,7 +427,7 @@ async def test_nothing_is_restored_while_a_gateway_has_the_log(path: Path, tmp_p
 
 
 @pytest.mark.parametrize("what", ["missing", "letter", "application_id", "user_version", "damaged", "in use"])
-async def test_what_is_not_a_whole_copy_is_not_restored(path: Path, tmp_path: Path, what: str) -> None:
+async def test_an_incomplete_backup_is_not_restored(path: Path, tmp_path: Path, what: str) -> None:
     copy = tmp_path / "folder" / "copy.db"
     copy.parent.mkdir()
     await a_log_and_its_copy(path, copy)
@@ -463,16 +461,14 @@ def contents_of_files(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir() if file.is_file()}
 
 
-async def test_the_logs_own_file_is_not_its_copy(path: Path) -> None:
+async def test_the_logs_own_file_is_no_backup(path: Path) -> None:
     async with opened(path):
         pass
     with pytest.raises(UsageError, match="got the log's own"):
         await asyncio.to_thread(restore, path, path)
 
 
-async def test_a_restore_checks_the_structure_of_a_copy_and_not_what_is_stored_in_it(
-    path: Path, tmp_path: Path
-) -> None:
+async def test_a_restore_checks_a_backups_structure_but_not_its_content(path: Path, tmp_path: Path) -> None:
     """SQLite has no checksums: docs/operations.md promises none."""
     copy = tmp_path / "copy.db"
     await a_log_and_its_copy(path, copy)
@@ -483,9 +479,7 @@ async def test_a_restore_checks_the_structure_of_a_copy_and_not_what_is_stored_i
         assert [record.value for record in await stored(log)] == [b"c0pied"]
 
 
-async def test_a_restore_that_is_killed_halfway_is_refused_by_the_next_owner_and_goes_on(
-    path: Path, tmp_path: Path
-) -> None:
+async def test_a_half_done_restore_is_refused_by_the_next_owner_and_resumes(path: Path, tmp_path: Path) -> None:
     """It has renamed the file, and not yet the WAL."""
     copy = tmp_path / "copy.db"
     await a_log_and_its_copy(path, copy)
@@ -515,7 +509,7 @@ async def test_a_restore_renames_the_file_before_its_wal(
     assert renamed == ["gateway.db", "gateway.db-wal"]
 
 
-async def test_without_room_for_the_copy_all_stays_as_it_is(path: Path, tmp_path: Path) -> None:
+async def test_without_room_a_restore_changes_nothing(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     await a_log_and_its_copy(path, copy)
     before, limit = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -682,9 +676,7 @@ async def test_a_file_that_is_damaged_is_lost_with_the_first_read_that_finds_it(
         await log.close()
 
 
-async def test_what_is_stored_while_the_file_is_moved_is_not_acknowledged(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_appends_to_a_moved_file_are_not_acknowledged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # An fsync takes a moment, and nothing public stops it halfway.
     async with opened(path) as log:
         insert = log._writer._insert
@@ -720,7 +712,7 @@ async def test_a_link_that_is_turned_to_another_file_takes_the_log_away(path: Pa
             await append(log, b"b")
 
 
-async def test_what_was_acknowledged_is_there_when_a_moved_file_is_brought_back(path: Path) -> None:
+async def test_acknowledged_appends_are_in_a_file_that_is_moved_back(path: Path) -> None:
     async with opened(path) as log:
         await append(log, b"a")
         moved(path)
@@ -731,7 +723,7 @@ async def test_what_was_acknowledged_is_there_when_a_moved_file_is_brought_back(
         assert [record.value for record in await stored(log)][:1] == [b"a"]
 
 
-async def test_a_copy_that_was_put_over_the_file_is_left_as_it_is(path: Path, tmp_path: Path) -> None:
+async def test_a_backup_put_over_the_file_stays_intact(path: Path, tmp_path: Path) -> None:
     """Else closing the file would write into it what its WAL has of the one before."""
     async with opened(path) as log:
         await append(log, b"a")
@@ -748,7 +740,7 @@ async def test_a_copy_that_was_put_over_the_file_is_left_as_it_is(path: Path, tm
 
 
 @pytest.mark.parametrize("how", ["moved", "emptied"])
-async def test_a_wal_without_its_file_is_not_thrown_away(path: Path, how: str) -> None:
+async def test_a_wal_without_its_file_is_not_deleted(path: Path, how: str) -> None:
     async with opened(path) as log:
         await append(log, b"a")
         (moved if how == "moved" else emptied)(path)
@@ -761,7 +753,7 @@ async def test_a_wal_without_its_file_is_not_thrown_away(path: Path, how: str) -
     assert contents(path.parent)["gateway.db-wal"] == before
 
 
-async def test_what_others_may_do_beside_the_owner_takes_nothing_away(path: Path, tmp_path: Path) -> None:
+async def test_other_processes_can_remove_nothing(path: Path, tmp_path: Path) -> None:
     clock = Clock()
     log = await EmbeddedLog.open(path, owner=True, clock=clock)
     await log.create([EVENTS])
@@ -796,7 +788,7 @@ async def test_two_processes_that_append_at_once_never_share_an_offset(path: Pat
         assert sorted(by_offset) == list(range(450))
 
 
-async def test_an_offset_that_another_process_used_is_not_used_again_when_its_record_is_gone(path: Path) -> None:
+async def test_an_offset_of_another_processs_deleted_record_is_not_reused(path: Path) -> None:
     async with opened(path) as log, opened(path, owner=False) as guest:
         await append(log, b"0", topic="control", key=b"a")
         await append(guest, b"1", topic="control", key=b"a")
@@ -1136,7 +1128,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("lines", [1, 150, 1500])
-async def test_what_was_acknowledged_survives_kill_9(path: Path, lines: int) -> None:
+async def test_acknowledged_appends_survive_kill_9(path: Path, lines: int) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", APPENDER, str(path), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
@@ -1166,9 +1158,7 @@ def tear(wal: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("torn", ["a little", "half a page", "half of it", "garbage"])
-async def test_a_torn_tail_of_the_wal_reopens_with_what_was_stored_before(
-    path: Path, tmp_path: Path, torn: str
-) -> None:
+async def test_a_torn_wal_reopens_with_the_earlier_records(path: Path, tmp_path: Path, torn: str) -> None:
     copy = tmp_path / "copy.db"
     async with opened(path) as log:
         for n in range(20):
@@ -1199,7 +1189,7 @@ async def test_a_consumer_hears_of_an_append_without_polling(path: Path, monkeyp
         await consumer.close()
 
 
-async def test_a_consumer_that_falls_behind_its_buffer_goes_on_from_the_file(path: Path) -> None:
+async def test_a_consumer_behind_its_buffer_reads_from_the_file(path: Path) -> None:
     async with opened(path) as log:
         consumer = await log.consume(group="router", topics=["events"], listener=Silent())
         body = bytes(50_000)
@@ -1219,7 +1209,7 @@ async def test_a_consumer_that_falls_behind_its_buffer_goes_on_from_the_file(pat
         await consumer.close()
 
 
-async def test_a_consumer_reads_what_was_there_without_polling(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_consumer_reads_old_records_without_polling(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_module, "POLL_INTERVAL", 3600.0)
     async with opened(path) as log:
         await append(log, b"a")
@@ -1280,7 +1270,7 @@ async def test_a_fetch_raises_nothing_while_the_file_cannot_be_read(path: Path) 
 # Retention and time
 
 
-async def test_a_sweep_deletes_what_is_older_than_the_retention_and_nothing_else(path: Path) -> None:
+async def test_a_sweep_deletes_only_records_older_than_the_retention(path: Path) -> None:
     clock = Clock()
     log = await EmbeddedLog.open(path, owner=True, clock=clock)
     kept_for_ever = TopicSpec(name="kept", partitions=1, retention=None)
@@ -1403,7 +1393,7 @@ def last_sweep(path: Path) -> float:
         return statements.swept_at(connection)
 
 
-async def test_a_sweep_deletes_what_is_done_where_nobody_reads_it_again(path: Path) -> None:
+async def test_a_sweep_deletes_done_records_that_nobody_rereads(path: Path) -> None:
     tier = TopicSpec(name="tier", partitions=1, retention=7 * DAY, until_done=True)
     async with opened(path) as log:
         await log.create([tier])
@@ -1458,7 +1448,7 @@ async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch
     await log.close()
 
 
-async def test_the_clock_goes_on_when_the_computers_goes_back(path: Path) -> None:
+async def test_the_clock_advances_when_the_computers_goes_back(path: Path) -> None:
     clock = Clock(5000.0)
     log = await EmbeddedLog.open(path, owner=True, clock=clock)
     await log.create([EVENTS])
@@ -1504,9 +1494,7 @@ async def test_compaction_leaves_one_record_a_key_at_once(path: Path) -> None:
 @pytest.mark.parametrize(
     ("pragma", "message"), [("synchronous = NORMAL", "synchronous 2"), ("journal_mode = DELETE", "journal_mode wal")]
 )
-async def test_a_file_that_does_not_keep_what_was_acknowledged_is_reported(
-    path: Path, pragma: str, message: str
-) -> None:
+async def test_a_file_that_can_lose_acknowledged_events_is_reported(path: Path, pragma: str, message: str) -> None:
     async with opened(path) as log:
         assert await log.check([EVENTS, CONTROL]) == []
         log._file.reader.close()  # The journal's mode is changed by one that is alone.

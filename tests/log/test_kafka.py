@@ -353,7 +353,7 @@ async def test_a_scan_ends_where_only_gaps_follow(kafka: str, log: KafkaLog) -> 
     await consumer.close()
 
 
-async def test_a_scan_reads_what_compaction_has_left(kafka: str, log: KafkaLog) -> None:
+async def test_a_scan_reads_a_compacted_topic(kafka: str, log: KafkaLog) -> None:
     topic = await make_topic_by(
         kafka, cleanup_policy="compact", segment_ms="50", min_cleanable_dirty_ratio="0.001", min_compaction_lag_ms="0"
     )
@@ -410,7 +410,7 @@ async def test_a_commit_under_way_ends_before_its_partition_has_another_owner(ka
     assert len(set(generations)) == 1
 
 
-async def test_what_the_listener_gives_up_is_committed_before_the_next_owner_is_told(kafka: str, log: KafkaLog) -> None:
+async def test_revoked_partitions_are_committed_before_the_next_owner_has_them(kafka: str, log: KafkaLog) -> None:
     topic = await make_topic(log, partitions=2)
     await asyncio.gather(*[log.append(topic, key=b"%d" % n, value=b"", headers=[]) for n in range(20)])
     group = f"g{uuid4().hex}"
@@ -437,7 +437,7 @@ async def test_what_the_listener_gives_up_is_committed_before_the_next_owner_is_
     await first.close()
 
 
-async def test_a_failing_listener_is_heard_by_the_one_who_fetches(log: KafkaLog) -> None:
+async def test_a_listeners_failure_is_raised_by_the_fetch(log: KafkaLog) -> None:
     class Failing(Owner):
         @override
         def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
@@ -500,7 +500,7 @@ async def test_records_that_were_dropped_on_the_way_to_an_error_are_read_again(
         (None, "_client._sync_task"),
     ],
 )
-async def test_a_consumer_goes_on_when_a_task_of_aiokafka_has_died(log: KafkaLog, group: str | None, task: str) -> None:
+async def test_a_consumer_survives_the_death_of_an_aiokafka_task(log: KafkaLog, group: str | None, task: str) -> None:
     topic = await make_topic(log)
     await append(log, topic, b"0")
     owner = Owner(Commit(1))
@@ -542,7 +542,7 @@ async def end_task(user: Any, path: str) -> None:
     setattr(user, name, failed)
 
 
-async def test_what_a_pause_holds_back_comes_before_what_is_appended_meanwhile(log: KafkaLog) -> None:
+async def test_records_held_by_a_pause_precede_later_appends(log: KafkaLog) -> None:
     topic = await make_topic(log)
     partition = Partition(topic, 0)
     bodies = [bytes([number]) * (FETCH_BYTES * 2 // 5) for number in range(5)]
@@ -591,7 +591,7 @@ def test_aiokafka_logs_a_failure_once_a_minute(caplog: pytest.LogCaptureFixture)
     assert [line.getMessage() for line in caplog.records] == ["Unable connect to 127.0.0.1:1"]
 
 
-def test_of_a_log_that_cannot_be_opened_only_its_opener_tells(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_cannot_be_opened_logs_no_passing_warning(caplog: pytest.LogCaptureFixture) -> None:
     _passed.clear()
 
     async def fail_to_open() -> None:
@@ -742,7 +742,7 @@ def test_the_clock_is_this_machines_until_a_broker_is_heard() -> None:
     assert clocks.broker.now() == 1_000_005.0
 
 
-def test_the_clock_follows_the_brokers_and_the_fastest_acknowledgement_tells_it_best() -> None:
+def test_the_clock_follows_the_brokers_by_the_fastest_acknowledgement() -> None:
     clocks = Clocks()
     clocks.skew = 30.0
     for latency in (0.5, 0.002, 3.0):
@@ -786,7 +786,7 @@ def test_a_machine_whose_clock_drifts_keeps_to_the_brokers_time() -> None:
 
 
 @pytest.mark.parametrize("wrong_by", [-3600.0, 3600.0])
-async def test_a_log_that_is_synchronized_tells_the_brokers_time_whatever_this_machines_is(
+async def test_a_synchronized_log_has_the_brokers_time_whatever_the_machines(
     kafka: str, wrong_by: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.log.kafka.log.BrokerClock", partial(BrokerClock, local=lambda: time.time() + wrong_by))
@@ -800,7 +800,7 @@ async def test_a_log_that_is_synchronized_tells_the_brokers_time_whatever_this_m
     await log.close()
 
 
-def test_the_clock_never_goes_back_and_never_stands_still() -> None:
+def test_the_clock_never_goes_back_or_stops() -> None:
     clocks = Clocks()
     clocks.acknowledge()
     clocks.skew = -3600.0
@@ -902,7 +902,7 @@ async def test_new_partitions_are_read_within_seconds_from_their_first_record(ka
     await consumer.close()
 
 
-async def test_a_topic_that_is_made_again_is_read_within_seconds(kafka: str, log: KafkaLog) -> None:
+async def test_a_recreated_topic_is_read_within_seconds(kafka: str, log: KafkaLog) -> None:
     topic, kept = await make_topic(log), await make_topic(log)
     owner = Owner()
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic, kept], listener=owner)
@@ -927,7 +927,7 @@ async def test_a_topic_that_is_made_again_is_read_within_seconds(kafka: str, log
     await consumer.close()
 
 
-async def test_a_member_reads_what_is_there_and_the_rest_once_it_is_made(log: KafkaLog) -> None:
+async def test_a_member_reads_missing_topics_once_they_exist(log: KafkaLog) -> None:
     there, missing, group = await make_topic(log), f"t{uuid4().hex}", f"g{uuid4().hex}"
     await append(log, there, b"0")
     consumer = await log.consume(group=group, topics=[missing, there], listener=Owner())
@@ -946,7 +946,7 @@ async def test_a_member_reads_what_is_there_and_the_rest_once_it_is_made(log: Ka
         await each.close()
 
 
-async def test_who_reads_all_of_a_topic_tells_of_it_as_a_whole_while_it_is_gone(kafka: str, log: KafkaLog) -> None:
+async def test_a_groupless_reader_reports_a_missing_topic_as_a_whole(kafka: str, log: KafkaLog) -> None:
     topic = await make_topic(log)
     await append(log, topic, b"0", b"1")
     consumer = await log.consume(group=None, topics=[topic], listener=Owner())
@@ -961,12 +961,12 @@ async def test_who_reads_all_of_a_topic_tells_of_it_as_a_whole_while_it_is_gone(
     await consumer.close()
 
 
-async def test_who_reads_all_of_a_topic_waits_for_it_as_for_a_log_that_is_away(log: KafkaLog) -> None:
+async def test_a_groupless_reader_of_a_missing_topic_finds_the_log_unavailable(log: KafkaLog) -> None:
     with pytest.raises(LogUnavailableError, match="expected a topic of the cluster, got none of this name"):
         await log.consume(group=None, topics=[f"t{uuid4().hex}"], listener=Owner())
 
 
-async def test_a_topic_that_is_made_again_at_once_is_read_from_its_start(kafka: str, log: KafkaLog) -> None:
+async def test_a_topic_recreated_at_once_is_read_from_its_start(kafka: str, log: KafkaLog) -> None:
     """Before anybody has noticed that it was away: what is new has the offsets of what was done."""
     topic, group = await make_topic(log), f"g{uuid4().hex}"
     owner = Owner()
@@ -987,7 +987,7 @@ async def test_a_topic_that_is_made_again_at_once_is_read_from_its_start(kafka: 
     assert await log.committed(group, topic) in ({}, {0: Commit(0)})
 
 
-async def test_partitions_whose_positions_are_not_found_at_once_are_told_to_be_ours(
+async def test_partitions_whose_positions_are_found_late_are_assigned(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a rebalance nobody responds at first, and then not for all: what is under way may wait for them."""
@@ -1041,7 +1041,7 @@ async def test_a_partition_that_begins_again_is_read_though_at_first_nobody_says
     await consumer.close()
 
 
-async def test_what_is_fetched_already_stays_where_nobody_says_how_far_a_partition_begins_again(
+async def test_fetched_records_stay_where_a_partitions_new_start_is_unknown(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topic = await make_topic(log)
@@ -1107,7 +1107,7 @@ async def test_a_partition_that_begins_again_may_be_revoked_in_that_moment(log: 
     await consumer.close()
 
 
-async def test_what_a_look_passes_over_while_it_is_fetched_is_no_other_log(
+async def test_records_skipped_during_a_fetch_are_not_another_log(
     kafka: str, log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The look sends the consumer back to the first of the records that are fetched already."""
@@ -1274,7 +1274,7 @@ async def test_a_ping_reports_appends_that_lack_replicas_until_there_are_enough(
     await log.ping()  # nothing was refused since
 
 
-async def test_what_one_partition_refuses_is_reported_however_many_others_take(
+async def test_a_refusing_partition_is_reported_however_many_accept(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accepting: dict[Partition, bool] = {}
@@ -1312,7 +1312,7 @@ async def test_what_one_partition_refuses_is_reported_however_many_others_take(
     assert await log.refusing() == {}
 
 
-async def test_an_append_that_succeeds_ends_what_its_partition_refused(log: KafkaLog) -> None:
+async def test_a_successful_append_ends_its_partitions_refusal(log: KafkaLog) -> None:
     topic = await make_topic(log)
     log._appender._failed_append(topic, RequestTimedOutError(), 0)
     await append(log, topic, b"a")
@@ -1338,9 +1338,7 @@ async def test_where_all_is_refused_no_partition_is_reported(log: KafkaLog, monk
 
 
 @pytest.mark.parametrize("is_alone", [True, False])
-async def test_what_a_deleted_topic_refuses_is_no_refusal_of_the_log(
-    kafka: str, log: KafkaLog, *, is_alone: bool
-) -> None:
+async def test_a_deleted_topics_refusal_is_not_the_logs(kafka: str, log: KafkaLog, *, is_alone: bool) -> None:
     """Before a producer knows of it, it says that the topic's partitions have no leader, or that time is up."""
     topic = await make_topic(log)
     await append(log, topic, b"0")
@@ -1401,9 +1399,7 @@ async def test_a_refusal_that_brokers_know_nothing_of_is_forgotten_after_a_while
     await log.ping()
 
 
-async def test_what_is_read_is_not_reported_as_unread_however_long(
-    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_slow_read_is_not_reported_as_unread(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.log.kafka.consumer.JOIN_GRACE", 0.0)
     topic = await make_topic(log, partitions=2)
     for group in (None, f"g{uuid4().hex}"):

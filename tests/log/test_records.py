@@ -413,7 +413,7 @@ def test_no_origin_is_taken_that_is_later_than_its_record_by_more_than_clocks_ar
 
 
 @given(st.lists(st.binary(max_size=60)), TIMES)
-def test_whatever_names_an_origin_is_no_later_than_its_record_or_refused(texts: list[bytes], at: float) -> None:
+def test_an_origin_later_than_its_record_is_refused(texts: list[bytes], at: float) -> None:
     found = origin_of(Record(7, at, b"key", b"", [("gw_from", text) for text in texts]))
     assert found is None or found.appended_at <= at + MAX_CLOCK_SKEW
 
@@ -430,7 +430,7 @@ def test_a_fingerprint_is_the_same_in_every_process(body: bytes) -> None:
     assert fingerprint(an_event(type="pušh", query="a=b", body=body)).hex() == FINGERPRINTS[body]
 
 
-def test_a_fingerprint_tells_apart_what_was_sent() -> None:
+def test_a_fingerprint_distinguishes_requests() -> None:
     parts = [
         ("a", "b", b"c"),
         ("a", "bc", b""),

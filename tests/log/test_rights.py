@@ -216,7 +216,7 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
                 assert not [line for line in half.lines("topic_misconfigured") if "DescribeConfigs" in line["problem"]]
 
 
-async def test_a_router_may_do_with_groups_what_it_does_in_an_hour(guarded: Guarded, prefix: str) -> None:
+async def test_a_router_has_the_group_rights_for_an_hours_work(guarded: Guarded, prefix: str) -> None:
     await guarded.allow(documented(prefix))
     topic, group = f"{prefix}events.github", f"{prefix}ordered/a/b"
     async with opened(guarded, MAKER) as log:

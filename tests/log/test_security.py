@@ -224,7 +224,7 @@ async def use(log: Log) -> None:
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
-async def test_a_user_and_its_password_are_let_in(secured: Secured, mechanism: str) -> None:
+async def test_a_user_and_password_are_accepted(secured: Secured, mechanism: str) -> None:
     async with opened(secured.by_password(mechanism)) as log:
         await use(log)
 
@@ -247,7 +247,7 @@ async def test_a_certificate_is_shown_to_a_broker_that_asks_for_one(secured: Sec
         await use(log)
 
 
-async def test_a_token_is_fetched_and_let_in(secured: Secured) -> None:
+async def test_a_token_is_fetched_and_accepted(secured: Secured) -> None:
     async with Sink(secured.issuer.answer()) as endpoint:
         async with opened(secured.by_token(endpoint.url)) as log:
             await use(log)
@@ -255,7 +255,7 @@ async def test_a_token_is_fetched_and_let_in(secured: Secured) -> None:
     assert request.body == b"grant_type=client_credentials&scope=hooks&audience=kafka"
 
 
-async def test_connections_go_on_when_their_tokens_have_ended(secured: Secured) -> None:
+async def test_connections_outlive_their_expired_tokens(secured: Secured) -> None:
     """A broker closes a connection whose token has ended: with a new one nothing fails, and no member is thrown out."""
     owner, appended = Owner(), 0
     async with Sink(secured.issuer.answer(life=1.5)) as endpoint, opened(secured.by_token(endpoint.url)) as log:
@@ -399,7 +399,7 @@ def test_a_refused_login_is_explained_in_one_line(
     assert "battery" not in line
 
 
-async def test_a_broker_that_lets_nobody_in_says_more_than_one_that_is_down(secured: Secured) -> None:
+async def test_a_refusing_broker_says_more_than_one_that_is_down(secured: Secured) -> None:
     environ = secured.by_password("PLAIN", sasl_password_file=secured.wrong)
     environ["GATEWAY_LOG"] = environ["GATEWAY_LOG"].replace("kafka://", "kafka://127.0.0.1:1,")
     with pytest.raises(LogUnavailableError, match="got a refusal"):
@@ -424,7 +424,7 @@ async def test_a_token_that_the_broker_does_not_believe_is_reported(secured: Sec
 
 
 @pytest.mark.parametrize("life", [1.0, 86400.0])
-async def test_while_running_a_refusal_fails_what_is_asked_and_heals_by_itself(
+async def test_a_refusal_at_run_time_fails_requests_and_heals_by_itself(
     secured: Secured, monkeypatch: pytest.MonkeyPatch, life: float
 ) -> None:
     """As an operator would see who changes a password too early: nothing hangs, and nothing has to be started again.
@@ -531,7 +531,7 @@ def test_each_setting_is_a_flag_and_a_variable() -> None:
     assert from_sources({}, {f"GATEWAY_{name.upper()}": text for name, text in flags.items()}).kafka == expected
 
 
-def test_what_is_set_for_kafka_is_no_matter_to_the_embedded_log() -> None:
+def test_kafka_settings_do_not_affect_the_embedded_log() -> None:
     assert from_sources({}, {"GATEWAY_KAFKA_SASL_USERNAME": "u"}).kafka.username == "u"
 
 
@@ -548,7 +548,7 @@ def test_what_is_set_for_kafka_is_no_matter_to_the_embedded_log() -> None:
         ("ssl_certificate", "not PEM", "--kafka-ssl-certificate: expected a certificate in PEM"),
     ],
 )
-async def test_a_file_that_cannot_be_used_is_reported_without_what_is_in_it(
+async def test_an_unusable_file_is_reported_without_its_content(
     tmp_path: Path, name: str, content: str | None, told: str
 ) -> None:
     password, file = tmp_path / "password", tmp_path / "file"

@@ -36,7 +36,7 @@ def test_events_never_share_a_topic_of_the_gateways_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("place", [("build", "ci"), ("a.to.b", "c"), ("a", "to.b.c"), ("a_b", "c"), ("x-1", "y..z")])
-def test_a_topic_of_an_ordered_route_tells_whose_it_is(place: tuple[str, str]) -> None:
+def test_an_ordered_routes_topic_names_its_target(place: tuple[str, str]) -> None:
     topics = Topics("x.")
     topic = topics.ordered(*place)
     assert topics.ordered_target(topic) == place

@@ -66,7 +66,7 @@ async def world() -> AsyncIterator[World]:
         yield made
 
 
-async def test_what_somebody_should_know_of_is_told_beside_ready(world: World) -> None:
+async def test_notes_are_reported_beside_ready(world: World) -> None:
     world.notes.append("events: 1 record waits")
     assert await world.get("/readyz") == (200, '{"ready":true,"reasons":[],"notes":["events: 1 record waits"]}')
 
@@ -76,7 +76,7 @@ async def test_ready_while_events_can_be_taken_in(world: World) -> None:
     assert world.registry.get_sample_value("gateway_log_up") == 1
 
 
-async def test_what_cannot_be_read_is_told_and_does_not_make_it_unready(world: World) -> None:
+async def test_unread_partitions_are_reported_and_leave_it_ready(world: World) -> None:
     world.unread = {
         Partition("gateway.events.github", 3): Unread(1_700_000_000.0, "no leader"),
         Partition("gateway.dead", ALL): Unread(1_700_000_060.0, "no such topic"),
@@ -123,7 +123,7 @@ async def test_not_ready_says_why_and_stays_alive(
     assert (await world.get("/livez"))[0] == 200
 
 
-async def test_a_log_that_refuses_large_events_alone_is_told_and_leaves_the_process_to_its_senders(
+async def test_a_log_that_refuses_only_large_events_is_reported_and_leaves_it_ready(
     world: World,
 ) -> None:
     """No other process has the file: where this one isn't ready, small events would be refused, too."""

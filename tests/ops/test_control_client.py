@@ -41,7 +41,7 @@ class Sleeper:
             await publish(self._log, self._endings.pop(0))
 
 
-async def test_only_what_is_paused_is_resumed() -> None:
+async def test_only_a_paused_name_is_resumed() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS)
     assert await client.resume("route/build") is None
@@ -50,7 +50,7 @@ async def test_only_what_is_paused_is_resumed() -> None:
     assert len(await stored(log)) == 1
 
 
-async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_resumption_counts() -> None:
+async def test_a_repeated_pause_keeps_the_first_and_one_after_a_resume_counts() -> None:
     log = MemoryLog(now=lambda: at)
     await log.create(TOPICS.specs([]))
     client = ControlClient(log, TOPICS)
@@ -66,7 +66,7 @@ async def test_a_pause_given_again_leaves_the_first_as_it_is_and_one_after_a_res
     assert (await client.control()).commands["pause/route/build"] == again
 
 
-async def test_a_pause_is_confirmed_by_its_own_offset_and_told_as_what_applies_then() -> None:
+async def test_a_pause_is_confirmed_by_its_offset_and_reported_as_it_applies() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS, sleep=Sleeper(log))
     await log.append(TOPICS.control, key=b"other", value=b"{}", headers=[])
@@ -86,7 +86,7 @@ async def test_a_pause_that_a_newer_version_wrote_is_not_taken_for_one_of_ours()
     assert (await ControlClient(log, TOPICS).pause("route/build")).is_new
 
 
-async def test_what_a_kick_came_to_in_order_is_not_what_a_later_one_came_to() -> None:
+async def test_the_results_of_ordered_kicks_are_kept_apart() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS)
     name, place = "destination/ci", tried_name("build", "ci", 0)
@@ -103,7 +103,7 @@ async def test_what_a_kick_came_to_in_order_is_not_what_a_later_one_came_to() ->
         await publish(log, answer)
 
 
-async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for() -> None:
+async def test_a_replay_covers_the_dead_letters_at_its_start() -> None:
     log = await a_log()
     for number in range(8):
         await log.append(TOPICS.dead, key=b"%d" % number, value=b"", headers=[])
@@ -114,7 +114,7 @@ async def test_a_replay_covers_the_dead_letters_there_are_when_it_is_asked_for()
     assert (order.action, order.filter, order.state) == ("replay", DEAD, "asked")
 
 
-async def test_two_orders_about_dead_letters_stand_side_by_side() -> None:
+async def test_two_commands_for_dead_letters_are_kept() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS)
     await client.resolve("replay", DEAD)

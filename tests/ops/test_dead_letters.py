@@ -97,7 +97,7 @@ async def test_a_filter_narrows(dead: Dead) -> None:
     assert ids(await dead.read(which=DeadFilter(until=1002.0))) == ["a"]
 
 
-async def test_what_was_replayed_or_dropped_is_not_open_any_more(dead: Dead) -> None:
+async def test_a_replayed_or_dropped_dead_letter_is_not_open(dead: Dead) -> None:
     await dead.write("a", route="one")
     await dead.write("b", route="two")
     replayed = await dead.done(DeadFilter(route="one"))
@@ -111,13 +111,13 @@ async def test_what_was_replayed_or_dropped_is_not_open_any_more(dead: Dead) -> 
     ]
 
 
-async def test_an_order_that_is_not_done_settles_nothing(dead: Dead) -> None:
+async def test_an_unfinished_command_resolves_nothing(dead: Dead) -> None:
     await dead.write("a")
     asked = (await dead.done(DeadFilter())).with_state("asked")
     assert ids(await dead.read(asked)) == ["a"]
 
 
-async def test_one_that_cannot_be_read_is_listed_and_only_a_drop_settles_it(dead: Dead) -> None:
+async def test_an_unreadable_one_is_listed_and_only_a_drop_resolves_it(dead: Dead) -> None:
     await dead.write("a")
     await dead.write_unreadable()
     (unreadable,) = await dead.read(which=DeadFilter(reason="undecodable"))
@@ -128,7 +128,7 @@ async def test_one_that_cannot_be_read_is_listed_and_only_a_drop_settles_it(dead
     assert await dead.read(dropped) == []
 
 
-async def test_a_letter_is_found_by_delivery_by_event_and_by_place(dead: Dead) -> None:
+async def test_one_is_found_by_delivery_by_event_and_by_offset(dead: Dead) -> None:
     first = await dead.write("a", destination="x")
     await dead.write("a", destination="y")
     await dead.write_unreadable()
@@ -140,7 +140,7 @@ async def test_a_letter_is_found_by_delivery_by_event_and_by_place(dead: Dead) -
     assert await find_letters(dead.log, TOPICS, control, "b") == []
 
 
-async def test_names_become_the_deliveries_of_open_letters(dead: Dead) -> None:
+async def test_names_become_the_open_deliveries(dead: Dead) -> None:
     first = await dead.write("a", destination="x")
     second = await dead.write("a", destination="y")
     third = await dead.write("b")
@@ -148,7 +148,7 @@ async def test_names_become_the_deliveries_of_open_letters(dead: Dead) -> None:
     assert set(found) == {first, second, third}
 
 
-async def test_a_name_without_an_open_letter_is_refused(dead: Dead) -> None:
+async def test_a_name_without_an_open_one_is_refused(dead: Dead) -> None:
     await dead.write("a")
     control = Control([await dead.done(DeadFilter())])
     await dead.write("b")
@@ -156,7 +156,7 @@ async def test_a_name_without_an_open_letter_is_refused(dead: Dead) -> None:
         await deliveries_of(dead.log, TOPICS, control, ["a", "b"])
 
 
-async def test_one_that_cannot_be_read_cannot_be_named_to_an_order(dead: Dead) -> None:
+async def test_an_unreadable_one_cannot_be_named_in_a_command(dead: Dead) -> None:
     await dead.write_unreadable()
     (letter,) = await dead.read()
     with pytest.raises(UsageError, match=r"expected a dead letter that can be read, got: gw_v"):

@@ -54,7 +54,7 @@ def test_the_event_is_the_one_that_the_ingress_would_make(tmp_path: Path) -> Non
     assert b"Authorization" not in dict(event.headers)
 
 
-def test_each_request_is_the_one_that_would_be_made(tmp_path: Path) -> None:
+def test_each_request_is_as_it_would_be_sent(tmp_path: Path) -> None:
     build, rendered, *_ = explained(tmp_path, b'{"deleted": false, "who": "jo"}', is_secret_shown=True).routes
     to_ci, to_chat = [planned.request for planned in build.requests]
     assert to_ci is not None
@@ -108,7 +108,7 @@ routes: [{name: r, from: in, to: [basic, bearer, oauth2, proxied]}]
     assert told(is_secret_shown=True) == [b"Basic dXM6czNjcmV0", b"Bearer s3cret", b"Bearer ***", None]
 
 
-def test_a_template_that_fails_is_told_as_the_dead_letter_that_it_would_be(tmp_path: Path) -> None:
+def test_a_failing_template_is_shown_as_its_dead_letter(tmp_path: Path) -> None:
     _, rendered, *_ = explained(tmp_path, b"{}").routes
     (planned,) = rendered.requests
     assert rendered.is_matched
@@ -144,7 +144,7 @@ def test_an_event_that_the_ingress_would_refuse_is_refused(tmp_path: Path) -> No
         (b"application/json", b"not JSON", ()),
     ],
 )
-def test_what_no_rule_sees_of_a_body_is_told(
+def test_invisible_parts_of_a_body_are_named(
     tmp_path: Path, media_type: bytes, body: bytes, unread: tuple[str, ...]
 ) -> None:
     path = tmp_path / "routes.yaml"
@@ -153,12 +153,12 @@ def test_what_no_rule_sees_of_a_body_is_told(
     assert explain(load_rules(path), source="in", headers=headers, query="", body=body, now=1e9).unread == unread
 
 
-def test_an_unknown_source_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_source_is_reported_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--source: unknown source 'gitub', did you mean 'github'[?]$"):
         explained(tmp_path, b"{}", source="gitub")
 
 
-def test_what_came_from_a_reference_is_never_shown(tmp_path: Path) -> None:
+def test_a_resolved_reference_is_never_shown(tmp_path: Path) -> None:
     """Wherever it ends up: in a URL, a template's header or body, the words of a condition."""
     (tmp_path / "routes.yaml").write_text("""
 version: 1

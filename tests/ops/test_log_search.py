@@ -47,14 +47,14 @@ async def test_a_topic_that_is_not_there_has_no_records() -> None:
     assert await values(await a_log(10), "none", "two") == [9, 7, 5, 3, 1]
 
 
-async def test_what_is_older_is_left_out() -> None:
+async def test_older_records_are_left_out() -> None:
     log = await a_log(200)
     everything = [found async for found in newest_first(log, ["one", "two"])]
     since = everything[12].record.appended_at
     assert await values(log, "one", "two", since=since) == list(range(199, 186, -1))
 
 
-async def test_who_wants_a_few_costs_a_few() -> None:
+async def test_a_few_records_cost_a_small_scan() -> None:
     """However long the log is, one page of it is read in one piece a partition."""
     log = await a_log(3000)
     scanned: list[int] = []
@@ -86,7 +86,7 @@ async def test_large_records_are_read_in_small_pieces() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from("ab"), st.sampled_from("xy")), max_size=30))
-async def test_a_copy_is_what_dedupe_let_go_and_its_original_was_delivered(steps: list[tuple[int, str, str]]) -> None:
+async def test_a_duplicate_is_what_dedupe_dropped_after_its_original(steps: list[tuple[int, str, str]]) -> None:
     clock = [1000.0]
     log = MemoryLog(now=lambda: clock[0])
     await log.create([TopicSpec(name="one", partitions=1, retention=None)])

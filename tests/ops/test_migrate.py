@@ -228,7 +228,7 @@ async def move(source: Log, target: Log) -> Mapping[str, Moved]:
 # What is unfinished
 
 
-async def test_what_is_unfinished_there_is_unfinished_here_and_what_is_done_is_done(source: EmbeddedLog) -> None:
+async def test_unfinished_records_stay_unfinished_and_done_ones_done(source: EmbeddedLog) -> None:
     await fill(source)
     target = MemoryLog()
     expected = await unfinished(source)
@@ -259,14 +259,14 @@ async def test_records_are_moved_as_they_are_and_those_of_a_key_in_their_order(s
 @pytest.mark.parametrize(
     ("left", "tier"), [(-5.0, "5s"), (2.0, "5s"), (28.0, "20s"), (100.0, "80s"), (70_000.0, "5h"), (90_000.0, "20h")]
 )
-async def test_a_retry_waits_for_what_is_left_of_its_delay(source: EmbeddedLog, left: float, tier: str) -> None:
+async def test_a_retry_waits_its_remaining_delay(source: EmbeddedLog, left: float, tier: str) -> None:
     await put(source, TOPICS.retry("80m"), a_delivery(due=time.time() + left))
     target = MemoryLog()
     await move(source, target)
     assert [name for name in TIERS if target.records(TOPICS.retry(name))] == [tier]
 
 
-async def test_what_a_kick_has_injected_anew_is_not_moved(source: EmbeddedLog) -> None:
+async def test_a_kicks_injected_originals_are_not_moved(source: EmbeddedLog) -> None:
     await put(source, TOPICS.retry("5h"), a_delivery(id="dlv_old", due=time.time() + 9000))
     await put(source, TOPICS.retry("5s"), a_delivery(id="dlv_old", successor=1))
     checkpoint = {f"{TOPICS.retry('5h')}/0": 1}
@@ -279,7 +279,7 @@ async def test_what_a_kick_has_injected_anew_is_not_moved(source: EmbeddedLog) -
     assert len([record for tier in TIERS for record in target.records(TOPICS.retry(tier))]) == 1
 
 
-async def test_what_cannot_be_read_is_moved_for_the_router_to_keep(source: EmbeddedLog) -> None:
+async def test_unreadable_records_are_moved_for_the_router(source: EmbeddedLog) -> None:
     for topic in (EVENTS, TOPICS.retry("5m"), TOPICS.parked, TOPICS.dead):
         await source.append(topic, key=b"k", value=b"?", headers=[("x", b"y")])
     target = MemoryLog()
@@ -305,7 +305,7 @@ async def test_a_foreign_record_with_a_position_makes_no_ordered_delivery_a_dupl
 # What was seen, and ordered
 
 
-async def test_what_was_seen_of_identities_follows_the_events_to_their_partitions(source: EmbeddedLog) -> None:
+async def test_dedupe_entries_follow_the_events_to_their_partitions(source: EmbeddedLog) -> None:
     await fill(source)
     target = MemoryLog()
     await move(source, target)
@@ -322,7 +322,7 @@ async def test_what_was_seen_of_identities_follows_the_events_to_their_partition
     assert sorted(found) == list(range(9))
 
 
-async def test_a_replay_under_way_goes_on_with_the_same_events(source: EmbeddedLog) -> None:
+async def test_a_replay_in_progress_resumes_with_the_same_events(source: EmbeddedLog) -> None:
     await fill(source)
     place = f"{EVENTS}/0"
     selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
@@ -370,7 +370,7 @@ async def test_by_which_rules_events_were_routed_is_known_of_the_same_ones(sourc
     assert len(await records(target, TOPICS.control)) == given
 
 
-async def test_an_order_about_dead_letters_is_for_the_same_ones(source: EmbeddedLog) -> None:
+async def test_a_command_for_dead_letters_keeps_its_selection(source: EmbeddedLog) -> None:
     for number in range(6):
         await put(source, TOPICS.dead, a_delivery(id=f"dlv_{number}"), reason="exhausted" if number % 2 else "gone")
     since = (await records(source, TOPICS.dead))[1][1].appended_at
@@ -390,7 +390,7 @@ async def test_an_order_about_dead_letters_is_for_the_same_ones(source: Embedded
 # Interruptions
 
 
-async def test_wherever_it_is_killed_another_run_goes_on(source: EmbeddedLog) -> None:
+async def test_a_run_killed_anywhere_is_resumed(source: EmbeddedLog) -> None:
     await fill(source)
     expected = await unfinished(source)
     whole = Broken(never)
@@ -460,7 +460,7 @@ async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carrie
     assert not control.checkpoint("replay/r")
 
 
-async def test_a_letter_whose_neighbour_was_not_stored_is_there_once(source: EmbeddedLog) -> None:
+async def test_a_dead_letter_beside_a_failed_append_is_there_once(source: EmbeddedLog) -> None:
     await fill(source)
     for lost in range(COUNT, COUNT + 2):  # the dead letters follow the events
         target = Broken(lambda number, lost=lost: number == lost)  # type: ignore[misc] # mypy knows no type for a lambda with a default
@@ -470,7 +470,7 @@ async def test_a_letter_whose_neighbour_was_not_stored_is_there_once(source: Emb
         assert await unfinished(target) == await unfinished(source)
 
 
-async def test_an_order_about_dead_letters_is_for_the_same_ones_where_they_are_in_another_order(
+async def test_a_command_for_dead_letters_keeps_its_selection_in_another_order(
     source: EmbeddedLog,
 ) -> None:
     for number in range(3):
@@ -595,7 +595,7 @@ async def test_a_log_that_no_gateway_has_worked_on_is_refused(tmp_path: Path) ->
     await log.close()
 
 
-async def test_what_is_of_another_prefix_is_told(source: EmbeddedLog) -> None:
+async def test_another_prefix_is_reported(source: EmbeddedLog) -> None:
     other = Topics("prod.")
     await source.create(other.specs([other.events("github")]))
     await source.append(other.events("github"), key=b"k", value=b"v", headers=[])
@@ -603,7 +603,7 @@ async def test_what_is_of_another_prefix_is_told(source: EmbeddedLog) -> None:
     assert moved.left == [other.events("github")]
 
 
-async def test_an_event_that_comes_after_the_comparison_is_unfinished_and_told(source: EmbeddedLog) -> None:
+async def test_an_event_after_the_comparison_is_unfinished_and_reported(source: EmbeddedLog) -> None:
     """An ingress is nobody's member: who looks at the groups doesn't see it."""
 
     class Served(MemoryLog):
@@ -653,7 +653,7 @@ async def test_a_log_that_went_on_after_it_was_moved_is_refused_before_anything_
 
 
 @pytest.mark.parametrize("worked", ["here", "there"])
-async def test_what_was_delivered_after_a_move_is_not_called_unfinished(source: EmbeddedLog, worked: str) -> None:
+async def test_events_delivered_after_a_move_are_not_unfinished(source: EmbeddedLog, worked: str) -> None:
     await fill(source)
     target = Broken(never)
     await move(source, target)
@@ -684,7 +684,7 @@ async def test_a_commit_that_another_stored_meanwhile_is_noticed(source: Embedde
 
 
 @pytest.mark.parametrize("topic", [TOPICS.parked, TOPICS.dead])
-async def test_what_has_ended_since_an_interruption_does_not_come_back(source: EmbeddedLog, topic: str) -> None:
+async def test_deliveries_that_ended_since_an_interruption_stay_ended(source: EmbeddedLog, topic: str) -> None:
     await fill(source)
     target = await interrupted(source)
     appends = target.appends
@@ -711,7 +711,7 @@ async def test_an_order_that_another_gave_there_is_refused(source: EmbeddedLog) 
     assert target.appends == 1
 
 
-async def test_a_retry_that_is_there_twice_far_apart_is_told(source: EmbeddedLog) -> None:
+async def test_duplicates_of_a_retry_far_apart_are_reported(source: EmbeddedLog) -> None:
     """A commit can't call the second one done, and the router knows copies that are near each other only."""
     tier = TOPICS.retry("80s")
     delivery = a_delivery(due=time.time() + 250)
@@ -728,9 +728,7 @@ async def test_a_retry_that_is_there_twice_far_apart_is_told(source: EmbeddedLog
 
 
 @pytest.mark.parametrize("topic", [TOPICS.parked, TOPICS.dead])
-async def test_a_record_that_no_commit_is_about_is_told_where_it_is_there_twice(
-    source: EmbeddedLog, topic: str
-) -> None:
+async def test_a_duplicate_of_an_uncommitted_record_is_reported(source: EmbeddedLog, topic: str) -> None:
     await fill(source)
     target = await interrupted(source)
     record = target.records(topic)[0]
@@ -739,7 +737,7 @@ async def test_a_record_that_no_commit_is_about_is_told_where_it_is_there_twice(
     assert {name: each.twice for name, each in moved.items() if each.twice} == {topic: 1}
 
 
-async def test_a_retry_that_has_ended_since_an_interruption_is_refused_where_no_commit_can_tell_it(
+async def test_a_retry_that_ended_since_an_interruption_is_refused_without_a_commit(
     source: EmbeddedLog,
 ) -> None:
     class Sparse(Broken):
@@ -764,7 +762,7 @@ async def test_a_retry_that_has_ended_since_an_interruption_is_refused_where_no_
     assert not await target.groups(TOPICS.prefix)
 
 
-async def test_what_lies_too_far_apart_is_refused_before_it_is_committed(source: EmbeddedLog) -> None:
+async def test_records_too_far_apart_are_refused_before_a_commit(source: EmbeddedLog) -> None:
     """A commit can't tell that records are done so far behind one that isn't."""
     event = an_event(key="one")
     for _ in range(2):

@@ -10,7 +10,7 @@ from gateway.ops.output import Output, body_fields, body_text, hex_dump, json_li
 from gateway.telemetry.logs import printable
 
 
-def test_control_characters_of_a_stranger_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     output = Output(json=False)
     output.print("a\x1b[31mb", ("c\rd", "bold"))
     output.block("one\n\x1b]0;title\x07two\x9b")
@@ -78,12 +78,12 @@ def test_times_for_scripts_are_in_utc() -> None:
     assert rfc3339(0.25) == "1970-01-01T00:00:00.250Z"
 
 
-def test_what_is_not_utf8_in_a_name_is_escaped_in_json() -> None:
+def test_invalid_utf8_in_a_name_is_escaped_in_json() -> None:
     assert json_line({"key": "a\udcff"}) == '{"key": "a\\udcff"}'
     assert json.loads(json_line({"key": "ü"})) == {"key": "ü"}
 
 
-def test_a_gauge_tells_on_a_terminal_how_far_it_is(
+def test_a_gauge_shows_progress_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -32,7 +32,7 @@ async def _letters() -> Sequence[DeadLetter]:
     return sorted(found, key=lambda letter: letter.stored is None)
 
 
-async def test_each_cell_of_a_dead_letter_stands_under_its_own_title_with_its_status_or_without() -> None:
+async def test_each_cell_of_a_dead_letter_is_under_its_title_with_a_status_or_without() -> None:
     readable, unreadable = [letter_cells(letter, with_status=True) for letter in await _letters()]
     assert (readable["reason"], readable["attempts"], readable["last result"]) == ("gone", "2", "410")
     assert readable["when"] == when(NOW).replace(" ", "\n")
@@ -43,7 +43,7 @@ async def test_each_cell_of_a_dead_letter_stands_under_its_own_title_with_its_st
         assert {**letter_cells(letter, with_status=False), "status": "open"} == cells
 
 
-async def test_each_cell_of_a_group_an_event_and_a_topic_stands_under_its_own_title() -> None:
+async def test_each_cell_of_a_group_an_event_and_a_topic_is_under_its_title() -> None:
     groups = Groups()
     for letter in await _letters():
         groups.add(letter)

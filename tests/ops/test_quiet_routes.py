@@ -75,11 +75,11 @@ def test_a_route_that_matches_nothing_since_its_condition_changed_is_wrong_where
         (100_000, {"events": 1_000_000_000, "matched": 1000}, False),
     ],
 )
-def test_what_may_be_chance_is_not_told(events: int, past: dict[str, int], *, is_told: bool) -> None:
+def test_chance_is_not_reported(events: int, past: dict[str, int], *, is_told: bool) -> None:
     assert bool(found({"changed": [changed(events=events, before=BEFORE | past)]})) == is_told
 
 
-def test_a_route_without_a_past_is_told_and_is_nothing_wrong() -> None:
+def test_a_route_without_a_past_is_reported_but_not_wrong() -> None:
     (row,) = found({"new": [new("refunds")]})
     assert (row.what, row.is_wrong, row.since) == ("route refunds", False, None)
     assert row.why == "matched none of 104 events of shop since the process started"
@@ -100,7 +100,7 @@ def test_many_routes_without_a_past_are_one_row() -> None:
     assert row.what == "route r01", "of a destination"
 
 
-def test_what_processes_counted_adds_up_and_a_match_in_one_of_them_is_one() -> None:
+def test_the_counts_of_processes_add_up_and_one_match_counts() -> None:
     half = changed(events=52, before=BEFORE | {"events": 55, "matched": 4})
     assert found({"changed": [half]}) == []
     other = half | {"since": 99.0, "before": BEFORE | {"events": 55, "matched": 5}}
@@ -113,7 +113,7 @@ def test_what_processes_counted_adds_up_and_a_match_in_one_of_them_is_one() -> N
     assert row.why.startswith("matched none of 452 events"), "one that was restarted has no past"
 
 
-def test_what_a_route_missed_stays_wrong_after_its_condition_was_changed_until_a_replay_has_found_some() -> None:
+def test_missed_events_stay_wrong_after_a_condition_change_until_a_replay_finds_some() -> None:
     def replayed(count: int, at: float = 170.0, **selected: Any) -> ControlRecord:
         selection = replace(Selection(route="refunds", since=100.0, undelivered=True), **selected)
         return ControlRecord(kind="replay", name=f"{at}", state="done", at=at, selection=selection, count=count)
@@ -155,7 +155,7 @@ def test_what_a_route_missed_stays_wrong_after_its_condition_was_changed_until_a
         {"new": [new("refunds", since="monday")]},
     ],
 )
-def test_counts_that_cannot_be_read_are_told_and_those_of_others_are(sent: Any) -> None:
+def test_unreadable_counts_are_reported_beside_the_others(sent: Any) -> None:
     nothing: dict[str, Any] = {"new": [], "changed": [], "missed": []}
     bad = sent if isinstance(sent, int) else nothing | sent
     good = nothing | {"changed": [changed()]}

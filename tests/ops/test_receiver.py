@@ -46,7 +46,7 @@ async def test_it_answers_by_script_and_the_last_answer_repeats() -> None:
     assert [report.answer for report in reports] == [503, 404, 200, 200]
 
 
-async def test_it_tells_what_the_gateway_sent() -> None:
+async def test_it_prints_the_request() -> None:
     reports: list[Received] = []
     async with Receiver(report=reports.append) as receiver:
         await post(receiver, b"x" * 2_000_000, HEADERS)
@@ -110,7 +110,7 @@ async def test_a_port_in_use_is_said() -> None:
         await second.close()
 
 
-def test_a_line_tells_it_all() -> None:
+def test_a_line_has_it_all() -> None:
     received = Received(
         at=0.25,
         path="/hook",

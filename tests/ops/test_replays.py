@@ -48,7 +48,7 @@ async def publish(log: MemoryLog, order: ControlRecord) -> None:
     await log.append(TOPICS.control, key=key, value=value, headers=[])
 
 
-async def test_a_window_holds_what_was_appended_in_its_time() -> None:
+async def test_a_window_has_the_records_of_its_time() -> None:
     log = await a_log(Clock(), events=100)
     window = await window_of(log, [EVENTS], NOW + 100, NOW + 300)
     assert window.total == 20
@@ -57,7 +57,7 @@ async def test_a_window_holds_what_was_appended_in_its_time() -> None:
     assert (await window_of(log, ["none"], NOW, None)) == Window({}, {})
 
 
-async def test_a_window_says_what_of_its_time_cannot_be_read() -> None:
+async def test_a_window_reports_its_unreadable_part() -> None:
     log = await a_log(Clock(), events=100)
     whole = await window_of(log, [EVENTS], NOW + 100, NOW + 300)
     log.lose_leader(Partition(EVENTS, 2))
@@ -68,7 +68,7 @@ async def test_a_window_says_what_of_its_time_cannot_be_read() -> None:
         assert window.ends.keys() == window.starts.keys()
 
 
-async def test_a_topic_that_is_gone_is_named_as_a_process_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_topic_is_named_as_a_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
     async def gone(_: MemoryLog, topic: str) -> tuple[dict[int, tuple[int, int]], dict[int, str]]:  # as Kafka's does
         assert topic == EVENTS
         return {}, {ALL: "no topic"}
@@ -94,7 +94,7 @@ async def test_a_leader_that_is_being_elected_is_waited_for_and_no_longer() -> N
         assert slept == pytest.approx(min(seconds, PATIENCE))
 
 
-async def test_a_trial_finds_what_a_replay_would_deliver() -> None:
+async def test_a_dry_run_finds_a_replays_deliveries() -> None:
     log = await a_log(Clock(), events=30)
     rules = rules_of(a_route(match={"type": "push"}))
     selection = Selection(route="build", since=NOW + 100)
@@ -105,7 +105,7 @@ async def test_a_trial_finds_what_a_replay_would_deliver() -> None:
     assert ids == {f"evt_{number}" for number in range(10, 30) if number % 3}
 
 
-async def test_a_trial_of_what_the_rules_do_not_have_is_refused() -> None:
+async def test_a_dry_run_of_an_unknown_route_is_refused() -> None:
     log = await a_log(Clock())
     for selection in (Selection(route="none", since=0.0), Selection(route="build", destination="none", since=0.0)):
         with pytest.raises(UsageError, match="got rules without it"):
@@ -137,7 +137,7 @@ async def test_a_replay_is_followed_from_its_order_to_its_end() -> None:
     assert happens == []
 
 
-async def test_a_replay_that_ends_while_its_records_are_read_is_told_as_ended(
+async def test_a_replay_that_ends_during_the_read_is_reported_as_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its record is replaced, and thereby deleted, after the end was looked up up to which is read."""

@@ -86,7 +86,7 @@ def test_routes_that_have_matched_nothing_since_the_process_started_are_sent_in_
     }
 
 
-def test_of_a_changed_condition_what_it_has_matched_before_is_sent(process: Running) -> None:
+def test_a_changed_condition_sends_its_earlier_matches(process: Running) -> None:
     process.route(101, "orders")
     process.route(9, "refunds", "large")
     process.change(refunds="refnd")
@@ -109,7 +109,7 @@ def test_of_a_changed_condition_what_it_has_matched_before_is_sent(process: Runn
     assert process.status("changed") == {}
 
 
-def test_what_changes_no_condition_restarts_nothing(process: Running) -> None:
+def test_changes_elsewhere_restart_no_count(process: Running) -> None:
     process.route(10, "orders")
     process.change(to="erp")
     process.change(more=OTHER)
@@ -128,7 +128,7 @@ def test_a_when_or_the_source_s_type_are_conditions_too(process: Running, values
     assert process.status("changed")["large"]["before"]["matched"] == 10
 
 
-def test_a_route_of_other_sources_or_of_a_name_that_had_gone_has_no_past(process: Running) -> None:
+def test_a_route_with_other_sources_or_a_reused_name_has_no_past(process: Running) -> None:
     process.change(more=OTHER)
     process.route(10, "refunds")
     process.route(5, "crm", source="crm")
@@ -142,7 +142,7 @@ def test_a_route_of_other_sources_or_of_a_name_that_had_gone_has_no_past(process
     assert (process.status("changed"), process.status("new")["crm"]["events"]) == ({}, 3)
 
 
-def test_what_a_route_missed_is_sent_for_an_hour_after_its_condition_was_changed_again(process: Running) -> None:
+def test_a_routes_missed_count_is_sent_for_an_hour_after_the_next_change(process: Running) -> None:
     process.route(20, "refunds")
     before = {"events": 20, "matched": 20, "event": "evt_shop_20"}
     process.change(refunds="refnd")
@@ -170,7 +170,7 @@ def test_what_a_route_missed_is_sent_for_an_hour_after_its_condition_was_changed
     assert process.status("missed") == {}
 
 
-def test_names_that_are_gone_are_forgotten(process: Running) -> None:
+def test_removed_names_are_forgotten(process: Running) -> None:
     process.change(more=OTHER)
     process.route(5, "crm", source="crm")
     process.change(more="")

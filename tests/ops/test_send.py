@@ -64,18 +64,18 @@ def verify(rules: Path, name: str, sent: Signed) -> None:
 
 
 @pytest.mark.parametrize("name", [*SIGNING, "open"])
-def test_what_is_signed_is_verified(rules: Path, name: str) -> None:
+def test_a_signed_request_is_verified(rules: Path, name: str) -> None:
     verify(rules, name, signed(rules, name))
     verify(rules, name, signed(rules, name, url="http://127.0.0.1:8080/elsewhere?a=%20b"))
 
 
 @pytest.mark.parametrize("name", SIGNING)
-def test_what_is_forged_is_refused(rules: Path, name: str) -> None:
+def test_a_forged_request_is_refused(rules: Path, name: str) -> None:
     with pytest.raises(RefusedError, match=r"^401 "):
         verify(rules, name, signed(rules, name, is_forged=True))
 
 
-def test_who_verifies_nothing_cannot_be_fooled(rules: Path) -> None:
+def test_a_source_without_verification_has_no_forgery(rules: Path) -> None:
     with pytest.raises(UsageError, match=r"--forge: expected a source that verifies"):
         signed(rules, "open", is_forged=True)
 
@@ -102,7 +102,7 @@ def test_a_source_in_an_included_file_is_found(tmp_path: Path) -> None:
     verify(tmp_path / "routes.yaml", "stripe", signed(tmp_path / "routes.yaml", "stripe", secret="whsec_s"))
 
 
-def test_a_given_header_is_what_is_sent_and_signed(rules: Path) -> None:
+def test_a_given_header_is_sent_and_signed(rules: Path) -> None:
     sent = signed(rules, "standard", headers={"webhook-id": "mine", "content-type": "text/plain"})
     headers = dict(sent.headers)
     assert (headers["webhook-id"], headers["content-type"]) == ("mine", "text/plain")
@@ -116,17 +116,17 @@ def test_a_url_without_a_path_gets_the_sources(rules: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://127.0.0.1/", "http://", "http://[::1/"])
-def test_a_url_that_is_none_is_told(rules: Path, url: str) -> None:
+def test_an_invalid_url_is_reported(rules: Path, url: str) -> None:
     with pytest.raises(UsageError, match=r"^--url: expected http://host:port/path, got "):
         signed(rules, "github", url=url)
 
 
-def test_an_unknown_source_is_told_with_the_nearest(rules: Path) -> None:
+def test_an_unknown_source_is_reported_with_the_nearest(rules: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown source 'strip', did you mean 'stripe'[?]"):
         source_of(rules, "strip", secret=None)
 
 
-def test_rules_with_errors_are_told(tmp_path: Path) -> None:
+def test_rules_with_errors_are_reported(tmp_path: Path) -> None:
     with pytest.raises(RulesError, match=r"none\.yaml: expected a file"):
         source_of(tmp_path / "none.yaml", "github", secret=None)
 
@@ -135,7 +135,7 @@ def test_a_sample_has_id_and_type_where_schemes_look_for_them() -> None:
     assert sample("1", "push") == b'{"id":"1","type":"push","test":true}'
 
 
-async def test_the_answer_is_told() -> None:
+async def test_the_response_is_printed() -> None:
     seen: list[tuple[bytes, str]] = []
 
     async def answer(request: web.BaseRequest) -> web.Response:

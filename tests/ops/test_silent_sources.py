@@ -93,7 +93,7 @@ class Past:
         return [(each.what, each.since) for each in looked.found]
 
 
-async def test_a_source_that_sends_steadily_and_stops_is_told_with_since_when() -> None:
+async def test_a_steady_source_that_stops_is_reported_with_its_time() -> None:
     past = Past()
     end = BEGAN + 3 * HOUR
     await past.appended(every(20.0, end=end))
@@ -104,7 +104,7 @@ async def test_a_source_that_sends_steadily_and_stops_is_told_with_since_when() 
     assert found.next[-1] == "gateway send github --url https://…"
 
 
-async def test_a_source_that_is_silent_each_night_is_told_in_the_morning() -> None:
+async def test_a_source_silent_each_night_is_reported_in_the_morning() -> None:
     past = Past()
     end = BEGAN + 3 * DAY + 9 * HOUR
     await past.appended(
@@ -114,7 +114,7 @@ async def test_a_source_that_is_silent_each_night_is_told_in_the_morning() -> No
     assert await past.silent(BEGAN + 4 * DAY + HOUR) == [("source github", end)]
 
 
-async def test_what_comes_at_once_each_night_is_not_missed_by_day() -> None:
+async def test_a_nightly_burst_is_not_missed_by_day() -> None:
     past = Past()
     await past.appended(
         [at for day in range(3) for at in every(0.5, start=BEGAN + day * DAY, end=BEGAN + day * DAY + 400)]
@@ -148,7 +148,7 @@ async def test_the_gaps_of_partitions_that_were_not_read_as_far_back_are_not_cou
     assert await past.silent(end + 1.2 * HOUR) == [("source github", end)]
 
 
-async def test_of_sources_that_share_a_topic_the_silent_one_is_told() -> None:
+async def test_the_silent_one_of_sources_in_a_topic_is_reported() -> None:
     past = Past()
     end = BEGAN + 3 * HOUR
     await past.appended(every(120.0, end=end - 2 * HOUR), "shop", "shared")
@@ -158,7 +158,7 @@ async def test_of_sources_that_share_a_topic_the_silent_one_is_told() -> None:
     assert await past.silent(end, replace(past.rules, sources=sources)) == [("source shop", end - 2 * HOUR)]
 
 
-async def test_what_cannot_be_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreadable_history_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     past = Past()
     await past.appended(every(20.0, end=BEGAN + 2 * HOUR))
     past.at += 2 * HOUR

@@ -56,7 +56,7 @@ async def _counts(world: World) -> dict[tuple[str, str], int]:
 
 
 @virtual
-async def test_what_a_kick_has_copied_counts_once_and_what_it_has_delivered_not_at_all() -> None:
+async def test_kicked_deliveries_count_once_and_delivered_ones_not_at_all() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 7)
     assert await _counts(world) == {("build", "ci"): 7}
@@ -71,7 +71,7 @@ async def test_what_a_kick_has_copied_counts_once_and_what_it_has_delivered_not_
 
 
 @virtual
-async def test_what_cannot_be_read_is_told_and_the_rest_is_counted() -> None:
+async def test_an_unreadable_partition_is_reported_and_the_rest_counted() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 7)
     lost = [Partition(topic, 0) for topic in (TOPICS.retry("5s"), TOPICS.parked, TOPICS.dead, EVENTS)]
@@ -94,7 +94,7 @@ async def test_what_cannot_be_read_is_told_and_the_rest_is_counted() -> None:
 
 
 @virtual
-async def test_what_was_parked_waits_until_it_is_resumed() -> None:
+async def test_parked_deliveries_wait_for_a_resume() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
@@ -120,7 +120,7 @@ def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("route", "gone"), ("destination", "hang")])
-def test_a_pause_of_what_the_rules_no_longer_have_ends_by_the_step_that_is_told(kind: str, name: str) -> None:
+def test_a_pause_of_a_removed_route_ends_by_the_reported_step(kind: str, name: str) -> None:
     control = Control([ControlRecord(kind="pause", name=f"{kind}/{name}", state="paused", at=5.0)])
     (found,) = paused_findings(control, rules_of(a_route()))
     told, command = found.next
@@ -128,7 +128,7 @@ def test_a_pause_of_what_the_rules_no_longer_have_ends_by_the_step_that_is_told(
     assert command == f"gateway {kind} resume {name} --force"
 
 
-def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
+def test_a_short_wait_is_fine_and_a_hold_is_wrong() -> None:
     fresh = Backlog(route="build", destination="ci", count=1, oldest=990.0, due=1005.0)
     fresh.reasons["got 500"] = 1
     held = Backlog(route="build", destination="erp", count=2, oldest=990.0, due=8000.0)
@@ -157,7 +157,7 @@ def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
         (503, Result.SERVER_ERROR, "503", "# ci responds with 503: ask its owners first"),
     ],
 )
-def test_what_an_open_breaker_holds_says_what_has_opened_it(
+def test_an_open_breakers_backlog_says_why_it_opened(
     status: int | None, result: Result, after: str, owners: str
 ) -> None:
     backlogs = Backlogs()
@@ -180,9 +180,7 @@ def test_what_an_open_breaker_holds_says_what_has_opened_it(
         (1, 3500.0, "; the first becomes a dead letter (expired) after 2 more failed attempts"),
     ],
 )
-def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then_are(
-    tried: int, age: float, told: str
-) -> None:
+def test_waiting_deliveries_show_their_remaining_attempts_where_few(tried: int, age: float, told: str) -> None:
     policy = a_policy(schedule=(60.0,), jitter=0.0, max_attempts=10, max_age=3600.0)
     backlogs = Backlogs()
     for number in (1, tried):
@@ -225,7 +223,7 @@ def _found(*stored: StoredDelivery, control: Control | None = None) -> Finding:
         ("a_newer_reason", {"status": 503}, "2 wait (a_newer_reason), 1 paused"),
     ],
 )
-def test_a_number_is_told_apart_from_the_status_that_so_many_got(why: str, attempt: dict[str, Any], told: str) -> None:
+def test_a_count_is_distinct_from_the_status(why: str, attempt: dict[str, Any], told: str) -> None:
     tries = (an_attempt(1, **attempt),)
     parked = _waiting(SpillReason.PAUSED, by="route/build")
     assert _found(*[_waiting(why, attempts=tries)] * 2, parked).why == told
@@ -236,7 +234,7 @@ def test_one_waits_and_two_wait() -> None:
     assert _found(_waiting()).why == "1 not tried yet"
 
 
-def test_an_attempt_that_is_due_is_told_as_due_and_since_when(
+def test_a_due_attempt_is_reported_with_its_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
@@ -253,7 +251,7 @@ def test_an_attempt_that_is_due_is_told_as_due_and_since_when(
     assert (unknown.until, unknown.is_due) == (NOW - 40.0, True)
 
 
-def test_what_is_parked_has_no_next_attempt() -> None:
+def test_parked_deliveries_have_no_next_attempt() -> None:
     parked = _waiting(SpillReason.PAUSED, by="route/build", due=NOW - 90.0)
     assert (_found(parked).until, _found(parked).is_due) == (None, False)
     mixed = _found(parked, _waiting(due=NOW + 60.0))
@@ -269,7 +267,7 @@ def test_what_is_parked_has_no_next_attempt() -> None:
         (("route/other", "destination/audit"), ()),
     ],
 )
-def test_what_a_pause_holds_back_is_resumed_before_it_is_kicked(names: tuple[str, ...], steps: tuple[str, ...]) -> None:
+def test_paused_deliveries_are_resumed_before_kicked(names: tuple[str, ...], steps: tuple[str, ...]) -> None:
     control = Control([ControlRecord(kind="pause", name=name, state="paused", at=5.0) for name in names])
     parked, retried = _waiting(SpillReason.PAUSED, by=names[0]), _waiting(attempts=(an_attempt(1, status=503),))
     mixed = _found(parked, retried, control=control)
@@ -284,7 +282,7 @@ def test_what_a_pause_holds_back_is_resumed_before_it_is_kicked(names: tuple[str
     assert _found(retried, control=control).next == ("gateway destination kick ci",)
 
 
-def test_what_a_process_holds_of_what_is_paused_is_resumed_before_it_is_kicked() -> None:
+def test_a_process_hold_of_a_paused_destination_is_resumed_first() -> None:
     control = Control([ControlRecord(kind="pause", name="destination/ci", state="paused", at=5.0)])
     hold = {"destination": "ci", "why": "retry_after", "after": "", "since": NOW, "until": NOW + 9}
     keys = {"route": "build", "destination": "ci", "halted": 1, "blocked": 2}
@@ -296,7 +294,7 @@ def test_what_a_process_holds_of_what_is_paused_is_resumed_before_it_is_kicked()
     ]
 
 
-async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
+async def test_dead_letters_come_with_commands_to_list_and_replay() -> None:
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(attempts=(an_attempt(1, status=500),))
@@ -312,7 +310,7 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
     assert unknown.next == ("gateway dead list --reason undecodable",)
 
 
-async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be_there_for_a_replay() -> None:
+async def test_dead_letters_of_removed_routes_say_what_a_replay_needs() -> None:
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     for route, destination, number in (("rx", "ci", 3), ("build", "gone", 2), ("build", "ci", 1)):
@@ -345,7 +343,7 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
     assert unknown.next[1] == "# once the rules have its route and destination again:"
 
 
-async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_to_bring_what_was_missed() -> None:
+async def test_dead_letters_of_an_expression_come_with_steps_to_fix_it_and_replay() -> None:
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     details = [
@@ -380,7 +378,7 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     )
 
 
-async def test_letters_of_a_condition_that_a_replay_has_left_are_dropped_by_the_step_that_is_told() -> None:
+async def test_a_conditions_dead_letters_left_by_a_replay_have_a_step_to_drop_them() -> None:
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(event=an_event(id="evt_1", received_at=NOW - 5.5))
@@ -415,7 +413,7 @@ async def test_letters_of_a_condition_that_a_replay_has_left_are_dropped_by_the_
         ("takes no appends: too few replicas", "takes no appends: too few replicas"),
     ],
 )
-def test_a_partition_that_is_of_no_use_says_what_for(reason: str, why: str) -> None:
+def test_an_unusable_partition_says_why(reason: str, why: str) -> None:
     unread = {"topic": "gateway.events.github", "partition": 3, "since": 100.0, "reason": reason}
     (found,) = process_findings({"unread": [unread]}, "a:9090", Control())
     assert (found.rank, found.what, found.why) == (NOT_READ, "gateway.events.github/3", why)
@@ -440,7 +438,7 @@ REFUSAL: dict[str, Any] = {
 }
 
 
-def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back_what_was_missed() -> None:
+def test_refused_rules_say_since_when_which_file_what_runs_and_the_replay() -> None:
     rules = {"file": "/etc/a gateway/routes.yaml", "loaded_at": 50.0, "refusal": REFUSAL}
     (found,) = process_findings({"rules": rules}, "a:9090", Control())
     assert (found.rank, found.is_wrong, found.since, found.until) == (REFUSED, True, 100.0, None)
@@ -456,7 +454,7 @@ def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back
     assert process_findings({"rules": rules | {"refusal": None}}, "a:9090", Control()) == []
 
 
-def test_routes_that_went_at_once_are_told_with_their_names_and_how_they_and_what_they_missed_come_back() -> None:
+def test_routes_removed_at_once_are_named_with_steps_to_restore_and_replay() -> None:
     loss = {"since": 100.0, "of": 10, "routes": ["build", "mirror"], "count": 5, "missing": 5}
     replay = "gateway replay --from 1970-01-01T00:01:40.000Z --undelivered"
 
@@ -480,7 +478,7 @@ def _replay(name: str, route: str, count: int, at: float = 170.0, **selected: An
     return ControlRecord(kind="replay", name=name, state="done", at=at, selection=selection, count=count)
 
 
-def test_refused_rules_are_told_without_a_step_once_what_they_cost_has_been_replayed() -> None:
+def test_refused_rules_have_no_step_once_missed_events_are_replayed() -> None:
     refusal = REFUSAL | {"until": 160.0, "routes": {"shop": ["build", "mirror"], "crm": ["mirror"]}}
     answer = {"rules": {"file": "r", "loaded_at": 50.0, "refusal": refusal}}
     enough = [_replay("1", "build", 70), _replay("2", "mirror", 50)]
@@ -523,7 +521,7 @@ def a_source(**told: Any) -> dict[str, Any]:
     return {"source": "shop", **counted, "unrouted": 0.0, "refused": {}, "identity": identity} | told
 
 
-def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been_replayed() -> None:
+def test_unrouted_events_are_reported_after_the_rules_are_fixed_until_replayed() -> None:
     missed = {"count": 373, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build"]}
     source = a_source(missed=missed | {"types": [["order", 370], ["ping", 3]]})
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
@@ -551,7 +549,7 @@ def _after_replays(*orders: ControlRecord, **missed: Any) -> Finding:
     return found
 
 
-def test_replays_that_queued_too_little_of_what_was_unrouted_leave_it_wrong_with_what_is_left() -> None:
+def test_replays_of_too_few_unrouted_events_leave_the_rest_wrong() -> None:
     nothing = _replay("1", "build", 0)
     found = _after_replays(nothing, _replay("2", "mirror", 0))
     assert found.why.endswith(
@@ -573,7 +571,7 @@ def test_replays_that_queued_too_little_of_what_was_unrouted_leave_it_wrong_with
     assert (found.why.split("; ")[1:], found.is_wrong, found.next) == (["replayed since: 373 queued"], False, ())
 
 
-def test_replays_of_what_was_unrouted_add_up_where_each_is_of_a_part() -> None:
+def test_partial_replays_of_unrouted_events_add_up() -> None:
     parts = [
         _replay("1", "build", 200, at=120.0, until=115.0),  # between a fix and another
         _replay("2", "build", 100, since=115.0),
@@ -623,7 +621,7 @@ def test_a_replay_of_one_event_is_counted_and_covers_no_period() -> None:
     assert found.next
 
 
-def test_what_dedupe_let_go_is_told_after_the_identity_is_mended_until_it_has_been_replayed() -> None:
+def test_what_dedupe_dropped_is_reported_after_the_fix_until_replayed() -> None:
     missed = {"count": 80, "events": 400, "since": 100.0, "until": 160.0, "routes": ["build"]}
     source = a_source(identity={"missed": missed | {"types": [["order", 80]]}})
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
@@ -638,7 +636,7 @@ def test_what_dedupe_let_go_is_told_after_the_identity_is_mended_until_it_has_be
     assert process_findings(answer, "a:9090", Control()) == []
 
 
-def test_copies_and_conflicts_of_a_source_have_the_same_steps_and_conflicts_alone_nothing_to_replay() -> None:
+def test_duplicates_and_conflicts_share_their_steps_and_conflicts_have_no_replay() -> None:
     identity = {"events": 30.0, "duplicates": 15.0, "conflicts": 10.0, "missed_since": 48.0}
     answer: dict[str, Any] = {"rules": {}, "sources": [a_source(identity=identity)]}
     copies, conflicts = process_findings(answer, "a:9090", Control())
@@ -649,7 +647,7 @@ def test_copies_and_conflicts_of_a_source_have_the_same_steps_and_conflicts_alon
     assert conflicts.next == copies.next[:-2]
 
 
-def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back() -> None:
+def test_unrouted_events_are_reported_with_the_rule_change_and_a_replay() -> None:
     rules = {"since": 49.0, "loaded_at": 50.0, "changed": ["route build: match"], "missed_since": 48.0}
     source = a_source(events=30.0, unrouted=15.0, types=[("push", 15)], newest="evt_15", **rules)
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
@@ -703,7 +701,7 @@ def test_each_next_step_is_one_line(
     assert all(len(line) <= int(columns) for line in told[:-8])
 
 
-def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
+def test_the_account_of_waiting_deliveries_is_bounded_and_exact() -> None:
     backlogs, attempts, random = Backlogs(), LastAttempts("ci"), Random(5)
     at = random.sample(range(10_000), 2_000)
     for number, moment in enumerate(at):
@@ -720,7 +718,7 @@ def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
 
 
 @virtual
-async def test_what_waits_is_counted_once_each_while_it_moves_from_topic_to_topic() -> None:
+async def test_a_waiting_delivery_counts_once_while_it_changes_topics() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(5.0, 20.0, 40.0), max_attempts=99, max_age=1e6)), ci=[503])
     await world.put(*events(300))
     control = Control()
@@ -818,7 +816,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
     assert all(each.who == "http://a:9090" for each in found)
 
 
-def test_keys_are_told_between_this_version_and_the_one_before_in_both_directions() -> None:
+def test_keys_are_compatible_with_the_previous_version_both_ways() -> None:
     before = {"route": "mirror", "destination": "ci", "halted": 2.0, "blocked": 0.0}
     (found,) = process_findings({"ordered": [before]}, "a:9090", Control())
     assert (found.what, found.why, found.count, found.since) == ("mirror → ci", "keys halted", 2, None)
@@ -828,7 +826,7 @@ def test_keys_are_told_between_this_version_and_the_one_before_in_both_direction
     assert not any(keys_status([]).values())
 
 
-def test_keys_that_an_expression_halts_are_told_with_what_fails_and_that_its_correction_releases_them() -> None:
+def test_keys_halted_by_an_expression_are_reported_with_the_failure_and_remedy() -> None:
     halted = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail="request.body: body.customer.email isn't there")
     key = Blocked(delivery=a_delivery(event=an_event(id="evt_1")), halted=halted, since=40.0)
     ordered = [{"route": "mirror", "destination": "ci", **keys_status([key])}]
@@ -903,7 +901,7 @@ HOLD = {"destination": "ci", "why": "breaker_open", "after": "503", "since": 3.0
         ("sources", [None, "shop"]),
     ],
 )
-def test_what_cannot_be_read_of_a_process_is_told_and_so_is_the_rest(name: str, told: Any) -> None:
+def test_an_unreadable_part_of_a_process_is_reported_with_the_rest(name: str, told: Any) -> None:
     answer: dict[str, Any] = {"version": "9.1", "ordered": [{"route": "r", "destination": "d", **keys_status(KEYS)}]}
     rest = process_findings({**answer, name: []}, "a:9090", Control())
     *found, unread = process_findings({**answer, name: told}, "a:9090", Control())
@@ -929,7 +927,7 @@ BY_ANYBODY = (
 
 
 @pytest.mark.parametrize("reason", BY_ANYBODY)
-def test_what_anybody_can_cause_is_told_and_is_nothing_wrong_however_much_it_is(reason: str) -> None:
+def test_refusals_that_anybody_can_cause_are_reported_but_not_wrong(reason: str) -> None:
     (found,) = _refused(reason, 1000, 1000.0)
     assert (found.is_wrong, found.count) == (False, 1000)
     assert all(step.startswith("# ") for step in found.next)
@@ -947,7 +945,7 @@ def test_what_anybody_can_cause_is_told_and_is_nothing_wrong_however_much_it_is(
         ("body_too_large", 40, 100.0, 51, 100.0),
     ],
 )
-def test_what_no_signature_was_verified_of_is_wrong_where_it_is_more_than_a_stranger_s_now_and_then(
+def test_unverified_refusals_are_wrong_where_they_exceed_a_strangers_few(
     reason: str, few: int, few_of: float, many: int, many_of: float
 ) -> None:
     assert [found.is_wrong for found in _refused(reason, few, few_of)] == [False]
@@ -955,7 +953,7 @@ def test_what_no_signature_was_verified_of_is_wrong_where_it_is_more_than_a_stra
 
 
 @pytest.mark.parametrize("reason", ["log_unavailable", "expression_error", "body_not_json"])
-def test_what_refuses_a_verified_sender_is_wrong_from_a_share_on(reason: str) -> None:
+def test_refusals_of_verified_senders_are_wrong_from_a_share_on(reason: str) -> None:
     assert [found.is_wrong for found in _refused(reason, 2, 10.0)] == [True]
     assert _refused(reason, 1, 10.0) == []
 
@@ -973,7 +971,7 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
     )
 
 
-def test_a_topic_that_is_gone_is_named_as_a_process_names_it() -> None:
+def test_a_missing_topic_is_named_as_a_process_does() -> None:
     gone = Partition(TOPICS.retry("20h"), ALL)
     (found,) = unread_findings({gone: NO_TOPIC})
     told = {"topic": gone.topic, "partition": gone.number, "since": 100.0, "reason": NO_TOPIC}
@@ -986,7 +984,7 @@ def test_a_topic_that_is_gone_is_named_as_a_process_names_it() -> None:
 
 
 @virtual
-async def test_a_pause_that_only_running_processes_still_know_is_not_told_as_lifted() -> None:
+async def test_a_pause_known_only_to_processes_is_not_reported_as_lifted() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):

@@ -49,11 +49,11 @@ sources:
         (12345678, "***"),
     ],
 )
-def test_a_secret_is_told_by_its_references_alone(written: object, told: str) -> None:
+def test_a_secret_is_shown_only_as_its_references(written: object, told: str) -> None:
     assert masked_secret(written) == told
 
 
-def test_how_a_source_is_verified_is_told_with_where_each_secret_is_from_and_never_what_it_is(
+def test_a_sources_verification_is_shown_with_its_secrets_references_not_values(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")

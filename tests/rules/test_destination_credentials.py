@@ -57,7 +57,7 @@ def test_a_bearer_token_is_a_header(tmp_path: Path) -> None:
     assert read.headers == (("authorization", "Bearer 1|aB-._~+/="),)
 
 
-def test_oauth2_is_what_a_token_is_fetched_by(tmp_path: Path) -> None:
+def test_oauth2_settings_are_read(tmp_path: Path) -> None:
     text = "{url: http://d, auth: {oauth2: {token_url: https://idp/t, client_id: me, client_secret: s%s}}}"
     least = OAuth2(token_url="https://idp/t", client_id="me", client_secret="s")
     assert destination(tmp_path, text % "").access == Access(oauth2=least)
@@ -76,7 +76,7 @@ def test_oauth2_is_what_a_token_is_fetched_by(tmp_path: Path) -> None:
     )
 
 
-def test_a_410_dead_letters_unless_it_is_said_to_pause(tmp_path: Path) -> None:
+def test_a_410_dead_letters_unless_set_to_pause(tmp_path: Path) -> None:
     assert destination(tmp_path, "{url: http://d}").on_gone is OnGone.DEAD_LETTER
     assert destination(tmp_path, "{url: http://d, on_gone: pause}").on_gone is OnGone.PAUSE
 
@@ -141,9 +141,7 @@ ONE = "expected exactly one of basic, bearer, oauth2"
         ("on_gone: drop", ["drop} | on_gone: expected one of dead_letter, pause, got 'drop'"]),
     ],
 )
-def test_what_is_wrong_with_credentials_is_reported_without_them(
-    tmp_path: Path, text: str, expected: list[str]
-) -> None:
+def test_errors_in_credentials_are_reported_without_them(tmp_path: Path, text: str, expected: list[str]) -> None:
     found = problems(tmp_path, f"{{url: http://d, {text}}}")
     assert found == expected
     assert "s3" not in "".join([problem.partition("|")[2] for problem in found])
@@ -233,7 +231,7 @@ def test_without_an_authority_the_system_is_trusted(ours: Authority) -> None:
     assert counts == ssl.create_default_context().cert_store_stats()
 
 
-def test_what_is_written_alike_is_read_once(ours: Authority) -> None:
+def test_identical_identities_are_read_once(ours: Authority) -> None:
     """5,000 destinations with one identity must not take minutes to load."""
     assert tls_of(ca=ours.pem, certificate=None, key=None) is tls_of(
         ca=f"# ours\n{ours.pem}", certificate=None, key=None
@@ -243,7 +241,7 @@ def test_what_is_written_alike_is_read_once(ours: Authority) -> None:
 BOTH = "certificate: '${C}', key: '${K}'"
 
 
-def test_what_cannot_be_used_is_reported_with_its_place(tmp_path: Path, ours: Authority) -> None:
+def test_an_unusable_credential_is_reported_with_its_place(tmp_path: Path, ours: Authority) -> None:
     certificate, key = ours.issue("gateway")
     _, other = ours.issue("other")
     _, locked = ours.issue("gateway", passphrase=b"s3cret")
@@ -298,7 +296,7 @@ def test_tls_for_a_url_without_it_is_refused(tmp_path: Path, ours: Authority) ->
     ]
 
 
-def test_what_cannot_be_resolved_is_a_warning_where_rules_are_only_checked(tmp_path: Path) -> None:
+def test_an_unresolved_reference_is_a_warning_in_a_check(tmp_path: Path) -> None:
     text = (
         "{url: '${U}', proxy: '${P}', proxy_auth: {username: '${A}', password: '${B}'},"
         " tls: {ca: '${file:ca.pem}', certificate: '${C}', key: '${K}'},"

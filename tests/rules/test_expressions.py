@@ -203,7 +203,7 @@ def test_any_other_failure_is_an_error_even_for_a_condition(text: str, message: 
         ("(" * 2000 + "1" + ")" * 2000, "syntax error at character"),
     ],
 )
-def test_what_cannot_work_is_refused_when_it_is_compiled(text: str, message: str) -> None:
+def test_an_impossible_expression_fails_to_compile(text: str, message: str) -> None:
     with pytest.raises(ExpressionError) as caught:
         Expression(text)
     assert str(caught.value).startswith(message)
@@ -241,7 +241,7 @@ def test_an_identity_is_no_list_or_mapping() -> None:
             Expression(text).as_text(a_view())
 
 
-def test_an_expression_tells_whether_it_reads_the_body() -> None:
+def test_an_expression_knows_if_it_reads_the_body() -> None:
     assert Expression("size(body) > 0").reads_body
     assert Expression("body.a").reads_body
     assert not Expression("headers['body'] == 'body.x' && query.body == type").reads_body
@@ -288,7 +288,7 @@ def test_a_part_and_the_whole_can_be_named_in_either_order() -> None:
     assert Expression("[body, body.user, body.user.name]").evaluate(a_view(whole)) == [whole, whole["user"], "ann"]
 
 
-def test_many_different_expressions_on_one_event_share_what_they_see() -> None:
+def test_expressions_on_one_event_share_their_contexts() -> None:
     view = a_view({f"k{n}": n for n in range(40)})
     assert [Expression(f"body.k{n} + 0").evaluate(view) for n in range(40)] == list(range(40))
     assert len(view.contexts) <= 9
@@ -465,7 +465,7 @@ def test_a_pattern_takes_no_time_that_anybody_notices_whatever_it_is_shown(to: l
 
 
 @pytest.mark.parametrize("form", ["body.t.matches('{}')", "(body.t).matches('{}')", "body.t.matches('{}') || true"])
-def test_what_patterns_take_is_charged_by_their_size_and_the_texts_and_is_never_taken_for_no_match(form: str) -> None:
+def test_patterns_are_charged_by_their_and_the_texts_size_and_a_limit_is_no_mismatch(form: str) -> None:
     slow = Expression(form.format("(a|b)*a(a|b){300}$"))  # 2^300 states: RE2 keeps none, and goes its slowest way
     text = "".join(random.Random(1).choices("ab", k=60_000))
     assert slow.is_true(a_view({"t": text[:1_000] + "a" + "b" * 300}))
@@ -476,7 +476,7 @@ def test_what_patterns_take_is_charged_by_their_size_and_the_texts_and_is_never_
     assert time.process_time() - began < 0.25  # what the threat model says of all the expressions over one event
 
 
-def test_the_patterns_of_many_routes_share_what_may_be_computed() -> None:
+def test_the_patterns_of_many_routes_share_a_budget() -> None:
     """The figure of the threat model, with texts at which each pattern is as slow as it can be."""
     text = "".join(random.Random(2).choices("ab", k=4_000))
     routes = [Expression(f"body.l.exists(t, t.matches('(a|b)*a(a|b){{{n}}}c'))") for n in range(100, 140)]
@@ -526,7 +526,7 @@ def test_a_result_with_too_many_values_is_refused() -> None:
     assert Expression("body.l").evaluate(view) == [[]] * 60_000
 
 
-def test_the_expressions_of_many_routes_share_what_may_be_computed() -> None:
+def test_the_expressions_of_many_routes_share_a_budget() -> None:
     view = a_view({"l": list(range(10_000)), "x": 1})
     expressions = [Expression(f"size(body.l) > {number}") for number in range(30)]
     with pytest.raises(ExpressionError, match="too much to compute"):
@@ -632,7 +632,7 @@ def test_a_field_that_is_missing_in_a_template_is_an_error() -> None:
             Template(template).render(a_view())
 
 
-def test_what_the_documentation_says_of_fields_that_are_not_in_each_event_is_so() -> None:
+def test_the_documented_handling_of_absent_fields_is_true() -> None:
     document = (Path(__file__).parent.parent.parent / "docs/rules.md").read_text()
     (text,) = re.findall(r"^```yaml\n(request:\n.*?)^```", document, re.MULTILINE | re.DOTALL)
     template = Template(yaml.safe_load(text)["request"]["body"])
@@ -662,7 +662,7 @@ def test_what_the_documentation_says_of_fields_that_are_not_in_each_event_is_so(
         (f"body.{'n' * 99}", {}, f"body.{'n' * 99}", "", "body has: nothing"),
     ],
 )
-def test_a_field_that_is_missing_is_reported_with_how_to_ask_for_it_and_what_is_there(
+def test_a_missing_field_is_reported_with_the_remedy_and_the_present_ones(
     text: str, body: object, message: str, hint: str, beside: str
 ) -> None:
     view = EventView(source="s", headers=(), query="", body=b"" if body is ABSENT else orjson.dumps(body))
@@ -692,7 +692,7 @@ def test_a_template_knows_whether_it_depends_on_the_event() -> None:
     assert not Template({"a": ["x"], "b": {"c": None}}).has_expressions
 
 
-def test_expressions_and_templates_are_equal_by_what_was_written() -> None:
+def test_expressions_and_templates_are_equal_by_source() -> None:
     assert Expression("body.a") == Expression("body.a") != Expression("body.b")
     assert Template({"a": "${{ type }}"}) == Template({"a": "${{ type }}"}) != Template({"a": "x"})
     assert orjson.loads(Template({"a": 1}).render_bytes(a_view())[0]) == {"a": 1}

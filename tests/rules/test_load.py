@@ -87,7 +87,7 @@ def lines(folder: Path, found: list[Problem]) -> list[str]:
     return [str(problem).replace(f"{folder}/", "") for problem in found]
 
 
-def test_a_file_with_every_key_means_what_it_says(tmp_path: Path) -> None:
+def test_a_file_with_every_key_is_read(tmp_path: Path) -> None:
     (tmp_path / "old").write_text("older-older-older\n")
     rules = load(
         tmp_path, EVERY_KEY, {"SECRET": "s3cret-s3cret-s3cret", "TOKEN": "t0ken", "CONCURRENCY": "7", "WHERE": "here"}
@@ -516,7 +516,7 @@ routes:
 """
 
 
-def test_what_protects_from_less_than_it_seems_to_is_a_warning(tmp_path: Path) -> None:
+def test_a_deceptively_weak_protection_is_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "routes.yaml"
     path.write_text(WEAK)
     rules, found = check_rules(path, environ={"SECRET": "a" * 16})
@@ -583,7 +583,7 @@ def test_a_file_that_grows_by_its_aliases_is_refused(tmp_path: Path) -> None:
     assert problem.endswith("expected at most 1000000 values, aliases included, got more")
 
 
-def test_an_alias_stands_for_what_is_written_at_its_anchor(tmp_path: Path) -> None:
+def test_an_alias_stands_for_its_anchors_value(tmp_path: Path) -> None:
     text = GOOD.replace(
         "to: ci}", "to: ci, retry: &often {schedule: [5s]}}, {name: b, from: github, to: ci, retry: *often}"
     )
@@ -674,7 +674,7 @@ routes:
     ]
 
 
-def test_the_rules_know_what_references_were_replaced_with(tmp_path: Path) -> None:
+def test_the_rules_know_their_resolved_references(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("from a file\n")
     written = "${A} ${B:-default} ${C:-default} ${file:key}"
     text = f"version: 1\ndestinations: {{a: {{url: http://x, headers: {{X-A: '{written}'}}}}}}\n"
@@ -683,7 +683,7 @@ def test_the_rules_know_what_references_were_replaced_with(tmp_path: Path) -> No
     assert rules.resolved == {"one", "two", "from a file"}
 
 
-def test_what_no_route_uses_is_a_warning(tmp_path: Path) -> None:
+def test_an_unused_definition_is_a_warning(tmp_path: Path) -> None:
     text = GOOD.replace("routes: [", "routes: [] #")
     assert problems(tmp_path, text) == [
         "routes.yaml:2:11: sources.github: no route takes from 'github'",
@@ -695,7 +695,7 @@ def test_what_no_route_uses_is_a_warning(tmp_path: Path) -> None:
 # --- References ---
 
 
-def test_checking_only_warns_of_what_it_cannot_resolve(tmp_path: Path) -> None:
+def test_checking_only_warns_of_unresolved_references(tmp_path: Path) -> None:
     text = """
     version: 1
     sources:

@@ -186,7 +186,7 @@ def test_every_problem_of_a_condition_is_reported_in_one_go() -> None:
         ),
     ],
 )
-def test_what_is_no_condition_is_refused(match: object, problem: str) -> None:
+def test_an_invalid_condition_is_refused(match: object, problem: str) -> None:
     check_refused(match, problem)
 
 

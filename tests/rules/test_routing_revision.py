@@ -49,7 +49,7 @@ def matched(text: str, event: Event) -> bool:
     return bool(RouteTable((route,)).match(EventView.of(event)))
 
 
-def test_a_revision_tells_what_a_route_matched() -> None:
+def test_a_revision_has_a_routes_condition() -> None:
     rules = rules_of(a_route(match={"type": ["push", "tag*"]}, when="body.n > 3", to=("ci", "audit")))
     text = routing_revision(rules).routes["build"]
     assert matched(text, an_event(type="tag_made", body={"n": 4}))
@@ -86,7 +86,7 @@ def test_a_revision_is_encoded_in_full_or_by_its_differences() -> None:
             decode("x", text, None)
 
 
-def test_a_condition_with_what_a_reference_stands_for_is_not_kept() -> None:
+def test_a_condition_with_a_resolved_reference_is_not_kept() -> None:
     rules = rules_of(a_route(when='headers["x-token"] == "s3cr3t-\\"one"'), a_route("plain", when='type == "abc"'))
     rules = replace(rules, resolved=frozenset({'s3cr3t-\\"one', "abc"}))
     revision = routing_revision(rules)

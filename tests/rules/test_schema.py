@@ -205,7 +205,7 @@ def test_the_json_schema_accepts_the_example(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(right, each) for right, wrongs in WRONG.items() for each in wrongs])
-def test_the_json_schema_refuses_what_the_reader_refuses(tmp_path: Path, right: str, wrong: str) -> None:
+def test_the_json_schema_refuses_as_the_reader_does(tmp_path: Path, right: str, wrong: str) -> None:
     assert EXAMPLE.count(right) >= 1
     text = EXAMPLE.replace(right, wrong, 1)
     assert not accepts(json_schema(), plain(tmp_path, text))
@@ -252,7 +252,7 @@ def test_a_duration_is_read_in_seconds(text: str, seconds: float) -> None:
     "text",
     ["", "5", "s", "5 s", "-5s", "1.5s", "30m1h", "5s\n", "\N{ARABIC-INDIC DIGIT FIVE}s", "5S", "1" * 5000 + "s"],
 )
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^$"):
         parse_duration(text)
 
@@ -263,6 +263,6 @@ def test_a_rate_is_read_in_events_a_second(text: str, rate: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5", "/s", "0/s", "0.0/s", "-1/s", "5/d", "5 /s", "1e3/s"])
-def test_what_is_no_rate_is_refused(text: str) -> None:
+def test_an_invalid_rate_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^$"):
         parse_rate(text)

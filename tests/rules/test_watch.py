@@ -70,7 +70,7 @@ def test_the_same_rules_read_again_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", [*GENERIC, *PRESETS])
-def test_a_verifier_is_the_same_as_another_made_of_the_same(scheme: str) -> None:
+def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
     configs: dict[str, dict[str, object]] = {
         "none": {},
         "hmac": {"header": "X-S", "secrets": ["s"], "timestamp": {"header": "X-T"}, "signed": "{timestamp}{body}"},
@@ -101,9 +101,7 @@ def test_a_verifier_is_the_same_as_another_made_of_the_same(scheme: str) -> None
         ("sources:", "egress: {private: refuse}\nsources:", Changes(changed=("egress: private",))),
     ],
 )
-def test_what_new_rules_change_is_reported_by_name(
-    tmp_path: Path, written: str, instead: str, expected: Changes
-) -> None:
+def test_changes_of_rules_are_reported_by_name(tmp_path: Path, written: str, instead: str, expected: Changes) -> None:
     assert changes(read(tmp_path), read(tmp_path, RULES.replace(written, instead))) == expected
 
 
@@ -131,7 +129,7 @@ def test_a_new_secret_changes_its_sources(tmp_path: Path) -> None:
     )
 
 
-def test_a_file_cut_where_it_is_still_valid_removes_what_came_after(tmp_path: Path) -> None:
+def test_a_file_cut_where_it_is_valid_removes_the_rest(tmp_path: Path) -> None:
     cut = RULES[: RULES.index("  - {name: some")]
     assert changes(read(tmp_path), read(tmp_path, cut)) == Changes(removed=("route some",))
 
@@ -146,7 +144,7 @@ def test_a_file_cut_where_it_is_still_valid_removes_what_came_after(tmp_path: Pa
         ("id: body.id", "id: body.uid", {"crm": {"all", "some"}}),
     ],
 )
-def test_of_which_sources_the_events_may_fare_otherwise_is_reported_by_what_their_routes_take(
+def test_the_sources_that_a_change_affects_are_found_by_their_routes(
     tmp_path: Path, written: str, instead: str, expected: dict[str, set[str]]
 ) -> None:
     assert written in RULES
