@@ -291,12 +291,12 @@ def test_a_library_that_we_wrap_has_one_user(imports: list[Import]) -> None:
     assert not (found := beside_the_only_user(imports)), "\n".join(found)
 
 
-def test_what_decides_knows_no_clock_no_chance_and_no_io(imports: list[Import]) -> None:
+def test_pure_modules_have_no_clock_chance_or_io(imports: list[Import]) -> None:
     assert [file for file in PURE if not (ROOT / file).exists()] == []
     assert not (found := impure(imports)), "\n".join(found)
 
 
-def test_what_is_forbidden_is_found(tmp_path: Path) -> None:
+def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
     for file, source in {
         "model.py": "import time\n",
         "log/base.py": "from gateway import model\nfrom gateway.engine.delivery.lanes import Lane\n",

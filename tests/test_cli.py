@@ -214,12 +214,12 @@ def test_a_command_imports_only_what_it_needs() -> None:
     assert heavy.isdisjoint(told.split())
 
 
-def test_an_unknown_command_is_told_with_the_nearest(run: Run) -> None:
+def test_an_unknown_command_is_named_with_the_nearest(run: Run) -> None:
     assert run("chek") == (2, "", "error: unknown command 'chek', did you mean 'check'?; `gateway --help` lists them\n")
     assert "unknown command 'dead lst', did you mean 'list'?" in run("dead", "lst")[2]
 
 
-def test_the_version_is_told(run: Run) -> None:
+def test_the_version_is_printed(run: Run) -> None:
     assert run("--version")[1].startswith("gateway ")
 
 
@@ -304,7 +304,7 @@ def test_a_log_is_copied_beside_its_owner(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_a_copy_is_restored_once_the_log_has_no_owner(run: Run) -> None:
+def test_a_backup_is_restored_once_the_log_has_no_owner(run: Run) -> None:
     write_event("evt_1")
     run("backup", "copy.db")
     write_event("evt_2")
@@ -325,9 +325,7 @@ def test_a_copy_is_restored_once_the_log_has_no_owner(run: Run) -> None:
 
 @pytest.mark.parametrize("is_copied_by_hand", [False, True])
 @pytest.mark.usefixtures("log")
-def test_a_restore_tells_of_a_wal_whose_file_was_moved_away_and_how_to_look_at_both(
-    run: Run, *, is_copied_by_hand: bool
-) -> None:
+def test_a_restore_reports_a_wal_without_its_file_and_how_to_see_both(run: Run, *, is_copied_by_hand: bool) -> None:
     write_event("evt_1")
     run("backup", "copy.db")
     asyncio.run(lose_file("evt_2"))
@@ -384,7 +382,7 @@ def test_fine_rules_are_counted(run: Run) -> None:
     assert run("check", "--json") == (0, "", "")
 
 
-def test_what_cannot_be_resolved_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresolved_reference_is_a_warning(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SECRET")
     code, out, _ = run("check", "routes.yaml")
     assert code == 0
@@ -403,7 +401,7 @@ def test_a_topic_of_the_gateways_own_is_a_problem_of_the_rules(run: Run) -> None
     assert run("check", "own.yaml", "--topic-prefix", "hooks.")[0] == 0
 
 
-def test_every_problem_is_told_with_its_place(run: Run) -> None:
+def test_every_problem_is_reported_with_its_place(run: Run) -> None:
     Path("bad.yaml").write_text(RULES.replace("to: ci}", "to: cj}").replace("scheme: github", "scheme: gitub"))
     code, out, _ = run("check", "bad.yaml")
     assert code == 2
@@ -419,7 +417,7 @@ def test_every_problem_is_told_with_its_place(run: Run) -> None:
     assert {problem["severity"] for problem in problems} == {"error"}
 
 
-def test_rules_that_are_not_there_are_told(run: Run) -> None:
+def test_missing_rules_are_reported(run: Run) -> None:
     for words in (["check", "none.yaml"], ["run", "--rules", "none.yaml"]):
         code, out, err = run(*words)
         assert code == 2
@@ -445,7 +443,7 @@ EXPLAIN = ("--source", "github", "--header", "X-GitHub-Event: push", "--header",
         (*EXPLAIN, "push.json"),
     ],
 )
-def test_explain_tells_what_would_become_of_an_event(run: Run, words: tuple[str, ...]) -> None:
+def test_explain_shows_the_fate_of_an_event(run: Run, words: tuple[str, ...]) -> None:
     code, out, _ = run("explain", "--json", *words)
     assert code == 0
     told = json.loads(out)
@@ -515,7 +513,7 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
     assert "expected --source with a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
 
 
-def test_explain_tells_how_the_events_of_a_source_are_identified(run: Run) -> None:
+def test_explain_shows_how_a_source_identifies_events(run: Run) -> None:
     code, out, _ = run("explain", "github")
     assert code == 0
     first, verify, way, secrets, identity, *others = out.splitlines()
@@ -553,7 +551,7 @@ def test_explain_tells_how_the_events_of_a_source_are_identified(run: Run) -> No
 
 
 @pytest.mark.usefixtures("log")
-def test_check_warns_of_identities_in_the_log_that_tell_nothing_apart(run: Run) -> None:
+def test_check_warns_of_logged_identities_that_are_all_equal(run: Run) -> None:
     deduped = RULES.replace("key: body.repo}", "key: body.repo, dedupe: 1h}")
     Path("routes.yaml").write_text(deduped.replace("topic: company.crm", "topic: company.crm, id: body.same"))
     for number in range(12):
@@ -615,7 +613,7 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
 
 
 @pytest.mark.usefixtures("log")
-def test_check_says_which_copies_dedupe_delivers_as_their_identity_has_too_many_contents(run: Run) -> None:
+def test_check_names_duplicates_delivered_as_their_identity_has_many_contents(run: Run) -> None:
     rules = RULES.replace("topic: company.crm", "topic: company.crm, id: body.same, dedupe: 1h")
     beyond = f"dedupe remembers {SIGHTINGS_KEPT} contents of an identity, and delivers duplicates of others"
     for number in range(SIGHTINGS_KEPT + 1):
@@ -658,7 +656,7 @@ def test_check_fails_where_an_id_is_in_no_event_or_is_refused_in_all(run: Run) -
     assert run("check", "tried.yaml", "--since", "1h")[0] == 0
 
 
-def test_explain_tells_what_identifies_an_event_and_whether_it_is_deduplicated(run: Run) -> None:
+def test_explain_shows_an_events_identity_and_whether_it_is_deduplicated(run: Run) -> None:
     told = json.loads(run("explain", "--json", *EXPLAIN, "push.json")[1])
     assert told["identity"] == {"from": "headers['x-github-delivery']", "dedupe_seconds": None}
     assert "identity headers['x-github-delivery']; dedupe is off" in run("explain", *EXPLAIN, "push.json")[1]
@@ -705,7 +703,7 @@ def gate() -> Iterator[str]:
     server.server_close()
 
 
-def test_send_tells_the_answer(run: Run, gate: str) -> None:
+def test_send_prints_the_response(run: Run, gate: str) -> None:
     code, out, _ = run("send", "github", "--url", gate, "--type", "push", "push.json")
     assert code == 0
     assert out.startswith("202  evt_1  ")
@@ -714,7 +712,7 @@ def test_send_tells_the_answer(run: Run, gate: str) -> None:
     assert out.startswith("401  expected a signature  ")
 
 
-def test_send_tells_scripts_each_answer(run: Run, gate: str) -> None:
+def test_send_prints_each_response_for_scripts(run: Run, gate: str) -> None:
     code, out, _ = run("send", "github", "--url", gate, "--type", "push", "--count", "3", "--json")
     assert code == 0
     answers = lines(out)
@@ -722,7 +720,7 @@ def test_send_tells_scripts_each_answer(run: Run, gate: str) -> None:
     assert len({answer["id"] for answer in answers}) == 3
 
 
-def test_send_tells_people_of_many_answers_in_a_table(run: Run, gate: str) -> None:
+def test_send_prints_many_responses_in_a_table(run: Run, gate: str) -> None:
     out = run("send", "github", "--url", gate, "--type", "push", "--count", "5")[1]
     assert "p99 ms" in out
     assert out.splitlines()[-1].split()[:2] == ["202", "5"]
@@ -735,7 +733,7 @@ def test_send_needs_somebody_to_answer(run: Run) -> None:
     assert err.startswith(f"error: http://127.0.0.1:{port}: expected a response, got ")
 
 
-def test_a_host_without_an_address_is_told_from_one_that_is_taken() -> None:
+def test_an_unknown_host_and_a_taken_port_differ() -> None:
     unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     assert str(cannot_listen("--listen", Address("nosuch.invalid", 80), unknown)) == (
         "--listen nosuch.invalid:80: expected a host that has an address, got name or service not known"
@@ -811,7 +809,7 @@ def _holds(number: int) -> bool:
 
 
 @pytest.mark.usefixtures("log")
-def test_a_copy_is_shown_with_the_event_that_was_delivered(run: Run) -> None:
+def test_a_duplicate_is_shown_with_its_delivered_original(run: Run) -> None:
     rules = Path("routes.yaml").read_text()
     Path("routes.yaml").write_text(rules.replace("key: body.repo", "key: body.repo, dedupe: 1h"))
     name = event_id("github", "1")
@@ -828,7 +826,7 @@ def test_a_copy_is_shown_with_the_event_that_was_delivered(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_explain_says_of_a_copy_that_it_was_let_go_and_how_to_deliver_it(run: Run) -> None:
+def test_explain_says_that_a_duplicate_was_dropped_and_the_remedy(run: Run) -> None:
     rules = Path("routes.yaml").read_text()
     Path("routes.yaml").write_text(rules.replace("key: body.repo", "dedupe: 1h"))
     name, place = event_id("github", "1"), "gateway.events.github/0@"
@@ -862,13 +860,13 @@ def test_an_event_is_shown_with_headers_and_body(run: Run) -> None:
     assert (code, err) == (1, "error: evt_3: expected the id of an event in the log, or its position, got neither\n")
 
 
-def test_a_log_that_is_not_there_is_told(run: Run) -> None:
+def test_a_missing_log_is_reported(run: Run) -> None:
     code, out, err = run("dead", "list")
     assert (code, out) == (2, "")
     assert err.startswith("error: gateway.db: expected an embedded log, got: no such file or directory\n")
 
 
-def test_a_kafka_that_is_not_there_is_told(run: Run) -> None:
+def test_an_absent_kafka_is_reported(run: Run) -> None:
     (port,) = free_ports(1)
     code, out, err = run("dead", "list", "--log", f"kafka://127.0.0.1:{port}")
     assert (code, out) == (1, "")
@@ -906,7 +904,7 @@ def test_topics_are_created_and_checked(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_dead_letters_are_listed_until_they_are_settled(run: Run) -> None:
+def test_dead_letters_are_listed_until_resolved(run: Run) -> None:
     first = write_letter("evt_1")
     second = write_letter("evt_2", route="other", reason="gone")
     on_log(lambda log: log.append(TOPICS.dead, key=b"k", value=b"x", headers=[("gw_undecodable", b"gw_v: got 9")]))
@@ -931,7 +929,7 @@ def test_dead_letters_are_listed_until_they_are_settled(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_dead_letters_are_grouped_by_what_they_have_in_common(run: Run) -> None:
+def test_dead_letters_are_grouped(run: Run) -> None:
     for number in range(3):
         write_letter(f"evt_{number}")
     write_letter("evt_3", reason="gone")
@@ -943,13 +941,13 @@ def test_dead_letters_are_grouped_by_what_they_have_in_common(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_no_dead_letters_are_said(run: Run) -> None:
+def test_an_empty_dead_list_says_so(run: Run) -> None:
     assert run("dead", "list") == (0, "no open dead letters\n", "")
     assert run("dead", "list", "--json") == (0, "", "")
 
 
 @pytest.mark.usefixtures("log")
-def test_more_dead_letters_than_shown_are_said(run: Run) -> None:
+def test_a_cut_list_of_dead_letters_says_so(run: Run) -> None:
     for number in range(3):
         write_letter(f"evt_{number}")
     assert run("dead", "list", "--limit", "2")[2] == "the newest 2 of 3; --limit shows more\n"
@@ -1002,7 +1000,7 @@ def test_a_replay_that_would_be_everything_has_to_be_asked_for(run: Run) -> None
 
 
 @pytest.mark.usefixtures("log")
-def test_a_name_without_a_dead_letter_is_told_and_nothing_ordered(run: Run) -> None:
+def test_a_name_without_a_dead_letter_is_refused(run: Run) -> None:
     code, _, err = run("dead", "replay", "evt_9")
     assert (code, err) == (2, "error: evt_9: expected the id of an open dead letter, got none\n")
     assert orders() == []
@@ -1136,7 +1134,7 @@ ENDED = "delivered, dropped or on their way (`gateway status` shows what waits)"
 
 
 @pytest.mark.usefixtures("log")
-def test_what_a_route_has_taken_itself_is_told_and_can_be_left_out(run: Run) -> None:
+def test_deliveries_a_route_already_made_are_counted_and_can_be_skipped(run: Run) -> None:
     for number in range(5):
         write_event(f"evt_{number}")
     began = time.time() - 60
@@ -1173,7 +1171,7 @@ def test_what_a_route_has_taken_itself_is_told_and_can_be_left_out(run: Run) -> 
 
 
 @pytest.mark.usefixtures("log")
-def test_what_waits_for_a_retry_is_not_told_as_delivered(run: Run) -> None:
+def test_a_waiting_retry_is_not_called_delivered(run: Run) -> None:
     write_reading("build", 0, time.time() - 60)
     for number in range(7):
         write_event(f"evt_{number}")
@@ -1192,7 +1190,7 @@ def test_what_waits_for_a_retry_is_not_told_as_delivered(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_what_every_route_of_a_source_has_missed_is_replayed_at_once(run: Run) -> None:
+def test_one_replay_covers_all_routes_of_a_source(run: Run) -> None:
     more = "  - {name: all, from: [github, crm], to: [ci, audit]}\n"
     Path("routes.yaml").write_text(RULES.replace("destinations:", 'destinations:\n  audit: {url: "http://a/"}') + more)
     for number in range(5):
@@ -1277,7 +1275,7 @@ def test_one_event_is_replayed_by_each_route_that_matches_it(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_an_event_that_cannot_be_replayed_is_told(run: Run) -> None:
+def test_an_unreplayable_event_is_refused(run: Run) -> None:
     write_event("evt_1", type="issues")
     where = "expected the id of an event in the log, or its position, got neither"
     for name in ("evt_2", f"{TOPICS.events('github')}/0@5", "none/0@0"):
@@ -1449,7 +1447,7 @@ def test_a_pause_that_was_resumed_meanwhile_is_not_called_one(run: Run, monkeypa
 
 
 @pytest.mark.usefixtures("log")
-def test_what_is_paused_already_is_told_with_who_and_since_when(run: Run) -> None:
+def test_a_repeated_pause_reports_who_and_since_when(run: Run) -> None:
     run("destination", "pause", "ci")
     (paused,) = orders()
     code, out, _ = run("destination", "pause", "ci")
@@ -1469,7 +1467,7 @@ def test_a_route_is_kicked(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_a_pause_takes_what_the_other_orders_take(run: Run) -> None:
+def test_a_pause_takes_the_shared_flags(run: Run) -> None:
     for flags, ended in ((("--no-wait",), 0), (("--timeout", "5s"), 1)):
         code, out, _ = run("route", "pause", "build", *flags)
         assert code == ended
@@ -1517,7 +1515,7 @@ def test_one_delivery_is_spoken_of_as_one(
     ],
 )
 @pytest.mark.usefixtures("log")
-def test_what_is_taken_back_is_told(
+def test_a_command_taken_back_is_reported(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, state: State, told: str
 ) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
@@ -1539,7 +1537,7 @@ def test_what_is_taken_back_is_told(
     ],
 )
 @pytest.mark.usefixtures("log")
-def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
+def test_a_kick_of_an_ordered_route_reports_each_fate(
     run: Run, monkeypatch: pytest.MonkeyPatch, finished: int, told: str
 ) -> None:
     topic, group = TOPICS.ordered("build", "ci"), TOPICS.ordered_group("build", "ci")
@@ -1567,7 +1565,7 @@ def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
 
 
 @pytest.mark.usefixtures("log")
-def test_a_kick_of_an_ordered_route_says_what_was_tried_what_it_got_and_what_is_paused(
+def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = RULES.replace("to: ci}", "to: ci, order: key, on_exhausted: halt}", 1)
@@ -1608,9 +1606,7 @@ def test_a_kick_of_an_ordered_route_says_what_was_tried_what_it_got_and_what_is_
 
 
 @pytest.mark.usefixtures("log")
-def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kick_whose_attempts_failed_reports_them_and_where_to_look(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     got = {"401": 1200, "503": 4, "timeout": 3, "500": 2, "502": 1, "504": 1, "505": 1}
 
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
@@ -1634,7 +1630,7 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
 
 
 @pytest.mark.usefixtures("log")
-def test_a_name_that_the_rules_do_not_know_is_told_with_the_nearest(run: Run) -> None:
+def test_a_name_unknown_to_the_rules_is_refused_with_the_nearest(run: Run) -> None:
     code, _, err = run("route", "pause", "biuld")
     told = "error: unknown route 'biuld', did you mean 'build'?; use --force to do it anyway\n"
     assert (code, err) == (2, told)
@@ -1654,7 +1650,7 @@ def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any)
 
 
 @pytest.mark.usefixtures("log")
-def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
+def test_a_kick_of_a_paused_name_reports_parked_ones_and_the_next_step(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
@@ -1687,9 +1683,7 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
 
 
 @pytest.mark.usefixtures("log")
-def test_what_is_parked_for_what_is_not_paused_any_more_is_told_and_resumed(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leftover_parked_deliveries_are_reported_and_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         return placed.order.with_state("active", count=1)
 
@@ -1704,7 +1698,7 @@ def test_what_is_parked_for_what_is_not_paused_any_more_is_told_and_resumed(
 
 
 @pytest.mark.usefixtures("log")
-def test_the_status_of_a_destination_tells_of_a_paused_route_to_it_and_of_no_name_that_is_not_there(run: Run) -> None:
+def test_a_destinations_status_names_its_paused_routes_and_no_unknown_ones(run: Run) -> None:
     run("route", "pause", "build")
     write_waiting(parked_by="route/build")
     code, out, _ = run("status", "ci", "--json")
@@ -1736,9 +1730,7 @@ def test_without_a_log_nothing_is_called_fine(run: Run, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("log")
-def test_what_only_a_process_knows_is_not_called_fine_while_none_was_asked(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_is_not_fine_while_no_process_was_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run("status")
     assert code == 3
     assert "nothing keeps" not in out
@@ -1806,7 +1798,7 @@ def test_a_default_address_that_hangs_is_given_up_soon(run: Run, monkeypatch: py
 
 
 @pytest.mark.usefixtures("log")
-def test_a_process_that_is_down_is_told_beside_what_the_log_and_the_other_processes_know(
+def test_a_process_that_is_down_is_reported_beside_the_log_and_the_others(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("route", "pause", "build")
@@ -1861,7 +1853,7 @@ def test_a_process_of_another_version_hides_nothing_of_the_log_and_of_the_other_
 
 
 @pytest.mark.usefixtures("log")
-def test_a_source_that_has_fallen_silent_is_told_and_nothing_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_source_is_reported_but_not_wrong(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(_: str) -> dict[str, Any]:  # a process that has nothing to tell
         return {}
 
@@ -1891,7 +1883,7 @@ def test_an_admin_address_that_is_none_is_bad_usage(run: Run, address: str) -> N
 
 
 @pytest.mark.usefixtures("log")
-def test_what_answers_and_is_no_gateway_is_told_like_one_that_does_not(run: Run, gate: str) -> None:
+def test_a_server_that_is_no_gateway_counts_as_unresponsive(run: Run, gate: str) -> None:
     code, out, _ = run("status", "--admin", gate, "--json")
     (told,) = lines(out)
     assert (code, told["what"]) == (1, gate)
@@ -1899,7 +1891,7 @@ def test_what_answers_and_is_no_gateway_is_told_like_one_that_does_not(run: Run,
 
 
 @pytest.mark.usefixtures("log")
-def test_events_of_a_source_that_no_rules_name_are_told_by_its_name(run: Run) -> None:
+def test_events_of_an_unknown_source_are_reported_by_its_name(run: Run) -> None:
     write_waiting(source="gone", route="", destination="")
     found, _ = [each for each in lines(run("status", "--json")[1]) if "what" in each]
     assert (found["what"], found["why"]) == ("source gone", "events of a source that isn't in the rules")

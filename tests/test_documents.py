@@ -99,7 +99,7 @@ def simulation() -> str:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_what_a_document_names_is_there(name: str) -> None:
+def test_everything_a_document_names_exists(name: str) -> None:
     assert missing((ROOT / name).read_text(), name) == []
 
 
@@ -121,7 +121,7 @@ def test_what_a_document_names_is_there(name: str) -> None:
         ("[there](ARCHITECTURE.md#nothing)", "link that exists, got ARCHITECTURE.md#nothing"),
     ],
 )
-def test_what_is_not_there_is_told_with_its_line(text: str, what: str) -> None:
+def test_a_missing_name_is_found_with_its_line(text: str, what: str) -> None:
     line = 2 if text.startswith(("```", "# ")) else 1
     assert missing(text) == [f"README.md:{line}: expected a {what}"]
 
@@ -134,7 +134,7 @@ def test_promises_are_quoted_word_for_word() -> None:
     assert [quote for quote in quotes if plain(quote).rstrip(".") not in promised] == []
 
 
-def test_how_many_contents_of_an_identity_dedupe_knows_is_told_as_it_is() -> None:
+def test_the_number_of_contents_kept_per_identity_is_documented() -> None:
     told = f"isn't among the first {SIGHTINGS_KEPT} of it"
     assert told in (ROOT / "docs/rules.md").read_text()
     assert f"the first {SIGHTINGS_KEPT} are known" in plain((ROOT / "docs/guarantees.md").read_text())
@@ -145,11 +145,11 @@ def plain(text: str) -> str:
     return " ".join(text.replace("**", "").replace("](docs/", "](").lower().split())
 
 
-def test_what_is_there_is_found() -> None:
+def test_existing_names_are_found() -> None:
     text = (
         "# The title, as it is\n"
-        "`tests/test_documents.py::test_what_is_there_is_found`, `::test_what_is_there_is_found`,\n"
-        "`test_what_is_there_is_found`, `make test`, `simulation: 22 order`,\n"
+        "`tests/test_documents.py::test_existing_names_are_found`, `::test_existing_names_are_found`,\n"
+        "`test_existing_names_are_found`, `make test`, `simulation: 22 order`,\n"
         "`gateway/verify/`, [here](#the-title-as-it-is), [there](ARCHITECTURE.md#code-map)\n"
         "They make nothing, `/etc/gateway/nothing.yaml` isn't ours, [elsewhere](https://example.com/nothing)"
     )

@@ -25,7 +25,7 @@ def test_an_id_is_a_uuid(identity: str | None, version: int) -> None:
         assert (found.variant, found.version) == (uuid.RFC_4122, version)
 
 
-def test_an_id_tells_the_identity_that_it_was_made_from() -> None:
+def test_an_id_gives_back_its_identity() -> None:
     found = {identity_of(event_id("github", str(number))) for number in range(100)}
     assert len(found) == 100
     assert {None if digest is None else len(digest) for digest in found} == {16}
@@ -35,5 +35,5 @@ def test_an_id_tells_the_identity_that_it_was_made_from() -> None:
 @pytest.mark.parametrize(
     "text", ["", "evt_", "evt_1", f"evt_{'8' * 31}", f"evt_{'8' * 33}", f"evt_{'8' * 31}x", "8" * 36]
 )
-def test_what_is_no_id_of_ours_tells_none(text: str) -> None:
+def test_a_foreign_id_gives_no_identity(text: str) -> None:
     assert identity_of(EventId(text)) is None

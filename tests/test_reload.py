@@ -154,7 +154,7 @@ async def test_an_included_file_and_a_secret_are_waited_for_as_well(running: Run
     assert running.reloads[-1].kwargs["changed"] == ["source safe: verify"]
 
 
-async def test_what_is_written_while_the_log_is_being_opened_is_a_change(running: Running) -> None:
+async def test_an_edit_while_the_log_is_being_opened_is_a_change(running: Running) -> None:
     await written(running.file, SOURCE + NEW)
     assert await running.look() == {"crm"}
     assert await running.look() == {"crm", "shop"}
@@ -170,7 +170,7 @@ async def test_rules_that_the_log_was_in_the_way_of_are_read_once_it_may_be_back
     assert running.reloader.retry_at == math.inf
 
 
-async def test_a_reload_tells_what_it_adds_changes_and_removes(running: Running) -> None:
+async def test_a_reload_logs_additions_changes_and_removals(running: Running) -> None:
     many = "".join(f"  s{number:02}: {{verify: {{scheme: none}}}}\n" for number in range(MAX_NAMES + 3))
     await running.look(SOURCE + many)
     await running.look()
@@ -217,7 +217,7 @@ async def test_losing_half_of_the_routes_at_once_is_an_error(
     assert (running.reloader.status()["loss"] is not None) == (level == "error")
 
 
-async def test_routes_that_went_at_once_are_told_for_an_hour_with_how_many_are_still_missing(running: Running) -> None:
+async def test_routes_removed_at_once_are_reported_for_an_hour_with_the_missing_number(running: Running) -> None:
     now = 1000.0
     running.log = MemoryLog(now=lambda: now)
     await running.look(_routed(*"abcdef"))
@@ -249,7 +249,7 @@ async def test_of_routes_that_went_in_several_reloads_all_are_counted_that_there
     assert told["routes"] == tuple("abcdef")
 
 
-async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Running) -> None:
+async def test_a_refusal_and_its_end_say_since_when(running: Running) -> None:
     """What was missed was missed since the last look at which the files were as they had been read."""
     now = 1000.0
     running.log = MemoryLog(now=lambda: now)
@@ -291,7 +291,7 @@ async def test_refused_rules_tell_since_when_and_so_does_their_end(running: Runn
     assert running.reloader.status()["since"] == 1070.0
 
 
-async def test_events_unrouted_are_told_by_the_rules_that_left_them_so(running: Running) -> None:
+async def test_unrouted_events_are_reported_by_their_rules(running: Running) -> None:
     metrics = running.metrics
     metrics.events.labels("crm").inc(10)
     for number in range(10):
@@ -342,7 +342,7 @@ def _forget(account: Any, name: str) -> None:
     account._missed[name] = replace(kept, ended=kept.ended - REMEMBERED - 1)
 
 
-async def test_what_no_route_took_is_told_for_an_hour_after_the_rules_were_mended(running: Running) -> None:
+async def test_unrouted_events_are_reported_for_an_hour_after_the_fix(running: Running) -> None:
     metrics, now = running.metrics, 1000.0
     running.log = MemoryLog(now=lambda: now)
 
@@ -399,7 +399,7 @@ routes:
 """
 
 
-async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_changed_and_goes_on_until_then(
+async def test_what_dedupe_dropped_is_counted_until_the_fix_and_reported_for_an_hour_after(
     running: Running,
 ) -> None:
     metrics, now = running.metrics, 1000.0
@@ -442,7 +442,7 @@ async def test_what_dedupe_let_go_is_told_for_an_hour_after_the_identity_was_cha
     assert running.reloader.source_statuses(0.0)[0]["identity"]["missed"] is None
 
 
-async def test_what_a_process_leaves_unrouted_by_its_first_rules_is_told_by_its_first_event(running: Running) -> None:
+async def test_unrouted_events_of_a_processs_first_rules_are_dated_by_the_first(running: Running) -> None:
     metrics = running.metrics
     metrics.unrouted.labels("crm").inc()
     metrics.unrouted_events.add(an_event(source="crm", type="order", received_at=990.0))

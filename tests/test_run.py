@@ -41,7 +41,7 @@ def ingress(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     return Gateway(Settings(role=Role.INGRESS), structlog.get_logger())
 
 
-async def test_an_ingress_alone_tells_of_partitions_that_refuse_what_it_appends(ingress: Gateway) -> None:
+async def test_an_ingress_alone_reports_partitions_that_refuse_appends(ingress: Gateway) -> None:
     log = Refusing()
     with capture_logs() as lines:
         watching = asyncio.create_task(ingress._watch_partitions(log))
@@ -62,9 +62,7 @@ async def test_an_ingress_alone_tells_of_partitions_that_refuse_what_it_appends(
         watching.cancel()
 
 
-async def test_a_topic_that_the_rules_need_and_that_is_missing_is_told_by_each_process(
-    ingress: Gateway, tmp_path: Path
-) -> None:
+async def test_a_missing_topic_of_the_rules_is_reported_by_each_process(ingress: Gateway, tmp_path: Path) -> None:
     """Also one that this process doesn't append to yet, or never reads."""
     file, log = tmp_path / "routes.yaml", MemoryLog(now=lambda: 100.0)
     file.write_text("version: 1\nsources: {crm: {verify: {scheme: none}}}\n")

@@ -23,7 +23,7 @@ def test_further_deliveries_cost_the_routers_alone() -> None:
     assert three.megabytes_out == 3 * one.megabytes_out == 3 * one.megabytes_in == pytest.approx(600)
 
 
-def test_what_a_router_takes_when_idle_is_not_there_for_deliveries() -> None:
+def test_a_routers_idle_cost_is_not_left_for_deliveries() -> None:
     assert fleet_for(replace(COSTS, idle=200_000.0), rate=100_000, fan_out=1).routers == 30
 
 

@@ -96,7 +96,7 @@ ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
         ("rules", " ", "expected a file's path, got ' '"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(name: str, text: str, problem: str) -> None:
+def test_an_error_is_reported_with_its_place(name: str, text: str, problem: str) -> None:
     variable = f"GATEWAY_{name.upper()}"
     with pytest.raises(UsageError) as by_variable:
         from_sources({}, {variable: text})
@@ -106,7 +106,7 @@ def test_what_is_wrong_is_told_with_its_place(name: str, text: str, problem: str
     assert str(by_flag.value) == f"--{name.replace('_', '-')}: {problem}"
 
 
-def test_all_problems_are_told_in_one_go() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(UsageError) as caught:
         from_sources({"role": "both"}, {"GATEWAY_LISTEN": ":x"})
     assert str(caught.value).splitlines() == [

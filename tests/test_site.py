@@ -31,7 +31,7 @@ def test_each_document_is_a_page_that_the_index_leads_to(site: Path) -> None:
         assert page.name in index, page
 
 
-def test_what_is_linked_and_is_no_document_can_be_fetched(site: Path) -> None:
+def test_linked_files_of_other_kinds_can_be_fetched(site: Path) -> None:
     files = {file.name for file in (site / "_downloads").rglob("*") if file.is_file()}
     assert {"routes.yaml", "providers.yaml", "prometheus.yml", "values.yaml"} <= files
 

@@ -45,7 +45,7 @@ class Differing(MemoryLog):
         ([], False, None),
     ],
 )
-def test_who_may_lose_events_is_warned_of_what_loses_them_and_of_nothing_worse(
+def test_dev_mode_warns_of_lost_events_but_refuses_what_is_worse(
     tmp_path: Path, problems: Sequence[TopicProblem], refused: str | None, *, dev: bool
 ) -> None:
     file = tmp_path / "routes.yaml"
@@ -67,7 +67,7 @@ def test_who_may_lose_events_is_warned_of_what_loses_them_and_of_nothing_worse(
         ([GONE, NEVER_SET_UP], False, None),
     ],
 )
-def test_a_topic_that_is_missing_is_told_and_stops_only_a_start_where_the_gateway_was_never_set_up(
+def test_a_missing_topic_is_reported_and_stops_only_the_first_start(
     tmp_path: Path, problems: Sequence[TopicProblem], refused: str | None, *, is_start: bool
 ) -> None:
     file = tmp_path / "routes.yaml"
@@ -84,7 +84,7 @@ def test_a_topic_that_is_missing_is_told_and_stops_only_a_start_where_the_gatewa
 
 
 @pytest.mark.parametrize("error", [UsageError("acme.hooks/0: may not read"), LogUnavailableError("no coordinator")])
-def test_who_may_not_name_a_topic_to_the_routers_is_warned(tmp_path: Path, error: Exception) -> None:
+def test_a_start_without_the_right_to_announce_topics_warns(tmp_path: Path, error: Exception) -> None:
     class Refusing(Differing):
         @override
         async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:

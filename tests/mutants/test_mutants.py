@@ -22,7 +22,7 @@ def test_a_mutant_applies_to_the_engine_as_it_is(mutant: Mutant) -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=NAMES)
-def test_what_is_said_to_catch_a_mutant_exists(mutant: Mutant) -> None:
+def test_each_catcher_of_a_mutant_exists(mutant: Mutant) -> None:
     for test in mutant.tests:
         file, *names = test.split("::")
         text = (ROOT / file).read_text()
@@ -32,7 +32,7 @@ def test_what_is_said_to_catch_a_mutant_exists(mutant: Mutant) -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=NAMES)
-def test_what_notices_a_mutant_is_named_with_the_guarantee_that_it_breaks(mutant: Mutant) -> None:
+def test_a_mutants_catchers_are_named_with_its_guarantees(mutant: Mutant) -> None:
     """Else the tests that are named there don't hold the guarantee."""
     named = set().union(*[guarantees().get(number, set()) for number in mutant.invariants])
     noticing = {test.partition("[")[0] for test in mutant.tests} | ({"simulation"} if mutant.seeds else set())
@@ -79,7 +79,7 @@ def test_a_header_says_everything(tmp_path: Path, header: str, message: str) -> 
         read(path)
 
 
-def test_a_copy_is_what_is_tried() -> None:
+def test_a_trial_runs_in_a_copy() -> None:
     with copied() as tree:
         module = tree / "gateway/model.py"
         module.write_text(module.read_text() + "\n\ndef event_id(*_):\n    return EventId('evt_1')\n")

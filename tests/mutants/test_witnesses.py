@@ -84,7 +84,7 @@ class SlowCommits(MemoryLog):
 
 
 @virtual
-async def test_what_ends_late_does_not_end_what_its_next_owner_has_read_again() -> None:
+async def test_a_late_end_does_not_end_the_next_owners_delivery() -> None:
     """The partitions go to another worker and come back while attempts hang: those are nobody's any more."""
     slow = a_destination("slow", url="http://127.0.0.1:1/slow", timeout=40.0)
     world = await a_world(a_route(to=("slow",)), destinations=[slow], slow=[1e9])
@@ -128,7 +128,7 @@ def test_a_destination_that_asks_for_silence_gets_it_from_every_delivery(status:
 
 
 @virtual
-async def test_a_pause_holds_what_waits_for_its_retry_too() -> None:
+async def test_a_pause_holds_waiting_retries_too() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(10.0,))), ci=[503, 200])
     async with operated(world) as control, running(world, world.worker(control)):
         await world.put(*events(1))
@@ -140,7 +140,7 @@ async def test_a_pause_holds_what_waits_for_its_retry_too() -> None:
 
 
 @virtual
-async def test_a_resumption_that_is_killed_before_its_injection_is_made_by_the_next_owner() -> None:
+async def test_a_resume_killed_before_its_injection_is_done_by_the_next_owner() -> None:
     world = await a_world(a_route())
     parked = a_delivery(event=an_event(received_at=now()), successor=1)
     headers = encode_delivery(parked, Note(by="destination/ci"), at=now())
@@ -169,7 +169,7 @@ async def jobs_on(world: World, log: MemoryLog) -> AsyncIterator[None]:
 
 
 @virtual
-async def test_nothing_is_committed_before_what_was_seen_of_it_is_stored() -> None:
+async def test_nothing_is_committed_before_its_dedupe_entries() -> None:
     world = await a_world(a_route())
     github = replace(world.rules.sources["github"], dedupe=60.0)
     world.rules = replace(world.rules, sources={"github": github})

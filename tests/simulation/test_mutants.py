@@ -323,7 +323,7 @@ def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypa
     pytest.fail(f"{MANY} seeds passed with {mutant.__name__}")
 
 
-def test_a_crash_amid_a_key_tells_whether_its_order_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_amid_a_key_shows_if_its_order_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn plans seldom kill a process within a second of two deliveries of one key."""
     what = {"source": "s0", "type": "push", "key": "k", "size": 10}
     events = [
@@ -344,7 +344,7 @@ def test_a_crash_amid_a_key_tells_whether_its_order_is_proven(monkeypatch: pytes
     assert "22 order" in {violation(steps) for steps in moments}
 
 
-def test_what_passes_an_event_that_former_rules_have_read_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overtaking_an_event_of_former_rules_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn plans seldom kill a process while nothing but what new rules send there has come after such an event."""
 
     def keyed(at: float, number: int, kind: str) -> Step:
@@ -378,7 +378,7 @@ def test_what_passes_an_event_that_former_rules_have_read_is_found(monkeypatch: 
     assert violation.invariant.split()[0] in ("1", "2")
 
 
-def test_a_member_that_stands_at_what_is_deleted_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_waits_for_deleted_records_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     deleted = Step(5.0005, "delete", {"kind": "events", "number": 0, "share": 1.0})
     plan = a_plan(*[an_event(5.0, number) for number in range(3)], deleted, an_event(15.0, 3), horizon=20.0)
     plan = replace(plan, faults=("retention",))
@@ -421,7 +421,7 @@ def a_topic_made_again(seconds: float) -> Plan:
         ),  # of one that was away first, its readers get all partitions anew
     ],
 )
-def test_what_speaks_of_a_topic_that_is_gone_is_found(
+def test_a_stale_mention_of_a_deleted_topic_is_found(
     mutant: Mutant, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = a_topic_made_again(seconds)

@@ -77,7 +77,7 @@ def test_an_event_of_an_unknown_source_waits_though_its_leader_has_a_slow_clock(
         check(replace(plan, seed=seed, skew=30.0, faults=("reload", "skew")))
 
 
-def test_what_no_commit_reaches_is_not_begun() -> None:
+def test_a_delivery_beyond_the_commits_window_is_not_begun() -> None:
     """A gap puts the last event beyond the window of those that wait for the rate of their destination."""
     plan = a_plan(
         Step(0.9, "rebalance"),
@@ -102,7 +102,7 @@ def test_what_no_commit_reaches_is_not_begun() -> None:
     )
 
 
-def test_a_resumption_skips_nothing_wherever_it_is_killed() -> None:
+def test_a_resume_skips_nothing_wherever_it_is_killed() -> None:
     for steps in range(1, 120, 3):
         plan = a_plan(
             Step(0.5, "order", {"kind": "pause", "name": "destination/d0"}),
@@ -151,7 +151,7 @@ def test_an_ordered_route_whose_condition_widens_keeps_the_order_wherever_a_proc
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "plans").glob("*.json")), ids=lambda path: path.stem)
-def test_what_a_seed_found_stays_away(path: Path) -> None:
+def test_earlier_failures_stay_fixed(path: Path) -> None:
     """As plans in files, since a seed is another world whenever plans are drawn otherwise.
 
     stale-commit                a commit that aiokafka repeats in the next generation, since the revocation had none

@@ -45,7 +45,7 @@ async def test_a_delivery_is_late_as_soon_as_it_is_certain_and_only_once() -> No
 
 
 @virtual
-async def test_a_restart_does_not_count_what_a_tier_has_carried_on() -> None:
+async def test_a_restart_does_not_recount_a_tiers_deliveries() -> None:
     world = await a_world(
         a_route("build", retry=a_policy(schedule=(300,), max_attempts=9, max_age=9000.0, jitter=0.0)), ci=[503, 200]
     )
@@ -59,7 +59,7 @@ async def test_a_restart_does_not_count_what_a_tier_has_carried_on() -> None:
 
 
 @virtual
-async def test_what_was_read_too_late_is_late_at_its_end() -> None:
+async def test_deliveries_read_too_late_are_late_at_once() -> None:
     world = await a_world(a_route("build"))
     await world.put(*events(3))
     await asyncio.sleep(31)
@@ -69,7 +69,7 @@ async def test_what_was_read_too_late_is_late_at_its_end() -> None:
 
 
 @virtual
-async def test_what_is_parked_is_counted_until_it_is_resumed() -> None:
+async def test_parked_deliveries_are_counted_until_resumed() -> None:
     world = await a_world(a_route("build"))
     backlog = world.metrics.parked_backlog
     async with operated(world) as control:

@@ -97,7 +97,7 @@ def test_its_level_and_fields_are_those_of_the_code(code: dict[str, list[Call]])
     assert not problems, "\n".join(problems)
 
 
-def test_a_call_is_found_wherever_it_stands() -> None:
+def test_a_call_is_found_wherever_it_is() -> None:
     source = (
         "class A:\n def f(self):\n  self._around.logger.warning('gone', a=1, **b)\n  log.exception('broken', path=2)\n"
     )

@@ -105,7 +105,7 @@ def test_a_line_is_one_json_object_with_its_time_first(pipe: tuple[int, int]) ->
         (ValueError("x"), "ValueError('x')"),
     ],
 )
-def test_what_json_cannot_hold_is_shown_as_text(pipe: tuple[int, int], value: object, shown: str) -> None:
+def test_values_unknown_to_json_become_text(pipe: tuple[int, int], value: object, shown: str) -> None:
     assert only(logged(pipe, lambda: get_logger("x").info("happened", value=value)))["value"] == shown
 
 
@@ -121,7 +121,7 @@ def test_an_exception_has_its_trace_in_the_same_line(pipe: tuple[int, int]) -> N
     assert line["exception"].endswith("ZeroDivisionError: integer division or modulo by zero")
 
 
-def test_a_trace_tells_where_each_error_was_raised_and_nothing_of_what_it_was_about() -> None:
+def test_a_traceback_has_each_errors_place_and_not_its_message() -> None:
     def fail() -> None:
         try:
             try:
@@ -185,7 +185,7 @@ def test_a_terminal_gets_text(pipe: tuple[int, int]) -> None:
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\n12:00 [info] forged \x9b31m \u202egnp.exe\x7f"
 
 
-def test_what_a_sender_has_written_is_no_order_to_a_terminal_and_begins_no_line(pipe: tuple[int, int]) -> None:
+def test_senders_texts_cannot_control_a_terminal_or_begin_a_line(pipe: tuple[int, int]) -> None:
     def say() -> None:
         logger = get_logger("x")
         logger.info("request_finished", type=HOSTILE, types=[HOSTILE], about={"a": HOSTILE})
@@ -270,7 +270,7 @@ def test_a_reader_that_never_comes_back_does_not_hold_up_the_end(pipe: tuple[int
     assert time.monotonic() - began < 1
 
 
-def test_a_reader_that_is_gone_is_no_failure(pipe: tuple[int, int]) -> None:
+def test_a_closed_pipe_is_no_failure(pipe: tuple[int, int]) -> None:
     reader, writer = pipe
     lines = Lines(writer)
     os.close(reader)

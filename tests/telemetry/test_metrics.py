@@ -167,7 +167,7 @@ def test_every_series_of_the_rules_exists_from_the_start() -> None:
     assert sample(registry, "retries_total", route="build", reason="2xx") is None
 
 
-def test_a_reload_keeps_counts_and_drops_the_names_that_are_gone() -> None:
+def test_a_reload_keeps_counts_and_drops_removed_names() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     metrics.prepare(some_rules(sources=("github", "crm"), routes={"build": ("ci",), "old": ("gone",)}))
@@ -198,7 +198,7 @@ def test_a_histogram_counts_what_is_at_most_its_bound() -> None:
     assert sample(registry, "append_duration_seconds_sum") == pytest.approx(121.0021)
 
 
-def test_openmetrics_is_for_who_asks_for_it_and_can_be_read_as_such() -> None:
+def test_openmetrics_is_sent_on_request_and_can_be_parsed() -> None:
     registry = process_registry()
     metrics = Metrics(registry)
     metrics.prepare(some_rules(routes={"build": ("ci",)}))
@@ -258,7 +258,7 @@ def test_a_traced_value_is_the_exemplar_of_its_bucket() -> None:
     assert TRACE.encode() not in page(registry)[0]
 
 
-def test_what_was_written_is_written_anew_once_it_has_changed() -> None:
+def test_a_changed_metric_is_rendered_again() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for times in (1, 2):
@@ -329,7 +329,7 @@ def test_any_name_is_escaped() -> None:
     assert sample(registry, "build_info", version='1\\"\n', role="all") == 1
 
 
-def test_what_the_verifiers_refuse_has_its_series() -> None:
+def test_each_verifiers_refusals_have_series() -> None:
     assert set(Reason) <= set(REJECTIONS)
 
 

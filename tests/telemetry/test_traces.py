@@ -137,7 +137,7 @@ async def test_a_senders_decision_against_recording_is_kept_and_passed_on(tmp_pa
         assert parent != PARENT
 
 
-async def test_without_traces_what_a_sender_said_passes_untouched(tmp_path: Path) -> None:
+async def test_without_traces_a_senders_trace_is_forwarded(tmp_path: Path) -> None:
     async with Sink(200) as good:
         gateway = GatewayProcess(
             tmp_path, rules=RULES.format(good=good.url, bad=good.url), log=f"sqlite:///{tmp_path}/gateway.db"
@@ -169,7 +169,7 @@ async def test_a_collector_that_fails_is_one_line_and_a_count_and_in_nobodys_way
             assert await gateway.stop() == 0
 
 
-async def test_a_collector_that_is_gone_does_not_hold_up_the_end(tmp_path: Path) -> None:
+async def test_a_missing_collector_does_not_delay_the_stop(tmp_path: Path) -> None:
     async with Sink(200) as good:
         rules = RULES.format(good=good.url, bad=good.url)
         async with a_gateway(tmp_path, rules, "http://127.0.0.1:1") as gateway:
@@ -180,7 +180,7 @@ async def test_a_collector_that_is_gone_does_not_hold_up_the_end(tmp_path: Path)
             assert time.monotonic() - began < 6
 
 
-def test_what_the_queue_drops_is_counted(some_traces: Callable[..., Traces]) -> None:
+def test_spans_that_the_queue_drops_are_counted(some_traces: Callable[..., Traces]) -> None:
     registry = CollectorRegistry()
     traces = some_traces(metrics=Metrics(registry))
     for _ in range(MAX_WAITING + 3000):
@@ -221,7 +221,7 @@ def test_of_the_rest_a_share_is_traced(some_traces: Callable[..., Traces]) -> No
     assert 380 < sum(trace is not None for trace in recorded) < 620
 
 
-def test_a_context_tells_whether_it_can_be_looked_up() -> None:
+def test_a_context_knows_whether_it_was_recorded() -> None:
     assert TraceContext(f"00-{TRACE}-{PARENT}-01").recorded_id == TRACE
     assert TraceContext(f"00-{TRACE}-{PARENT}-03").recorded_id == TRACE
     assert TraceContext(f"00-{TRACE}-{PARENT}-02").recorded_id is None

@@ -24,7 +24,7 @@ def test_slacks_challenge_is_echoed_as_text() -> None:
         b'{"type":"url_verification","challenge":"c"' + b" " * MAX_HANDSHAKE_BYTES + b"}",
     ],
 )
-def test_what_is_no_challenge_is_an_event(body: bytes) -> None:
+def test_a_body_without_a_challenge_is_an_event(body: bytes) -> None:
     assert a_verifier("slack").handshake(a_request(body=body)) is None
 
 

@@ -81,7 +81,7 @@ def test_every_preset_has_an_independent_signature() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_accepts_what_openssl_signed(name: str) -> None:
+def test_a_preset_accepts_openssls_signature(name: str) -> None:
     a_preset(name).verify(a_request(SIGNED_BY_OPENSSL[name].items()), now=NOW)
 
 
@@ -96,7 +96,7 @@ def test_a_preset_refuses_another_body_another_secret_and_an_unsigned_request(na
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_accepts_what_it_signs_and_finds_identity_and_type_in_its_headers(name: str) -> None:
+def test_a_preset_accepts_its_own_signature_and_finds_identity_and_type(name: str) -> None:
     verifier = a_preset(name)
     pairs = verifier.sign(BODY, now=NOW, id="id-1", type="push", headers={"Content-Type": "application/json"})
     request = a_request(pairs)
@@ -279,7 +279,7 @@ def test_identity_and_type_are_where_the_vendor_documents_them() -> None:
     check("calendly", b'{"event":"invitee.created"}', (None, "invitee.created"))
 
 
-def test_a_type_is_read_from_what_is_not_signed_only_where_the_vendor_says_it_nowhere_else() -> None:
+def test_an_unsigned_type_is_read_only_where_the_vendor_has_no_signed_one() -> None:
     """THREAT_MODEL.md names them, and what a route does about it."""
     unsigned = {name for name, preset in PRESETS.items() if "headers" in (preset.type or "")}
     assert unsigned == {"bitbucket", "github", "sentry", "shopify", "woocommerce"}
@@ -296,7 +296,7 @@ def test_the_expressions_of_a_preset_are_header_names_and_paths_that_compile(nam
             assert re.search(r"body\.|headers\['[a-z0-9-]+'\]", text)
 
 
-def test_a_repeated_event_is_a_copy_where_the_provider_repeats_by_itself() -> None:
+def test_a_repeated_event_is_a_duplicate_where_the_provider_retries() -> None:
     asked_for = {"github", "gitlab", "sentry"}  # an identity that comes again was sent again by somebody, on purpose
     with_identity = {name for name, preset in PRESETS.items() if preset.id is not None}
     assert {name for name, preset in PRESETS.items() if preset.dedupe == 3600} == with_identity - asked_for

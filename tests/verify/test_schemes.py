@@ -62,7 +62,7 @@ https://github.com/sanity-io/webhook-toolkit/blob/v4.0.4/test/signature.test.ts
         (SANITY + "=", "malformed_signature"),
     ],
 )
-def test_base64url_is_what_a_vendors_library_makes(value: str, expected: str) -> None:
+def test_base64url_is_as_a_vendors_library(value: str, expected: str) -> None:
     verifier = a_verifier(
         header="sanity-webhook-signature",
         encoding="base64url",
@@ -232,14 +232,14 @@ HEAD_REFUSALS: dict[str, tuple[Any, list[tuple[str, str]], str]] = {
 
 
 @pytest.mark.parametrize("case", HEAD_REFUSALS)
-def test_what_the_head_decides_needs_no_body(case: str) -> None:
+def test_a_refusal_by_headers_needs_no_body(case: str) -> None:
     make, pairs, expected = HEAD_REFUSALS[case]
     with pytest.raises(RefusedError) as caught:
         make().check_head(a_request(pairs, body=b""), now=NOW)
     assert caught.value.reason == expected
 
 
-def test_the_time_of_the_head_is_what_counts_for_a_body_that_comes_slowly() -> None:
+def test_a_slow_bodys_timestamp_is_judged_when_its_headers_arrive() -> None:
     verifier = a_verifier("stripe", secrets=[SECRET])
     sent = a_request(verifier.sign(BODY, now=NOW, id="", type="", headers={}))
     assert verifier.check_head(sent._replace(body=b""), now=NOW + 299).verify(sent) == verifier.id
@@ -441,7 +441,7 @@ def test_basic(credentials: str, expected: str) -> None:
     assert reason(verifier, a_request([("Authorization", "Basic ***")])) == "bad_credentials"
 
 
-def test_none_lets_everyone_in_and_says_so() -> None:
+def test_none_accepts_everyone_and_says_so() -> None:
     verifier = a_verifier("none")
     verifier.verify(a_request(), now=NOW)
     assert verifier.scheme == "none"
@@ -484,13 +484,13 @@ SIGNERS = {
 
 @pytest.mark.parametrize("name", SIGNERS)
 @given(body=st.binary(max_size=200), now=st.floats(0, 1e11))
-def test_what_is_signed_is_accepted(name: str, body: bytes, now: float) -> None:
+def test_its_own_signature_is_accepted(name: str, body: bytes, now: float) -> None:
     pairs = SIGNERS[name].sign(body, now=now, id="i", type="t", headers={"X-Other": "o"})
     assert pairs[0] == ("X-Other", "o")
     SIGNERS[name].verify(a_request(pairs, body=body), now=now)
 
 
-def test_given_headers_win_and_are_what_is_signed() -> None:
+def test_given_headers_win_and_are_signed() -> None:
     stale = stamped().sign(BODY, now=NOW, id="", type="", headers={"x-time": "1600000000"})
     assert stale == [("x-time", "1600000000"), ("X-Signature", over(b"1600000000." + BODY))]
     assert reason(stamped(), a_request(stale)) == "stale_timestamp"
@@ -506,7 +506,7 @@ def test_a_signed_header_that_only_the_caller_knows_must_be_given() -> None:
     verifier.verify(a_request(pairs), now=NOW)
 
 
-def test_a_secret_is_never_told() -> None:
+def test_a_secret_is_never_shown() -> None:
     for verifier in [*SIGNERS.values(), a_verifier("github"), a_verifier("gitlab")]:
         assert SECRET not in repr(verifier)
         assert SECRET not in repr(verifier.checks)
