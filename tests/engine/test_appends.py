@@ -74,7 +74,7 @@ def test_without_memory_keys_take_turns() -> None:
     sources.end_all()
 
 
-def test_an_append_that_fails_gives_its_memory_to_what_waits_once() -> None:
+def test_a_failing_append_gives_its_memory_to_others_once() -> None:
     sources = Sources()
     sources.fill()
     sources.put("a", 2)
@@ -99,7 +99,7 @@ def test_while_an_append_fails_no_other_of_its_key_begins_before_one_is_stored()
     sources.end_all()
 
 
-def test_what_waits_for_a_key_that_fails_begins_once_none_of_it_is_tried_any_more() -> None:
+def test_appends_for_a_failing_key_begin_once_none_of_it_is_in_flight() -> None:
     sources = Sources()
     sources.put("a", 2)
     for append in sources.of("a"):
@@ -126,7 +126,7 @@ def test_an_append_whose_source_may_belong_to_another_keeps_none_of_its_key_back
     sources.end_all()
 
 
-def test_what_fails_takes_no_more_than_its_parts_beside_the_others() -> None:
+def test_failing_appends_take_only_their_share() -> None:
     sources = Sources()
     for number in range(PARTS + PARTS_THAT_FAIL):
         sources.put(f"bad{number}", PART)
@@ -152,7 +152,7 @@ def test_a_source_that_is_looked_at_again_waits_only_once() -> None:
     sources.end_all()
 
 
-def test_what_is_abandoned_is_never_begun() -> None:
+def test_an_abandoned_append_never_begins() -> None:
     sources = Sources()
     sources.put("a", 2 * PART)
     sources.appends.abandon()

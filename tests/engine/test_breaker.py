@@ -40,7 +40,7 @@ def test_every_result_is_a_failure_or_an_answer() -> None:
     assert set(FAILURES) | set(ANSWERS) == set(Result)
 
 
-def test_a_new_breaker_lets_everything_through() -> None:
+def test_a_new_breaker_allows_everything() -> None:
     breaker = Breaker()
     assert breaker.allows(0.0, 10_000)
     assert not breaker.is_open
@@ -184,7 +184,7 @@ def test_the_slow_start_doubles_the_concurrency_with_each_round_trip() -> None:
     assert breaker.allows(5.0, 10_000)
 
 
-def test_a_relapse_in_the_slow_start_goes_on_doubling_the_open_time() -> None:
+def test_a_relapse_in_the_slow_start_keeps_doubling_the_open_time() -> None:
     breaker = an_open_breaker()
     record(breaker, *[Result.SUCCESS] * 3, *[Result.TIMEOUT] * 4, now=5.0)
     assert state_of(breaker) is State.RECOVERING
@@ -202,7 +202,7 @@ def test_a_recovery_forgets_the_open_time() -> None:
     assert breaker.retry_at(20.0) == 25.0
 
 
-def test_a_kick_lets_one_probe_out_at_once() -> None:
+def test_a_kick_allows_a_probe_at_once() -> None:
     breaker = an_open_breaker()
     record(breaker, Result.CONNECT, now=5.0)
     breaker.kick()
@@ -214,7 +214,7 @@ def test_a_kick_lets_one_probe_out_at_once() -> None:
     assert breaker.is_open
 
 
-def test_after_a_kick_the_open_time_begins_anew() -> None:
+def test_a_kick_resets_the_open_time() -> None:
     breaker, now = an_open_breaker(), 0.0
     for _ in range(9):
         now = breaker.retry_at(now)
@@ -228,7 +228,7 @@ def test_after_a_kick_the_open_time_begins_anew() -> None:
     assert waited == [5, 10, 20]
 
 
-def test_a_kick_while_a_probe_is_under_way_shortens_what_follows_its_failure() -> None:
+def test_a_kick_during_a_probe_shortens_the_next_open_time() -> None:
     breaker = an_open_breaker()
     breaker.started(5.0)
     breaker.kick()

@@ -52,7 +52,7 @@ async def _refused(ahead: float) -> None:
 
 
 @virtual
-async def test_what_successors_tell_of_attempts_is_by_the_logs_clock() -> None:
+async def test_successors_date_attempts_by_the_logs_clock() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(30.0,), max_attempts=3)))
     world.client = OffClient(HOUR, drift=0.01, ci=[503])
     await world.put(*events(1))

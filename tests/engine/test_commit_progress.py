@@ -76,7 +76,7 @@ def test_gaps_count_as_done_before_between_and_however_wide() -> None:
     assert progress.committable() == Commit(10**12)
 
 
-def test_what_a_commit_calls_done_is_skipped_and_stays_committed() -> None:
+def test_records_done_by_a_commit_are_skipped_and_stay_so() -> None:
     progress = a_progress(base=10, done=bytes([0b1010]))
     assert received(progress, 10) == [10]
     assert progress.committable() is None
@@ -86,7 +86,7 @@ def test_what_a_commit_calls_done_is_skipped_and_stays_committed() -> None:
     assert progress.lowest_unfinished() == 12
 
 
-def test_what_was_done_is_skipped_even_when_all_before_it_has_been_compacted_away() -> None:
+def test_done_records_are_skipped_even_when_all_before_them_is_compacted_away() -> None:
     progress = a_progress(base=10, done=bytes([0b100]))
     assert received(progress, 12, 14) == [14]
     assert progress.base == 14
@@ -96,7 +96,7 @@ def test_a_commit_of_trailing_zeros_is_the_same_commit() -> None:
     assert a_progress(base=10, done=b"\x02\x00\x00").committable() is None
 
 
-def test_what_the_log_deleted_unread_is_lost_and_then_done() -> None:
+def test_records_deleted_unread_are_lost_and_done() -> None:
     progress = a_progress(base=10, done=bytes([0b1010]), log_start=13)  # 10 and 12 are gone, 11 and 13 were done
     assert progress.lost == 2
     assert progress.base == 14
@@ -107,7 +107,7 @@ def test_a_log_start_below_the_base_is_no_loss() -> None:
     assert a_progress(base=10, log_start=2).lost == 0
 
 
-def test_what_ends_before_it_is_received_again_is_committed() -> None:
+def test_records_that_end_before_a_reread_are_committed() -> None:
     """It was received in an earlier epoch, and another owner may come before we read as far as that again."""
     progress = a_progress(base=10)
     progress.finished(12)
@@ -118,7 +118,7 @@ def test_what_ends_before_it_is_received_again_is_committed() -> None:
     assert progress.base == 13
 
 
-def test_finishing_twice_or_what_was_never_received_changes_nothing() -> None:
+def test_finishing_twice_or_without_receipt_changes_nothing() -> None:
     progress = a_progress(base=10)
     received(progress, 10, 13)
     progress.finished(10)
@@ -160,14 +160,14 @@ def test_a_commit_fits_into_2048_bytes() -> None:
     assert commit == Commit(0, b"\xfe" + b"\xff" * 2047)
 
 
-def test_last_received_counts_what_was_done_before() -> None:
+def test_last_received_counts_records_done_before() -> None:
     progress = a_progress(done=b"\x01")
     assert progress.last_received is None
     received(progress, 0)
     assert progress.last_received == 0
 
 
-def test_a_partition_that_came_back_keeps_what_finished_meanwhile() -> None:
+def test_a_returning_partition_keeps_interim_results() -> None:
     before = a_progress()
     received(before, 0, 1, 2, 4, 5)
     for offset in (0, 2, 5):
@@ -211,7 +211,7 @@ def test_merging_does_not_touch_the_earlier_tracker() -> None:
     assert before.committable() == Commit(0, b"\x02")
 
 
-def test_what_another_owner_committed_meanwhile_survives_a_merge() -> None:
+def test_another_owners_interim_commit_survives_a_merge() -> None:
     before = a_progress()
     received(before, 0, 1, 2)
     before.finished(2)
@@ -222,7 +222,7 @@ def test_what_another_owner_committed_meanwhile_survives_a_merge() -> None:
 
 @settings(derandomize=True, deadline=None)
 @given(offset=st.integers(0, 2000), finished=st.sets(st.integers(0, 600)), log_start=st.integers(0, 700))
-def test_what_is_committed_is_what_a_new_owner_finds_done(offset: int, finished: set[int], log_start: int) -> None:
+def test_a_new_owner_finds_committed_records_done(offset: int, finished: set[int], log_start: int) -> None:
     progress = a_progress(base=offset)
     received(progress, *range(offset, offset + 601))
     for number in finished:

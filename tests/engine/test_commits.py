@@ -76,7 +76,7 @@ async def load(world: World, rate: float, seconds: float) -> None:
 
 
 @virtual
-async def test_under_load_what_is_done_is_committed_within_moments() -> None:
+async def test_under_load_done_records_are_committed_soon() -> None:
     world, _ = await a_watched_world()
     rate, most = 2000.0, 0
     async with running(world):
@@ -108,7 +108,7 @@ async def test_a_commit_of_nothing_delays_none() -> None:
 
 
 @virtual
-async def test_commits_that_wait_for_what_was_seen_are_repeated_each_second() -> None:
+async def test_commits_that_wait_for_dedupe_entries_repeat_each_second() -> None:
     """What is done isn't committed before its entries are stored, and each attempt to store them costs something."""
     world, log = await a_watched_world()
     world.rules = replace(

@@ -120,14 +120,14 @@ def test_a_control_record_with_a_field_of_another_kind_is_undecodable(kind: str,
         decode(*body(kind, **changes))
 
 
-def test_what_cannot_be_read_changes_nothing_that_is_in_force() -> None:
+def test_unreadable_records_change_nothing_in_force() -> None:
     control = Control([ORDERS["pause"]])
     with pytest.raises(UndecodableRecordError):
         control.take(b"pause/destination/ci", b'{"state": "active"')
     assert control.paused_by("", "ci") == "destination/ci"
 
 
-def test_a_command_of_a_newer_version_is_not_carried_out_and_its_pause_stands() -> None:
+def test_a_newer_versions_command_is_not_executed_and_its_pause_holds() -> None:
     control = Control([ORDERS["dead"], ORDERS["kick"]])
     for kind, key in (("pause", b"pause/destination/audit"), ("kick", b"kick/route/build"), ("dead", b"dead/1f-ab")):
         with pytest.raises(NewerRecordError):
@@ -137,7 +137,7 @@ def test_a_command_of_a_newer_version_is_not_carried_out_and_its_pause_stands() 
     assert control.waits("kick/route/build")
 
 
-def test_a_kick_delays_what_it_has_announced_until_it_is_answered() -> None:
+def test_a_kick_holds_its_announced_retries_until_answered() -> None:
     """By whomever: an owner of before may have answered it already, and brings nothing on."""
     place = Partition("gateway.retry.20s", 0)
     kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)

@@ -156,7 +156,7 @@ async def a_world() -> AsyncIterator[World]:
     yield world
 
 
-def test_duplicates_are_told_from_their_original_and_counted() -> None:
+def test_duplicates_are_distinguished_from_originals_and_counted() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "b", "a", "a", "b", "c")
@@ -166,7 +166,7 @@ def test_duplicates_are_told_from_their_original_and_counted() -> None:
     run(scenario())
 
 
-def test_an_event_of_the_same_identity_and_other_content_is_let_through_and_counted() -> None:
+def test_an_event_of_the_same_identity_and_other_content_is_passed_and_counted() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a")
@@ -218,7 +218,7 @@ def test_the_original_of_a_duplicate_is_logged_once_a_second() -> None:
     run(scenario())
 
 
-def test_a_new_owner_knows_what_was_stored_before_the_commit() -> None:
+def test_a_new_owner_knows_the_entries_stored_before_a_commit() -> None:
     async def scenario() -> None:
         async with a_world() as world:
             await world.put("a", "b", "a")
@@ -234,7 +234,7 @@ def test_a_new_owner_knows_what_was_stored_before_the_commit() -> None:
     run(scenario())
 
 
-def test_after_a_crash_before_the_flush_the_event_itself_is_read_again_and_let_through() -> None:
+def test_an_event_reread_after_a_crash_before_the_flush_is_passed() -> None:
     async def scenario() -> None:
         async with a_world() as world:
             await world.put("a", "b")
@@ -250,7 +250,7 @@ def test_after_a_crash_before_the_flush_the_event_itself_is_read_again_and_let_t
     run(scenario())
 
 
-def test_what_was_flushed_and_not_committed_is_read_again_and_let_through() -> None:
+def test_an_event_flushed_but_uncommitted_is_reread_and_passed() -> None:
     async def scenario() -> None:
         async with a_world() as world:
             await world.put("a", "a")
@@ -263,7 +263,7 @@ def test_what_was_flushed_and_not_committed_is_read_again_and_let_through() -> N
     run(scenario())
 
 
-def test_a_flush_that_failed_is_made_up_for_by_the_next() -> None:
+def test_a_failed_flush_is_repeated_by_the_next() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "b")
@@ -343,7 +343,7 @@ def test_many_entries_are_stored_in_records_of_bounded_size() -> None:
     run(scenario())
 
 
-def test_a_partition_that_comes_back_is_known_with_what_its_owner_in_between_saw() -> None:
+def test_a_returning_partition_has_its_interim_owners_entries() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as one, world.process() as two:
             reader = world.acquire(one)
@@ -367,7 +367,7 @@ def test_a_partition_that_comes_back_is_known_with_what_its_owner_in_between_saw
     run(scenario())
 
 
-def test_a_partition_that_comes_straight_back_keeps_what_was_seen_and_not_stored() -> None:
+def test_a_partition_that_returns_at_once_keeps_unstored_entries() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a")
@@ -383,7 +383,7 @@ def test_a_partition_that_comes_straight_back_keeps_what_was_seen_and_not_stored
     run(scenario())
 
 
-def test_what_is_lost_takes_no_memory_and_is_stored_by_nobody() -> None:
+def test_a_lost_partitions_entries_are_freed_and_not_stored() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "b")
@@ -397,7 +397,7 @@ def test_what_is_lost_takes_no_memory_and_is_stored_by_nobody() -> None:
     run(scenario())
 
 
-def test_a_reader_that_is_hours_behind_another_lets_duplicates_through_and_has_nothing_read_for_them() -> None:
+def test_a_reader_hours_behind_another_passes_duplicates_and_has_nothing_read() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put("a", "a")
@@ -521,7 +521,7 @@ def test_a_window_that_a_reload_switches_on_knows_nothing_of_before() -> None:
     run(scenario())
 
 
-def test_while_it_is_not_known_what_came_before_all_is_let_through_and_counted() -> None:
+def test_events_are_passed_and_counted_while_their_past_is_unknown() -> None:
     async def scenario() -> None:
         async with a_world() as world:
             await world.put("a")
@@ -548,7 +548,7 @@ def test_while_it_is_not_known_what_came_before_all_is_let_through_and_counted()
     run(scenario())
 
 
-def test_an_owner_that_begins_hours_behind_knows_what_came_before_its_first_record() -> None:
+def test_an_owner_hours_behind_knows_the_past_of_its_first_record() -> None:
     async def scenario() -> None:
         async with a_world() as world:
             await world.put("a")
@@ -565,7 +565,7 @@ def test_an_owner_that_begins_hours_behind_knows_what_came_before_its_first_reco
     run(scenario())
 
 
-def test_an_owner_that_asks_while_the_log_is_read_also_gets_what_is_stored_meanwhile() -> None:
+def test_an_owner_that_joins_a_read_of_the_log_gets_newer_entries_too() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as one, world.process() as two:
             await world.put("a", "b")
@@ -585,7 +585,7 @@ def test_an_owner_that_asks_while_the_log_is_read_also_gets_what_is_stored_meanw
     run(scenario())
 
 
-def test_a_topic_that_was_made_again_has_nothing_of_the_one_before() -> None:
+def test_a_recreated_topic_has_no_entries_of_the_former() -> None:
     """Under an owner that goes on, with a new one, and with the one after that."""
 
     async def scenario() -> None:
@@ -617,7 +617,7 @@ def test_a_topic_that_was_made_again_has_nothing_of_the_one_before() -> None:
     run(scenario())
 
 
-def test_what_retention_has_deleted_is_known_all_the_same() -> None:
+def test_records_deleted_by_retention_are_still_known() -> None:
     async def scenario() -> None:
         async with a_world() as world:
             await world.put("a", "b")

@@ -31,7 +31,7 @@ def test_only_the_first_of_several_duplicates_is_new() -> None:
     assert judged(*[a_row(offset=offset, at=START + offset) for offset in range(4)]) == [NEW, *[DUPLICATE] * 3]
 
 
-def test_a_duplicate_is_one_of_the_newest_that_was_let_through_before_it() -> None:
+def test_a_duplicates_original_is_the_newest_passed_before_it() -> None:
     sightings = DedupeIndex()
     for row in (a_row(offset=1), a_row(2, offset=2), a_row(1, 2, offset=3), a_row(offset=4, at=START + 2 * WINDOW)):
         sightings.add(row, WINDOW)
@@ -68,7 +68,7 @@ def test_an_identity_with_other_content_is_delivered_each_time_that_the_content_
     assert judged(*rows) == [NEW, CONFLICT, DUPLICATE, DUPLICATE, CONFLICT]
 
 
-def test_an_identity_that_stands_for_everything_costs_neither_events_nor_memory() -> None:
+def test_an_identity_shared_by_all_events_costs_no_events_or_memory() -> None:
     sightings = DedupeIndex()
     for offset in range(10_000):
         assert sightings.add(a_row(content=offset, offset=offset), WINDOW) is (CONFLICT if offset else NEW)
@@ -80,13 +80,13 @@ def test_a_window_ends_to_the_microsecond(after: int, verdict: Verdict) -> None:
     assert judged(a_row(), a_row(offset=1, at=START + after))[1] is verdict
 
 
-def test_a_window_begins_with_what_was_let_through_last() -> None:
+def test_a_window_begins_with_the_last_passed_event() -> None:
     ats = [0, WINDOW + 1, 2 * WINDOW, 2 * WINDOW + 1, 2 * WINDOW + 2]
     rows = [a_row(offset=offset, at=START + at) for offset, at in enumerate(ats)]
     assert judged(*rows) == [NEW, NEW, DUPLICATE, DUPLICATE, NEW]
 
 
-def test_a_clock_that_was_set_back_lets_no_duplicate_through() -> None:
+def test_a_clock_that_was_set_back_passes_no_duplicate() -> None:
     assert judged(a_row(at=START + 2 * WINDOW), a_row(offset=1, at=START)) == [NEW, DUPLICATE]
 
 
@@ -98,7 +98,7 @@ def test_an_identity_that_comes_again_after_each_window_is_a_duplicate_within_ea
         assert sightings.add(a_row(offset=2 * turn + 1, at=at + 1), WINDOW) is DUPLICATE
 
 
-def test_an_identity_that_keeps_coming_takes_no_memory_for_what_is_forgotten() -> None:
+def test_a_recurring_identity_takes_no_memory_for_forgotten_entries() -> None:
     sightings = DedupeIndex()
     for turn in range(20):
         sightings.forget_before(START + turn * 2 * WINDOW)
@@ -127,7 +127,7 @@ def test_entries_are_restored_in_any_order_and_repeatedly() -> None:
     assert {sightings.add(copy, WINDOW) for copy in copies} == {DUPLICATE}
 
 
-def test_what_is_forgotten_is_new_again_and_is_not_restored() -> None:
+def test_forgotten_entries_are_new_and_not_restored() -> None:
     sightings = DedupeIndex()
     sightings.add(a_row(), WINDOW)
     sightings.forget_before(START + 1)
@@ -137,7 +137,7 @@ def test_what_is_forgotten_is_new_again_and_is_not_restored() -> None:
     assert sightings.add(a_row(2, offset=1, at=START + 1), WINDOW) is NEW
 
 
-def test_sweeps_give_back_what_is_forgotten_and_keep_the_rest() -> None:
+def test_sweeps_free_forgotten_entries_and_keep_the_rest() -> None:
     sightings = DedupeIndex()
     many = 200 * ROWS_A_BUCKET * LEAST_BUCKETS
     for identity in range(many):
@@ -227,7 +227,7 @@ def test_verdicts_are_those_of_a_model(steps: list[tuple[str, object, int]], win
 
 @settings(max_examples=100, deadline=None)
 @given(copies=st.lists(SEEN, min_size=1, max_size=80), crashes=st.lists(st.integers(0, 80), max_size=3))
-def test_each_content_of_each_identity_is_let_through_whatever_crashes(
+def test_each_content_of_each_identity_is_passed_whatever_crashes(
     copies: list[tuple[int, int]], crashes: list[int]
 ) -> None:
     """A crash reads from the commit on, and the owner that follows knows what was stored before that commit."""

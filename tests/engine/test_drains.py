@@ -48,9 +48,7 @@ def attempted(world: World, destination: str) -> int:
 
 @pytest.mark.parametrize("concurrency", [100, 2])
 @pytest.mark.parametrize("end", ["drain", "handover"])
-def test_what_is_delivered_is_not_repeated_though_its_order_waits_for_what_came_before(
-    end: str, concurrency: int
-) -> None:
+def test_a_delivered_event_is_not_repeated_though_an_earlier_one_waits(end: str, concurrency: int) -> None:
     """By a reload, a route gets an order: its deliveries wait for a commit of what was read by the former rules.
 
     That ends, is committed, and what waits for it is appended, before the partitions have another owner. What waits for
@@ -105,7 +103,7 @@ def test_a_drain_waits_for_nothing_that_is_left_to_the_next_owner() -> None:
 
 
 @pytest.mark.parametrize("after", [0.3, 0.399, 0.4, 0.401, 0.5])
-def test_a_drain_lets_a_member_leave_its_group_that_is_about_to_join_it_for_other_topics(after: float) -> None:
+def test_a_drain_closes_a_member_that_is_joining_for_other_topics(after: float) -> None:
     """By a reload there is a source more. What ended until then is committed, and nobody is left in the group."""
 
     async def scenario() -> None:

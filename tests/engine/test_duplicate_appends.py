@@ -49,7 +49,7 @@ def test_each_event_counts_once_from_whichever_commit_the_partition_is_read(
         assert second.metadata(base, COMMIT_BYTES) == DuplicateAppends(note).metadata(base, COMMIT_BYTES) == note
 
 
-def test_offsets_that_begin_anew_later_are_of_another_topic_of_that_name() -> None:
+def test_offsets_that_restart_later_are_of_a_recreated_topic() -> None:
     seen = DuplicateAppends()
     assert [seen.is_duplicate(place, origin(offset, at=100.0 + place)) for place, offset in enumerate((7, 8))] == [
         False
@@ -59,7 +59,7 @@ def test_offsets_that_begin_anew_later_are_of_another_topic_of_that_name() -> No
     assert not seen.is_duplicate(4, origin(4, at=501.0))
 
 
-def test_a_duplicate_is_one_whatever_the_clocks_of_the_leaders_showed() -> None:
+def test_a_duplicate_is_found_whatever_the_leaders_clocks() -> None:
     """The first was stamped by a leader whose clock was ahead, the next one by another."""
     seen = DuplicateAppends()
     for place, (offset, at) in enumerate([(5, 130.0), (6, 100.0), (7, 101.0)]):

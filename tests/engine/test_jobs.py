@@ -312,7 +312,7 @@ async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_
 
 
 @virtual
-async def test_a_resume_does_not_wait_for_the_sweep_of_a_new_owner_which_goes_on_after_it() -> None:
+async def test_a_resume_does_not_wait_for_a_new_owners_sweep_which_continues_later() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     others = Note(by="route/other")
@@ -374,7 +374,7 @@ async def test_sweeps_that_give_way_to_one_resume_after_the_other_come_to_their_
 
 
 @virtual
-async def test_a_kick_beside_one_that_begins_earlier_takes_back_nothing_of_what_it_has_scanned() -> None:
+async def test_a_kick_beside_an_earlier_one_keeps_its_scan() -> None:
     world = await a_world(a_route(to=("ci", "other")))
     for first in range(0, 1200, 40):
         await a_backlog(world, "kick", 20, first=first)
@@ -393,7 +393,7 @@ async def test_a_kick_beside_one_that_begins_earlier_takes_back_nothing_of_what_
 
 
 @virtual
-async def test_an_end_does_not_take_back_what_is_commanded_in_the_same_moment() -> None:
+async def test_a_jobs_end_does_not_cancel_a_simultaneous_command() -> None:
     class Racing(MemoryLog):
         @override
         async def append(
@@ -422,7 +422,7 @@ async def test_an_end_does_not_take_back_what_is_commanded_in_the_same_moment() 
 
 
 @virtual
-async def test_a_long_replay_of_dead_letters_delays_neither_a_resumption_nor_a_kick() -> None:
+async def test_a_long_replay_of_dead_letters_delays_no_resume_or_kick() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "dead", 2000, destination="audit")
     await a_backlog(world, "resume", 10, first=3000)
@@ -479,7 +479,7 @@ async def test_each_of_six_kicks_given_at_once_is_answered_truly() -> None:
 
 
 @virtual
-async def test_what_an_earlier_kick_has_brought_on_is_not_counted_again() -> None:
+async def test_expedited_deliveries_are_not_counted_again() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
     orders = ControlClient(world.log, TOPICS)
@@ -495,7 +495,7 @@ async def test_what_an_earlier_kick_has_brought_on_is_not_counted_again() -> Non
 
 
 @virtual
-async def test_a_kick_injects_nothing_of_what_waits_in_the_shortest_tier() -> None:
+async def test_a_kick_injects_nothing_from_the_shortest_tier() -> None:
     """Nobody reads it, so all that the first kick has brought on is there still."""
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
@@ -509,7 +509,7 @@ async def test_a_kick_injects_nothing_of_what_waits_in_the_shortest_tier() -> No
 
 
 @virtual
-async def test_ten_kicks_in_a_row_try_it_within_three_seconds_and_once() -> None:
+async def test_ten_kicks_in_a_row_make_one_attempt_within_three_seconds() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 1)
     orders = ControlClient(world.log, TOPICS)
@@ -540,7 +540,7 @@ async def test_a_kick_while_more_fails_postpones_nothing() -> None:
 
 
 @virtual
-async def test_what_waits_in_the_shortest_tier_on_its_way_is_due_as_soon_as_it_comes_out() -> None:
+async def test_retries_in_transit_in_the_shortest_tier_are_due_on_leaving_it() -> None:
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 14)
     await world.log.append(
@@ -557,7 +557,7 @@ async def test_what_waits_in_the_shortest_tier_on_its_way_is_due_as_soon_as_it_c
 
 
 @virtual
-async def test_a_pause_during_a_resumption_ends_it_and_its_answer_says_so() -> None:
+async def test_a_pause_during_a_resume_ends_it_and_its_answer_says_so() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "resume", 1000)
     orders = ControlClient(world.log, TOPICS)
@@ -578,7 +578,7 @@ async def test_a_pause_during_a_resumption_ends_it_and_its_answer_says_so() -> N
 
 
 @virtual
-async def test_a_resumption_that_is_taken_back_before_anybody_saw_it_is_answered() -> None:
+async def test_a_resume_that_is_cancelled_unseen_is_answered() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     await orders.pause(NAME)
@@ -592,7 +592,7 @@ async def test_a_resumption_that_is_taken_back_before_anybody_saw_it_is_answered
 
 
 @virtual
-async def test_a_replay_that_is_cancelled_reports_exactly_what_it_has_injected() -> None:
+async def test_a_cancelled_replay_reports_exactly_its_injections() -> None:
     world = await a_world(a_route())
     await events_of(world, 2000)
     orders = ControlClient(world.log, TOPICS)
@@ -615,7 +615,7 @@ async def test_a_replay_that_is_cancelled_reports_exactly_what_it_has_injected()
 
 
 @virtual
-async def test_what_waits_on_an_ordered_route_is_reported_as_not_counted() -> None:
+async def test_an_ordered_routes_backlog_is_reported_as_uncounted() -> None:
     world = await a_world(a_route(is_ordered=True, to=("ci",)), a_route("other", to=("audit",)))
     orders = ControlClient(world.log, TOPICS)
     async with owning(world):
@@ -633,7 +633,7 @@ async def test_what_waits_on_an_ordered_route_is_reported_as_not_counted() -> No
 
 
 @virtual
-async def test_open_dead_letters_are_counted_as_they_come_and_go_and_never_from_the_start() -> None:
+async def test_the_count_of_open_dead_letters_is_updated_without_a_rescan() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "dead", 900)
     await a_backlog(world, "dead", 100, first=900, route="other")
@@ -658,7 +658,7 @@ async def test_open_dead_letters_are_counted_as_they_come_and_go_and_never_from_
 
 
 @virtual
-async def test_a_dead_letter_that_a_job_has_replayed_is_not_open_while_the_job_goes_on() -> None:
+async def test_a_dead_letter_replayed_by_a_running_job_is_not_open() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "dead", 1500)
     async with owning(world, SlowLog(world.log, 1.5)) as control:
@@ -670,7 +670,7 @@ async def test_a_dead_letter_that_a_job_has_replayed_is_not_open_while_the_job_g
             assert replayed - BATCH <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
 
 
-def test_open_letters_are_those_that_no_command_covers() -> None:
+def test_dead_letters_not_covered_by_a_command_are_open() -> None:
     letters = OpenLetters("d")
     for offset in range(5000):
         name = "" if offset % 10 == 0 else f"dlv_{offset}"
@@ -738,7 +738,7 @@ async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> N
 
 
 @virtual
-async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_before() -> None:
+async def test_a_kick_reports_its_responses_and_whether_they_are_new() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[401])
     await world.put(*events(3))
     orders = ControlClient(world.log, TOPICS)
@@ -759,7 +759,7 @@ async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_befo
 
 
 @virtual
-async def test_a_kick_says_how_many_of_its_tries_became_dead_letters() -> None:
+async def test_a_kick_reports_how_many_attempts_dead_lettered() -> None:
     retry = a_policy(schedule=(600.0,), max_attempts=2, max_age=1e6)
     world = await a_world(a_route(retry=retry), ci=[404])
     await world.put(*events(3))
@@ -776,7 +776,7 @@ async def test_a_kick_says_how_many_of_its_tries_became_dead_letters() -> None:
 
 
 @virtual
-async def test_a_kick_does_not_say_that_what_a_route_may_drop_is_delivered() -> None:
+async def test_a_kick_does_not_call_droppable_deliveries_delivered() -> None:
     retry = a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6, results=(("404", Disposition.DROP),))
     world = await a_world(a_route(retry=retry), ci=[401])
     await world.put(*events(3))
@@ -791,7 +791,7 @@ async def test_a_kick_does_not_say_that_what_a_route_may_drop_is_delivered() -> 
 
 
 @virtual
-async def test_a_kick_says_what_a_rate_holds_back() -> None:
+async def test_a_kick_reports_rate_limited_ones() -> None:
     limited = a_destination("ci", url="http://127.0.0.1:1/ci", rate=1.0)
     world = await a_world(
         a_route(retry=a_policy(max_age=86400.0)), destinations=[limited], ci=[Busy(7200.0), *[200] * 50]
@@ -810,7 +810,7 @@ async def test_a_kick_says_what_a_rate_holds_back() -> None:
 
 
 @virtual
-async def test_a_kick_says_what_waits_behind_a_breaker_that_opens_again() -> None:
+async def test_a_kick_reports_the_backlog_of_a_reopened_breaker() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
     await world.put(*events(40))
     orders = ControlClient(world.log, TOPICS)
@@ -825,7 +825,7 @@ async def test_a_kick_says_what_waits_behind_a_breaker_that_opens_again() -> Non
 
 
 @virtual
-async def test_a_kick_counts_what_comes_out_while_it_is_announced() -> None:
+async def test_a_kick_counts_retries_due_during_its_announcement() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)), ci=[503])
     await world.put(*events(300))
     orders = ControlClient(world.log, TOPICS)
@@ -848,7 +848,7 @@ async def test_a_kick_counts_what_comes_out_while_it_is_announced() -> None:
 
 
 @virtual
-async def test_a_kick_claims_nothing_of_what_had_ended_without_success_before() -> None:
+async def test_a_kick_claims_no_earlier_failures() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(7.3,))), ci=[*[503] * 4, 410])
     await world.put(*events(4))
     orders = ControlClient(world.log, TOPICS)
@@ -864,7 +864,7 @@ async def test_a_kick_claims_nothing_of_what_had_ended_without_success_before() 
 
 
 @virtual
-async def test_a_kick_of_what_is_paused_says_so() -> None:
+async def test_a_kick_of_a_paused_name_says_so() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 3)
     orders = ControlClient(world.log, TOPICS)
@@ -877,7 +877,7 @@ async def test_a_kick_of_what_is_paused_says_so() -> None:
 
 
 @virtual
-async def test_a_kick_sees_what_was_parked_in_a_partition_that_had_no_leader_as_it_began() -> None:
+async def test_a_kick_sees_parked_ones_in_a_partition_leaderless_at_its_start() -> None:
     world, orders = await _a_kicked_pause()
     async with operated(world) as control, running(world, world.worker(control)):
         parked = await world.log.bounds(TOPICS.parked)
@@ -894,7 +894,7 @@ async def test_a_kick_sees_what_was_parked_in_a_partition_that_had_no_leader_as_
 
 
 @virtual
-async def test_a_kick_claims_no_try_of_what_a_partition_may_hold_that_has_lost_its_leader() -> None:
+async def test_a_kick_claims_no_attempts_for_a_leaderless_partition() -> None:
     world, orders = await _a_kicked_pause()
     async with operated(world) as control, running(world, world.worker(control)):
         parked = await world.log.bounds(TOPICS.parked)
@@ -948,7 +948,7 @@ async def test_a_kick_whose_owner_ends_after_its_announcement_does_not_say_that_
 
 
 @virtual
-async def test_a_kick_that_nobody_is_there_to_obey_claims_no_try() -> None:
+async def test_a_kick_without_a_router_claims_no_attempt() -> None:
     world = await a_world(a_route())
     await a_backlog(world, "kick", 1)
     orders = ControlClient(world.log, TOPICS)
@@ -1019,7 +1019,7 @@ async def test_a_breaker_with_nothing_left_to_probe_is_reported_as_such_until_th
 
 
 @virtual
-async def test_what_waits_in_its_order_is_something_to_probe_a_destination_with() -> None:
+async def test_ordered_waiting_deliveries_can_probe_a_destination() -> None:
     patient = a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)
     world = await a_world(a_route(retry=patient, is_ordered=True), ci=[503])
     async with running(world) as worker:
@@ -1041,7 +1041,7 @@ async def test_a_moment_of_silence_has_no_line() -> None:
 
 
 @virtual
-async def test_a_pause_of_a_route_has_a_metric_and_a_line_that_says_who() -> None:
+async def test_a_pause_of_a_route_has_a_metric_and_a_line_with_its_author() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     with structlog.testing.capture_logs() as lines:
@@ -1073,7 +1073,7 @@ async def test_kicks_that_the_owner_before_has_answered_leave_nothing_to_do() ->
 
 
 @pytest.mark.parametrize("kind", ["resume", "dead"])
-def test_what_a_job_injects_goes_elsewhere_where_a_partition_has_no_leader(kind: str) -> None:
+def test_a_job_injects_elsewhere_where_a_partition_has_no_leader(kind: str) -> None:
     """Otherwise it would wait for that one, and others for it."""
 
     async def scenario() -> None:

@@ -39,7 +39,7 @@ def taken(
     return tally.take_outcomes(NOW + after, heads, held_by, None)
 
 
-def test_each_fate_of_a_delivery_is_told_apart() -> None:
+def test_each_fate_of_a_delivery_is_counted() -> None:
     tracker = a_tracker()
     ended, failed, dropped, lapsed, halted, on_its_way, behind = items = waiting(tracker, 7)
     tally = begun(*[[item] for item in items], unread=4)
@@ -62,7 +62,7 @@ def test_each_fate_of_a_delivery_is_told_apart() -> None:
     assert not taken(tally, heads, after=60), "once"
 
 
-def test_it_is_told_at_once_when_nothing_more_is_to_come() -> None:
+def test_the_outcome_is_published_once_it_is_final() -> None:
     first, second = waiting(a_tracker(), 2)
     tally = begun([first, second])
     assert taken(tally, {first}) == ()
@@ -71,7 +71,7 @@ def test_it_is_told_at_once_when_nothing_more_is_to_come() -> None:
     assert (outcome.tried, outcome.waits) == (1, {"behind": 1})
 
 
-def test_what_becomes_a_dead_letter_by_its_try_is_counted_once_that_is_stored() -> None:
+def test_an_attempts_dead_letter_is_counted_once_it_is_stored() -> None:
     dead, halted, dying = items = waiting(a_tracker(), 3)
     tally = begun(*[[item] for item in items])
     for item, stage in ((dead, Stage.ENDED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
@@ -92,7 +92,7 @@ def test_a_pause_holds_each_and_a_breaker_the_first_of_each_key() -> None:
         assert (outcome.tried, outcome.waits) == (0, waits)
 
 
-def test_nothing_is_told_of_a_partition_without_a_backlog_or_of_another_owner() -> None:
+def test_a_partition_without_a_backlog_or_of_another_owner_is_not_reported() -> None:
     kept, empty, lost = [a_tracker(number) for number in range(3)]
     (ours,), (theirs,) = waiting(kept, 1), waiting(lost, 1)
     tally = begun([ours], [theirs], trackers=[empty])

@@ -88,7 +88,7 @@ def test_an_open_breaker_with_no_delivery_for_its_probe_says_since_when_it_was_n
     assert (lane.untried_since(now + 700), lane.is_probe_due(now + 700)) == (None, False), "it is closed"
 
 
-def test_what_leaves_the_queue_together_comes_back_at_the_pace_of_the_destination() -> None:
+def test_deliveries_spilled_together_are_due_at_the_destinations_pace() -> None:
     lane = a_lane(rate=5.0)
     start(lane, 31)
     dues = [spill.due for spill in lane.pop_overdue(NOW + 2)]
@@ -121,7 +121,7 @@ def test_a_destination_begins_with_few_attempts_and_each_answer_allows_another()
     assert len(rounds) <= 5, "it doubles with each round trip"
 
 
-def test_what_a_destination_has_shown_is_forgotten_when_it_has_been_idle() -> None:
+def test_a_destinations_measured_pace_is_forgotten_when_idle() -> None:
     lane = a_lane()
     now = NOW
     under_way = start(lane, 60)
@@ -238,7 +238,7 @@ def test_a_backlog_comes_back_at_the_pace_of_its_destination() -> None:
     assert [due(lane, NOW) for _ in range(100)] == pytest.approx([index / 10 for index in range(100)])
 
 
-def test_what_comes_back_and_is_spilled_again_has_one_place() -> None:
+def test_a_delivery_spilled_again_takes_one_place() -> None:
     """Else an outage of a day would put its backlog off for weeks."""
     lane = a_lane(rate=10.0)
     backlog = [NOW + due(lane, NOW) for _ in range(100)]
@@ -260,7 +260,7 @@ def test_places_are_over_when_their_time_is(*, is_retry: bool) -> None:
     assert due(lane, NOW + 5000 + SLOT_BUCKET) < 1
 
 
-def test_what_was_spilled_while_answers_took_long_comes_back_in_minutes() -> None:
+def test_deliveries_spilled_during_slow_responses_return_in_minutes() -> None:
     """By then the destination may be itself again; if it isn't, the lane is full, and they are spilled again."""
     lane = a_lane(concurrency=1)
     for index in range(100):

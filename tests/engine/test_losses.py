@@ -49,7 +49,7 @@ def told(lines: Sequence[object]) -> list[tuple[str, int]]:
     ]
 
 
-def test_what_is_deleted_bit_by_bit_behind_what_is_buffered_is_one_gap() -> None:
+def test_gradual_deletions_behind_buffered_records_are_one_gap() -> None:
     progress = Progress(Commit(0), 0)
     for offset in range(1, 5001):
         progress.records_deleted(range(offset, offset + 1))
@@ -59,7 +59,7 @@ def test_what_is_deleted_bit_by_bit_behind_what_is_buffered_is_one_gap() -> None
     assert progress.base == 5001
 
 
-def test_what_is_deleted_unread_is_lost_but_what_was_done_before() -> None:
+def test_records_deleted_unread_are_lost_unless_done() -> None:
     progress = Progress(Commit(0, b"\x04"), 0)
     progress.received(0)
     assert progress.records_deleted(range(1, 5)) == 3
@@ -69,7 +69,7 @@ def test_what_is_deleted_unread_is_lost_but_what_was_done_before() -> None:
     assert progress.base == 5
 
 
-def test_what_is_buffered_elsewhere_is_not_lost_and_can_still_be_received() -> None:
+def test_records_buffered_elsewhere_are_not_lost_and_can_be_received() -> None:
     progress = Progress(Commit(0), 0)
     assert progress.records_deleted(range(2, 5)) == 3
     assert progress.received(0)
@@ -79,7 +79,7 @@ def test_what_is_buffered_elsewhere_is_not_lost_and_can_still_be_received() -> N
     assert progress.is_done(4)
 
 
-def test_what_is_deleted_behind_what_is_buffered_is_done_with_it_though_nothing_comes_after() -> None:
+def test_records_deleted_behind_buffered_ones_are_done_with_them_even_at_the_end() -> None:
     progress = Progress(Commit(0), 0)
     assert progress.records_deleted(range(2, 5)) == 3
     assert progress.records_deleted(range(6, 8)) == 2
@@ -90,7 +90,7 @@ def test_what_is_deleted_behind_what_is_buffered_is_done_with_it_though_nothing_
     assert progress.base == 8
 
 
-def test_what_is_deleted_behind_what_is_buffered_is_not_counted_by_the_next_owner_too() -> None:
+def test_deletions_behind_buffered_records_are_not_counted_by_the_next_owner() -> None:
     progress = Progress(Commit(0), 0)
     progress.records_deleted(range(2, 5))
     commit = progress.committable()
@@ -98,14 +98,14 @@ def test_what_is_deleted_behind_what_is_buffered_is_not_counted_by_the_next_owne
     assert Progress(commit, 5).lost == 2
 
 
-def test_what_was_received_is_not_lost() -> None:
+def test_received_records_are_not_lost() -> None:
     progress = Progress(Commit(0), 0)
     progress.received(9)
     assert progress.records_deleted(range(2, 8)) == 0
 
 
 @virtual
-async def test_a_router_counts_what_is_deleted_before_it_was_read() -> None:
+async def test_a_router_counts_records_deleted_unread() -> None:
     world = await a_world(a_route())
     world.logger = structlog.get_logger()
     with structlog.testing.capture_logs() as lines:
@@ -125,7 +125,7 @@ async def test_a_router_counts_what_is_deleted_before_it_was_read() -> None:
 
 
 @virtual
-async def test_an_ordered_member_that_stands_still_counts_what_is_deleted_behind_it() -> None:
+async def test_a_blocked_ordered_member_counts_records_deleted_behind_it() -> None:
     world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500])
     world.logger = structlog.get_logger()
     group = TOPICS.ordered_group("build", "ci")
@@ -142,7 +142,7 @@ async def test_an_ordered_member_that_stands_still_counts_what_is_deleted_behind
 
 
 @virtual
-async def test_what_a_route_that_keeps_no_order_any_more_has_left_is_counted_or_delivered() -> None:
+async def test_the_backlog_of_a_route_that_lost_its_order_is_counted_or_delivered() -> None:
     world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500, 200])
     names = [f"evt_{number}" for number in range(100)]
     names = [name for name in names if partition_of(name.encode(), ORDERED_PARTITIONS) == 0]
@@ -182,7 +182,7 @@ async def test_a_partition_whose_records_are_others_is_read_from_its_start() -> 
     [(3.0, [200]), (0.2, [200]), (3.0, [9.0, *[200] * 10]), (0.2, [9.0, 9.0, 9.0, 200])],
     ids=["all done and committed", "all done", "the first under way", "nothing done"],
 )
-def test_a_topic_that_is_made_again_during_a_rebalance_is_read_from_its_start(
+def test_a_topic_recreated_during_a_rebalance_is_read_from_its_start(
     before: float, answers: Sequence[int | float]
 ) -> None:
     """The member that gets its partition straight back knows what was done, and is under way, of another one."""
@@ -206,7 +206,7 @@ def test_a_topic_that_is_made_again_during_a_rebalance_is_read_from_its_start(
 
 
 @virtual
-async def test_an_ordered_route_begins_anew_with_a_topic_that_is_made_again_though_a_key_has_halted() -> None:
+async def test_an_ordered_route_restarts_with_a_recreated_topic_though_a_key_has_halted() -> None:
     world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500, 200])
     async with running(world):
         await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(3)])
@@ -219,7 +219,7 @@ async def test_an_ordered_route_begins_anew_with_a_topic_that_is_made_again_thou
 
 
 @virtual
-async def test_a_metric_shows_how_long_the_log_keeps_what_is_not_done() -> None:
+async def test_a_metric_shows_how_long_unfinished_records_are_kept() -> None:
     world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500])
     async with running(world):
         await asyncio.sleep(15)
@@ -233,7 +233,7 @@ async def test_a_metric_shows_how_long_the_log_keeps_what_is_not_done() -> None:
 
 
 @virtual
-async def test_what_is_parked_is_reported_before_it_is_deleted_and_counted_when_it_is() -> None:
+async def test_parked_deliveries_are_reported_before_and_counted_at_deletion() -> None:
     world = await a_world(a_route())
     world.logger = structlog.get_logger()
     parked = TOPICS.parked
@@ -256,7 +256,7 @@ async def test_what_is_parked_is_reported_before_it_is_deleted_and_counted_when_
 
 
 @virtual
-async def test_what_was_resumed_before_the_control_topic_was_made_again_is_not_counted_as_lost() -> None:
+async def test_deliveries_resumed_before_the_control_topic_was_recreated_are_not_lost() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):

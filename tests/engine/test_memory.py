@@ -72,7 +72,7 @@ def taken(worker: Worker) -> int:
 
 
 @pytest.mark.parametrize(("count", "fan_out", "headers"), [(60, 50, 15), (1000, 1, 15), (500, 1, 100), (1000, 1, 0)])
-def test_what_is_counted_is_about_what_it_takes(count: int, fan_out: int, headers: int) -> None:
+def test_the_counted_memory_is_about_the_real(count: int, fan_out: int, headers: int) -> None:
     run(_counted(count, fan_out, headers))
 
 
@@ -138,7 +138,7 @@ async def test_a_drain_ends_appends_that_wait_for_others() -> None:
 
 
 @virtual
-async def test_what_was_set_aside_is_read_again_where_its_partition_goes_to_another() -> None:
+async def test_deferred_records_are_read_by_their_partitions_next_owner() -> None:
     world, log = await a_stalled_world(50)
     await world.put(*large_events(100))
     worker = world.worker()
@@ -191,7 +191,7 @@ async def _beside_partitions_without_a_leader(destinations: int, count: int) -> 
 
 
 @virtual
-async def test_what_waits_for_a_partition_without_a_leader_leaves_memory_with_its_own_partition() -> None:
+async def test_appends_to_a_leaderless_partition_are_freed_with_their_own_partition() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(60.0,), max_age=86400.0)), ci=[503])
     for topic, count in (await world.log.partitions([TOPICS.retry(tier) for tier in TIERS])).items():
         world.log.lose_leader(Partition(topic, partition_of(b"ci", count)))
@@ -237,7 +237,7 @@ run(main())
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_a_log_that_stalls_beside_fifty_dead_destinations_an_event_takes_bounded_memory() -> None:
+def test_a_stalled_log_beside_fifty_failing_destinations_takes_bounded_memory() -> None:
     """70,000 events, each for 50 destinations that refuse: some 35 GB, were all of them taken."""
     child = subprocess.run([sys.executable, "-c", STALLED], cwd=ROOT, capture_output=True, check=True, timeout=100)
     records, grown = map(int, child.stdout.split())

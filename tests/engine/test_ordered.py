@@ -148,7 +148,7 @@ async def test_a_failing_delivery_holds_its_own_key_and_no_other() -> None:
 
 
 @virtual
-async def test_an_exhausted_delivery_is_a_dead_letter_and_the_next_of_its_key_goes_on() -> None:
+async def test_an_exhausted_delivery_is_dead_lettered_and_its_key_continues() -> None:
     world = await a_world(an_ordered_route(retry=a_policy(schedule=(1.0,), max_attempts=2)), ci=[503, 503, 200])
     await world.put(*keyed(1, 3))
     async with running(world):
@@ -159,7 +159,7 @@ async def test_an_exhausted_delivery_is_a_dead_letter_and_the_next_of_its_key_go
 
 
 @virtual
-async def test_a_key_that_halts_stays_until_it_is_kicked_and_then_goes_on_in_order() -> None:
+async def test_a_halted_key_waits_for_a_kick_and_then_continues_in_order() -> None:
     world = await a_world(an_ordered_route(halts=True, retry=a_policy(schedule=(1.0,), max_attempts=2)), ci=[503])
     await world.put(*keyed(2, 3))
     async with operated(world) as control, running(world, world.worker(control)):
@@ -190,7 +190,7 @@ async def _kick(world: World, name: str = "destination/ci") -> tuple[str, Counte
 
 
 @virtual
-async def test_a_kick_says_what_was_tried_in_order_what_it_got_and_why_the_rest_waits() -> None:
+async def test_a_kick_reports_ordered_attempts_responses_and_why_others_wait() -> None:
     policy = a_policy(schedule=(1.0,), max_attempts=1)
     world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[404])
     await world.put(*keyed(5, 4))
@@ -213,7 +213,7 @@ async def test_a_kick_says_what_was_tried_in_order_what_it_got_and_why_the_rest_
 
 
 @virtual
-async def test_a_kick_says_what_was_delivered_in_order() -> None:
+async def test_a_kick_reports_ordered_deliveries() -> None:
     policy = a_policy(schedule=(1.0,), max_attempts=1)
     world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[404])
     await world.put(*keyed(5, 4))
@@ -226,7 +226,7 @@ async def test_a_kick_says_what_was_delivered_in_order() -> None:
 
 
 @virtual
-async def test_a_kick_says_what_waits_in_order_for_a_destination_that_fails_again() -> None:
+async def test_a_kick_reports_ordered_waits_for_a_destination_that_fails_again() -> None:
     patient = a_policy(schedule=(600.0,), max_attempts=50, max_age=1e6)
     world = await a_world(an_ordered_route(retry=patient), ci=[503])
     await world.put(*keyed(40, 2))
@@ -240,7 +240,7 @@ async def test_a_kick_says_what_waits_in_order_for_a_destination_that_fails_agai
 
 
 @virtual
-async def test_nothing_is_said_of_what_was_tried_in_order_where_a_process_does_not_say_it() -> None:
+async def test_ordered_attempts_are_not_reported_where_a_process_publishes_none() -> None:
     """It is of an older version, or nobody reads the partition."""
     world = await a_world(an_ordered_route(halts=True, retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[404])
     await world.put(*keyed(5, 4))
@@ -257,7 +257,7 @@ async def test_nothing_is_said_of_what_was_tried_in_order_where_a_process_does_n
 
 
 @virtual
-async def test_what_a_partition_that_moves_away_came_to_is_not_told() -> None:
+async def test_the_outcome_of_a_moving_partition_is_unknown() -> None:
     world = await a_world(an_ordered_route(halts=True, retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[404])
     await world.put(*keyed(5, 4))
     async with operated(world) as control, running(world, world.worker(control)):
@@ -305,7 +305,7 @@ async def test_a_key_that_halts_is_logged_with_its_event_and_so_is_its_end() -> 
 
 
 @virtual
-async def test_a_halted_key_goes_on_once_the_rules_no_longer_say_halt() -> None:
+async def test_a_halted_key_continues_once_the_rules_do_not_halt() -> None:
     policy = a_policy(schedule=(1.0,), max_attempts=1)
     world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[503, 200])
     await world.put(*keyed(1, 2))
@@ -319,7 +319,7 @@ async def test_a_halted_key_goes_on_once_the_rules_no_longer_say_halt() -> None:
 
 
 @virtual
-async def test_a_paused_ordered_route_waits_in_the_log_and_goes_on_in_order() -> None:
+async def test_a_paused_ordered_route_waits_in_the_log_and_keeps_order() -> None:
     world = await a_world(an_ordered_route())
     async with operated(world) as control:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
@@ -388,7 +388,7 @@ async def test_a_delivery_that_hangs_is_cut_before_its_partition_has_another_own
 
 
 @virtual
-async def test_what_is_known_of_a_first_delivery_outlasts_a_rebalance_that_brings_it_back() -> None:
+async def test_a_first_deliverys_attempts_survive_a_rebalance_that_returns_it() -> None:
     world = await a_world(an_ordered_route(retry=a_policy(schedule=(5.0,), max_attempts=3, max_age=600.0)), ci=[503])
     await world.put(*keyed(1, 1))
     async with running(world):
@@ -475,7 +475,7 @@ async def test_a_key_blocked_for_long_delays_no_other_until_the_window_is_full()
 
 
 @virtual
-async def test_an_expression_that_fails_is_a_dead_letter_in_its_turn() -> None:
+async def test_a_failing_expression_dead_letters_in_its_turn() -> None:
     world = await a_world(an_ordered_route(when="body.n + 1 > 0"))
     values = [0, "x", 2]
     made = [an_event(id=f"k.{n}", key="k", body={"n": value}, received_at=now()) for n, value in enumerate(values)]
@@ -488,7 +488,7 @@ async def test_an_expression_that_fails_is_a_dead_letter_in_its_turn() -> None:
 
 
 @pytest.mark.parametrize("condition", ["type(body.n) == int", "type(body.n) == int || body.n == 'x'"])
-def test_keys_halted_by_a_condition_go_on_by_themselves_once_it_can_be_evaluated(condition: str) -> None:
+def test_keys_halted_by_a_condition_continue_once_it_can_be_evaluated(condition: str) -> None:
     run(halt_and_mend(condition))
 
 
@@ -534,7 +534,7 @@ async def test_a_key_halted_by_a_condition_stays_while_no_rules_know_its_source_
 
 
 @virtual
-async def test_a_delivery_whose_dead_letter_waits_for_a_leader_is_not_tried_again_after_a_rebalance() -> None:
+async def test_a_delivery_whose_dead_letter_waits_for_a_leader_is_not_retried_on_a_rebalance() -> None:
     world = await a_world(an_ordered_route(retry=a_policy(schedule=(1.0,), max_attempts=2, max_age=86400.0)), ci=[503])
     letters = [Partition(TOPICS.dead, number) for number in range(6)]
     for partition in letters:
@@ -555,7 +555,7 @@ async def test_a_delivery_whose_dead_letter_waits_for_a_leader_is_not_tried_agai
 
 
 @virtual
-async def test_memory_is_bounded_where_a_destination_stands_still() -> None:
+async def test_memory_is_bounded_where_a_destination_hangs() -> None:
     world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)), ci=[Result.CONNECT])
     large = b"x" * 500_000
     await world.put(*[an_event(id=f"k{n}.0", key=f"k{n}", body=large, received_at=now()) for n in range(600)])
@@ -579,7 +579,7 @@ async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_
 
 
 @virtual
-async def test_a_record_that_cannot_be_read_is_one_dead_letter_however_many_groups_read_it() -> None:
+async def test_an_unreadable_record_is_one_dead_letter_however_many_groups_read_it() -> None:
     world = await a_world(a_route("audit", to=("audit",)), *[an_ordered_route(f"ordered-{n}") for n in range(3)])
     await world.log.append(EVENTS, key=b"k", value=b"{}", headers=[])
     async with running(world):
@@ -589,7 +589,7 @@ async def test_a_record_that_cannot_be_read_is_one_dead_letter_however_many_grou
 
 
 @virtual
-async def test_each_of_several_kicks_is_told_what_it_came_to_itself() -> None:
+async def test_each_of_several_kicks_reports_its_own_outcome() -> None:
     policy = a_policy(schedule=(1.0,), max_attempts=1)
     world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[404])
     await world.put(*keyed(5, 4))

@@ -22,7 +22,7 @@ PAIR = frozenset({("build", "ci")})
 
 
 @pytest.mark.parametrize("end", ["kill", "handover"])
-def test_what_is_read_again_behind_a_slow_destination_is_delivered(end: str) -> None:
+def test_events_reread_behind_a_slow_destination_are_delivered(end: str) -> None:
     async def scenario() -> None:
         async with a_scene(OTHER, audit=[30.0]) as scene:
             world, control = scene.world, scene.owner.control
@@ -56,7 +56,7 @@ def test_what_is_read_again_behind_a_slow_destination_is_delivered(end: str) -> 
 
 
 @pytest.mark.parametrize("before", ["", "body.n > 100"])
-def test_what_is_read_again_since_no_commit_was_stored_is_delivered(before: str) -> None:
+def test_events_reread_after_a_failed_commit_are_delivered(before: str) -> None:
     async def scenario() -> None:
         former = (OTHER, a_route(is_ordered=True, when=before)) if before else (OTHER,)
         async with a_scene(*former) as scene:
@@ -79,7 +79,7 @@ def test_what_is_read_again_since_no_commit_was_stored_is_delivered(before: str)
     run(scenario())
 
 
-def test_what_waits_since_a_reload_waits_through_the_next() -> None:
+def test_events_that_wait_since_a_reload_outwait_the_next() -> None:
     async def scenario() -> None:
         async with a_scene(OTHER, audit=[30.0] * 8) as scene:
             world = scene.world
@@ -96,7 +96,7 @@ def test_what_waits_since_a_reload_waits_through_the_next() -> None:
     run(scenario())
 
 
-def test_what_was_adopted_was_read_by_the_former_rules() -> None:
+def test_adopted_events_were_read_by_former_rules() -> None:
     async def scenario() -> None:
         async with a_scene(OTHER, audit=[30.0] * 8) as scene:
             world, group = scene.world, TOPICS.group(ROUTER_GROUP)
@@ -114,7 +114,7 @@ def test_what_was_adopted_was_read_by_the_former_rules() -> None:
     run(scenario())
 
 
-def test_what_a_source_sent_to_its_former_topic_is_waited_for() -> None:
+def test_events_sent_to_a_sources_former_topic_are_awaited() -> None:
     async def scenario() -> None:
         async with a_scene(OTHER, audit=[30.0] * 8) as scene:
             world = scene.world
@@ -131,7 +131,7 @@ def test_what_a_source_sent_to_its_former_topic_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("is_reload", [False, True], ids=["restart", "reload amid what was read"])
-def test_what_a_restart_with_wider_rules_may_have_left_out_is_unknown(*, is_reload: bool) -> None:
+def test_events_possibly_skipped_before_wider_rules_are_unknown(*, is_reload: bool) -> None:
     async def scenario() -> None:
         narrow, wide = a_route(is_ordered=True, when="body.n % 2 == 1"), a_route(is_ordered=True)
         async with a_scene(OTHER, narrow, audit=[30.0] * 16) as scene:

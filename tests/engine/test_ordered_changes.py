@@ -42,7 +42,7 @@ async def kick_at_once(world: World) -> None:
 
 
 @virtual
-async def test_a_kick_while_a_commit_is_under_way_lets_nothing_out_twice() -> None:
+async def test_a_kick_during_a_commit_releases_nothing_twice() -> None:
     """What is ready waits for the commit, and is waiting to a kick's eyes, too."""
     world = await a_world(an_ordered_route(), ci=[0.5])
     await world.put(*keyed(1, 3))
@@ -103,7 +103,7 @@ async def test_a_kick_is_heard_by_a_halted_key_that_has_just_come_back() -> None
 
 
 @virtual
-async def test_a_kick_does_not_deliver_what_the_condition_could_not_decide() -> None:
+async def test_a_kick_delivers_no_event_with_an_undecided_condition() -> None:
     world = await a_world(an_ordered_route(when="body.n + 1 > 0", halts=True))
     async with operated(world) as control, running(world, world.worker(control)):
         await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
@@ -115,7 +115,7 @@ async def test_a_kick_does_not_deliver_what_the_condition_could_not_decide() -> 
 
 
 @virtual
-async def test_a_kick_decides_anew_by_the_rules_in_force() -> None:
+async def test_a_kick_decides_by_the_current_rules() -> None:
     world = await a_world(an_ordered_route(when="body.n + 1 > 0", halts=True))
     async with operated(world) as control, running(world, world.worker(control)) as worker:
         for key in ("taken", "left"):
@@ -134,7 +134,7 @@ async def test_a_kick_decides_anew_by_the_rules_in_force() -> None:
 
 
 @virtual
-async def test_what_a_removed_route_has_not_read_yet_is_not_called_done() -> None:
+async def test_a_removed_routes_unread_events_are_not_called_done() -> None:
     """Both routes leave; the first one's attempt hangs, so the second one's member is closed later."""
     world = await a_world(
         OTHER,
@@ -160,7 +160,7 @@ async def test_what_a_removed_route_has_not_read_yet_is_not_called_done() -> Non
 
 
 @virtual
-async def test_a_stop_while_a_removed_route_lets_its_attempt_end_is_not_held_up() -> None:
+async def test_a_stop_does_not_wait_for_a_removed_routes_attempt() -> None:
     patient = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=300.0)
     world = await a_world(OTHER, an_ordered_route(), destinations=[patient], ci=[200.0])
     worker = world.worker()
@@ -178,7 +178,7 @@ async def test_a_stop_while_a_removed_route_lets_its_attempt_end_is_not_held_up(
 
 
 @virtual
-async def test_memory_is_divided_anew_with_each_route_that_comes() -> None:
+async def test_memory_is_divided_again_with_each_new_route() -> None:
     world = await a_world(OTHER)
     async with running(world) as worker:
         for count in range(1, 25):
@@ -211,7 +211,7 @@ async def test_two_rebalances_in_a_row_forget_nothing_of_a_first_delivery() -> N
 
 
 @virtual
-async def test_what_was_known_of_a_partition_is_forgotten_once_it_was_anothers() -> None:
+async def test_a_partitions_state_is_forgotten_once_another_owned_it() -> None:
     """A key that has halted comes straight back halted; one that another had meanwhile is tried anew."""
     world = await a_world(an_ordered_route(halts=True, retry=ONCE), ci=[503])
     await world.put(*keyed(12, 1))
@@ -228,7 +228,7 @@ async def test_what_was_known_of_a_partition_is_forgotten_once_it_was_anothers()
 
 
 @virtual
-async def test_what_a_commit_cannot_tell_is_not_delivered() -> None:
+async def test_an_event_beyond_a_commits_capacity_waits() -> None:
     """A key that halts fills the window; beyond it, what was delivered would come again after later ones of its key."""
     world = await a_world(an_ordered_route(match={"type": "push"}, halts=True, retry=ONCE), ci=[503, 200])
     halted = an_event(id="halted.0", key="halted", received_at=now())

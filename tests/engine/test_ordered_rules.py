@@ -79,7 +79,7 @@ async def test_an_event_read_before_its_source_was_known_reaches_a_new_ordered_r
 
 
 @virtual
-async def test_what_came_after_an_event_of_an_unknown_source_does_not_make_it_a_duplicate() -> None:
+async def test_an_unknown_sources_event_behind_later_ones_is_no_duplicate() -> None:
     """Its tier doesn't take it yet, its source is known meanwhile, and the router is killed: it is read once more."""
     world = await a_world(OTHER)
     world.log = TierIsAway(world.log)
@@ -100,7 +100,7 @@ async def test_what_came_after_an_event_of_an_unknown_source_does_not_make_it_a_
 
 
 @virtual
-async def test_what_came_after_a_plain_delivery_does_not_make_it_a_duplicate() -> None:
+async def test_a_plain_delivery_behind_later_ones_is_no_duplicate() -> None:
     """Its route gets an order while it is under way, and the router is killed: then it is read once more."""
     patient = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=300.0)
     world = await a_world(a_route(retry=PATIENT), destinations=[patient], ci=[200.0, 200])
@@ -117,7 +117,7 @@ async def test_what_came_after_a_plain_delivery_does_not_make_it_a_duplicate() -
 
 
 @virtual
-async def test_what_a_newer_version_wrote_is_not_overtaken_in_its_order() -> None:
+async def test_a_newer_versions_event_is_not_overtaken_in_its_key() -> None:
     """It is left where it is; read by that version, it would be taken for a copy behind what came after it."""
     world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)))
     first = an_event(id="k.0", key="k", received_at=now())
@@ -167,7 +167,7 @@ async def killed(world: World, task: asyncio.Task[None]) -> None:
 
 
 @virtual
-async def test_what_a_router_appends_again_after_a_crash_is_not_delivered_again() -> None:
+async def test_a_routers_repeated_append_after_a_crash_is_not_delivered() -> None:
     """A plain route's destination hangs, so the router is to read the events once more; the ordered one is through."""
     world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)), audit=[9.0])
     await world.put(*keyed(3, 4))
@@ -228,7 +228,7 @@ async def test_a_new_ordered_route_begins_with_the_first_event_that_the_router_m
 
 
 @virtual
-async def test_a_route_that_was_away_does_not_deliver_what_it_missed() -> None:
+async def test_a_restored_route_delivers_no_missed_events() -> None:
     """As a plain route doesn't: what comes meanwhile is counted as unrouted."""
     world = await a_world(OTHER, an_ordered_route())
     rules = world.rules
@@ -271,7 +271,7 @@ async def test_taking_the_order_away_and_giving_it_again_repeats_nothing() -> No
 
 
 @virtual
-async def test_what_was_matched_in_order_goes_out_in_order_though_the_route_keeps_none_any_more() -> None:
+async def test_events_matched_in_order_are_delivered_in_order_after_their_route_lost_it() -> None:
     world = await a_world(an_ordered_route(), ci=[503])
     async with running(world) as worker:
         await world.put(*keyed(3, 5))
@@ -308,7 +308,7 @@ async def test_the_backlog_of_a_removed_ordered_route_is_dead_lettered_after_an_
 
 
 @virtual
-async def test_what_has_halted_of_a_removed_route_is_dead_lettered_too() -> None:
+async def test_a_removed_routes_halted_keys_are_dead_lettered() -> None:
     once = a_policy(schedule=(1.0,), max_attempts=1)
     world = await a_world(OTHER, an_ordered_route(halts=True, retry=once), ci=[503])
     async with running(world) as worker:
@@ -322,7 +322,7 @@ async def test_what_has_halted_of_a_removed_route_is_dead_lettered_too() -> None
 
 
 @virtual
-async def test_a_route_that_comes_back_within_the_hour_goes_on_in_order() -> None:
+async def test_a_route_restored_within_the_hour_continues_in_order() -> None:
     world = await a_world(OTHER, an_ordered_route(retry=FOR_EVER), ci=[Result.CONNECT])
     rules = world.rules
     async with running(world) as worker:
@@ -339,7 +339,7 @@ async def test_a_route_that_comes_back_within_the_hour_goes_on_in_order() -> Non
 
 
 @virtual
-async def test_what_a_process_of_older_rules_still_appends_is_read_by_those_of_newer_ones() -> None:
+async def test_appends_by_processes_of_older_rules_are_read_by_newer_ones() -> None:
     """A rolling deployment takes `order: key` away, and a process of the old rules goes on for longer than a look."""
     old = await a_world(an_ordered_route(retry=FOR_EVER), ci=[Result.CONNECT])
     new = replace(old, rules=rules_of(a_route(retry=FOR_EVER)))
@@ -375,7 +375,7 @@ async def test_the_topic_of_one_ordered_route_that_is_away_stops_no_other() -> N
 
 
 @virtual
-async def test_a_topic_of_events_that_was_made_again_is_not_taken_for_what_it_was() -> None:
+async def test_a_recreated_topic_of_events_is_not_taken_for_the_former() -> None:
     world = await a_world(an_ordered_route())
     async with running(world):
         await world.put(*keyed(2, 10))
@@ -392,7 +392,7 @@ async def test_a_topic_of_events_that_was_made_again_is_not_taken_for_what_it_wa
 
 
 @virtual
-async def test_an_event_too_large_for_its_ordered_topic_is_a_dead_letter_and_the_next_goes_on() -> None:
+async def test_an_event_too_large_for_its_ordered_topic_is_dead_lettered_and_skipped() -> None:
     world = await a_world(an_ordered_route())
     sizes = [10, 900_000, 20]
     made = [an_event(id=f"k.{n}", key="k", body=b"x" * size, received_at=now()) for n, size in enumerate(sizes)]

@@ -33,7 +33,7 @@ PATIENT = a_policy(schedule=(5.0, 30.0, 120.0), max_attempts=20, max_age=3600.0)
 
 
 @virtual
-async def test_the_backlog_of_a_dead_destination_expires_and_is_seldom_written_again() -> None:
+async def test_the_backlog_of_a_failing_destination_expires_and_is_rarely_rewritten() -> None:
     world = await a_world(a_route(retry=PATIENT), ci=[Result.CONNECT])
     await world.put(*events(300))
     async with running(world):
@@ -46,7 +46,7 @@ async def test_the_backlog_of_a_dead_destination_expires_and_is_seldom_written_a
 
 
 @virtual
-async def test_what_waited_for_a_destination_comes_back_at_its_healthy_pace() -> None:
+async def test_a_destinations_backlog_returns_at_its_healthy_pace() -> None:
     slow = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=30.0)
     world = await a_world(a_route(retry=replace(PATIENT, max_age=86400.0)), destinations=[slow], ci=[1e9])
     began = now()
@@ -63,7 +63,7 @@ async def test_what_waited_for_a_destination_comes_back_at_its_healthy_pace() ->
 
 
 @virtual
-async def test_what_comes_back_too_old_during_a_probe_is_not_given_up_before_its_answer() -> None:
+async def test_a_delivery_past_max_age_is_not_dead_lettered_before_the_probe_responds() -> None:
     world = await a_world(a_route(retry=PATIENT), ci=[Result.CONNECT])
     await world.put(*events(20))
     async with running(world):
@@ -75,7 +75,7 @@ async def test_what_comes_back_too_old_during_a_probe_is_not_given_up_before_its
 
 
 @virtual
-async def test_what_comes_back_too_old_beside_a_probe_that_has_just_begun_is_not_given_up() -> None:
+async def test_a_delivery_past_max_age_beside_a_new_probe_is_not_dead_lettered() -> None:
     world = await a_world(a_route(retry=PATIENT), ci=[*[503] * 5, 0.6, 200])
     old = [
         a_delivery(
@@ -98,7 +98,7 @@ async def test_what_comes_back_too_old_beside_a_probe_that_has_just_begun_is_not
 
 
 @virtual
-async def test_what_comes_back_too_old_before_the_first_probe_is_not_given_up() -> None:
+async def test_a_delivery_past_max_age_before_a_probe_is_not_dead_lettered() -> None:
     world = await a_world(a_route(retry=PATIENT), ci=[*[503] * 5, 200])
     tried = an_attempt(at=now() - 7200)
     old = a_delivery(event=an_event(received_at=now() - 7200), attempts=(tried,), successor=1, due=now() + 6)
@@ -191,7 +191,7 @@ async def test_a_source_that_comes_back_within_the_hour_is_served() -> None:
 
 
 @virtual
-async def test_a_pause_given_during_a_long_resumption_stands() -> None:
+async def test_a_pause_during_a_long_resume_holds() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
         order = ControlRecord(kind="pause", name="destination/ci", state="paused", at=now())
@@ -282,7 +282,7 @@ async def test_a_leader_whose_clock_is_behind_makes_no_storm() -> None:
 
 
 @virtual
-async def test_a_parked_record_that_cannot_be_read_is_kept_among_the_dead() -> None:
+async def test_an_unreadable_parked_record_is_dead_lettered() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
@@ -295,7 +295,7 @@ async def test_a_parked_record_that_cannot_be_read_is_kept_among_the_dead() -> N
 
 
 @virtual
-async def test_an_unreadable_record_that_does_not_fit_among_the_dead_is_cut() -> None:
+async def test_an_unreadable_record_too_large_for_a_dead_letter_is_cut() -> None:
     world = await a_world(a_route())
     giant = b"x" * (world.log.max_record_bytes - 10)
     await world.log.append(TOPICS.events("github"), key=b"k", value=giant, headers=[])
@@ -323,7 +323,7 @@ async def test_a_route_that_is_removed_while_its_breaker_opens_ends_nothing() ->
 
 
 @virtual
-async def test_a_kick_brings_out_the_backlog_of_a_slow_time_at_the_pace_of_now() -> None:
+async def test_a_kick_releases_a_slow_times_backlog_at_the_current_pace() -> None:
     slow = a_destination("ci", url="http://127.0.0.1:1/ci", concurrency=2)
     world = await a_world(a_route(retry=PATIENT), destinations=[slow], ci=[5.0])
     await world.put(*events(500))
@@ -337,7 +337,7 @@ async def test_a_kick_brings_out_the_backlog_of_a_slow_time_at_the_pace_of_now()
 
 
 @virtual
-async def test_a_kick_of_a_mended_destination_brings_all_out_though_its_breaker_was_open_for_long() -> None:
+async def test_a_kick_of_a_recovered_destination_releases_everything_after_a_long_open_time() -> None:
     await _kicked("destination/ci")
 
 
@@ -460,7 +460,7 @@ async def test_a_record_does_not_stay_unfinished_for_as_long_as_its_delivery_fai
 
 
 @virtual
-async def test_a_kick_repeats_nothing_of_what_is_coming_back_anyway() -> None:
+async def test_a_kick_duplicates_no_returning_delivery() -> None:
     slow = a_destination("ci", url="http://127.0.0.1:1/ci", concurrency=2)
     world = await a_world(a_route(), destinations=[slow], ci=[0.05])
     async with operated(world) as control, running(world, world.worker(control)):
@@ -476,7 +476,7 @@ async def test_a_kick_repeats_nothing_of_what_is_coming_back_anyway() -> None:
 
 
 @virtual
-async def test_a_pause_holds_what_waits_in_its_lane_already() -> None:
+async def test_a_pause_holds_deliveries_in_the_lane() -> None:
     single = a_destination("ci", url="http://127.0.0.1:1/ci", concurrency=1)
     world = await a_world(a_route(), destinations=[single], ci=[0.8])
     async with operated(world) as control, running(world, world.worker(control)):
@@ -491,7 +491,7 @@ async def test_a_pause_holds_what_waits_in_its_lane_already() -> None:
 
 
 @virtual
-async def test_what_a_missing_topic_refuses_is_logged_once_a_second_with_its_count() -> None:
+async def test_a_missing_topics_refusals_are_logged_once_a_second_with_a_count() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(5.0,))), ci=[500])
     world.log.delete(TOPICS.retry("5s"))
     world.logger = structlog.get_logger()

@@ -52,7 +52,7 @@ class CountingClient(ScriptedClient):
 
 
 @virtual
-async def test_what_the_log_deleted_unread_is_reported_and_the_rest_delivered() -> None:
+async def test_records_deleted_unread_are_reported_and_the_rest_delivered() -> None:
     world = await a_world(a_route())
     told = CapturingLogger()
     world.logger = structlog.wrap_logger(
@@ -78,7 +78,7 @@ async def test_what_the_log_deleted_unread_is_reported_and_the_rest_delivered() 
 
 
 @virtual
-async def test_a_delivery_that_has_outgrown_the_log_is_a_dead_letter() -> None:
+async def test_a_delivery_that_outgrows_the_log_is_dead_lettered() -> None:
     """Each attempt makes its record longer; of a dead letter's attempts only the last is kept where they don't fit."""
     world = await a_world(a_route(retry=a_policy(schedule=(10.0,), max_attempts=20, max_age=3600.0)), ci=[503])
     event = an_event(received_at=now())

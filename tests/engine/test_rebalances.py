@@ -35,7 +35,7 @@ class Visitor:
 
 
 @virtual
-async def test_what_was_fetched_before_a_rebalance_is_not_taken_after_it() -> None:
+async def test_records_fetched_before_a_rebalance_are_not_taken() -> None:
     """A tracker takes an offset that it isn't given for a gap: a batch out of its time would hide what is before it."""
     world = await a_world(a_route(), ci=[0.05])
     await world.put(*events(6000))
@@ -116,7 +116,7 @@ async def test_a_destination_that_hangs_does_not_hold_a_rebalance_up_for_long() 
 
 
 @virtual
-async def test_what_ends_between_two_rebalances_is_known_to_the_next_owner() -> None:
+async def test_deliveries_ended_between_rebalances_are_known_to_the_owner() -> None:
     """A delivery that waited comes straight back, and is over before its record has been read again."""
     world = await a_world(a_route(), ci=[0.3])
     await world.put(*events(40))
@@ -137,7 +137,7 @@ async def test_what_ends_between_two_rebalances_is_known_to_the_next_owner() -> 
 
 
 @virtual
-async def test_what_another_owner_has_done_meanwhile_is_not_adopted() -> None:
+async def test_deliveries_that_another_owner_made_are_not_adopted() -> None:
     """A worker that subscribes anew leaves and joins; another serves its partitions for those seconds.
 
     What hangs holds the base back, so the other's commit tells of what is done by its bits.
@@ -189,7 +189,7 @@ async def _with_a_copy(world: World, *, after: float) -> Partition:
 
 
 @virtual
-async def test_the_copy_of_a_retry_is_known_though_its_partition_left_and_came_back_in_between() -> None:
+async def test_a_duplicate_of_a_retry_is_known_though_its_partition_left_and_returned() -> None:
     world = await a_world(a_route())
     async with running(world):
         await _with_a_copy(world, after=3.0)
@@ -202,7 +202,7 @@ async def test_the_copy_of_a_retry_is_known_though_its_partition_left_and_came_b
 
 
 @virtual
-async def test_a_retry_is_no_copy_of_one_that_the_log_has_deleted() -> None:
+async def test_a_retry_is_no_duplicate_of_a_deleted_one() -> None:
     """What is in flight of the first ends without effect, so the second is all there is."""
     world = await a_world(a_route(), ci=[9.0, 0.0])
     async with running(world):

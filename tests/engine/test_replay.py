@@ -209,7 +209,7 @@ def injected(world: World) -> Counter[str]:
 
 
 @virtual
-async def test_what_matches_the_rules_in_force_is_injected_for_every_destination() -> None:
+async def test_events_that_match_the_current_rules_go_to_every_destination() -> None:
     world = await a_world(a_route(match={"type": "push"}, when="body.n != 3", to=("ci", "audit")), a_route("other"))
     for number in range(5):
         await world.put(an_event(id=f"evt_{number}", body={"n": number}))
@@ -231,7 +231,7 @@ async def test_what_matches_the_rules_in_force_is_injected_for_every_destination
 
 
 @virtual
-async def test_a_replayed_delivery_keeps_its_id_and_begins_its_attempts_and_its_age_anew() -> None:
+async def test_a_replayed_delivery_keeps_its_id_and_restarts_its_attempts_and_age() -> None:
     policy = a_policy(schedule=(1.0,), max_attempts=2, max_age=60.0)
     world = await a_world(a_route(retry=policy), ci=[503, 503, 503, 200])
     async with owning(world) as control, running(world, world.worker(control)):
@@ -263,7 +263,7 @@ async def test_only_the_events_of_the_time_the_source_and_the_destination_are_re
 
 
 @virtual
-async def test_what_comes_after_the_command_is_not_replayed() -> None:
+async def test_events_after_the_command_are_not_replayed() -> None:
     world = await a_world(a_route())
     await events_of(world, 20)
     await an_order(world)
@@ -323,7 +323,7 @@ async def test_an_identity_is_shared_with_events_before_the_replay_too() -> None
 
 
 @virtual
-async def test_what_a_replay_had_injected_before_it_was_deleted_shares_its_id_with_nothing() -> None:
+async def test_the_id_of_a_replayed_and_then_deleted_event_is_not_reused() -> None:
     """The next owner can't see it any more, so it tells apart all that may share its identity."""
     world = await a_world(a_route())
     plain, alone = EventId("evt_without_identity"), event_id("github", "alone")
@@ -361,7 +361,7 @@ async def test_a_replay_keeps_ids_though_the_log_begins_in_the_middle() -> None:
 
 
 @virtual
-async def test_what_the_rules_take_for_a_duplicate_keeps_the_id_of_its_original() -> None:
+async def test_a_duplicate_by_the_rules_keeps_its_originals_id() -> None:
     """A receiver that deduplicates drops it then, as the gateway would."""
     world = await a_world(a_route())
     source = replace(world.rules.sources["github"], id=Expression("headers['x-id']"), dedupe=60.0)
@@ -498,7 +498,7 @@ async def test_a_process_that_has_lost_the_jobs_injects_nothing_more() -> None:
 
 
 @virtual
-async def test_a_scan_that_breaks_off_is_gone_on_with_where_it_was() -> None:
+async def test_an_interrupted_scan_resumes_where_it_was() -> None:
     world = await a_world(a_route())
     await events_of(world, 700, key="same")
     await an_order(world, rate=150.0)
@@ -543,7 +543,7 @@ async def events_in(world: World, partition: Partition) -> AsyncIterator[Event]:
 
 
 @virtual
-async def test_a_replay_takes_what_can_be_read_and_is_complete_only_with_the_rest() -> None:
+async def test_a_replay_takes_readable_partitions_and_ends_only_with_the_rest() -> None:
     world = await a_world(a_route())
     order, lost, there = await _beside_a_lost_partition(world)
     world.logger = structlog.get_logger()
@@ -565,7 +565,7 @@ async def test_a_replay_takes_what_can_be_read_and_is_complete_only_with_the_res
 
 
 @virtual
-async def test_a_replay_that_waits_for_a_partition_lets_the_next_one_begin() -> None:
+async def test_a_replay_waiting_for_a_partition_does_not_delay_the_next() -> None:
     world = await a_world(a_route())
     _, lost, there = await _beside_a_lost_partition(world)
     async with owning(world) as control:
@@ -781,7 +781,7 @@ async def test_a_command_is_forgotten_when_nothing_is_left_that_it_could_be_abou
         assert not control.commands
 
 
-def test_the_first_command_that_covers_a_letter_has_resolved_it() -> None:
+def test_the_first_command_covering_a_dead_letter_resolves_it() -> None:
     def an_end(name: str, at: float, end: int, which: DeadFilter, **fields: Any) -> ControlRecord:
         return ControlRecord(
             kind="dead", name=name, state="done", at=at, checkpoint={"d/0": end}, filter=which, latest=100.0, **fields
@@ -855,7 +855,7 @@ async def test_a_replay_that_waits_for_an_append_ends_when_it_is_cancelled() -> 
 
 
 @virtual
-async def test_a_replay_puts_what_it_injects_elsewhere_where_a_partition_has_no_leader() -> None:
+async def test_a_replay_injects_elsewhere_where_a_partition_has_no_leader() -> None:
     world = await a_world(a_route(to=("a", "b", "c", "d")))
     await events_of(world, 5)
     tier = TOPICS.retry("5s")

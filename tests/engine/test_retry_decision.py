@@ -142,11 +142,11 @@ def test_the_schedule_is_followed_and_its_last_step_repeats() -> None:
     assert end == dead(DeadReason.EXHAUSTED, "503 after 6 attempts")
 
 
-def test_max_attempts_counts_the_first_try() -> None:
+def test_max_attempts_counts_the_first() -> None:
     assert run(RetryPolicy(max_attempts=1), Result.CONNECT) == [dead(DeadReason.EXHAUSTED, "connect after 1 attempt")]
 
 
-def test_no_retry_is_scheduled_past_the_age_and_the_attempt_that_failed_was_made() -> None:
+def test_no_retry_is_scheduled_past_the_age_and_the_failed_attempt_counts() -> None:
     policy = RetryPolicy(schedule=(60,), max_age=100, jitter=0.0)
     assert run(policy, 500)[1:] == [dead(DeadReason.EXPIRED, "500 after 2 attempts")]
 
@@ -161,7 +161,7 @@ def test_a_replay_begins_a_new_age() -> None:
     assert decide(delivery, an_attempt(), STEADY, now=NOW) == Retry(due=NOW + 5)
 
 
-def test_the_default_policy_tries_for_three_days() -> None:
+def test_the_default_policy_lasts_three_days() -> None:
     *retries, end = run(STEADY, 503)
     assert end == dead(DeadReason.EXPIRED, "503 after 11 attempts")
     last = retries[-1]
@@ -206,7 +206,7 @@ def test_the_attempt_just_made_is_not_counted_twice() -> None:
     assert decide(after, attempts[-1], STEADY, now=NOW) == verdict
 
 
-def test_gone_is_a_dead_letter_at_once() -> None:
+def test_a_410_dead_letters_at_once() -> None:
     assert run(STEADY, 410) == [dead(DeadReason.GONE, "410 after 1 attempt")]
 
 

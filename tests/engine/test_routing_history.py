@@ -155,7 +155,7 @@ def test_of_each_event_that_is_done_the_rules_are_known_by_which_it_was_routed(
     hold(plan, is_told_late=is_told_late)
 
 
-def test_what_is_under_way_when_a_partition_comes_back_stays_as_it_was_routed() -> None:
+def test_records_in_flight_as_a_partition_returns_keep_their_routing() -> None:
     """Also where the rules have changed before it went, or change after it came."""
     for plan in (
         [(Model.read, 3), (Model.reload, 1), (Model.come_back, 0), (Model.finish, {0, 1}), (Model.store, 0)],
@@ -182,7 +182,7 @@ def hold(plan: Sequence[tuple[Any, Any]], *, is_told_late: bool) -> None:
             assert known.name == EDITIONS[revision].name, f"offset {offset}"
 
 
-def test_what_was_done_when_a_reader_came_was_routed_by_the_one_before() -> None:
+def test_records_done_before_a_reader_were_routed_by_its_predecessor() -> None:
     later = ControlRecord(
         kind="routed", name="b", state="done", at=2.0, checkpoint={PLACE: 10}, done={PLACE: b"\x05"}, revision="e1"
     )
@@ -192,7 +192,7 @@ def test_what_was_done_when_a_reader_came_was_routed_by_the_one_before() -> None
     assert history.revision_at(Partition("events", 1), 5) is None
 
 
-def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> None:
+def test_the_routing_history_of_a_recreated_topic_is_unknown() -> None:
     history = a_history()
     readings = RoutingHistoryUpdates(history)
 
@@ -210,7 +210,7 @@ def test_of_a_topic_that_was_made_again_it_is_not_known_what_was_taken_in() -> N
     assert history.revision_at(HERE, 3) == EDITIONS[1]
 
 
-def test_a_record_that_is_published_again_counts_once_and_one_that_is_gone_not_at_all() -> None:
+def test_a_record_published_again_counts_once_and_a_deleted_one_never() -> None:
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("a", 0, 0))
     assert history.knows_epoch(HERE, Commit(5), "e1")
     assert not history.knows_epoch(HERE, Commit(4), "e1")
@@ -237,7 +237,7 @@ def test_a_route_is_as_it_is_since_the_last_partition_came_to_be_read_so() -> No
     assert history.since("build", "1", {"none/0": 0}) is None, "nothing is known of it"
 
 
-def test_history_of_events_that_are_gone_is_forgotten() -> None:
+def test_history_of_deleted_events_is_forgotten() -> None:
     unused = ControlRecord(kind="rules", name="e9", state="done", at=100.0, routes=encode(EDITIONS[0], None))
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("c", 10, 2), unused)
 

@@ -21,7 +21,7 @@ def told_apart(
     ]
 
 
-def test_only_what_shares_its_identity_is_told_apart() -> None:
+def test_only_events_of_one_identity_are_distinguished() -> None:
     two = event_id("github", "2")
     assert told_apart((ONE, b"a", 0.0), (two, b"a", 0.0), (ONE, b"b", 0.0), (EventId("evt_x"), b"", 0.0)) == [
         None,
@@ -36,7 +36,7 @@ def test_a_duplicate_has_the_id_of_its_original(window: float | None, second: in
     assert told_apart((ONE, b"a", 0.0), (ONE, b"a", 10.0), window=window) == [None, second]
 
 
-def test_behind_what_is_deleted_each_identity_is_told_apart_and_duplicates_have_the_id_of_their_original() -> None:
+def test_behind_deleted_events_each_identity_is_distinguished_and_duplicates_keep_their_id() -> None:
     two, three = event_id("github", "2"), event_id("github", "3")
     events = [
         (ONE, b"a", 0.0),

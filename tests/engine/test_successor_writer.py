@@ -108,7 +108,7 @@ def test_none_is_begun_that_another_owner_may_begin(
     assert played(change, then=then) == expected
 
 
-def test_whose_a_record_is_is_asked_more_and_more_seldom() -> None:
+def test_an_unknown_name_is_looked_up_less_and_less_often() -> None:
     """Thousands of appends may wait for it at once, in the loop that also answers senders."""
 
     async def scenario() -> int:

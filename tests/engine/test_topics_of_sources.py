@@ -42,7 +42,7 @@ async def put(world: World, topic: str, count: int) -> None:
 
 @pytest.mark.parametrize("topic", [LISTED, NAMED])
 @pytest.mark.parametrize("is_seen", [True, False], ids=["for a moment", "never"])
-def test_what_came_by_rules_that_were_rolled_back_is_delivered(topic: str, *, is_seen: bool) -> None:
+def test_events_of_rolled_back_rules_are_delivered(topic: str, *, is_seen: bool) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
         async with running(world) as worker:

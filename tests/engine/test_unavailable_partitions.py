@@ -77,7 +77,7 @@ async def test_a_partition_that_takes_no_appends_is_reported_as_one_that_cannot_
 
 
 @virtual
-async def test_a_partition_without_a_leader_stops_no_other_and_goes_on_when_it_has_one() -> None:
+async def test_a_leaderless_partition_stops_no_other_and_resumes_with_a_leader() -> None:
     world = await a_world_of_partitions()
     world.logger = structlog.get_logger()
     places = await put(world)
@@ -151,7 +151,7 @@ async def test_nothing_is_repeated_that_was_under_way_when_a_rebalance_did_not_f
 
 
 @virtual
-async def test_of_a_partition_that_goes_to_another_before_it_is_found_the_other_begins_anew() -> None:
+async def test_an_unlocated_partition_that_moves_is_read_anew_by_its_next_owner() -> None:
     world = await a_world_of_partitions()
     world.client.scripts["ci"] = [4.0]
     async with running(world) as worker:
@@ -216,7 +216,7 @@ async def test_a_blip_makes_no_line() -> None:
 
 
 @virtual
-async def test_a_tier_that_is_gone_is_reported_as_such_and_not_as_empty() -> None:
+async def test_a_missing_tier_is_reported_as_missing_not_as_empty() -> None:
     world = await a_world_of_partitions()
     tier = TOPICS.retry("20h")
     async with running(world) as worker:
@@ -277,12 +277,12 @@ async def a_job_beside_a_lost_partition(
 
 
 @virtual
-async def test_a_kick_takes_what_can_be_read_and_says_what_it_went_without() -> None:
+async def test_a_kick_takes_the_readable_partitions_and_names_the_others() -> None:
     await _goes_without("kick")
 
 
 @virtual
-async def test_a_replay_of_letters_takes_what_can_be_read_and_says_what_it_went_without() -> None:
+async def test_a_dead_letter_replay_takes_readable_partitions_and_names_the_others() -> None:
     await _goes_without("dead")
 
 
@@ -302,7 +302,7 @@ async def _goes_without(kind: str) -> None:
 
 
 @virtual
-async def test_a_resumption_lets_go_what_can_be_read_and_the_rest_follows_by_itself() -> None:
+async def test_a_resume_releases_readable_partitions_and_later_the_rest() -> None:
     for is_moved in (False, True):
         world = await a_world(a_route())
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
@@ -332,7 +332,7 @@ async def test_a_resumption_lets_go_what_can_be_read_and_the_rest_follows_by_its
 
 
 @virtual
-async def test_what_a_resumption_could_not_read_follows_though_it_had_been_swept_while_it_was_paused() -> None:
+async def test_a_resumes_unread_partition_follows_though_swept_during_the_pause() -> None:
     """What is swept regularly had nothing to resume then, and came to the end of the partition."""
     world = await a_world(a_route())
     await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
@@ -385,7 +385,7 @@ class FlappingLog(MemoryLog):
 
 
 @pytest.mark.parametrize("looks", [1, 2, 3, 4, 5, 6])
-def test_what_a_resumption_could_not_read_follows_though_its_leader_is_lost_during_the_sweep(looks: int) -> None:
+def test_a_resumes_unread_partition_follows_though_leaderless_during_the_sweep(looks: int) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
@@ -468,7 +468,7 @@ async def test_dead_letters_are_counted_where_they_can_be_read() -> None:
 
 
 @virtual
-async def test_what_is_to_wait_in_a_tier_without_a_leader_is_stored_once_it_has_one() -> None:
+async def test_a_retry_for_a_leaderless_tier_is_stored_once_it_has_a_leader() -> None:
     route = a_route(to=("ci", "chat"), retry=a_policy(schedule=(20.0,)))
     world = await a_world(route, ci=[503, 200])
     world.logger = structlog.get_logger()
@@ -529,7 +529,7 @@ async def test_a_key_stays_halted_though_a_rebalance_did_not_find_its_partition(
 
 
 @virtual
-async def test_what_one_removed_route_has_left_goes_on_though_what_another_has_left_cannot_be_read() -> None:
+async def test_one_removed_routes_backlog_continues_though_anothers_is_unreadable() -> None:
     first, second = an_ordered_route("first"), an_ordered_route("second")
     other = a_route("other", match={"type": "never"})
     world = await a_world(other, first, second, ci=[503])

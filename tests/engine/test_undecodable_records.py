@@ -216,7 +216,7 @@ async def test_a_line_a_second_counts_many_records_that_cannot_be_read() -> None
 
 
 @virtual
-async def test_an_event_of_a_newer_version_waits_for_it_and_the_others_go_on() -> None:
+async def test_an_event_of_a_newer_version_waits_but_the_others_continue() -> None:
     world = await a_world(a_route())
     await put_newer(world, "evt_newer", key="one")
     first = next(iter(world.log.records(EVENTS)))
@@ -253,7 +253,7 @@ async def test_no_commit_passes_a_newer_record_however_much_follows() -> None:
 
 
 @virtual
-async def test_an_ordered_route_stands_at_a_newer_event() -> None:
+async def test_an_ordered_route_stops_at_a_newer_event() -> None:
     """What follows may be of its key."""
     world = await a_world(an_ordered_route())
     one, two, *rest = keyed(1, 6)
@@ -270,7 +270,7 @@ async def test_an_ordered_route_stands_at_a_newer_event() -> None:
 
 
 @virtual
-async def test_an_ordered_route_stands_at_a_newer_record_of_its_own_topic() -> None:
+async def test_an_ordered_route_stops_at_a_newer_record_of_its_own_topic() -> None:
     """What follows there may be of its key, too."""
     world = await a_world(an_ordered_route())
     for number, event in enumerate(keyed(1, 4)):
@@ -409,7 +409,7 @@ async def garbage_is_parked(world: World) -> None:
 
 
 @virtual
-async def test_a_resumption_leaves_what_a_newer_version_parked() -> None:
+async def test_a_resume_leaves_a_newer_versions_records() -> None:
     world = await a_world(a_route())
     for name in ("evt_before", "evt_after"):
         parked = a_filed(name)
@@ -511,7 +511,7 @@ async def test_a_command_of_a_newer_version_is_carried_out_by_it() -> None:
 
 
 @virtual
-async def test_a_replay_waits_at_a_newer_event_and_goes_on_after_it() -> None:
+async def test_a_replay_waits_at_a_newer_event_and_then_continues() -> None:
     world = await a_world(a_route())
     await world.put(an_event(id="evt_before", key="one", received_at=now()))
     await put_newer(world, "evt_newer", key="one")
@@ -534,7 +534,7 @@ async def test_a_replay_waits_at_a_newer_event_and_goes_on_after_it() -> None:
 
 
 @virtual
-async def test_what_waits_in_order_behind_a_newer_event_is_routed_by_the_rules_that_it_meets() -> None:
+async def test_ordered_events_behind_a_newer_one_are_routed_by_the_rules_in_force_then() -> None:
     world = await a_world(an_ordered_route(), ci=[503])
     one, two, three = keyed(1, 3)
     await world.put(one)

@@ -96,7 +96,7 @@ async def a_scene(*routes: Route, **scripts: Sequence[Answer]) -> AsyncIterator[
 
 
 @virtual
-async def test_a_new_route_gets_what_came_before_it_and_nothing_twice() -> None:
+async def test_a_new_route_gets_older_events_and_none_twice() -> None:
     async with a_scene(OTHER) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
         await scene.events(10)
         scene.reload(worker, OTHER, a_route())
@@ -110,7 +110,7 @@ async def test_a_new_route_gets_what_came_before_it_and_nothing_twice() -> None:
 
 
 @virtual
-async def test_of_a_changed_condition_only_what_it_missed_is_undelivered() -> None:
+async def test_only_the_events_a_changed_condition_missed_are_undelivered() -> None:
     async with a_scene(a_route(when="body.n > 6")) as scene:
         async with running(scene.world, scene.world.worker(scene.owner.control)) as worker:
             await scene.events(10)
@@ -122,7 +122,7 @@ async def test_of_a_changed_condition_only_what_it_missed_is_undelivered() -> No
 
 
 @virtual
-async def test_what_was_read_before_a_reload_amid_a_revocation_was_read_by_the_former_rules() -> None:
+async def test_records_read_before_a_reload_amid_a_revocation_have_the_former_rules() -> None:
     async with (
         a_scene(OTHER, audit=[1.5]) as scene,
         running(scene.world, scene.world.worker(scene.owner.control)) as worker,
@@ -157,7 +157,7 @@ async def test_how_events_were_routed_is_not_forgotten_while_they_cannot_be_read
 
 
 @virtual
-async def test_another_destination_of_a_route_gets_what_it_missed() -> None:
+async def test_a_routes_new_destination_gets_missed_events() -> None:
     async with a_scene(a_route()) as scene:
         async with running(scene.world, scene.world.worker(scene.owner.control)) as worker:
             await scene.events(5)
@@ -214,7 +214,7 @@ async def test_open_dead_letters_are_undelivered_and_resolved_by_the_replay() ->
 
 
 @virtual
-async def test_letters_that_came_while_a_replay_waited_for_its_turn_are_resolved_by_it() -> None:
+async def test_dead_letters_stored_while_a_replay_was_queued_are_resolved_by_it() -> None:
     script = [*[500] * 6, 200]
     async with (
         a_scene(a_route(retry=a_policy(max_attempts=1)), ci=script) as scene,
@@ -238,7 +238,7 @@ async def test_letters_that_came_while_a_replay_waited_for_its_turn_are_resolved
 
 
 @virtual
-async def test_of_dead_letters_of_a_condition_those_are_undelivered_that_it_takes_once_it_is_mended() -> None:
+async def test_a_conditions_dead_letters_that_match_after_its_fix_are_undelivered() -> None:
     failing, fixed = a_route(when="body.n + 'x' == 'x'"), a_route(when="body.n < 4")
     async with a_scene(failing) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
         await scene.events(6)
@@ -250,7 +250,7 @@ async def test_of_dead_letters_of_a_condition_those_are_undelivered_that_it_take
 
 
 @virtual
-async def test_a_dead_letter_is_replayed_by_the_request_in_force_now_and_without_asking_the_condition() -> None:
+async def test_a_dead_letter_is_replayed_by_the_current_request_whatever_the_condition() -> None:
     template = RequestTemplate(headers=(("X-N", Template("${{ body.m }}")),), body=None)
     other = replace(template, headers=(("X-N", Template("${{ body.n }}")),))
     async with (
@@ -271,7 +271,7 @@ async def test_a_dead_letter_is_replayed_by_the_request_in_force_now_and_without
 
 
 @virtual
-async def test_what_a_killed_process_had_routed_is_judged_by_who_routes_it_again() -> None:
+async def test_a_killed_processs_records_are_judged_by_their_next_router() -> None:
     """It had read on by the new rules, and nothing of that is committed: the next process reads it by the old ones."""
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
@@ -295,7 +295,7 @@ async def test_what_a_killed_process_had_routed_is_judged_by_who_routes_it_again
 
 
 @virtual
-async def test_what_new_rules_read_again_after_a_kill_they_have_delivered() -> None:
+async def test_events_reread_by_new_rules_after_a_kill_are_delivered() -> None:
     """The kill comes after a reload, and before a commit of what the old rules had routed."""
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
@@ -319,7 +319,7 @@ async def test_what_new_rules_read_again_after_a_kill_they_have_delivered() -> N
 
 
 @virtual
-async def test_of_processes_with_different_rules_each_publishes_what_it_reads() -> None:
+async def test_processes_with_different_rules_each_publish_their_reads() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)):
@@ -354,7 +354,7 @@ async def test_a_partition_that_comes_back_is_read_on_by_the_rules_it_was() -> N
 
 
 @virtual
-async def test_what_was_routed_before_anything_was_published_is_not_known_and_left_out() -> None:
+async def test_events_routed_before_any_history_are_unknown_and_skipped() -> None:
     async with a_scene(a_route()) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)):
@@ -375,7 +375,7 @@ async def test_what_was_routed_before_anything_was_published_is_not_known_and_le
 
 
 @virtual
-async def test_a_replay_whose_route_changed_meanwhile_proves_nothing_of_what_it_covered() -> None:
+async def test_a_replay_whose_route_changed_meanwhile_proves_no_delivery() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)) as worker:
@@ -389,7 +389,7 @@ async def test_a_replay_whose_route_changed_meanwhile_proves_nothing_of_what_it_
 
 
 @virtual
-async def test_a_replay_that_was_cancelled_has_delivered_what_it_had_come_to() -> None:
+async def test_a_cancelled_replay_has_delivered_up_to_its_position() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)) as worker:
@@ -406,7 +406,7 @@ async def test_a_replay_that_was_cancelled_has_delivered_what_it_had_come_to() -
         assert scene.delivered() == [1] * 40
 
 
-def test_a_killed_replay_leaves_no_letter_open_whose_delivery_it_has_queued() -> None:
+def test_a_killed_replay_leaves_no_queued_dead_letter_open() -> None:
     async def scenario(appends: int) -> bool:
         retry = a_policy(max_attempts=1)
         async with a_scene(a_route(retry=retry), ci=[*[500] * 8, 200]) as scene:
@@ -459,7 +459,7 @@ async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> Non
 
 
 @virtual
-async def test_what_was_taken_for_a_duplicate_and_is_none_by_the_rules_now_is_undelivered() -> None:
+async def test_a_duplicate_that_the_current_rules_tell_apart_is_undelivered() -> None:
     """An identity that made distinct events equal: the rules are corrected, and what was let go is brought."""
     async with a_scene(a_route()) as scene:
         world = scene.world
@@ -496,7 +496,7 @@ async def held(world: World, topic: str) -> Partition:
 
 
 @virtual
-async def test_a_replay_reports_letters_that_it_could_not_read_and_brings_them_when_it_is_given_again() -> None:
+async def test_a_replay_reports_unreadable_dead_letters_and_a_second_one_replays_them() -> None:
     async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=[500, 500, 200]) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)) as worker:
@@ -517,7 +517,7 @@ async def test_a_replay_reports_letters_that_it_could_not_read_and_brings_them_w
 
 
 @virtual
-async def test_what_a_replay_could_not_read_is_also_reported_by_the_owner_that_continues_it() -> None:
+async def test_a_replays_unread_partitions_are_reported_by_its_next_owner_too() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)) as worker:
@@ -558,7 +558,7 @@ async def test_nothing_counts_as_a_duplicate_whose_entry_may_be_where_nobody_can
 
 
 @virtual
-async def test_a_replay_that_waits_for_a_partition_has_delivered_what_it_had_come_to() -> None:
+async def test_a_replay_waiting_for_a_partition_has_delivered_up_to_it() -> None:
     async with a_scene(OTHER) as scene:
         world, control = scene.world, scene.owner.control
         async with running(world, world.worker(control)) as worker:
@@ -581,7 +581,7 @@ async def test_a_replay_that_waits_for_a_partition_has_delivered_what_it_had_com
 
 
 @virtual
-async def test_a_letter_of_another_event_of_the_same_identity_stays_open() -> None:
+async def test_a_dead_letter_of_another_event_of_the_identity_stays_open() -> None:
     async with a_scene(a_route(retry=a_policy(max_attempts=1)), ci=[500, 500, *[200] * 10]) as scene:
         async with running(scene.world, scene.world.worker(scene.owner.control)):
             events = []

@@ -406,7 +406,7 @@ async def test_a_template_that_cannot_be_rendered_dead_letters() -> None:
 
 
 @virtual
-async def test_a_record_that_cannot_be_read_is_kept_among_the_dead_and_wedges_nothing() -> None:
+async def test_an_unreadable_record_is_kept_as_a_dead_letter_and_blocks_nothing() -> None:
     world = await a_world(a_route())
     await world.log.append(EVENTS, key=b"k", value=b"\xff\x00", headers=[("gw_v", b"x")])
     await world.put(*events(2))
@@ -451,7 +451,7 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
 
 
 @virtual
-async def test_what_was_parked_late_is_swept_up_after_the_resumption() -> None:
+async def test_late_parked_deliveries_are_swept_after_the_resume() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
@@ -469,7 +469,7 @@ async def test_what_was_parked_late_is_swept_up_after_the_resumption() -> None:
 
 
 @virtual
-async def test_what_was_swept_up_once_is_left_by_the_next_owner_of_the_jobs() -> None:
+async def test_swept_deliveries_are_left_by_the_next_owner_of_the_jobs() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
@@ -491,7 +491,7 @@ async def test_what_was_swept_up_once_is_left_by_the_next_owner_of_the_jobs() ->
 
 
 @virtual
-async def test_a_kick_delivers_at_once_what_waits_for_its_retry_and_only_once() -> None:
+async def test_a_kick_makes_waiting_retries_at_once_and_only_once() -> None:
     policy = a_policy(schedule=(3600.0,), max_attempts=5, max_age=86400.0)
     world = await a_world(a_route(retry=policy), ci=[503, 503, 503, 200])
     async with operated(world) as control:
@@ -508,7 +508,7 @@ async def test_a_kick_delivers_at_once_what_waits_for_its_retry_and_only_once() 
 
 
 @virtual
-async def test_a_replay_of_dead_letters_gives_them_all_their_attempts_again_and_resolves_them() -> None:
+async def test_a_replay_of_dead_letters_restarts_their_attempts_and_resolves_them() -> None:
     policy = a_policy(schedule=(1.0,), max_attempts=2)
     world = await a_world(a_route(retry=policy), ci=[503, 503, 503, 503, 503, 200])
     async with operated(world) as control:
@@ -536,7 +536,7 @@ async def test_a_replay_of_dead_letters_gives_them_all_their_attempts_again_and_
 
 
 @virtual
-async def test_what_is_under_way_is_adopted_when_its_partition_comes_straight_back() -> None:
+async def test_attempts_in_flight_are_adopted_when_their_partition_returns() -> None:
     world = await a_world(a_route(), ci=[5.0])
     await world.put(*events(8))
     async with running(world):
@@ -701,7 +701,7 @@ async def test_the_lowest_unfinished_record_is_cut_short_when_the_window_fills()
 
 
 @virtual
-async def test_a_failed_commit_is_made_again() -> None:
+async def test_a_failed_commit_is_retried() -> None:
     world = await a_world(a_route())
     world.log.fail_commits(3)
     await world.put(*events(5))
@@ -729,7 +729,7 @@ async def test_counters_add_up() -> None:
 
 
 @virtual
-async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
+async def test_a_bug_dead_letters_one_delivery_only() -> None:
     world = await a_world(a_route())
 
     async def attempt(outbound: Outbound, **fields: Any) -> Attempt:
@@ -773,7 +773,7 @@ def test_control_records_survive_their_encoding() -> None:
 
 
 @virtual
-async def test_a_destination_that_is_gone_is_paused_where_the_rules_say_so() -> None:
+async def test_a_destination_that_responds_410_is_paused_by_the_rules() -> None:
     policy = a_policy(results=(("410", Disposition.DEAD_LETTER),))
     gone = a_destination("ci", url="http://127.0.0.1:1/ci", on_gone=OnGone.PAUSE, concurrency=1)
     world = await a_world(a_route(retry=policy), destinations=[gone], ci=[410])

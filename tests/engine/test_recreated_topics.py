@@ -26,7 +26,7 @@ NEW = [f"new_{number}" for number in range(3)]
 
 
 @virtual
-async def test_what_waits_in_a_tier_made_again_after_a_kick_is_delivered() -> None:
+async def test_a_retry_in_a_tier_recreated_after_a_kick_is_delivered() -> None:
     policy = a_policy(schedule=(30.0,), max_attempts=50, max_age=86400.0)
     world = await a_world(a_route(retry=policy), ci=[503] * 20 + [200])
     async with operated(world) as control, running(world, world.worker(control)):
@@ -49,7 +49,7 @@ async def test_what_waits_in_a_tier_made_again_after_a_kick_is_delivered() -> No
 
 
 @virtual
-async def test_a_kick_finds_what_waits_in_a_tier_made_again_after_another() -> None:
+async def test_a_kick_finds_retries_in_a_tier_recreated_after_another() -> None:
     policy = a_policy(schedule=(3600.0,), max_attempts=5, max_age=86400.0)
     world = await a_world(a_route(retry=policy), ci=[503] * 20 + [200])
     async with operated(world) as control, running(world, world.worker(control)):
@@ -68,7 +68,7 @@ async def test_a_kick_finds_what_waits_in_a_tier_made_again_after_another() -> N
 
 
 @virtual
-async def test_what_is_parked_in_a_topic_made_again_after_a_resumption_is_resumed() -> None:
+async def test_deliveries_in_a_parked_topic_recreated_after_a_resume_are_resumed() -> None:
     world = await a_world(a_route())
     async with operated(world) as control, running(world, world.worker(control)):
         for batch in (events(20), [an_event(id=name, received_at=now() + 1) for name in NEW]):
@@ -87,7 +87,7 @@ async def test_what_is_parked_in_a_topic_made_again_after_a_resumption_is_resume
 
 
 @virtual
-async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_that_is_soon_as_long_as_it_was() -> None:
+async def test_late_deliveries_in_a_recreated_parked_topic_are_swept_though_it_is_soon_as_long() -> None:
     world = await a_world(a_route())
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
@@ -102,7 +102,7 @@ async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_that
 
 
 @virtual
-async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_other_partitions_were_swept_since() -> None:
+async def test_late_deliveries_in_a_recreated_parked_topic_are_swept_though_others_were_before() -> None:
     world = await a_world(a_route())
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
@@ -121,9 +121,7 @@ async def test_what_is_parked_late_in_a_topic_made_again_is_swept_up_though_othe
 
 
 @virtual
-async def test_what_is_parked_late_in_a_partition_made_again_is_swept_up_though_only_others_could_be_read_then() -> (
-    None
-):
+async def test_late_deliveries_in_a_recreated_parked_partition_are_swept_though_unreadable_then() -> None:
     world = await a_world(a_route())
     lost = Partition(TOPICS.parked, 1)
     async with operated(world) as control, running(world, world.worker(control)):
@@ -144,7 +142,7 @@ async def test_what_is_parked_late_in_a_partition_made_again_is_swept_up_though_
 
 
 @virtual
-async def test_what_waits_in_a_partition_made_again_is_delivered_though_a_kick_could_read_only_others() -> None:
+async def test_retries_in_a_recreated_partition_are_delivered_though_a_kick_skipped_it() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(3600.0,), max_attempts=5, max_age=86400.0)))
     tier = TOPICS.retry("20m")
     lost = Partition(tier, 1)
@@ -170,7 +168,7 @@ async def test_what_waits_in_a_partition_made_again_is_delivered_though_a_kick_c
 
 
 @virtual
-async def test_what_was_parked_before_the_control_topic_was_made_again_is_resumed_though_nothing_is_paused() -> None:
+async def test_parked_deliveries_are_resumed_after_the_control_topic_is_recreated_without_a_pause() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
@@ -197,7 +195,7 @@ async def test_what_was_parked_before_the_control_topic_was_made_again_is_resume
 
 
 @virtual
-async def test_letters_in_a_topic_made_again_after_some_were_dropped_are_open() -> None:
+async def test_dead_letters_in_a_topic_recreated_after_a_drop_are_open() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(1.0,), max_attempts=1)), ci=[503])
     async with operated(world) as control, running(world, world.worker(control)):
         for name, batch in (("a", events(20)), ("b", [an_event(id=name, received_at=now() + 1) for name in NEW])):
@@ -222,7 +220,7 @@ async def test_letters_in_a_topic_made_again_after_some_were_dropped_are_open() 
 
 @pytest.mark.parametrize("action", ["drop", "replay"])
 @pytest.mark.parametrize("is_begun", [False, True])
-def test_an_order_about_letters_takes_none_of_a_topic_made_again_after_it(
+def test_a_command_covers_no_dead_letter_of_a_topic_recreated_later(
     action: Literal["drop", "replay"], *, is_begun: bool
 ) -> None:
     async def scenario() -> None:
@@ -268,7 +266,7 @@ class AheadLog(MemoryLog):
 
 
 @virtual
-async def test_letters_that_a_clock_ahead_has_stamped_before_it_was_set_back_are_replayed() -> None:
+async def test_dead_letters_stamped_by_a_clock_that_was_ahead_are_replayed() -> None:
     world = await a_world(a_route())
     world.log = log = AheadLog(20.0)
     await log.create(TOPICS.specs([EVENTS]))
@@ -284,7 +282,7 @@ async def test_letters_that_a_clock_ahead_has_stamped_before_it_was_set_back_are
         assert world.metrics.dead_letter_backlog.value == 0
 
 
-def test_a_checkpoint_covers_what_was_appended_before_its_last_record() -> None:
+def test_a_checkpoint_covers_appends_before_its_last_record() -> None:
     partition, at = Partition("gateway.retry.20s", 1), 1_700_000_000.5
     checkpoint = ControlRecord(
         kind="marker", name=f"kick/{NAME}", state="done", at=at + 3, checkpoint={"gateway.retry.20s/1": 7}, latest=at
@@ -373,7 +371,7 @@ async def test_a_resume_ends_though_the_control_topic_is_recreated_meanwhile() -
 
 
 @virtual
-async def test_a_replay_goes_on_though_the_control_topic_is_recreated_meanwhile() -> None:
+async def test_a_replay_continues_though_the_control_topic_is_recreated() -> None:
     world = await a_world(a_route())
     await many_control_records(world)
     await events_of(world, 50)
