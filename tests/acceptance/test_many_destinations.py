@@ -32,8 +32,8 @@ for line in urllib.request.urlopen(sys.argv[1]):
     if b"oldest_pending_seconds{" in line:
         sys.stdout.buffer.write(line)
 """
-MOST_MEMORY = 512 << 20
-MOST_WAIT = 16.0
+MAX_MEMORY = 512 << 20
+MAX_WAIT = 16.0
 """Seconds that the lowest unfinished offset may wait: some in a queue and memory, two timeouts of 5 s, and a spill."""
 
 
@@ -132,8 +132,8 @@ async def test_a_fifth_of_all_destinations_dies_and_the_others_do_not_notice(
                 if not died - 0.2 < request.at < recovered + 0.2
             )
             assert max(answered.values()) == 1, gateway.story()
-        assert WATCHED.memory < MOST_MEMORY
-        assert WATCHED.oldest < MOST_WAIT
+        assert WATCHED.memory < MAX_MEMORY
+        assert WATCHED.oldest < MAX_WAIT
         if is_full:
             assert beside <= max(SHARE * before, before + MARGIN), gateway.story()
 

@@ -24,7 +24,7 @@ async def test_without_a_fault_nothing_is_duplicated(place: LogPlace, folder: Pa
 
 
 @pytest.mark.timeout(180)
-async def test_a_repeatedly_killed_gateway_repeats_only_uncommitted_deliveries(
+async def test_a_gateway_killed_again_and_again_repeats_only_uncommitted_deliveries(
     place: LogPlace, folder: Path, table: Table, *, is_full: bool
 ) -> None:
     kills, rate = (5, 1500.0) if is_full else (2, 150.0)

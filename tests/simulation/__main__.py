@@ -2,7 +2,7 @@
 
 python -m tests.simulation --seeds 10000 [--first 0] [--keep-going]     two processes, a progress bar
 python -m tests.simulation --seed 17 [--trace]                          one seed, and its trace
-python -m tests.simulation --seed 17 --minimal [--out FILE]             the smallest plan that fails as it does
+python -m tests.simulation --seed 17 --minimal [--out FILE]             the smallest plan that fails the same way
 python -m tests.simulation --plan FILE [--trace] [--minimal]            a plan that was written
 """
 
@@ -45,7 +45,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--keep-going", action="store_true", help="don't stop at the first seed that fails")
     parser.add_argument("--seed", type=int, help="run this one alone")
     parser.add_argument("--plan", type=Path, help="run the plan in a file")
-    parser.add_argument("--minimal", action="store_true", help="make the plan as small as it fails still")
+    parser.add_argument("--minimal", action="store_true", help="minimise the plan while it still fails")
     parser.add_argument("--trace", action="store_true", help="tell everything that happened")
     parser.add_argument("--out", type=Path, help="where to write the plan that was run")
     return parser
@@ -86,7 +86,7 @@ def _many(console: Console, arguments: argparse.Namespace) -> int:
     if not failures:
         return 0
     first = min(failures)
-    console.print(f"\n[bold]seed {first.seed}[/], made smaller:", highlight=False)
+    console.print(f"\n[bold]seed {first.seed}[/], minimised:", highlight=False)
     arguments.minimal, arguments.trace = True, True
     return _one(console, plan_of(first.seed), arguments)
 

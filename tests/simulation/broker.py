@@ -2,8 +2,8 @@
 
     SimulatedLog     one process's connection. Dies with its process: whatever is called after that never returns
     Broker           what all of them share: records, commits, groups, the nodes' clocks, and the failures in force
-    Group            Kafka's eager protocol: JOIN ──all here──▶ generation + 1 ──▶ assignments; a member that was thrown
-                     out finds out later, and its commits are refused meanwhile
+    Group            Kafka's eager protocol: JOIN ──all here──▶ generation + 1 ──▶ assignments; an evicted member
+                     finds out later, and its commits are refused meanwhile
 
 What is stored, acknowledged and committed is told to the `Ledger`, at the moment at which it happens.
 """
@@ -56,7 +56,7 @@ class Client(Protocol):
     """A process, as far as its log goes."""
 
     name: str
-    place: str
+    slot: str
     """What comes again with the process that follows it: its host and port."""
     is_dead: bool
     is_newer: bool
@@ -93,10 +93,10 @@ class Witness(Protocol):
     ) -> None: ...
     def seeded(self, group: str, partition: Partition, commit: Commit) -> None: ...
     def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
-    def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
+    def evicted(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
     def deleted(self, partition: Partition, start: int) -> None: ...
-    def made_again(self, partition: Partition) -> None: ...
-    def mistaken(self, partition: Partition, below: int) -> None: ...
+    def recreated(self, partition: Partition) -> None: ...
+    def indistinguishable_below(self, partition: Partition, below: int) -> None: ...
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None: ...
     def records_deleted(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None: ...
 
@@ -157,7 +157,7 @@ class Broker:
         self.leaderless: dict[Partition, float] = {}
         """Until when they have none."""
         self.gone: set[str] = set()
-        """The topics that were deleted and aren't made again yet."""
+        """The topics that were deleted and aren't recreated yet."""
         self.has_deleted = False
         self._partitions = partitions
 
@@ -183,7 +183,7 @@ class Broker:
                 self.segments[partition] = Segment(leader=crc32(repr(partition).encode()) % len(self.skews))
         self._tell_readers(topic)
 
-    def make_again(self, topic: str, seconds: float) -> None:
+    def recreate(self, topic: str, seconds: float) -> None:
         """Delete a topic, and make it again after some seconds; at once, if 0: before a member sees that it was away.
 
         With it goes what groups have committed. What waits for an answer isn't stored while it is away.
@@ -195,7 +195,7 @@ class Broker:
             for group in self.groups.values():
                 group.commits.pop(partition, None)
                 group.stale.discard(partition)
-            self.witness.made_again(partition)
+            self.witness.recreated(partition)
         self.has_deleted = True
         if not seconds:
             self._see_range(topic)
@@ -234,7 +234,7 @@ class Broker:
         self.loop.call_at(self.leaderless[partition], self.see_leaders)
 
     def find_leaders(self) -> None:
-        """Give each partition a leader, and make again what is away."""
+        """Give each partition a leader, and recreate the deleted topics."""
         self.leaderless.clear()
         for topic in list(self.gone):
             self._bring_back(topic)
@@ -371,7 +371,7 @@ class Group:
     def throw_out(self, member: "SimulatedConsumer", learns: float) -> None:
         """Let a member's session end, of which it hears so many seconds later."""
         if member in self.members:
-            self._broker.witness.thrown_out(member.client, self.name, member.owned)
+            self._broker.witness.evicted(member.client, self.name, member.owned)
             self.remove(member)
             self._broker.loop.call_later(learns, member.learn)
 
@@ -379,9 +379,9 @@ class Group:
         """Return whether a commit may be stored that a member sent when it was of a generation."""
         return member in self.members and generation == self.generation and member not in self._here
 
-    def evict(self, place: str) -> None:
+    def evict(self, slot: str) -> None:
         """Remove the dead predecessor of a process, as one that starts does."""
-        for member in [each for each in self.members if each.client.place == place and each.client.is_dead]:
+        for member in [each for each in self.members if each.client.slot == slot and each.client.is_dead]:
             self.remove(member)
 
     def _go_on_without(self) -> None:
@@ -431,9 +431,9 @@ class SimulatedLog:
 
     max_record_bytes = 1_047_564
 
-    def __init__(self, broker: Broker, client: Client, random: Random, drowsy: Callable[[], float]) -> None:
+    def __init__(self, broker: Broker, client: Client, random: Random, min_poll_interval: Callable[[], float]) -> None:
         self.consumers: list[SimulatedConsumer] = []
-        self.drowsy = drowsy
+        self.min_poll_interval = min_poll_interval
         self._broker = broker
         self._client = client
         self._random = random
@@ -536,7 +536,7 @@ class SimulatedLog:
         else:
             if group not in self._known:
                 self._known.add(group)
-                self._broker.group(group).evict(self._client.place)
+                self._broker.group(group).evict(self._client.slot)
             consumer.start(self._broker.group(group))
         return consumer
 
@@ -684,7 +684,7 @@ class SimulatedConsumer:
         self.group: Group | None = None
         self.generation = -1
         self.heard = asyncio.Event()
-        """That the group is changing, or has thrown us out."""
+        """That the group is changing, or has evicted us."""
         self._broker = broker
         self._log = log
         self._listener = listener
@@ -715,7 +715,7 @@ class SimulatedConsumer:
     async def fetch(self, *, timeout: float) -> Sequence[Batch]:
         self._check()
         loop = self._broker.loop
-        deadline = loop.time() + max(timeout, self._log.drowsy())
+        deadline = loop.time() + max(timeout, self._log.min_poll_interval())
         self._look_now_and_then()
         assignments = self._assignments
         await asyncio.sleep(0)
@@ -786,7 +786,7 @@ class SimulatedConsumer:
     # What the group has to say.
 
     def learn(self) -> None:
-        """Hear that we are thrown out, whatever we are waiting for."""
+        """Hear that we are evicted, whatever we are waiting for."""
         self.heard.set()
         if self._share is not None and not self._share.done():
             self._share.set_result((-1, []))
@@ -852,7 +852,7 @@ class SimulatedConsumer:
         if commit is not None and commit.base > segment.end:
             commit = None
         if commit is not None and partition in group.stale:
-            self._broker.witness.mistaken(partition, segment.end_before)
+            self._broker.witness.indistinguishable_below(partition, segment.end_before)
         assignment = Assignment(partition, commit or Commit(start), start, commit is not None)
         self._broker.witness.took_over(group.name, assignment, is_first=commit is None)
         return assignment
@@ -936,7 +936,7 @@ class SimulatedConsumer:
         return False
 
     def see_range(self, partition: Partition) -> None:
-        """Let fetches go on at a partition's start if our position is beyond its end: its topic was made again."""
+        """Let fetches go on at a partition's start if our position is beyond its end: its topic was recreated."""
         at = self.positions.get(partition)
         is_asked = partition not in self._paused and partition not in self._broker.leaderless
         if at is not None and is_asked and at > self._broker.segments[partition].end:
@@ -1051,12 +1051,12 @@ class SimulatedConsumer:
             self._listener.records_deleted(partition, range(position, start))
 
     def _go_on_as_before(self, partition: Partition) -> None:
-        """Go on at our position in a topic that was made again, as if its records were those that were there."""
+        """Go on at our position in a recreated topic, as if its records were those that were there."""
         segment = self._broker.segments[partition]
         if self._lives[partition] != segment.life:
             self._lives[partition] = segment.life
             if self.group is not None and self.group.owners.get(partition) is self:
-                self._broker.witness.mistaken(partition, segment.end_before)
+                self._broker.witness.indistinguishable_below(partition, segment.end_before)
 
     def _take(self) -> list[Batch]:
         batches = []

@@ -34,7 +34,7 @@ from gateway.model import (
 )
 from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
-from tests.simulation.plan import GRACEFUL, REMAKE, RETENTION, REVOKE_GRACE, Plan, RouteSpec
+from tests.simulation.plan import GRACEFUL, HANDOVER, RECREATE, RETENTION, Plan, RouteSpec
 
 TOPICS = Topics()
 ROUTER = TOPICS.group(ROUTER_GROUP)
@@ -51,7 +51,7 @@ FAILURES = frozenset({Result.SERVER_ERROR, Result.TIMEOUT, Result.CONNECT, Resul
 ORDERED = TOPICS.group("ordered.")
 OF_EVENTS = (TOPICS.events(""), TOPICS.retry(""), TOPICS.dead, TOPICS.parked, ORDERED)
 """What topics of events and deliveries begin with."""
-OFF = 5.0
+CLOCK_ERROR = 5.0
 """Seconds by which a process may misjudge the log's time: it hears of it with each append, and its clock drifts."""
 PAUSE_LAG = 2.0
 """Seconds within which every process has read an order."""
@@ -59,10 +59,10 @@ COMMIT_LAG = 60.0
 """Seconds within which it is committed that a delivery has ended, also while a long quiet time is slept through."""
 UNKNOWN_SEEN = 300.0
 """Seconds within which surely somebody has looked whether a name is known by now."""
-SETTLED = 8.0
+STARTED_WITHIN = 8.0
 """Seconds in which processes that start one after the other take everything from each other."""
 
-Pair = tuple[str, str]
+Target = tuple[str, str]
 Key = tuple[int, str]
 """The number of an event, and the id of a delivery."""
 
@@ -80,7 +80,7 @@ class Violation(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class RulesVersion:
     """One version of the rules."""
 
     number: int
@@ -90,7 +90,7 @@ class Version:
     topics: Mapping[str, str]
     """To which topic each source of the plan appends."""
 
-    def pairs(self, event: Event) -> frozenset[Pair]:
+    def targets(self, event: Event) -> frozenset[Target]:
         """Return the routes and destinations that an event is for."""
         if event.source not in self.sources:
             return frozenset()
@@ -110,7 +110,7 @@ class InForce:
     """When a process went by a version of the rules."""
 
     process: str
-    version: Version
+    version: RulesVersion
     since: float
     until: float | None = None
 
@@ -120,7 +120,7 @@ class Reading(NamedTuple):
 
     at: float
     process: str
-    version: Version
+    version: RulesVersion
 
 
 @dataclass(slots=True, eq=False)
@@ -140,11 +140,11 @@ class Row:
     is_acknowledged: bool = False
     is_deleted: bool = False
     is_left: bool = False
-    """Whether it wasn't committed when who had its partition was killed or evicted, or gave it up."""
+    """Whether it was uncommitted when the owner of its partition was killed, evicted or released it."""
     is_of_evicted: bool = False
-    """Whether who wrote it was evicted, and didn't know."""
+    """Whether its writer had been evicted without knowing."""
     gone_at: float = math.inf
-    """When its topic was deleted, to be made again."""
+    """When its topic was deleted, to be recreated."""
 
     @override
     def __str__(self) -> str:
@@ -163,7 +163,7 @@ class Row:
 
 
 @dataclass(slots=True, eq=False)
-class Try:
+class ObservedAttempt:
     """An attempt."""
 
     process: str
@@ -193,17 +193,17 @@ class Try:
 class Trail:
     """What is known of one delivery of one event."""
 
-    tries: list[Try] = field(default_factory=list)
+    attempts: list[ObservedAttempt] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     is_delivered: bool = False
     is_dead: bool = False
     ended_at: float = math.inf
-    """When it first had a success, or a record among the dead."""
+    """When it first had a success, or a dead letter."""
     successor: int = 0  # acknowledged
     written: int = 0  # stored
-    hits: int = 0
-    spared: int = 0
-    """Hits that are none as long as its route keeps the order."""
+    allowed_repeats: int = 0
+    allowed_repeats_if_unordered: int = 0
+    """Repeats that are allowed besides, unless its route keeps the order."""
     lives: set[float] = field(default_factory=set)
 
 
@@ -212,27 +212,27 @@ class Readings:
     """By which rules events were matched, by their numbers."""
 
     of: dict[int, list[Reading]] = field(default_factory=lambda: defaultdict(list))
-    committed: dict[int, Version] = field(default_factory=dict)
-    """By which rules by who has committed it."""
+    committed: dict[int, RulesVersion] = field(default_factory=dict)
+    """The rules that the committing process matched it by."""
 
 
 @dataclass(slots=True)
 class Deletions:
-    """What the log has deleted of what wasn't done."""
+    """Unfinished records that the log has deleted."""
 
     lost: dict[tuple[str, Partition], set[int]] = field(default_factory=lambda: defaultdict(set))
-    """What no commit of a group covered."""
-    untold: dict[tuple[str, Partition], set[int]] = field(default_factory=lambda: defaultdict(set))
-    """Of that, what nobody can know of: the group hadn't committed anything, or the log's start wasn't known."""
-    told: Counter[str] = field(default_factory=Counter)
-    """How much of each topic members were told to be deleted, at most."""
-    forgone: dict[Key, int] = field(default_factory=dict)
+    """Those that no commit of a group covered."""
+    unreportable: dict[tuple[str, Partition], set[int]] = field(default_factory=lambda: defaultdict(set))
+    """Of these, the ones nobody can know of: the group hadn't committed anything, or the log's start wasn't known."""
+    reported: Counter[str] = field(default_factory=Counter)
+    """How many deleted records of each topic were reported to members, at most."""
+    excused_deliveries: dict[Key, int] = field(default_factory=dict)
     """The deliveries concerned, and the furthest step of each that was deleted."""
-    made_again_at: dict[Partition, float] = field(default_factory=dict)
-    """When a topic was last made again."""
-    mistaken: dict[Partition, int] = field(default_factory=dict)
-    """Of topics that were made again and had grown as far as their readers were before those looked: up to which offset
-    of theirs nobody can know that it isn't what was read or done before."""
+    recreated_at: dict[Partition, float] = field(default_factory=dict)
+    """When a topic was last recreated."""
+    indistinguishable_below: dict[Partition, int] = field(default_factory=dict)
+    """Of recreated topics that had grown as far as their readers were before those looked: the offset below which
+    nobody can know that their records aren't those that were read or done before."""
     left_to_kicks: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
     """For which names what routers held of the tiers was left to a kick, up to where."""
 
@@ -248,7 +248,7 @@ class Ledger:
         self.trails: dict[Key, Trail] = defaultdict(Trail)
         self.in_force: list[InForce] = []
         self._readings = Readings()
-        self.tries: list[Try] = []
+        self.attempts: list[ObservedAttempt] = []
         self.dead_values: set[bytes] = set()
         self.commits: dict[tuple[str, Partition], Commit] = {}
         self.appended = Counter[str]()
@@ -259,7 +259,7 @@ class Ledger:
         self._covered: dict[tuple[str, Partition], set[int]] = defaultdict(set)
         self._under_way: Counter[tuple[str, str]] = Counter()
         self._begun: defaultdict[tuple[str, str], deque[float]] = defaultdict(deque)
-        self._begun_by_all: defaultdict[str, deque[Try]] = defaultdict(deque)
+        self._begun_by_all: defaultdict[str, deque[ObservedAttempt]] = defaultdict(deque)
         self._is_still = set(plan.faults) <= {"trouble", "gap", "poison", "order"}
         """No process takes anything from another, once all are there."""
         self._is_time_sure = not {"step", "append"} <= set(plan.faults)
@@ -267,11 +267,11 @@ class Ledger:
         self._quiet: dict[tuple[str, str], tuple[float, float]] = {}
         """Since when and until when a destination has asked a process for silence."""
         self._paused_at: dict[str, float] = {}
-        self._deaf_until = 0.0
+        self._unreadable_until = 0.0
         self._zombies: set[str] = set()
-        self._thrown_out_at: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        self._evicted_at: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._loose: dict[str, set[Key]] = defaultdict(set)
-        """What a process may have under way from partitions that it gave up: an append is late, an attempt hangs."""
+        """What a process may have in flight from revoked partitions: a late append, an attempt that hangs."""
         self._replays: list[tuple[str, str, Mapping[str, int], float, bool]] = []
         self._kicks: dict[str, dict[int, float]] = {}
         """When kicks were given that aren't answered yet, by key and offset."""
@@ -281,13 +281,13 @@ class Ledger:
         """When breakers were kicked, by destination."""
         self._resolutions: list[tuple[ControlRecord, float]] = []
         self._resolved_at: dict[str, float] = {}
-        """When orders about dead letters were said to be done."""
-        self._incomplete: set[str] = set()  # orders about dead letters that say that they went without a partition
+        """When commands for dead letters were reported done."""
+        self._incomplete: set[str] = set()  # commands for dead letters that report an unread partition
         self._deletions = Deletions()
         self._appended: dict[tuple[Partition, int, float], Row] = {}
         """All rows, those of topics that are gone, too."""
         self._identities: dict[tuple[Partition, str, bytes], list[Row]] = defaultdict(list)
-        self._pairs = list(_all_pairs(plan))
+        self._targets = list(_all_targets(plan))
         self._now = now
         self._say = say
 
@@ -323,13 +323,13 @@ class Ledger:
                 self.dead_values.add(record.value)
             return
         row.number = int(dict(row.event.headers)[MARK])
-        if self._is_mistaken(row):
-            self._forgo(row)
+        if self._is_indistinguishable(row):
+            self._excuse(row)
         if row.stored is not None:
             self._carried(row, row.stored)
             # What an ordered route's topic has twice is told apart there, and made once.
             is_one_of_two = row.origin is not None and self._was_ordered(row.stored.delivery.route)
-            self.trails[row.number, row.stored.delivery.id].spared += is_one_of_two
+            self.trails[row.number, row.stored.delivery.id].allowed_repeats_if_unordered += is_one_of_two
             for key in () if is_one_of_two else self._keys(row):  # each that an unknown source may come to
                 self._see_whose(client.name, key, is_dead=client.is_dead)
         else:
@@ -367,17 +367,23 @@ class Ledger:
     def _see_times(self, row: Row, delivery: Delivery, trail: Trail) -> None:
         """Check that what is told of an attempt is the log's time, whatever the clock of the process says."""
         for attempt in delivery.attempts:
-            tries = [each for each in trail.tries if each.attempt == attempt.number]
-            if all(each.is_timed and abs(attempt.at - EPOCH - each.began) > 2 * self.plan.skew + OFF for each in tries):
+            attempts = [each for each in trail.attempts if each.attempt == attempt.number]
+            if all(
+                each.is_timed and abs(attempt.at - EPOCH - each.began) > 2 * self.plan.skew + CLOCK_ERROR
+                for each in attempts
+            ):
                 told = f"attempt {attempt.number} is told to have begun at {attempt.at - EPOCH:.3f}"
                 self.violate("23 one clock", told, [row, *self._told(trail)])
 
     def _policies(self, delivery: Delivery, trail: Trail, until: float) -> list[RouteSpec]:
         """Return the policies by one of which it was decided what followed from a delivery's last attempt."""
         last = delivery.attempts[-1].number
-        since = min([each.began for each in trail.tries if each.attempt == last], default=0.0)
+        since = min([each.began for each in trail.attempts if each.attempt == last], default=0.0)
         return [
-            route for version in self.versions(since, until) for route in version.routes if route.name == delivery.route
+            route
+            for version in self.rules_versions(since, until)
+            for route in version.routes
+            if route.name == delivery.route
         ]
 
     def _why_not(self, reason: str, row: Row, delivery: Delivery, trail: Trail) -> str:
@@ -391,7 +397,9 @@ class Ledger:
             return ""  # whoever decided it is gone
         last = delivery.attempts[-1]
         least, least_age = min(each.max_attempts for each in policies), min(each.max_age for each in policies)
-        asked = [each.result.retry_after or 0.0 for each in trail.tries if each.attempt == last.number and each.result]
+        asked = [
+            each.result.retry_after or 0.0 for each in trail.attempts if each.attempt == last.number and each.result
+        ]
         most = max(_most_delay(last, policy) for policy in policies)
         due = last.at + last.seconds + max([most, *asked]) + 1.0  # a record doesn't tell how long it was asked to wait
         if self.plan.skew or not self._is_time_sure:
@@ -412,7 +420,7 @@ class Ledger:
             return ""
         at = row.at - 3600.0 + 2 * self.plan.skew + 1.0
         while at < row.at:
-            versions = list(self.versions(at, at + UNKNOWN_SEEN))
+            versions = list(self.rules_versions(at, at + UNKNOWN_SEEN))
             if versions and all(version.names(delivery) for version in versions):
                 return f"it was known from {at:.0f} s on"
             at += UNKNOWN_SEEN / 2
@@ -437,7 +445,7 @@ class Ledger:
     def unacknowledged(self, partition: Partition, record: Record) -> None:
         row = self._appended.get((partition, record.offset, record.appended_at))
         if row is not None and row.stored is not None and row.origin is None:
-            self.trails[row.number, row.stored.delivery.id].hits += 1
+            self.trails[row.number, row.stored.delivery.id].allowed_repeats += 1
 
     def committed(self, client: Client, group: str, partition: Partition, commit: Commit, *, is_stale: bool) -> None:
         """Note what is done by a commit. One that is stale speaks of a topic of that name that is gone."""
@@ -450,8 +458,8 @@ class Ledger:
             return
         self.commits[group, partition] = commit
         covered = self._covered[group, partition]
-        mistaken = self._deletions.mistaken.get(partition, 0)
-        if any(offset >= mistaken for offset in covered.difference(covers(commit, covered))):
+        limit = self._deletions.indistinguishable_below.get(partition, 0)
+        if any(offset >= limit for offset in covered.difference(covers(commit, covered))):
             self.violate(
                 "2 no commit goes back",
                 f"{client.name} committed {group} of {partition}: {_proven_concurrency(commit)}",
@@ -485,19 +493,19 @@ class Ledger:
             row.is_deleted = True
             if row.stored is not None and row.origin is not None and (commit is None or offset >= commit.base):
                 # The next owner would read there that the event has come: a router that appends it again repeats it.
-                self.trails[row.number, row.stored.delivery.id].hits += 1
+                self.trails[row.number, row.stored.delivery.id].allowed_repeats += 1
             if offset not in covered:
                 self._deletions.lost[group, partition].add(offset)
                 self._say(f"{partition.topic}/{partition.number}@{offset} is deleted: {row.what()}")
-                self._forgo(row)
+                self._excuse(row)
 
-    def _forgo(self, row: Row) -> None:
+    def _excuse(self, row: Row) -> None:
         """Demand no end of what a record carries, up to its step."""
         step = 0 if row.stored is None else row.stored.delivery.successor
-        forgone = self._deletions.forgone
-        forgone.update({key: max(forgone.get(key, 0), step) for key in self._keys_of_all(row)})
+        excused_deliveries = self._deletions.excused_deliveries
+        excused_deliveries.update({key: max(excused_deliveries.get(key, 0), step) for key in self._keys_of_all(row)})
 
-    def made_again(self, partition: Partition) -> None:
+    def recreated(self, partition: Partition) -> None:
         """Note that an operator has deleted a topic, which begins anew: what was in it is nowhere any more."""
         rows = self.rows.pop(partition, {})
         for row in rows.values():
@@ -506,44 +514,46 @@ class Ledger:
             self._see_gone(row)
         self._covered.pop((group_of(partition), partition), None)
         self.commits.pop((group_of(partition), partition), None)
-        self._deletions.mistaken.pop(partition, None)
-        self._deletions.made_again_at[partition] = self._now()
+        self._deletions.indistinguishable_below.pop(partition, None)
+        self._deletions.recreated_at[partition] = self._now()
         if partition.topic == TOPICS.control:  # what was asked for before comes before all that is in the new one
             self._kicks = {key: {-1: min(asked.values())} for key, asked in self._kicks.items() if asked}
-        self._say(f"{_place(partition)} is made again")
+        self._say(f"{_place(partition)} is recreated")
 
     def _see_gone(self, row: Row) -> None:
         """Demand no end of what was nowhere but in a topic that was deleted; nobody knows how much that was.
 
-        What wasn't acknowledged, nor is a copy of what was, is carried by the record before it still; and a dead letter
-        is an end.
+        What wasn't acknowledged, nor is a duplicate of what was, is carried by the record before it still; and a dead
+        letter is an end.
         """
         group = group_of(row.partition)
         is_open = self._is_carried_here(row) and row.offset not in self._covered[group, row.partition]
         if is_open and row.partition.topic != TOPICS.dead and self._unfinished(row, group):
-            self._forgo(row)
+            self._excuse(row)
             self._say(f"{_place(row.partition)}@{row.offset} is deleted with its topic: {row.what()}")
 
     def _is_carried_here(self, row: Row) -> bool:
-        """Return whether the step of a record was acknowledged: of this one, or of a copy."""
+        """Return whether the step of a record was acknowledged: of this one, or of a duplicate."""
         if row.stored is None:
             return False
         delivery = row.stored.delivery
         return self.trails[row.number, delivery.id].successor >= delivery.successor
 
-    def mistaken(self, partition: Partition, below: int) -> None:
-        """Note that a topic that was made again had grown as far as its reader was before that looked at it.
+    def indistinguishable_below(self, partition: Partition, below: int) -> None:
+        """Note that a recreated topic had grown as far as its reader was before that looked at it.
 
         Nobody can know that what it has below that isn't what was read or done before; there, a commit may go back.
         """
         self._say(f"{_place(partition)} is taken for what it was, up to {below}")
-        self._deletions.mistaken[partition] = max(below, self._deletions.mistaken.get(partition, 0))
+        self._deletions.indistinguishable_below[partition] = max(
+            below, self._deletions.indistinguishable_below.get(partition, 0)
+        )
         for row in self.rows[partition].values():
-            if self._is_mistaken(row) and self._unfinished(row, group_of(partition)):
-                self._forgo(row)
+            if self._is_indistinguishable(row) and self._unfinished(row, group_of(partition)):
+                self._excuse(row)
 
-    def _is_mistaken(self, row: Row) -> bool:
-        return row.offset < self._deletions.mistaken.get(row.partition, 0)
+    def _is_indistinguishable(self, row: Row) -> bool:
+        return row.offset < self._deletions.indistinguishable_below.get(row.partition, 0)
 
     def _keys_of_all(self, row: Row) -> Iterator[Key]:
         """Yield what a record is for, as one of an unknown source, too."""
@@ -557,15 +567,17 @@ class Ledger:
         partition, commit, start, _ = assignment
         if is_first:
             lost = self._deletions.lost[group, partition]
-            self._deletions.untold[group, partition].update(each for each in lost if each < start)
-        self._deletions.told[partition.topic] += sum(not commit.covers(offset) for offset in range(commit.base, start))
+            self._deletions.unreportable[group, partition].update(each for each in lost if each < start)
+        self._deletions.reported[partition.topic] += sum(
+            not commit.covers(offset) for offset in range(commit.base, start)
+        )
 
     def records_deleted(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None:
         if is_told:
-            self._deletions.told[partition.topic] += len(deleted)
+            self._deletions.reported[partition.topic] += len(deleted)
         else:
             lost = self._deletions.lost[group, partition]
-            self._deletions.untold[group, partition].update(each for each in lost if each in deleted)
+            self._deletions.unreportable[group, partition].update(each for each in lost if each in deleted)
 
     def is_open(self, partition: Partition) -> bool:
         """Return whether a partition has records that aren't committed."""
@@ -574,14 +586,14 @@ class Ledger:
 
     def gave_up(self, client: Client, group: str, partitions: Collection[Partition]) -> None:
         """What was begun and isn't committed may be done once more by the next owner."""
-        self._say(f"{client.name} gave up {len(partitions)} partitions of {group}")
+        self._say(f"{client.name} released {len(partitions)} partitions of {group}")
         self._loose[client.name] |= self.hit(group, partitions)
         if group == ROUTER:
             self._zombies.discard(client.name)
 
-    def thrown_out(self, client: Client, group: str, partitions: Collection[Partition]) -> None:
-        self._thrown_out_at[client.name, group].append(self._now())
-        self._say(f"{client.name} was thrown out of {group}")
+    def evicted(self, client: Client, group: str, partitions: Collection[Partition]) -> None:
+        self._evicted_at[client.name, group].append(self._now())
+        self._say(f"{client.name} was evicted from {group}")
         self.hit(group, partitions)
         self._zombies.add(client.name)
 
@@ -607,10 +619,10 @@ class Ledger:
                 for key in self._keys(row):
                     trail = self.trails[key]
                     if row.stored is None and self._is_sequenced(trail):
-                        trail.spared += 1  # appended again perhaps, and not made again
+                        trail.allowed_repeats_if_unordered += 1  # appended again perhaps, and not attempted again
                         continue
-                    if trail.tries or trail.rows or is_kept:
-                        trail.hits += 1
+                    if trail.attempts or trail.rows or is_kept:
+                        trail.allowed_repeats += 1
                     else:
                         others.add(key)
         return others
@@ -622,16 +634,18 @@ class Ledger:
 
     def _was_ordered(self, route: str, since: float = 0.0) -> bool:
         """Return whether a route kept the order by all rules in force since a time."""
-        versions = self.versions(since, self._now())
+        versions = self.rules_versions(since, self._now())
         return all(each.is_ordered for version in versions for each in version.routes if each.name == route)
 
     # Attempts.
 
-    def begin(self, process: str, destination: str, outbound: Outbound, attempt: int, *, is_timed: bool) -> Try:
+    def begin(
+        self, process: str, destination: str, outbound: Outbound, attempt: int, *, is_timed: bool
+    ) -> ObservedAttempt:
         headers = dict(outbound.headers)
         number = int(headers[MARK])
         event = self.events[number]
-        made = Try(
+        made = ObservedAttempt(
             process=process,
             number=number,
             delivery=headers[b"gateway-delivery-id"].decode(),
@@ -645,9 +659,9 @@ class Ledger:
             self.violate("6 bytes", "the sink got other bytes than the sender sent", [made])
         if made.delivery not in self._ids(event, made.route, destination):
             self.violate("6 ids", "the delivery's id isn't that of its event, route and destination", [made])
-        self.tries.append(made)
+        self.attempts.append(made)
         trail = self.trails[number, made.delivery]
-        trail.tries.append(made)
+        trail.attempts.append(made)
         self._see_limits(made)
         self._see_whose(process, (number, made.delivery))
         self._see_when(made, trail)
@@ -670,16 +684,16 @@ class Ledger:
         """Allow a repetition of what is done for a partition that is another's by now."""
         loose = self._loose[process]
         if process in self._zombies or is_dead or key in loose:
-            self.trails[key].hits += 1
+            self.trails[key].allowed_repeats += 1
             loose.discard(key)
 
-    def _see_limits(self, made: Try) -> None:
+    def _see_limits(self, made: ObservedAttempt) -> None:
         """Check that a destination gets no more at once than it takes, and nothing where it shall have silence."""
         lane = made.process, made.destination
         self._under_way[lane] += 1
         if self._under_way[lane] > self.plan.destinations[made.destination]["concurrency"]:
             self.violate("24 no more than its cap", f"{self._under_way[lane]} attempts at once", [made])
-        if self._is_still and made.began > SETTLED:
+        if self._is_still and made.began > STARTED_WITHIN:
             self._see_limits_of_all(made)
         # With a clock that jumps it may end early, and a destination that was away is begun with anew.
         is_sure = not self.plan.skew and self._is_time_sure and "reload" not in self.plan.faults
@@ -699,11 +713,11 @@ class Ledger:
             if len(begun) > rate + bursts * max(1.0, BURST * rate) + 1:
                 self.violate("24 no more than its rate", f"{len(begun)} attempts within a second", [made])
         for name in _names(made) & self._paused_at.keys():
-            heard_at = max(self._paused_at[name], self._deaf_until) + PAUSE_LAG
+            heard_at = max(self._paused_at[name], self._unreadable_until) + PAUSE_LAG
             if "slow" not in self.plan.faults and made.began > heard_at:
                 self.violate("12 paused is silent", f"{name} was paused at {self._paused_at[name]:.3f}", [made])
 
-    def _see_limits_of_all(self, made: Try) -> None:
+    def _see_limits_of_all(self, made: ObservedAttempt) -> None:
         """Check that all processes together keep the limits: each of them rounds its share up."""
         limits = self.plan.destinations[made.destination]
         begun = self._begun_by_all[made.destination]
@@ -723,12 +737,12 @@ class Ledger:
 
     def deaf(self, until: float) -> None:
         """Note until when nobody can read what is ordered."""
-        self._deaf_until = max(self._deaf_until, until)
+        self._unreadable_until = max(self._unreadable_until, until)
 
     def resumed(self, name: str) -> None:
         self._paused_at.pop(name, None)
 
-    def end(self, made: Try, attempt: Attempt) -> None:
+    def end(self, made: ObservedAttempt, attempt: Attempt) -> None:
         made.ended, made.result = self._now(), attempt
         lane = made.process, made.destination
         self._under_way[lane] -= 1
@@ -741,12 +755,12 @@ class Ledger:
             trail.ended_at = min(trail.ended_at, made.ended)
         self._say(str(made)[10:])
 
-    def _see_when(self, made: Try, trail: Trail) -> None:
+    def _see_when(self, made: ObservedAttempt, trail: Trail) -> None:
         """Check that an attempt isn't early, and isn't one too many."""
         policies = [route for force in self.in_force for route in force.version.routes if route.name == made.route]
         if policies and made.attempt > max(policy.max_attempts for policy in policies):
-            self.violate("7 attempts", "more attempts than the policy allows", trail.tries)
-        before = [each for each in trail.tries if each.attempt == made.attempt - 1]
+            self.violate("7 attempts", "more attempts than the policy allows", trail.attempts)
+        before = [each for each in trail.attempts if each.attempt == made.attempt - 1]
         if (
             made.attempt == 1
             or any(made.began >= self.expedited.get(name, math.inf) for name in _names(made))
@@ -758,42 +772,42 @@ class Ledger:
             return
         ends = [each.ended + _least_delay(each, policies) for each in before if each.ended is not None]
         if not ends or made.began < min(ends) - 0.01:
-            self.violate("7 not before it is due", "an attempt is early", trail.tries)
+            self.violate("7 not before it is due", "an attempt is early", trail.attempts)
         latest = self.events[made.number].received_at - EPOCH + max(policy.max_age for policy in policies)
         if ends and min(ends) > latest + 0.1 and not trail.lives:
-            self.violate("7 nothing is tried for ever", f"planned {min(ends) - latest:.3f} s too late", trail.tries)
+            self.violate("7 nothing is tried for ever", f"planned {min(ends) - latest:.3f} s too late", trail.attempts)
 
     # What is finished.
 
-    def versions(self, since: float, until: float, process: str | None = None) -> Iterator[Version]:
+    def rules_versions(self, since: float, until: float, process: str | None = None) -> Iterator[RulesVersion]:
         """Yield the versions of the rules by which some process went in that time, or this one."""
         for force in self.in_force:
             is_meant = process is None or force.process == process
             if is_meant and force.since <= until and (force.until is None or force.until >= since):
                 yield force.version
 
-    def matched(self, process: str, number: int, version: Version) -> None:
+    def matched(self, process: str, number: int, version: RulesVersion) -> None:
         """Note that a process has looked by these rules where an event is to go."""
         self._readings.of[number].append(Reading(self._now(), process, version))
 
     def _readings_by(self, process: str, row: Row) -> list[Reading]:
         return [each for each in self._readings.of.get(row.number, ()) if each.process == process]
 
-    def _required_of(self, row: Row, event: Event, reader: str | None = None) -> frozenset[Pair]:
-        """Return the pairs to which the event of a record has to go: by the rules by which it was read.
+    def _required_of(self, row: Row, event: Event, reader: str | None = None) -> frozenset[Target]:
+        """Return the targets to which the event of a record has to go: by the rules by which it was read.
 
-        By a reader, who commits it, or else by who has committed it. Where nobody has matched it, the rules are meant
-        by which one may have done that without our hearing of it.
+        By a reader that commits it, or else by the process that has committed it. Where nobody has matched it, the
+        rules are meant by which one may have done that without our hearing of it.
         """
         readings = [] if reader is None else self._readings_by(reader, row)
         version = readings[-1].version if readings else self._readings.committed.get(row.number)
-        return self.required(event, row.at, self._now(), reader) if version is None else version.pairs(event)
+        return self.required(event, row.at, self._now(), reader) if version is None else version.targets(event)
 
-    def required(self, event: Event, since: float, until: float, reader: str | None = None) -> frozenset[Pair]:
-        """Return the pairs to which an event has to go, whoever read it in that time, or by a reader."""
-        versions = {version.number: version for version in self.versions(since, until, reader)}
+    def required(self, event: Event, since: float, until: float, reader: str | None = None) -> frozenset[Target]:
+        """Return the targets to which an event has to go, whoever read it in that time, or by a reader."""
+        versions = {version.number: version for version in self.rules_versions(since, until, reader)}
         # By rules that don't know its source an event waits for others.
-        sets = [version.pairs(event) for version in versions.values() if event.source in version.sources]
+        sets = [version.targets(event) for version in versions.values() if event.source in version.sources]
         return frozenset.intersection(*sets) if sets else frozenset()
 
     def unfinished(self, row: Row, group: str) -> list[str]:
@@ -803,7 +817,7 @@ class Ledger:
     def _is_forgone(self, row: Row) -> bool:
         """Return whether a record, or another of the same step or a later one of what it carries, was deleted.
 
-        Or its event: who had read that and was thrown out may put it in order behind what the next owner went on with.
+        Or its event: an evicted reader of it may put it in order behind what the next owner went on with.
         """
         places = [(row.partition, row.offset)]
         if row.origin is not None:
@@ -812,7 +826,10 @@ class Ledger:
             return True
         if row.stored is None:
             return False
-        return self._deletions.forgone.get((row.number, row.stored.delivery.id), -1) >= row.stored.delivery.successor
+        return (
+            self._deletions.excused_deliveries.get((row.number, row.stored.delivery.id), -1)
+            >= row.stored.delivery.successor
+        )
 
     def _unfinished(self, row: Row, group: str, reader: str | None = None) -> list[str]:
         """Return the same, whatever was deleted; by the rules by which a reader has read it, if it is one's commit."""
@@ -821,7 +838,7 @@ class Ledger:
         if row.stored is not None:
             delivery = row.stored.delivery
             trail = self.trails[row.number, delivery.id]
-            if trail.is_delivered or trail.successor > delivery.successor or self._has_copy(row, trail, group):
+            if trail.is_delivered or trail.successor > delivery.successor or self._has_duplicate(row, trail, group):
                 return []
             if self._is_overtaken(row, trail):
                 return []
@@ -830,19 +847,19 @@ class Ledger:
         if self.may_be_dropped(row) or (row.stored is None and self._nowhere(row).successor):
             return []
         unfinished: list[str] = []
-        for pair in self._required_of(row, row.event, reader):
-            key = row.number, delivery_id(row.event.id, *pair)
+        for target in self._required_of(row, row.event, reader):
+            key = row.number, delivery_id(row.event.id, *target)
             trail = self.trails[key]
             if not (trail.is_delivered or trail.successor):
                 unfinished.append(key[1])
         return unfinished
 
     def may_be_dropped(self, row: Row) -> bool:
-        """Return whether an event is a copy of an earlier one of its partition, within the source's window, about."""
+        """Return whether an event is a duplicate of an earlier one of its partition, about in the source's window."""
         return any(self._earlier(row, 2 * self.plan.skew + 0.1))
 
     def must_be_dropped(self, row: Row) -> bool:
-        """Return whether it is a copy of one that surely was let through, and surely within the window."""
+        """Return whether it is a duplicate of one that surely was delivered, and surely within the window."""
         return any(not self.may_be_dropped(other) for other in self._earlier(row, -0.1))
 
     def _earlier(self, row: Row, slack: float) -> Iterator[Row]:
@@ -861,11 +878,11 @@ class Ledger:
     def _is_nowhere(self, row: Row, trail: Trail) -> bool:
         """Return whether an event of an unknown source was forgotten: no rules name it, and no record carries it."""
         assert row.event is not None
-        if any(row.event.source in version.sources for version in self.versions(row.at, self._now())):
-            return False  # its own pairs tell
+        if any(row.event.source in version.sources for version in self.rules_versions(row.at, self._now())):
+            return False  # its own targets tell
         return not any(other.is_acknowledged and other.at > row.at for other in trail.rows)
 
-    def _has_copy(self, row: Row, trail: Trail, group: str) -> bool:
+    def _has_duplicate(self, row: Row, trail: Trail, group: str) -> bool:
         """Return whether another record of the partition carries the same step of the delivery, and is still there."""
         assert row.stored is not None
         return any(
@@ -875,17 +892,17 @@ class Ledger:
             and other.stored.delivery.successor == row.stored.delivery.successor
             and other.offset not in self._covered[group, row.partition]
             and other.gone_at == math.inf
-            # Of what no commit covers, the first is nobody's copy.
+            # Of what no commit covers, the first is nobody's duplicate.
             and (row.partition.topic != TOPICS.parked or other.offset < row.offset)
             for other in trail.rows
         )
 
     def _is_overtaken(self, row: Row, trail: Trail) -> bool:
-        """Return whether an ordered record may count as a copy though none of its topic is the first.
+        """Return whether an ordered record may count as a duplicate though none of its topic is the first.
 
         Its event was read once more, after later ones, and by new rules: by those before it was carried on as one of a
-        plain route or of an unknown source, or was nothing for the route. Or its owner took it for a copy, which the
-        owner before, who didn't know yet that it was no longer that, did not.
+        plain route or of an unknown source, or was nothing for the route. Or its owner took it for a duplicate, but
+        the previous one, which didn't know yet that it was no longer the owner, did not.
         """
         origin = row.origin
         if origin is None or row.event is None:
@@ -913,28 +930,30 @@ class Ledger:
 
         What came after the event may then be appended already when its reader leaves it to another one uncommitted, or
         when one reads it that was evicted and doesn't know. By the rules before, that is: by which the event isn't for
-        the route, and by which who appended what came after it has read both. What is read by the new rules has to wait
-        until the event is committed.
+        the route, and by which the process that appended what came after it has read both. What is read by the new
+        rules has to wait until the event is committed.
         """
         assert row.stored is not None
         assert event.event is not None
-        pair = row.stored.delivery.route, row.stored.delivery.destination
+        target = row.stored.delivery.route, row.stored.delivery.destination
         for other in self._before_in_spite_of_order(row):
             if not (event.is_left or row.is_of_evicted or other.is_of_evicted):
                 continue
             before = [each.version for each in self._readings_by(other.writer, event)]
             if not before:  # nobody looks where an event of an unknown source is to go
-                versions = self.versions(event.at, other.at, other.writer)
+                versions = self.rules_versions(event.at, other.at, other.writer)
                 before = [version for version in versions if event.event.source not in version.sources]
             after = [each.version for each in self._readings_by(other.writer, other) if each.at <= other.at]
-            if all(any(self._is_nothing(event.event, pair, each) for each in versions) for versions in (before, after)):
+            if all(
+                any(self._is_nothing(event.event, target, each) for each in versions) for versions in (before, after)
+            ):
                 return True
         return False
 
-    def _is_nothing(self, event: Event, pair: Pair, version: Version) -> bool:
+    def _is_nothing(self, event: Event, target: Target, version: RulesVersion) -> bool:
         """Return whether an event isn't for a route and destination by rules by which that route keeps the order."""
-        is_ordered = any(route.name == pair[0] and route.is_ordered for route in version.routes)
-        return is_ordered and pair not in version.pairs(event)
+        is_ordered = any(route.name == target[0] and route.is_ordered for route in version.routes)
+        return is_ordered and target not in version.targets(event)
 
     def _nowhere(self, row: Row) -> Trail:
         """Return what became of an event as one of an unknown source."""
@@ -950,7 +969,7 @@ class Ledger:
         if row.stored is not None and row.stored.delivery.route:
             yield row.number, row.stored.delivery.id
         elif row.event is not None:
-            for route, to in self._pairs:
+            for route, to in self._targets:
                 yield row.number, delivery_id(row.event.id, route, to)
 
     def story(self, number: int, deliveries: Iterable[str]) -> list[str]:
@@ -958,7 +977,7 @@ class Ledger:
         rows: list[tuple[float, str]] = []
         for delivery in deliveries:
             trail = self.trails.get((number, delivery), Trail())
-            rows += [(made.began, str(made)) for made in trail.tries]
+            rows += [(made.began, str(made)) for made in trail.attempts]
             rows += [(row.at, str(row)) for row in trail.rows]
         return [text for _, text in sorted(rows)]
 
@@ -1006,7 +1025,9 @@ class Ledger:
             and (rows := self.rows.get(partition)) is not None
             and len(covered := self._covered[group, partition]) < len(rows)
             for offset, row in rows.items()
-            if offset not in covered and not self._is_unknown(group, partition, offset) and not self._is_mistaken(row)
+            if offset not in covered
+            and not self._is_unknown(group, partition, offset)
+            and not self._is_indistinguishable(row)
         ]
 
     def waiting(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
@@ -1028,7 +1049,7 @@ class Ledger:
         self._check_repeats()
         self._check_storms()
         self._check_replays()
-        self._check_settlements()
+        self._check_resolutions()
         self._check_injections()
         self._check_copies()
         self._check_order()
@@ -1045,7 +1066,7 @@ class Ledger:
                 if row.event is None:
                     # What was parked before anything was resumed is looked at by nobody.
                     if partition.topic not in (TOPICS.dead, TOPICS.parked) and row.value not in self.dead_values:
-                        self.violate("21 a defined end", "a record that can't be read isn't among the dead", [row])
+                        self.violate("21 a defined end", "a record that can't be read has no dead letter", [row])
                 elif row.stored is None:
                     self._check_end_of(row, row.event)
                 elif partition.topic not in (TOPICS.dead, TOPICS.parked) and self.unfinished(row, group_of(partition)):
@@ -1054,15 +1075,15 @@ class Ledger:
 
     def _check_end_of(self, row: Row, event: Event) -> None:
         nowhere = row.number, delivery_id(event.id, "", "")
-        if self.may_be_dropped(row) or self._nowhere(row).is_dead or nowhere in self._deletions.forgone:
+        if self.may_be_dropped(row) or self._nowhere(row).is_dead or nowhere in self._deletions.excused_deliveries:
             return
-        for pair in sorted(self._required_of(row, event)):
-            key = row.number, delivery_id(event.id, *pair)
+        for target in sorted(self._required_of(row, event)):
+            key = row.number, delivery_id(event.id, *target)
             trail = self.trails[key]
-            if trail.is_delivered or trail.is_dead or key in self._deletions.forgone:
+            if trail.is_delivered or trail.is_dead or key in self._deletions.excused_deliveries:
                 continue
             if not any(each.origin is not None and self._is_newly_matched(each, row) for each in trail.rows):
-                self.violate("1 nothing is lost", f"no end for {pair}", [row, *self.story(*_one(key))])
+                self.violate("1 nothing is lost", f"no end for {target}", [row, *self.story(*_one(key))])
 
     def _check_losses(self, counted: Mapping[str, float]) -> None:
         """What was deleted and has no other end is counted, and nothing that no member was told of."""
@@ -1077,28 +1098,28 @@ class Ledger:
         for topic, rows in lost.items():
             if counted.get(topic, 0) < len(rows):
                 text = f"{counted.get(topic, 0):.0f} of {topic} are counted, and {len(rows)} were lost"
-                self.violate("3 what is lost is told", text, rows.values())
+                self.violate("3 losses are reported", text, rows.values())
         is_exact = self.plan.processes == 1 and set(self.plan.faults) <= {"trouble", "order", "poison", RETENTION}
         is_exact = is_exact and not any(step.do == "stop" for step in self.plan.steps)
-        for topic in {*counted, *self._deletions.told}:
-            count, told = counted.get(topic, 0), self._deletions.told[topic]
+        for topic in {*counted, *self._deletions.reported}:
+            count, told = counted.get(topic, 0), self._deletions.reported[topic]
             if count > told or (is_exact and count < told):
-                self.violate("3 what is lost is told", f"{count:.0f} of {topic} are counted, of {told} deleted")
+                self.violate("3 losses are reported", f"{count:.0f} of {topic} are counted, of {told} deleted")
 
     def _is_unknown(self, group: str, partition: Partition, offset: int) -> bool:
         """Return whether nobody can know that a record was deleted that a group hadn't committed.
 
         Nor is anybody told what a route has left that keeps no order by the rules in force, where its group hasn't
-        committed anything: who looks for that finds an empty partition, and has no member read it.
+        committed anything: the count of it finds an empty partition, and no member reads it.
         """
-        if offset in self._deletions.untold[group, partition]:
+        if offset in self._deletions.unreportable[group, partition]:
             return True
         if offset not in self._deletions.lost[group, partition] or (group, partition) in self.commits:
             return False
         place, now = TOPICS.ordered_target(partition.topic), self._now()
         if place is None:
             return False
-        routes = [route for version in self.versions(now, now) for route in version.routes if route.is_ordered]
+        routes = [route for version in self.rules_versions(now, now) for route in version.routes if route.is_ordered]
         return not any(route.name == place[0] and place[1] in route.to for route in routes)
 
     def _is_left_to_a_kick(self, row: Row) -> bool:
@@ -1126,7 +1147,9 @@ class Ledger:
                 for row in rows.values() if end else ():
                     if row.offset >= end or row.event is None or row.is_deleted or self.may_be_dropped(row):
                         continue
-                    if any(row.event.source not in version.sources for version in self.versions(since, self._now())):
+                    if any(
+                        row.event.source not in version.sources for version in self.rules_versions(since, self._now())
+                    ):
                         continue  # it may have been cancelled, as by these rules there is nothing to replay
                     for route, to in self.required(row.event, since, self._now()):
                         trails = [self.trails[row.number, each] for each in self._ids(row.event, route, to)]
@@ -1144,9 +1167,9 @@ class Ledger:
 
         A kill within the moment in which a process has new rules and hasn't said so makes that wrong of some events.
         """
-        if not set(self.plan.faults) <= {*GRACEFUL, REMAKE, "reload", "order", "trouble", "gap", "poison"}:
+        if not set(self.plan.faults) <= {*GRACEFUL, RECREATE, "reload", "order", "trouble", "gap", "poison"}:
             return
-        if not any(trail.tries or trail.rows for trail in trails):
+        if not any(trail.attempts or trail.rows for trail in trails):
             self.violate("31 what is undelivered", f"replay {name} left out what nobody has delivered", [row])
         # A dead letter is undelivered, though a replay has delivered its event meanwhile, perhaps under another id.
         is_dead = any(trail.is_dead for trail in trails)
@@ -1176,7 +1199,7 @@ class Ledger:
 
     def _see_order(self, order: ControlRecord, offset: int) -> None:
         """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
-        # An operator's orders are asked for; a replay's, of the letters whose deliveries it has brought, come done.
+        # An operator's orders are asked for; a replay's, of the dead letters whose deliveries it has queued, come done.
         if order.kind == "dead" and (order.state == "asked" or (order.state == "done" and order.filter.records)):
             self._resolutions.append((order, self._now()))
         if order.kind == "dead" and order.state == "done":
@@ -1195,41 +1218,41 @@ class Ledger:
                 self._see_what_is_left(order, max(asked.pop(each) for each in answered))
 
     def _see_what_was_tried(self, answer: ControlRecord, since: float) -> None:
-        """A kick tells of no more tries than there were, and nothing of what it has brought on is left out."""
+        """A kick reports no more attempts than there were, and nothing of what it has expedited is left out."""
         if answer.tried is None:
             return
         name = answer.name.removeprefix("kick/")
-        tries: defaultdict[Key, list[Try]] = defaultdict(list)
-        for made in self.tries:
+        attempts: defaultdict[Key, list[ObservedAttempt]] = defaultdict(list)
+        for made in self.attempts:
             if name in _names(made) and (made.ended is None or made.ended >= since - COMMIT_LAG):
-                tries[made.number, made.delivery].append(made)
+                attempts[made.number, made.delivery].append(made)
         # A delivery and replays of it have one id.
-        tried = sum([min(len(made), 1 + len(self.trails[key].lives)) for key, made in tries.items()])
+        tried = sum([min(len(made), 1 + len(self.trails[key].lives)) for key, made in attempts.items()])
         # One that retention deletes moments after it was stored isn't anywhere any more, like one that was delivered.
-        gone = [key for key in self._deletions.forgone if self._is_of(key, name)]
+        gone = [key for key in self._deletions.excused_deliveries if self._is_of(key, name)]
         gone += [key for key in self._unseen_since(since) if key not in gone and self._is_of(key, name)]
-        tried += len([key for key in gone if key not in tries])
+        tried += len([key for key in gone if key not in attempts])
         if answer.tried > tried:
-            self.violate("12 a kick is told truly", f"{answer.tried} tried, and {tried} were", list(answer.waits))
+            self.violate("12 a kick reports truly", f"{answer.tried} tried, and {tried} were", list(answer.waits))
         delivered = sum(
             [
                 made.result is not None and made.result.result is Result.SUCCESS
-                for each in tries.values()
+                for each in attempts.values()
                 for made in each
             ]
         ) + len(gone)
         if answer.delivered is not None and answer.delivered > min(tried, delivered):
             told = f"{answer.delivered} delivered, and {delivered} were"
-            self.violate("12 a kick is told truly", told, list(answer.waits))
+            self.violate("12 a kick reports truly", told, list(answer.waits))
         if answer.tried + sum(answer.waits.values()) != answer.count:
-            self.violate("12 a kick is told truly", f"{answer.tried} of {answer.count}", list(answer.waits.items()))
+            self.violate("12 a kick reports truly", f"{answer.tried} of {answer.count}", list(answer.waits.items()))
 
     def _unseen_since(self, since: float) -> list[Key]:
-        """Return deliveries of which a record came into a topic that was made again while a kick was carried out.
+        """Return deliveries of which a record came into a topic that was recreated while a kick was carried out.
 
         Whoever looks there for what has become of them reads on where the topic before had ended.
         """
-        anew = {partition for partition, at in self._deletions.made_again_at.items() if at >= since - COMMIT_LAG}
+        anew = {partition for partition, at in self._deletions.recreated_at.items() if at >= since - COMMIT_LAG}
         keys = [(row.number, row.stored.delivery.id) for each in anew for row in self.rows[each].values() if row.stored]
         return list(dict.fromkeys(keys))
 
@@ -1239,7 +1262,7 @@ class Ledger:
         return any(name in (f"route/{each.route}", f"destination/{each.destination}") for each in deliveries)
 
     def _see_what_is_left(self, answer: ControlRecord, since: float) -> None:
-        """Check that what waited in a tier for a name isn't there any more; the shortest lets it out soon anyway.
+        """Check that what waited in a tier for a name isn't there any more; it leaves the shortest soon anyway.
 
         But for as many partitions as the answer says that it couldn't read.
         """
@@ -1267,12 +1290,12 @@ class Ledger:
             return
         self._deletions.left_to_kicks.append((order.name.removeprefix("hold/kick/"), order.checkpoint))
         _, _, kind, name = order.name.split("/", 3)
-        of_route = [to for route, to in self._pairs if route == name]
+        of_route = [to for route, to in self._targets if route == name]
         for destination in [name] if kind == "destination" else of_route:
             self._kicked[destination].append(self._now())
 
-    def _check_settlements(self) -> None:
-        """What was replayed of the dead goes through a tier with a life of its own, what was dropped doesn't."""
+    def _check_resolutions(self) -> None:
+        """A replayed dead letter goes through a tier with a life of its own, a dropped one doesn't."""
         for trail in self.trails.values():
             if not trail.is_dead:
                 continue
@@ -1288,16 +1311,16 @@ class Ledger:
             for row in trail.rows:
                 if row.partition.topic != TOPICS.dead:
                     continue
-                settled_by = [each for each in self._resolutions if _is_for(*each, row)]
-                of_operators = [each for each in settled_by if not each[0].filter.records]
-                if len(of_operators) < len(settled_by) and not self._is_replayed(row):
-                    self.violate("12 nothing is skipped", "a replay settled what it has not brought", [row])
+                resolved_by = [each for each in self._resolutions if _is_for(*each, row)]
+                of_operators = [each for each in resolved_by if not each[0].filter.records]
+                if len(of_operators) < len(resolved_by) and not self._is_replayed(row):
+                    self.violate("12 nothing is skipped", "a replay resolved what it has not queued", [row])
                 order, at = next(iter(of_operators), (None, 0.0))
                 if order is None or order.action == "drop" or order.name in self._incomplete:
                     continue
                 is_replayed = True
                 is_gone = row.gone_at < self._resolved_at.get(order.name, math.inf)
-                if len(of_operators) < len(settled_by) or is_gone:
+                if len(of_operators) < len(resolved_by) or is_gone:
                     continue  # the replay may have come first, or its topic's deletion
                 before = {each.stored.delivery.since for each in trail.rows if each.stored and each.at <= at}
                 if not any(
@@ -1312,7 +1335,7 @@ class Ledger:
                 self.violate("12 what is dropped stays so", "nobody wanted it replayed", self._told(trail))
 
     def _is_replayed(self, row: Row) -> bool:
-        """Return whether a replay has brought what a letter holds, under an id of its own where that one is shared."""
+        """Return whether a replay has queued a dead letter's delivery, under its own id where that one is shared."""
         assert row.event is not None
         assert row.stored is not None
         delivery = row.stored.delivery
@@ -1325,7 +1348,7 @@ class Ledger:
 
         Once of each record: two owners of a partition may both have parked a delivery.
         """
-        if not set(self.plan.faults) <= {*GRACEFUL, REVOKE_GRACE, "crash", "order", "trouble", "gap", "poison"}:
+        if not set(self.plan.faults) <= {*GRACEFUL, HANDOVER, "crash", "order", "trouble", "gap", "poison"}:
             return
         injected: Counter[tuple[int, str, int]] = Counter()
         again: dict[tuple[int, str, int], int] = {}
@@ -1340,7 +1363,7 @@ class Ledger:
             counts = Counter([each.delivery.successor for _, each in stored])
             for row, each in stored:
                 step = each.delivery.successor
-                # What a breaker has sent away, or an attempt, is the router's, of a copy that was parked, too.
+                # What a breaker has sent away, or an attempt, is the router's, of a duplicate that was parked, too.
                 is_resumed = not each.note.breaks and (step - 1, len(each.delivery.attempts)) in parents
                 if row.partition.topic == SHORTEST and (each.note.is_expedited or is_resumed):
                     key = row.number, each.delivery.id, step
@@ -1350,30 +1373,30 @@ class Ledger:
         if sum([count for count in again.values() if count > 0]) > most:
             repeated = [key for key, count in again.items() if count > 0]
             told = [line for number, name, _ in repeated for line in self._told(self.trails[number, DeliveryId(name)])]
-            self.violate("12 jobs go on where they were", f"more than {most} injected once more", told[:40])
+            self.violate("12 jobs resume where they were", f"more than {most} injected once more", told[:40])
 
     def _check_copies(self) -> None:
-        """Where nothing fails, what is known of copies is complete, and none is delivered."""
+        """Where nothing fails, what is known of duplicates is complete, and none is delivered."""
         if not set(self.plan.faults) <= {"trouble", "poison", "stop", "join", "rebalance"}:
             return
         for rows in self.rows.values():
             for row in rows.values():
                 if row.stored is None and row.event is not None and self.must_be_dropped(row):
-                    tries = [each for key in self._keys(row) for each in self.trails[key].tries]
-                    if tries:
-                        self.violate("10 copies", "a copy was delivered", [row, *tries])
+                    attempts = [each for key in self._keys(row) for each in self.trails[key].attempts]
+                    if attempts:
+                        self.violate("10 duplicates", "a duplicate was delivered", [row, *attempts])
 
     def _check_repeats(self) -> None:
         for (number, _), trail in self.trails.items():
-            made = Counter(each.attempt for each in trail.tries)
-            allowed = 0 if self.plan.is_graceful else trail.hits
-            # What has gone through a tier as of an unknown source has no place in the order, by which copies are told.
+            made = Counter(each.attempt for each in trail.attempts)
+            allowed = 0 if self.plan.is_graceful else trail.allowed_repeats
+            # What has gone through a tier as of an unknown source has no place in the order, which shows duplicates.
             is_displaced = bool(self.trails.get((number, delivery_id(self.events[number].id, "", "")), Trail()).rows)
-            if trail.tries and (is_displaced or not self._was_ordered(trail.tries[0].route)):
-                allowed += trail.spared
+            if trail.attempts and (is_displaced or not self._was_ordered(trail.attempts[0].route)):
+                allowed += trail.allowed_repeats_if_unordered
             lives = 1 + len(trail.lives)
             most = max(made.values(), default=0)
-            if trail.tries and _names(trail.tries[0]) & self.touched:
+            if trail.attempts and _names(trail.attempts[0]) & self.touched:
                 continue
             if most > lives * (1 + allowed):
                 self.violate(
@@ -1381,7 +1404,7 @@ class Ledger:
                 )
 
     def _told(self, trail: Trail) -> list[str]:
-        rows = [(each.began, str(each)) for each in trail.tries] + [(row.at, str(row)) for row in trail.rows]
+        rows = [(each.began, str(each)) for each in trail.attempts] + [(row.at, str(row)) for row in trail.rows]
         return [text for _, text in sorted(rows)]
 
     def _check_storms(self) -> None:
@@ -1392,20 +1415,20 @@ class Ledger:
 
     def _see_how_many(self, trail: Trail) -> None:
         seconds = self._now() - trail.rows[0].at
-        bound = (1 + trail.hits) * (1 + len(trail.lives)) * (30 + 12 * len(trail.tries) + seconds / 10)
+        bound = (1 + trail.allowed_repeats) * (1 + len(trail.lives)) * (30 + 12 * len(trail.attempts) + seconds / 10)
         if len(trail.rows) > bound:
             self.violate("7 appends are bounded", f"{len(trail.rows)} records of a delivery", self._told(trail)[:40])
 
     def _check_order(self) -> None:
         """The events of a key are tried in the order of their partition: so the router reads them, and appends them."""
-        last: dict[tuple[str, str, Partition, str], tuple[int, Try]] = {}
+        last: dict[tuple[str, str, Partition, str], tuple[int, ObservedAttempt]] = {}
         places = {
             row.number: row
             for rows in self.rows.values()
             for row in rows.values()
             if row.stored is None and row.event is not None
         }
-        for made in self.tries:
+        for made in self.attempts:
             row = places[made.number]
             trail = self.trails[made.number, made.delivery]
             if row.event is None or row.event.key is None or not self._has_place(row, trail, made):
@@ -1413,10 +1436,8 @@ class Ledger:
             if row.offset in self._deletions.lost[ROUTER, row.partition]:
                 continue  # told as lost by the next owner: the append that its last one had begun may come later
             group = TOPICS.ordered_group(made.route, made.destination)
-            if any(
-                gone <= made.began < gone + OWNERSHIP_CHECK_AGE for gone in self._thrown_out_at[made.process, group]
-            ):
-                continue  # no group throws a member out that has committed a moment ago
+            if any(gone <= made.began < gone + OWNERSHIP_CHECK_AGE for gone in self._evicted_at[made.process, group]):
+                continue  # no group evicts a member that has committed a moment ago
             where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
             offset, before = last.get(where, (-1, made))
             if row.offset < offset and self._is_misjudged(trail):
@@ -1424,11 +1445,13 @@ class Ledger:
             if row.offset < offset:
                 self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
             last[where] = row.offset, made
-            is_over = before.number == made.number or (before.number, before.delivery) in self._deletions.forgone
+            is_over = (
+                before.number == made.number or (before.number, before.delivery) in self._deletions.excused_deliveries
+            )
             if not is_over and self.trails[before.number, before.delivery].ended_at > made.began:
                 self.violate("22 order", f"{where[3]}: the next began before this one had ended", [before, made])
 
-    def _has_place(self, row: Row, trail: Trail, made: Try) -> bool:
+    def _has_place(self, row: Row, trail: Trail, made: ObservedAttempt) -> bool:
         """Return whether the order holds for a delivery: it never was one of an unknown source, nor of a plain route.
 
         A replay goes through the tiers.
@@ -1437,7 +1460,7 @@ class Ledger:
         return is_read_in_order and not trail.lives and self._was_ordered(made.route, row.at)
 
     def _is_misjudged(self, trail: Trail) -> bool:
-        """Return whether an event that is newly matched is taken for one of a topic that was made again.
+        """Return whether an event that is newly matched is taken for one of a recreated topic.
 
         Like such a one, it was appended later than what the ordered topic has before it, by its leaders' clocks, and so
         is what comes after it there.
@@ -1466,11 +1489,11 @@ class Ledger:
             for row in rows.values()
             if row.stored is None and row.event is not None
         }
-        for made in self.tries:
+        for made in self.attempts:
             limits = self.plan.destinations[made.destination]
             if made.destination in troubled or made.route in ordered:
                 continue
-            if limits["concurrency"] < 50 or limits["rate"] is not None or at[made.number] < SETTLED:
+            if limits["concurrency"] < 50 or limits["rate"] is not None or at[made.number] < STARTED_WITHIN:
                 continue
             if made.began - at[made.number] > LATE:
                 self.violate(
@@ -1482,12 +1505,12 @@ class Ledger:
 
         Each kick allows one more, once.
         """
-        by_lane: dict[tuple[str, str], list[Try]] = defaultdict(list)
-        for made in self.tries:
+        by_lane: dict[tuple[str, str], list[ObservedAttempt]] = defaultdict(list)
+        for made in self.attempts:
             by_lane[made.process, made.destination].append(made)
-        for (_, destination), tries in by_lane.items():
+        for (_, destination), attempts in by_lane.items():
             kicks = list(self._kicked[destination])
-            ended = sorted([each for each in tries if each.ended is not None], key=lambda each: each.ended or 0.0)
+            ended = sorted([each for each in attempts if each.ended is not None], key=lambda each: each.ended or 0.0)
             in_a_row, closed = 0, 0.0
             for each in ended:
                 assert each.result is not None
@@ -1495,7 +1518,7 @@ class Ledger:
                 in_a_row = in_a_row + 1 if each.result.result in FAILURES else 0
                 if in_a_row < 5 or each.ended <= closed:
                     continue
-                after = [other for other in tries if other.began > each.ended]
+                after = [other for other in attempts if other.began > each.ended]
                 closed = min([o.ended for o in after if _is_answer(o) and o.ended is not None], default=math.inf)
                 for first, second in pairwise([other for other in after if other.began < closed]):
                     if second.began - first.began >= 4.9:
@@ -1510,7 +1533,7 @@ class Ledger:
     def _check_openings(self) -> None:
         """What a breaker has put off, as its note says, had failures enough: five, whichever process met them."""
         failed: dict[str, list[float]] = defaultdict(list)
-        for made in self.tries:
+        for made in self.attempts:
             if made.ended is not None and made.result is not None and made.result.result in FAILURES:
                 failed[made.destination].append(made.ended)
         for trail in self.trails.values():
@@ -1522,7 +1545,7 @@ class Ledger:
                     self.violate("17 breaker", f"open after {count} failures", [row])
 
 
-def _all_pairs(plan: Plan) -> Mapping[Pair, None]:
+def _all_targets(plan: Plan) -> Mapping[Target, None]:
     """Return all routes and destinations that there will be by some rules."""
     changes = [change for step in plan.steps for change in step.what.get("changes", {}).items()]
     tos = [(route.name, route.to) for route in plan.routes] + [(name, change.get("to", ())) for name, change in changes]
@@ -1547,7 +1570,7 @@ def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
 
 
 def _is_for(order: ControlRecord, at: float, row: Row) -> bool:
-    """Return whether an order about dead letters is about this one, which was there when it was given."""
+    """Return whether a command for dead letters covers this one, which was there when it was given."""
     assert row.stored is not None
     delivery = row.stored.delivery
     return (
@@ -1560,11 +1583,11 @@ def _is_for(order: ControlRecord, at: float, row: Row) -> bool:
     )
 
 
-def _names(made: Try) -> set[str]:
+def _names(made: ObservedAttempt) -> set[str]:
     return {f"route/{made.route}", f"destination/{made.destination}"}
 
 
-def _is_answer(made: Try) -> bool:
+def _is_answer(made: ObservedAttempt) -> bool:
     return made.result is not None and made.result.result in (
         Result.SUCCESS,
         Result.THROTTLED,
@@ -1582,7 +1605,7 @@ def _most_delay(last: Attempt, policy: RouteSpec) -> float:
     return policy.schedule[min(last.number, len(policy.schedule)) - 1] * (1 + policy.jitter)
 
 
-def _least_delay(made: Try, policies: Sequence[RouteSpec]) -> float:
+def _least_delay(made: ObservedAttempt, policies: Sequence[RouteSpec]) -> float:
     """Return the shortest delay after an attempt that any policy allows."""
     least = min(
         policy.schedule[min(made.attempt, len(policy.schedule)) - 1] * (1 - policy.jitter) for policy in policies

@@ -20,8 +20,8 @@ Ts = TypeVarTuple("Ts")
 
 EPOCH = 1_750_000_000.0
 """Unix time when a loop begins."""
-TIRELESS = 50_000
-"""Callbacks without the clock moving after which the code is believed to run in a circle."""
+MAX_CALLBACKS_PER_INSTANT = 50_000
+"""Callbacks without the clock moving after which the code is taken to be in an endless loop."""
 
 OWNER: contextvars.ContextVar[object] = contextvars.ContextVar("OWNER", default=None)
 """The process that a task belongs to: every task inherits it from the one that made it."""
@@ -76,7 +76,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         SimulatedTask._serials = count()
         self._now = 0.0
         self._doomed: dict[object, tuple[int, Callable[[], None]]] = {}
-        self._tired = 0
+        self._callbacks_at_instant = 0
         self.set_task_factory(lambda loop, coro, **options: SimulatedTask(coro, loop=loop, **options))
 
     @override
@@ -118,14 +118,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._timer_cancelled_count -= 1
             heapq.heappop(scheduled)._scheduled = False
         if ready:
-            self._tired += len(ready)
-            if self._tired > TIRELESS:
+            self._callbacks_at_instant += len(ready)
+            if self._callbacks_at_instant > MAX_CALLBACKS_PER_INSTANT:
                 raise LivelockError(f"the clock stands still at {self._now:.3f} s: {ready[0]!r}")
         elif not scheduled:
             raise AssertionError("deadlock: every task waits, and no timer is set")
         elif scheduled[0]._when > self._now:
             self._now = scheduled[0]._when
-            self._tired = 0
+            self._callbacks_at_instant = 0
         now = self._now
         while scheduled and scheduled[0]._when <= now:
             handle = heapq.heappop(scheduled)

@@ -20,7 +20,7 @@ from gateway.engine.jobs.log_reader import BATCH
 
 FAULTS = (
     "crash",  # a process is gone at any await
-    "expire",  # the group throws a member out, which finds out later
+    "expire",  # the group evicts a member, which finds out later
     "rebalance",  # everything is taken from everybody and given again
     "join",  # a process more, for a while
     "stop",  # a graceful restart
@@ -35,22 +35,22 @@ FAULTS = (
     "gap",  # offsets that are never used
     "trouble",  # destinations that fail in every way
 )
-REVOKE_GRACE = "handover"
+HANDOVER = "handover"
 """The process that owns the jobs gives them up in the middle of one: by a drain, or by a kill where others crash."""
-VERSIONS = "versions"
+GATEWAY_VERSIONS = "versions"
 """Processes of a newer version beside those of this one, which write in its format: added to other faults."""
 TOPIC_FAULTS = (
     "leader",  # partitions that can't be read or written for a time
-    "grow",  # retry topics, the dead and the parked get more partitions
+    "grow",  # retry topics, the dead-letter and the parked topic get more partitions
 )
 """Drawn beside the others, from a stream of their own, where something else fails, too."""
 RETENTION = "retention"
 """The log's start moves past records that aren't done, unread ones mostly: added to any others."""
-REMAKE = "remake"
-"""A retry topic, the parked or the dead one, or where no process begins the control topic, is deleted and made again
-empty, after an order: added to any others. Not where leaders' clocks are apart, by which a record is told from one of
-the topic before; nor with retention, since nobody can count what was lost of a topic that is gone."""
-RESTARTS = frozenset({"crash", "stop", "start", REVOKE_GRACE})
+RECREATE = "remake"
+"""A retry topic, the parked or the dead-letter topic, or where no process begins the control topic, is deleted and
+recreated empty, after an order: added to any others. Not where leaders' clocks are apart, by which a record is
+distinguished from one of the former topic; nor with retention, since nobody can count what a deleted topic lost."""
+RESTARTS = frozenset({"crash", "stop", "start", HANDOVER})
 """Steps by which a process begins: it knows nothing of what was commanded before the control topic was recreated."""
 PAIRS = "pairs"
 """The conditions, the sources or the order of one route change twice or more within moments, amid events of which an
@@ -108,7 +108,7 @@ class Plan:
     horizon: float
     sources: tuple[str, ...]
     windows: Mapping[str, float]
-    """Seconds for which a source's copies are dropped, where they are."""
+    """Seconds for which a source's duplicates are dropped, where they are."""
     destinations: Mapping[str, Mapping[str, Any]]
     routes: tuple[RouteSpec, ...]
     steps: tuple[Step, ...]
@@ -128,7 +128,7 @@ class Plan:
 
     @property
     def is_long(self) -> bool:
-        """Whether it lasts so long that who looks around regularly does so seldom: time costs, events don't."""
+        """Whether it lasts so long that regular polls are made seldom: time costs, events don't."""
         return self.horizon > 300
 
     def encode(self) -> bytes:
@@ -152,15 +152,15 @@ def plan_of(seed: int) -> Plan:
     faults = _faults(_stream(seed, "faults"))
     faults += _topic_faults(_stream(seed, "topic faults"), faults)
     world = _world(_stream(seed, "world"), seed, faults)
-    world = _aged(_stream(seed, "ages"), _fit(_stream(seed, "fit"), world))
-    world = _versioned(_stream(seed, "versions"), world)
+    world = _with_short_max_age(_stream(seed, "ages"), _with_undelayed_destination(_stream(seed, "fit"), world))
+    world = _with_newer_processes(_stream(seed, "versions"), world)
     world = replace(world, is_shared=_stream(seed, "topics").random() < 0.3)
-    world = _handed_over(_stream(seed, "batch"), world)
-    world = _tight(_stream(seed, "memory"), world)
-    world = _kicked(_stream(seed, "kicked"), world)
-    world = _short_lived(_stream(seed, "retention"), world)
-    world = _made_again(_stream(seed, "remake"), world)
-    world = _hurried(_stream(seed, "hurried"), world)
+    world = _with_handovers(_stream(seed, "batch"), world)
+    world = _with_little_memory(_stream(seed, "memory"), world)
+    world = _with_final_kick(_stream(seed, "kicked"), world)
+    world = _with_short_retention(_stream(seed, "retention"), world)
+    world = _with_recreated_topics(_stream(seed, "remake"), world)
+    world = _with_hurried_reloads(_stream(seed, "hurried"), world)
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -169,14 +169,14 @@ def plan_of(seed: int) -> Plan:
         *_handovers(_stream(seed, "handovers"), world, orders),
         *_trouble(_stream(seed, "trouble"), world),
         *_log_faults(_stream(seed, "log"), world),
-        *_topics_change(_stream(seed, "topics"), world),
+        *_partition_faults(_stream(seed, "topics"), world),
         *_unread_kicks(_stream(seed, "unread kicks"), world),
         *_process_faults(_stream(seed, "processes"), world),
-        *_of_topics(_stream(seed, "of topics"), world),
+        *_ordered_topic_faults(_stream(seed, "of topics"), world),
         *_rerouted(_stream(seed, "rerouted"), world, list(_apart(_stream(seed, "apart"), world, reloads))),
         *orders,
         *_deletions(_stream(seed, "deletions"), world),
-        *_remakes(_stream(seed, "remakes"), world),
+        *_recreations(_stream(seed, "remakes"), world),
         *_pairs(_stream(seed, "pairs"), world),
         *_moves(_stream(seed, "moves"), world),
         *_unknown_offsets(_stream(seed, "unknown offsets"), world),
@@ -267,8 +267,8 @@ def _world(random: Random, seed: int, faults: tuple[str, ...]) -> Plan:
     )
 
 
-def _fit(random: Random, world: Plan) -> Plan:
-    """Let a run in which only destinations fail often have one that nothing may delay, and a route to it."""
+def _with_undelayed_destination(random: Random, world: Plan) -> Plan:
+    """Often add a destination that nothing may delay, and a route to it, to a run in which only destinations fail."""
     if "trouble" not in world.faults or not set(world.faults) <= {"trouble", "gap"} or random.random() < 0.3:
         return world
     first = min(world.destinations)  # it is spared
@@ -279,15 +279,15 @@ def _fit(random: Random, world: Plan) -> Plan:
     return replace(world, destinations={**world.destinations, first: limits}, routes=(route, *world.routes[1:]))
 
 
-def _tight(random: Random, world: Plan) -> Plan:
-    """Let some processes have little memory; not where nobody may be delayed."""
+def _with_little_memory(random: Random, world: Plan) -> Plan:
+    """Give some processes little memory; not where a destination may not be delayed."""
     if set(world.faults) <= {"trouble", "gap"} or random.random() < 0.85:
         return world
     return replace(world, memory=random.choice((8_000, 40_000, 400_000)))
 
 
-def _aged(random: Random, world: Plan) -> Plan:
-    """Let some routes give up before their attempts are over."""
+def _with_short_max_age(random: Random, world: Plan) -> Plan:
+    """Give some routes a `max_age` that ends before their attempts do."""
     routes = []
     for route in world.routes:
         if random.random() < 0.2:
@@ -297,37 +297,37 @@ def _aged(random: Random, world: Plan) -> Plan:
     return replace(world, routes=tuple(routes))
 
 
-def _handed_over(random: Random, world: Plan) -> Plan:
-    """Let some runs with orders have many small batches, and owners that change in the middle of them."""
+def _with_handovers(random: Random, world: Plan) -> Plan:
+    """Give some runs with orders many small batches, and owners that change in the middle of them."""
     if "order" not in world.faults or random.random() < 0.4:
         return world
-    return replace(world, faults=(*world.faults, REVOKE_GRACE), batch=random.choice((2, 3, 5)))
+    return replace(world, faults=(*world.faults, HANDOVER), batch=random.choice((2, 3, 5)))
 
 
-def _kicked(random: Random, world: Plan) -> Plan:
-    """Let some end with a kick; not where names may be gone for an hour, or jobs have their own pace."""
+def _with_final_kick(random: Random, world: Plan) -> Plan:
+    """End some with a kick; not where names may be gone for an hour, or jobs have their own pace."""
     return replace(world, is_kicked=not set(world.faults) & {"reload", "order"} and random.random() < 0.25)
 
 
-def _short_lived(random: Random, world: Plan) -> Plan:
-    """Let some logs keep records for too short a time, whatever else fails."""
+def _with_short_retention(random: Random, world: Plan) -> Plan:
+    """Let some logs keep records for too short a time, beside any other fault."""
     return replace(world, faults=(*world.faults, RETENTION)) if random.random() < 0.1 else world
 
 
-def _made_again(random: Random, world: Plan) -> Plan:
-    """Let some logs have topics that are deleted and made again, after orders, whatever else fails."""
-    if random.random() > 0.12 or {"skew", RETENTION, VERSIONS}.intersection(world.faults):
+def _with_recreated_topics(random: Random, world: Plan) -> Plan:
+    """Add topics that are deleted and recreated after orders to some, beside any other fault."""
+    if random.random() > 0.12 or {"skew", RETENTION, GATEWAY_VERSIONS}.intersection(world.faults):
         return world
     order = () if "order" in world.faults else ("order",)
-    return replace(world, faults=(*world.faults, *order, REMAKE), is_kicked=False)
+    return replace(world, faults=(*world.faults, *order, RECREATE), is_kicked=False)
 
 
-def _hurried(random: Random, world: Plan) -> Plan:
-    """Let some have pairs of reloads, sources that move, or offsets that can't be asked for, whatever else fails.
+def _with_hurried_reloads(random: Random, world: Plan) -> Plan:
+    """Add pairs of reloads, moving sources, or offsets that can't be asked for to some, beside any other fault.
 
     Where rules change, there mostly is an ordered route, and a plain one beside it whose destination may be slow.
     """
-    if VERSIONS in world.faults:
+    if GATEWAY_VERSIONS in world.faults:
         return world
     kinds = [kind for kind, share in ((PAIRS, 0.05), (MOVES, 0.03), (OFFSETS, 0.04)) if random.random() < share]
     if not kinds:
@@ -351,16 +351,16 @@ def _hurried(random: Random, world: Plan) -> Plan:
     return replace(world, routes=(first, *world.routes[1:], replace(other, halts=False)))
 
 
-def _versioned(random: Random, world: Plan) -> Plan:
+def _with_newer_processes(random: Random, world: Plan) -> Plan:
     """Let some be upgraded and rolled back meanwhile: a fault of its own, so that other seeds stay as they are."""
     if set(world.faults) & {"order", "reload", "skew", "step"} or not world.faults or random.random() < 0.7:
         return world
-    return replace(world, faults=(*world.faults, VERSIONS))
+    return replace(world, faults=(*world.faults, GATEWAY_VERSIONS))
 
 
 def _versions(random: Random, world: Plan) -> Iterable[Step]:
     """Restart processes as a newer version, and as this one again; in the end all of them are newer."""
-    if VERSIONS not in world.faults:
+    if GATEWAY_VERSIONS not in world.faults:
         return
     for _ in range(random.randint(1, 4)):
         place, at = f"p{random.randrange(world.processes)}", random.uniform(0.2, world.horizon)
@@ -465,8 +465,8 @@ def _topic_faults(random: Random, faults: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(fault for fault, share in zip(TOPIC_FAULTS, (0.3, 0.2), strict=True) if random.random() < share)
 
 
-def _topics_change(random: Random, world: Plan) -> Iterable[Step]:
-    """Partitions without a leader, often several at a time, and such as come new."""
+def _partition_faults(random: Random, world: Plan) -> Iterable[Step]:
+    """Yield partitions that lose their leader, often several at a time, and topics that grow."""
     if "leader" in world.faults:
         for _ in range(random.randint(1, 3)):
             at, seconds = random.uniform(0, world.horizon), random.choice((0.5, 5.0, 40.0)) * random.random()
@@ -540,10 +540,10 @@ def _reloads(random: Random, world: Plan) -> Iterable[Step]:
             yield Step(round(at, 6), "reload", {"without": [], "policies": {}})
 
 
-def _of_topics(random: Random, world: Plan) -> Iterable[Step]:
-    """Let a topic of events get more partitions, and strangers write into the topics of ordered routes.
+def _ordered_topic_faults(random: Random, world: Plan) -> Iterable[Step]:
+    """Let a topic of events get more partitions, and put foreign records into the topics of ordered routes.
 
-    What they write says from which event's record it was made, as only a router can.
+    These name an event's record as their origin, as only a router's can.
     """
     if "rebalance" in world.faults and random.random() < 0.3:
         source = world.sources[0] if world.is_shared else random.choice(world.sources)
@@ -669,7 +669,7 @@ def _unread_kicks(random: Random, world: Plan) -> Iterable[Step]:
 
 def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[Step]:
     """A backlog before each order; the order again, perhaps, by somebody else; and soon after it another owner."""
-    if REVOKE_GRACE not in world.faults:
+    if HANDOVER not in world.faults:
         return
     number = 1000
     for step in orders:
@@ -736,9 +736,9 @@ def _deletions(random: Random, world: Plan) -> Iterable[Step]:
             yield Step(round(at + later, 6), "delete", deleted)
 
 
-def _remakes(random: Random, world: Plan) -> Iterable[Step]:
+def _recreations(random: Random, world: Plan) -> Iterable[Step]:
     """A backlog, an order that brings it out, another topic of that name, a backlog there, and the order again."""
-    if REMAKE not in world.faults:
+    if RECREATE not in world.faults:
         return
     for count in range(random.choice((1, 1, 2))):
         at = random.uniform(1.0, world.horizon)
@@ -875,7 +875,7 @@ def _keyed_burst(random: Random, world: Plan, at: float, first: int) -> Iterable
 
 
 def _made_backlogs(random: Random, kind: str, destination: str, count: int) -> tuple[Step, Sequence[Step], Step]:
-    """Return what gives a retry topic, the parked or the dead one a backlog, two orders about it, and what ends it."""
+    """Return a backlog for a retry topic, the parked or the dead-letter topic, two orders about it, and its end."""
     name = f"destination/{destination}"
     resume, kick = [Step(0.0, "order", {"kind": word, "name": name}) for word in ("resume", "kick")]
     if kind == "parked":

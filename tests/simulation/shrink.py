@@ -1,4 +1,4 @@
-"""Make a failing plan small: leave out what it takes to fail in the same way no more.
+"""Minimise a failing plan: drop everything that isn't needed to fail the same way.
 
 Delta debugging (Zeller and Hildebrandt, 2002) over the plan's steps, then routes, destinations, sources and processes;
 again, until nothing can be left out.

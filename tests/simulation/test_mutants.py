@@ -128,7 +128,7 @@ def a_byte_is_lost(patch: pytest.MonkeyPatch) -> None:
 
 
 def copies_of_anything_are_dropped(patch: pytest.MonkeyPatch) -> None:
-    """An event of an identity that was there passes for a copy, whatever its body says."""
+    """An event of an identity that was there passes for a duplicate, whatever its body says."""
     patch.setattr("gateway.engine.dedupe.filter.fingerprint", lambda _event: bytes(8))
 
 
@@ -390,7 +390,7 @@ def test_a_member_that_waits_for_deleted_records_is_found(monkeypatch: pytest.Mo
 
 
 def a_topic_made_again(seconds: float) -> Plan:
-    """Make a plan of a retry topic that is made again after a kick, and of another kick of what came into it then."""
+    """Make a plan of a retry topic that is recreated after a kick, and of another kick of what came into it then."""
 
     def kick(at: float) -> Step:
         return Step(at, "order", {"kind": "kick", "name": "destination/d0"})
@@ -449,4 +449,4 @@ def test_a_kick_that_a_lane_does_not_hear_is_found(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Lane, "kick", lambda _self: None)
     violation = simulate(plan).violation
     assert violation is not None
-    assert violation.invariant == "17 a kick brings all out"
+    assert violation.invariant == "17 a kick releases everything"

@@ -152,28 +152,28 @@ def test_an_ordered_route_whose_condition_widens_keeps_the_order_wherever_a_proc
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parent / "plans").glob("*.json")), ids=lambda path: path.stem)
 def test_earlier_failures_stay_fixed(path: Path) -> None:
-    """As plans in files, since a seed is another world whenever plans are drawn otherwise.
+    """As plans in files, since a seed is another world whenever plans are drawn differently.
 
     stale-commit                a commit that aiokafka repeats in the next generation, since the revocation had none
-    stale-commit-after-expiry   the same, of a member that was thrown out
-    append-after-death          an event of an unknown source is put away by a process that is dead by then
-    a-backlog-behind-a-rate-that-leaves-its-queue-at-once   all of it is due at the same moment, again and again
-    a-hold-by-a-clock-that-was-ahead    a destination asks for 8 s of silence, and the clock goes back by an hour
-    halted-route-removed        the last attempt of a route that halts outlives the route
-    deleted-of-a-route-that-lost-its-order      nobody is a member any more to count what was deleted unfinished
-    deleted-behind-what-a-tier-holds            no commit passes what was deleted, since nothing comes after it
-    deleted-of-a-topic-that-no-group-has-begun  without a commit nobody can know of it, nor comes to look
-    two-events-of-one-identity-with-order       the second is taken for the first, whose record was deleted meanwhile
-    two-partitions-whose-starts-pass-a-member-at-once   the second gets its next record while the first's start is asked
-    another-topic-of-that-name-that-is-as-long-as-it-was-read       no look at its bounds tells that it is another
-    letters-in-a-topic-that-was-made-again-after-a-replay           they are below what that replay has settled
-    parked-in-a-topic-that-was-made-again-after-a-resumption        it is below where the resumption has ended
-    parked-late-in-a-topic-that-is-made-again-during-a-resumption   soon it is as long as what was swept before
-    retried-for-a-route-that-does-not-match-any-more                it did when the event was read
-    retried-for-a-route-that-goes-elsewhere-by-now                  the destination is there still
-    a-second-reload-before-what-the-first-waits-for-is-done     each lets an ordered route match more
-    a-reload-before-a-partition-that-comes-back-is-read         an event of before is still under way from it
-    a-reload-by-which-a-source-moves-amid-what-came-before      its old topic is still read, and appended to
+    stale-commit-after-expiry   the same, of an evicted member
+    append-by-a-killed-process  it puts away an event of an unknown source
+    backlog-behind-a-rate-that-leaves-its-queue-at-once     all of it is due at the same moment, again and again
+    hold-by-a-clock-that-was-ahead          a destination asks for 8 s of silence, and the clock goes back by an hour
+    halted-route-removed                    the last attempt of a route that halts outlives the route
+    deletion-from-a-route-that-lost-its-order       no member is left to count the unfinished records that were deleted
+    deletion-behind-a-tiers-last-record             no commit passes the deleted records, since nothing comes after them
+    deletion-from-a-topic-without-commits           without a commit nobody can know of them, and nobody looks
+    two-events-of-one-identity-with-order           the second is taken for the first, whose record has been deleted
+    two-log-starts-that-overtake-a-member-at-once   one gets its next record while the other's start is asked
+    recreated-topic-as-long-as-it-was-read          its bounds don't show that it is another
+    dead-letters-in-a-topic-recreated-after-a-replay    they are below those that the replay has resolved
+    parked-in-a-topic-recreated-after-a-resume          it is below the offset at which the resume ended
+    parked-late-in-a-topic-recreated-during-a-resume    it is soon as long as the one that was swept
+    retried-for-a-route-that-no-longer-matches          it did when the event was read
+    retried-for-a-route-with-a-new-destination          the old destination still exists
+    second-reload-before-the-first-takes-effect     each lets an ordered route match more
+    reload-before-a-returning-partition-is-read     one of its older events is still in flight
+    reload-that-moves-a-source-amid-older-events    its old topic is still read, and appended to
     """
     check(decode(path.read_bytes()))
 

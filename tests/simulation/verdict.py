@@ -1,4 +1,4 @@
-"""What came of a seed, as a process of many tells it to the one that counts."""
+"""The result of a seed, as a worker process reports it."""
 
 import time
 import traceback
@@ -10,7 +10,7 @@ from tests.simulation.world import simulate
 
 
 class Verdict(NamedTuple):
-    """What came of a seed. `invariant` is empty where all hold."""
+    """The result of a seed. `invariant` is empty where all hold."""
 
     seed: int
     invariant: str
@@ -25,7 +25,7 @@ def judge(seed: int) -> Verdict:
     began = time.monotonic()
     try:
         outcome = simulate(plan_of(seed))
-    except Exception as error:  # noqa: BLE001 - told like a violation
+    except Exception as error:  # noqa: BLE001 - reported like a violation
         return Verdict(seed, f"the simulation itself: {error!r}", traceback.format_exc(), 0.0, 0.0)
     violation = outcome.violation
     name = "" if violation is None else violation.invariant

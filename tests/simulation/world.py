@@ -45,9 +45,9 @@ from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.simulation.broker import Broker, Failure, Machine, SimulatedLog
-from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Row, Version, Violation
+from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Row, RulesVersion, Violation
 from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
-from tests.simulation.plan import VERSIONS, Plan, RouteSpec, Step
+from tests.simulation.plan import GATEWAY_VERSIONS, Plan, RouteSpec, Step
 from tests.simulation.sink import HEALTHY, SimulatedClient, Sink
 
 QUIET: FilteringBoundLogger = structlog.wrap_logger(
@@ -55,13 +55,13 @@ QUIET: FilteringBoundLogger = structlog.wrap_logger(
 )
 RELOAD_LAG = 2.0
 """Seconds within which processes see new rules, each at its own time."""
-LEAST_SLEEP = 0.0005
-"""Seconds; a real loop sleeps no less. Without it, who waits for the rest of a float's rounding goes round for ever."""
+MIN_SLEEP = 0.0005
+"""Seconds; a real loop sleeps no less. Without it, a wait for the rest of a float's rounding never ends."""
 DRIFT = 0.0005
 """By how much of the time a machine's monotonic clock is fast or slow, at most: what NTP may slew."""
 KICK_EVERY = 60.0
 KICKED = 40.0
-"""Seconds in which a kick brings out all that waits, where nothing fails."""
+"""Seconds in which a kick delivers everything that waits, where nothing fails."""
 NUMBER = (event_view.Step(MARK.decode(), -1),)
 """The path to an event's number."""
 CONTROL = Partition(TOPICS.control, 0)
@@ -70,7 +70,7 @@ OPEN_SOURCE = build_verifier({"scheme": "none"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a run. `digest` is the same for the same seed."""
+    """The outcome of a run. `digest` is the same for the same seed."""
 
     violation: Violation | None
     seconds: float
@@ -97,7 +97,7 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
 async def _simulate(plan: Plan, *, traced: bool) -> Outcome:
     world = World(plan, traced=traced)
     await world.run()
-    made = [(each.process, each.delivery, each.attempt, each.began, each.ended) for each in world.ledger.tries]
+    made = [(each.process, each.delivery, each.attempt, each.began, each.ended) for each in world.ledger.attempts]
     return Outcome(
         violation=world.ledger.violation,
         seconds=world.now(),
@@ -128,7 +128,7 @@ class World:
             name: Sink(name, limits["latency"], Random(f"{plan.seed}/{name}"))
             for name, limits in plan.destinations.items()
         }
-        self.versions: list[tuple[Version, Rules]] = []
+        self.rules_versions: list[tuple[RulesVersion, Rules]] = []
         self._topics: Mapping[str, str] = {}
         """To which topic events of each source are appended: the ingress is told of new rules, too, some time later."""
         self.processes: dict[str, Process] = {}
@@ -137,13 +137,13 @@ class World:
         self._paused: dict[str, None] = {}
         self._receipts: set[float] = set()
         self.newer: set[str] = set()
-        """Places at which the next process is of the newer version."""
+        """Slots in which the next process is of the newer version."""
         self._ingress = OUTSIDE
         self.metrics: list[Metrics] = []
         """Of all processes that there have been."""
-        self._chores: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
-        self._least_drowsy = 1.0 if plan.is_long else 0.0
+        self._initial_poll_interval = 1.0 if plan.is_long else 0.0
         self._has_rate = any(each["rate"] for each in plan.destinations.values())
 
     def now(self) -> float:
@@ -154,10 +154,10 @@ class World:
             self.trace.append(f"{self.now():9.3f}  {text}")
 
     @property
-    def drowsy(self) -> float:
-        """How long whoever looks around regularly sleeps at least: what is only waited for costs little."""
+    def min_poll_interval(self) -> float:
+        """The least interval of regular polls: a long wait costs little."""
         if self._healed_at is None:
-            return self._least_drowsy
+            return self._initial_poll_interval
         elapsed = self.now() - self._healed_at
         # Of an ordered route nothing is begun whose proof is older: asleep for longer, it would ask again for nothing.
         has_order = "reload" in self.plan.faults or any(route.is_ordered for route in self.plan.routes)
@@ -168,9 +168,9 @@ class World:
 
     async def sleep(self, seconds: float) -> None:
         if seconds >= IDLE_TICK:
-            seconds = max(seconds, self.drowsy)
+            seconds = max(seconds, self.min_poll_interval)
         elif seconds > 0:
-            seconds = max(seconds, LEAST_SLEEP)
+            seconds = max(seconds, MIN_SLEEP)
         await asyncio.sleep(seconds)
 
     # The run.
@@ -178,8 +178,8 @@ class World:
     async def run(self) -> None:
         self.broker.create(TOPICS.specs(topic_of(self.plan, name) for name in self.plan.sources))
         self._new_version({})
-        self._topics = self.versions[-1][0].topics
-        self.broker.create(TOPICS.specs((), self.versions[-1][1].ordered))
+        self._topics = self.rules_versions[-1][0].topics
+        self.broker.create(TOPICS.specs((), self.rules_versions[-1][1].ordered))
         for number in range(self.plan.processes):
             self.start(f"p{number}")
         watch = asyncio.create_task(self._watch()) if set(self.plan.faults) <= {"trouble", "gap"} else None
@@ -203,8 +203,8 @@ class World:
         finally:
             if watch is not None:
                 watch.cancel()
-            for chore in self._chores:
-                chore.cancel()
+            for task in self._background:
+                task.cancel()
             for process in list(self.processes.values()):
                 self.kill(process)
             await asyncio.sleep(0.01)
@@ -219,8 +219,8 @@ class World:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(max(1.0, self.drowsy))
-            if self._healed_at is not None and self.drowsy:
+            await asyncio.sleep(max(1.0, self.min_poll_interval))
+            if self._healed_at is not None and self.min_poll_interval:
                 return
             self.ledger.watch(self._ends())
 
@@ -230,15 +230,15 @@ class World:
         self.broker.find_leaders()
         for sink in self.sinks.values():
             sink.how = HEALTHY
-        while self._chores:
-            await asyncio.wait(list(self._chores))
-        if VERSIONS in self.plan.faults:
+        while self._background:
+            await asyncio.wait(list(self._background))
+        if GATEWAY_VERSIONS in self.plan.faults:
             self.newer = {f"p{number}" for number in range(self.plan.processes)}
             for process in list(self.processes.values()):
                 if not process.is_newer:
-                    self._chore(self._restart(process, 0.1))
-            while self._chores:
-                await asyncio.wait(list(self._chores))
+                    self._in_background(self._restart(process, 0.1))
+            while self._background:
+                await asyncio.wait(list(self._background))
         for number in range(self.plan.processes):
             if f"p{number}" not in self.processes:
                 self.start(f"p{number}")
@@ -258,13 +258,13 @@ class World:
                     self._order({"kind": "kick", "name": f"destination/{name}"})
                 await asyncio.sleep(seconds)
             if waiting := self.ledger.waiting(self._ends(), groups):
-                self._tell_left("17 a kick brings all out", waiting)
+                self._tell_left("17 a kick releases everything", waiting)
         while self.ledger.violation is None:
-            await asyncio.sleep(max(0.5, self.drowsy))
+            await asyncio.sleep(max(0.5, self.min_poll_interval))
             if halting and self.now() >= next_kick:  # what has halted waits for an operator
                 # Less often than a job looks around, or there would always be one under way. One name after the other:
-                # who looks around seldom, since only waiting is left, would let one delivery of a rate out at a time.
-                next_kick = self.now() + max(KICK_EVERY, 5 * len(halting) * self.drowsy) / len(halting)
+                # as polls are seldom when only waiting is left, each would let one delivery of a rate out.
+                next_kick = self.now() + max(KICK_EVERY, 5 * len(halting) * self.min_poll_interval) / len(halting)
                 halting.append(halting.pop(0))
                 self._order({"kind": "kick", "name": f"route/{halting[-1]}"})
             if self.ledger.is_finished(self._ends(), groups) and self._orders_are_done():
@@ -289,7 +289,7 @@ class World:
         return 300.0 + 2 * self.plan.horizon + longest
 
     async def _until_nothing_is_held(self) -> None:
-        """Let who gave partitions up, or was thrown out, find out that others have done the rest."""
+        """Let processes that lost partitions, or were evicted, find out that others have done the rest."""
         for _ in range(60):
             if not any(any(process.held().values()) for process in self.processes.values()):
                 return
@@ -297,7 +297,7 @@ class World:
 
     def _groups(self) -> Mapping[str, Collection[str]]:
         tiers = {TOPICS.retry(tier) for tier in TIERS}
-        groups = {ROUTER: tiers.union(*(version.topics.values() for version, _ in self.versions))}
+        groups = {ROUTER: tiers.union(*(version.topics.values() for version, _ in self.rules_versions))}
         for topic in self.broker.specs:
             place = TOPICS.ordered_target(topic)
             if place is not None:
@@ -337,7 +337,7 @@ class World:
             "leaders": lambda what: self.broker.move_leaders(what["by"]),
             "leaderless": self._lose_leader,
             "delete": self._delete,
-            "remake": self._make_again,
+            "remake": self._recreate,
             "fill": self._fill,
             "grow": lambda what: self.broker.grow(f"{TOPICS.prefix}{what['topic']}", what["by"]),
             "crash": self._crash,
@@ -418,13 +418,13 @@ class World:
             length = math.ceil(what["share"] * (segment.end - segment.start))
             self.broker.delete_below(partition, segment.start + length)
 
-    def _make_again(self, what: Mapping[str, Any]) -> None:
+    def _recreate(self, what: Mapping[str, Any]) -> None:
         """Delete a topic and make it again, one that was used where there is such a one."""
         names = [TOPICS.retry(tier) for tier in TIERS] if what["kind"] == "retry" else [TOPICS.prefix + what["kind"]]
         names = [name for name in names if name not in self.broker.gone]
         used = [name for name in names if any(self.broker.segments[each].end for each in self.broker.of(name))]
         if names := used or names:
-            self.broker.make_again(names[what["number"] % len(names)], what["seconds"])
+            self.broker.recreate(names[what["number"] % len(names)], what["seconds"])
         if what["kind"] == "control":
             self.ledger.deaf(self.now() + what["seconds"])
 
@@ -437,12 +437,12 @@ class World:
     def _crash(self, what: Mapping[str, Any]) -> None:
         process = self.processes.get(what["process"])
         if process is not None:
-            self._doom(process, what["steps"], what["again"])
+            self._schedule_crash(process, what["steps"], what["again"])
 
     def _stop(self, what: Mapping[str, Any]) -> None:
         process = self.processes.get(what["process"])
         if process is not None:
-            self._chore(self._restart(process, what["again"]))
+            self._in_background(self._restart(process, what["again"]))
 
     def _rebalance(self, _: Mapping[str, Any]) -> None:
         for group in list(self.broker.groups.values()):
@@ -461,7 +461,7 @@ class World:
             consumers = [each for each in process.log.consumers if each.group is not None and each.group.name == group]
             if any(CONTROL in consumer.owned for consumer in consumers):
                 taker = self._crash if what["by"] == "crash" else self._stop
-                taker({"process": process.place, "steps": what["steps"], "again": 0.1})
+                taker({"process": process.slot, "steps": what["steps"], "again": 0.1})
                 return
 
     def _set_clock(self, what: Mapping[str, Any]) -> None:
@@ -472,7 +472,7 @@ class World:
             process.machine.step = what["by"]
 
     def _set_version(self, what: Mapping[str, Any]) -> None:
-        """Let the process that comes next at this place be of the newer version, or of this one."""
+        """Let the process that comes next in this slot be of the newer version, or of this one."""
         (self.newer.add if what["is_newer"] else self.newer.discard)(what["process"])
 
     def _set_ingress(self, what: Mapping[str, Any]) -> None:
@@ -503,7 +503,7 @@ class World:
         self.ledger.acknowledged(partition, record)
 
     def _received_at(self, number: int) -> float:
-        """Return when an event is received, as no other is to the microsecond: by that, copies are told apart."""
+        """Return when an event is received, as no other is to the microsecond: by that, duplicates are told apart."""
         at = round(EPOCH + self.now() + self._error_of_ingress(number), 6)
         while at in self._receipts:
             at = round(at + 1e-6, 6)
@@ -539,7 +539,7 @@ class World:
                 self.ledger.touched.add(name)
                 self.ledger.expedited.setdefault(name, self.now())
             case "again":
-                topics = set(self.versions[-1][0].topics.values())
+                topics = set(self.rules_versions[-1][0].topics.values())
                 places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
                 ends = {place: self.broker.segments[p].end for place, p in places.items()}
                 selection = Selection(
@@ -596,8 +596,8 @@ class World:
             if route.name in toggled:
                 route = replace(route, is_ordered=not route.is_ordered, halts=False)
             routes.append(route)
-        version = Version(
-            number=len(self.versions),
+        version = RulesVersion(
+            number=len(self.rules_versions),
             sources=frozenset(name for name in self.plan.sources if name not in without),
             destinations=frozenset(destinations),
             routes=tuple(routes),
@@ -607,20 +607,20 @@ class World:
             },
         )
         self.broker.create(TOPICS.specs(sorted(set(version.topics.values()))))
-        self.versions.append((version, _rules(self.plan, version, self.ledger)))
+        self.rules_versions.append((version, _rules(self.plan, version, self.ledger)))
 
     def _reload(self, what: Mapping[str, Any]) -> None:
         self._new_version(what)
-        if self.versions[-1][0].topics != self.versions[-2][0].topics:
-            seed = f"{self.plan.seed}/ingress/{len(self.versions)}"
-            self._chore(self._append_elsewhere(Random(seed).uniform(0, RELOAD_LAG)))
-        random = Random(f"{self.plan.seed}/reload/{len(self.versions)}")
+        if self.rules_versions[-1][0].topics != self.rules_versions[-2][0].topics:
+            seed = f"{self.plan.seed}/ingress/{len(self.rules_versions)}"
+            self._in_background(self._append_elsewhere(Random(seed).uniform(0, RELOAD_LAG)))
+        random = Random(f"{self.plan.seed}/reload/{len(self.rules_versions)}")
         for process in list(self.processes.values()):
-            self._chore(process.reload(random.uniform(0, what.get("lag", RELOAD_LAG))), owner=process)
+            self._in_background(process.reload(random.uniform(0, what.get("lag", RELOAD_LAG))), owner=process)
 
     async def _append_elsewhere(self, after: float) -> None:
         await asyncio.sleep(after)
-        self._topics = self.versions[-1][0].topics
+        self._topics = self.rules_versions[-1][0].topics
 
     # Processes.
 
@@ -643,11 +643,11 @@ class World:
         machine.step = self._local_steps.get(name, 0.0)
         return machine
 
-    def _doom(self, process: "Process", steps: int, again: float) -> None:
+    def _schedule_crash(self, process: "Process", steps: int, again: float) -> None:
         def crash() -> None:
-            if self.processes.get(process.place) is process:
+            if self.processes.get(process.slot) is process:
                 self.kill(process)
-                self._chore(self._start_later(process.place, again))
+                self._in_background(self._start_later(process.slot, again))
 
         assert isinstance(self.loop, SimulatedLoop)
         self.loop.kill_after(steps, process, crash)
@@ -664,7 +664,7 @@ class World:
         process.is_dead = True
         if process.force is not None:
             process.force.until = self.now()
-        self.processes.pop(process.place, None)
+        self.processes.pop(process.slot, None)
         self.broker.died(process)
         tasks = [task for task in asyncio.all_tasks() if isinstance(task, SimulatedTask) and task.owner is process]
         for task in sorted(tasks, key=hash):
@@ -680,24 +680,24 @@ class World:
         was_asked = process.is_stopping
         self.kill(process)
         if not was_asked:
-            self._chore(self._start_later(process.place, 1.0))
+            self._in_background(self._start_later(process.slot, 1.0))
 
     async def _restart(self, process: "Process", again: float | None) -> None:
         await process.stop()
         if again is not None:
-            await self._start_later(process.place, again)
+            await self._start_later(process.slot, again)
 
-    async def _start_later(self, place: str, after: float) -> None:
+    async def _start_later(self, slot: str, after: float) -> None:
         await asyncio.sleep(after)
-        if place not in self.processes:
-            self.start(place)
+        if slot not in self.processes:
+            self.start(slot)
 
-    def _chore(self, work: Coroutine[None, None, None], owner: object = None) -> None:
+    def _in_background(self, work: Coroutine[None, None, None], owner: object = None) -> None:
         context = contextvars.copy_context()
         context.run(OWNER.set, owner)
         task = self.loop.create_task(work, context=context)
-        self._chores.add(task)
-        task.add_done_callback(self._chores.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
 
 @cache
@@ -747,19 +747,19 @@ def poisoned_orders() -> list[tuple[bytes, bytes]]:
 
 
 class Process:
-    """A `gateway run --role router`, as `gateway/run.py` puts it together. `name` is unique, `place` comes again."""
+    """A `gateway run --role router`, as `gateway/run.py` puts it together. `name` is unique, `slot` is reused."""
 
-    def __init__(self, world: World, place: str, name: str, random: Random, machine: Machine) -> None:
-        self.place = place
+    def __init__(self, world: World, slot: str, name: str, random: Random, machine: Machine) -> None:
+        self.slot = slot
         self.name = name
         self.is_dead = False
         self.is_stopping = False
         self.machine = machine
-        self.is_newer = place in world.newer
-        self.log = SimulatedLog(world.broker, self, random, lambda: world.drowsy)
+        self.is_newer = slot in world.newer
+        self.log = SimulatedLog(world.broker, self, random, lambda: world.min_poll_interval)
         self.force: InForce | None = None
         self._world = world
-        self._version, self._rules = world.versions[-1]
+        self._version, self._rules = world.rules_versions[-1]
         self._logger = world_logger(world, name) if world._is_traced else QUIET
         metrics = Metrics(CollectorRegistry())
         world.metrics.append(metrics)
@@ -834,9 +834,9 @@ class Process:
         """Put the newest rules in force, as `run` does when the file has changed."""
         await asyncio.sleep(after)
         while not self.is_dead:
-            version, rules = self._world.versions[-1]
+            version, rules = self._world.rules_versions[-1]
             await self._make_topics(rules)
-            if self._world.versions[-1][0] is not version:
+            if self._world.rules_versions[-1][0] is not version:
                 continue
             self._rules = rules
             self._go_by(version)
@@ -852,7 +852,7 @@ class Process:
             else:
                 return
 
-    def _go_by(self, version: Version) -> None:
+    def _go_by(self, version: RulesVersion) -> None:
         now = self._world.now()
         if self.force is not None:
             self.force.until = now
@@ -864,7 +864,7 @@ class Process:
 class _Outside:
     """Who writes events and orders."""
 
-    name = place = "outside"
+    name = slot = "outside"
     is_dead = False
 
     @property
@@ -897,9 +897,9 @@ def topic_of(plan: Plan, source: str) -> str:
 
 
 class WatchedTable(RouteTable[Route]):
-    """Tells the ledger which process matches which event by a version of the rules."""
+    """Reports to the ledger which process matches which event by a version of the rules."""
 
-    def __init__(self, routes: Sequence[Route], version: Version, ledger: Ledger) -> None:
+    def __init__(self, routes: Sequence[Route], version: RulesVersion, ledger: Ledger) -> None:
         super().__init__(routes)
         self._version = version
         self._ledger = ledger
@@ -913,7 +913,7 @@ class WatchedTable(RouteTable[Route]):
         return super().match(view)
 
 
-def _rules(plan: Plan, version: Version, ledger: Ledger) -> Rules:
+def _rules(plan: Plan, version: RulesVersion, ledger: Ledger) -> Rules:
     routes = {route.name: _route(route) for route in version.routes}
     return Rules(
         sources={
