@@ -12,7 +12,7 @@ import structlog
 from blockbuster import blockbuster_ctx
 
 from dev.kafka import Broker, KafkaMissingError
-from tests.seeds import VARIABLE, drawn
+from tests.run_seeds import VARIABLE, drawn
 
 T = TypeVar("T")
 

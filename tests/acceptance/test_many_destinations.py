@@ -15,7 +15,7 @@ import pytest
 from typing_extensions import override
 
 from tests.acceptance.conftest import SOURCES, LogPlace
-from tests.acceptance.test_isolation import MARGIN, SHARE, percentile
+from tests.acceptance.test_destination_isolation import MARGIN, SHARE, percentile
 from tests.gateway_process import GatewayProcess
 from tests.load import Load, deliveries, report
 from tests.sink import Fault, Sink

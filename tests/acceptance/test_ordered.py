@@ -19,7 +19,7 @@ from gateway.log.topics import Topics
 from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import LogPlace
-from tests.acceptance.test_isolation import percentile
+from tests.acceptance.test_destination_isolation import percentile
 from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, Load, report
 from tests.sink import Request, Sink

@@ -19,9 +19,9 @@ from gateway.model import NO_NOTE
 from tests.acceptance.conftest import LogPlace, operators
 from tests.acceptance.test_rollout import Fleet
 from tests.builders import a_delivery, an_event
+from tests.gateway_versions import THIS
 from tests.load import SECRET, Ledger, Load, all_delivered, report
 from tests.sink import Sink
-from tests.versions import THIS
 
 RULES = f"""
 version: 1

@@ -5,7 +5,7 @@ router    the new one is ready ─▶ SIGTERM to the old one, while the group st
 
 Both at the same time, as two deployments are.
 
-The old version is the one before this tree (`tests/versions.py`): two versions are in one group and on one log.
+The old version is the one before this tree (`tests/gateway_versions.py`): two versions are in one group and on one log.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ import pytest
 
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import ROOT, GatewayProcess
+from tests.gateway_versions import THIS, PreviousMissingError, Version, changed, previous
 from tests.load import NO_ANSWER, Ledger, Load, all_delivered, report
 from tests.sink import Answer, Sink
-from tests.versions import THIS, PreviousMissingError, Version, changed, previous
 
 RATE = 500.0
 """Events a second, two deliveries each."""

@@ -12,7 +12,7 @@ import pytest
 from dev.kafka import Cluster
 from tests.acceptance.conftest import LogPlace, embedded_place, folder, kafka_place, place
 from tests.conftest import start_kafka
-from tests.faults.ledger import Account, rows_of
+from tests.faults.accounts import Account, rows_of
 from tests.faults.scenario import Table
 
 __all__ = ["embedded_place", "folder", "kafka_place", "place"]

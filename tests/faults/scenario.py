@@ -29,7 +29,7 @@ from aiokafka import AIOKafkaConsumer
 from dev.kafka import Broker, Cluster
 from gateway.engine.committer import COMMIT_AFTER, COMMIT_GAP
 from tests.acceptance.conftest import SOURCES, LogPlace
-from tests.faults.ledger import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
+from tests.faults.accounts import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess
 from tests.load import NO_ANSWER, Load
 from tests.sink import Request, Sink

@@ -19,10 +19,10 @@ from typing_extensions import override
 from gateway.ops.send import ask_status
 from tests.acceptance.conftest import LogPlace
 from tests.faults.scenario import Scenario, Table
-from tests.faults.wal import end_of_commits
+from tests.faults.sqlite_wal import end_of_commits
 from tests.gateway_process import GatewayProcess
 from tests.load import post
-from tests.seeds import drawn
+from tests.run_seeds import drawn
 
 Fill = Callable[[Path, GatewayProcess], None]
 

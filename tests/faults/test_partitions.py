@@ -22,7 +22,7 @@ from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError
 from tests.acceptance.conftest import RULES, SOURCES, LogPlace
-from tests.faults.ledger import Written, settle_ordered
+from tests.faults.accounts import Written, settle_ordered
 from tests.faults.scenario import RULES as OF_SCENE
 from tests.faults.scenario import Scenario, Table
 from tests.gateway_process import ROOT

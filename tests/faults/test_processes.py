@@ -9,7 +9,7 @@ import pytest
 from dev.kafka import Cluster
 from tests.acceptance.conftest import LogPlace
 from tests.faults.scenario import Scenario, Table
-from tests.seeds import drawn
+from tests.run_seeds import drawn
 from tests.sink import Answer
 
 

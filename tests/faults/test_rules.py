@@ -13,9 +13,9 @@ from tests.acceptance.test_ordered import Keyed, events_by_key
 from tests.acceptance.test_rollout import NUMBERS, Fleet, slowest
 from tests.faults.scenario import Table, account_of, command
 from tests.gateway_process import GatewayProcess
+from tests.gateway_versions import THIS
 from tests.load import SECRET, Load, all_delivered
 from tests.sink import Sink
-from tests.versions import THIS
 
 RATE = 200.0
 """Events a second of all sources."""

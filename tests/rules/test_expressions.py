@@ -21,7 +21,7 @@ from gateway.rules.event_view import ABSENT, EventView
 from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.templates import Template, TemplateError
 from tests.builders import an_event
-from tests.pace import as_usual
+from tests.machine_speed import as_usual
 
 BODY = {
     "action": "opened",

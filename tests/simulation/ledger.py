@@ -855,7 +855,7 @@ class Ledger:
         return unfinished
 
     def may_be_dropped(self, row: Row) -> bool:
-        """Return whether an event is a duplicate of an earlier one of its partition, about in the source's window."""
+        """Return whether an event duplicates an earlier one of its partition, roughly within the source's window."""
         return any(self._earlier(row, 2 * self.plan.skew + 0.1))
 
     def must_be_dropped(self, row: Row) -> bool:

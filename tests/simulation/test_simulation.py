@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.seeds import drawn
+from tests.run_seeds import drawn
 from tests.simulation.plan import decode, plan_of
 from tests.simulation.world import simulate
 

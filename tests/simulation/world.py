@@ -45,10 +45,10 @@ from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.simulation.broker import Broker, Failure, Machine, SimulatedLog
+from tests.simulation.destinations import HEALTHY, SimulatedClient, Sink
 from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Row, RulesVersion, Violation
 from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
 from tests.simulation.plan import GATEWAY_VERSIONS, Plan, RouteSpec, Step
-from tests.simulation.sink import HEALTHY, SimulatedClient, Sink
 
 QUIET: FilteringBoundLogger = structlog.wrap_logger(
     structlog.ReturnLogger(), processors=[], wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)

@@ -15,7 +15,7 @@ from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.telemetry.metrics import REJECTIONS, Metrics, content_type_for, exposition, process_registry
 from gateway.verify.request import Reason
 from gateway.verify.schemes import build_verifier
-from tests.pace import as_usual
+from tests.machine_speed import as_usual
 from tests.telemetry.openmetrics import families_of
 
 # The interface to dashboards and alerts: a name that changes here breaks them.

@@ -24,8 +24,8 @@ from tests.engine.test_worker import QUIET
 from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, post, signed_post
 from tests.sink import Request, Sink
-from tests.telemetry.collector import Collector, Seen
 from tests.telemetry.openmetrics import families_of
+from tests.telemetry.otlp_collector import Collector, Seen
 
 RULES = f"""
 version: 1

@@ -9,7 +9,7 @@ import pytest
 from gateway.verify.config_keys import GENERIC, Path
 from gateway.verify.presets import PRESETS, SchemeError
 from gateway.verify.schemes import build_verifier, json_schema
-from tests.verify.requests import WHSEC
+from tests.verify.signed_requests import WHSEC
 
 SIGNED = "a string with {body} and, in braces, only timestamp, id, method, path, url, header:NAME"
 

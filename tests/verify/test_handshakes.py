@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.verify.handshakes import MAX_HANDSHAKE_BYTES, HandshakeResponse
-from tests.verify.requests import a_request, a_verifier
+from tests.verify.signed_requests import a_request, a_verifier
 
 
 def test_slacks_challenge_is_echoed_as_text() -> None:

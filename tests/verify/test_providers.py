@@ -16,7 +16,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.verify.presets import PRESETS
 from gateway.verify.verifier import Verifier
-from tests.verify.requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason
+from tests.verify.signed_requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason
 
 STAMP = str(int(NOW))
 WHSEC_PRESETS = {"standard-webhooks", "openai", "svix"}

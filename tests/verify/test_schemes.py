@@ -14,7 +14,7 @@ from gateway.verify import signatures
 from gateway.verify.request import Reason
 from gateway.verify.signatures import MAX_CANDIDATES, MAX_LINES
 from gateway.verify.verifier import Verifier
-from tests.verify.requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason, refusal
+from tests.verify.signed_requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason, refusal
 
 GOOD = hmac.new(SECRET.encode(), BODY, hashlib.sha256).hexdigest()
 BAD = "0" * 64

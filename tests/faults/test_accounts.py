@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tests.faults.ledger import (
+from tests.faults.accounts import (
     Account,
     Arrival,
     Incident,

@@ -210,7 +210,7 @@ async def test_appends_to_a_leaderless_partition_are_freed_with_their_own_partit
 
 STALLED = """
 import asyncio, os, resource
-from tests.engine.test_memory import a_stalled_world, large_events, taken
+from tests.engine.test_memory_bounds import a_stalled_world, large_events, taken
 from tests.engine.test_worker import Worker
 from tests.virtual_time import run
 
