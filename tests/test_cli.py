@@ -131,7 +131,7 @@ def write_event(id: str, *, source: str = "github", topic: str | None = None, **
     )
 
 
-def write_letter(
+def write_dead_letter(
     event: str,
     *,
     route: str = "build",
@@ -771,7 +771,7 @@ def test_events_are_listed_newest_first(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_no_events_are_said(run: Run) -> None:
+def test_an_empty_event_list_says_so(run: Run) -> None:
     assert run("events", "list") == (0, "no events\n", "")
     assert run("events", "list", "--json") == (0, "", "")
     assert run("events", "list", "--source", "gitub")[0] == 2
@@ -905,8 +905,8 @@ def test_topics_are_created_and_checked(run: Run) -> None:
 
 @pytest.mark.usefixtures("log")
 def test_dead_letters_are_listed_until_resolved(run: Run) -> None:
-    first = write_letter("evt_1")
-    second = write_letter("evt_2", route="other", reason="gone")
+    first = write_dead_letter("evt_1")
+    second = write_dead_letter("evt_2", route="other", reason="gone")
     on_log(lambda log: log.append(TOPICS.dead, key=b"k", value=b"x", headers=[("gw_undecodable", b"gw_v: got 9")]))
     out = run("dead", "list")[1]
     assert all(word in out for word in (first, second, "evt_1", "build → ci", "exhausted", "500", "0@2: gw_v: got 9"))
@@ -931,8 +931,8 @@ def test_dead_letters_are_listed_until_resolved(run: Run) -> None:
 @pytest.mark.usefixtures("log")
 def test_dead_letters_are_grouped(run: Run) -> None:
     for number in range(3):
-        write_letter(f"evt_{number}")
-    write_letter("evt_3", reason="gone")
+        write_dead_letter(f"evt_{number}")
+    write_dead_letter("evt_3", reason="gone")
     out = run("dead", "list", "--limit", "2")[1].splitlines()
     groups = [line.split() for line in out[2:4]]
     assert [group[:3] for group in groups] == [["3", "exhausted", "500"], ["1", "gone", "500"]]
@@ -949,7 +949,7 @@ def test_an_empty_dead_list_says_so(run: Run) -> None:
 @pytest.mark.usefixtures("log")
 def test_a_cut_list_of_dead_letters_says_so(run: Run) -> None:
     for number in range(3):
-        write_letter(f"evt_{number}")
+        write_dead_letter(f"evt_{number}")
     assert run("dead", "list", "--limit", "2")[2] == "the newest 2 of 3; --limit shows more\n"
     assert run("dead", "list", "--limit", "2", "--json")[2] == "there are more than 2; --limit shows more\n"
     assert run("dead", "list", "--limit", "3")[2] == ""
@@ -957,8 +957,8 @@ def test_a_cut_list_of_dead_letters_says_so(run: Run) -> None:
 
 @pytest.mark.usefixtures("log")
 def test_a_dead_letter_is_shown_whole(run: Run) -> None:
-    first = write_letter("evt_1", body=b"\xffAB")
-    write_letter("evt_1", route="other")
+    first = write_dead_letter("evt_1", body=b"\xffAB")
+    write_dead_letter("evt_1", route="other")
     out = run("dead", "show", first)[1]
     for word in (first, "build → ci", "exhausted: 500 after 2 attempts", "503: later", "X-One: 1", "ff41 42", "open"):
         assert word in out
@@ -971,7 +971,7 @@ def test_a_dead_letter_is_shown_whole(run: Run) -> None:
 
 @pytest.mark.usefixtures("log")
 def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
-    first = write_letter("evt_1")
+    first = write_dead_letter("evt_1")
     code, out, _ = run("dead", "replay", "evt_1", "--timeout", "0s")
     assert (code, out) == (
         1,
@@ -991,7 +991,7 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
 
 @pytest.mark.usefixtures("log")
 def test_a_replay_that_would_be_everything_has_to_be_asked_for(run: Run) -> None:
-    write_letter("evt_1")
+    write_dead_letter("evt_1")
     assert run("dead", "replay")[0] == 2
     assert run("dead", "drop")[0] == 2
     assert orders() == []
@@ -1008,9 +1008,9 @@ def test_a_name_without_a_dead_letter_is_refused(run: Run) -> None:
 
 @pytest.mark.usefixtures("log")
 def test_a_dry_run_only_counts(run: Run) -> None:
-    write_letter("evt_1")
-    write_letter("evt_2")
-    write_letter("evt_3", route="other")
+    write_dead_letter("evt_1")
+    write_dead_letter("evt_2")
+    write_dead_letter("evt_3", route="other")
     code, out, _ = run("dead", "replay", "--all", "--dry-run")
     assert code == 0
     assert "would replay 3 dead letters; nothing was done" in out
@@ -1029,7 +1029,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.usefixtures("log")
 def test_a_drop_asks_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_letter("evt_1")
+    write_dead_letter("evt_1")
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     code, out, err = run("dead", "drop", "--all", "--no-wait")
@@ -1240,10 +1240,10 @@ def test_a_dry_run_says_to_which_destinations_deliveries_would_go(run: Run) -> N
     queued = run(*words)[1].splitlines()[-2]
     assert queued == "would queue 0 deliveries; nothing was done"
     for number in range(3):
-        write_letter(f"evt_{number}", route="all", destination="chat")
+        write_dead_letter(f"evt_{number}", route="all", destination="chat")
     queued = run(*words)[1].splitlines()[-2]
     assert queued == "would queue 3 deliveries: 3 events to chat; nothing was done"
-    write_letter("evt_1", route="all", destination="audit")
+    write_dead_letter("evt_1", route="all", destination="audit")
     queued = run(*words)[1].splitlines()[-2]
     assert queued == "would queue 4 deliveries of 3 events: 1 to audit, 3 to chat; nothing was done"
 

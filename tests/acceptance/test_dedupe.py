@@ -27,7 +27,7 @@ routes:
   - {{name: all, from: github, to: [sink]}}
 """
 IGNORANCE = 2.0
-"""Seconds of events of a partition that has moved that are let through, at most, until it's known what came before."""
+"""Seconds of events of a partition that has moved that are passed, at most, until it's known what came before."""
 COPIES = 4
 ONE_OF_MANY = 50
 """One identity of so many stands for another content in each of its copies."""

@@ -127,7 +127,7 @@ async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
             ledger = Ledger.of(ci, load.acknowledged)
             report(f"paused, parked, resumed, {place.kind}: {len(exposed)} exposed to the kill", ledger)
             assert ledger.lost == 0, gateway.story()
-            # The kill may repeat what wasn't committed, of which each is parked once more; the resumption nothing.
+            # The kill may repeat what wasn't committed, of which each is parked once more; the resume nothing.
             repeated = {event: times for event, times in deliveries(ci).items() if times > 1}
             assert repeated.keys() <= exposed, gateway.story()
             assert set(repeated.values()) <= {2}, gateway.story()

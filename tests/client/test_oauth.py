@@ -311,7 +311,7 @@ async def test_each_waits_within_its_own_deadline(client: Client) -> None:
         assert (await patient).result is Result.SUCCESS
 
 
-async def test_whoever_waits_asks_for_itself_when_the_first_runs_out_of_time(client: Client) -> None:
+async def test_a_waiter_asks_for_itself_when_the_first_times_out(client: Client) -> None:
     async with Sink(Fault.HANG, token()) as endpoint, Sink() as sink:
         access = credentials(endpoint.url)
         hasty = asyncio.ensure_future(attempt(client, sink, access, timeout=0.05))
@@ -320,7 +320,7 @@ async def test_whoever_waits_asks_for_itself_when_the_first_runs_out_of_time(cli
         assert ((await hasty).result, patient.result) == (Result.AUTH, Result.SUCCESS)
 
 
-async def test_whoever_waits_asks_for_itself_when_the_first_is_cancelled(client: Client) -> None:
+async def test_a_waiter_asks_for_itself_when_the_first_is_cancelled(client: Client) -> None:
     async with Sink(Fault.HANG, token()) as endpoint, Sink() as sink:
         access = credentials(endpoint.url)
         first = asyncio.ensure_future(attempt(client, sink, access))

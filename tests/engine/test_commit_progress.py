@@ -122,8 +122,8 @@ def test_finishing_twice_or_without_receipt_changes_nothing() -> None:
     progress = a_progress(base=10)
     received(progress, 10, 13)
     progress.finished(10)
-    for stranger in (10, 3, 11, 10**15):
-        progress.finished(stranger)
+    for foreign in (10, 3, 11, 10**15):
+        progress.finished(foreign)
     assert progress.unfinished_count() == 1
     assert progress.base == 13
 

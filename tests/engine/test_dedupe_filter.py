@@ -543,7 +543,7 @@ def test_events_are_passed_and_counted_while_their_past_is_unknown() -> None:
                 world.log.fails_to_scan = False
                 await asyncio.sleep(5.0)
                 assert await world.read(reader, start=4) == [True, False]
-                assert (second.count(), second.gauges()) == ((2, 0, 2), (3, 0))  # the copy that was let through, too
+                assert (second.count(), second.gauges()) == ((2, 0, 2), (3, 0))  # the duplicate that was passed, too
 
     run(scenario())
 
@@ -660,7 +660,7 @@ def test_a_record_that_cannot_be_read_is_passed_over(value: bytes, headers: Sequ
     run(scenario())
 
 
-def test_memory_is_given_back_after_the_window_also_where_nothing_comes_any_more() -> None:
+def test_memory_is_freed_after_the_window_even_without_new_events() -> None:
     async def scenario() -> None:
         async with a_world() as world, world.process() as process:
             await world.put(*[str(number) for number in range(500)])

@@ -51,7 +51,7 @@ def test_a_record_that_is_read_again_is_no_duplicate_of_itself() -> None:
 
 
 def test_an_entry_with_a_larger_offset_only_makes_no_duplicate() -> None:
-    """It was read while it wasn't known what had come before, and let through; the first one still has to be."""
+    """It was read while it wasn't known what had come before, and passed; the first one still has to be."""
     assert judged(a_row(offset=8), a_row(offset=7)) == [NEW, NEW]
 
 
@@ -195,7 +195,7 @@ STEPS = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(steps=STEPS, window=st.integers(1, 100))
 def test_verdicts_are_those_of_a_model(steps: list[tuple[str, object, int]], window: int) -> None:
-    """Through crashes, after which what was let through is restored in another order."""
+    """Through crashes, after which the passed events are restored in another order."""
     sightings, model = DedupeIndex(), Model([])
     log: list[tuple[int, int, int, int]] = []
     at = 1000

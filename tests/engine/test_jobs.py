@@ -233,7 +233,7 @@ def test_a_process_that_learns_late_that_it_has_lost_the_jobs_takes_no_checkpoin
         late = Owner(world, log)
         await late.start()
         await log.is_held.wait()
-        world.log._state.members[TOPICS.group(JOBS_GROUP)].clear()  # it is thrown out of the group
+        world.log._state.members[TOPICS.group(JOBS_GROUP)].clear()  # it is evicted
         async with owning(world) as control:
             await ended(control, order)
             told = control.checkpoint(order.key)
@@ -262,7 +262,7 @@ async def test_a_replay_repeats_two_batches_at_most_though_its_first_owner_learn
     await late.start()
     order = await a_replay(world)
     await log.is_held.wait()
-    world.log._state.members[TOPICS.group(JOBS_GROUP)].clear()  # it is thrown out of the group
+    world.log._state.members[TOPICS.group(JOBS_GROUP)].clear()  # it is evicted
     mortal = MortalLog(world.log, appends=1400, is_stored=True)
     async with owning(world, mortal) as control:
         await mortal.died.wait()
@@ -352,7 +352,7 @@ class SlowToReadLog(MemoryLog):
 
 
 @virtual
-async def test_sweeps_that_give_way_to_one_resume_after_the_other_come_to_their_end() -> None:
+async def test_sweeps_interrupted_by_one_resume_after_another_complete() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     await publish(world, ControlRecord(kind="pause", name="route/other", state="active", at=now()))
@@ -496,7 +496,7 @@ async def test_expedited_deliveries_are_not_counted_again() -> None:
 
 @virtual
 async def test_a_kick_injects_nothing_from_the_shortest_tier() -> None:
-    """Nobody reads it, so all that the first kick has brought on is there still."""
+    """Nobody reads it, so all that the first kick has expedited is there still."""
     world = await a_world(a_route())
     await a_backlog(world, "kick", 40)
     orders = ControlClient(world.log, TOPICS)

@@ -43,7 +43,7 @@ async def delete_all(world: World, topic: str = EVENTS) -> None:
         world.log.delete_below(Partition(topic, number), end)
 
 
-def told(lines: Sequence[object]) -> list[tuple[str, int]]:
+def logged_losses(lines: Sequence[object]) -> list[tuple[str, int]]:
     return [
         (line["group"], line["count"]) for line in lines if isinstance(line, dict) and line["event"] == "records_lost"
     ]
@@ -117,7 +117,7 @@ async def test_a_router_counts_records_deleted_unread() -> None:
             await delete_all(world)
             world.log.go_on(TOPICS.group("router"))
             await asyncio.sleep(2)
-            assert lost(world) == sum(count for _, count in told(lines)) == 10
+            assert lost(world) == sum(count for _, count in logged_losses(lines)) == 10
         async with running(world):
             await asyncio.sleep(2)
     assert lost(world) == 10  # nothing is counted twice
@@ -138,7 +138,7 @@ async def test_a_blocked_ordered_member_counts_records_deleted_behind_it() -> No
             await asyncio.sleep(2)
             await delete_all(world, ORDERED)
             await asyncio.sleep(2)
-    assert sum(count for name, count in told(lines) if name == group) == 6
+    assert sum(count for name, count in logged_losses(lines) if name == group) == 6
 
 
 @virtual

@@ -417,7 +417,7 @@ async def test_the_state_of_a_head_delivery_is_not_that_of_another_event_with_it
 
 @virtual
 async def test_nothing_is_tried_while_commits_are_not_accepted() -> None:
-    """A member that the group has thrown out learns it from its commits; until then it must not overtake."""
+    """A member that the group has evicted learns it from its commits; until then it must not overtake."""
     world = await a_world(an_ordered_route())
     world.log.fail_commits()
     async with running(world):

@@ -434,7 +434,7 @@ async def test_a_new_source_is_read_after_a_reload_that_meets_a_rebalance() -> N
 
 
 @virtual
-async def test_a_destination_that_the_rules_change_is_tried_at_once() -> None:
+async def test_a_destination_changed_by_the_rules_is_tried_at_once() -> None:
     world = await a_world(a_route(retry=PATIENT), ci=[Result.CONNECT])
     await world.put(*events(10))
     async with running(world) as worker:

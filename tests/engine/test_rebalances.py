@@ -174,7 +174,7 @@ async def test_deliveries_that_another_owner_made_are_not_adopted() -> None:
     assert set(counts.values()) == {1}
 
 
-async def _with_a_copy(world: World, *, after: float) -> Partition:
+async def _with_a_duplicate(world: World, *, after: float) -> Partition:
     """Store a record of a tier, and the same again after some seconds, as a crash does; return their partition."""
     tier, delivery = TOPICS.retry("5s"), a_delivery(successor=1, due=now() + 5)
 
@@ -192,7 +192,7 @@ async def _with_a_copy(world: World, *, after: float) -> Partition:
 async def test_a_duplicate_of_a_retry_is_known_though_its_partition_left_and_returned() -> None:
     world = await a_world(a_route())
     async with running(world):
-        await _with_a_copy(world, after=3.0)
+        await _with_a_duplicate(world, after=3.0)
         await asyncio.sleep(3)
         assert len(world.client.made) == 1
         await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
@@ -206,7 +206,7 @@ async def test_a_retry_is_no_duplicate_of_a_deleted_one() -> None:
     """What is in flight of the first ends without effect, so the second is all there is."""
     world = await a_world(a_route(), ci=[9.0, 0.0])
     async with running(world):
-        partition = await _with_a_copy(world, after=4.0)
+        partition = await _with_a_duplicate(world, after=4.0)
         await asyncio.sleep(2)
         assert len(world.client.made) == 1
         world.log.lose_leader(partition)

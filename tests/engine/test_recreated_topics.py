@@ -1,4 +1,4 @@
-"""A retry, parked or dead topic that is deleted and made again has nothing of what jobs did with the one before."""
+"""A retry, parked or dead-letter topic that is recreated keeps nothing of what jobs did with the former one."""
 
 import asyncio
 from dataclasses import replace

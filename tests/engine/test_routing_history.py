@@ -22,7 +22,7 @@ PLACE = "events/0"
 EDITIONS = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(3)]
 
 
-def told(order: ControlRecord) -> ControlRecord:
+def roundtripped(order: ControlRecord) -> ControlRecord:
     """Return a record as it comes out of the log."""
     return decode(*order.encode())
 
@@ -31,10 +31,12 @@ def a_history(*orders: ControlRecord) -> History:
     history = History()
     for revision in EDITIONS:
         history.apply(
-            told(ControlRecord(kind="rules", name=revision.name, state="done", at=0.0, routes=encode(revision, None)))
+            roundtripped(
+                ControlRecord(kind="rules", name=revision.name, state="done", at=0.0, routes=encode(revision, None))
+            )
         )
     for order in orders:
-        history.apply(told(order))
+        history.apply(roundtripped(order))
     return history
 
 
@@ -80,7 +82,7 @@ class Model:
             self._count += 1
             order = self.now.readings.record(what, float(self._count))
             self.now.readings.mark_published(what, order.name)
-            self.history.apply(told(order))
+            self.history.apply(roundtripped(order))
 
     def read(self, count: int) -> None:
         last = self.now.progress.last_received
@@ -201,7 +203,7 @@ def test_the_routing_history_of_a_recreated_topic_is_unknown() -> None:
         while (what := readings.unpublished()) is not None:
             order = readings.record(what, float(revision is EDITIONS[1]))
             readings.mark_published(what, order.name)
-            history.apply(told(order))
+            history.apply(roundtripped(order))
 
     read_by(EDITIONS[0])
     readings.revoked(HERE, 9)
@@ -223,7 +225,7 @@ def test_a_record_published_again_counts_once_and_a_deleted_one_never() -> None:
     assert history.places() == {}
 
 
-def test_a_route_is_as_it_is_since_the_last_partition_came_to_be_read_so() -> None:
+def test_a_route_is_unchanged_since_the_last_of_its_partitions() -> None:
     other = {"events/1": 0, PLACE: 0, "events/2": 0}
     history = a_history(
         *[a_reading(f"{place}", 0, 0, place=place) for place in other],
@@ -259,9 +261,13 @@ def test_a_revision_is_kept_as_long_as_another_is_stored_as_a_difference_to_it()
     history.apply(ControlRecord(kind="rules", name=base.name, state="done", at=0.0, routes=encode(base, None)))
     text, before = history.encode_revision(changed)
     assert before == base.name
-    history.apply(told(ControlRecord(kind="rules", name="changed", state="done", at=0.0, routes=text, revision=before)))
     history.apply(
-        told(ControlRecord(kind="routed", name="x", state="done", at=0.0, checkpoint={PLACE: 0}, revision="changed"))
+        roundtripped(ControlRecord(kind="rules", name="changed", state="done", at=0.0, routes=text, revision=before))
+    )
+    history.apply(
+        roundtripped(
+            ControlRecord(kind="routed", name="x", state="done", at=0.0, checkpoint={PLACE: 0}, revision="changed")
+        )
     )
     assert history.revision_at(HERE, 3) == changed
     assert list(history.obsolete(UNUSED + 1, {PLACE: 0})) == []

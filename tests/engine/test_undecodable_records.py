@@ -77,7 +77,7 @@ def made(world: World) -> list[str]:
     return [name for _, name, _ in world.client.made]
 
 
-def told(world: World, kind: str) -> float:
+def newer_records(world: World, kind: str) -> float:
     return world.metrics.records_newer.labels(kind).value
 
 
@@ -223,7 +223,7 @@ async def test_an_event_of_a_newer_version_waits_but_the_others_continue() -> No
     await world.put(*[an_event(id=f"evt_{number}", key="one", received_at=now()) for number in range(5)])
     async with running(world):
         await asyncio.sleep(2)
-        assert told(world, "events") == 1
+        assert newer_records(world, "events") == 1
     async with running(world), running(world):  # a rebalance, and a rolling restart
         await asyncio.sleep(2)
     assert sorted(made(world)) == [f"evt_{number}" for number in range(5)]
@@ -297,7 +297,7 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
         await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
         await asyncio.sleep(60)
         assert made(world) == ["evt_later"]
-        assert told(world, "retry") == 1
+        assert newer_records(world, "retry") == 1
     roll_forward()
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
@@ -378,7 +378,7 @@ async def test_a_resume_ends_though_a_parked_record_cannot_be_dead_lettered() ->
 
 
 @virtual
-async def test_a_parked_record_is_dead_lettered_though_it_came_while_nobody_ran_and_nothing_was_ever_resumed() -> None:
+async def test_a_parked_record_is_dead_lettered_though_stored_while_nothing_ran_or_resumed() -> None:
     world = await a_world(a_route())
     await garbage_is_parked(world)
     for _ in range(2):
@@ -423,7 +423,7 @@ async def test_a_resume_leaves_a_newer_versions_records() -> None:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(30)
         assert control.commands["pause/destination/ci"].count == 1
-        assert told(world, "parked") == 1
+        assert newer_records(world, "parked") == 1
     assert made(world) == ["evt_before"]
     roll_forward()
     async with operated(world) as control, running(world, world.worker(control)):
@@ -459,7 +459,7 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
         done = control.commands["dead/1"]
         assert (done.state, done.count) == ("done", 1)
         assert "newer version" in done.detail
-        assert told(world, "dead") == 1
+        assert newer_records(world, "dead") == 1
         assert world.metrics.dead_letter_backlog.value == 2
     assert made(world) == ["evt_before"]
     roll_forward()
@@ -485,7 +485,7 @@ async def test_a_command_of_a_newer_version_is_not_lost() -> None:
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
         assert control.commands["kick/route/other"].state == "done"
-        assert told(world, "control") == 1
+        assert newer_records(world, "control") == 1
     assert made(world) == []
     assert not await covered(world, TOPICS.control, 0, JOBS_GROUP)
     assert await covered(world, TOPICS.control, 1, JOBS_GROUP)

@@ -339,7 +339,7 @@ async def test_processes_with_different_rules_each_publish_their_reads() -> None
 
 
 @virtual
-async def test_a_partition_that_comes_back_is_read_on_by_the_rules_it_was() -> None:
+async def test_a_returning_partition_is_read_on_by_its_former_rules() -> None:
     """What is under way from before stays as it was routed, though a commit would have it read again."""
     async with a_scene(OTHER, audit=[503] * 200) as scene:
         world, control = scene.world, scene.owner.control
@@ -460,7 +460,7 @@ async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> Non
 
 @virtual
 async def test_a_duplicate_that_the_current_rules_tell_apart_is_undelivered() -> None:
-    """An identity that made distinct events equal: the rules are corrected, and what was let go is brought."""
+    """An identity that made distinct events equal: the rules are corrected, and the dropped ones are delivered."""
     async with a_scene(a_route()) as scene:
         world = scene.world
         source = replace(world.rules.sources["github"], id=Expression("body.customer"), dedupe=3600.0)

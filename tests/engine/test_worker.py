@@ -440,7 +440,7 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
             assert len(world.client.made) == 40
             assert control.commands["pause/destination/ci"].state == "active"
             assert control.commands["pause/destination/ci"].count == 20
-            # A second pause and resumption brings back only what was parked since.
+            # A second pause and resume brings back only what was parked since.
             await publish(world, replace(control.commands["pause/destination/ci"], state="paused"))
             await asyncio.sleep(1)
             await world.put(an_event(id="evt_late", received_at=now()))

@@ -195,7 +195,7 @@ class Scenario:
         """Stop all of its threads for `seconds`.
 
         Others may do again what it hadn't committed, and what it does in its first `explains` seconds afterwards, if it
-        was thrown out of its group and has not heard of it.
+        was evicted from its group and has not heard of it.
         """
         at = time.time()
         gateway.signal(signal.SIGSTOP)

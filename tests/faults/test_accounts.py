@@ -69,7 +69,7 @@ def test_single_deliveries_are_clean() -> None:
     assert (account.lost, account.altered, account.duplicated, account.unexplained) == (0, 0, 0, 0)
 
 
-def test_an_event_that_never_came_is_lost_and_so_is_one_that_was_refused() -> None:
+def test_an_event_that_never_arrived_or_was_refused_is_lost() -> None:
     assert an_account([an_arrival("one")]).lost == 1
     assert an_account([an_arrival("one"), an_arrival("two", status=410)]).lost == 1
 

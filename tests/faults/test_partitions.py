@@ -301,7 +301,7 @@ async def until_answered(third: Sink, events: Collection[str]) -> None:
 async def test_a_retry_topic_that_is_deleted_stops_nothing_else_and_is_used_again_when_it_is_there(
     cluster: Cluster, cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
-    """Without `--dev`. What is to wait there waits in memory meanwhile, and then in the topic that was made again.
+    """Without `--dev`. What is to wait there waits in memory meanwhile, and then in the recreated topic.
 
     There it has offsets of which a kick had taken all that they held before.
     """

@@ -59,7 +59,7 @@ async def test_three_gateways_that_are_killed_in_turn_take_over_from_each_other(
 
 @pytest.mark.full
 @pytest.mark.timeout(180)
-async def test_one_of_three_gateways_that_is_frozen_beyond_its_session_does_little_harm_when_it_comes_back(
+async def test_one_of_three_gateways_frozen_beyond_its_session_does_little_harm_on_return(
     cluster_place: LogPlace, folder: Path, table: Table
 ) -> None:
     async with Scenario("one of three frozen for 46 s", cluster_place, folder, table, count=3, rate=100) as scenario:
@@ -95,7 +95,7 @@ async def test_an_event_loop_that_is_blocked_for_5_s_costs_no_membership(
             for _ in range(2):
                 await scenario.acknowledged(200)
                 await scenario.freeze(scenario.gateways[1], 5, explains=0)
-            await asyncio.sleep(4)  # a member thrown out would be told with its next heartbeat
+            await asyncio.sleep(4)  # an evicted member would learn it with its next heartbeat
             assert await cluster.members(group) == before, scenario.story()
         account = await scenario.settle()
         assert (len(before), account.duplicated) == (3, 0), account
@@ -143,4 +143,4 @@ waits for appends and their syncs."""
 FROZEN = 46.0
 """Seconds: a session lasts for 45."""
 HEARTBEAT = 4.0
-"""Seconds until a member that was thrown out hears of it, with its next heartbeat; and then lets go."""
+"""Seconds until an evicted member learns of it, with its next heartbeat, and releases its partitions."""

@@ -683,7 +683,7 @@ async def test_a_body_is_not_read_where_the_head_alone_decides(case: str) -> Non
         assert world.ingress._memory.free == Limits().in_flight_bytes
 
 
-async def test_bodies_that_are_held_open_make_room_for_those_that_come() -> None:
+async def test_open_bodies_make_room_for_new_ones() -> None:
     """Each is signed as well as a forger can. Without the rule, 3 of them refuse everybody else for 10 s."""
     forged = ["X-Hub-Signature-256: sha256=" + "0" * 64, "X-GitHub-Event: x"]
     async with running(limits=Limits(in_flight_bytes=60_000)) as world, AsyncExitStack() as stack:

@@ -384,7 +384,7 @@ async def test_the_files_are_readable_by_their_user_alone(path: Path) -> None:
 # A copy in the place of the log
 
 
-async def a_log_and_its_copy(path: Path, copy: Path) -> None:
+async def a_log_and_its_backup(path: Path, copy: Path) -> None:
     """Have the copy lack what was stored last, which is in the WAL alone: the owner was killed."""
     async with opened(path) as log:
         await append(log, b"copied")
@@ -399,7 +399,7 @@ async def a_log_and_its_copy(path: Path, copy: Path) -> None:
 async def test_a_restored_backup_is_the_log_and_the_old_one_is_kept(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere" / "copy.db"
     copy.parent.mkdir()
-    await a_log_and_its_copy(path, copy)
+    await a_log_and_its_backup(path, copy)
     size, before, stray = await asyncio.to_thread(restore, path, copy)
     assert before is not None
     assert stray is None
@@ -430,7 +430,7 @@ async def test_nothing_is_restored_while_a_gateway_has_the_log(path: Path, tmp_p
 async def test_an_incomplete_backup_is_not_restored(path: Path, tmp_path: Path, what: str) -> None:
     copy = tmp_path / "folder" / "copy.db"
     copy.parent.mkdir()
-    await a_log_and_its_copy(path, copy)
+    await a_log_and_its_backup(path, copy)
     if what == "missing":
         shutil.move(copy, tmp_path / "folder" / "else.db")
     elif what == "letter":
@@ -471,7 +471,7 @@ async def test_the_logs_own_file_is_no_backup(path: Path) -> None:
 async def test_a_restore_checks_a_backups_structure_but_not_its_content(path: Path, tmp_path: Path) -> None:
     """SQLite has no checksums: docs/operations.md promises none."""
     copy = tmp_path / "copy.db"
-    await a_log_and_its_copy(path, copy)
+    await a_log_and_its_backup(path, copy)
     assert copy.read_bytes().count(b"copied") == 1
     copy.write_bytes(copy.read_bytes().replace(b"copied", b"c0pied"))
     await asyncio.to_thread(restore, path, copy)
@@ -482,7 +482,7 @@ async def test_a_restore_checks_a_backups_structure_but_not_its_content(path: Pa
 async def test_a_half_done_restore_is_refused_by_the_next_owner_and_resumes(path: Path, tmp_path: Path) -> None:
     """It has renamed the file, and not yet the WAL."""
     copy = tmp_path / "copy.db"
-    await a_log_and_its_copy(path, copy)
+    await a_log_and_its_backup(path, copy)
     shutil.move(path, tmp_path / "gateway.db.before-killed")
     with pytest.raises(UsageError, match="or run `gateway restore` with a copy"):
         await EmbeddedLog.open(path, owner=True)
@@ -497,7 +497,7 @@ async def test_a_restore_renames_the_file_before_its_wal(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "copy.db"
-    await a_log_and_its_copy(path, copy)
+    await a_log_and_its_backup(path, copy)
     rename, renamed = Path.rename, list[str]()
 
     def rename_and_note(file: Path, to: Path) -> Path:
@@ -511,7 +511,7 @@ async def test_a_restore_renames_the_file_before_its_wal(
 
 async def test_without_room_a_restore_changes_nothing(path: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
-    await a_log_and_its_copy(path, copy)
+    await a_log_and_its_backup(path, copy)
     before, limit = contents(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
     try:
@@ -699,7 +699,7 @@ async def test_a_ping_reports_a_file_that_was_taken_away_though_nobody_appends(p
             await log.ping()
 
 
-async def test_a_link_that_is_turned_to_another_file_takes_the_log_away(path: Path, tmp_path: Path) -> None:
+async def test_a_link_moved_to_another_file_makes_the_log_unavailable(path: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.db"
     link.symlink_to(path)
     async with opened(link) as log:

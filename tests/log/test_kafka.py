@@ -765,7 +765,7 @@ def test_the_first_acknowledgement_sets_a_clock_right_that_began_wrong(skew: flo
     assert clocks.broker.now() == pytest.approx(1_000_025.0 + skew - 0.01)
 
 
-def test_a_record_that_was_seen_before_any_acknowledgement_is_no_more_than_a_least_time() -> None:
+def test_a_record_seen_before_any_acknowledgement_is_only_a_lower_bound() -> None:
     clocks = Clocks()
     clocks.broker.on_record(1_000_090.0)
     assert clocks.broker.now() == 1_000_090.0
@@ -1017,10 +1017,10 @@ async def test_partitions_whose_positions_are_found_late_are_assigned(
     await consumer.close()
 
 
-async def test_a_partition_that_begins_again_is_read_though_at_first_nobody_says_where_it_begins(
+async def test_a_recreated_partition_is_read_though_its_start_is_unknown_at_first(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As after its topic was made again, a position is beyond the end."""
+    """As after its topic was recreated, a position is beyond the end."""
     topic, failures = await make_topic(log), list[str]()
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())
     await append(log, topic, b"0", b"1", b"2")

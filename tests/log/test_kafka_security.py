@@ -256,7 +256,7 @@ async def test_a_token_is_fetched_and_accepted(secured: Secured) -> None:
 
 
 async def test_connections_outlive_their_expired_tokens(secured: Secured) -> None:
-    """A broker closes a connection whose token has ended: with a new one nothing fails, and no member is thrown out."""
+    """A broker closes a connection whose token has ended: with a new one nothing fails, and no member is evicted."""
     owner, appended = Owner(), 0
     async with Sink(secured.issuer.answer(life=1.5)) as endpoint, opened(secured.by_token(endpoint.url)) as log:
         topic = f"t{uuid4().hex}"

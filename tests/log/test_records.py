@@ -386,7 +386,7 @@ def test_any_sightings_are_read_and_remembered_or_undecodable(headers: list[tupl
     sightings.sweep()
 
 
-def test_sightings_that_say_nothing_came_before_tomorrow_are_refused() -> None:
+def test_sightings_with_an_origin_in_the_future_are_refused() -> None:
     """They would have all that is known forgotten, until then."""
     record = Record(9, NOW, b"x/0", b"", encode_sightings("github", round((NOW + 2 * 86400) * 1e6)))
     with pytest.raises(UndecodableRecordError, match="gw_origin: expected"):

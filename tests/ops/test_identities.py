@@ -17,9 +17,7 @@ from tests.engine.test_worker import rules_of
 @pytest.mark.parametrize(
     ("contents", "conflicts"), [("123", 2), ("11", 0), ("121", 1), ("1221", 1), ("12131", 2), ("1", 0)]
 )
-def test_conflicts_are_the_events_that_dedupe_delivers_though_their_identity_had_come(
-    contents: str, conflicts: int
-) -> None:
+def test_conflicts_are_delivered_events_with_an_earlier_identity(contents: str, conflicts: int) -> None:
     (source,) = rules_of().sources.values()
     seen, sightings = Seen(replace(source, id=Expression("body.customer"))), DedupeIndex()
     events = [an_event(body={"customer": "one", "n": content}) for content in contents]

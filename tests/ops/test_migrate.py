@@ -140,7 +140,7 @@ async def fill(log: Log, *, base: int = 10) -> None:
         await put(log, TOPICS.parked, a_delivery(id=f"dlv_parked_{number}"), by="destination/ci")
         await put(log, TOPICS.dead, a_delivery(id=f"dlv_dead_{number}"), reason="exhausted")
     await order(log, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now))
-    reached = {f"{TOPICS.parked}/0": 1}  # by the resumption of a pause before
+    reached = {f"{TOPICS.parked}/0": 1}  # by the resume of an earlier pause
     await order(
         log, ControlRecord(kind="marker", name="pause/destination/ci", state="done", at=log.now(), checkpoint=reached)
     )
@@ -640,7 +640,7 @@ async def test_commits_of_a_gateway_that_was_started_there_are_refused_before_an
     assert target.appends == 0
 
 
-async def test_a_log_that_went_on_after_it_was_moved_is_refused_before_anything_is_moved(source: EmbeddedLog) -> None:
+async def test_a_log_with_appends_after_its_move_is_refused_at_once(source: EmbeddedLog) -> None:
     await fill(source)
     target = Broken(never)
     await move(source, target)

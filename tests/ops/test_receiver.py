@@ -102,7 +102,7 @@ async def test_it_answers_late_on_demand() -> None:
     assert len(reports) == 1
 
 
-async def test_a_port_in_use_is_said() -> None:
+async def test_a_port_in_use_is_reported() -> None:
     async with Receiver(report=print) as receiver:
         second = Receiver(port=receiver.port, report=print)
         with pytest.raises(OSError, match="in use"):

@@ -557,17 +557,17 @@ def test_replays_of_too_few_unrouted_events_leave_the_rest_wrong() -> None:
     )
     assert found.is_wrong
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
-    mended = _replay("3", "build", 300, at=190.0)
-    found = _after_replays(nothing, mended)
+    corrected = _replay("3", "build", 300, at=190.0)
+    found = _after_replays(nothing, corrected)
     assert (found.why.split("; ")[1:], found.is_wrong) == (
         ["replayed since: 300 queued", "still undelivered: at least 73"],
         True,
     )
-    found = _after_replays(nothing, mended, _replay("4", "mirror", 40, at=191.0))
+    found = _after_replays(nothing, corrected, _replay("4", "mirror", 40, at=191.0))
     assert found.why.endswith("replayed since: 340 queued; still undelivered: at least 33")
     assert not found.is_wrong, "no more than a tenth of what came"
     assert found.next, "and how to have the rest"
-    found = _after_replays(mended, _replay("4", "build", 0, at=191.0, since=110.0), _replay("5", "mirror", 73))
+    found = _after_replays(corrected, _replay("4", "build", 0, at=191.0, since=110.0), _replay("5", "mirror", 73))
     assert (found.why.split("; ")[1:], found.is_wrong, found.next) == (["replayed since: 373 queued"], False, ())
 
 
@@ -598,7 +598,7 @@ def test_partial_replays_of_unrouted_events_add_up() -> None:
     )
 
 
-def test_replays_that_queued_more_than_was_missed_are_no_proof_that_this_is_among_it() -> None:
+def test_replays_of_more_than_was_missed_do_not_prove_its_delivery() -> None:
     several = _after_replays(_replay("1", "build", 373), _replay("2", "mirror", 373))
     assert several.why.endswith("replayed since: 746 queued"), "each may be of every event"
     assert several.next == ()

@@ -1051,7 +1051,7 @@ class Ledger:
         self._check_replays()
         self._check_resolutions()
         self._check_injections()
-        self._check_copies()
+        self._check_duplicates()
         self._check_order()
         if set(self.plan.faults) <= {"trouble", "gap", "order"}:
             self._check_breakers()
@@ -1375,7 +1375,7 @@ class Ledger:
             told = [line for number, name, _ in repeated for line in self._told(self.trails[number, DeliveryId(name)])]
             self.violate("12 jobs resume where they were", f"more than {most} injected once more", told[:40])
 
-    def _check_copies(self) -> None:
+    def _check_duplicates(self) -> None:
         """Where nothing fails, what is known of duplicates is complete, and none is delivered."""
         if not set(self.plan.faults) <= {"trouble", "poison", "stop", "join", "rebalance"}:
             return

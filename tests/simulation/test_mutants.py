@@ -63,7 +63,7 @@ def a_lost_append_is_believed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SuccessorWriter, "_append", credulous)
 
 
-def what_was_seen_is_committed(patch: pytest.MonkeyPatch) -> None:
+def read_records_are_committed(patch: pytest.MonkeyPatch) -> None:
     """A commit covers what was received, done or not."""
 
     def eager(self: Progress, *, is_known: bool = False) -> Commit | None:  # noqa: ARG001 - the same signature
@@ -89,7 +89,7 @@ def retries_are_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(retry_decision, "_delay", lambda *given: 0.7 * delay(*given))
 
 
-def every_record_looks_like_a_copy(patch: pytest.MonkeyPatch) -> None:
+def every_record_looks_like_a_duplicate(patch: pytest.MonkeyPatch) -> None:
     """DuplicateFilter are recognised by the delivery alone, without its step."""
 
     def hasty(self: Tracker, delivery: Any, offset: int) -> bool:
@@ -127,7 +127,7 @@ def a_byte_is_lost(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("gateway.engine.delivery.attempts.compose", lossy)
 
 
-def copies_of_anything_are_dropped(patch: pytest.MonkeyPatch) -> None:
+def duplicates_of_any_content_are_dropped(patch: pytest.MonkeyPatch) -> None:
     """An event of an identity that was there passes for a duplicate, whatever its body says."""
     patch.setattr("gateway.engine.dedupe.filter.fingerprint", lambda _event: bytes(8))
 
@@ -173,7 +173,7 @@ def places_are_kept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Budget, "give_back", lambda self, item: None if item.is_retry else give_back(self, item))
 
 
-def what_moved_away_is_kept(patch: pytest.MonkeyPatch) -> None:
+def revoked_partitions_are_kept(patch: pytest.MonkeyPatch) -> None:
     """The memory of records that another owner reads again stays taken."""
     lose = Member._lose
 
@@ -214,7 +214,7 @@ def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OrderedRoute, "_key", lambda _self, item: (item.pending.tracker.partition, item.delivery.event.id))
 
 
-def nothing_waits_for_what_former_rules_have_read(patch: pytest.MonkeyPatch) -> None:
+def nothing_waits_for_events_of_former_rules(patch: pytest.MonkeyPatch) -> None:
     """What is read by new rules goes to its ordered topic at once."""
     patch.setattr(_Entry, "may_be_appended", property(lambda self: not self.item.pending.tracker.is_suspended))
 
@@ -224,7 +224,7 @@ def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Member, "_count_lost", lambda *_: None)
 
 
-def what_is_deleted_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+def deleted_records_are_waited_for(patch: pytest.MonkeyPatch) -> None:
     """It is counted, and no commit passes it."""
     records_deleted = Progress.records_deleted
 
@@ -235,7 +235,7 @@ def what_is_deleted_is_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Progress, "records_deleted", patient)
 
 
-def a_checkpoint_covers_what_comes_later(patch: pytest.MonkeyPatch) -> None:
+def a_checkpoint_covers_later_records(patch: pytest.MonkeyPatch) -> None:
     """What is below an offset was there when the offset was written down."""
 
     def is_below(self: ControlRecord, partition: Partition, offset: int, _: float) -> bool:
@@ -253,7 +253,7 @@ def a_job_goes_on_behind_a_topics_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ScanningJob, "_first_records", nothing)
 
 
-def a_topic_that_was_made_again_is_the_same(patch: pytest.MonkeyPatch) -> None:
+def a_recreated_topic_is_the_same(patch: pytest.MonkeyPatch) -> None:
     """The consumer goes on with the partition by itself."""
     patch.setattr(Member, "replaced", lambda *_: None)
 
@@ -273,7 +273,7 @@ def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Router, "resume", picky)
 
 
-def who_is_not_told_any_more_gets_nothing(patch: pytest.MonkeyPatch) -> None:
+def removed_destinations_get_nothing(patch: pytest.MonkeyPatch) -> None:
     """A delivery in a tier is dropped whose route doesn't go to its destination by now."""
     resume = Router.resume
 
@@ -292,26 +292,26 @@ def who_is_not_told_any_more_gets_nothing(patch: pytest.MonkeyPatch) -> None:
     [
         (successors_are_not_waited_for, ("2",)),
         (a_lost_append_is_believed, ("2",)),
-        (what_was_seen_is_committed, ("2",)),
+        (read_records_are_committed, ("2",)),
         (nothing_is_committed_on_a_revocation, ("8",)),
         (retries_are_early, ("7",)),
-        (every_record_looks_like_a_copy, ("1", "2")),
+        (every_record_looks_like_a_duplicate, ("1", "2")),
         (the_longest_tier_carries_everything, ("19",)),
         (an_adopted_record_is_forgotten, ("1", "2")),
         (a_byte_is_lost, ("6",)),
-        (copies_of_anything_are_dropped, ("1", "2")),
+        (duplicates_of_any_content_are_dropped, ("1", "2")),
         (open_breakers_let_everything_through, ("17",)),
         (a_kick_is_a_recovery, ("17",)),
         (a_lane_has_no_bottom, ("24",)),
         (there_is_no_rate, ("24",)),
         (places_are_kept, ("25",)),
-        (what_moved_away_is_kept, ("25",)),
+        (revoked_partitions_are_kept, ("25",)),
         (nobody_is_left_in_peace, ("17",)),
         (nobody_is_paused, ("12",)),
         (jobs_inject_nothing, ("12", "19")),
         (losses_are_not_counted, ("3",)),
         (a_condition_is_for_retries_too, ("1", "2")),
-        (who_is_not_told_any_more_gets_nothing, ("1", "2")),
+        (removed_destinations_get_nothing, ("1", "2")),
     ],
 )
 def test_a_mutant_is_found(mutant: Mutant, invariants: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +372,7 @@ def test_overtaking_an_event_of_former_rules_is_found(monkeypatch: pytest.Monkey
         ),
     )
     assert simulate(plan).violation is None
-    nothing_waits_for_what_former_rules_have_read(monkeypatch)
+    nothing_waits_for_events_of_former_rules(monkeypatch)
     violation = simulate(plan).violation
     assert violation is not None
     assert violation.invariant.split()[0] in ("1", "2")
@@ -383,13 +383,13 @@ def test_a_member_that_waits_for_deleted_records_is_found(monkeypatch: pytest.Mo
     plan = a_plan(*[an_event(5.0, number) for number in range(3)], deleted, an_event(15.0, 3), horizon=20.0)
     plan = replace(plan, faults=("retention",))
     assert simulate(plan).violation is None
-    what_is_deleted_is_waited_for(monkeypatch)
+    deleted_records_are_waited_for(monkeypatch)
     violation = simulate(plan).violation
     assert violation is not None
     assert violation.invariant == "19 everything ends"
 
 
-def a_topic_made_again(seconds: float) -> Plan:
+def a_recreated_topic(seconds: float) -> Plan:
     """Make a plan of a retry topic that is recreated after a kick, and of another kick of what came into it then."""
 
     def kick(at: float) -> Step:
@@ -411,12 +411,12 @@ def a_topic_made_again(seconds: float) -> Plan:
 @pytest.mark.parametrize(
     ("mutant", "seconds"),
     [
-        (a_checkpoint_covers_what_comes_later, 0.0),
-        (a_checkpoint_covers_what_comes_later, 10.0),
+        (a_checkpoint_covers_later_records, 0.0),
+        (a_checkpoint_covers_later_records, 10.0),
         (a_job_goes_on_behind_a_topics_end, 0.0),
         (a_job_goes_on_behind_a_topics_end, 10.0),
         (
-            a_topic_that_was_made_again_is_the_same,
+            a_recreated_topic_is_the_same,
             0.0,
         ),  # of one that was away first, its readers get all partitions anew
     ],
@@ -424,7 +424,7 @@ def a_topic_made_again(seconds: float) -> Plan:
 def test_a_stale_mention_of_a_deleted_topic_is_found(
     mutant: Mutant, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = a_topic_made_again(seconds)
+    plan = a_recreated_topic(seconds)
     assert simulate(plan).violation is None
     mutant(monkeypatch)
     violation = simulate(plan).violation
