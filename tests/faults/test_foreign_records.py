@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import LogPlace
-from tests.acceptance.test_poison import withstood
+from tests.acceptance.test_foreign_records import withstood
 from tests.faults.scenario import Table, account_of
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(240)]
