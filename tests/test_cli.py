@@ -1417,7 +1417,7 @@ def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
 @pytest.mark.usefixtures("log")
 def test_a_pause_that_one_process_has_read_says_so_and_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def read(_: ControlClient, pause: Pause, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return pause.order
+        return pause.command
 
     monkeypatch.setattr(ControlClient, "confirmed", read)
     told = (
@@ -1497,7 +1497,7 @@ def test_one_delivery_is_spoken_of_as_one(
 ) -> None:
     async def done(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:
         assert timeout == 30.0
-        return placed.order.with_state("done", count=number, tried=number)
+        return placed.command.with_state("done", count=number, tried=number)
 
     monkeypatch.setattr(ControlClient, "finished", done)
     if action == "resume":
@@ -1521,7 +1521,7 @@ def test_what_is_taken_back_is_told(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, state: State, told: str
 ) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return placed.order.with_state(state, count=1, tried=1)
+        return placed.command.with_state(state, count=1, tried=1)
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     if action == "resume":
@@ -1558,7 +1558,7 @@ def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
             # Not the first, unless all are: its key is blocked.
             commit = Commit(3) if finished == 3 else Commit(0, bytes([0b100]))
             await orders._log.seed(group, {Partition(topic, places[0].partition): commit})
-        return placed.order.with_state("done", count=0, tried=0)
+        return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", done)
     assert run("route", "kick", "build")[:2] == (0, f"kicked route build: {told}\n")
@@ -1583,10 +1583,10 @@ def test_a_kick_of_an_ordered_route_says_what_was_tried_what_it_got_and_what_is_
     fate: dict[str, Any] = {"tried": 1, "delivered": 0, "waits": {"behind": 2}, "got": {"401": 1}, "again": {"401": 1}}
 
     async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        for name in (f"hold/{placed.order.key}", tried_name("build", "ci", 0)):
-            marker = ControlRecord(kind="marker", name=name, state="done", at=placed.order.at, count=3, **fate)
+        for name in (f"hold/{placed.command.key}", tried_name("build", "ci", 0)):
+            marker = ControlRecord(kind="marker", name=name, state="done", at=placed.command.at, count=3, **fate)
             await orders._place(marker)
-        return placed.order.with_state("done", count=0, tried=0)
+        return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", done)
     told = "1 tried now: 1 got 401 again; 2 wait (behind an earlier event of the key)"
@@ -1615,7 +1615,7 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
 
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         fate = {"tried": 1215, "delivered": 3, "waits": {"throttled": 1}, "got": got, "again": {"401": 1200, "503": 1}}
-        return placed.order.with_state("done", count=1216, dead=dead, **fate)
+        return placed.command.with_state("done", count=1216, dead=dead, **fate)
 
     dead = 0
     monkeypatch.setattr(ControlClient, "finished", ended)
@@ -1658,7 +1658,7 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return placed.order.with_state("done", count=0, tried=0)
+        return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     run("destination", "pause", "ci")
@@ -1691,7 +1691,7 @@ def test_what_is_parked_for_what_is_not_paused_any_more_is_told_and_resumed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return placed.order.with_state("active", count=1)
+        return placed.command.with_state("active", count=1)
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     write_waiting(parked_by="route/build")

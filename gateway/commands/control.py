@@ -84,7 +84,7 @@ async def _run_control(call: Call, name: str, action: str, rules: Rules | None) 
             call,
             placed,
             done,
-            lambda order: _outcome_text(shown, action, order, held, ordered, was_paused=placed.was_paused),
+            lambda command: _outcome_text(shown, action, command, held, ordered, was_paused=placed.was_paused),
             parked=parked,
             ordered=ordered.as_json,
         )
@@ -99,7 +99,7 @@ async def _pause(call: Call, client: ControlClient, name: str) -> int:
     kind, _, called = name.partition("/")
     shown, arguments, output = f"{kind} {called}", call.arguments, call.output
     pause = await client.pause(name)
-    paused, is_new = pause.order, pause.is_new
+    paused, is_new = pause.command, pause.is_new
     is_confirmed: bool | None = None
     applies: ControlRecord | None = None
     if arguments.wait:
@@ -188,9 +188,13 @@ def print_outcome(
 ) -> int:
     """Print a command's outcome, if there is one; values of `more` that aren't empty go into the JSON."""
     arguments, output = call.arguments, call.output
-    order = done or placed.order
+    command = done or placed.command
     if output.json:
-        fields: dict[str, object] = {"order": order.key, "state": order.state, "count": order.count if done else None}
+        fields: dict[str, object] = {
+            "order": command.key,
+            "state": command.state,
+            "count": command.count if done else None,
+        }
         if done and done.tried is not None:
             fields |= {
                 "tried": done.tried,

@@ -188,7 +188,10 @@ async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
         done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
         ended = await wait_for_outcome(call, client, placed)
         return print_outcome(
-            call, placed, ended, lambda order: done.format(count(order.count, "dead letter")) + not_included_text(order)
+            call,
+            placed,
+            ended,
+            lambda command: done.format(count(command.count, "dead letter")) + not_included_text(command),
         )
 
 

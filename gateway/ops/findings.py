@@ -69,8 +69,8 @@ def pause_steps(control: Control, route: str, destination: str, rules: Rules | N
     """
     steps: list[str] = []
     for kind, name in (("route", route), ("destination", destination)):
-        order = control.commands.get(f"pause/{kind}/{name}")
-        if order is not None and order.state == "paused":
+        command = control.commands.get(f"pause/{kind}/{name}")
+        if command is not None and command.state == "paused":
             steps += resume_steps(kind, name, rules)
     return tuple(steps)
 

@@ -68,7 +68,7 @@ def paused_text(shown: str, names: Iterable[str]) -> tuple[str, str]:
     return text, commands
 
 
-def combined(outcomes: Iterable[ControlRecord], order: ControlRecord) -> ControlRecord:
+def combined(outcomes: Iterable[ControlRecord], command: ControlRecord) -> ControlRecord:
     """Return a kick with what it came to on ordered routes: the sum of what their members have published."""
     waits, got, again = Counter[str](), Counter[str](), Counter[str]()
     tried = delivered = dead = number = 0
@@ -83,7 +83,7 @@ def combined(outcomes: Iterable[ControlRecord], order: ControlRecord) -> Control
         number += each.count
         rates.add(each.rate)
     rate = rates.pop() if len(rates) == 1 else None
-    return order.with_state(
+    return command.with_state(
         "done", count=number, tried=tried, delivered=delivered, waits=waits, got=got, again=again, dead=dead, rate=rate
     )
 

@@ -124,10 +124,10 @@ async def ordered_outcome_of(
         if poll:
             await asyncio.sleep(POLL_INTERVAL)
         left = await unfinished_before(log, topics, before.ends)
-        if placed.order.kind == "kick":
+        if placed.command.kind == "kick":
             # What was read stays: a later kick replaces it in the log.
             outcomes = {**await client.ordered_outcomes(placed), **outcomes}
-            kick = _kick_outcome(before, left, outcomes, placed.order)
+            kick = _kick_outcome(before, left, outcomes, placed.command)
         is_committed = kick is not None and sum(left.values()) <= kick.count - (kick.delivered or 0)
         if is_committed or not any(left.values()):
             break
@@ -135,7 +135,7 @@ async def ordered_outcome_of(
 
 
 def _kick_outcome(
-    before: OrderedBacklog, left: Mapping[Partition, int], outcomes: Mapping[str, ControlRecord], order: ControlRecord
+    before: OrderedBacklog, left: Mapping[Partition, int], outcomes: Mapping[str, ControlRecord], command: ControlRecord
 ) -> ControlRecord | None:
     """Return what a kick came to on ordered routes; None unless it is known of each partition with a backlog."""
     found: list[ControlRecord] = []
@@ -145,4 +145,4 @@ def _kick_outcome(
             found.append(outcome)
         elif number and left.get(partition):
             return None
-    return combined(found, order) if found else None
+    return combined(found, command) if found else None

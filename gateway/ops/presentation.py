@@ -204,14 +204,14 @@ def topic_fields(spec: TopicSpec) -> dict[str, object]:
 
 
 def replay_fields(progress: Progress) -> dict[str, object]:
-    order = progress.order
+    command = progress.command
     return {
-        "replay": order.name,
-        "state": order.state,
+        "replay": command.name,
+        "state": command.state,
         "scanned": progress.scanned,
         "total": progress.total,
         "injected": progress.injected,
-        **({"detail": order.detail} if order.detail else {}),
+        **({"detail": command.detail} if command.detail else {}),
         **({"unread_partitions": progress.unread} if progress.unread else {}),
     }
 

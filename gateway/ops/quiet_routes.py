@@ -190,7 +190,7 @@ def _missed_finding(quiet: Quiet, control: Control) -> Finding:
     assert since is not None, quiet
     until = since if until is None else until
     done = replayed(control, quiet.sources, (quiet.route,), since=since, until=until)
-    is_covered = any(_has_covered(order, quiet, since, until) for order in control.commands.values())
+    is_covered = any(_has_covered(command, quiet, since, until) for command in control.commands.values())
     is_wrong = done is None or not done.queued or not is_covered
     steps = (
         *(_explain_steps(past) if done is not None and not done.queued else ()),
@@ -210,9 +210,9 @@ def _missed_finding(quiet: Quiet, control: Control) -> Finding:
     )
 
 
-def _has_covered(order: ControlRecord, quiet: Quiet, since: float, until: float) -> bool:
+def _has_covered(command: ControlRecord, quiet: Quiet, since: float, until: float) -> bool:
     source = quiet.sources[0] if len(quiet.sources) == 1 else None
-    return order.state == "done" and covers(order, quiet.route, source=source, since=since, until=until)
+    return command.state == "done" and covers(command, quiet.route, source=source, since=since, until=until)
 
 
 def _new_findings(several: Sequence[Quiet]) -> list[Finding]:

@@ -102,7 +102,7 @@ class Progress(NamedTuple):
     `unread` is the number of partitions that it waits for or, once it is done, that weren't included.
     """
 
-    order: ControlRecord
+    command: ControlRecord
     scanned: int
     total: int
     injected: int
@@ -110,7 +110,7 @@ class Progress(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        return self.order.state != "asked"
+        return self.command.state != "asked"
 
 
 async def follow(
@@ -141,7 +141,7 @@ async def follow(
         if progress != last:
             last = progress
             yield progress
-        is_final = progress.has_ended and progress.order not in control.unclosed()
+        is_final = progress.has_ended and progress.command not in control.unclosed()
         if is_final or (progress.has_ended and waited >= CANCEL_GRACE) or waited >= timeout:
             return
         await sleep(POLL_INTERVAL)
@@ -149,13 +149,13 @@ async def follow(
 
 
 def _progress(control: Control, name: str) -> Progress | None:
-    order = control.commands.get(f"replay/{name}")
-    if order is None or order.selection is None:
+    command = control.commands.get(f"replay/{name}")
+    if command is None or command.selection is None:
         return None
-    window = Window(order.selection.starts, order.checkpoint)
-    if order.state == "done":
-        return Progress(order, window.total, window.total, order.count, order.unread)
-    positions = control.checkpoint(order.key)
+    window = Window(command.selection.starts, command.checkpoint)
+    if command.state == "done":
+        return Progress(command, window.total, window.total, command.count, command.unread)
+    positions = control.checkpoint(command.key)
     scanned = sum([max(0, positions.get(place, start) - start) for place, start in window.starts.items()])
-    injected = max(order.count, control.injected(order.key))
-    return Progress(order, scanned, window.total, injected, control.unread(order.key))
+    injected = max(command.count, control.injected(command.key))
+    return Progress(command, scanned, window.total, injected, control.unread(command.key))

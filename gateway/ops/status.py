@@ -67,19 +67,19 @@ MAX_DEDUPED = 500_000
 def paused_findings(control: Control, rules: Rules | None = None) -> list[Finding]:
     """Return what operators, or 410 responses, have paused; with the local rules, also what these no longer name."""
     found = []
-    for order in control.commands.values():
-        if order.kind != "pause" or order.state not in ("paused", "resuming"):
+    for command in control.commands.values():
+        if command.kind != "pause" or command.state not in ("paused", "resuming"):
             continue
-        kind, _, name = order.name.partition("/")
-        is_paused = order.state == "paused"
+        kind, _, name = command.name.partition("/")
+        is_paused = command.state == "paused"
         found.append(
             Finding(
                 rank=PAUSED,
                 what=f"{kind} {name}",
                 why="paused" if is_paused else "being resumed",
                 is_wrong=is_paused,
-                since=order.at,
-                who=order.by,
+                since=command.at,
+                who=command.by,
                 next=resume_steps(kind, name, rules) if is_paused else (),
             )
         )
@@ -262,7 +262,9 @@ async def parked_counts(
     """
     kind, _, called = name.partition("/")
     found = Counter[str]()
-    paused = {order.name for order in control.commands.values() if order.kind == "pause" and order.state == "paused"}
+    paused = {
+        command.name for command in control.commands.values() if command.kind == "pause" and command.state == "paused"
+    }
     if paused:
         async for stored in _parked(log, topics, control, unread):
             by, delivery = stored.note.by, stored.delivery
@@ -458,7 +460,7 @@ def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, A
         ]
     replay = f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered"
     matched_at = max(
-        [order.at for order in control.commands.values() if _has_matched_again(order, group)], default=None
+        [command.at for command in control.commands.values() if _has_matched_again(command, group)], default=None
     )
     if matched_at is not None:
         return [
@@ -475,10 +477,10 @@ def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, A
     ]
 
 
-def _has_matched_again(order: ControlRecord, group: Group) -> bool:
+def _has_matched_again(command: ControlRecord, group: Group) -> bool:
     """Return whether a replay has matched the events of these open letters again: without a match, or an error."""
-    is_over = order.state == "done"
-    return is_over and covers(order, group.route, source=None, since=group.received, until=group.newest)
+    is_over = command.state == "done"
+    return is_over and covers(command, group.route, source=None, since=group.received, until=group.newest)
 
 
 async def add_dead_letters(

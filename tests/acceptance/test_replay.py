@@ -65,7 +65,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             try:
                 window = await window_of(log, [topics.events("github")], 0.0, None)
                 selection = Selection(route="another", since=0.0, rate=rate, starts=window.starts)
-                order = (await ControlClient(log, topics).replay(selection, window.ends)).order
+                order = (await ControlClient(log, topics).replay(selection, window.ends)).command
                 steps: list[Progress] = []
                 recoveries: list[tuple[float, float]] = []
                 async for step in follow(log, topics, order.name, timeout=60.0):
@@ -100,7 +100,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             assert max(repeated.values(), default=0) <= batch
             assert busiest <= most
             assert busiest_there <= BUNCHED * most, gateway.story()
-            assert (steps[-1].order.state, steps[-1].injected) == ("done", count)
+            assert (steps[-1].command.state, steps[-1].injected) == ("done", count)
             assert steps[-1].scanned == steps[-1].total == window.total
             told = [(step.scanned, step.injected) for step in steps]
             assert told == sorted(told)

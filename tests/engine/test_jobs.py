@@ -604,12 +604,12 @@ async def test_a_replay_that_is_cancelled_reports_exactly_what_it_has_injected()
         waiting = await orders.replay(selection, ends)
         await asyncio.sleep(0.6)
         for replay in (placed, waiting):
-            cancelled = await orders.cancel(replay.order.name)
+            cancelled = await orders.cancel(replay.command.name)
             assert cancelled is not None
             (done,) = await answers(world, [cancelled])
             assert done is not None
             assert done.state == "cancelled"
-            of_it = [each for each in world.stored(TIER) if each.note.replay == replay.order.name]
+            of_it = [each for each in world.stored(TIER) if each.note.replay == replay.command.name]
             assert done.count == len(of_it)
         assert 0 < len(world.log.records(TIER)) < 2000
 

@@ -555,7 +555,7 @@ async def test_a_replay_takes_what_can_be_read_and_is_complete_only_with_the_res
             assert (control.injected(order.key), control.unread(order.key)) == (60 - len(there), 1)
             follower = follow(world.log, TOPICS, order.name, timeout=5)
             (last,) = [progress async for progress in follower]
-            assert (last.order.state, last.injected, last.unread) == ("asked", 60 - len(there), 1)
+            assert (last.command.state, last.injected, last.unread) == ("asked", 60 - len(there), 1)
             world.log.find_leader(lost)
             done = await ended(control, within=10)
     assert (done.state, done.count, done.unread) == ("done", 60, 0)

@@ -232,9 +232,9 @@ def test_an_order_about_letters_takes_none_of_a_topic_made_again_after_it(
         await asyncio.sleep(5)
         placed = await orders.resolve(action, DeadFilter(route="build"))
         if is_begun:  # by an owner that has come to the third letter of each partition
-            ends = {place: min(end, 3) for place, end in placed.order.checkpoint.items()}
+            ends = {place: min(end, 3) for place, end in placed.command.checkpoint.items()}
             marker = ControlRecord(
-                kind="marker", name=placed.order.key, state="asked", at=now(), checkpoint=ends, count=3, latest=now()
+                kind="marker", name=placed.command.key, state="asked", at=now(), checkpoint=ends, count=3, latest=now()
             )
             await publish(world, marker)
         await asyncio.sleep(5)

@@ -751,7 +751,7 @@ async def test_a_bug_dead_letters_one_delivery_and_stops_nothing() -> None:
     assert stored.note.reason == "bug"
     assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", stored.note.detail)
     (failed,) = [line for line in lines if line["log_level"] == "error"]
-    assert failed["event"] == "delivery_failed"
+    assert failed["event"] == "delivery_bug"
     assert failed["exception"].endswith("KeyError")
     assert not [line for line in lines if "exc_info" in line or "a piece of a body'" in repr(line)]
 

@@ -380,15 +380,15 @@ class _Row:
     """The commands with the same filter, in the order of their ends, with how far all up to each of them reach."""
 
     def __init__(self) -> None:
-        self._orders: list[ControlRecord] = []
+        self._commands: list[ControlRecord] = []
         self._reach: dict[str, list[int]] = {}  # place → for each command the furthest offset of all up to it
         self._counted = 0  # commands whose reach is computed
 
     def add(self, command: ControlRecord) -> None:
-        self._orders.append(command)
+        self._commands.append(command)
 
     def remove(self, command: ControlRecord) -> None:
-        self._orders.remove(command)
+        self._commands.remove(command)
         self._reach, self._counted = {}, 0
 
     def first(self, letter: Letter, partition: Partition, offset: int) -> Iterator[ControlRecord]:
@@ -396,19 +396,19 @@ class _Row:
         reach = self._reach.get(partition_key(partition))
         if reach is None:
             return
-        for command in islice(self._orders, bisect_right(reach, offset), None):
+        for command in islice(self._commands, bisect_right(reach, offset), None):
             if command.is_before_checkpoint(partition, offset, letter.at) and command.is_for(letter):
                 yield command
                 return
 
     def _count(self) -> None:
-        for index in range(self._counted, len(self._orders)):
-            checkpoint = self._orders[index].checkpoint
+        for index in range(self._counted, len(self._commands)):
+            checkpoint = self._commands[index].checkpoint
             for place in checkpoint.keys() - self._reach.keys():
                 self._reach[place] = [0] * index
             for place, reach in self._reach.items():
                 reach.append(max(reach[-1] if reach else 0, checkpoint.get(place, 0)))
-        self._counted = len(self._orders)
+        self._counted = len(self._commands)
 
 
 def _kind_of(which: DeadFilter) -> tuple[str | None, str | None, str | None]:

@@ -272,7 +272,7 @@ class Dispatcher:
             return now
         except Exception as error:  # noqa: BLE001 - the edge of one delivery
             self._logger.error(
-                "delivery_failed",
+                "delivery_bug",
                 delivery_id=delivery.id,
                 route=delivery.route,
                 destination=delivery.destination,
@@ -316,9 +316,9 @@ class Dispatcher:
         """Pause a destination as an operator would, once."""
 
         async def write() -> None:
-            order = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by="its answer 410")
+            command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by="a 410 response")
             self._logger.error("destination_paused", destination=destination, status=int(HTTPStatus.GONE))
-            await self._successors.store_command(order)
+            await self._successors.store_command(command)
             self._pausing.discard(name)
 
         name = f"destination/{destination}"

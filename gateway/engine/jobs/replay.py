@@ -166,10 +166,10 @@ class Replays:
                 if self._owner() is owner and self._next() == command:
                     await self._replay(command, owner)
             except LogUnavailableError as error:
-                self._logger.warning("job_retried", order=command.key, error=str(error))
+                self._logger.warning("job_retried", command=command.key, error=str(error))
                 await self._sleep(1.0)
             except NewerRecordError as error:
-                self._logger.warning("replay_waits", order=command.key, error=str(error))
+                self._logger.warning("replay_waits", command=command.key, error=str(error))
                 await self._sleep(RECHECK_INTERVAL)
 
     def _next(self) -> ControlRecord | None:
@@ -217,7 +217,7 @@ class Replays:
         )
         self.under_way = command.key
         try:
-            self._logger.info("replay_began", order=command.key, count=count)
+            self._logger.info("replay_began", command=command.key, count=count)
             ending = await self._scan(run)
         except LogUnavailableError:
             await self._publish_checkpoint(run)
@@ -227,7 +227,7 @@ class Replays:
         if ending is not None:
             await self._publish(ending)
             self._logger.info(
-                "job_finished", order=command.key, state=ending.state, count=ending.count, detail=ending.detail
+                "job_finished", command=command.key, state=ending.state, count=ending.count, detail=ending.detail
             )
         elif run.unread and self._is_wanted(run):
             self._wait(command, run.unread)
@@ -245,7 +245,7 @@ class Replays:
         if command.key not in self._waiting:
             first, reason = next(iter(unread.items()))
             others = f", and {len(unread) - 1} more" if len(unread) > 1 else ""
-            self._logger.warning("replay_waits", order=command.key, error=f"{first}{others}: {reason}")
+            self._logger.warning("replay_waits", command=command.key, error=f"{first}{others}: {reason}")
         asked = {each.key for each in self._control.asked("replay")}
         self._waiting = {key: until for key, until in self._waiting.items() if key in asked}
         self._waiting[command.key] = asyncio.get_running_loop().time() + REREAD_INTERVAL
@@ -456,7 +456,7 @@ class Replays:
             except LogUnavailableError as error:
                 if self._owner() is not run.owner:
                     return
-                self._logger.warning("append_retried", order=command.key, error=str(error))
+                self._logger.warning("append_retried", command=command.key, error=str(error))
                 await self._sleep(1.0)
             else:
                 run.last_checkpoint, run.checkpoint_count, run.checkpoint_unread = (

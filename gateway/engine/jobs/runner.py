@@ -290,7 +290,7 @@ class Jobs:
             ):
                 await job()
         except LogUnavailableError as error:
-            self._logger.warning("job_retried", order=key, error=str(error))
+            self._logger.warning("job_retried", command=key, error=str(error))
             until = asyncio.get_running_loop().time() + RETRY_DELAY
             while self._progress is owner and asyncio.get_running_loop().time() < until:
                 await self._sleep(OWNER_POLL_INTERVAL)

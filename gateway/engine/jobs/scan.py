@@ -268,7 +268,7 @@ class Scan:
             except LogUnavailableError as error:
                 if not self.is_wanted():
                     return
-                self.logger.warning("append_retried", order=key, error=str(error))
+                self.logger.warning("append_retried", command=key, error=str(error))
                 await self.sleep(1.0)
             else:
                 run.previous_checkpoint, run.last_checkpoint = run.last_checkpoint, checkpoint.checkpoint
@@ -422,11 +422,13 @@ class ScanningJob:
             done = replace(done, checkpoint={**done.checkpoint, **missed}, unread=command.unread + len(missed))
             await self._publish(done)
         last = {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waits)}
-        self._logger.info("job_finished", order=command.key, state=state, count=run.count, detail=run.detail, **last)
+        self._logger.info("job_finished", command=command.key, state=state, count=run.count, detail=run.detail, **last)
 
     async def _publish_cancelled(self, scan: Scan, run: Run) -> None:
         await scan.publish_checkpoint(run, "cancelled", is_last=True)
-        self._logger.info("job_finished", order=run.command.key, state="cancelled", count=run.count, detail=run.detail)
+        self._logger.info(
+            "job_finished", command=run.command.key, state="cancelled", count=run.count, detail=run.detail
+        )
 
     async def _ends(self, scan: Scan, topic: str) -> dict[str, int]:
         """Return the end offsets of a topic's readable partitions; the others are left out of the scan.
