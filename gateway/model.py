@@ -178,7 +178,7 @@ class Delivery:
 
 
 @immutable
-class Note:
+class RecordMetadata:
     """Why a delivery's record is in its topic; copied from record to record."""
 
     why: str = ""
@@ -198,7 +198,7 @@ class Note:
     detail: str = ""
 
 
-NO_NOTE = Note()
+NO_METADATA = RecordMetadata()
 
 
 @immutable

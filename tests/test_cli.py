@@ -36,7 +36,7 @@ from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import JOBS_GROUP, Topics
-from gateway.model import NO_NOTE, LogLostError, Note, SpillReason, event_id
+from gateway.model import NO_METADATA, LogLostError, RecordMetadata, SpillReason, event_id
 from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, Pause, StoredCommand
 from gateway.ops.kick_report import parked_text
@@ -145,7 +145,7 @@ def write_letter(
         destination=destination,
         attempts=(an_attempt(1, status=503, detail="later"), an_attempt(2, status=500)),
     )
-    note = Note(reason=reason, detail="500 after 2 attempts")
+    note = RecordMetadata(reason=reason, detail="500 after 2 attempts")
     on_log(
         lambda log: log.append(
             TOPICS.dead, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, note, at=NOW)
@@ -1548,7 +1548,7 @@ def test_a_kick_of_an_ordered_route_says_what_became_of_what_waited(
     async def wait(log: Log) -> None:
         await log.create(TOPICS.specs((), [("build", "ci")]))
         for number in range(3):
-            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_NOTE, at=0.0)
+            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_METADATA, at=0.0)
             places.append(await log.append(topic, key=b"k", value=b"{}", headers=headers))
 
     on_log(wait, owner=True)
@@ -1576,7 +1576,7 @@ def test_a_kick_of_an_ordered_route_says_what_was_tried_what_it_got_and_what_is_
     async def wait(log: Log) -> None:
         await log.create(TOPICS.specs((), [("build", "ci")]))
         for number in range(3):
-            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_NOTE, at=0.0)
+            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_METADATA, at=0.0)
             await log.append(TOPICS.ordered("build", "ci"), key=b"k", value=b"{}", headers=headers)
 
     on_log(wait, owner=True)
@@ -1647,7 +1647,7 @@ def test_a_name_that_the_rules_do_not_know_is_told_with_the_nearest(run: Run) ->
 
 def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any) -> None:
     delivery = a_delivery(event=an_event(source=source, received_at=NOW), **fields)
-    note = Note(by=parked_by, why=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME)
+    note = RecordMetadata(by=parked_by, why=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME)
     topic = TOPICS.parked if parked_by else TOPICS.retry("5s")
     value = delivery.event.body
     on_log(lambda log: log.append(topic, key=b"ci", value=value, headers=encode_delivery(delivery, note, at=NOW)))
@@ -1674,7 +1674,7 @@ def test_a_kick_of_what_is_paused_says_what_is_parked_and_how_it_goes_on(
     told = "kicked route customers: nothing was waiting; destination ci is paused\n  gateway destination resume ci\n"
     assert run("route", "kick", "customers")[1] == told
     topic = TOPICS.ordered("mirror", "ci")
-    headers = encode_delivery(a_delivery(), NO_NOTE, at=0.0)
+    headers = encode_delivery(a_delivery(), NO_METADATA, at=0.0)
     on_log(lambda log: log.create(TOPICS.specs((), [("mirror", "ci")])), owner=True)
     on_log(lambda log: log.append(topic, key=b"k", value=b"{}", headers=headers))
     told = (

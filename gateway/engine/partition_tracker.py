@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from gateway.engine.commit_progress import Progress
 from gateway.log.base import Assignment, Commit, Partition, Record
-from gateway.model import NO_NOTE, DeadLettered, Delivery, Life, Note
+from gateway.model import NO_METADATA, DeadLettered, Delivery, Life, RecordMetadata
 
 ITEM_SIZE = 1024
 """Bytes of memory of a waiting delivery with an attempt or two, without its event."""
@@ -109,9 +109,11 @@ class PendingRecord:
     was_source_unknown: bool = False
     items: "list[PendingDelivery]" = field(default_factory=list)
 
-    def add(self, delivery: Delivery, *, is_retry: bool = False, note: Note = NO_NOTE) -> "PendingDelivery":
+    def add(
+        self, delivery: Delivery, *, is_retry: bool = False, metadata: RecordMetadata = NO_METADATA
+    ) -> "PendingDelivery":
         """Add a delivery of this record."""
-        item = PendingDelivery(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note)
+        item = PendingDelivery(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, metadata=metadata)
         self.items.append(item)
         self.unfinished += 1
         self.tracker.owner.add_memory(self, ITEM_SIZE)
@@ -137,7 +139,7 @@ class PendingRecord:
 class PendingDelivery:
     """A delivery in this process, from the record that it was read from to its end or its successor.
 
-    `note` goes with it from record to record. `since` is when it was queued in its lane, or its attempt started.
+    `metadata` goes with it from record to record. `since` is when it was queued in its lane, or its attempt started.
     `end` is set if its end is decided, but can't be written yet.
     `ownership_checked_at` is when (by the loop's clock) the commit was sent that proves that the partition is ours.
     `is_tried` is set if it has attempts that aren't in any record yet, `is_doubtful` if its attempt started while it
@@ -148,7 +150,7 @@ class PendingDelivery:
     pending: PendingRecord
     size: int
     is_retry: bool
-    note: Note = NO_NOTE
+    metadata: RecordMetadata = NO_METADATA
     since: float = 0.0
     stage: Stage = Stage.NEW
     is_tried: bool = False

@@ -32,17 +32,17 @@ from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tra
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.engine.services import Services
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import Origin, decode_delivery, decode_event, note_of
+from gateway.log.records import Origin, decode_delivery, decode_event, record_metadata_of
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     DeadLettered,
     DeadReason,
     Delivery,
     Event,
     LogUnavailableError,
     NewerRecordError,
-    Note,
+    RecordMetadata,
     RecordTooLargeError,
     UndecodableRecordError,
     delivery_id,
@@ -240,7 +240,7 @@ class Router(Member):
         pending.items.clear()
         pending.unfinished = 0
         pending.was_source_unknown = True
-        self._fan_out(pending, delivery.event, item.note, delivery.successor, now=now, origin=None)
+        self._fan_out(pending, delivery.event, item.metadata, delivery.successor, now=now, origin=None)
 
     @override
     async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
@@ -276,7 +276,7 @@ class Router(Member):
         until = self._log.now() + BACKPRESSURE_WAIT
         while lane.needs_backpressure and not self._is_draining:
             if self._log.now() > until:
-                lane.note_slow_drain(self._log.now())
+                lane.record_slow_drain(self._log.now())
                 return
             await self._services.sleep(0.001)
 
@@ -299,10 +299,12 @@ class Router(Member):
         traces = self._services.traces
         origin = Origin(tracker.partition, record.offset, record.appended_at)
         if traces is None:
-            return self._fan_out(pending, event, NO_NOTE, 0, now=now, origin=origin)
+            return self._fan_out(pending, event, NO_METADATA, 0, now=now, origin=origin)
         topic, partition = tracker.partition
         with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
-            congested = self._fan_out(pending, replace(event, trace=span.context), NO_NOTE, 0, now=now, origin=origin)
+            congested = self._fan_out(
+                pending, replace(event, trace=span.context), NO_METADATA, 0, now=now, origin=origin
+            )
             span.set_attributes({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
         return congested
 
@@ -310,7 +312,7 @@ class Router(Member):
         self,
         pending: PendingRecord,
         event: Event,
-        note: Note,
+        metadata: RecordMetadata,
         successor: int,
         *,
         now: float,
@@ -322,7 +324,7 @@ class Router(Member):
             nowhere = Delivery(
                 id=delivery_id(event.id, "", ""), event=event, route="", destination="", successor=successor
             )
-            self._dispatch.defer_unknown(pending.add(nowhere, note=note))
+            self._dispatch.defer_unknown(pending.add(nowhere, metadata=metadata))
             return None
         matches = rules.table.match(EventView.of(event))
         self._services.metrics.count_routed(event, [route.name for route, _ in matches])
@@ -356,7 +358,7 @@ class Router(Member):
     def _append_in_order(self, item: PendingDelivery, end: DeadLettered | None, origin: Origin | None) -> None:
         """Send a delivery of an ordered route to its topic. If `end` is set, it ends there once it is its turn."""
         if end is not None:
-            item.note = Note(reason=end.reason, detail=end.detail)
+            item.metadata = RecordMetadata(reason=end.reason, detail=end.detail)
         self._appender.enqueue(item, origin)
 
     # Tiers.
@@ -434,12 +436,12 @@ class Router(Member):
         if tracker.is_duplicate_record(delivery, record.offset):
             self.done(pending)
             return
-        is_expedited = stored.note.is_expedited
-        note = replace(stored.note, is_expedited=False) if is_expedited else stored.note
+        is_expedited = stored.metadata.is_expedited
+        metadata = replace(stored.metadata, is_expedited=False) if is_expedited else stored.metadata
         place = (delivery.route, delivery.destination, tracker.partition, record.offset, record.appended_at)
         if self._services.control.is_expedited(*place):
             delivery = replace(delivery, due=min(delivery.due, now))
-        item = pending.add(delivery, is_retry=True, note=note)
+        item = pending.add(delivery, is_retry=True, metadata=metadata)
         item.is_late = is_late(delivery, max(delivery.due, stored.at))  # and was counted by the process that stored it
         if now < min(delivery.due, stored.at + delay) and not is_expedited:
             # The clock of this partition's leader is behind: released now, the delivery would circle through the tier.
@@ -489,5 +491,5 @@ def _due_at(tracker: Tracker, record: Record, now: float) -> float:
     """Return when a buffered record of a tier is due: after the tier's delay, or at once if a kick has expedited it."""
     assert tracker.delay is not None
     due = record.appended_at + tracker.delay
-    is_expedited = due > now and tracker.delay == TIERS[tiers.SHORTEST] and note_of(record).is_expedited
+    is_expedited = due > now and tracker.delay == TIERS[tiers.SHORTEST] and record_metadata_of(record).is_expedited
     return record.appended_at if is_expedited else due

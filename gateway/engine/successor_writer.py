@@ -19,7 +19,7 @@ from gateway.model import (
     DeadReason,
     Delivery,
     LogUnavailableError,
-    Note,
+    RecordMetadata,
     RecordTooLargeError,
     UndecodableRecordError,
 )
@@ -76,7 +76,7 @@ class SuccessorWriter:
         self,
         topic: str,
         delivery: Delivery,
-        note: Note,
+        metadata: RecordMetadata,
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
         *,
@@ -90,7 +90,7 @@ class SuccessorWriter:
 
         Raises RecordTooLargeError if it doesn't fit, which only happens after the log's limit was lowered.
         """
-        headers = encode_delivery(delivery, note, at=self._log.now())
+        headers = encode_delivery(delivery, metadata, at=self._log.now())
         return await self._append(
             topic,
             key_of(delivery),
@@ -112,16 +112,16 @@ class SuccessorWriter:
         failed: Callable[[], None] = ignored,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
-        note = Note(reason=end.reason, detail=end.detail)
+        metadata = RecordMetadata(reason=end.reason, detail=end.detail)
         key, body = key_of(delivery), delivery.event.body
         try:
-            headers = encode_delivery(delivery, note, at=self._log.now())
+            headers = encode_delivery(delivery, metadata, at=self._log.now())
             is_stored = await self._append(
                 self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided, failed=failed
             )
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
-            headers = encode_delivery(slim, replace(note, detail=end.detail[:200]), at=self._log.now())
+            headers = encode_delivery(slim, replace(metadata, detail=end.detail[:200]), at=self._log.now())
             is_stored = await self._append(
                 self._topics.dead,
                 key,

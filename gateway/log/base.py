@@ -15,7 +15,7 @@ CLOCK = b"clock"
 RecordHeaders = Sequence[tuple[str, bytes]]
 
 COMMIT_BYTES = 3_060
-"""Maximum bytes of a commit's `done` and `note`: in base64 they fit the 4,096 characters that Kafka stores."""
+"""Maximum bytes of a commit's `done` and `metadata`: in base64 they fit the 4,096 characters that Kafka stores."""
 
 
 class Partition(NamedTuple):
@@ -77,12 +77,12 @@ class Commit(NamedTuple):
     """The records of a partition that a group has finished: all below `base`, and those whose bit is set in `done`.
 
     Bit `i` (least significant first: byte `i // 8`, bit `i % 8`) stands for the offset `base + i`. At most 2,048 bytes.
-    `note` is the group's own metadata about records below `base`; with `done` at most `COMMIT_BYTES`.
+    `metadata` is the group's own metadata about records below `base`; with `done` at most `COMMIT_BYTES`.
     """
 
     base: int
     done: bytes = b""
-    note: bytes = b""
+    metadata: bytes = b""
 
     def covers(self, offset: int) -> bool:
         """Return whether the record at an offset is finished by this commit."""

@@ -19,7 +19,7 @@ from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Sele
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
-from gateway.log.records import note_of
+from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
 from gateway.model import UnreadableRecordError
 from gateway.ops.log_search import last_append_time
@@ -221,7 +221,7 @@ class ControlClient:
             partition = Partition(self._topics.parked, number)
             async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
-                    if note_of(record).by == name and not control.has_scanned(
+                    if record_metadata_of(record).by == name and not control.has_scanned(
                         f"pause/{name}", partition, record.offset, record.appended_at
                     ):
                         return True

@@ -46,7 +46,7 @@ class DeadLetter:
             return self.problem
         attempts = self.stored.delivery.attempts
         if not attempts:
-            return self.stored.note.detail
+            return self.stored.metadata.detail
         return result_of(attempts[-1])
 
     def is_called(self, name: str) -> bool:

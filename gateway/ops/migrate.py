@@ -362,7 +362,7 @@ class _Migration:
         the commit's metadata.
         """
         commit = (await self._source.committed(self._topics.ordered_group(*pair), topic)).get(0, Commit(0))
-        seen = self._seen[topic] = DuplicateAppends(commit.note)
+        seen = self._seen[topic] = DuplicateAppends(commit.metadata)
         unfinished = 0
         async for record in self._records(topic):
             origin = _origin_of_delivery(record) if record.offset >= commit.base else None
@@ -399,7 +399,7 @@ class _Migration:
         partition = Partition(self._topics.parked, 0)
         async for record in self._records(partition.topic, is_counted=is_counted):
             try:
-                by = decode_delivery(record).note.by
+                by = decode_delivery(record).metadata.by
             except UnreadableRecordError:
                 by = ""
             if not control.has_scanned(f"pause/{by}", partition, record.offset, record.appended_at):
@@ -742,7 +742,7 @@ class _Migration:
             for number, offsets in unfinished.items():
                 moved = self._commit_of(offsets, Partition(topic, number))
                 room = (COMMIT_BYTES - len(moved.done)) // ROW.size
-                of_topic[number] = moved._replace(note=metadata_of(dict(list(furthest.items())[:room])))
+                of_topic[number] = moved._replace(metadata=metadata_of(dict(list(furthest.items())[:room])))
         return commits
 
     def _commit_of(self, unfinished: Sequence[int], partition: Partition) -> Commit:

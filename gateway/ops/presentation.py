@@ -9,7 +9,7 @@ from rich.text import Text
 
 from gateway.client.request import Outbound
 from gateway.log.base import TopicSpec
-from gateway.log.records import encode_note
+from gateway.log.records import encode_record_metadata
 from gateway.model import Event
 from gateway.ops.dead_letters import DeadLetter, Group, result_of
 from gateway.ops.explain import Explained, ExplainedRoute
@@ -305,7 +305,7 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "type": delivery.event.type,
         "route": delivery.route,
         "destination": delivery.destination,
-        "detail": letter.stored.note.detail,
+        "detail": letter.stored.metadata.detail,
         "attempts": last.number if last else 0,
         "last_result": letter.answer if last else None,
     }
@@ -319,7 +319,7 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
     return {
         "key": event.key,
         "received_at": rfc3339(event.received_at),
-        "note": encode_note(letter.stored.note),
+        "note": encode_record_metadata(letter.stored.metadata),
         "attempts": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
         **event_content(event),
     }
@@ -363,8 +363,8 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.print()
         output.block(body_text(letter.record.value))
         return
-    delivery, note = letter.stored.delivery, encode_note(letter.stored.note)
-    reason, detail = note.pop("reason", ""), note.pop("detail", "")
+    delivery, metadata = letter.stored.delivery, encode_record_metadata(letter.stored.metadata)
+    reason, detail = metadata.pop("reason", ""), metadata.pop("detail", "")
     output.print(("dead letter ", "bold"), delivery.id)
     resolved_at = f", {when(letter.resolved_by.at)}" if letter.resolved_by else ""
     _print_fields(
@@ -374,7 +374,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
             "reason": f"{reason}: {detail}" if detail else reason,
             "written": when(letter.letter.at),
             "status": letter.status + resolved_at,
-            **note,
+            **metadata,
         },
     )
     rows = [(str(try_.number), when(try_.at), f"{try_.seconds:.3f}", result_of(try_)) for try_ in delivery.attempts]

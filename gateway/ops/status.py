@@ -246,7 +246,7 @@ async def _parked(
 
 
 def _was_resumed(control: Control, stored: StoredDelivery, partition: Partition, record: Record) -> bool:
-    return control.has_scanned(f"pause/{stored.note.by}", partition, record.offset, record.appended_at)
+    return control.has_scanned(f"pause/{stored.metadata.by}", partition, record.offset, record.appended_at)
 
 
 async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:
@@ -267,7 +267,7 @@ async def parked_counts(
     }
     if paused:
         async for stored in _parked(log, topics, control, unread):
-            by, delivery = stored.note.by, stored.delivery
+            by, delivery = stored.metadata.by, stored.delivery
             if by in paused and called == (delivery.route if kind == "route" else delivery.destination):
                 found[by] += 1
     return found

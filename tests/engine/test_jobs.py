@@ -18,7 +18,7 @@ from gateway.engine.jobs.log_reader import BATCH
 from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import encode_delivery
 from gateway.log.topics import JOBS_GROUP
-from gateway.model import NO_NOTE, Disposition, Note
+from gateway.model import NO_METADATA, Disposition, RecordMetadata
 from gateway.ops.control_client import ControlClient, StoredCommand, who
 from gateway.ops.kick_report import dead_in, describe_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
@@ -90,7 +90,7 @@ class CountingLog(MemoryLog):
 
 async def a_backlog(world: World, kind: str, count: int, *, first: int = 0, **fields: Any) -> None:
     """Let so many deliveries wait where an order of a kind finds them."""
-    note = {"resume": Note(by=NAME), "kick": NO_NOTE, "dead": Note(reason="exhausted")}[kind]
+    note = {"resume": RecordMetadata(by=NAME), "kick": NO_METADATA, "dead": RecordMetadata(reason="exhausted")}[kind]
     for number in range(first, first + count):
         event = an_event(id=f"evt_{number}", received_at=now())
         delivery = a_delivery(event=event, successor=1, due=now() + 1200, **fields)
@@ -315,7 +315,7 @@ async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_
 async def test_a_resume_does_not_wait_for_the_sweep_of_a_new_owner_which_goes_on_after_it() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
-    others = Note(by="route/other")
+    others = RecordMetadata(by="route/other")
     await publish(world, ControlRecord(kind="pause", name=others.by, state="active", at=now()))
     await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
     await a_backlog(world, "resume", 50)
@@ -361,7 +361,7 @@ async def test_sweeps_that_give_way_to_one_resume_after_the_other_come_to_their_
         await asyncio.sleep(10)
         for number in range(6001):
             delivery = a_delivery(event=an_event(id=f"evt_{number}", received_at=now()), successor=1)
-            note = Note(by="route/other" if number == 6000 else "route/paused")
+            note = RecordMetadata(by="route/other" if number == 6000 else "route/paused")
             headers = encode_delivery(delivery, note, at=now())
             await world.log.append(TOPICS.parked, key=b"x", value=delivery.event.body, headers=headers)
         for _ in range(30):
@@ -544,7 +544,7 @@ async def test_what_waits_in_the_shortest_tier_on_its_way_is_due_as_soon_as_it_c
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 14)
     await world.log.append(
-        TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_NOTE, at=now())
+        TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_METADATA, at=now())
     )
     orders = ControlClient(world.log, TOPICS)
     began = now()
@@ -609,7 +609,7 @@ async def test_a_replay_that_is_cancelled_reports_exactly_what_it_has_injected()
             (done,) = await answers(world, [cancelled])
             assert done is not None
             assert done.state == "cancelled"
-            of_it = [each for each in world.stored(TIER) if each.note.replay == replay.command.name]
+            of_it = [each for each in world.stored(TIER) if each.metadata.replay == replay.command.name]
             assert done.count == len(of_it)
         assert 0 < len(world.log.records(TIER)) < 2000
 
@@ -928,7 +928,7 @@ async def test_a_kick_whose_owner_ends_after_its_announcement_does_not_say_that_
     world = await a_world(a_route())
     for number in range(3):
         event = an_event(id=f"evt_{number}", received_at=now())
-        headers = encode_delivery(a_delivery(event=event, successor=1, due=now() + 1200), NO_NOTE, at=now())
+        headers = encode_delivery(a_delivery(event=event, successor=1, due=now() + 1200), NO_METADATA, at=now())
         await world.log.append(TIER, key=b"ci", value=event.body, headers=headers)
     orders = ControlClient(world.log, TOPICS)
     first, second = Owner(world), Owner(world)

@@ -154,7 +154,7 @@ async def test_an_exhausted_delivery_is_a_dead_letter_and_the_next_of_its_key_go
     async with running(world):
         await asyncio.sleep(10)
     assert by_key(world)["k0"] == [0, 0, 1, 2]
-    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
     assert await unfinished(world) == 0
 
 
@@ -315,7 +315,7 @@ async def test_a_halted_key_goes_on_once_the_rules_no_longer_say_halt() -> None:
         worker.reload()
         await asyncio.sleep(10)
     assert by_key(world) == {"k0": [0, 1]}
-    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
 
 
 @virtual
@@ -483,7 +483,7 @@ async def test_an_expression_that_fails_is_a_dead_letter_in_its_turn() -> None:
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
-    assert [stored.note.reason for stored in world.dead()] == ["expression_error"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"]
     assert await unfinished(world) == 0
 
 
@@ -550,7 +550,7 @@ async def test_a_delivery_whose_dead_letter_waits_for_a_leader_is_not_tried_agai
             world.log.find_leader(partition)
         await asyncio.sleep(60)
     assert len(world.client.made) == 2
-    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
     assert await unfinished(world) == 0
 
 
@@ -574,7 +574,7 @@ async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_
     await world.put(*keyed(1, 2))
     async with running(world):
         await asyncio.sleep(5)
-    assert [stored.note.reason for stored in world.dead()] == ["expression_error"] * 2
+    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"] * 2
     assert await unfinished(world) == 0
 
 

@@ -9,7 +9,7 @@ from gateway.engine.group_member import REVOKE_GRACE
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.log.records import encode_delivery
 from gateway.log.topics import ROUTER_GROUP
-from gateway.model import NO_NOTE, Event, EventId, event_id
+from gateway.model import NO_METADATA, Event, EventId, event_id
 from gateway.rules.rules import Source
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_delivery, a_destination, a_route, an_event
@@ -179,7 +179,7 @@ async def _with_a_copy(world: World, *, after: float) -> Partition:
     tier, delivery = TOPICS.retry("5s"), a_delivery(successor=1, due=now() + 5)
 
     async def store() -> Partition:
-        headers = encode_delivery(delivery, NO_NOTE, at=now())
+        headers = encode_delivery(delivery, NO_METADATA, at=now())
         position = await world.log.append(tier, key=b"ci", value=delivery.event.body, headers=headers)
         return Partition(tier, position.partition)
 

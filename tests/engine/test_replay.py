@@ -21,7 +21,7 @@ from gateway.engine.jobs.replay import BACKLOG
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR, Jobs
 from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import decode_event
-from gateway.model import Event, EventId, LogUnavailableError, Note, delivery_id, event_id
+from gateway.model import Event, EventId, LogUnavailableError, RecordMetadata, delivery_id, event_id
 from gateway.ops.control_client import ControlClient
 from gateway.ops.replays import follow
 from gateway.rules.expressions import Expression
@@ -226,7 +226,7 @@ async def test_what_matches_the_rules_in_force_is_injected_for_every_destination
     for one in stored:
         assert one.delivery.route == "build"
         assert one.delivery.attempts == ()
-        assert one.note == Note(replay="x")
+        assert one.metadata == RecordMetadata(replay="x")
         assert order.at <= one.delivery.since == one.delivery.due <= now()
 
 
@@ -402,7 +402,7 @@ async def test_an_event_that_the_condition_fails_for_is_dead_lettered_as_a_new_o
         await an_order(world)
         done = await ended(control)
     assert done.count == 0
-    assert [stored.note.reason for stored in world.dead()] == ["expression_error"] * 2
+    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"] * 2
     assert world.stored(TIER) == []
 
 
@@ -576,7 +576,7 @@ async def test_a_replay_that_waits_for_a_partition_lets_the_next_one_begin() -> 
         assert control.injected("replay/x") == 60 - len(there)
         world.log.find_leader(lost)
         await asyncio.sleep(20)
-    assert Counter(stored.note.replay for stored in world.stored(TIER)) == {"x": 60 - len(there), "next": 5}
+    assert Counter(stored.metadata.replay for stored in world.stored(TIER)) == {"x": 60 - len(there), "next": 5}
 
 
 @virtual
@@ -712,7 +712,7 @@ async def test_a_replay_is_cancelled_and_the_next_one_begins() -> None:
         await asyncio.sleep(10)
     assert control.commands["replay/x"].state == "cancelled"
     assert 80 <= control.injected("replay/x") <= 110
-    of_both = Counter(stored.note.replay for stored in world.stored(TIER))
+    of_both = Counter(stored.metadata.replay for stored in world.stored(TIER))
     assert of_both["x"] == control.injected("replay/x")
 
 

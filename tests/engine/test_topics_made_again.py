@@ -11,7 +11,7 @@ from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.log.base import Partition
 from gateway.log.records import encode_delivery
-from gateway.model import NO_NOTE, Note
+from gateway.model import NO_METADATA, RecordMetadata
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import SlowLog, a_backlog, injected, once
@@ -305,7 +305,7 @@ async def put_new(world: World) -> None:
 async def wait_in(world: World, tier: str, partition: int, *names: str) -> None:
     for name in names:
         delivery = a_delivery(event=an_event(id=name, received_at=now()), successor=1, due=now() + 1200)
-        headers = encode_delivery(delivery, NO_NOTE, at=now())
+        headers = encode_delivery(delivery, NO_METADATA, at=now())
         await world.log.append(tier, key=b"ci", value=delivery.event.body, headers=headers, partition=partition)
 
 
@@ -313,7 +313,7 @@ async def park(world: World, *names: str, partition: int | None = None) -> None:
     """Park deliveries, as a worker does that hasn't read yet that they were resumed."""
     for name in names:
         delivery = a_delivery(event=an_event(id=name, received_at=now()), successor=1)
-        headers = encode_delivery(delivery, Note(by=NAME), at=now())
+        headers = encode_delivery(delivery, RecordMetadata(by=NAME), at=now())
         await world.log.append(
             TOPICS.parked, key=b"ci", value=delivery.event.body, headers=headers, partition=partition
         )

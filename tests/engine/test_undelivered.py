@@ -242,7 +242,7 @@ async def test_of_dead_letters_of_a_condition_those_are_undelivered_that_it_take
     failing, fixed = a_route(when="body.n + 'x' == 'x'"), a_route(when="body.n < 4")
     async with a_scene(failing) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
         await scene.events(6)
-        assert [stored.note.reason for stored in scene.world.dead()] == ["expression_error"] * 6
+        assert [stored.metadata.reason for stored in scene.world.dead()] == ["expression_error"] * 6
         scene.reload(worker, fixed)
         assert (await scene.replay()).count == 4
         assert scene.delivered() == [1, 1, 1, 1, 0, 0]
@@ -258,7 +258,7 @@ async def test_a_dead_letter_is_replayed_by_the_request_in_force_now_and_without
         running(scene.world, scene.world.worker(scene.owner.control)) as worker,
     ):
         await scene.events(2)
-        assert [stored.note.reason for stored in scene.world.dead()] == ["expression_error"] * 2
+        assert [stored.metadata.reason for stored in scene.world.dead()] == ["expression_error"] * 2
         scene.reload(worker, a_route(request=other, when="body.n > 0"))
         checkpoint = {f"{TOPICS.dead}/{number}": 100 for number in range(4)}
         which = DeadFilter(reason="expression_error")

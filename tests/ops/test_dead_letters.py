@@ -9,7 +9,7 @@ from gateway.engine.control.state import Control
 from gateway.log.records import encode_delivery, encode_event
 from gateway.log.topics import Topics
 from gateway.model import (
-    Note,
+    RecordMetadata,
     UsageError,
 )
 from gateway.ops.dead_letters import DeadLetter, deliveries_of, find_letters, read_letters
@@ -34,7 +34,7 @@ class Dead:
         delivery = a_delivery(
             event=an_event(id=event), route=route, destination=destination, attempts=(an_attempt(3, status=503),)
         )
-        headers = encode_delivery(delivery, Note(reason=reason, detail="503 after 3 attempts"), at=NOW)
+        headers = encode_delivery(delivery, RecordMetadata(reason=reason, detail="503 after 3 attempts"), at=NOW)
         await self.log.append(TOPICS.dead, key=destination.encode(), value=delivery.event.body, headers=headers)
         return delivery.id
 

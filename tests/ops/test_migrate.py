@@ -31,7 +31,7 @@ from gateway.log.records import (
     sightings_key,
 )
 from gateway.log.topics import TIERS, Topics
-from gateway.model import NO_NOTE, LogUnavailableError, Note, UsageError
+from gateway.model import NO_METADATA, LogUnavailableError, RecordMetadata, UsageError
 from gateway.ops.migrate import MOVED, Moved, migrate
 from gateway.rules.routing_revision import encode
 from gateway.rules.rules import RoutingRevision
@@ -98,7 +98,7 @@ async def emptied(tmp_path: Path, name: str) -> AsyncIterator[EmbeddedLog]:
 
 
 async def put(log: Log, topic: str, delivery: Any, by: str = "", reason: str = "") -> int:
-    headers = encode_delivery(delivery, Note(by=by, reason=reason), at=time.time())
+    headers = encode_delivery(delivery, RecordMetadata(by=by, reason=reason), at=time.time())
     key = delivery.destination.encode()
     return (await log.append(topic, key=key, value=delivery.event.body, headers=headers)).offset
 
@@ -108,7 +108,7 @@ async def put_in_order(log: Log, number: int) -> None:
     event = an_event(id=f"evt_{number}", key=f"repo-{number % 7}", body=b"%d" % number)
     delivery = a_delivery(event=event, route="mirror", destination="mirror", successor=1)
     origin = Origin(Partition(EVENTS, 0), number, 1_700_000_000.0 + number)
-    headers = [*encode_delivery(delivery, NO_NOTE, at=time.time()), encode_origin(origin)]
+    headers = [*encode_delivery(delivery, NO_METADATA, at=time.time()), encode_origin(origin)]
     await log.append(MIRROR, key=order_key(event).encode(), value=event.body, headers=headers)
 
 

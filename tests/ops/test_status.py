@@ -14,10 +14,10 @@ from gateway.engine.ordered.key_state import Blocked
 from gateway.log.base import ALL, NO_TOPIC, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     DeadLettered,
     DeadReason,
-    Note,
+    RecordMetadata,
     Result,
     SpillReason,
 )
@@ -164,7 +164,7 @@ def test_what_an_open_breaker_holds_says_what_has_opened_it(
     tries = (an_attempt(1, at=5.0, status=500), an_attempt(2, at=9.0, status=status, result=result))
     for number, attempts in enumerate(((), tries, tries[:1])):
         delivery = a_delivery(id=f"dlv_{number}", attempts=attempts)
-        backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.BREAKER_OPEN), at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, metadata=RecordMetadata(why=SpillReason.BREAKER_OPEN), at=NOW))
     (found,) = waiting_findings(backlogs, NOW)
     assert found.why == f"3 wait (breaker open after {after})"
     assert found.next == (owners, "gateway destination kick ci")
@@ -188,7 +188,7 @@ def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then
     for number in (1, tried):
         tries = (an_attempt(number, status=500),)
         delivery = a_delivery(event=an_event(received_at=NOW - age), attempts=tries, due=NOW)
-        backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.LANE_FULL), at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, metadata=RecordMetadata(why=SpillReason.LANE_FULL), at=NOW))
     (found,) = waiting_findings(backlogs, NOW, rules_of(a_route(retry=policy)))
     assert found.why == f"2 wait (its queue is full){told}"
     (found,) = waiting_findings(backlogs, NOW)
@@ -198,7 +198,9 @@ def test_what_waits_says_how_many_tries_are_left_where_they_are_few_as_they_then
 def _waiting(why: str = "", *, by: str = "", due: float = NOW + 60.0, **fields: Any) -> StoredDelivery:
     """Return a delivery that was received a while ago, and waits or is parked."""
     event = an_event(received_at=NOW - 100.0)
-    return StoredDelivery(delivery=a_delivery(event=event, due=due, **fields), note=Note(why=why, by=by), at=NOW)
+    return StoredDelivery(
+        delivery=a_delivery(event=event, due=due, **fields), metadata=RecordMetadata(why=why, by=by), at=NOW
+    )
 
 
 def _found(*stored: StoredDelivery, control: Control | None = None) -> Finding:
@@ -301,7 +303,7 @@ async def test_dead_letters_tell_how_they_are_looked_at_and_replayed() -> None:
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(attempts=(an_attempt(1, status=500),))
     for _ in range(2):
-        headers = encode_delivery(delivery, Note(reason="exhausted"), at=NOW)
+        headers = encode_delivery(delivery, RecordMetadata(reason="exhausted"), at=NOW)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
     known, unknown = await dead_letter_findings(log, TOPICS, Control(), (), {})
@@ -319,7 +321,7 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
         for _ in range(number):
             event = an_event(received_at=NOW - 5.5)
             delivery = a_delivery(route=route, destination=destination, event=event)
-            headers = encode_delivery(delivery, Note(reason="route_removed"), at=NOW)
+            headers = encode_delivery(delivery, RecordMetadata(reason="route_removed"), at=NOW)
             await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     no_route, no_destination, there = await dead_letter_findings(
         log, TOPICS, Control(), (), {}, rules=rules_of(a_route())
@@ -335,7 +337,9 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
     )
     assert "no destination gone: put it back first" in no_destination.next[1]
     assert there.next[1] == "# once that has been fixed:"
-    failed = encode_delivery(a_delivery(route="rx"), Note(reason="expression_error", detail="request.body: w"), at=NOW)
+    failed = encode_delivery(
+        a_delivery(route="rx"), RecordMetadata(reason="expression_error", detail="request.body: w"), at=NOW
+    )
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=failed)
     found = await dead_letter_findings(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
     (expression,) = [each for each in found if "expression_error" in each.why]
@@ -355,7 +359,7 @@ async def test_dead_letters_of_an_expression_tell_how_to_see_it_to_mend_it_and_t
     ]
     for route, number, detail in details:
         event = an_event(id=f"evt_{number}", received_at=NOW - number - 0.5)
-        note = Note(reason="expression_error", detail=detail)
+        note = RecordMetadata(reason="expression_error", detail=detail)
         headers = encode_delivery(a_delivery(route=route, event=event), note, at=NOW - number)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     changed = ["route build: request", "route builder: to", "source shop: id"]
@@ -384,7 +388,7 @@ async def test_letters_of_a_condition_that_a_replay_has_left_are_dropped_by_the_
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(event=an_event(id="evt_1", received_at=NOW - 5.5))
-    note = Note(reason="expression_error", detail="body.n > 2: no such overload")
+    note = RecordMetadata(reason="expression_error", detail="body.n > 2: no such overload")
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=encode_delivery(delivery, note, at=NOW - 5))
 
     async def steps(**changed: Any) -> tuple[str, ...]:
@@ -710,8 +714,8 @@ def test_what_is_kept_of_waiting_deliveries_is_bounded_and_exact() -> None:
         tries = (an_attempt(1, at=float(moment), status=500, detail=f"no {number}"),)
         delivery = a_delivery(id=f"dlv_{number}", destination="ci" if number % 4 else "erp", attempts=tries)
         for _ in range(1 + number % 2):  # two records may tell of one attempt
-            attempts.add(StoredDelivery(delivery=delivery, note=NO_NOTE, at=NOW))
-        backlogs.add(StoredDelivery(delivery=delivery, note=NO_NOTE, at=NOW))
+            attempts.add(StoredDelivery(delivery=delivery, metadata=NO_METADATA, at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, metadata=NO_METADATA, at=NOW))
     assert {each.destination: each.count for each in backlogs} == {"ci": 1_500, "erp": 500}
     reasons = next(each.reasons for each in backlogs if each.destination == "ci")
     assert (len(reasons), reasons.total()) == (MAX_REASONS + 1, 1_500)
@@ -741,7 +745,7 @@ async def test_a_replay_that_waits_beside_the_delivery_that_it_repeats_is_counte
     original = a_delivery(attempts=(an_attempt(1, status=500),), successor=1)
     again = replace(original, since=NOW, successor=2)
     for delivery in (original, original, again):  # one is in two tiers, as a crash or a moment leaves it
-        headers = encode_delivery(delivery, NO_NOTE, at=NOW)
+        headers = encode_delivery(delivery, NO_METADATA, at=NOW)
         await log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
     found = [stored.delivery.since async for stored in waiting_deliveries(log, TOPICS, Control(), {})]
     assert found == [0.0, NOW]

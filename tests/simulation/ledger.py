@@ -21,7 +21,7 @@ from gateway.engine.delivery.lanes import BURST
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.log.base import Assignment, Commit, Partition, Record
-from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, encode_note, origin_of
+from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, encode_record_metadata, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import (
     Attempt,
@@ -158,7 +158,7 @@ class Row:
         delivery = self.stored.delivery
         return (
             f"{delivery.route}→{delivery.destination} of event {self.number}, successor {delivery.successor}, "
-            f"{len(delivery.attempts)} attempts, {encode_note(self.stored.note)}"
+            f"{len(delivery.attempts)} attempts, {encode_record_metadata(self.stored.metadata)}"
         )
 
 
@@ -350,7 +350,7 @@ class Ledger:
             trail.lives.add(delivery.since)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
-            reason = stored.note.reason
+            reason = stored.metadata.reason
             trail.is_dead = True
             trail.ended_at = min(trail.ended_at, row.at)
             tried = len(delivery.attempts)
@@ -359,7 +359,7 @@ class Ledger:
             if reason in ("expired", "exhausted", "permanent", "gone") and self._halts(delivery):
                 self.violate("22 order", "a route that halts dead-lettered", [row])
             if reason == "bug":
-                self.violate("no bug", f"a delivery was dead-lettered as a bug: {stored.note}", [row])
+                self.violate("no bug", f"a delivery was dead-lettered as a bug: {stored.metadata}", [row])
             why = self._why_not(reason, row, delivery, trail)
             if why:
                 self.violate("7 ends have their reason", f"dead as {reason}, but {why}", self._told(trail))
@@ -1130,7 +1130,9 @@ class Ledger:
                         continue  # it may have been cancelled, as by these rules there is nothing to replay
                     for route, to in self.required(row.event, since, self._now()):
                         trails = [self.trails[row.number, each] for each in self._ids(row.event, route, to)]
-                        notes = [each.stored.note for trail in trails for each in trail.rows if each.stored is not None]
+                        notes = [
+                            each.stored.metadata for trail in trails for each in trail.rows if each.stored is not None
+                        ]
                         is_replayed = any(note.replay == name for note in notes)
                         if route == wanted and is_of_undelivered:
                             self._check_undelivered(name, row, trails, is_replayed=is_replayed)
@@ -1155,7 +1157,7 @@ class Ledger:
             each.at
             for trail in trails
             for each in trail.rows
-            if each.stored is not None and each.stored.note.replay == name
+            if each.stored is not None and each.stored.metadata.replay == name
         ]
         if is_replayed and before and min(before) < min(injected) and not self._nowhere(row).rows:
             told = [line for trail in trails for line in self._told(trail)]
@@ -1168,9 +1170,9 @@ class Ledger:
         bodies: dict[tuple[str, str], bytes] = {}
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.stored is None or row.event is None or not row.stored.note.replay:
+                if row.stored is None or row.event is None or not row.stored.metadata.replay:
                     continue
-                key = row.stored.note.replay, row.stored.delivery.id
+                key = row.stored.metadata.replay, row.stored.delivery.id
                 if bodies.setdefault(key, row.event.body) != row.event.body:
                     self.violate("6 ids", "a replay gave events of different content one delivery id", [row])
 
@@ -1276,7 +1278,7 @@ class Ledger:
         for trail in self.trails.values():
             if not trail.is_dead:
                 continue
-            replays = {row.stored.delivery.since for row in trail.rows if row.stored and row.stored.note.replay}
+            replays = {row.stored.delivery.since for row in trail.rows if row.stored and row.stored.metadata.replay}
             injected = [
                 row
                 for row in trail.rows
@@ -1318,7 +1320,7 @@ class Ledger:
         delivery = row.stored.delivery
         ids = self._ids(row.event, delivery.route, delivery.destination)
         rows = [other for each in ids for other in self.trails.get((row.number, each), Trail()).rows]
-        return any(other.stored.note.replay for other in rows if other.stored is not None)
+        return any(other.stored.metadata.replay for other in rows if other.stored is not None)
 
     def _check_injections(self) -> None:
         """What jobs inject they inject once, whoever owns them, but for a batch of it after each kill.
@@ -1341,8 +1343,8 @@ class Ledger:
             for row, each in stored:
                 step = each.delivery.successor
                 # What a breaker has sent away, or an attempt, is the router's, of a copy that was parked, too.
-                is_resumed = not each.note.breaks and (step - 1, len(each.delivery.attempts)) in parents
-                if row.partition.topic == SHORTEST and (each.note.is_expedited or is_resumed):
+                is_resumed = not each.metadata.breaks and (step - 1, len(each.delivery.attempts)) in parents
+                if row.partition.topic == SHORTEST and (each.metadata.is_expedited or is_resumed):
                     key = row.number, each.delivery.id, step
                     injected[key] += 1
                     again[key] = injected[key] - max(1, counts[step - 1])
@@ -1515,7 +1517,7 @@ class Ledger:
                 failed[made.destination].append(made.ended)
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.stored is None or not row.stored.note.breaks:
+                if row.stored is None or not row.stored.metadata.breaks:
                     continue
                 count = sum(at <= row.at for at in failed[row.stored.delivery.destination])
                 if count < 5:

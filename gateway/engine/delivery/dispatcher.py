@@ -33,14 +33,14 @@ from gateway.engine.successor_writer import SuccessorWriter, key_of
 from gateway.log.base import Record
 from gateway.log.topics import TIERS
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     Attempt,
     DeadLettered,
     DeadReason,
     Delivered,
     Dropped,
     ExpressionError,
-    Note,
+    RecordMetadata,
     RecordTooLargeError,
     SpillReason,
     UndecodableRecordError,
@@ -126,12 +126,12 @@ class Dispatcher:
     def defer_unknown(self, item: PendingDelivery) -> None:
         """Defer a delivery whose source, route or destination is unknown: new rules may still be being rolled out."""
         now = self._log.now()
-        since = now if item.note.unknown_since is None else item.note.unknown_since
+        since = now if item.metadata.unknown_since is None else item.metadata.unknown_since
         if now - since > UNKNOWN_MAX_AGE:
             self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.UNKNOWN_NAME).inc()
-        item.note = Note(unknown_since=since, why=SpillReason.UNKNOWN_NAME)
+        item.metadata = RecordMetadata(unknown_since=since, why=SpillReason.UNKNOWN_NAME)
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY_DELAY)
         self.defer(item, item.delivery.due, now)
 
@@ -166,7 +166,7 @@ class Dispatcher:
 
     def defer(self, item: PendingDelivery, due: float, now: float) -> None:
         """Delay a delivery until it is due: in a tier, or in memory if that is soon."""
-        self._outcomes.note_late(item, max(due, now))
+        self._outcomes.record_late(item, max(due, now))
         tracker = item.pending.tracker
         if tracker.owner.keeps_order:
             self.wait(item, due)
@@ -199,7 +199,7 @@ class Dispatcher:
             self.end(item, item.end)
             return
         now = self._log.now()
-        self._outcomes.note_late(item, max(item.delivery.due, now))
+        self._outcomes.record_late(item, max(item.delivery.due, now))
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
     def release_waiting_appends(self, lost: Tracker) -> None:
@@ -299,7 +299,7 @@ class Dispatcher:
             self._outcomes.ended(item, verdict, attempt.number, now)
             self._finish(item)
             return
-        item.note = NO_NOTE
+        item.metadata = NO_METADATA
         item.is_tried = True
         item.delivery = replace(item.delivery, attempts=(*item.delivery.attempts, attempt))
         match verdict:
@@ -345,13 +345,13 @@ class Dispatcher:
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
             if not keeps_order:  # in memory, checking the breaker costs nothing
-                times = item.note.breaks
-                item.note = Note(breaks=times + 1)
+                times = item.metadata.breaks
+                item.metadata = RecordMetadata(breaks=times + 1)
                 doubled = BREAKER_DEFER_MIN * 2.0 ** min(times, 16)
                 due = max(due, now + max(BREAKER_DEFER_MIN, min(BREAKER_DEFER_MAX, doubled, down_for)))
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
-            item.note = replace(item.note, why=spill.reason)
+            item.metadata = replace(item.metadata, why=spill.reason)
         item.delivery = replace(delivery, due=due)
         self.defer(item, due, now)
 
@@ -362,7 +362,7 @@ class Dispatcher:
             self.wait(item, self._log.now() + PAUSE_POLL_INTERVAL)
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
-        item.note = Note(by=name, why=SpillReason.PAUSED)
+        item.metadata = RecordMetadata(by=name, why=SpillReason.PAUSED)
         self._write_successor(item, self._topics.parked)
 
     def _write_successor(self, item: PendingDelivery, topic: str, end: DeadLettered | None = None) -> None:
@@ -390,7 +390,7 @@ class Dispatcher:
         is_stored = False
         if end is None:
             try:
-                is_stored = await self._successors.store(topic, delivery, item.note, *claim, failed=failed)
+                is_stored = await self._successors.store(topic, delivery, item.metadata, *claim, failed=failed)
             except RecordTooLargeError:
                 end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
         if end is not None:

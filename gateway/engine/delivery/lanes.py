@@ -234,7 +234,7 @@ class Lane:
         waiting = len(self._waiting)
         return waiting > MAX_WAITING or (waiting > 1 and self._waiting_bytes > MAX_WAITING_BYTES)
 
-    def note_slow_drain(self, now: float) -> None:
+    def record_slow_drain(self, now: float) -> None:
         """Spill for a while, as the queue didn't drain as fast as the lane's pace suggested.
 
         With attempts in flight, that lasts until one of them ends: a hanging destination is waited for only once.

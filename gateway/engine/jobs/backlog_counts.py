@@ -20,7 +20,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER, read_letter
 from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
 from gateway.log.base import Log, Partition, Record
-from gateway.log.records import is_newer, note_of
+from gateway.log.records import is_newer, record_metadata_of
 from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.telemetry.metrics import Metrics
 
@@ -211,7 +211,7 @@ class BacklogCounts:
                 for key in [key for key in parked if key[1] == number]:
                     del parked[key]
         async for partition, record in self._records(topic, seen, bounds):
-            by = NEWER if is_newer(record) else note_of(record).by
+            by = NEWER if is_newer(record) else record_metadata_of(record).by
             if by:  # no resume is about the others: they can't be decoded, and the sweep dead-letters them
                 rows = parked.setdefault((by, partition.number), _Parked())
                 rows.offsets.append(record.offset)

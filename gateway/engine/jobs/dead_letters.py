@@ -20,7 +20,7 @@ def read_letter(record: Record) -> tuple[Letter, StoredDelivery | None]:
         id=delivery.id,
         route=delivery.route,
         destination=delivery.destination,
-        reason=stored.note.reason,
+        reason=stored.metadata.reason,
         at=record.appended_at,
     )
     return letter, stored

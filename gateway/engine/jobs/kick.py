@@ -15,7 +15,7 @@ from gateway.log.records import is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
     Disposition,
-    Note,
+    RecordMetadata,
 )
 
 KICK_DELAY = 2.5
@@ -173,8 +173,8 @@ class Kicks(ScanningJob):
             for run in counting:
                 outcomes.follow(run.command.name, delivery)
             # Keep `unknown_since`: if each kick reset it, a delivery kicked every hour would never expire.
-            note = Note(unknown_since=stored.note.unknown_since)
-            return Picked(counting, self._successor_of(delivery, at_once=True), note)
+            metadata = RecordMetadata(unknown_since=stored.metadata.unknown_since)
+            return Picked(counting, self._successor_of(delivery, at_once=True), metadata)
 
         return pick
 
@@ -194,7 +194,7 @@ class Kicks(ScanningJob):
                     if looked % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
                     stored = None if commit.covers(record.offset) or is_newer(record) else delivery_in(record)
-                    if stored is None or stored.note.is_expedited or outcomes.is_superseded(stored.delivery):
+                    if stored is None or stored.metadata.is_expedited or outcomes.is_superseded(stored.delivery):
                         continue  # an earlier kick has counted it, or it is counted where it waits now
                     for name in (f"route/{stored.delivery.route}", f"destination/{stored.delivery.destination}"):
                         if name in named:

@@ -2,7 +2,7 @@
 
     expedited ───▶ done, and no successor ───────────────────────▶ tried: delivered, or dropped
         │          a successor with another attempt ─────────────▶ tried: it failed; dead, if that is a dead letter
-        │          a successor without one ──────────────────────▶ waits, and its note says why
+        │          a successor without one ──────────────────────▶ waits, and its metadata says why
         └────────▶ none of it yet ───────────────────────────────▶ on its way: in a queue, or under way
 
 Any process may have taken a delivery, and the owner of the jobs sees only the records and commits of the others. So
@@ -22,7 +22,7 @@ from gateway.log.records import decode_delivery
 from gateway.model import (
     Delivery,
     Life,
-    Note,
+    RecordMetadata,
     UnreadableRecordError,
     result_label,
 )
@@ -197,26 +197,26 @@ class KickOutcomes:
                         except UnreadableRecordError:
                             continue
                         if ends is None:
-                            self._see(stored.delivery, stored.note, place, record.offset)
+                            self._see(stored.delivery, stored.metadata, place, record.offset)
                         else:
                             key = stored.delivery.life
                             self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
                 self._read[place] = end
         self.unread = unread
 
-    def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:
+    def _see(self, delivery: Delivery, metadata: RecordMetadata, place: str, offset: int) -> None:
         followed = self._followed.get(delivery.life)
         if followed is None or delivery.successor <= followed.successor:
             return
         topic = place.rpartition("/")[0]
-        if topic == self._shortest and note.is_expedited and followed.place is None:
+        if topic == self._shortest and metadata.is_expedited and followed.place is None:
             followed.place, followed.offset = place, offset
         elif len(delivery.attempts) > followed.attempts:
             followed.is_tried = True
             followed.got = _last_result(delivery)
             followed.is_dead = topic == self._dead
         else:
-            followed.outcome = ENDED if topic == self._dead else note.why or LATER
+            followed.outcome = ENDED if topic == self._dead else metadata.why or LATER
 
     def _see_done(self, commits: Mapping[str, Commit]) -> None:
         for each in self._followed.values():

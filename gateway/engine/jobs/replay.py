@@ -41,7 +41,7 @@ from gateway.model import (
     ExpressionError,
     LogUnavailableError,
     NewerRecordError,
-    Note,
+    RecordMetadata,
     UnreadableRecordError,
     delivery_id,
     identity_of,
@@ -378,7 +378,7 @@ class Replays:
         # Successor numbers start at one of this replay's own: deliveries of the original, or of another replay, that
         # are still pending aren't taken for duplicates of these. Those of a piece that is injected twice are.
         first = int(command.at * 1000)
-        note = Note(replay=command.name)
+        metadata = RecordMetadata(replay=command.name)
         deliveries = [
             (
                 Delivery(
@@ -390,7 +390,7 @@ class Replays:
                     due=now,
                     since=now,
                 ),
-                note,
+                metadata,
             )
             for matched in run.piece
             if matched.error is None

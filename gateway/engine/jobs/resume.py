@@ -30,7 +30,7 @@ class Resumptions(ScanningJob):
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)
-            if stored is None or stored.note.by != command.name or run.is_covered(partition, record):
+            if stored is None or stored.metadata.by != command.name or run.is_covered(partition, record):
                 return NOTHING
             return Picked((run,), self._successor_of(stored.delivery, at_once=False))
 
@@ -60,7 +60,7 @@ class Resumptions(ScanningJob):
             if stored is None:
                 is_swept = runs[SWEPT.name].is_covered(partition, record)
                 return NOTHING if is_swept else Picked(is_unreadable=True)
-            run = runs.get(stored.note.by)
+            run = runs.get(stored.metadata.by)
             if run is None or run.is_covered(partition, record):
                 return NOTHING
             found[run.command.name] = run

@@ -25,11 +25,11 @@ from gateway.engine.unavailable_partitions import Patient
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     Delivery,
     LogUnavailableError,
     NewerRecordError,
-    Note,
+    RecordMetadata,
 )
 from gateway.rules.rules import Rules
 
@@ -91,7 +91,7 @@ class Picked:
 
     runs: Sequence[Run] = ()
     delivery: Delivery | None = None
-    note: Note = NO_NOTE
+    metadata: RecordMetadata = NO_METADATA
     is_unreadable: bool = False
     """Whether it has to be set aside, before a checkpoint passes it: nobody reads it again."""
 
@@ -125,7 +125,7 @@ class Scan:
     """Partitions that couldn't be read, as "topic/partition": no checkpoint passes their records."""
     flushed: dict[str, int] = field(default_factory=dict)
     """Up to where each partition was scanned, and what was found there injected."""
-    _batch: list[tuple[Delivery, Note]] = field(default_factory=list)
+    _batch: list[tuple[Delivery, RecordMetadata]] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
     _latest: dict[str, float] = field(default_factory=dict)
@@ -193,7 +193,7 @@ class Scan:
         for run in picked.runs:
             run.batch_count += 1
         if picked.delivery is not None:
-            self._batch.append((picked.delivery, replace(picked.note, is_expedited=self.is_expedited)))
+            self._batch.append((picked.delivery, replace(picked.metadata, is_expedited=self.is_expedited)))
             self._bytes += len(picked.delivery.event.body)
 
     @property

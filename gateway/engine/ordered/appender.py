@@ -210,7 +210,7 @@ class OrderedAppender:
 
     def _encode(self, entry: _Entry) -> NewRecord:
         delivery, event = entry.item.delivery, entry.item.delivery.event
-        headers = encode_delivery(delivery, entry.item.note, at=self._services.log.now())
+        headers = encode_delivery(delivery, entry.item.metadata, at=self._services.log.now())
         if entry.origin is not None:
             headers.append(encode_origin(entry.origin))
         return NewRecord(order_key(event).encode("utf-8", "surrogateescape"), event.body, headers)

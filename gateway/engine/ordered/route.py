@@ -29,14 +29,14 @@ from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery, order_key, origin_of
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     DeadLettered,
     DeadReason,
     Delivery,
     Event,
     NewerRecordError,
-    Note,
     Occurrence,
+    RecordMetadata,
     SpillReason,
     UndecodableRecordError,
 )
@@ -114,7 +114,7 @@ class OrderedRoute(Member):
     def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
         super().assigned(assignments, awaited)
         for assignment in assignments:
-            self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.note)
+            self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.metadata)
 
     @override
     def _lose(self, tracker: Tracker) -> None:
@@ -125,7 +125,7 @@ class OrderedRoute(Member):
     def commit_metadata(self, tracker: Tracker, commit: Commit) -> bytes:
         appended = self._appended[tracker]
         before = appended.omitted
-        note = appended.metadata(commit.base, COMMIT_BYTES - len(commit.done))
+        metadata = appended.metadata(commit.base, COMMIT_BYTES - len(commit.done))
         if appended.omitted and not before:
             self._services.logger.warning(
                 "ordered_commit_metadata_full",
@@ -133,7 +133,7 @@ class OrderedRoute(Member):
                 partition=tracker.partition.number,
                 count=appended.omitted,
             )
-        return note
+        return metadata
 
     # Reading.
 
@@ -173,8 +173,8 @@ class OrderedRoute(Member):
     def _enqueue(self, pending: PendingRecord, stored: StoredDelivery) -> None:
         item = pending.add(stored.delivery)
         item.stage = Stage.WAITING
-        if stored.note.reason:
-            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.note.detail)
+        if stored.metadata.reason:
+            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.metadata.detail)
         queue = self._queues.setdefault(self._key(item), deque())
         queue.append(item)
         if len(queue) == 1:
@@ -236,10 +236,10 @@ class OrderedRoute(Member):
                 for item in ready:
                     item.ownership_checked_at = asked_at
                     if item.pending.tracker.is_live:
-                        item.note = NO_NOTE
+                        item.metadata = NO_METADATA
                         if self._unknown_since is not None:
                             since = max(self._unknown_since, item.pending.appended_at)
-                            item.note = Note(unknown_since=since)
+                            item.metadata = RecordMetadata(unknown_since=since)
                         if self._is_still_matched(item):
                             self._dispatch.admit(item, now)
                         else:
