@@ -143,8 +143,9 @@ class Delivery:
     """An event on its way to one destination by one route.
 
     `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
-    event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start. `since` is
-    when it was replayed, and 0 if it wasn't: its age then counts from the event's receipt.
+    event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start.
+    `replayed_at` is when it was replayed, or a kick reset its attempts, and 0 otherwise: its age then counts from the
+    event's receipt.
     """
 
     id: DeliveryId
@@ -154,7 +155,7 @@ class Delivery:
     attempts: tuple[Attempt, ...] = ()
     successor: int = 0
     due: float = 0.0
-    since: float = 0.0
+    replayed_at: float = 0.0
 
     @property
     def occurrence(self) -> Occurrence:
@@ -164,7 +165,7 @@ class Delivery:
     @property
     def life(self) -> Life:
         """Also distinguishes it from a replay of the same event, which may be pending at the same time."""
-        return self.occurrence, self.since
+        return self.occurrence, self.replayed_at
 
     @property
     def next_number(self) -> int:
@@ -174,7 +175,7 @@ class Delivery:
     @property
     def age_began_at(self) -> float:
         """When it was replayed, else when its event was received."""
-        return self.since or self.event.received_at
+        return self.replayed_at or self.event.received_at
 
 
 @immutable
@@ -190,7 +191,7 @@ class RecordMetadata:
     unknown_since: float | None = None
     """Since when (Unix time) the rules haven't had its source, route or destination."""
     is_expedited: bool = False
-    """Whether a kick has brought it on, so that it doesn't wait for the delay of the shortest tier."""
+    """Whether a kick has expedited it, so that it doesn't wait for the delay of the shortest tier."""
     replay: str = ""
     """The replay that injected it."""
     reason: str = ""

@@ -90,10 +90,10 @@ class Member(ABC):
 
     def finished(self, item: PendingDelivery) -> None:
         """Handle a delivery that has ended, or has an acknowledged successor."""
-        if not item.pending.unfinished:
-            self.done(item.pending)
+        if not item.record.unfinished:
+            self.done(item.record)
 
-    def halt_instead(self, item: PendingDelivery, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
+    def halt_instead(self, item: PendingDelivery, outcome: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
         """Return whether a failed delivery halts its key, instead of becoming a dead letter."""
         return False
 
@@ -258,7 +258,7 @@ class Member(ABC):
                 continue  # adopted
             for item in pending.items:
                 if item.stage is Stage.WAITING:
-                    item.stage = Stage.ENDED
+                    item.stage = Stage.FINISHED
                     pending.unfinished -= 1
             if pending.unfinished == 0:
                 self._memory_bytes -= pending.memory_bytes

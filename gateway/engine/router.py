@@ -223,12 +223,12 @@ class Router(Member):
 
     @override
     def resume(self, item: PendingDelivery, now: float) -> None:
-        delivery, pending = item.delivery, item.pending
+        delivery, pending = item.delivery, item.record
         control, tracker = self._services.control, pending.tracker
         if tracker.delay is not None and not pending.was_source_unknown:
             place = (delivery.route, delivery.destination, tracker.partition, pending.offset)
             if control.is_kicked(*place, pending.appended_at):
-                self._dispatch.forget(item)
+                self._dispatch.finish_silently(item)
                 return
             if control.is_kick_pending(*place):
                 self._dispatch.wait(item, now + KICK_POLL_INTERVAL)
@@ -330,7 +330,7 @@ class Router(Member):
         self._services.metrics.count_routed(event, [route.name for route, _ in matches])
         items: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
         for route, error in matches:
-            end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+            outcome = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
             for name in route.destinations:
                 delivery = Delivery(
                     id=delivery_id(event.id, route.name, name),
@@ -339,26 +339,26 @@ class Router(Member):
                     destination=name,
                     successor=successor,
                 )
-                items.append((pending.add(delivery), end, route.order is not None))
+                items.append((pending.add(delivery), outcome, route.order is not None))
         if not items:
             self.done(pending)
             return None
         # Invariant: all items exist before the first can end, or the record would be done too early.
         congested: Lane | None = None
-        for item, end, is_ordered in items:
+        for item, outcome, is_ordered in items:
             if is_ordered:
-                self._append_in_order(item, end, origin)
-            elif end is not None:
-                self._dispatch.end(item, end)
+                self._append_in_order(item, outcome, origin)
+            elif outcome is not None:
+                self._dispatch.end(item, outcome)
             else:
                 lane = self._dispatch.admit(item, now)
                 congested = lane if lane is not None and lane.needs_backpressure else congested
         return congested
 
-    def _append_in_order(self, item: PendingDelivery, end: DeadLettered | None, origin: Origin | None) -> None:
-        """Send a delivery of an ordered route to its topic. If `end` is set, it ends there once it is its turn."""
-        if end is not None:
-            item.metadata = RecordMetadata(reason=end.reason, detail=end.detail)
+    def _append_in_order(self, item: PendingDelivery, outcome: DeadLettered | None, origin: Origin | None) -> None:
+        """Send a delivery of an ordered route to its topic. With an `outcome`, it ends there once it is its turn."""
+        if outcome is not None:
+            item.metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail)
         self._appender.enqueue(item, origin)
 
     # Tiers.

@@ -105,14 +105,14 @@ class SuccessorWriter:
     async def dead_letter(
         self,
         delivery: Delivery,
-        end: DeadLettered,
+        outcome: DeadLettered,
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
         *,
         failed: Callable[[], None] = ignored,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
-        metadata = RecordMetadata(reason=end.reason, detail=end.detail)
+        metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail)
         key, body = key_of(delivery), delivery.event.body
         try:
             headers = encode_delivery(delivery, metadata, at=self._log.now())
@@ -121,7 +121,7 @@ class SuccessorWriter:
             )
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
-            headers = encode_delivery(slim, replace(metadata, detail=end.detail[:200]), at=self._log.now())
+            headers = encode_delivery(slim, replace(metadata, detail=outcome.detail[:200]), at=self._log.now())
             is_stored = await self._append(
                 self._topics.dead,
                 key,
@@ -133,7 +133,7 @@ class SuccessorWriter:
                 is_last=True,
             )
         if is_stored:
-            self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
+            self._metrics.dead_letters.labels(delivery.route, delivery.destination, outcome.reason).inc()
         return is_stored
 
     async def store_command(self, command: ControlRecord) -> None:

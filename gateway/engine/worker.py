@@ -12,7 +12,7 @@ from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
 from gateway.engine.ordered.key_state import Blocked
-from gateway.engine.ordered.route import ALL_MEMORY, LEAST_MEMORY, OrderedRoute
+from gateway.engine.ordered.route import MAX_TOTAL_MEMORY, MIN_MEMORY, OrderedRoute
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -83,7 +83,7 @@ class Worker:
     async def run(self) -> None:
         """Route and deliver until `stop`, then drain and commit. Errors of the log and bugs propagate."""
         async with asyncio.TaskGroup() as tasks:
-            self._dispatch.start(tasks)
+            self._dispatch.bind(tasks)
             await self._begin()
             loops = [
                 tasks.create_task(self._router.run(), name="router"),
@@ -146,7 +146,7 @@ class Worker:
 
     def _have(self, wanted: Collection[tuple[str, str]], tasks: asyncio.TaskGroup) -> None:
         """Start missing members."""
-        memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
+        memory = max(MIN_MEMORY, MAX_TOTAL_MEMORY // max(1, len(wanted)))
         for member, _ in self._ordered.values():
             member.set_memory_limit(memory)
         for target in () if self._stopped.is_set() else sorted(set(wanted).difference(self._ordered)):

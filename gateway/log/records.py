@@ -144,7 +144,7 @@ def encode_delivery(delivery: Delivery, metadata: RecordMetadata, *, at: float) 
         "destination": delivery.destination,
         "successor": delivery.successor,
         "due": delivery.due,
-        "since": delivery.since,
+        "since": delivery.replayed_at,
         "attempts": [_encode_attempt(attempt) for attempt in delivery.attempts],
         "note": encode_record_metadata(metadata),
         "at": at,
@@ -172,7 +172,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
         attempts=tuple([_attempt(attempt) for attempt in state.each("attempts")]),
         successor=state.integer("successor"),
         due=state.number("due"),
-        since=state.number("since"),
+        replayed_at=state.number("since"),
     )
     return StoredDelivery(delivery=delivery, metadata=metadata, at=state.number("at"))
 

@@ -174,7 +174,7 @@ async def _injections(log: Log, topics: Topics, order: ControlRecord) -> tuple[s
         async for records in log.scan(Partition(topic, number), start, end):
             for record in records:
                 stored = decode_delivery(record)
-                if stored.metadata.replay == order.name and stored.delivery.since == stored.delivery.due:
+                if stored.metadata.replay == order.name and stored.delivery.replayed_at == stored.delivery.due:
                     found[stored.delivery.event.id].append(record.appended_at)
             await asyncio.sleep(0)
     again = [at for times in found.values() for at in sorted(times)[1:]]

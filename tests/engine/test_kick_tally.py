@@ -21,14 +21,14 @@ def a_tracker(number: int = 0) -> Tracker:
 def waiting(tracker: Tracker, count: int) -> list[PendingDelivery]:
     pending = PendingRecord(tracker=tracker, offset=0, appended_at=NOW, size=0)
     return [
-        PendingDelivery(delivery=a_delivery(), pending=pending, size=0, is_retry=False, stage=Stage.WAITING)
+        PendingDelivery(delivery=a_delivery(), record=pending, size=0, is_retry=False, stage=Stage.WAITING)
         for _ in range(count)
     ]
 
 
 def begun(*queues: Sequence[PendingDelivery], unread: int = 0, trackers: Collection[Tracker] = ()) -> KickTally:
     tally = KickTally("build", "ci")
-    found = {item.pending.tracker for queue in queues for item in queue} | set(trackers)
+    found = {item.record.tracker for queue in queues for item in queue} | set(trackers)
     tally.begin(NOW, NOW, dict.fromkeys(found, unread), queues, {queue[0]: "503" for queue in queues})
     return tally
 
@@ -43,11 +43,11 @@ def test_each_fate_of_a_delivery_is_told_apart() -> None:
     tracker = a_tracker()
     ended, failed, dropped, lapsed, halted, on_its_way, behind = items = waiting(tracker, 7)
     tally = begun(*[[item] for item in items], unread=4)
-    ended.stage = Stage.ENDED
+    ended.stage = Stage.FINISHED
     failed.delivery = replace(failed.delivery, attempts=FAILED)
     dropped.delivery = replace(dropped.delivery, attempts=(an_attempt(1, status=404),))
-    dropped.stage = lapsed.stage = Stage.ENDED
-    lapsed.end = halted.end = END
+    dropped.stage = lapsed.stage = Stage.FINISHED
+    lapsed.outcome = halted.outcome = END
     on_its_way.stage = Stage.ATTEMPT
     heads = {halted, on_its_way}
     assert taken(tally, heads) == (), "one is on its way"
@@ -74,9 +74,9 @@ def test_it_is_told_at_once_when_nothing_more_is_to_come() -> None:
 def test_what_becomes_a_dead_letter_by_its_try_is_counted_once_that_is_stored() -> None:
     dead, halted, dying = items = waiting(a_tracker(), 3)
     tally = begun(*[[item] for item in items])
-    for item, stage in ((dead, Stage.ENDED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
+    for item, stage in ((dead, Stage.FINISHED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
         item.delivery = replace(item.delivery, attempts=FAILED)
-        item.end, item.stage = END, stage
+        item.outcome, item.stage = END, stage
     assert taken(tally) == (), "one isn't stored"
     (outcome,) = taken(tally, after=OUTCOME_AFTER)
     assert (outcome.tried, outcome.got, outcome.dead) == (3, {"503": 3}, 1)
@@ -97,5 +97,5 @@ def test_nothing_is_told_of_a_partition_without_a_backlog_or_of_another_owner() 
     (ours,), (theirs,) = waiting(kept, 1), waiting(lost, 1)
     tally = begun([ours], [theirs], trackers=[empty])
     lost.ownership = Ownership.LOST
-    ours.stage = theirs.stage = Stage.ENDED
+    ours.stage = theirs.stage = Stage.FINISHED
     assert [outcome.name for outcome in taken(tally)] == ["tried/build/ci/0"]

@@ -227,7 +227,7 @@ async def test_what_matches_the_rules_in_force_is_injected_for_every_destination
         assert one.delivery.route == "build"
         assert one.delivery.attempts == ()
         assert one.metadata == RecordMetadata(replay="x")
-        assert order.at <= one.delivery.since == one.delivery.due <= now()
+        assert order.at <= one.delivery.replayed_at == one.delivery.due <= now()
 
 
 @virtual

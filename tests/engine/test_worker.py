@@ -656,7 +656,7 @@ async def test_events_that_share_an_identity_are_not_duplicates_of_each_other() 
 async def test_a_replay_is_no_duplicate_of_what_it_repeats() -> None:
     world = await a_world(a_route())
     waiting = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 4)
-    for delivery in (waiting, waiting, replace(waiting, since=now())):
+    for delivery in (waiting, waiting, replace(waiting, replayed_at=now())):
         headers = encode_delivery(delivery, NO_METADATA, at=now())
         await world.log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
     async with running(world):

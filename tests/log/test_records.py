@@ -86,7 +86,7 @@ DELIVERIES = st.builds(
     attempts=st.lists(ATTEMPTS, max_size=4).map(tuple),
     successor=st.integers(0, 1000),
     due=TIMES,
-    since=TIMES,
+    replayed_at=TIMES,
 )
 STATE: dict[str, Any] = {
     "id": "dlv_1",

@@ -743,11 +743,11 @@ async def test_a_replay_that_waits_beside_the_delivery_that_it_repeats_is_counte
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     original = a_delivery(attempts=(an_attempt(1, status=500),), successor=1)
-    again = replace(original, since=NOW, successor=2)
+    again = replace(original, replayed_at=NOW, successor=2)
     for delivery in (original, original, again):  # one is in two tiers, as a crash or a moment leaves it
         headers = encode_delivery(delivery, NO_METADATA, at=NOW)
         await log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
-    found = [stored.delivery.since async for stored in waiting_deliveries(log, TOPICS, Control(), {})]
+    found = [stored.delivery.replayed_at async for stored in waiting_deliveries(log, TOPICS, Control(), {})]
     assert found == [0.0, NOW]
 
 

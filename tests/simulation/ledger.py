@@ -346,8 +346,8 @@ class Ledger:
         expected = self.events[row.number]
         if replace(delivery.event, received_at=expected.received_at) != expected:
             self.violate("6 bytes", "the event of a successor isn't what was received", [row])
-        if delivery.since:
-            trail.lives.add(delivery.since)
+        if delivery.replayed_at:
+            trail.lives.add(delivery.replayed_at)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
             reason = stored.metadata.reason
@@ -396,7 +396,7 @@ class Ledger:
         due = last.at + last.seconds + max([most, *asked]) + 1.0  # a record doesn't tell how long it was asked to wait
         if self.plan.skew or not self._is_time_sure:
             due = math.inf
-        age = max(due, EPOCH + row.at) - (delivery.since or delivery.event.received_at)
+        age = max(due, EPOCH + row.at) - (delivery.replayed_at or delivery.event.received_at)
         refusals = list(takewhile(_is_refusal, reversed(delivery.attempts)))
         is_refused = bool(refusals) and (len(refusals) >= SHORT_ATTEMPTS or due > refusals[-1].at + SHORT_AGE)
         return {
@@ -421,7 +421,7 @@ class Ledger:
     def _halts(self, delivery: Delivery) -> bool:
         """Return whether it waits for an operator instead of ending; a replay of it has no order to keep."""
         routes = [each for force in self.in_force for each in force.version.routes if each.name == delivery.route]
-        return not delivery.since and bool(routes) and all(route.halts for route in routes)
+        return not delivery.replayed_at and bool(routes) and all(route.halts for route in routes)
 
     def acknowledged(self, partition: Partition, record: Record) -> None:
         row = self._appended.get((partition, record.offset, record.appended_at))
@@ -1278,13 +1278,15 @@ class Ledger:
         for trail in self.trails.values():
             if not trail.is_dead:
                 continue
-            replays = {row.stored.delivery.since for row in trail.rows if row.stored and row.stored.metadata.replay}
+            replays = {
+                row.stored.delivery.replayed_at for row in trail.rows if row.stored and row.stored.metadata.replay
+            }
             injected = [
                 row
                 for row in trail.rows
                 if row.stored is not None
                 and row.partition.topic.startswith(TOPICS.retry(""))
-                and row.stored.delivery.since not in {0.0, *replays}
+                and row.stored.delivery.replayed_at not in {0.0, *replays}
             ]
             is_replayed = False
             for row in trail.rows:
@@ -1301,11 +1303,11 @@ class Ledger:
                 is_gone = row.gone_at < self._resolved_at.get(order.name, math.inf)
                 if len(of_operators) < len(settled_by) or is_gone:
                     continue  # the replay may have come first, or its topic's deletion
-                before = {each.stored.delivery.since for each in trail.rows if each.stored and each.at <= at}
+                before = {each.stored.delivery.replayed_at for each in trail.rows if each.stored and each.at <= at}
                 if not any(
                     each.is_acknowledged
                     and each.stored is not None
-                    and each.stored.delivery.since not in before
+                    and each.stored.delivery.replayed_at not in before
                     and not each.stored.delivery.attempts
                     for each in injected
                 ):

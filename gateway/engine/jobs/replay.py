@@ -388,7 +388,7 @@ class Replays:
                     destination=destination,
                     successor=first,
                     due=now,
-                    since=now,
+                    replayed_at=now,
                 ),
                 metadata,
             )

@@ -26,7 +26,9 @@ class DeadLetterResolutions(ScanningJob):
                 return NOTHING
             if command.action == "drop" or stored is None:
                 return Picked((run,))
-            return Picked((run,), self._successor_of(replace(stored.delivery, attempts=(), since=now), at_once=True))
+            return Picked(
+                (run,), self._successor_of(replace(stored.delivery, attempts=(), replayed_at=now), at_once=True)
+            )
 
         scan = self._scan([run], lambda: self._owner() is owner)
         await self._ends(scan, self._topics.dead)

@@ -68,7 +68,7 @@ class _Entry:
         One in a newer format can, and so can one that was read by rules by which it went elsewhere, until it is
         committed. While the partition's owner isn't known, another may have delivered this by other rules.
         """
-        tracker = self.item.pending.tracker
+        tracker = self.item.record.tracker
         if tracker.is_suspended:
             return False
         if self.origin is None:
@@ -80,7 +80,7 @@ class _Entry:
     @property
     def is_worth_waiting_for(self) -> bool:
         """Whether it will be appended, though nothing is started any more: what it waits for is in flight."""
-        tracker = self.item.pending.tracker
+        tracker = self.item.record.tracker
         if self.origin is None or not tracker.is_writable:
             return False
         offset = self.origin.offset
@@ -125,7 +125,7 @@ class OrderedAppender:
         """Find out how many partitions a topic has; then assign the entries that came meanwhile to queues."""
         entries = self._unassigned[topic]
         pause = FIRST_PAUSE
-        while any(not entry.item.pending.tracker.is_lost for entry in entries):
+        while any(not entry.item.record.tracker.is_lost for entry in entries):
             try:
                 bounds, unread = await self._services.log.readable(topic)
                 count = len(bounds) + len(unread)
@@ -144,7 +144,7 @@ class OrderedAppender:
             if topic in self._partition_counts:
                 self._assign_queue(entry, topic)
             else:
-                self._dispatch.forget(entry.item)
+                self._dispatch.finish_silently(entry.item)
 
     def _assign_queue(self, entry: _Entry, topic: str) -> None:
         key = order_key(entry.item.delivery.event).encode("utf-8", "surrogateescape")
@@ -186,7 +186,7 @@ class OrderedAppender:
             else:
                 for entry in batch:
                     queue.entries.popleft()
-                    self._dispatch.forget(entry.item)
+                    self._dispatch.finish_silently(entry.item)
             pause, most = FIRST_PAUSE, BATCH_RECORDS
 
     def _log_retry(self, topic: str, error: str) -> None:
@@ -196,14 +196,14 @@ class OrderedAppender:
     def _next_batch(self, queue: _Queue, most: int) -> list[_Entry]:
         """Return the first entries that may be appended; forget those that another owner reads again."""
         entries = queue.entries
-        while entries and entries[0].item.pending.tracker.is_lost:
-            self._dispatch.forget(entries.popleft().item)
+        while entries and entries[0].item.record.tracker.is_lost:
+            self._dispatch.finish_silently(entries.popleft().item)
         batch: list[_Entry] = []
         size = 0
         for entry in entries:
             size += entry.item.size
             is_full = len(batch) == most or (batch and size > BATCH_BYTES)
-            if is_full or entry.item.pending.tracker.is_lost or not entry.may_be_appended:
+            if is_full or entry.item.record.tracker.is_lost or not entry.may_be_appended:
                 break
             batch.append(entry)
         return batch

@@ -54,7 +54,7 @@ class KickTally:
         self._kicked_at, self._until = kicked_at, now + OUTCOME_AFTER
         self._partitions = {tracker: _OfPartition(number, []) for tracker, number in unread.items()}
         for item in chain.from_iterable(queues):
-            if (of := self._partitions.get(item.pending.tracker)) is not None:
+            if (of := self._partitions.get(item.record.tracker)) is not None:
                 of.followed.append(_Followed(item, len(item.delivery.attempts), results.get(item, "")))
 
     @property
@@ -109,7 +109,7 @@ class _OfPartition:
                 result = last_result(each.item.delivery)
                 got[result] += 1
                 again[result] += result == each.before
-                dead += each.item.stage is Stage.ENDED and each.item.end is not None
+                dead += each.item.stage is Stage.FINISHED and each.item.outcome is not None
         tried = delivered + got.total()
         return ControlRecord(
             kind="marker",
@@ -131,7 +131,7 @@ _SETTLED = frozenset({"", BEHIND, ENDED, HALTED})
 
 def _is_dying(item: PendingDelivery) -> bool:
     """Return whether it is to become a dead letter, but that isn't stored yet."""
-    return item.end is not None and item.stage is Stage.APPEND
+    return item.outcome is not None and item.stage is Stage.APPEND
 
 
 def _wait_reason(followed: _Followed, heads: Collection[PendingDelivery], held_by: str) -> str:
@@ -139,11 +139,11 @@ def _wait_reason(followed: _Followed, heads: Collection[PendingDelivery], held_b
     item = followed.item
     if len(item.delivery.attempts) > followed.attempts:
         return ""
-    if item.stage is Stage.ENDED:
-        return "" if item.end is None else ENDED
+    if item.stage is Stage.FINISHED:
+        return "" if item.outcome is None else ENDED
     if item.stage is not Stage.WAITING:
         return ON_ITS_WAY
-    if item.end is not None:
+    if item.outcome is not None:
         return HALTED
     if held_by == SpillReason.PAUSED:
         return held_by
