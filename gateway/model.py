@@ -283,12 +283,12 @@ def identity_of(event: EventId) -> bytes | None:
     return digest if len(digest) == 16 else None  # noqa: PLR2004 - as many as `event_id` asks for
 
 
-def delivery_id(event: EventId, route: str, destination: str, place: str = "") -> DeliveryId:
+def delivery_id(event: EventId, route: str, destination: str, position: str = "") -> DeliveryId:
     """Make a delivery's id from its event's: the same after every crash, retry and replay.
 
-    With a `place`, the position of the event's record, the ids of events that share an identity differ.
+    With a `position`, the position of the event's record, the ids of events that share an identity differ.
     """
-    parts = (event, route, destination, *([place] if place else []))
+    parts = (event, route, destination, *([position] if position else []))
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16)
     return DeliveryId("dlv_" + digest.hexdigest())
 

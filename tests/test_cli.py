@@ -1580,7 +1580,13 @@ def test_a_kick_of_an_ordered_route_says_what_was_tried_what_it_got_and_what_is_
             await log.append(TOPICS.ordered("build", "ci"), key=b"k", value=b"{}", headers=headers)
 
     on_log(wait, owner=True)
-    fate: dict[str, Any] = {"tried": 1, "delivered": 0, "waits": {"behind": 2}, "got": {"401": 1}, "again": {"401": 1}}
+    fate: dict[str, Any] = {
+        "tried": 1,
+        "delivered": 0,
+        "waiting_by_reason": {"behind": 2},
+        "failed_by_result": {"401": 1},
+        "repeated_failures": {"401": 1},
+    }
 
     async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         for name in (f"hold/{placed.command.key}", tried_name("build", "ci", 0)):
@@ -1599,7 +1605,7 @@ def test_a_kick_of_an_ordered_route_says_what_was_tried_what_it_got_and_what_is_
     out = run("route", "kick", "build")[1]
     assert "1 got 401 again; 1 became a dead letter; 2 wait" in out
     assert out.endswith("\n  gateway dead list --route build\n")
-    fate = {"tried": 0, "delivered": 0, "waits": {"paused": 3}}
+    fate = {"tried": 0, "delivered": 0, "waiting_by_reason": {"paused": 3}}
     run("destination", "pause", "ci")
     assert run("route", "kick", "build")[1] == (
         "kicked route build: nothing waited for a retry; destination ci is paused; on ordered routes 0 tried now, "
@@ -1614,7 +1620,13 @@ def test_a_kick_whose_tries_failed_says_what_they_got_and_where_to_look(
     got = {"401": 1200, "503": 4, "timeout": 3, "500": 2, "502": 1, "504": 1, "505": 1}
 
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        fate = {"tried": 1215, "delivered": 3, "waits": {"throttled": 1}, "got": got, "again": {"401": 1200, "503": 1}}
+        fate = {
+            "tried": 1215,
+            "delivered": 3,
+            "waiting_by_reason": {"throttled": 1},
+            "failed_by_result": got,
+            "repeated_failures": {"401": 1200, "503": 1},
+        }
         return placed.command.with_state("done", count=1216, dead=dead, **fate)
 
     dead = 0

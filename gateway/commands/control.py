@@ -155,7 +155,7 @@ def _outcome_text(
         name = shown if was_paused else f"{shown}, which wasn't paused"
         return f"resumed {name}: {count(done.count, 'parked delivery')} queued{ordered}{follows}"
     kind, _, name = shown.partition(" ")
-    has_failed = done.got or (ordered.kick is not None and ordered.kick.got)
+    has_failed = done.failed_by_result or (ordered.kick is not None and ordered.kick.failed_by_result)
     more = f"\n  gateway status {name}" if has_failed and kind == "destination" else ""
     if dead_in(done) or (ordered.kick is not None and dead_in(ordered.kick)):
         more += f"\n  gateway dead list --{kind} {name}"
@@ -199,9 +199,9 @@ def print_outcome(
             fields |= {
                 "tried": done.tried,
                 "delivered": done.delivered,
-                "waiting": dict(done.waits),
-                "got": dict(done.got),
-                "again": dict(done.again),
+                "waiting": dict(done.waiting_by_reason),
+                "got": dict(done.failed_by_result),
+                "again": dict(done.repeated_failures),
                 "dead": done.dead,
             }
         if done and done.unread:

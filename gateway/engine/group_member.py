@@ -390,7 +390,7 @@ class Member(ABC):
 
     def tick(self) -> None:
         """Do what no event triggers; called a few times a second."""
-        found = self._consumer.unread() if self._consumer is not None else {}
+        found = self._consumer.unreadable() if self._consumer is not None else {}
         self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
         if self.trackers and self._suspended and not self.has_room:
             self._make_room()
@@ -416,7 +416,7 @@ class Member(ABC):
         for partition, tracker in self.trackers.items():
             unread = known.get(partition, math.nan)
             lag[partition.topic] = lag.get(partition.topic, 0) + unread + len(tracker.buffered)
-        for partition in consumer.unread() if consumer is not None else ():
+        for partition in consumer.unreadable() if consumer is not None else ():
             lag[partition.topic] = math.nan
         return lag
 

@@ -226,11 +226,11 @@ class Router(Member):
         delivery, pending = item.delivery, item.record
         control, tracker = self._services.control, pending.tracker
         if tracker.delay is not None and not pending.was_source_unknown:
-            place = (delivery.route, delivery.destination, tracker.partition, pending.offset)
-            if control.is_kicked(*place, pending.appended_at):
+            args = (delivery.route, delivery.destination, tracker.partition, pending.offset)
+            if control.is_kicked(*args, pending.appended_at):
                 self._dispatch.finish_silently(item)
                 return
-            if control.is_kick_pending(*place):
+            if control.is_kick_pending(*args):
                 self._dispatch.wait(item, now + KICK_POLL_INTERVAL)
                 return
         if delivery.route:
@@ -438,8 +438,8 @@ class Router(Member):
             return
         is_expedited = stored.metadata.is_expedited
         metadata = replace(stored.metadata, is_expedited=False) if is_expedited else stored.metadata
-        place = (delivery.route, delivery.destination, tracker.partition, record.offset, record.appended_at)
-        if self._services.control.is_expedited(*place):
+        args = (delivery.route, delivery.destination, tracker.partition, record.offset, record.appended_at)
+        if self._services.control.is_expedited(*args):
             delivery = replace(delivery, due=min(delivery.due, now))
         item = pending.add(delivery, is_retry=True, metadata=metadata)
         item.is_late = is_late(delivery, max(delivery.due, stored.at))  # and was counted by the process that stored it

@@ -224,10 +224,10 @@ class SuccessorWriter:
     async def _elsewhere(self, topic: str, key: bytes) -> int | None:
         """Return a partition that has a leader, if that of a key has none."""
         try:
-            bounds, unread = await self._log.readable(topic)
+            bounds, unreadable = await self._log.readable(topic)
         except LogUnavailableError:
             return None
-        if not bounds or (own := partition_of(key, len(bounds) + len(unread))) in bounds:
+        if not bounds or (own := partition_of(key, len(bounds) + len(unreadable))) in bounds:
             return None
         return sorted(bounds)[own % len(bounds)]
 

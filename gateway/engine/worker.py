@@ -165,8 +165,8 @@ class Worker:
             if target is None or target in wanted:
                 continue
             commits = await log.committed(topics.ordered_group(*target), topic)
-            bounds, unread = await log.readable(topic)
-            if unread:
+            bounds, unreadable = await log.readable(topic)
+            if unreadable:
                 unfinished.add(target)  # perhaps: its member learns which they are, and ends once they can be read
             for number, (start, end) in bounds.items():
                 # Deleted records, too: its member counts them.
@@ -200,7 +200,7 @@ class Worker:
             if now >= asked_at + RETENTION_EVERY:
                 asked_at = now
                 await self._set_retention_gauges(now)
-            others = still_unread(others, {**self._others(), **self._duplicates.unread()}, now)
+            others = still_unread(others, {**self._others(), **self._duplicates.unreadable()}, now)
             found = dict(others)
             for member in (self._router, *[member for member, _ in self._ordered.values()]):
                 for partition, unread in member.unread.items():

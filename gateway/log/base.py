@@ -156,7 +156,7 @@ class Consumer(Protocol):
     def lag(self) -> Mapping[Partition, int]:
         """Return how many records each assigned partition has after the last fetched one; omitted if unknown."""
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         """Return which of this consumer's partitions can't be read now, and why.
 
         The number is `ALL` if a whole topic can't: it doesn't exist, or its group can't be joined. If the whole log is

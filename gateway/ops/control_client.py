@@ -15,7 +15,15 @@ from contextlib import aclosing, suppress
 from typing import Literal, NamedTuple
 
 from gateway.engine.control.append import append_control_record
-from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Selection, State, decode
+from gateway.engine.control.records import (
+    ControlRecord,
+    DeadFilter,
+    Kind,
+    Selection,
+    State,
+    announcement_key,
+    decode,
+)
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
@@ -193,7 +201,7 @@ class ControlClient:
         what follows that of a later kick is about that one. Members of older versions don't publish any.
         """
         end = await self._end()
-        announcement = f"hold/{placed.command.key}"
+        announcement = announcement_key(placed.command.key)
         announced_at, is_answered = math.inf, False
         outcomes: list[ControlRecord] = []
         async for records in self._log.scan(self._partition, placed.offset + 1, end):
@@ -253,7 +261,7 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
         async for records in log.scan(topics.control_partition, position, end):
             for record in records:
                 with suppress(UnreadableRecordError):  # the running gateway reports it
-                    control.take(record.key, record.value, record.offset)
+                    control.decode_and_apply(record.key, record.value, record.offset)
         position = end
 
 
@@ -288,9 +296,9 @@ def _ending(command: ControlRecord, placed: StoredCommand) -> ControlRecord | No
             detail=command.detail,
             tried=command.tried,
             delivered=command.delivered,
-            waits=command.waits,
-            got=command.got,
-            again=command.again,
+            waiting_by_reason=command.waiting_by_reason,
+            failed_by_result=command.failed_by_result,
+            repeated_failures=command.repeated_failures,
             dead=command.dead,
             rate=command.rate,
             unread=command.unread,

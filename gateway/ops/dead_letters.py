@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, Letter
+from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import Topics
@@ -23,7 +23,7 @@ class DeadLetter:
 
     partition: Partition
     record: Record
-    letter: Letter
+    letter: DeadLetterProperties
     stored: StoredDelivery | None
     problem: str
     resolved_by: ControlRecord | None
@@ -62,7 +62,7 @@ def result_of(attempt: Attempt) -> str:
     return f"{label}: {attempt.detail}" if attempt.detail else label
 
 
-async def read_letters(
+async def read_dead_letters(
     log: Log,
     topics: Topics,
     control: Control,
@@ -130,9 +130,9 @@ class Groups:
         return sorted(self._groups.values(), key=lambda group: (-group.count, -group.newest))
 
 
-async def find_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:
+async def find_dead_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:
     """Return the dead letters of a delivery or an event, or the one at a position; newest first, with resolved ones."""
-    everything = read_letters(log, topics, control, DeadFilter(), include_resolved=True)
+    everything = read_dead_letters(log, topics, control, DeadFilter(), include_resolved=True)
     return [letter async for letter in everything if letter.is_called(name)]
 
 
@@ -143,7 +143,7 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
     """
     ids: dict[str, None] = {}
     missing = dict.fromkeys(names)
-    async for letter in read_letters(log, topics, control, DeadFilter(), include_resolved=False):
+    async for letter in read_dead_letters(log, topics, control, DeadFilter(), include_resolved=False):
         for name in names:
             if letter.is_called(name):
                 if letter.stored is None:
@@ -157,7 +157,7 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
 
 def _read(found: Found, control: Control) -> DeadLetter:
     partition, record = found
-    letter, stored = read_letter(record)
+    letter, stored = read_dead_letter(record)
     reason = dict(record.headers).get("gw_undecodable", b"")
     return DeadLetter(
         partition=partition,

@@ -35,7 +35,7 @@ from gateway.engine import tiers
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
@@ -313,7 +313,7 @@ class _Migration:
         The old gateway may have continued since.
         """
         for topic, open_records in (
-            (self._topics.dead, self._open_letters(control)),
+            (self._topics.dead, self._open_dead_letters(control)),
             (self._topics.parked, self._parked(control)),
         ):
             ended = {offset for origin, offset in self._anywhere if origin == topic}
@@ -329,7 +329,7 @@ class _Migration:
         control = Control()
         async for record in self._records(self._topics.control):
             with suppress(UndecodableRecordError):  # every process ignores it
-                control.take(record.key, record.value, record.offset)
+                control.decode_and_apply(record.key, record.value, record.offset)
         return control
 
     async def _groups(self, topic: str) -> Mapping[str, Commit]:
@@ -375,15 +375,15 @@ class _Migration:
 
     async def _move_dead(self, control: Control) -> Moved:
         topic = self._topics.dead
-        async for record in self._open_letters(control, is_counted=True):
+        async for record in self._open_dead_letters(control, is_counted=True):
             await self._move(topic, topic, record)
         await self._append()
         return self._moved(topic)
 
-    async def _open_letters(self, control: Control, *, is_counted: bool = False) -> AsyncIterator[Record]:
+    async def _open_dead_letters(self, control: Control, *, is_counted: bool = False) -> AsyncIterator[Record]:
         partition = Partition(self._topics.dead, 0)
         async for record in self._records(partition.topic, is_counted=is_counted):
-            letter, _ = read_letter(record)
+            letter, _ = read_dead_letter(record)
             if control.resolved_by(letter, partition, record.offset) is None:
                 yield record
 
@@ -462,7 +462,7 @@ class _Migration:
             async for records in self._target.scan(Partition(topic, number), start, end):
                 for record in records:
                     with suppress(UndecodableRecordError):
-                        there.take(record.key, record.value, record.offset)
+                        there.decode_and_apply(record.key, record.value, record.offset)
         moved = [
             each for command in control.commands.values() for each in await self._translated_command(command, control)
         ]
@@ -470,8 +470,8 @@ class _Migration:
         # What an earlier run wrote, and the old gateway has carried out since.
         for key, command in there.commands.items():
             if key not in wanted.commands:
-                await self._store_control(ControlRecord(kind="marker", name=key, state="gone", at=0.0))
-                await self._store_control(ControlRecord(kind=command.kind, name=command.name, state="gone", at=0.0))
+                await self._store_control(ControlRecord(kind="marker", name=key, state="deleted", at=0.0))
+                await self._store_control(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
         for command in moved:
             if command.kind != "marker":
                 is_there = there.commands.get(command.key) == command
@@ -515,7 +515,7 @@ class _Migration:
                 which = command.filter
                 has_order = self._offset_maps[self._topics.dead].has_order()
                 if which.since is not None or which.until is not None or not has_order:
-                    which = replace(which, since=None, until=None, ids=await self._letter_ids(command, control))
+                    which = replace(which, since=None, until=None, ids=await self._dead_letter_ids(command, control))
                 ends = self._translated(command.checkpoint)
                 latest = await last_append_time(self._target, ends)
                 return [replace(command, filter=which, checkpoint=ends, latest=latest)]
@@ -535,12 +535,12 @@ class _Migration:
             case _:
                 return []
 
-    async def _letter_ids(self, command: ControlRecord, control: Control) -> tuple[str, ...]:
+    async def _dead_letter_ids(self, command: ControlRecord, control: Control) -> tuple[str, ...]:
         """Return the deliveries whose open dead letters a command covers; if none, an id that no delivery has."""
         partition = Partition(self._topics.dead, 0)
         found: dict[str, None] = {}
-        async for record in self._open_letters(control):
-            letter, _ = read_letter(record)
+        async for record in self._open_dead_letters(control):
+            letter, _ = read_dead_letter(record)
             if command.is_for(letter) and record.offset < command.checkpoint.get(partition_key(partition), 0):
                 found[letter.id] = None
         return tuple(found) or ("none",)

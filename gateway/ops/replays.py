@@ -141,7 +141,7 @@ async def follow(
         if progress != last:
             last = progress
             yield progress
-        is_final = progress.has_ended and progress.command not in control.unclosed()
+        is_final = progress.has_ended and progress.command not in control.unacknowledged_cancellations()
         if is_final or (progress.has_ended and waited >= CANCEL_GRACE) or waited >= timeout:
             return
         await sleep(POLL_INTERVAL)

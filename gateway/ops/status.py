@@ -19,7 +19,7 @@ from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import DeadLettered, DeadReason, SpillReason, UnreadableRecordError, result_label
-from gateway.ops.dead_letters import Group, Groups, read_letters
+from gateway.ops.dead_letters import Group, Groups, read_dead_letters
 from gateway.ops.findings import (
     DEAD,
     HELD,
@@ -385,7 +385,9 @@ async def dead_letter_findings(
     """
     groups = Groups()
     which = DeadFilter(since=log.now() - DAY)
-    async with aclosing(read_letters(log, topics, control, which, include_resolved=False, unread=unread)) as letters:
+    async with aclosing(
+        read_dead_letters(log, topics, control, which, include_resolved=False, unread=unread)
+    ) as letters:
         async for letter in letters:
             groups.add(letter)
     return [_finding_for_group(group, answers, rules, control) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
@@ -489,7 +491,9 @@ async def add_dead_letters(
     """Add the newest dead letters of the destination, resolved ones included. Raises LogUnavailableError."""
     number = 0
     which = DeadFilter(destination=attempts.destination)
-    async with aclosing(read_letters(log, topics, control, which, include_resolved=True, unread=unread)) as letters:
+    async with aclosing(
+        read_dead_letters(log, topics, control, which, include_resolved=True, unread=unread)
+    ) as letters:
         async for letter in letters:
             if letter.stored is not None:
                 attempts.add(letter.stored)

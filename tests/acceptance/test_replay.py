@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.engine.control.records import ControlRecord, Selection
-from gateway.engine.jobs.log_reader import BATCH, CHECKPOINT_INTERVAL
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY, CHECKPOINT_INTERVAL
 from gateway.engine.jobs.replay import RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery
@@ -86,7 +86,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             busiest_there = _busiest(paced)
             repeated = Counter(bisect_right([killed_at for killed_at, _ in recoveries], at) for at in again)
             most = rate + 2 * max(1, rate * RATE_STEP)
-            batch = min(BATCH, most * CHECKPOINT_INTERVAL)
+            batch = min(CHECKPOINT_EVERY, most * CHECKPOINT_INTERVAL)
             title = f"replay of {count} at {rate:g}/s, killed {KILLS} times, {place.kind}"
             report(
                 f"{title}: {repeated.total()} injected twice, after one kill {max(repeated.values(), default=0)}, "

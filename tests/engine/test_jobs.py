@@ -10,11 +10,11 @@ import pytest
 import structlog
 from typing_extensions import override
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, Letter, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties, Selection
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.backlog_counts import OpenLetters
-from gateway.engine.jobs.kick_outcomes import MAX_FOLLOWED
-from gateway.engine.jobs.log_reader import BATCH
+from gateway.engine.jobs.backlog_counts import OpenDeadLetterIndex
+from gateway.engine.jobs.kick_outcomes import MAX_TRACKED
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import encode_delivery
 from gateway.log.topics import JOBS_GROUP
@@ -114,7 +114,7 @@ async def an_order(world: World, kind: str, name: str = "x", **fields: Any) -> C
 
 async def ended(control: Control, order: ControlRecord, *, within: float = 600.0) -> ControlRecord:
     until = now() + within
-    while (present := control.commands.get(order.key)) is None or present.is_asked:
+    while (present := control.commands.get(order.key)) is None or present.is_pending:
         assert now() < until, "expected the order to be carried out"
         await asyncio.sleep(0.1)
     return present
@@ -154,7 +154,7 @@ def test_an_owner_killed_at_any_append_skips_nothing_and_repeats_at_most_a_batch
         for is_stored in (False, True):
             skipped, repeated, told = run(_killed_at(kind, append, is_stored=is_stored, count=1001))
             assert skipped == 0, f"killed at append {append}"
-            assert repeated <= BATCH, f"killed at append {append}"
+            assert repeated <= CHECKPOINT_EVERY, f"killed at append {append}"
             assert told == 1001, f"killed at append {append}"
 
 
@@ -247,7 +247,7 @@ def test_a_process_that_learns_late_that_it_has_lost_the_jobs_takes_no_checkpoin
         await late.stop()
         ledger = injected(world)
         assert len(ledger) == 1500
-        assert ledger.total() - len(ledger) <= BATCH, "at most what came after its last checkpoint"
+        assert ledger.total() - len(ledger) <= CHECKPOINT_EVERY, "at most what came after its last checkpoint"
 
     run(scenario())
 
@@ -276,7 +276,7 @@ async def test_a_replay_repeats_two_batches_at_most_though_its_first_owner_learn
     await late.stop()
     ledger = injected(world)
     assert len(ledger) == 1800
-    assert ledger.total() - len(ledger) <= 2 * BATCH
+    assert ledger.total() - len(ledger) <= 2 * CHECKPOINT_EVERY
 
 
 @virtual
@@ -433,7 +433,7 @@ async def test_a_long_replay_of_dead_letters_delays_neither_a_resumption_nor_a_k
         orders = [await an_order(world, kind) for kind in ("resume", "kick")]
         for order in orders:
             assert (await ended(control, order, within=6)).count == 10
-        assert control.commands[dead.key].is_asked
+        assert control.commands[dead.key].is_pending
         assert (await ended(control, dead)).count == 2000
 
 
@@ -666,16 +666,16 @@ async def test_a_dead_letter_that_a_job_has_replayed_is_not_open_while_the_job_g
         for _ in range(3):
             await asyncio.sleep(5.5)
             replayed = len(world.log.records(TIER))
-            assert control.commands[order.key].is_asked
-            assert replayed - BATCH <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
+            assert control.commands[order.key].is_pending
+            assert replayed - CHECKPOINT_EVERY <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
 
 
 def test_open_letters_are_those_that_no_command_covers() -> None:
-    letters = OpenLetters("d")
+    letters = OpenDeadLetterIndex("d")
     for offset in range(5000):
         name = "" if offset % 10 == 0 else f"dlv_{offset}"
         route = "a" if offset % 2 else "b"
-        letters.add(0, offset, Letter(id=name, route=route, destination="c", reason="gone", at=offset))
+        letters.add(0, offset, DeadLetterProperties(id=name, route=route, destination="c", reason="gone", at=offset))
     replayed = ControlRecord(
         kind="dead",
         name="x",
@@ -703,7 +703,7 @@ async def _asked_to_wait(world: World, count: int, control: Control) -> None:
     await world.put(*events(count + 1)[1:])
     await asyncio.sleep(60)
     assert len(world.client.made) == 1
-    assert not control.asked("kick")
+    assert not control.pending("kick")
 
 
 @virtual
@@ -732,7 +732,7 @@ async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> N
         tried = len(world.client.made) - 1
         assert 0 < tried < 25
         # Only the first event had been tried before.
-        assert (done.got, done.again) == ({"429": tried}, {"429": 1})
+        assert (done.failed_by_result, done.repeated_failures) == ({"429": tried}, {"429": 1})
         how = f"{tried} got 429 (1 of them again)"
         assert describe_kick(done) == f"{tried} tried now: {how}; {25 - tried} wait (Retry-After)"
 
@@ -755,7 +755,7 @@ async def test_a_kick_says_what_its_tries_got_and_whether_that_was_the_same_befo
         assert describe_kick(done) == "3 tried now: 2 delivered, 1 got 403"
         stored = await ControlClient(world.log, TOPICS).control()
         order = stored.commands["kick/destination/ci"]
-        assert (order.tried, order.delivered, order.got, order.again) == (3, 2, {"403": 1}, {})
+        assert (order.tried, order.delivered, order.failed_by_result, order.repeated_failures) == (3, 2, {"403": 1}, {})
 
 
 @virtual
@@ -820,8 +820,8 @@ async def test_a_kick_says_what_waits_behind_a_breaker_that_opens_again() -> Non
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
         tried = len(world.client.made) - before
-        assert (done.tried, sum(done.waits.values())) == (tried, 40 - tried)
-        assert done.waits.keys() == {"breaker_open"}
+        assert (done.tried, sum(done.waiting_by_reason.values())) == (tried, 40 - tried)
+        assert done.waiting_by_reason.keys() == {"breaker_open"}
 
 
 @virtual
@@ -842,7 +842,7 @@ async def test_a_kick_counts_what_comes_out_while_it_is_announced() -> None:
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
         assert done.tried is not None
-        assert done.count == done.tried + sum(done.waits.values()) == 300
+        assert done.count == done.tried + sum(done.waiting_by_reason.values()) == 300
         await asyncio.sleep(10)
         assert len(world.client.made) - before == 300
 
@@ -961,7 +961,7 @@ async def test_a_kick_that_nobody_is_there_to_obey_claims_no_try() -> None:
 @virtual
 async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
     world = await a_world(a_route())
-    await a_backlog(world, "kick", MAX_FOLLOWED + 1)
+    await a_backlog(world, "kick", MAX_TRACKED + 1)
     orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         (done,) = await answers(world, [await orders.kick(NAME)])

@@ -54,8 +54,8 @@ def test_each_fate_of_a_delivery_is_told_apart() -> None:
     (outcome,) = taken(tally, heads, after=OUTCOME_AFTER)
     assert (outcome.name, outcome.at, outcome.count) == ("tried/build/ci/0", NOW, 11)
     assert (outcome.tried, outcome.delivered) == (3, 1)
-    assert (outcome.got, outcome.again) == ({"503": 1, "404": 1}, {"503": 1})
-    assert outcome.waits == {"ended": 1, "halted": 1, "on_its_way": 1, "behind": 1, "unread": 4}
+    assert (outcome.failed_by_result, outcome.repeated_failures) == ({"503": 1, "404": 1}, {"503": 1})
+    assert outcome.waiting_by_reason == {"ended": 1, "halted": 1, "on_its_way": 1, "behind": 1, "unread": 4}
     assert outcome.dead == 0
     assert behind.stage is Stage.WAITING
     assert not tally.is_open
@@ -68,7 +68,7 @@ def test_it_is_told_at_once_when_nothing_more_is_to_come() -> None:
     assert taken(tally, {first}) == ()
     first.delivery = replace(first.delivery, attempts=FAILED)
     (outcome,) = taken(tally, {first})
-    assert (outcome.tried, outcome.waits) == (1, {"behind": 1})
+    assert (outcome.tried, outcome.waiting_by_reason) == (1, {"behind": 1})
 
 
 def test_what_becomes_a_dead_letter_by_its_try_is_counted_once_that_is_stored() -> None:
@@ -79,7 +79,7 @@ def test_what_becomes_a_dead_letter_by_its_try_is_counted_once_that_is_stored() 
         item.outcome, item.stage = END, stage
     assert taken(tally) == (), "one isn't stored"
     (outcome,) = taken(tally, after=OUTCOME_AFTER)
-    assert (outcome.tried, outcome.got, outcome.dead) == (3, {"503": 3}, 1)
+    assert (outcome.tried, outcome.failed_by_result, outcome.dead) == (3, {"503": 3}, 1)
 
 
 def test_a_pause_holds_each_and_a_breaker_the_first_of_each_key() -> None:
@@ -89,7 +89,7 @@ def test_a_pause_holds_each_and_a_breaker_the_first_of_each_key() -> None:
     ):
         first, second = waiting(a_tracker(), 2)
         (outcome,) = taken(begun([first, second]), {first}, held_by, after=OUTCOME_AFTER)
-        assert (outcome.tried, outcome.waits) == (0, waits)
+        assert (outcome.tried, outcome.waiting_by_reason) == (0, waits)
 
 
 def test_nothing_is_told_of_a_partition_without_a_backlog_or_of_another_owner() -> None:

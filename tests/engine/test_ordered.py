@@ -185,7 +185,9 @@ async def _kick(world: World, name: str = "destination/ci") -> tuple[str, Counte
     assert await orders.finished(placed, timeout=20) is not None
     outcome = await ordered_outcome_of(world.log, TOPICS, before, orders, placed)
     assert outcome.kick is not None
-    assert (outcome.kick.tried or 0) + sum(outcome.kick.waits.values()) == outcome.kick.count == outcome.waited
+    assert (
+        (outcome.kick.tried or 0) + sum(outcome.kick.waiting_by_reason.values()) == outcome.kick.count == outcome.waited
+    )
     return str(outcome), Counter(event.split(".")[0] for _, event, _ in world.client.made[made:])
 
 

@@ -14,9 +14,9 @@ from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from gateway.engine.control.follower import Follower
-from gateway.engine.control.records import ControlRecord, DeadFilter, Letter, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties, Selection
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.log_reader import BATCH
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.engine.jobs.replay import BACKLOG
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR, Jobs
 from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
@@ -443,7 +443,7 @@ def test_an_owner_killed_without_a_rate_repeats_at_most_500(append: int) -> None
     for is_stored in (False, True):
         skipped, repeated, told = run(_killed_at(append, is_stored=is_stored, count=1001))
         assert (skipped, told) == (0, 1001)
-        assert repeated <= BATCH
+        assert repeated <= CHECKPOINT_EVERY
 
 
 @pytest.mark.parametrize("kind", [MemoryLog.another, LateLog])
@@ -606,7 +606,7 @@ def test_an_owner_killed_while_a_partition_is_away_skips_nothing_and_repeats_at_
         world.log.fail_commits(0)
         async with owning(world) as control:
             await asyncio.sleep(10)
-            assert control.commands[order.key].is_asked == (control.unread(order.key) == 1)
+            assert control.commands[order.key].is_pending == (control.unread(order.key) == 1)
             world.log.find_leader(lost)
             done = await ended(control)
         ledger = injected(world)
@@ -659,7 +659,7 @@ async def test_without_a_rate_a_replay_never_fills_more_than_half_of_a_window() 
     async with owning(world) as control:
         await an_order(world)
         await asyncio.sleep(60)
-        assert len(world.log.records(TIER)) <= BACKLOG + BATCH
+        assert len(world.log.records(TIER)) <= BACKLOG + CHECKPOINT_EVERY
         assert len(world.log.records(TIER)) >= BACKLOG
         async with running(world, world.worker(control)):
             # The events themselves are routed, too; what counts is that the replay goes on as its records end.
@@ -799,15 +799,15 @@ def test_the_first_command_that_covers_a_letter_has_resolved_it() -> None:
 
     def settled(offset: int, **fields: Any) -> str | None:
         values: dict[str, Any] = {"id": "x", "route": "a", "destination": "b", "reason": "gone", "at": 50.0} | fields
-        order = control.resolved_by(Letter(**values), Partition("d", 0), offset)
+        order = control.resolved_by(DeadLetterProperties(**values), Partition("d", 0), offset)
         return None if order is None else order.name
 
     assert [settled(offset) for offset in (4, 5, 10, 39, 40)] == ["early", "late", "rest", "rest", None]
     assert settled(10, at=100.0) == "recent"
     assert [settled(offset, id="two", route="c") for offset in (29, 30)] == ["ids", "rest"]
     assert settled(3, id="", route="", destination="", reason="undecodable") == "rest"
-    control.apply(replace(control.commands["dead/early"], state="gone"))
-    control.apply(replace(control.commands["dead/ids"], state="gone"))
+    control.apply(replace(control.commands["dead/early"], state="deleted"))
+    control.apply(replace(control.commands["dead/ids"], state="deleted"))
     assert settled(4) == "late"
     assert settled(29, id="two", route="c") == "rest"
     control.apply(replace(control.commands["dead/rest"], filter=DeadFilter(route="z")))

@@ -215,12 +215,12 @@ def test_a_record_that_is_published_again_counts_once_and_one_that_is_gone_not_a
     assert history.knows_epoch(HERE, Commit(5), "e1")
     assert not history.knows_epoch(HERE, Commit(4), "e1")
     assert not history.knows_epoch(HERE, Commit(5), "e0")
-    history.apply(ControlRecord(kind="routed", name="b", state="gone", at=0.0))
+    history.apply(ControlRecord(kind="routed", name="b", state="deleted", at=0.0))
     assert history.knows_epoch(HERE, Commit(5), "e0")
-    history.apply(ControlRecord(kind="routed", name="a", state="gone", at=0.0))
-    history.apply(ControlRecord(kind="rules", name="e0", state="gone", at=0.0))
+    history.apply(ControlRecord(kind="routed", name="a", state="deleted", at=0.0))
+    history.apply(ControlRecord(kind="rules", name="e0", state="deleted", at=0.0))
     assert history.revision_at(HERE, 5) is None
-    assert history.places() == {}
+    assert history.partitions() == {}
 
 
 def test_a_route_is_as_it_is_since_the_last_partition_came_to_be_read_so() -> None:

@@ -289,10 +289,10 @@ def test_a_checkpoint_covers_what_was_appended_before_its_last_record() -> None:
     checkpoint = ControlRecord(
         kind="marker", name=f"kick/{NAME}", state="done", at=at + 3, checkpoint={"gateway.retry.20s/1": 7}, latest=at
     )
-    in_place = replace(checkpoint, latest=at + 9, latest_by_place={"gateway.retry.20s/1": at})
+    in_place = replace(checkpoint, latest=at + 9, latest_by_partition={"gateway.retry.20s/1": at})
     for record, last in ((checkpoint, at), (replace(checkpoint, latest=None), at + 3), (in_place, at)):
         control = Control()
-        control.take(*record.encode())
+        control.decode_and_apply(*record.encode())
         assert control.is_kicked("build", "ci", partition, 6, last)
         assert not control.is_kicked("build", "ci", partition, 7, last)
         assert not control.is_kicked("build", "ci", partition, 6, last + 0.001)
@@ -339,7 +339,7 @@ async def test_a_kick_ends_once_though_the_control_topic_is_recreated_meanwhile(
         await world.log.make_again(TOPICS.control)
         await orders.pause("route/another")
         await asyncio.sleep(500)
-        assert not control.is_open(f"kick/{NAME}")
+        assert not control.is_pending(f"kick/{NAME}")
         assert control.kicks <= 2
         again = await orders.kick(NAME)  # offsets are small again
         done = await orders.finished(again, timeout=60)
@@ -413,7 +413,9 @@ async def test_no_sweep_answers_a_resume_in_a_recreated_control_topic() -> None:
 def test_a_checkpoint_answers_no_command_by_offsets_of_a_former_control_topic() -> None:
     control = Control()
     done = ControlRecord(kind="marker", name=f"kick/{NAME}", state="done", at=1.0, answers=300)
-    control.take(*done.encode(), 2)  # written by a process that didn't know yet that the topic was recreated
+    control.decode_and_apply(
+        *done.encode(), 2
+    )  # written by a process that didn't know yet that the topic was recreated
     assert control.answered(f"kick/{NAME}") == 0
-    control.take(*replace(done, answers=3).encode(), 3)
+    control.decode_and_apply(*replace(done, answers=3).encode(), 3)
     assert control.answered(f"kick/{NAME}") == 3

@@ -12,7 +12,7 @@ from dataclasses import replace
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.jobs.replay_matcher import Matcher
 from gateway.engine.jobs.runner import FORGET_RULES_INTERVAL
-from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sighted_of
+from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters, sighted_of
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
@@ -53,7 +53,7 @@ class Scene:
         """Count as a dry run does: the deliveries that match, by what is known of each."""
         selection = Selection(route="build", since=0.0)
         log = self.world.log
-        dead = await open_letters(log, TOPICS, self.owner.control, selection, readable=log.readable)
+        dead = await open_dead_letters(log, TOPICS, self.owner.control, selection, readable=log.readable)
         bounds = await self.world.log.bounds(EVENTS)
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
         selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
@@ -570,7 +570,7 @@ async def test_a_replay_that_waits_for_a_partition_has_delivered_what_it_had_com
             await asyncio.sleep(20)
             brought = sum(scene.delivered())
             assert 0 < brought < 40
-            assert control.commands["replay/all"].is_asked
+            assert control.commands["replay/all"].is_pending
             await an_order(world, "rest", undelivered=True)
             assert (await ended(control, "rest", within=20)).count == 0
             world.log.find_leader(lost)
@@ -595,5 +595,5 @@ async def test_a_letter_of_another_event_of_the_same_identity_stays_open() -> No
             await asyncio.sleep(10)
         log = scene.world.log
         selection = Selection(route="build", since=0.0)
-        left = await open_letters(log, TOPICS, scene.owner.control, selection, readable=log.readable)
+        left = await open_dead_letters(log, TOPICS, scene.owner.control, selection, readable=log.readable)
         assert [received_at for _, received_at, _ in left.letters] == [events[1].received_at]

@@ -112,9 +112,9 @@ async def test_a_partition_without_a_leader_is_told_and_the_others_are_read(clus
             seen += await read_until([consumer], lambda: True) or [
                 record.value for batch in await consumer.fetch(timeout=0.1) for record in batch.records
             ]
-        assert consumer.unread() == {}
+        assert consumer.unreadable() == {}
         await asyncio.to_thread(cluster.nodes[3].kill)
-        await read_until([consumer], lambda: consumer.unread() == {lost: "no leader"})
+        await read_until([consumer], lambda: consumer.unreadable() == {lost: "no leader"})
         assert consumer.lag().keys() == {Partition(topic, 0), Partition(topic, 1)}
 
         # A member more: everything is shared out anew, and what can be read has an owner that reads it.
@@ -123,9 +123,9 @@ async def test_a_partition_without_a_leader_is_told_and_the_others_are_read(clus
         began = time.monotonic()
         await read_until(both, lambda: first.owned | second.owned == {Partition(topic, 0), Partition(topic, 1)})
         assert first.owned
-        assert second.owned or another.unread()
+        assert second.owned or another.unreadable()
         assert time.monotonic() - began < 10
-        assert consumer.unread().keys() | another.unread().keys() == {lost}
+        assert consumer.unreadable().keys() | another.unreadable().keys() == {lost}
         for key in keys[:2]:
             await log.append(topic, key=key, value=b"meanwhile", headers=[])
         got: list[bytes] = []
@@ -141,7 +141,7 @@ async def test_a_partition_without_a_leader_is_told_and_the_others_are_read(clus
             assert time.monotonic() - began < PATIENCE
             for each in both:
                 got += [record.value for batch in await each.fetch(timeout=0.1) for record in batch.records]
-        assert consumer.unread() == another.unread() == {}
+        assert consumer.unreadable() == another.unreadable() == {}
         assert keys[2] in got  # what was in it before is read from its start, for nothing was committed
     finally:
         await log.close()
@@ -175,7 +175,7 @@ async def test_a_partition_without_enough_replicas_is_told_while_the_others_take
         assert found.keys() == {lost}
         assert "NotEnoughReplicas" in found[lost]
         await log.ping()
-        assert consumer.unread() == {}
+        assert consumer.unreadable() == {}
         await asyncio.to_thread(cluster.heal)
         while await log.refusing():
             assert time.monotonic() < until + PATIENCE

@@ -934,7 +934,7 @@ async def test_a_member_reads_what_is_there_and_the_rest_once_it_is_made(log: Ka
     alone = await log.consume(group=f"{group}-alone", topics=[missing], listener=(owner := Owner()))
     assert [record.value for record in await fetch(consumer, 1)] == [b"0"]
     await fetch_until(alone, lambda: "assigned" in owner.told)
-    assert consumer.unread() == alone.unread() == {Partition(missing, ALL): NO_TOPIC}
+    assert consumer.unreadable() == alone.unreadable() == {Partition(missing, ALL): NO_TOPIC}
     assert missing not in await log.topics()
     await log.create([TopicSpec(name=missing, partitions=1, retention=3600.0)])
     began = monotonic()
@@ -942,7 +942,7 @@ async def test_a_member_reads_what_is_there_and_the_rest_once_it_is_made(log: Ka
     for each in (consumer, alone):
         while b"1" not in [record.value for record in await fetch(each, 1)]:
             assert monotonic() - began < 2 * METADATA_AGE
-        assert each.unread() == {}
+        assert each.unreadable() == {}
         await each.close()
 
 
@@ -953,11 +953,11 @@ async def test_who_reads_all_of_a_topic_tells_of_it_as_a_whole_while_it_is_gone(
     await fetch(consumer, 2)
     async with administering(kafka) as admin:
         await admin.delete_topics([topic])
-    await fetch_until(consumer, lambda: consumer.unread() == {Partition(topic, ALL): NO_TOPIC})
+    await fetch_until(consumer, lambda: consumer.unreadable() == {Partition(topic, ALL): NO_TOPIC})
     await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)])
     await append(log, topic, b"2")
     assert [record.value for record in await fetch(consumer, 1)] == [b"2"]
-    assert consumer.unread() == {}
+    assert consumer.unreadable() == {}
     await consumer.close()
 
 
@@ -1411,5 +1411,5 @@ async def test_what_is_read_is_not_reported_as_unread_however_long(
         consumer = await log.consume(group=group, topics=[topic], listener=owner)
         while len(owner.owned) < 2:
             await consumer.fetch(timeout=0.05)
-        assert consumer.unread() == {}
+        assert consumer.unreadable() == {}
         await consumer.close()

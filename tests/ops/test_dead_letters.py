@@ -12,7 +12,7 @@ from gateway.model import (
     RecordMetadata,
     UsageError,
 )
-from gateway.ops.dead_letters import DeadLetter, deliveries_of, find_letters, read_letters
+from gateway.ops.dead_letters import DeadLetter, deliveries_of, find_dead_letters, read_dead_letters
 from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.memory_log import MemoryLog
 
@@ -51,7 +51,7 @@ class Dead:
     ) -> list[DeadLetter]:
         return [
             letter
-            async for letter in read_letters(
+            async for letter in read_dead_letters(
                 self.log, TOPICS, Control(orders), which, include_resolved=include_resolved
             )
         ]
@@ -133,11 +133,14 @@ async def test_a_letter_is_found_by_delivery_by_event_and_by_place(dead: Dead) -
     await dead.write("a", destination="y")
     await dead.write_unreadable()
     control = Control([await dead.done(DeadFilter(destination="x"))])
-    (found,) = await find_letters(dead.log, TOPICS, control, first)
+    (found,) = await find_dead_letters(dead.log, TOPICS, control, first)
     assert (found.letter.destination, found.status) == ("x", "replayed")
-    assert {letter.letter.destination for letter in await find_letters(dead.log, TOPICS, control, "a")} == {"x", "y"}
-    assert await find_letters(dead.log, TOPICS, control, found.position) == [found]
-    assert await find_letters(dead.log, TOPICS, control, "b") == []
+    assert {letter.letter.destination for letter in await find_dead_letters(dead.log, TOPICS, control, "a")} == {
+        "x",
+        "y",
+    }
+    assert await find_dead_letters(dead.log, TOPICS, control, found.position) == [found]
+    assert await find_dead_letters(dead.log, TOPICS, control, "b") == []
 
 
 async def test_names_become_the_deliveries_of_open_letters(dead: Dead) -> None:

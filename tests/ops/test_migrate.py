@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
@@ -188,7 +188,7 @@ async def meant_by(given: ControlRecord, log: Log) -> list[str]:
     return sorted(
         letter.id
         for partition, record in await records(log, TOPICS.dead)
-        for letter in [read_letter(record)[0]]
+        for letter in [read_dead_letter(record)[0]]
         if given.is_for(letter) and record.offset < given.checkpoint[partition_key(partition)]
     )
 
@@ -214,7 +214,7 @@ async def unfinished(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loo
         if not control.has_scanned("pause/destination/ci", partition, record.offset, record.appended_at):
             found.append(("parked", decode_delivery(record).delivery.id))
     for partition, record in await records(log, TOPICS.dead):
-        letter, _ = read_letter(record)
+        letter, _ = read_dead_letter(record)
         if control.resolved_by(letter, partition, record.offset) is None:
             found.append(("dead", letter.id))
     return sorted(found)
@@ -453,7 +453,7 @@ async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carrie
     for given in (await control_of(source)).commands.values():
         if given.state == "asked":
             await order(source, given.with_state("done"))
-    await order(source, ControlRecord(kind="marker", name="replay/r", state="gone", at=0.0))
+    await order(source, ControlRecord(kind="marker", name="replay/r", state="deleted", at=0.0))
     await move(source, target)
     control = await control_of(target)
     assert [each.key for each in control.commands.values()] == ["pause/destination/ci"]

@@ -1212,7 +1212,9 @@ class Ledger:
         gone += [key for key in self._unseen_since(since) if key not in gone and self._is_of(key, name)]
         tried += len([key for key in gone if key not in tries])
         if answer.tried > tried:
-            self.violate("12 a kick is told truly", f"{answer.tried} tried, and {tried} were", list(answer.waits))
+            self.violate(
+                "12 a kick is told truly", f"{answer.tried} tried, and {tried} were", list(answer.waiting_by_reason)
+            )
         delivered = sum(
             [
                 made.result is not None and made.result.result is Result.SUCCESS
@@ -1222,9 +1224,11 @@ class Ledger:
         ) + len(gone)
         if answer.delivered is not None and answer.delivered > min(tried, delivered):
             told = f"{answer.delivered} delivered, and {delivered} were"
-            self.violate("12 a kick is told truly", told, list(answer.waits))
-        if answer.tried + sum(answer.waits.values()) != answer.count:
-            self.violate("12 a kick is told truly", f"{answer.tried} of {answer.count}", list(answer.waits.items()))
+            self.violate("12 a kick is told truly", told, list(answer.waiting_by_reason))
+        if answer.tried + sum(answer.waiting_by_reason.values()) != answer.count:
+            self.violate(
+                "12 a kick is told truly", f"{answer.tried} of {answer.count}", list(answer.waiting_by_reason.items())
+            )
 
     def _unseen_since(self, since: float) -> list[Key]:
         """Return deliveries of which a record came into a topic that was made again while a kick was carried out.

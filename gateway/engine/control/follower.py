@@ -31,9 +31,9 @@ class Follower:
         self._undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._consumer: Consumer | None = None
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         """Return why the topic can't be read, if so: control records aren't received meanwhile."""
-        return {} if self._consumer is None else self._consumer.unread()
+        return {} if self._consumer is None else self._consumer.unreadable()
 
     async def _begin(self) -> tuple[Consumer, int, int]:
         """Start reading, retrying for as long as the topic is unavailable; return also its bounds."""
@@ -93,7 +93,7 @@ class Follower:
             self.control.forget_offsets()
         self.position = record.offset + 1
         try:
-            self.control.take(record.key, record.value, record.offset)
+            self.control.decode_and_apply(record.key, record.value, record.offset)
         except UndecodableRecordError as error:
             self._undecodable.count_undecodable(self._topic, record.offset, error)
         except NewerRecordError as error:

@@ -75,8 +75,8 @@ class Schedule:
             return
         routes = self._rules().routes
         kicked: set[str] = set()
-        for place in self._control.kicked_after(self._kicks_applied):
-            kind, _, name = place.partition("/")
+        for kicked_name in self._control.kicked_after(self._kicks_applied):
+            kind, _, name = kicked_name.partition("/")
             if kind == "destination":
                 kicked.add(name)
             elif name in routes:

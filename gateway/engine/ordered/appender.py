@@ -127,8 +127,8 @@ class OrderedAppender:
         pause = FIRST_PAUSE
         while any(not entry.item.record.tracker.is_lost for entry in entries):
             try:
-                bounds, unread = await self._services.log.readable(topic)
-                count = len(bounds) + len(unread)
+                bounds, unreadable = await self._services.log.readable(topic)
+                count = len(bounds) + len(unreadable)
                 if count:
                     # Without partitions that were added later, or a key's next event could overtake.
                     self._partition_counts[topic] = min(count, ORDERED_PARTITIONS)
@@ -149,10 +149,10 @@ class OrderedAppender:
     def _assign_queue(self, entry: _Entry, topic: str) -> None:
         key = order_key(entry.item.delivery.event).encode("utf-8", "surrogateescape")
         partition = Partition(topic, partition_of(key, self._partition_counts[topic]))
-        place = (None if entry.origin is None else entry.origin.partition, partition)
-        queue = self._queues.get(place)
+        key_of_queue = (None if entry.origin is None else entry.origin.partition, partition)
+        queue = self._queues.get(key_of_queue)
         if queue is None:
-            queue = self._queues[place] = _Queue(partition)
+            queue = self._queues[key_of_queue] = _Queue(partition)
         queue.entries.append(entry)
         if not queue.is_busy:
             queue.is_busy = True

@@ -62,10 +62,10 @@ class OrderedRoute(Member):
 
     keeps_order = True
 
-    def __init__(self, services: Services, dispatch: Dispatcher, place: tuple[str, str], *, memory: int) -> None:
-        super().__init__(services, dispatch, None, services.topics.ordered_group(*place), memory=memory)
-        self.route, self.destination = place
-        self.topic = services.topics.ordered(*place)
+    def __init__(self, services: Services, dispatch: Dispatcher, target: tuple[str, str], *, memory: int) -> None:
+        super().__init__(services, dispatch, None, services.topics.ordered_group(*target), memory=memory)
+        self.route, self.destination = target
+        self.topic = services.topics.ordered(*target)
         self._appended: dict[Tracker, DuplicateAppends] = {}
         self._unknown_since: float | None = None
         self._update_unknown_since()
@@ -338,15 +338,17 @@ class OrderedRoute(Member):
             for item in heads:
                 if self._reset_for_retry(item) and id(item) not in ready:
                     self._make_ready(item)
-            self._follow_kick(results)
+            self._track_kick(results)
         elif route is not None and route.on_exhausted != "halt":
             for item in self._halted_heads():
                 self._log_released(item, "rules")
                 self._make_ready(item)
 
-    def _follow_kick(self, results: Mapping[PendingDelivery, str]) -> None:
+    def _track_kick(self, results: Mapping[PendingDelivery, str]) -> None:
         lag = {} if self._consumer is None else self._consumer.lag()
-        unread = {tracker: lag.get(place, 0) + len(tracker.buffered) for place, tracker in self.trackers.items()}
+        unread = {
+            tracker: lag.get(partition, 0) + len(tracker.buffered) for partition, tracker in self.trackers.items()
+        }
         self._kick_tally.begin(self._kicked_at, self._log.now(), unread, self._queues.values(), results)
 
     def _publish_kick_outcome(self) -> None:

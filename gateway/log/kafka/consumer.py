@@ -164,35 +164,35 @@ class KafkaConsumer:
         await self._commit({partition: commit for partition, commit in commits.items() if partition in mine})
 
     def lag(self) -> Mapping[Partition, int]:
-        unread = self.unread()
+        unreadable = self.unreadable()
         lags = {}
         for partition, position in self._next.items():
             highwater, end = self._kafka.highwater(TopicPartition(*partition)), self._ends.get(partition)
             is_known = highwater is not None or end is not None
-            if is_known and not unread.keys() & {partition, Partition(partition.topic, ALL)}:
+            if is_known and not unreadable.keys() & {partition, Partition(partition.topic, ALL)}:
                 buffered = sum([len(records) for records in self._buffered.get(partition, ())])
                 lags[partition] = max(0, max(highwater or 0, end or 0) - position) + buffered
         return lags
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         known = self._kafka._client.cluster
-        unread = dict(self._without_position)
+        unreadable = dict(self._without_position)
         for partition in self._next:
             leader = known.leader_for_partition(TopicPartition(*partition))
             is_missing = known.partitions_for_topic(partition.topic) is None
             if not is_missing and (leader is None or leader < 0):
-                unread[partition] = "no leader"
+                unreadable[partition] = "no leader"
         for topic in self._topics:
             numbers = known.partitions_for_topic(topic)
             if self._unjoined_since is not None:
                 if self._loop.time() > self._unjoined_since + JOIN_GRACE:
-                    unread[Partition(topic, ALL)] = "the group can't be joined"
+                    unreadable[Partition(topic, ALL)] = "the group can't be joined"
             elif numbers is None:
-                unread[Partition(topic, ALL)] = NO_TOPIC
+                unreadable[Partition(topic, ALL)] = NO_TOPIC
             elif self._group is None:
                 for number in numbers - {partition.number for partition in self._next if partition.topic == topic}:
-                    unread[Partition(topic, number)] = "added after the start; not read yet"
-        return unread
+                    unreadable[Partition(topic, number)] = "added after the start; not read yet"
+        return unreadable
 
     async def close(self) -> None:
         """Revoke, commit and leave, within 5 s plus the listener's time; commits nothing if Kafka is unreachable."""
