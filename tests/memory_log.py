@@ -450,7 +450,7 @@ class MemoryConsumer:
         if partition in self._positions:
             self._positions[partition] = 0
             self._paused.discard(partition)
-            self._listener.replaced(Assignment(partition, Commit(0), 0))
+            self._listener.restarted(Assignment(partition, Commit(0), 0))
 
     async def revoke(self) -> None:
         """Disown everything and store what the listener has finished; a failing commit is lost, as on a real log."""

@@ -72,13 +72,13 @@ async def _status(call: Call) -> int:
     try:
         async with opened_log(call) as log:
             with output.waiting("reading the log"):
-                looked_at = log.now()
+                read_at = log.now()
                 control = await ControlClient(log, call.topics).control()
                 async for stored in waiting_deliveries(log, call.topics, control, unread):
                     backlogs.add(stored)
                     attempts.add(stored)
                 found += paused_findings(control, rules) + waiting_findings(backlogs, log.now(), rules, control)
-                found += unpaused_findings(backlogs.parked, control, looked_at, rules)
+                found += unpaused_findings(backlogs.parked, control, read_at, rules)
                 found += await unfinished_findings(log, call.topics, unread)
                 if asking is not None:
                     answers, unasked = await asking
@@ -95,7 +95,7 @@ async def _status(call: Call) -> int:
             answers, unasked = await asking
         if not (asked or answers):
             raise
-        found.append(log_unreachable_finding(error, has_answers=bool(answers)))
+        found.append(log_unreachable_finding(error, has_statuses=bool(answers)))
     for answer, address in answers:
         found += process_findings(answer, address, control)
     named = {each.what for each in found}  # by processes, which know since when
@@ -111,7 +111,7 @@ async def _status(call: Call) -> int:
     not_asked = not_asked_finding([answer for answer, _ in answers], unasked) if len(answers) >= len(asked) else None
     found += [] if not_asked is None else [not_asked]
     print_status(output, ranked(found), attempts.newest_first())
-    if any(each.is_wrong for each in found):
+    if any(each.needs_attention for each in found):
         return 1
     return 0 if not_asked is None else NOT_ALL_SEEN
 

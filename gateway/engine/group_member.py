@@ -165,8 +165,8 @@ class Member(ABC):
 
     # The listener of the consumer.
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
-        """Start or continue with these partitions; of those `awaited`, what was under way may still come back."""
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
+        """Start or continue with these partitions; those `without_position` may still get back what was under way."""
         returning: list[PendingDelivery] = []
         for assignment in assignments:
             partition = assignment.partition
@@ -181,7 +181,7 @@ class Member(ABC):
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
-        self.forget_partitions(besides=awaited)
+        self.forget_partitions(besides=without_position)
         self.assignment_changed()
         now = self._log.now()
         for item in returning:
@@ -216,7 +216,7 @@ class Member(ABC):
         if tracker is not None:
             self._count_lost(partition, tracker.progress.records_deleted(deleted))
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         """Forget what was read of a partition, and start over."""
         tracker = self.trackers.pop(assignment.partition, None)
         if tracker is not None:
@@ -224,7 +224,7 @@ class Member(ABC):
             tracker.buffered.clear()
             self._dispatch.withdraw(tracker.waiting)
             self._lose(tracker)
-        self.assigned([assignment], awaited=list(self._suspended))
+        self.assigned([assignment], without_position=list(self._suspended))
 
     def _count_lost(self, partition: Partition, count: int) -> None:
         self._services.metrics.records_lost.labels(partition.topic).inc(count)
@@ -398,7 +398,7 @@ class Member(ABC):
             self.check_progress(tracker)
 
     def _make_room(self) -> None:
-        """Forget the awaited partitions if they hold most of the memory, for it is the others that can be read."""
+        """Forget the partitions without a position if they hold most of the memory: the others can be read."""
         pendings = [pending for tracker in self._suspended.values() for pending in tracker.pendings.values()]
         if sum([pending.memory_bytes for pending in pendings]) > self._memory_limit / 2:
             self.forget_partitions()

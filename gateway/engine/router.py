@@ -67,7 +67,7 @@ MAX_BUFFERED, MAX_BUFFERED_BYTES = 500, 1 << 20
 REPUBLISH_INTERVAL = 1.0
 REPUBLISH_INTERVAL_TOO_LARGE = 60.0
 """Seconds until the routing history is published again after the append failed, or was rejected as too large."""
-LOOK_INTERVAL = 60.0
+TOPIC_CHECK_INTERVAL = 60.0
 """Seconds between looks for topics that only another process's rules had, for a while."""
 CUT_SHORT = 0.75
 """Share of a window from which on the deliveries of its lowest unfinished record are cut short."""
@@ -116,7 +116,7 @@ class Router(Member):
 
     async def _keep_looking_for_topics(self) -> None:
         while not self._is_draining:
-            await self._services.sleep(LOOK_INTERVAL)
+            await self._services.sleep(TOPIC_CHECK_INTERVAL)
             with suppress(LogUnavailableError):
                 if await topics_with_events(self._log, self._services.topics, self.subscribed) - self.subscribed:
                     self._changed.set()
@@ -143,14 +143,14 @@ class Router(Member):
     # Routing history. Deliveries don't wait for it to be published.
 
     @override
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         revision = routing_revision(self._services.rules())
         for assignment in assignments:
             if self.delay_of(assignment.partition.topic) is None:
                 if self.is_of_another_log(assignment):
                     self._history_updates.forget(assignment.partition)
                 self._history_updates.took_over(assignment.partition, assignment.commit, revision, self._log.now())
-        super().assigned(assignments, awaited)
+        super().assigned(assignments, without_position)
         self._has_to_publish.set()
 
     @override

@@ -105,13 +105,14 @@ class Assignment(NamedTuple):
 
 
 class Listener(Protocol):
-    """The owner of a consumer's records. No record is fetched while one of its methods runs."""
+    """Takes over what a consumer reads. No record is fetched while one of its methods runs."""
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         """Take over these partitions, in addition to those assigned earlier and not revoked since. Returns at once.
 
-        The `awaited` partitions are this consumer's as well, but their positions aren't known yet (one has no leader,
-        or nobody responds): they are assigned later, or not revoked if the group gives them to another member first.
+        The partitions `without_position` are this consumer's as well, but their positions aren't known yet (one has no
+        leader, or nobody responds): they are assigned later, or not revoked if the group gives them to another member
+        first.
         """
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -124,7 +125,7 @@ class Listener(Protocol):
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Called when the log has deleted records before they were returned; the next records have higher offsets."""
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         """Start a partition again: its topic was recreated, or its end was lost, so offsets mean other records now.
 
         What was finished before must not be committed.

@@ -386,11 +386,11 @@ def _attempt(state: JsonFields) -> Attempt:
     if result not in _RESULTS:
         raise state.error("result", "a result")
     return Attempt(
-        number=state.integer("n", least=1),
+        number=state.integer("n", minimum=1),
         at=state.number("at"),
         seconds=state.number("s"),
         result=Result(result),
-        status=state.integer("status", most=999) if state.has("status") else None,
+        status=state.integer("status", maximum=999) if state.has("status") else None,
         detail=state.text("detail"),
     )
 

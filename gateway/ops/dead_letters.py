@@ -40,7 +40,7 @@ class DeadLetter:
         return "replayed" if self.resolved_by.action == "replay" else "dropped"
 
     @property
-    def answer(self) -> str:
+    def last_result(self) -> str:
         """Return the result of its last attempt, or what else ended the delivery."""
         if self.stored is None:
             return self.problem
@@ -91,7 +91,7 @@ class Group:
 
     def __init__(self, letter: DeadLetter) -> None:
         self.reason = letter.letter.reason
-        self.answer = letter.answer
+        self.last_result = letter.last_result
         self.route, self.destination = letter.letter.route, letter.letter.destination
         self.count = 0
         self.oldest = self.newest = self.received = letter.letter.at
@@ -118,12 +118,12 @@ class Groups:
 
     def add(self, letter: DeadLetter) -> None:
         which = letter.letter
-        key = which.reason, letter.answer, which.route, which.destination
+        key = which.reason, letter.last_result, which.route, which.destination
         if key not in self._groups and len(self._groups) >= self.MAX_GROUPS:
             key = which.reason, "", which.route, which.destination
         if key not in self._groups:
             self._groups[key] = Group(letter)
-            self._groups[key].answer = key[1] or "(others)"
+            self._groups[key].last_result = key[1] or "(others)"
         self._groups[key].add(letter)
 
     def largest_first(self) -> list[Group]:

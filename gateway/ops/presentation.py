@@ -307,7 +307,7 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "destination": delivery.destination,
         "detail": letter.stored.metadata.detail,
         "attempts": last.number if last else 0,
-        "last_result": letter.answer if last else None,
+        "last_result": letter.last_result if last else None,
     }
 
 
@@ -328,7 +328,7 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
 def letter_cells(letter: DeadLetter, *, with_status: bool) -> Cells:
     what, attempts, answer = f"{letter.position}: {letter.problem}", "", ""
     if letter.stored is not None:
-        delivery, answer = letter.stored.delivery, letter.answer
+        delivery, answer = letter.stored.delivery, letter.last_result
         what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
         attempts = str(delivery.attempts[-1].number if delivery.attempts else 0)
     cells = {
@@ -345,7 +345,7 @@ def group_cells(group: Group) -> Cells:
     return {
         "letters": f"{group.count:,}",
         "reason": group.reason,
-        "last result": group.answer,
+        "last result": group.last_result,
         "route → destination": f"{group.route} → {group.destination}" if group.route else "",
         "oldest": when(group.oldest),
         "newest": when(group.newest),
@@ -387,11 +387,11 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
 
 def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence[Tried]) -> None:
     for each in findings:
-        fields: dict[str, object] = {"what": each.what, "why": each.why, "wrong": each.is_wrong}
+        fields: dict[str, object] = {"what": each.what, "why": each.why, "wrong": each.needs_attention}
         for name, at in (("since", each.since), ("until", each.until)):
             fields[name] = None if at is None else rfc3339(at)
         if output.json:
-            output.line({**fields, "who": each.who, "next": list(each.next), "count": each.count})
+            output.line({**fields, "who": each.by, "next": list(each.next), "count": each.count})
     for tried in attempts:
         if output.json:
             ids = {"event_id": tried.event_id, "delivery_id": tried.delivery_id, "route": tried.route}
@@ -404,7 +404,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
             each.why,
             "" if each.since is None else when(each.since),
             "" if each.until is None else f"{'due since ' if each.is_due else ''}{when(each.until)}",
-            each.who,
+            each.by,
         )
         for each in findings
     ]

@@ -21,13 +21,13 @@ from tests.virtual_time import now
 class Visitor:
     """A member of the group that does nothing."""
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         """Take nothing over."""
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         pass
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature

@@ -44,13 +44,13 @@ class Owner:
     def __init__(self) -> None:
         self.owned: set[Partition] = set()
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         self.owned.update(each.partition for each in assignments)
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         pass
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:

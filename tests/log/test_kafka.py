@@ -66,16 +66,16 @@ class Owner:
         self.told: list[str] = []
         self.deleted: list[int] = []
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         self.told.append("assigned")
         self.owned.update({each.partition: each for each in assignments})
-        self.awaited.append(set(awaited))
+        self.awaited.append(set(without_position))
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
         self.deleted += list(deleted)
 
-    def replaced(self, assignment: Assignment) -> None:
-        self.told.append("replaced")
+    def restarted(self, assignment: Assignment) -> None:
+        self.told.append("restarted")
         self.owned[assignment.partition] = assignment
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -440,7 +440,7 @@ async def test_what_the_listener_gives_up_is_committed_before_the_next_owner_is_
 async def test_a_failing_listener_is_heard_by_the_one_who_fetches(log: KafkaLog) -> None:
     class Failing(Owner):
         @override
-        def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+        def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
             raise ZeroDivisionError(len(assignments))
 
     topic = await make_topic(log)
@@ -1137,7 +1137,7 @@ async def test_what_a_look_passes_over_while_it_is_fetched_is_no_other_log(
     assert [record.value for record in await fetch(consumer, 1)] == [b"4"]
     assert looked
     assert owner.deleted == [1]
-    assert "replaced" not in owner.told
+    assert "restarted" not in owner.told
     await consumer.close()
 
 

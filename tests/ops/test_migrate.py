@@ -557,13 +557,13 @@ async def test_a_log_with_records_of_others_is_left_alone(tmp_path: Path, source
 
 async def test_a_log_at_which_a_gateway_works_is_left_alone(source: EmbeddedLog) -> None:
     class Idle:
-        def assigned(self, assignments: object, awaited: object = ()) -> None:  # noqa: ARG002 - the listener's signature
+        def assigned(self, assignments: object, without_position: object = ()) -> None:  # noqa: ARG002 - the listener's signature
             assert assignments
 
         def records_deleted(self, partition: Partition, deleted: range) -> None:
             pass
 
-        def replaced(self, assignment: Assignment) -> None:
+        def restarted(self, assignment: Assignment) -> None:
             pass
 
         async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:

@@ -88,7 +88,7 @@ async def test_what_cannot_be_read_is_told_and_the_rest_is_counted() -> None:
     assert [each.count for each in backlogs] == [7]
     assert unread == dict.fromkeys(lost, "no leader")
     told = unread_findings(unread)
-    assert [(each.what, each.rank, each.is_wrong) for each in told] == [
+    assert [(each.what, each.rank, each.needs_attention) for each in told] == [
         (f"{partition.topic}/0", NOT_READ, True) for partition in sorted(lost)
     ]
 
@@ -112,7 +112,7 @@ async def test_what_was_parked_waits_until_it_is_resumed() -> None:
 def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
     control = Control([ControlRecord(kind="pause", name="route/build", state="paused", at=5.0, by="ada@bastion")])
     (found,) = paused_findings(control)
-    assert (found.rank, found.what, found.since, found.who) == (PAUSED, "route build", 5.0, "ada@bastion")
+    assert (found.rank, found.what, found.since, found.by) == (PAUSED, "route build", 5.0, "ada@bastion")
     assert found.next == ("gateway route resume build",)
     assert paused_findings(control, rules_of(a_route()))[0].next == found.next
     control.apply(ControlRecord(kind="pause", name="route/build", state="active", at=6.0))
@@ -136,7 +136,7 @@ def test_what_waits_for_a_moment_is_nothing_wrong_and_what_is_held_is() -> None:
     late = Backlog(route="mirror", destination="ci", count=3, oldest=900.0, due=1005.0)
     late.reasons["got 500"] = 3
     found = ranked(waiting_findings([fresh, late, held], 1000.0))
-    assert [(each.what, each.rank, each.is_wrong) for each in found] == [
+    assert [(each.what, each.rank, each.needs_attention) for each in found] == [
         ("build → erp", HELD, True),
         ("mirror → ci", WAITING, True),
         ("build → ci", WAITING, False),
@@ -329,13 +329,13 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
     which = "--route rx --destination ci --reason route_removed"
     assert no_route.next == (
         f"gateway dead list {which}",
-        "# the local rules have no route rx: put it back first, or they end as route_removed again:",
+        "# the local rules have no route rx: restore it first, or they end as route_removed again:",
         f"gateway dead replay {which}",
         "# or have another route deliver their events, and then drop them:",
         f"gateway replay --route OTHER --from {rfc3339(int(NOW - 5.5))} --undelivered",
         f"gateway dead drop {which}",
     )
-    assert "no destination gone: put it back first" in no_destination.next[1]
+    assert "no destination gone: restore it first" in no_destination.next[1]
     assert there.next[1] == "# once that has been fixed:"
     failed = encode_delivery(
         a_delivery(route="rx"), RecordMetadata(reason="expression_error", detail="request.body: w"), at=NOW
@@ -343,7 +343,7 @@ async def test_dead_letters_of_what_the_rules_no_longer_have_tell_what_has_to_be
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=failed)
     found = await dead_letter_findings(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
     (expression,) = [each for each in found if "expression_error" in each.why]
-    assert expression.next[0] == "# the local rules have no route rx: put it back first"
+    assert expression.next[0] == "# the local rules have no route rx: restore it first"
     assert expression.next[-1].startswith("gateway dead replay --route rx ")
     unknown, *_ = await dead_letter_findings(log, TOPICS, Control(), (), {})
     assert unknown.next[1] == "# once the rules have its route and destination again:"
@@ -427,7 +427,7 @@ def test_a_partition_that_is_of_no_use_says_what_for(reason: str, why: str) -> N
 
 def test_a_log_that_refuses_events_is_among_the_worst() -> None:
     (found,) = process_findings({"log": {"since": 100.0, "reason": "gateway.db: no room"}}, "a:9090", Control())
-    assert (found.rank, found.is_wrong, found.since, found.who) == (NOT_READ, True, 100.0, "a:9090")
+    assert (found.rank, found.needs_attention, found.since, found.by) == (NOT_READ, True, 100.0, "a:9090")
     assert (found.what, found.why) == ("the log", "doesn't respond, or rejects events: gateway.db: no room")
     assert found.next[0].startswith("# free space on its disk")
     assert process_findings({"log": None}, "a:9090", Control()) == []
@@ -447,7 +447,7 @@ REFUSAL: dict[str, Any] = {
 def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back_what_was_missed() -> None:
     rules = {"file": "/etc/a gateway/routes.yaml", "loaded_at": 50.0, "refusal": REFUSAL}
     (found,) = process_findings({"rules": rules}, "a:9090", Control())
-    assert (found.rank, found.is_wrong, found.since, found.until) == (REFUSED, True, 100.0, None)
+    assert (found.rank, found.needs_attention, found.since, found.until) == (REFUSED, True, 100.0, None)
     assert found.why == (
         f"team.yaml of {when(101.0)} is refused: team.yaml:3:1: a (and 1 more); "
         f"the rules loaded at {when(50.0)} are still active"
@@ -456,7 +456,7 @@ def test_refused_rules_say_since_when_which_file_what_runs_and_how_to_bring_back
     check, told, command = found.next
     assert (check, told[0], command) == ("gateway check '/etc/a gateway/routes.yaml'", "#", replay)
     (found,) = process_findings({"rules": rules | {"refusal": REFUSAL | {"until": 160.0}}}, "a:9090", Control())
-    assert (found.is_wrong, found.since, found.until, found.next) == (False, 100.0, 160.0, (told, command))
+    assert (found.needs_attention, found.since, found.until, found.next) == (False, 100.0, 160.0, (told, command))
     assert process_findings({"rules": rules | {"refusal": None}}, "a:9090", Control()) == []
 
 
@@ -469,12 +469,12 @@ def test_routes_that_went_at_once_are_told_with_their_names_and_how_they_and_wha
         return finding
 
     lost = found()
-    assert (lost.rank, lost.is_wrong, lost.since) == (REFUSED, True, 100.0)
+    assert (lost.rank, lost.needs_attention, lost.since) == (REFUSED, True, 100.0)
     assert lost.why == "5 of 10 routes were removed at once: build, mirror, and 3 more"
     assert (lost.next[0].partition(",")[0], lost.next[-1]) == ("# if this wasn't intended", replay)
     assert found(missing=1).why.endswith("more; still missing: 1")
     back = found(missing=0)
-    assert (back.is_wrong, back.next) == (False, lost.next[1:])
+    assert (back.needs_attention, back.next) == (False, lost.next[1:])
     assert back.why.endswith("; they are back")
     assert found(reloads=2).why.startswith("5 of 10 routes were removed in 2 reloads: build, ")
 
@@ -490,7 +490,7 @@ def test_refused_rules_are_told_without_a_step_once_what_they_cost_has_been_repl
     enough = [_replay("1", "build", 70), _replay("2", "mirror", 50)]
     (found,) = process_findings(answer, "a:9090", Control(enough))
     assert found.why == "new rules were refused; they are active now; replayed since: 120 queued"
-    assert (found.next, found.is_wrong) == ((), False)
+    assert (found.next, found.needs_attention) == ((), False)
     under_way = enough[1].with_state("asked", count=0)
     (found,) = process_findings(answer, "a:9090", Control([enough[0], under_way]))
     assert found.why.endswith("being replayed: 70 queued")
@@ -533,14 +533,14 @@ def test_what_no_route_took_is_told_after_the_rules_are_mended_until_it_has_been
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
     (found,) = process_findings(answer, "a:9090", Control())
     why = f"were unrouted (370 order, 3 ping) under the rules active until {when(160.0)}"
-    assert (found.count, found.why, found.is_wrong) == (373, why, True)
+    assert (found.count, found.why, found.needs_attention) == (373, why, True)
     assert (found.since, found.until) == (100.0, 160.0)
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     (found,) = process_findings(answer, "a:9090", Control([_replay("1", "build", 373, source="shop")]))
-    assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 373 queued", False, ())
+    assert (found.why, found.needs_attention, found.next) == (f"{why}; replayed since: 373 queued", False, ())
     answer["sources"] = [a_source(missed=missed | {"types": [], "count": 30})]
     (found,) = process_findings(answer, "a:9090", Control())
-    assert (found.is_wrong, found.next[-1]) == (
+    assert (found.needs_attention, found.next[-1]) == (
         False,
         "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered",
     )
@@ -561,20 +561,20 @@ def test_replays_that_queued_too_little_of_what_was_unrouted_leave_it_wrong_with
     assert found.why.endswith(
         f"under the rules active until {when(160.0)}; replayed since: 0 queued; still undelivered: at least 373"
     )
-    assert found.is_wrong
+    assert found.needs_attention
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     mended = _replay("3", "build", 300, at=190.0)
     found = _after_replays(nothing, mended)
-    assert (found.why.split("; ")[1:], found.is_wrong) == (
+    assert (found.why.split("; ")[1:], found.needs_attention) == (
         ["replayed since: 300 queued", "still undelivered: at least 73"],
         True,
     )
     found = _after_replays(nothing, mended, _replay("4", "mirror", 40, at=191.0))
     assert found.why.endswith("replayed since: 340 queued; still undelivered: at least 33")
-    assert not found.is_wrong, "no more than a tenth of what came"
+    assert not found.needs_attention, "no more than a tenth of what came"
     assert found.next, "and how to have the rest"
     found = _after_replays(mended, _replay("4", "build", 0, at=191.0, since=110.0), _replay("5", "mirror", 73))
-    assert (found.why.split("; ")[1:], found.is_wrong, found.next) == (["replayed since: 373 queued"], False, ())
+    assert (found.why.split("; ")[1:], found.needs_attention, found.next) == (["replayed since: 373 queued"], False, ())
 
 
 def test_replays_of_what_was_unrouted_add_up_where_each_is_of_a_part() -> None:
@@ -596,9 +596,9 @@ def test_replays_of_what_was_unrouted_add_up_where_each_is_of_a_part() -> None:
     assert _after_replays(*parts[:2], _replay("3", "other", 73), routes=None).next == (), "so many that none is named"
     under_way = _after_replays(parts[0], parts[1].with_state("asked", count=0))
     assert under_way.why.endswith("being replayed: 200 queued; still undelivered: at least 173")
-    assert under_way.is_wrong
+    assert under_way.needs_attention
     two_each = _after_replays(_replay("1", "build", 600), _replay("2", "mirror", 73), fan_out={"build": 2})
-    assert (two_each.why.split("; ")[1:], two_each.is_wrong) == (["replayed since: 673 queued"], False)
+    assert (two_each.why.split("; ")[1:], two_each.needs_attention) == (["replayed since: 673 queued"], False)
     assert _after_replays(_replay("1", "build", 373), fan_out={"build": 2}).why.endswith(
         "still undelivered: at least 187"
     )
@@ -613,7 +613,7 @@ def test_replays_that_queued_more_than_was_missed_are_no_proof_that_this_is_amon
         "replayed since: 375 queued, by one route more than were missed: "
         "others, too, so some of these may still be undelivered"
     )
-    assert not found.is_wrong
+    assert not found.needs_attention
     assert found.next[-1].endswith(" --undelivered --dry-run")
 
 
@@ -633,11 +633,11 @@ def test_what_dedupe_let_go_is_told_after_the_identity_is_mended_until_it_has_be
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
     (found,) = process_findings(answer, "a:9090", Control())
     why = f"duplicates that dedupe suppressed (80 order) under the rules active until {when(160.0)}"
-    assert (found.count, found.why, found.is_wrong) == (80, why, True)
+    assert (found.count, found.why, found.needs_attention) == (80, why, True)
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     assert "that are no duplicates" in found.next[0]
     (found,) = process_findings(answer, "a:9090", Control([_replay("1", "build", 78, source="shop")]))
-    assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 78 queued", False, ())
+    assert (found.why, found.needs_attention, found.next) == (f"{why}; replayed since: 78 queued", False, ())
     answer["sources"] = [a_source(identity={"missed": missed | {"types": [], "count": 40}})]
     assert process_findings(answer, "a:9090", Control()) == []
 
@@ -666,10 +666,10 @@ def test_what_is_unrouted_says_what_the_rules_changed_and_how_to_bring_it_back()
     assert found.next[0] == f"# the rules loaded at {when(50.0)} changed route build: match"
     assert found.next[3] == "gateway explain evt_15"
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:48.000Z --undelivered"
-    assert found.is_wrong
+    assert found.needs_attention
     answer["sources"] = [source | {"unrouted": 3.0, "types": [("push", 3)]}]
     (few,) = process_findings(answer, "a:9090", Control())
-    assert (few.why, few.is_wrong, few.next) == (
+    assert (few.why, few.needs_attention, few.next) == (
         "unrouted (3 push), of 30 that this process read under the current rules",
         False,
         found.next,
@@ -819,7 +819,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "gateway explain shop",
         "# after a rotation: put the new secret next to the old one in `secrets` of source shop",
     )
-    assert all(each.who == "http://a:9090" for each in found)
+    assert all(each.by == "http://a:9090" for each in found)
 
 
 def test_keys_are_told_between_this_version_and_the_one_before_in_both_directions() -> None:
@@ -850,10 +850,10 @@ def test_an_open_breaker_with_nothing_to_probe_it_is_information_and_has_no_step
     assert found.why == (
         f"breaker opened after 503; not tried by this process since {when(NOW)}; the next delivery is the probe"
     )
-    assert (found.is_wrong, found.since, found.until, found.next, found.who) == (False, 3.0, None, (), "a:9090")
+    assert (found.needs_attention, found.since, found.until, found.next, found.by) == (False, 3.0, None, (), "a:9090")
     (probed,) = process_findings({"holds": [{**HOLD, "until": None, "untried_since": None}]}, "a:9090", Control())
     (before,) = process_findings({"holds": [HOLD]}, "a:9090", Control())
-    assert (before.why, before.is_wrong, before.until) == ("breaker open after 503", True, 9.0)
+    assert (before.why, before.needs_attention, before.until) == ("breaker open after 503", True, 9.0)
     assert probed == replace(before, until=None)
 
 
@@ -912,7 +912,7 @@ def test_what_cannot_be_read_of_a_process_is_told_and_so_is_the_rest(name: str, 
     rest = process_findings({**answer, name: []}, "a:9090", Control())
     *found, unread = process_findings({**answer, name: told}, "a:9090", Control())
     assert found == rest
-    assert (unread.rank, unread.what, unread.is_wrong) == (NOT_READ, "a:9090", True)
+    assert (unread.rank, unread.what, unread.needs_attention) == (NOT_READ, "a:9090", True)
     assert unread.why == f"part of its status (version 9.1) can't be read here: {name}"
 
 
@@ -935,7 +935,7 @@ BY_ANYBODY = (
 @pytest.mark.parametrize("reason", BY_ANYBODY)
 def test_what_anybody_can_cause_is_told_and_is_nothing_wrong_however_much_it_is(reason: str) -> None:
     (found,) = _refused(reason, 1000, 1000.0)
-    assert (found.is_wrong, found.count) == (False, 1000)
+    assert (found.needs_attention, found.count) == (False, 1000)
     assert all(step.startswith("# ") for step in found.next)
 
 
@@ -954,13 +954,13 @@ def test_what_anybody_can_cause_is_told_and_is_nothing_wrong_however_much_it_is(
 def test_what_no_signature_was_verified_of_is_wrong_where_it_is_more_than_a_stranger_s_now_and_then(
     reason: str, few: int, few_of: float, many: int, many_of: float
 ) -> None:
-    assert [found.is_wrong for found in _refused(reason, few, few_of)] == [False]
-    assert [found.is_wrong for found in _refused(reason, many, many_of)] == [True]
+    assert [found.needs_attention for found in _refused(reason, few, few_of)] == [False]
+    assert [found.needs_attention for found in _refused(reason, many, many_of)] == [True]
 
 
 @pytest.mark.parametrize("reason", ["log_unavailable", "expression_error", "body_not_json"])
 def test_what_refuses_a_verified_sender_is_wrong_from_a_share_on(reason: str) -> None:
-    assert [found.is_wrong for found in _refused(reason, 2, 10.0)] == [True]
+    assert [found.needs_attention for found in _refused(reason, 2, 10.0)] == [True]
     assert _refused(reason, 1, 10.0) == []
 
 
@@ -971,7 +971,7 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
     assert explained == {*Reason, "body_not_json", "expression_error"}
     assert not [reason for reason in REJECTIONS if refusal_of(reason) is refusal_of("of a newer version")]
     (found,) = _refused("of a newer version", 50, 50.0)
-    assert (found.is_wrong, found.next) == (
+    assert (found.needs_attention, found.next) == (
         False,
         ("# details of each: the log lines request_finished of source shop",),
     )
@@ -982,7 +982,7 @@ def test_a_topic_that_is_gone_is_named_as_a_process_names_it() -> None:
     (found,) = unread_findings({gone: NO_TOPIC})
     told = {"topic": gone.topic, "partition": gone.number, "since": 100.0, "reason": NO_TOPIC}
     (of_process,) = process_findings({"unread": [told]}, "a:9090", Control())
-    assert of_process == replace(found, since=100.0, who="a:9090")
+    assert of_process == replace(found, since=100.0, by="a:9090")
     assert (found.rank, found.what, found.next) == (NOT_READ, gone.topic, ("gateway topics create",))
     assert found.why == "no such topic; what belongs there waits, or is rejected, until it exists"
     (other,) = unread_findings({gone: "the group can't be joined"})

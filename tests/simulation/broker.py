@@ -1034,7 +1034,7 @@ class SimulatedConsumer:
             self._paused.difference_update(starts)
             for partition, start in starts.items():
                 self.positions[partition] = start
-                self._listener.replaced(Assignment(partition, Commit(start), start))
+                self._listener.restarted(Assignment(partition, Commit(start), start))
 
     def _starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         leaderless, segments = self._broker.leaderless, self._broker.segments

@@ -255,7 +255,7 @@ def a_job_goes_on_behind_a_topics_end(patch: pytest.MonkeyPatch) -> None:
 
 def a_topic_that_was_made_again_is_the_same(patch: pytest.MonkeyPatch) -> None:
     """The consumer goes on with the partition by itself."""
-    patch.setattr(Member, "replaced", lambda *_: None)
+    patch.setattr(Member, "restarted", lambda *_: None)
 
 
 def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:

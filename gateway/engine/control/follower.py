@@ -76,7 +76,7 @@ class Follower:
             else:
                 return
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         """Nothing to take over: a reader without a group starts at the topic's beginning."""
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
@@ -85,7 +85,7 @@ class Follower:
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Ignored: compaction deletes only what newer records replace."""
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         """Ignored: that the topic was recreated shows in the offsets of its records."""
 
     def _apply(self, record: Record) -> None:

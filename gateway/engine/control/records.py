@@ -270,7 +270,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
     if not value and kind is not None:
         return ControlRecord(kind=kind, name=name, state="deleted", at=0.0)
     body = JsonFields.parse(f"order {shown(key)}", value)
-    version = body.integer("v", least=1) if body.has("v") else FORMAT
+    version = body.integer("v", minimum=1) if body.has("v") else FORMAT
     if version > FORMAT:
         raise NewerRecordError(body.where, version, FORMAT)
     if kind is None:

@@ -137,7 +137,7 @@ class Jobs:
         """Return which partitions of dead letters and parked deliveries can't be read, and why."""
         return self._backlog_counts.unreadable
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         for assignment in assignments:
             if assignment.partition == self._partition:
                 self._progress = Progress(assignment.commit, assignment.log_start)
@@ -164,7 +164,7 @@ class Jobs:
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Ignored: compaction deletes only what newer records replace."""
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         if assignment.partition == self._partition:
             self._progress = None
             self.assigned([assignment])

@@ -161,9 +161,9 @@ class OrderedAppender:
     async def _append(self, queue: _Queue) -> None:
         """Append a queue's entries, until it is empty."""
         pause = FIRST_PAUSE
-        most = BATCH_RECORDS
+        limit = BATCH_RECORDS
         while True:
-            batch = self._next_batch(queue, most)
+            batch = self._next_batch(queue, limit)
             if not batch:
                 if not queue.entries or (self._dispatch.is_draining and not queue.entries[0].is_worth_waiting_for):
                     queue.is_busy = False
@@ -174,7 +174,7 @@ class OrderedAppender:
                 await self._services.log.append_in_order(queue.partition, [self._encode(entry) for entry in batch])
             except RecordTooLargeError as error:
                 if len(batch) > 1:
-                    most = 1  # to find out which of them it is
+                    limit = 1  # to find out which of them it is
                     continue
                 queue.entries.popleft()
                 self._dispatch.end(batch[0].item, DeadLettered(reason=DeadReason.TOO_LARGE, detail=str(error)))
@@ -187,13 +187,13 @@ class OrderedAppender:
                 for entry in batch:
                     queue.entries.popleft()
                     self._dispatch.finish_silently(entry.item)
-            pause, most = FIRST_PAUSE, BATCH_RECORDS
+            pause, limit = FIRST_PAUSE, BATCH_RECORDS
 
     def _log_retry(self, topic: str, error: str) -> None:
         if count := self._log_throttle.count(topic, self._services.log.now()):
             self._services.logger.warning("append_retried", topic=topic, count=count, error=error)
 
-    def _next_batch(self, queue: _Queue, most: int) -> list[_Entry]:
+    def _next_batch(self, queue: _Queue, limit: int) -> list[_Entry]:
         """Return the first entries that may be appended; forget those that another owner reads again."""
         entries = queue.entries
         while entries and entries[0].item.record.tracker.is_lost:
@@ -202,7 +202,7 @@ class OrderedAppender:
         size = 0
         for entry in entries:
             size += entry.item.size
-            is_full = len(batch) == most or (batch and size > BATCH_BYTES)
+            is_full = len(batch) == limit or (batch and size > BATCH_BYTES)
             if is_full or entry.item.record.tracker.is_lost or not entry.may_be_appended:
                 break
             batch.append(entry)

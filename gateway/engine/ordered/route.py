@@ -111,8 +111,8 @@ class OrderedRoute(Member):
     # Partitions.
 
     @override
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
-        super().assigned(assignments, awaited)
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
+        super().assigned(assignments, without_position)
         for assignment in assignments:
             self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.metadata)
 
@@ -459,11 +459,11 @@ class OrderedRoute(Member):
         self._ready = [item for item in self._ready if item.record.tracker.is_live]
 
     @override
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         partition = assignment.partition
         self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
         self._ready = [item for item in self._ready if item.record.tracker.partition != partition]
-        super().replaced(assignment)
+        super().restarted(assignment)
 
     @override
     def assignment_changed(self) -> None:
