@@ -143,8 +143,9 @@ class Delivery:
     """An event on its way to one destination by one route.
 
     `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
-    event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start. `since` is
-    when it was replayed, and 0 if it wasn't: its age then counts from the event's receipt.
+    event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start.
+    `replayed_at` is when it was replayed, or a kick reset its attempts, and 0 otherwise: its age then counts from the
+    event's receipt.
     """
 
     id: DeliveryId
@@ -154,7 +155,7 @@ class Delivery:
     attempts: tuple[Attempt, ...] = ()
     successor: int = 0
     due: float = 0.0
-    since: float = 0.0
+    replayed_at: float = 0.0
 
     @property
     def occurrence(self) -> Occurrence:
@@ -164,7 +165,7 @@ class Delivery:
     @property
     def life(self) -> Life:
         """Also distinguishes it from a replay of the same event, which may be pending at the same time."""
-        return self.occurrence, self.since
+        return self.occurrence, self.replayed_at
 
     @property
     def next_number(self) -> int:
@@ -174,11 +175,11 @@ class Delivery:
     @property
     def age_began_at(self) -> float:
         """When it was replayed, else when its event was received."""
-        return self.since or self.event.received_at
+        return self.replayed_at or self.event.received_at
 
 
 @immutable
-class Note:
+class RecordMetadata:
     """Why a delivery's record is in its topic; copied from record to record."""
 
     why: str = ""
@@ -190,7 +191,7 @@ class Note:
     unknown_since: float | None = None
     """Since when (Unix time) the rules haven't had its source, route or destination."""
     is_expedited: bool = False
-    """Whether a kick has brought it on, so that it doesn't wait for the delay of the shortest tier."""
+    """Whether a kick has expedited it, so that it doesn't wait for the delay of the shortest tier."""
     replay: str = ""
     """The replay that injected it."""
     reason: str = ""
@@ -198,7 +199,7 @@ class Note:
     detail: str = ""
 
 
-NO_NOTE = Note()
+NO_METADATA = RecordMetadata()
 
 
 @immutable
@@ -282,12 +283,12 @@ def identity_of(event: EventId) -> bytes | None:
     return digest if len(digest) == 16 else None  # noqa: PLR2004 - as many as `event_id` asks for
 
 
-def delivery_id(event: EventId, route: str, destination: str, place: str = "") -> DeliveryId:
+def delivery_id(event: EventId, route: str, destination: str, position: str = "") -> DeliveryId:
     """Make a delivery's id from its event's: the same after every crash, retry and replay.
 
-    With a `place`, the position of the event's record, the ids of events that share an identity differ.
+    With a `position`, the position of the event's record, the ids of events that share an identity differ.
     """
-    parts = (event, route, destination, *([place] if place else []))
+    parts = (event, route, destination, *([position] if position else []))
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16)
     return DeliveryId("dlv_" + digest.hexdigest())
 

@@ -211,7 +211,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
-            others=lambda: {**follower.unread(), **jobs.unread(), **self._missing},
+            others=lambda: {**follower.unreadable(), **jobs.unreadable(), **self._missing},
             refusing=lambda: self._refusing,
         )
         worker = tasks.create_task(self._worker.run(), name="worker")

@@ -393,9 +393,11 @@ class MemoryConsumer:
 
     def lag(self) -> Mapping[Partition, int]:
         segments = self._state.segments
-        return {p: segments[p].end - at for p, at in self._positions.items() if p in segments.keys() - self.unread()}
+        return {
+            p: segments[p].end - at for p, at in self._positions.items() if p in segments.keys() - self.unreadable()
+        }
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         gone = {Partition(topic, ALL): NO_TOPIC for topic in self.topics if topic not in self._state.specs}
         mine = self._state.leaderless.intersection([*self._positions, *self._waiting])
         return dict.fromkeys(mine, "no leader") | gone
@@ -448,7 +450,7 @@ class MemoryConsumer:
         if partition in self._positions:
             self._positions[partition] = 0
             self._paused.discard(partition)
-            self._listener.replaced(Assignment(partition, Commit(0), 0))
+            self._listener.restarted(Assignment(partition, Commit(0), 0))
 
     async def revoke(self) -> None:
         """Disown everything and store what the listener has finished; a failing commit is lost, as on a real log."""

@@ -36,7 +36,7 @@ from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import JOBS_GROUP, Topics
-from gateway.model import NO_NOTE, LogLostError, Note, SpillReason, event_id
+from gateway.model import NO_METADATA, LogLostError, RecordMetadata, SpillReason, event_id
 from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, Pause, StoredCommand
 from gateway.ops.kick_report import parked_text
@@ -145,7 +145,7 @@ def write_dead_letter(
         destination=destination,
         attempts=(an_attempt(1, status=503, detail="later"), an_attempt(2, status=500)),
     )
-    note = Note(reason=reason, detail="500 after 2 attempts")
+    note = RecordMetadata(reason=reason, detail="500 after 2 attempts")
     on_log(
         lambda log: log.append(
             TOPICS.dead, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, note, at=NOW)
@@ -1415,7 +1415,7 @@ def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
 @pytest.mark.usefixtures("log")
 def test_a_pause_that_one_process_has_read_says_so_and_no_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def read(_: ControlClient, pause: Pause, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return pause.order
+        return pause.command
 
     monkeypatch.setattr(ControlClient, "confirmed", read)
     told = (
@@ -1495,7 +1495,7 @@ def test_one_delivery_is_spoken_of_as_one(
 ) -> None:
     async def done(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:
         assert timeout == 30.0
-        return placed.order.with_state("done", count=number, tried=number)
+        return placed.command.with_state("done", count=number, tried=number)
 
     monkeypatch.setattr(ControlClient, "finished", done)
     if action == "resume":
@@ -1519,7 +1519,7 @@ def test_a_command_taken_back_is_reported(
     run: Run, monkeypatch: pytest.MonkeyPatch, action: str, state: State, told: str
 ) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return placed.order.with_state(state, count=1, tried=1)
+        return placed.command.with_state(state, count=1, tried=1)
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     if action == "resume":
@@ -1546,7 +1546,7 @@ def test_a_kick_of_an_ordered_route_reports_each_fate(
     async def wait(log: Log) -> None:
         await log.create(TOPICS.specs((), [("build", "ci")]))
         for number in range(3):
-            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_NOTE, at=0.0)
+            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_METADATA, at=0.0)
             places.append(await log.append(topic, key=b"k", value=b"{}", headers=headers))
 
     on_log(wait, owner=True)
@@ -1556,7 +1556,7 @@ def test_a_kick_of_an_ordered_route_reports_each_fate(
             # Not the first, unless all are: its key is blocked.
             commit = Commit(3) if finished == 3 else Commit(0, bytes([0b100]))
             await orders._log.seed(group, {Partition(topic, places[0].partition): commit})
-        return placed.order.with_state("done", count=0, tried=0)
+        return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", done)
     assert run("route", "kick", "build")[:2] == (0, f"kicked route build: {told}\n")
@@ -1574,17 +1574,23 @@ def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
     async def wait(log: Log) -> None:
         await log.create(TOPICS.specs((), [("build", "ci")]))
         for number in range(3):
-            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_NOTE, at=0.0)
+            headers = encode_delivery(a_delivery(id=f"dlv_{number}"), NO_METADATA, at=0.0)
             await log.append(TOPICS.ordered("build", "ci"), key=b"k", value=b"{}", headers=headers)
 
     on_log(wait, owner=True)
-    fate: dict[str, Any] = {"tried": 1, "delivered": 0, "waits": {"behind": 2}, "got": {"401": 1}, "again": {"401": 1}}
+    fate: dict[str, Any] = {
+        "tried": 1,
+        "delivered": 0,
+        "waiting_by_reason": {"behind": 2},
+        "failed_by_result": {"401": 1},
+        "repeated_failures": {"401": 1},
+    }
 
     async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        for name in (f"hold/{placed.order.key}", tried_name("build", "ci", 0)):
-            marker = ControlRecord(kind="marker", name=name, state="done", at=placed.order.at, count=3, **fate)
+        for name in (f"hold/{placed.command.key}", tried_name("build", "ci", 0)):
+            marker = ControlRecord(kind="marker", name=name, state="done", at=placed.command.at, count=3, **fate)
             await orders._place(marker)
-        return placed.order.with_state("done", count=0, tried=0)
+        return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", done)
     told = "1 tried now: 1 got 401 again; 2 wait (behind an earlier event of the key)"
@@ -1592,12 +1598,13 @@ def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
         f"kicked destination ci: nothing waited for a retry; on ordered routes {told}\n  gateway status ci\n"
     )
     ordered = lines(run("destination", "kick", "ci", "--json")[1])[0]["ordered"]
-    assert ordered == {"waited": 3, "waiting": 3, **fate, "dead": 0}
+    counts = {"tried": 1, "delivered": 0, "waits": {"behind": 2}, "got": {"401": 1}, "again": {"401": 1}, "dead": 0}
+    assert ordered == {"waited": 3, "waiting": 3, **counts}
     fate["dead"] = 1
     out = run("route", "kick", "build")[1]
     assert "1 got 401 again; 1 became a dead letter; 2 wait" in out
     assert out.endswith("\n  gateway dead list --route build\n")
-    fate = {"tried": 0, "delivered": 0, "waits": {"paused": 3}}
+    fate = {"tried": 0, "delivered": 0, "waiting_by_reason": {"paused": 3}}
     run("destination", "pause", "ci")
     assert run("route", "kick", "build")[1] == (
         "kicked route build: nothing waited for a retry; destination ci is paused; on ordered routes 0 tried now, "
@@ -1610,8 +1617,14 @@ def test_a_kick_whose_attempts_failed_reports_them_and_where_to_look(run: Run, m
     got = {"401": 1200, "503": 4, "timeout": 3, "500": 2, "502": 1, "504": 1, "505": 1}
 
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        fate = {"tried": 1215, "delivered": 3, "waits": {"throttled": 1}, "got": got, "again": {"401": 1200, "503": 1}}
-        return placed.order.with_state("done", count=1216, dead=dead, **fate)
+        fate = {
+            "tried": 1215,
+            "delivered": 3,
+            "waiting_by_reason": {"throttled": 1},
+            "failed_by_result": got,
+            "repeated_failures": {"401": 1200, "503": 1},
+        }
+        return placed.command.with_state("done", count=1216, dead=dead, **fate)
 
     dead = 0
     monkeypatch.setattr(ControlClient, "finished", ended)
@@ -1643,7 +1656,7 @@ def test_a_name_unknown_to_the_rules_is_refused_with_the_nearest(run: Run) -> No
 
 def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any) -> None:
     delivery = a_delivery(event=an_event(source=source, received_at=NOW), **fields)
-    note = Note(by=parked_by, why=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME)
+    note = RecordMetadata(by=parked_by, why=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME)
     topic = TOPICS.parked if parked_by else TOPICS.retry("5s")
     value = delivery.event.body
     on_log(lambda log: log.append(topic, key=b"ci", value=value, headers=encode_delivery(delivery, note, at=NOW)))
@@ -1654,7 +1667,7 @@ def test_a_kick_of_a_paused_name_reports_parked_ones_and_the_next_step(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return placed.order.with_state("done", count=0, tried=0)
+        return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     run("destination", "pause", "ci")
@@ -1670,7 +1683,7 @@ def test_a_kick_of_a_paused_name_reports_parked_ones_and_the_next_step(
     told = "kicked route customers: nothing was waiting; destination ci is paused\n  gateway destination resume ci\n"
     assert run("route", "kick", "customers")[1] == told
     topic = TOPICS.ordered("mirror", "ci")
-    headers = encode_delivery(a_delivery(), NO_NOTE, at=0.0)
+    headers = encode_delivery(a_delivery(), NO_METADATA, at=0.0)
     on_log(lambda log: log.create(TOPICS.specs((), [("mirror", "ci")])), owner=True)
     on_log(lambda log: log.append(topic, key=b"k", value=b"{}", headers=headers))
     told = (
@@ -1685,7 +1698,7 @@ def test_a_kick_of_a_paused_name_reports_parked_ones_and_the_next_step(
 @pytest.mark.usefixtures("log")
 def test_leftover_parked_deliveries_are_reported_and_resumed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        return placed.order.with_state("active", count=1)
+        return placed.command.with_state("active", count=1)
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     write_waiting(parked_by="route/build")

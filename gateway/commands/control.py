@@ -84,7 +84,7 @@ async def _run_control(call: Call, name: str, action: str, rules: Rules | None) 
             call,
             placed,
             done,
-            lambda order: _outcome_text(shown, action, order, held, ordered, was_paused=placed.was_paused),
+            lambda command: _outcome_text(shown, action, command, held, ordered, was_paused=placed.was_paused),
             parked=parked,
             ordered=ordered.as_json,
         )
@@ -99,7 +99,7 @@ async def _pause(call: Call, client: ControlClient, name: str) -> int:
     kind, _, called = name.partition("/")
     shown, arguments, output = f"{kind} {called}", call.arguments, call.output
     pause = await client.pause(name)
-    paused, is_new = pause.order, pause.is_new
+    paused, is_new = pause.command, pause.is_new
     is_confirmed: bool | None = None
     applies: ControlRecord | None = None
     if arguments.wait:
@@ -155,7 +155,7 @@ def _outcome_text(
         name = shown if was_paused else f"{shown}, which wasn't paused"
         return f"resumed {name}: {count(done.count, 'parked delivery')} queued{ordered}{follows}"
     kind, _, name = shown.partition(" ")
-    has_failed = done.got or (ordered.kick is not None and ordered.kick.got)
+    has_failed = done.failed_by_result or (ordered.kick is not None and ordered.kick.failed_by_result)
     more = f"\n  gateway status {name}" if has_failed and kind == "destination" else ""
     if dead_in(done) or (ordered.kick is not None and dead_in(ordered.kick)):
         more += f"\n  gateway dead list --{kind} {name}"
@@ -188,16 +188,20 @@ def print_outcome(
 ) -> int:
     """Print a command's outcome, if there is one; values of `more` that aren't empty go into the JSON."""
     arguments, output = call.arguments, call.output
-    order = done or placed.order
+    command = done or placed.command
     if output.json:
-        fields: dict[str, object] = {"order": order.key, "state": order.state, "count": order.count if done else None}
+        fields: dict[str, object] = {
+            "order": command.key,
+            "state": command.state,
+            "count": command.count if done else None,
+        }
         if done and done.tried is not None:
             fields |= {
                 "tried": done.tried,
                 "delivered": done.delivered,
-                "waiting": dict(done.waits),
-                "got": dict(done.got),
-                "again": dict(done.again),
+                "waiting": dict(done.waiting_by_reason),
+                "got": dict(done.failed_by_result),
+                "again": dict(done.repeated_failures),
                 "dead": done.dead,
             }
         if done and done.unread:

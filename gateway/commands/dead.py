@@ -14,7 +14,7 @@ from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
 from gateway.ops.control_client import ControlClient
-from gateway.ops.dead_letters import Groups, deliveries_of, find_letters, read_letters
+from gateway.ops.dead_letters import Groups, deliveries_of, find_dead_letters, read_dead_letters
 from gateway.ops.output import Output, count
 from gateway.ops.presentation import (
     Cells,
@@ -69,7 +69,7 @@ async def _dead_list(call: Call) -> int:
         which = _filter(arguments, now=log.now())
         with output.waiting("reading the dead letters"):
             async with aclosing(
-                read_letters(log, call.topics, control, which, include_resolved=arguments.all)
+                read_dead_letters(log, call.topics, control, which, include_resolved=arguments.all)
             ) as letters:
                 async for letter in letters:
                     count_all += 1
@@ -112,7 +112,7 @@ async def _dead_show(call: Call) -> int:
     async with opened_log(call) as log:
         control = await ControlClient(log, call.topics).control()
         with output.waiting(f"looking for {call.arguments.id}"):
-            letters = await find_letters(log, call.topics, control, call.arguments.id)
+            letters = await find_dead_letters(log, call.topics, control, call.arguments.id)
     for number, letter in enumerate(letters):
         if output.json:
             output.line(letter_fields(letter) | letter_content(letter))
@@ -176,7 +176,7 @@ async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
             is_asked = action == "drop" and output.is_interactive and not arguments.yes and not output.json
             counts: Counter[tuple[str, str, str]] = Counter()
             if arguments.dry_run or is_asked:
-                async for letter in read_letters(log, call.topics, control, which, include_resolved=False):
+                async for letter in read_dead_letters(log, call.topics, control, which, include_resolved=False):
                     counts[letter.letter.route, letter.letter.destination, letter.letter.reason] += 1
         if arguments.dry_run:
             _print_dry_run(output, action, counts)
@@ -188,7 +188,10 @@ async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
         done = {"replay": f"queued {{}}: {DUE}", "drop": "dropped {}"}[action]
         ended = await wait_for_outcome(call, client, placed)
         return print_outcome(
-            call, placed, ended, lambda order: done.format(count(order.count, "dead letter")) + not_included_text(order)
+            call,
+            placed,
+            ended,
+            lambda command: done.format(count(command.count, "dead letter")) + not_included_text(command),
         )
 
 

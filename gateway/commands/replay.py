@@ -16,7 +16,7 @@ from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.replay_matcher import Matched
-from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sighted_of
+from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters, sighted_of
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, UsageError
@@ -149,7 +149,7 @@ async def _start_replay(call: Call) -> int:
         if arguments.dry_run:
             await _count_replays(call, log, rules, control, selected)
             return 0
-        unread = {place: reason for _, window in selected for place, reason in window.unread.items()}
+        unread = {partition_name: reason for _, window in selected for partition_name, reason in window.unread.items()}
         begun = [(selection, window) for selection, window in selected if window.total]
         if not begun:
             return _nothing_to_replay(output, unread)
@@ -163,7 +163,7 @@ async def _start_replay(call: Call) -> int:
             (await client.replay(selection, window.ends, unread=len(window.unread)), window.total)
             for selection, window in begun
         ]
-        return max([await _await_replay(call, log, order, total) for order, total in placed])
+        return max([await _await_replay(call, log, command, total) for command, total in placed])
 
 
 def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
@@ -177,19 +177,19 @@ def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
 
 
 def _unread_detail(unread: Mapping[str, str]) -> str:
-    place, reason = next(iter(unread.items()))
-    return f"{unread_text(len(unread))} ({place}: {reason})"
+    partition_name, reason = next(iter(unread.items()))
+    return f"{unread_text(len(unread))} ({partition_name}: {reason})"
 
 
 async def _await_replay(call: Call, log: Log, placed: StoredCommand, total: int) -> int:
     """Follow a replay that was just stored, unless `--no-wait`."""
     if call.arguments.wait:
-        return await _follow_replay(call, log, placed.order.name)
-    selection = placed.order.selection
+        return await _follow_replay(call, log, placed.command.name)
+    selection = placed.command.selection
     by = f" of route {selection.route}" if selection is not None else ""
-    call.output.print(f"replay {placed.order.name}{by} is stored; a running gateway will carry it out")
+    call.output.print(f"replay {placed.command.name}{by} is stored; a running gateway will carry it out")
     if call.output.json:
-        call.output.line(replay_fields(Progress(placed.order, 0, total, 0)))
+        call.output.line(replay_fields(Progress(placed.command, 0, total, 0)))
     return 0
 
 
@@ -248,15 +248,15 @@ async def _count_replays(
     """Print what replays would do, and the command for exactly that."""
     output, queued = call.output, 0
     for selection, window in selected:
-        for order in control.commands.values():
-            if order.selection is not None and order.selection.route == selection.route and order.state == "asked":
+        for other in control.commands.values():
+            if other.selection is not None and other.selection.route == selection.route and other.state == "asked":
                 output.note(
-                    f"replay {order.name} of route {selection.route} hasn't ended: what it queues may be counted here, "
+                    f"replay {other.name} of route {selection.route} hasn't ended: what it queues may be counted here, "
                     "too; count again once it has"
                 )
-        dead = await open_letters(log, call.topics, control, selection, readable=log.readable)
+        dead = await open_dead_letters(log, call.topics, control, selection, readable=log.readable)
         sighted = await sighted_of(log, call.topics, selection, window.ends, readable=log.readable)
-        if missed := [*window.unread, *dead.unread, *sighted.unread]:
+        if missed := [*window.unread, *dead.unreadable, *sighted.unreadable]:
             output.note(f"{unread_text(len(missed))}: not counted")
         known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
         queued += await _count_replay(output, log, rules, selection, window, known=known)
@@ -384,9 +384,9 @@ async def _replay_event(call: Call) -> int:
         if arguments.dry_run:
             return 0
         result = 0
-        place = f"{found.partition.topic}/{found.partition.number}"
+        partition_name = f"{found.partition.topic}/{found.partition.number}"
         for route in routes:
-            starts, ends = {place: found.record.offset}, {place: found.record.offset + 1}
+            starts, ends = {partition_name: found.record.offset}, {partition_name: found.record.offset + 1}
             selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
             placed = await ControlClient(log, call.topics).replay(selection, ends)
             result |= await _await_replay(call, log, placed, 1)
@@ -416,8 +416,8 @@ async def _follow_replay(call: Call, log: Log, name: str) -> int:
         async with aclosing(follow(log, call.topics, name, timeout=call.arguments.timeout)) as steps:
             first = await anext(steps, None)
             if first is None:
-                orders = (await ControlClient(log, call.topics).control()).commands.values()
-                known = [order.name for order in orders if order.kind == "replay" and order.state == "asked"]
+                commands = (await ControlClient(log, call.topics).control()).commands.values()
+                known = [command.name for command in commands if command.kind == "replay" and command.state == "asked"]
                 under_way = f"; under way: {', '.join(known)}" if known else ""
                 raise UsageError(f"--follow: expected the ID of a replay, got {name!r}{under_way}")
             began, last = time.monotonic(), first
@@ -442,33 +442,33 @@ async def _follow_replay(call: Call, log: Log, name: str) -> int:
 
 
 def _replay_ended(output: Output, last: Progress) -> int:
-    by = f" by {last.order.selection.route}" if last.order.selection is not None else ""
+    by = f" by {last.command.selection.route}" if last.command.selection is not None else ""
     queued = f"{count(last.injected, 'delivery')}{by}, from {count(last.scanned, 'record')} of events"
-    match last.order.state:
+    match last.command.state:
         case "done":
             when = f": {DUE}" if last.injected else ""
-            output.print(f"queued {queued}{when}{_left_out(last.order)}{not_included_text(last.order)}")
+            output.print(f"queued {queued}{when}{_left_out(last.command)}{not_included_text(last.command)}")
             return 0
         case "cancelled":
-            because = f": {last.order.detail}" if last.order.detail else ""
-            output.fail(f"replay {last.order.name} was cancelled after {queued}{because}")
+            because = f": {last.command.detail}" if last.command.detail else ""
+            output.fail(f"replay {last.command.name} was cancelled after {queued}{because}")
         case _ if last.unread:
-            name, them = last.order.name, "it" if last.unread == 1 else "them"
+            name, them = last.command.name, "it" if last.unread == 1 else "them"
             output.fail(
                 f"queued {queued} by now; {unread_text(last.unread)}: replay {name} isn't complete, and continues "
                 f"with {them} by itself; `gateway replay --follow {name}` shows its progress, --cancel {name} ends it"
             )
         case _:
-            name = last.order.name
+            name = last.command.name
             output.fail(
                 f"replay {name} made no progress: is a gateway running? The replay is stored, and continues once one is"
             )
     return 1
 
 
-def _left_out(order: ControlRecord) -> str:
+def _left_out(command: ControlRecord) -> str:
     """Return what a replay of the undelivered has left out, as the end of a line; "" for others."""
-    if order.selection is None or not order.selection.undelivered:
+    if command.selection is None or not command.selection.undelivered:
         return ""
     return f"; left out is what was delivered or dropped, is on its way ({WAITS}) or unknown"
 
@@ -481,13 +481,13 @@ async def _cancel_replay(call: Call, client: ControlClient, name: str) -> int:
     if call.arguments.wait:
         with call.output.waiting("waiting for the replay to stop"):
             done = await client.finished(placed, timeout=min(call.arguments.timeout, CANCEL_GRACE))
-    order = done or placed.order
-    injected = count(order.count, "delivery")
+    command = done or placed.command
+    injected = count(command.count, "delivery")
     call.output.print(
         f"replay {name} is cancelled after {injected}"
         if done
         else f"replay {name} is cancelled after {injected} or more: no gateway reported where it stopped"
     )
     if call.output.json:
-        call.output.line({"replay": name, "state": order.state, "injected": order.count, "final": done is not None})
+        call.output.line({"replay": name, "state": command.state, "injected": command.count, "final": done is not None})
     return 0

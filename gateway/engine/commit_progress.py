@@ -165,7 +165,7 @@ class Progress:
     def committed(self, commit: Commit) -> None:
         """Mark this commit as stored."""
         self.is_committed = True
-        self._stored = commit._replace(note=b"")
+        self._stored = commit._replace(metadata=b"")
 
     def merge(self, other: "Progress") -> None:
         """Adopt what `other`, the progress of an earlier epoch of the same partition, knows to be done.

@@ -126,7 +126,7 @@ class Committer:
 
     def _new_commits(self, trackers: Iterable[Tracker], *, is_ownership_check: bool = False) -> dict[Tracker, Commit]:
         return {
-            tracker: commit._replace(note=self._metadata(tracker, commit))
+            tracker: commit._replace(metadata=self._metadata(tracker, commit))
             for tracker in trackers
             if (commit := tracker.progress.committable(is_known=is_ownership_check)) is not None
         }

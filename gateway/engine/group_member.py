@@ -90,10 +90,10 @@ class Member(ABC):
 
     def finished(self, item: PendingDelivery) -> None:
         """Handle a delivery that has ended, or has an acknowledged successor."""
-        if not item.pending.unfinished:
-            self.done(item.pending)
+        if not item.record.unfinished:
+            self.done(item.record)
 
-    def halt_instead(self, item: PendingDelivery, end: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
+    def halt_instead(self, item: PendingDelivery, outcome: DeadLettered) -> bool:  # noqa: ARG002 - ordered routes use it
         """Return whether a failed delivery halts its key, instead of becoming a dead letter."""
         return False
 
@@ -165,8 +165,8 @@ class Member(ABC):
 
     # The listener of the consumer.
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
-        """Start or continue with these partitions; of those `awaited`, what was under way may still come back."""
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
+        """Start or continue with these partitions; those `without_position` may still get back what was under way."""
         returning: list[PendingDelivery] = []
         for assignment in assignments:
             partition = assignment.partition
@@ -181,7 +181,7 @@ class Member(ABC):
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
-        self.forget_partitions(besides=awaited)
+        self.forget_partitions(besides=without_position)
         self.assignment_changed()
         now = self._log.now()
         for item in returning:
@@ -216,7 +216,7 @@ class Member(ABC):
         if tracker is not None:
             self._count_lost(partition, tracker.progress.records_deleted(deleted))
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         """Forget what was read of a partition, and start over."""
         tracker = self.trackers.pop(assignment.partition, None)
         if tracker is not None:
@@ -224,7 +224,7 @@ class Member(ABC):
             tracker.buffered.clear()
             self._dispatch.withdraw(tracker.waiting)
             self._lose(tracker)
-        self.assigned([assignment], awaited=list(self._suspended))
+        self.assigned([assignment], without_position=list(self._suspended))
 
     def _count_lost(self, partition: Partition, count: int) -> None:
         self._services.metrics.records_lost.labels(partition.topic).inc(count)
@@ -258,7 +258,7 @@ class Member(ABC):
                 continue  # adopted
             for item in pending.items:
                 if item.stage is Stage.WAITING:
-                    item.stage = Stage.ENDED
+                    item.stage = Stage.FINISHED
                     pending.unfinished -= 1
             if pending.unfinished == 0:
                 self._memory_bytes -= pending.memory_bytes
@@ -390,7 +390,7 @@ class Member(ABC):
 
     def tick(self) -> None:
         """Do what no event triggers; called a few times a second."""
-        found = self._consumer.unread() if self._consumer is not None else {}
+        found = self._consumer.unreadable() if self._consumer is not None else {}
         self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
         if self.trackers and self._suspended and not self.has_room:
             self._make_room()
@@ -398,7 +398,7 @@ class Member(ABC):
             self.check_progress(tracker)
 
     def _make_room(self) -> None:
-        """Forget the awaited partitions if they hold most of the memory, for it is the others that can be read."""
+        """Forget the partitions without a position if they hold most of the memory: the others can be read."""
         pendings = [pending for tracker in self._suspended.values() for pending in tracker.pendings.values()]
         if sum([pending.memory_bytes for pending in pendings]) > self._memory_limit / 2:
             self.forget_partitions()
@@ -416,7 +416,7 @@ class Member(ABC):
         for partition, tracker in self.trackers.items():
             unread = known.get(partition, math.nan)
             lag[partition.topic] = lag.get(partition.topic, 0) + unread + len(tracker.buffered)
-        for partition in consumer.unread() if consumer is not None else ():
+        for partition in consumer.unreadable() if consumer is not None else ():
             lag[partition.topic] = math.nan
         return lag
 

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from gateway.engine.commit_progress import Progress
 from gateway.log.base import Assignment, Commit, Partition, Record
-from gateway.model import NO_NOTE, DeadLettered, Delivery, Life, Note
+from gateway.model import NO_METADATA, DeadLettered, Delivery, Life, RecordMetadata
 
 ITEM_SIZE = 1024
 """Bytes of memory of a waiting delivery with an attempt or two, without its event."""
@@ -39,7 +39,7 @@ class Owner(Protocol):
 
     def finished(self, item: "PendingDelivery") -> None: ...
 
-    def halt_instead(self, item: "PendingDelivery", end: DeadLettered) -> bool: ...
+    def halt_instead(self, item: "PendingDelivery", outcome: DeadLettered) -> bool: ...
 
     def done(self, pending: "PendingRecord") -> None: ...
 
@@ -87,7 +87,7 @@ class Stage(Enum):
     """The lane has started it: an attempt is in flight, or has just ended."""
     APPEND = auto()
     """Its successor or its dead letter is being written, or waits for memory or for others of its key."""
-    ENDED = auto()
+    FINISHED = auto()
     """It has ended, has a successor, or belongs to another owner."""
 
 
@@ -109,9 +109,11 @@ class PendingRecord:
     was_source_unknown: bool = False
     items: "list[PendingDelivery]" = field(default_factory=list)
 
-    def add(self, delivery: Delivery, *, is_retry: bool = False, note: Note = NO_NOTE) -> "PendingDelivery":
+    def add(
+        self, delivery: Delivery, *, is_retry: bool = False, metadata: RecordMetadata = NO_METADATA
+    ) -> "PendingDelivery":
         """Add a delivery of this record."""
-        item = PendingDelivery(delivery=delivery, pending=self, size=self.size, is_retry=is_retry, note=note)
+        item = PendingDelivery(delivery=delivery, record=self, size=self.size, is_retry=is_retry, metadata=metadata)
         self.items.append(item)
         self.unfinished += 1
         self.tracker.owner.add_memory(self, ITEM_SIZE)
@@ -137,26 +139,26 @@ class PendingRecord:
 class PendingDelivery:
     """A delivery in this process, from the record that it was read from to its end or its successor.
 
-    `note` goes with it from record to record. `since` is when it was queued in its lane, or its attempt started.
-    `end` is set if its end is decided, but can't be written yet.
+    `metadata` goes with it from record to record. `stage_began_at` is when it was queued in its lane, or its attempt
+    started. `outcome` is set if its end is decided, but can't be written yet.
     `ownership_checked_at` is when (by the loop's clock) the commit was sent that proves that the partition is ours.
     `is_tried` is set if it has attempts that aren't in any record yet, `is_doubtful` if its attempt started while it
     was doubtful whether the destination responds, `is_late` once it was counted as late.
     """
 
     delivery: Delivery
-    pending: PendingRecord
+    record: PendingRecord
     size: int
     is_retry: bool
-    note: Note = NO_NOTE
-    since: float = 0.0
+    metadata: RecordMetadata = NO_METADATA
+    stage_began_at: float = 0.0
     stage: Stage = Stage.NEW
     is_tried: bool = False
     is_doubtful: bool = False
     is_late: bool = False
     ownership_checked_at: float = -math.inf
     scope: AttemptScope | None = None
-    end: DeadLettered | None = None
+    outcome: DeadLettered | None = None
 
 
 class Ownership(Enum):
@@ -355,5 +357,5 @@ def to_be_ended(waiting: Iterable[PendingDelivery]) -> list[PendingDelivery]:
     They are those of records that have begun, and those that records that have begun wait for.
     """
     items = list(waiting)
-    waited_for = {tracker: tracker.waited_for() for tracker in {item.pending.tracker for item in items}}
-    return [item for item in items if item.pending.has_begun or item.pending.offset < waited_for[item.pending.tracker]]
+    waited_for = {tracker: tracker.waited_for() for tracker in {item.record.tracker for item in items}}
+    return [item for item in items if item.record.has_begun or item.record.offset < waited_for[item.record.tracker]]

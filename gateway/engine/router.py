@@ -32,17 +32,17 @@ from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tra
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.engine.services import Services
 from gateway.log.base import Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import Origin, decode_delivery, decode_event, note_of
+from gateway.log.records import Origin, decode_delivery, decode_event, record_metadata_of
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     DeadLettered,
     DeadReason,
     Delivery,
     Event,
     LogUnavailableError,
     NewerRecordError,
-    Note,
+    RecordMetadata,
     RecordTooLargeError,
     UndecodableRecordError,
     delivery_id,
@@ -67,7 +67,7 @@ MAX_BUFFERED, MAX_BUFFERED_BYTES = 500, 1 << 20
 REPUBLISH_INTERVAL = 1.0
 REPUBLISH_INTERVAL_TOO_LARGE = 60.0
 """Seconds until the routing history is published again after the append failed, or was rejected as too large."""
-LOOK_INTERVAL = 60.0
+TOPIC_CHECK_INTERVAL = 60.0
 """Seconds between looks for topics that only another process's rules had, for a while."""
 CUT_SHORT = 0.75
 """Share of a window from which on the deliveries of its lowest unfinished record are cut short."""
@@ -116,7 +116,7 @@ class Router(Member):
 
     async def _keep_looking_for_topics(self) -> None:
         while not self._is_draining:
-            await self._services.sleep(LOOK_INTERVAL)
+            await self._services.sleep(TOPIC_CHECK_INTERVAL)
             with suppress(LogUnavailableError):
                 if await topics_with_events(self._log, self._services.topics, self.subscribed) - self.subscribed:
                     self._changed.set()
@@ -143,14 +143,14 @@ class Router(Member):
     # Routing history. Deliveries don't wait for it to be published.
 
     @override
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         revision = routing_revision(self._services.rules())
         for assignment in assignments:
             if self.delay_of(assignment.partition.topic) is None:
                 if self.is_of_another_log(assignment):
                     self._history_updates.forget(assignment.partition)
                 self._history_updates.took_over(assignment.partition, assignment.commit, revision, self._log.now())
-        super().assigned(assignments, awaited)
+        super().assigned(assignments, without_position)
         self._has_to_publish.set()
 
     @override
@@ -223,14 +223,14 @@ class Router(Member):
 
     @override
     def resume(self, item: PendingDelivery, now: float) -> None:
-        delivery, pending = item.delivery, item.pending
+        delivery, pending = item.delivery, item.record
         control, tracker = self._services.control, pending.tracker
         if tracker.delay is not None and not pending.was_source_unknown:
-            place = (delivery.route, delivery.destination, tracker.partition, pending.offset)
-            if control.is_kicked(*place, pending.appended_at):
-                self._dispatch.forget(item)
+            args = (delivery.route, delivery.destination, tracker.partition, pending.offset)
+            if control.is_kicked(*args, pending.appended_at):
+                self._dispatch.finish_silently(item)
                 return
-            if control.is_kick_pending(*place):
+            if control.is_kick_pending(*args):
                 self._dispatch.wait(item, now + KICK_POLL_INTERVAL)
                 return
         if delivery.route:
@@ -240,7 +240,7 @@ class Router(Member):
         pending.items.clear()
         pending.unfinished = 0
         pending.was_source_unknown = True
-        self._fan_out(pending, delivery.event, item.note, delivery.successor, now=now, origin=None)
+        self._fan_out(pending, delivery.event, item.metadata, delivery.successor, now=now, origin=None)
 
     @override
     async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
@@ -276,7 +276,7 @@ class Router(Member):
         until = self._log.now() + BACKPRESSURE_WAIT
         while lane.needs_backpressure and not self._is_draining:
             if self._log.now() > until:
-                lane.note_slow_drain(self._log.now())
+                lane.record_slow_drain(self._log.now())
                 return
             await self._services.sleep(0.001)
 
@@ -299,10 +299,12 @@ class Router(Member):
         traces = self._services.traces
         origin = Origin(tracker.partition, record.offset, record.appended_at)
         if traces is None:
-            return self._fan_out(pending, event, NO_NOTE, 0, now=now, origin=origin)
+            return self._fan_out(pending, event, NO_METADATA, 0, now=now, origin=origin)
         topic, partition = tracker.partition
         with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
-            congested = self._fan_out(pending, replace(event, trace=span.context), NO_NOTE, 0, now=now, origin=origin)
+            congested = self._fan_out(
+                pending, replace(event, trace=span.context), NO_METADATA, 0, now=now, origin=origin
+            )
             span.set_attributes({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
         return congested
 
@@ -310,7 +312,7 @@ class Router(Member):
         self,
         pending: PendingRecord,
         event: Event,
-        note: Note,
+        metadata: RecordMetadata,
         successor: int,
         *,
         now: float,
@@ -322,13 +324,13 @@ class Router(Member):
             nowhere = Delivery(
                 id=delivery_id(event.id, "", ""), event=event, route="", destination="", successor=successor
             )
-            self._dispatch.defer_unknown(pending.add(nowhere, note=note))
+            self._dispatch.defer_unknown(pending.add(nowhere, metadata=metadata))
             return None
         matches = rules.table.match(EventView.of(event))
         self._services.metrics.count_routed(event, [route.name for route, _ in matches])
         items: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
         for route, error in matches:
-            end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+            outcome = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
             for name in route.destinations:
                 delivery = Delivery(
                     id=delivery_id(event.id, route.name, name),
@@ -337,26 +339,26 @@ class Router(Member):
                     destination=name,
                     successor=successor,
                 )
-                items.append((pending.add(delivery), end, route.order is not None))
+                items.append((pending.add(delivery), outcome, route.order is not None))
         if not items:
             self.done(pending)
             return None
         # Invariant: all items exist before the first can end, or the record would be done too early.
         congested: Lane | None = None
-        for item, end, is_ordered in items:
+        for item, outcome, is_ordered in items:
             if is_ordered:
-                self._append_in_order(item, end, origin)
-            elif end is not None:
-                self._dispatch.end(item, end)
+                self._append_in_order(item, outcome, origin)
+            elif outcome is not None:
+                self._dispatch.end(item, outcome)
             else:
                 lane = self._dispatch.admit(item, now)
                 congested = lane if lane is not None and lane.needs_backpressure else congested
         return congested
 
-    def _append_in_order(self, item: PendingDelivery, end: DeadLettered | None, origin: Origin | None) -> None:
-        """Send a delivery of an ordered route to its topic. If `end` is set, it ends there once it is its turn."""
-        if end is not None:
-            item.note = Note(reason=end.reason, detail=end.detail)
+    def _append_in_order(self, item: PendingDelivery, outcome: DeadLettered | None, origin: Origin | None) -> None:
+        """Send a delivery of an ordered route to its topic. With an `outcome`, it ends there once it is its turn."""
+        if outcome is not None:
+            item.metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail)
         self._appender.enqueue(item, origin)
 
     # Tiers.
@@ -434,12 +436,12 @@ class Router(Member):
         if tracker.is_duplicate_record(delivery, record.offset):
             self.done(pending)
             return
-        is_expedited = stored.note.is_expedited
-        note = replace(stored.note, is_expedited=False) if is_expedited else stored.note
-        place = (delivery.route, delivery.destination, tracker.partition, record.offset, record.appended_at)
-        if self._services.control.is_expedited(*place):
+        is_expedited = stored.metadata.is_expedited
+        metadata = replace(stored.metadata, is_expedited=False) if is_expedited else stored.metadata
+        args = (delivery.route, delivery.destination, tracker.partition, record.offset, record.appended_at)
+        if self._services.control.is_expedited(*args):
             delivery = replace(delivery, due=min(delivery.due, now))
-        item = pending.add(delivery, is_retry=True, note=note)
+        item = pending.add(delivery, is_retry=True, metadata=metadata)
         item.is_late = is_late(delivery, max(delivery.due, stored.at))  # and was counted by the process that stored it
         if now < min(delivery.due, stored.at + delay) and not is_expedited:
             # The clock of this partition's leader is behind: released now, the delivery would circle through the tier.
@@ -489,5 +491,5 @@ def _due_at(tracker: Tracker, record: Record, now: float) -> float:
     """Return when a buffered record of a tier is due: after the tier's delay, or at once if a kick has expedited it."""
     assert tracker.delay is not None
     due = record.appended_at + tracker.delay
-    is_expedited = due > now and tracker.delay == TIERS[tiers.SHORTEST] and note_of(record).is_expedited
+    is_expedited = due > now and tracker.delay == TIERS[tiers.SHORTEST] and record_metadata_of(record).is_expedited
     return record.appended_at if is_expedited else due

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.control.routing_history import History, places
+from gateway.engine.control.routing_history import History, begins_by_partition
 from gateway.log.base import Commit, Partition
 from gateway.rules.rules import RoutingRevision
 
@@ -109,7 +109,7 @@ class RoutingHistoryUpdates:
 
     def record(self, what: Unpublished, at: float) -> ControlRecord:
         """Return the record to publish."""
-        checkpoint, done = places({partition: epoch.begins for partition, epoch in what.epochs.items()})
+        checkpoint, done = begins_by_partition({partition: epoch.begins for partition, epoch in what.epochs.items()})
         content = repr((what.revision.name, sorted(checkpoint.items()), sorted(done.items())))
         name = f"{int(at * 1000):x}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
         return ControlRecord(

@@ -34,10 +34,10 @@ class Services:
     sleep: Callable[[float], Awaitable[None]]
     traces: "Traces | None" = None
 
-    async def publish(self, order: ControlRecord) -> None:
+    async def publish(self, command: ControlRecord) -> None:
         """Append a control record; while the log is unavailable, do without it."""
         with suppress(LogUnavailableError):
-            await append_control_record(self.log, self.topics, order)
+            await append_control_record(self.log, self.topics, command)
 
 
 class Client(Protocol):

@@ -19,7 +19,7 @@ from gateway.model import (
     DeadReason,
     Delivery,
     LogUnavailableError,
-    Note,
+    RecordMetadata,
     RecordTooLargeError,
     UndecodableRecordError,
 )
@@ -76,7 +76,7 @@ class SuccessorWriter:
         self,
         topic: str,
         delivery: Delivery,
-        note: Note,
+        metadata: RecordMetadata,
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
         *,
@@ -90,7 +90,7 @@ class SuccessorWriter:
 
         Raises RecordTooLargeError if it doesn't fit, which only happens after the log's limit was lowered.
         """
-        headers = encode_delivery(delivery, note, at=self._log.now())
+        headers = encode_delivery(delivery, metadata, at=self._log.now())
         return await self._append(
             topic,
             key_of(delivery),
@@ -105,23 +105,23 @@ class SuccessorWriter:
     async def dead_letter(
         self,
         delivery: Delivery,
-        end: DeadLettered,
+        outcome: DeadLettered,
         is_wanted: Callable[[], bool] = always,
         is_undecided: Callable[[], bool] = never,
         *,
         failed: Callable[[], None] = ignored,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
-        note = Note(reason=end.reason, detail=end.detail)
+        metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail)
         key, body = key_of(delivery), delivery.event.body
         try:
-            headers = encode_delivery(delivery, note, at=self._log.now())
+            headers = encode_delivery(delivery, metadata, at=self._log.now())
             is_stored = await self._append(
                 self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided, failed=failed
             )
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
-            headers = encode_delivery(slim, replace(note, detail=end.detail[:200]), at=self._log.now())
+            headers = encode_delivery(slim, replace(metadata, detail=outcome.detail[:200]), at=self._log.now())
             is_stored = await self._append(
                 self._topics.dead,
                 key,
@@ -133,7 +133,7 @@ class SuccessorWriter:
                 is_last=True,
             )
         if is_stored:
-            self._metrics.dead_letters.labels(delivery.route, delivery.destination, end.reason).inc()
+            self._metrics.dead_letters.labels(delivery.route, delivery.destination, outcome.reason).inc()
         return is_stored
 
     async def store_command(self, command: ControlRecord) -> None:
@@ -224,10 +224,10 @@ class SuccessorWriter:
     async def _elsewhere(self, topic: str, key: bytes) -> int | None:
         """Return a partition that has a leader, if that of a key has none."""
         try:
-            bounds, unread = await self._log.readable(topic)
+            bounds, unreadable = await self._log.readable(topic)
         except LogUnavailableError:
             return None
-        if not bounds or (own := partition_of(key, len(bounds) + len(unread))) in bounds:
+        if not bounds or (own := partition_of(key, len(bounds) + len(unreadable))) in bounds:
             return None
         return sorted(bounds)[own % len(bounds)]
 

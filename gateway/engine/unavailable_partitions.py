@@ -39,7 +39,7 @@ def name_of(partition: Partition) -> str:
     return "all" if partition.number == ALL else str(partition.number)
 
 
-class Patient:
+class PatientReader:
     """Returns the readable partitions of a topic, for jobs."""
 
     def __init__(self, log: Log) -> None:
@@ -48,8 +48,8 @@ class Patient:
 
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
         """Return what `Log.readable` does. Raises LogUnavailableError for the first PATIENCE seconds of a failure."""
-        bounds, unread = await self._log.readable(topic)
-        found = {Partition(topic, number): reason for number, reason in unread.items()}
+        bounds, unreadable = await self._log.readable(topic)
+        found = {Partition(topic, number): reason for number, reason in unreadable.items()}
         others = {partition: one for partition, one in self._unread.items() if partition.topic != topic}
         now = self._log.now()
         mine = still_unread(self._unread, found, now)
@@ -57,7 +57,7 @@ class Patient:
         for partition, (since, reason) in mine.items():
             if now < since + PATIENCE:
                 raise LogUnavailableError(f"{partition.topic}/{partition.number}: {reason}")
-        return bounds, unread
+        return bounds, unreadable
 
 
 class UnreadPartitions:

@@ -12,7 +12,7 @@ from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
 from gateway.engine.ordered.key_state import Blocked
-from gateway.engine.ordered.route import ALL_MEMORY, LEAST_MEMORY, OrderedRoute
+from gateway.engine.ordered.route import MAX_TOTAL_MEMORY, MIN_MEMORY, OrderedRoute
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -83,7 +83,7 @@ class Worker:
     async def run(self) -> None:
         """Route and deliver until `stop`, then drain and commit. Errors of the log and bugs propagate."""
         async with asyncio.TaskGroup() as tasks:
-            self._dispatch.start(tasks)
+            self._dispatch.bind(tasks)
             await self._begin()
             loops = [
                 tasks.create_task(self._router.run(), name="router"),
@@ -146,7 +146,7 @@ class Worker:
 
     def _have(self, wanted: Collection[tuple[str, str]], tasks: asyncio.TaskGroup) -> None:
         """Start missing members."""
-        memory = max(LEAST_MEMORY, ALL_MEMORY // max(1, len(wanted)))
+        memory = max(MIN_MEMORY, MAX_TOTAL_MEMORY // max(1, len(wanted)))
         for member, _ in self._ordered.values():
             member.set_memory_limit(memory)
         for target in () if self._stopped.is_set() else sorted(set(wanted).difference(self._ordered)):
@@ -165,8 +165,8 @@ class Worker:
             if target is None or target in wanted:
                 continue
             commits = await log.committed(topics.ordered_group(*target), topic)
-            bounds, unread = await log.readable(topic)
-            if unread:
+            bounds, unreadable = await log.readable(topic)
+            if unreadable:
                 unfinished.add(target)  # perhaps: its member learns which they are, and ends once they can be read
             for number, (start, end) in bounds.items():
                 # Deleted records, too: its member counts them.
@@ -200,7 +200,7 @@ class Worker:
             if now >= asked_at + RETENTION_EVERY:
                 asked_at = now
                 await self._set_retention_gauges(now)
-            others = still_unread(others, {**self._others(), **self._duplicates.unread()}, now)
+            others = still_unread(others, {**self._others(), **self._duplicates.unreadable()}, now)
             found = dict(others)
             for member in (self._router, *[member for member, _ in self._ordered.values()]):
                 for partition, unread in member.unread.items():

@@ -15,7 +15,7 @@ CLOCK = b"clock"
 RecordHeaders = Sequence[tuple[str, bytes]]
 
 COMMIT_BYTES = 3_060
-"""Maximum bytes of a commit's `done` and `note`: in base64 they fit the 4,096 characters that Kafka stores."""
+"""Maximum bytes of a commit's `done` and `metadata`: in base64 they fit the 4,096 characters that Kafka stores."""
 
 
 class Partition(NamedTuple):
@@ -77,12 +77,12 @@ class Commit(NamedTuple):
     """The records of a partition that a group has finished: all below `base`, and those whose bit is set in `done`.
 
     Bit `i` (least significant first: byte `i // 8`, bit `i % 8`) stands for the offset `base + i`. At most 2,048 bytes.
-    `note` is the group's own metadata about records below `base`; with `done` at most `COMMIT_BYTES`.
+    `metadata` is the group's own metadata about records below `base`; with `done` at most `COMMIT_BYTES`.
     """
 
     base: int
     done: bytes = b""
-    note: bytes = b""
+    metadata: bytes = b""
 
     def covers(self, offset: int) -> bool:
         """Return whether the record at an offset is finished by this commit."""
@@ -105,13 +105,14 @@ class Assignment(NamedTuple):
 
 
 class Listener(Protocol):
-    """The owner of a consumer's records. No record is fetched while one of its methods runs."""
+    """Takes over what a consumer reads. No record is fetched while one of its methods runs."""
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         """Take over these partitions, in addition to those assigned earlier and not revoked since. Returns at once.
 
-        The `awaited` partitions are this consumer's as well, but their positions aren't known yet (one has no leader,
-        or nobody responds): they are assigned later, or not revoked if the group gives them to another member first.
+        The partitions `without_position` are this consumer's as well, but their positions aren't known yet (one has no
+        leader, or nobody responds): they are assigned later, or not revoked if the group gives them to another member
+        first.
         """
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -124,7 +125,7 @@ class Listener(Protocol):
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Called when the log has deleted records before they were returned; the next records have higher offsets."""
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         """Start a partition again: its topic was recreated, or its end was lost, so offsets mean other records now.
 
         What was finished before must not be committed.
@@ -156,7 +157,7 @@ class Consumer(Protocol):
     def lag(self) -> Mapping[Partition, int]:
         """Return how many records each assigned partition has after the last fetched one; omitted if unknown."""
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         """Return which of this consumer's partitions can't be read now, and why.
 
         The number is `ALL` if a whole topic can't: it doesn't exist, or its group can't be joined. If the whole log is

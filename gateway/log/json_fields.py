@@ -59,17 +59,17 @@ class JsonFields:
             raise self.error(name, expected)
         return value
 
-    def integer(self, name: str, *, least: int = 0, most: int = MAX_SAFE_INTEGER) -> int:
+    def integer(self, name: str, *, minimum: int = 0, maximum: int = MAX_SAFE_INTEGER) -> int:
         value = self._fields.get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise self.error(name, f"an integer from {least} to {most}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+            raise self.error(name, f"an integer from {minimum} to {maximum}")
         return value
 
-    def number(self, name: str, *, most: float = LATEST) -> float:
-        """Return a number of at least 0 and below `most`: a time or a duration, in seconds."""
+    def number(self, name: str, *, maximum: float = LATEST) -> float:
+        """Return a number of at least 0 and below `maximum`: a time or a duration, in seconds."""
         value = self._fields.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < most:
-            raise self.error(name, f"a number from 0 to {most:.0f}")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < maximum:
+            raise self.error(name, f"a number from 0 to {maximum:.0f}")
         return float(value)
 
     def inside(self, name: str) -> "JsonFields":

@@ -41,7 +41,7 @@ from gateway.model import (
     EventId,
     Headers,
     NewerRecordError,
-    Note,
+    RecordMetadata,
     Result,
     TraceContext,
     UndecodableRecordError,
@@ -65,7 +65,7 @@ class StoredDelivery:
     """A delivery as stored in a retry, parked or dead-letter record, written `at` a time by the writer's clock."""
 
     delivery: Delivery
-    note: Note
+    metadata: RecordMetadata
     at: float
 
 
@@ -136,7 +136,7 @@ def encode_event(event: Event) -> list[tuple[str, bytes]]:
     return headers
 
 
-def encode_delivery(delivery: Delivery, note: Note, *, at: float) -> list[tuple[str, bytes]]:
+def encode_delivery(delivery: Delivery, metadata: RecordMetadata, *, at: float) -> list[tuple[str, bytes]]:
     """Return the record headers of a delivery that is written to a retry, parked or dead-letter topic at a time."""
     state: dict[str, Any] = {
         "id": delivery.id,
@@ -144,9 +144,9 @@ def encode_delivery(delivery: Delivery, note: Note, *, at: float) -> list[tuple[
         "destination": delivery.destination,
         "successor": delivery.successor,
         "due": delivery.due,
-        "since": delivery.since,
+        "since": delivery.replayed_at,
         "attempts": [_encode_attempt(attempt) for attempt in delivery.attempts],
-        "note": encode_note(note),
+        "note": encode_record_metadata(metadata),
         "at": at,
     }
     encoded = memoryview(orjson.dumps(state)).tobytes()  # orjson's own keeps a buffer of several times its size
@@ -163,7 +163,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
     headers = _Headers(record.headers)
     event = _event(headers, record.value)
     state = JsonFields.parse("gw_delivery", headers.get("gw_delivery"))
-    note = decode_note(state.inside("note"))
+    metadata = decode_record_metadata(state.inside("note"))
     delivery = Delivery(
         id=DeliveryId(state.text("id", like=ID, expected="an id")),
         event=event,
@@ -172,9 +172,9 @@ def decode_delivery(record: Record) -> StoredDelivery:
         attempts=tuple([_attempt(attempt) for attempt in state.each("attempts")]),
         successor=state.integer("successor"),
         due=state.number("due"),
-        since=state.number("since"),
+        replayed_at=state.number("since"),
     )
-    return StoredDelivery(delivery=delivery, note=note, at=state.number("at"))
+    return StoredDelivery(delivery=delivery, metadata=metadata, at=state.number("at"))
 
 
 def is_newer(record: Record) -> bool:
@@ -218,32 +218,34 @@ def order_key(event: Event) -> str:
     return f"{event.source}\0{event.key}" if event.key is not None else event.id
 
 
-def note_of(record: Record) -> Note:
-    """Return the note of a delivery's record without decoding the rest; empty if there is none or it is malformed."""
+def record_metadata_of(record: Record) -> RecordMetadata:
+    """Return the metadata of a delivery's record without decoding the rest; empty if it is missing or malformed."""
     try:
-        return decode_note(JsonFields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note"))
+        return decode_record_metadata(
+            JsonFields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note")
+        )
     except UndecodableRecordError:
-        return Note()
+        return RecordMetadata()
 
 
-def encode_note(note: Note) -> dict[str, str]:
-    """Return a note's non-empty fields, as in `gw_delivery`."""
-    texts = {name: getattr(note, name) for name in _NOTE_TEXTS}
+def encode_record_metadata(metadata: RecordMetadata) -> dict[str, str]:
+    """Return the non-empty fields of record metadata, as in `gw_delivery` (stored as `note`)."""
+    texts = {name: getattr(metadata, name) for name in _METADATA_TEXTS}
     encoded = {name: text for name, text in texts.items() if text}
-    if note.breaks:
-        encoded["breaks"] = str(note.breaks)
-    if note.unknown_since is not None:
-        encoded["unknown_since"] = f"{note.unknown_since:.3f}"
-    if note.is_expedited:
+    if metadata.breaks:
+        encoded["breaks"] = str(metadata.breaks)
+    if metadata.unknown_since is not None:
+        encoded["unknown_since"] = f"{metadata.unknown_since:.3f}"
+    if metadata.is_expedited:
         encoded["hurry"] = "1"
     return encoded
 
 
-def decode_note(fields: JsonFields) -> Note:
-    """Read a note, ignoring fields of a newer version. Raises UndecodableRecordError."""
-    texts = {name: fields.text(name) for name in _NOTE_TEXTS if fields.has(name)}
+def decode_record_metadata(fields: JsonFields) -> RecordMetadata:
+    """Read record metadata, ignoring fields of a newer version. Raises UndecodableRecordError."""
+    texts = {name: fields.text(name) for name in _METADATA_TEXTS if fields.has(name)}
     since = fields.text("unknown_since", like=_TIME, expected="a time") if fields.has("unknown_since") else None
-    return Note(
+    return RecordMetadata(
         **texts,
         breaks=int(fields.text("breaks", like=_COUNT, expected="a number")) if fields.has("breaks") else 0,
         unknown_since=None if since is None else float(since),
@@ -384,11 +386,11 @@ def _attempt(state: JsonFields) -> Attempt:
     if result not in _RESULTS:
         raise state.error("result", "a result")
     return Attempt(
-        number=state.integer("n", least=1),
+        number=state.integer("n", minimum=1),
         at=state.number("at"),
         seconds=state.number("s"),
         result=Result(result),
-        status=state.integer("status", most=999) if state.has("status") else None,
+        status=state.integer("status", maximum=999) if state.has("status") else None,
         detail=state.text("detail"),
     )
 
@@ -401,5 +403,5 @@ _PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")
 """A header pair with its line end; or, where the text is malformed, all the rest, without a name."""
 _RESULTS = frozenset(Result)
-_NOTE_TEXTS = ("why", "by", "replay", "reason", "detail")
+_METADATA_TEXTS = ("why", "by", "replay", "reason", "detail")
 _TIME, _COUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), re.compile(r"[0-9]{1,9}")

@@ -15,11 +15,19 @@ from contextlib import aclosing, suppress
 from typing import Literal, NamedTuple
 
 from gateway.engine.control.append import append_control_record
-from gateway.engine.control.records import ControlRecord, DeadFilter, Kind, Selection, State, decode
+from gateway.engine.control.records import (
+    ControlRecord,
+    DeadFilter,
+    Kind,
+    Selection,
+    State,
+    announcement_key,
+    decode,
+)
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
-from gateway.log.records import note_of
+from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
 from gateway.model import UnreadableRecordError
 from gateway.ops.log_search import last_append_time
@@ -39,7 +47,7 @@ class StoredCommand(NamedTuple):
     `was_paused` is False for a resume of what isn't paused, but has parked deliveries.
     """
 
-    order: ControlRecord
+    command: ControlRecord
     offset: int
     was_paused: bool = True
 
@@ -47,7 +55,7 @@ class StoredCommand(NamedTuple):
 class Pause(NamedTuple):
     """The active pause, whether this command created it, and its offset in the control topic."""
 
-    order: ControlRecord
+    command: ControlRecord
     is_new: bool
     offset: int | None
 
@@ -76,12 +84,12 @@ class ControlClient:
         which sees the other, the later one applies.
         """
         control = await self.control()
-        order = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
-        before = control.commands.get(order.key)
-        if before is not None and before.state == "paused" and order.key not in control.newer:
-            return Pause(before, is_new=False, offset=control.offset_of(order.key))
-        placed = await self._place(order)
-        return Pause(order, is_new=True, offset=placed.offset)
+        command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
+        before = control.commands.get(command.key)
+        if before is not None and before.state == "paused" and command.key not in control.newer:
+            return Pause(before, is_new=False, offset=control.offset_of(command.key))
+        placed = await self._place(command)
+        return Pause(command, is_new=True, offset=placed.offset)
 
     async def confirmed(self, pause: Pause, *, timeout: float) -> ControlRecord | None:
         """Return what applies to the name once a running gateway has read a pause; None if none has within `timeout`.
@@ -93,7 +101,7 @@ class ControlClient:
         while True:
             commit = (await self._log.committed(self._topics.group(JOBS_GROUP), self._topics.control)).get(0)
             if offset is not None and commit is not None and commit.covers(offset):
-                return (await self.control()).commands.get(pause.order.key)
+                return (await self.control()).commands.get(pause.command.key)
             if waited >= timeout:
                 return None
             await self._sleep(POLL_EVERY)
@@ -104,13 +112,13 @@ class ControlClient:
 
         None if it isn't paused and has none: it may have some if the control topic was recreated.
         """
-        order = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
+        command = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
         control = await self.control()
-        before = control.commands.get(order.key)
+        before = control.commands.get(command.key)
         was_paused = before is not None and before.state != "active"
         if not was_paused and not await self._may_have_parked(name, control):
             return None
-        return (await self._place(order))._replace(was_paused=was_paused)
+        return (await self._place(command))._replace(was_paused=was_paused)
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
@@ -154,10 +162,10 @@ class ControlClient:
     async def cancel(self, name: str) -> StoredCommand | None:
         """Cancel a replay; its current batch is still injected. None if there is no such replay, or it has ended."""
         control = await self.control()
-        order = control.commands.get(f"replay/{name}")
-        if order is None or order.state != "asked":
+        command = control.commands.get(f"replay/{name}")
+        if command is None or command.state != "asked":
             return None
-        cancelled = order.with_state("cancelled", count=control.injected(order.key))
+        cancelled = command.with_state("cancelled", count=control.injected(command.key))
         return await self._place(cancelled)
 
     async def finished(self, placed: StoredCommand, *, timeout: float) -> ControlRecord | None:
@@ -171,16 +179,16 @@ class ControlClient:
             end = await self._end()
             async for records in self._log.scan(self._partition, start, end):
                 for record in records:
-                    order = _decode_related(record, placed.order)
-                    if order is None:
+                    command = _decode_related(record, placed.command)
+                    if command is None:
                         continue
-                    if (ended := _ending(order, placed)) is not None:
+                    if (ended := _ending(command, placed)) is not None:
                         return ended
-                    if order.state == "paused":
+                    if command.state == "paused":
                         replaced_at = min(replaced_at, waited)
             start = max(start, end)
             if waited >= replaced_at + CANCEL_GRACE:  # before any gateway had begun
-                return placed.order.with_state("cancelled", count=0)
+                return placed.command.with_state("cancelled", count=0)
             if waited >= timeout:
                 return None
             await self._sleep(POLL_EVERY)
@@ -193,7 +201,7 @@ class ControlClient:
         what follows that of a later kick is about that one. Members of older versions don't publish any.
         """
         end = await self._end()
-        announcement = f"hold/{placed.order.key}"
+        announcement = announcement_key(placed.command.key)
         announced_at, is_answered = math.inf, False
         outcomes: list[ControlRecord] = []
         async for records in self._log.scan(self._partition, placed.offset + 1, end):
@@ -201,13 +209,13 @@ class ControlClient:
                 if not record.key.startswith(b"marker/"):
                     continue
                 with suppress(UnreadableRecordError):
-                    order = decode(record.key, record.value)
-                    if order.name.startswith("tried/"):
-                        outcomes.append(order)
-                    elif order.name == announcement and not is_answered:
-                        announced_at = order.at
-                    elif order.name == placed.order.key:
-                        is_answered |= order.answers > placed.offset
+                    command = decode(record.key, record.value)
+                    if command.name.startswith("tried/"):
+                        outcomes.append(command)
+                    elif command.name == announcement and not is_answered:
+                        announced_at = command.at
+                    elif command.name == placed.command.key:
+                        is_answered |= command.answers > placed.offset
         found: dict[str, ControlRecord] = {}
         for outcome in outcomes:
             if outcome.at >= announced_at:
@@ -221,7 +229,7 @@ class ControlClient:
             partition = Partition(self._topics.parked, number)
             async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
-                    if note_of(record).by == name and not control.has_scanned(
+                    if record_metadata_of(record).by == name and not control.has_scanned(
                         f"pause/{name}", partition, record.offset, record.appended_at
                     ):
                         return True
@@ -234,9 +242,9 @@ class ControlClient:
     def _new_name(self) -> str:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
-    async def _place(self, order: ControlRecord) -> StoredCommand:
-        position = await append_control_record(self._log, self._topics, order)
-        return StoredCommand(order, position.offset)
+    async def _place(self, command: ControlRecord) -> StoredCommand:
+        position = await append_control_record(self._log, self._topics, command)
+        return StoredCommand(command, position.offset)
 
 
 async def read_on(log: Log, topics: Topics, control: Control, position: int) -> int:
@@ -253,7 +261,7 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
         async for records in log.scan(topics.control_partition, position, end):
             for record in records:
                 with suppress(UnreadableRecordError):  # the running gateway reports it
-                    control.take(record.key, record.value, record.offset)
+                    control.decode_and_apply(record.key, record.value, record.offset)
         position = end
 
 
@@ -276,24 +284,24 @@ def _decode_related(record: Record, placed: ControlRecord) -> ControlRecord | No
         return None
 
 
-def _ending(order: ControlRecord, placed: StoredCommand) -> ControlRecord | None:
+def _ending(command: ControlRecord, placed: StoredCommand) -> ControlRecord | None:
     """Return how a command has ended: by the checkpoint that answers it, or by its own final record."""
-    if order.kind == "marker":
-        if order.state not in ("done", "cancelled") or order.answers <= placed.offset:
+    if command.kind == "marker":
+        if command.state not in ("done", "cancelled") or command.answers <= placed.offset:
             return None
-        state = order.state if order.state == "cancelled" else _DONE.get(placed.order.kind, "done")
-        return placed.order.with_state(
+        state = command.state if command.state == "cancelled" else _DONE.get(placed.command.kind, "done")
+        return placed.command.with_state(
             state,
-            count=order.count,
-            detail=order.detail,
-            tried=order.tried,
-            delivered=order.delivered,
-            waits=order.waits,
-            got=order.got,
-            again=order.again,
-            dead=order.dead,
-            rate=order.rate,
-            unread=order.unread,
+            count=command.count,
+            detail=command.detail,
+            tried=command.tried,
+            delivered=command.delivered,
+            waiting_by_reason=command.waiting_by_reason,
+            failed_by_result=command.failed_by_result,
+            repeated_failures=command.repeated_failures,
+            dead=command.dead,
+            rate=command.rate,
+            unread=command.unread,
         )
     # `at` distinguishes it from the end of an earlier command for the same name.
-    return order if order.state in ("done", "active") and order.at == placed.order.at else None
+    return command if command.state in ("done", "active") and command.at == placed.command.at else None

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, Letter
+from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import Topics
@@ -23,7 +23,7 @@ class DeadLetter:
 
     partition: Partition
     record: Record
-    letter: Letter
+    letter: DeadLetterProperties
     stored: StoredDelivery | None
     problem: str
     resolved_by: ControlRecord | None
@@ -40,13 +40,13 @@ class DeadLetter:
         return "replayed" if self.resolved_by.action == "replay" else "dropped"
 
     @property
-    def answer(self) -> str:
+    def last_result(self) -> str:
         """Return the result of its last attempt, or what else ended the delivery."""
         if self.stored is None:
             return self.problem
         attempts = self.stored.delivery.attempts
         if not attempts:
-            return self.stored.note.detail
+            return self.stored.metadata.detail
         return result_of(attempts[-1])
 
     def is_called(self, name: str) -> bool:
@@ -62,7 +62,7 @@ def result_of(attempt: Attempt) -> str:
     return f"{label}: {attempt.detail}" if attempt.detail else label
 
 
-async def read_letters(
+async def read_dead_letters(
     log: Log,
     topics: Topics,
     control: Control,
@@ -91,7 +91,7 @@ class Group:
 
     def __init__(self, letter: DeadLetter) -> None:
         self.reason = letter.letter.reason
-        self.answer = letter.answer
+        self.last_result = letter.last_result
         self.route, self.destination = letter.letter.route, letter.letter.destination
         self.count = 0
         self.oldest = self.newest = self.received = letter.letter.at
@@ -118,21 +118,21 @@ class Groups:
 
     def add(self, letter: DeadLetter) -> None:
         which = letter.letter
-        key = which.reason, letter.answer, which.route, which.destination
+        key = which.reason, letter.last_result, which.route, which.destination
         if key not in self._groups and len(self._groups) >= self.MAX_GROUPS:
             key = which.reason, "", which.route, which.destination
         if key not in self._groups:
             self._groups[key] = Group(letter)
-            self._groups[key].answer = key[1] or "(others)"
+            self._groups[key].last_result = key[1] or "(others)"
         self._groups[key].add(letter)
 
     def largest_first(self) -> list[Group]:
         return sorted(self._groups.values(), key=lambda group: (-group.count, -group.newest))
 
 
-async def find_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:
+async def find_dead_letters(log: Log, topics: Topics, control: Control, name: str) -> Sequence[DeadLetter]:
     """Return the dead letters of a delivery or an event, or the one at a position; newest first, with resolved ones."""
-    everything = read_letters(log, topics, control, DeadFilter(), include_resolved=True)
+    everything = read_dead_letters(log, topics, control, DeadFilter(), include_resolved=True)
     return [letter async for letter in everything if letter.is_called(name)]
 
 
@@ -143,7 +143,7 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
     """
     ids: dict[str, None] = {}
     missing = dict.fromkeys(names)
-    async for letter in read_letters(log, topics, control, DeadFilter(), include_resolved=False):
+    async for letter in read_dead_letters(log, topics, control, DeadFilter(), include_resolved=False):
         for name in names:
             if letter.is_called(name):
                 if letter.stored is None:
@@ -157,7 +157,7 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
 
 def _read(found: Found, control: Control) -> DeadLetter:
     partition, record = found
-    letter, stored = read_letter(record)
+    letter, stored = read_dead_letter(record)
     reason = dict(record.headers).get("gw_undecodable", b"")
     return DeadLetter(
         partition=partition,

@@ -17,29 +17,30 @@ class Finding:
     """Something that keeps deliveries from going out, or that waits. Times are Unix seconds.
 
     `next` are the steps to take, one command a line; comments begin with `#`. `until` is when it ends, or the next
-    attempt; if that `is_due`, since when it has been.
+    attempt; if that `is_due`, since when it has been. `by` is who has paused it, or the address
+    of the process that reports it.
     """
 
     rank: int
     what: str
     why: str
-    is_wrong: bool = True
+    needs_attention: bool = True
     since: float | None = None
     until: float | None = None
     is_due: bool = False
-    who: str = ""
+    by: str = ""
     next: tuple[str, ...] = ()
     count: int | None = None
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """Return the worst first: what is wrong before what isn't, then by rank, then the oldest."""
-    return sorted(findings, key=lambda each: (not each.is_wrong, each.rank, each.since or float("inf"), each.what))
+    return sorted(
+        findings, key=lambda each: (not each.needs_attention, each.rank, each.since or float("inf"), each.what)
+    )
 
 
-def unread_finding(
-    partition: Partition, why: str, reason: str, *, since: float | None = None, who: str = ""
-) -> Finding:
+def unread_finding(partition: Partition, why: str, reason: str, *, since: float | None = None, by: str = "") -> Finding:
     """Return that a partition is of no use for a reason, as `why` has it; or that its topic is missing."""
     is_missing = reason == NO_TOPIC
     return Finding(
@@ -47,7 +48,7 @@ def unread_finding(
         what=partition.topic if is_missing else f"{partition.topic}/{name_of(partition)}",
         why=f"{NO_TOPIC}; what belongs there waits, or is rejected, until it exists" if is_missing else why,
         since=since,
-        who=who,
+        by=by,
         next=("gateway topics create" if is_missing else "# check the brokers; reading resumes by itself",),
     )
 
@@ -57,7 +58,7 @@ def resume_steps(kind: str, name: str, rules: Rules | None = None) -> tuple[str,
     if rules is None or name in (rules.routes if kind == "route" else rules.destinations):
         return (f"gateway {kind} resume {name}",)
     return (
-        f"# the local rules have no {kind} {name}: put it back first, or its parked deliveries end as route_removed:",
+        f"# the local rules have no {kind} {name}: restore it first, or its parked deliveries end as route_removed:",
         f"gateway {kind} resume {name} --force",
     )
 
@@ -69,8 +70,8 @@ def pause_steps(control: Control, route: str, destination: str, rules: Rules | N
     """
     steps: list[str] = []
     for kind, name in (("route", route), ("destination", destination)):
-        order = control.commands.get(f"pause/{kind}/{name}")
-        if order is not None and order.state == "paused":
+        command = control.commands.get(f"pause/{kind}/{name}")
+        if command is not None and command.state == "paused":
             steps += resume_steps(kind, name, rules)
     return tuple(steps)
 

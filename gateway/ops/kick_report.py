@@ -22,7 +22,7 @@ def describe_kick(done: ControlRecord, parked: str = "", paused: str = "") -> st
     if done.tried is None:
         return f"{count(done.count, 'delivery', 'is')} expedited; it isn't known yet how many were tried{parked}"
     waits = Counter[str]()
-    for reason, number in done.waits.items():
+    for reason, number in done.waiting_by_reason.items():
         waits[WAITS.get(reason, f"wait ({reason})")] += number
     if done.rate is not None and (number := waits.pop(WAITS[ON_ITS_WAY], 0)):
         waits[f"wait (rate {done.rate:g}/s)"] += number
@@ -33,12 +33,12 @@ def describe_kick(done: ControlRecord, parked: str = "", paused: str = "") -> st
         verb, _, why = text.partition(" ")
         inflected = {"wait": "waits", "are": "is"}[verb] if number == 1 else verb
         parts.append(f"{number:,} {inflected} {why}")
-    return ("; " if done.got or done.delivered else ", ").join(parts) + parked
+    return ("; " if done.failed_by_result or done.delivered else ", ").join(parts) + parked
 
 
 def dead_in(done: ControlRecord) -> int:
     """Return how many deliveries became dead letters during a kick, tried or not."""
-    return done.dead + done.waits.get(ENDED, 0)
+    return done.dead + done.waiting_by_reason.get(ENDED, 0)
 
 
 def parked_text(shown: str, parked: Mapping[str, int], unread: int) -> tuple[str, str]:
@@ -68,23 +68,31 @@ def paused_text(shown: str, names: Iterable[str]) -> tuple[str, str]:
     return text, commands
 
 
-def combined(outcomes: Iterable[ControlRecord], order: ControlRecord) -> ControlRecord:
-    """Return a kick with what it came to on ordered routes: the sum of what their members have published."""
+def combined(outcomes: Iterable[ControlRecord], command: ControlRecord) -> ControlRecord:
+    """Return a kick with its outcome on ordered routes: the sum of what their members have published."""
     waits, got, again = Counter[str](), Counter[str](), Counter[str]()
     tried = delivered = dead = number = 0
     rates: set[float | None] = set()
     for each in outcomes:
-        waits.update(each.waits)
-        got.update(each.got)
-        again.update(each.again)
+        waits.update(each.waiting_by_reason)
+        got.update(each.failed_by_result)
+        again.update(each.repeated_failures)
         tried += each.tried or 0
         delivered += each.delivered or 0
         dead += each.dead
         number += each.count
         rates.add(each.rate)
     rate = rates.pop() if len(rates) == 1 else None
-    return order.with_state(
-        "done", count=number, tried=tried, delivered=delivered, waits=waits, got=got, again=again, dead=dead, rate=rate
+    return command.with_state(
+        "done",
+        count=number,
+        tried=tried,
+        delivered=delivered,
+        waiting_by_reason=waits,
+        failed_by_result=got,
+        repeated_failures=again,
+        dead=dead,
+        rate=rate,
     )
 
 
@@ -93,11 +101,11 @@ def _results_text(done: ControlRecord) -> str:
     if done.tried and done.delivered == done.tried:
         return ", delivered" if done.tried == 1 else ", all delivered"
     results = [f"{done.delivered:,} delivered"] if done.delivered else []
-    for answer, number in sorted(done.got.items(), key=lambda each: (-each[1], each[0]))[:MAX_RESULTS]:
-        again = done.again.get(answer, 0)
+    for answer, number in sorted(done.failed_by_result.items(), key=lambda each: (-each[1], each[0]))[:MAX_RESULTS]:
+        again = done.repeated_failures.get(answer, 0)
         how = "" if not again else " again" if again == number else f" ({again:,} of them again)"
         results.append(f"{number:,} got {answer}{how}")
-    rest = sum(done.got.values()) - sum(sorted(done.got.values(), reverse=True)[:MAX_RESULTS])
+    rest = sum(done.failed_by_result.values()) - sum(sorted(done.failed_by_result.values(), reverse=True)[:MAX_RESULTS])
     return (": " if results else "") + ", ".join([*results, *([f"{rest:,} got others"] if rest else [])])
 
 

@@ -35,7 +35,7 @@ from gateway.engine import tiers
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
@@ -313,7 +313,7 @@ class _Migration:
         The old gateway may have continued since.
         """
         for topic, open_records in (
-            (self._topics.dead, self._open_letters(control)),
+            (self._topics.dead, self._open_dead_letters(control)),
             (self._topics.parked, self._parked(control)),
         ):
             ended = {offset for origin, offset in self._anywhere if origin == topic}
@@ -329,7 +329,7 @@ class _Migration:
         control = Control()
         async for record in self._records(self._topics.control):
             with suppress(UndecodableRecordError):  # every process ignores it
-                control.take(record.key, record.value, record.offset)
+                control.decode_and_apply(record.key, record.value, record.offset)
         return control
 
     async def _groups(self, topic: str) -> Mapping[str, Commit]:
@@ -362,7 +362,7 @@ class _Migration:
         the commit's metadata.
         """
         commit = (await self._source.committed(self._topics.ordered_group(*pair), topic)).get(0, Commit(0))
-        seen = self._seen[topic] = DuplicateAppends(commit.note)
+        seen = self._seen[topic] = DuplicateAppends(commit.metadata)
         unfinished = 0
         async for record in self._records(topic):
             origin = _origin_of_delivery(record) if record.offset >= commit.base else None
@@ -375,15 +375,15 @@ class _Migration:
 
     async def _move_dead(self, control: Control) -> Moved:
         topic = self._topics.dead
-        async for record in self._open_letters(control, is_counted=True):
+        async for record in self._open_dead_letters(control, is_counted=True):
             await self._move(topic, topic, record)
         await self._append()
         return self._moved(topic)
 
-    async def _open_letters(self, control: Control, *, is_counted: bool = False) -> AsyncIterator[Record]:
+    async def _open_dead_letters(self, control: Control, *, is_counted: bool = False) -> AsyncIterator[Record]:
         partition = Partition(self._topics.dead, 0)
         async for record in self._records(partition.topic, is_counted=is_counted):
-            letter, _ = read_letter(record)
+            letter, _ = read_dead_letter(record)
             if control.resolved_by(letter, partition, record.offset) is None:
                 yield record
 
@@ -399,7 +399,7 @@ class _Migration:
         partition = Partition(self._topics.parked, 0)
         async for record in self._records(partition.topic, is_counted=is_counted):
             try:
-                by = decode_delivery(record).note.by
+                by = decode_delivery(record).metadata.by
             except UnreadableRecordError:
                 by = ""
             if not control.has_scanned(f"pause/{by}", partition, record.offset, record.appended_at):
@@ -462,83 +462,86 @@ class _Migration:
             async for records in self._target.scan(Partition(topic, number), start, end):
                 for record in records:
                     with suppress(UndecodableRecordError):
-                        there.take(record.key, record.value, record.offset)
-        moved = [each for order in control.commands.values() for each in await self._translated_command(order, control)]
+                        there.decode_and_apply(record.key, record.value, record.offset)
+        moved = [
+            each for command in control.commands.values() for each in await self._translated_command(command, control)
+        ]
         wanted = Control(moved)
         # What an earlier run wrote, and the old gateway has carried out since.
-        for key, order in there.commands.items():
+        for key, command in there.commands.items():
             if key not in wanted.commands:
-                await self._store_control(ControlRecord(kind="marker", name=key, state="gone", at=0.0))
-                await self._store_control(ControlRecord(kind=order.kind, name=order.name, state="gone", at=0.0))
-        for order in moved:
-            if order.kind != "marker":
-                is_there = there.commands.get(order.key) == order
+                await self._store_control(ControlRecord(kind="marker", name=key, state="deleted", at=0.0))
+                await self._store_control(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
+        for command in moved:
+            if command.kind != "marker":
+                is_there = there.commands.get(command.key) == command
             else:
                 is_there = (
-                    there.checkpoint(order.name) == order.checkpoint and there.injected(order.name) == order.count
+                    there.checkpoint(command.name) == command.checkpoint
+                    and there.injected(command.name) == command.count
                 )
             if not is_there:
-                await self._store_control(order)
+                await self._store_control(command)
         await self._move_history(control, there)
         return Moved(topic, len(wanted.commands), len(wanted.commands))
 
     async def _move_history(self, control: Control, there: Control) -> None:
         """Write by which rules the moved events had been routed."""
-        for order in control.history.records():
-            if not (there.history.knows(order.name) or there.history.has_record(order.name)):
+        for command in control.history.records():
+            if not (there.history.knows(command.name) or there.history.has_record(command.name)):
                 checkpoint = {
                     place: end
-                    for place, end in order.checkpoint.items()
+                    for place, end in command.checkpoint.items()
                     if place.rpartition("/")[0] in self._offset_maps
                 }
-                await self._store_control(replace(order, checkpoint=self._translated(checkpoint), done={}))
+                await self._store_control(replace(command, checkpoint=self._translated(checkpoint), done={}))
 
-    async def _store_control(self, order: ControlRecord) -> None:
-        key, value = order.encode()
+    async def _store_control(self, command: ControlRecord) -> None:
+        key, value = command.encode()
         topic, partition = self._topics.control_partition
         self._require_commits({})
         headers = [(MOVED, self._origin_header((topic, 0)))]
         await self._target.append(topic, key=key, value=value, headers=headers, partition=partition)
 
-    async def _translated_command(self, order: ControlRecord, control: Control) -> list[ControlRecord]:
+    async def _translated_command(self, command: ControlRecord, control: Control) -> list[ControlRecord]:
         """Return the records for a command in the target."""
-        match order.kind:
+        match command.kind:
             case "pause":
-                return [order]
+                return [command]
             case "kick":
-                return [order] if order.state == "asked" else []
-            case "dead" if order.state == "asked":
+                return [command] if command.state == "asked" else []
+            case "dead" if command.state == "asked":
                 # A dead letter's time is that of its append, which has changed, and its order may have.
-                which = order.filter
+                which = command.filter
                 has_order = self._offset_maps[self._topics.dead].has_order()
                 if which.since is not None or which.until is not None or not has_order:
-                    which = replace(which, since=None, until=None, ids=await self._letter_ids(order, control))
-                ends = self._translated(order.checkpoint)
+                    which = replace(which, since=None, until=None, ids=await self._dead_letter_ids(command, control))
+                ends = self._translated(command.checkpoint)
                 latest = await last_append_time(self._target, ends)
-                return [replace(order, filter=which, checkpoint=ends, latest=latest)]
-            case "replay" if order.state == "asked" and order.selection is not None:
-                starts = self._translated(order.selection.starts)
-                selection = replace(order.selection, since=0.0, until=None, starts=starts)
-                moved = [replace(order, selection=selection, checkpoint=self._translated(order.checkpoint))]
-                if reached := control.checkpoint(order.key):
-                    at, injected = order.at, control.injected(order.key)
+                return [replace(command, filter=which, checkpoint=ends, latest=latest)]
+            case "replay" if command.state == "asked" and command.selection is not None:
+                starts = self._translated(command.selection.starts)
+                selection = replace(command.selection, since=0.0, until=None, starts=starts)
+                moved = [replace(command, selection=selection, checkpoint=self._translated(command.checkpoint))]
+                if reached := control.checkpoint(command.key):
+                    at, injected = command.at, control.injected(command.key)
                     checkpoint = self._translated(reached)
                     moved.append(
                         ControlRecord(
-                            kind="marker", name=order.key, state="done", at=at, checkpoint=checkpoint, count=injected
+                            kind="marker", name=command.key, state="done", at=at, checkpoint=checkpoint, count=injected
                         )
                     )
                 return moved
             case _:
                 return []
 
-    async def _letter_ids(self, order: ControlRecord, control: Control) -> tuple[str, ...]:
+    async def _dead_letter_ids(self, command: ControlRecord, control: Control) -> tuple[str, ...]:
         """Return the deliveries whose open dead letters a command covers; if none, an id that no delivery has."""
         partition = Partition(self._topics.dead, 0)
         found: dict[str, None] = {}
-        async for record in self._open_letters(control):
-            letter, _ = read_letter(record)
-            if order.is_for(letter) and record.offset < order.checkpoint.get(partition_key(partition), 0):
+        async for record in self._open_dead_letters(control):
+            letter, _ = read_dead_letter(record)
+            if command.is_for(letter) and record.offset < command.checkpoint.get(partition_key(partition), 0):
                 found[letter.id] = None
         return tuple(found) or ("none",)
 
@@ -739,7 +742,7 @@ class _Migration:
             for number, offsets in unfinished.items():
                 moved = self._commit_of(offsets, Partition(topic, number))
                 room = (COMMIT_BYTES - len(moved.done)) // ROW.size
-                of_topic[number] = moved._replace(note=metadata_of(dict(list(furthest.items())[:room])))
+                of_topic[number] = moved._replace(metadata=metadata_of(dict(list(furthest.items())[:room])))
         return commits
 
     def _commit_of(self, unfinished: Sequence[int], partition: Partition) -> Commit:

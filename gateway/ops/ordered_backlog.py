@@ -1,4 +1,4 @@
-"""How many deliveries of ordered routes aren't finished, by their groups' commits, and what a kick comes to there."""
+"""How many deliveries of ordered routes aren't finished, by their groups' commits, and the outcome of a kick there."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -98,7 +98,12 @@ class OrderedOutcome:
         fields: dict[str, object] = {"waited": self.waited, "waiting": self.wait}
         if self.kick is not None:
             fields |= {
-                name: getattr(self.kick, name) for name in ("tried", "delivered", "waits", "got", "again", "dead")
+                "tried": self.kick.tried,
+                "delivered": self.kick.delivered,
+                "waits": self.kick.waiting_by_reason,
+                "got": self.kick.failed_by_result,
+                "again": self.kick.repeated_failures,
+                "dead": self.kick.dead,
             }
         return fields
 
@@ -116,7 +121,7 @@ class OrderedOutcome:
 async def ordered_outcome_of(
     log: Log, topics: Topics, before: OrderedBacklog, client: ControlClient, placed: StoredCommand
 ) -> OrderedOutcome:
-    """Return what a command came to on ordered routes, once that is known or a few seconds have passed."""
+    """Return the outcome of a command on ordered routes, once that is known or a few seconds have passed."""
     kick: ControlRecord | None = None
     left: Mapping[Partition, int] = {}
     outcomes: dict[str, ControlRecord] = {}
@@ -124,10 +129,10 @@ async def ordered_outcome_of(
         if poll:
             await asyncio.sleep(POLL_INTERVAL)
         left = await unfinished_before(log, topics, before.ends)
-        if placed.order.kind == "kick":
+        if placed.command.kind == "kick":
             # What was read stays: a later kick replaces it in the log.
             outcomes = {**await client.ordered_outcomes(placed), **outcomes}
-            kick = _kick_outcome(before, left, outcomes, placed.order)
+            kick = _kick_outcome(before, left, outcomes, placed.command)
         is_committed = kick is not None and sum(left.values()) <= kick.count - (kick.delivered or 0)
         if is_committed or not any(left.values()):
             break
@@ -135,9 +140,9 @@ async def ordered_outcome_of(
 
 
 def _kick_outcome(
-    before: OrderedBacklog, left: Mapping[Partition, int], outcomes: Mapping[str, ControlRecord], order: ControlRecord
+    before: OrderedBacklog, left: Mapping[Partition, int], outcomes: Mapping[str, ControlRecord], command: ControlRecord
 ) -> ControlRecord | None:
-    """Return what a kick came to on ordered routes; None unless it is known of each partition with a backlog."""
+    """Return the outcome of a kick on ordered routes; None unless it is known of each partition with a backlog."""
     found: list[ControlRecord] = []
     for partition, number in before.unfinished.items():
         outcome = outcomes.get(before.tried_name(partition))
@@ -145,4 +150,4 @@ def _kick_outcome(
             found.append(outcome)
         elif number and left.get(partition):
             return None
-    return combined(found, order) if found else None
+    return combined(found, command) if found else None

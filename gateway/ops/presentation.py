@@ -9,7 +9,7 @@ from rich.text import Text
 
 from gateway.client.request import Outbound
 from gateway.log.base import TopicSpec
-from gateway.log.records import encode_note
+from gateway.log.records import encode_record_metadata
 from gateway.model import Event
 from gateway.ops.dead_letters import DeadLetter, Group, result_of
 from gateway.ops.explain import Explained, ExplainedRoute
@@ -204,14 +204,14 @@ def topic_fields(spec: TopicSpec) -> dict[str, object]:
 
 
 def replay_fields(progress: Progress) -> dict[str, object]:
-    order = progress.order
+    command = progress.command
     return {
-        "replay": order.name,
-        "state": order.state,
+        "replay": command.name,
+        "state": command.state,
         "scanned": progress.scanned,
         "total": progress.total,
         "injected": progress.injected,
-        **({"detail": order.detail} if order.detail else {}),
+        **({"detail": command.detail} if command.detail else {}),
         **({"unread_partitions": progress.unread} if progress.unread else {}),
     }
 
@@ -305,9 +305,9 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "type": delivery.event.type,
         "route": delivery.route,
         "destination": delivery.destination,
-        "detail": letter.stored.note.detail,
+        "detail": letter.stored.metadata.detail,
         "attempts": last.number if last else 0,
-        "last_result": letter.answer if last else None,
+        "last_result": letter.last_result if last else None,
     }
 
 
@@ -319,7 +319,7 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
     return {
         "key": event.key,
         "received_at": rfc3339(event.received_at),
-        "note": encode_note(letter.stored.note),
+        "note": encode_record_metadata(letter.stored.metadata),
         "attempts": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
         **event_content(event),
     }
@@ -328,7 +328,7 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
 def letter_cells(letter: DeadLetter, *, with_status: bool) -> Cells:
     what, attempts, answer = f"{letter.position}: {letter.problem}", "", ""
     if letter.stored is not None:
-        delivery, answer = letter.stored.delivery, letter.answer
+        delivery, answer = letter.stored.delivery, letter.last_result
         what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
         attempts = str(delivery.attempts[-1].number if delivery.attempts else 0)
     cells = {
@@ -345,7 +345,7 @@ def group_cells(group: Group) -> Cells:
     return {
         "letters": f"{group.count:,}",
         "reason": group.reason,
-        "last result": group.answer,
+        "last result": group.last_result,
         "route → destination": f"{group.route} → {group.destination}" if group.route else "",
         "oldest": when(group.oldest),
         "newest": when(group.newest),
@@ -363,8 +363,8 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.print()
         output.block(body_text(letter.record.value))
         return
-    delivery, note = letter.stored.delivery, encode_note(letter.stored.note)
-    reason, detail = note.pop("reason", ""), note.pop("detail", "")
+    delivery, metadata = letter.stored.delivery, encode_record_metadata(letter.stored.metadata)
+    reason, detail = metadata.pop("reason", ""), metadata.pop("detail", "")
     output.print(("dead letter ", "bold"), delivery.id)
     resolved_at = f", {when(letter.resolved_by.at)}" if letter.resolved_by else ""
     _print_fields(
@@ -374,7 +374,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
             "reason": f"{reason}: {detail}" if detail else reason,
             "written": when(letter.letter.at),
             "status": letter.status + resolved_at,
-            **note,
+            **metadata,
         },
     )
     rows = [(str(try_.number), when(try_.at), f"{try_.seconds:.3f}", result_of(try_)) for try_ in delivery.attempts]
@@ -387,11 +387,11 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
 
 def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence[Tried]) -> None:
     for each in findings:
-        fields: dict[str, object] = {"what": each.what, "why": each.why, "wrong": each.is_wrong}
+        fields: dict[str, object] = {"what": each.what, "why": each.why, "wrong": each.needs_attention}
         for name, at in (("since", each.since), ("until", each.until)):
             fields[name] = None if at is None else rfc3339(at)
         if output.json:
-            output.line({**fields, "who": each.who, "next": list(each.next), "count": each.count})
+            output.line({**fields, "who": each.by, "next": list(each.next), "count": each.count})
     for tried in attempts:
         if output.json:
             ids = {"event_id": tried.event_id, "delivery_id": tried.delivery_id, "route": tried.route}
@@ -404,7 +404,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
             each.why,
             "" if each.since is None else when(each.since),
             "" if each.until is None else f"{'due since ' if each.is_due else ''}{when(each.until)}",
-            each.who,
+            each.by,
         )
         for each in findings
     ]

@@ -35,7 +35,7 @@ NEXT_IS_PROBE = "the next delivery is the probe"
 _HOLDS: Mapping[str, str] = {"retry_after": "requested silence (Retry-After)", "breaker_open": "breaker open"}
 
 
-def process_findings(answer: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
+def process_findings(status: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
     """Return the findings in a process's `/status` response, without those that a replay has recovered.
 
     The process may be of another version: parts that can't be read are reported as such, the rest as usual.
@@ -43,7 +43,7 @@ def process_findings(answer: Mapping[str, Any], where: str, control: Control) ->
     found: list[Finding] = []
     unread: dict[str, None] = {}
     for name, read in _PARTS:
-        part = answer.get(name)
+        part = status.get(name)
         for each in part if isinstance(part, list) else [part]:
             if each is None:
                 continue
@@ -52,7 +52,7 @@ def process_findings(answer: Mapping[str, Any], where: str, control: Control) ->
             except UNREADABLE:
                 unread[name] = None
     if unread:
-        found.append(unreadable_finding(tuple(unread), answer.get("version"), where))
+        found.append(unreadable_finding(tuple(unread), status.get("version"), where))
     return found
 
 
@@ -77,7 +77,7 @@ def unreadable_finding(names: Sequence[str], version: object, where: str) -> Fin
         rank=NOT_READ,
         what=where,
         why=f"part of its status{of} can't be read here: {', '.join(names)}",
-        who=where,
+        by=where,
         next=("# is it of another version? use `gateway status` of that one",),
     )
 
@@ -90,9 +90,9 @@ def _hold_findings(hold: Mapping[str, Any], where: str, control: Control) -> Ite
             rank=HELD,
             what=f"destination {hold['destination']}",
             why=f"breaker opened{after}; not tried by this process since {when(untried_since)}; {NEXT_IS_PROBE}",
-            is_wrong=False,
+            needs_attention=False,
             since=hold["since"],
-            who=where,
+            by=where,
         )
         return
     yield Finding(
@@ -101,7 +101,7 @@ def _hold_findings(hold: Mapping[str, Any], where: str, control: Control) -> Ite
         why=_HOLDS.get(hold["why"], hold["why"]) + after,
         since=hold["since"],
         until=hold["until"],
-        who=where,
+        by=where,
         next=(
             *ask_owners_step(hold["destination"], hold["after"]),
             *pause_steps(control, "", hold["destination"]),
@@ -113,7 +113,7 @@ def _hold_findings(hold: Mapping[str, Any], where: str, control: Control) -> Ite
 def _partition_findings(unread: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     reason = unread["reason"]
     why = reason if reason.startswith(NO_APPENDS) else f"not read: {reason}"
-    yield unread_finding(Partition(unread["topic"], unread["partition"]), why, reason, since=unread["since"], who=where)
+    yield unread_finding(Partition(unread["topic"], unread["partition"]), why, reason, since=unread["since"], by=where)
 
 
 def _log_findings(trouble: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
@@ -122,7 +122,7 @@ def _log_findings(trouble: Mapping[str, Any], where: str, _: Control) -> Iterabl
         what="the log",
         why=f"doesn't respond, or rejects events: {trouble['reason']}",
         since=trouble["since"],
-        who=where,
+        by=where,
         next=("# free space on its disk, or check the brokers; it resumes by itself",),
     )
 
@@ -147,7 +147,7 @@ def _key_findings(keys: Mapping[str, Any], where: str, control: Control) -> Iter
             why=f"keys {state}" + (f": {reason}" if reason else "") + (f" after {after}" if after else ""),
             since=longest.get("since"),
             until=longest.get("until"),
-            who=where,
+            by=where,
             next=(*credential, *explain, *pause_steps(control, keys["route"], keys["destination"]), *kick),
             count=int(keys[state]),
         )
@@ -159,7 +159,7 @@ def _refused_rules_findings(rules: Mapping[str, Any], where: str, control: Contr
     if refusal is None:
         return
     since, until, file = refusal["since"], refusal["until"], refusal["file"]
-    following = [
+    steps = [
         "# once the new rules are active, recover what was missed (count first with --dry-run):",
         f"gateway replay --from {rfc3339(since)} --undelivered",
     ]
@@ -171,20 +171,20 @@ def _refused_rules_findings(rules: Mapping[str, Any], where: str, control: Contr
             f"{PurePath(file).name}{written} is refused: {problem}{more}; "
             f"the rules loaded at {when(rules['loaded_at'])} are still active"
         )
-        following.insert(0, f"gateway check {quote(rules['file'])}")
+        steps.insert(0, f"gateway check {quote(rules['file'])}")
     else:
         why = "new rules were refused; they are active now"
         if (done := covered(control, refusal["routes"], since=since, until=until)) is not None:
-            why, following = f"{why}; {done}", []
+            why, steps = f"{why}; {done}", []
     yield Finding(
         rank=REFUSED,
         what="rules",
         why=why,
-        is_wrong=until is None,
+        needs_attention=until is None,
         since=since,
         until=until,
-        who=where,
-        next=tuple(following),
+        by=where,
+        next=tuple(steps),
     )
 
 
@@ -199,7 +199,7 @@ def _lost_routes_findings(rules: Mapping[str, Any], where: str, _: Control) -> I
     names = ", ".join([*loss["routes"], *([f"and {more:,} more"] if more else [])])
     missing = loss["missing"]
     back = "; they are back" if not missing else "" if missing == loss["count"] else f"; still missing: {missing:,}"
-    following = (
+    steps = (
         "# once they are back, recover what they missed (count first with --dry-run):",
         f"gateway replay --from {rfc3339(loss['since'])} --undelivered",
     )
@@ -208,10 +208,10 @@ def _lost_routes_findings(rules: Mapping[str, Any], where: str, _: Control) -> I
         rank=REFUSED,
         what="rules",
         why=f"{loss['count']:,} of {loss['of']:,} routes were removed {how}: {names}{back}",
-        is_wrong=missing > 0,
+        needs_attention=missing > 0,
         since=loss["since"],
-        who=where,
-        next=(put_back, *following) if missing else following,
+        by=where,
+        next=(put_back, *steps) if missing else steps,
     )
 
 
@@ -232,9 +232,9 @@ def _unrouted_before_findings(source: Mapping[str, Any], where: str, control: Co
     left = count if done is None else max(0, count - done.events)
     under = f"under the rules active until {when(until)}"
     ready = "# if the current rules are correct, recover the missed events (count first with --dry-run):"
-    following = (ready, _replay(name, since)) if left else ()
+    steps = (ready, _replay(name, since)) if left else ()
     if done is not None and done.most > count:
-        following = (
+        steps = (
             "# how many are still missed or dead-lettered, as far as the log shows:",
             f"{_replay(name, since)} --dry-run",
         )
@@ -242,11 +242,11 @@ def _unrouted_before_findings(source: Mapping[str, Any], where: str, control: Co
         rank=SOURCE,
         what=f"source {name}",
         why=f"{_were(count)} unrouted{_types(missed['types'])} {under}{_progress(done, left, count)}",
-        is_wrong=left > missed["events"] * SHARE,
+        needs_attention=left > missed["events"] * SHARE,
         since=since,
         until=until,
-        who=where,
-        next=following,
+        by=where,
+        next=steps,
         count=count,
     )
 
@@ -267,10 +267,10 @@ def _suppressed_before_findings(source: Mapping[str, Any], where: str, control: 
         rank=SOURCE,
         what=f"source {name}",
         why=f"{SUPPRESSED}{_types(missed['types'])} {under}{_progress(done)}",
-        is_wrong=done is None,
+        needs_attention=done is None,
         since=since,
         until=until,
-        who=where,
+        by=where,
         next=(ready, _replay(name, since)) if done is None else (),
         count=missed["count"],
     )
@@ -325,10 +325,10 @@ def _source_findings(source: Mapping[str, Any], where: str, _: Control) -> Itera
         (identity, "duplicates", f"{SUPPRESSED}{_types(identity['types'])}", "accepted", steps),
         (identity, "conflicts", CONFLICTS, "accepted", steps),
     ]
-    for counted, key, what, done, following in kinds:
+    for counted, key, what, done, steps in kinds:
         number, of_all, since = counted[key], counted["events"], counted["since"]
-        is_wrong = number > of_all * SHARE
-        if not number or not (is_wrong or key == "unrouted"):
+        needs_attention = number > of_all * SHARE
+        if not number or not (needs_attention or key == "unrouted"):
             continue
         period = "since the process started" if since is None else "under the current rules"
         # Duplicates are found by a router, which may be another process than the ingress that counts the events.
@@ -337,10 +337,10 @@ def _source_findings(source: Mapping[str, Any], where: str, _: Control) -> Itera
             rank=SOURCE,
             what=f"source {name}",
             why=f"{what}{share} {period}",
-            is_wrong=is_wrong,
+            needs_attention=needs_attention,
             since=since,
-            who=where,
-            next=(*_change_steps(counted), *following),
+            by=where,
+            next=(*_change_steps(counted), *steps),
             count=int(number),
         )
 
@@ -369,9 +369,9 @@ def _refused_requests_findings(source: Mapping[str, Any], where: str, _: Control
             rank=SOURCE,
             what=f"source {name}",
             why=f"refused: {reason}, of {int(run['of']):,} to this process; the last at {when(run['last'])}",
-            is_wrong=kind.is_wrong(run["count"], run["of"]),
+            needs_attention=kind.needs_attention(run["count"], run["of"]),
             since=run["since"],
-            who=where,
+            by=where,
             next=tuple(step.format(name=name) for step in kind.steps),
             count=int(run["count"]),
         )
@@ -391,12 +391,12 @@ _PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable
 """Which part of a response is read by what: each of a list, or the part itself."""
 
 
-def not_asked_finding(answers: Sequence[Mapping[str, Any]], why: str = "") -> Finding | None:
+def not_asked_finding(statuses: Sequence[Mapping[str, Any]], why: str = "") -> Finding | None:
     """Return what none of these processes could tell, as `why` none of its role was asked; None if nothing is missing.
 
     It isn't wrong, but it may hide what is.
     """
-    roles = {str(answer.get("role") or Role.ALL) for answer in answers}
+    roles = {str(status.get("role") or Role.ALL) for status in statuses}
     missing = [] if roles & {Role.ALL, Role.ROUTER} else [*_KNOWN_TO_ROUTERS]
     missing += [] if roles & {Role.ALL, Role.INGRESS} else [*_KNOWN_TO_INGRESSES]
     if not missing:
@@ -407,7 +407,7 @@ def not_asked_finding(answers: Sequence[Mapping[str, Any]], why: str = "") -> Fi
         rank=NOT_READ,
         what="processes",
         why=f"no {role} was asked{f' ({why})' if why else ''}: not known are {', '.join(missing)}",
-        is_wrong=False,
+        needs_attention=False,
         next=("# with the admin address of each process (--admin is repeatable):", "gateway status --admin HOST:9090"),
     )
 
@@ -418,10 +418,10 @@ _KNOWN_TO_ALL = ("refused rules", "partitions that can't be read")
 """The kinds of findings that only processes know, by role."""
 
 
-def last_rule_changes(answer: Mapping[str, Any], *, before: float) -> tuple[float, Sequence[str]] | None:
+def last_rule_changes(status: Mapping[str, Any], *, before: float) -> tuple[float, Sequence[str]] | None:
     """Return when a process's rules last changed, and what; None if unknown, or not before that time."""
     try:
-        rules = answer["rules"]
+        rules = status["rules"]
         at, changed = float(rules["changed_at"]), [str(each) for each in rules["changed"]]
     except UNREADABLE:
         return None

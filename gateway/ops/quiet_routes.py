@@ -19,13 +19,13 @@ from gateway.ops.route_counts import Past
 
 IMPROBABLE = 0.01
 """Chance below which a route that matches nothing since its condition changed is wrong."""
-LEAST_EVENTS = 20
+MIN_EVENTS = 20
 """Events of which a route without a past has matched none from which on it is reported."""
 MAX_ROWS, MAX_NAMES = 5, 20
 """Routes without a past that are reported one by one, and beyond that, those that are named in one row."""
 
-Answer = tuple[Mapping[str, Any], str]
-"""What a process answers at `/status`, and its address."""
+Status = tuple[Mapping[str, Any], str]
+"""What a process returns at `/status`, and its address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Quiet:
     route: str
     sources: tuple[str, ...]
     events: int
-    who: str
+    by: str
     since: float | None = None
     until: float | None = None
     event: str | None = None
@@ -58,23 +58,23 @@ class Quiet:
 
 
 def quiet_route_findings(
-    answers: Sequence[Answer], control: Control, *, routes: Collection[str] | None = None
+    statuses: Sequence[Status], control: Control, *, routes: Collection[str] | None = None
 ) -> list[Finding]:
-    """Return the routes that match nothing, by what processes answer at `/status`; of `routes` only, unless None.
+    """Return the routes that match nothing, by what processes return at `/status`; of `routes` only, unless None.
 
     An ingress and a process of an older version don't send their counts.
     """
     found: list[Finding] = []
     now: list[Mapping[str, Quiet]] = []
     before: list[Mapping[str, Quiet]] = []
-    for answer, where in answers:
-        sent = answer.get("quiet_routes")
+    for status, where in statuses:
+        sent = status.get("quiet_routes")
         if sent is None:
             continue
         try:
             current, missed = _read(sent, where)
         except UNREADABLE:
-            found.append(unreadable_finding(("quiet_routes",), answer.get("version"), where))
+            found.append(unreadable_finding(("quiet_routes",), status.get("version"), where))
             continue
         now.append(current)
         before.append(missed)
@@ -84,7 +84,7 @@ def quiet_route_findings(
     missed_now = [_together([each[name] for each in before if name in each]) for name in names]
     found += [_changed_finding(each) for each in quiet if each.is_improbable]
     found += [_missed_finding(each, control) for each in missed_now if each.is_improbable]
-    return found + _new_findings([each for each in quiet if each.past is None and each.events >= LEAST_EVENTS])
+    return found + _new_findings([each for each in quiet if each.past is None and each.events >= MIN_EVENTS])
 
 
 def _read(sent: Mapping[str, Any], where: str) -> tuple[Mapping[str, Quiet], Mapping[str, Quiet]]:
@@ -96,7 +96,7 @@ def _read(sent: Mapping[str, Any], where: str) -> tuple[Mapping[str, Quiet], Map
             events=int(group["events"]),
             since=_time(group["since"]),
             event=group["event"],
-            who=where,
+            by=where,
         )
         for group in sent["new"]
         for name in group["routes"]
@@ -116,7 +116,7 @@ def _read_one(sent: Mapping[str, Any], where: str) -> Quiet:
         loaded_at=_time(sent.get("loaded_at")),
         changed=tuple(sent.get("changed", ())),
         past=Past(events=int(past["events"]), matched=int(past["matched"]), event=past["event"]),
-        who=where,
+        by=where,
     )
 
 
@@ -138,7 +138,7 @@ def _together(several: Sequence[Quiet]) -> Quiet:
         route=first.route,
         sources=first.sources,
         events=sum([each.events for each in several]),
-        who=first.who if len(several) == 1 else f"{len(several):,} processes",
+        by=first.by if len(several) == 1 else f"{len(several):,} processes",
         since=_least([each.since for each in known]),
         until=max([each.until for each in known if each.until is not None], default=None),
         event=next((each.event for each in several if each.event is not None), None),
@@ -173,7 +173,7 @@ def _changed_finding(quiet: Quiet) -> Finding:
         what=f"route {quiet.route}",
         why=f"{quiet.none_of} since its condition changed; before, {_share(quiet.past)}",
         since=quiet.since,
-        who=quiet.who,
+        by=quiet.by,
         next=(
             *change,
             *_explain_steps(quiet.past),
@@ -190,8 +190,8 @@ def _missed_finding(quiet: Quiet, control: Control) -> Finding:
     assert since is not None, quiet
     until = since if until is None else until
     done = replayed(control, quiet.sources, (quiet.route,), since=since, until=until)
-    is_covered = any(_has_covered(order, quiet, since, until) for order in control.commands.values())
-    is_wrong = done is None or not done.queued or not is_covered
+    is_covered = any(_has_covered(command, quiet, since, until) for command in control.commands.values())
+    needs_attention = done is None or not done.queued or not is_covered
     steps = (
         *(_explain_steps(past) if done is not None and not done.queued else ()),
         "# if its condition is correct now, recover what it missed (count first with --dry-run):",
@@ -202,17 +202,17 @@ def _missed_finding(quiet: Quiet, control: Control) -> Finding:
         what=f"route {quiet.route}",
         why=f"{quiet.none_of} until its condition changed at {when(until)}; before, {_share(past)}"
         + ("" if done is None else f"; {done}"),
-        is_wrong=is_wrong,
+        needs_attention=needs_attention,
         since=since,
         until=until,
-        who=quiet.who,
-        next=steps if is_wrong else (),
+        by=quiet.by,
+        next=steps if needs_attention else (),
     )
 
 
-def _has_covered(order: ControlRecord, quiet: Quiet, since: float, until: float) -> bool:
+def _has_covered(command: ControlRecord, quiet: Quiet, since: float, until: float) -> bool:
     source = quiet.sources[0] if len(quiet.sources) == 1 else None
-    return order.state == "done" and covers(order, quiet.route, source=source, since=since, until=until)
+    return command.state == "done" and covers(command, quiet.route, source=source, since=since, until=until)
 
 
 def _new_findings(several: Sequence[Quiet]) -> list[Finding]:
@@ -220,10 +220,10 @@ def _new_findings(several: Sequence[Quiet]) -> list[Finding]:
     if len(several) > MAX_ROWS:
         names = [each.route for each in several[:MAX_NAMES]]
         more = f", and {len(several) - MAX_NAMES:,} more" if len(several) > MAX_NAMES else ""
-        why = f"matched none of their sources' events, at least {LEAST_EVENTS} each: {', '.join(names)}{more}"
-        whose = {each.who for each in several}
-        who = whose.pop() if len(whose) == 1 else ""
-        return [Finding(rank=SOURCE, what="routes", why=why, is_wrong=False, who=who, count=len(several))]
+        why = f"matched none of their sources' events, at least {MIN_EVENTS} each: {', '.join(names)}{more}"
+        whose = {each.by for each in several}
+        by = whose.pop() if len(whose) == 1 else ""
+        return [Finding(rank=SOURCE, what="routes", why=why, needs_attention=False, by=by, count=len(several))]
     return [_new_finding(each) for each in several]
 
 
@@ -233,9 +233,9 @@ def _new_finding(quiet: Quiet) -> Finding:
         rank=SOURCE,
         what=f"route {quiet.route}",
         why=f"{quiet.none_of} {'since the process started' if quiet.since is None else 'under its current rules'}",
-        is_wrong=False,
+        needs_attention=False,
         since=quiet.since,
-        who=quiet.who,
+        by=quiet.by,
         next=(
             *(("# why it doesn't match the last one:", f"gateway explain {quiet.event}") if quiet.event else ()),
             *(() if quiet.since is None else (*recover, quiet.replay_step)),

@@ -45,17 +45,17 @@ def replayed(
     by the number of the route's destinations (`fan_out`, 1 if unknown). The sum may be too large: an event may match
     several routes, and a replay may reach beyond the period.
     """
-    orders = [
-        order
-        for order in control.commands.values()
-        if order.selection is not None
-        and (routes is None or order.selection.route in routes)
-        and _overlaps(order, sources, since, until)
+    commands = [
+        command
+        for command in control.commands.values()
+        if command.selection is not None
+        and (routes is None or command.selection.route in routes)
+        and _overlaps(command, sources, since, until)
     ]
     events = Counter[str]()
-    for order in orders:
-        events[_route(order)] += _queued(order, control) // (fan_out or {}).get(_route(order), 1)
-    return _sum(orders, control, events)
+    for command in commands:
+        events[_route(command)] += _queued(command, control) // (fan_out or {}).get(_route(command), 1)
+    return _sum(commands, control, events)
 
 
 def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: float, until: float) -> Replayed | None:
@@ -64,25 +64,25 @@ def covered(control: Control, routes: Mapping[str, Iterable[str]], *, since: flo
     A replay covers it if it was commanded after `until`, when the rules became active, and excludes no destination,
     partition or moment. The number includes the replays that only overlap the period.
     """
-    orders: dict[str, ControlRecord] = {}
+    commands: dict[str, ControlRecord] = {}
     for source, names in routes.items():
         for name in names:
-            every = [order for order in control.commands.values() if _route(order) == name]
-            if not any(covers(order, name, source=source, since=since, until=until) for order in every):
+            every = [command for command in control.commands.values() if _route(command) == name]
+            if not any(covers(command, name, source=source, since=since, until=until) for command in every):
                 return None
-            orders |= {order.key: order for order in every if _overlaps(order, (source,), since, until)}
-    return _sum(orders.values(), control, Counter())
+            commands |= {command.key: command for command in every if _overlaps(command, (source,), since, until)}
+    return _sum(commands.values(), control, Counter())
 
 
-def covers(order: ControlRecord, route: str, *, source: str | None, since: float, until: float) -> bool:
+def covers(command: ControlRecord, route: str, *, source: str | None, since: float, until: float) -> bool:
     """Return whether a replay matches a route's events of a whole period again, by rules loaded after it."""
-    which = order.selection
+    which = command.selection
     return (
         which is not None
         and which.since > 0  # or it is of one event
-        and order.state in ("asked", "done")
-        and not order.unread
-        and order.at >= until
+        and command.state in ("asked", "done")
+        and not command.unread
+        and command.at >= until
         and which.route == route
         and which.source in (None, source)
         and which.destination is None
@@ -91,29 +91,29 @@ def covers(order: ControlRecord, route: str, *, source: str | None, since: float
     )
 
 
-def _overlaps(order: ControlRecord, sources: Collection[str], since: float, until: float) -> bool:
-    which = order.selection
+def _overlaps(command: ControlRecord, sources: Collection[str], since: float, until: float) -> bool:
+    which = command.selection
     return (
         which is not None
-        and order.kind == "replay"
+        and command.kind == "replay"
         and which.source in (None, *sources)
-        and order.at > since
+        and command.at > since
         and which.since < until
         and (which.until is None or which.until > since)
     )
 
 
-def _route(order: ControlRecord) -> str:
-    return "" if order.selection is None else order.selection.route
+def _route(command: ControlRecord) -> str:
+    return "" if command.selection is None else command.selection.route
 
 
-def _queued(order: ControlRecord, control: Control) -> int:
-    return order.count if order.state == "done" else max(order.count, control.injected(order.key))
+def _queued(command: ControlRecord, control: Control) -> int:
+    return command.count if command.state == "done" else max(command.count, control.injected(command.key))
 
 
-def _sum(orders: Collection[ControlRecord], control: Control, events: Counter[str]) -> Replayed | None:
-    if not orders:
+def _sum(commands: Collection[ControlRecord], control: Control, events: Counter[str]) -> Replayed | None:
+    if not commands:
         return None
-    queued = sum([_queued(order, control) for order in orders])
-    is_done = all(order.state != "asked" for order in orders)
+    queued = sum([_queued(command, control) for command in commands])
+    is_done = all(command.state != "asked" for command in commands)
     return Replayed(queued=queued, events=events.total(), most=max(events.values(), default=0), is_done=is_done)

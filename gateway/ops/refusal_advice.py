@@ -19,7 +19,7 @@ class Refusal:
     share: float | None = None
     few: int = 0
 
-    def is_wrong(self, count: float, of_all: float) -> bool:
+    def needs_attention(self, count: float, of_all: float) -> bool:
         return self.share is not None and count > self.few and count > self.share * of_all
 
 

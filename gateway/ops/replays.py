@@ -33,7 +33,7 @@ class Window(NamedTuple):
     @property
     def total(self) -> int:
         """Return the maximum number of records: some offsets may be gaps."""
-        return sum([end - self.starts[place] for place, end in self.ends.items()])
+        return sum([end - self.starts[partition_name] for partition_name, end in self.ends.items()])
 
 
 async def until_elected(
@@ -81,16 +81,16 @@ async def would_replay(
     if (problem := matcher.use(rules)) is not None:
         raise UsageError(problem)
     before = 0
-    for place, end in window.ends.items():
-        topic, _, number = place.rpartition("/")
-        start = window.starts[place]
+    for partition_name, end in window.ends.items():
+        topic, _, number = partition_name.rpartition("/")
+        start = window.starts[partition_name]
         partition = Partition(topic, int(number))
         async for records in log.scan(partition, start, end):
             for record in records:
                 try:
                     matched = matcher.match(partition, record)
                 except NewerRecordError as error:
-                    raise UsageError(f"{place}@{record.offset}: {error}; replay with that one") from error
+                    raise UsageError(f"{partition_name}@{record.offset}: {error}; replay with that one") from error
                 yield before + record.offset + 1 - start, matched
         before += end - start
     yield before, None
@@ -102,7 +102,7 @@ class Progress(NamedTuple):
     `unread` is the number of partitions that it waits for or, once it is done, that weren't included.
     """
 
-    order: ControlRecord
+    command: ControlRecord
     scanned: int
     total: int
     injected: int
@@ -110,7 +110,7 @@ class Progress(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        return self.order.state != "asked"
+        return self.command.state != "asked"
 
 
 async def follow(
@@ -141,7 +141,7 @@ async def follow(
         if progress != last:
             last = progress
             yield progress
-        is_final = progress.has_ended and progress.order not in control.unclosed()
+        is_final = progress.has_ended and progress.command not in control.unacknowledged_cancellations()
         if is_final or (progress.has_ended and waited >= CANCEL_GRACE) or waited >= timeout:
             return
         await sleep(POLL_INTERVAL)
@@ -149,13 +149,15 @@ async def follow(
 
 
 def _progress(control: Control, name: str) -> Progress | None:
-    order = control.commands.get(f"replay/{name}")
-    if order is None or order.selection is None:
+    command = control.commands.get(f"replay/{name}")
+    if command is None or command.selection is None:
         return None
-    window = Window(order.selection.starts, order.checkpoint)
-    if order.state == "done":
-        return Progress(order, window.total, window.total, order.count, order.unread)
-    positions = control.checkpoint(order.key)
-    scanned = sum([max(0, positions.get(place, start) - start) for place, start in window.starts.items()])
-    injected = max(order.count, control.injected(order.key))
-    return Progress(order, scanned, window.total, injected, control.unread(order.key))
+    window = Window(command.selection.starts, command.checkpoint)
+    if command.state == "done":
+        return Progress(command, window.total, window.total, command.count, command.unread)
+    positions = control.checkpoint(command.key)
+    scanned = sum(
+        [max(0, positions.get(partition_name, start) - start) for partition_name, start in window.starts.items()]
+    )
+    injected = max(command.count, control.injected(command.key))
+    return Progress(command, scanned, window.total, injected, control.unread(command.key))

@@ -139,7 +139,7 @@ def _finding(source: str, silent: Silence) -> Finding:
         rank=SILENT,
         what=f"source {source}",
         why=f"silent: its last events were at most {_rounded_up(silent.longest)} apart",
-        is_wrong=False,  # A guess from the past: a holiday looks the same.
+        needs_attention=False,  # A guess from the past: a holiday looks the same.
         since=silent.since,
         next=(
             "# a holiday? if not, check the sender's list of deliveries, and test the path from outside:",

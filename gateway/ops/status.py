@@ -19,7 +19,7 @@ from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import DAY, ROUTER_GROUP, TIERS, Topics
 from gateway.model import DeadLettered, DeadReason, SpillReason, UnreadableRecordError, result_label
-from gateway.ops.dead_letters import Group, Groups, read_letters
+from gateway.ops.dead_letters import Group, Groups, read_dead_letters
 from gateway.ops.findings import (
     DEAD,
     HELD,
@@ -66,40 +66,40 @@ MAX_DEDUPED = 500_000
 
 def paused_findings(control: Control, rules: Rules | None = None) -> list[Finding]:
     """Return what operators, or 410 responses, have paused; with the local rules, also what these no longer name."""
-    found = []
-    for order in control.commands.values():
-        if order.kind != "pause" or order.state not in ("paused", "resuming"):
+    findings = []
+    for command in control.commands.values():
+        if command.kind != "pause" or command.state not in ("paused", "resuming"):
             continue
-        kind, _, name = order.name.partition("/")
-        is_paused = order.state == "paused"
-        found.append(
+        kind, _, name = command.name.partition("/")
+        is_paused = command.state == "paused"
+        findings.append(
             Finding(
                 rank=PAUSED,
                 what=f"{kind} {name}",
                 why="paused" if is_paused else "being resumed",
-                is_wrong=is_paused,
-                since=order.at,
-                who=order.by,
+                needs_attention=is_paused,
+                since=command.at,
+                by=command.by,
                 next=resume_steps(kind, name, rules) if is_paused else (),
             )
         )
-    return found
+    return findings
 
 
 def unpaused_findings(
-    parked: Mapping[str, Parked], control: Control, looked_at: float, rules: Rules | None = None
+    parked: Mapping[str, Parked], control: Control, read_at: float, rules: Rules | None = None
 ) -> list[Finding]:
     """Return what was parked for names of which no pause is recorded any more: the control topic was recreated.
 
-    Processes that ran then keep the pauses they knew until they restart. `looked_at` is when the control records were
-    read. What a resume has let through is swept up by itself.
+    Processes that ran then keep the pauses they knew until they restart. `read_at` is when the control records were
+    read. Deliveries that a resume missed are swept up automatically.
     """
-    found = []
+    findings = []
     for by, each in parked.items():
-        if f"pause/{by}" in control.commands or each.first > looked_at - LATE:  # paused since it was read
+        if f"pause/{by}" in control.commands or each.first > read_at - LATE:  # paused since it was read
             continue
         kind, _, name = by.partition("/")
-        found.append(
+        findings.append(
             Finding(
                 rank=PAUSED,
                 what=f"{kind} {name}",
@@ -109,12 +109,12 @@ def unpaused_findings(
                 count=each.count,
             )
         )
-    return found
+    return findings
 
 
 NO_PAUSE = (
-    "no pause is recorded any more: running processes may keep it until they restart; it isn't known whether what is "
-    "parked for it was resumed: a resume would repeat that"
+    "no pause is recorded any more: running processes may keep it until they restart; its parked deliveries may "
+    "already have been resumed, and another resume would repeat them"
 )
 
 
@@ -125,62 +125,62 @@ def waiting_findings(
 
     With `control`, what a pause holds has no next attempt, and is resumed before it is kicked.
     """
-    found = []
+    findings = []
     for each in backlogs:
         if not each.route:
-            found.append(_unknown_source_finding(each, now))
+            findings.append(_unknown_source_finding(each, now))
             continue
         is_open = WAIT_REASONS[SpillReason.BREAKER_OPEN] in each.reasons
         is_held = is_open or WAIT_REASONS[SpillReason.THROTTLED] in each.reasons
         after = result_label(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
         is_parked = set(each.reasons) == {WAIT_REASONS[SpillReason.PAUSED]}
-        is_wrong = is_held or now - each.oldest > LATE
+        needs_attention = is_held or now - each.oldest > LATE
         opened = {WAIT_REASONS[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
         reasons = ", ".join(
             [counted_reason(number, reason, opened.get(reason, "")) for reason, number in each.reasons.most_common(3)]
         )
-        following = () if control is None else pause_steps(control, each.route, each.destination, rules)
-        until = None if is_parked or following else each.due
+        steps = () if control is None else pause_steps(control, each.route, each.destination, rules)
+        until = None if is_parked or steps else each.due
         if not is_parked:
             is_refused = any(reason.startswith(_GOT_REFUSALS) for reason in each.reasons)
-            following = (
+            steps = (
                 *((credential_step(each.destination),) if is_refused else ()),
                 *ask_owners_step(each.destination, after),
-                *following,
+                *steps,
                 f"gateway destination kick {each.destination}",
             )
-        found.append(
+        findings.append(
             Finding(
                 rank=HELD if is_held else WAITING,
                 what=f"{each.route} → {each.destination}",
                 why=reasons + ("" if is_parked or rules is None else _dead_letter_warning(each, rules, now)),
-                is_wrong=is_wrong,
+                needs_attention=needs_attention,
                 since=each.oldest,
                 until=until,
                 is_due=until is not None and until <= now,
-                next=following if is_wrong else (),
+                next=steps if needs_attention else (),
                 count=each.count,
             )
         )
-    return found
+    return findings
 
 
 def _unknown_source_finding(backlog: Backlog, now: float) -> Finding:
-    name, is_wrong = backlog.source, now - backlog.oldest > LATE
-    following = (
+    name, needs_attention = backlog.source, now - backlog.oldest > LATE
+    steps = (
         "# do all processes have these rules? (rules_reloaded, rules_refused)",
         "# events wait for them for an hour, then become dead letters (route_removed)",
-        f"# if source {name} was removed too early, put it back until its events are delivered",
+        f"# if source {name} was removed too early, restore it until its events are delivered",
     )
     return Finding(
         rank=WAITING,
         what=f"source {name}",
         why="events of a source that isn't in the rules",
-        is_wrong=is_wrong,
+        needs_attention=needs_attention,
         since=backlog.oldest,
         until=backlog.due,
         is_due=backlog.due <= now,
-        next=following if is_wrong else (),
+        next=steps if needs_attention else (),
         count=backlog.count,
     )
 
@@ -246,7 +246,7 @@ async def _parked(
 
 
 def _was_resumed(control: Control, stored: StoredDelivery, partition: Partition, record: Record) -> bool:
-    return control.has_scanned(f"pause/{stored.note.by}", partition, record.offset, record.appended_at)
+    return control.has_scanned(f"pause/{stored.metadata.by}", partition, record.offset, record.appended_at)
 
 
 async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:
@@ -262,10 +262,12 @@ async def parked_counts(
     """
     kind, _, called = name.partition("/")
     found = Counter[str]()
-    paused = {order.name for order in control.commands.values() if order.kind == "pause" and order.state == "paused"}
+    paused = {
+        command.name for command in control.commands.values() if command.kind == "pause" and command.state == "paused"
+    }
     if paused:
         async for stored in _parked(log, topics, control, unread):
-            by, delivery = stored.note.by, stored.delivery
+            by, delivery = stored.metadata.by, stored.delivery
             if by in paused and called == (delivery.route if kind == "route" else delivery.destination):
                 found[by] += 1
     return found
@@ -314,9 +316,9 @@ def process_unreachable_finding(address: str, error: Exception) -> Finding:
     )
 
 
-def log_unreachable_finding(error: Exception, *, has_answers: bool) -> Finding:
+def log_unreachable_finding(error: Exception, *, has_statuses: bool) -> Finding:
     """Return the finding for a log that can't be read at all."""
-    rest = "; everything else here comes from --admin" if has_answers else ""
+    rest = "; everything else here comes from --admin" if has_statuses else ""
     return Finding(
         rank=NOT_READ,
         what="the log",
@@ -357,7 +359,7 @@ async def unfinished_findings(log: Log, topics: Topics, unread: dict[Partition, 
             what = f"source {topic.removeprefix(topics.events(''))}" if target is None else " → ".join(target)
             why = "events not yet routed and delivered" if target is None else "waiting for their turn"
             is_late = log.now() - oldest > LATE
-            found.append(Finding(rank=WAITING, what=what, why=why, is_wrong=is_late, since=oldest, count=count))
+            found.append(Finding(rank=WAITING, what=what, why=why, needs_attention=is_late, since=oldest, count=count))
     return found
 
 
@@ -371,38 +373,39 @@ async def dead_letter_findings(
     log: Log,
     topics: Topics,
     control: Control,
-    answers: Sequence[Mapping[str, Any]],
+    statuses: Sequence[Mapping[str, Any]],
     unread: dict[Partition, str],
     *,
     rules: Rules | None = None,
 ) -> list[Finding]:
     """Return the largest groups of the last day's open dead letters. Raises LogUnavailableError.
 
-    `answers` are processes' /status responses, with the last rule changes; `rules` are the local ones, which show what
+    `statuses` are processes' /status responses, with the last rule changes; `rules` are the local ones, which show what
     was removed since.
     """
     groups = Groups()
-    which = DeadFilter(since=log.now() - DAY)
-    async with aclosing(read_letters(log, topics, control, which, include_resolved=False, unread=unread)) as letters:
+    filter_ = DeadFilter(since=log.now() - DAY)
+    found = read_dead_letters(log, topics, control, filter_, include_resolved=False, unread=unread)
+    async with aclosing(found) as letters:
         async for letter in letters:
             groups.add(letter)
-    return [_finding_for_group(group, answers, rules, control) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
+    return [_finding_for_group(group, statuses, rules, control) for group in groups.largest_first()[:MAX_GROUPS_SHOWN]]
 
 
 def _finding_for_group(
-    group: Group, answers: Sequence[Mapping[str, Any]], rules: Rules | None, control: Control
+    group: Group, statuses: Sequence[Mapping[str, Any]], rules: Rules | None, control: Control
 ) -> Finding:
     which = f"--reason {group.reason}"
     if group.route:  # or it is a record that can't be read
         which = f"--route {group.route} --destination {group.destination} {which}"
-    following = [f"gateway dead list {which}"]
+    steps = [f"gateway dead list {which}"]
     gone = _missing_name(group, rules)
     if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
-        following = [f"# {gone}: put it back first"] if gone else []
-        following += _expression_steps(group, which, answers, control)
+        steps = [f"# {gone}: restore it first"] if gone else []
+        steps += _expression_steps(group, which, statuses, control)
     elif gone:
-        following += [
-            f"# {gone}: put it back first, or they end as route_removed again:",
+        steps += [
+            f"# {gone}: restore it first, or they end as route_removed again:",
             f"gateway dead replay {which}",
             "# or have another route deliver their events, and then drop them:",
             f"gateway replay --route OTHER --from {rfc3339(int(group.received))} --undelivered",
@@ -411,19 +414,19 @@ def _finding_for_group(
     elif group.route:
         is_removed = rules is None and group.reason == DeadReason.ROUTE_REMOVED
         once = "# once the rules have its route and destination again:" if is_removed else "# once that has been fixed:"
-        following += [once, f"gateway dead replay {which}"]
+        steps += [once, f"gateway dead replay {which}"]
     return Finding(
         rank=DEAD,
         what=f"{group.route} → {group.destination}" if group.route else _WITHOUT_ROUTE[bool(group.event)],
-        why=f"dead letters: {group.reason}" + (f", {group.answer}" if group.answer else ""),
+        why=f"dead letters: {group.reason}" + (f", {group.last_result}" if group.last_result else ""),
         since=group.oldest,
-        next=tuple(following),
+        next=tuple(steps),
         count=group.count,
     )
 
 
 def _missing_name(group: Group, rules: Rules | None) -> str:
-    """Return which route or destination of these letters the local rules lack; "" if none, or without rules."""
+    """Return which route or destination of these dead letters the local rules lack; "" if none, or without rules."""
     if rules is None or not group.route:
         return ""
     if group.route not in rules.routes:
@@ -436,49 +439,49 @@ _WITHOUT_ROUTE = {False: "records that can't be read", True: "events of a source
 """How records without a route are named, by whether they can be read."""
 
 
-def _expression_steps(group: Group, which: str, answers: Iterable[Mapping[str, Any]], control: Control) -> list[str]:
+def _expression_steps(group: Group, which: str, statuses: Iterable[Mapping[str, Any]], control: Control) -> list[str]:
     """Return the steps for letters whose expression failed: one of a request, or a condition.
 
     Replaying a letter renders its request by the current rules, and evaluates no condition. Which events a fixed
     condition matches, only a replay of the events finds out.
     """
-    following = [
+    steps = [
         f"# the rules loaded at {when(changes[0])} changed {change}"
-        for changes in [last_rule_changes(answer, before=group.newest) for answer in answers]
+        for changes in [last_rule_changes(status, before=group.newest) for status in statuses]
         if changes is not None
         for change in changes[1]
         if change.startswith(f"route {group.route}: ")
     ]
-    following = [*dict.fromkeys(following), f"gateway explain {group.event}"]
-    if group.answer.startswith(("request.", "destinations.")):
+    steps = [*dict.fromkeys(steps), f"gateway explain {group.event}"]
+    if group.last_result.startswith(("request.", "destinations.")):
         return [
-            *following,
+            *steps,
             "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",
             f"gateway dead replay {which}",
         ]
     replay = f"gateway replay --route {group.route} --from {rfc3339(int(group.received))} --undelivered"
     matched_at = max(
-        [order.at for order in control.commands.values() if _has_matched_again(order, group)], default=None
+        [command.at for command in control.commands.values() if _has_matched_again(command, group)], default=None
     )
     if matched_at is not None:
         return [
-            *following,
+            *steps,
             f"# the condition didn't match them in the replay of {when(matched_at)}; if that is correct:",
             f"gateway dead drop {which}",
             "# or once it is fixed:",
             replay,
         ]
     return [
-        *following,
+        *steps,
         "# once the condition is fixed (matches the events again, and resolves the dead letters of matching ones):",
         replay,
     ]
 
 
-def _has_matched_again(order: ControlRecord, group: Group) -> bool:
-    """Return whether a replay has matched the events of these open letters again: without a match, or an error."""
-    is_over = order.state == "done"
-    return is_over and covers(order, group.route, source=None, since=group.received, until=group.newest)
+def _has_matched_again(command: ControlRecord, group: Group) -> bool:
+    """Return whether a replay has matched the events of these open dead letters again: without a match, or an error."""
+    is_over = command.state == "done"
+    return is_over and covers(command, group.route, source=None, since=group.received, until=group.newest)
 
 
 async def add_dead_letters(
@@ -486,8 +489,9 @@ async def add_dead_letters(
 ) -> None:
     """Add the newest dead letters of the destination, resolved ones included. Raises LogUnavailableError."""
     number = 0
-    which = DeadFilter(destination=attempts.destination)
-    async with aclosing(read_letters(log, topics, control, which, include_resolved=True, unread=unread)) as letters:
+    filter_ = DeadFilter(destination=attempts.destination)
+    found = read_dead_letters(log, topics, control, filter_, include_resolved=True, unread=unread)
+    async with aclosing(found) as letters:
         async for letter in letters:
             if letter.stored is not None:
                 attempts.add(letter.stored)

@@ -58,7 +58,7 @@ class Backlog:
         delivery = stored.delivery
         self.count += 1
         self.oldest = min(self.oldest, delivery.age_began_at)
-        if stored.note.why != SpillReason.PAUSED:
+        if stored.metadata.why != SpillReason.PAUSED:
             self.due = min(self.due, delivery.due)
         attempt = delivery.attempts[-1] if delivery.attempts else None
         if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):
@@ -71,8 +71,8 @@ class Backlog:
 
 def reason_of_waiting(stored: StoredDelivery) -> str:
     """Return why a delivery waits: as its record says, else what its last attempt got."""
-    if stored.note.why:
-        return WAIT_REASONS.get(stored.note.why, stored.note.why)
+    if stored.metadata.why:
+        return WAIT_REASONS.get(stored.metadata.why, stored.metadata.why)
     if not stored.delivery.attempts:
         return NOT_TRIED
     attempt = stored.delivery.attempts[-1]
@@ -107,8 +107,8 @@ class Backlogs:
 
     def add(self, stored: StoredDelivery) -> None:
         delivery = stored.delivery
-        if stored.note.by:
-            parked = self.parked.setdefault(stored.note.by, Parked())
+        if stored.metadata.by:
+            parked = self.parked.setdefault(stored.metadata.by, Parked())
             parked.count += 1
             parked.first = min(parked.first, stored.at)
         key = delivery.route, delivery.destination, "" if delivery.route else delivery.event.source

@@ -267,43 +267,47 @@ def shown_duration(seconds: float) -> str:
     )
 
 
-def duration(least: float, most: float) -> Scalar:
+def duration(minimum: float, maximum: float) -> Scalar:
     """Return the kind of a duration between two bounds, in seconds."""
 
     def parse(value: object) -> float:
         seconds = parse_duration(_text(value))
-        if not least <= seconds <= most:
+        if not minimum <= seconds <= maximum:
             raise ValueError
         return seconds
 
     return Scalar(
-        f"a duration from {shown_duration(least)} to {shown_duration(most)}, such as 5s, 2m or 1h30m",
+        f"a duration from {shown_duration(minimum)} to {shown_duration(maximum)}, such as 5s, 2m or 1h30m",
         parse,
         pattern(DURATION),
     )
 
 
-def integer(least: int, most: int | None = None) -> Scalar:
+def integer(minimum: int, maximum: int | None = None) -> Scalar:
     """Return the kind of an integer between two bounds."""
 
     def parse(value: object) -> int:
-        if type(value) is not int or value < least or (most is not None and value > most):
+        if type(value) is not int or value < minimum or (maximum is not None and value > maximum):
             raise ValueError
         return value
 
-    expected = f"an integer of at least {least}" if most is None else f"an integer from {least} to {most}"
-    return Scalar(expected, parse, {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most}))
+    expected = f"an integer of at least {minimum}" if maximum is None else f"an integer from {minimum} to {maximum}"
+    return Scalar(
+        expected, parse, {"type": "integer", "minimum": minimum} | ({} if maximum is None else {"maximum": maximum})
+    )
 
 
-def number(least: float, most: float) -> Scalar:
+def number(minimum: float, maximum: float) -> Scalar:
     """Return the kind of a number between two bounds."""
 
     def parse(value: object) -> float:
-        if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator] # a number, by then
+        if type(value) not in (int, float) or not minimum <= value <= maximum:  # type: ignore[operator] # a number, by then
             raise ValueError
         return float(value)  # type: ignore[arg-type] # the same
 
-    return Scalar(f"a number from {least:g} to {most:g}", parse, {"type": "number", "minimum": least, "maximum": most})
+    return Scalar(
+        f"a number from {minimum:g} to {maximum:g}", parse, {"type": "number", "minimum": minimum, "maximum": maximum}
+    )
 
 
 def choice(*names: str, parse: Callable[[Any], object] = str) -> Scalar:

@@ -15,7 +15,7 @@ from gateway.engine.control.records import DeadFilter
 from gateway.log.base import Partition
 from gateway.log.records import Origin, encode_delivery, encode_event, encode_origin, encode_sightings
 from gateway.log.topics import TIERS, Topics
-from gateway.model import NO_NOTE
+from gateway.model import NO_METADATA
 from tests.acceptance.conftest import LogPlace, operators
 from tests.acceptance.test_rollout import Fleet
 from tests.builders import a_delivery, an_event
@@ -42,7 +42,7 @@ Poison = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
 def garbage() -> list[Poison]:
     """Return what is neither an event, nor a delivery, nor a sighting."""
     event = encode_event(an_event())
-    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_NOTE, at=0.0))["gw_delivery"])
+    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_METADATA, at=0.0))["gw_delivery"])
     changed = [
         {**state, name: value}
         for name in ("id", "route", "attempts", "successor", "due", "note", "at")

@@ -16,7 +16,7 @@ from gateway.log.base import Commit, Log, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import decode_delivery, decode_event, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, TIERS, Topics
-from gateway.model import Delivery, Event, EventId, Note, delivery_id
+from gateway.model import Delivery, Event, EventId, RecordMetadata, delivery_id
 from gateway.open_log import open_log
 from gateway.settings import from_sources
 from tests.acceptance.conftest import RULES, LogPlace
@@ -212,7 +212,7 @@ def _delivery(event: str, chance: random.Random, *, due: float = 0.0) -> Deliver
 
 
 async def _put(log: Log, topic: str, delivery: Delivery, by: str = "", reason: str = "") -> None:
-    headers = encode_delivery(delivery, Note(by=by, reason=reason), at=log.now())
+    headers = encode_delivery(delivery, RecordMetadata(by=by, reason=reason), at=log.now())
     await log.append(topic, key=delivery.destination.encode(), value=delivery.event.body, headers=headers)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.engine.control.records import ControlRecord, Selection
-from gateway.engine.jobs.log_reader import BATCH, CHECKPOINT_INTERVAL
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY, CHECKPOINT_INTERVAL
 from gateway.engine.jobs.replay import RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery
@@ -65,7 +65,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             try:
                 window = await window_of(log, [topics.events("github")], 0.0, None)
                 selection = Selection(route="another", since=0.0, rate=rate, starts=window.starts)
-                order = (await ControlClient(log, topics).replay(selection, window.ends)).order
+                order = (await ControlClient(log, topics).replay(selection, window.ends)).command
                 steps: list[Progress] = []
                 recoveries: list[tuple[float, float]] = []
                 async for step in follow(log, topics, order.name, timeout=60.0):
@@ -86,7 +86,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             busiest_there = _busiest(paced)
             repeated = Counter(bisect_right([killed_at for killed_at, _ in recoveries], at) for at in again)
             most = rate + 2 * max(1, rate * RATE_STEP)
-            batch = min(BATCH, most * CHECKPOINT_INTERVAL)
+            batch = min(CHECKPOINT_EVERY, most * CHECKPOINT_INTERVAL)
             title = f"replay of {count} at {rate:g}/s, killed {KILLS} times, {place.kind}"
             report(
                 f"{title}: {repeated.total()} injected twice, after one kill {max(repeated.values(), default=0)}, "
@@ -100,7 +100,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             assert max(repeated.values(), default=0) <= batch
             assert busiest <= most
             assert busiest_there <= BUNCHED * most, gateway.story()
-            assert (steps[-1].order.state, steps[-1].injected) == ("done", count)
+            assert (steps[-1].command.state, steps[-1].injected) == ("done", count)
             assert steps[-1].scanned == steps[-1].total == window.total
             told = [(step.scanned, step.injected) for step in steps]
             assert told == sorted(told)
@@ -174,7 +174,7 @@ async def _injections(log: Log, topics: Topics, order: ControlRecord) -> tuple[s
         async for records in log.scan(Partition(topic, number), start, end):
             for record in records:
                 stored = decode_delivery(record)
-                if stored.note.replay == order.name and stored.delivery.since == stored.delivery.due:
+                if stored.metadata.replay == order.name and stored.delivery.replayed_at == stored.delivery.due:
                     found[stored.delivery.event.id].append(record.appended_at)
             await asyncio.sleep(0)
     again = [at for times in found.values() for at in sorted(times)[1:]]

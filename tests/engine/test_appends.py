@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.engine.delivery import appends
-from gateway.engine.delivery.appends import PARTS, PARTS_THAT_FAIL, Append, Appends
+from gateway.engine.delivery.appends import OVERFLOW_SHARES, SHARES, Append, Appends
 
 SIZE = 10
 PART = 4  # appends
-MAXIMUM = PART * PARTS
+MAXIMUM = PART * SHARES
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ class Sources:
             self._begin(key, object())
 
     def _begin(self, key: str, source: object) -> None:
-        append = self.appends.begin("tier", key.encode(), SIZE, source=source, again=lambda: self._begin(key, source))
+        append = self.appends.begin("tier", key.encode(), SIZE, source=source, retry=lambda: self._begin(key, source))
         if append is not None:
             self.in_flight.append((key, append))
 
@@ -41,17 +41,17 @@ class Sources:
     def end(self, key: str, *, is_stored: bool = True) -> None:
         first = next(index for index, (name, _) in enumerate(self.in_flight) if name == key)
         _, append = self.in_flight.pop(first)
-        self.appends.ended(append, is_stored=is_stored)
+        self.appends.finish(append, is_stored=is_stored)
 
     def fill(self) -> None:
-        for number in range(PARTS):
+        for number in range(SHARES):
             self.put(f"other{number}", PART)
         assert self.appends.memory_bytes == MAXIMUM * SIZE
 
     def end_all(self) -> None:
         while self.in_flight:
             self.end(self.in_flight[0][0])
-        assert (self.appends.memory_bytes, self.appends.waiting, self.appends._pairs) == (0, 0, {})
+        assert (self.appends.memory_bytes, self.appends.waiting, self.appends._channels) == (0, 0, {})
 
 
 def test_a_key_takes_a_part_of_the_memory_and_the_others_begin() -> None:
@@ -79,7 +79,7 @@ def test_a_failing_append_gives_its_memory_to_others_once() -> None:
     sources.fill()
     sources.put("a", 2)
     for _ in range(3):
-        sources.appends.failed(sources.of("other0")[0])
+        sources.appends.mark_failed(sources.of("other0")[0])
     assert len(sources.of("a")) == 1
     assert sources.appends.memory_bytes == (MAXIMUM + 1) * SIZE
     sources.end_all()
@@ -88,7 +88,7 @@ def test_a_failing_append_gives_its_memory_to_others_once() -> None:
 def test_while_an_append_fails_no_other_of_its_key_begins_before_one_is_stored() -> None:
     sources = Sources()
     sources.put("a", 3)
-    sources.appends.failed(sources.of("a")[0])
+    sources.appends.mark_failed(sources.of("a")[0])
     sources.put("a", 5)
     sources.put("b")
     assert (len(sources.of("a")), len(sources.of("b"))) == (3, 1)
@@ -103,7 +103,7 @@ def test_appends_for_a_failing_key_begin_once_none_of_it_is_in_flight() -> None:
     sources = Sources()
     sources.put("a", 2)
     for append in sources.of("a"):
-        sources.appends.failed(append)
+        sources.appends.mark_failed(append)
     sources.put("a", 2)
     sources.end("a", is_stored=False)
     assert sources.appends.waiting == 2
@@ -116,11 +116,11 @@ def test_an_append_whose_source_may_belong_to_another_keeps_none_of_its_key_back
     sources = Sources()
     sources.put("a", 1)
     (first,) = sources.of("a")
-    sources.appends.failed(first)
+    sources.appends.mark_failed(first)
     sources.put("a", 1)
-    sources.appends.undecided(first)
+    sources.appends.suspend(first)
     assert len(sources.of("a")) == 2
-    sources.appends.failed(first)
+    sources.appends.mark_failed(first)
     sources.put("a", 1)
     assert sources.appends.waiting == 1
     sources.end_all()
@@ -128,15 +128,15 @@ def test_an_append_whose_source_may_belong_to_another_keeps_none_of_its_key_back
 
 def test_failing_appends_take_only_their_share() -> None:
     sources = Sources()
-    for number in range(PARTS + PARTS_THAT_FAIL):
+    for number in range(SHARES + OVERFLOW_SHARES):
         sources.put(f"bad{number}", PART)
         for append in sources.of(f"bad{number}"):
-            sources.appends.failed(append)
-    assert sources.appends.memory_bytes == (PARTS + PARTS_THAT_FAIL) * PART * SIZE
+            sources.appends.mark_failed(append)
+    assert sources.appends.memory_bytes == (SHARES + OVERFLOW_SHARES) * PART * SIZE
     sources.put("good")
     assert not sources.of("good")
     sources.end("bad0")
-    sources.appends.failed(sources.of(f"bad{PARTS_THAT_FAIL}")[0])
+    sources.appends.mark_failed(sources.of(f"bad{OVERFLOW_SHARES}")[0])
     assert sources.of("good"), "it moves to where there is room again"
     sources.end_all()
 
@@ -145,9 +145,9 @@ def test_a_source_that_is_looked_at_again_waits_only_once() -> None:
     sources = Sources()
     sources.put("a", PART)
     calls: list[str] = []
-    assert sources.appends.begin("tier", b"a", SIZE, source="lost", again=lambda: calls.append("lost")) is None
-    sources.appends.look_again("lost")
-    sources.appends.look_again("lost")
+    assert sources.appends.begin("tier", b"a", SIZE, source="lost", retry=lambda: calls.append("lost")) is None
+    sources.appends.retry_now("lost")
+    sources.appends.retry_now("lost")
     assert (calls, sources.appends.waiting) == (["lost"], 0)
     sources.end_all()
 

@@ -46,7 +46,7 @@ async def _refused(ahead: float) -> None:
         await asyncio.sleep(120)
     assert [number for _, _, number in world.client.made] == [1, 2, 3, 4, 5]
     [dead] = world.dead()
-    assert dead.note.reason == "permanent"
+    assert dead.metadata.reason == "permanent"
     kept = [attempt.at - began for attempt in dead.delivery.attempts]
     assert kept == pytest.approx([at - began for at in world.client.at], abs=0.01)
 

@@ -79,7 +79,7 @@ def see_read(key: bytes, value: bytes) -> None:
     """See that a record is refused, or read as what can be written and is the same again; and that all go on."""
     control = Control(ORDERS.values())
     with suppress(UnreadableRecordError):
-        control.take(key, value)
+        control.decode_and_apply(key, value)
     control.next_replay()
     control.obsolete(1e9, {})
     control.paused_by("build", "ci")
@@ -123,7 +123,7 @@ def test_a_control_record_with_a_field_of_another_kind_is_undecodable(kind: str,
 def test_unreadable_records_change_nothing_in_force() -> None:
     control = Control([ORDERS["pause"]])
     with pytest.raises(UndecodableRecordError):
-        control.take(b"pause/destination/ci", b'{"state": "active"')
+        control.decode_and_apply(b"pause/destination/ci", b'{"state": "active"')
     assert control.paused_by("", "ci") == "destination/ci"
 
 
@@ -131,10 +131,10 @@ def test_a_newer_versions_command_is_not_executed_and_its_pause_holds() -> None:
     control = Control([ORDERS["dead"], ORDERS["kick"]])
     for kind, key in (("pause", b"pause/destination/audit"), ("kick", b"kick/route/build"), ("dead", b"dead/1f-ab")):
         with pytest.raises(NewerRecordError):
-            control.take(key, body(kind, v=2, state={"anything": "else"})[1])
+            control.decode_and_apply(key, body(kind, v=2, state={"anything": "else"})[1])
     assert control.paused_by("", "audit") == "destination/audit"
     assert set(control.commands) == {"pause/destination/audit"}
-    assert control.waits("kick/route/build")
+    assert control.is_left_to_newer_version("kick/route/build")
 
 
 def test_a_kick_holds_its_announced_retries_until_answered() -> None:
@@ -148,7 +148,7 @@ def test_a_kick_holds_its_announced_retries_until_answered() -> None:
     for answers in ((), (answer,)):
         control = Control()
         for offset, order in ((5, kick), *[(6, order) for order in answers], (7, announced)):
-            control.take(*order.encode(), offset)
+            control.decode_and_apply(*order.encode(), offset)
         assert control.is_kick_pending("build", "ci", place, 6) is not bool(answers)
         assert not control.is_kick_pending("build", "ci", place, 7)
 
@@ -156,12 +156,12 @@ def test_a_kick_holds_its_announced_retries_until_answered() -> None:
 def test_a_kind_of_control_record_that_only_a_newer_version_knows_is_not_garbage() -> None:
     control = Control()
     with pytest.raises(NewerRecordError):
-        control.take(b"throttle/destination/ci", b'{"v": 2}')
+        control.decode_and_apply(b"throttle/destination/ci", b'{"v": 2}')
     assert control.newer == {"throttle/destination/ci"}
-    control.take(b"throttle/destination/ci", b"")
+    control.decode_and_apply(b"throttle/destination/ci", b"")
     assert not control.newer
     with pytest.raises(UndecodableRecordError):
-        control.take(b"throttle/destination/ci", b'{"v": 1}')
+        control.decode_and_apply(b"throttle/destination/ci", b'{"v": 1}')
 
 
 def test_a_replay_whose_checkpoint_a_newer_version_wrote_is_left_to_it() -> None:
@@ -169,8 +169,8 @@ def test_a_replay_whose_checkpoint_a_newer_version_wrote_is_left_to_it() -> None
     control = Control([asked, ORDERS["marker"]])
     assert control.next_replay() == asked
     with pytest.raises(NewerRecordError):
-        control.take(b"marker/replay/1f-ab", b'{"v": 2}')
+        control.decode_and_apply(b"marker/replay/1f-ab", b'{"v": 2}')
     assert control.next_replay() is None
     assert control.checkpoint("replay/1f-ab") == ORDERS["marker"].checkpoint
-    control.take(*ORDERS["marker"].encode())
+    control.decode_and_apply(*ORDERS["marker"].encode())
     assert control.next_replay() == asked

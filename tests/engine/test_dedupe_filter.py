@@ -716,13 +716,13 @@ async def test_a_dedupe_partition_without_a_leader_keeps_nothing_else_from_being
         world.acquire(process, 1)
         await asyncio.sleep(0.1)
         assert await settled(process) == 0
-        assert process.duplicates.unread() == {Partition(TOPICS.dedupe, other): "no leader"}
+        assert process.duplicates.unreadable() == {Partition(TOPICS.dedupe, other): "no leader"}
         scanned = len(process.rebuilt())
         await asyncio.sleep(30)
         assert len(process.rebuilt()) == scanned == 1, "what was read isn't read again"
         world.log.find_leader(Partition(TOPICS.dedupe, other))
         await asyncio.sleep(2)
-        assert process.duplicates.unread() == {}
+        assert process.duplicates.unreadable() == {}
         assert len(process.rebuilt()) == 2
 
 
@@ -748,7 +748,7 @@ async def test_entries_in_a_partition_without_a_leader_are_missed_until_it_has_o
         assert not reader.is_duplicate(*events[1]), "rather twice than never"
         assert not reader.is_duplicate(*events[2])
         assert process.count() == (0, 0, 2)
-        assert process.duplicates.unread() == {home: "no leader"}
+        assert process.duplicates.unreadable() == {home: "no leader"}
         assert await settled(process) == 1
         world.log.find_leader(home)
         await asyncio.sleep(2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe.index import LEAST_BUCKETS, ROWS_A_BUCKET, SIGHTINGS_KEPT, DedupeIndex, Verdict
+from gateway.engine.dedupe.index import MIN_BUCKETS, ROWS_A_BUCKET, SIGHTINGS_KEPT, DedupeIndex, Verdict
 from gateway.log.records import SIGHTING
 
 HOUR = 3600 * 1_000_000
@@ -139,7 +139,7 @@ def test_forgotten_entries_are_new_and_not_restored() -> None:
 
 def test_sweeps_free_forgotten_entries_and_keep_the_rest() -> None:
     sightings = DedupeIndex()
-    many = 200 * ROWS_A_BUCKET * LEAST_BUCKETS
+    many = 200 * ROWS_A_BUCKET * MIN_BUCKETS
     for identity in range(many):
         sightings.add(a_row(identity, offset=identity, at=START + identity), WINDOW)
     kept = [a_row(identity, offset=many, at=START + many) for identity in range(many - 100, many)]

@@ -10,15 +10,15 @@ import pytest
 import structlog
 from typing_extensions import override
 
-from gateway.engine.control.records import ControlRecord, DeadFilter, Letter, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties, Selection
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.backlog_counts import OpenLetters
-from gateway.engine.jobs.kick_outcomes import MAX_FOLLOWED
-from gateway.engine.jobs.log_reader import BATCH
+from gateway.engine.jobs.backlog_counts import OpenDeadLetterIndex
+from gateway.engine.jobs.kick_outcomes import MAX_TRACKED
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import encode_delivery
 from gateway.log.topics import JOBS_GROUP
-from gateway.model import NO_NOTE, Disposition, Note
+from gateway.model import NO_METADATA, Disposition, RecordMetadata
 from gateway.ops.control_client import ControlClient, StoredCommand, who
 from gateway.ops.kick_report import dead_in, describe_kick
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
@@ -90,7 +90,7 @@ class CountingLog(MemoryLog):
 
 async def a_backlog(world: World, kind: str, count: int, *, first: int = 0, **fields: Any) -> None:
     """Let so many deliveries wait where an order of a kind finds them."""
-    note = {"resume": Note(by=NAME), "kick": NO_NOTE, "dead": Note(reason="exhausted")}[kind]
+    note = {"resume": RecordMetadata(by=NAME), "kick": NO_METADATA, "dead": RecordMetadata(reason="exhausted")}[kind]
     for number in range(first, first + count):
         event = an_event(id=f"evt_{number}", received_at=now())
         delivery = a_delivery(event=event, successor=1, due=now() + 1200, **fields)
@@ -114,7 +114,7 @@ async def an_order(world: World, kind: str, name: str = "x", **fields: Any) -> C
 
 async def ended(control: Control, order: ControlRecord, *, within: float = 600.0) -> ControlRecord:
     until = now() + within
-    while (present := control.commands.get(order.key)) is None or present.is_asked:
+    while (present := control.commands.get(order.key)) is None or present.is_pending:
         assert now() < until, "expected the order to be carried out"
         await asyncio.sleep(0.1)
     return present
@@ -154,7 +154,7 @@ def test_an_owner_killed_at_any_append_skips_nothing_and_repeats_at_most_a_batch
         for is_stored in (False, True):
             skipped, repeated, told = run(_killed_at(kind, append, is_stored=is_stored, count=1001))
             assert skipped == 0, f"killed at append {append}"
-            assert repeated <= BATCH, f"killed at append {append}"
+            assert repeated <= CHECKPOINT_EVERY, f"killed at append {append}"
             assert told == 1001, f"killed at append {append}"
 
 
@@ -247,7 +247,7 @@ def test_a_process_that_learns_late_that_it_has_lost_the_jobs_takes_no_checkpoin
         await late.stop()
         ledger = injected(world)
         assert len(ledger) == 1500
-        assert ledger.total() - len(ledger) <= BATCH, "at most what came after its last checkpoint"
+        assert ledger.total() - len(ledger) <= CHECKPOINT_EVERY, "at most what came after its last checkpoint"
 
     run(scenario())
 
@@ -276,7 +276,7 @@ async def test_a_replay_repeats_two_batches_at_most_though_its_first_owner_learn
     await late.stop()
     ledger = injected(world)
     assert len(ledger) == 1800
-    assert ledger.total() - len(ledger) <= 2 * BATCH
+    assert ledger.total() - len(ledger) <= 2 * CHECKPOINT_EVERY
 
 
 @virtual
@@ -315,7 +315,7 @@ async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_
 async def test_a_resume_does_not_wait_for_a_new_owners_sweep_which_continues_later() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
-    others = Note(by="route/other")
+    others = RecordMetadata(by="route/other")
     await publish(world, ControlRecord(kind="pause", name=others.by, state="active", at=now()))
     await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
     await a_backlog(world, "resume", 50)
@@ -361,7 +361,7 @@ async def test_sweeps_interrupted_by_one_resume_after_another_complete() -> None
         await asyncio.sleep(10)
         for number in range(6001):
             delivery = a_delivery(event=an_event(id=f"evt_{number}", received_at=now()), successor=1)
-            note = Note(by="route/other" if number == 6000 else "route/paused")
+            note = RecordMetadata(by="route/other" if number == 6000 else "route/paused")
             headers = encode_delivery(delivery, note, at=now())
             await world.log.append(TOPICS.parked, key=b"x", value=delivery.event.body, headers=headers)
         for _ in range(30):
@@ -433,7 +433,7 @@ async def test_a_long_replay_of_dead_letters_delays_no_resume_or_kick() -> None:
         orders = [await an_order(world, kind) for kind in ("resume", "kick")]
         for order in orders:
             assert (await ended(control, order, within=6)).count == 10
-        assert control.commands[dead.key].is_asked
+        assert control.commands[dead.key].is_pending
         assert (await ended(control, dead)).count == 2000
 
 
@@ -544,7 +544,7 @@ async def test_retries_in_transit_in_the_shortest_tier_are_due_on_leaving_it() -
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 14)
     await world.log.append(
-        TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_NOTE, at=now())
+        TIER, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_METADATA, at=now())
     )
     orders = ControlClient(world.log, TOPICS)
     began = now()
@@ -604,12 +604,12 @@ async def test_a_cancelled_replay_reports_exactly_its_injections() -> None:
         waiting = await orders.replay(selection, ends)
         await asyncio.sleep(0.6)
         for replay in (placed, waiting):
-            cancelled = await orders.cancel(replay.order.name)
+            cancelled = await orders.cancel(replay.command.name)
             assert cancelled is not None
             (done,) = await answers(world, [cancelled])
             assert done is not None
             assert done.state == "cancelled"
-            of_it = [each for each in world.stored(TIER) if each.note.replay == replay.order.name]
+            of_it = [each for each in world.stored(TIER) if each.metadata.replay == replay.command.name]
             assert done.count == len(of_it)
         assert 0 < len(world.log.records(TIER)) < 2000
 
@@ -666,16 +666,16 @@ async def test_a_dead_letter_replayed_by_a_running_job_is_not_open() -> None:
         for _ in range(3):
             await asyncio.sleep(5.5)
             replayed = len(world.log.records(TIER))
-            assert control.commands[order.key].is_asked
-            assert replayed - BATCH <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
+            assert control.commands[order.key].is_pending
+            assert replayed - CHECKPOINT_EVERY <= 1500 - world.metrics.dead_letter_backlog.value <= replayed
 
 
 def test_dead_letters_not_covered_by_a_command_are_open() -> None:
-    letters = OpenLetters("d")
+    letters = OpenDeadLetterIndex("d")
     for offset in range(5000):
         name = "" if offset % 10 == 0 else f"dlv_{offset}"
         route = "a" if offset % 2 else "b"
-        letters.add(0, offset, Letter(id=name, route=route, destination="c", reason="gone", at=offset))
+        letters.add(0, offset, DeadLetterProperties(id=name, route=route, destination="c", reason="gone", at=offset))
     replayed = ControlRecord(
         kind="dead",
         name="x",
@@ -703,7 +703,7 @@ async def _asked_to_wait(world: World, count: int, control: Control) -> None:
     await world.put(*events(count + 1)[1:])
     await asyncio.sleep(60)
     assert len(world.client.made) == 1
-    assert not control.asked("kick")
+    assert not control.pending("kick")
 
 
 @virtual
@@ -732,7 +732,7 @@ async def test_a_kick_says_that_a_destination_has_asked_for_silence_again() -> N
         tried = len(world.client.made) - 1
         assert 0 < tried < 25
         # Only the first event had been tried before.
-        assert (done.got, done.again) == ({"429": tried}, {"429": 1})
+        assert (done.failed_by_result, done.repeated_failures) == ({"429": tried}, {"429": 1})
         how = f"{tried} got 429 (1 of them again)"
         assert describe_kick(done) == f"{tried} tried now: {how}; {25 - tried} wait (Retry-After)"
 
@@ -755,7 +755,7 @@ async def test_a_kick_reports_its_responses_and_whether_they_are_new() -> None:
         assert describe_kick(done) == "3 tried now: 2 delivered, 1 got 403"
         stored = await ControlClient(world.log, TOPICS).control()
         order = stored.commands["kick/destination/ci"]
-        assert (order.tried, order.delivered, order.got, order.again) == (3, 2, {"403": 1}, {})
+        assert (order.tried, order.delivered, order.failed_by_result, order.repeated_failures) == (3, 2, {"403": 1}, {})
 
 
 @virtual
@@ -820,8 +820,8 @@ async def test_a_kick_reports_the_backlog_of_a_reopened_breaker() -> None:
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
         tried = len(world.client.made) - before
-        assert (done.tried, sum(done.waits.values())) == (tried, 40 - tried)
-        assert done.waits.keys() == {"breaker_open"}
+        assert (done.tried, sum(done.waiting_by_reason.values())) == (tried, 40 - tried)
+        assert done.waiting_by_reason.keys() == {"breaker_open"}
 
 
 @virtual
@@ -842,7 +842,7 @@ async def test_a_kick_counts_retries_due_during_its_announcement() -> None:
         (done,) = await answers(world, [await orders.kick(NAME)])
         assert done is not None
         assert done.tried is not None
-        assert done.count == done.tried + sum(done.waits.values()) == 300
+        assert done.count == done.tried + sum(done.waiting_by_reason.values()) == 300
         await asyncio.sleep(10)
         assert len(world.client.made) - before == 300
 
@@ -928,7 +928,7 @@ async def test_a_kick_whose_owner_ends_after_its_announcement_does_not_say_that_
     world = await a_world(a_route())
     for number in range(3):
         event = an_event(id=f"evt_{number}", received_at=now())
-        headers = encode_delivery(a_delivery(event=event, successor=1, due=now() + 1200), NO_NOTE, at=now())
+        headers = encode_delivery(a_delivery(event=event, successor=1, due=now() + 1200), NO_METADATA, at=now())
         await world.log.append(TIER, key=b"ci", value=event.body, headers=headers)
     orders = ControlClient(world.log, TOPICS)
     first, second = Owner(world), Owner(world)
@@ -961,7 +961,7 @@ async def test_a_kick_without_a_router_claims_no_attempt() -> None:
 @virtual
 async def test_a_kick_of_more_than_is_followed_does_not_guess() -> None:
     world = await a_world(a_route())
-    await a_backlog(world, "kick", MAX_FOLLOWED + 1)
+    await a_backlog(world, "kick", MAX_TRACKED + 1)
     orders = ControlClient(world.log, TOPICS)
     async with operated(world) as control, running(world, world.worker(control)):
         (done,) = await answers(world, [await orders.kick(NAME)])

@@ -21,14 +21,14 @@ def a_tracker(number: int = 0) -> Tracker:
 def waiting(tracker: Tracker, count: int) -> list[PendingDelivery]:
     pending = PendingRecord(tracker=tracker, offset=0, appended_at=NOW, size=0)
     return [
-        PendingDelivery(delivery=a_delivery(), pending=pending, size=0, is_retry=False, stage=Stage.WAITING)
+        PendingDelivery(delivery=a_delivery(), record=pending, size=0, is_retry=False, stage=Stage.WAITING)
         for _ in range(count)
     ]
 
 
 def begun(*queues: Sequence[PendingDelivery], unread: int = 0, trackers: Collection[Tracker] = ()) -> KickTally:
     tally = KickTally("build", "ci")
-    found = {item.pending.tracker for queue in queues for item in queue} | set(trackers)
+    found = {item.record.tracker for queue in queues for item in queue} | set(trackers)
     tally.begin(NOW, NOW, dict.fromkeys(found, unread), queues, {queue[0]: "503" for queue in queues})
     return tally
 
@@ -43,19 +43,19 @@ def test_each_fate_of_a_delivery_is_counted() -> None:
     tracker = a_tracker()
     ended, failed, dropped, lapsed, halted, on_its_way, behind = items = waiting(tracker, 7)
     tally = begun(*[[item] for item in items], unread=4)
-    ended.stage = Stage.ENDED
+    ended.stage = Stage.FINISHED
     failed.delivery = replace(failed.delivery, attempts=FAILED)
     dropped.delivery = replace(dropped.delivery, attempts=(an_attempt(1, status=404),))
-    dropped.stage = lapsed.stage = Stage.ENDED
-    lapsed.end = halted.end = END
+    dropped.stage = lapsed.stage = Stage.FINISHED
+    lapsed.outcome = halted.outcome = END
     on_its_way.stage = Stage.ATTEMPT
     heads = {halted, on_its_way}
     assert taken(tally, heads) == (), "one is on its way"
     (outcome,) = taken(tally, heads, after=OUTCOME_AFTER)
     assert (outcome.name, outcome.at, outcome.count) == ("tried/build/ci/0", NOW, 11)
     assert (outcome.tried, outcome.delivered) == (3, 1)
-    assert (outcome.got, outcome.again) == ({"503": 1, "404": 1}, {"503": 1})
-    assert outcome.waits == {"ended": 1, "halted": 1, "on_its_way": 1, "behind": 1, "unread": 4}
+    assert (outcome.failed_by_result, outcome.repeated_failures) == ({"503": 1, "404": 1}, {"503": 1})
+    assert outcome.waiting_by_reason == {"ended": 1, "halted": 1, "on_its_way": 1, "behind": 1, "unread": 4}
     assert outcome.dead == 0
     assert behind.stage is Stage.WAITING
     assert not tally.is_open
@@ -68,18 +68,18 @@ def test_the_outcome_is_published_once_it_is_final() -> None:
     assert taken(tally, {first}) == ()
     first.delivery = replace(first.delivery, attempts=FAILED)
     (outcome,) = taken(tally, {first})
-    assert (outcome.tried, outcome.waits) == (1, {"behind": 1})
+    assert (outcome.tried, outcome.waiting_by_reason) == (1, {"behind": 1})
 
 
 def test_an_attempts_dead_letter_is_counted_once_it_is_stored() -> None:
     dead, halted, dying = items = waiting(a_tracker(), 3)
     tally = begun(*[[item] for item in items])
-    for item, stage in ((dead, Stage.ENDED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
+    for item, stage in ((dead, Stage.FINISHED), (halted, Stage.WAITING), (dying, Stage.APPEND)):
         item.delivery = replace(item.delivery, attempts=FAILED)
-        item.end, item.stage = END, stage
+        item.outcome, item.stage = END, stage
     assert taken(tally) == (), "one isn't stored"
     (outcome,) = taken(tally, after=OUTCOME_AFTER)
-    assert (outcome.tried, outcome.got, outcome.dead) == (3, {"503": 3}, 1)
+    assert (outcome.tried, outcome.failed_by_result, outcome.dead) == (3, {"503": 3}, 1)
 
 
 def test_a_pause_holds_each_and_a_breaker_the_first_of_each_key() -> None:
@@ -89,7 +89,7 @@ def test_a_pause_holds_each_and_a_breaker_the_first_of_each_key() -> None:
     ):
         first, second = waiting(a_tracker(), 2)
         (outcome,) = taken(begun([first, second]), {first}, held_by, after=OUTCOME_AFTER)
-        assert (outcome.tried, outcome.waits) == (0, waits)
+        assert (outcome.tried, outcome.waiting_by_reason) == (0, waits)
 
 
 def test_a_partition_without_a_backlog_or_of_another_owner_is_not_reported() -> None:
@@ -97,5 +97,5 @@ def test_a_partition_without_a_backlog_or_of_another_owner_is_not_reported() -> 
     (ours,), (theirs,) = waiting(kept, 1), waiting(lost, 1)
     tally = begun([ours], [theirs], trackers=[empty])
     lost.ownership = Ownership.LOST
-    ours.stage = theirs.stage = Stage.ENDED
+    ours.stage = theirs.stage = Stage.FINISHED
     assert [outcome.name for outcome in taken(tally)] == ["tried/build/ci/0"]

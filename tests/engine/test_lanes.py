@@ -19,7 +19,7 @@ SILENCE = an_attempt(result=Result.TIMEOUT, seconds=10.0)
 
 def an_item(size: int = 1000, *, is_retry: bool = False) -> PendingDelivery:
     pending = PendingRecord(tracker=TRACKER, offset=0, appended_at=NOW, size=size)
-    return PendingDelivery(delivery=a_delivery(), pending=pending, size=size, is_retry=is_retry)
+    return PendingDelivery(delivery=a_delivery(), record=pending, size=size, is_retry=is_retry)
 
 
 def a_lane(name: str = "ci", budget: Budget | None = None, *, concurrency: int = 50, rate: float | None = None) -> Lane:

@@ -154,7 +154,7 @@ async def test_an_exhausted_delivery_is_dead_lettered_and_its_key_continues() ->
     async with running(world):
         await asyncio.sleep(10)
     assert by_key(world)["k0"] == [0, 0, 1, 2]
-    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
     assert await unfinished(world) == 0
 
 
@@ -185,7 +185,9 @@ async def _kick(world: World, name: str = "destination/ci") -> tuple[str, Counte
     assert await orders.finished(placed, timeout=20) is not None
     outcome = await ordered_outcome_of(world.log, TOPICS, before, orders, placed)
     assert outcome.kick is not None
-    assert (outcome.kick.tried or 0) + sum(outcome.kick.waits.values()) == outcome.kick.count == outcome.waited
+    assert (
+        (outcome.kick.tried or 0) + sum(outcome.kick.waiting_by_reason.values()) == outcome.kick.count == outcome.waited
+    )
     return str(outcome), Counter(event.split(".")[0] for _, event, _ in world.client.made[made:])
 
 
@@ -315,7 +317,7 @@ async def test_a_halted_key_continues_once_the_rules_do_not_halt() -> None:
         worker.reload()
         await asyncio.sleep(10)
     assert by_key(world) == {"k0": [0, 1]}
-    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
 
 
 @virtual
@@ -483,7 +485,7 @@ async def test_a_failing_expression_dead_letters_in_its_turn() -> None:
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
-    assert [stored.note.reason for stored in world.dead()] == ["expression_error"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"]
     assert await unfinished(world) == 0
 
 
@@ -550,7 +552,7 @@ async def test_a_delivery_whose_dead_letter_waits_for_a_leader_is_not_retried_on
             world.log.find_leader(partition)
         await asyncio.sleep(60)
     assert len(world.client.made) == 2
-    assert [stored.note.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
     assert await unfinished(world) == 0
 
 
@@ -574,7 +576,7 @@ async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_
     await world.put(*keyed(1, 2))
     async with running(world):
         await asyncio.sleep(5)
-    assert [stored.note.reason for stored in world.dead()] == ["expression_error"] * 2
+    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"] * 2
     assert await unfinished(world) == 0
 
 

@@ -303,7 +303,9 @@ async def test_the_backlog_of_a_removed_ordered_route_is_dead_lettered_after_an_
         assert world.dead() == []
         await world.doze(300)
         assert [stored.delivery.event.id for stored in world.dead()] == [f"k.{number}" for number in range(7)]
-        assert {(stored.delivery.route, stored.note.reason) for stored in world.dead()} == {("build", "route_removed")}
+        assert {(stored.delivery.route, stored.metadata.reason) for stored in world.dead()} == {
+            ("build", "route_removed")
+        }
     assert await unfinished(world) == 0
 
 
@@ -317,7 +319,7 @@ async def test_a_removed_routes_halted_keys_are_dead_lettered() -> None:
         await reload(world, worker, rules_of(OTHER))
         await world.doze(4000)
     assert sorted(stored.delivery.event.id for stored in world.dead()) == sorted(event.id for event in keyed(2, 3))
-    assert {stored.note.reason for stored in world.dead()} == {"route_removed"}
+    assert {stored.metadata.reason for stored in world.dead()} == {"route_removed"}
     assert await unfinished(world) == 0
 
 
@@ -401,7 +403,7 @@ async def test_an_event_too_large_for_its_ordered_topic_is_dead_lettered_and_ski
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
-    assert [stored.note.reason for stored in world.dead()] == ["too_large"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["too_large"]
     assert await unfinished(world) == 0
 
 

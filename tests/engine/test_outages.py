@@ -10,7 +10,7 @@ from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.log.base import Commit, Partition
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     EventId,
     Result,
 )
@@ -42,7 +42,7 @@ async def test_the_backlog_of_a_failing_destination_expires_and_is_rarely_rewrit
     assert tiers < 300 * 60
     tried = {event for _, event, _ in world.client.made}
     assert len(world.dead()) >= len(tried) - 5, "what was tried once ends when its time is over"
-    assert {stored.note.reason for stored in world.dead()} == {"expired"}
+    assert {stored.metadata.reason for stored in world.dead()} == {"expired"}
 
 
 @virtual
@@ -88,7 +88,7 @@ async def test_a_delivery_past_max_age_beside_a_new_probe_is_not_dead_lettered()
     ]
     for each in old:
         await world.log.append(
-            TOPICS.retry("5s"), key=b"ci", value=each.event.body, headers=encode_delivery(each, NO_NOTE, at=now())
+            TOPICS.retry("5s"), key=b"ci", value=each.event.body, headers=encode_delivery(each, NO_METADATA, at=now())
         )
     async with running(world):
         await world.put(*[an_event(id=f"evt_later_{number}", received_at=now()) for number in range(5)])
@@ -103,7 +103,7 @@ async def test_a_delivery_past_max_age_before_a_probe_is_not_dead_lettered() -> 
     tried = an_attempt(at=now() - 7200)
     old = a_delivery(event=an_event(received_at=now() - 7200), attempts=(tried,), successor=1, due=now() + 6)
     await world.log.append(
-        TOPICS.retry("5s"), key=b"ci", value=old.event.body, headers=encode_delivery(old, NO_NOTE, at=now())
+        TOPICS.retry("5s"), key=b"ci", value=old.event.body, headers=encode_delivery(old, NO_METADATA, at=now())
     )
     async with running(world):
         await asyncio.sleep(5)
@@ -173,7 +173,7 @@ async def test_the_events_of_a_removed_source_are_kept_for_an_hour_and_then_dead
         assert world.dead() == []
         await world.doze(2000)
     assert sorted(stored.delivery.event.source for stored in world.dead()) == ["gone", "other"]
-    assert {stored.note.reason for stored in world.dead()} == {"route_removed"}
+    assert {stored.metadata.reason for stored in world.dead()} == {"route_removed"}
 
 
 @virtual
@@ -271,7 +271,7 @@ async def test_a_leader_whose_clock_is_behind_makes_no_storm() -> None:
         TOPICS.retry("20s"),
         key=b"ci",
         value=delivery.event.body,
-        headers=encode_delivery(delivery, NO_NOTE, at=real_now()),
+        headers=encode_delivery(delivery, NO_METADATA, at=real_now()),
     )
     world.log._now = real_now
     world.log._last = real_now()
@@ -411,7 +411,7 @@ async def test_a_destination_that_is_removed_while_its_delivery_waits_in_memory_
         await asyncio.sleep(1)
         world.rules = replace(rules_of(), sources=world.rules.sources)
         await world.doze(2 * 3600)
-    assert [stored.note.reason for stored in world.dead()] == ["route_removed"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["route_removed"]
 
 
 @virtual

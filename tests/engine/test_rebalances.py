@@ -9,7 +9,7 @@ from gateway.engine.group_member import REVOKE_GRACE
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.log.records import encode_delivery
 from gateway.log.topics import ROUTER_GROUP
-from gateway.model import NO_NOTE, Event, EventId, event_id
+from gateway.model import NO_METADATA, Event, EventId, event_id
 from gateway.rules.rules import Source
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_delivery, a_destination, a_route, an_event
@@ -21,13 +21,13 @@ from tests.virtual_time import now
 class Visitor:
     """A member of the group that does nothing."""
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         """Take nothing over."""
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         pass
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
@@ -179,7 +179,7 @@ async def _with_a_duplicate(world: World, *, after: float) -> Partition:
     tier, delivery = TOPICS.retry("5s"), a_delivery(successor=1, due=now() + 5)
 
     async def store() -> Partition:
-        headers = encode_delivery(delivery, NO_NOTE, at=now())
+        headers = encode_delivery(delivery, NO_METADATA, at=now())
         position = await world.log.append(tier, key=b"ci", value=delivery.event.body, headers=headers)
         return Partition(tier, position.partition)
 

@@ -11,7 +11,7 @@ from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.log.base import Partition
 from gateway.log.records import encode_delivery
-from gateway.model import NO_NOTE, Note
+from gateway.model import NO_METADATA, RecordMetadata
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import SlowLog, a_backlog, injected, once
@@ -230,9 +230,9 @@ def test_a_command_covers_no_dead_letter_of_a_topic_recreated_later(
         await asyncio.sleep(5)
         placed = await orders.resolve(action, DeadFilter(route="build"))
         if is_begun:  # by an owner that has come to the third letter of each partition
-            ends = {place: min(end, 3) for place, end in placed.order.checkpoint.items()}
+            ends = {place: min(end, 3) for place, end in placed.command.checkpoint.items()}
             marker = ControlRecord(
-                kind="marker", name=placed.order.key, state="asked", at=now(), checkpoint=ends, count=3, latest=now()
+                kind="marker", name=placed.command.key, state="asked", at=now(), checkpoint=ends, count=3, latest=now()
             )
             await publish(world, marker)
         await asyncio.sleep(5)
@@ -287,10 +287,10 @@ def test_a_checkpoint_covers_appends_before_its_last_record() -> None:
     checkpoint = ControlRecord(
         kind="marker", name=f"kick/{NAME}", state="done", at=at + 3, checkpoint={"gateway.retry.20s/1": 7}, latest=at
     )
-    in_place = replace(checkpoint, latest=at + 9, latest_by_place={"gateway.retry.20s/1": at})
+    in_place = replace(checkpoint, latest=at + 9, latest_by_partition={"gateway.retry.20s/1": at})
     for record, last in ((checkpoint, at), (replace(checkpoint, latest=None), at + 3), (in_place, at)):
         control = Control()
-        control.take(*record.encode())
+        control.decode_and_apply(*record.encode())
         assert control.is_kicked("build", "ci", partition, 6, last)
         assert not control.is_kicked("build", "ci", partition, 7, last)
         assert not control.is_kicked("build", "ci", partition, 6, last + 0.001)
@@ -303,7 +303,7 @@ async def put_new(world: World) -> None:
 async def wait_in(world: World, tier: str, partition: int, *names: str) -> None:
     for name in names:
         delivery = a_delivery(event=an_event(id=name, received_at=now()), successor=1, due=now() + 1200)
-        headers = encode_delivery(delivery, NO_NOTE, at=now())
+        headers = encode_delivery(delivery, NO_METADATA, at=now())
         await world.log.append(tier, key=b"ci", value=delivery.event.body, headers=headers, partition=partition)
 
 
@@ -311,7 +311,7 @@ async def park(world: World, *names: str, partition: int | None = None) -> None:
     """Park deliveries, as a worker does that hasn't read yet that they were resumed."""
     for name in names:
         delivery = a_delivery(event=an_event(id=name, received_at=now()), successor=1)
-        headers = encode_delivery(delivery, Note(by=NAME), at=now())
+        headers = encode_delivery(delivery, RecordMetadata(by=NAME), at=now())
         await world.log.append(
             TOPICS.parked, key=b"ci", value=delivery.event.body, headers=headers, partition=partition
         )
@@ -337,7 +337,7 @@ async def test_a_kick_ends_once_though_the_control_topic_is_recreated_meanwhile(
         await world.log.make_again(TOPICS.control)
         await orders.pause("route/another")
         await asyncio.sleep(500)
-        assert not control.is_open(f"kick/{NAME}")
+        assert not control.is_pending(f"kick/{NAME}")
         assert control.kicks <= 2
         again = await orders.kick(NAME)  # offsets are small again
         done = await orders.finished(again, timeout=60)
@@ -411,7 +411,9 @@ async def test_no_sweep_answers_a_resume_in_a_recreated_control_topic() -> None:
 def test_a_checkpoint_answers_no_command_by_offsets_of_a_former_control_topic() -> None:
     control = Control()
     done = ControlRecord(kind="marker", name=f"kick/{NAME}", state="done", at=1.0, answers=300)
-    control.take(*done.encode(), 2)  # written by a process that didn't know yet that the topic was recreated
+    control.decode_and_apply(
+        *done.encode(), 2
+    )  # written by a process that didn't know yet that the topic was recreated
     assert control.answered(f"kick/{NAME}") == 0
-    control.take(*replace(done, answers=3).encode(), 3)
+    control.decode_and_apply(*replace(done, answers=3).encode(), 3)
     assert control.answered(f"kick/{NAME}") == 3

@@ -14,14 +14,14 @@ from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from gateway.engine.control.follower import Follower
-from gateway.engine.control.records import ControlRecord, DeadFilter, Letter, Selection
+from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties, Selection
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.log_reader import BATCH
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.engine.jobs.replay import BACKLOG
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR, Jobs
 from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import decode_event
-from gateway.model import Event, EventId, LogUnavailableError, Note, delivery_id, event_id
+from gateway.model import Event, EventId, LogUnavailableError, RecordMetadata, delivery_id, event_id
 from gateway.ops.control_client import ControlClient
 from gateway.ops.replays import follow
 from gateway.rules.expressions import Expression
@@ -226,8 +226,8 @@ async def test_events_that_match_the_current_rules_go_to_every_destination() -> 
     for one in stored:
         assert one.delivery.route == "build"
         assert one.delivery.attempts == ()
-        assert one.note == Note(replay="x")
-        assert order.at <= one.delivery.since == one.delivery.due <= now()
+        assert one.metadata == RecordMetadata(replay="x")
+        assert order.at <= one.delivery.replayed_at == one.delivery.due <= now()
 
 
 @virtual
@@ -402,7 +402,7 @@ async def test_an_event_that_the_condition_fails_for_is_dead_lettered_as_a_new_o
         await an_order(world)
         done = await ended(control)
     assert done.count == 0
-    assert [stored.note.reason for stored in world.dead()] == ["expression_error"] * 2
+    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"] * 2
     assert world.stored(TIER) == []
 
 
@@ -443,7 +443,7 @@ def test_an_owner_killed_without_a_rate_repeats_at_most_500(append: int) -> None
     for is_stored in (False, True):
         skipped, repeated, told = run(_killed_at(append, is_stored=is_stored, count=1001))
         assert (skipped, told) == (0, 1001)
-        assert repeated <= BATCH
+        assert repeated <= CHECKPOINT_EVERY
 
 
 @pytest.mark.parametrize("kind", [MemoryLog.another, LateLog])
@@ -555,7 +555,7 @@ async def test_a_replay_takes_readable_partitions_and_ends_only_with_the_rest() 
             assert (control.injected(order.key), control.unread(order.key)) == (60 - len(there), 1)
             follower = follow(world.log, TOPICS, order.name, timeout=5)
             (last,) = [progress async for progress in follower]
-            assert (last.order.state, last.injected, last.unread) == ("asked", 60 - len(there), 1)
+            assert (last.command.state, last.injected, last.unread) == ("asked", 60 - len(there), 1)
             world.log.find_leader(lost)
             done = await ended(control, within=10)
     assert (done.state, done.count, done.unread) == ("done", 60, 0)
@@ -576,7 +576,7 @@ async def test_a_replay_waiting_for_a_partition_does_not_delay_the_next() -> Non
         assert control.injected("replay/x") == 60 - len(there)
         world.log.find_leader(lost)
         await asyncio.sleep(20)
-    assert Counter(stored.note.replay for stored in world.stored(TIER)) == {"x": 60 - len(there), "next": 5}
+    assert Counter(stored.metadata.replay for stored in world.stored(TIER)) == {"x": 60 - len(there), "next": 5}
 
 
 @virtual
@@ -606,7 +606,7 @@ def test_an_owner_killed_while_a_partition_is_away_skips_nothing_and_repeats_at_
         world.log.fail_commits(0)
         async with owning(world) as control:
             await asyncio.sleep(10)
-            assert control.commands[order.key].is_asked == (control.unread(order.key) == 1)
+            assert control.commands[order.key].is_pending == (control.unread(order.key) == 1)
             world.log.find_leader(lost)
             done = await ended(control)
         ledger = injected(world)
@@ -659,7 +659,7 @@ async def test_without_a_rate_a_replay_never_fills_more_than_half_of_a_window() 
     async with owning(world) as control:
         await an_order(world)
         await asyncio.sleep(60)
-        assert len(world.log.records(TIER)) <= BACKLOG + BATCH
+        assert len(world.log.records(TIER)) <= BACKLOG + CHECKPOINT_EVERY
         assert len(world.log.records(TIER)) >= BACKLOG
         async with running(world, world.worker(control)):
             # The events themselves are routed, too; what counts is that the replay goes on as its records end.
@@ -712,7 +712,7 @@ async def test_a_replay_is_cancelled_and_the_next_one_begins() -> None:
         await asyncio.sleep(10)
     assert control.commands["replay/x"].state == "cancelled"
     assert 80 <= control.injected("replay/x") <= 110
-    of_both = Counter(stored.note.replay for stored in world.stored(TIER))
+    of_both = Counter(stored.metadata.replay for stored in world.stored(TIER))
     assert of_both["x"] == control.injected("replay/x")
 
 
@@ -799,15 +799,15 @@ def test_the_first_command_covering_a_dead_letter_resolves_it() -> None:
 
     def settled(offset: int, **fields: Any) -> str | None:
         values: dict[str, Any] = {"id": "x", "route": "a", "destination": "b", "reason": "gone", "at": 50.0} | fields
-        order = control.resolved_by(Letter(**values), Partition("d", 0), offset)
+        order = control.resolved_by(DeadLetterProperties(**values), Partition("d", 0), offset)
         return None if order is None else order.name
 
     assert [settled(offset) for offset in (4, 5, 10, 39, 40)] == ["early", "late", "rest", "rest", None]
     assert settled(10, at=100.0) == "recent"
     assert [settled(offset, id="two", route="c") for offset in (29, 30)] == ["ids", "rest"]
     assert settled(3, id="", route="", destination="", reason="undecodable") == "rest"
-    control.apply(replace(control.commands["dead/early"], state="gone"))
-    control.apply(replace(control.commands["dead/ids"], state="gone"))
+    control.apply(replace(control.commands["dead/early"], state="deleted"))
+    control.apply(replace(control.commands["dead/ids"], state="deleted"))
     assert settled(4) == "late"
     assert settled(29, id="two", route="c") == "rest"
     control.apply(replace(control.commands["dead/rest"], filter=DeadFilter(route="z")))

@@ -41,7 +41,7 @@ def an_attempt(status: int | Result = 503, *, number: int = 1, at: float = NOW, 
 
 def a_delivery(*attempts: Attempt, received_at: float = NOW, since: float = 0.0, name: str = "dlv_1") -> Delivery:
     event = Event(id=EventId("evt_1"), source="s", type="t", received_at=received_at, headers=(), body=b"")
-    return Delivery(id=DeliveryId(name), event=event, route="r", destination="d", attempts=attempts, since=since)
+    return Delivery(id=DeliveryId(name), event=event, route="r", destination="d", attempts=attempts, replayed_at=since)
 
 
 def dead(reason: DeadReason, detail: str) -> DeadLettered:

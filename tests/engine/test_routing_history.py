@@ -217,12 +217,12 @@ def test_a_record_published_again_counts_once_and_a_deleted_one_never() -> None:
     assert history.knows_epoch(HERE, Commit(5), "e1")
     assert not history.knows_epoch(HERE, Commit(4), "e1")
     assert not history.knows_epoch(HERE, Commit(5), "e0")
-    history.apply(ControlRecord(kind="routed", name="b", state="gone", at=0.0))
+    history.apply(ControlRecord(kind="routed", name="b", state="deleted", at=0.0))
     assert history.knows_epoch(HERE, Commit(5), "e0")
-    history.apply(ControlRecord(kind="routed", name="a", state="gone", at=0.0))
-    history.apply(ControlRecord(kind="rules", name="e0", state="gone", at=0.0))
+    history.apply(ControlRecord(kind="routed", name="a", state="deleted", at=0.0))
+    history.apply(ControlRecord(kind="rules", name="e0", state="deleted", at=0.0))
     assert history.revision_at(HERE, 5) is None
-    assert history.places() == {}
+    assert history.partitions() == {}
 
 
 def test_a_route_is_unchanged_since_the_last_of_its_partitions() -> None:

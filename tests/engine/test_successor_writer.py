@@ -11,7 +11,7 @@ from typing_extensions import override
 from gateway.engine.successor_writer import LONGEST_PAUSE, SuccessorWriter
 from gateway.log.base import Position
 from gateway.log.topics import Topics
-from gateway.model import NO_NOTE, Delivery, DeliveryId, LogUnavailableError
+from gateway.model import NO_METADATA, Delivery, DeliveryId, LogUnavailableError
 from gateway.telemetry.metrics import Metrics
 from tests.builders import an_event
 from tests.engine.test_worker import QUIET
@@ -58,7 +58,7 @@ class Scene:
         )
         delivery = Delivery(id=DeliveryId("dlv_1"), event=an_event(), route="build", destination="ci")
         return await successors.store(
-            self.topic, delivery, NO_NOTE, lambda: not self.is_lost, lambda: self.is_undecided
+            self.topic, delivery, NO_METADATA, lambda: not self.is_lost, lambda: self.is_undecided
         )
 
 

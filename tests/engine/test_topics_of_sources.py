@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from gateway.engine.router import LOOK_INTERVAL
+from gateway.engine.router import TOPIC_CHECK_INTERVAL
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import SOURCES_GROUP
 from gateway.model import LogUnavailableError
@@ -55,7 +55,7 @@ def test_events_of_rolled_back_rules_are_delivered(topic: str, *, is_seen: bool)
                 worker.reload()
                 world.rules = before
                 worker.reload()
-            await asyncio.sleep(5 if is_seen else LOOK_INTERVAL + 5)
+            await asyncio.sleep(5 if is_seen else TOPIC_CHECK_INTERVAL + 5)
             assert len(world.client.made) == 8
 
     run(scenario())

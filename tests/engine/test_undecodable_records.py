@@ -15,9 +15,9 @@ from gateway.log.base import Commit, NewRecord, Partition, RecordHeaders
 from gateway.log.records import Origin, encode_delivery, encode_event, encode_origin, encode_sightings, event_key
 from gateway.log.topics import JOBS_GROUP, ORDERED_PARTITIONS, ROUTER_GROUP
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     Delivery,
-    Note,
+    RecordMetadata,
 )
 from gateway.ops.control_client import ControlClient
 from tests.builders import a_delivery, a_policy, a_route, an_event
@@ -51,7 +51,7 @@ async def put_newer(world: World, *names: str, key: str | None = None) -> None:
         await world.log.append(EVENTS, key=event_key(event), value=event.body, headers=of_version(encode_event(event)))
 
 
-async def file_newer(world: World, topic: str, delivery: Delivery, note: Note = NO_NOTE) -> None:
+async def file_newer(world: World, topic: str, delivery: Delivery, note: RecordMetadata = NO_METADATA) -> None:
     headers = of_version(encode_delivery(delivery, note, at=now()))
     await world.log.append(topic, key=b"ci", value=delivery.event.body, headers=headers)
 
@@ -179,7 +179,7 @@ def test_a_foreign_record_with_a_position_makes_no_event_a_duplicate(is_delivery
     async def scenario() -> None:
         world = await a_world(an_ordered_route())
         foreign = a_delivery(event=an_event(id="foreign.0", key="k0", received_at=now()), successor=1)
-        headers = encode_delivery(foreign, NO_NOTE, at=now()) if is_delivery else []
+        headers = encode_delivery(foreign, NO_METADATA, at=now()) if is_delivery else []
         async with running(world):
             await world.put(*keyed(2, 3))
             await asyncio.sleep(3)
@@ -274,7 +274,7 @@ async def test_an_ordered_route_stops_at_a_newer_record_of_its_own_topic() -> No
     """What follows there may be of its key, too."""
     world = await a_world(an_ordered_route())
     for number, event in enumerate(keyed(1, 4)):
-        headers = encode_delivery(a_delivery(event=event, successor=1), NO_NOTE, at=now())
+        headers = encode_delivery(a_delivery(event=event, successor=1), NO_METADATA, at=now())
         written = of_version(headers) if number == 1 else headers
         await world.log.append(ORDERED, key=b"k0", value=event.body, headers=written)
     async with running(world):
@@ -292,7 +292,9 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
     tier = TOPICS.retry("20s")
     await file_newer(world, tier, a_filed("evt_newer", due=now() + 15))
     later = a_filed("evt_later", due=now() + 15)
-    await world.log.append(tier, key=b"ci", value=later.event.body, headers=encode_delivery(later, NO_NOTE, at=now()))
+    await world.log.append(
+        tier, key=b"ci", value=later.event.body, headers=encode_delivery(later, NO_METADATA, at=now())
+    )
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
         await asyncio.sleep(60)
@@ -309,7 +311,7 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
 async def test_a_parked_record_is_dead_lettered_once_though_sweeps_give_way_to_resumes() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
-    late = Note(by="route/other")
+    late = RecordMetadata(by="route/other")
     await publish(world, ControlRecord(kind="pause", name=late.by, state="active", at=now()))
     async with owning(world, SlowLog(world.log, seconds=1.5)):
         await asyncio.sleep(7)
@@ -333,7 +335,7 @@ async def test_a_parked_record_is_dead_lettered_once_though_sweeps_give_way_to_r
 @virtual
 async def test_a_parked_record_is_dead_lettered_though_its_sweep_is_killed_behind_it() -> None:
     world = await a_world(a_route())
-    late = Note(by="route/other")
+    late = RecordMetadata(by="route/other")
     await publish(world, ControlRecord(kind="pause", name=late.by, state="active", at=now()))
     await world.log.append(TOPICS.parked, key=b"x", value=b"{}", headers=[("gw_v", b"x")])
     for number in range(1500):
@@ -413,12 +415,12 @@ async def test_a_resume_leaves_a_newer_versions_records() -> None:
     world = await a_world(a_route())
     for name in ("evt_before", "evt_after"):
         parked = a_filed(name)
-        note = Note(by="destination/ci")
+        note = RecordMetadata(by="destination/ci")
         await world.log.append(
             TOPICS.parked, key=b"ci", value=parked.event.body, headers=encode_delivery(parked, note, at=now())
         )
         if name == "evt_before":
-            await file_newer(world, TOPICS.parked, a_filed("evt_newer"), Note(by="destination/ci"))
+            await file_newer(world, TOPICS.parked, a_filed("evt_newer"), RecordMetadata(by="destination/ci"))
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(30)
@@ -438,9 +440,9 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
     for name in ("evt_before", "evt_newer", "evt_after"):
         letter = a_filed(name)
         if name == "evt_newer":
-            await file_newer(world, TOPICS.dead, letter, Note(reason="gone"))
+            await file_newer(world, TOPICS.dead, letter, RecordMetadata(reason="gone"))
         else:
-            headers = encode_delivery(letter, Note(reason="gone", detail=""), at=now())
+            headers = encode_delivery(letter, RecordMetadata(reason="gone", detail=""), at=now())
             await world.log.append(TOPICS.dead, key=b"ci", value=letter.event.body, headers=headers)
     number, (_, end) = next(
         (number, bounds) for number, bounds in (await world.log.bounds(TOPICS.dead)).items() if bounds[1]
@@ -475,7 +477,10 @@ async def test_a_command_of_a_newer_version_is_not_lost() -> None:
     world = await a_world(a_route())
     waiting = a_filed("evt_waiting", due=now() + 900)
     await world.log.append(
-        TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, NO_NOTE, at=now())
+        TOPICS.retry("20m"),
+        key=b"ci",
+        value=waiting.event.body,
+        headers=encode_delivery(waiting, NO_METADATA, at=now()),
     )
     kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=now())
     key, value = kick.encode()
@@ -496,7 +501,10 @@ async def test_a_command_of_a_newer_version_is_carried_out_by_it() -> None:
     world = await a_world(a_route())
     waiting = a_filed("evt_waiting", due=now() + 900)
     await world.log.append(
-        TOPICS.retry("20m"), key=b"ci", value=waiting.event.body, headers=encode_delivery(waiting, NO_NOTE, at=now())
+        TOPICS.retry("20m"),
+        key=b"ci",
+        value=waiting.event.body,
+        headers=encode_delivery(waiting, NO_METADATA, at=now()),
     )
     key, value = ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()).encode()
     newer = orjson.dumps({**orjson.loads(value), "v": NEXT})

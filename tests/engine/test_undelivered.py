@@ -12,7 +12,7 @@ from dataclasses import replace
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.engine.jobs.replay_matcher import Matcher
 from gateway.engine.jobs.runner import FORGET_RULES_INTERVAL
-from gateway.engine.jobs.undelivered import Fate, Undelivered, open_letters, sighted_of
+from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters, sighted_of
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
@@ -53,7 +53,7 @@ class Scene:
         """Count as a dry run does: the deliveries that match, by what is known of each."""
         selection = Selection(route="build", since=0.0)
         log = self.world.log
-        dead = await open_letters(log, TOPICS, self.owner.control, selection, readable=log.readable)
+        dead = await open_dead_letters(log, TOPICS, self.owner.control, selection, readable=log.readable)
         bounds = await self.world.log.bounds(EVENTS)
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
         selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
@@ -242,7 +242,7 @@ async def test_a_conditions_dead_letters_that_match_after_its_fix_are_undelivere
     failing, fixed = a_route(when="body.n + 'x' == 'x'"), a_route(when="body.n < 4")
     async with a_scene(failing) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
         await scene.events(6)
-        assert [stored.note.reason for stored in scene.world.dead()] == ["expression_error"] * 6
+        assert [stored.metadata.reason for stored in scene.world.dead()] == ["expression_error"] * 6
         scene.reload(worker, fixed)
         assert (await scene.replay()).count == 4
         assert scene.delivered() == [1, 1, 1, 1, 0, 0]
@@ -258,7 +258,7 @@ async def test_a_dead_letter_is_replayed_by_the_current_request_whatever_the_con
         running(scene.world, scene.world.worker(scene.owner.control)) as worker,
     ):
         await scene.events(2)
-        assert [stored.note.reason for stored in scene.world.dead()] == ["expression_error"] * 2
+        assert [stored.metadata.reason for stored in scene.world.dead()] == ["expression_error"] * 2
         scene.reload(worker, a_route(request=other, when="body.n > 0"))
         checkpoint = {f"{TOPICS.dead}/{number}": 100 for number in range(4)}
         which = DeadFilter(reason="expression_error")
@@ -570,7 +570,7 @@ async def test_a_replay_waiting_for_a_partition_has_delivered_up_to_it() -> None
             await asyncio.sleep(20)
             brought = sum(scene.delivered())
             assert 0 < brought < 40
-            assert control.commands["replay/all"].is_asked
+            assert control.commands["replay/all"].is_pending
             await an_order(world, "rest", undelivered=True)
             assert (await ended(control, "rest", within=20)).count == 0
             world.log.find_leader(lost)
@@ -595,5 +595,5 @@ async def test_a_dead_letter_of_another_event_of_the_identity_stays_open() -> No
             await asyncio.sleep(10)
         log = scene.world.log
         selection = Selection(route="build", since=0.0)
-        left = await open_letters(log, TOPICS, scene.owner.control, selection, readable=log.readable)
+        left = await open_dead_letters(log, TOPICS, scene.owner.control, selection, readable=log.readable)
         assert [received_at for _, received_at, _ in left.letters] == [events[1].received_at]

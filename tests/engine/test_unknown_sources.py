@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.jobs.log_reader import BATCH
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.engine.worker import Worker
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import Attempt, Result
@@ -105,13 +105,13 @@ async def _killed_at(append: int, *, is_stored: bool, kicked: float, does_the_jo
         await owner.start()
     async with running(world, world.worker(owner.control)):
         async with asyncio.timeout(1800):
-            while await _unfinished(world) or owner.control.asked("kick"):
+            while await _unfinished(world) or owner.control.pending("kick"):
                 await world.doze(20)
     await owner.stop()
     assert world.dead() == []
     assert receipts.got.keys() == {(name, f"evt_{n}") for name in ("ci", "audit") for n in range(COUNT)}
     assert max(receipts.got.values()) <= 2, "a kill leaves one live copy more at most"
-    assert receipts.got.total() - 2 * COUNT <= BATCH
+    assert receipts.got.total() - 2 * COUNT <= CHECKPOINT_EVERY
     return mortal.died.is_set()
 
 

@@ -27,11 +27,11 @@ from gateway.log.base import Commit, Partition
 from gateway.log.records import StoredDelivery, decode_delivery, encode_delivery, encode_event, event_key
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     Attempt,
     Disposition,
     Event,
-    Note,
+    RecordMetadata,
     Result,
     UndecodableRecordError,
 )
@@ -361,7 +361,7 @@ async def test_a_dead_letter_has_its_reason_and_every_attempt() -> None:
     async with running(world):
         await asyncio.sleep(60)
     (stored,) = world.dead()
-    assert stored.note == Note(reason="exhausted", detail="500 after 3 attempts")
+    assert stored.metadata == RecordMetadata(reason="exhausted", detail="500 after 3 attempts")
     assert [(attempt.number, attempt.result) for attempt in stored.delivery.attempts] == [
         (1, "5xx"),
         (2, "timeout"),
@@ -391,7 +391,7 @@ async def test_a_failing_expression_dead_letters_its_route_and_no_other() -> Non
         await asyncio.sleep(2)
     assert world.client.made == [("ci", "evt_0", 1)]
     (stored,) = world.dead()
-    assert (stored.delivery.route, stored.note.reason) == ("bad", "expression_error")
+    assert (stored.delivery.route, stored.metadata.reason) == ("bad", "expression_error")
 
 
 @virtual
@@ -402,7 +402,7 @@ async def test_a_template_that_cannot_be_rendered_dead_letters() -> None:
     async with running(world):
         await asyncio.sleep(2)
     assert world.client.made == []
-    assert [stored.note.reason for stored in world.dead()] == ["expression_error"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"]
 
 
 @virtual
@@ -461,7 +461,7 @@ async def test_late_parked_deliveries_are_swept_after_the_resume() -> None:
             TOPICS.parked,
             key=b"ci",
             value=late.event.body,
-            headers=encode_delivery(late, Note(by="destination/ci"), at=now()),
+            headers=encode_delivery(late, RecordMetadata(by="destination/ci"), at=now()),
         )
         async with running(world, world.worker(control)):
             await asyncio.sleep(20)
@@ -481,7 +481,7 @@ async def test_swept_deliveries_are_left_by_the_next_owner_of_the_jobs() -> None
                 TOPICS.parked,
                 key=b"ci",
                 value=late.event.body,
-                headers=encode_delivery(late, Note(by="destination/ci"), at=now()),
+                headers=encode_delivery(late, RecordMetadata(by="destination/ci"), at=now()),
             )
             await asyncio.sleep(20)
             assert len(world.client.made) == 1
@@ -595,13 +595,16 @@ async def test_a_name_that_the_rules_do_not_know_waits_an_hour_and_is_dead_lette
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), route="gone", successor=1)
     await world.log.append(
-        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_NOTE, at=now())
+        TOPICS.retry("5s"),
+        key=b"ci",
+        value=delivery.event.body,
+        headers=encode_delivery(delivery, NO_METADATA, at=now()),
     )
     async with running(world):
         await world.doze(3000)
         assert world.dead() == []
         await world.doze(1000)
-    assert [stored.note.reason for stored in world.dead()] == ["route_removed"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["route_removed"]
     assert world.client.made == []
 
 
@@ -610,7 +613,10 @@ async def test_a_route_that_arrives_late_is_still_served() -> None:
     world = await a_world(a_route())
     delivery = a_delivery(event=an_event(received_at=now()), route="new", successor=1)
     await world.log.append(
-        TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, NO_NOTE, at=now())
+        TOPICS.retry("5s"),
+        key=b"ci",
+        value=delivery.event.body,
+        headers=encode_delivery(delivery, NO_METADATA, at=now()),
     )
     async with running(world):
         await asyncio.sleep(600)
@@ -629,7 +635,7 @@ async def test_duplicates_that_a_crash_made_are_delivered_once() -> None:
             TOPICS.retry("5s"),
             key=b"ci",
             value=delivery.event.body,
-            headers=encode_delivery(delivery, NO_NOTE, at=now()),
+            headers=encode_delivery(delivery, NO_METADATA, at=now()),
         )
     async with running(world):
         await asyncio.sleep(10)
@@ -650,8 +656,8 @@ async def test_events_that_share_an_identity_are_not_duplicates_of_each_other() 
 async def test_a_replay_is_no_duplicate_of_what_it_repeats() -> None:
     world = await a_world(a_route())
     waiting = a_delivery(event=an_event(received_at=now()), successor=1, due=now() + 4)
-    for delivery in (waiting, waiting, replace(waiting, since=now())):
-        headers = encode_delivery(delivery, NO_NOTE, at=now())
+    for delivery in (waiting, waiting, replace(waiting, replayed_at=now())):
+        headers = encode_delivery(delivery, NO_METADATA, at=now())
         await world.log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
     async with running(world):
         await asyncio.sleep(30)
@@ -748,10 +754,10 @@ async def test_a_bug_dead_letters_one_delivery_only() -> None:
             await asyncio.sleep(3)
     assert len(world.client.made) == 2
     (stored,) = world.dead()
-    assert stored.note.reason == "bug"
-    assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", stored.note.detail)
+    assert stored.metadata.reason == "bug"
+    assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", stored.metadata.detail)
     (failed,) = [line for line in lines if line["log_level"] == "error"]
-    assert failed["event"] == "delivery_failed"
+    assert failed["event"] == "delivery_bug"
     assert failed["exception"].endswith("KeyError")
     assert not [line for line in lines if "exc_info" in line or "a piece of a body'" in repr(line)]
 
@@ -784,5 +790,5 @@ async def test_a_destination_that_responds_410_is_paused_by_the_rules() -> None:
         await world.put(an_event(id="evt_later", received_at=now()))
         await asyncio.sleep(2)
     assert len(world.client.made) == 1
-    assert [stored.note.reason for stored in world.dead()] == ["gone"]
-    assert [stored.note.by for stored in world.stored(TOPICS.parked)] == ["destination/ci"]
+    assert [stored.metadata.reason for stored in world.dead()] == ["gone"]
+    assert [stored.metadata.by for stored in world.stored(TOPICS.parked)] == ["destination/ci"]

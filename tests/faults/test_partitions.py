@@ -44,13 +44,13 @@ class Owner:
     def __init__(self) -> None:
         self.owned: set[Partition] = set()
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         self.owned.update(each.partition for each in assignments)
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         pass
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -112,9 +112,9 @@ async def test_a_leaderless_partition_is_reported_others_are_read(cluster: Clust
             seen += await read_until([consumer], lambda: True) or [
                 record.value for batch in await consumer.fetch(timeout=0.1) for record in batch.records
             ]
-        assert consumer.unread() == {}
+        assert consumer.unreadable() == {}
         await asyncio.to_thread(cluster.nodes[3].kill)
-        await read_until([consumer], lambda: consumer.unread() == {lost: "no leader"})
+        await read_until([consumer], lambda: consumer.unreadable() == {lost: "no leader"})
         assert consumer.lag().keys() == {Partition(topic, 0), Partition(topic, 1)}
 
         # A member more: everything is shared out anew, and what can be read has an owner that reads it.
@@ -123,9 +123,9 @@ async def test_a_leaderless_partition_is_reported_others_are_read(cluster: Clust
         began = time.monotonic()
         await read_until(both, lambda: first.owned | second.owned == {Partition(topic, 0), Partition(topic, 1)})
         assert first.owned
-        assert second.owned or another.unread()
+        assert second.owned or another.unreadable()
         assert time.monotonic() - began < 10
-        assert consumer.unread().keys() | another.unread().keys() == {lost}
+        assert consumer.unreadable().keys() | another.unreadable().keys() == {lost}
         for key in keys[:2]:
             await log.append(topic, key=key, value=b"meanwhile", headers=[])
         got: list[bytes] = []
@@ -141,7 +141,7 @@ async def test_a_leaderless_partition_is_reported_others_are_read(cluster: Clust
             assert time.monotonic() - began < PATIENCE
             for each in both:
                 got += [record.value for batch in await each.fetch(timeout=0.1) for record in batch.records]
-        assert consumer.unread() == another.unread() == {}
+        assert consumer.unreadable() == another.unreadable() == {}
         assert keys[2] in got  # what was in it before is read from its start, for nothing was committed
     finally:
         await log.close()
@@ -175,7 +175,7 @@ async def test_a_partition_without_enough_replicas_is_reported_others_take_event
         assert found.keys() == {lost}
         assert "NotEnoughReplicas" in found[lost]
         await log.ping()
-        assert consumer.unread() == {}
+        assert consumer.unreadable() == {}
         await asyncio.to_thread(cluster.heal)
         while await log.refusing():
             assert time.monotonic() < until + PATIENCE

@@ -45,15 +45,15 @@ class Owner:
         self.deleted: list[int] = []
         self.revocations: list[set[Partition]] = []
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         self.told.append("assigned")
         self.assignments.update({assignment.partition: assignment for assignment in assignments})
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
         self.deleted += list(deleted)
 
-    def replaced(self, assignment: Assignment) -> None:
-        self.told.append("replaced")
+    def restarted(self, assignment: Assignment) -> None:
+        self.told.append("restarted")
         self.assignments[assignment.partition] = assignment
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -583,7 +583,7 @@ async def test_records_deleted_unread_are_reported_to_their_reader(subject: Subj
             consumer.resume(partition)
             assert await values(consumer, 1) == [b"10"]
             assert owner.deleted == [3, 4, 5, 9]
-            assert "replaced" not in owner.told
+            assert "restarted" not in owner.told
 
 
 async def test_a_seed_sets_a_groups_start_but_replaces_no_commit(subject: Subject) -> None:

@@ -66,16 +66,16 @@ class Owner:
         self.told: list[str] = []
         self.deleted: list[int] = []
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         self.told.append("assigned")
         self.owned.update({each.partition: each for each in assignments})
-        self.awaited.append(set(awaited))
+        self.awaited.append(set(without_position))
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:  # noqa: ARG002 - there is one partition
         self.deleted += list(deleted)
 
-    def replaced(self, assignment: Assignment) -> None:
-        self.told.append("replaced")
+    def restarted(self, assignment: Assignment) -> None:
+        self.told.append("restarted")
         self.owned[assignment.partition] = assignment
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
@@ -440,7 +440,7 @@ async def test_revoked_partitions_are_committed_before_the_next_owner_has_them(k
 async def test_a_listeners_failure_is_raised_by_the_fetch(log: KafkaLog) -> None:
     class Failing(Owner):
         @override
-        def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+        def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
             raise ZeroDivisionError(len(assignments))
 
     topic = await make_topic(log)
@@ -934,7 +934,7 @@ async def test_a_member_reads_missing_topics_once_they_exist(log: KafkaLog) -> N
     alone = await log.consume(group=f"{group}-alone", topics=[missing], listener=(owner := Owner()))
     assert [record.value for record in await fetch(consumer, 1)] == [b"0"]
     await fetch_until(alone, lambda: "assigned" in owner.told)
-    assert consumer.unread() == alone.unread() == {Partition(missing, ALL): NO_TOPIC}
+    assert consumer.unreadable() == alone.unreadable() == {Partition(missing, ALL): NO_TOPIC}
     assert missing not in await log.topics()
     await log.create([TopicSpec(name=missing, partitions=1, retention=3600.0)])
     began = monotonic()
@@ -942,7 +942,7 @@ async def test_a_member_reads_missing_topics_once_they_exist(log: KafkaLog) -> N
     for each in (consumer, alone):
         while b"1" not in [record.value for record in await fetch(each, 1)]:
             assert monotonic() - began < 2 * METADATA_AGE
-        assert each.unread() == {}
+        assert each.unreadable() == {}
         await each.close()
 
 
@@ -953,11 +953,11 @@ async def test_a_groupless_reader_reports_a_missing_topic_as_a_whole(kafka: str,
     await fetch(consumer, 2)
     async with administering(kafka) as admin:
         await admin.delete_topics([topic])
-    await fetch_until(consumer, lambda: consumer.unread() == {Partition(topic, ALL): NO_TOPIC})
+    await fetch_until(consumer, lambda: consumer.unreadable() == {Partition(topic, ALL): NO_TOPIC})
     await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)])
     await append(log, topic, b"2")
     assert [record.value for record in await fetch(consumer, 1)] == [b"2"]
-    assert consumer.unread() == {}
+    assert consumer.unreadable() == {}
     await consumer.close()
 
 
@@ -1137,7 +1137,7 @@ async def test_records_skipped_during_a_fetch_are_not_another_log(
     assert [record.value for record in await fetch(consumer, 1)] == [b"4"]
     assert looked
     assert owner.deleted == [1]
-    assert "replaced" not in owner.told
+    assert "restarted" not in owner.told
     await consumer.close()
 
 
@@ -1407,5 +1407,5 @@ async def test_a_slow_read_is_not_reported_as_unread(log: KafkaLog, monkeypatch:
         consumer = await log.consume(group=group, topics=[topic], listener=owner)
         while len(owner.owned) < 2:
             await consumer.fetch(timeout=0.05)
-        assert consumer.unread() == {}
+        assert consumer.unreadable() == {}
         await consumer.close()

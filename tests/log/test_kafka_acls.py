@@ -161,13 +161,13 @@ async def opened(guarded: Guarded, user: str) -> AsyncIterator[Log]:
 class Nobody:
     """A listener that takes its partitions, and keeps no books."""
 
-    def assigned(self, assignments: object, awaited: object = ()) -> None:
+    def assigned(self, assignments: object, without_position: object = ()) -> None:
         pass
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         pass
 
     async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:  # noqa: ARG002 - a listener's name for it

@@ -191,14 +191,14 @@ class Owner:
     def __init__(self) -> None:
         self.assignments = 0
 
-    def assigned(self, assignments: object, awaited: object = ()) -> None:  # noqa: ARG002 - the listener's signature
+    def assigned(self, assignments: object, without_position: object = ()) -> None:  # noqa: ARG002 - the listener's signature
         assert assignments
         self.assignments += 1
 
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         pass
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         pass
 
     async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:

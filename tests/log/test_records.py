@@ -17,22 +17,22 @@ from gateway.log.records import (
     Sighted,
     decode_delivery,
     decode_event,
-    decode_note,
+    decode_record_metadata,
     decode_sightings,
     encode_delivery,
     encode_event,
-    encode_note,
     encode_origin,
+    encode_record_metadata,
     encode_sightings,
     event_key,
     fingerprint,
     is_newer,
-    note_of,
     origin_of,
+    record_metadata_of,
     sightings_key,
 )
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     Attempt,
     Delivery,
     DeliveryId,
@@ -40,7 +40,7 @@ from gateway.model import (
     EventId,
     Headers,
     NewerRecordError,
-    Note,
+    RecordMetadata,
     Result,
     UndecodableRecordError,
     UnreadableRecordError,
@@ -86,7 +86,7 @@ DELIVERIES = st.builds(
     attempts=st.lists(ATTEMPTS, max_size=4).map(tuple),
     successor=st.integers(0, 1000),
     due=TIMES,
-    since=TIMES,
+    replayed_at=TIMES,
 )
 STATE: dict[str, Any] = {
     "id": "dlv_1",
@@ -104,7 +104,7 @@ STATE: dict[str, Any] = {
 }
 _TEXTS = {name: st.text(max_size=40) for name in ("why", "by", "replay", "reason", "detail")}
 NOTES = st.builds(
-    Note,
+    RecordMetadata,
     **_TEXTS,
     breaks=st.integers(0, 999_999_999),
     unknown_since=st.none() | st.integers(0, 10**12).map(lambda milliseconds: milliseconds / 1000),
@@ -212,25 +212,25 @@ def test_the_record_key_is_the_order_key_or_the_id(event: Event, key: bytes) -> 
 
 
 @given(DELIVERIES, NOTES)
-def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: Note) -> None:
+def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: RecordMetadata) -> None:
     stored = decode_delivery(a_record(encode_delivery(delivery, note, at=NOW), delivery.event.body))
-    assert (stored.delivery, stored.note) == (delivery, note)
+    assert (stored.delivery, stored.metadata) == (delivery, note)
 
 
 def test_each_field_of_a_note_is_written_and_read() -> None:
-    told = Note(why="paused", by="route/build", breaks=3, unknown_since=NOW, is_expedited=True, replay="1")
+    told = RecordMetadata(why="paused", by="route/build", breaks=3, unknown_since=NOW, is_expedited=True, replay="1")
     told = replace(told, reason="gone", detail="410")
-    for field in fields(Note):
-        note = replace(NO_NOTE, **{field.name: getattr(told, field.name)})
-        written = encode_note(note)
+    for field in fields(RecordMetadata):
+        note = replace(NO_METADATA, **{field.name: getattr(told, field.name)})
+        written = encode_record_metadata(note)
         assert len(written) == 1
-        assert decode_note(JsonFields("note", written)) == note
-    assert decode_note(JsonFields("note", encode_note(told) | {"newer": "x"})) == told
+        assert decode_record_metadata(JsonFields("note", written)) == note
+    assert decode_record_metadata(JsonFields("note", encode_record_metadata(told) | {"newer": "x"})) == told
 
 
 @given(DELIVERIES)
 def test_the_record_of_a_delivery_is_one_of_its_event_too(delivery: Delivery) -> None:
-    assert decode_event(a_record(encode_delivery(delivery, NO_NOTE, at=NOW), delivery.event.body)) == delivery.event
+    assert decode_event(a_record(encode_delivery(delivery, NO_METADATA, at=NOW), delivery.event.body)) == delivery.event
 
 
 # What can't be read
@@ -273,12 +273,12 @@ def test_an_event_with_an_unreadable_header_is_undecodable(name: str, value: byt
 
 
 def state_without(name: str) -> bytes:
-    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_NOTE, at=NOW))["gw_delivery"])
+    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_METADATA, at=NOW))["gw_delivery"])
     return orjson.dumps({other: value for other, value in state.items() if other != name})
 
 
 def state_with(**changes: object) -> bytes:
-    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_NOTE, at=NOW))["gw_delivery"])
+    state = orjson.loads(dict(encode_delivery(a_delivery(), NO_METADATA, at=NOW))["gw_delivery"])
     return orjson.dumps({**state, **changes})
 
 
@@ -322,12 +322,14 @@ def test_a_delivery_without_a_readable_state_is_undecodable(state: bytes | None)
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([name for name, _ in encode_delivery(a_delivery(), NO_NOTE, at=NOW)]), st.binary())
+        st.tuples(
+            st.sampled_from([name for name, _ in encode_delivery(a_delivery(), NO_METADATA, at=NOW)]), st.binary()
+        )
     )
 )
 def test_any_headers_are_a_delivery_or_undecodable(headers: list[tuple[str, bytes]]) -> None:
     """Whatever a foreign producer writes, the reader has one kind of error to expect."""
-    written = dict(encode_delivery(a_delivery(), NO_NOTE, at=NOW))
+    written = dict(encode_delivery(a_delivery(), NO_METADATA, at=NOW))
     see_read([*written.items(), *headers])
 
 
@@ -339,14 +341,14 @@ def test_any_state_is_a_delivery_or_undecodable(state: bytes) -> None:
 
 def see_read(headers: RecordHeaders) -> None:
     """See that a record is refused, or read as what can be written, and then is read as the same."""
-    note_of(a_record(headers))
+    record_metadata_of(a_record(headers))
     try:
         stored = decode_delivery(a_record(headers, b"body"))
     except UnreadableRecordError:
         return
-    again = encode_delivery(stored.delivery, stored.note, at=stored.at)
+    again = encode_delivery(stored.delivery, stored.metadata, at=stored.at)
     read = decode_delivery(a_record(again, b"body"))
-    assert encode_delivery(read.delivery, read.note, at=read.at) == again
+    assert encode_delivery(read.delivery, read.metadata, at=read.at) == again
 
 
 @pytest.mark.parametrize("version", [b"2", b"999999999"])
@@ -354,7 +356,7 @@ def test_a_newer_format_is_distinguished_from_garbage(version: bytes) -> None:
     """It is looked at first: the rest may mean something else there."""
     for written in (
         encode_event(an_event()),
-        encode_delivery(a_delivery(), NO_NOTE, at=NOW),
+        encode_delivery(a_delivery(), NO_METADATA, at=NOW),
         encode_sightings("github", 1),
     ):
         record = a_record([("gw_v", version), *[pair for pair in written[3:] if pair[0] != "gw_v"]])

@@ -107,7 +107,7 @@ async def test_a_replay_covers_the_dead_letters_at_its_start() -> None:
     log = await a_log()
     for number in range(8):
         await log.append(TOPICS.dead, key=b"%d" % number, value=b"", headers=[])
-    order = (await ControlClient(log, TOPICS).resolve("replay", DEAD)).order
+    order = (await ControlClient(log, TOPICS).resolve("replay", DEAD)).command
     ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await log.bounds(TOPICS.dead)).items()}
     assert order.checkpoint == ends
     assert sum(order.checkpoint.values()) == 8
@@ -125,7 +125,7 @@ async def test_two_commands_for_dead_letters_are_kept() -> None:
 async def test_the_end_of_an_order_is_awaited() -> None:
     log = await a_log()
     placed = await ControlClient(log, TOPICS).resolve("drop", DEAD)
-    sleeper = Sleeper(log, placed.order.with_state("done", count=5))
+    sleeper = Sleeper(log, placed.command.with_state("done", count=5))
     done = await ControlClient(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
     assert done is not None
     assert done.count == 5
@@ -143,11 +143,11 @@ async def test_nobody_to_carry_it_out_is_found_out_in_time() -> None:
 async def test_the_end_of_another_order_is_not_taken_for_ours() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS)
-    earlier = (await client.kick("route/build")).order
+    earlier = (await client.kick("route/build")).command
     placed = await client.kick("route/build")
-    other = (await client.kick("route/other")).order
+    other = (await client.kick("route/other")).command
     sleeper = Sleeper(
-        log, earlier.with_state("done"), other.with_state("done"), placed.order.with_state("done", count=1)
+        log, earlier.with_state("done"), other.with_state("done"), placed.command.with_state("done", count=1)
     )
     done = await ControlClient(log, TOPICS, sleep=sleeper).finished(placed, timeout=30)
     assert done is not None
@@ -160,5 +160,5 @@ async def test_a_record_that_cannot_be_read_is_passed_over() -> None:
     client = ControlClient(log, TOPICS)
     placed = await client.kick("route/other")
     assert list((await client.control()).commands) == ["kick/route/other"]
-    await log.append(TOPICS.control, key=placed.order.key.encode(), value=b"?", headers=[])
+    await log.append(TOPICS.control, key=placed.command.key.encode(), value=b"?", headers=[])
     assert await client.finished(placed, timeout=0) is None

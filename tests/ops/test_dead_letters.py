@@ -9,10 +9,10 @@ from gateway.engine.control.state import Control
 from gateway.log.records import encode_delivery, encode_event
 from gateway.log.topics import Topics
 from gateway.model import (
-    Note,
+    RecordMetadata,
     UsageError,
 )
-from gateway.ops.dead_letters import DeadLetter, deliveries_of, find_letters, read_letters
+from gateway.ops.dead_letters import DeadLetter, deliveries_of, find_dead_letters, read_dead_letters
 from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.memory_log import MemoryLog
 
@@ -34,7 +34,7 @@ class Dead:
         delivery = a_delivery(
             event=an_event(id=event), route=route, destination=destination, attempts=(an_attempt(3, status=503),)
         )
-        headers = encode_delivery(delivery, Note(reason=reason, detail="503 after 3 attempts"), at=NOW)
+        headers = encode_delivery(delivery, RecordMetadata(reason=reason, detail="503 after 3 attempts"), at=NOW)
         await self.log.append(TOPICS.dead, key=destination.encode(), value=delivery.event.body, headers=headers)
         return delivery.id
 
@@ -51,7 +51,7 @@ class Dead:
     ) -> list[DeadLetter]:
         return [
             letter
-            async for letter in read_letters(
+            async for letter in read_dead_letters(
                 self.log, TOPICS, Control(orders), which, include_resolved=include_resolved
             )
         ]
@@ -133,11 +133,14 @@ async def test_one_is_found_by_delivery_by_event_and_by_offset(dead: Dead) -> No
     await dead.write("a", destination="y")
     await dead.write_unreadable()
     control = Control([await dead.done(DeadFilter(destination="x"))])
-    (found,) = await find_letters(dead.log, TOPICS, control, first)
+    (found,) = await find_dead_letters(dead.log, TOPICS, control, first)
     assert (found.letter.destination, found.status) == ("x", "replayed")
-    assert {letter.letter.destination for letter in await find_letters(dead.log, TOPICS, control, "a")} == {"x", "y"}
-    assert await find_letters(dead.log, TOPICS, control, found.position) == [found]
-    assert await find_letters(dead.log, TOPICS, control, "b") == []
+    assert {letter.letter.destination for letter in await find_dead_letters(dead.log, TOPICS, control, "a")} == {
+        "x",
+        "y",
+    }
+    assert await find_dead_letters(dead.log, TOPICS, control, found.position) == [found]
+    assert await find_dead_letters(dead.log, TOPICS, control, "b") == []
 
 
 async def test_names_become_the_open_deliveries(dead: Dead) -> None:

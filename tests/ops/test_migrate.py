@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
@@ -31,7 +31,7 @@ from gateway.log.records import (
     sightings_key,
 )
 from gateway.log.topics import TIERS, Topics
-from gateway.model import NO_NOTE, LogUnavailableError, Note, UsageError
+from gateway.model import NO_METADATA, LogUnavailableError, RecordMetadata, UsageError
 from gateway.ops.migrate import MOVED, Moved, migrate
 from gateway.rules.routing_revision import encode
 from gateway.rules.rules import RoutingRevision
@@ -98,7 +98,7 @@ async def emptied(tmp_path: Path, name: str) -> AsyncIterator[EmbeddedLog]:
 
 
 async def put(log: Log, topic: str, delivery: Any, by: str = "", reason: str = "") -> int:
-    headers = encode_delivery(delivery, Note(by=by, reason=reason), at=time.time())
+    headers = encode_delivery(delivery, RecordMetadata(by=by, reason=reason), at=time.time())
     key = delivery.destination.encode()
     return (await log.append(topic, key=key, value=delivery.event.body, headers=headers)).offset
 
@@ -108,7 +108,7 @@ async def put_in_order(log: Log, number: int) -> None:
     event = an_event(id=f"evt_{number}", key=f"repo-{number % 7}", body=b"%d" % number)
     delivery = a_delivery(event=event, route="mirror", destination="mirror", successor=1)
     origin = Origin(Partition(EVENTS, 0), number, 1_700_000_000.0 + number)
-    headers = [*encode_delivery(delivery, NO_NOTE, at=time.time()), encode_origin(origin)]
+    headers = [*encode_delivery(delivery, NO_METADATA, at=time.time()), encode_origin(origin)]
     await log.append(MIRROR, key=order_key(event).encode(), value=event.body, headers=headers)
 
 
@@ -188,7 +188,7 @@ async def meant_by(given: ControlRecord, log: Log) -> list[str]:
     return sorted(
         letter.id
         for partition, record in await records(log, TOPICS.dead)
-        for letter in [read_letter(record)[0]]
+        for letter in [read_dead_letter(record)[0]]
         if given.is_for(letter) and record.offset < given.checkpoint[partition_key(partition)]
     )
 
@@ -214,7 +214,7 @@ async def unfinished(log: Log) -> list[tuple[str, ...]]:  # noqa: C901 - one loo
         if not control.has_scanned("pause/destination/ci", partition, record.offset, record.appended_at):
             found.append(("parked", decode_delivery(record).delivery.id))
     for partition, record in await records(log, TOPICS.dead):
-        letter, _ = read_letter(record)
+        letter, _ = read_dead_letter(record)
         if control.resolved_by(letter, partition, record.offset) is None:
             found.append(("dead", letter.id))
     return sorted(found)
@@ -453,7 +453,7 @@ async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carrie
     for given in (await control_of(source)).commands.values():
         if given.state == "asked":
             await order(source, given.with_state("done"))
-    await order(source, ControlRecord(kind="marker", name="replay/r", state="gone", at=0.0))
+    await order(source, ControlRecord(kind="marker", name="replay/r", state="deleted", at=0.0))
     await move(source, target)
     control = await control_of(target)
     assert [each.key for each in control.commands.values()] == ["pause/destination/ci"]
@@ -557,13 +557,13 @@ async def test_a_log_with_records_of_others_is_left_alone(tmp_path: Path, source
 
 async def test_a_log_at_which_a_gateway_works_is_left_alone(source: EmbeddedLog) -> None:
     class Idle:
-        def assigned(self, assignments: object, awaited: object = ()) -> None:  # noqa: ARG002 - the listener's signature
+        def assigned(self, assignments: object, without_position: object = ()) -> None:  # noqa: ARG002 - the listener's signature
             assert assignments
 
         def records_deleted(self, partition: Partition, deleted: range) -> None:
             pass
 
-        def replaced(self, assignment: Assignment) -> None:
+        def restarted(self, assignment: Assignment) -> None:
             pass
 
         async def revoked(self, partitions: object) -> Mapping[Partition, Commit]:

@@ -9,8 +9,8 @@ from gateway.engine.control.records import DeadFilter
 from gateway.engine.control.state import Control
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_delivery, encode_event
-from gateway.model import Note
-from gateway.ops.dead_letters import DeadLetter, Groups, read_letters
+from gateway.model import RecordMetadata
+from gateway.ops.dead_letters import DeadLetter, Groups, read_dead_letters
 from gateway.ops.log_search import newest_first
 from gateway.ops.output import Output, when
 from gateway.ops.presentation import event_cells, group_cells, letter_cells, print_rows, topic_cells
@@ -24,10 +24,10 @@ async def _letters() -> Sequence[DeadLetter]:
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(attempts=(an_attempt(2, status=410),))
-    headers = encode_delivery(delivery, Note(reason="gone"), at=NOW)
+    headers = encode_delivery(delivery, RecordMetadata(reason="gone"), at=NOW)
     await log.append(TOPICS.dead, key=b"", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
-    async with aclosing(read_letters(log, TOPICS, Control(), DeadFilter(), include_resolved=True)) as letters:
+    async with aclosing(read_dead_letters(log, TOPICS, Control(), DeadFilter(), include_resolved=True)) as letters:
         found = [letter async for letter in letters]
     return sorted(found, key=lambda letter: letter.stored is None)
 

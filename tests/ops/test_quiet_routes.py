@@ -11,7 +11,7 @@ from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.ops.findings import NOT_READ, SOURCE, Finding
 from gateway.ops.output import when
-from gateway.ops.quiet_routes import LEAST_EVENTS, MAX_NAMES, MAX_ROWS, quiet_route_findings
+from gateway.ops.quiet_routes import MAX_NAMES, MAX_ROWS, MIN_EVENTS, quiet_route_findings
 from gateway.ops.route_counts import Past
 
 BEFORE = {"events": 110, "matched": 9, "event": "evt_9"}
@@ -53,7 +53,13 @@ def test_the_chance_of_no_match_is_the_share_of_the_orders_in_which_all_matches_
 
 def test_a_route_that_matches_nothing_since_its_condition_changed_is_wrong_where_that_is_improbable() -> None:
     (row,) = found({"changed": [changed()]})
-    assert (row.rank, row.what, row.is_wrong, row.since, row.who) == (SOURCE, "route refunds", True, 100.0, "p1:9090")
+    assert (row.rank, row.what, row.needs_attention, row.since, row.by) == (
+        SOURCE,
+        "route refunds",
+        True,
+        100.0,
+        "p1:9090",
+    )
     assert row.why == "matched none of 104 events of shop since its condition changed; before, 9 of 110"
     assert row.next == (
         f"# the rules loaded at {when(101.0)} changed route refunds: match",
@@ -81,20 +87,20 @@ def test_chance_is_not_reported(events: int, past: dict[str, int], *, is_told: b
 
 def test_a_route_without_a_past_is_reported_but_not_wrong() -> None:
     (row,) = found({"new": [new("refunds")]})
-    assert (row.what, row.is_wrong, row.since) == ("route refunds", False, None)
+    assert (row.what, row.needs_attention, row.since) == ("route refunds", False, None)
     assert row.why == "matched none of 104 events of shop since the process started"
     assert row.next == ("# why it doesn't match the last one:", "gateway explain evt_104")
-    (row,) = found({"new": [new("refunds", since=100.0, events=LEAST_EVENTS)]})
+    (row,) = found({"new": [new("refunds", since=100.0, events=MIN_EVENTS)]})
     assert (row.since, row.next[-1]) == (100.0, REPLAY)
     assert row.why == "matched none of 20 events of shop under its current rules"
-    assert found({"new": [new("refunds", events=LEAST_EVENTS - 1)]}) == []
+    assert found({"new": [new("refunds", events=MIN_EVENTS - 1)]}) == []
 
 
 def test_many_routes_without_a_past_are_one_row() -> None:
     names = [f"r{number:02}" for number in range(MAX_NAMES + 3)]
     assert len(found({"new": [new(*names[:MAX_ROWS])]})) == MAX_ROWS
     (row,) = found({"new": [new(*names)]})
-    assert (row.what, row.is_wrong, row.count) == ("routes", False, len(names))
+    assert (row.what, row.needs_attention, row.count) == ("routes", False, len(names))
     assert row.why.endswith(f"at least 20 each: {', '.join(names[:MAX_NAMES])}, and 3 more")
     (row,) = found({"new": [new(*names)]}, routes={"r01"})
     assert row.what == "route r01", "of a destination"
@@ -106,7 +112,7 @@ def test_the_counts_of_processes_add_up_and_one_match_counts() -> None:
     other = half | {"since": 99.0, "before": BEFORE | {"events": 55, "matched": 5}}
     (row,) = found({"changed": [half]}, {"changed": [other]}, None)
     assert row.why == "matched none of 104 events of shop since its condition changed; before, 9 of 110"
-    assert (row.since, row.who) == (99.0, "2 processes")
+    assert (row.since, row.by) == (99.0, "2 processes")
     assert found({"changed": [changed()]}, {}) == [], "it has matched some in the other one"
     assert found({"changed": [changed()]}, None), "an ingress, or one of an older version"
     (row,) = found({"changed": [half]}, {"new": [new("refunds", events=400)]})
@@ -120,11 +126,11 @@ def test_missed_events_stay_wrong_after_a_condition_change_until_a_replay_finds_
 
     (row,) = found({"missed": [missed()]})
     why = f"matched none of 104 events of shop until its condition changed at {when(160.0)}; before, 9 of 110"
-    assert (row.why, row.is_wrong, row.since, row.until) == (why, True, 100.0, 160.0)
+    assert (row.why, row.needs_attention, row.since, row.until) == (why, True, 100.0, 160.0)
     told = "# if its condition is correct now, recover what it missed (count first with --dry-run):"
     assert row.next == (told, REPLAY)
     (row,) = found({"missed": [missed()]}, control=Control([replayed(0)]))
-    assert (row.why, row.is_wrong) == (f"{why}; replayed since: 0 queued", True)
+    assert (row.why, row.needs_attention) == (f"{why}; replayed since: 0 queued", True)
     assert row.next[1:] == ("gateway explain evt_9", told, REPLAY)
     for orders in (
         [replayed(0), replayed(9, at=180.0)],
@@ -132,10 +138,10 @@ def test_missed_events_stay_wrong_after_a_condition_change_until_a_replay_finds_
         [replayed(9), replayed(0, 180.0)],
     ):
         (row,) = found({"missed": [missed()]}, control=Control(orders))
-        assert (row.why, row.is_wrong, row.next) == (f"{why}; replayed since: 9 queued", False, ())
+        assert (row.why, row.needs_attention, row.next) == (f"{why}; replayed since: 9 queued", False, ())
     for other in (replayed(9, since=120.0), replayed(9, at=159.0), replayed(9, destination="ci")):
         (row,) = found({"missed": [missed()]}, control=Control([other]))
-        assert (row.is_wrong, row.next[-1]) == (True, REPLAY), other
+        assert (row.needs_attention, row.next[-1]) == (True, REPLAY), other
     assert found({"missed": [missed(events=40)]}) == [], "that may have been chance"
     (row,) = found({"missed": [missed(events=52)]}, {"missed": [missed(events=52, until=165.0)]})
     assert (row.until, row.why.split(" until")[0]) == (165.0, "matched none of 104 events of shop")

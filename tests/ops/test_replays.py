@@ -118,7 +118,7 @@ async def test_a_replay_is_followed_from_its_order_to_its_end() -> None:
     window = await window_of(log, [EVENTS], 0.0, None)
     order = (
         await ControlClient(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
-    ).order
+    ).command
     place, end = max(window.ends.items(), key=lambda item: item[1])
     halfway = {**window.starts, place: end}
     checkpoint = ControlRecord(kind="marker", name=order.key, state="done", at=NOW, checkpoint=halfway, count=4)
@@ -145,7 +145,7 @@ async def test_a_replay_that_ends_during_the_read_is_reported_as_ended(
     try:
         await log.create(TOPICS.specs([EVENTS]))
         client = ControlClient(log, TOPICS)
-        order = (await client.replay(Selection(route="build", since=0.0), {})).order
+        order = (await client.replay(Selection(route="build", since=0.0), {})).command
         done = order.with_state("done", count=0)
         bounds = log.bounds
 
@@ -158,7 +158,7 @@ async def test_a_replay_that_ends_during_the_read_is_reported_as_ended(
 
         monkeypatch.setattr(log, "bounds", bounds_of_a_moment_ago)
         happens = [done]
-        assert [step.order async for step in follow(log, TOPICS, order.name, timeout=10.0)] == [done]
+        assert [step.command async for step in follow(log, TOPICS, order.name, timeout=10.0)] == [done]
         happens = [done]
         assert (await client.control()).commands == {order.key: done}
     finally:
@@ -170,7 +170,7 @@ async def test_a_replay_that_nobody_is_at_is_given_up_after_a_while() -> None:
     window = await window_of(log, [EVENTS], 0.0, None)
     order = (
         await ControlClient(log, TOPICS).replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
-    ).order
+    ).command
     slept: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -190,11 +190,11 @@ async def test_only_a_replay_under_way_is_cancelled() -> None:
     log = await a_log(Clock())
     orders = ControlClient(log, TOPICS)
     assert await orders.cancel("x") is None
-    order = (await orders.replay(Selection(route="build", since=0.0), {})).order
+    order = (await orders.replay(Selection(route="build", since=0.0), {})).command
     await publish(log, ControlRecord(kind="marker", name=order.key, state="done", at=NOW, count=7))
     placed = await orders.cancel(order.name)
     assert placed is not None
-    cancelled = placed.order
+    cancelled = placed.command
     assert cancelled == order.with_state("cancelled", count=7)
     assert (await orders.control()).commands[order.key] == cancelled
     assert await orders.cancel(order.name) is None

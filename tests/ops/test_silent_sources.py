@@ -89,7 +89,7 @@ class Past:
         self.at = now
         looked = await silent_sources_in(self.log, TOPICS, rules or self.rules)
         assert looked.incomplete == ""
-        assert all((each.rank, each.is_wrong) == (SILENT, False) for each in looked.found)
+        assert all((each.rank, each.needs_attention) == (SILENT, False) for each in looked.found)
         return [(each.what, each.since) for each in looked.found]
 
 

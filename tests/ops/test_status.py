@@ -14,10 +14,10 @@ from gateway.engine.ordered.key_state import Blocked
 from gateway.log.base import ALL, NO_TOPIC, Partition
 from gateway.log.records import StoredDelivery, encode_delivery
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     DeadLettered,
     DeadReason,
-    Note,
+    RecordMetadata,
     Result,
     SpillReason,
 )
@@ -88,7 +88,7 @@ async def test_an_unreadable_partition_is_reported_and_the_rest_counted() -> Non
     assert [each.count for each in backlogs] == [7]
     assert unread == dict.fromkeys(lost, "no leader")
     told = unread_findings(unread)
-    assert [(each.what, each.rank, each.is_wrong) for each in told] == [
+    assert [(each.what, each.rank, each.needs_attention) for each in told] == [
         (f"{partition.topic}/0", NOT_READ, True) for partition in sorted(lost)
     ]
 
@@ -112,7 +112,7 @@ async def test_parked_deliveries_wait_for_a_resume() -> None:
 def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
     control = Control([ControlRecord(kind="pause", name="route/build", state="paused", at=5.0, by="ada@bastion")])
     (found,) = paused_findings(control)
-    assert (found.rank, found.what, found.since, found.who) == (PAUSED, "route build", 5.0, "ada@bastion")
+    assert (found.rank, found.what, found.since, found.by) == (PAUSED, "route build", 5.0, "ada@bastion")
     assert found.next == ("gateway route resume build",)
     assert paused_findings(control, rules_of(a_route()))[0].next == found.next
     control.apply(ControlRecord(kind="pause", name="route/build", state="active", at=6.0))
@@ -136,7 +136,7 @@ def test_a_short_wait_is_fine_and_a_hold_is_wrong() -> None:
     late = Backlog(route="mirror", destination="ci", count=3, oldest=900.0, due=1005.0)
     late.reasons["got 500"] = 3
     found = ranked(waiting_findings([fresh, late, held], 1000.0))
-    assert [(each.what, each.rank, each.is_wrong) for each in found] == [
+    assert [(each.what, each.rank, each.needs_attention) for each in found] == [
         ("build → erp", HELD, True),
         ("mirror → ci", WAITING, True),
         ("build → ci", WAITING, False),
@@ -164,7 +164,7 @@ def test_an_open_breakers_backlog_says_why_it_opened(
     tries = (an_attempt(1, at=5.0, status=500), an_attempt(2, at=9.0, status=status, result=result))
     for number, attempts in enumerate(((), tries, tries[:1])):
         delivery = a_delivery(id=f"dlv_{number}", attempts=attempts)
-        backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.BREAKER_OPEN), at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, metadata=RecordMetadata(why=SpillReason.BREAKER_OPEN), at=NOW))
     (found,) = waiting_findings(backlogs, NOW)
     assert found.why == f"3 wait (breaker open after {after})"
     assert found.next == (owners, "gateway destination kick ci")
@@ -186,7 +186,7 @@ def test_waiting_deliveries_show_their_remaining_attempts_where_few(tried: int, 
     for number in (1, tried):
         tries = (an_attempt(number, status=500),)
         delivery = a_delivery(event=an_event(received_at=NOW - age), attempts=tries, due=NOW)
-        backlogs.add(StoredDelivery(delivery=delivery, note=Note(why=SpillReason.LANE_FULL), at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, metadata=RecordMetadata(why=SpillReason.LANE_FULL), at=NOW))
     (found,) = waiting_findings(backlogs, NOW, rules_of(a_route(retry=policy)))
     assert found.why == f"2 wait (its queue is full){told}"
     (found,) = waiting_findings(backlogs, NOW)
@@ -196,7 +196,9 @@ def test_waiting_deliveries_show_their_remaining_attempts_where_few(tried: int, 
 def _waiting(why: str = "", *, by: str = "", due: float = NOW + 60.0, **fields: Any) -> StoredDelivery:
     """Return a delivery that was received a while ago, and waits or is parked."""
     event = an_event(received_at=NOW - 100.0)
-    return StoredDelivery(delivery=a_delivery(event=event, due=due, **fields), note=Note(why=why, by=by), at=NOW)
+    return StoredDelivery(
+        delivery=a_delivery(event=event, due=due, **fields), metadata=RecordMetadata(why=why, by=by), at=NOW
+    )
 
 
 def _found(*stored: StoredDelivery, control: Control | None = None) -> Finding:
@@ -299,7 +301,7 @@ async def test_dead_letters_come_with_commands_to_list_and_replay() -> None:
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(attempts=(an_attempt(1, status=500),))
     for _ in range(2):
-        headers = encode_delivery(delivery, Note(reason="exhausted"), at=NOW)
+        headers = encode_delivery(delivery, RecordMetadata(reason="exhausted"), at=NOW)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
     known, unknown = await dead_letter_findings(log, TOPICS, Control(), (), {})
@@ -317,7 +319,7 @@ async def test_dead_letters_of_removed_routes_say_what_a_replay_needs() -> None:
         for _ in range(number):
             event = an_event(received_at=NOW - 5.5)
             delivery = a_delivery(route=route, destination=destination, event=event)
-            headers = encode_delivery(delivery, Note(reason="route_removed"), at=NOW)
+            headers = encode_delivery(delivery, RecordMetadata(reason="route_removed"), at=NOW)
             await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     no_route, no_destination, there = await dead_letter_findings(
         log, TOPICS, Control(), (), {}, rules=rules_of(a_route())
@@ -325,19 +327,21 @@ async def test_dead_letters_of_removed_routes_say_what_a_replay_needs() -> None:
     which = "--route rx --destination ci --reason route_removed"
     assert no_route.next == (
         f"gateway dead list {which}",
-        "# the local rules have no route rx: put it back first, or they end as route_removed again:",
+        "# the local rules have no route rx: restore it first, or they end as route_removed again:",
         f"gateway dead replay {which}",
         "# or have another route deliver their events, and then drop them:",
         f"gateway replay --route OTHER --from {rfc3339(int(NOW - 5.5))} --undelivered",
         f"gateway dead drop {which}",
     )
-    assert "no destination gone: put it back first" in no_destination.next[1]
+    assert "no destination gone: restore it first" in no_destination.next[1]
     assert there.next[1] == "# once that has been fixed:"
-    failed = encode_delivery(a_delivery(route="rx"), Note(reason="expression_error", detail="request.body: w"), at=NOW)
+    failed = encode_delivery(
+        a_delivery(route="rx"), RecordMetadata(reason="expression_error", detail="request.body: w"), at=NOW
+    )
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=failed)
     found = await dead_letter_findings(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
     (expression,) = [each for each in found if "expression_error" in each.why]
-    assert expression.next[0] == "# the local rules have no route rx: put it back first"
+    assert expression.next[0] == "# the local rules have no route rx: restore it first"
     assert expression.next[-1].startswith("gateway dead replay --route rx ")
     unknown, *_ = await dead_letter_findings(log, TOPICS, Control(), (), {})
     assert unknown.next[1] == "# once the rules have its route and destination again:"
@@ -353,7 +357,7 @@ async def test_dead_letters_of_an_expression_come_with_steps_to_fix_it_and_repla
     ]
     for route, number, detail in details:
         event = an_event(id=f"evt_{number}", received_at=NOW - number - 0.5)
-        note = Note(reason="expression_error", detail=detail)
+        note = RecordMetadata(reason="expression_error", detail=detail)
         headers = encode_delivery(a_delivery(route=route, event=event), note, at=NOW - number)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     changed = ["route build: request", "route builder: to", "source shop: id"]
@@ -382,7 +386,7 @@ async def test_a_conditions_dead_letters_left_by_a_replay_have_a_step_to_drop_th
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(event=an_event(id="evt_1", received_at=NOW - 5.5))
-    note = Note(reason="expression_error", detail="body.n > 2: no such overload")
+    note = RecordMetadata(reason="expression_error", detail="body.n > 2: no such overload")
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=encode_delivery(delivery, note, at=NOW - 5))
 
     async def steps(**changed: Any) -> tuple[str, ...]:
@@ -421,7 +425,7 @@ def test_an_unusable_partition_says_why(reason: str, why: str) -> None:
 
 def test_a_log_that_refuses_events_is_among_the_worst() -> None:
     (found,) = process_findings({"log": {"since": 100.0, "reason": "gateway.db: no room"}}, "a:9090", Control())
-    assert (found.rank, found.is_wrong, found.since, found.who) == (NOT_READ, True, 100.0, "a:9090")
+    assert (found.rank, found.needs_attention, found.since, found.by) == (NOT_READ, True, 100.0, "a:9090")
     assert (found.what, found.why) == ("the log", "doesn't respond, or rejects events: gateway.db: no room")
     assert found.next[0].startswith("# free space on its disk")
     assert process_findings({"log": None}, "a:9090", Control()) == []
@@ -441,7 +445,7 @@ REFUSAL: dict[str, Any] = {
 def test_refused_rules_say_since_when_which_file_what_runs_and_the_replay() -> None:
     rules = {"file": "/etc/a gateway/routes.yaml", "loaded_at": 50.0, "refusal": REFUSAL}
     (found,) = process_findings({"rules": rules}, "a:9090", Control())
-    assert (found.rank, found.is_wrong, found.since, found.until) == (REFUSED, True, 100.0, None)
+    assert (found.rank, found.needs_attention, found.since, found.until) == (REFUSED, True, 100.0, None)
     assert found.why == (
         f"team.yaml of {when(101.0)} is refused: team.yaml:3:1: a (and 1 more); "
         f"the rules loaded at {when(50.0)} are still active"
@@ -450,7 +454,7 @@ def test_refused_rules_say_since_when_which_file_what_runs_and_the_replay() -> N
     check, told, command = found.next
     assert (check, told[0], command) == ("gateway check '/etc/a gateway/routes.yaml'", "#", replay)
     (found,) = process_findings({"rules": rules | {"refusal": REFUSAL | {"until": 160.0}}}, "a:9090", Control())
-    assert (found.is_wrong, found.since, found.until, found.next) == (False, 100.0, 160.0, (told, command))
+    assert (found.needs_attention, found.since, found.until, found.next) == (False, 100.0, 160.0, (told, command))
     assert process_findings({"rules": rules | {"refusal": None}}, "a:9090", Control()) == []
 
 
@@ -463,12 +467,12 @@ def test_routes_removed_at_once_are_named_with_steps_to_restore_and_replay() -> 
         return finding
 
     lost = found()
-    assert (lost.rank, lost.is_wrong, lost.since) == (REFUSED, True, 100.0)
+    assert (lost.rank, lost.needs_attention, lost.since) == (REFUSED, True, 100.0)
     assert lost.why == "5 of 10 routes were removed at once: build, mirror, and 3 more"
     assert (lost.next[0].partition(",")[0], lost.next[-1]) == ("# if this wasn't intended", replay)
     assert found(missing=1).why.endswith("more; still missing: 1")
     back = found(missing=0)
-    assert (back.is_wrong, back.next) == (False, lost.next[1:])
+    assert (back.needs_attention, back.next) == (False, lost.next[1:])
     assert back.why.endswith("; they are back")
     assert found(reloads=2).why.startswith("5 of 10 routes were removed in 2 reloads: build, ")
 
@@ -484,7 +488,7 @@ def test_refused_rules_have_no_step_once_missed_events_are_replayed() -> None:
     enough = [_replay("1", "build", 70), _replay("2", "mirror", 50)]
     (found,) = process_findings(answer, "a:9090", Control(enough))
     assert found.why == "new rules were refused; they are active now; replayed since: 120 queued"
-    assert (found.next, found.is_wrong) == ((), False)
+    assert (found.next, found.needs_attention) == ((), False)
     under_way = enough[1].with_state("asked", count=0)
     (found,) = process_findings(answer, "a:9090", Control([enough[0], under_way]))
     assert found.why.endswith("being replayed: 70 queued")
@@ -527,14 +531,14 @@ def test_unrouted_events_are_reported_after_the_rules_are_fixed_until_replayed()
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
     (found,) = process_findings(answer, "a:9090", Control())
     why = f"were unrouted (370 order, 3 ping) under the rules active until {when(160.0)}"
-    assert (found.count, found.why, found.is_wrong) == (373, why, True)
+    assert (found.count, found.why, found.needs_attention) == (373, why, True)
     assert (found.since, found.until) == (100.0, 160.0)
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     (found,) = process_findings(answer, "a:9090", Control([_replay("1", "build", 373, source="shop")]))
-    assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 373 queued", False, ())
+    assert (found.why, found.needs_attention, found.next) == (f"{why}; replayed since: 373 queued", False, ())
     answer["sources"] = [a_source(missed=missed | {"types": [], "count": 30})]
     (found,) = process_findings(answer, "a:9090", Control())
-    assert (found.is_wrong, found.next[-1]) == (
+    assert (found.needs_attention, found.next[-1]) == (
         False,
         "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered",
     )
@@ -555,20 +559,20 @@ def test_replays_of_too_few_unrouted_events_leave_the_rest_wrong() -> None:
     assert found.why.endswith(
         f"under the rules active until {when(160.0)}; replayed since: 0 queued; still undelivered: at least 373"
     )
-    assert found.is_wrong
+    assert found.needs_attention
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     corrected = _replay("3", "build", 300, at=190.0)
     found = _after_replays(nothing, corrected)
-    assert (found.why.split("; ")[1:], found.is_wrong) == (
+    assert (found.why.split("; ")[1:], found.needs_attention) == (
         ["replayed since: 300 queued", "still undelivered: at least 73"],
         True,
     )
     found = _after_replays(nothing, corrected, _replay("4", "mirror", 40, at=191.0))
     assert found.why.endswith("replayed since: 340 queued; still undelivered: at least 33")
-    assert not found.is_wrong, "no more than a tenth of what came"
+    assert not found.needs_attention, "no more than a tenth of what came"
     assert found.next, "and how to have the rest"
     found = _after_replays(corrected, _replay("4", "build", 0, at=191.0, since=110.0), _replay("5", "mirror", 73))
-    assert (found.why.split("; ")[1:], found.is_wrong, found.next) == (["replayed since: 373 queued"], False, ())
+    assert (found.why.split("; ")[1:], found.needs_attention, found.next) == (["replayed since: 373 queued"], False, ())
 
 
 def test_partial_replays_of_unrouted_events_add_up() -> None:
@@ -590,9 +594,9 @@ def test_partial_replays_of_unrouted_events_add_up() -> None:
     assert _after_replays(*parts[:2], _replay("3", "other", 73), routes=None).next == (), "so many that none is named"
     under_way = _after_replays(parts[0], parts[1].with_state("asked", count=0))
     assert under_way.why.endswith("being replayed: 200 queued; still undelivered: at least 173")
-    assert under_way.is_wrong
+    assert under_way.needs_attention
     two_each = _after_replays(_replay("1", "build", 600), _replay("2", "mirror", 73), fan_out={"build": 2})
-    assert (two_each.why.split("; ")[1:], two_each.is_wrong) == (["replayed since: 673 queued"], False)
+    assert (two_each.why.split("; ")[1:], two_each.needs_attention) == (["replayed since: 673 queued"], False)
     assert _after_replays(_replay("1", "build", 373), fan_out={"build": 2}).why.endswith(
         "still undelivered: at least 187"
     )
@@ -607,7 +611,7 @@ def test_replays_of_more_than_was_missed_do_not_prove_its_delivery() -> None:
         "replayed since: 375 queued, by one route more than were missed: "
         "others, too, so some of these may still be undelivered"
     )
-    assert not found.is_wrong
+    assert not found.needs_attention
     assert found.next[-1].endswith(" --undelivered --dry-run")
 
 
@@ -627,11 +631,11 @@ def test_what_dedupe_dropped_is_reported_after_the_fix_until_replayed() -> None:
     answer: dict[str, Any] = {"rules": {}, "sources": [source]}
     (found,) = process_findings(answer, "a:9090", Control())
     why = f"duplicates that dedupe suppressed (80 order) under the rules active until {when(160.0)}"
-    assert (found.count, found.why, found.is_wrong) == (80, why, True)
+    assert (found.count, found.why, found.needs_attention) == (80, why, True)
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:01:40.000Z --undelivered"
     assert "that are no duplicates" in found.next[0]
     (found,) = process_findings(answer, "a:9090", Control([_replay("1", "build", 78, source="shop")]))
-    assert (found.why, found.is_wrong, found.next) == (f"{why}; replayed since: 78 queued", False, ())
+    assert (found.why, found.needs_attention, found.next) == (f"{why}; replayed since: 78 queued", False, ())
     answer["sources"] = [a_source(identity={"missed": missed | {"types": [], "count": 40}})]
     assert process_findings(answer, "a:9090", Control()) == []
 
@@ -660,10 +664,10 @@ def test_unrouted_events_are_reported_with_the_rule_change_and_a_replay() -> Non
     assert found.next[0] == f"# the rules loaded at {when(50.0)} changed route build: match"
     assert found.next[3] == "gateway explain evt_15"
     assert found.next[-1] == "gateway replay --source shop --from 1970-01-01T00:00:48.000Z --undelivered"
-    assert found.is_wrong
+    assert found.needs_attention
     answer["sources"] = [source | {"unrouted": 3.0, "types": [("push", 3)]}]
     (few,) = process_findings(answer, "a:9090", Control())
-    assert (few.why, few.is_wrong, few.next) == (
+    assert (few.why, few.needs_attention, few.next) == (
         "unrouted (3 push), of 30 that this process read under the current rules",
         False,
         found.next,
@@ -708,8 +712,8 @@ def test_the_account_of_waiting_deliveries_is_bounded_and_exact() -> None:
         tries = (an_attempt(1, at=float(moment), status=500, detail=f"no {number}"),)
         delivery = a_delivery(id=f"dlv_{number}", destination="ci" if number % 4 else "erp", attempts=tries)
         for _ in range(1 + number % 2):  # two records may tell of one attempt
-            attempts.add(StoredDelivery(delivery=delivery, note=NO_NOTE, at=NOW))
-        backlogs.add(StoredDelivery(delivery=delivery, note=NO_NOTE, at=NOW))
+            attempts.add(StoredDelivery(delivery=delivery, metadata=NO_METADATA, at=NOW))
+        backlogs.add(StoredDelivery(delivery=delivery, metadata=NO_METADATA, at=NOW))
     assert {each.destination: each.count for each in backlogs} == {"ci": 1_500, "erp": 500}
     reasons = next(each.reasons for each in backlogs if each.destination == "ci")
     assert (len(reasons), reasons.total()) == (MAX_REASONS + 1, 1_500)
@@ -737,11 +741,11 @@ async def test_a_replay_that_waits_beside_the_delivery_that_it_repeats_is_counte
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     original = a_delivery(attempts=(an_attempt(1, status=500),), successor=1)
-    again = replace(original, since=NOW, successor=2)
+    again = replace(original, replayed_at=NOW, successor=2)
     for delivery in (original, original, again):  # one is in two tiers, as a crash or a moment leaves it
-        headers = encode_delivery(delivery, NO_NOTE, at=NOW)
+        headers = encode_delivery(delivery, NO_METADATA, at=NOW)
         await log.append(TOPICS.retry("5s"), key=b"ci", value=delivery.event.body, headers=headers)
-    found = [stored.delivery.since async for stored in waiting_deliveries(log, TOPICS, Control(), {})]
+    found = [stored.delivery.replayed_at async for stored in waiting_deliveries(log, TOPICS, Control(), {})]
     assert found == [0.0, NOW]
 
 
@@ -813,7 +817,7 @@ def test_an_answer_of_a_process_becomes_findings_the_worst_first() -> None:
         "gateway explain shop",
         "# after a rotation: put the new secret next to the old one in `secrets` of source shop",
     )
-    assert all(each.who == "http://a:9090" for each in found)
+    assert all(each.by == "http://a:9090" for each in found)
 
 
 def test_keys_are_compatible_with_the_previous_version_both_ways() -> None:
@@ -844,10 +848,10 @@ def test_an_open_breaker_with_nothing_to_probe_it_is_information_and_has_no_step
     assert found.why == (
         f"breaker opened after 503; not tried by this process since {when(NOW)}; the next delivery is the probe"
     )
-    assert (found.is_wrong, found.since, found.until, found.next, found.who) == (False, 3.0, None, (), "a:9090")
+    assert (found.needs_attention, found.since, found.until, found.next, found.by) == (False, 3.0, None, (), "a:9090")
     (probed,) = process_findings({"holds": [{**HOLD, "until": None, "untried_since": None}]}, "a:9090", Control())
     (before,) = process_findings({"holds": [HOLD]}, "a:9090", Control())
-    assert (before.why, before.is_wrong, before.until) == ("breaker open after 503", True, 9.0)
+    assert (before.why, before.needs_attention, before.until) == ("breaker open after 503", True, 9.0)
     assert probed == replace(before, until=None)
 
 
@@ -906,7 +910,7 @@ def test_an_unreadable_part_of_a_process_is_reported_with_the_rest(name: str, to
     rest = process_findings({**answer, name: []}, "a:9090", Control())
     *found, unread = process_findings({**answer, name: told}, "a:9090", Control())
     assert found == rest
-    assert (unread.rank, unread.what, unread.is_wrong) == (NOT_READ, "a:9090", True)
+    assert (unread.rank, unread.what, unread.needs_attention) == (NOT_READ, "a:9090", True)
     assert unread.why == f"part of its status (version 9.1) can't be read here: {name}"
 
 
@@ -929,7 +933,7 @@ BY_ANYBODY = (
 @pytest.mark.parametrize("reason", BY_ANYBODY)
 def test_refusals_that_anybody_can_cause_are_reported_but_not_wrong(reason: str) -> None:
     (found,) = _refused(reason, 1000, 1000.0)
-    assert (found.is_wrong, found.count) == (False, 1000)
+    assert (found.needs_attention, found.count) == (False, 1000)
     assert all(step.startswith("# ") for step in found.next)
 
 
@@ -948,13 +952,13 @@ def test_refusals_that_anybody_can_cause_are_reported_but_not_wrong(reason: str)
 def test_unverified_refusals_are_wrong_where_they_exceed_a_strangers_few(
     reason: str, few: int, few_of: float, many: int, many_of: float
 ) -> None:
-    assert [found.is_wrong for found in _refused(reason, few, few_of)] == [False]
-    assert [found.is_wrong for found in _refused(reason, many, many_of)] == [True]
+    assert [found.needs_attention for found in _refused(reason, few, few_of)] == [False]
+    assert [found.needs_attention for found in _refused(reason, many, many_of)] == [True]
 
 
 @pytest.mark.parametrize("reason", ["log_unavailable", "expression_error", "body_not_json"])
 def test_refusals_of_verified_senders_are_wrong_from_a_share_on(reason: str) -> None:
-    assert [found.is_wrong for found in _refused(reason, 2, 10.0)] == [True]
+    assert [found.needs_attention for found in _refused(reason, 2, 10.0)] == [True]
     assert _refused(reason, 1, 10.0) == []
 
 
@@ -965,7 +969,7 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
     assert explained == {*Reason, "body_not_json", "expression_error"}
     assert not [reason for reason in REJECTIONS if refusal_of(reason) is refusal_of("of a newer version")]
     (found,) = _refused("of a newer version", 50, 50.0)
-    assert (found.is_wrong, found.next) == (
+    assert (found.needs_attention, found.next) == (
         False,
         ("# details of each: the log lines request_finished of source shop",),
     )
@@ -976,7 +980,7 @@ def test_a_missing_topic_is_named_as_a_process_does() -> None:
     (found,) = unread_findings({gone: NO_TOPIC})
     told = {"topic": gone.topic, "partition": gone.number, "since": 100.0, "reason": NO_TOPIC}
     (of_process,) = process_findings({"unread": [told]}, "a:9090", Control())
-    assert of_process == replace(found, since=100.0, who="a:9090")
+    assert of_process == replace(found, since=100.0, by="a:9090")
     assert (found.rank, found.what, found.next) == (NOT_READ, gone.topic, ("gateway topics create",))
     assert found.why == "no such topic; what belongs there waits, or is rejected, until it exists"
     (other,) = unread_findings({gone: "the group can't be joined"})

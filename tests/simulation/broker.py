@@ -760,7 +760,7 @@ class SimulatedConsumer:
         segments, leaderless = self._broker.segments, self._broker.leaderless
         return {each: max(0, segments[each].end - at) for each, at in self.positions.items() if each not in leaderless}
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         leaderless = self._broker.leaderless
         if not self._waiting and not leaderless:
             return {}
@@ -1034,7 +1034,7 @@ class SimulatedConsumer:
             self._paused.difference_update(starts)
             for partition, start in starts.items():
                 self.positions[partition] = start
-                self._listener.replaced(Assignment(partition, Commit(start), start))
+                self._listener.restarted(Assignment(partition, Commit(start), start))
 
     def _starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         leaderless, segments = self._broker.leaderless, self._broker.segments

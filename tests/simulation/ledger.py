@@ -21,7 +21,7 @@ from gateway.engine.delivery.lanes import BURST
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.log.base import Assignment, Commit, Partition, Record
-from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, encode_note, origin_of
+from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, encode_record_metadata, origin_of
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import (
     Attempt,
@@ -158,7 +158,7 @@ class Row:
         delivery = self.stored.delivery
         return (
             f"{delivery.route}→{delivery.destination} of event {self.number}, successor {delivery.successor}, "
-            f"{len(delivery.attempts)} attempts, {encode_note(self.stored.note)}"
+            f"{len(delivery.attempts)} attempts, {encode_record_metadata(self.stored.metadata)}"
         )
 
 
@@ -346,11 +346,11 @@ class Ledger:
         expected = self.events[row.number]
         if replace(delivery.event, received_at=expected.received_at) != expected:
             self.violate("6 bytes", "the event of a successor isn't what was received", [row])
-        if delivery.since:
-            trail.lives.add(delivery.since)
+        if delivery.replayed_at:
+            trail.lives.add(delivery.replayed_at)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
-            reason = stored.note.reason
+            reason = stored.metadata.reason
             trail.is_dead = True
             trail.ended_at = min(trail.ended_at, row.at)
             tried = len(delivery.attempts)
@@ -359,7 +359,7 @@ class Ledger:
             if reason in ("expired", "exhausted", "permanent", "gone") and self._halts(delivery):
                 self.violate("22 order", "a route that halts dead-lettered", [row])
             if reason == "bug":
-                self.violate("no bug", f"a delivery was dead-lettered as a bug: {stored.note}", [row])
+                self.violate("no bug", f"a delivery was dead-lettered as a bug: {stored.metadata}", [row])
             why = self._why_not(reason, row, delivery, trail)
             if why:
                 self.violate("7 ends have their reason", f"dead as {reason}, but {why}", self._told(trail))
@@ -404,7 +404,7 @@ class Ledger:
         due = last.at + last.seconds + max([most, *asked]) + 1.0  # a record doesn't tell how long it was asked to wait
         if self.plan.skew or not self._is_time_sure:
             due = math.inf
-        age = max(due, EPOCH + row.at) - (delivery.since or delivery.event.received_at)
+        age = max(due, EPOCH + row.at) - (delivery.replayed_at or delivery.event.received_at)
         refusals = list(takewhile(_is_refusal, reversed(delivery.attempts)))
         is_refused = bool(refusals) and (len(refusals) >= SHORT_ATTEMPTS or due > refusals[-1].at + SHORT_AGE)
         return {
@@ -429,7 +429,7 @@ class Ledger:
     def _halts(self, delivery: Delivery) -> bool:
         """Return whether it waits for an operator instead of ending; a replay of it has no order to keep."""
         routes = [each for force in self.in_force for each in force.version.routes if each.name == delivery.route]
-        return not delivery.since and bool(routes) and all(route.halts for route in routes)
+        return not delivery.replayed_at and bool(routes) and all(route.halts for route in routes)
 
     def acknowledged(self, partition: Partition, record: Record) -> None:
         row = self._appended.get((partition, record.offset, record.appended_at))
@@ -1153,7 +1153,9 @@ class Ledger:
                         continue  # it may have been cancelled, as by these rules there is nothing to replay
                     for route, to in self.required(row.event, since, self._now()):
                         trails = [self.trails[row.number, each] for each in self._ids(row.event, route, to)]
-                        notes = [each.stored.note for trail in trails for each in trail.rows if each.stored is not None]
+                        notes = [
+                            each.stored.metadata for trail in trails for each in trail.rows if each.stored is not None
+                        ]
                         is_replayed = any(note.replay == name for note in notes)
                         if route == wanted and is_of_undelivered:
                             self._check_undelivered(name, row, trails, is_replayed=is_replayed)
@@ -1178,7 +1180,7 @@ class Ledger:
             each.at
             for trail in trails
             for each in trail.rows
-            if each.stored is not None and each.stored.note.replay == name
+            if each.stored is not None and each.stored.metadata.replay == name
         ]
         if is_replayed and before and min(before) < min(injected) and not self._nowhere(row).rows:
             told = [line for trail in trails for line in self._told(trail)]
@@ -1191,9 +1193,9 @@ class Ledger:
         bodies: dict[tuple[str, str], bytes] = {}
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.stored is None or row.event is None or not row.stored.note.replay:
+                if row.stored is None or row.event is None or not row.stored.metadata.replay:
                     continue
-                key = row.stored.note.replay, row.stored.delivery.id
+                key = row.stored.metadata.replay, row.stored.delivery.id
                 if bodies.setdefault(key, row.event.body) != row.event.body:
                     self.violate("6 ids", "a replay gave events of different content one delivery id", [row])
 
@@ -1233,7 +1235,9 @@ class Ledger:
         gone += [key for key in self._unseen_since(since) if key not in gone and self._is_of(key, name)]
         tried += len([key for key in gone if key not in attempts])
         if answer.tried > tried:
-            self.violate("12 a kick reports truly", f"{answer.tried} tried, and {tried} were", list(answer.waits))
+            self.violate(
+                "12 a kick reports truly", f"{answer.tried} tried, and {tried} were", list(answer.waiting_by_reason)
+            )
         delivered = sum(
             [
                 made.result is not None and made.result.result is Result.SUCCESS
@@ -1243,9 +1247,11 @@ class Ledger:
         ) + len(gone)
         if answer.delivered is not None and answer.delivered > min(tried, delivered):
             told = f"{answer.delivered} delivered, and {delivered} were"
-            self.violate("12 a kick reports truly", told, list(answer.waits))
-        if answer.tried + sum(answer.waits.values()) != answer.count:
-            self.violate("12 a kick reports truly", f"{answer.tried} of {answer.count}", list(answer.waits.items()))
+            self.violate("12 a kick reports truly", told, list(answer.waiting_by_reason))
+        if answer.tried + sum(answer.waiting_by_reason.values()) != answer.count:
+            self.violate(
+                "12 a kick reports truly", f"{answer.tried} of {answer.count}", list(answer.waiting_by_reason.items())
+            )
 
     def _unseen_since(self, since: float) -> list[Key]:
         """Return deliveries of which a record came into a topic that was recreated while a kick was carried out.
@@ -1299,13 +1305,15 @@ class Ledger:
         for trail in self.trails.values():
             if not trail.is_dead:
                 continue
-            replays = {row.stored.delivery.since for row in trail.rows if row.stored and row.stored.note.replay}
+            replays = {
+                row.stored.delivery.replayed_at for row in trail.rows if row.stored and row.stored.metadata.replay
+            }
             injected = [
                 row
                 for row in trail.rows
                 if row.stored is not None
                 and row.partition.topic.startswith(TOPICS.retry(""))
-                and row.stored.delivery.since not in {0.0, *replays}
+                and row.stored.delivery.replayed_at not in {0.0, *replays}
             ]
             is_replayed = False
             for row in trail.rows:
@@ -1322,11 +1330,11 @@ class Ledger:
                 is_gone = row.gone_at < self._resolved_at.get(order.name, math.inf)
                 if len(of_operators) < len(resolved_by) or is_gone:
                     continue  # the replay may have come first, or its topic's deletion
-                before = {each.stored.delivery.since for each in trail.rows if each.stored and each.at <= at}
+                before = {each.stored.delivery.replayed_at for each in trail.rows if each.stored and each.at <= at}
                 if not any(
                     each.is_acknowledged
                     and each.stored is not None
-                    and each.stored.delivery.since not in before
+                    and each.stored.delivery.replayed_at not in before
                     and not each.stored.delivery.attempts
                     for each in injected
                 ):
@@ -1341,7 +1349,7 @@ class Ledger:
         delivery = row.stored.delivery
         ids = self._ids(row.event, delivery.route, delivery.destination)
         rows = [other for each in ids for other in self.trails.get((row.number, each), Trail()).rows]
-        return any(other.stored.note.replay for other in rows if other.stored is not None)
+        return any(other.stored.metadata.replay for other in rows if other.stored is not None)
 
     def _check_injections(self) -> None:
         """What jobs inject they inject once, whoever owns them, but for a batch of it after each kill.
@@ -1364,8 +1372,8 @@ class Ledger:
             for row, each in stored:
                 step = each.delivery.successor
                 # What a breaker has sent away, or an attempt, is the router's, of a duplicate that was parked, too.
-                is_resumed = not each.note.breaks and (step - 1, len(each.delivery.attempts)) in parents
-                if row.partition.topic == SHORTEST and (each.note.is_expedited or is_resumed):
+                is_resumed = not each.metadata.breaks and (step - 1, len(each.delivery.attempts)) in parents
+                if row.partition.topic == SHORTEST and (each.metadata.is_expedited or is_resumed):
                     key = row.number, each.delivery.id, step
                     injected[key] += 1
                     again[key] = injected[key] - max(1, counts[step - 1])
@@ -1538,7 +1546,7 @@ class Ledger:
                 failed[made.destination].append(made.ended)
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.stored is None or not row.stored.note.breaks:
+                if row.stored is None or not row.stored.metadata.breaks:
                     continue
                 count = sum(at <= row.at for at in failed[row.stored.delivery.destination])
                 if count < 5:

@@ -16,7 +16,7 @@ import orjson
 
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.delivery.lanes import MAX_BYTES
-from gateway.engine.jobs.log_reader import BATCH
+from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 
 FAULTS = (
     "crash",  # a process is gone at any await
@@ -112,7 +112,7 @@ class Plan:
     destinations: Mapping[str, Mapping[str, Any]]
     routes: tuple[RouteSpec, ...]
     steps: tuple[Step, ...]
-    batch: int = BATCH
+    batch: int = CHECKPOINT_EVERY
     """Deliveries that a job injects between two of its checkpoints: a small one is soon full."""
     memory: int = MAX_BYTES
     """Bytes that a router may hold, and four times what its appends may: a little is soon full."""

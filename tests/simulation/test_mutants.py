@@ -211,12 +211,12 @@ def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
     """Each event has a key of its own."""
-    patch.setattr(OrderedRoute, "_key", lambda _self, item: (item.pending.tracker.partition, item.delivery.event.id))
+    patch.setattr(OrderedRoute, "_key", lambda _self, item: (item.record.tracker.partition, item.delivery.event.id))
 
 
 def nothing_waits_for_events_of_former_rules(patch: pytest.MonkeyPatch) -> None:
     """What is read by new rules goes to its ordered topic at once."""
-    patch.setattr(_Entry, "may_be_appended", property(lambda self: not self.item.pending.tracker.is_suspended))
+    patch.setattr(_Entry, "may_be_appended", property(lambda self: not self.item.record.tracker.is_suspended))
 
 
 def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -255,7 +255,7 @@ def a_job_goes_on_behind_a_topics_end(patch: pytest.MonkeyPatch) -> None:
 
 def a_recreated_topic_is_the_same(patch: pytest.MonkeyPatch) -> None:
     """The consumer goes on with the partition by itself."""
-    patch.setattr(Member, "replaced", lambda *_: None)
+    patch.setattr(Member, "restarted", lambda *_: None)
 
 
 def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:
         delivery, rules = item.delivery, self._services.rules()
         names = [route.name for route, _ in rules.table.match(EventView.of(delivery.event))]
         if delivery.route in rules.routes and delivery.route not in names:
-            self._dispatch.forget(item)
+            self._dispatch.finish_silently(item)
         else:
             resume(self, item, now)
 
@@ -280,7 +280,7 @@ def removed_destinations_get_nothing(patch: pytest.MonkeyPatch) -> None:
     def picky(self: Router, item: PendingDelivery, now: float) -> None:
         route = self._services.rules().routes.get(item.delivery.route)
         if route is not None and item.delivery.destination not in route.destinations:
-            self._dispatch.forget(item)
+            self._dispatch.finish_silently(item)
         else:
             resume(self, item, now)
 

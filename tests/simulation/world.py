@@ -89,7 +89,7 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
         patch.setattr(appends, "MAX_BYTES_IN_APPENDS", plan.memory // 4)
         patch.setitem(defaults, "window", plan.window)
         for module in (scan, replay):
-            patch.setattr(module, "BATCH", min(plan.batch, module.BATCH))
+            patch.setattr(module, "CHECKPOINT_EVERY", min(plan.batch, module.CHECKPOINT_EVERY))
             patch.setattr(module, "APPENDS_AT_ONCE", min(plan.batch, module.APPENDS_AT_ONCE))
         return run(_simulate(plan, traced=traced))
 
@@ -313,8 +313,8 @@ class World:
 
     def _orders_are_done(self) -> bool:
         return bool(self.processes) and all(
-            not any(order.is_asked and self._is_known(order.key) for order in process.control.commands.values())
-            and not process.control.unclosed()
+            not any(order.is_pending and self._is_known(order.key) for order in process.control.commands.values())
+            and not process.control.unacknowledged_cancellations()
             for process in self.processes.values()
         )
 

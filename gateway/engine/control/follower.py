@@ -31,9 +31,9 @@ class Follower:
         self._undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
         self._consumer: Consumer | None = None
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         """Return why the topic can't be read, if so: control records aren't received meanwhile."""
-        return {} if self._consumer is None else self._consumer.unread()
+        return {} if self._consumer is None else self._consumer.unreadable()
 
     async def _begin(self) -> tuple[Consumer, int, int]:
         """Start reading, retrying for as long as the topic is unavailable; return also its bounds."""
@@ -76,7 +76,7 @@ class Follower:
             else:
                 return
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
         """Nothing to take over: a reader without a group starts at the topic's beginning."""
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
@@ -85,7 +85,7 @@ class Follower:
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Ignored: compaction deletes only what newer records replace."""
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         """Ignored: that the topic was recreated shows in the offsets of its records."""
 
     def _apply(self, record: Record) -> None:
@@ -93,7 +93,7 @@ class Follower:
             self.control.forget_offsets()
         self.position = record.offset + 1
         try:
-            self.control.take(record.key, record.value, record.offset)
+            self.control.decode_and_apply(record.key, record.value, record.offset)
         except UndecodableRecordError as error:
             self._undecodable.count_undecodable(self._topic, record.offset, error)
         except NewerRecordError as error:

@@ -8,7 +8,7 @@ revisions as `edition`:
     dead/ID                                     asked ──job──▶ done
     replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
     marker/KEY                                  how far the jobs of that key have come, and which commands they answer
-    marker/hold/KEY                             announces up to where the job of a kick will scan
+    marker/hold/KEY                             announces up to where the job of a kick will scan; it isn't a hold
     marker/tried/ROUTE/DESTINATION/PARTITION    outcome of the last kick on a partition of an ordered route
     rules/REVISION, routed/ID                   which rules events were routed by (`routing_history.py`)
 """
@@ -26,7 +26,7 @@ from gateway.log.json_fields import ID, JsonFields
 from gateway.model import NAME_PATTERN, NewerRecordError, UndecodableRecordError, shown
 
 Kind = Literal["pause", "kick", "dead", "replay", "marker", "rules", "routed"]
-State = Literal["paused", "resuming", "active", "asked", "done", "cancelled", "gone"]
+State = Literal["paused", "resuming", "active", "asked", "done", "cancelled", "deleted"]
 T = TypeVar("T")
 FORMAT = 1
 """Version of a record's value (`v`, 1 if absent)."""
@@ -40,7 +40,7 @@ BEHIND, HALTED, UNREAD = "behind", "halted", "unread"
 """On an ordered route: it waits behind another of its key; its key halted without an attempt; it isn't read yet."""
 
 
-LEAST_RATE = 1e-6
+MIN_RATE = 1e-6
 """Lowest rate of a replay, in deliveries a second: with less, the time to wait would overflow."""
 
 
@@ -64,7 +64,7 @@ _NAMES: Mapping[Kind, re.Pattern[str]] = {
     "rules": ID,
     "routed": ID,
 }
-_PLACE = re.compile(r"[a-zA-Z0-9._-]{1,249}/[0-9]{1,9}")
+_PARTITION_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}/[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +90,7 @@ class DeadFilter:
             del fields["records"]
         return fields
 
-    def covers(self, letter: "Letter") -> bool:
+    def covers(self, letter: "DeadLetterProperties") -> bool:
         return (
             (self.route is None or self.route == letter.route)
             and (self.destination is None or self.destination == letter.destination)
@@ -112,7 +112,7 @@ class DeadFilter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Letter:
+class DeadLetterProperties:
     """The properties of a dead letter that filters check. `id` is the delivery's, empty if that can't be decoded."""
 
     id: str
@@ -153,15 +153,16 @@ class ControlRecord:
     below that offset of the control topic.
 
     `expedited` in a kick's announcement: up to where deliveries in the shortest tier are due at once. In a kick's last
-    checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `waits` is the
-    number of those that weren't tried by reason, `got` the number of failures by result, `again` how many of these had
-    the same result before, `dead` how many of these became dead letters, and `rate` the destination's rate, if any.
+    checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `waiting_by_reason`
+    is the number of those that weren't tried by reason, `failed_by_result` the number of failures by result,
+    `repeated_failures` how many of these had the same result before, `dead` how many of these became dead letters, and
+    `rate` the destination's rate, if any.
     `by` is who has paused something. `unread` is the number of partitions that a job couldn't read and skipped; in a
     replay's checkpoint, that it still waits for.
 
     `latest` is when the last record below the offsets was appended, if the writer knew this field: what was appended
-    later isn't covered, whatever its offset, since its topic has been recreated. `latest_by_place` is the same for one
-    partition ("topic/partition"), as a partition of a recreated topic may be unreadable while others are scanned.
+    later isn't covered, whatever its offset, since its topic has been recreated. `latest_by_partition` is the same for
+    each partition ("topic/partition"), as one of a recreated topic may be unreadable while others are scanned.
 
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
     replay's checkpoint has its route in `routes`, if that hasn't changed since its start. `done` are the completion
@@ -186,22 +187,22 @@ class ControlRecord:
     done: Mapping[str, bytes] = field(default_factory=dict)
     tried: int | None = None
     delivered: int | None = None
-    waits: Mapping[str, int] = field(default_factory=dict)
-    got: Mapping[str, int] = field(default_factory=dict)
-    again: Mapping[str, int] = field(default_factory=dict)
+    waiting_by_reason: Mapping[str, int] = field(default_factory=dict)
+    failed_by_result: Mapping[str, int] = field(default_factory=dict)
+    repeated_failures: Mapping[str, int] = field(default_factory=dict)
     dead: int = 0
     rate: float | None = None
     by: str = ""
     unread: int = 0
     latest: float | None = None
-    latest_by_place: Mapping[str, float] = field(default_factory=dict)
+    latest_by_partition: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         return f"{self.kind}/{self.name}"
 
     @property
-    def is_asked(self) -> bool:
+    def is_pending(self) -> bool:
         """Whether a job has to carry it out."""
         return self.state in ("asked", "resuming")
 
@@ -210,22 +211,22 @@ class ControlRecord:
         """The time after which no record that it covers was appended."""
         return self.at if self.latest is None else self.latest
 
-    def covered_until_in(self, place: str) -> float:
+    def covered_until_in(self, partition_name: str) -> float:
         """Return the time after which no record of a partition that it covers was appended."""
-        return self.latest_by_place.get(place, self.covered_until)
+        return self.latest_by_partition.get(partition_name, self.covered_until)
 
     def is_before_checkpoint(self, partition: Partition, offset: int, appended_at: float) -> bool:
         """Return whether a record is below the offsets, in the topic as it was when they were written."""
-        place = partition_key(partition)
-        return offset < self.checkpoint.get(place, 0) and appended_at <= self.covered_until_in(place)
+        partition_name = partition_key(partition)
+        return offset < self.checkpoint.get(partition_name, 0) and appended_at <= self.covered_until_in(partition_name)
 
-    def is_for(self, letter: "Letter") -> bool:
+    def is_for(self, letter: "DeadLetterProperties") -> bool:
         """Return whether a command applies to a dead letter; one that can't be decoded can't be replayed."""
         return self.filter.covers(letter) and (self.action == "drop" or bool(letter.id))
 
     def encode(self) -> tuple[bytes, bytes]:
         """Return the record's key and value."""
-        if self.state == "gone":
+        if self.state == "deleted":
             return self.key.encode(), b""
         body: dict[str, Any] = {"v": FORMAT, "state": self.state, "at": self.at}
         body |= {"marker": dict(self.checkpoint), "count": self.count}
@@ -242,15 +243,19 @@ class ControlRecord:
         body |= {name: text for name, text in texts.items() if text}
         numbers = {"answered": self.answers, "unread": self.unread, "dead": self.dead}
         body |= {name: number for name, number in numbers.items() if number}
-        places = {"hurried": self.expedited, "latest_by_place": self.latest_by_place}
-        body |= {name: dict(values) for name, values in places.items() if values}
+        by_partition = {"hurried": self.expedited, "latest_by_place": self.latest_by_partition}
+        body |= {name: dict(values) for name, values in by_partition.items() if values}
         if self.done:
-            body["done"] = {place: b64encode(bits).decode() for place, bits in self.done.items()}
+            body["done"] = {partition_name: b64encode(bits).decode() for partition_name, bits in self.done.items()}
         if self.tried is not None:
-            body |= {"tried": self.tried, "waits": dict(self.waits), "rate": self.rate}
+            body |= {"tried": self.tried, "waits": dict(self.waiting_by_reason), "rate": self.rate}
         if self.delivered is not None:
             body["delivered"] = self.delivered
-        body |= {name: dict(counts) for name, counts in (("got", self.got), ("again", self.again)) if counts}
+        body |= {
+            name: dict(counts)
+            for name, counts in (("got", self.failed_by_result), ("again", self.repeated_failures))
+            if counts
+        }
         if self.latest is not None:
             body["latest"] = self.latest
         return self.key.encode(), orjson.dumps(body)
@@ -263,9 +268,9 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
     """Decode a record. Raises UndecodableRecordError or NewerRecordError."""
     kind, name = kind_and_name(key)
     if not value and kind is not None:
-        return ControlRecord(kind=kind, name=name, state="gone", at=0.0)
+        return ControlRecord(kind=kind, name=name, state="deleted", at=0.0)
     body = JsonFields.parse(f"order {shown(key)}", value)
-    version = body.integer("v", least=1) if body.has("v") else FORMAT
+    version = body.integer("v", minimum=1) if body.has("v") else FORMAT
     if version > FORMAT:
         raise NewerRecordError(body.where, version, FORMAT)
     if kind is None:
@@ -275,28 +280,28 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         name=name,
         state=_one_of(body, "state", _STATES[kind]),
         at=body.number("at"),
-        checkpoint=_places(body, "marker"),
+        checkpoint=_offsets(body, "marker"),
         count=body.integer("count"),
         action=_one_of(body, "action", _ACTIONS) if body.has("action") else "replay",
         filter=_filter(body.inside("filter")) if body.has("filter") else DeadFilter(),
         selection=_selection(body.inside("selection")) if kind == "replay" else None,
         detail=body.text("detail") if body.has("detail") else "",
         answers=body.integer("answered") if body.has("answered") else 0,
-        expedited=_places(body, "hurried") if body.has("hurried") else {},
+        expedited=_offsets(body, "hurried") if body.has("hurried") else {},
         revision=body.text("edition") if body.has("edition") else "",
         routes=body.text("routes") if body.has("routes") else "",
         done=_bits(body.inside("done")) if body.has("done") else {},
         tried=body.integer("tried") if body.has("tried") else None,
         delivered=body.integer("delivered") if body.has("delivered") else None,
-        waits=_counts(body, "waits") if body.has("waits") else {},
-        got=_counts(body, "got") if body.has("got") else {},
-        again=_counts(body, "again") if body.has("again") else {},
+        waiting_by_reason=_counts(body, "waits") if body.has("waits") else {},
+        failed_by_result=_counts(body, "got") if body.has("got") else {},
+        repeated_failures=_counts(body, "again") if body.has("again") else {},
         dead=body.integer("dead") if body.has("dead") else 0,
         rate=_time(body, "rate"),
         by=body.text("by") if body.has("by") else "",
         unread=body.integer("unread") if body.has("unread") else 0,
         latest=_time(body, "latest"),
-        latest_by_place=_times(body, "latest_by_place") if body.has("latest_by_place") else {},
+        latest_by_partition=_times(body, "latest_by_place") if body.has("latest_by_place") else {},
     )
 
 
@@ -314,23 +319,25 @@ def _one_of(fields: JsonFields, name: str, values: Collection[T]) -> T:
     raise fields.error(name, f"one of {', '.join(map(str, values))}")
 
 
-def _places(fields: JsonFields, name: str) -> Mapping[str, int]:
+def _offsets(fields: JsonFields, name: str) -> Mapping[str, int]:
     """Return the offsets of a field, by "topic/partition"."""
-    places = fields.inside(name)
-    for place in places.names():
-        if not _PLACE.fullmatch(place):
-            raise UndecodableRecordError(places.where, "topic/partition", place)
-    return {place: places.integer(place) for place in places.names()}
+    offsets = fields.inside(name)
+    for partition_name in offsets.names():
+        if not _PARTITION_NAME.fullmatch(partition_name):
+            raise UndecodableRecordError(offsets.where, "topic/partition", partition_name)
+    return {partition_name: offsets.integer(partition_name) for partition_name in offsets.names()}
 
 
 def _times(fields: JsonFields, name: str) -> Mapping[str, float]:
     times = fields.inside(name)
-    return {place: times.number(place) for place in times.names()}
+    return {partition_name: times.number(partition_name) for partition_name in times.names()}
 
 
 def _bits(fields: JsonFields) -> Mapping[str, bytes]:
     try:
-        return {place: b64decode(fields.text(place), validate=True) for place in fields.names()}
+        return {
+            partition_name: b64decode(fields.text(partition_name), validate=True) for partition_name in fields.names()
+        }
     except ValueError:
         raise UndecodableRecordError(fields.where, "bits in base64", "something else") from None
 
@@ -356,7 +363,7 @@ def _filter(fields: JsonFields) -> DeadFilter:
 def _selection(fields: JsonFields) -> Selection:
     fields.allow("route", "destination", "source", "since", "until", "rate", "starts", "undelivered")
     rate = _time(fields, "rate")
-    if rate is not None and rate < LEAST_RATE:
+    if rate is not None and rate < MIN_RATE:
         raise fields.error("rate", "a rate of deliveries a second")
     return Selection(
         route=fields.text("route"),
@@ -365,7 +372,7 @@ def _selection(fields: JsonFields) -> Selection:
         since=fields.number("since"),
         until=_time(fields, "until"),
         rate=rate,
-        starts=_places(fields, "starts") if fields.has("starts") else {},
+        starts=_offsets(fields, "starts") if fields.has("starts") else {},
         undelivered=fields.has("undelivered"),
     )
 
@@ -383,8 +390,13 @@ def tried_name(route: str, destination: str, partition: int) -> str:
     return f"tried/{route}/{destination}/{partition}"
 
 
+def announcement_key(key: str) -> str:
+    """Return the key of a kick's announcement among the checkpoints (`marker/hold/kick/…`); it isn't a hold."""
+    return f"hold/{key}"
+
+
 def partition_key(partition: Partition) -> str:
-    """Return a partition's key in checkpoints."""
+    """Return a partition's name in checkpoints: "topic/partition"."""
     return f"{partition.topic}/{partition.number}"
 
 

@@ -11,7 +11,7 @@ if the event was already done when the epoch began.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from gateway.engine.control.records import ControlRecord
+from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.log.base import Commit, Partition, Record
 from gateway.rules.routing_revision import decode, encode
 from gateway.rules.rules import RoutingRevision
@@ -41,10 +41,10 @@ class RoutingEpoch:
         return offset >= self.begins.base and not self.begins.covers(offset)
 
 
-def places(epochs: Mapping[Partition, Commit]) -> tuple[dict[str, int], dict[str, bytes]]:
+def begins_by_partition(epochs: Mapping[Partition, Commit]) -> tuple[dict[str, int], dict[str, bytes]]:
     """Return where epochs begin as in a record: the offsets, and the completion bitmaps beyond them."""
-    offsets = {_place(partition): begins.base for partition, begins in epochs.items()}
-    return offsets, {_place(partition): begins.done for partition, begins in epochs.items() if any(begins.done)}
+    offsets = {partition_key(partition): begins.base for partition, begins in epochs.items()}
+    return offsets, {partition_key(partition): begins.done for partition, begins in epochs.items() if any(begins.done)}
 
 
 class History:
@@ -59,17 +59,17 @@ class History:
     def apply(self, record: ControlRecord) -> None:
         """Apply a `rules` or `routed` record."""
         if record.kind == "rules":
-            if record.state == "gone":
+            if record.state == "deleted":
                 self._revisions.pop(record.name, None)
             else:
                 self._revisions[record.name] = record
             return
-        if record.state == "gone":
+        if record.state == "deleted":
             self._forget(record.name)
         elif record.name not in self._routed:
             self._routed[record.name] = record
-            for place, offset in record.checkpoint.items():
-                begins = Commit(offset, record.done.get(place, b""))
+            for partition_name, offset in record.checkpoint.items():
+                begins = Commit(offset, record.done.get(partition_name, b""))
                 epoch = RoutingEpoch(
                     revision=record.revision,
                     begins=begins,
@@ -77,27 +77,27 @@ class History:
                     taken_over_at=record.latest,
                     name=record.name,
                 )
-                self._epochs.setdefault(place, []).append(epoch)
+                self._epochs.setdefault(partition_name, []).append(epoch)
 
     def _forget(self, name: str) -> None:
         record = self._routed.pop(name, None)
-        for place in record.checkpoint if record is not None else ():
-            left = [epoch for epoch in self._epochs[place] if epoch.name != name]
+        for partition_name in record.checkpoint if record is not None else ():
+            left = [epoch for epoch in self._epochs[partition_name] if epoch.name != name]
             if left:
-                self._epochs[place] = left
+                self._epochs[partition_name] = left
             else:
-                del self._epochs[place]
+                del self._epochs[partition_name]
 
     def records(self) -> list[ControlRecord]:
         """Return all records in force, oldest first."""
         return [*self._revisions.values(), *self._routed.values()]
 
-    def places(self) -> dict[str, dict[str, int]]:
+    def partitions(self) -> dict[str, dict[str, int]]:
         """Return the partitions with a history: topic → "topic/partition" → number."""
         found: dict[str, dict[str, int]] = {}
-        for place in self._epochs:
-            topic, _, number = place.rpartition("/")
-            found.setdefault(topic, {})[place] = int(number)
+        for partition_name in self._epochs:
+            topic, _, number = partition_name.rpartition("/")
+            found.setdefault(topic, {})[partition_name] = int(number)
         return found
 
     def knows(self, revision: str) -> bool:
@@ -109,7 +109,7 @@ class History:
 
     def knows_epoch(self, partition: Partition, begins: Commit, revision: str) -> bool:
         """Return whether the history has it that a partition is routed by a revision from there on."""
-        epochs = self._epochs.get(_place(partition), [])
+        epochs = self._epochs.get(partition_key(partition), [])
         return any(each.revision == revision and each.begins.base <= begins.base for each in epochs[-1:])
 
     def encode_revision(self, revision: RoutingRevision) -> tuple[str, str]:
@@ -140,7 +140,7 @@ class History:
 
     def revision_at(self, partition: Partition, offset: int) -> RoutingRevision | None:
         """Return the revision that an event was or, as far as known, will be routed by; None if unknown."""
-        for epoch in reversed(self._epochs.get(_place(partition), ())):
+        for epoch in reversed(self._epochs.get(partition_key(partition), ())):
             if epoch.covers(offset):
                 return self.revision(epoch.revision)
         return None
@@ -148,7 +148,7 @@ class History:
     def may_have_been_routed_before(self, partition: Partition, record: Record) -> Iterator[RoutingRevision | None]:
         """Yield the other revisions by which an event may have been routed before, by owners that didn't finish it."""
         may_be = False
-        for epoch in reversed(self._epochs.get(_place(partition), ())):
+        for epoch in reversed(self._epochs.get(partition_key(partition), ())):
             if not epoch.covers(record.offset):
                 continue
             if may_be:
@@ -157,12 +157,16 @@ class History:
             if not may_be:
                 return
 
-    def since(self, route: str, text: str, places: Mapping[str, int]) -> float | None:
+    def since(self, route: str, text: str, partition_names: Mapping[str, int]) -> float | None:
         """Return since when all of these partitions are routed by a route as it is now; None if they always were.
 
         `text` is the route as in a revision. Partitions without a history are ignored.
         """
-        began = [at for place in places if (at := self._since(route, text, self._epochs.get(place, [])))]
+        began = [
+            at
+            for partition_name in partition_names
+            if (at := self._since(route, text, self._epochs.get(partition_name, [])))
+        ]
         return max(began, default=None)
 
     def _since(self, route: str, text: str, epochs: list[RoutingEpoch]) -> float | None:
@@ -180,8 +184,8 @@ class History:
         `log_starts` maps "topic/partition" to its first offset; the records of a partition that isn't in it are kept.
         """
         needed: set[str] = set()
-        for place, epochs in self._epochs.items():
-            start = log_starts.get(place, 0)
+        for partition_name, epochs in self._epochs.items():
+            start = log_starts.get(partition_name, 0)
             for number, epoch in enumerate(reversed(epochs)):
                 if number >= KEPT:
                     break
@@ -198,7 +202,3 @@ class History:
         for name, record in self._revisions.items():
             if name not in used and record.at < now - UNUSED:
                 yield record
-
-
-def _place(partition: Partition) -> str:
-    return f"{partition.topic}/{partition.number}"

@@ -16,9 +16,10 @@ from itertools import islice
 from gateway.engine.control.records import (
     ControlRecord,
     DeadFilter,
+    DeadLetterProperties,
     Kind,
-    Letter,
     State,
+    announcement_key,
     decode,
     kind_and_name,
     partition_key,
@@ -29,6 +30,7 @@ from gateway.model import NewerRecordError
 
 CLOCKS_APART = 1.0
 """Seconds by which the brokers' clocks may differ."""
+_ANNOUNCED_KICK = announcement_key("kick/")
 
 
 class Control:
@@ -41,12 +43,12 @@ class Control:
         self.kicks = 0
         """The number of kicks announced so far."""
         self.recreations = 0
-        """How often the control topic was recreated: offsets from before mean nothing any more."""
+        """How often the control topic was recreated: earlier offsets are meaningless."""
         self.newer: set[str] = set()
         """The keys whose last record is in a newer format: this version doesn't act on them."""
-        self._asked: dict[str, ControlRecord] = {}
-        self._offsets: dict[str, int] = {}  # key → where its command stands in the control topic
-        self._unclosed: dict[str, ControlRecord] = {}
+        self._pending: dict[str, ControlRecord] = {}
+        self._offsets: dict[str, int] = {}  # key → where its command is in the control topic
+        self._unacknowledged_cancellations: dict[str, ControlRecord] = {}
         self.history = History()
         self._paused: frozenset[str] = frozenset()
         self._checkpoints: dict[str, ControlRecord] = {}
@@ -57,8 +59,8 @@ class Control:
         for command in records:
             self.apply(command)
 
-    def take(self, key: bytes, value: bytes, offset: int = 0) -> None:
-        """Apply the record of the control topic at an offset. Raises UndecodableRecordError without changing anything.
+    def decode_and_apply(self, key: bytes, value: bytes, offset: int = 0) -> None:
+        """Decode and apply a record of the control topic. Raises UndecodableRecordError without changing anything.
 
         Raises NewerRecordError for a newer format: the key's previous record then no longer counts, and what it may
         have paused is treated as paused, since deliveries made in spite of a pause can't be undone.
@@ -76,13 +78,14 @@ class Control:
             self.newer.add(name)
             if kind is not None and kind != "marker":
                 self.apply(
-                    ControlRecord(kind=kind, name=called, state="paused" if kind == "pause" else "gone", at=0.0), offset
+                    ControlRecord(kind=kind, name=called, state="paused" if kind == "pause" else "deleted", at=0.0),
+                    offset,
                 )
             raise
         self.apply(replace(command, answers=0) if command.answers > offset else command, offset)
 
     def forget_offsets(self) -> None:
-        """Begin again with a recreated topic: what is in force stays so, as if it stood before the new records."""
+        """Begin again with a recreated topic. Commands in force remain so, as if they preceded the new records."""
         self.recreations += 1
         self._offsets = dict.fromkeys(self._offsets, -1)
         self._checkpoints = {name: replace(checkpoint, answers=0) for name, checkpoint in self._checkpoints.items()}
@@ -91,12 +94,12 @@ class Control:
         """Return where the command of a key is in the control topic."""
         return self._offsets.get(key)
 
-    def waits(self, key: str) -> bool:
+    def is_left_to_newer_version(self, key: str) -> bool:
         """Return whether only a newer version may act on a command, as it has written the command or a checkpoint."""
-        return not self.newer.isdisjoint((key, f"marker/{key}", f"marker/hold/{key}"))
+        return not self.newer.isdisjoint((key, f"marker/{key}", f"marker/{announcement_key(key)}"))
 
     def apply(self, command: ControlRecord, offset: int = 0) -> None:
-        """Apply the next record of the control topic, with its offset there."""
+        """Apply the next record of the control topic, decoded, with its offset there."""
         if command.kind in ("rules", "routed"):
             self.history.apply(command)
             return
@@ -104,16 +107,16 @@ class Control:
             self._apply_checkpoint(command)
             return
         key = command.key
-        self._asked.pop(key, None)
-        if command.state == "gone":
+        self._pending.pop(key, None)
+        if command.state == "deleted":
             self.commands.pop(key, None)
         else:
             self.commands[key] = command
-            if command.is_asked:
-                self._asked[key] = command
+            if command.is_pending:
+                self._pending[key] = command
         self._offsets[key] = offset
         if command.kind == "replay":
-            self._close(key)
+            self._update_cancellation(key)
         if command.kind == "pause":
             added = {command.name} if command.state == "paused" else set[str]()
             self._paused = (self._paused - {command.name}) | added
@@ -122,14 +125,14 @@ class Control:
 
     def _apply_checkpoint(self, checkpoint: ControlRecord) -> None:
         name = checkpoint.name
-        if checkpoint.state == "gone":
+        if checkpoint.state == "deleted":
             self._checkpoints.pop(name, None)
             return
         self._checkpoints[name] = checkpoint
-        command = self._asked.get(name)
+        command = self._pending.get(name)
         is_answered = checkpoint.state == "done" and self._offsets.get(name, 0) < checkpoint.answers
         if command is not None and command.kind in ("pause", "kick") and is_answered:
-            del self._asked[name]
+            del self._pending[name]
             ended: State = "active" if command.kind == "pause" else "done"
             self.commands[name] = command.with_state(
                 ended,
@@ -137,29 +140,29 @@ class Control:
                 detail=checkpoint.detail,
                 tried=checkpoint.tried,
                 delivered=checkpoint.delivered,
-                waits=checkpoint.waits,
-                got=checkpoint.got,
-                again=checkpoint.again,
+                waiting_by_reason=checkpoint.waiting_by_reason,
+                failed_by_result=checkpoint.failed_by_result,
+                repeated_failures=checkpoint.repeated_failures,
                 dead=checkpoint.dead,
                 rate=checkpoint.rate,
                 unread=checkpoint.unread,
             )
-        if name.startswith("hold/kick/"):
+        if name.startswith(_ANNOUNCED_KICK):
             self.kicks += 1
-            self._last_kicks[name.removeprefix("hold/kick/")] = self.kicks
+            self._last_kicks[name.removeprefix(_ANNOUNCED_KICK)] = self.kicks
         if name.startswith("dead/"):
             self._update_resolution(name)
         if name.startswith("replay/"):
-            self._close(name)
+            self._update_cancellation(name)
 
-    def _close(self, key: str) -> None:
+    def _update_cancellation(self, key: str) -> None:
         """Update whether the last checkpoint of a cancelled replay is missing."""
         command, checkpoint = self.commands.get(key), self._checkpoints.get(key)
         is_closed = checkpoint is not None and checkpoint.state == "cancelled"
         if command is not None and command.state == "cancelled" and not is_closed:
-            self._unclosed[key] = command
+            self._unacknowledged_cancellations[key] = command
         else:
-            self._unclosed.pop(key, None)
+            self._unacknowledged_cancellations.pop(key, None)
 
     def _update_resolution(self, key: str) -> None:
         """Index a command about dead letters as far as it is carried out: up to its checkpoint until it is done."""
@@ -188,36 +191,44 @@ class Control:
             if last > number and key in self._resolving
         ]
 
-    def asked(self, kind: Kind) -> list[ControlRecord]:
+    def pending(self, kind: Kind) -> list[ControlRecord]:
         """Return the commands of a kind that a job has to carry out, oldest first."""
-        return [command for command in self._asked.values() if command.kind == kind and not self.waits(command.key)]
+        return [
+            command
+            for command in self._pending.values()
+            if command.kind == kind and not self.is_left_to_newer_version(command.key)
+        ]
 
-    def is_open(self, key: str) -> bool:
+    def is_pending(self, key: str) -> bool:
         """Return whether a command with a key still has to be carried out."""
-        return key in self._asked
+        return key in self._pending
 
-    def is_asked(self, command: ControlRecord) -> bool:
+    def is_pending_command(self, command: ControlRecord) -> bool:
         """Return whether a command is in force and still has to be carried out."""
-        return self._asked.get(command.key) == command
+        return self._pending.get(command.key) == command
 
     def answered(self, key: str) -> int:
         """Return the offset below which the commands of a key are answered."""
         checkpoint = self._checkpoints.get(key)
         return 0 if checkpoint is None else checkpoint.answers
 
-    def unclosed(self) -> list[ControlRecord]:
+    def unacknowledged_cancellations(self) -> list[ControlRecord]:
         """Return the cancelled replays whose last checkpoint is missing."""
-        return [command for key, command in self._unclosed.items() if not self.waits(key)]
+        return [
+            command
+            for key, command in self._unacknowledged_cancellations.items()
+            if not self.is_left_to_newer_version(key)
+        ]
 
     def checkpoint(self, key: str) -> Mapping[str, int]:
         """Return up to where the jobs of a command have scanned: "topic/partition" → offset."""
         command = self._checkpoints.get(key)
         return {} if command is None else command.checkpoint
 
-    def covered_until(self, key: str, place: str) -> float:
+    def covered_until(self, key: str, partition_name: str) -> float:
         """Return the time after which no record of a partition below a command's checkpoint was appended; else 0.0."""
         command = self._checkpoints.get(key)
-        return 0.0 if command is None else command.covered_until_in(place)
+        return 0.0 if command is None else command.covered_until_in(partition_name)
 
     def injected(self, key: str) -> int:
         """Return the number of deliveries that the job of a command has injected up to its checkpoint."""
@@ -227,13 +238,13 @@ class Control:
     def is_begun(self, key: str) -> bool:
         """Return whether a command's checkpoint is an intermediate one."""
         command = self._checkpoints.get(key)
-        return command is not None and command.is_asked
+        return command is not None and command.is_pending
 
     def announced(self, key: str) -> ControlRecord | None:
         """Return the announcement of a kick that is still open, if there is one."""
-        announced = self._checkpoints.get(f"hold/{key}")
+        announced = self._checkpoints.get(announcement_key(key))
         is_of_this = announced is not None and self._offsets.get(key, -1) < announced.answers
-        return announced if is_of_this and key in self._asked else None
+        return announced if is_of_this and key in self._pending else None
 
     def unread(self, key: str) -> int:
         """Return the number of partitions that the job of a command couldn't read as of its checkpoint."""
@@ -252,7 +263,7 @@ class Control:
 
     def kicked_at(self, route: str, destination: str) -> float:
         """Return when the last kick of either was announced, by the log's clock; 0.0 if none was."""
-        keys = (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}")
+        keys = (announcement_key(f"kick/destination/{destination}"), announcement_key(f"kick/route/{route}"))
         return max([self._checkpoints[key].at for key in keys if key in self._checkpoints], default=0.0)
 
     def kicked_after(self, count: int) -> list[str]:
@@ -287,28 +298,28 @@ class Control:
 
         This is no longer so once the kick is answered, even by a process that wrongly took itself for the owner.
         """
-        place = partition_key(partition)
+        partition_name = partition_key(partition)
         for key in (f"kick/destination/{destination}", f"kick/route/{route}"):
-            if key in self._asked and offset < self.checkpoint(f"hold/{key}").get(place, 0):
+            if key in self._pending and offset < self.checkpoint(announcement_key(key)).get(partition_name, 0):
                 return True
         return False
 
     def is_expedited(self, route: str, destination: str, partition: Partition, offset: int, appended_at: float) -> bool:
         """Return whether a kick has expedited this record in the shortest tier: it is due as soon as it is read."""
-        place = partition_key(partition)
-        for name in (f"hold/kick/destination/{destination}", f"hold/kick/route/{route}"):
-            announced = self._checkpoints.get(name)
+        partition_name = partition_key(partition)
+        for key in (f"kick/destination/{destination}", f"kick/route/{route}"):
+            announced = self._checkpoints.get(announcement_key(key))
             if announced is None or appended_at > announced.at + CLOCKS_APART:
                 continue
-            if offset < announced.expedited.get(place, 0):
+            if offset < announced.expedited.get(partition_name, 0):
                 return True
         return False
 
     def next_replay(self, waiting: Collection[str] = ()) -> ControlRecord | None:
         """Return the first replay that is asked for and isn't `waiting`."""
-        return next((command for command in self.asked("replay") if command.key not in waiting), None)
+        return next((command for command in self.pending("replay") if command.key not in waiting), None)
 
-    def resolved_by(self, letter: Letter, partition: Partition, offset: int) -> ControlRecord | None:
+    def resolved_by(self, letter: DeadLetterProperties, partition: Partition, offset: int) -> ControlRecord | None:
         """Return the command that replayed or dropped a dead letter, the first one if several did."""
         found = self._resolved.of(letter, partition, offset)
         return min(found, key=lambda command: command.at, default=None)
@@ -336,21 +347,21 @@ class Control:
 class _ResolvedIndex:
     """An index of the commands about dead letters as far as they are carried out: few are checked for each dead letter.
 
-    They are indexed by the records or deliveries that they name, else by their filter. Those with the same filter form
-    a row, in which the first command that reaches a record is found by bisection: an operator who replays a
-    destination's dead letters every hour gives hundreds of them.
+    They are indexed by the records or deliveries that they name, else by their filter. Of those with the same filter,
+    the first command that reaches a record is found by bisection: an operator who replays a destination's dead letters
+    every hour gives hundreds of them.
     """
 
     def __init__(self) -> None:
         self._by_name: dict[str, list[ControlRecord]] = {}
-        self._by_filter: dict[tuple[str | None, str | None, str | None], _Row] = {}
+        self._by_filter: dict[tuple[str | None, str | None, str | None], _SameFilter] = {}
 
     def add(self, command: ControlRecord) -> None:
         if names := command.filter.records or command.filter.ids:
             for name in names:
                 self._by_name.setdefault(name, []).append(command)
         else:
-            self._by_filter.setdefault(_kind_of(command.filter), _Row()).add(command)
+            self._by_filter.setdefault(_kind_of(command.filter), _SameFilter()).add(command)
 
     def remove(self, command: ControlRecord) -> None:
         if names := command.filter.records or command.filter.ids:
@@ -361,8 +372,8 @@ class _ResolvedIndex:
         else:
             self._by_filter[_kind_of(command.filter)].remove(command)
 
-    def of(self, letter: Letter, partition: Partition, offset: int) -> Iterator[ControlRecord]:
-        """Yield the commands that resolved a dead letter; of each row only the first."""
+    def of(self, letter: DeadLetterProperties, partition: Partition, offset: int) -> Iterator[ControlRecord]:
+        """Yield the commands that resolved a dead letter; of those with the same filter only the first."""
         for command in (*self._by_name.get(letter.id, ()), *self._by_name.get(f"{partition.number}@{offset}", ())):
             if command.is_before_checkpoint(partition, offset, letter.at) and command.is_for(letter):
                 yield command
@@ -371,44 +382,44 @@ class _ResolvedIndex:
         for route in (letter.route, None):
             for destination in (letter.destination, None):
                 for reason in (letter.reason, None):
-                    row = self._by_filter.get((route, destination, reason))
-                    if row is not None:
-                        yield from row.first(letter, partition, offset)
+                    same = self._by_filter.get((route, destination, reason))
+                    if same is not None:
+                        yield from same.first(letter, partition, offset)
 
 
-class _Row:
-    """The commands with the same filter, in the order of their ends, with how far all up to each of them reach."""
+class _SameFilter:
+    """The commands with the same filter, each with the furthest offset reached by it or any earlier one."""
 
     def __init__(self) -> None:
-        self._orders: list[ControlRecord] = []
-        self._reach: dict[str, list[int]] = {}  # place → for each command the furthest offset of all up to it
-        self._counted = 0  # commands whose reach is computed
+        self._commands: list[ControlRecord] = []
+        self._furthest: dict[str, list[int]] = {}  # by partition, for each command
+        self._computed = 0  # commands whose furthest offsets are computed
 
     def add(self, command: ControlRecord) -> None:
-        self._orders.append(command)
+        self._commands.append(command)
 
     def remove(self, command: ControlRecord) -> None:
-        self._orders.remove(command)
-        self._reach, self._counted = {}, 0
+        self._commands.remove(command)
+        self._furthest, self._computed = {}, 0
 
-    def first(self, letter: Letter, partition: Partition, offset: int) -> Iterator[ControlRecord]:
-        self._count()
-        reach = self._reach.get(partition_key(partition))
+    def first(self, letter: DeadLetterProperties, partition: Partition, offset: int) -> Iterator[ControlRecord]:
+        self._compute_furthest()
+        reach = self._furthest.get(partition_key(partition))
         if reach is None:
             return
-        for command in islice(self._orders, bisect_right(reach, offset), None):
+        for command in islice(self._commands, bisect_right(reach, offset), None):
             if command.is_before_checkpoint(partition, offset, letter.at) and command.is_for(letter):
                 yield command
                 return
 
-    def _count(self) -> None:
-        for index in range(self._counted, len(self._orders)):
-            checkpoint = self._orders[index].checkpoint
-            for place in checkpoint.keys() - self._reach.keys():
-                self._reach[place] = [0] * index
-            for place, reach in self._reach.items():
-                reach.append(max(reach[-1] if reach else 0, checkpoint.get(place, 0)))
-        self._counted = len(self._orders)
+    def _compute_furthest(self) -> None:
+        for index in range(self._computed, len(self._commands)):
+            checkpoint = self._commands[index].checkpoint
+            for partition_name in checkpoint.keys() - self._furthest.keys():
+                self._furthest[partition_name] = [0] * index
+            for partition_name, reach in self._furthest.items():
+                reach.append(max(reach[-1] if reach else 0, checkpoint.get(partition_name, 0)))
+        self._computed = len(self._commands)
 
 
 def _kind_of(which: DeadFilter) -> tuple[str | None, str | None, str | None]:

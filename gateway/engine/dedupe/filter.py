@@ -98,7 +98,7 @@ class DuplicateFilter:
             tasks.create_task(self._keep_flushing(), name="dedupe-flush")
             tasks.create_task(self._keep_sweeping(), name="dedupe-sweep")
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         """Return the needed partitions of `gateway.dedupe` that can't be read, and why: duplicates pass meanwhile."""
         return {Partition(self._topic, number): reason for number, reason in self._unread.items()}
 

@@ -24,7 +24,7 @@ from gateway.log.records import SIGHTING
 ROW = SIGHTING.size
 ROWS_A_BUCKET = 12
 """Maximum average. Fewer cost memory (some 50 bytes per bucket), more cost time."""
-LEAST_BUCKETS = 8  # a power of two
+MIN_BUCKETS = 8  # a power of two
 SIGHTINGS_KEPT = 8
 """Maximum entries of one identity within a window. With more contents it identifies nothing, and new ones are let
 through."""
@@ -51,8 +51,8 @@ class DedupeIndex:
 
     def __init__(self) -> None:
         self.count = 0
-        self._buckets = [b""] * LEAST_BUCKETS
-        self._half = LEAST_BUCKETS  # a power of two; there are more buckets than that, or as many, and at most twice
+        self._buckets = [b""] * MIN_BUCKETS
+        self._half = MIN_BUCKETS  # a power of two; there are more buckets than that, or as many, and at most twice
         self._horizon = bytes(8)
         self._swept = 0
 
@@ -116,14 +116,14 @@ class DedupeIndex:
 
     def sweep(self) -> None:
         """Release some memory of expired entries; to be called regularly."""
-        for _ in range(max(LEAST_BUCKETS, len(self._buckets) // SWEEPS_A_ROUND)):
+        for _ in range(max(MIN_BUCKETS, len(self._buckets) // SWEEPS_A_ROUND)):
             if self._swept >= len(self._buckets):
                 self._swept = 0
             bucket = self._buckets[self._swept]
             if bucket:
                 self._buckets[self._swept] = self._unexpired(bucket)
             self._swept += 1
-            if len(self._buckets) > LEAST_BUCKETS and 3 * self.count < ROWS_A_BUCKET * len(self._buckets):
+            if len(self._buckets) > MIN_BUCKETS and 3 * self.count < ROWS_A_BUCKET * len(self._buckets):
                 self._merge()
 
     def _number(self, identity: bytes) -> int:

@@ -1,12 +1,13 @@
-"""The memory of appends of successors: what fails takes none from the appends of others.
+"""The memory of appends of successors, which failing appends don't take from the others.
 
-What goes to one topic with one key goes to one partition, which may take no appends while all others do. Such a pair
-of topic and key
+What goes to one topic with one key goes to one partition, which may take no appends while all others do. Each pair of
+topic and key, a *channel*,
 
-- has a part of the memory, and takes turns with the others;
-- begins no further append while one fails, until one is acknowledged, or none is tried any more.
+- has a bounded share of the memory, and is served round-robin;
+- begins no further append while one fails, until one is acknowledged, or none is active any more: each has ended, or is
+  suspended.
 
-An append that fails gives its memory back, and is retried beside it.
+An append that fails returns its memory to the pool and is retried from an overflow allowance.
 """
 
 from collections import OrderedDict, deque
@@ -18,22 +19,22 @@ APPEND_OVERHEAD = 6144
 log's client."""
 MAX_BYTES_IN_APPENDS = 64 << 20
 """Maximum bytes of memory of all appends that haven't failed, some eight thousand; further ones wait without memory."""
-PARTS = 16
-"""A pair takes at most one of so many parts. A destination has a dozen pairs: one for each tier, and two more."""
-PARTS_THAT_FAIL = 8
-"""Parts that appends that have failed may take beside the maximum. Those beyond it keep theirs."""
+SHARES = 16
+"""A channel takes at most one of so many shares. A destination has a dozen: one for each tier, and two more."""
+OVERFLOW_SHARES = 8
+"""Shares that failed appends may take in addition to the maximum. Those beyond that keep their memory."""
 
 
 @dataclass(slots=True, eq=False)
-class _Pair:
-    """The appends of one topic and key: how many are in flight and `tried`, and which wait for these or for memory.
+class _Channel:
+    """The appends of one topic and key: how many are in flight and `active`, and which wait for these or for memory.
 
-    `taken` is their part of the maximum. While it `is_failing`, none is begun.
+    `taken` is their share of the maximum, in bytes. While it `is_failing`, none is begun.
     """
 
     name: tuple[str, bytes]
     in_flight: int = 0
-    tried: int = 0
+    active: int = 0
     taken: int = 0
     is_failing: bool = False
     has_turn: bool = False
@@ -41,131 +42,133 @@ class _Pair:
 
     @property
     def may_begin(self) -> bool:
-        return not self.is_failing and self.taken < MAX_BYTES_IN_APPENDS // PARTS
+        return not self.is_failing and self.taken < MAX_BYTES_IN_APPENDS // SHARES
 
 
 @dataclass(slots=True, eq=False)
 class Append:
     """An append in flight, and its memory."""
 
-    pair: _Pair
+    channel: _Channel
     size: int
-    is_tried: bool = True
-    is_beside: bool = False
+    is_active: bool = True
+    in_overflow: bool = False
 
 
 class Appends:
-    """The appends in flight, and those that wait. Each that has begun is to be `ended`."""
+    """The appends in flight, and those that wait. Each that has begun has to end with `finish`."""
 
     def __init__(self) -> None:
-        self._pairs: dict[tuple[str, bytes], _Pair] = {}
-        self._turns: deque[_Pair] = deque()  # Invariant: has each pair that may begin what waits.
-        self._waiting: dict[object, _Pair] = {}
+        self._channels: dict[tuple[str, bytes], _Channel] = {}
+        self._turns: deque[_Channel] = (
+            deque()
+        )  # Invariant: contains every channel that has waiting appends and may begin one.
+        self._waiting: dict[object, _Channel] = {}
         self._taken = 0
-        self._beside = 0
+        self._overflow_bytes = 0
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of memory of the appends in flight."""
-        return self._taken + self._beside
+        return self._taken + self._overflow_bytes
 
     @property
     def waiting(self) -> int:
         """The number of appends that wait."""
         return len(self._waiting)
 
-    def begin(self, topic: str, key: bytes, size: int, *, source: object, again: Callable[[], None]) -> Append | None:
-        """Take memory for an append. If it has to wait, return None, and call `again` when it may begin.
+    def begin(self, topic: str, key: bytes, size: int, *, source: object, retry: Callable[[], None]) -> Append | None:
+        """Take memory for an append. If it has to wait, return None, and call `retry` when it may begin.
 
         `source` is what it is the successor of: one append of it may wait.
         """
-        pair = self._pairs.get((topic, key))
-        if pair is None:
-            pair = self._pairs[topic, key] = _Pair((topic, key))
-        if self._taken >= MAX_BYTES_IN_APPENDS or not pair.may_begin:
-            pair.waiting[source] = again
-            self._waiting[source] = pair
-            self._queue(pair)
+        channel = self._channels.get((topic, key))
+        if channel is None:
+            channel = self._channels[topic, key] = _Channel((topic, key))
+        if self._taken >= MAX_BYTES_IN_APPENDS or not channel.may_begin:
+            channel.waiting[source] = retry
+            self._waiting[source] = channel
+            self._queue(channel)
             return None
-        pair.in_flight += 1
-        pair.tried += 1
-        pair.taken += size
+        channel.in_flight += 1
+        channel.active += 1
+        channel.taken += size
         self._taken += size
-        return Append(pair, size)
+        return Append(channel, size)
 
-    def failed(self, append: Append) -> None:
-        """Begin no more of the pair of an append that has failed and is retried; its memory is for others."""
-        pair = append.pair
-        if not append.is_tried:
-            append.is_tried = True
-            pair.tried += 1
-        pair.is_failing = True
-        self._put_beside(append)
+    def mark_failed(self, append: Append) -> None:
+        """Begin no more of the channel of an append that has failed and is retried; its memory is for others."""
+        channel = append.channel
+        if not append.is_active:
+            append.is_active = True
+            channel.active += 1
+        channel.is_failing = True
+        self._move_to_overflow(append)
 
-    def undecided(self, append: Append) -> None:
-        """Let others begin: this isn't tried while it isn't known who owns its source."""
-        if append.is_tried:
-            self._not_tried(append)
-            self._put_beside(append)
+    def suspend(self, append: Append) -> None:
+        """Let others begin: this append is on hold until its source's owner is known."""
+        if append.is_active:
+            self._deactivate(append)
+            self._move_to_overflow(append)
 
-    def ended(self, append: Append, *, is_stored: bool) -> None:
+    def finish(self, append: Append, *, is_stored: bool) -> None:
         """Release the memory of an append, and begin what waits."""
-        pair = append.pair
-        pair.in_flight -= 1
-        if append.is_beside:
-            self._beside -= append.size
+        channel = append.channel
+        channel.in_flight -= 1
+        if append.in_overflow:
+            self._overflow_bytes -= append.size
         else:
             self._taken -= append.size
-            pair.taken -= append.size
+            channel.taken -= append.size
         if is_stored:
-            pair.is_failing = False
-        if append.is_tried:
-            self._not_tried(append)
-        self._begin_waiting(pair)
-        self._forget_if_empty(pair)
+            channel.is_failing = False
+        if append.is_active:
+            self._deactivate(append)
+        self._begin_waiting(channel)
+        self._forget_if_empty(channel)
 
-    def look_again(self, source: object) -> None:
-        """Call `again` now, if an append of this source waits."""
-        pair = self._waiting.pop(source, None)
-        if pair is not None:
-            pair.waiting.pop(source)()
-            self._forget_if_empty(pair)
+    def retry_now(self, source: object) -> None:
+        """Call `retry` now, if an append of this source waits."""
+        channel = self._waiting.pop(source, None)
+        if channel is not None:
+            channel.waiting.pop(source)()
+            self._forget_if_empty(channel)
 
     def abandon(self) -> None:
         """Forget what waits."""
-        for pair in self._waiting.values():
-            pair.waiting.clear()
+        for channel in self._waiting.values():
+            channel.waiting.clear()
         self._waiting.clear()
 
-    def _not_tried(self, append: Append) -> None:
-        append.is_tried = False
-        append.pair.tried -= 1
-        if not append.pair.tried:  # nobody would find out that it works again
-            append.pair.is_failing = False
+    def _deactivate(self, append: Append) -> None:
+        append.is_active = False
+        append.channel.active -= 1
+        if not append.channel.active:  # nobody would find out that it works again
+            append.channel.is_failing = False
 
-    def _put_beside(self, append: Append) -> None:
-        if not append.is_beside and self._beside < MAX_BYTES_IN_APPENDS * PARTS_THAT_FAIL // PARTS:
-            append.is_beside = True
-            append.pair.taken -= append.size
+    def _move_to_overflow(self, append: Append) -> None:
+        if not append.in_overflow and self._overflow_bytes < MAX_BYTES_IN_APPENDS * OVERFLOW_SHARES // SHARES:
+            append.in_overflow = True
+            append.channel.taken -= append.size
             self._taken -= append.size
-            self._beside += append.size
-        self._begin_waiting(append.pair)
+            self._overflow_bytes += append.size
+        self._begin_waiting(append.channel)
 
-    def _queue(self, pair: _Pair) -> None:
-        if pair.waiting and pair.may_begin and not pair.has_turn:
-            pair.has_turn = True
-            self._turns.append(pair)
+    def _queue(self, channel: _Channel) -> None:
+        if channel.waiting and channel.may_begin and not channel.has_turn:
+            channel.has_turn = True
+            self._turns.append(channel)
 
-    def _begin_waiting(self, changed: _Pair) -> None:
-        """Begin what waits, a pair after the other, where there is memory and they may."""
+    def _begin_waiting(self, changed: _Channel) -> None:
+        """Begin what waits, one channel after the other, where there is memory and they may."""
         self._queue(changed)
         while self._turns and self._taken < MAX_BYTES_IN_APPENDS:
-            pair = self._turns.popleft()
-            pair.has_turn = False
-            if pair.waiting and pair.may_begin:
-                self.look_again(next(iter(pair.waiting)))
-                self._queue(pair)
+            channel = self._turns.popleft()
+            channel.has_turn = False
+            if channel.waiting and channel.may_begin:
+                self.retry_now(next(iter(channel.waiting)))
+                self._queue(channel)
 
-    def _forget_if_empty(self, pair: _Pair) -> None:
-        if not pair.in_flight and not pair.waiting:
-            self._pairs.pop(pair.name, None)
+    def _forget_if_empty(self, channel: _Channel) -> None:
+        if not channel.in_flight and not channel.waiting:
+            self._channels.pop(channel.name, None)

@@ -33,14 +33,14 @@ from gateway.engine.successor_writer import SuccessorWriter, key_of
 from gateway.log.base import Record
 from gateway.log.topics import TIERS
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     Attempt,
     DeadLettered,
     DeadReason,
     Delivered,
     Dropped,
     ExpressionError,
-    Note,
+    RecordMetadata,
     RecordTooLargeError,
     SpillReason,
     UndecodableRecordError,
@@ -56,14 +56,15 @@ MAX_STAY_IN_MEMORY = 5.0
 PAUSE_POLL_INTERVAL = 1.0
 """Seconds between checks whether a paused delivery of an ordered route, which can't be parked, is still paused."""
 CUT_SHORT_GRACE = 0.25
-"""Minimum duration of an attempt that is cut short: a gap in the log may fill a window in the middle of any."""
+"""Minimum duration of an attempt that is cut short: a gap in the log may fill the window at any point of an attempt."""
 RETRIES_AT_ONCE = 4
-"""Retries admitted before other tasks run: a new event waits for several such turns, a retry has waited anyway."""
+"""Retries admitted before yielding: a new event may wait for several such rounds; a retry was delayed anyway."""
 UNKNOWN_RETRY_DELAY = 60.0
 UNKNOWN_MAX_AGE = 3600.0
 """Seconds during which a name that the rules lack may be explained by a rolling deployment."""
 BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 """Seconds that an open breaker delays a delivery; doubled each time, but at most as long as it has been open."""
+_Check = Callable[[], bool]
 
 
 class Dispatcher:
@@ -95,13 +96,13 @@ class Dispatcher:
         """Whether a drain has begun: nothing is started any more."""
         return self._is_draining
 
-    # Ways in.
+    # Entry points.
 
     def admit(self, item: PendingDelivery, now: float) -> Lane | None:
         """Send a delivery to where it can go now; return its lane if it was queued there."""
         delivery = item.delivery
-        if item.end is not None:
-            self.end(item, item.end)
+        if item.outcome is not None:
+            self.end(item, item.outcome)
             return None
         rules = self._rules()
         if delivery.route not in rules.routes or delivery.destination not in rules.destinations:
@@ -126,19 +127,19 @@ class Dispatcher:
     def defer_unknown(self, item: PendingDelivery) -> None:
         """Defer a delivery whose source, route or destination is unknown: new rules may still be being rolled out."""
         now = self._log.now()
-        since = now if item.note.unknown_since is None else item.note.unknown_since
+        since = now if item.metadata.unknown_since is None else item.metadata.unknown_since
         if now - since > UNKNOWN_MAX_AGE:
             self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.UNKNOWN_NAME).inc()
-        item.note = Note(unknown_since=since, why=SpillReason.UNKNOWN_NAME)
+        item.metadata = RecordMetadata(unknown_since=since, why=SpillReason.UNKNOWN_NAME)
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY_DELAY)
         self.defer(item, item.delivery.due, now)
 
     def end(self, item: PendingDelivery, outcome: DeadLettered | Dropped) -> None:
         """End a delivery without success, unless its member halts the key instead."""
         if isinstance(outcome, DeadLettered):
-            if item.pending.tracker.owner.halt_instead(item, outcome):
+            if item.record.tracker.owner.halt_instead(item, outcome):
                 return
             self._write_successor(item, self._topics.dead, outcome)
         else:
@@ -150,30 +151,29 @@ class Dispatcher:
 
         async def write(append: Append) -> None:
             topic = pending.tracker.partition.topic
-            is_stored = await self._successors.dead_letter_undecodable(
-                topic, record, error, *self._claim(pending, append), failed=partial(self._appends.failed, append)
-            )
+            checks, failed = self._ownership_checks(pending, append), partial(self._appends.mark_failed, append)
+            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *checks, failed=failed)
             pending.unfinished = 0
             pending.tracker.owner.done(pending)
-            self._appends.ended(append, is_stored=is_stored)
+            self._appends.finish(append, is_stored=is_stored)
 
         pending.unfinished = 1
         size = APPEND_OVERHEAD + pending.size // 3
-        again = partial(self.dead_letter_undecodable, pending, record, error)
-        append = self._appends.begin(self._topics.dead, record.key, size, source=pending, again=again)
+        retry = partial(self.dead_letter_undecodable, pending, record, error)
+        append = self._appends.begin(self._topics.dead, record.key, size, source=pending, retry=retry)
         if append is not None:
             self.spawn(partial(write, append), "worker-successor")
 
     def defer(self, item: PendingDelivery, due: float, now: float) -> None:
         """Delay a delivery until it is due: in a tier, or in memory if that is soon."""
-        self._outcomes.note_late(item, max(due, now))
-        tracker = item.pending.tracker
+        self._outcomes.record_late(item, max(due, now))
+        tracker = item.record.tracker
         if tracker.owner.keeps_order:
             self.wait(item, due)
             return
         tier = tiers.plan(due, now)
         # Not repeatedly: the record would stay unfinished for as long as its delivery fails.
-        is_fresh = now < item.pending.taken_at + MAX_STAY_IN_MEMORY
+        is_fresh = now < item.record.taken_at + MAX_STAY_IN_MEMORY
         if tier is None and is_fresh and tracker.is_live and tracker.owner.has_room and not self._is_draining:
             self.wait(item, due)
         else:
@@ -181,7 +181,7 @@ class Dispatcher:
 
     def wait(self, item: PendingDelivery, until: float) -> None:
         """Keep a delivery in memory until a time. Its member then resumes it, if the partition is still ours."""
-        tracker = item.pending.tracker
+        tracker = item.record.tracker
         if tracker.is_lost:
             self._finish(item)
             return
@@ -189,36 +189,36 @@ class Dispatcher:
         if tracker.is_live:
             self._schedule.wait(item, until)
 
-    def forget(self, item: PendingDelivery) -> None:
-        """Finish a delivery that another record continues."""
+    def finish_silently(self, item: PendingDelivery) -> None:
+        """Finish a delivery without an outcome: another record or owner continues it, or its route doesn't match it."""
         self._finish(item)
 
     def move_to_tier(self, item: PendingDelivery) -> None:
         """Write a delivery to a tier. Otherwise the next owner would repeat its record's other deliveries."""
-        if item.end is not None:
-            self.end(item, item.end)
+        if item.outcome is not None:
+            self.end(item, item.outcome)
             return
         now = self._log.now()
-        self._outcomes.note_late(item, max(item.delivery.due, now))
+        self._outcomes.record_late(item, max(item.delivery.due, now))
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
     def release_waiting_appends(self, lost: Tracker) -> None:
-        """Finish what waits to be appended of a partition that was lost. What is in flight notices by itself."""
+        """Finish deliveries of a lost partition that wait to be appended. Appends in flight detect it themselves."""
         for pending in [each for each in lost.pendings.values() if each.tracker is lost]:
             for item in list(pending.items):
-                self._appends.look_again(item)
+                self._appends.retry_now(item)
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
         self._schedule.withdraw(items)
 
     def cut_short(self, item: PendingDelivery, now: float) -> None:
-        """End a delivery that holds a window back: an attempt as a timeout, a waiting one by writing it to a tier.
+        """End a delivery that keeps the window from advancing: an attempt as a timeout, a waiting one by way of a tier.
 
         An attempt gets at least CUT_SHORT_GRACE: most get a response within that time.
         """
         if item.scope is not None:
-            item.scope.cut_short(max(0.0, item.since + CUT_SHORT_GRACE - now))
+            item.scope.cut_short(max(0.0, item.stage_began_at + CUT_SHORT_GRACE - now))
             item.scope = None  # once
         elif item.stage is Stage.WAITING:
             self.withdraw([item])
@@ -237,10 +237,10 @@ class Dispatcher:
         if self._is_draining:
             return
         while (item := lane.take(now)) is not None:
-            self.spawn(partial(self._attempt_in_turn, lane, item), "worker-attempts")
+            self.spawn(partial(self._run_attempts, lane, item), "worker-attempts")
 
-    async def _attempt_in_turn(self, lane: Lane, item: PendingDelivery | None) -> None:
-        """Make attempts as long as the lane has one to start: one task makes those of many deliveries."""
+    async def _run_attempts(self, lane: Lane, item: PendingDelivery | None) -> None:
+        """Make attempts while the lane has one to start, all in one task."""
         now = self._log.now()
         while item is not None:
             now = await self._attempt(lane, item, now)
@@ -260,7 +260,7 @@ class Dispatcher:
             if self._control.paused_by(route.name, destination.name):
                 self._park(item)
                 return now
-            owner = item.pending.tracker.owner
+            owner = item.record.tracker.owner
             if owner.keeps_order and not owner.is_ownership_fresh(item):
                 owner.resume(item, now)
                 return now
@@ -272,7 +272,7 @@ class Dispatcher:
             return now
         except Exception as error:  # noqa: BLE001 - the edge of one delivery
             self._logger.error(
-                "delivery_failed",
+                "delivery_bug",
                 delivery_id=delivery.id,
                 route=delivery.route,
                 destination=delivery.destination,
@@ -299,7 +299,7 @@ class Dispatcher:
             self._outcomes.ended(item, verdict, attempt.number, now)
             self._finish(item)
             return
-        item.note = NO_NOTE
+        item.metadata = NO_METADATA
         item.is_tried = True
         item.delivery = replace(item.delivery, attempts=(*item.delivery.attempts, attempt))
         match verdict:
@@ -316,9 +316,9 @@ class Dispatcher:
         """Pause a destination as an operator would, once."""
 
         async def write() -> None:
-            order = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by="its answer 410")
+            command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by="a 410 response")
             self._logger.error("destination_paused", destination=destination, status=int(HTTPStatus.GONE))
-            await self._successors.store_command(order)
+            await self._successors.store_command(command)
             self._pausing.discard(name)
 
         name = f"destination/{destination}"
@@ -336,7 +336,7 @@ class Dispatcher:
         if route is None:  # removed while this waited
             self.defer_unknown(item)
             return
-        keeps_order = item.pending.tracker.owner.keeps_order
+        keeps_order = item.record.tracker.owner.keeps_order
         lane = self._schedule.lanes.get(delivery.destination)
         if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_have_recovered(now):
             down_for = lane.breaker.down_for(now)
@@ -345,101 +345,101 @@ class Dispatcher:
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
             if not keeps_order:  # in memory, checking the breaker costs nothing
-                times = item.note.breaks
-                item.note = Note(breaks=times + 1)
+                times = item.metadata.breaks
+                item.metadata = RecordMetadata(breaks=times + 1)
                 doubled = BREAKER_DEFER_MIN * 2.0 ** min(times, 16)
                 due = max(due, now + max(BREAKER_DEFER_MIN, min(BREAKER_DEFER_MAX, doubled, down_for)))
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
-            item.note = replace(item.note, why=spill.reason)
+            item.metadata = replace(item.metadata, why=spill.reason)
         item.delivery = replace(delivery, due=due)
         self.defer(item, due, now)
 
     def _park(self, item: PendingDelivery) -> None:
         name = self._control.paused_by(item.delivery.route, item.delivery.destination)
         assert name is not None
-        if item.pending.tracker.owner.keeps_order:
+        if item.record.tracker.owner.keeps_order:
             self.wait(item, self._log.now() + PAUSE_POLL_INTERVAL)
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
-        item.note = Note(by=name, why=SpillReason.PAUSED)
+        item.metadata = RecordMetadata(by=name, why=SpillReason.PAUSED)
         self._write_successor(item, self._topics.parked)
 
-    def _write_successor(self, item: PendingDelivery, topic: str, end: DeadLettered | None = None) -> None:
+    def _write_successor(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None = None) -> None:
         """Write the successor, or keep the item until the owner of its partition is known."""
-        tracker = item.pending.tracker
-        item.end = end
+        tracker = item.record.tracker
+        item.outcome = outcome
         if tracker.is_lost:
             self._finish(item)  # another owner reads it again; only the memory is released
         elif not tracker.is_writable:
             item.stage = Stage.WAITING
         else:
             item.stage = Stage.APPEND
-            again = partial(self._write_successor, item, topic, end)
+            retry = partial(self._write_successor, item, topic, outcome)
             size = _size_of_write(item)
-            append = self._appends.begin(topic, key_of(item.delivery), size, source=item, again=again)
+            append = self._appends.begin(topic, key_of(item.delivery), size, source=item, retry=retry)
             if append is not None:
                 item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
                 write = self._write if self._traces is None else partial(self._write_traced, self._traces)
-                self.spawn(partial(write, item, topic, end, append), "worker-successor")
+                self.spawn(partial(write, item, topic, outcome, append), "worker-successor")
 
-    async def _write(self, item: PendingDelivery, topic: str, end: DeadLettered | None, append: Append) -> None:
+    async def _write(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
         delivery = item.delivery
-        claim = self._claim(item.pending, append)
-        failed = partial(self._appends.failed, append)
+        checks = self._ownership_checks(item.record, append)
+        failed = partial(self._appends.mark_failed, append)
         is_stored = False
-        if end is None:
+        if outcome is None:
             try:
-                is_stored = await self._successors.store(topic, delivery, item.note, *claim, failed=failed)
+                is_stored = await self._successors.store(topic, delivery, item.metadata, *checks, failed=failed)
             except RecordTooLargeError:
-                end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
-        if end is not None:
-            is_stored = await self._successors.dead_letter(delivery, end, *claim, failed=failed)
+                outcome = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
+        if outcome is not None:
+            is_stored = await self._successors.dead_letter(delivery, outcome, *checks, failed=failed)
             if is_stored:
                 made = delivery.attempts[-1].number if delivery.attempts else 0
-                self._outcomes.ended(item, end, made, self._log.now())
+                self._outcomes.ended(item, outcome, made, self._log.now())
         self._finish(item)
-        self._appends.ended(append, is_stored=is_stored)
+        self._appends.finish(append, is_stored=is_stored)
 
     async def _write_traced(
-        self, traces: "Traces", item: PendingDelivery, topic: str, end: DeadLettered | None, append: Append
+        self, traces: "Traces", item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append
     ) -> None:
         with traces.send(item.delivery.event, topic, delivery=item.delivery) as span:
-            if end is not None:
-                span.set_attributes({"gateway.reason": end.reason})
-            await self._write(item, topic, end, append)
+            if outcome is not None:
+                span.set_attributes({"gateway.reason": outcome.reason})
+            await self._write(item, topic, outcome, append)
 
-    def _claim(self, pending: PendingRecord, append: Append) -> tuple[Callable[[], bool], Callable[[], bool]]:
-        """Return whether an append is wanted, and whether that is undecided."""
+    def _ownership_checks(self, pending: PendingRecord, append: Append) -> tuple[_Check, _Check]:
+        """Return two callables: whether the append is still ours, and whether that is unknown for now."""
 
         def is_wanted() -> bool:
             return not pending.tracker.is_lost
 
         def is_undecided() -> bool:
             if pending.tracker.is_suspended:
-                self._appends.undecided(append)
+                self._appends.suspend(append)
                 return True
             return False
 
         return is_wanted, is_undecided
 
     def _finish(self, item: PendingDelivery) -> None:
-        item.stage = Stage.ENDED
-        item.pending.unfinished -= 1
-        item.pending.tracker.owner.finished(item)
+        item.stage = Stage.FINISHED
+        item.record.unfinished -= 1
+        item.record.tracker.owner.finished(item)
 
-    # The loop, and the end of it.
+    # Run, drain and abandon.
 
     async def run(self) -> None:
         """Resume due deliveries, and start or spill queued ones, until cancelled."""
         schedule = self._schedule
         while True:
-            await self._sleep(schedule.until_next_look(self._log.now()))
+            await self._sleep(schedule.until_next_check(self._log.now()))
             schedule.apply_kicks()
             now = self._log.now()
             count = 0
             while not self._is_draining and (item := schedule.pop_due(now)) is not None:
-                item.pending.tracker.owner.resume(item, now)
+                item.record.tracker.owner.resume(item, now)
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
@@ -470,9 +470,9 @@ class Dispatcher:
         for task in self._under_way:
             task.cancel()
 
-    def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Set the group that owns the tasks of attempts and appends."""
-        self._tasks = tasks
+    def bind(self, task_group: asyncio.TaskGroup) -> None:
+        """Set the TaskGroup for attempts and appends."""
+        self._tasks = task_group
 
     @property
     def holds(self) -> Holds:

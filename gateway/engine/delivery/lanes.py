@@ -218,7 +218,7 @@ class Lane:
         is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + item.size > MAX_WAITING_BYTES
         if is_full and self._waiting and (item.is_retry or self._pace(now) < FAST or now < self._slow_until):
             return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._slot(now, now))
-        item.since = now
+        item.stage_began_at = now
         item.stage = Stage.WAITING
         self._waiting.append(item)
         self._waiting_bytes += item.size
@@ -234,7 +234,7 @@ class Lane:
         waiting = len(self._waiting)
         return waiting > MAX_WAITING or (waiting > 1 and self._waiting_bytes > MAX_WAITING_BYTES)
 
-    def note_slow_drain(self, now: float) -> None:
+    def record_slow_drain(self, now: float) -> None:
         """Spill for a while, as the queue didn't drain as fast as the lane's pace suggested.
 
         With attempts in flight, that lasts until one of them ends: a hanging destination is waited for only once.
@@ -261,7 +261,7 @@ class Lane:
         self._waiting.popleft()
         self._waiting_bytes -= item.size
         item.stage = Stage.ATTEMPT
-        item.since = now
+        item.stage_began_at = now
         self._budget.take(item, is_doubtful=is_doubtful)
         if not self.in_flight:
             self._moved_at = now
@@ -310,7 +310,7 @@ class Lane:
                 reason, earliest = SpillReason.THROTTLED, self.throttled_until
             elif self._is_breaker_blocking(now):
                 reason, earliest = SpillReason.BREAKER_OPEN, self.breaker.retry_at(now)
-            elif now - item.since > MAX_WAIT:
+            elif now - item.stage_began_at > MAX_WAIT:
                 reason, earliest = SpillReason.OVERDUE, now
             else:
                 break

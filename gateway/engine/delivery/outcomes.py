@@ -27,7 +27,7 @@ class Outcomes:
         event = delivery.event
         seconds = now - event.received_at
         if seconds > LATE:
-            self.note_late(item, now)
+            self.record_late(item, now)
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
             name = "delivered"
@@ -56,7 +56,7 @@ class Outcomes:
             **detail,
         )
 
-    def note_late(self, item: PendingDelivery, at: float) -> None:
+    def record_late(self, item: PendingDelivery, at: float) -> None:
         """Count a delivery as late, once, given a time at which it hasn't ended or won't have."""
         if not item.is_late and is_late(item.delivery, at):
             item.is_late = True

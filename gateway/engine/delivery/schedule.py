@@ -75,8 +75,8 @@ class Schedule:
             return
         routes = self._rules().routes
         kicked: set[str] = set()
-        for place in self._control.kicked_after(self._kicks_applied):
-            kind, _, name = place.partition("/")
+        for kicked_name in self._control.kicked_after(self._kicks_applied):
+            kind, _, name = kicked_name.partition("/")
             if kind == "destination":
                 kicked.add(name)
             elif name in routes:
@@ -116,7 +116,7 @@ class Schedule:
         """Count the deliveries that wait until a time, by destination."""
         return Counter(item.delivery.destination for _, _, item in self._soon)
 
-    def until_next_look(self, now: float) -> float:
+    def until_next_check(self, now: float) -> float:
         """Return the seconds until something may have become due."""
         if self._busy:
             return TICK

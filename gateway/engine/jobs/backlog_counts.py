@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 from structlog.typing import FilteringBoundLogger
 
-from gateway.engine.control.records import ControlRecord, Letter
+from gateway.engine.control.records import ControlRecord, DeadLetterProperties
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import NEWER, read_letter
+from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
 from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
 from gateway.log.base import Log, Partition, Record
-from gateway.log.records import is_newer, note_of
+from gateway.log.records import is_newer, record_metadata_of
 from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.telemetry.metrics import Metrics
 
@@ -47,7 +47,7 @@ class _Parked:
     times: "array[float]" = field(default_factory=lambda: array("d"))
 
 
-class OpenLetters:
+class OpenDeadLetterIndex:
     """The dead letters that no command has resolved yet."""
 
     def __init__(self, topic: str) -> None:
@@ -61,7 +61,7 @@ class OpenLetters:
     def count_of(self, reason: str) -> int:
         return sum([len(rows.offsets) for key, rows in self._rows.items() if key[3] == reason])
 
-    def add(self, number: int, offset: int, letter: Letter) -> None:
+    def add(self, number: int, offset: int, letter: DeadLetterProperties) -> None:
         """Add an open dead letter of a partition, whose offsets ascend."""
         rows = self._rows.setdefault((number, letter.route, letter.destination, letter.reason), _Rows())
         rows.offsets.append(offset)
@@ -77,9 +77,9 @@ class OpenLetters:
                 continue
             if not _fits(which.reason, reason):
                 continue
-            place = f"{self._topic}/{number}"
-            low = bisect_left(rows.offsets, starts.get(place, 0))
-            high = bisect_left(rows.offsets, command.checkpoint.get(place, 0))
+            partition_name = f"{self._topic}/{number}"
+            low = bisect_left(rows.offsets, starts.get(partition_name, 0))
+            high = bisect_left(rows.offsets, command.checkpoint.get(partition_name, 0))
             kept: list[int] = []
             for count, index in enumerate(range(low, high), 1):
                 at, name = rows.times[index], rows.names[index]
@@ -102,7 +102,7 @@ class OpenLetters:
             yield
 
     def forget(self, number: int) -> None:
-        """Forget the letters of a partition."""
+        """Forget the dead letters of a partition."""
         for key in [key for key in self._rows if key[0] == number]:
             del self._rows[key]
 
@@ -137,13 +137,13 @@ class BacklogCounts:
         self._logger = logger
         self._is_ours = is_ours
         self._sleep = sleep
-        self._looked = 0
-        self.unread: Mapping[Partition, str] = {}
+        self._scanned = 0
+        self.unreadable: Mapping[Partition, str] = {}
         self.begin()
 
     def begin(self) -> None:
         """Start counting from scratch: this process has become the owner of the jobs."""
-        self._letters = OpenLetters(self._topics.dead)
+        self._letters = OpenDeadLetterIndex(self._topics.dead)
         self._read: dict[str, int] = {}  # up to where dead letters were read
         self._resolutions = 0
         self._resolved_to: dict[str, Mapping[str, int]] = {}  # command → up to where what it covers was forgotten
@@ -153,7 +153,7 @@ class BacklogCounts:
 
     def end(self) -> None:
         """Reset the gauges: another process becomes the owner of the jobs."""
-        self.unread = {}
+        self.unreadable = {}
         for backlog in (self._metrics.dead_letter_backlog, self._metrics.parked_backlog):
             backlog.set(0)
         for kind in ("dead", "parked"):
@@ -167,22 +167,22 @@ class BacklogCounts:
         (NaN).
         """
         dead, parked = await self._log.readable(self._topics.dead), await self._log.readable(self._topics.parked)
-        self.unread = {
+        self.unreadable = {
             Partition(topic, number): reason
-            for topic, (_, unread) in ((self._topics.dead, dead), (self._topics.parked, parked))
-            for number, reason in unread.items()
+            for topic, (_, unreadable) in ((self._topics.dead, dead), (self._topics.parked, parked))
+            for number, reason in unreadable.items()
         }
         await self._count_dead(*dead)
         await self._count_parked(*parked)
 
-    async def _count_dead(self, bounds: Bounds, unread: Collection[int]) -> None:
+    async def _count_dead(self, bounds: Bounds, unreadable: Collection[int]) -> None:
         control, topic, letters, read = self._control, self._topics.dead, self._letters, self._read
         for number, (_, end) in bounds.items():
             if read.get(f"{topic}/{number}", 0) > end:  # the topic has been recreated
                 letters.forget(number)
                 del read[f"{topic}/{number}"]
         async for partition, record in self._records(topic, read, bounds):
-            letter, _ = read_letter(record)
+            letter, _ = read_dead_letter(record)
             if not control.resolved_by(letter, partition, record.offset):
                 letters.add(partition.number, record.offset, letter)
             read[f"{topic}/{partition.number}"] = record.offset + 1
@@ -197,40 +197,40 @@ class BacklogCounts:
             letters.trim(number, start)
             read.setdefault(f"{topic}/{number}", end)
         if self._is_ours():
-            self._metrics.dead_letter_backlog.set(_known(letters.count, topic, unread, read))
+            self._metrics.dead_letter_backlog.set(_known(letters.count, topic, unreadable, read))
             self._metrics.records_newer.labels("dead").set(letters.count_of(NEWER))
 
-    async def _count_parked(self, bounds: Bounds, unread: Collection[int]) -> None:
-        """Count parked deliveries: those that no resumption has scanned yet."""
+    async def _count_parked(self, bounds: Bounds, unreadable: Collection[int]) -> None:
+        """Count parked deliveries: those that no resume has scanned yet."""
         control, topic = self._control, self._topics.parked
         seen, parked = self._parked_to, self._parked  # those of this ownership, should it end meanwhile
         for number, (_, end) in bounds.items():
-            place = f"{topic}/{number}"
-            if seen.setdefault(place, 0) > end:  # the topic has been recreated
-                seen[place] = 0
+            partition_name = f"{topic}/{number}"
+            if seen.setdefault(partition_name, 0) > end:  # the topic has been recreated
+                seen[partition_name] = 0
                 for key in [key for key in parked if key[1] == number]:
                     del parked[key]
         async for partition, record in self._records(topic, seen, bounds):
-            by = NEWER if is_newer(record) else note_of(record).by
+            by = NEWER if is_newer(record) else record_metadata_of(record).by
             if by:  # no resume is about the others: they can't be decoded, and the sweep dead-letters them
                 rows = parked.setdefault((by, partition.number), _Parked())
                 rows.offsets.append(record.offset)
                 rows.times.append(record.appended_at)
             seen[f"{topic}/{partition.number}"] = record.offset + 1
         for (name, number), rows in parked.items():
-            resumption, place = f"pause/{name}", f"{topic}/{number}"
-            resumed = bisect_left(rows.offsets, control.checkpoint(resumption).get(place, 0))
-            if resumed and rows.times[0] > control.covered_until(resumption, place):
+            resume_key, partition_name = f"pause/{name}", f"{topic}/{number}"
+            resumed = bisect_left(rows.offsets, control.checkpoint(resume_key).get(partition_name, 0))
+            if resumed and rows.times[0] > control.covered_until(resume_key, partition_name):
                 resumed = 0  # the topic has been recreated since
             start = bounds[number][0] if number in bounds else 0
             gone = max(resumed, bisect_left(rows.offsets, start))
             # Of a name without a command, as the control topic was recreated, it isn't known whether it was resumed.
-            if gone > resumed and (name == NEWER or resumption in control.commands):
+            if gone > resumed and (name == NEWER or resume_key in control.commands):
                 self._count_lost(Partition(topic, number), gone - resumed)
             del rows.offsets[:gone], rows.times[:gone]
         if self._is_ours():
             count = sum([len(rows.offsets) for rows in parked.values()])
-            self._metrics.parked_backlog.set(_known(count, topic, unread, seen))
+            self._metrics.parked_backlog.set(_known(count, topic, unreadable, seen))
             left = [len(rows.offsets) for (name, _), rows in parked.items() if name == NEWER]
             self._metrics.records_newer.labels("parked").set(sum(left))
             firsts = {(number, rows.offsets[0]) for (_, number), rows in parked.items() if rows.offsets}
@@ -260,21 +260,21 @@ class BacklogCounts:
         self, topic: str, starts: Mapping[str, int], bounds: Bounds
     ) -> AsyncIterator[tuple[Partition, Record]]:
         for number, (first, end) in bounds.items():
-            place, partition = f"{topic}/{number}", Partition(topic, number)
-            start = max(first, starts.get(place, 0))
+            partition_name, partition = f"{topic}/{number}", Partition(topic, number)
+            start = max(first, starts.get(partition_name, 0))
             async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
-                    self._looked += 1
-                    if self._looked % RECORDS_AT_ONCE == 0:
+                    self._scanned += 1
+                    if self._scanned % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
                         if not self._is_ours():
                             return
                     yield partition, record
 
 
-def _known(count: int, topic: str, unread: Collection[int], read: Mapping[str, int]) -> float:
+def _known(count: int, topic: str, unreadable: Collection[int], read: Mapping[str, int]) -> float:
     """Return a count, or NaN if nothing was counted of some partition that can't be read."""
-    return math.nan if any(f"{topic}/{number}" not in read for number in unread) else count
+    return math.nan if any(f"{topic}/{number}" not in read for number in unreadable) else count
 
 
 def _fits(wanted: str | None, name: str) -> bool:

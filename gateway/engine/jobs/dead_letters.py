@@ -1,6 +1,6 @@
 """Decode records of the dead-letter topic: the properties that filters check, and the delivery."""
 
-from gateway.engine.control.records import Letter
+from gateway.engine.control.records import DeadLetterProperties
 from gateway.log.base import Record
 from gateway.log.records import StoredDelivery, decode_delivery, is_newer
 from gateway.model import DeadReason, UndecodableRecordError
@@ -9,18 +9,18 @@ NEWER = "newer"
 """The reason of a dead letter in a newer format, as far as this version can tell."""
 
 
-def read_letter(record: Record) -> tuple[Letter, StoredDelivery | None]:
+def read_dead_letter(record: Record) -> tuple[DeadLetterProperties, StoredDelivery | None]:
     """Decode a record of the dead-letter topic; the second part is None if the delivery can't be decoded."""
     reason = NEWER if is_newer(record) else DeadReason.UNDECODABLE
     stored = None if reason == NEWER else delivery_in(record)
     if stored is None:
-        return Letter(id="", route="", destination="", reason=reason, at=record.appended_at), None
+        return DeadLetterProperties(id="", route="", destination="", reason=reason, at=record.appended_at), None
     delivery = stored.delivery
-    letter = Letter(
+    letter = DeadLetterProperties(
         id=delivery.id,
         route=delivery.route,
         destination=delivery.destination,
-        reason=stored.note.reason,
+        reason=stored.metadata.reason,
         at=record.appended_at,
     )
     return letter, stored

@@ -11,7 +11,7 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
-    Note,
+    RecordMetadata,
     RecordTooLargeError,
 )
 
@@ -26,9 +26,9 @@ class Injector:
         self._topic = topic
 
     async def inject(
-        self, deliveries: Iterable[tuple[Delivery, Note]], is_wanted: Callable[[], bool] = always
+        self, deliveries: Iterable[tuple[Delivery, RecordMetadata]], is_wanted: Callable[[], bool] = always
     ) -> Sequence[bool]:
-        """Append deliveries, each with its note.
+        """Append deliveries, each with its record metadata.
 
         Return for each whether it was acknowledged; it was given up otherwise, as it isn't wanted any more.
 
@@ -37,14 +37,14 @@ class Injector:
         """
         async with asyncio.TaskGroup() as tasks:
             appends = [
-                tasks.create_task(self._inject(delivery, note, is_wanted), name="job-append")
-                for delivery, note in deliveries
+                tasks.create_task(self._inject(delivery, metadata, is_wanted), name="job-append")
+                for delivery, metadata in deliveries
             ]
         return [append.result() for append in appends]
 
-    async def _inject(self, delivery: Delivery, note: Note, is_wanted: Callable[[], bool]) -> bool:
+    async def _inject(self, delivery: Delivery, metadata: RecordMetadata, is_wanted: Callable[[], bool]) -> bool:
         try:
-            return await self._successors.store(self._topic, delivery, note, is_wanted, may_move=True)
+            return await self._successors.store(self._topic, delivery, metadata, is_wanted, may_move=True)
         except RecordTooLargeError:
             end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {self._topic}")
             return await self._successors.dead_letter(delivery, end, is_wanted)

@@ -5,17 +5,17 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 
 from gateway.engine import tiers
-from gateway.engine.control.records import ControlRecord, partition_key
+from gateway.engine.control.records import ControlRecord, announcement_key, partition_key
 from gateway.engine.jobs.dead_letters import delivery_in
-from gateway.engine.jobs.kick_outcomes import LOOK_BACK, KickOutcomes
+from gateway.engine.jobs.kick_outcomes import MIN_EARLIER_RECORDS, KickOutcomes
 from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
-from gateway.engine.jobs.scan import NOTHING, Pick, Picked, Run, Scan, ScanningJob, ends_of_readable
+from gateway.engine.jobs.scan import NOTHING, JobProgress, Pick, Picked, Scan, ScanningJob, ends_of_readable
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
     Disposition,
-    Note,
+    RecordMetadata,
 )
 
 KICK_DELAY = 2.5
@@ -37,7 +37,7 @@ class Kicks(ScanningJob):
         Those in the shortest tier come out within 5 s anyway; they are only marked as due.
         """
         control = self._control
-        commands = control.asked("kick")
+        commands = control.pending("kick")
         if not commands:
             return  # the previous owner has answered them
         firsts = await self._first_records(self._longer_tiers(), commands)
@@ -45,7 +45,7 @@ class Kicks(ScanningJob):
         shortest = self._topics.retry(tiers.SHORTEST)
 
         def is_wanted() -> bool:
-            return self._owner() is owner and any(control.is_open(run.command.key) for run in scan.runs)
+            return self._owner() is owner and any(control.is_pending(run.command.key) for run in scan.runs)
 
         scan = self._scan(runs, is_wanted, is_expedited=True)
         near = await self._ends(scan, shortest)
@@ -73,7 +73,7 @@ class Kicks(ScanningJob):
             return
         # An evicted owner that didn't know it yet may have answered some of these kicks; their deliveries then come
         # when they are due.
-        scan.runs = [run for run in runs if control.is_open(run.command.key)]
+        scan.runs = [run for run in runs if control.is_pending(run.command.key)]
         if not scan.runs or not await self._expedite(scan, scan.runs, ends, outcomes):
             return
         await scan.publish_checkpoints()  # before polling: an interruption while polling expedites nothing twice
@@ -88,14 +88,16 @@ class Kicks(ScanningJob):
         return [self._topics.retry(tier) for tier in TIERS if tier != tiers.SHORTEST]
 
     async def _expedite(
-        self, scan: Scan, runs: Collection[Run], ends: Mapping[str, int], outcomes: KickOutcomes
+        self, scan: Scan, runs: Collection[JobProgress], ends: Mapping[str, int], outcomes: KickOutcomes
     ) -> bool:
         """Inject the matching deliveries of all but the shortest tier. Return False if the job must stop here."""
         for topic in self._longer_tiers():
             commits = await self._commits(topic)
-            starts = {place: min([run.positions.get(place, 0) for run in runs]) for place in ends}
-            for place, commit in commits.items():
-                starts[place] = max(starts.get(place, 0), commit.base)
+            starts = {
+                partition_name: min([run.positions.get(partition_name, 0) for run in runs]) for partition_name in ends
+            }
+            for partition_name, commit in commits.items():
+                starts[partition_name] = max(starts.get(partition_name, 0), commit.base)
             if not await scan.scan_topic(topic, starts, ends, self._pick_kicked(runs, commits, outcomes)):
                 return False
         return True
@@ -115,15 +117,15 @@ class Kicks(ScanningJob):
             since=since,
         )
         partitions: dict[str, list[int]] = defaultdict(list)
-        for place in starts:
-            topic, _, number = place.rpartition("/")
+        for partition_name in starts:
+            topic, _, number = partition_name.rpartition("/")
             partitions[topic].append(int(number))
         earlier: dict[str, int] = {}
         for topic, numbers in partitions.items():
             offsets = await self._log.offsets_at(topic, since, numbers)
-            back = {number: starts[f"{topic}/{number}"] - LOOK_BACK for number in offsets}
+            back = {number: starts[f"{topic}/{number}"] - MIN_EARLIER_RECORDS for number in offsets}
             earlier |= {f"{topic}/{number}": min(at, back[number]) for number, at in offsets.items()}
-        await outcomes.look_back(earlier, self._sleep)
+        await outcomes.read_earlier(earlier, self._sleep)
         return outcomes
 
     def _dropping_routes(self) -> Collection[str]:
@@ -140,11 +142,11 @@ class Kicks(ScanningJob):
         rates = {rules.destinations[each].rate for each in names if each in rules.destinations}
         return rates.pop() if len(rates) == 1 else None
 
-    async def _announce(self, runs: Collection[Run], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
+    async def _announce(self, runs: Collection[JobProgress], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
         """Announce what kicks are about to scan: as of one moment, so that ordered routes act on all of them once."""
         at = self._log.now()
         for run in runs:
-            name = f"hold/{run.command.key}"
+            name = announcement_key(run.command.key)
             await self._publish(
                 ControlRecord(
                     kind="marker",
@@ -158,7 +160,9 @@ class Kicks(ScanningJob):
                 )
             )
 
-    def _pick_kicked(self, runs: Collection[Run], commits: Mapping[str, Commit], outcomes: KickOutcomes) -> Pick:
+    def _pick_kicked(
+        self, runs: Collection[JobProgress], commits: Mapping[str, Commit], outcomes: KickOutcomes
+    ) -> Pick:
         def pick(partition: Partition, record: Record) -> Picked:
             commit = commits.get(partition_key(partition))
             stored = None if commit is not None and commit.covers(record.offset) else delivery_in(record)
@@ -167,39 +171,39 @@ class Kicks(ScanningJob):
             delivery = stored.delivery
             names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
             counting = [run for run in runs if run.command.name in names and not run.is_covered(partition, record)]
-            place = (delivery.route, delivery.destination, partition, record.offset, record.appended_at)
-            if not counting or self._control.is_kicked(*place):
+            args = (delivery.route, delivery.destination, partition, record.offset, record.appended_at)
+            if not counting or self._control.is_kicked(*args):
                 return NOTHING
             for run in counting:
-                outcomes.follow(run.command.name, delivery)
+                outcomes.track(run.command.name, delivery)
             # Keep `unknown_since`: if each kick reset it, a delivery kicked every hour would never expire.
-            note = Note(unknown_since=stored.note.unknown_since)
-            return Picked(counting, self._successor_of(delivery, at_once=True), note)
+            metadata = RecordMetadata(unknown_since=stored.metadata.unknown_since)
+            return Picked(counting, self._successor_of(delivery, at_once=True), metadata)
 
         return pick
 
     async def _count_shortest(
-        self, runs: Sequence[Run], topic: str, ends: Mapping[str, int], outcomes: KickOutcomes
+        self, runs: Sequence[JobProgress], topic: str, ends: Mapping[str, int], outcomes: KickOutcomes
     ) -> None:
         """Count the deliveries in the shortest tier for each of these names."""
         named = {run.command.name: run for run in runs}
         commits = await self._commits(topic)
-        looked = 0
-        for place, end in ends.items():
-            commit = commits.get(place, Commit(0))
-            partition = Partition(topic, int(place.rpartition("/")[2]))
+        scanned = 0
+        for partition_name, end in ends.items():
+            commit = commits.get(partition_name, Commit(0))
+            partition = Partition(topic, int(partition_name.rpartition("/")[2]))
             async with aclosing(records_of(self._log, partition, commit.base, end)) as records:
                 async for record in records:
-                    looked += 1
-                    if looked % RECORDS_AT_ONCE == 0:
+                    scanned += 1
+                    if scanned % RECORDS_AT_ONCE == 0:
                         await self._sleep(0)
                     stored = None if commit.covers(record.offset) or is_newer(record) else delivery_in(record)
-                    if stored is None or stored.note.is_expedited or outcomes.is_superseded(stored.delivery):
+                    if stored is None or stored.metadata.is_expedited or outcomes.is_superseded(stored.delivery):
                         continue  # an earlier kick has counted it, or it is counted where it waits now
                     for name in (f"route/{stored.delivery.route}", f"destination/{stored.delivery.destination}"):
                         if name in named:
                             named[name].count += 1
-                            outcomes.follow(name, stored.delivery, place, record.offset)
+                            outcomes.track(name, stored.delivery, partition_name, record.offset)
 
     async def _sleep_while_owner(self, seconds: float, owner: object) -> bool:
         """Let some time pass. False if the jobs are another's meanwhile."""

@@ -2,7 +2,7 @@
 
     expedited ───▶ done, and no successor ───────────────────────▶ tried: delivered, or dropped
         │          a successor with another attempt ─────────────▶ tried: it failed; dead, if that is a dead letter
-        │          a successor without one ──────────────────────▶ waits, and its note says why
+        │          a successor without one ──────────────────────▶ waits, and its metadata says why
         └────────▶ none of it yet ───────────────────────────────▶ on its way: in a queue, or under way
 
 Any process may have taken a delivery, and the owner of the jobs sees only the records and commits of the others. So
@@ -22,61 +22,62 @@ from gateway.log.records import decode_delivery
 from gateway.model import (
     Delivery,
     Life,
-    Note,
+    RecordMetadata,
     UnreadableRecordError,
     result_label,
 )
 
-MAX_FOLLOWED = 10_000
+MAX_TRACKED = 10_000
 """Maximum deliveries of a kick that are tracked. With more, the number of those tried is unknown."""
-FOLLOW_TIMEOUT = 3.5
+POLL_TIMEOUT = 3.5
 """Maximum seconds after the last one was expedited: for the queue, an attempt, and the commit that shows it."""
 POLL_INTERVAL = 0.25
-LOOK_BACK = 500
-"""Records of a partition that are read back at least: by their times alone, which are those of the brokers' clocks,
-successors would be missed if these are seconds apart."""
+MIN_EARLIER_RECORDS = 500
+"""Minimum number of records re-read per partition: selecting by timestamp alone would miss successors if the brokers'
+clocks differ by seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KickOutcome:
     """How many deliveries were tried, and how many wait, by reason.
 
-    Of those that failed, `got` is the last result, `again` how many had the same result before, and `dead` how many
-    became dead letters. The others that were tried left no record: they are `delivered`, which is None if some may have
-    been dropped.
+    Of those that failed, `failed_by_result` counts the last results, `repeated_failures` those that had the same result
+    before, and `dead` how many became dead letters. The others that were tried left no record: they are `delivered`,
+    which is None if some may have been dropped.
     """
 
     tried: int
     delivered: int | None
-    waits: Mapping[str, int]
-    got: Mapping[str, int] = field(default_factory=dict)
-    again: Mapping[str, int] = field(default_factory=dict)
+    waiting_by_reason: Mapping[str, int]
+    failed_by_result: Mapping[str, int] = field(default_factory=dict)
+    repeated_failures: Mapping[str, int] = field(default_factory=dict)
     dead: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
-class _Followed:
+class _Tracked:
     route: str
     successor: int
     attempts: int
-    before: str
+    previous_result: str
     """The result of its last attempt before the kick; "" if there was none."""
     names: set[str] = field(default_factory=set)
-    place: str | None = None
-    """Where its record in the shortest tier is, injected or there anyway; None until it is found."""
+    partition_name: str | None = None
+    """The partition of its record in the shortest tier, injected or there anyway; None until it is found."""
     offset: int = 0
     outcome: str = ON_ITS_WAY
     is_tried: bool = False
-    got: str = ""
+    failed_with: str = ""
     """The result of its last attempt since, if that failed."""
     is_dead: bool = False
     """Whether that made it a dead letter."""
 
 
 class KickOutcomes:
-    """Tracks the deliveries of one kick or several, whose successors may come to some topics.
+    """Tracks the deliveries of one kick or several on plain routes (see `ordered/kick_tally.py` for ordered ones).
 
-    `starts` are the ends of these before it began. A partition that couldn't be read then is read from `since` on.
+    Their successors may be appended to `topics`. `starts` are the ends of these before it began. A partition that
+    couldn't be read then is read from `since` on.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class KickOutcomes:
         starts: Mapping[str, int],
         since: float,
     ) -> None:
-        self.unread: Mapping[Partition, str] = {}
+        self.unreadable: Mapping[Partition, str] = {}
         """Why partitions couldn't be read the last time."""
         self._log = log
         self._topics = topics
@@ -97,38 +98,41 @@ class KickOutcomes:
         self._dead = dead
         self._read = dict(starts)
         self._since = since
-        self._followed: dict[Life, _Followed] = {}
+        self._tracked: dict[Life, _Tracked] = {}
         self._before: dict[Life, int] = {}  # the last successor number of records written just before
 
-    async def look_back(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
+    async def read_earlier(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
         """Read what was written from these offsets up to the start. Raises LogUnavailableError.
 
         A delivery with a successor there waits or is dead, even if its own record isn't committed yet.
         """
         ends, self._read = self._read, {**self._read, **starts}
-        await self._read_on(sleep, ends)
+        await self._read_records(sleep, ends)
         self._read = ends
 
     def is_superseded(self, delivery: Delivery) -> bool:
         """Return whether another record had already continued a delivery."""
         return delivery.successor < self._before.get(delivery.life, 0)
 
-    def follow(self, name: str, delivery: Delivery, place: str | None = None, offset: int = 0) -> None:
-        """Track a delivery for a kicked name; with the place of its record if that isn't injected again."""
+    def track(self, name: str, delivery: Delivery, partition_name: str | None = None, offset: int = 0) -> None:
+        """Track a delivery for a kicked name.
+
+        `partition_name` and `offset` are given if its record is already in the shortest tier.
+        """
         key = delivery.life
-        followed = self._followed.get(key)
-        if followed is None:
-            if len(self._followed) >= MAX_FOLLOWED:
+        tracked = self._tracked.get(key)
+        if tracked is None:
+            if len(self._tracked) >= MAX_TRACKED:
                 return
-            followed = self._followed[key] = _Followed(
+            tracked = self._tracked[key] = _Tracked(
                 route=delivery.route,
                 successor=delivery.successor,
                 attempts=len(delivery.attempts),
-                before=_last_result(delivery),
-                place=place,
+                previous_result=_last_result(delivery),
+                partition_name=partition_name,
                 offset=offset,
             )
-        followed.names.add(name)
+        tracked.names.add(name)
 
     async def poll(
         self,
@@ -138,15 +142,15 @@ class KickOutcomes:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         """Poll until each has been tried or waits, up to a timeout. Raises LogUnavailableError."""
-        until = self._log.now() + FOLLOW_TIMEOUT
+        until = self._log.now() + POLL_TIMEOUT
         while is_wanted():
             # Before the records: what is done by then has its successor among them.
             commits = await committed()
-            await self._read_on(sleep)
-            if not self.unread:
-                self._see_done(commits)
+            await self._read_records(sleep)
+            if not self.unreadable:
+                self._observe_commits(commits)
             if self._log.now() >= until or not any(
-                each.outcome == ON_ITS_WAY and not each.is_tried for each in self._followed.values()
+                each.outcome == ON_ITS_WAY and not each.is_tried for each in self._tracked.values()
             ):
                 return
             await sleep(POLL_INTERVAL)
@@ -156,71 +160,79 @@ class KickOutcomes:
 
         `dropping` are the routes that drop deliveries on certain responses, which leaves no record either.
         """
-        followed = [each for each in self._followed.values() if name in each.names]
-        if len(followed) != count:
+        tracked = [each for each in self._tracked.values() if name in each.names]
+        if len(tracked) != count:
             return None
-        waits = Counter([each.outcome for each in followed if not each.is_tried])
-        failed = [each for each in followed if each.is_tried and each.got]
-        tried = count - waits.total()
-        is_certain = not any(each.route in dropping for each in followed if each.is_tried and not each.got)
+        waiting_by_reason = Counter([each.outcome for each in tracked if not each.is_tried])
+        failed = [each for each in tracked if each.is_tried and each.failed_with]
+        tried = count - waiting_by_reason.total()
+        is_certain = not any(each.route in dropping for each in tracked if each.is_tried and not each.failed_with)
         return KickOutcome(
             tried=tried,
             delivered=tried - len(failed) if is_certain else None,
-            waits=dict(waits),
-            got=dict(Counter([each.got for each in failed])),
-            again=dict(Counter([each.got for each in failed if each.got == each.before])),
+            waiting_by_reason=dict(waiting_by_reason),
+            failed_by_result=dict(Counter([each.failed_with for each in failed])),
+            repeated_failures=dict(
+                Counter([each.failed_with for each in failed if each.failed_with == each.previous_result])
+            ),
             dead=sum(each.is_dead for each in failed),
         )
 
-    async def _read_on(self, sleep: Callable[[float], Awaitable[None]], ends: Mapping[str, int] | None = None) -> None:
+    async def _read_records(
+        self, sleep: Callable[[float], Awaitable[None]], ends: Mapping[str, int] | None = None
+    ) -> None:
         """Read new records, or those up to these ends."""
-        looked = 0
-        unread: dict[Partition, str] = {}
+        scanned = 0
+        unreadable: dict[Partition, str] = {}
         for topic in self._topics:
             bounds, reasons = await self._log.readable(topic)
-            unread |= {Partition(topic, number): reason for number, reason in reasons.items()}
-            if late := [number for number in bounds if ends is None and f"{topic}/{number}" not in self._read]:
-                starts = await self._log.offsets_at(topic, self._since, late)
-                self._read |= {f"{topic}/{each}": min(at, bounds[each][1] - LOOK_BACK) for each, at in starts.items()}
+            unreadable |= {Partition(topic, number): reason for number, reason in reasons.items()}
+            if newly_readable := [
+                number for number in bounds if ends is None and f"{topic}/{number}" not in self._read
+            ]:
+                starts = await self._log.offsets_at(topic, self._since, newly_readable)
+                self._read |= {
+                    f"{topic}/{each}": min(at, bounds[each][1] - MIN_EARLIER_RECORDS) for each, at in starts.items()
+                }
             for number, (start, end) in bounds.items():
                 partition = Partition(topic, number)
-                place = f"{topic}/{number}"
-                end = end if ends is None else ends.get(place, 0)  # noqa: PLW2901 - the same end
-                first = max(start, self._read.get(place, start))
+                partition_name = f"{topic}/{number}"
+                end = end if ends is None else ends.get(partition_name, 0)  # noqa: PLW2901 - the same end
+                first = max(start, self._read.get(partition_name, start))
                 async with aclosing(records_of(self._log, partition, first, end)) as records:
                     async for record in records:
-                        looked += 1
-                        if looked % RECORDS_AT_ONCE == 0:
+                        scanned += 1
+                        if scanned % RECORDS_AT_ONCE == 0:
                             await sleep(0)
                         try:
                             stored = decode_delivery(record)
                         except UnreadableRecordError:
                             continue
                         if ends is None:
-                            self._see(stored.delivery, stored.note, place, record.offset)
+                            self._observe(stored.delivery, stored.metadata, partition_name, record.offset)
                         else:
                             key = stored.delivery.life
                             self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
-                self._read[place] = end
-        self.unread = unread
+                self._read[partition_name] = end
+        self.unreadable = unreadable
 
-    def _see(self, delivery: Delivery, note: Note, place: str, offset: int) -> None:
-        followed = self._followed.get(delivery.life)
-        if followed is None or delivery.successor <= followed.successor:
+    def _observe(self, delivery: Delivery, metadata: RecordMetadata, partition_name: str, offset: int) -> None:
+        tracked = self._tracked.get(delivery.life)
+        if tracked is None or delivery.successor <= tracked.successor:
             return
-        topic = place.rpartition("/")[0]
-        if topic == self._shortest and note.is_expedited and followed.place is None:
-            followed.place, followed.offset = place, offset
-        elif len(delivery.attempts) > followed.attempts:
-            followed.is_tried = True
-            followed.got = _last_result(delivery)
-            followed.is_dead = topic == self._dead
+        topic = partition_name.rpartition("/")[0]
+        if topic == self._shortest and metadata.is_expedited and tracked.partition_name is None:
+            tracked.partition_name, tracked.offset = partition_name, offset
+        elif len(delivery.attempts) > tracked.attempts:
+            tracked.is_tried = True
+            tracked.failed_with = _last_result(delivery)
+            tracked.is_dead = topic == self._dead
         else:
-            followed.outcome = ENDED if topic == self._dead else note.why or LATER
+            tracked.outcome = ENDED if topic == self._dead else metadata.why or LATER
 
-    def _see_done(self, commits: Mapping[str, Commit]) -> None:
-        for each in self._followed.values():
-            commit = commits.get(each.place or "")
+    def _observe_commits(self, commits: Mapping[str, Commit]) -> None:
+        for each in self._tracked.values():
+            commit = commits.get(each.partition_name or "")
             if each.outcome == ON_ITS_WAY and commit is not None and commit.covers(each.offset):
                 each.is_tried = True
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 
 from gateway.log.base import Log, Partition, Record
 
-BATCH = 500
+CHECKPOINT_EVERY = 500
 """Deliveries after which a checkpoint is due: the most that are repeated after a kill. Those of one event stay
 together, so it may be a few more."""
 
@@ -13,7 +13,8 @@ CHECKPOINT_INTERVAL = 1.0
 """Seconds after which a checkpoint is due in any case; also the maximum age of an operator's view of a job."""
 
 
-PIECE_BYTES = 4 << 20
+BATCH_BYTES = 4 << 20
+"""Bytes of bodies above which a batch is full."""
 
 
 RECORDS_AT_ONCE = 32

@@ -1,6 +1,6 @@
-"""Replay events from the log: scan a window of it, match by the rules in force, and inject deliveries anew.
+"""Replay events from the log: scan a time range of it, match by the rules in force, and inject deliveries anew.
 
-    scan ──▶ match ──▶ piece (≤ 100) ──pace──▶ shortest tier, acknowledged ──▶ checkpoint, at 500 or after 1 s
+    scan ──▶ match ──▶ batch (≤ 100) ──pace──▶ shortest tier, acknowledged ──▶ checkpoint, at 500 or after 1 s
 
 The checkpoint is published after what it covers was acknowledged, so after a kill the replay continues from there: it
 repeats at most what came after the checkpoint, and skips nothing. Its position follows from the commands in force and
@@ -25,12 +25,19 @@ from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
-from gateway.engine.jobs.log_reader import BATCH, CHECKPOINT_INTERVAL, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
+from gateway.engine.jobs.log_reader import (
+    BATCH_BYTES,
+    CHECKPOINT_EVERY,
+    CHECKPOINT_INTERVAL,
+    RECORDS_AT_ONCE,
+    TURN,
+    records_of,
+)
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
 from gateway.engine.jobs.shared_identities import Identities
-from gateway.engine.jobs.undelivered import Dead, Undelivered, open_letters, sighted_of
+from gateway.engine.jobs.undelivered import OpenDeadLetters, Undelivered, open_dead_letters, sighted_of
 from gateway.engine.successor_writer import SuccessorWriter
-from gateway.engine.unavailable_partitions import Patient
+from gateway.engine.unavailable_partitions import PatientReader
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_event
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -38,10 +45,9 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
-    ExpressionError,
     LogUnavailableError,
     NewerRecordError,
-    Note,
+    RecordMetadata,
     UnreadableRecordError,
     delivery_id,
     identity_of,
@@ -53,8 +59,8 @@ BACKLOG = WINDOW // 2
 """Unfinished records of one partition of the shortest tier above which a replay waits. A window that is three quarters
 full cuts deliveries short, so a replay may use half of it; with the tier's 5 s, that is 1,300 deliveries a second."""
 RATE_STEP = 0.02
-"""Seconds worth of a rate that are injected at once, at least one delivery; also the maximum delay that is caught up.
-So within any second it is at most 4 % more than the rate, or two deliveries."""
+"""How much of the rate, in seconds, is injected at once (at least one delivery); also the maximum lag that is made up
+for. So within any second it is at most 4 % more than the rate, or two deliveries."""
 OWNER_POLL_INTERVAL = 0.1
 """Seconds between checks, during waits, whether the replay is still wanted."""
 POLL_INTERVAL = 0.25
@@ -68,13 +74,13 @@ REREAD_INTERVAL = 5.0
 
 
 @dataclass(slots=True, kw_only=True)
-class _Run:
-    """A running replay. All below `positions` is injected; `reached` includes what the current piece covers.
+class ReplayProgress:
+    """A running replay. All below `positions` is injected; `reached` includes what the current batch covers.
 
     `last_checkpoint` and `checkpoint_count` are the positions and the count of the last checkpoint, `resolved` the dead
-    letters whose deliveries were injected since. `unread` are the partitions of events that it skips for now,
-    `checkpoint_unread` is their number in the last checkpoint, and `missed` are the partitions of dead letters and
-    dedupe entries that it couldn't read. `text` is the route as in a routing revision, "" once it has changed.
+    letters whose deliveries were injected since. `unreadable` are the partitions of events that it skips for now,
+    `checkpoint_unreadable` is their number in the last checkpoint, `missed` are those of dead letters and dedupe
+    entries that it couldn't read. `route_revision` is the route as in a routing revision, "" once that has changed.
     `identities` are those of the current partition, once they matter. `next_at` is in the loop's time: the log's steps
     a little when its estimate of the brokers' clock is corrected, which would distort a rate.
     """
@@ -83,38 +89,38 @@ class _Run:
     selection: Selection
     owner: object
     matcher: Matcher
-    dead: Dead
+    open_dead: OpenDeadLetters
     positions: dict[str, int]
     count: int
     last_checkpoint: Mapping[str, int]
     checkpoint_count: int
     checkpoint_at: float
-    unread: Mapping[str, str]
-    checkpoint_unread: int
+    unreadable: Mapping[str, str]
+    checkpoint_unreadable: int
     missed: frozenset[str]
-    text: str | None = None
+    route_revision: str | None = None
     next_at: float = 0.0
-    unchecked: int = BATCH
-    piece: list[Matched] = field(default_factory=list)
-    piece_bytes: int = 0
+    since_backlog_check: int = CHECKPOINT_EVERY
+    batch: list[Matched] = field(default_factory=list)
+    batch_bytes: int = 0
     reached: dict[str, int] = field(default_factory=dict)
     resolved: list[str] = field(default_factory=list)
     identities: Identities | None = None
 
     @property
     def deliveries(self) -> int:
-        return sum([len(matched.destinations) for matched in self.piece])
+        return sum([len(matched.destinations) for matched in self.batch])
 
     @property
     def is_full(self) -> bool:
-        most = min(APPENDS_AT_ONCE, BATCH - (self.count - self.checkpoint_count))
+        limit = min(APPENDS_AT_ONCE, CHECKPOINT_EVERY - (self.count - self.checkpoint_count))
         if self.selection.rate is not None:
-            most = min(most, max(1, int(self.selection.rate * RATE_STEP)))
-        return self.deliveries >= most or self.piece_bytes >= PIECE_BYTES
+            limit = min(limit, max(1, int(self.selection.rate * RATE_STEP)))
+        return self.deliveries >= limit or self.batch_bytes >= BATCH_BYTES
 
 
 class Replays:
-    """Runs replays, as long as `owner` returns the same value, which isn't None.
+    """Runs replays. `owner` returns a token while this process owns the jobs, else None; each runs under one token.
 
     `publish` appends to the control topic, and `caught_up` waits until `control` has applied everything now in it.
     """
@@ -147,7 +153,7 @@ class Replays:
         self._owner = owner
         self._logger = logger
         self._sleep = sleep
-        self._patient = Patient(log)
+        self._patient_reader = PatientReader(log)
         self._waiting: dict[str, float] = {}
         """The replays that wait for partitions, each with the time of its next try (in the loop's time)."""
         self.under_way: str | None = None
@@ -166,10 +172,10 @@ class Replays:
                 if self._owner() is owner and self._next() == command:
                     await self._replay(command, owner)
             except LogUnavailableError as error:
-                self._logger.warning("job_retried", order=command.key, error=str(error))
+                self._logger.warning("job_retried", command=command.key, error=str(error))
                 await self._sleep(1.0)
             except NewerRecordError as error:
-                self._logger.warning("replay_waits", order=command.key, error=str(error))
+                self._logger.warning("replay_waits", command=command.key, error=str(error))
                 await self._sleep(RECHECK_INTERVAL)
 
     def _next(self) -> ControlRecord | None:
@@ -182,42 +188,43 @@ class Replays:
         assert selection is not None, command
         count, checkpoint = self._control.injected(command.key), self._control.checkpoint(command.key)
         positions = {**selection.starts, **checkpoint}
-        remaining = {place for place, end in command.checkpoint.items() if positions.get(place, 0) < end}
-        unread = await self._unread_of(remaining)
-        checkpoint_unread, missed = self._control.unread(command.key), self._control.missed(command.key)
-        if remaining and remaining == unread.keys() and len(unread) == checkpoint_unread:
-            self._wait(command, unread)
+        remaining = {name for name, end in command.checkpoint.items() if positions.get(name, 0) < end}
+        unreadable = await self._unreadable_of(remaining)
+        checkpoint_unreadable, missed = self._control.unread(command.key), self._control.missed(command.key)
+        if remaining and remaining == unreadable.keys() and len(unreadable) == checkpoint_unreadable:
+            self._wait(command, unreadable)
             return
-        dead, known = Dead(), None
+        open_dead, undelivered = OpenDeadLetters(), None
         if selection.undelivered:
-            readable = self._patient.readable
-            dead = await open_letters(self._log, self._topics, self._control, selection, readable=readable)
+            readable = self._patient_reader.readable
+            open_dead = await open_dead_letters(self._log, self._topics, self._control, selection, readable=readable)
             sighted = await sighted_of(
                 self._log, self._topics, selection, command.checkpoint, readable=readable, sleep=self._sleep
             )
-            known = Undelivered(
-                self._control, selection.route, dead, sighted=sighted, rules=self._rules, key=command.key
+            undelivered = Undelivered(
+                self._control, selection.route, open_dead, sighted=sighted, rules=self._rules, key=command.key
             )
-            missed |= dead.unread | sighted.unread
-        run = _Run(
+            missed |= open_dead.unreadable | sighted.unreadable
+        is_new = not checkpoint or checkpoint == selection.starts
+        run = ReplayProgress(
             command=command,
             selection=selection,
             owner=owner,
-            matcher=Matcher(selection, known),
-            dead=dead,
-            text=self._control.replayed_as(command.key) if checkpoint and checkpoint != selection.starts else None,
+            matcher=Matcher(selection, undelivered),
+            open_dead=open_dead,
+            route_revision=None if is_new else self._control.replayed_as(command.key),
             positions=positions,
             count=count,
             last_checkpoint=checkpoint,
             checkpoint_count=count,
             checkpoint_at=self._log.now(),
-            unread=unread,
-            checkpoint_unread=checkpoint_unread,
+            unreadable=unreadable,
+            checkpoint_unreadable=checkpoint_unreadable,
             missed=missed,
         )
         self.under_way = command.key
         try:
-            self._logger.info("replay_began", order=command.key, count=count)
+            self._logger.info("replay_began", command=command.key, count=count)
             ending = await self._scan(run)
         except LogUnavailableError:
             await self._publish_checkpoint(run)
@@ -227,37 +234,37 @@ class Replays:
         if ending is not None:
             await self._publish(ending)
             self._logger.info(
-                "job_finished", order=command.key, state=ending.state, count=ending.count, detail=ending.detail
+                "job_finished", command=command.key, state=ending.state, count=ending.count, detail=ending.detail
             )
-        elif run.unread and self._is_wanted(run):
-            self._wait(command, run.unread)
+        elif run.unreadable and self._is_wanted(run):
+            self._wait(command, run.unreadable)
 
-    async def _unread_of(self, places: Collection[str]) -> Mapping[str, str]:
+    async def _unreadable_of(self, partition_names: Collection[str]) -> Mapping[str, str]:
         """Return which of these partitions can't be read, and why."""
         found: dict[str, str] = {}
-        for topic in {place.rpartition("/")[0] for place in places}:
-            _, unread = await self._patient.readable(topic)
-            found |= {f"{topic}/{number}": reason for number, reason in unread.items()}
-        return {place: found[place] for place in sorted(found.keys() & places)}
+        for topic in {partition_name.rpartition("/")[0] for partition_name in partition_names}:
+            _, unreadable = await self._patient_reader.readable(topic)
+            found |= {f"{topic}/{number}": reason for number, reason in unreadable.items()}
+        return {partition_name: found[partition_name] for partition_name in sorted(found.keys() & partition_names)}
 
-    def _wait(self, command: ControlRecord, unread: Mapping[str, str]) -> None:
+    def _wait(self, command: ControlRecord, unreadable: Mapping[str, str]) -> None:
         """Let a replay wait for partitions that can't be read; others may run meanwhile."""
         if command.key not in self._waiting:
-            first, reason = next(iter(unread.items()))
-            others = f", and {len(unread) - 1} more" if len(unread) > 1 else ""
-            self._logger.warning("replay_waits", order=command.key, error=f"{first}{others}: {reason}")
-        asked = {each.key for each in self._control.asked("replay")}
+            first, reason = next(iter(unreadable.items()))
+            others = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+            self._logger.warning("replay_waits", command=command.key, error=f"{first}{others}: {reason}")
+        asked = {each.key for each in self._control.pending("replay")}
         self._waiting = {key: until for key, until in self._waiting.items() if key in asked}
         self._waiting[command.key] = asyncio.get_running_loop().time() + REREAD_INTERVAL
 
-    async def _scan(self, run: _Run) -> ControlRecord | None:
+    async def _scan(self, run: ReplayProgress) -> ControlRecord | None:
         """Inject the rest of a replay; return its end, None if it must stop here."""
-        looked, until = 0, self._log.now() + TURN
-        for place, end in sorted(run.command.checkpoint.items()):
-            start = run.positions.get(place, 0)
-            if start >= end or place in run.unread:
+        scanned, until = 0, self._log.now() + TURN
+        for partition_name, end in sorted(run.command.checkpoint.items()):
+            start = run.positions.get(partition_name, 0)
+            if start >= end or partition_name in run.unreadable:
                 continue
-            topic, _, number = place.rpartition("/")
+            topic, _, number = partition_name.rpartition("/")
             partition = Partition(topic, int(number))
             run.identities = None
             async with aclosing(records_of(self._log, partition, start, end)) as records:
@@ -267,23 +274,23 @@ class Replays:
                         await self._publish_checkpoint(run)
                         return run.command.with_state("cancelled", count=run.count, detail=problem)
                     await self._add(run, partition, record)
-                    looked += 1
-                    if looked % RECORDS_AT_ONCE == 0 or self._log.now() > until:
+                    scanned += 1
+                    if scanned % RECORDS_AT_ONCE == 0 or self._log.now() > until:
                         await self._sleep(0)
                         until = self._log.now() + TURN
                     is_due = run.is_full or self._log.now() >= run.checkpoint_at + CHECKPOINT_INTERVAL
                     if is_due and not await self._inject(run):
                         return None
-            run.reached[place] = end
+            run.reached[partition_name] = end
             if not await self._inject(run):
                 return None
         await self._publish_checkpoint(run)
-        if run.unread or not self._is_wanted(run):
+        if run.unreadable or not self._is_wanted(run):
             return None
-        unread = run.command.unread + len(run.missed)
-        return run.command.with_state("done", count=run.count, unread=unread, detail=_listed(run.missed))
+        unreadable = run.command.unread + len(run.missed)
+        return run.command.with_state("done", count=run.count, unread=unreadable, detail=", ".join(sorted(run.missed)))
 
-    async def _match(self, run: _Run, partition: Partition, record: Record) -> Matched | None:
+    async def _match(self, run: ReplayProgress, partition: Partition, record: Record) -> Matched | None:
         try:
             return run.matcher.match(partition, record)
         except NewerRecordError as error:
@@ -292,10 +299,11 @@ class Replays:
             self._successors.undecodable.report_newer(partition, record.offset, error)
             raise
 
-    async def _add(self, run: _Run, partition: Partition, record: Record) -> None:
-        """Add an event to the current piece, if it is to be replayed."""
-        run.text = run.matcher.text if run.text in (None, run.matcher.text) else ""
-        matched, place = await self._match(run, partition, record), f"{partition.topic}/{partition.number}"
+    async def _add(self, run: ReplayProgress, partition: Partition, record: Record) -> None:
+        """Add an event to the current batch, if it is to be replayed."""
+        now = run.matcher.route_revision
+        run.route_revision = now if run.route_revision in (None, now) else ""
+        matched, partition_name = await self._match(run, partition, record), partition_key(partition)
         if matched is not None and run.identities is None and identity_of(matched.event.id) is not None:
             run.identities = await self._identities_before(run, partition, record.offset)
         offset_in_id = None if run.identities is None else self._offset_in_id(run.identities, record)
@@ -303,26 +311,26 @@ class Replays:
             matched = matched.undelivered()
         if matched is not None and matched.destinations:
             if offset_in_id is not None:
-                matched = matched._replace(place=f"{place}@{offset_in_id}")
-            run.piece.append(matched)
-            run.piece_bytes += len(matched.event.body)
-        run.reached[place] = record.offset + 1
+                matched = matched._replace(position=f"{partition_name}@{offset_in_id}")
+            run.batch.append(matched)
+            run.batch_bytes += len(matched.event.body)
+        run.reached[partition_name] = record.offset + 1
 
-    async def _identities_before(self, run: _Run, partition: Partition, offset: int) -> Identities:
+    async def _identities_before(self, run: ReplayProgress, partition: Partition, offset: int) -> Identities:
         """Collect the identities of the records before an offset, whether they were injected or not."""
-        bounds, unread = await self._log.readable(partition.topic)
-        if partition.number in unread:
-            raise LogUnavailableError(f"{partition_key(partition)}: {unread[partition.number]}")
+        bounds, unreadable = await self._log.readable(partition.topic)
+        if partition.number in unreadable:
+            raise LogUnavailableError(f"{partition_key(partition)}: {unreadable[partition.number]}")
         first, _ = bounds.get(partition.number, (offset, offset))
         # A previous owner may have injected some of the deleted events, under IDs without an offset.
         is_cut = first > run.selection.starts.get(partition_key(partition), 0)
-        identities, looked = Identities(first + LOOKBACK if is_cut else 0), 0
+        identities, scanned = Identities(first + LOOKBACK if is_cut else 0), 0
         start = max(first, offset - LOOKBACK)
         async with aclosing(records_of(self._log, partition, start, offset)) as records:
             async for record in records:
                 self._offset_in_id(identities, record)
-                looked += 1
-                if looked % RECORDS_AT_ONCE == 0:
+                scanned += 1
+                if scanned % RECORDS_AT_ONCE == 0:
                     await self._sleep(0)
         return identities
 
@@ -340,59 +348,59 @@ class Replays:
 
         return identities.offset_in_id(event, record, window)
 
-    def _is_wanted(self, run: _Run) -> bool:
+    def _is_wanted(self, run: ReplayProgress) -> bool:
         return self._owner() is run.owner and self._control.commands.get(run.command.key) == run.command
 
-    async def _inject(self, run: _Run) -> bool:
-        """Inject the current piece when it is due, and publish a checkpoint if due. Return False to stop here."""
-        if not run.piece or (await self._is_due(run) and await self._append(run)):
+    async def _inject(self, run: ReplayProgress) -> bool:
+        """Inject the current batch when it is due, and publish a checkpoint if due. Return False to stop here."""
+        if not run.batch or (await self._wait_until_due(run) and await self._append(run)):
             run.positions.update(run.reached)
             run.reached.clear()
             if (
                 self._is_wanted(run)
-                and run.count - run.checkpoint_count < BATCH
+                and run.count - run.checkpoint_count < CHECKPOINT_EVERY
                 and self._log.now() < run.checkpoint_at + CHECKPOINT_INTERVAL
             ):
                 return True
         await self._publish_checkpoint(run)
-        return not run.piece and self._is_wanted(run)
+        return not run.batch and self._is_wanted(run)
 
-    async def _is_due(self, run: _Run) -> bool:
-        """Wait until the rate and the tier's capacity allow the next piece. Return False if it must stop here."""
+    async def _wait_until_due(self, run: ReplayProgress) -> bool:
+        """Wait until the rate and the tier's capacity allow the next batch. Return False if it must stop here."""
         while self._is_wanted(run):
             wait = run.next_at - asyncio.get_running_loop().time()
             if wait <= 0:
-                if run.unchecked < BATCH:
+                if run.since_backlog_check < CHECKPOINT_EVERY:
                     return True
                 if await self._unfinished() < BACKLOG:
-                    run.unchecked = 0
+                    run.since_backlog_check = 0
                     return True
                 wait = POLL_INTERVAL
             await self._sleep(min(wait, OWNER_POLL_INTERVAL))
         return False
 
-    async def _append(self, run: _Run) -> bool:
-        """Inject the current piece. Return False if the replay must stop: what was stored of it is counted, then."""
+    async def _append(self, run: ReplayProgress) -> bool:
+        """Inject the current batch. Return False if the replay must stop: what was stored of it is counted, then."""
         is_wanted = partial(self._is_wanted, run)
         command, now = run.command, self._log.now()
         # Successor numbers start at one of this replay's own: deliveries of the original, or of another replay, that
-        # are still pending aren't taken for duplicates of these. Those of a piece that is injected twice are.
+        # are still pending aren't taken for duplicates of these. Those of a batch that is injected twice are.
         first = int(command.at * 1000)
-        note = Note(replay=command.name)
+        metadata = RecordMetadata(replay=command.name)
         deliveries = [
             (
                 Delivery(
-                    id=delivery_id(matched.event.id, run.selection.route, destination, matched.place),
+                    id=delivery_id(matched.event.id, run.selection.route, destination, matched.position),
                     event=matched.event,
                     route=run.selection.route,
                     destination=destination,
                     successor=first,
                     due=now,
-                    since=now,
+                    replayed_at=now,
                 ),
-                note,
+                metadata,
             )
-            for matched in run.piece
+            for matched in run.batch
             if matched.error is None
             for destination in matched.destinations
         ]
@@ -401,41 +409,41 @@ class Replays:
             if self._owner() is run.owner:  # cancelled; otherwise the next owner injects all of it again, and counts it
                 run.count += sum(stored)
             return False
-        for matched in run.piece:
-            if matched.error is not None and not await self._fail(run, matched, matched.error, is_wanted):
+        for matched in run.batch:
+            if matched.error is not None and not await self._dead_letter(run, matched, is_wanted):
                 return False
-        for matched in run.piece:
+        for matched in run.batch:
             for destination in matched.destinations:
-                run.resolved += run.dead.of(matched.event, destination)
+                run.resolved += run.open_dead.of(matched.event, destination)
         run.count += len(deliveries)
-        run.unchecked += len(deliveries)
+        run.since_backlog_check += len(deliveries)
         if run.selection.rate is not None:
             # A sleep that took too long may be caught up, or the rate would never be reached. It counts from the
             # acknowledgement: the log stored these deliveries before that.
             done_at = asyncio.get_running_loop().time()
             run.next_at = max(run.next_at, done_at - RATE_STEP) + len(deliveries) / run.selection.rate
-        run.piece.clear()
-        run.piece_bytes = 0
+        run.batch.clear()
+        run.batch_bytes = 0
         return True
 
-    async def _fail(self, run: _Run, matched: Matched, error: ExpressionError, is_wanted: Callable[[], bool]) -> bool:
+    async def _dead_letter(self, run: ReplayProgress, matched: Matched, is_wanted: Callable[[], bool]) -> bool:
         """Dead-letter an event whose condition failed, as the router does."""
-        end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+        outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(matched.error))
         event, route = matched.event, run.selection.route
         for name in matched.destinations:
-            identity = delivery_id(event.id, route, name, matched.place)
+            identity = delivery_id(event.id, route, name, matched.position)
             delivery = Delivery(id=identity, event=event, route=route, destination=name)
-            if not await self._successors.dead_letter(delivery, end, is_wanted):
+            if not await self._successors.dead_letter(delivery, outcome, is_wanted):
                 return False
         return True
 
-    async def _publish_checkpoint(self, run: _Run) -> None:
+    async def _publish_checkpoint(self, run: ReplayProgress) -> None:
         """Publish the replay's checkpoint, from which any next owner continues, unless another has come further."""
         command = run.command
         while not self._is_overtaken(run) and (
             run.positions != run.last_checkpoint
             or run.count != run.checkpoint_count
-            or len(run.unread) != run.checkpoint_unread
+            or len(run.unreadable) != run.checkpoint_unreadable
         ):
             checkpoint = ControlRecord(
                 kind="marker",
@@ -444,9 +452,9 @@ class Replays:
                 at=self._log.now(),
                 checkpoint=dict(run.positions),
                 count=run.count,
-                routes=run.text or "",
-                unread=len(run.unread),
-                detail=_listed(run.missed),
+                routes=run.route_revision or "",
+                unread=len(run.unreadable),
+                detail=", ".join(sorted(run.missed)),
             )
             try:
                 if run.resolved:
@@ -456,19 +464,16 @@ class Replays:
             except LogUnavailableError as error:
                 if self._owner() is not run.owner:
                     return
-                self._logger.warning("append_retried", order=command.key, error=str(error))
+                self._logger.warning("append_retried", command=command.key, error=str(error))
                 await self._sleep(1.0)
             else:
-                run.last_checkpoint, run.checkpoint_count, run.checkpoint_unread = (
-                    checkpoint.checkpoint,
-                    checkpoint.count,
-                    checkpoint.unread,
-                )
+                run.last_checkpoint, run.checkpoint_count = checkpoint.checkpoint, checkpoint.count
+                run.checkpoint_unreadable = checkpoint.unread
         run.checkpoint_at = self._log.now()
 
-    def _is_overtaken(self, run: _Run) -> bool:
+    def _is_overtaken(self, run: ReplayProgress) -> bool:
         checkpoint = self._control.checkpoint(run.command.key)
-        return any(offset > run.positions.get(place, 0) for place, offset in checkpoint.items())
+        return any(offset > run.positions.get(partition_name, 0) for partition_name, offset in checkpoint.items())
 
     async def _unfinished(self) -> int:
         """Count the unfinished records of the fullest partition of the shortest tier."""
@@ -481,19 +486,15 @@ class Replays:
         return unfinished
 
 
-def _listed(places: Collection[str]) -> str:
-    return ", ".join(sorted(places))
-
-
-def _resolution(run: _Run) -> ControlRecord:
+def _resolution(run: ReplayProgress) -> ControlRecord:
     """Return a completed command about the dead letters whose deliveries were injected: they are resolved."""
     return ControlRecord(
         kind="dead",
         name=f"{run.command.name}-{run.count}",
         state="done",
         at=run.command.at,
-        checkpoint=run.dead.ends,
+        checkpoint=run.open_dead.ends,
         filter=DeadFilter(route=run.selection.route, records=tuple(run.resolved)),
         count=len(run.resolved),
-        latest=run.dead.latest,
+        latest=run.open_dead.latest,
     )

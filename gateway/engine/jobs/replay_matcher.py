@@ -20,7 +20,7 @@ from gateway.rules.rules import Route, Rules
 class Matched(NamedTuple):
     """An event that the route matches. If its condition failed, `error` is the failure, as for a new event.
 
-    `fates` is what is known of each destination's delivery, if that was asked for. `place` is the position of its
+    `fates` is what is known of each destination's delivery, if that was asked for. `position` is that of its
     record if its identity alone doesn't distinguish it from others, else empty.
     """
 
@@ -28,7 +28,7 @@ class Matched(NamedTuple):
     error: ExpressionError | None
     destinations: tuple[str, ...]
     fates: tuple[Fate, ...] = ()
-    place: str = ""
+    position: str = ""
 
     def undelivered(self) -> "Matched":
         """Return it with only those destinations that certainly didn't get it."""
@@ -37,14 +37,14 @@ class Matched(NamedTuple):
 
 
 class Matcher:
-    """Selects the events of a replay by the rules last given to `use`. `known` returns their fates."""
+    """Selects the events of a replay by the rules last given to `use`. `undelivered` returns their fates."""
 
-    def __init__(self, selection: Selection, known: Undelivered | None = None) -> None:
+    def __init__(self, selection: Selection, undelivered: Undelivered | None = None) -> None:
         self.destinations: tuple[str, ...] = ()
-        self.text = ""
+        self.route_revision = ""
         """The route as in a routing revision."""
         self._selection = selection
-        self._known = known
+        self._undelivered = undelivered
         self._route: Route | None = None
         self._table: RouteTable[Route] = RouteTable(())
 
@@ -59,7 +59,7 @@ class Matcher:
         if destination is not None and destination not in route.destinations:
             return f"expected a destination {destination} of route {name}, got rules without it"
         self.destinations = route.destinations if destination is None else (destination,)
-        self.text = routing_revision(rules).routes[name]
+        self.route_revision = routing_revision(rules).routes[name]
         self._route = route
         self._table = RouteTable((route,))
         return None
@@ -79,9 +79,9 @@ class Matcher:
         if which.source is not None and event.source != which.source:
             return None
         for _, error in self._table.match(EventView.of(event)):
-            known = self._known
-            if known is None:
+            undelivered = self._undelivered
+            if undelivered is None:
                 return Matched(event, error, self.destinations)
-            fates = [known.fate(partition, record, event, name) for name in self.destinations]
+            fates = [undelivered.fate(partition, record, event, name) for name in self.destinations]
             return Matched(event, error, self.destinations, tuple(fates))
         return None

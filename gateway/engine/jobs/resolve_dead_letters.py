@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.jobs.dead_letters import NEWER, read_letter
+from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
 from gateway.engine.jobs.scan import NOTHING, Picked, ScanningJob
 from gateway.log.base import Partition, Record
 from gateway.log.records import decode_delivery
@@ -19,14 +19,16 @@ class DeadLetterResolutions(ScanningJob):
         now = self._log.now()
 
         def pick(partition: Partition, record: Record) -> Picked:
-            letter, stored = read_letter(record)
+            letter, stored = read_dead_letter(record)
             if letter.reason == NEWER:
                 decode_delivery(record)  # which raises
             if not command.is_for(letter) or self._control.resolved_by(letter, partition, record.offset):
                 return NOTHING
             if command.action == "drop" or stored is None:
                 return Picked((run,))
-            return Picked((run,), self._successor_of(replace(stored.delivery, attempts=(), since=now), at_once=True))
+            return Picked(
+                (run,), self._successor_of(replace(stored.delivery, attempts=(), replayed_at=now), at_once=True)
+            )
 
         scan = self._scan([run], lambda: self._owner() is owner)
         await self._ends(scan, self._topics.dead)
@@ -39,17 +41,21 @@ class DeadLetterResolutions(ScanningJob):
         The command is about the letters that there were then. Raises LogUnavailableError.
         """
         ends = dict(command.checkpoint)
-        for place, (_, first_at) in (await self._first_records([self._topics.dead], [command])).items():
-            last_at = None if command.latest is None else await self._appended_at(place, ends.get(place, 0) - 1)
+        for partition_name, (_, first_at) in (await self._first_records([self._topics.dead], [command])).items():
+            last_at = (
+                None
+                if command.latest is None
+                else await self._appended_at(partition_name, ends.get(partition_name, 0) - 1)
+            )
             # The last one was looked at when the command was placed. An earlier one may have a later time: brokers'
             # clocks are set back.
             if (first_at if last_at is None else last_at) > command.covered_until:
-                ends.pop(place, None)
+                ends.pop(partition_name, None)
         return ends
 
-    async def _appended_at(self, place: str, offset: int) -> float | None:
+    async def _appended_at(self, partition_name: str, offset: int) -> float | None:
         """Return when a record was appended; None if there is none at this offset."""
-        topic, _, number = place.rpartition("/")
+        topic, _, number = partition_name.rpartition("/")
         at = None
         async for records in self._log.scan(Partition(topic, int(number)), max(0, offset), offset + 1):
             for record in records:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.dead_letters import delivery_in
-from gateway.engine.jobs.scan import NOTHING, JobServices, Picked, Run, ScanningJob
+from gateway.engine.jobs.scan import NOTHING, JobProgress, JobServices, Picked, ScanningJob
 from gateway.log.base import Partition, Record
 from gateway.log.records import decode_delivery
 from gateway.model import (
@@ -15,13 +15,13 @@ SWEPT = ControlRecord(kind="pause", name="*", state="active", at=0.0)
 """Stands for all names in the checkpoint of the sweeps; nobody commands it."""
 
 
-class Resumptions(ScanningJob):
-    """The job of each resumption, and the sweep for what was parked after it."""
+class ResumeJobs(ScanningJob):
+    """The job of each resume, and the sweep for what was parked after it."""
 
     def __init__(self, services: JobServices) -> None:
         super().__init__(services)
         self.unswept: set[str] = set()
-        """Partitions of the parked topic that a resumption couldn't read; they are to be swept from the beginning."""
+        """Partitions of the parked topic that a resume couldn't read; they are to be swept from the beginning."""
 
     async def resume(self, command: ControlRecord, owner: object) -> None:
         """Inject the deliveries that a resumed name had parked, until it is paused again."""
@@ -30,7 +30,7 @@ class Resumptions(ScanningJob):
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)
-            if stored is None or stored.note.by != command.name or run.is_covered(partition, record):
+            if stored is None or stored.metadata.by != command.name or run.is_covered(partition, record):
                 return NOTHING
             return Picked((run,), self._successor_of(stored.delivery, at_once=False))
 
@@ -41,13 +41,13 @@ class Resumptions(ScanningJob):
         scan = self._scan([run], is_wanted)
         ends = await self._ends(scan, topic)
         if await scan.scan_topic(topic, dict(run.positions), ends, pick):
-            self.unswept |= scan.unread
+            self.unswept |= scan.unreadable
             await self._end(scan, run, "active")
         elif self._owner() is owner:  # paused again
             await self._publish_cancelled(scan, run)
 
     async def sweep(self, starts: Mapping[str, int], ends: Mapping[str, int], owner: object) -> Mapping[str, int]:
-        """Inject deliveries parked after the scan of their resumption, by a worker that hadn't read the command yet.
+        """Inject deliveries parked after the scan of their resume, by a worker that hadn't read the command yet.
 
         What can't be decoded is dead-lettered. Return up to where it has come in each partition, as it may stop early;
         those that aren't readable are left out.
@@ -60,7 +60,7 @@ class Resumptions(ScanningJob):
             if stored is None:
                 is_swept = runs[SWEPT.name].is_covered(partition, record)
                 return NOTHING if is_swept else Picked(is_unreadable=True)
-            run = runs.get(stored.note.by)
+            run = runs.get(stored.metadata.by)
             if run is None or run.is_covered(partition, record):
                 return NOTHING
             found[run.command.name] = run
@@ -69,19 +69,19 @@ class Resumptions(ScanningJob):
         def is_wanted() -> bool:
             return self._owner() is owner
 
-        def gives_way() -> bool:
-            return bool(self._control.asked("pause"))  # a resume doesn't wait for all that is parked
+        def should_yield() -> bool:
+            return bool(self._control.pending("pause"))  # a resume doesn't wait for all that is parked
 
-        async def set_aside(partition: Partition, record: Record) -> bool:
+        async def dead_letter(partition: Partition, record: Record) -> bool:
             try:
                 decode_delivery(record)
             except UndecodableRecordError as error:
                 return await self._successors.dead_letter_undecodable(
-                    partition.topic, record, error, lambda: is_wanted() and not gives_way()
+                    partition.topic, record, error, lambda: is_wanted() and not should_yield()
                 )
             return True
 
-        scan = self._scan(found.values(), is_wanted, state="done", gives_way=gives_way, set_aside=set_aside)
+        scan = self._scan(found.values(), is_wanted, state="done", should_yield=should_yield, dead_letter=dead_letter)
         if await scan.scan_topic(self._topics.parked, starts, ends, pick):
             await scan.publish_checkpoints()  # or the next owner of the jobs would inject it again
         return scan.flushed
@@ -89,9 +89,12 @@ class Resumptions(ScanningJob):
     async def swept(self) -> Mapping[str, int]:
         """Return how far all resumes, and the sweeps, have scanned each partition of the parked topic."""
         runs = [run.positions for run in (await self._active_runs()).values()]
-        return {place: min([positions.get(place, 0) for positions in runs]) for place in set().union(*runs)}
+        return {
+            partition_name: min([positions.get(partition_name, 0) for positions in runs])
+            for partition_name in set().union(*runs)
+        }
 
-    async def _active_runs(self) -> dict[str, Run]:
+    async def _active_runs(self) -> dict[str, JobProgress]:
         active = [each for each in self._control.commands.values() if each.kind == "pause" and each.state == "active"]
         firsts = await self._first_records([self._topics.parked], [*active, SWEPT])
         return {command.name: self._run(command, firsts) for command in (*active, SWEPT)}

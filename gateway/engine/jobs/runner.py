@@ -24,7 +24,7 @@ from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.kick import Kicks
 from gateway.engine.jobs.replay import Replays
 from gateway.engine.jobs.resolve_dead_letters import DeadLetterResolutions
-from gateway.engine.jobs.resume import Resumptions
+from gateway.engine.jobs.resume import ResumeJobs
 from gateway.engine.jobs.scan import JobServices, ends_of_readable
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
@@ -43,7 +43,7 @@ OWNER_POLL_INTERVAL = 0.1
 REVOKE_GRACE = 2.0
 """Seconds that jobs have to reach a checkpoint when their process releases them: an append or two."""
 SWEEP_INTERVAL = 5.0
-"""Seconds between sweeps for deliveries that a worker parked before it read the resumption."""
+"""Seconds between sweeps for deliveries that a worker parked before it read the resume."""
 KEEP_COMMANDS_FOR = 30 * DAY
 """Seconds for which a completed command is remembered; longer while a dead letter exists that it covers."""
 FORGET_RULES_INTERVAL = 600.0
@@ -113,7 +113,7 @@ class Jobs:
             logger=logger,
             sleep=sleep,
         )
-        self._resumptions = Resumptions(services)
+        self._resume_jobs = ResumeJobs(services)
         self._kicks = Kicks(services)
         self._dead_letters = DeadLetterResolutions(services)
         self._cancelled = CancelledReplays(services)
@@ -133,11 +133,11 @@ class Jobs:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._partition = topics.control_partition
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         """Return which partitions of dead letters and parked deliveries can't be read, and why."""
-        return self._backlog_counts.unread
+        return self._backlog_counts.unreadable
 
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the listener's signature
         for assignment in assignments:
             if assignment.partition == self._partition:
                 self._progress = Progress(assignment.commit, assignment.log_start)
@@ -164,7 +164,7 @@ class Jobs:
     def records_deleted(self, partition: Partition, deleted: range) -> None:
         """Ignored: compaction deletes only what newer records replace."""
 
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         if assignment.partition == self._partition:
             self._progress = None
             self.assigned([assignment])
@@ -208,7 +208,7 @@ class Jobs:
             return  # it stays unfinished
         if command is not None and command.kind == "pause":
             self._log_pause(command)
-        if command is None or command.kind == "replay" or not self._follower.control.is_asked(command):
+        if command is None or command.kind == "replay" or not self._follower.control.is_pending_command(command):
             progress.finished(record.offset)
         elif self._progress is progress:
             self._unfinished[record.offset] = command
@@ -225,7 +225,7 @@ class Jobs:
         if progress is None:
             return
         for offset, command in list(self._unfinished.items()):
-            if not self._follower.control.is_asked(command):
+            if not self._follower.control.is_pending_command(command):
                 progress.finished(offset)
                 del self._unfinished[offset]
         commit = progress.committable()
@@ -251,24 +251,24 @@ class Jobs:
 
     def _name_jobs(self, owner: object) -> Iterator[_Turn]:
         control = self._follower.control
-        if control.asked("kick"):
+        if control.pending("kick"):
             yield "kick", None, partial(self._kicks.kick, owner)
-        for command in control.unclosed():
+        for command in control.unacknowledged_cancellations():
             if self._replays.under_way != command.key:
                 yield command.key, command, partial(self._cancelled.publish_last_checkpoint, command, owner)
         if "sweep" in self._running:
             return  # it gives way to a resume: both would inject the same
         room = MAX_JOBS_PER_KIND - self._count("pause/")
-        resumed = [command for command in control.asked("pause") if command.key not in self._running]
+        resumed = [command for command in control.pending("pause") if command.key not in self._running]
         for command in resumed[:room]:
-            yield command.key, command, partial(self._resumptions.resume, command, owner)
+            yield command.key, command, partial(self._resume_jobs.resume, command, owner)
         if room == MAX_JOBS_PER_KIND and not resumed and self._log.now() >= self._next_sweep:
             yield "sweep", None, partial(self._sweep, owner)
 
     def _dead_letter_jobs(self, owner: object) -> Iterator[_Turn]:
         room = MAX_JOBS_PER_KIND - self._count("dead/")
         earlier: list[ControlRecord] = []
-        for command in self._follower.control.asked("dead"):
+        for command in self._follower.control.pending("dead"):
             # A dead letter that two commands cover is resolved by the first of them.
             is_free = not any(each.filter.may_overlap(command.filter) for each in earlier)
             earlier.append(command)
@@ -290,7 +290,7 @@ class Jobs:
             ):
                 await job()
         except LogUnavailableError as error:
-            self._logger.warning("job_retried", order=key, error=str(error))
+            self._logger.warning("job_retried", command=key, error=str(error))
             until = asyncio.get_running_loop().time() + RETRY_DELAY
             while self._progress is owner and asyncio.get_running_loop().time() < until:
                 await self._sleep(OWNER_POLL_INTERVAL)
@@ -327,58 +327,65 @@ class Jobs:
             self._next_forgetting_of_rules = now + FORGET_RULES_INTERVAL
 
     async def _sweep(self, owner: object) -> None:
-        """Inject deliveries that were parked after the scan of their resumption."""
+        """Inject deliveries that were parked after the scan of their resume."""
         topic = self._topics.parked
-        looked_at = self._log.now()
+        read_at = self._log.now()
         ends = await ends_of_readable(self._log, topic)
         if self._progress is not owner:
             return  # `_swept` is reset when the ownership changes
         if self._swept is None:
-            known = await self._resumptions.swept()
+            known = await self._resume_jobs.swept()
             if self._progress is not owner:
                 return
-            self._swept = {place: _Swept(known.get(place, 0), looked_at) for place in ends}
+            self._swept = {partition_name: _Swept(known.get(partition_name, 0), read_at) for partition_name in ends}
         swept = self._swept
         # From the beginning, until they are read: what was injected of them is below a checkpoint, and is skipped.
-        swept.update({place: _Swept(0, looked_at) for place in self._resumptions.unswept})
-        self._resumptions.unswept.clear()
-        starts = {place: swept[place].end if place in swept else 0 for place in ends}
+        swept.update({partition_name: _Swept(0, read_at) for partition_name in self._resume_jobs.unswept})
+        self._resume_jobs.unswept.clear()
+        starts = {
+            partition_name: swept[partition_name].end if partition_name in swept else 0 for partition_name in ends
+        }
         # Not only behind what was swept: a topic that was recreated since begins with what is parked after that.
-        for at in {swept[place].at for place in ends if place in swept}:
-            numbers = [int(place.rpartition("/")[2]) for place in ends if place in swept and swept[place].at == at]
+        for at in {swept[partition_name].at for partition_name in ends if partition_name in swept}:
+            numbers = [
+                int(partition_name.rpartition("/")[2])
+                for partition_name in ends
+                if partition_name in swept and swept[partition_name].at == at
+            ]
             for number, first in (await self._log.offsets_at(topic, at, numbers)).items():
-                place = f"{topic}/{number}"
-                starts[place] = min(starts[place], first)
+                partition_name = f"{topic}/{number}"
+                starts[partition_name] = min(starts[partition_name], first)
         if starts != ends:
-            ends = dict(await self._resumptions.sweep(starts, ends, owner))
-        swept.update({place: _Swept(end, looked_at) for place, end in ends.items()})
+            ends = dict(await self._resume_jobs.sweep(starts, ends, owner))
+        swept.update({partition_name: _Swept(end, read_at) for partition_name, end in ends.items()})
         self._next_sweep = self._log.now() + SWEEP_INTERVAL
 
     async def _forget_commands(self) -> None:
         """Delete the keys of obsolete commands: otherwise the control topic would grow forever."""
         control = self._follower.control
-        bounds, unread = await self._log.readable(self._topics.dead)
-        if unread:
+        bounds, unreadable = await self._log.readable(self._topics.dead)
+        if unreadable:
             return  # it isn't known which dead letters remain
         starts = {f"{self._topics.dead}/{number}": start for number, (start, _) in bounds.items()}
         for command in control.obsolete(self._log.now() - KEEP_COMMANDS_FOR, starts)[:MAX_FORGOTTEN_PER_SWEEP]:
             # The checkpoint first: it is found through its command.
             if control.checkpoint(command.key):
-                await self._append_record(ControlRecord(kind="marker", name=command.key, state="gone", at=0.0))
-            await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="gone", at=0.0))
+                await self._append_record(ControlRecord(kind="marker", name=command.key, state="deleted", at=0.0))
+            await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
 
     async def _forget_rules(self) -> None:
         """Delete the routing history of events that the log no longer has."""
         history = self._follower.control.history
         starts: dict[str, int] = {}
-        for topic, places in history.places().items():
-            bounds, unread = await self._log.readable(topic)
-            gone = {number: (0 if number in unread else BEYOND_ALL) for number in places.values()}
+        for topic, partitions in history.partitions().items():
+            bounds, unreadable = await self._log.readable(topic)
+            gone = {number: (0 if number in unreadable else BEYOND_ALL) for number in partitions.values()}
             starts |= {
-                place: bounds[number][0] if number in bounds else gone[number] for place, number in places.items()
+                partition_name: bounds[number][0] if number in bounds else gone[number]
+                for partition_name, number in partitions.items()
             }
         for command in list(history.obsolete(self._log.now(), starts)):
-            await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="gone", at=0.0))
+            await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
 
     async def _publish(self, command: ControlRecord) -> None:
         """Append a record and wait until it is in force here: the next one depends on it."""

@@ -19,37 +19,44 @@ from gateway.engine.control.records import ControlRecord, State, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
 from gateway.engine.jobs.kick_outcomes import KickOutcome
-from gateway.engine.jobs.log_reader import BATCH, CHECKPOINT_INTERVAL, PIECE_BYTES, RECORDS_AT_ONCE, TURN, records_of
+from gateway.engine.jobs.log_reader import (
+    BATCH_BYTES,
+    CHECKPOINT_EVERY,
+    CHECKPOINT_INTERVAL,
+    RECORDS_AT_ONCE,
+    TURN,
+    records_of,
+)
 from gateway.engine.successor_writer import SuccessorWriter
-from gateway.engine.unavailable_partitions import Patient
+from gateway.engine.unavailable_partitions import PatientReader
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     Delivery,
     LogUnavailableError,
     NewerRecordError,
-    Note,
+    RecordMetadata,
 )
 from gateway.rules.rules import Rules
 
-STOPPED_AT_NEWER = "up to the first letter of a partition that a newer version of the gateway wrote"
+STOPPED_AT_NEWER = "up to the first dead letter that a newer version wrote, in each partition"
 
 Pick = Callable[[Partition, Record], "Picked"]
 
 
-def never() -> bool:
-    """Let a scan go on to its end."""
+def never_yields() -> bool:
+    """Default `should_yield`: never."""
     return False
 
 
-async def passed(_partition: Partition, _record: Record) -> bool:
-    """Leave an unreadable record to another job."""
+async def skip_unreadable(_partition: Partition, _record: Record) -> bool:
+    """Default `dead_letter`: leave an unreadable record to another job."""
     return True
 
 
 @dataclass(slots=True, kw_only=True)
-class Run:
+class JobProgress:
     """A running job: its command, what it answers, how far it has scanned, and what it has counted."""
 
     command: ControlRecord
@@ -76,8 +83,11 @@ class Run:
 
     def is_covered(self, partition: Partition, record: Record) -> bool:
         """Return whether an earlier job of its key has scanned a record."""
-        place = partition_key(partition)
-        return record.offset < self.covered.get(place, 0) and record.appended_at <= self.covered_until[place]
+        partition_name = partition_key(partition)
+        return (
+            record.offset < self.covered.get(partition_name, 0)
+            and record.appended_at <= self.covered_until[partition_name]
+        )
 
     @property
     def latest_of_all(self) -> float:
@@ -89,11 +99,11 @@ class Run:
 class Picked:
     """What to do with a record: a delivery to inject, and the runs that count it."""
 
-    runs: Sequence[Run] = ()
+    runs: Sequence[JobProgress] = ()
     delivery: Delivery | None = None
-    note: Note = NO_NOTE
+    metadata: RecordMetadata = NO_METADATA
     is_unreadable: bool = False
-    """Whether it has to be set aside, before a checkpoint passes it: nobody reads it again."""
+    """Whether it has to be dead-lettered, before a checkpoint passes it: nobody reads it again."""
 
 
 NOTHING = Picked()
@@ -111,21 +121,21 @@ class Scan:
     logger: FilteringBoundLogger
     sleep: Callable[[float], Awaitable[None]]
     report_newer: Callable[[Partition, int, NewerRecordError], None]
-    runs: Collection[Run]
+    runs: Collection[JobProgress]
     is_expedited: bool
     state: State
     """The state of an intermediate checkpoint: "asked" keeps the count for the next owner."""
-    gives_way: Callable[[], bool]
+    should_yield: Callable[[], bool]
     """Whether it ends with its current batch, as something else comes first."""
-    set_aside: Callable[[Partition, Record], Awaitable[bool]]
+    dead_letter: Callable[[Partition, Record], Awaitable[bool]]
     """Dead-letter an unreadable record. Returns False if the scan must end before it."""
     newer_at: dict[str, int] = field(default_factory=dict)
     """The first record of a partition in a newer format: scan and checkpoints end before it."""
-    unread: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)
     """Partitions that couldn't be read, as "topic/partition": no checkpoint passes their records."""
     flushed: dict[str, int] = field(default_factory=dict)
-    """Up to where each partition was scanned, and what was found there injected."""
-    _batch: list[tuple[Delivery, Note]] = field(default_factory=list)
+    """The offset to which each partition has been scanned and its deliveries injected."""
+    _batch: list[tuple[Delivery, RecordMetadata]] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
     _latest: dict[str, float] = field(default_factory=dict)
@@ -138,36 +148,38 @@ class Scan:
         Raises LogUnavailableError.
         """
         self._checkpoint_at = self._checkpoint_at or self.log.now()
-        looked, until = 0, self.log.now() + TURN
-        bounds, unread = await self.log.readable(topic)
-        self.unread |= {partition_key(Partition(topic, number)) for number in unread}
+        scanned, until = 0, self.log.now() + TURN
+        bounds, unreadable = await self.log.readable(topic)
+        self.unreadable |= {partition_key(Partition(topic, number)) for number in unreadable}
         for number, (first, _) in sorted(bounds.items()):
             partition = Partition(topic, number)
-            place = partition_key(partition)
-            if place not in ends:
+            partition_name = partition_key(partition)
+            if partition_name not in ends:
                 continue
-            end = ends[place]
-            async with aclosing(records_of(self.log, partition, max(first, starts.get(place, 0)), end)) as records:
+            end = ends[partition_name]
+            async with aclosing(
+                records_of(self.log, partition, max(first, starts.get(partition_name, 0)), end)
+            ) as records:
                 async for record in records:
                     picked = self._pick(pick, partition, record)
                     if picked is None:
-                        end = self.newer_at[place]
+                        end = self.newer_at[partition_name]
                         break
-                    if picked.is_unreadable and not await self._set_aside(partition, record):
+                    if picked.is_unreadable and not await self._dead_letter(partition, record):
                         return False
                     self._add(picked)
-                    self._reached[place] = record.offset + 1
-                    self._latest[place] = max(self._latest.get(place, 0.0), record.appended_at)
-                    looked += 1
+                    self._reached[partition_name] = record.offset + 1
+                    self._latest[partition_name] = max(self._latest.get(partition_name, 0.0), record.appended_at)
+                    scanned += 1
                     now = self.log.now()
                     if self._is_full or now >= self._checkpoint_at + CHECKPOINT_INTERVAL:
                         if not await self.flush():
                             return False
                         until = self.log.now() + TURN
-                    elif looked % RECORDS_AT_ONCE == 0 or now > until:
+                    elif scanned % RECORDS_AT_ONCE == 0 or now > until:
                         await self.sleep(0)
                         until = self.log.now() + TURN
-            self._reached[place] = end
+            self._reached[partition_name] = end
         return await self.flush()
 
     def _pick(self, pick: Pick, partition: Partition, record: Record) -> Picked | None:
@@ -179,11 +191,11 @@ class Scan:
             self.report_newer(partition, record.offset, error)
             return None
 
-    async def _set_aside(self, partition: Partition, record: Record) -> bool:
-        """Set a record aside, after what comes before it was injected. Return False if the scan must end before it."""
+    async def _dead_letter(self, partition: Partition, record: Record) -> bool:
+        """Dead-letter a record, after what comes before it was injected. False if the scan must end before it."""
         if not await self.flush():
             return False
-        if not await self.set_aside(partition, record):
+        if not await self.dead_letter(partition, record):
             await self.publish_checkpoints()
             return False
         return True
@@ -193,12 +205,12 @@ class Scan:
         for run in picked.runs:
             run.batch_count += 1
         if picked.delivery is not None:
-            self._batch.append((picked.delivery, replace(picked.note, is_expedited=self.is_expedited)))
+            self._batch.append((picked.delivery, replace(picked.metadata, is_expedited=self.is_expedited)))
             self._bytes += len(picked.delivery.event.body)
 
     @property
     def _is_full(self) -> bool:
-        return len(self._batch) >= APPENDS_AT_ONCE or self._bytes >= PIECE_BYTES
+        return len(self._batch) >= APPENDS_AT_ONCE or self._bytes >= BATCH_BYTES
 
     async def flush(self) -> bool:
         """Inject the current batch, and publish checkpoints if they are due. Return False if the job must stop here."""
@@ -207,17 +219,19 @@ class Scan:
             self._batch.clear()
             self._bytes = 0
             for run in self.runs:
-                for place, offset in self._reached.items():
+                for partition_name, offset in self._reached.items():
                     # Another run may have begun earlier: what this one had scanned stays covered.
-                    run.positions[place] = max(offset, run.positions.get(place, 0))
-                    run.latest[place] = max(self._latest.get(place, 0.0), run.latest.get(place, 0.0))
+                    run.positions[partition_name] = max(offset, run.positions.get(partition_name, 0))
+                    run.latest[partition_name] = max(
+                        self._latest.get(partition_name, 0.0), run.latest.get(partition_name, 0.0)
+                    )
                 run.count += run.batch_count
                 run.batch_count = 0
             self.flushed |= self._reached
             self._reached.clear()
-            if self.is_wanted() and not self.gives_way():
+            if self.is_wanted() and not self.should_yield():
                 if (
-                    self._since_checkpoint >= BATCH - APPENDS_AT_ONCE
+                    self._since_checkpoint >= CHECKPOINT_EVERY - APPENDS_AT_ONCE
                     or self.log.now() >= self._checkpoint_at + CHECKPOINT_INTERVAL
                 ):
                     await self.publish_checkpoints()
@@ -232,16 +246,16 @@ class Scan:
                 await self.publish_checkpoint(run, self.state)
         self._since_checkpoint, self._checkpoint_at = 0, self.log.now()
 
-    def _answers_of(self, run: Run) -> int:
+    def _answers_of(self, run: JobProgress) -> int:
         return run.answers if run.recreations == self.control.recreations else 0
 
-    async def publish_checkpoint(self, run: Run, state: State, *, is_last: bool = False) -> None:
+    async def publish_checkpoint(self, run: JobProgress, state: State, *, is_last: bool = False) -> None:
         """Publish a run's checkpoint, retrying, unless another owner has continued from the last one."""
         key = run.command.key
         while self.control.checkpoint(key) in (run.last_checkpoint, run.previous_checkpoint):
             answers = self._answers_of(run) if is_last else self.control.answered(key)
             # A sweep answers no command; one of a former control topic would be taken for answered.
-            is_open = not is_last and not answers and self.control.is_open(key)
+            is_open = not is_last and not answers and self.control.is_pending(key)
             checkpoint = ControlRecord(
                 kind="marker",
                 name=key,
@@ -249,26 +263,26 @@ class Scan:
                 at=self.log.now(),
                 checkpoint=dict(run.positions),
                 count=run.count,
-                unread=len(self.unread) if is_last else 0,
+                unread=len(self.unreadable) if is_last else 0,
                 detail=run.detail if is_last else "",
                 answers=answers,
                 routes=self.control.replayed_as(key),
                 tried=None if run.outcome is None else run.outcome.tried,
                 delivered=None if run.outcome is None else run.outcome.delivered,
-                waits={} if run.outcome is None else run.outcome.waits,
-                got={} if run.outcome is None else run.outcome.got,
-                again={} if run.outcome is None else run.outcome.again,
+                waiting_by_reason={} if run.outcome is None else run.outcome.waiting_by_reason,
+                failed_by_result={} if run.outcome is None else run.outcome.failed_by_result,
+                repeated_failures={} if run.outcome is None else run.outcome.repeated_failures,
                 dead=0 if run.outcome is None else run.outcome.dead,
                 rate=run.rate,
                 latest=run.latest_of_all,
-                latest_by_place=dict(run.latest),
+                latest_by_partition=dict(run.latest),
             )
             try:
                 await self.publish(checkpoint)
             except LogUnavailableError as error:
                 if not self.is_wanted():
                     return
-                self.logger.warning("append_retried", order=key, error=str(error))
+                self.logger.warning("append_retried", command=key, error=str(error))
                 await self.sleep(1.0)
             else:
                 run.previous_checkpoint, run.last_checkpoint = run.last_checkpoint, checkpoint.checkpoint
@@ -277,7 +291,10 @@ class Scan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobServices:
-    """What the jobs share. `publish` returns once the record is in force here; `owner` is None if that isn't us."""
+    """What the jobs share. `publish` returns once the record is in force here.
+
+    `owner()` returns a token while this process owns the jobs, else None.
+    """
 
     log: Log
     topics: Topics
@@ -310,7 +327,7 @@ class ScanningJob:
         self._owner = services.owner
         self._logger = services.logger
         self._sleep = services.sleep
-        self._patient = Patient(services.log)
+        self._patient_reader = PatientReader(services.log)
 
     async def _first_records(
         self, topics: Collection[str], commands: Iterable[ControlRecord]
@@ -321,33 +338,37 @@ class ScanningJob:
         LogUnavailableError.
         """
         known = {
-            place for command in commands for place in (*command.checkpoint, *self._control.checkpoint(command.key))
+            partition_name
+            for command in commands
+            for partition_name in (*command.checkpoint, *self._control.checkpoint(command.key))
         }
         firsts: dict[str, tuple[int, float]] = {}
         for topic in topics:
             bounds, _ = await self._log.readable(topic)
             for number, (start, end) in bounds.items():
                 partition = Partition(topic, number)
-                if (place := partition_key(partition)) not in known:
+                if (partition_name := partition_key(partition)) not in known:
                     continue
-                firsts[place] = start, math.inf
+                firsts[partition_name] = start, math.inf
                 async with aclosing(records_of(self._log, partition, start, end)) as records:
                     async for record in records:
-                        firsts[place] = start, record.appended_at
+                        firsts[partition_name] = start, record.appended_at
                         break
         return firsts
 
-    def _run(self, command: ControlRecord, firsts: Mapping[str, tuple[int, float]] = MappingProxyType({})) -> Run:
+    def _run(
+        self, command: ControlRecord, firsts: Mapping[str, tuple[int, float]] = MappingProxyType({})
+    ) -> JobProgress:
         """Continue from the last checkpoint of a command's key, with its count if that job was unfinished."""
         key = command.key
         last = self._control.checkpoint(key)
-        until = {place: self._control.covered_until(key, place) for place in last}
+        until = {partition_name: self._control.covered_until(key, partition_name) for partition_name in last}
         positions, latest = dict(last), dict(until)
-        for place, (start, appended_at) in firsts.items():
+        for partition_name, (start, appended_at) in firsts.items():
             # A checkpoint covers what was appended before it, so this topic has been recreated since.
-            if start < last.get(place, 0) and appended_at > until[place]:
-                del positions[place], latest[place]
-        return Run(
+            if start < last.get(partition_name, 0) and appended_at > until[partition_name]:
+                del positions[partition_name], latest[partition_name]
+        return JobProgress(
             command=command,
             answers=self._position(),
             recreations=self._control.recreations,
@@ -378,13 +399,13 @@ class ScanningJob:
 
     def _scan(
         self,
-        runs: Collection[Run],
+        runs: Collection[JobProgress],
         is_wanted: Callable[[], bool],
         *,
         is_expedited: bool = False,
         state: State = "asked",
-        gives_way: Callable[[], bool] = never,
-        set_aside: Callable[[Partition, Record], Awaitable[bool]] = passed,
+        should_yield: Callable[[], bool] = never_yields,
+        dead_letter: Callable[[Partition, Record], Awaitable[bool]] = skip_unreadable,
     ) -> Scan:
         return Scan(
             log=self._log,
@@ -398,11 +419,11 @@ class ScanningJob:
             runs=runs,
             is_expedited=is_expedited,
             state=state,
-            gives_way=gives_way,
-            set_aside=set_aside,
+            should_yield=should_yield,
+            dead_letter=dead_letter,
         )
 
-    async def _end(self, scan: Scan, run: Run, state: State) -> None:
+    async def _end(self, scan: Scan, run: JobProgress, state: State) -> None:
         """Publish the end of a job.
 
         That is its command's end, or its last checkpoint if a newer command may be stored under that key.
@@ -410,31 +431,35 @@ class ScanningJob:
         command = run.command
         if command.kind != "dead":
             await scan.publish_checkpoint(run, "done", is_last=True)
-        elif scan.is_wanted() and self._control.is_asked(command):
+        elif scan.is_wanted() and self._control.is_pending_command(command):
             done = command.with_state(state, count=run.count, latest=run.latest_of_all)
             if scan.newer_at:
                 done = replace(done, checkpoint={**done.checkpoint, **scan.newer_at}, detail=STOPPED_AT_NEWER)
             missed = {
-                place: reached
-                for place in scan.unread
-                if command.checkpoint.get(place, 0) > (reached := run.positions.get(place, 0))
+                partition_name: reached
+                for partition_name in scan.unreadable
+                if command.checkpoint.get(partition_name, 0) > (reached := run.positions.get(partition_name, 0))
             }
             done = replace(done, checkpoint={**done.checkpoint, **missed}, unread=command.unread + len(missed))
             await self._publish(done)
-        last = {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waits)}
-        self._logger.info("job_finished", order=command.key, state=state, count=run.count, detail=run.detail, **last)
+        last = (
+            {} if run.outcome is None else {"tried": run.outcome.tried, "waiting": dict(run.outcome.waiting_by_reason)}
+        )
+        self._logger.info("job_finished", command=command.key, state=state, count=run.count, detail=run.detail, **last)
 
-    async def _publish_cancelled(self, scan: Scan, run: Run) -> None:
+    async def _publish_cancelled(self, scan: Scan, run: JobProgress) -> None:
         await scan.publish_checkpoint(run, "cancelled", is_last=True)
-        self._logger.info("job_finished", order=run.command.key, state="cancelled", count=run.count, detail=run.detail)
+        self._logger.info(
+            "job_finished", command=run.command.key, state="cancelled", count=run.count, detail=run.detail
+        )
 
     async def _ends(self, scan: Scan, topic: str) -> dict[str, int]:
         """Return the end offsets of a topic's readable partitions; the others are left out of the scan.
 
         Raises LogUnavailableError for those that have been unreadable only for a moment.
         """
-        bounds, unread = await self._patient.readable(topic)
-        scan.unread |= {f"{topic}/{number}" for number in unread}
+        bounds, unreadable = await self._patient_reader.readable(topic)
+        scan.unreadable |= {f"{topic}/{number}" for number in unreadable}
         return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
 
     def _successor_of(self, delivery: Delivery, *, at_once: bool) -> Delivery:

@@ -20,7 +20,7 @@ from enum import Enum, auto
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
 from gateway.engine.control.routing_history import SKEW
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.dead_letters import read_letter
+from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.engine.unavailable_partitions import Readable
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_sightings
@@ -49,7 +49,7 @@ class Fate(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dead:
+class OpenDeadLetters:
     """The open dead letters of a route: their positions as PARTITION@OFFSET, by event and destination.
 
     `ends` is how far they were read.
@@ -59,36 +59,38 @@ class Dead:
     ends: Mapping[str, int] = field(default_factory=dict)
     latest: float = 0.0
     """When the last of them was appended."""
-    unread: frozenset[str] = frozenset()
+    unreadable: frozenset[str] = frozenset()
     """Partitions that couldn't be read ("topic/partition"): their dead letters are unknown."""
 
     def of(self, event: Event, destination: str) -> Sequence[str]:
         return self.letters.get((event.id, event.received_at, destination), ())
 
 
-async def open_letters(log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable) -> Dead:
+async def open_dead_letters(
+    log: Log, topics: Topics, control: Control, selection: Selection, *, readable: Readable
+) -> OpenDeadLetters:
     """Read the open dead letters of a selection's route, from the partitions that are `readable`."""
     letters: dict[tuple[str, float, str], list[str]] = {}
     latest = 0.0
     ends: dict[str, int] = {}
     which = DeadFilter(route=selection.route, destination=selection.destination)
     # A dead letter from before the first event was appended isn't about any of them.
-    bounds, unread = await readable(topics.dead)
+    bounds, unreadable = await readable(topics.dead)
     starts = await log.offsets_at(topics.dead, max(0.0, selection.since - SKEW), bounds.keys())
     for number, (first, end) in bounds.items():
         partition = Partition(topics.dead, number)
         ends[f"{topics.dead}/{number}"] = end
         async for records in log.scan(partition, max(first, starts.get(number, first)), end):
             for record in records:
-                letter, stored = read_letter(record)
+                letter, stored = read_dead_letter(record)
                 if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                     continue
                 event = stored.delivery.event
                 latest = max(latest, letter.at)
                 about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
                 about.append(f"{number}@{record.offset}")
-    unreadable = frozenset([f"{topics.dead}/{number}" for number in unread])
-    return Dead(letters=letters, ends=ends, latest=latest, unread=unreadable)
+    names = frozenset([f"{topics.dead}/{number}" for number in unreadable])
+    return OpenDeadLetters(letters=letters, ends=ends, latest=latest, unreadable=names)
 
 
 class Sighted:
@@ -99,31 +101,41 @@ class Sighted:
         starts: Mapping[str, int],
         ends: Mapping[str, int],
         done: Mapping[str, Commit],
-        unread: frozenset[str] = frozenset(),
+        unreadable: frozenset[str] = frozenset(),
     ) -> None:
-        self.unread = unread
+        self.unreadable = unreadable
         """Partitions of `gateway.dedupe` that couldn't be read: any entry may be there, so nothing counts as dropped.
         """
         self._starts = starts
         self._done = done
         self._lowest: dict[str, int] = {}
-        self._bits = {place: bytearray((end - starts[place]) // 8 + 1) for place, end in ends.items()}
+        self._bits = {
+            partition_name: bytearray((end - starts[partition_name]) // 8 + 1) for partition_name, end in ends.items()
+        }
 
-    def add(self, place: str, rows: bytes) -> None:
-        bits = self._bits[place]
-        start = self._starts[place]
+    def add(self, partition_name: str, rows: bytes) -> None:
+        bits = self._bits[partition_name]
+        start = self._starts[partition_name]
         for _, _, offset, _ in SIGHTING.iter_unpack(rows):
-            self._lowest[place] = min(offset, self._lowest.get(place, offset))
+            self._lowest[partition_name] = min(offset, self._lowest.get(partition_name, offset))
             if 0 <= offset - start < 8 * len(bits):
                 bits[(offset - start) // 8] |= 1 << (offset - start) % 8
 
     def was_dropped_as_duplicate(self, partition: Partition, offset: int) -> bool:
         """Return whether an event, whose source had `dedupe` when it was read, was certainly dropped as a duplicate."""
-        place = partition_key(partition)
-        if self.unread or place not in self._bits or place not in self._done or not self._done[place].covers(offset):
+        partition_name = partition_key(partition)
+        if (
+            self.unreadable
+            or partition_name not in self._bits
+            or partition_name not in self._done
+            or not self._done[partition_name].covers(offset)
+        ):
             return False  # entries are stored before the commit that covers their events
-        index = offset - self._starts[place]
-        return self._lowest.get(place, offset) < offset and not self._bits[place][index // 8] >> index % 8 & 1
+        index = offset - self._starts[partition_name]
+        return (
+            self._lowest.get(partition_name, offset) < offset
+            and not self._bits[partition_name][index // 8] >> index % 8 & 1
+        )
 
 
 async def sighted_of(
@@ -137,23 +149,23 @@ async def sighted_of(
 ) -> Sighted:
     """Read the dedupe entries of the events of a selection, from the partitions that are `readable`."""
     done: dict[str, Commit] = {}
-    for topic in {place.rpartition("/")[0] for place in ends}:
+    for topic in {partition_name.rpartition("/")[0] for partition_name in ends}:
         commits = await log.committed(topics.group(ROUTER_GROUP), topic)
         done |= {f"{topic}/{number}": commit for number, commit in commits.items()}
-    bounds, unread = await readable(topics.dedupe)
-    sighted = Sighted(selection.starts, ends, done, frozenset([f"{topics.dedupe}/{number}" for number in unread]))
+    bounds, unreadable = await readable(topics.dedupe)
+    sighted = Sighted(selection.starts, ends, done, frozenset([f"{topics.dedupe}/{number}" for number in unreadable]))
     starts = await log.offsets_at(topics.dedupe, max(0.0, selection.since - BEFORE), bounds.keys())
     for number, (first, end) in bounds.items():
         partition = Partition(topics.dedupe, number)
         async for records in log.scan(partition, max(first, starts.get(number, first)), end):
             for record in records:
-                place = record.key.decode(errors="replace")
-                if place not in ends:
+                partition_name = record.key.decode(errors="replace")
+                if partition_name not in ends:
                     continue
                 with suppress(UnreadableRecordError):
                     rows = decode_sightings(record).rows
                     for begin in range(0, len(rows), ROWS_AT_ONCE * SIGHTING.size):
-                        sighted.add(place, rows[begin : begin + ROWS_AT_ONCE * SIGHTING.size])
+                        sighted.add(partition_name, rows[begin : begin + ROWS_AT_ONCE * SIGHTING.size])
                         await sleep(0)
     return sighted
 
@@ -168,7 +180,7 @@ class Undelivered:
         self,
         control: Control,
         route: str,
-        dead: Dead,
+        dead: OpenDeadLetters,
         *,
         sighted: Sighted | None = None,
         rules: Callable[[], Rules],
@@ -262,9 +274,9 @@ class _Replay:
         self.is_of_undelivered = command.selection.undelivered
 
     def covers(self, partition: Partition, record: Record, event: Event, destination: str) -> bool:
-        which, place = self._selection, f"{partition.topic}/{partition.number}"
+        which, partition_name = self._selection, partition_key(partition)
         return (
-            which.starts.get(place, record.offset + 1) <= record.offset < self._reach.get(place, 0)
+            which.starts.get(partition_name, record.offset + 1) <= record.offset < self._reach.get(partition_name, 0)
             and which.since <= record.appended_at
             and (which.until is None or record.appended_at < which.until)
             and which.source in (None, event.source)

@@ -68,7 +68,7 @@ class _Entry:
         One in a newer format can, and so can one that was read by rules by which it went elsewhere, until it is
         committed. While the partition's owner isn't known, another may have delivered this by other rules.
         """
-        tracker = self.item.pending.tracker
+        tracker = self.item.record.tracker
         if tracker.is_suspended:
             return False
         if self.origin is None:
@@ -80,7 +80,7 @@ class _Entry:
     @property
     def is_worth_waiting_for(self) -> bool:
         """Whether it will be appended, though nothing is started any more: what it waits for is in flight."""
-        tracker = self.item.pending.tracker
+        tracker = self.item.record.tracker
         if self.origin is None or not tracker.is_writable:
             return False
         offset = self.origin.offset
@@ -125,10 +125,10 @@ class OrderedAppender:
         """Find out how many partitions a topic has; then assign the entries that came meanwhile to queues."""
         entries = self._unassigned[topic]
         pause = FIRST_PAUSE
-        while any(not entry.item.pending.tracker.is_lost for entry in entries):
+        while any(not entry.item.record.tracker.is_lost for entry in entries):
             try:
-                bounds, unread = await self._services.log.readable(topic)
-                count = len(bounds) + len(unread)
+                bounds, unreadable = await self._services.log.readable(topic)
+                count = len(bounds) + len(unreadable)
                 if count:
                     # Without partitions that were added later, or a key's next event could overtake.
                     self._partition_counts[topic] = min(count, ORDERED_PARTITIONS)
@@ -144,15 +144,15 @@ class OrderedAppender:
             if topic in self._partition_counts:
                 self._assign_queue(entry, topic)
             else:
-                self._dispatch.forget(entry.item)
+                self._dispatch.finish_silently(entry.item)
 
     def _assign_queue(self, entry: _Entry, topic: str) -> None:
         key = order_key(entry.item.delivery.event).encode("utf-8", "surrogateescape")
         partition = Partition(topic, partition_of(key, self._partition_counts[topic]))
-        place = (None if entry.origin is None else entry.origin.partition, partition)
-        queue = self._queues.get(place)
+        key_of_queue = (None if entry.origin is None else entry.origin.partition, partition)
+        queue = self._queues.get(key_of_queue)
         if queue is None:
-            queue = self._queues[place] = _Queue(partition)
+            queue = self._queues[key_of_queue] = _Queue(partition)
         queue.entries.append(entry)
         if not queue.is_busy:
             queue.is_busy = True
@@ -161,9 +161,9 @@ class OrderedAppender:
     async def _append(self, queue: _Queue) -> None:
         """Append a queue's entries, until it is empty."""
         pause = FIRST_PAUSE
-        most = BATCH_RECORDS
+        limit = BATCH_RECORDS
         while True:
-            batch = self._next_batch(queue, most)
+            batch = self._next_batch(queue, limit)
             if not batch:
                 if not queue.entries or (self._dispatch.is_draining and not queue.entries[0].is_worth_waiting_for):
                     queue.is_busy = False
@@ -174,7 +174,7 @@ class OrderedAppender:
                 await self._services.log.append_in_order(queue.partition, [self._encode(entry) for entry in batch])
             except RecordTooLargeError as error:
                 if len(batch) > 1:
-                    most = 1  # to find out which of them it is
+                    limit = 1  # to find out which of them it is
                     continue
                 queue.entries.popleft()
                 self._dispatch.end(batch[0].item, DeadLettered(reason=DeadReason.TOO_LARGE, detail=str(error)))
@@ -186,31 +186,31 @@ class OrderedAppender:
             else:
                 for entry in batch:
                     queue.entries.popleft()
-                    self._dispatch.forget(entry.item)
-            pause, most = FIRST_PAUSE, BATCH_RECORDS
+                    self._dispatch.finish_silently(entry.item)
+            pause, limit = FIRST_PAUSE, BATCH_RECORDS
 
     def _log_retry(self, topic: str, error: str) -> None:
         if count := self._log_throttle.count(topic, self._services.log.now()):
             self._services.logger.warning("append_retried", topic=topic, count=count, error=error)
 
-    def _next_batch(self, queue: _Queue, most: int) -> list[_Entry]:
+    def _next_batch(self, queue: _Queue, limit: int) -> list[_Entry]:
         """Return the first entries that may be appended; forget those that another owner reads again."""
         entries = queue.entries
-        while entries and entries[0].item.pending.tracker.is_lost:
-            self._dispatch.forget(entries.popleft().item)
+        while entries and entries[0].item.record.tracker.is_lost:
+            self._dispatch.finish_silently(entries.popleft().item)
         batch: list[_Entry] = []
         size = 0
         for entry in entries:
             size += entry.item.size
-            is_full = len(batch) == most or (batch and size > BATCH_BYTES)
-            if is_full or entry.item.pending.tracker.is_lost or not entry.may_be_appended:
+            is_full = len(batch) == limit or (batch and size > BATCH_BYTES)
+            if is_full or entry.item.record.tracker.is_lost or not entry.may_be_appended:
                 break
             batch.append(entry)
         return batch
 
     def _encode(self, entry: _Entry) -> NewRecord:
         delivery, event = entry.item.delivery, entry.item.delivery.event
-        headers = encode_delivery(delivery, entry.item.note, at=self._services.log.now())
+        headers = encode_delivery(delivery, entry.item.metadata, at=self._services.log.now())
         if entry.origin is not None:
             headers.append(encode_origin(entry.origin))
         return NewRecord(order_key(event).encode("utf-8", "surrogateescape"), event.body, headers)

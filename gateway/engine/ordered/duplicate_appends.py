@@ -36,9 +36,9 @@ class Furthest(NamedTuple):
 class DuplicateAppends:
     """The furthest positions of the event partitions in one ordered partition, from its assignment on."""
 
-    def __init__(self, note: bytes = b"") -> None:
+    def __init__(self, metadata: bytes = b"") -> None:
         """Continue from the metadata of a commit, with the record at its base."""
-        rows = [ROW.unpack_from(note, start) for start in range(0, len(note) - ROW.size + 1, ROW.size)]
+        rows = [ROW.unpack_from(metadata, start) for start in range(0, len(metadata) - ROW.size + 1, ROW.size)]
         # Invariant: the event partition with the latest record comes last.
         self._below_base = {row[0]: Furthest(row[1] << 32 | row[2], row[3] << 32 | row[4]) for row in reversed(rows)}
         self._furthest = self._below_base.copy()

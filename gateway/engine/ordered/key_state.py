@@ -13,7 +13,7 @@ class KeyState:
     partition: Partition
     attempts: tuple[Attempt, ...]
     due: float
-    end: DeadLettered | None
+    outcome: DeadLettered | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

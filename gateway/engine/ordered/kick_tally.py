@@ -1,6 +1,6 @@
-"""What a kick comes to on an ordered route: which of its deliveries were tried, and why the others wait.
+"""The outcome of a kick on an ordered route: which of its deliveries were tried, and why the others wait.
 
-    followed ──▶ ended, without an end of its own ────────▶ tried: delivered
+    tracked ───▶ ended, without an outcome of its own ────▶ tried: delivered
         │        another attempt than before the kick ────▶ tried: it failed; dead, if it ended with that
         │        ended without one ───────────────────────▶ ended
         ├──────▶ behind an unfinished one of its key ─────▶ waits for that one
@@ -23,15 +23,18 @@ OUTCOME_AFTER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Followed:
+class _Tracked:
     item: PendingDelivery
     attempts: int
-    before: str
+    previous_result: str
     """Result of the last attempt before the kick; "" without one."""
 
 
 class KickTally:
-    """The deliveries of an ordered route that wait in one process as a kick arrives, until its outcome is published."""
+    """The deliveries of an ordered route that wait in one process as a kick arrives, until its outcome is published.
+
+    On plain routes, the job of the kick has `jobs/kick_outcomes.py` instead.
+    """
 
     def __init__(self, route: str, destination: str) -> None:
         self._target = (route, destination)
@@ -47,15 +50,15 @@ class KickTally:
         queues: Iterable[Iterable[PendingDelivery]],
         results: Mapping[PendingDelivery, str],
     ) -> None:
-        """Follow the deliveries in these queues from a kick on, after it reset the attempts of what had halted.
+        """Track the deliveries in these queues from a kick on, after it reset the attempts of what had halted.
 
         `unread` is how many others of each partition aren't in memory, `results` are those of the last attempts.
         """
         self._kicked_at, self._until = kicked_at, now + OUTCOME_AFTER
         self._partitions = {tracker: _OfPartition(number, []) for tracker, number in unread.items()}
         for item in chain.from_iterable(queues):
-            if (of := self._partitions.get(item.pending.tracker)) is not None:
-                of.followed.append(_Followed(item, len(item.delivery.attempts), results.get(item, "")))
+            if (of := self._partitions.get(item.record.tracker)) is not None:
+                of.tracked.append(_Tracked(item, len(item.delivery.attempts), results.get(item, "")))
 
     @property
     def is_open(self) -> bool:
@@ -63,19 +66,19 @@ class KickTally:
         return bool(self._partitions)
 
     def take_outcomes(
-        self, now: float, heads: Collection[PendingDelivery], held_by: str, rate: float | None
+        self, now: float, heads: Collection[PendingDelivery], hold_reason: str, rate: float | None
     ) -> Sequence[ControlRecord]:
         """Return the outcome on each partition with a backlog that is still ours, once; () before it is settled.
 
         That is when each delivery was tried, has ended, or waits for one that was tried; else after some time. `heads`
-        are the first unfinished deliveries of their keys, `held_by` is why none of them is sent now, if so.
+        are the first unfinished deliveries of their keys, `hold_reason` is why none of them is sent now, if so.
         """
         found = [(tracker, of) for tracker, of in self._partitions.items() if tracker.is_live and of.count]
-        is_settled = all(of.is_settled(heads, held_by) for _, of in found)
+        is_settled = all(of.is_settled(heads, hold_reason) for _, of in found)
         if not is_settled and now < self._until:
             return ()
         self._partitions = {}
-        outcomes = [(of.outcome(heads, held_by), tracker.partition.number) for tracker, of in found]
+        outcomes = [(of.outcome(heads, hold_reason), tracker.partition.number) for tracker, of in found]
         return [
             replace(outcome, name=tried_name(*self._target, number), at=self._kicked_at, rate=rate)
             for outcome, number in outcomes
@@ -85,32 +88,32 @@ class KickTally:
 @dataclass(frozen=True, slots=True)
 class _OfPartition:
     unread: int
-    followed: list[_Followed]
+    tracked: list[_Tracked]
 
     @property
     def count(self) -> int:
-        return self.unread + len(self.followed)
+        return self.unread + len(self.tracked)
 
-    def is_settled(self, heads: Collection[PendingDelivery], held_by: str) -> bool:
+    def is_settled(self, heads: Collection[PendingDelivery], hold_reason: str) -> bool:
         return all(
-            _wait_reason(each, heads, held_by) in _SETTLED and not _is_dying(each.item) for each in self.followed
+            _wait_reason(each, heads, hold_reason) in _SETTLED and not _is_dying(each.item) for each in self.tracked
         )
 
-    def outcome(self, heads: Collection[PendingDelivery], held_by: str) -> ControlRecord:
-        waits = Counter[str]({UNREAD: self.unread} if self.unread else {})
-        got, again = Counter[str](), Counter[str]()
+    def outcome(self, heads: Collection[PendingDelivery], hold_reason: str) -> ControlRecord:
+        waiting_by_reason = Counter[str]({UNREAD: self.unread} if self.unread else {})
+        failed_by_result, repeated_failures = Counter[str](), Counter[str]()
         delivered = dead = 0
-        for each in self.followed:
-            if reason := _wait_reason(each, heads, held_by):
-                waits[reason] += 1
+        for each in self.tracked:
+            if reason := _wait_reason(each, heads, hold_reason):
+                waiting_by_reason[reason] += 1
             elif len(each.item.delivery.attempts) == each.attempts:
                 delivered += 1
             else:
                 result = last_result(each.item.delivery)
-                got[result] += 1
-                again[result] += result == each.before
-                dead += each.item.stage is Stage.ENDED and each.item.end is not None
-        tried = delivered + got.total()
+                failed_by_result[result] += 1
+                repeated_failures[result] += result == each.previous_result
+                dead += each.item.stage is Stage.FINISHED and each.item.outcome is not None
+        tried = delivered + failed_by_result.total()
         return ControlRecord(
             kind="marker",
             name="",
@@ -119,9 +122,9 @@ class _OfPartition:
             count=self.count,
             tried=tried,
             delivered=delivered,
-            waits=dict(waits),
-            got=dict(got),
-            again=dict(+again),
+            waiting_by_reason=dict(waiting_by_reason),
+            failed_by_result=dict(failed_by_result),
+            repeated_failures=dict(+repeated_failures),
             dead=dead,
         )
 
@@ -131,23 +134,23 @@ _SETTLED = frozenset({"", BEHIND, ENDED, HALTED})
 
 def _is_dying(item: PendingDelivery) -> bool:
     """Return whether it is to become a dead letter, but that isn't stored yet."""
-    return item.end is not None and item.stage is Stage.APPEND
+    return item.outcome is not None and item.stage is Stage.APPEND
 
 
-def _wait_reason(followed: _Followed, heads: Collection[PendingDelivery], held_by: str) -> str:
+def _wait_reason(tracked: _Tracked, heads: Collection[PendingDelivery], hold_reason: str) -> str:
     """Return why a delivery wasn't tried; "" if it was."""
-    item = followed.item
-    if len(item.delivery.attempts) > followed.attempts:
+    item = tracked.item
+    if len(item.delivery.attempts) > tracked.attempts:
         return ""
-    if item.stage is Stage.ENDED:
-        return "" if item.end is None else ENDED
+    if item.stage is Stage.FINISHED:
+        return "" if item.outcome is None else ENDED
     if item.stage is not Stage.WAITING:
         return ON_ITS_WAY
-    if item.end is not None:
+    if item.outcome is not None:
         return HALTED
-    if held_by == SpillReason.PAUSED:
-        return held_by
-    return (held_by or ON_ITS_WAY) if item in heads else BEHIND
+    if hold_reason == SpillReason.PAUSED:
+        return hold_reason
+    return (hold_reason or ON_ITS_WAY) if item in heads else BEHIND
 
 
 def last_result(delivery: Delivery) -> str:

@@ -29,23 +29,23 @@ from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery, order_key, origin_of
 from gateway.model import (
-    NO_NOTE,
+    NO_METADATA,
     DeadLettered,
     DeadReason,
     Delivery,
     Event,
     NewerRecordError,
-    Note,
     Occurrence,
+    RecordMetadata,
     SpillReason,
     UndecodableRecordError,
 )
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import Route
 
-ALL_MEMORY = 128 << 20
+MAX_TOTAL_MEMORY = 128 << 20
 """Bytes of records in memory of all ordered routes of a process; each has its share, so that none stops another."""
-LEAST_MEMORY = 4 << 20
+MIN_MEMORY = 4 << 20
 REVOKE_GRACE = 10.0
 """Seconds that attempts have to end when partitions are revoked; then their connections are cut. The next owner must
 not start the next delivery of a key while we still send this one."""
@@ -62,10 +62,10 @@ class OrderedRoute(Member):
 
     keeps_order = True
 
-    def __init__(self, services: Services, dispatch: Dispatcher, place: tuple[str, str], *, memory: int) -> None:
-        super().__init__(services, dispatch, None, services.topics.ordered_group(*place), memory=memory)
-        self.route, self.destination = place
-        self.topic = services.topics.ordered(*place)
+    def __init__(self, services: Services, dispatch: Dispatcher, target: tuple[str, str], *, memory: int) -> None:
+        super().__init__(services, dispatch, None, services.topics.ordered_group(*target), memory=memory)
+        self.route, self.destination = target
+        self.topic = services.topics.ordered(*target)
         self._appended: dict[Tracker, DuplicateAppends] = {}
         self._unknown_since: float | None = None
         self._update_unknown_since()
@@ -81,7 +81,7 @@ class OrderedRoute(Member):
 
     @override
     def loops(self) -> Iterable[tuple[str, Loop]]:
-        return (*super().loops(), ("admit", self._keep_admitting))
+        return (*super().loops(), ("admit", self._admit_loop))
 
     @override
     async def wanted(self) -> frozenset[str]:
@@ -92,13 +92,13 @@ class OrderedRoute(Member):
         super().reload()
         self._update_unknown_since()
         for head in self._halted_heads():
-            if _has_no_match(head):
+            if _condition_failed(head):
                 self._make_ready(head)  # to be matched by the new rules
 
     def _halted_heads(self) -> list[PendingDelivery]:
         ready = {id(item) for item in self._ready}
         heads = [queue[0] for queue in self._queues.values()]
-        return [head for head in heads if head.stage is Stage.WAITING and head.end and id(head) not in ready]
+        return [head for head in heads if head.stage is Stage.WAITING and head.outcome and id(head) not in ready]
 
     def _update_unknown_since(self) -> None:
         """Track since when the rules lack the route or its destination."""
@@ -111,10 +111,10 @@ class OrderedRoute(Member):
     # Partitions.
 
     @override
-    def assigned(self, assignments: Sequence[Assignment], awaited: Collection[Partition] = ()) -> None:
-        super().assigned(assignments, awaited)
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
+        super().assigned(assignments, without_position)
         for assignment in assignments:
-            self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.note)
+            self._appended[self.trackers[assignment.partition]] = DuplicateAppends(assignment.commit.metadata)
 
     @override
     def _lose(self, tracker: Tracker) -> None:
@@ -125,7 +125,7 @@ class OrderedRoute(Member):
     def commit_metadata(self, tracker: Tracker, commit: Commit) -> bytes:
         appended = self._appended[tracker]
         before = appended.omitted
-        note = appended.metadata(commit.base, COMMIT_BYTES - len(commit.done))
+        metadata = appended.metadata(commit.base, COMMIT_BYTES - len(commit.done))
         if appended.omitted and not before:
             self._services.logger.warning(
                 "ordered_commit_metadata_full",
@@ -133,7 +133,7 @@ class OrderedRoute(Member):
                 partition=tracker.partition.number,
                 count=appended.omitted,
             )
-        return note
+        return metadata
 
     # Reading.
 
@@ -153,8 +153,8 @@ class OrderedRoute(Member):
         content = _decoded(record)
         # The position in a foreign record says nothing about what a router has appended.
         origin = None if isinstance(content, UndecodableRecordError) else origin_of(record)
-        # Checked for completed records, too: their positions belong into the metadata of later commits, for the next
-        # owner.
+        # Checked for completed records, too: their positions must go into the metadata of later commits, for the
+        # next owner.
         is_duplicate = origin is not None and self._appended[tracker].is_duplicate(record.offset, origin)
         pending = self.track(tracker, record, self._log.now())
         if pending is None:
@@ -173,8 +173,8 @@ class OrderedRoute(Member):
     def _enqueue(self, pending: PendingRecord, stored: StoredDelivery) -> None:
         item = pending.add(stored.delivery)
         item.stage = Stage.WAITING
-        if stored.note.reason:
-            item.end = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.note.detail)
+        if stored.metadata.reason:
+            item.outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.metadata.detail)
         queue = self._queues.setdefault(self._key(item), deque())
         queue.append(item)
         if len(queue) == 1:
@@ -184,17 +184,17 @@ class OrderedRoute(Member):
         """Return whether the route matches an event, and if that couldn't be evaluated, how its delivery ends."""
         for route, error in self._services.rules().table.match(EventView.of(event)):
             if route.name == self.route:
-                end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
-                return True, end
+                outcome = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+                return True, outcome
         return False, None
 
     def _is_still_matched(self, item: PendingDelivery) -> bool:
         """Match an event again whose condition couldn't be evaluated; return False if the route isn't for it."""
         rules, event = self._services.rules(), item.delivery.event
-        if not _has_no_match(item) or self.route not in rules.routes or event.source not in rules.sources:
+        if not _condition_failed(item) or self.route not in rules.routes or event.source not in rules.sources:
             return True
-        is_matched, item.end = self._match(event)
-        if item.end is None:
+        is_matched, item.outcome = self._match(event)
+        if item.outcome is None:
             self._log_released(item, "rules")
         return is_matched
 
@@ -202,7 +202,7 @@ class OrderedRoute(Member):
         known = self._key_states.pop(item.delivery.occurrence, None)
         if known is not None:
             item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
-            item.end = known.end or item.end
+            item.outcome = known.outcome or item.outcome
         self._make_ready(item)
 
     def _make_ready(self, item: PendingDelivery) -> None:
@@ -212,8 +212,8 @@ class OrderedRoute(Member):
 
     # Attempts, in order.
 
-    async def _keep_admitting(self) -> None:
-        """Dispatch what is ready once a commit has been accepted since."""
+    async def _admit_loop(self) -> None:
+        """Dispatch ready deliveries once a commit sent after they became ready has been accepted."""
         while True:
             await self._woken.wait()
             self._woken.clear()
@@ -224,7 +224,7 @@ class OrderedRoute(Member):
                     continue
                 asked_at = asyncio.get_running_loop().time()
                 ready = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
-                partitions = {item.pending.tracker.partition for item in ready}
+                partitions = {item.record.tracker.partition for item in ready}
                 if not await self._committer.commit(partitions, is_ownership_check=True):
                     await self._services.sleep(RETRY_DELAY)
                     continue
@@ -235,15 +235,15 @@ class OrderedRoute(Member):
                 self._ready = [item for item in self._ready if id(item) not in proven]
                 for item in ready:
                     item.ownership_checked_at = asked_at
-                    if item.pending.tracker.is_live:
-                        item.note = NO_NOTE
+                    if item.record.tracker.is_live:
+                        item.metadata = NO_METADATA
                         if self._unknown_since is not None:
-                            since = max(self._unknown_since, item.pending.appended_at)
-                            item.note = Note(unknown_since=since)
+                            since = max(self._unknown_since, item.record.appended_at)
+                            item.metadata = RecordMetadata(unknown_since=since)
                         if self._is_still_matched(item):
                             self._dispatch.admit(item, now)
                         else:
-                            self._dispatch.forget(item)
+                            self._dispatch.finish_silently(item)
 
     @override
     def resume(self, item: PendingDelivery, now: float) -> None:
@@ -268,13 +268,13 @@ class OrderedRoute(Member):
             del self._queues[key]
 
     @override
-    def halt_instead(self, item: PendingDelivery, end: DeadLettered) -> bool:
+    def halt_instead(self, item: PendingDelivery, outcome: DeadLettered) -> bool:
         route = self._route()
-        if end.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
+        if outcome.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
             return False
-        if item.pending.tracker.is_lost:
+        if item.record.tracker.is_lost:
             return False  # its memory has to be released
-        item.end = end
+        item.outcome = outcome
         item.stage = Stage.WAITING
         if route is None:
             return True  # its last attempt outlived its route; if that comes back, the key continues here, in order
@@ -287,8 +287,8 @@ class OrderedRoute(Member):
             destination=self.destination,
             event_id=item.delivery.event.id,
             delivery_id=item.delivery.id,
-            reason=end.reason,
-            detail=end.detail,
+            reason=outcome.reason,
+            detail=outcome.detail,
         )
         return True
 
@@ -310,7 +310,7 @@ class OrderedRoute(Member):
         return self._services.rules().routes.get(self.route)
 
     def _key(self, item: PendingDelivery) -> tuple[Partition, str]:
-        return item.pending.tracker.partition, order_key(item.delivery.event)
+        return item.record.tracker.partition, order_key(item.delivery.event)
 
     # Kicks, and gauges.
 
@@ -338,27 +338,29 @@ class OrderedRoute(Member):
             for item in heads:
                 if self._reset_for_retry(item) and id(item) not in ready:
                     self._make_ready(item)
-            self._follow_kick(results)
+            self._track_kick(results)
         elif route is not None and route.on_exhausted != "halt":
             for item in self._halted_heads():
                 self._log_released(item, "rules")
                 self._make_ready(item)
 
-    def _follow_kick(self, results: Mapping[PendingDelivery, str]) -> None:
+    def _track_kick(self, results: Mapping[PendingDelivery, str]) -> None:
         lag = {} if self._consumer is None else self._consumer.lag()
-        unread = {tracker: lag.get(place, 0) + len(tracker.buffered) for place, tracker in self.trackers.items()}
+        unread = {
+            tracker: lag.get(partition, 0) + len(tracker.buffered) for partition, tracker in self.trackers.items()
+        }
         self._kick_tally.begin(self._kicked_at, self._log.now(), unread, self._queues.values(), results)
 
     def _publish_kick_outcome(self) -> None:
-        """Publish what the last kick came to, once that is known."""
+        """Publish the outcome of the last kick, once that is known."""
         destination = self._services.rules().destinations.get(self.destination)
         rate = None if destination is None else destination.rate
         heads = {head for head, *_ in self._queues.values()}
-        for outcome in self._kick_tally.take_outcomes(self._log.now(), heads, self._held_by(), rate):
+        for outcome in self._kick_tally.take_outcomes(self._log.now(), heads, self._hold_reason(), rate):
             self._dispatch.spawn(partial(self._services.publish, outcome), "ordered-kick")
 
-    def _held_by(self) -> str:
-        """Return why nothing of this route is sent to the destination now; "" if it is."""
+    def _hold_reason(self) -> str:
+        """Return why nothing of this route is sent to the destination now; "" if nothing holds it."""
         if self._services.control.paused_by(self.route, self.destination):
             return SpillReason.PAUSED.value
         if self._unknown_since is not None:
@@ -371,26 +373,26 @@ class OrderedRoute(Member):
             return
         lapsed = self._log.now() - UNKNOWN_MAX_AGE
         for head in self._halted_heads():
-            if max(self._unknown_since, head.pending.appended_at) < lapsed:
-                head.end = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
+            if max(self._unknown_since, head.record.appended_at) < lapsed:
+                head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._log_released(head, "route_removed")
                 self._make_ready(head)
 
     def _reset_for_retry(self, item: PendingDelivery) -> bool:
-        """Give a halted delivery all its attempts again. Return False if the route no longer matches its event."""
+        """Make a delivery due now, and reset a halted one's attempts. False if its route no longer matches it."""
         item.delivery = replace(item.delivery, due=0.0)
-        if item.end is None:
+        if item.outcome is None:
             return True
         self._log_released(item, "kick")
         is_matched = True
-        if _has_no_match(item):
-            is_matched, item.end = self._match(item.delivery.event)
+        if _condition_failed(item):
+            is_matched, item.outcome = self._match(item.delivery.event)
         else:
-            item.end = None
-        item.delivery = replace(item.delivery, attempts=(), since=self._log.now())
+            item.outcome = None
+        item.delivery = replace(item.delivery, attempts=(), replayed_at=self._log.now())
         if not is_matched:
             self._ready = [other for other in self._ready if other is not item]
-            self._dispatch.forget(item)
+            self._dispatch.finish_silently(item)
         return is_matched
 
     @property
@@ -399,20 +401,20 @@ class OrderedRoute(Member):
         return [
             Blocked(
                 delivery=head.delivery,
-                halted=head.end if head.stage is Stage.WAITING else None,
+                halted=head.outcome if head.stage is Stage.WAITING else None,
                 since=self._halted_at.get(head.delivery.occurrence, _first_attempt_at(head.delivery)),
             )
             for head in self._failed_heads()
         ]
 
     def _failed_heads(self) -> list[PendingDelivery]:
-        return [head for head, *_ in self._queues.values() if head.end is not None or head.delivery.attempts]
+        return [head for head, *_ in self._queues.values() if head.outcome is not None or head.delivery.attempts]
 
     def _set_gauges(self) -> None:
         metrics = self._services.metrics
         blocked = self._failed_heads()
         # A head that isn't waiting is being dead-lettered.
-        halted = [head for head in blocked if head.end is not None and head.stage is Stage.WAITING]
+        halted = [head for head in blocked if head.outcome is not None and head.stage is Stage.WAITING]
         where = (self.route, self.destination)
         metrics.ordered_blocked_keys.labels(*where).set(len(blocked))
         metrics.ordered_halted_keys.labels(*where).set(len(halted))
@@ -450,18 +452,18 @@ class OrderedRoute(Member):
         for key, queue in list(self._queues.items()):
             if key[0] in partitions:
                 head = queue[0]
-                if head.delivery.attempts or head.end is not None:
-                    known = KeyState(key[0], head.delivery.attempts, head.delivery.due, head.end)
+                if head.delivery.attempts or head.outcome is not None:
+                    known = KeyState(key[0], head.delivery.attempts, head.delivery.due, head.outcome)
                     self._key_states[head.delivery.occurrence] = known
                 del self._queues[key]
-        self._ready = [item for item in self._ready if item.pending.tracker.is_live]
+        self._ready = [item for item in self._ready if item.record.tracker.is_live]
 
     @override
-    def replaced(self, assignment: Assignment) -> None:
+    def restarted(self, assignment: Assignment) -> None:
         partition = assignment.partition
         self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
-        self._ready = [item for item in self._ready if item.pending.tracker.partition != partition]
-        super().replaced(assignment)
+        self._ready = [item for item in self._ready if item.record.tracker.partition != partition]
+        super().restarted(assignment)
 
     @override
     def assignment_changed(self) -> None:
@@ -476,9 +478,9 @@ class OrderedRoute(Member):
         self._halted_at = {which: at for which, at in self._halted_at.items() if which in ours}
 
 
-def _has_no_match(item: PendingDelivery) -> bool:
+def _condition_failed(item: PendingDelivery) -> bool:
     """Return whether the route's condition couldn't be evaluated for its event."""
-    return item.end is not None and item.end.reason is DeadReason.EXPRESSION_ERROR
+    return item.outcome is not None and item.outcome.reason is DeadReason.EXPRESSION_ERROR
 
 
 def _first_attempt_at(delivery: Delivery) -> float:

@@ -90,7 +90,7 @@ class EmbeddedConsumer:
     def lag(self) -> Mapping[Partition, int]:
         return {partition: stream.end - stream.returned for partition, stream in self._streams.items()}
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         return {}  # the file is there as a whole, or not at all
 
     async def close(self) -> None:

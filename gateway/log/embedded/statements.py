@@ -201,13 +201,13 @@ def starts(connection: sqlite3.Connection) -> dict[str, int]:
 
 
 def encode_commit(commit: Commit) -> tuple[int, str]:
-    """Return the base, and in hexadecimal the completion bitmap and, after a colon, the note."""
-    return commit.base, commit.done.hex() + (f":{commit.note.hex()}" if commit.note else "")
+    """Return the base, and in hexadecimal the completion bitmap and, after a colon, the group's metadata."""
+    return commit.base, commit.done.hex() + (f":{commit.metadata.hex()}" if commit.metadata else "")
 
 
 def decode_commit(base: int, text: str) -> Commit:
-    done, _, note = text.partition(":")
-    return Commit(base, bytes.fromhex(done), bytes.fromhex(note))
+    done, _, metadata = text.partition(":")
+    return Commit(base, bytes.fromhex(done), bytes.fromhex(metadata))
 
 
 def commit(

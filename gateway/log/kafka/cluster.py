@@ -436,18 +436,18 @@ class Cluster:
 
 
 def encode_metadata(commit: Commit) -> str:
-    """Return the completion bitmap, and after a colon the note, as the metadata of a committed offset."""
-    if not (commit.done or commit.note):
+    """Return the completion bitmap and, after a colon, `Commit.metadata`, as the metadata of a committed offset."""
+    if not (commit.done or commit.metadata):
         return ""
-    note = b":" + b64encode(commit.note) if commit.note else b""
-    return COMMIT_MARK + (b64encode(commit.done) + note).decode()
+    own = b":" + b64encode(commit.metadata) if commit.metadata else b""
+    return COMMIT_MARK + (b64encode(commit.done) + own).decode()
 
 
 def decode_metadata(metadata: str) -> tuple[bytes, bytes]:
     if not metadata.startswith(COMMIT_MARK):
         return b"", b""
-    done, _, note = metadata.removeprefix(COMMIT_MARK).partition(":")
+    done, _, own = metadata.removeprefix(COMMIT_MARK).partition(":")
     try:
-        return b64decode(done, validate=True), b64decode(note, validate=True)
+        return b64decode(done, validate=True), b64decode(own, validate=True)
     except ValueError:
         return b"", b""

@@ -126,7 +126,7 @@ class KafkaConsumer:
             if self._failure is not None:
                 raise self._failure
             if self._closing.done() or epoch != self._assignment_epoch:
-                # The owner may act on a new assignment (pause some of it) before the first record.
+                # The listener may act on a new assignment (pause some of it) before the first record.
                 return ()
             if batches := self._take_buffered():
                 return batches
@@ -164,35 +164,35 @@ class KafkaConsumer:
         await self._commit({partition: commit for partition, commit in commits.items() if partition in mine})
 
     def lag(self) -> Mapping[Partition, int]:
-        unread = self.unread()
+        unreadable = self.unreadable()
         lags = {}
         for partition, position in self._next.items():
             highwater, end = self._kafka.highwater(TopicPartition(*partition)), self._ends.get(partition)
             is_known = highwater is not None or end is not None
-            if is_known and not unread.keys() & {partition, Partition(partition.topic, ALL)}:
+            if is_known and not unreadable.keys() & {partition, Partition(partition.topic, ALL)}:
                 buffered = sum([len(records) for records in self._buffered.get(partition, ())])
                 lags[partition] = max(0, max(highwater or 0, end or 0) - position) + buffered
         return lags
 
-    def unread(self) -> Mapping[Partition, str]:
+    def unreadable(self) -> Mapping[Partition, str]:
         known = self._kafka._client.cluster
-        unread = dict(self._without_position)
+        unreadable = dict(self._without_position)
         for partition in self._next:
             leader = known.leader_for_partition(TopicPartition(*partition))
             is_missing = known.partitions_for_topic(partition.topic) is None
             if not is_missing and (leader is None or leader < 0):
-                unread[partition] = "no leader"
+                unreadable[partition] = "no leader"
         for topic in self._topics:
             numbers = known.partitions_for_topic(topic)
             if self._unjoined_since is not None:
                 if self._loop.time() > self._unjoined_since + JOIN_GRACE:
-                    unread[Partition(topic, ALL)] = "the group can't be joined"
+                    unreadable[Partition(topic, ALL)] = "the group can't be joined"
             elif numbers is None:
-                unread[Partition(topic, ALL)] = NO_TOPIC
+                unreadable[Partition(topic, ALL)] = NO_TOPIC
             elif self._group is None:
                 for number in numbers - {partition.number for partition in self._next if partition.topic == topic}:
-                    unread[Partition(topic, number)] = "added after the start; not read yet"
-        return unread
+                    unreadable[Partition(topic, number)] = "added after the start; not read yet"
+        return unreadable
 
     async def close(self) -> None:
         """Revoke, commit and leave, within 5 s plus the listener's time; commits nothing if Kafka is unreachable."""
@@ -217,7 +217,7 @@ class KafkaConsumer:
     async def on_partitions_revoked(self, _revoked: Iterable[TopicPartition]) -> None:
         try:
             await self._revoke()
-        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
+        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task that calls it
             self._failure = error
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
@@ -244,7 +244,7 @@ class KafkaConsumer:
                     begun.set_result(None)
                 await asyncio.sleep(wait)
                 wait = min(START_INTERVAL, 2 * wait)
-        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
+        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task that calls it
             self._failure = error
         finally:
             if not begun.done():
@@ -285,7 +285,7 @@ class KafkaConsumer:
         kafka.resume(*[TopicPartition(*each.partition) for each in assignments if each.partition not in self._paused])
 
     async def _revoke(self, timeout: float = COMMIT_TIMEOUT) -> None:
-        """Tell the listener that nothing is assigned any more, and commit what it has finished."""
+        """Notify the listener that nothing is assigned any more, and commit what it has finished."""
         async with self._revoke_lock:  # `close` waits for a revocation in progress
             if self._position_task is not None:
                 self._position_task.cancel()
@@ -342,14 +342,14 @@ class KafkaConsumer:
             self._bounds_task = asyncio.create_task(polling, name=f"kafka-bounds-{self._group}")
 
     async def _poll_ends(self, partitions: Sequence[Partition]) -> None:
-        with contextlib.suppress(LogUnavailableError):  # the next time, then
+        with contextlib.suppress(LogUnavailableError):  # retried at the next poll
             ends, _ = await self._cluster.offsets_with_leader(partitions, LATEST)
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
 
     async def _check_bounds(self) -> None:
         """Compare the bounds of all partitions with our positions."""
         positions = dict(self._next)
-        with contextlib.suppress(LogUnavailableError):  # the next time, then
+        with contextlib.suppress(LogUnavailableError):  # retried at the next poll
             first, _ = await self._cluster.offsets_with_leader(list(positions), EARLIEST)
             ends, _ = await self._cluster.offsets_with_leader(list(first), LATEST)
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
@@ -361,7 +361,7 @@ class KafkaConsumer:
                     self._kafka.seek(TopicPartition(*partition), start)
 
     def _report_deleted(self, partition: Partition, log_start: int) -> bool:
-        """Tell the owner which records the log has deleted between our position and its start, if any."""
+        """Notify the listener which records the log has deleted between our position and its start, if any."""
         position = self._next.get(partition)
         if position is None or position >= log_start or self._group is None:
             return False
@@ -404,7 +404,7 @@ class KafkaConsumer:
                 self._paused.discard(partition)
                 self._next[partition] = start
                 self._kafka.seek(TopicPartition(*partition), start)
-                self._listener.replaced(Assignment(partition, Commit(start), start))
+                self._listener.restarted(Assignment(partition, Commit(start), start))
             self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
 
     def _take_buffered(self) -> list[Batch]:
@@ -448,7 +448,7 @@ class KafkaConsumer:
         if jumped:
             await self._handle_gaps(jumped)
         if wait and not found and not self._closing.done() and has_died(self._kafka):
-            await self._replace()
+            await self._recreate_consumer()
 
     def _buffer(self, partition: Partition, records: Sequence[ConsumerRecord[Any, Any]]) -> None:
         last = records[-1]
@@ -473,8 +473,8 @@ class KafkaConsumer:
             if partition not in self._next:
                 continue  # revoked meanwhile
             if epoch != self._assignment_epoch or self._next[partition] != positions.get(partition):
-                # It was assigned again, or `_check_bounds` has moved the position and sought aiokafka: these records
-                # will be fetched again.
+                # It was assigned again, or `_check_bounds` has moved the position and called seek on aiokafka: these
+                # records will be fetched again.
                 self._kafka.seek(TopicPartition(*partition), self._next[partition])
             elif partition in ahead or self._group is None:
                 self._report_deleted(partition, min(starts.get(partition, 0), records[0].offset))
@@ -482,7 +482,7 @@ class KafkaConsumer:
             else:
                 await self._reset([partition])
 
-    async def _replace(self) -> None:
+    async def _recreate_consumer(self) -> None:
         """Continue with a new consumer, as a task of the old one has ended: it would never return anything again."""
         log.error("log_consumer_replaced", group=self._group)
         positions = dict(self._next)
@@ -549,7 +549,7 @@ def headers_of(found: Sequence[tuple[str, bytes | None]]) -> RecordHeaders:
 
 
 def slices_of(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    """Cut records at 1 MiB, but for a single larger one."""
+    """Split records into slices of at most 1 MiB; a larger record gets its own."""
     start = size = 0
     for index, (_, _, key, value, headers) in enumerate(records):
         more = len(key) + len(value) + sum([len(name) + len(text) for name, text in headers])
