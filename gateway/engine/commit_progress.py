@@ -30,18 +30,29 @@ class Progress:
         "_unfinished",
         "_unfinished_count",
         "is_committed",
+        "is_stale",
         "last_received",
         "lost",
         "window",
     )
 
-    def __init__(self, commit: Commit, log_start: int, *, is_committed: bool = True, window: int = WINDOW) -> None:
+    def __init__(
+        self,
+        commit: Commit,
+        log_start: int,
+        *,
+        is_committed: bool = True,
+        is_stale: bool = False,
+        window: int = WINDOW,
+    ) -> None:
         """Continue from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
         bits = int.from_bytes(commit.done, "little")
         deleted = max(0, log_start - commit.base)
         self.window = window
         self.is_committed = is_committed
         """Whether the group has a commit of this partition, or has been sent one."""
+        self.is_stale = is_stale
+        """Whether the stored commit is of records that are gone: there is one to store, even if nothing is done."""
         self.lost = deleted - (bits & ((1 << min(deleted, bits.bit_length())) - 1)).bit_count()
         """Number of records that the log deleted before they were done; they count as done from here on."""
         self.last_received: int | None = None
@@ -151,12 +162,13 @@ class Progress:
 
         Records done beyond 16,384 offsets after the base aren't included: a new owner would process them again. Once a
         record was received there is a commit, even if nothing is done: if it is missing later, the topic was deleted.
+        So there is where a stale one has to be replaced.
         """
         base = self.base
         bits = self._done_from(base)
         commit = Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
         is_first = not self.is_committed and self.last_received is not None
-        return None if commit == self._stored and not (is_known or is_first) else commit
+        return None if commit == self._stored and not (is_known or is_first or self.is_stale) else commit
 
     def has_committed(self, end: int) -> bool:
         """Return whether everything below an offset is done by the commit stored last."""
@@ -164,7 +176,7 @@ class Progress:
 
     def committed(self, commit: Commit) -> None:
         """Mark this commit as stored."""
-        self.is_committed = True
+        self.is_committed, self.is_stale = True, False
         self._stored = commit._replace(metadata=b"")
 
     def merge(self, other: "Progress") -> None:

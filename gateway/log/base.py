@@ -96,12 +96,15 @@ class Assignment(NamedTuple):
     `log_start` is the smallest offset that the log still has, and `commit.base` if nothing was committed.
     A `commit.base` below `log_start` means that records were deleted unread: the consumer continues at `log_start`.
     `is_committed`: whether the group has a commit; after a topic's deletion it has none any more.
+    `is_stale`: whether it still has one of records that are gone, which has to be replaced at once: when the partition
+    has grown as far, its next owner would skip records that nobody has read.
     """
 
     partition: Partition
     commit: Commit
     log_start: int
     is_committed: bool = True
+    is_stale: bool = False
 
 
 class Listener(Protocol):

@@ -849,11 +849,12 @@ class SimulatedConsumer:
         """Tell where to go on: where nothing was committed, at the log's start, wherever that has got to."""
         segment = self._broker.segments[partition]
         start, commit = segment.start, group.commits.get(partition)
-        if commit is not None and commit.base > segment.end:
+        is_stale = commit is not None and commit.base > segment.end
+        if is_stale:
             commit = None
         if commit is not None and partition in group.stale:
             self._broker.witness.mistaken(partition, segment.end_before)
-        assignment = Assignment(partition, commit or Commit(start), start, commit is not None)
+        assignment = Assignment(partition, commit or Commit(start), start, commit is not None, is_stale)
         self._broker.witness.took_over(group.name, assignment, is_first=commit is None)
         return assignment
 
@@ -1028,13 +1029,15 @@ class SimulatedConsumer:
                 starts = {}
             self.positions |= {each: at for each, at in positions.items() if each not in starts}  # the next time, then
             self._lives |= {partition: lives[partition] for partition in starts}
+            is_stale = True
             with suppress(LogUnavailableError):
                 await self._commit({partition: Commit(start) for partition, start in starts.items()})
+                is_stale = False
             self._out_of_range.difference_update(starts)
             self._paused.difference_update(starts)
             for partition, start in starts.items():
                 self.positions[partition] = start
-                self._listener.restarted(Assignment(partition, Commit(start), start))
+                self._listener.restarted(Assignment(partition, Commit(start), start, is_stale=is_stale))
 
     def _starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         leaderless, segments = self._broker.leaderless, self._broker.segments

@@ -554,7 +554,7 @@ class Ledger:
 
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None:
         """Note what a new owner is told to be deleted; nobody can tell it where nothing was committed before."""
-        partition, commit, start, _ = assignment
+        partition, commit, start, *_ = assignment
         if is_first:
             lost = self._deletions.lost[group, partition]
             self._deletions.untold[group, partition].update(each for each in lost if each < start)

@@ -266,12 +266,17 @@ class KafkaConsumer:
         assignments = []
         for partition, end in after_last.items():
             commit = commits.get(partition)
-            if commit is not None and commit.base > end:
+            is_stale = commit is not None and commit.base > end
+            if commit is not None and is_stale:
                 # Only an unclean leader election truncates a log. Records written since then are below the base.
                 log.error("log_truncated", partition=partition, committed=commit.base, end=end)
                 commit = None
             start = first[partition]
-            assignments.append(Assignment(partition, commit or Commit(start), start, commit is not None))
+            assignments.append(
+                Assignment(
+                    partition, commit or Commit(start), start, is_committed=commit is not None, is_stale=is_stale
+                )
+            )
         return assignments
 
     def _take_over(self, kafka: AIOKafkaConsumer, assignments: Sequence[Assignment]) -> None:
@@ -393,9 +398,11 @@ class KafkaConsumer:
                 self._kafka.seek(TopicPartition(*partition), positions[partition])
                 if partition in buffered:
                     self._buffered[partition] = buffered[partition]
+            is_stale = True
             try:
                 # An older commit would make the next owner skip the new records.
                 await self._commit({partition: Commit(start) for partition, start in first.items()})
+                is_stale = False
             except LogUnavailableError as error:
                 log.warning("log_commit_lost", group=self._group, error=str(error))
             for partition, start in first.items():
@@ -404,7 +411,7 @@ class KafkaConsumer:
                 self._paused.discard(partition)
                 self._next[partition] = start
                 self._kafka.seek(TopicPartition(*partition), start)
-                self._listener.restarted(Assignment(partition, Commit(start), start))
+                self._listener.restarted(Assignment(partition, Commit(start), start, is_stale=is_stale))
             self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
 
     def _take_buffered(self) -> list[Batch]:
