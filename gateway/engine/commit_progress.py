@@ -12,7 +12,7 @@ in `gone`: deleted by the log behind records that were fetched, and not received
 
 from collections.abc import Iterator
 
-from gateway.log.base import Assignment, Commit
+from gateway.log.base import Assignment, Commit, are_of_different_topics
 
 WINDOW = 16_384  # One bit each in a commit of 2,048 bytes: in base64 they fit the 4,096 characters that Kafka keeps.
 
@@ -33,6 +33,7 @@ class Progress:
         "is_stale",
         "last_received",
         "lost",
+        "topic_id",
         "window",
     )
 
@@ -43,6 +44,7 @@ class Progress:
         *,
         is_committed: bool = True,
         is_stale: bool = False,
+        topic_id: str = "",
         window: int = WINDOW,
     ) -> None:
         """Continue from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
@@ -51,6 +53,7 @@ class Progress:
         self.window = window
         self.is_committed = is_committed
         """Whether the group has a commit of this partition, or has been sent one."""
+        self.topic_id = topic_id
         self.is_stale = is_stale
         """Whether the stored commit is of records that are gone: there is one to store, even if nothing is done."""
         self.lost = deleted - (bits & ((1 << min(deleted, bits.bit_length())) - 1)).bit_count()
@@ -193,6 +196,8 @@ class Progress:
 
     def is_of_another_log(self, assignment: Assignment) -> bool:
         """Return whether a reassigned partition lacks what was committed before: its topic was recreated."""
+        if are_of_different_topics(assignment.topic_id, self.topic_id):
+            return True
         if not assignment.is_committed:
             return self.is_committed
         commit, stored = assignment.commit, self._stored

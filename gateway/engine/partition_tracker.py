@@ -217,6 +217,7 @@ class Tracker:
             assignment.log_start,
             is_committed=assignment.is_committed,
             is_stale=assignment.is_stale,
+            topic_id=assignment.topic_id,
         )
         self.ownership = Ownership.OURS
         self.is_paused = False
