@@ -230,9 +230,6 @@ class Deletions:
     """The deliveries concerned, and the furthest step of each that was deleted."""
     made_again_at: dict[Partition, float] = field(default_factory=dict)
     """When a topic was last made again."""
-    mistaken: dict[Partition, int] = field(default_factory=dict)
-    """Of topics that were made again and had grown as far as their readers were before those looked: up to which offset
-    of theirs nobody can know that it isn't what was read or done before."""
     left_to_kicks: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
     """For which names what routers held of the tiers was left to a kick, up to where."""
 
@@ -323,8 +320,6 @@ class Ledger:
                 self.dead_values.add(record.value)
             return
         row.number = int(dict(row.event.headers)[MARK])
-        if self._is_mistaken(row):
-            self._forgo(row)
         if row.stored is not None:
             self._carried(row, row.stored)
             # What an ordered route's topic has twice is told apart there, and made once.
@@ -450,8 +445,7 @@ class Ledger:
             return
         self.commits[group, partition] = commit
         covered = self._covered[group, partition]
-        mistaken = self._deletions.mistaken.get(partition, 0)
-        if any(offset >= mistaken for offset in covered.difference(covers(commit, covered))):
+        if covered.difference(covers(commit, covered)):
             self.violate(
                 "2 no commit goes back",
                 f"{client.name} committed {group} of {partition}: {_proven_concurrency(commit)}",
@@ -506,7 +500,6 @@ class Ledger:
             self._see_gone(row)
         self._covered.pop((group_of(partition), partition), None)
         self.commits.pop((group_of(partition), partition), None)
-        self._deletions.mistaken.pop(partition, None)
         self._deletions.made_again_at[partition] = self._now()
         if partition.topic == TOPICS.control:  # what was asked for before comes before all that is in the new one
             self._kicks = {key: {-1: min(asked.values())} for key, asked in self._kicks.items() if asked}
@@ -531,19 +524,9 @@ class Ledger:
         delivery = row.stored.delivery
         return self.trails[row.number, delivery.id].successor >= delivery.successor
 
-    def mistaken(self, partition: Partition, below: int) -> None:
-        """Note that a topic that was made again had grown as far as its reader was before that looked at it.
-
-        Nobody can know that what it has below that isn't what was read or done before; there, a commit may go back.
-        """
-        self._say(f"{_place(partition)} is taken for what it was, up to {below}")
-        self._deletions.mistaken[partition] = max(below, self._deletions.mistaken.get(partition, 0))
-        for row in self.rows[partition].values():
-            if self._is_mistaken(row) and self._unfinished(row, group_of(partition)):
-                self._forgo(row)
-
-    def _is_mistaken(self, row: Row) -> bool:
-        return row.offset < self._deletions.mistaken.get(row.partition, 0)
+    def restarted(self, group: str, partitions: Collection[Partition]) -> None:
+        """What was begun before a member saw that a topic was recreated may be done once more from its start."""
+        self.hit(group, partitions)
 
     def _keys_of_all(self, row: Row) -> Iterator[Key]:
         """Yield what a record is for, as one of an unknown source, too."""
@@ -1006,7 +989,7 @@ class Ledger:
             and (rows := self.rows.get(partition)) is not None
             and len(covered := self._covered[group, partition]) < len(rows)
             for offset, row in rows.items()
-            if offset not in covered and not self._is_unknown(group, partition, offset) and not self._is_mistaken(row)
+            if offset not in covered and not self._is_unknown(group, partition, offset)
         ]
 
     def waiting(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
