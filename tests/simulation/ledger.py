@@ -1410,7 +1410,7 @@ class Ledger:
                 continue  # no group throws a member out that has committed a moment ago
             where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
             offset, before = last.get(where, (-1, made))
-            if row.offset < offset and self._is_misjudged(trail):
+            if row.offset < offset and (self._is_misjudged(trail) or self._is_appended_again(trail, made)):
                 continue
             if row.offset < offset:
                 self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
@@ -1426,6 +1426,14 @@ class Ledger:
         """
         is_read_in_order = any(each.origin is not None for each in trail.rows) and not self._nowhere(row).rows
         return is_read_in_order and not trail.lives and self._was_ordered(made.route, row.at)
+
+    def _is_appended_again(self, trail: Trail, made: Try) -> bool:
+        """Return whether a delivery that had ended is repeated, as its ordered topic has deleted that it came.
+
+        The router hadn't committed its event, and appended it again, with those after it.
+        """
+        is_repeated = trail.ended_at <= made.began
+        return is_repeated and any(each.is_deleted and each.origin is not None for each in trail.rows)
 
     def _is_misjudged(self, trail: Trail) -> bool:
         """Return whether an event that is newly matched is taken for one of a topic that was made again.
