@@ -12,7 +12,7 @@ in `gone`: deleted by the log behind records that were fetched, and not received
 
 from collections.abc import Iterator
 
-from gateway.log.base import Assignment, Commit
+from gateway.log.base import Assignment, Commit, are_of_different_topics
 
 WINDOW = 16_384  # One bit each in a commit of 2,048 bytes: in base64 they fit the 4,096 characters that Kafka keeps.
 
@@ -30,18 +30,32 @@ class Progress:
         "_unfinished",
         "_unfinished_count",
         "is_committed",
+        "is_stale",
         "last_received",
         "lost",
+        "topic_id",
         "window",
     )
 
-    def __init__(self, commit: Commit, log_start: int, *, is_committed: bool = True, window: int = WINDOW) -> None:
+    def __init__(
+        self,
+        commit: Commit,
+        log_start: int,
+        *,
+        is_committed: bool = True,
+        is_stale: bool = False,
+        topic_id: str = "",
+        window: int = WINDOW,
+    ) -> None:
         """Continue from a commit. Offsets below `log_start` that it doesn't call done are counted in `lost`."""
         bits = int.from_bytes(commit.done, "little")
         deleted = max(0, log_start - commit.base)
         self.window = window
         self.is_committed = is_committed
         """Whether the group has a commit of this partition, or has been sent one."""
+        self.topic_id = topic_id
+        self.is_stale = is_stale
+        """Whether the stored commit is of records that are gone: there is one to store, even if nothing is done."""
         self.lost = deleted - (bits & ((1 << min(deleted, bits.bit_length())) - 1)).bit_count()
         """Number of records that the log deleted before they were done; they count as done from here on."""
         self.last_received: int | None = None
@@ -151,12 +165,13 @@ class Progress:
 
         Records done beyond 16,384 offsets after the base aren't included: a new owner would process them again. Once a
         record was received there is a commit, even if nothing is done: if it is missing later, the topic was deleted.
+        So there is where a stale one has to be replaced.
         """
         base = self.base
         bits = self._done_from(base)
         commit = Commit(base, bits.to_bytes((bits.bit_length() + 7) // 8, "little"))
         is_first = not self.is_committed and self.last_received is not None
-        return None if commit == self._stored and not (is_known or is_first) else commit
+        return None if commit == self._stored and not (is_known or is_first or self.is_stale) else commit
 
     def has_committed(self, end: int) -> bool:
         """Return whether everything below an offset is done by the commit stored last."""
@@ -164,7 +179,7 @@ class Progress:
 
     def committed(self, commit: Commit) -> None:
         """Mark this commit as stored."""
-        self.is_committed = True
+        self.is_committed, self.is_stale = True, False
         self._stored = commit._replace(metadata=b"")
 
     def merge(self, other: "Progress") -> None:
@@ -181,6 +196,8 @@ class Progress:
 
     def is_of_another_log(self, assignment: Assignment) -> bool:
         """Return whether a reassigned partition lacks what was committed before: its topic was recreated."""
+        if are_of_different_topics(assignment.topic_id, self.topic_id):
+            return True
         if not assignment.is_committed:
             return self.is_committed
         commit, stored = assignment.commit, self._stored

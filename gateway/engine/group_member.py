@@ -181,6 +181,8 @@ class Member(ABC):
                     returning += tracker.adopt(old)
                 self._lose(old)
             self.trackers[partition] = tracker
+            if assignment.is_stale:
+                self._committer.hasten()
         self.forget_partitions(besides=without_position)
         self.assignment_changed()
         now = self._log.now()

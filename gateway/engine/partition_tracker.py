@@ -212,7 +212,13 @@ class Tracker:
         self.partition: Partition = assignment.partition
         self.owner = owner
         self.delay = delay
-        self.progress = Progress(assignment.commit, assignment.log_start, is_committed=assignment.is_committed)
+        self.progress = Progress(
+            assignment.commit,
+            assignment.log_start,
+            is_committed=assignment.is_committed,
+            is_stale=assignment.is_stale,
+            topic_id=assignment.topic_id,
+        )
         self.ownership = Ownership.OURS
         self.is_paused = False
         self.pendings: dict[int, PendingRecord] = {}

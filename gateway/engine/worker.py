@@ -170,7 +170,7 @@ class Worker:
                 unfinished.add(target)  # perhaps: its member learns which they are, and ends once they can be read
             for number, (start, end) in bounds.items():
                 # Deleted records, too: its member counts them.
-                base, done, _ = commits.get(number, Commit(start))
+                base, done, *_ = commits.get(number, Commit(start))
                 if end - base > int.from_bytes(done, "little").bit_count():
                     unfinished.add(target)
         return unfinished

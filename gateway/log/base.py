@@ -14,7 +14,7 @@ CLOCK = b"clock"
 
 RecordHeaders = Sequence[tuple[str, bytes]]
 
-COMMIT_BYTES = 3_060
+COMMIT_BYTES = 3_040
 """Maximum bytes of a commit's `done` and `metadata`: in base64 they fit the 4,096 characters that Kafka stores."""
 
 
@@ -78,16 +78,23 @@ class Commit(NamedTuple):
 
     Bit `i` (least significant first: byte `i // 8`, bit `i % 8`) stands for the offset `base + i`. At most 2,048 bytes.
     `metadata` is the group's own metadata about records below `base`; with `done` at most `COMMIT_BYTES`.
+    `topic_id` is that of the topic of these records, as 32 hex digits, "" where it isn't known. Consumers set it.
     """
 
     base: int
     done: bytes = b""
     metadata: bytes = b""
+    topic_id: str = ""
 
     def covers(self, offset: int) -> bool:
         """Return whether the record at an offset is finished by this commit."""
         index = offset - self.base
         return index < 0 or (index < len(self.done) * 8 and bool(self.done[index // 8] >> (index % 8) & 1))
+
+
+def are_of_different_topics(one: str, other: str) -> bool:
+    """Return whether two ids are known to be of different topics."""
+    return bool(one and other and one != other)
 
 
 class Assignment(NamedTuple):
@@ -96,12 +103,17 @@ class Assignment(NamedTuple):
     `log_start` is the smallest offset that the log still has, and `commit.base` if nothing was committed.
     A `commit.base` below `log_start` means that records were deleted unread: the consumer continues at `log_start`.
     `is_committed`: whether the group has a commit; after a topic's deletion it has none any more.
+    `is_stale`: whether it still has one of records that are gone, which has to be replaced at once: when the partition
+    has grown as far, its next owner would skip records that nobody has read.
+    `topic_id`: that of the topic, "" where it isn't known: a recreated one has another.
     """
 
     partition: Partition
     commit: Commit
     log_start: int
     is_committed: bool = True
+    is_stale: bool = False
+    topic_id: str = ""
 
 
 class Listener(Protocol):

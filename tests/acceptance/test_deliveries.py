@@ -184,7 +184,7 @@ async def _unfinished(log: Log, topic: str, topics: Topics) -> int:
     commits = await log.committed(topics.group(ROUTER_GROUP), topic)
     unfinished = 0
     for number, (start, end) in (await log.bounds(topic)).items():
-        base, done, _ = commits.get(number, Commit(start))
+        base, done, *_ = commits.get(number, Commit(start))
         unfinished += end - max(base, start) - int.from_bytes(done, "little").bit_count()
     return unfinished
 

@@ -77,7 +77,7 @@ async def unfinished(world: World, place: tuple[str, str] = PLACE) -> int:
     topic = TOPICS.ordered(*place)
     commits = await world.log.committed(TOPICS.ordered_group(*place), topic)
     for number, (_, end) in (await world.log.bounds(topic)).items():
-        base, done, _ = commits.get(number, Commit(0))
+        base, done, *_ = commits.get(number, Commit(0))
         count += end - base - int.from_bytes(done, "little").bit_count()
     return count
 

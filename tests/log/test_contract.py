@@ -472,7 +472,10 @@ async def test_a_group_without_a_commit_starts_at_the_start_of_the_log(subject: 
         await append(log, topic, b"0", b"1")
         async with consuming(log, topic, group=f"{subject.prefix}g") as (consumer, owner):
             partition = Partition(topic, 0)
-            assert owner.assignments == {partition: Assignment(partition, Commit(0), 0, is_committed=False)}
+            topic_id = owner.assignments[partition].topic_id
+            assert owner.assignments == {
+                partition: Assignment(partition, Commit(0), 0, is_committed=False, topic_id=topic_id)
+            }
             assert await values(consumer, 2) == [b"0", b"1"]
         assert await log.committed(f"{subject.prefix}g", topic) == {}
 

@@ -987,6 +987,42 @@ async def test_a_topic_recreated_at_once_is_read_from_its_start(kafka: str, log:
     assert await log.committed(group, topic) in ({}, {0: Commit(0)})
 
 
+@pytest.mark.parametrize("is_running", [True, False], ids=["running member", "later member"])
+async def test_a_recreated_topic_that_has_grown_beyond_the_old_one_is_read_from_its_start(
+    kafka: str, log: KafkaLog, *, is_running: bool
+) -> None:
+    """Its offsets alone look as if it were the same: its id tells."""
+    topic, group = await make_topic(log), f"g{uuid4().hex}"
+    consumer = await log.consume(group=group, topics=[topic], listener=(owner := Owner()))
+    await append(log, topic, *[b"old"] * 3)
+    await fetch(consumer, 3)
+    await consumer.commit({Partition(topic, 0): Commit(3)})
+    former = owner.owned[Partition(topic, 0)].topic_id
+    assert len(former) == 32
+    async with administering(kafka) as admin:
+        await admin.delete_topics([topic])
+        await until(partial(is_created, log, topic))
+    # Kafka deletes a group's commits with the topic; one that was on its way comes after that.
+    await consumer.commit({Partition(topic, 0): Commit(3)})
+    if not is_running:
+        consumer._listener = Owner()
+        await consumer.close()
+    await append(log, topic, *[b"%d" % number for number in range(5)])
+    assert await log.committed(group, topic) == {}  # it is of the former topic
+    if not is_running:
+        consumer = await log.consume(group=group, topics=[topic], listener=(owner := Owner()))
+    read = list[bytes]()
+    while len({*read}) < 5:
+        read += [record.value for record in await fetch(consumer, 1)]
+    assert read[-5:] == [b"0", b"1", b"2", b"3", b"4"]
+    assert owner.owned[Partition(topic, 0)].topic_id not in ("", former)
+    await consumer.close()
+
+
+async def is_created(log: KafkaLog, topic: str) -> bool:
+    return bool(await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)]))
+
+
 async def test_partitions_whose_positions_are_found_late_are_assigned(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

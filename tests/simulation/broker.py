@@ -96,7 +96,7 @@ class Witness(Protocol):
     def evicted(self, client: Client, group: str, partitions: Collection[Partition]) -> None: ...
     def deleted(self, partition: Partition, start: int) -> None: ...
     def recreated(self, partition: Partition) -> None: ...
-    def indistinguishable_below(self, partition: Partition, below: int) -> None: ...
+    def restarted(self, group: str, partitions: Collection[Partition]) -> None: ...
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None: ...
     def records_deleted(self, group: str, partition: Partition, deleted: range, *, is_told: bool) -> None: ...
 
@@ -115,13 +115,11 @@ class Failure:
 class Segment:
     """The records of a partition, and which node leads it. `start` is the first offset that isn't deleted.
 
-    `life` tells topics of one name apart, each of which was made after the one before was deleted; `end_before` is the
-    furthest end that those before had.
+    `life` tells topics of one name apart, each made after the one before was deleted, as a topic's id does.
     """
 
     leader: int
     life: int = 0
-    end_before: int = 0
     records: list[Record] = field(default_factory=list)
     start: int = 0
     end: int = 0
@@ -190,11 +188,9 @@ class Broker:
         """
         for partition in self.of(topic):
             old = self.segments[partition]
-            end = max(old.end_before, old.end)
-            self.segments[partition] = Segment(leader=old.leader, life=old.life + 1, end_before=end)
+            self.segments[partition] = Segment(leader=old.leader, life=old.life + 1)
             for group in self.groups.values():
                 group.commits.pop(partition, None)
-                group.stale.discard(partition)
             self.witness.recreated(partition)
         self.has_deleted = True
         if not seconds:
@@ -325,8 +321,8 @@ class Group:
     def __init__(self, broker: Broker, name: str) -> None:
         self.name = name
         self.commits: dict[Partition, Commit] = {}
-        self.stale: set[Partition] = set()
-        """Whose commit speaks of a topic that is deleted, though it was stored for the one after it."""
+        self.lives: dict[Partition, int] = {}
+        """Of which topic each commit speaks: it may be one that is deleted, and be stored for the one after it."""
         self.members: list[SimulatedConsumer] = []
         self.owners: dict[Partition, SimulatedConsumer] = {}
         self.generation = 0
@@ -593,8 +589,12 @@ class SimulatedLog:
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         await self._ask()
-        commits = self._broker.group(group).commits
-        return {partition.number: commit for partition, commit in commits.items() if partition.topic == topic}
+        known, segments = self._broker.group(group), self._broker.segments
+        return {
+            partition.number: commit
+            for partition, commit in known.commits.items()
+            if partition.topic == topic and known.lives[partition] == segments[partition].life
+        }
 
     async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
         """Store where a group begins that has no members yet."""
@@ -603,6 +603,7 @@ class SimulatedLog:
         for partition, commit in commits.items() if not known.members else ():
             if partition not in known.commits:
                 known.commits[partition] = commit
+                known.lives[partition] = self._broker.segments[partition].life
                 self._broker.witness.seeded(group, partition, commit)
 
     async def groups(self, prefix: str) -> Mapping[str, int]:
@@ -849,11 +850,11 @@ class SimulatedConsumer:
         """Tell where to go on: where nothing was committed, at the log's start, wherever that has got to."""
         segment = self._broker.segments[partition]
         start, commit = segment.start, group.commits.get(partition)
-        if commit is not None and commit.base > segment.end:
+        is_stale = commit is not None and (commit.base > segment.end or group.lives[partition] != segment.life)
+        if is_stale:
             commit = None
-        if commit is not None and partition in group.stale:
-            self._broker.witness.indistinguishable_below(partition, segment.end_before)
-        assignment = Assignment(partition, commit or Commit(start), start, commit is not None)
+        identity = f"{segment.life:032x}"
+        assignment = Assignment(partition, commit or Commit(start), start, commit is not None, is_stale, identity)
         self._broker.witness.took_over(group.name, assignment, is_first=commit is None)
         return assignment
 
@@ -907,9 +908,8 @@ class SimulatedConsumer:
             is_accepted = group.accepts(self, generation)
             there = {each: commit for each, commit in commits.items() if each.topic not in broker.gone}
             for partition, commit in there.items() if is_accepted else ():
-                group.commits[partition] = commit
+                group.commits[partition], group.lives[partition] = commit, lives[partition]
                 is_stale = lives[partition] != broker.segments[partition].life
-                (group.stale.add if is_stale else group.stale.discard)(partition)
                 broker.witness.committed(self.client, group.name, partition, commit, is_stale=is_stale)
             if not answer.done():
                 answer.set_result(is_accepted and len(there) == len(commits))
@@ -970,11 +970,16 @@ class SimulatedConsumer:
             positions = dict(self.positions)
             starts = self._starts(positions)
             await self._log._ask()
-            ends = {partition: self._broker.segments[partition].end for partition in self._starts(starts)}
-            await self._begin_anew([partition for partition, end in ends.items() if end < positions[partition]])
-            for partition, end in ends.items():
-                if end == positions[partition] == self.positions.get(partition):
-                    self._go_on_as_before(partition)  # no look will ever tell it, and perhaps there is nothing to fetch
+            segments = self._broker.segments
+            ends = {partition: segments[partition].end for partition in self._starts(starts)}
+            lives = {partition: segments[partition].life for partition in ends}
+            await self._begin_anew(
+                [
+                    partition
+                    for partition, end in ends.items()
+                    if end < positions[partition] or lives[partition] != self._lives[partition]
+                ]
+            )
             for partition, start in starts.items():
                 self._report_deleted(group, partition, start)
 
@@ -1013,7 +1018,7 @@ class SimulatedConsumer:
     async def _begin_anew(self, partitions: Iterable[Partition]) -> None:
         """Go on from the first record of partitions whose records aren't those that we have read."""
         assignments = self._assignments
-        if self._giving_up.locked():
+        if self._giving_up.locked() or self.group is None:
             return
         async with self._giving_up:
             mine = [partition for partition in partitions if partition in self.positions]
@@ -1028,13 +1033,19 @@ class SimulatedConsumer:
                 starts = {}
             self.positions |= {each: at for each, at in positions.items() if each not in starts}  # the next time, then
             self._lives |= {partition: lives[partition] for partition in starts}
+            is_stale = True
             with suppress(LogUnavailableError):
                 await self._commit({partition: Commit(start) for partition, start in starts.items()})
+                is_stale = False
             self._out_of_range.difference_update(starts)
             self._paused.difference_update(starts)
+            self._broker.witness.restarted(self.group.name, starts)
             for partition, start in starts.items():
                 self.positions[partition] = start
-                self._listener.restarted(Assignment(partition, Commit(start), start))
+                identity = f"{lives[partition]:032x}"
+                self._listener.restarted(
+                    Assignment(partition, Commit(start), start, is_stale=is_stale, topic_id=identity)
+                )
 
     def _starts(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         leaderless, segments = self._broker.leaderless, self._broker.segments
@@ -1050,14 +1061,6 @@ class SimulatedConsumer:
         if is_told:
             self._listener.records_deleted(partition, range(position, start))
 
-    def _go_on_as_before(self, partition: Partition) -> None:
-        """Go on at our position in a recreated topic, as if its records were those that were there."""
-        segment = self._broker.segments[partition]
-        if self._lives[partition] != segment.life:
-            self._lives[partition] = segment.life
-            if self.group is not None and self.group.owners.get(partition) is self:
-                self._broker.witness.indistinguishable_below(partition, segment.end_before)
-
     def _take(self) -> list[Batch]:
         batches = []
         for partition, position in self.positions.items():
@@ -1066,7 +1069,6 @@ class SimulatedConsumer:
             segment = self._broker.segments[partition]
             if partition in self._out_of_range or not segment.has_from(position):
                 continue  # The real one's position doesn't pass over what is left out at the end, either.
-            self._go_on_as_before(partition)
             records = _head(segment, position, segment.end)
             self.positions[partition] = records[-1].offset + 1
             self._log.clock.on_record(records[-1].appended_at)

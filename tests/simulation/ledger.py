@@ -230,9 +230,6 @@ class Deletions:
     """The deliveries concerned, and the furthest step of each that was deleted."""
     recreated_at: dict[Partition, float] = field(default_factory=dict)
     """When a topic was last recreated."""
-    indistinguishable_below: dict[Partition, int] = field(default_factory=dict)
-    """Of recreated topics that had grown as far as their readers were before those looked: the offset below which
-    nobody can know that their records aren't those that were read or done before."""
     left_to_kicks: list[tuple[str, Mapping[str, int]]] = field(default_factory=list)
     """For which names what routers held of the tiers was left to a kick, up to where."""
 
@@ -323,8 +320,6 @@ class Ledger:
                 self.dead_values.add(record.value)
             return
         row.number = int(dict(row.event.headers)[MARK])
-        if self._is_indistinguishable(row):
-            self._excuse(row)
         if row.stored is not None:
             self._carried(row, row.stored)
             # What an ordered route's topic has twice is told apart there, and made once.
@@ -458,8 +453,7 @@ class Ledger:
             return
         self.commits[group, partition] = commit
         covered = self._covered[group, partition]
-        limit = self._deletions.indistinguishable_below.get(partition, 0)
-        if any(offset >= limit for offset in covered.difference(covers(commit, covered))):
+        if covered.difference(covers(commit, covered)):
             self.violate(
                 "2 no commit goes back",
                 f"{client.name} committed {group} of {partition}: {_proven_concurrency(commit)}",
@@ -514,7 +508,6 @@ class Ledger:
             self._see_gone(row)
         self._covered.pop((group_of(partition), partition), None)
         self.commits.pop((group_of(partition), partition), None)
-        self._deletions.indistinguishable_below.pop(partition, None)
         self._deletions.recreated_at[partition] = self._now()
         if partition.topic == TOPICS.control:  # what was asked for before comes before all that is in the new one
             self._kicks = {key: {-1: min(asked.values())} for key, asked in self._kicks.items() if asked}
@@ -539,21 +532,9 @@ class Ledger:
         delivery = row.stored.delivery
         return self.trails[row.number, delivery.id].successor >= delivery.successor
 
-    def indistinguishable_below(self, partition: Partition, below: int) -> None:
-        """Note that a recreated topic had grown as far as its reader was before that looked at it.
-
-        Nobody can know that what it has below that isn't what was read or done before; there, a commit may go back.
-        """
-        self._say(f"{_place(partition)} is taken for what it was, up to {below}")
-        self._deletions.indistinguishable_below[partition] = max(
-            below, self._deletions.indistinguishable_below.get(partition, 0)
-        )
-        for row in self.rows[partition].values():
-            if self._is_indistinguishable(row) and self._unfinished(row, group_of(partition)):
-                self._excuse(row)
-
-    def _is_indistinguishable(self, row: Row) -> bool:
-        return row.offset < self._deletions.indistinguishable_below.get(row.partition, 0)
+    def restarted(self, group: str, partitions: Collection[Partition]) -> None:
+        """What was begun before a member saw that a topic was recreated may be done once more from its start."""
+        self.hit(group, partitions)
 
     def _keys_of_all(self, row: Row) -> Iterator[Key]:
         """Yield what a record is for, as one of an unknown source, too."""
@@ -564,7 +545,7 @@ class Ledger:
 
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None:
         """Note what a new owner is told to be deleted; nobody can tell it where nothing was committed before."""
-        partition, commit, start, _ = assignment
+        partition, commit, start, *_ = assignment
         if is_first:
             lost = self._deletions.lost[group, partition]
             self._deletions.unreportable[group, partition].update(each for each in lost if each < start)
@@ -1025,9 +1006,7 @@ class Ledger:
             and (rows := self.rows.get(partition)) is not None
             and len(covered := self._covered[group, partition]) < len(rows)
             for offset, row in rows.items()
-            if offset not in covered
-            and not self._is_unknown(group, partition, offset)
-            and not self._is_indistinguishable(row)
+            if offset not in covered and not self._is_unknown(group, partition, offset)
         ]
 
     def waiting(self, ends: Mapping[Partition, int], groups: Mapping[str, Collection[str]]) -> list[Row]:
@@ -1448,7 +1427,7 @@ class Ledger:
                 continue  # no group evicts a member that has committed a moment ago
             where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
             offset, before = last.get(where, (-1, made))
-            if row.offset < offset and self._is_misjudged(trail):
+            if row.offset < offset and (self._is_misjudged(trail) or self._is_appended_again(trail, made)):
                 continue
             if row.offset < offset:
                 self.violate("22 order", f"{where[3]}: an attempt after one of a later event", [before, made])
@@ -1466,6 +1445,14 @@ class Ledger:
         """
         is_read_in_order = any(each.origin is not None for each in trail.rows) and not self._nowhere(row).rows
         return is_read_in_order and not trail.lives and self._was_ordered(made.route, row.at)
+
+    def _is_appended_again(self, trail: Trail, made: ObservedAttempt) -> bool:
+        """Return whether a delivery that had ended is repeated, as its ordered topic has deleted that it came.
+
+        The router hadn't committed its event, and appended it again, with those after it.
+        """
+        is_repeated = trail.ended_at <= made.began
+        return is_repeated and any(each.is_deleted and each.origin is not None for each in trail.rows)
 
     def _is_misjudged(self, trail: Trail) -> bool:
         """Return whether an event that is newly matched is taken for one of a recreated topic.

@@ -72,7 +72,7 @@ class DuplicateFilter:
         If the partition comes straight back, acquire it again before releasing the previous reader: the new one then
         has its entries.
         """
-        partition, commit, log_start, _ = assignment
+        partition, commit, log_start, *_ = assignment
         window = self._shared.window(partition.topic)
         # The first record will be older than this moment, but seldom by much.
         since = round((self._log.now() - SKEW) * MICRO) - window

@@ -481,7 +481,7 @@ class Replays:
         unfinished = 0
         bounds, _ = await self._log.readable(self._tier)
         for number, (start, end) in bounds.items():
-            base, done, _ = commits.get(number, Commit(start))
+            base, done, *_ = commits.get(number, Commit(start))
             unfinished = max(unfinished, end - max(base, start) - int.from_bytes(done, "little").bit_count())
         return unfinished
 

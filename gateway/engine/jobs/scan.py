@@ -151,12 +151,13 @@ class Scan:
         scanned, until = 0, self.log.now() + TURN
         bounds, unreadable = await self.log.readable(topic)
         self.unreadable |= {partition_key(Partition(topic, number)) for number in unreadable}
-        for number, (first, _) in sorted(bounds.items()):
+        for number, (first, after_last) in sorted(bounds.items()):
             partition = Partition(topic, number)
             partition_name = partition_key(partition)
             if partition_name not in ends:
                 continue
-            end = ends[partition_name]
+            # It ends earlier if the topic has been recreated since: what comes there then isn't scanned yet.
+            end = min(ends[partition_name], after_last)
             async with aclosing(
                 records_of(self.log, partition, max(first, starts.get(partition_name, 0)), end)
             ) as records:

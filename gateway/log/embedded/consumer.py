@@ -44,7 +44,7 @@ class EmbeddedConsumer:
 
     def start(self, assignments: Sequence[tuple[Assignment, int]]) -> None:
         """Start reading at the assignments' positions, up to each topic's next offset."""
-        for (partition, commit, log_start, _), end in assignments:
+        for (partition, commit, log_start, *_), end in assignments:
             stream = self._streams[partition]
             stream.position = stream.returned = max(commit.base, log_start)
             stream.end = max(stream.end, end)

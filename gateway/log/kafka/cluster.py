@@ -41,6 +41,7 @@ from gateway.log.kafka.errors import (
     raise_for,
     translated_errors,
 )
+from gateway.log.kafka.metadata import TopicMetadata, TopicMetadataRequest, topics_of
 from gateway.log.kafka.topic_settings import (
     REPLICAS,
     exact_partition_problems,
@@ -71,6 +72,9 @@ class Cluster:
 
     def __init__(self, connection: Connection) -> None:
         self._client = AIOKafkaClient(**connection.options, request_timeout_ms=int(1000 * REQUEST_TIMEOUT))
+        self.topic_ids: dict[str, str] = {}
+        """The id of each topic, as of the last query of its offsets; those that brokers don't tell are missing."""
+        self._former_topic_ids: set[str] = set()
         self._avoided_until: dict[int | None, float] = {}  # broker → until when others are preferred
 
     async def start(self) -> None:
@@ -125,17 +129,18 @@ class Cluster:
         names = sorted(set(topics))
 
         async def query() -> Mapping[str, Mapping[int, Sequence[int]]]:
-            response = await self._send(MetadataRequest(names, allow_auto_topic_creation=False))
+            topics = list(topics_of(await self._send(TopicMetadataRequest(names))))
+            self._learn_ids(topics)
             described = {}
-            for code, topic, _, partitions in response.topics:
-                error = for_code(code)
+            for topic in topics:
+                error = for_code(topic.error_code)
                 if error is UnknownTopicOrPartitionError:
                     continue
                 if error is not NoError:
-                    raise error(topic)
-                if are_led and any(leader < 0 for _, _, leader, *_ in partitions):
-                    raise LeaderNotAvailableError(topic)
-                described[topic] = {number: replicas for _, number, _, replicas, *_ in partitions}
+                    raise error(topic.name)
+                if are_led and any(leader < 0 for leader in topic.leaders.values()):
+                    raise LeaderNotAvailableError(topic.name)
+                described[topic.name] = topic.replicas
             return described
 
         return await self._query(f"metadata of {', '.join(names)}", query) if names else {}
@@ -179,11 +184,10 @@ class Cluster:
     ) -> tuple[Mapping[Partition, int], Mapping[Partition, KafkaError]]:
         """Query all leaders once, concurrently: one that hangs delays only its own partitions."""
         names = sorted({partition.topic for partition in partitions})
-        metadata = await self._send(MetadataRequest(names, allow_auto_topic_creation=False))
+        topics = list(topics_of(await self._send(TopicMetadataRequest(names))))
+        self._learn_ids(topics)
         leaders = {
-            Partition(topic, number): leader
-            for _, topic, _, described in metadata.topics
-            for _, number, leader, *_ in described
+            Partition(topic.name, number): leader for topic in topics for number, leader in topic.leaders.items()
         }
         found: dict[Partition, int] = {}
         missing: dict[Partition, KafkaError] = {}
@@ -204,6 +208,15 @@ class Cluster:
                 else:
                     missing[partition] = response
         return found, missing
+
+    def _learn_ids(self, topics: Iterable[TopicMetadata]) -> None:
+        """Note the ids of topics. A broker that hasn't heard yet that one was recreated changes nothing."""
+        for topic in topics:
+            known = self.topic_ids.get(topic.name, topic.id)
+            if topic.id and topic.id not in self._former_topic_ids:
+                self.topic_ids[topic.name] = topic.id
+                if known != topic.id:
+                    self._former_topic_ids.add(known)
 
     async def _offsets_at(self, leader: int, its: Sequence[Partition], at: int) -> Mapping[Partition, int | KafkaError]:
         topics: dict[str, list[tuple[int, int]]] = defaultdict(list)
@@ -240,7 +253,7 @@ class Cluster:
                 for number, offset, metadata, code in results:
                     raise_for(code, f"{topic}/{number}")
                     if offset >= 0:
-                        commits[Partition(topic, number)] = Commit(offset, *decode_metadata(metadata or ""))
+                        commits[Partition(topic, number)] = decode_commit(offset, metadata or "")
             return commits
 
         return await self._query(f"commits of {group}", query) if wanted != [] else {}
@@ -395,7 +408,7 @@ class Cluster:
         except KafkaError:
             self._avoided_until[asked] = asyncio.get_running_loop().time() + QUERY_TIMEOUT
             raise
-        if isinstance(request, MetadataRequest) and not response.brokers:
+        if isinstance(request, MetadataRequest | TopicMetadataRequest) and not response.brokers:
             # aiokafka skips the first half of a refusal (RFC 7628, section 3.2.3), and parses the second one as a
             # response.
             raise SaslAuthenticationFailed("the token was refused")
@@ -436,18 +449,20 @@ class Cluster:
 
 
 def encode_metadata(commit: Commit) -> str:
-    """Return the completion bitmap and, after a colon, `Commit.metadata`, as the metadata of a committed offset."""
-    if not (commit.done or commit.metadata):
+    """Return the completion bitmap, `Commit.metadata` and the topic's id, with colons in between, as metadata."""
+    if not (commit.done or commit.metadata or commit.topic_id):
         return ""
-    own = b":" + b64encode(commit.metadata) if commit.metadata else b""
-    return COMMIT_MARK + (b64encode(commit.done) + own).decode()
+    fields = [b64encode(commit.done), b64encode(commit.metadata), b64encode(bytes.fromhex(commit.topic_id))]
+    return COMMIT_MARK + b":".join(fields).decode().rstrip(":")
 
 
-def decode_metadata(metadata: str) -> tuple[bytes, bytes]:
+def decode_commit(base: int, metadata: str) -> Commit:
+    """Return a commit; one with metadata that isn't ours is of its base alone."""
     if not metadata.startswith(COMMIT_MARK):
-        return b"", b""
-    done, _, own = metadata.removeprefix(COMMIT_MARK).partition(":")
+        return Commit(base)
+    fields = metadata.removeprefix(COMMIT_MARK).split(":")
     try:
-        return b64decode(done, validate=True), b64decode(own, validate=True)
+        done, own, topic_id, *_ = [b64decode(field, validate=True) for field in [*fields, "", ""]]
     except ValueError:
-        return b"", b""
+        return Commit(base)
+    return Commit(base, done, own, topic_id.hex())

@@ -13,7 +13,18 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
 from aiokafka.errors import KafkaError
 
-from gateway.log.base import ALL, NO_TOPIC, Assignment, Batch, Commit, Listener, Partition, Record, RecordHeaders
+from gateway.log.base import (
+    ALL,
+    NO_TOPIC,
+    Assignment,
+    Batch,
+    Commit,
+    Listener,
+    Partition,
+    Record,
+    RecordHeaders,
+    are_of_different_topics,
+)
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster, encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
@@ -87,6 +98,8 @@ class KafkaConsumer:
         self._position_task: asyncio.Task[None] | None = None
         # Since when we haven't been a member of the group, if there is one.
         self._unjoined_since = None if group is None else self._loop.time()
+        # Of the topics whose records we read, as of the assignment or the last reset.
+        self._topic_ids: dict[Partition, str] = {}
         # End offsets that were polled, in addition to those that fetches report.
         self._ends: dict[Partition, int] = {}
         self._bounds_task: asyncio.Task[None] | None = None
@@ -266,17 +279,29 @@ class KafkaConsumer:
         assignments = []
         for partition, end in after_last.items():
             commit = commits.get(partition)
-            if commit is not None and commit.base > end:
-                # Only an unclean leader election truncates a log. Records written since then are below the base.
-                log.error("log_truncated", partition=partition, committed=commit.base, end=end)
+            topic_id = self._cluster.topic_ids.get(partition.topic, "")
+            is_stale = commit is not None and (commit.base > end or are_of_different_topics(commit.topic_id, topic_id))
+            if commit is not None and is_stale:
+                # Records written since then are below the base.
+                _log_restart(partition, commit.base, end, commit.topic_id, topic_id)
                 commit = None
             start = first[partition]
-            assignments.append(Assignment(partition, commit or Commit(start), start, commit is not None))
+            assignments.append(
+                Assignment(
+                    partition,
+                    Commit(start) if commit is None else commit._replace(topic_id=""),
+                    start,
+                    commit is not None,
+                    is_stale,
+                    topic_id,
+                )
+            )
         return assignments
 
     def _take_over(self, kafka: AIOKafkaConsumer, assignments: Sequence[Assignment]) -> None:
         for assignment in assignments:
             partition = assignment.partition
+            self._topic_ids[partition] = assignment.topic_id
             self._next[partition] = max(assignment.commit.base, assignment.log_start)
             kafka.seek(TopicPartition(*partition), self._next[partition])
         self._assignment_epoch += 1
@@ -314,9 +339,10 @@ class KafkaConsumer:
     async def _commit(self, commits: Mapping[Partition, Commit], timeout: float = COMMIT_TIMEOUT) -> None:
         if self._group is None:
             return
-        offsets = {
-            TopicPartition(*partition): (commit.base, encode_metadata(commit)) for partition, commit in commits.items()
-        }
+        offsets = {}
+        for partition, commit in commits.items():
+            metadata = encode_metadata(commit._replace(topic_id=self._topic_ids.get(partition, "")))
+            offsets[TopicPartition(*partition)] = commit.base, metadata
         # Commits are serialised, and a revocation with nothing to commit waits for the one in flight: aiokafka retries
         # a failed commit with its old offsets, even after a newer one and in the next generation.
         with translated_errors(f"commit of {self._group}"):
@@ -355,7 +381,15 @@ class KafkaConsumer:
             self._ends = {partition: end for partition, end in ends.items() if partition in self._next}
             # The position was copied before the end was queried, so an end below it means that records we have read
             # are gone.
-            await self._reset([each for each, end in ends.items() if end < positions[each]])
+            ids = self._cluster.topic_ids
+            await self._reset(
+                [
+                    each
+                    for each, end in ends.items()
+                    if end < positions[each]
+                    or are_of_different_topics(self._topic_ids.get(each, ""), ids.get(each.topic, ""))
+                ]
+            )
             for partition, start in first.items():
                 if self._report_deleted(partition, start):
                     self._kafka.seek(TopicPartition(*partition), start)
@@ -393,18 +427,25 @@ class KafkaConsumer:
                 self._kafka.seek(TopicPartition(*partition), positions[partition])
                 if partition in buffered:
                     self._buffered[partition] = buffered[partition]
+            former = {partition: self._topic_ids.get(partition, "") for partition in first}
+            self._topic_ids.update({each: self._cluster.topic_ids.get(each.topic, "") for each in first})
+            is_stale = True
             try:
                 # An older commit would make the next owner skip the new records.
                 await self._commit({partition: Commit(start) for partition, start in first.items()})
+                is_stale = False
             except LogUnavailableError as error:
                 log.warning("log_commit_lost", group=self._group, error=str(error))
             for partition, start in first.items():
-                log.error("log_truncated", partition=partition, committed=positions[partition], end=start)
+                topic_id = self._topic_ids[partition]
+                _log_restart(partition, positions[partition], start, former[partition], topic_id)
                 self._ends.pop(partition, None)
                 self._paused.discard(partition)
                 self._next[partition] = start
                 self._kafka.seek(TopicPartition(*partition), start)
-                self._listener.restarted(Assignment(partition, Commit(start), start))
+                self._listener.restarted(
+                    Assignment(partition, Commit(start), start, is_stale=is_stale, topic_id=topic_id)
+                )
             self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
 
     def _take_buffered(self) -> list[Batch]:
@@ -507,6 +548,12 @@ class KafkaConsumer:
             self._kafka.seek(TopicPartition(*partition), position)
         for partition in self._paused:
             self._kafka.pause(TopicPartition(*partition))
+
+
+def _log_restart(partition: Partition, committed: int, end: int, former_id: str, topic_id: str) -> None:
+    """Log that a partition is read from its start: its topic was recreated, or an unclean election truncated it."""
+    event = "topic_recreated" if are_of_different_topics(former_id, topic_id) else "log_truncated"
+    log.error(event, partition=partition, committed=committed, end=end)
 
 
 # aiokafka only checks for an instance; its class is untyped.

@@ -19,6 +19,7 @@ from gateway.log.base import (
     RecordHeaders,
     TopicProblem,
     TopicSpec,
+    are_of_different_topics,
 )
 from gateway.log.kafka.appender import MAX_RECORD_BYTES, Appender
 from gateway.log.kafka.broker_clock import BrokerClock
@@ -195,7 +196,12 @@ class KafkaLog:
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
         described = await self._cluster.describe([topic])
         commits = await self._cluster.commits(group, [Partition(topic, number) for number in described.get(topic, {})])
-        return {partition.number: commit for partition, commit in commits.items()}
+        topic_id = self._cluster.topic_ids.get(topic, "")
+        return {
+            partition.number: commit._replace(topic_id="")
+            for partition, commit in commits.items()
+            if not are_of_different_topics(commit.topic_id, topic_id)
+        }
 
     async def seed(self, group: str, commits: Mapping[Partition, Commit]) -> None:
         await self._cluster.seed(group, commits)
