@@ -165,7 +165,7 @@ class Progress:
 
         Records done beyond 16,384 offsets after the base aren't included: a new owner would process them again. Once a
         record was received there is a commit, even if nothing is done: if it is missing later, the topic was deleted.
-        So there is where a stale one has to be replaced.
+        There is one, too, where a stale one has to be replaced.
         """
         base = self.base
         bits = self._done_from(base)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gateway.engine.commit_progress import WINDOW, Progress
-from gateway.log.base import Commit
+from gateway.log.base import Assignment, Commit, Partition
 
 
 def a_progress(base: int = 0, done: bytes = b"", log_start: int = 0, *, window: int = WINDOW) -> Progress:
@@ -53,6 +53,26 @@ def test_a_stored_commit_is_not_committable_again() -> None:
     assert commit == Commit(1)
     progress.committed(commit)
     assert progress.committable() is None
+
+
+def test_a_commit_of_records_that_are_gone_is_replaced_before_anything_is_done() -> None:
+    progress = Progress(Commit(0), 0, is_committed=False, is_stale=True)
+    commit = progress.committable()
+    assert commit == Commit(0)
+    progress.committed(commit)
+    assert progress.committable() is None
+
+
+@pytest.mark.parametrize(
+    ("known", "assigned", "is_another"), [("a", "b", True), ("a", "a", False), ("a", "", False), ("", "b", False)]
+)
+def test_a_topic_of_another_id_is_another_though_its_commit_is_the_same(
+    known: str, assigned: str, *, is_another: bool
+) -> None:
+    progress = Progress(Commit(0), 0, topic_id=known)
+    received(progress, 0, 1)
+    assignment = Assignment(Partition("retry", 0), Commit(0), 0, topic_id=assigned)
+    assert progress.is_of_another_log(assignment) is is_another
 
 
 def test_an_older_commit_that_was_stored_late_is_replaced() -> None:

@@ -174,6 +174,11 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     second-reload-before-the-first-takes-effect     each lets an ordered route match more
     reload-before-a-returning-partition-is-read     one of its older events is still in flight
     reload-that-moves-a-source-amid-older-events    its old topic is still read, and appended to
+    former-topics-commit-beyond-the-end     the recreated topic grows up to it, and a kick takes the records for done
+    evicted-member-back-at-a-recreated-tier     the offsets that it finishes are those of new records
+    duplicates-in-a-recreated-tier              both lie below the position of a reader that takes it for the former one
+    kick-whose-scan-meets-a-recreated-tier      it ends before the end that the kick looked up
+    events-appended-again-after-retention       an ordered topic has deleted that they came, and the router starts over
     """
     check(decode(path.read_bytes()))
 

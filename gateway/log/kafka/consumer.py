@@ -552,8 +552,10 @@ class KafkaConsumer:
 
 def _log_restart(partition: Partition, committed: int, end: int, former_id: str, topic_id: str) -> None:
     """Log that a partition is read from its start: its topic was recreated, or an unclean election truncated it."""
-    event = "topic_recreated" if are_of_different_topics(former_id, topic_id) else "log_truncated"
-    log.error(event, partition=partition, committed=committed, end=end)
+    if are_of_different_topics(former_id, topic_id):
+        log.error("topic_recreated", partition=partition, committed=committed, end=end)
+    else:
+        log.error("log_truncated", partition=partition, committed=committed, end=end)
 
 
 # aiokafka only checks for an instance; its class is untyped.
