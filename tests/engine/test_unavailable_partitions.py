@@ -10,6 +10,7 @@ import structlog
 from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord
+from gateway.engine.group_member import COMMON_MEMORY
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR
 from gateway.log.base import ALL, Partition, Record, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key, order_key
@@ -191,7 +192,7 @@ async def test_a_partition_that_is_not_found_for_long_leaves_the_memory_to_the_o
         await world.log.rebalance(TOPICS.group("router"))
         await asyncio.sleep(15)
         assert lost in worker._router._suspended
-        worker._router.set_memory_limit(worker._router._memory_bytes)
+        worker._router.set_memory_limit(int(worker._router._memory_bytes / COMMON_MEMORY))
         places |= await put(world, 12)
         await asyncio.sleep(15)
         assert {event for event, partition in places.items() if partition != 1} <= delivered(world)

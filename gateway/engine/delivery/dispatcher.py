@@ -174,7 +174,8 @@ class Dispatcher:
         tier = tiers.plan(due, now)
         # Not repeatedly: the record would stay unfinished for as long as its delivery fails.
         is_fresh = now < item.record.taken_at + MAX_STAY_IN_MEMORY
-        if tier is None and is_fresh and tracker.is_live and tracker.owner.has_room and not self._is_draining:
+        is_held = is_fresh and tracker.is_live and not self._is_draining
+        if tier is None and is_held and tracker.owner.has_room_for(tracker):
             self.wait(item, due)
         else:
             self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
