@@ -277,6 +277,32 @@ async def test_a_partition_that_comes_back_has_the_memory_of_what_it_brings() ->
             await asyncio.sleep(60)
 
 
+@virtual
+async def test_a_lost_partition_leaves_no_memory_with_records_that_cannot_be_decoded() -> None:
+    world = await a_world(a_route())
+    world.log.lose_leader(
+        letters := Partition(TOPICS.dead, partition_of(b"k", len(await world.log.bounds(TOPICS.dead))))
+    )
+    tier = TOPICS.retry("5s")
+    async with running(world, world.worker()) as first:
+        for partition in await world.log.bounds(tier):
+            for _ in range(100):
+                await world.log.append(tier, key=b"k", value=bytes(10_000), headers=[], partition=partition)
+        await asyncio.sleep(20)
+        appends = first._dispatch._appends
+        before = appends.waiting
+        assert before > 200
+        async with running(world):
+            await asyncio.sleep(60)
+            theirs = [tracker.memory_bytes for tracker in first._router.trackers.values()]
+            assert sum(theirs) <= first._router._memory_bytes < sum(theirs) + 20 * 12_000, "of appends in flight"
+            assert appends.waiting < before
+            world.log.find_leader(letters)
+            await asyncio.sleep(60)
+            assert first._router._memory_bytes == 0
+    assert len(world.log.records(TOPICS.dead)) == len(await world.log.bounds(tier)) * 100
+
+
 STALLED = """
 import asyncio, os, resource
 from tests.engine.test_memory import a_stalled_world, large_events, taken

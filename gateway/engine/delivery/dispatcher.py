@@ -64,7 +64,6 @@ UNKNOWN_MAX_AGE = 3600.0
 """Seconds during which a name that the rules lack may be explained by a rolling deployment."""
 BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 """Seconds that an open breaker delays a delivery; doubled each time, but at most as long as it has been open."""
-_Check = Callable[[], bool]
 
 
 class Dispatcher:
@@ -149,14 +148,20 @@ class Dispatcher:
     def dead_letter_undecodable(self, pending: PendingRecord, record: Record, error: UndecodableRecordError) -> None:
         """Dead-letter a record that can't be decoded."""
 
-        async def write(append: Append) -> None:
-            topic = pending.tracker.partition.topic
-            checks, failed = self._ownership_checks(pending, append), partial(self._appends.mark_failed, append)
-            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *checks, failed=failed)
+        def finish() -> None:
             pending.unfinished = 0
             pending.tracker.owner.done(pending)
+
+        async def write(append: Append) -> None:
+            topic = pending.tracker.partition.topic
+            checks, failed = self._appends.ownership_checks(append, pending), partial(self._appends.mark_failed, append)
+            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *checks, failed=failed)
+            finish()
             self._appends.finish(append, is_stored=is_stored)
 
+        if pending.tracker.is_lost:
+            finish()
+            return
         pending.unfinished = 1
         size = APPEND_OVERHEAD + pending.size // 3
         retry = partial(self.dead_letter_undecodable, pending, record, error)
@@ -204,10 +209,10 @@ class Dispatcher:
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
     def release_waiting_appends(self, lost: Tracker) -> None:
-        """Finish deliveries of a lost partition that wait to be appended. Appends in flight detect it themselves."""
+        """Finish what waits to be appended of a lost partition. Appends in flight detect it themselves."""
         for pending in [each for each in lost.pendings.values() if each.tracker is lost]:
-            for item in list(pending.items):
-                self._appends.retry_now(item)
+            for source in (pending, *pending.items):  # itself, if it can't be decoded
+                self._appends.retry_now(source)
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
@@ -386,7 +391,7 @@ class Dispatcher:
 
     async def _write(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
         delivery = item.delivery
-        checks = self._ownership_checks(item.record, append)
+        checks = self._appends.ownership_checks(append, item.record)
         failed = partial(self._appends.mark_failed, append)
         is_stored = False
         if outcome is None:
@@ -409,20 +414,6 @@ class Dispatcher:
             if outcome is not None:
                 span.set_attributes({"gateway.reason": outcome.reason})
             await self._write(item, topic, outcome, append)
-
-    def _ownership_checks(self, pending: PendingRecord, append: Append) -> tuple[_Check, _Check]:
-        """Return two callables: whether the append is still ours, and whether that is unknown for now."""
-
-        def is_wanted() -> bool:
-            return not pending.tracker.is_lost
-
-        def is_undecided() -> bool:
-            if pending.tracker.is_suspended:
-                self._appends.suspend(append)
-                return True
-            return False
-
-        return is_wanted, is_undecided
 
     def _finish(self, item: PendingDelivery) -> None:
         item.stage = Stage.FINISHED
