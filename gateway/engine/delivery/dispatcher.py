@@ -385,21 +385,23 @@ class Dispatcher:
             size = _size_of_write(item)
             append = self._appends.begin(topic, key_of(item.delivery), size, source=item, retry=retry)
             if append is not None:
-                item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
                 write = self._write if self._traces is None else partial(self._write_traced, self._traces)
                 self.spawn(partial(write, item, topic, outcome, append), "worker-successor")
 
     async def _write(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
-        delivery = item.delivery
+        delivery = replace(item.delivery, successor=item.delivery.successor + 1)
         checks = self._appends.ownership_checks(append, item.record)
         failed = partial(self._appends.mark_failed, append)
-        is_stored = False
         if outcome is None:
             try:
                 is_stored = await self._successors.store(topic, delivery, item.metadata, *checks, failed=failed)
             except RecordTooLargeError:
+                # As an append of its own: dead letters that can't be stored keep nobody else from this topic.
+                self._appends.finish(append, is_stored=False)
                 outcome = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
-        if outcome is not None:
+                self._write_successor(item, self._topics.dead, outcome)
+                return
+        else:
             is_stored = await self._successors.dead_letter(delivery, outcome, *checks, failed=failed)
             if is_stored:
                 made = delivery.attempts[-1].number if delivery.attempts else 0
