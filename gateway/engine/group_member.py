@@ -24,8 +24,11 @@ from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Rec
 from gateway.log.records import footprint
 from gateway.model import DeadLettered, Event, LogUnavailableError, NewerRecordError
 
-FULL_POLL_INTERVAL = 0.005
-"""Seconds between checks for free memory, while the limit is reached."""
+COMMON_MEMORY = 0.75
+"""Share of the memory that any partition may take. Of the rest, each has an equal part: a few whose records can't end
+don't stop the others."""
+FULL_POLL_INTERVAL = 0.02
+"""Seconds between checks for free memory, while a partition waits for it."""
 REVOKE_GRACE = 2.0
 """Seconds that attempts have to end when partitions are revoked. The whole group waits meanwhile."""
 
@@ -263,7 +266,7 @@ class Member(ABC):
                     item.stage = Stage.FINISHED
                     pending.unfinished -= 1
             if pending.unfinished == 0:
-                self._memory_bytes -= pending.memory_bytes
+                self._release_memory(pending)
         self._dispatch.release_waiting_appends(tracker)
 
     # Reading.
@@ -298,7 +301,8 @@ class Member(ABC):
                 continue
             for beyond in list(self._postponed):
                 await self._take_postponed(beyond)
-            batches = await self._consumer.fetch(timeout=IDLE_TICK)
+            timeout = FULL_POLL_INTERVAL if self._postponed else IDLE_TICK
+            batches = await self._consumer.fetch(timeout=timeout)
             # Matched with the trackers right away: a batch that waits for the one before it may outlive its assignment,
             # and a tracker treats skipped offsets as gaps in the log.
             current = [
@@ -324,8 +328,8 @@ class Member(ABC):
 
     async def _take_postponed(self, tracker: Tracker) -> None:
         """Process postponed records, as far as the commit window (the log may have a gap) and memory allow."""
-        buffered = tracker.buffered
-        while buffered and tracker.is_live and self.has_room and tracker.progress.reaches(buffered[0].offset):
+        buffered, progress = tracker.buffered, tracker.progress
+        while buffered and tracker.is_live and self.has_room_for(tracker) and progress.reaches(buffered[0].offset):
             await self.on_batch(tracker, Batch(tracker.partition, (buffered.popleft(),)))
         if not buffered or not tracker.is_live:
             self._postponed.pop(tracker, None)
@@ -347,8 +351,19 @@ class Member(ABC):
 
     @property
     def has_room(self) -> bool:
-        """Whether another record may be taken into memory."""
+        """Whether any memory is free."""
         return self._memory_bytes < self._memory_limit
+
+    def has_room_for(self, tracker: Tracker) -> bool:
+        """Return whether another record of a partition may be taken into memory: the common part, or its own."""
+        if self._memory_bytes < self._common_memory:
+            return True
+        own = (self._memory_limit - self._common_memory) / max(1, len(self.trackers))
+        return self.has_room and tracker.memory_bytes < own
+
+    @property
+    def _common_memory(self) -> float:
+        return COMMON_MEMORY * self._memory_limit
 
     def track(self, tracker: Tracker, record: Record, now: float) -> PendingRecord | None:
         """Start tracking a record. Return None if there is nothing to do: it is done, or already pending here."""
@@ -361,7 +376,12 @@ class Member(ABC):
     def add_memory(self, pending: PendingRecord, size: int) -> None:
         """Count bytes of memory for a record, until it is done."""
         pending.memory_bytes += size
+        pending.tracker.memory_bytes += size
         self._memory_bytes += size
+
+    def _release_memory(self, pending: PendingRecord) -> None:
+        pending.tracker.memory_bytes -= pending.memory_bytes
+        self._memory_bytes -= pending.memory_bytes
 
     def leave_to_newer_version(self, pending: PendingRecord, error: NewerRecordError) -> None:
         """Leave a record in a newer format unfinished: no commit passes it until a newer version processes it."""
@@ -394,7 +414,7 @@ class Member(ABC):
         """Do what no event triggers; called a few times a second."""
         found = self._consumer.unreadable() if self._consumer is not None else {}
         self.unread = still_unread(self.unread, found, self._log.now()) if found else {}
-        if self.trackers and self._suspended and not self.has_room:
+        if self.trackers and self._suspended and self._memory_bytes >= self._common_memory:
             self._make_room()
         for tracker in list(self.trackers.values()):
             self.check_progress(tracker)
@@ -447,7 +467,7 @@ class Member(ABC):
 
     def done(self, pending: PendingRecord) -> None:
         """Mark a record as done."""
-        self._memory_bytes -= pending.memory_bytes
+        self._release_memory(pending)
         pending.tracker.finish(pending)
         self._committer.count_done(is_waited_for=pending.offset < pending.tracker.boundaries.highest)
         pending.items.clear()  # breaks a reference cycle, which would keep the body until a garbage collection

@@ -30,8 +30,7 @@ class Owner(Protocol):
 
     keeps_order: bool
 
-    @property
-    def has_room(self) -> bool: ...
+    def has_room_for(self, tracker: "Tracker") -> bool: ...
 
     def resume(self, item: "PendingDelivery", now: float) -> None: ...
 
@@ -221,6 +220,7 @@ class Tracker:
         )
         self.ownership = Ownership.OURS
         self.is_paused = False
+        self.memory_bytes = 0
         self.pendings: dict[int, PendingRecord] = {}
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
@@ -319,6 +319,8 @@ class Tracker:
                 continue  # another owner has finished it meanwhile
             pending.tracker = self
             self.pendings[offset] = pending
+            self.memory_bytes += pending.memory_bytes
+            old.memory_bytes -= pending.memory_bytes
             if offset in old.newer:
                 self.newer.add(offset)
             waiting += [item for item in pending.items if item.stage is Stage.WAITING]

@@ -256,7 +256,7 @@ class Router(Member):
         for count, record in enumerate(batch.records, 1):
             if not tracker.is_live or self._is_draining:
                 return
-            if not self.has_room:  # each record may go to a thousand destinations
+            if not self.has_room_for(tracker):  # each record may go to a thousand destinations
                 self.postpone(tracker, batch.records[count - 1 :])
                 return
             congested = self._route(tracker, record, now)
@@ -371,10 +371,7 @@ class Router(Member):
                 if tracker.delay is not None and tracker.buffered and tracker.is_live and self._release(tracker):
                     has_more = True
                     await self._services.sleep(0)
-            if not self.has_room:
-                await self._services.sleep(FULL_POLL_INTERVAL)
-            else:
-                await self._services.sleep(RELEASE_EVERY if has_more else self._until_next_release())
+            await self._services.sleep(RELEASE_EVERY if has_more else self._until_next_release())
 
     def _until_next_release(self) -> float:
         now = self._log.now()
@@ -382,11 +379,15 @@ class Router(Member):
         return max(RELEASE_EVERY, min([IDLE_TICK, *(until - now for until in waits)]))
 
     def _release_time(self, tracker: Tracker, now: float) -> float:
-        """Return when a tier's first buffered record is due: infinity while it is outside the commit window."""
+        """Return when a tier's first buffered record can be released: once it is due, and there is memory for it.
+
+        Infinity while it is outside the commit window.
+        """
         first = tracker.buffered[0]
         if tracker.delay is None or not tracker.progress.reaches(first.offset):
             return math.inf
-        return _due_at(tracker, first, now)
+        due = _due_at(tracker, first, now)
+        return due if self.has_room_for(tracker) else max(due, now + FULL_POLL_INTERVAL)
 
     def _release(self, tracker: Tracker) -> bool:
         """Release some of a tier's due records; return whether there are more.
@@ -397,12 +398,12 @@ class Router(Member):
         now = self._log.now()
         buffered = tracker.buffered
         for _ in range(RETRIES_AT_ONCE):
-            if not buffered or self._release_time(tracker, now) > now or not self.has_room:
+            if not buffered or self._release_time(tracker, now) > now:
                 break
             self._release_record(tracker, buffered.popleft(), tracker.delay, now)
         if tracker.is_paused and len(buffered) < MAX_BUFFERED // 2 and self._may_read_ahead(tracker):
             self.unpause(tracker)
-        return bool(buffered) and self._release_time(tracker, now) <= now and self.has_room
+        return bool(buffered) and self._release_time(tracker, now) <= now
 
     def _may_read_ahead(self, tracker: Tracker) -> bool:
         """Return whether reading of a tier may continue: nothing is buffered, or little, and all of that is due.

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,14 @@ from typing_extensions import override
 
 from gateway.engine.delivery import appends
 from gateway.engine.delivery.appends import APPEND_OVERHEAD
+from gateway.engine.group_member import COMMON_MEMORY
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition, Position, RecordHeaders, partition_of
-from gateway.log.topics import TIERS
+from gateway.log.records import encode_event, event_key
+from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import Event, Result
+from gateway.rules.rules import Source
+from gateway.verify.schemes import build_verifier
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, a_world, rules_of, running, virtual
 from tests.memory_log import MemoryLog
@@ -100,7 +105,7 @@ async def test_a_reader_without_memory_postpones_the_rest_and_continues_with_it_
     worker._router.set_memory_limit(8 * MIB)
     async with running(world, worker):
         await asyncio.sleep(20)
-        assert 8 * MIB <= worker._router._memory_bytes < 9 * MIB
+        assert COMMON_MEMORY * 8 * MIB <= worker._router._memory_bytes < 8 * MIB
         assert 100 < taken(worker) < 200
         await recovered(world, log)
         assert worker._router._memory_bytes == 0
@@ -206,6 +211,96 @@ async def test_appends_to_a_leaderless_partition_are_freed_with_their_own_partit
             trackers = worker._router.trackers.values()
             theirs = [pending.memory_bytes for tracker in trackers for pending in tracker.pendings.values()]
             assert worker._router._memory_bytes == sum(theirs)
+
+
+@pytest.mark.parametrize("sources", [1, 4])
+def test_a_destination_whose_retries_cannot_be_stored_does_not_stop_sources_that_have_no_route_to_it(
+    sources: int,
+) -> None:
+    run(_beside_retries_that_cannot_be_stored([f"busy{number}" for number in range(sources)]))
+
+
+async def _beside_retries_that_cannot_be_stored(busy: list[str]) -> None:
+    """The busy sources come one after the other; what they fill is never free before the other one comes."""
+    patient = a_policy(max_age=1e6, max_attempts=100)
+    routes = a_route(sources=tuple(busy), retry=patient), a_route("other", sources=("shop",), to=("audit",))
+    verifier = build_verifier({"scheme": "none"})
+    named = {name: Source(name=name, path=f"/in/{name}", verifier=verifier) for name in (*busy, "shop")}
+    log = MemoryLog(now=now)
+    await log.create(TOPICS.specs([TOPICS.events(name) for name in named]))
+    world = World(log=log, rules=replace(rules_of(*routes), sources=named), client=ScriptedClient({"ci": [503]}))
+    tiers = await log.partitions([TOPICS.retry(tier) for tier in TIERS])
+    lost = [Partition(topic, partition_of(b"ci", count)) for topic, count in tiers.items()]
+    for partition in lost:
+        log.lose_leader(partition)
+    worker = world.worker()
+    worker._router.set_memory_limit(4 * MIB)
+    async with running(world, worker):
+        for name in busy:
+            await put_into(world, name, 600, size=10_000)
+            await asyncio.sleep(60)
+        assert worker._router._memory_bytes >= COMMON_MEMORY * 4 * MIB
+        await put_into(world, "shop", 200, size=10_000)
+        await asyncio.sleep(10)
+        assert len([name for name, *_ in world.client.made if name == "audit"]) == 200
+        assert worker._router._memory_bytes < 4 * MIB
+        world.client.scripts.clear()
+        for partition in lost:
+            log.find_leader(partition)
+        await world.doze(3600)
+        assert worker._router._memory_bytes == 0
+    assert len({event for name, event, _ in world.client.made if name == "ci"}) == 600 * len(busy)
+    assert not world.dead()
+
+
+async def put_into(world: World, source: str, count: int, *, size: int) -> None:
+    for number in range(count):
+        event = an_event(id=f"{source}_{number}", source=source, received_at=now(), body=bytes(size))
+        await world.log.append(
+            TOPICS.events(source), key=event_key(event), value=event.body, headers=encode_event(event)
+        )
+
+
+@virtual
+async def test_a_partition_that_comes_back_has_the_memory_of_what_it_brings() -> None:
+    world = await a_world(a_route(retry=a_policy(schedule=(60.0,), max_age=86400.0)), ci=[503])
+    for topic, count in (await world.log.partitions([TOPICS.retry(tier) for tier in TIERS])).items():
+        world.log.lose_leader(Partition(topic, partition_of(b"ci", count)))
+    await world.put(*[an_event(id=f"evt_{n}", received_at=now(), key=f"k{n}") for n in range(100)])
+    async with running(world) as worker:
+        await asyncio.sleep(60)
+        for _ in range(2):
+            assert taken(worker) == 100
+            for tracker in worker._router.trackers.values():
+                assert tracker.memory_bytes == sum([pending.memory_bytes for pending in tracker.pendings.values()])
+            await world.log.rebalance(TOPICS.group(ROUTER_GROUP))
+            await asyncio.sleep(60)
+
+
+@virtual
+async def test_a_lost_partition_leaves_no_memory_with_records_that_cannot_be_decoded() -> None:
+    world = await a_world(a_route())
+    world.log.lose_leader(
+        letters := Partition(TOPICS.dead, partition_of(b"k", len(await world.log.bounds(TOPICS.dead))))
+    )
+    tier = TOPICS.retry("5s")
+    async with running(world, world.worker()) as first:
+        for partition in await world.log.bounds(tier):
+            for _ in range(100):
+                await world.log.append(tier, key=b"k", value=bytes(10_000), headers=[], partition=partition)
+        await asyncio.sleep(20)
+        appends = first._dispatch._appends
+        before = appends.waiting
+        assert before > 200
+        async with running(world):
+            await asyncio.sleep(60)
+            theirs = [tracker.memory_bytes for tracker in first._router.trackers.values()]
+            assert sum(theirs) <= first._router._memory_bytes < sum(theirs) + 20 * 12_000, "of appends in flight"
+            assert appends.waiting < before
+            world.log.find_leader(letters)
+            await asyncio.sleep(60)
+            assert first._router._memory_bytes == 0
+    assert len(world.log.records(TOPICS.dead)) == len(await world.log.bounds(tier)) * 100
 
 
 STALLED = """

@@ -10,16 +10,27 @@ import structlog
 from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord
+from gateway.engine.group_member import COMMON_MEMORY
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR
-from gateway.log.base import ALL, Partition, Record, TopicSpec, partition_of
+from gateway.log.base import ALL, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.records import encode_event, event_key, order_key
 from gateway.log.topics import ORDERED_PARTITIONS, TIERS
-from gateway.model import EventId, LogUnavailableError
+from gateway.model import EventId, LogUnavailableError, RecordTooLargeError
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_jobs import FROM, KINDS, a_backlog, an_order, ended, injected, once
 from tests.engine.test_ordered import an_ordered_route, keyed
 from tests.engine.test_replay import owning
-from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, rules_of, running, virtual
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    ScriptedClient,
+    World,
+    a_world,
+    publish,
+    rules_of,
+    running,
+    virtual,
+)
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
@@ -191,7 +202,7 @@ async def test_a_partition_that_is_not_found_for_long_leaves_the_memory_to_the_o
         await world.log.rebalance(TOPICS.group("router"))
         await asyncio.sleep(15)
         assert lost in worker._router._suspended
-        worker._router.set_memory_limit(worker._router._memory_bytes)
+        worker._router.set_memory_limit(int(worker._router._memory_bytes / COMMON_MEMORY))
         places |= await put(world, 12)
         await asyncio.sleep(15)
         assert {event for event, partition in places.items() if partition != 1} <= delivered(world)
@@ -489,6 +500,40 @@ async def test_a_retry_for_a_leaderless_tier_is_stored_once_it_has_a_leader() ->
             assert await world.unfinished() == 0
     assert {line["topic"] for line in lines if line["event"] == "append_retried"} <= counts.keys()
     assert [line for line in lines if line["event"] == "append_retried"]
+
+
+class SmallTiers(MemoryLog):
+    """Its tiers have a lower limit than its other topics."""
+
+    @override
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        if len(value) > 5000 and topic in map(TOPICS.retry, TIERS):
+            raise RecordTooLargeError(f"{topic}: expected at most 5000 bytes")
+        return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
+
+
+@virtual
+async def test_a_retry_that_is_too_large_for_its_tier_stops_no_other_while_its_dead_letter_cannot_be_stored() -> None:
+    log = SmallTiers(now=now)
+    await log.create(TOPICS.specs([EVENTS]))
+    route = a_route(retry=a_policy(schedule=(20.0,)))
+    world = World(log=log, rules=rules_of(route), client=ScriptedClient({"ci": [503, 503, 200]}))
+    letters = Partition(TOPICS.dead, partition_of(b"ci", len(await log.bounds(TOPICS.dead))))
+    log.lose_leader(letters)
+    async with running(world):
+        await world.put(an_event(id="evt_large", received_at=now(), body=bytes(6000)))
+        await asyncio.sleep(3)
+        await world.put(an_event(id="evt_small", received_at=now()))
+        await asyncio.sleep(30)
+        assert [event for _, event, _ in world.client.made].count("evt_small") == 2
+        assert await world.unfinished() == 1
+        log.find_leader(letters)
+        await asyncio.sleep(30)
+        assert await world.unfinished() == 0
+    (dead,) = world.dead()
+    assert (dead.metadata.reason, dead.delivery.successor) == ("too_large", 1)
 
 
 @virtual

@@ -794,6 +794,9 @@ class Process:
             "bytes under way": budget._bytes_under_way,
             "bytes of appends": worker._dispatch._appends.memory_bytes,
             "bytes of records": sum(member._memory_bytes for member in members),
+            "bytes by partition": sum(
+                abs(tracker.memory_bytes) for member in members for tracker in member.trackers.values()
+            ),
         }
 
     def start(self) -> None:

@@ -14,6 +14,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gateway.engine.partition_tracker import PendingRecord
+
 APPEND_OVERHEAD = 6144
 """Bytes of memory of an unacknowledged append of a successor, without its headers: some 4,000 here, the rest in the
 log's client."""
@@ -23,6 +25,8 @@ SHARES = 16
 """A channel takes at most one of so many shares. A destination has a dozen: one for each tier, and two more."""
 OVERFLOW_SHARES = 8
 """Shares that failed appends may take in addition to the maximum. Those beyond that keep their memory."""
+
+Check = Callable[[], bool]
 
 
 @dataclass(slots=True, eq=False)
@@ -110,6 +114,20 @@ class Appends:
         if append.is_active:
             self._deactivate(append)
             self._move_to_overflow(append)
+
+    def ownership_checks(self, append: Append, source: PendingRecord) -> tuple[Check, Check]:
+        """Return two callables: whether the append is still ours, and whether that is unknown for now."""
+
+        def is_wanted() -> bool:
+            return not source.tracker.is_lost
+
+        def is_undecided() -> bool:
+            if source.tracker.is_suspended:
+                self.suspend(append)
+                return True
+            return False
+
+        return is_wanted, is_undecided
 
     def finish(self, append: Append, *, is_stored: bool) -> None:
         """Release the memory of an append, and begin what waits."""

@@ -64,7 +64,6 @@ UNKNOWN_MAX_AGE = 3600.0
 """Seconds during which a name that the rules lack may be explained by a rolling deployment."""
 BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 """Seconds that an open breaker delays a delivery; doubled each time, but at most as long as it has been open."""
-_Check = Callable[[], bool]
 
 
 class Dispatcher:
@@ -149,14 +148,20 @@ class Dispatcher:
     def dead_letter_undecodable(self, pending: PendingRecord, record: Record, error: UndecodableRecordError) -> None:
         """Dead-letter a record that can't be decoded."""
 
-        async def write(append: Append) -> None:
-            topic = pending.tracker.partition.topic
-            checks, failed = self._ownership_checks(pending, append), partial(self._appends.mark_failed, append)
-            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *checks, failed=failed)
+        def finish() -> None:
             pending.unfinished = 0
             pending.tracker.owner.done(pending)
+
+        async def write(append: Append) -> None:
+            topic = pending.tracker.partition.topic
+            checks, failed = self._appends.ownership_checks(append, pending), partial(self._appends.mark_failed, append)
+            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *checks, failed=failed)
+            finish()
             self._appends.finish(append, is_stored=is_stored)
 
+        if pending.tracker.is_lost:
+            finish()
+            return
         pending.unfinished = 1
         size = APPEND_OVERHEAD + pending.size // 3
         retry = partial(self.dead_letter_undecodable, pending, record, error)
@@ -174,7 +179,8 @@ class Dispatcher:
         tier = tiers.plan(due, now)
         # Not repeatedly: the record would stay unfinished for as long as its delivery fails.
         is_fresh = now < item.record.taken_at + MAX_STAY_IN_MEMORY
-        if tier is None and is_fresh and tracker.is_live and tracker.owner.has_room and not self._is_draining:
+        is_held = is_fresh and tracker.is_live and not self._is_draining
+        if tier is None and is_held and tracker.owner.has_room_for(tracker):
             self.wait(item, due)
         else:
             self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
@@ -203,10 +209,10 @@ class Dispatcher:
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
     def release_waiting_appends(self, lost: Tracker) -> None:
-        """Finish deliveries of a lost partition that wait to be appended. Appends in flight detect it themselves."""
+        """Finish what waits to be appended of a lost partition. Appends in flight detect it themselves."""
         for pending in [each for each in lost.pendings.values() if each.tracker is lost]:
-            for item in list(pending.items):
-                self._appends.retry_now(item)
+            for source in (pending, *pending.items):  # itself, if it can't be decoded
+                self._appends.retry_now(source)
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
@@ -379,21 +385,23 @@ class Dispatcher:
             size = _size_of_write(item)
             append = self._appends.begin(topic, key_of(item.delivery), size, source=item, retry=retry)
             if append is not None:
-                item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
                 write = self._write if self._traces is None else partial(self._write_traced, self._traces)
                 self.spawn(partial(write, item, topic, outcome, append), "worker-successor")
 
     async def _write(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
-        delivery = item.delivery
-        checks = self._ownership_checks(item.record, append)
+        delivery = replace(item.delivery, successor=item.delivery.successor + 1)
+        checks = self._appends.ownership_checks(append, item.record)
         failed = partial(self._appends.mark_failed, append)
-        is_stored = False
         if outcome is None:
             try:
                 is_stored = await self._successors.store(topic, delivery, item.metadata, *checks, failed=failed)
             except RecordTooLargeError:
+                # As an append of its own: dead letters that can't be stored keep nobody else from this topic.
+                self._appends.finish(append, is_stored=False)
                 outcome = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {topic}")
-        if outcome is not None:
+                self._write_successor(item, self._topics.dead, outcome)
+                return
+        else:
             is_stored = await self._successors.dead_letter(delivery, outcome, *checks, failed=failed)
             if is_stored:
                 made = delivery.attempts[-1].number if delivery.attempts else 0
@@ -408,20 +416,6 @@ class Dispatcher:
             if outcome is not None:
                 span.set_attributes({"gateway.reason": outcome.reason})
             await self._write(item, topic, outcome, append)
-
-    def _ownership_checks(self, pending: PendingRecord, append: Append) -> tuple[_Check, _Check]:
-        """Return two callables: whether the append is still ours, and whether that is unknown for now."""
-
-        def is_wanted() -> bool:
-            return not pending.tracker.is_lost
-
-        def is_undecided() -> bool:
-            if pending.tracker.is_suspended:
-                self._appends.suspend(append)
-                return True
-            return False
-
-        return is_wanted, is_undecided
 
     def _finish(self, item: PendingDelivery) -> None:
         item.stage = Stage.FINISHED

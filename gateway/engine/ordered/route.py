@@ -142,7 +142,7 @@ class OrderedRoute(Member):
         for index, record in enumerate(batch.records):
             if not tracker.is_live or self._is_draining or self._is_stopped_by_newer_record(tracker):
                 break
-            if not self.has_room:
+            if not self.has_room_for(tracker):
                 self.postpone(tracker, batch.records[index:])
                 break
             self._accept_record(tracker, record)
