@@ -388,6 +388,45 @@ async def test_a_replay_goes_on_though_the_control_topic_is_recreated_meanwhile(
 
 
 @virtual
+async def test_pauses_are_confirmed_though_the_control_topic_was_recreated_before_a_process_had_applied_all() -> None:
+    world = await a_world(a_route())
+    await many_control_records(world)
+    orders = ControlClient(world.log, TOPICS)
+    async with owning(world) as control:
+        await asyncio.sleep(3)
+        world.log.stall(None)
+        await orders.pause("route/a")
+        await asyncio.sleep(0.3)
+        await world.log.make_again(TOPICS.control)
+        world.log.go_on(None)
+        pause = await orders.pause("route/b")
+        assert await orders.confirmed(pause, timeout=5) == pause.command
+        assert control.commands["pause/route/b"] == pause.command
+
+
+@virtual
+async def test_a_resume_ends_though_the_control_topic_was_recreated_before_a_process_had_applied_all() -> None:
+    """The job that waits for the end of the former topic is a sweep, to which a resume gives way."""
+    world = await a_world(a_route())
+    await many_control_records(world)
+    orders = ControlClient(world.log, TOPICS)
+    async with owning(world):
+        await asyncio.sleep(3)
+        world.log.stall(None)
+        await orders.pause("route/a")
+        await asyncio.sleep(10)
+        await world.log.make_again(TOPICS.control)
+        world.log.go_on(None)
+        await orders.pause(NAME)
+        await a_backlog(world, "resume", 3)
+        resume = await orders.resume(NAME)
+        assert resume is not None
+        done = await orders.finished(resume, timeout=10)
+        assert done is not None
+        assert done.count == 3
+
+
+@virtual
 async def test_no_sweep_answers_a_resume_in_a_recreated_control_topic() -> None:
     """Its own job does, once all that is parked was injected."""
     world = await a_world(a_route())
