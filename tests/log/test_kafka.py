@@ -1103,7 +1103,7 @@ async def test_a_partition_takes_no_commit_before_its_restart_is_committed(
     await append(log, topic, b"0")
     await fetch(consumer, 1)
     is_asked, may_be_stored = asyncio.Event(), asyncio.Event()
-    commit = consumer._kafka.commit
+    commit: Any = consumer._kafka.commit
 
     async def slow(offsets: Any) -> None:
         is_asked.set()

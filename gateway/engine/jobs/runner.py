@@ -206,9 +206,10 @@ class Jobs:
         return FOLLOWER_POLL_INTERVAL if is_behind else 1.0
 
     def _accept(self, record: Record) -> None:
-        """Take a record in. Its command may be ended once the follower has applied it, for which nothing waits here:
+        """Take a record in.
 
-        it never does if the topic was recreated meanwhile.
+        It isn't done before the follower has applied it. That isn't waited for here: it may never be, if the topic was
+        recreated meanwhile.
         """
         progress = self._progress
         if progress is None or not progress.received(record.offset):
