@@ -12,7 +12,7 @@ from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Commit, Partition, partition_of
 from gateway.log.topics import DAY, ORDERED_PARTITIONS, ROUTER_GROUP
 from gateway.ops.control_client import ControlClient
-from tests.builders import a_policy, a_route, an_event
+from tests.builders import a_destination, a_policy, a_route, an_event
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -216,6 +216,41 @@ async def test_an_ordered_route_begins_anew_with_a_topic_that_is_made_again_thou
         await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(5, 8)])
         await asyncio.sleep(3)
     assert [event for _, event, _ in world.client.made] == ["evt_0", "evt_5", "evt_6", "evt_7"]
+
+
+@virtual
+async def test_an_attempt_under_way_ends_before_its_key_begins_anew_with_a_topic_that_is_made_again() -> None:
+    world = await a_world(a_route(is_ordered=True), ci=[5.0, 200])
+    async with running(world):
+        await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(3)])
+        await asyncio.sleep(1)
+        assert world.client.under_way == 1
+        await world.log.make_again(ORDERED)
+        new = [an_event(id=f"evt_{number}", key="k", received_at=now()) for number in (5, 6)]
+        await world.put(*new, an_event(id="other", key="other", received_at=now()))
+        await asyncio.sleep(3)
+        assert [event for _, event, _ in world.client.made] == ["evt_0", "other"]
+        await asyncio.sleep(3)
+    assert [event for _, event, _ in world.client.made] == ["evt_0", "other", "evt_5", "evt_6"]
+
+
+@virtual
+async def test_an_attempt_of_a_topic_that_was_made_again_is_cut_before_its_partition_has_another_owner() -> None:
+    patient = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=300.0)
+    world = await a_world(a_route(is_ordered=True), destinations=[patient], ci=[200.0, 200])
+    async with running(world):
+        await world.put(an_event(id="evt_0", key="k", received_at=now()))
+        await asyncio.sleep(1)
+        await world.log.make_again(ORDERED)
+        await world.put(an_event(id="evt_1", key="k", received_at=now()))
+        await asyncio.sleep(2)
+        assert (len(world.client.made), world.client.under_way) == (1, 1)
+        async with running(world):
+            await asyncio.sleep(5)
+            assert (len(world.client.made), world.client.under_way) == (1, 1)
+            await asyncio.sleep(10)
+            assert world.client.under_way == 0
+    assert [event for _, event, _ in world.client.made] == ["evt_0", "evt_1"]
 
 
 @virtual
