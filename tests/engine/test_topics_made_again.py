@@ -7,12 +7,13 @@ from typing import Literal
 import pytest
 from typing_extensions import override
 
-from gateway.engine.control.records import ControlRecord, DeadFilter
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.state import Control
 from gateway.log.base import Partition
 from gateway.log.records import encode_delivery
 from gateway.model import NO_METADATA, RecordMetadata
 from gateway.ops.control_client import ControlClient
+from gateway.ops.replays import window_of
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import SlowLog, a_backlog, injected, once
 from tests.engine.test_replay import an_order as a_replay
@@ -458,3 +459,58 @@ def test_a_checkpoint_answers_no_command_by_offsets_of_a_former_control_topic() 
     assert control.answered(f"kick/{NAME}") == 0
     control.decode_and_apply(*replace(done, answers=3).encode(), 3)
     assert control.answered(f"kick/{NAME}") == 3
+
+
+@pytest.mark.parametrize("count", [10, 2, 0], ids=["as long", "shorter", "empty"])
+def test_a_replay_takes_no_event_of_a_topic_that_is_made_again_before_it_runs(count: int) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await events_of(world, 10)
+        orders = ControlClient(world.log, TOPICS)
+        window = await window_of(world.log, [EVENTS], 0.0, None)
+        placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+        await world.log.make_again(EVENTS)
+        await world.put(*[an_event(id=f"new_{number}", received_at=now()) for number in range(count)])
+        async with owning(world):
+            done = await orders.finished(placed, timeout=20)
+            assert done is not None
+            assert done.count == 0
+        assert not injected(world)
+
+    run(scenario())
+
+
+@virtual
+async def test_a_replay_takes_events_that_a_clock_ahead_has_stamped_before_it_was_set_back() -> None:
+    world = await a_world(a_route())
+    world.log = log = AheadLog(20.0)
+    await log.create(TOPICS.specs([EVENTS]))
+    await events_of(world, 20)
+    log.ahead = 0.0
+    orders = ControlClient(world.log, TOPICS)
+    window = await window_of(world.log, [EVENTS], 0.0, None)
+    placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+    async with owning(world):
+        done = await orders.finished(placed, timeout=20)
+        assert done is not None
+        assert done.count == 20
+
+
+@virtual
+async def test_a_replay_takes_no_event_of_a_topic_that_is_made_again_while_it_waits_for_a_partition() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 40)
+    orders = ControlClient(world.log, TOPICS)
+    window = await window_of(world.log, [EVENTS], 0.0, None)
+    placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+    world.log.lose_leader(Partition(EVENTS, 1))
+    others = 40 - window.ends[f"{EVENTS}/1"]
+    async with owning(world):
+        await asyncio.sleep(20)
+        assert injected(world).total() == others
+        await world.log.make_again(EVENTS)
+        world.log.find_leader(Partition(EVENTS, 1))
+        await world.put(*[an_event(id=f"new_{number}", received_at=now()) for number in range(40)])
+        done = await orders.finished(placed, timeout=60)
+        assert done is not None
+        assert done.count == injected(world).total() == others

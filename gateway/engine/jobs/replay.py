@@ -29,6 +29,7 @@ from gateway.engine.jobs.log_reader import (
     CHECKPOINT_INTERVAL,
     RECORDS_AT_ONCE,
     TURN,
+    last_records,
     records_of,
 )
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
@@ -224,6 +225,8 @@ class Replays:
             topic, _, number = partition_name.rpartition("/")
             partition = Partition(topic, int(number))
             run.identities = None
+            if await self._is_recreated(run, partition_name, end):
+                start = end  # what is there now was never asked for
             async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
                     problem = run.matcher.use(self._rules())
@@ -246,6 +249,12 @@ class Replays:
             return None
         unreadable = run.command.unread + len(run.missed)
         return run.command.with_state("done", count=run.count, unread=unreadable, detail=", ".join(sorted(run.missed)))
+
+    async def _is_recreated(self, run: ReplayProgress, partition_name: str, end: int) -> bool:
+        """Return whether the topic of a partition has been recreated since the replay was asked for."""
+        known = run.command.last_records.get(partition_name)
+        found = await last_records(self._log, run.selection.starts, {partition_name: end})
+        return known is not None and known != found.get(partition_name)
 
     async def _match(self, run: ReplayProgress, partition: Partition, record: Record) -> Matched | None:
         try:
