@@ -149,7 +149,7 @@ async def _start_replay(call: Call) -> int:
         if arguments.dry_run:
             await _count_replays(call, log, rules, control, selected)
             return 0
-        unread = {place: reason for _, window in selected for place, reason in window.unread.items()}
+        unread = {partition_name: reason for _, window in selected for partition_name, reason in window.unread.items()}
         begun = [(selection, window) for selection, window in selected if window.total]
         if not begun:
             return _nothing_to_replay(output, unread)
@@ -177,8 +177,8 @@ def _nothing_to_replay(output: Output, unread: Mapping[str, str]) -> int:
 
 
 def _unread_detail(unread: Mapping[str, str]) -> str:
-    place, reason = next(iter(unread.items()))
-    return f"{unread_text(len(unread))} ({place}: {reason})"
+    partition_name, reason = next(iter(unread.items()))
+    return f"{unread_text(len(unread))} ({partition_name}: {reason})"
 
 
 async def _await_replay(call: Call, log: Log, placed: StoredCommand, total: int) -> int:
@@ -384,9 +384,9 @@ async def _replay_event(call: Call) -> int:
         if arguments.dry_run:
             return 0
         result = 0
-        place = f"{found.partition.topic}/{found.partition.number}"
+        partition_name = f"{found.partition.topic}/{found.partition.number}"
         for route in routes:
-            starts, ends = {place: found.record.offset}, {place: found.record.offset + 1}
+            starts, ends = {partition_name: found.record.offset}, {partition_name: found.record.offset + 1}
             selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
             placed = await ControlClient(log, call.topics).replay(selection, ends)
             result |= await _await_replay(call, log, placed, 1)

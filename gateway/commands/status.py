@@ -64,7 +64,7 @@ async def _status(call: Call) -> int:
     backlogs = Backlogs()
     rules, _ = await asyncio.to_thread(check_rules, call.settings.rules, resolve=False)
     asked = arguments.asked or [address for address in (os.environ.get("GATEWAY_ADMIN"),) if address]
-    answers, found = await _ask(asked)
+    statuses, found = await _ask(asked)
     unasked = ""
     asking = None if asked else asyncio.create_task(_ask_default(call.settings))  # while the log is read
     control = Control()
@@ -81,9 +81,9 @@ async def _status(call: Call) -> int:
                 found += unpaused_findings(backlogs.parked, control, read_at, rules)
                 found += await unfinished_findings(log, call.topics, unread)
                 if asking is not None:
-                    answers, unasked = await asking
+                    statuses, unasked = await asking
                 found += await dead_letter_findings(
-                    log, call.topics, control, [answer for answer, _ in answers], unread, rules=rules
+                    log, call.topics, control, [status for status, _ in statuses], unread, rules=rules
                 )
                 if arguments.destination:
                     await add_dead_letters(log, call.topics, control, attempts, unread)
@@ -92,12 +92,12 @@ async def _status(call: Call) -> int:
                 unread |= await _missing(call, log, rules)
     except (UsageError, LogUnavailableError) as error:
         if asking is not None:
-            answers, unasked = await asking
-        if not (asked or answers):
+            statuses, unasked = await asking
+        if not (asked or statuses):
             raise
-        found.append(log_unreachable_finding(error, has_statuses=bool(answers)))
-    for answer, address in answers:
-        found += process_findings(answer, address, control)
+        found.append(log_unreachable_finding(error, has_statuses=bool(statuses)))
+    for status, address in statuses:
+        found += process_findings(status, address, control)
     named = {each.what for each in found}  # by processes, which know since when
     found += unread_findings(
         {where: reason for where, reason in unread.items() if reason != NO_TOPIC or where.topic not in named}
@@ -106,9 +106,9 @@ async def _status(call: Call) -> int:
     if arguments.destination:
         routes = _routes_to(arguments.destination, rules, backlogs)
         found = _for_destination(found, rules, routes, attempts)
-    found += quiet_route_findings(answers, control, routes=routes)
+    found += quiet_route_findings(statuses, control, routes=routes)
     # A process that doesn't respond is a finding by itself.
-    not_asked = not_asked_finding([answer for answer, _ in answers], unasked) if len(answers) >= len(asked) else None
+    not_asked = not_asked_finding([status for status, _ in statuses], unasked) if len(statuses) >= len(asked) else None
     found += [] if not_asked is None else [not_asked]
     print_status(output, ranked(found), attempts.newest_first())
     if any(each.needs_attention for each in found):
@@ -132,12 +132,12 @@ async def _ask_default(settings: Settings) -> tuple[list[tuple[Mapping[str, Any]
     from gateway.ops.send import ask_status  # noqa: PLC0415 - a tenth of a second
 
     try:
-        answer = await ask_status(str(ADMIN), timeout=DEFAULT_TIMEOUT)
+        status = await ask_status(str(ADMIN), timeout=DEFAULT_TIMEOUT)
     except ConnectionError as error:
         return [], f"--admin isn't given, and no gateway responds at {ADMIN}: {error}"
-    names = answer.get("log_names")
+    names = status.get("log_names")
     if isinstance(names, list) and set(settings.log_names) & set(map(str, names)):
-        return [(answer, str(ADMIN))], ""
+        return [(status, str(ADMIN))], ""
     return [], f"--admin isn't given, and the process at {ADMIN} may have another log"
 
 
@@ -150,16 +150,16 @@ async def _ask(addresses: Sequence[str]) -> tuple[list[tuple[Mapping[str, Any], 
     for address in addresses:
         admin_url(address)  # raises before any is queried
     responses = await asyncio.gather(*map(ask_status, addresses), return_exceptions=True)
-    answers: list[tuple[Mapping[str, Any], str]] = []
+    statuses: list[tuple[Mapping[str, Any], str]] = []
     found: list[Finding] = []
-    for address, answer in zip(addresses, responses, strict=True):
-        if isinstance(answer, ConnectionError):
-            found.append(process_unreachable_finding(address, answer))
-        elif isinstance(answer, BaseException):
-            raise answer
+    for address, status in zip(addresses, responses, strict=True):
+        if isinstance(status, ConnectionError):
+            found.append(process_unreachable_finding(address, status))
+        elif isinstance(status, BaseException):
+            raise status
         else:
-            answers.append((answer, address))
-    return answers, found
+            statuses.append((status, address))
+    return statuses, found
 
 
 async def _silent_findings(call: Call, log: "Log", rules: Rules | None) -> Sequence[Finding]:

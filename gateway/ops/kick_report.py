@@ -69,7 +69,7 @@ def paused_text(shown: str, names: Iterable[str]) -> tuple[str, str]:
 
 
 def combined(outcomes: Iterable[ControlRecord], command: ControlRecord) -> ControlRecord:
-    """Return a kick with what it came to on ordered routes: the sum of what their members have published."""
+    """Return a kick with its outcome on ordered routes: the sum of what their members have published."""
     waits, got, again = Counter[str](), Counter[str](), Counter[str]()
     tried = delivered = dead = number = 0
     rates: set[float | None] = set()

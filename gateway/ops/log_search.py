@@ -151,8 +151,8 @@ async def last_append_time(log: Log, ends: Mapping[str, int]) -> float | None:
     None if it isn't known: there is none, or a gap is before each end. Raises LogUnavailableError.
     """
     last: float | None = None
-    for place, end in ends.items():
-        topic, _, number = place.rpartition("/")
+    for partition_name, end in ends.items():
+        topic, _, number = partition_name.rpartition("/")
         async for records in log.scan(Partition(topic, int(number)), max(0, end - 1), end):
             for record in records:
                 last = record.appended_at if last is None else max(last, record.appended_at)

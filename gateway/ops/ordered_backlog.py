@@ -1,4 +1,4 @@
-"""How many deliveries of ordered routes aren't finished, by their groups' commits, and what a kick comes to there."""
+"""How many deliveries of ordered routes aren't finished, by their groups' commits, and the outcome of a kick there."""
 
 import asyncio
 from collections.abc import Collection, Mapping
@@ -98,7 +98,12 @@ class OrderedOutcome:
         fields: dict[str, object] = {"waited": self.waited, "waiting": self.wait}
         if self.kick is not None:
             fields |= {
-                name: getattr(self.kick, name) for name in ("tried", "delivered", "waits", "got", "again", "dead")
+                "tried": self.kick.tried,
+                "delivered": self.kick.delivered,
+                "waits": self.kick.waiting_by_reason,
+                "got": self.kick.failed_by_result,
+                "again": self.kick.repeated_failures,
+                "dead": self.kick.dead,
             }
         return fields
 
@@ -116,7 +121,7 @@ class OrderedOutcome:
 async def ordered_outcome_of(
     log: Log, topics: Topics, before: OrderedBacklog, client: ControlClient, placed: StoredCommand
 ) -> OrderedOutcome:
-    """Return what a command came to on ordered routes, once that is known or a few seconds have passed."""
+    """Return the outcome of a command on ordered routes, once that is known or a few seconds have passed."""
     kick: ControlRecord | None = None
     left: Mapping[Partition, int] = {}
     outcomes: dict[str, ControlRecord] = {}
@@ -137,7 +142,7 @@ async def ordered_outcome_of(
 def _kick_outcome(
     before: OrderedBacklog, left: Mapping[Partition, int], outcomes: Mapping[str, ControlRecord], command: ControlRecord
 ) -> ControlRecord | None:
-    """Return what a kick came to on ordered routes; None unless it is known of each partition with a backlog."""
+    """Return the outcome of a kick on ordered routes; None unless it is known of each partition with a backlog."""
     found: list[ControlRecord] = []
     for partition, number in before.unfinished.items():
         outcome = outcomes.get(before.tried_name(partition))

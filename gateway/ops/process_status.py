@@ -35,7 +35,7 @@ NEXT_IS_PROBE = "the next delivery is the probe"
 _HOLDS: Mapping[str, str] = {"retry_after": "requested silence (Retry-After)", "breaker_open": "breaker open"}
 
 
-def process_findings(answer: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
+def process_findings(status: Mapping[str, Any], where: str, control: Control) -> list[Finding]:
     """Return the findings in a process's `/status` response, without those that a replay has recovered.
 
     The process may be of another version: parts that can't be read are reported as such, the rest as usual.
@@ -43,7 +43,7 @@ def process_findings(answer: Mapping[str, Any], where: str, control: Control) ->
     found: list[Finding] = []
     unread: dict[str, None] = {}
     for name, read in _PARTS:
-        part = answer.get(name)
+        part = status.get(name)
         for each in part if isinstance(part, list) else [part]:
             if each is None:
                 continue
@@ -52,7 +52,7 @@ def process_findings(answer: Mapping[str, Any], where: str, control: Control) ->
             except UNREADABLE:
                 unread[name] = None
     if unread:
-        found.append(unreadable_finding(tuple(unread), answer.get("version"), where))
+        found.append(unreadable_finding(tuple(unread), status.get("version"), where))
     return found
 
 
@@ -391,12 +391,12 @@ _PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable
 """Which part of a response is read by what: each of a list, or the part itself."""
 
 
-def not_asked_finding(answers: Sequence[Mapping[str, Any]], why: str = "") -> Finding | None:
+def not_asked_finding(statuses: Sequence[Mapping[str, Any]], why: str = "") -> Finding | None:
     """Return what none of these processes could tell, as `why` none of its role was asked; None if nothing is missing.
 
     It isn't wrong, but it may hide what is.
     """
-    roles = {str(answer.get("role") or Role.ALL) for answer in answers}
+    roles = {str(status.get("role") or Role.ALL) for status in statuses}
     missing = [] if roles & {Role.ALL, Role.ROUTER} else [*_KNOWN_TO_ROUTERS]
     missing += [] if roles & {Role.ALL, Role.INGRESS} else [*_KNOWN_TO_INGRESSES]
     if not missing:
@@ -418,10 +418,10 @@ _KNOWN_TO_ALL = ("refused rules", "partitions that can't be read")
 """The kinds of findings that only processes know, by role."""
 
 
-def last_rule_changes(answer: Mapping[str, Any], *, before: float) -> tuple[float, Sequence[str]] | None:
+def last_rule_changes(status: Mapping[str, Any], *, before: float) -> tuple[float, Sequence[str]] | None:
     """Return when a process's rules last changed, and what; None if unknown, or not before that time."""
     try:
-        rules = answer["rules"]
+        rules = status["rules"]
         at, changed = float(rules["changed_at"]), [str(each) for each in rules["changed"]]
     except UNREADABLE:
         return None

@@ -24,8 +24,8 @@ MIN_EVENTS = 20
 MAX_ROWS, MAX_NAMES = 5, 20
 """Routes without a past that are reported one by one, and beyond that, those that are named in one row."""
 
-Answer = tuple[Mapping[str, Any], str]
-"""What a process answers at `/status`, and its address."""
+Status = tuple[Mapping[str, Any], str]
+"""What a process returns at `/status`, and its address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,23 +58,23 @@ class Quiet:
 
 
 def quiet_route_findings(
-    answers: Sequence[Answer], control: Control, *, routes: Collection[str] | None = None
+    statuses: Sequence[Status], control: Control, *, routes: Collection[str] | None = None
 ) -> list[Finding]:
-    """Return the routes that match nothing, by what processes answer at `/status`; of `routes` only, unless None.
+    """Return the routes that match nothing, by what processes return at `/status`; of `routes` only, unless None.
 
     An ingress and a process of an older version don't send their counts.
     """
     found: list[Finding] = []
     now: list[Mapping[str, Quiet]] = []
     before: list[Mapping[str, Quiet]] = []
-    for answer, where in answers:
-        sent = answer.get("quiet_routes")
+    for status, where in statuses:
+        sent = status.get("quiet_routes")
         if sent is None:
             continue
         try:
             current, missed = _read(sent, where)
         except UNREADABLE:
-            found.append(unreadable_finding(("quiet_routes",), answer.get("version"), where))
+            found.append(unreadable_finding(("quiet_routes",), status.get("version"), where))
             continue
         now.append(current)
         before.append(missed)

@@ -33,7 +33,7 @@ class Window(NamedTuple):
     @property
     def total(self) -> int:
         """Return the maximum number of records: some offsets may be gaps."""
-        return sum([end - self.starts[place] for place, end in self.ends.items()])
+        return sum([end - self.starts[partition_name] for partition_name, end in self.ends.items()])
 
 
 async def until_elected(
@@ -81,16 +81,16 @@ async def would_replay(
     if (problem := matcher.use(rules)) is not None:
         raise UsageError(problem)
     before = 0
-    for place, end in window.ends.items():
-        topic, _, number = place.rpartition("/")
-        start = window.starts[place]
+    for partition_name, end in window.ends.items():
+        topic, _, number = partition_name.rpartition("/")
+        start = window.starts[partition_name]
         partition = Partition(topic, int(number))
         async for records in log.scan(partition, start, end):
             for record in records:
                 try:
                     matched = matcher.match(partition, record)
                 except NewerRecordError as error:
-                    raise UsageError(f"{place}@{record.offset}: {error}; replay with that one") from error
+                    raise UsageError(f"{partition_name}@{record.offset}: {error}; replay with that one") from error
                 yield before + record.offset + 1 - start, matched
         before += end - start
     yield before, None
@@ -156,6 +156,8 @@ def _progress(control: Control, name: str) -> Progress | None:
     if command.state == "done":
         return Progress(command, window.total, window.total, command.count, command.unread)
     positions = control.checkpoint(command.key)
-    scanned = sum([max(0, positions.get(place, start) - start) for place, start in window.starts.items()])
+    scanned = sum(
+        [max(0, positions.get(partition_name, start) - start) for partition_name, start in window.starts.items()]
+    )
     injected = max(command.count, control.injected(command.key))
     return Progress(command, scanned, window.total, injected, control.unread(command.key))

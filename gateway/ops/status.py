@@ -426,7 +426,7 @@ def _finding_for_group(
 
 
 def _missing_name(group: Group, rules: Rules | None) -> str:
-    """Return which route or destination of these letters the local rules lack; "" if none, or without rules."""
+    """Return which route or destination of these dead letters the local rules lack; "" if none, or without rules."""
     if rules is None or not group.route:
         return ""
     if group.route not in rules.routes:
@@ -479,7 +479,7 @@ def _expression_steps(group: Group, which: str, statuses: Iterable[Mapping[str, 
 
 
 def _has_matched_again(command: ControlRecord, group: Group) -> bool:
-    """Return whether a replay has matched the events of these open letters again: without a match, or an error."""
+    """Return whether a replay has matched the events of these open dead letters again: without a match, or an error."""
     is_over = command.state == "done"
     return is_over and covers(command, group.route, source=None, since=group.received, until=group.newest)
 

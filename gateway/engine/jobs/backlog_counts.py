@@ -102,7 +102,7 @@ class OpenDeadLetterIndex:
             yield
 
     def forget(self, number: int) -> None:
-        """Forget the letters of a partition."""
+        """Forget the dead letters of a partition."""
         for key in [key for key in self._rows if key[0] == number]:
             del self._rows[key]
 

@@ -217,7 +217,7 @@ class KafkaConsumer:
     async def on_partitions_revoked(self, _revoked: Iterable[TopicPartition]) -> None:
         try:
             await self._revoke()
-        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
+        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task that calls it
             self._failure = error
 
     async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
@@ -244,7 +244,7 @@ class KafkaConsumer:
                     begun.set_result(None)
                 await asyncio.sleep(wait)
                 wait = min(START_INTERVAL, 2 * wait)
-        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task of the consumer's owner
+        except Exception as error:  # noqa: BLE001 - raised by fetch, in the task that calls it
             self._failure = error
         finally:
             if not begun.done():
