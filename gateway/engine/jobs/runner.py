@@ -403,9 +403,11 @@ class Jobs:
 
     async def _publish(self, command: ControlRecord) -> None:
         """Append a record and wait until it is in force here: the next one depends on it."""
-        owner = self._progress
+        owner, recreations = self._progress, self._follower.control.recreations
         offset = await self._append_record(command)
         while owner is not None and self._progress is owner and self._follower.position <= offset:
+            if self._follower.control.recreations != recreations:
+                return  # it may have been in the former topic
             await self._sleep(FOLLOWER_POLL_INTERVAL)
 
     async def _append_record(self, command: ControlRecord) -> int:
