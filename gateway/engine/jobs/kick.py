@@ -71,8 +71,8 @@ class Kicks(ScanningJob):
         await scan.publish_checkpoints()  # before polling: an interruption while polling expedites nothing twice
         await outcomes.poll(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
         for run in scan.runs:
-            # Those that the previous owner has injected are followed by nobody, and injected once more they are
-            # dropped as duplicates of those, which looks as if they were delivered.
+            # What the previous owner has injected isn't tracked, and copies of it are dropped as duplicates: it would
+            # look delivered.
             if run in new:
                 run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
             run.rate = self._rate(run.command.name)

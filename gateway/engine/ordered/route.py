@@ -71,9 +71,9 @@ class OrderedRoute(Member):
         self._unknown_since: float | None = None
         self._update_unknown_since()
         # Invariant: each key's head item is ready, in the dispatcher, under way or halted, and none of the others is.
+        # Of keys in `_former` none is: their last attempt in a topic that was recreated since is still in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: list[PendingDelivery] = []
-        # Attempts in flight of a topic that was recreated since: their keys begin nothing beside them.
         self._former: dict[tuple[Partition, str], PendingDelivery] = {}
         self._woken = asyncio.Event()
         self._key_states: dict[Occurrence, KeyState] = {}
