@@ -64,7 +64,7 @@ class _State:
     failing_commits: float = 0
     commit_delay: float = 0.0
     join_delay: float = 0.0
-    stalled: set[str] = field(default_factory=set)
+    stalled: set[str | None] = field(default_factory=set)
     leaderless: set[Partition] = field(default_factory=set)
     patience: float = 0.0
 
@@ -109,21 +109,21 @@ class MemoryLog:
         """Let who joins a group become a member, and be counted as one, only after so long from now on."""
         self._state.join_delay = seconds
 
-    def stall(self, group: str) -> None:
-        """Give a group's members nothing to read until `go_on`."""
+    def stall(self, group: str | None) -> None:
+        """Give a group's members, or the readers without a group, nothing to read until `go_on`."""
         self._state.stalled.add(group)
 
-    def go_on(self, group: str) -> None:
+    def go_on(self, group: str | None) -> None:
         """End a `stall`."""
         self._state.stalled.discard(group)
-        for member in self._state.members.get(group, ()):
+        for member in self._state.readers if group is None else self._state.members.get(group, ()):
             member.wake()
 
     def records(self, topic: str) -> list[Record]:
         """Return what a topic holds, partition by partition."""
         return [record for partition in self._state.of(topic) for record in self._state.segments[partition].records]
 
-    async def make_again(self, topic: str) -> None:
+    async def recreate(self, topic: str) -> None:
         """Delete a topic and make it again, before its members notice: they begin anew."""
         for partition in self._state.of(topic):
             self._state.segments[partition] = _Segment()

@@ -25,7 +25,7 @@ from gateway.engine.control.records import (
     decode,
 )
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.log_reader import records_of
+from gateway.engine.jobs.log_reader import last_records, records_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
@@ -156,6 +156,7 @@ class ControlClient:
                 checkpoint=ends,
                 selection=selection,
                 unread=unread,
+                last_records=await last_records(self._log, selection.starts, ends),
             )
         )
 

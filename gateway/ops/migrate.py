@@ -36,6 +36,7 @@ from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_dead_letter
+from gateway.engine.jobs.log_reader import last_records
 from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
@@ -522,7 +523,9 @@ class _Migration:
             case "replay" if command.state == "asked" and command.selection is not None:
                 starts = self._translated(command.selection.starts)
                 selection = replace(command.selection, since=0.0, until=None, starts=starts)
-                moved = [replace(command, selection=selection, checkpoint=self._translated(command.checkpoint))]
+                ends = self._translated(command.checkpoint)
+                last = await last_records(self._target, starts, ends)
+                moved = [replace(command, selection=selection, checkpoint=ends, last_records=last)]
                 if reached := control.checkpoint(command.key):
                     at, injected = command.at, control.injected(command.key)
                     checkpoint = self._translated(reached)

@@ -21,6 +21,7 @@ from gateway.log.topics import JOBS_GROUP
 from gateway.model import NO_METADATA, Disposition, RecordMetadata
 from gateway.ops.control_client import ControlClient, StoredCommand, who
 from gateway.ops.kick_report import dead_in, describe_kick
+from gateway.rules.rules import Rules
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner, events_of, owning
 from tests.engine.test_replay import an_order as a_replay
@@ -629,6 +630,26 @@ async def test_an_ordered_routes_backlog_is_reported_as_uncounted() -> None:
                 assert (done.count, done.detail) == (0, told)
 
 
+@virtual
+async def test_a_sweep_does_not_go_through_the_rules_for_each_resumed_name() -> None:
+    """With 10,000 routes and 3,000 such names that blocked the event loop for half a second."""
+    world = await a_world(a_route(is_ordered=True, to=("ci",)), a_route("other", to=("audit",)))
+    await a_backlog(world, "resume", 1)
+    owner, looks = Owner(world), list[object]()
+
+    def rules() -> Rules:
+        looks.append(None)
+        return world.rules
+
+    owner.jobs._resume_jobs._rules = rules
+    for name in ("route/build", "route/other", "destination/ci"):
+        owner.control.apply(ControlRecord(kind="pause", name=name, state="active", at=now()))
+    ends = {f"{TOPICS.parked}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.parked)).items()}
+    assert await owner.jobs._resume_jobs.sweep({}, ends, None) == ends
+    assert injected(world) == once(1)
+    assert not looks
+
+
 # BacklogCounts
 
 
@@ -943,6 +964,32 @@ async def test_a_kick_whose_owner_ends_after_its_announcement_does_not_say_that_
         assert done is not None
         assert describe_kick(done) == "3 deliveries are expedited; it isn't known yet how many were tried"
         assert len(world.client.made) == 3
+        await first.stop()
+        await second.stop()
+
+
+@virtual
+async def test_a_kick_whose_owner_is_killed_after_its_injections_claims_no_try() -> None:
+    """The next owner injects them again, and routers drop those copies at once."""
+    world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[3600.0])
+    for number in range(20):  # with one key, as a router's: where a copy is recognised
+        event = an_event(id=f"evt_{number}", received_at=now())
+        headers = encode_delivery(a_delivery(event=event, successor=1, due=now() + 1200), NO_METADATA, at=now())
+        await world.log.append(FROM["kick"], key=b"ci", value=event.body, headers=headers)
+    mortal = MortalLog(world.log, appends=1 + 20 + 1, is_stored=False)  # dies with its checkpoint
+    first, second = Owner(world, mortal), Owner(world)
+    await first.start()
+    orders = ControlClient(world.log, TOPICS)
+    async with running(world, world.worker(first.control)):
+        kick = await orders.kick(NAME)
+        await mortal.died.wait()
+        assert injected(world) == once(20)
+        await first.stop_jobs()
+        await second.start()
+        (done,) = await answers(world, [kick])
+        assert done is not None
+        assert describe_kick(done) == "20 deliveries are expedited; it isn't known yet how many were tried"
+        assert min(injected(world).values()) >= 2
         await first.stop()
         await second.stop()
 

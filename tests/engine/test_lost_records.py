@@ -12,7 +12,7 @@ from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Commit, Partition, partition_of
 from gateway.log.topics import DAY, ORDERED_PARTITIONS, ROUTER_GROUP
 from gateway.ops.control_client import ControlClient
-from tests.builders import a_policy, a_route, an_event
+from tests.builders import a_destination, a_policy, a_route, an_event
 from tests.engine.test_worker import (
     EVENTS,
     TOPICS,
@@ -170,7 +170,7 @@ async def test_a_partition_whose_records_are_others_is_read_from_its_start() -> 
         await world.put(*events(10))
         await asyncio.sleep(3)
         assert len(world.client.made) == 10
-        await world.log.make_again(EVENTS)
+        await world.log.recreate(EVENTS)
         await world.put(*events(10))
         await asyncio.sleep(3)
         assert len(world.client.made) == 20
@@ -194,7 +194,7 @@ def test_a_topic_recreated_during_a_rebalance_is_read_from_its_start(
             await asyncio.sleep(before)
             rebalance = asyncio.create_task(world.log.rebalance(TOPICS.group(ROUTER_GROUP), takes=4.0))
             await asyncio.sleep(3.0)
-            await world.log.make_again(EVENTS)
+            await world.log.recreate(EVENTS)
             await rebalance
             new = [an_event(id=f"new_{number}", received_at=now()) for number in range(10)]
             await world.put(*new)
@@ -212,10 +212,45 @@ async def test_an_ordered_route_restarts_with_a_recreated_topic_though_a_key_has
         await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(3)])
         await asyncio.sleep(3)
         assert len(world.client.made) == 1
-        await world.log.make_again(ORDERED)
+        await world.log.recreate(ORDERED)
         await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(5, 8)])
         await asyncio.sleep(3)
     assert [event for _, event, _ in world.client.made] == ["evt_0", "evt_5", "evt_6", "evt_7"]
+
+
+@virtual
+async def test_an_attempt_ends_before_its_key_restarts_with_a_recreated_topic() -> None:
+    world = await a_world(a_route(is_ordered=True), ci=[5.0, 200])
+    async with running(world):
+        await world.put(*[an_event(id=f"evt_{number}", key="k", received_at=now()) for number in range(3)])
+        await asyncio.sleep(1)
+        assert world.client.under_way == 1
+        await world.log.recreate(ORDERED)
+        new = [an_event(id=f"evt_{number}", key="k", received_at=now()) for number in (5, 6)]
+        await world.put(*new, an_event(id="other", key="other", received_at=now()))
+        await asyncio.sleep(3)
+        assert [event for _, event, _ in world.client.made] == ["evt_0", "other"]
+        await asyncio.sleep(3)
+    assert [event for _, event, _ in world.client.made] == ["evt_0", "other", "evt_5", "evt_6"]
+
+
+@virtual
+async def test_an_attempt_of_a_recreated_topic_is_cut_before_its_partition_has_another_owner() -> None:
+    patient = a_destination("ci", url="http://127.0.0.1:1/ci", timeout=300.0)
+    world = await a_world(a_route(is_ordered=True), destinations=[patient], ci=[200.0, 200])
+    async with running(world):
+        await world.put(an_event(id="evt_0", key="k", received_at=now()))
+        await asyncio.sleep(1)
+        await world.log.recreate(ORDERED)
+        await world.put(an_event(id="evt_1", key="k", received_at=now()))
+        await asyncio.sleep(2)
+        assert (len(world.client.made), world.client.under_way) == (1, 1)
+        async with running(world):
+            await asyncio.sleep(5)
+            assert (len(world.client.made), world.client.under_way) == (1, 1)
+            await asyncio.sleep(10)
+            assert world.client.under_way == 0
+    assert [event for _, event, _ in world.client.made] == ["evt_0", "evt_1"]
 
 
 @virtual
@@ -269,7 +304,7 @@ async def test_deliveries_resumed_before_the_control_topic_was_recreated_are_not
         await orders.finished(placed, timeout=30)
         await asyncio.sleep(30)
         assert len(world.client.made) == 20
-    await world.log.make_again(TOPICS.control)
+    await world.log.recreate(TOPICS.control)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
         assert world.metrics.parked_backlog.value == 20  # as it isn't known that they were resumed

@@ -35,6 +35,7 @@ from tests.engine.test_worker import (
     running,
     virtual,
 )
+from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
 PATIENT = a_policy(schedule=(2.0, 4.0), max_attempts=20, max_age=3600.0)
@@ -610,3 +611,32 @@ async def test_each_of_several_kicks_reports_its_own_outcome() -> None:
         )
     again = "; on ordered routes 5 tried now: 5 got 404 again; 15 wait (behind an earlier event of the key)"
     assert Counter(told) == {again: 24}
+
+
+class BehindLog(MemoryLog):
+    """A log whose clock is behind."""
+
+    behind = 0.0
+
+    @override
+    def now(self) -> float:
+        return now() - self.behind
+
+
+@virtual
+async def test_a_kick_of_a_route_is_obeyed_after_the_clock_was_set_back() -> None:
+    world = await a_world(an_ordered_route(halts=True, retry=a_policy(max_attempts=1)), ci=[404, 404, 404, 200])
+    world.log = log = BehindLog()
+    await log.create(TOPICS.specs([EVENTS], world.rules.ordered))
+    await world.put(*keyed(1, 2))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(5)
+        await _kick(world, "destination/ci")
+        assert by_key(world) == {"k0": [0, 0]}
+    log.behind = 3600.0
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(5)
+        assert by_key(world) == {"k0": [0, 0, 0]}, "a restart tries it once more"
+        told, _ = await _kick(world, "route/build")
+        assert told == "; on ordered routes 2 tried now, all delivered"
+    assert by_key(world) == {"k0": [0, 0, 0, 0, 1]}

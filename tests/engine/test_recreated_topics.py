@@ -7,12 +7,13 @@ from typing import Literal
 import pytest
 from typing_extensions import override
 
-from gateway.engine.control.records import ControlRecord, DeadFilter
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.state import Control
 from gateway.log.base import Partition
 from gateway.log.records import encode_delivery
 from gateway.model import NO_METADATA, RecordMetadata
 from gateway.ops.control_client import ControlClient
+from gateway.ops.replays import window_of
 from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import SlowLog, a_backlog, injected, once
 from tests.engine.test_replay import an_order as a_replay
@@ -36,7 +37,7 @@ async def test_a_retry_in_a_tier_recreated_after_a_kick_is_delivered() -> None:
         await world.doze(3600)
         kicked = control.checkpoint(f"kick/{NAME}")
         assert kicked[f"{TOPICS.retry('20s')}/3"] > len(NEW)
-        await world.log.make_again(TOPICS.retry("20s"))
+        await world.log.recreate(TOPICS.retry("20s"))
         await asyncio.sleep(30)
         world.client.scripts["ci"], made = [*[503] * len(NEW), 200], len(world.client.made)
         await put_new(world)
@@ -57,7 +58,7 @@ async def test_a_kick_finds_retries_in_a_tier_recreated_after_another() -> None:
         await asyncio.sleep(5)
         await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
         await world.doze(3 * 3600)
-        await world.log.make_again(TOPICS.retry("20m"))
+        await world.log.recreate(TOPICS.retry("20m"))
         await asyncio.sleep(30)
         world.client.scripts["ci"], made = [*[503] * len(NEW), 200], len(world.client.made)
         await put_new(world)
@@ -81,7 +82,7 @@ async def test_deliveries_in_a_parked_topic_recreated_after_a_resume_are_resumed
             await asyncio.sleep(60)
             assert control.commands[f"pause/{NAME}"].count == len(batch)
             assert world.metrics.parked_backlog.value == 0
-            await world.log.make_again(TOPICS.parked)
+            await world.log.recreate(TOPICS.parked)
             await asyncio.sleep(30)
     assert len(world.client.made) == 20 + len(NEW)
 
@@ -95,7 +96,7 @@ async def test_late_deliveries_in_a_recreated_parked_topic_are_swept_though_it_i
         assert control.commands[f"pause/{NAME}"].state == "active"
         await park(world, "old")
         await asyncio.sleep(20)
-        await world.log.make_again(TOPICS.parked)
+        await world.log.recreate(TOPICS.parked)
         await park(world, *NEW)
         await asyncio.sleep(20)
     assert sorted(event for _, event, _ in world.client.made) == [*NEW, "old"]
@@ -110,7 +111,7 @@ async def test_late_deliveries_in_a_recreated_parked_topic_are_swept_though_othe
         await park(world, "old_0", "old_1", "old_2", "old_3")
         await asyncio.sleep(20)
         assert len(world.client.made) == 4
-        await world.log.make_again(TOPICS.parked)
+        await world.log.recreate(TOPICS.parked)
         await park(world, *NEW)
         (place,) = [number for number, (_, end) in (await world.log.bounds(TOPICS.parked)).items() if end]
         world.log.lose_leader(Partition(TOPICS.parked, place))
@@ -130,7 +131,7 @@ async def test_late_deliveries_in_a_recreated_parked_partition_are_swept_though_
         await park(world, "old_0", "old_1", "old_2", "old_3", partition=1)
         await asyncio.sleep(20)
         assert len(world.client.made) == 4
-        await world.log.make_again(TOPICS.parked)
+        await world.log.recreate(TOPICS.parked)
         await park(world, *NEW, partition=1)
         world.log.lose_leader(lost)
         await asyncio.sleep(2)
@@ -152,7 +153,7 @@ async def test_retries_in_a_recreated_partition_are_delivered_though_a_kick_skip
         await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
         await asyncio.sleep(20)
         assert len(world.client.made) == 4
-        await world.log.make_again(tier)
+        await world.log.recreate(tier)
         await asyncio.sleep(30)
         await wait_in(world, tier, 1, *NEW)
         await asyncio.sleep(5)
@@ -176,7 +177,7 @@ async def test_parked_deliveries_are_resumed_after_the_control_topic_is_recreate
         await asyncio.sleep(1)
         await world.put(*events(50))
         await asyncio.sleep(6)
-    await world.log.make_again(TOPICS.control)
+    await world.log.recreate(TOPICS.control)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
         assert not world.client.made  # whether it may go out is the operator's to say
@@ -214,7 +215,7 @@ async def test_dead_letters_in_a_topic_recreated_after_a_drop_are_open() -> None
             await asyncio.sleep(20)
             assert control.commands[f"dead/{name}"].count == len(batch)
             assert world.metrics.dead_letter_backlog.value == 0
-            await world.log.make_again(TOPICS.dead)
+            await world.log.recreate(TOPICS.dead)
             await asyncio.sleep(30)
 
 
@@ -236,7 +237,7 @@ def test_a_command_covers_no_dead_letter_of_a_topic_recreated_later(
             )
             await publish(world, marker)
         await asyncio.sleep(5)
-        await world.log.make_again(TOPICS.dead)
+        await world.log.recreate(TOPICS.dead)
         await a_backlog(world, "dead", 20, first=100)
         async with operated(world) as control:
             done = await orders.finished(placed, timeout=30)
@@ -334,7 +335,7 @@ async def test_a_kick_ends_once_though_the_control_topic_is_recreated_meanwhile(
         await asyncio.sleep(10)
         await orders.kick(NAME)
         await asyncio.sleep(1)  # it is announced, and waits
-        await world.log.make_again(TOPICS.control)
+        await world.log.recreate(TOPICS.control)
         await orders.pause("route/another")
         await asyncio.sleep(500)
         assert not control.is_pending(f"kick/{NAME}")
@@ -360,7 +361,7 @@ async def test_a_resume_ends_though_the_control_topic_is_recreated_meanwhile() -
             world.log.lose_leader(partition)
         await orders.resume(NAME)
         await asyncio.sleep(2)
-        await world.log.make_again(TOPICS.control)
+        await world.log.recreate(TOPICS.control)
         await orders.pause("route/another")
         for partition in tier:
             world.log.find_leader(partition)
@@ -378,11 +379,50 @@ async def test_a_replay_continues_though_the_control_topic_is_recreated() -> Non
     async with owning(world) as control:
         await a_replay(world, rate=5.0)
         await asyncio.sleep(4)
-        await world.log.make_again(TOPICS.control)
+        await world.log.recreate(TOPICS.control)
         await ControlClient(world.log, TOPICS).pause("route/another")
         await asyncio.sleep(60)
         assert control.commands["replay/x"].state == "done"
     assert injected(world).keys() == once(50).keys()
+
+
+@virtual
+async def test_pauses_are_confirmed_though_the_control_topic_was_recreated_before_a_process_had_applied_all() -> None:
+    world = await a_world(a_route())
+    await many_control_records(world)
+    orders = ControlClient(world.log, TOPICS)
+    async with owning(world) as control:
+        await asyncio.sleep(3)
+        world.log.stall(None)
+        await orders.pause("route/a")
+        await asyncio.sleep(0.3)
+        await world.log.recreate(TOPICS.control)
+        world.log.go_on(None)
+        pause = await orders.pause("route/b")
+        assert await orders.confirmed(pause, timeout=5) == pause.command
+        assert control.commands["pause/route/b"] == pause.command
+
+
+@virtual
+async def test_a_resume_ends_though_the_control_topic_was_recreated_before_a_process_had_applied_all() -> None:
+    """The job that waits for the end of the former topic is a sweep, to which a resume gives way."""
+    world = await a_world(a_route())
+    await many_control_records(world)
+    orders = ControlClient(world.log, TOPICS)
+    async with owning(world):
+        await asyncio.sleep(3)
+        world.log.stall(None)
+        await orders.pause("route/a")
+        await asyncio.sleep(10)
+        await world.log.recreate(TOPICS.control)
+        world.log.go_on(None)
+        await orders.pause(NAME)
+        await a_backlog(world, "resume", 3)
+        resume = await orders.resume(NAME)
+        assert resume is not None
+        done = await orders.finished(resume, timeout=10)
+        assert done is not None
+        assert done.count == 3
 
 
 @virtual
@@ -398,7 +438,7 @@ async def test_no_sweep_answers_a_resume_in_a_recreated_control_topic() -> None:
         first = await orders.resume(NAME)
         assert first is not None
         assert await orders.finished(first, timeout=20)
-        await world.log.make_again(TOPICS.control)
+        await world.log.recreate(TOPICS.control)
         await a_backlog(world, "resume", 1500, first=1)  # parked late: found by a sweep
         await asyncio.sleep(8)
         assert 1 < injected(world).total() < 1501, "the sweep is in the middle of it"
@@ -417,3 +457,58 @@ def test_a_checkpoint_answers_no_command_by_offsets_of_a_former_control_topic() 
     assert control.answered(f"kick/{NAME}") == 0
     control.decode_and_apply(*replace(done, answers=3).encode(), 3)
     assert control.answered(f"kick/{NAME}") == 3
+
+
+@pytest.mark.parametrize("count", [10, 2, 0], ids=["as long", "shorter", "empty"])
+def test_a_replay_takes_no_event_of_a_topic_recreated_before_it_runs(count: int) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await events_of(world, 10)
+        orders = ControlClient(world.log, TOPICS)
+        window = await window_of(world.log, [EVENTS], 0.0, None)
+        placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+        await world.log.recreate(EVENTS)
+        await world.put(*[an_event(id=f"new_{number}", received_at=now()) for number in range(count)])
+        async with owning(world):
+            done = await orders.finished(placed, timeout=20)
+            assert done is not None
+            assert done.count == 0
+        assert not injected(world)
+
+    run(scenario())
+
+
+@virtual
+async def test_a_replay_takes_events_that_a_clock_ahead_has_stamped_before_it_was_set_back() -> None:
+    world = await a_world(a_route())
+    world.log = log = AheadLog(20.0)
+    await log.create(TOPICS.specs([EVENTS]))
+    await events_of(world, 20)
+    log.ahead = 0.0
+    orders = ControlClient(world.log, TOPICS)
+    window = await window_of(world.log, [EVENTS], 0.0, None)
+    placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+    async with owning(world):
+        done = await orders.finished(placed, timeout=20)
+        assert done is not None
+        assert done.count == 20
+
+
+@virtual
+async def test_a_replay_takes_no_event_of_a_topic_recreated_while_it_waits_for_a_partition() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 40)
+    orders = ControlClient(world.log, TOPICS)
+    window = await window_of(world.log, [EVENTS], 0.0, None)
+    placed = await orders.replay(Selection(route="build", since=0.0, starts=window.starts), window.ends)
+    world.log.lose_leader(Partition(EVENTS, 1))
+    others = 40 - window.ends[f"{EVENTS}/1"]
+    async with owning(world):
+        await asyncio.sleep(20)
+        assert injected(world).total() == others
+        await world.log.recreate(EVENTS)
+        world.log.find_leader(Partition(EVENTS, 1))
+        await world.put(*[an_event(id=f"new_{number}", received_at=now()) for number in range(40)])
+        done = await orders.finished(placed, timeout=60)
+        assert done is not None
+        assert done.count == injected(world).total() == others

@@ -150,7 +150,7 @@ async def test_nothing_is_repeated_that_was_under_way_when_a_rebalance_did_not_f
         world.log.lose_leader(later)
         await world.log.rebalance(TOPICS.group("router"))
         await asyncio.sleep(5)
-        await world.log.make_again(TOPICS.retry("5s"))
+        await world.log.recreate(TOPICS.retry("5s"))
         world.log.find_leader(later)
         await asyncio.sleep(5)
         world.log.find_leader(lost)

@@ -1129,6 +1129,37 @@ async def test_a_commit_while_a_partition_begins_again_is_not_taken_for_stored(
     await consumer.close()
 
 
+async def test_a_partition_takes_no_commit_before_its_restart_is_committed(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its owner doesn't know yet that its records are others, and an ordered route would begin an attempt."""
+    topic, group, owner = await make_topic(log), f"g{uuid4().hex}", Owner()
+    partition = Partition(topic, 0)
+    consumer = await log.consume(group=group, topics=[topic], listener=owner)
+    await append(log, topic, b"0")
+    await fetch(consumer, 1)
+    is_asked, may_be_stored = asyncio.Event(), asyncio.Event()
+    commit: Any = consumer._kafka.commit
+
+    async def slow(offsets: Any) -> None:
+        is_asked.set()
+        await may_be_stored.wait()
+        await commit(offsets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(consumer._kafka, "commit", slow)
+        resetting = asyncio.create_task(consumer._reset([partition]))
+        await is_asked.wait()
+        with pytest.raises(LogUnavailableError, match=f"{topic}/0 restarts"):
+            await consumer.commit({partition: Commit(1)})
+        assert owner.told == ["assigned"]
+        may_be_stored.set()
+        await resetting
+    assert owner.told == ["assigned", "restarted"]
+    assert (await log.committed(group, topic))[0].base == 0
+    await consumer.close()
+
+
 async def test_a_partition_that_begins_again_may_be_revoked_in_that_moment(log: KafkaLog) -> None:
     topic = await make_topic(log)
     consumer = await log.consume(group=f"g{uuid4().hex}", topics=[topic], listener=Owner())

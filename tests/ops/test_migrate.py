@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from typing_extensions import override
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_dead_letter
+from gateway.engine.jobs.log_reader import last_records
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
@@ -327,7 +329,7 @@ async def test_a_replay_in_progress_resumes_with_the_same_events(source: Embedde
     place = f"{EVENTS}/0"
     selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
     asked = ControlRecord(kind="replay", name="r", state="asked", at=1.0, checkpoint={place: 40}, selection=selection)
-    await order(source, asked)
+    await order(source, replace(asked, last_records=await last_records(source, {}, asked.checkpoint)))
     await order(
         source, ControlRecord(kind="marker", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
     )
@@ -346,6 +348,7 @@ async def test_a_replay_in_progress_resumes_with_the_same_events(source: Embedde
     ]
     assert sorted(left) == list(range(20, 40))
     assert control.injected("replay/r") == 9
+    assert moved.last_records == await last_records(target, moved.selection.starts, moved.checkpoint)
 
 
 async def test_by_which_rules_events_were_routed_is_known_of_the_same_ones(source: EmbeddedLog) -> None:

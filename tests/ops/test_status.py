@@ -996,7 +996,7 @@ async def test_a_pause_known_only_to_processes_is_not_reported_as_lifted() -> No
         await asyncio.sleep(2)
         await world.put(*events(5))
         await asyncio.sleep(60)
-        await world.log.make_again(TOPICS.control)
+        await world.log.recreate(TOPICS.control)
         await asyncio.sleep(60)
         assert control.paused_by("build", "ci") == NAME
         seen = await orders.control()

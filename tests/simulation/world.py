@@ -29,7 +29,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.delivery import appends
 from gateway.engine.delivery.lanes import MAX_WAIT
 from gateway.engine.delivery.schedule import IDLE_TICK
-from gateway.engine.jobs import replay, scan
+from gateway.engine.jobs import replay, replay_progress, scan
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.engine.worker import Worker
@@ -88,8 +88,9 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
         patch.setattr(router, "MAX_BYTES", plan.memory)
         patch.setattr(appends, "MAX_BYTES_IN_APPENDS", plan.memory // 4)
         patch.setitem(defaults, "window", plan.window)
-        for module in (scan, replay):
+        for module in (scan, replay, replay_progress):
             patch.setattr(module, "CHECKPOINT_EVERY", min(plan.batch, module.CHECKPOINT_EVERY))
+        for module in (scan, replay_progress):
             patch.setattr(module, "APPENDS_AT_ONCE", min(plan.batch, module.APPENDS_AT_ONCE))
         return run(_simulate(plan, traced=traced))
 

@@ -164,6 +164,9 @@ class ControlRecord:
     later isn't covered, whatever its offset, since its topic has been recreated. `latest_by_partition` is the same for
     each partition ("topic/partition"), as one of a recreated topic may be unreadable while others are scanned.
 
+    `last_records` are checksums of the last records of a replay, by partition: another one there means that its topic
+    has been recreated since.
+
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
     replay's checkpoint has its route in `routes`, if that hasn't changed since its start. `done` are the completion
     bitmaps beyond the offsets of an epoch's `checkpoint`, `latest` is when it began with an owner that another one had
@@ -196,6 +199,7 @@ class ControlRecord:
     unread: int = 0
     latest: float | None = None
     latest_by_partition: Mapping[str, float] = field(default_factory=dict)
+    last_records: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -243,7 +247,11 @@ class ControlRecord:
         body |= {name: text for name, text in texts.items() if text}
         numbers = {"answered": self.answers, "unread": self.unread, "dead": self.dead}
         body |= {name: number for name, number in numbers.items() if number}
-        by_partition = {"hurried": self.expedited, "latest_by_place": self.latest_by_partition}
+        by_partition = {
+            "hurried": self.expedited,
+            "latest_by_place": self.latest_by_partition,
+            "last": self.last_records,
+        }
         body |= {name: dict(values) for name, values in by_partition.items() if values}
         if self.done:
             body["done"] = {partition_name: b64encode(bits).decode() for partition_name, bits in self.done.items()}
@@ -302,6 +310,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         unread=body.integer("unread") if body.has("unread") else 0,
         latest=_time(body, "latest"),
         latest_by_partition=_times(body, "latest_by_place") if body.has("latest_by_place") else {},
+        last_records=_offsets(body, "last") if body.has("last") else {},
     )
 
 
@@ -320,7 +329,7 @@ def _one_of(fields: JsonFields, name: str, values: Collection[T]) -> T:
 
 
 def _offsets(fields: JsonFields, name: str) -> Mapping[str, int]:
-    """Return the offsets of a field, by "topic/partition"."""
+    """Return the offsets (or checksums) of a field, by "topic/partition"."""
     offsets = fields.inside(name)
     for partition_name in offsets.names():
         if not _PARTITION_NAME.fullmatch(partition_name):

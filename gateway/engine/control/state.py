@@ -262,9 +262,14 @@ class Control:
         return "" if command is None else command.routes
 
     def kicked_at(self, route: str, destination: str) -> float:
-        """Return when the last kick of either was announced, by the log's clock; 0.0 if none was."""
-        keys = (announcement_key(f"kick/destination/{destination}"), announcement_key(f"kick/route/{route}"))
-        return max([self._checkpoints[key].at for key in keys if key in self._checkpoints], default=0.0)
+        """Return when the last kick of either was announced, by the log's clock then; 0.0 if none was.
+
+        The last is the one that was announced after the other: the clock may have been set back in between.
+        """
+        names = (f"destination/{destination}", f"route/{route}")
+        last = max(names, key=lambda name: self._last_kicks.get(name, 0))
+        announced = self._checkpoints.get(announcement_key(f"kick/{last}"))
+        return 0.0 if announced is None else announced.at
 
     def kicked_after(self, count: int) -> list[str]:
         """Return the names ("route/…" or "destination/…") with a kick after the first `count` ones."""

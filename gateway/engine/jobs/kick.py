@@ -1,7 +1,7 @@
 """Kick: put what waits in the retry tiers for a route or destination into the shortest tier, due now."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 
 from gateway.engine import tiers
@@ -41,7 +41,7 @@ class Kicks(ScanningJob):
         if not commands:
             return  # the previous owner has answered them
         firsts = await self._first_records(self._longer_tiers(), commands)
-        runs = [self._run(command, firsts) for command in commands]
+        runs = [self._run(command, firsts, detail=self._ordered_routes_of(command)) for command in commands]
         shortest = self._topics.retry(tiers.SHORTEST)
 
         def is_wanted() -> bool:
@@ -56,15 +56,7 @@ class Kicks(ScanningJob):
         # be parked or dead afterwards.
         outcomes = await self._start_outcomes(near | ends, self._log.now() - COMMIT_LAG)
         # Deliveries that come due in the shortest tier meanwhile go out anyway, as the kick has lifted the holds.
-        new = []
-        for run in runs:
-            announced = control.announced(run.command.key)
-            if control.is_begun(run.command.key):
-                continue
-            if announced is None:
-                new.append(run)
-            else:  # what the previous owner has counted may be out by now
-                run.count = announced.count
+        new = self._unannounced(runs)
         await self._count_shortest(new, shortest, near, outcomes)
         # From here on routers don't release these records, and what they released before is committed after the wait.
         # Otherwise some would be delivered twice.
@@ -79,9 +71,25 @@ class Kicks(ScanningJob):
         await scan.publish_checkpoints()  # before polling: an interruption while polling expedites nothing twice
         await outcomes.poll(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
         for run in scan.runs:
-            run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
+            # What the previous owner has injected isn't tracked, and copies of it are dropped as duplicates: it would
+            # look delivered.
+            if run in new:
+                run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
             run.rate = self._rate(run.command.name)
             await self._end(scan, run, "done")
+
+    def _unannounced(self, runs: Iterable[JobProgress]) -> Sequence[JobProgress]:
+        """Return those that begin here; the others continue with what the previous owner has counted."""
+        new = []
+        for run in runs:
+            announced = self._control.announced(run.command.key)
+            if self._control.is_begun(run.command.key):
+                continue
+            if announced is None:
+                new.append(run)
+            else:  # what the previous owner has counted may be out by now
+                run.count = announced.count
+        return new
 
     def _longer_tiers(self) -> list[str]:
         """Return the tiers except the shortest."""

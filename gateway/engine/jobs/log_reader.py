@@ -1,6 +1,8 @@
 """Read a range of the log record by record; and after how many records jobs publish checkpoints or yield."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from zlib import crc32
 
 from gateway.log.base import Log, Partition, Record
 
@@ -35,3 +37,19 @@ async def records_of(log: Log, partition: Partition, start: int, end: int) -> As
     finally:
         if isinstance(batches, AsyncGenerator):
             await batches.aclose()
+
+
+async def last_records(log: Log, starts: Mapping[str, int], ends: Mapping[str, int]) -> dict[str, int]:
+    """Return a checksum of the last record of each range ("topic/partition" → offset); without those that have none.
+
+    If there is another record, or none, the topic has been recreated since: offsets and clocks don't show it. Raises
+    LogUnavailableError.
+    """
+    found: dict[str, int] = {}
+    for partition_name, end in ends.items():
+        topic, _, number = partition_name.rpartition("/")
+        start = max(end - 1, starts.get(partition_name, 0))
+        async with aclosing(records_of(log, Partition(topic, int(number)), start, end)) as records:
+            async for record in records:
+                found[partition_name] = crc32(repr((record.key, record.value, record.headers)).encode())
+    return found

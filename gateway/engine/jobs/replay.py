@@ -15,27 +15,34 @@ that can't be read are ignored when deciding what is undelivered, and reported w
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import tiers
 from gateway.engine.commit_progress import WINDOW
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
+from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
+from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.log_reader import (
-    BATCH_BYTES,
     CHECKPOINT_EVERY,
     CHECKPOINT_INTERVAL,
     RECORDS_AT_ONCE,
     TURN,
+    last_records,
     records_of,
 )
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
+from gateway.engine.jobs.replay_progress import RATE_STEP, ReplayProgress
 from gateway.engine.jobs.shared_identities import Identities
-from gateway.engine.jobs.undelivered import OpenDeadLetters, Undelivered, open_dead_letters, sighted_of
+from gateway.engine.jobs.undelivered import (
+    OpenDeadLetters,
+    Undelivered,
+    injected_by,
+    open_dead_letters,
+    resolution,
+    sighted_of,
+)
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.engine.unavailable_partitions import PatientReader
 from gateway.log.base import Commit, Log, Partition, Record
@@ -58,9 +65,6 @@ from gateway.rules.rules import Rules
 BACKLOG = WINDOW // 2
 """Unfinished records of one partition of the shortest tier above which a replay waits. A window that is three quarters
 full cuts deliveries short, so a replay may use half of it; with the tier's 5 s, that is 1,300 deliveries a second."""
-RATE_STEP = 0.02
-"""How much of the rate, in seconds, is injected at once (at least one delivery); also the maximum lag that is made up
-for. So within any second it is at most 4 % more than the rate, or two deliveries."""
 OWNER_POLL_INTERVAL = 0.1
 """Seconds between checks, during waits, whether the replay is still wanted."""
 POLL_INTERVAL = 0.25
@@ -71,52 +75,6 @@ RECHECK_INTERVAL = 30.0
 """Seconds after which a replay that stopped at a record in a newer format tries again."""
 REREAD_INTERVAL = 5.0
 """Seconds after which a replay that waits for partitions tries to read them again."""
-
-
-@dataclass(slots=True, kw_only=True)
-class ReplayProgress:
-    """A running replay. All below `positions` is injected; `reached` includes what the current batch covers.
-
-    `last_checkpoint` and `checkpoint_count` are the positions and the count of the last checkpoint, `resolved` the dead
-    letters whose deliveries were injected since. `unreadable` are the partitions of events that it skips for now,
-    `checkpoint_unreadable` is their number in the last checkpoint, `missed` are those of dead letters and dedupe
-    entries that it couldn't read. `route_revision` is the route as in a routing revision, "" once that has changed.
-    `identities` are those of the current partition, once they matter. `next_at` is in the loop's time: the log's steps
-    a little when its estimate of the brokers' clock is corrected, which would distort a rate.
-    """
-
-    command: ControlRecord
-    selection: Selection
-    owner: object
-    matcher: Matcher
-    open_dead: OpenDeadLetters
-    positions: dict[str, int]
-    count: int
-    last_checkpoint: Mapping[str, int]
-    checkpoint_count: int
-    checkpoint_at: float
-    unreadable: Mapping[str, str]
-    checkpoint_unreadable: int
-    missed: frozenset[str]
-    route_revision: str | None = None
-    next_at: float = 0.0
-    since_backlog_check: int = CHECKPOINT_EVERY
-    batch: list[Matched] = field(default_factory=list)
-    batch_bytes: int = 0
-    reached: dict[str, int] = field(default_factory=dict)
-    resolved: list[str] = field(default_factory=list)
-    identities: Identities | None = None
-
-    @property
-    def deliveries(self) -> int:
-        return sum([len(matched.destinations) for matched in self.batch])
-
-    @property
-    def is_full(self) -> bool:
-        limit = min(APPENDS_AT_ONCE, CHECKPOINT_EVERY - (self.count - self.checkpoint_count))
-        if self.selection.rate is not None:
-            limit = min(limit, max(1, int(self.selection.rate * RATE_STEP)))
-        return self.deliveries >= limit or self.batch_bytes >= BATCH_BYTES
 
 
 class Replays:
@@ -186,7 +144,7 @@ class Replays:
         """Continue a replay from its checkpoint, until it ends or has to stop."""
         selection = command.selection
         assert selection is not None, command
-        count, checkpoint = self._control.injected(command.key), self._control.checkpoint(command.key)
+        count, checkpoint = injected_by(command, self._control), self._control.checkpoint(command.key)
         positions = {**selection.starts, **checkpoint}
         remaining = {name for name, end in command.checkpoint.items() if positions.get(name, 0) < end}
         unreadable = await self._unreadable_of(remaining)
@@ -194,7 +152,7 @@ class Replays:
         if remaining and remaining == unreadable.keys() and len(unreadable) == checkpoint_unreadable:
             self._wait(command, unreadable)
             return
-        open_dead, undelivered = OpenDeadLetters(), None
+        open_dead, undelivered = OpenDeadLetters(route=selection.route), None
         if selection.undelivered:
             readable = self._patient_reader.readable
             open_dead = await open_dead_letters(self._log, self._topics, self._control, selection, readable=readable)
@@ -267,6 +225,8 @@ class Replays:
             topic, _, number = partition_name.rpartition("/")
             partition = Partition(topic, int(number))
             run.identities = None
+            if await self._is_recreated(run, partition_name, end):
+                start = end  # what is there now was never asked for
             async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
                     problem = run.matcher.use(self._rules())
@@ -289,6 +249,12 @@ class Replays:
             return None
         unreadable = run.command.unread + len(run.missed)
         return run.command.with_state("done", count=run.count, unread=unreadable, detail=", ".join(sorted(run.missed)))
+
+    async def _is_recreated(self, run: ReplayProgress, partition_name: str, end: int) -> bool:
+        """Return whether the topic of a partition has been recreated since the replay was asked for."""
+        known = run.command.last_records.get(partition_name)
+        found = await last_records(self._log, run.selection.starts, {partition_name: end})
+        return known is not None and known != found.get(partition_name)
 
     async def _match(self, run: ReplayProgress, partition: Partition, record: Record) -> Matched | None:
         try:
@@ -414,7 +380,9 @@ class Replays:
                 return False
         for matched in run.batch:
             for destination in matched.destinations:
-                run.resolved += run.open_dead.of(matched.event, destination)
+                letters = run.open_dead.of(matched.event, destination)
+                run.resolved += letters
+                run.resolved_count += bool(letters) and matched.error is None
         run.count += len(deliveries)
         run.since_backlog_check += len(deliveries)
         if run.selection.rate is not None:
@@ -458,8 +426,11 @@ class Replays:
             )
             try:
                 if run.resolved:
-                    await self._publish(_resolution(run))
+                    await self._publish(
+                        resolution(command, run.open_dead, run.resolved, count=run.count, deliveries=run.resolved_count)
+                    )
                     run.resolved.clear()
+                    run.resolved_count = 0
                 await self._publish(checkpoint)
             except LogUnavailableError as error:
                 if self._owner() is not run.owner:
@@ -484,17 +455,3 @@ class Replays:
             base, done, *_ = commits.get(number, Commit(start))
             unfinished = max(unfinished, end - max(base, start) - int.from_bytes(done, "little").bit_count())
         return unfinished
-
-
-def _resolution(run: ReplayProgress) -> ControlRecord:
-    """Return a completed command about the dead letters whose deliveries were injected: they are resolved."""
-    return ControlRecord(
-        kind="dead",
-        name=f"{run.command.name}-{run.count}",
-        state="done",
-        at=run.command.at,
-        checkpoint=run.open_dead.ends,
-        filter=DeadFilter(route=run.selection.route, records=tuple(run.resolved)),
-        count=len(run.resolved),
-        latest=run.open_dead.latest,
-    )

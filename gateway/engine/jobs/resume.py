@@ -26,7 +26,8 @@ class ResumeJobs(ScanningJob):
     async def resume(self, command: ControlRecord, owner: object) -> None:
         """Inject the deliveries that a resumed name had parked, until it is paused again."""
         topic = self._topics.parked
-        run = self._run(command, await self._first_records([topic], [command]))
+        firsts = await self._first_records([topic], [command])
+        run = self._run(command, firsts, detail=self._ordered_routes_of(command))
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)

@@ -38,6 +38,10 @@ MAX_JOBS_PER_KIND = 4
 """Maximum concurrent jobs of one kind; the others wait."""
 START_INTERVAL = 0.25
 """Seconds between checks for jobs to start; a command that is read also triggers one."""
+FOLLOWER_POLL_INTERVAL = 0.02
+"""Seconds between checks whether the follower has applied a record."""
+END_POLL_INTERVAL = 1.0
+"""Seconds after which the end of the control topic is queried again, while the follower hasn't come to it."""
 OWNER_POLL_INTERVAL = 0.1
 """Seconds between checks, during waits, whether this process still owns the jobs."""
 REVOKE_GRACE = 2.0
@@ -182,9 +186,9 @@ class Jobs:
         consumer = await self._join()
         try:
             while True:
-                for batch in await consumer.fetch(timeout=1.0):
+                for batch in await consumer.fetch(timeout=self._fetch_timeout):
                     for record in batch.records if batch.partition == self._partition else ():
-                        await self._accept(record)
+                        self._accept(record)
                     self._start(tasks)
                 try:
                     await self._commit(consumer)
@@ -195,11 +199,21 @@ class Jobs:
         finally:
             await consumer.close()  # and releases the jobs, which reach their checkpoints first
 
-    async def _accept(self, record: Record) -> None:
+    @property
+    def _fetch_timeout(self) -> float:
+        """Seconds to wait for records: short while one that was read isn't applied yet, which may end its command."""
+        is_behind = any(offset >= self._follower.position for offset in self._unfinished)
+        return FOLLOWER_POLL_INTERVAL if is_behind else 1.0
+
+    def _accept(self, record: Record) -> None:
+        """Take a record in.
+
+        It isn't done before the follower has applied it. That isn't waited for here: it may never be, if the topic was
+        recreated meanwhile.
+        """
         progress = self._progress
         if progress is None or not progress.received(record.offset):
             return
-        await self._wait_until_applied(record.offset)
         try:
             command = decode(record.key, record.value)
         except UndecodableRecordError:
@@ -208,9 +222,9 @@ class Jobs:
             return  # it stays unfinished
         if command is not None and command.kind == "pause":
             self._log_pause(command)
-        if command is None or command.kind == "replay" or not self._follower.control.is_pending_command(command):
+        if command is None or command.kind == "replay":
             progress.finished(record.offset)
-        elif self._progress is progress:
+        else:
             self._unfinished[record.offset] = command
 
     def _log_pause(self, command: ControlRecord) -> None:
@@ -225,7 +239,7 @@ class Jobs:
         if progress is None:
             return
         for offset, command in list(self._unfinished.items()):
-            if not self._follower.control.is_pending_command(command):
+            if offset < self._follower.position and not self._follower.control.is_pending_command(command):
                 progress.finished(offset)
                 del self._unfinished[offset]
         commit = progress.committable()
@@ -389,19 +403,26 @@ class Jobs:
 
     async def _publish(self, command: ControlRecord) -> None:
         """Append a record and wait until it is in force here: the next one depends on it."""
-        owner = self._progress
+        owner, recreations = self._progress, self._follower.control.recreations
         offset = await self._append_record(command)
         while owner is not None and self._progress is owner and self._follower.position <= offset:
-            await self._sleep(0.02)
+            if self._follower.control.recreations != recreations:
+                return  # it may have been in the former topic
+            await self._sleep(FOLLOWER_POLL_INTERVAL)
 
     async def _append_record(self, command: ControlRecord) -> int:
         return (await append_control_record(self._log, self._topics, command)).offset
 
     async def _caught_up(self) -> None:
-        """Wait until everything now in the control topic was applied."""
-        _, end = (await self._log.bounds(self._topics.control)).get(self._partition.number, (0, 0))
-        await self._wait_until_applied(end - 1)
+        """Wait until everything now in the control topic was applied, or the jobs are another's.
 
-    async def _wait_until_applied(self, offset: int) -> None:
-        while self._follower.position <= offset:
-            await self._sleep(0.02)
+        If it was recreated meanwhile, its records may never reach the end that it had.
+        """
+        owner, end = self._progress, BEYOND_ALL
+        while self._progress is owner:
+            end = min(end, (await self._log.bounds(self._topics.control)).get(self._partition.number, (0, 0))[1])
+            until = asyncio.get_running_loop().time() + END_POLL_INTERVAL
+            while self._follower.position < end and asyncio.get_running_loop().time() < until:
+                await self._sleep(FOLLOWER_POLL_INTERVAL)
+            if self._follower.position >= end:
+                return

@@ -358,7 +358,11 @@ class ScanningJob:
         return firsts
 
     def _run(
-        self, command: ControlRecord, firsts: Mapping[str, tuple[int, float]] = MappingProxyType({})
+        self,
+        command: ControlRecord,
+        firsts: Mapping[str, tuple[int, float]] = MappingProxyType({}),
+        *,
+        detail: str = "",
     ) -> JobProgress:
         """Continue from the last checkpoint of a command's key, with its count if that job was unfinished."""
         key = command.key
@@ -373,7 +377,7 @@ class ScanningJob:
             command=command,
             answers=self._position(),
             recreations=self._control.recreations,
-            detail=self._ordered_routes_of(command),
+            detail=detail,
             positions=positions,
             latest=latest,
             covered=last,
@@ -389,8 +393,6 @@ class ScanningJob:
         Their deliveries are in no retry topic, so the job can't count them.
         """
         kind, _, name = command.name.partition("/")
-        if command.kind not in ("kick", "pause"):
-            return ""
         ordered = [
             route.name
             for route in self._rules().routes.values()

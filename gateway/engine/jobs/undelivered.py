@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from hashlib import sha256
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
 from gateway.engine.control.routing_history import SKEW
@@ -55,6 +56,7 @@ class OpenDeadLetters:
     `ends` is how far they were read.
     """
 
+    route: str
     letters: Mapping[tuple[str, float, str], Sequence[str]] = field(default_factory=dict)
     ends: Mapping[str, int] = field(default_factory=dict)
     latest: float = 0.0
@@ -90,7 +92,42 @@ async def open_dead_letters(
                 about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
                 about.append(f"{number}@{record.offset}")
     names = frozenset([f"{topics.dead}/{number}" for number in unreadable])
-    return OpenDeadLetters(letters=letters, ends=ends, latest=latest, unreadable=names)
+    return OpenDeadLetters(route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=names)
+
+
+def resolution(
+    command: ControlRecord, dead: OpenDeadLetters, letters: Sequence[str], *, count: int, deliveries: int
+) -> ControlRecord:
+    """Return a completed command about dead letters whose deliveries a replay has injected: they are resolved.
+
+    Those were so many `deliveries`, and all that it has injected is `count`. No other letters have its key: those of a
+    replay that was killed before its checkpoint stay resolved.
+    """
+    digest = sha256(",".join(letters).encode()).hexdigest()[:16]
+    return ControlRecord(
+        kind="dead",
+        name=f"{command.name}-{count}-{digest}",
+        state="done",
+        at=command.at,
+        checkpoint=dead.ends,
+        filter=DeadFilter(route=dead.route, records=tuple(letters)),
+        count=deliveries,
+        latest=dead.latest,
+    )
+
+
+def injected_by(command: ControlRecord, control: Control) -> int:
+    """Return how many deliveries a replay has injected: up to its checkpoint, and since then with resolved letters.
+
+    Those aren't injected again.
+    """
+    count = before = control.injected(command.key)
+    prefix = f"dead/{command.name}-"
+    for key, resolved in control.commands.items():
+        if key.startswith(prefix):
+            number = key.removeprefix(prefix).partition("-")[0]
+            count += resolved.count if number.isdecimal() and int(number) > before else 0
+    return count
 
 
 class Sighted:

@@ -22,6 +22,7 @@ from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.schedule import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
+from gateway.engine.ordered.gauges import Gauges
 from gateway.engine.ordered.key_state import Blocked, KeyState
 from gateway.engine.ordered.kick_tally import KickTally, last_result
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
@@ -70,13 +71,16 @@ class OrderedRoute(Member):
         self._unknown_since: float | None = None
         self._update_unknown_since()
         # Invariant: each key's head item is ready, in the dispatcher, under way or halted, and none of the others is.
+        # Of keys in `_former` none is: their last attempt in a topic that was recreated since is still in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: list[PendingDelivery] = []
+        self._former: dict[tuple[Partition, str], PendingDelivery] = {}
         self._woken = asyncio.Event()
         self._key_states: dict[Occurrence, KeyState] = {}
         self._halted_at: dict[Occurrence, float] = {}  # when `key_halted` was logged
         self._kicked_at = services.control.kicked_at(self.route, self.destination)
         self._kick_tally = KickTally(self.route, self.destination)
+        self._gauges = Gauges(services.metrics, self.route, self.destination)
         self._changed.set()  # subscribe at once
 
     @override
@@ -207,8 +211,9 @@ class OrderedRoute(Member):
 
     def _make_ready(self, item: PendingDelivery) -> None:
         item.stage = Stage.WAITING
-        self._ready.append(item)
-        self._woken.set()
+        if self._key(item) not in self._former:
+            self._ready.append(item)
+            self._woken.set()
 
     # Attempts, in order.
 
@@ -247,7 +252,10 @@ class OrderedRoute(Member):
 
     @override
     def resume(self, item: PendingDelivery, now: float) -> None:
-        self._make_ready(item)
+        if item.record.tracker.is_lost:
+            self._dispatch.finish_silently(item)
+        else:
+            self._make_ready(item)
 
     @override
     def is_ownership_fresh(self, item: PendingDelivery) -> bool:
@@ -259,6 +267,11 @@ class OrderedRoute(Member):
         self._halted_at.pop(item.delivery.occurrence, None)
         key = self._key(item)
         queue = self._queues.get(key)
+        if self._former.get(key) is item:
+            del self._former[key]
+            if queue:
+                self._begin_head(queue[0])
+            return
         if queue is None or queue[0] is not item:
             return  # its partition was revoked
         queue.popleft()
@@ -411,44 +424,34 @@ class OrderedRoute(Member):
         return [head for head, *_ in self._queues.values() if head.outcome is not None or head.delivery.attempts]
 
     def _set_gauges(self) -> None:
-        metrics = self._services.metrics
         blocked = self._failed_heads()
         # A head that isn't waiting is being dead-lettered.
         halted = [head for head in blocked if head.outcome is not None and head.stage is Stage.WAITING]
-        where = (self.route, self.destination)
-        metrics.ordered_blocked_keys.labels(*where).set(len(blocked))
-        metrics.ordered_halted_keys.labels(*where).set(len(halted))
-        metrics.ordered_lag.labels(*where).set(sum(self.lag().values()))
-        metrics.ordered_oldest_pending.labels(*where).set(
-            max(self.oldest_pending(self._log.now()).values(), default=0.0)
+        self._gauges.set(
+            blocked=len(blocked),
+            halted=len(halted),
+            lag=sum(self.lag().values()),
+            oldest_pending=max(self.oldest_pending(self._log.now()).values(), default=0.0),
         )
 
     @override
     def forget_partitions(self, besides: Collection[Partition] = ()) -> None:
         super().forget_partitions(besides)
-        metrics, where = self._services.metrics, (self.route, self.destination)
-        for gauge in (
-            metrics.ordered_blocked_keys,
-            metrics.ordered_halted_keys,
-            metrics.ordered_lag,
-            metrics.ordered_oldest_pending,
-        ):
-            if where in gauge:
-                gauge.labels(*where).set(0)
-                if where not in self._services.rules().ordered:
-                    del gauge[where]
+        is_ordered = (self.route, self.destination) in self._services.rules().ordered
+        self._gauges.clear(are_deleted=not is_ordered)
 
     # Revocation.
 
     @override
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
-        busy = await self._wait_for_busy(leaving, REVOKE_GRACE)
+        partitions = {tracker.partition for tracker in leaving}
+        former = {item.record.tracker for (partition, _), item in self._former.items() if partition in partitions}
+        busy = await self._wait_for_busy([*leaving, *former], REVOKE_GRACE)
         now = self._log.now()
         for pending in busy:
             for item in pending.items:
                 self._dispatch.cut_short(item, now)
-        await self._wait_for_busy(leaving, 1.0)
-        partitions = {tracker.partition for tracker in leaving}
+        await self._wait_for_busy([*leaving, *former], 1.0)
         for key, queue in list(self._queues.items()):
             if key[0] in partitions:
                 head = queue[0]
@@ -461,6 +464,9 @@ class OrderedRoute(Member):
     @override
     def restarted(self, assignment: Assignment) -> None:
         partition = assignment.partition
+        for key, (head, *_) in self._queues.items():
+            if key[0] == partition and head.stage is Stage.ATTEMPT:
+                self._former[key] = head
         self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
         self._ready = [item for item in self._ready if item.record.tracker.partition != partition]
         super().restarted(assignment)

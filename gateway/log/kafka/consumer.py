@@ -412,41 +412,44 @@ class KafkaConsumer:
             mine = [partition for partition in partitions if partition in self._next]
             if not mine or epoch != self._assignment_epoch:
                 return
-            positions = {partition: self._next.pop(partition) for partition in mine}
-            buffered = {partition: self._buffered.pop(partition) for partition in mine if partition in self._buffered}
-            self._kafka.pause(*[TopicPartition(*partition) for partition in mine])
             self._resetting = mine
             try:
-                first, _ = await self._cluster.offsets_with_leader(mine, EARLIEST)
-            except LogUnavailableError:
-                first = {}
+                await self._restart(mine)
             finally:
                 self._resetting = ()
-            for partition in positions.keys() - first.keys():  # retried at the next check
-                self._next[partition] = positions[partition]
-                self._kafka.seek(TopicPartition(*partition), positions[partition])
-                if partition in buffered:
-                    self._buffered[partition] = buffered[partition]
-            former = {partition: self._topic_ids.get(partition, "") for partition in first}
-            self._topic_ids.update({each: self._cluster.topic_ids.get(each.topic, "") for each in first})
-            is_stale = True
-            try:
-                # An older commit would make the next owner skip the new records.
-                await self._commit({partition: Commit(start) for partition, start in first.items()})
-                is_stale = False
-            except LogUnavailableError as error:
-                log.warning("log_commit_lost", group=self._group, error=str(error))
-            for partition, start in first.items():
-                topic_id = self._topic_ids[partition]
-                _log_restart(partition, positions[partition], start, former[partition], topic_id)
-                self._ends.pop(partition, None)
-                self._paused.discard(partition)
-                self._next[partition] = start
-                self._kafka.seek(TopicPartition(*partition), start)
-                self._listener.restarted(
-                    Assignment(partition, Commit(start), start, is_stale=is_stale, topic_id=topic_id)
-                )
-            self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
+
+    async def _restart(self, mine: Sequence[Partition]) -> None:
+        """Restart these partitions of ours: query where they begin, commit that, and notify the listener."""
+        positions = {partition: self._next.pop(partition) for partition in mine}
+        buffered = {partition: self._buffered.pop(partition) for partition in mine if partition in self._buffered}
+        self._kafka.pause(*[TopicPartition(*partition) for partition in mine])
+        try:
+            first, _ = await self._cluster.offsets_with_leader(mine, EARLIEST)
+        except LogUnavailableError:
+            first = {}
+        for partition in positions.keys() - first.keys():  # retried at the next check
+            self._next[partition] = positions[partition]
+            self._kafka.seek(TopicPartition(*partition), positions[partition])
+            if partition in buffered:
+                self._buffered[partition] = buffered[partition]
+        former = {partition: self._topic_ids.get(partition, "") for partition in first}
+        self._topic_ids.update({each: self._cluster.topic_ids.get(each.topic, "") for each in first})
+        is_stale = True
+        try:
+            # An older commit would make the next owner skip the new records.
+            await self._commit({partition: Commit(start) for partition, start in first.items()})
+            is_stale = False
+        except LogUnavailableError as error:
+            log.warning("log_commit_lost", group=self._group, error=str(error))
+        for partition, start in first.items():
+            topic_id = self._topic_ids[partition]
+            _log_restart(partition, positions[partition], start, former[partition], topic_id)
+            self._ends.pop(partition, None)
+            self._paused.discard(partition)
+            self._next[partition] = start
+            self._kafka.seek(TopicPartition(*partition), start)
+            self._listener.restarted(Assignment(partition, Commit(start), start, is_stale=is_stale, topic_id=topic_id))
+        self._kafka.resume(*[TopicPartition(*each) for each in mine if each not in self._paused])
 
     def _take_buffered(self) -> list[Batch]:
         batches = []
