@@ -36,6 +36,8 @@ from gateway.model import LogUnavailableError, RecordTooLargeError
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
 FOREVER = math.inf
+REFUSED_AFTER = 4.0
+"""Seconds for which the real log tries to append to a partition with too few replicas in sync."""
 
 _offset = attrgetter("offset")
 _appended_at = attrgetter("appended_at")
@@ -66,6 +68,7 @@ class _State:
     join_delay: float = 0.0
     stalled: set[str | None] = field(default_factory=set)
     leaderless: set[Partition] = field(default_factory=set)
+    refusing: set[Partition] = field(default_factory=set)
     patience: float = 0.0
 
     def of(self, topic: str) -> list[Partition]:
@@ -156,6 +159,14 @@ class MemoryLog:
         for consumer in (*self._state.readers, *(c for group in self._state.members.values() for c in group)):
             consumer.take_over()
 
+    def refuse_appends(self, *partitions: Partition) -> None:
+        """Let partitions that can be read take no appends, until `accept_appends`: too few replicas are in sync."""
+        self._state.refusing.update(partitions)
+
+    def accept_appends(self) -> None:
+        """Let all partitions take appends again."""
+        self._state.refusing.clear()
+
     def grow(self, spec: TopicSpec) -> None:
         """Give a topic more partitions; its members hear of it with the next rebalance."""
         self._state.specs[spec.name] = spec
@@ -196,6 +207,9 @@ class MemoryLog:
         if number >= len(partitions):
             raise LogUnavailableError(f"{topic}: expected a partition, got {number}, which is not there")
         self._check_leaders(partitions[number])
+        if partitions[number] in self._state.refusing:
+            await asyncio.sleep(REFUSED_AFTER)
+            raise LogUnavailableError(f"{topic}/{number}: expected enough replicas in sync, got fewer")
         return self._store(partitions[number], NewRecord(key, value, headers))
 
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:

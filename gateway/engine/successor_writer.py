@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from structlog.typing import FilteringBoundLogger
 
+from gateway.engine.alternate_partitions import AlternatePartitions
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.undecodable_records import UndecodableRecords
-from gateway.log.base import Log, Record, RecordHeaders, partition_of
+from gateway.log.base import Log, Record, RecordHeaders
 from gateway.log.records import encode_delivery
 from gateway.log.topics import Topics
 from gateway.model import (
@@ -52,7 +53,8 @@ class SuccessorWriter:
     """Retries appends until they are acknowledged, or until they aren't wanted, as another owner has the record.
 
     While the owner `is_undecided`, none is started: another owner may start the same one. `failed` is called whenever
-    one has failed, before the pause.
+    one has failed, before the pause. One that `may_move` goes to another partition than that of its key while that one
+    refuses appends; should it have been stored there all the same, there are two of it.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class SuccessorWriter:
         self._logger = logger
         self._sleep = sleep
         self._repeated = LogThrottle()
+        self._alternatives = AlternatePartitions()
         self.undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
 
     async def store(
@@ -84,9 +87,6 @@ class SuccessorWriter:
         may_move: bool = False,
     ) -> bool:
         """Store a delivery in a tier or in the parked topic. Return False if it isn't wanted any more.
-
-        With `may_move` it goes to another partition than that of its key while that one has no leader; should an
-        earlier append have been stored there all the same, it is delivered twice.
 
         Raises RecordTooLargeError if it doesn't fit, which only happens after the log's limit was lowered.
         """
@@ -110,6 +110,7 @@ class SuccessorWriter:
         is_undecided: Callable[[], bool] = never,
         *,
         failed: Callable[[], None] = ignored,
+        may_move: bool = False,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
         metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail)
@@ -117,7 +118,14 @@ class SuccessorWriter:
         try:
             headers = encode_delivery(delivery, metadata, at=self._log.now())
             is_stored = await self._append(
-                self._topics.dead, key, body, headers, is_wanted=is_wanted, is_undecided=is_undecided, failed=failed
+                self._topics.dead,
+                key,
+                body,
+                headers,
+                is_wanted=is_wanted,
+                is_undecided=is_undecided,
+                failed=failed,
+                may_move=may_move,
             )
         except RecordTooLargeError:
             slim = replace(delivery, attempts=delivery.attempts[-1:])  # the attempts' texts are what can be spared
@@ -131,6 +139,7 @@ class SuccessorWriter:
                 is_undecided=is_undecided,
                 failed=failed,
                 is_last=True,
+                may_move=may_move,
             )
         if is_stored:
             self._metrics.dead_letters.labels(delivery.route, delivery.destination, outcome.reason).inc()
@@ -151,9 +160,9 @@ class SuccessorWriter:
         is_undecided: Callable[[], bool] = never,
         *,
         failed: Callable[[], None] = ignored,
+        may_move: bool = False,
     ) -> bool:
         """Dead-letter a record that can't be decoded, truncated if it doesn't fit."""
-        self.undecodable.count_undecodable(topic, record.offset, error)
         headers = [*record.headers, ("gw_undecodable", str(error).encode(errors="backslashreplace"))]
         try:
             is_stored = await self._append(
@@ -164,6 +173,7 @@ class SuccessorWriter:
                 is_wanted=is_wanted,
                 is_undecided=is_undecided,
                 failed=failed,
+                may_move=may_move,
             )
         except RecordTooLargeError:
             kept = record.value[:KEPT_OF_OVERSIZED]
@@ -176,8 +186,10 @@ class SuccessorWriter:
                 is_wanted=is_wanted,
                 is_undecided=is_undecided,
                 failed=failed,
+                may_move=may_move,
             )
         if is_stored:
+            self.undecodable.count_undecodable(topic, record.offset, error)
             self._metrics.dead_letters.labels("", "", DeadReason.UNDECODABLE).inc()
         return is_stored
 
@@ -198,14 +210,13 @@ class SuccessorWriter:
         """Append until it is stored. With `is_last`, a record that is too large waits for a higher limit as well."""
         pause = FIRST_PAUSE
         while True:
-            look = FIRST_POLL
-            while is_undecided():
-                await self._sleep(look)
-                look = min(LONGEST_POLL, 2 * look)
+            await self._wait_for_decision(is_undecided)
             if not is_wanted():
                 return False
+            if may_move:
+                partition = self._alternatives.choose(topic, key, self._log.now())
             try:
-                await self._log.append(topic, key=key, value=value, headers=headers, partition=partition)
+                position = await self._log.append(topic, key=key, value=value, headers=headers, partition=partition)
             except (LogUnavailableError, RecordTooLargeError) as error:
                 if isinstance(error, RecordTooLargeError) and not is_last:
                     raise
@@ -217,19 +228,27 @@ class SuccessorWriter:
                 await self._sleep(pause)
                 pause = min(LONGEST_PAUSE, 2 * pause)
                 if may_move:
-                    partition = await self._elsewhere(topic, key)
+                    await self._avoid(topic, key, partition)
             else:
+                self._alternatives.accepted(topic, position.partition)
                 return True
 
-    async def _elsewhere(self, topic: str, key: bytes) -> int | None:
-        """Return a partition that has a leader, if that of a key has none."""
+    async def _wait_for_decision(self, is_undecided: Callable[[], bool]) -> None:
+        look = FIRST_POLL
+        while is_undecided():
+            await self._sleep(look)
+            look = min(LONGEST_POLL, 2 * look)
+
+    async def _avoid(self, topic: str, key: bytes, number: int | None) -> None:
+        """Let appends that may move avoid a partition that has refused one, and those without a leader."""
         try:
             bounds, unreadable = await self._log.readable(topic)
         except LogUnavailableError:
-            return None
-        if not bounds or (own := partition_of(key, len(bounds) + len(unreadable))) in bounds:
-            return None
-        return sorted(bounds)[own % len(bounds)]
+            return
+        if count := len(bounds) + len(unreadable):
+            self._alternatives.refused(
+                topic, key, number, count=count, unreadable=unreadable.keys(), now=self._log.now()
+            )
 
 
 def key_of(delivery: Delivery) -> bytes:

@@ -1,4 +1,5 @@
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
-from gateway.engine.control.state import Control
+from gateway.engine.control.state import HOLDS_FOR, Control
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError, UndecodableRecordError, UnreadableRecordError
 from tests.log.test_records import misshapen
@@ -151,6 +152,38 @@ def test_a_kick_holds_its_announced_retries_until_answered() -> None:
             control.decode_and_apply(*order.encode(), offset)
         assert control.is_kick_pending("build", "ci", place, 6) is not bool(answers)
         assert not control.is_kick_pending("build", "ci", place, 7)
+
+
+def test_a_kick_delays_what_it_has_announced_for_as_long_as_something_is_heard_of_it() -> None:
+    place = Partition("gateway.retry.20s", 0)
+    kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)
+    announced = ControlRecord(
+        kind="marker",
+        name="hold/kick/destination/ci",
+        state="done",
+        at=2.0,
+        checkpoint={f"{place.topic}/0": 7},
+        answers=6,
+    )
+    checkpoint = ControlRecord(kind="marker", name="kick/destination/ci", state="asked", at=3.0)
+    control = Control()
+    control.read_at = 100.0
+    for offset, record in ((5, kick), (6, announced)):
+        control.decode_and_apply(*record.encode(), offset)
+    control.read_at = 99.0 + HOLDS_FOR
+    assert control.is_kick_pending("build", "ci", place, 6)
+    control.decode_and_apply(*checkpoint.encode(), 7)
+    control.read_at += HOLDS_FOR - 1.0
+    assert control.is_kick_pending("build", "ci", place, 6)
+    control.read_at += 1.0
+    assert not control.is_kick_pending("build", "ci", place, 6)
+    control.decode_and_apply(*announced.encode(), 8)
+    assert control.is_kick_pending("build", "ci", place, 6)
+    withdrawn = replace(announced, checkpoint={})
+    assert control.kicks == 1
+    control.decode_and_apply(*withdrawn.encode(), 9)
+    assert not control.is_kick_pending("build", "ci", place, 6)
+    assert control.kicks == 1, "it isn't taken for another kick"
 
 
 def test_a_kind_of_control_record_that_only_a_newer_version_knows_is_not_garbage() -> None:

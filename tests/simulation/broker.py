@@ -154,6 +154,8 @@ class Broker:
         self.failures: list[Failure] = []
         self.leaderless: dict[Partition, float] = {}
         """Until when they have none."""
+        self.refusing: dict[Partition, float] = {}
+        """Until when they take no appends, though they can be read: too few replicas are in sync."""
         self.gone: set[str] = set()
         """The topics that were deleted and aren't recreated yet."""
         self.has_deleted = False
@@ -229,9 +231,14 @@ class Broker:
         self.leaderless[partition] = max(self.leaderless.get(partition, 0.0), self.loop.time() + seconds)
         self.loop.call_at(self.leaderless[partition], self.see_leaders)
 
+    def refuse_appends(self, partition: Partition, seconds: float) -> None:
+        """Let nobody write a partition for so long."""
+        self.refusing[partition] = max(self.refusing.get(partition, 0.0), self.loop.time() + seconds)
+
     def find_leaders(self) -> None:
-        """Give each partition a leader, and recreate the deleted topics."""
+        """Give each partition a leader and enough replicas, and recreate the deleted topics."""
         self.leaderless.clear()
+        self.refusing.clear()
         for topic in list(self.gone):
             self._bring_back(topic)
         self.see_leaders()
@@ -476,7 +483,8 @@ class SimulatedLog:
         broker, loop, random = self._broker, self._broker.loop, self._random
         topic = partition.topic
         segment = broker.segments[partition]
-        failure = "refused" if partition in broker.leaderless else broker.failing("append")
+        is_refused = partition in broker.leaderless or loop.time() < broker.refusing.get(partition, 0.0)
+        failure = "refused" if is_refused else broker.failing("append")
         if failure == "refused":
             await asyncio.sleep(random.uniform(0.001, APPEND_TIMEOUT))
             raise LogUnavailableError(f"{topic}: expected an answer, got none")

@@ -728,8 +728,9 @@ class Ledger:
         lane = made.process, made.destination
         self._under_way[lane] -= 1
         if attempt.retry_after and attempt.status in (429, 503):
-            until = max(self._quiet.get(lane, (0.0, 0.0))[1], made.ended + attempt.retry_after)
-            self._quiet[lane] = made.ended, until
+            since, until = self._quiet.get(lane, (0.0, 0.0))
+            is_lifted = any(since <= at + PAUSE_LAG for at in self._kicked[made.destination])
+            self._quiet[lane] = made.ended, max(0.0 if is_lifted else until, made.ended + attempt.retry_after)
         if attempt.result is Result.SUCCESS:
             trail = self.trails[made.number, made.delivery]
             trail.is_delivered = True

@@ -59,6 +59,9 @@ MOVES = "moves"
 """Reloads by which a source appends to another topic, and to its own again: added to any others."""
 OFFSETS = "offsets"
 """Members have partitions again of which they can't ask for a while where they begin: added to any others."""
+REFUSALS = "refusals"
+"""Partitions of the shortest tier, or of the dead letters, take no appends though they can be read, one of them or all,
+while a kick, a resume or a replay injects: added to any others."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -161,6 +164,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_short_retention(_stream(seed, "retention"), world)
     world = _with_recreated_topics(_stream(seed, "remake"), world)
     world = _with_hurried_reloads(_stream(seed, "hurried"), world)
+    world = _with_refusals(_stream(seed, "refused"), world)
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -180,6 +184,7 @@ def plan_of(seed: int) -> Plan:
         *_pairs(_stream(seed, "pairs"), world),
         *_moves(_stream(seed, "moves"), world),
         *_unknown_offsets(_stream(seed, "unknown offsets"), world),
+        *_refusals(_stream(seed, "refusals"), world),
     ]
     if RESTARTS.intersection([step.do for step in steps]):
         steps = [step for step in steps if not (step.do == "remake" and step.what["kind"] == "control")]
@@ -320,6 +325,14 @@ def _with_recreated_topics(random: Random, world: Plan) -> Plan:
         return world
     order = () if "order" in world.faults else ("order",)
     return replace(world, faults=(*world.faults, *order, RECREATE), is_kicked=False)
+
+
+def _with_refusals(random: Random, world: Plan) -> Plan:
+    """Add partitions that take no appends while jobs inject to some, beside any other fault."""
+    if random.random() > 0.1 or GATEWAY_VERSIONS in world.faults:
+        return world
+    order = () if "order" in world.faults else ("order",)
+    return replace(world, faults=(*world.faults, *order, REFUSALS), is_kicked=False)
 
 
 def _with_hurried_reloads(random: Random, world: Plan) -> Plan:
@@ -665,6 +678,36 @@ def _unread_kicks(random: Random, world: Plan) -> Iterable[Step]:
         yield Step(round(at, 6), "behave", {"destination": destination, "kind": "healthy"})
         if topic == "parked":
             yield Step(round(at, 6), "order", {"kind": "resume", "name": name})
+
+
+def _refusals(random: Random, world: Plan) -> Iterable[Step]:
+    """A backlog, an order that brings it out, and where that would go, or end, takes no appends for a while."""
+    if REFUSALS not in world.faults:
+        return
+    for count in range(random.choice((1, 1, 2))):
+        at, number = random.uniform(1.0, world.horizon), 9000 + 100 * count
+        destination = random.choice(list(world.destinations)[1:])
+        kind = random.choice(("retry", "retry", "parked", "dead"))
+        begin, orders, end = _made_backlogs(random, kind, destination, 10 + count)
+        if kind == "retry":  # or what waits would be in the shortest tier, which a kick leaves alone
+            begin = replace(begin, what={**begin.what, "retry_after": random.choice((30.0, 120.0))})
+        if kind == "retry" and random.random() < 0.5:
+            kick = {"kind": "kick", "name": f"route/{random.choice(world.routes).name}"}
+            orders = (orders[0], Step(0.0, "order", kick))
+        yield replace(begin, at=round(at, 6))
+        yield from _burst(random, world, at + 0.1, number)
+        at += random.uniform(3.0, 15.0)
+        refused = {
+            "topic": random.choice(("retry.5s", "retry.5s", "dead")),
+            "number": random.choice((None, None, *range(world.tier_partitions))),
+            "seconds": round(random.choice((3.0, 30.0, 60.0)) * random.uniform(0.5, 1.0), 3),
+        }
+        yield Step(round(at + random.uniform(-1.0, 3.0), 6), "refuse", refused)
+        yield replace(orders[0], at=round(at, 6))
+        yield from _burst(random, world, at + random.uniform(0.0, 10.0), number + 20)
+        at += random.choice((3.0, 20.0)) * random.random()
+        yield replace(orders[1], at=round(at, 6))
+        yield replace(end, at=round(at + random.choice((1.0, 30.0)) * random.random(), 6))
 
 
 def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[Step]:

@@ -337,6 +337,7 @@ class World:
             "skew": lambda what: self.broker.set_clock(what["node"], what["to"]),
             "leaders": lambda what: self.broker.move_leaders(what["by"]),
             "leaderless": self._lose_leader,
+            "refuse": self._refuse_appends,
             "delete": self._delete,
             "remake": self._recreate,
             "fill": self._fill,
@@ -407,6 +408,11 @@ class World:
         self.broker.lose_leader(partition, what["seconds"])
         if partition == CONTROL:
             self.ledger.deaf(self.now() + what["seconds"])
+
+    def _refuse_appends(self, what: Mapping[str, Any]) -> None:
+        for partition in self.broker.of(TOPICS.prefix + what["topic"]):
+            if what["number"] in (None, partition.number):
+                self.broker.refuse_appends(partition, what["seconds"])
 
     def _delete(self, what: Mapping[str, Any]) -> None:
         """Delete the first records of a partition, of one of which something isn't done where there is such a one."""

@@ -57,7 +57,9 @@ class Follower:
             if start == end:
                 caught_up.set()
             while True:
-                for batch in await consumer.fetch(timeout=1.0):
+                batches = await consumer.fetch(timeout=1.0)
+                self.control.read_at = asyncio.get_running_loop().time()
+                for batch in batches:
                     for record in batch.records if batch.partition == self._partition else ():
                         self._apply(record)
                 # A compacted topic may end in a gap, so what counts is that nothing is left to read.

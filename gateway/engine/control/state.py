@@ -30,7 +30,9 @@ from gateway.model import NewerRecordError
 
 CLOCKS_APART = 1.0
 """Seconds by which the brokers' clocks may differ."""
-_ANNOUNCED_KICK = announcement_key("kick/")
+HOLDS_FOR = 20.0
+"""Seconds after the last sign of a kick for which what it has announced waits for it."""
+_HOLD, _ANNOUNCED_KICK = announcement_key(""), announcement_key("kick/")
 
 
 class Control:
@@ -38,6 +40,8 @@ class Control:
 
     def __init__(self, records: Iterable[ControlRecord] = ()) -> None:
         self.commands: dict[str, ControlRecord] = {}
+        self.read_at = 0.0
+        """Until when its records are known, by the clock of whoever applies them."""
         self.resolutions = 0
         """Incremented whenever more dead letters were resolved: fewer may then be open."""
         self.kicks = 0
@@ -52,6 +56,7 @@ class Control:
         self.history = History()
         self._paused: frozenset[str] = frozenset()
         self._checkpoints: dict[str, ControlRecord] = {}
+        self._last_signs: dict[str, float] = {}  # key of a kick → when its last checkpoint or announcement was read
         self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
         self._resolved = _ResolvedIndex()
         self._resolving: dict[str, ControlRecord] = {}  # key → the command as far as it is carried out
@@ -127,8 +132,9 @@ class Control:
         name = checkpoint.name
         if checkpoint.state == "deleted":
             self._checkpoints.pop(name, None)
+            self._last_signs.pop(name, None)
             return
-        self._checkpoints[name] = checkpoint
+        before, self._checkpoints[name] = self._checkpoints.get(name), checkpoint
         command = self._pending.get(name)
         is_answered = checkpoint.state == "done" and self._offsets.get(name, 0) < checkpoint.answers
         if command is not None and command.kind in ("pause", "kick") and is_answered:
@@ -147,9 +153,11 @@ class Control:
                 rate=checkpoint.rate,
                 unread=checkpoint.unread,
             )
-        if name.startswith(_ANNOUNCED_KICK):
+        if name.startswith(_ANNOUNCED_KICK) and (before is None or before.at != checkpoint.at):  # else it is withdrawn
             self.kicks += 1
             self._last_kicks[name.removeprefix(_ANNOUNCED_KICK)] = self.kicks
+        if (kick := name.removeprefix(_HOLD)).startswith("kick/"):
+            self._last_signs[kick] = self.read_at
         if name.startswith("dead/"):
             self._update_resolution(name)
         if name.startswith("replay/"):
@@ -301,11 +309,16 @@ class Control:
     def is_kick_pending(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
         """Return whether a kick is about to inject this record, so that it has to wait for that.
 
-        This is no longer so once the kick is answered, even by a process that wrongly took itself for the owner.
+        This is no longer so once the kick is answered, even by a process that wrongly took itself for the owner; nor
+        once it rests, or nothing has been heard of it for a while: the log doesn't take what it injects.
         """
         partition_name = partition_key(partition)
         for key in (f"kick/destination/{destination}", f"kick/route/{route}"):
-            if key in self._pending and offset < self.checkpoint(announcement_key(key)).get(partition_name, 0):
+            if (
+                key in self._pending
+                and offset < self.checkpoint(announcement_key(key)).get(partition_name, 0)
+                and self.read_at < self._last_signs.get(key, 0.0) + HOLDS_FOR
+            ):
                 return True
         return False
 

@@ -33,7 +33,7 @@ class Injector:
         Return for each whether it was acknowledged; it was given up otherwise, as it isn't wanted any more.
 
         A failed append is retried by itself: a job that started over would repeat all the others. It goes to another
-        partition if that of its key has no leader: this job, and those behind it, would wait for that one.
+        partition if that of its key refuses it: this job, and those behind it, would wait for that one.
         """
         async with asyncio.TaskGroup() as tasks:
             appends = [
@@ -47,4 +47,4 @@ class Injector:
             return await self._successors.store(self._topic, delivery, metadata, is_wanted, may_move=True)
         except RecordTooLargeError:
             end = DeadLettered(reason=DeadReason.TOO_LARGE, detail=f"too large for {self._topic}")
-            return await self._successors.dead_letter(delivery, end, is_wanted)
+            return await self._successors.dead_letter(delivery, end, is_wanted, may_move=True)

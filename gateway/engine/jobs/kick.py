@@ -1,15 +1,18 @@
 """Kick: put what waits in the retry tiers for a route or destination into the shortest tier, due now."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from gateway.engine import tiers
 from gateway.engine.control.records import ControlRecord, announcement_key, partition_key
 from gateway.engine.jobs.dead_letters import delivery_in
+from gateway.engine.jobs.job_progress import NOTHING, JobProgress, Picked
 from gateway.engine.jobs.kick_outcomes import MIN_EARLIER_RECORDS, KickOutcomes
 from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
-from gateway.engine.jobs.scan import NOTHING, JobProgress, Pick, Picked, Scan, ScanningJob, ends_of_readable
+from gateway.engine.jobs.scan import STUCK_AFTER, JobServices, Pick, Scan, ScanningJob, ends_of_readable
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS
@@ -25,11 +28,24 @@ A longer attempt is repeated: operators who kick a hanging destination shouldn't
 """
 COMMIT_LAG = 2.5
 """Seconds within which completed records are committed."""
+STUCK_PAUSE = 20.0
+"""Seconds for which a kick rests that could inject nothing."""
 OWNER_POLL_INTERVAL = 0.1
 
 
 class Kicks(ScanningJob):
     """One job for all open kicks."""
+
+    def __init__(self, services: JobServices) -> None:
+        super().__init__(services)
+        self._resting: dict[str, float] = {}
+        """The keys of kicks that could inject nothing, each with the time of its next try (in the loop's time)."""
+
+    def due(self) -> list[ControlRecord]:
+        """Return the kicks to carry out now."""
+        now = asyncio.get_running_loop().time()
+        self._resting = {key: until for key, until in self._resting.items() if now < until}
+        return [command for command in self._control.pending("kick") if command.key not in self._resting]
 
     async def kick(self, owner: object) -> None:
         """Expedite the deliveries in the tiers of the kicked names: one job for all kicks that are asked for.
@@ -37,7 +53,7 @@ class Kicks(ScanningJob):
         Those in the shortest tier come out within 5 s anyway; they are only marked as due.
         """
         control = self._control
-        commands = control.pending("kick")
+        commands = self.due()
         if not commands:
             return  # the previous owner has answered them
         firsts = await self._first_records(self._longer_tiers(), commands)
@@ -47,7 +63,9 @@ class Kicks(ScanningJob):
         def is_wanted() -> bool:
             return self._owner() is owner and any(control.is_pending(run.command.key) for run in scan.runs)
 
-        scan = self._scan(runs, is_wanted, is_expedited=True)
+        # Routers hold back what is announced for as long as they hear of the kick. Once they may no longer have done
+        # so, it begins again with an announcement, and with what is committed by then.
+        scan = self._scan(runs, is_wanted, is_expedited=True, gives_up=lambda: scan.is_silent)
         near = await self._ends(scan, shortest)
         ends: dict[str, int] = {}
         for topic in self._longer_tiers():
@@ -67,6 +85,8 @@ class Kicks(ScanningJob):
         # when they are due.
         scan.runs = [run for run in runs if control.is_pending(run.command.key)]
         if not scan.runs or not await self._expedite(scan, scan.runs, ends, outcomes):
+            if scan.is_silent and self._owner() is owner:
+                await self._rest(scan.runs)
             return
         await scan.publish_checkpoints()  # before polling: an interruption while polling expedites nothing twice
         await outcomes.poll(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
@@ -79,7 +99,7 @@ class Kicks(ScanningJob):
             await self._end(scan, run, "done")
 
     def _unannounced(self, runs: Iterable[JobProgress]) -> Sequence[JobProgress]:
-        """Return those that begin here; the others continue with what the previous owner has counted."""
+        """Return the runs that weren't announced yet; the others get the count of their announcement."""
         new = []
         for run in runs:
             announced = self._control.announced(run.command.key)
@@ -87,9 +107,20 @@ class Kicks(ScanningJob):
                 continue
             if announced is None:
                 new.append(run)
-            else:  # what the previous owner has counted may be out by now
+            else:  # what was counted then may be out by now
                 run.count = announced.count
         return new
+
+    async def _rest(self, runs: Collection[JobProgress]) -> None:
+        """Let kicks rest for a while: others take their turn, and what they have announced is released when due."""
+        until = asyncio.get_running_loop().time() + STUCK_PAUSE
+        self._resting |= dict.fromkeys([run.command.key for run in runs], until)
+        for run in runs:
+            error = f"expected to inject what was picked within {STUCK_AFTER:g} s, got no acknowledgement"
+            self._logger.warning("job_retried", command=run.command.key, error=error)
+            announced = self._control.announced(run.command.key)
+            if announced is not None:
+                await self._publish(replace(announced, checkpoint={}))
 
     def _longer_tiers(self) -> list[str]:
         """Return the tiers except the shortest."""
@@ -154,6 +185,7 @@ class Kicks(ScanningJob):
         """Announce what kicks are about to scan: as of one moment, so that ordered routes act on all of them once."""
         at = self._log.now()
         for run in runs:
+            run.last_sign = at
             name = announcement_key(run.command.key)
             await self._publish(
                 ControlRecord(

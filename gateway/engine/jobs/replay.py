@@ -401,7 +401,7 @@ class Replays:
         for name in matched.destinations:
             identity = delivery_id(event.id, route, name, matched.position)
             delivery = Delivery(id=identity, event=event, route=route, destination=name)
-            if not await self._successors.dead_letter(delivery, outcome, is_wanted):
+            if not await self._successors.dead_letter(delivery, outcome, is_wanted, may_move=True):
                 return False
         return True
 

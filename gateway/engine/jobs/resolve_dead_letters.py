@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
-from gateway.engine.jobs.scan import NOTHING, Picked, ScanningJob
+from gateway.engine.jobs.job_progress import NOTHING, Picked
+from gateway.engine.jobs.scan import ScanningJob
 from gateway.log.base import Partition, Record
 from gateway.log.records import decode_delivery
 

@@ -1,10 +1,11 @@
 """Resume: put parked deliveries into the shortest tier, late arrivals included."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.dead_letters import delivery_in
-from gateway.engine.jobs.scan import NOTHING, JobProgress, JobServices, Picked, ScanningJob
+from gateway.engine.jobs.job_progress import NOTHING, JobProgress, Picked
+from gateway.engine.jobs.scan import STUCK_AFTER, JobServices, ScanningJob
 from gateway.log.base import Partition, Record
 from gateway.log.records import decode_delivery
 from gateway.model import (
@@ -50,8 +51,9 @@ class ResumeJobs(ScanningJob):
     async def sweep(self, starts: Mapping[str, int], ends: Mapping[str, int], owner: object) -> Mapping[str, int]:
         """Inject deliveries parked after the scan of their resume, by a worker that hadn't read the command yet.
 
-        What can't be decoded is dead-lettered. Return up to where it has come in each partition, as it may stop early;
-        those that aren't readable are left out.
+        What can't be decoded is dead-lettered; where that can't be stored either, the rest of its partition is left to
+        the next sweep. Return up to where it has come in each partition, as it may stop early; those that aren't
+        readable are left out.
         """
         runs = await self._active_runs()
         found = {SWEPT.name: runs[SWEPT.name]}
@@ -73,19 +75,36 @@ class ResumeJobs(ScanningJob):
         def should_yield() -> bool:
             return bool(self._control.pending("pause"))  # a resume doesn't wait for all that is parked
 
-        async def dead_letter(partition: Partition, record: Record) -> bool:
-            try:
-                decode_delivery(record)
-            except UndecodableRecordError as error:
-                return await self._successors.dead_letter_undecodable(
-                    partition.topic, record, error, lambda: is_wanted() and not should_yield()
-                )
-            return True
+        def gives_up() -> bool:
+            return should_yield() and self._log.now() > scan.flush_began + STUCK_AFTER
 
-        scan = self._scan(found.values(), is_wanted, state="done", should_yield=should_yield, dead_letter=dead_letter)
+        async def dead_letter(partition: Partition, record: Record) -> bool:
+            until = self._log.now() + STUCK_AFTER
+            return await self._dead_letter(
+                partition, record, lambda: is_wanted() and not should_yield() and self._log.now() < until
+            )
+
+        scan = self._scan(
+            found.values(),
+            is_wanted,
+            state="done",
+            should_yield=should_yield,
+            gives_up=gives_up,
+            dead_letter=dead_letter,
+        )
         if await scan.scan_topic(self._topics.parked, starts, ends, pick):
             await scan.publish_checkpoints()  # or the next owner of the jobs would inject it again
         return scan.flushed
+
+    async def _dead_letter(self, partition: Partition, record: Record, is_wanted: Callable[[], bool]) -> bool:
+        """Dead-letter a record that can't be decoded. Return False if it isn't wanted any more."""
+        try:
+            decode_delivery(record)
+        except UndecodableRecordError as error:
+            return await self._successors.dead_letter_undecodable(
+                partition.topic, record, error, is_wanted, may_move=True
+            )
+        return True
 
     async def swept(self) -> Mapping[str, int]:
         """Return how far all resumes, and the sweeps, have scanned each partition of the parked topic."""

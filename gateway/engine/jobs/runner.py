@@ -265,7 +265,7 @@ class Jobs:
 
     def _name_jobs(self, owner: object) -> Iterator[_Turn]:
         control = self._follower.control
-        if control.pending("kick"):
+        if self._kicks.due():
             yield "kick", None, partial(self._kicks.kick, owner)
         for command in control.unacknowledged_cancellations():
             if self._replays.under_way != command.key:

@@ -8,7 +8,7 @@ what came after the last checkpoint, at most 500 deliveries.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.control.records import ControlRecord, State, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
-from gateway.engine.jobs.kick_outcomes import KickOutcome
+from gateway.engine.jobs.job_progress import BatchItem, JobProgress, Picked, Source
 from gateway.engine.jobs.log_reader import (
     BATCH_BYTES,
     CHECKPOINT_EVERY,
@@ -31,82 +31,28 @@ from gateway.engine.successor_writer import SuccessorWriter
 from gateway.engine.unavailable_partitions import PatientReader
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
-from gateway.model import (
-    NO_METADATA,
-    Delivery,
-    LogUnavailableError,
-    NewerRecordError,
-    RecordMetadata,
-)
+from gateway.model import Delivery, LogUnavailableError, NewerRecordError
 from gateway.rules.rules import Rules
 
+STUCK_AFTER = 10.0
+"""Seconds after which a batch may be given up, or a dead letter, that can't be stored: two appends that time out."""
+REPEAT_CHECKPOINT_AFTER = 5.0
+"""Seconds after which a kick's last checkpoint is repeated: routers wait no longer than `HOLDS_FOR` for another."""
+MAX_STORED = 10_000
+"""Records of batches that were given up that are remembered."""
 STOPPED_AT_NEWER = "up to the first dead letter that a newer version wrote, in each partition"
 
-Pick = Callable[[Partition, Record], "Picked"]
+Pick = Callable[[Partition, Record], Picked]
 
 
-def never_yields() -> bool:
-    """Default `should_yield`: never."""
+def never() -> bool:
+    """Default `should_yield` and `gives_up`: never."""
     return False
 
 
 async def skip_unreadable(_partition: Partition, _record: Record) -> bool:
     """Default `dead_letter`: leave an unreadable record to another job."""
     return True
-
-
-@dataclass(slots=True, kw_only=True)
-class JobProgress:
-    """A running job: its command, what it answers, how far it has scanned, and what it has counted."""
-
-    command: ControlRecord
-    answers: int
-    recreations: int
-    """Those of the control topic when it began: in a newer topic `answers` means nothing."""
-    detail: str
-    positions: dict[str, int]
-    latest: dict[str, float]
-    """When the last of the records before its positions was appended, by partition."""
-    covered: Mapping[str, int]
-    """How far earlier jobs of its key have scanned, in the partitions as they were at `covered_until`."""
-    covered_until: Mapping[str, float]
-    count: int
-    batch_count: int = 0
-    """Deliveries counted in the current batch."""
-    last_checkpoint: Mapping[str, int]
-    """Its last checkpoint."""
-    previous_checkpoint: Mapping[str, int]
-    """The one before it: either may be the one in force as far as this process knows."""
-    outcome: KickOutcome | None = None
-    """The outcomes of the deliveries that it counted, if known."""
-    rate: float | None = None
-
-    def is_covered(self, partition: Partition, record: Record) -> bool:
-        """Return whether an earlier job of its key has scanned a record."""
-        partition_name = partition_key(partition)
-        return (
-            record.offset < self.covered.get(partition_name, 0)
-            and record.appended_at <= self.covered_until[partition_name]
-        )
-
-    @property
-    def latest_of_all(self) -> float:
-        """When the last of all records before its positions was appended; 0.0 without any."""
-        return max(self.latest.values(), default=0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Picked:
-    """What to do with a record: a delivery to inject, and the runs that count it."""
-
-    runs: Sequence[JobProgress] = ()
-    delivery: Delivery | None = None
-    metadata: RecordMetadata = NO_METADATA
-    is_unreadable: bool = False
-    """Whether it has to be dead-lettered, before a checkpoint passes it: nobody reads it again."""
-
-
-NOTHING = Picked()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -127,20 +73,30 @@ class Scan:
     """The state of an intermediate checkpoint: "asked" keeps the count for the next owner."""
     should_yield: Callable[[], bool]
     """Whether it ends with its current batch, as something else comes first."""
+    gives_up: Callable[[], bool]
+    """Whether it ends before its current batch, which can't be injected now."""
+    stored: set[Source]
+    """What was stored of batches that jobs of this process have given up: it isn't injected again."""
     dead_letter: Callable[[Partition, Record], Awaitable[bool]]
-    """Dead-letter an unreadable record. Returns False if the scan must end before it."""
+    """Dead-letter an unreadable record. Returns False if the scan of its partition must end before it."""
     newer_at: dict[str, int] = field(default_factory=dict)
     """The first record of a partition in a newer format: scan and checkpoints end before it."""
     unreadable: set[str] = field(default_factory=set)
     """Partitions that couldn't be read, as "topic/partition": no checkpoint passes their records."""
     flushed: dict[str, int] = field(default_factory=dict)
     """The offset to which each partition has been scanned and its deliveries injected."""
-    _batch: list[tuple[Delivery, RecordMetadata]] = field(default_factory=list)
+    flush_began: float = 0.0
+    """When the injection of the last batch began."""
+    was_silent: bool = False
+    """Whether a checkpoint came so late that what a kick holds back may have been released before."""
+    _batch: list[BatchItem] = field(default_factory=list)
     _bytes: int = 0
     _reached: dict[str, int] = field(default_factory=dict)
     _latest: dict[str, float] = field(default_factory=dict)
     _since_checkpoint: int = 0
     _checkpoint_at: float = 0.0
+    _scanned: int = 0
+    _turn_until: float = 0.0
 
     async def scan_topic(self, topic: str, starts: Mapping[str, int], ends: Mapping[str, int], pick: Pick) -> bool:
         """Scan a range of a topic. Return False if this process must stop the job; then its progress was published.
@@ -148,7 +104,7 @@ class Scan:
         Raises LogUnavailableError.
         """
         self._checkpoint_at = self._checkpoint_at or self.log.now()
-        scanned, until = 0, self.log.now() + TURN
+        self._turn_until = self.log.now() + TURN
         bounds, unreadable = await self.log.readable(topic)
         self.unreadable |= {partition_key(Partition(topic, number)) for number in unreadable}
         for number, (first, after_last) in sorted(bounds.items()):
@@ -156,32 +112,41 @@ class Scan:
             partition_name = partition_key(partition)
             if partition_name not in ends:
                 continue
+            start = max(first, starts.get(partition_name, 0))
             # It ends earlier if the topic has been recreated since: what comes there then isn't scanned yet.
             end = min(ends[partition_name], after_last)
-            async with aclosing(
-                records_of(self.log, partition, max(first, starts.get(partition_name, 0)), end)
-            ) as records:
-                async for record in records:
-                    picked = self._pick(pick, partition, record)
-                    if picked is None:
-                        end = self.newer_at[partition_name]
-                        break
-                    if picked.is_unreadable and not await self._dead_letter(partition, record):
-                        return False
-                    self._add(picked)
-                    self._reached[partition_name] = record.offset + 1
-                    self._latest[partition_name] = max(self._latest.get(partition_name, 0.0), record.appended_at)
-                    scanned += 1
-                    now = self.log.now()
-                    if self._is_full or now >= self._checkpoint_at + CHECKPOINT_INTERVAL:
-                        if not await self.flush():
-                            return False
-                        until = self.log.now() + TURN
-                    elif scanned % RECORDS_AT_ONCE == 0 or now > until:
-                        await self.sleep(0)
-                        until = self.log.now() + TURN
-            self._reached[partition_name] = end
+            if not await self._scan_partition(partition, start, end, pick):
+                return False
         return await self.flush()
+
+    async def _scan_partition(self, partition: Partition, start: int, end: int, pick: Pick) -> bool:
+        partition_name = partition_key(partition)
+        async with aclosing(records_of(self.log, partition, start, end)) as records:
+            async for record in records:
+                picked = self._pick(pick, partition, record)
+                if picked is None:
+                    end = self.newer_at[partition_name]
+                    break
+                if picked.is_unreadable:
+                    if not await self.flush():  # what comes before it
+                        return False
+                    if not await self.dead_letter(partition, record):
+                        self._reached[partition_name] = record.offset  # it is read again the next time
+                        return await self.flush()
+                self._add(Source(partition, record.offset, record.appended_at), picked)
+                self._reached[partition_name] = record.offset + 1
+                self._latest[partition_name] = max(self._latest.get(partition_name, 0.0), record.appended_at)
+                self._scanned += 1
+                now = self.log.now()
+                if self._is_full or now >= self._checkpoint_at + CHECKPOINT_INTERVAL:
+                    if not await self.flush():
+                        return False
+                    self._turn_until = self.log.now() + TURN
+                elif self._scanned % RECORDS_AT_ONCE == 0 or now > self._turn_until:
+                    await self.sleep(0)
+                    self._turn_until = self.log.now() + TURN
+        self._reached[partition_name] = end
+        return True
 
     def _pick(self, pick: Pick, partition: Partition, record: Record) -> Picked | None:
         """Return what to do with a record; None if it is in a newer format, which ends the scan of its partition."""
@@ -192,21 +157,13 @@ class Scan:
             self.report_newer(partition, record.offset, error)
             return None
 
-    async def _dead_letter(self, partition: Partition, record: Record) -> bool:
-        """Dead-letter a record, after what comes before it was injected. False if the scan must end before it."""
-        if not await self.flush():
-            return False
-        if not await self.dead_letter(partition, record):
-            await self.publish_checkpoints()
-            return False
-        return True
-
-    def _add(self, picked: Picked) -> None:
+    def _add(self, source: Source, picked: Picked) -> None:
         """Add a record to the batch."""
         for run in picked.runs:
             run.batch_count += 1
         if picked.delivery is not None:
-            self._batch.append((picked.delivery, replace(picked.metadata, is_expedited=self.is_expedited)))
+            metadata = replace(picked.metadata, is_expedited=self.is_expedited)
+            self._batch.append(BatchItem(source, picked.delivery, metadata))
             self._bytes += len(picked.delivery.event.body)
 
     @property
@@ -215,7 +172,7 @@ class Scan:
 
     async def flush(self) -> bool:
         """Inject the current batch, and publish checkpoints if they are due. Return False if the job must stop here."""
-        if self.is_wanted() and all(await self.injector.inject(self._batch, self.is_wanted)):
+        if await self._inject():
             self._since_checkpoint += len(self._batch)
             self._batch.clear()
             self._bytes = 0
@@ -240,10 +197,37 @@ class Scan:
         await self.publish_checkpoints()
         return False
 
+    async def _inject(self) -> bool:
+        """Inject the current batch, except what of it was stored before. Return False if it was given up."""
+        self.flush_began = self.log.now()
+
+        def is_wanted() -> bool:
+            return self.is_wanted() and not self.gives_up()
+
+        if not is_wanted():
+            return False
+        items = [item for item in self._batch if item.source not in self.stored]
+        stored = await self.injector.inject([(item.delivery, item.metadata) for item in items], is_wanted)
+        if not all(stored):
+            if len(self.stored) > MAX_STORED:
+                self.stored.clear()
+            self.stored.update(item.source for item, is_stored in zip(items, stored, strict=True) if is_stored)
+            return False
+        if self.stored:
+            self.stored.difference_update(item.source for item in self._batch)
+        return True
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether, or whether it was, so long since the last sign of a run that routers may soon no longer wait."""
+        last = min([run.last_sign for run in self.runs], default=math.inf)
+        return self.was_silent or self.log.now() > last + STUCK_AFTER
+
     async def publish_checkpoints(self) -> None:
         """Publish each run's checkpoint, from which the next owner continues."""
         for run in self.runs:
-            if run.positions != run.last_checkpoint:
+            is_due = self.is_expedited and self.log.now() >= run.last_sign + REPEAT_CHECKPOINT_AFTER
+            if is_due or run.positions != run.last_checkpoint:
                 await self.publish_checkpoint(run, self.state)
         self._since_checkpoint, self._checkpoint_at = 0, self.log.now()
 
@@ -252,7 +236,7 @@ class Scan:
 
     async def publish_checkpoint(self, run: JobProgress, state: State, *, is_last: bool = False) -> None:
         """Publish a run's checkpoint, retrying, unless another owner has continued from the last one."""
-        key = run.command.key
+        key, now = run.command.key, self.log.now()
         while self.control.checkpoint(key) in (run.last_checkpoint, run.previous_checkpoint):
             answers = self._answers_of(run) if is_last else self.control.answered(key)
             # A sweep answers no command; one of a former control topic would be taken for answered.
@@ -287,6 +271,8 @@ class Scan:
                 await self.sleep(1.0)
             else:
                 run.previous_checkpoint, run.last_checkpoint = run.last_checkpoint, checkpoint.checkpoint
+                self.was_silent |= self.log.now() > run.last_sign + STUCK_AFTER
+                run.last_sign = now
                 return
 
 
@@ -303,6 +289,7 @@ class JobServices:
     control: Control
     successors: SuccessorWriter
     injector: Injector
+    stored: set[Source] = field(default_factory=set)
     publish: Callable[[ControlRecord], Awaitable[object]]
     position: Callable[[], int]
     owner: Callable[[], object | None]
@@ -323,6 +310,7 @@ class ScanningJob:
         self._control = services.control
         self._successors = services.successors
         self._injector = services.injector
+        self._stored = services.stored
         self._publish = services.publish
         self._position = services.position
         self._owner = services.owner
@@ -385,6 +373,7 @@ class ScanningJob:
             count=self._control.injected(key) if command.kind == "replay" or self._control.is_begun(key) else 0,
             last_checkpoint=last,
             previous_checkpoint=last,
+            last_sign=self._log.now(),
         )
 
     def _ordered_routes_of(self, command: ControlRecord) -> str:
@@ -407,7 +396,8 @@ class ScanningJob:
         *,
         is_expedited: bool = False,
         state: State = "asked",
-        should_yield: Callable[[], bool] = never_yields,
+        should_yield: Callable[[], bool] = never,
+        gives_up: Callable[[], bool] = never,
         dead_letter: Callable[[Partition, Record], Awaitable[bool]] = skip_unreadable,
     ) -> Scan:
         return Scan(
@@ -423,6 +413,8 @@ class ScanningJob:
             is_expedited=is_expedited,
             state=state,
             should_yield=should_yield,
+            gives_up=gives_up,
+            stored=self._stored,
             dead_letter=dead_letter,
         )
 
