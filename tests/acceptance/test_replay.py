@@ -14,7 +14,7 @@ import pytest
 
 from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY, CHECKPOINT_INTERVAL
-from gateway.engine.jobs.replay import RATE_STEP
+from gateway.engine.jobs.replay_progress import RATE_STEP
 from gateway.log.base import Log, Partition
 from gateway.log.records import decode_delivery
 from gateway.log.topics import Topics

@@ -15,18 +15,16 @@ that can't be read are ignored when deciding what is undelivered, and reported w
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import tiers
 from gateway.engine.commit_progress import WINDOW
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
+from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
+from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.log_reader import (
-    BATCH_BYTES,
     CHECKPOINT_EVERY,
     CHECKPOINT_INTERVAL,
     RECORDS_AT_ONCE,
@@ -34,6 +32,7 @@ from gateway.engine.jobs.log_reader import (
     records_of,
 )
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
+from gateway.engine.jobs.replay_progress import RATE_STEP, ReplayProgress, reason_of, resolution_of
 from gateway.engine.jobs.shared_identities import Identities
 from gateway.engine.jobs.undelivered import OpenDeadLetters, Undelivered, open_dead_letters, sighted_of
 from gateway.engine.successor_writer import SuccessorWriter
@@ -45,22 +44,23 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
+    ForbiddenError,
+    GatewayError,
     LogUnavailableError,
     NewerRecordError,
     RecordMetadata,
+    RecordTooLargeError,
     UnreadableRecordError,
     delivery_id,
     identity_of,
 )
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Rules
+from gateway.telemetry.logs import trace_of
 
 BACKLOG = WINDOW // 2
 """Unfinished records of one partition of the shortest tier above which a replay waits. A window that is three quarters
 full cuts deliveries short, so a replay may use half of it; with the tier's 5 s, that is 1,300 deliveries a second."""
-RATE_STEP = 0.02
-"""How much of the rate, in seconds, is injected at once (at least one delivery); also the maximum lag that is made up
-for. So within any second it is at most 4 % more than the rate, or two deliveries."""
 OWNER_POLL_INTERVAL = 0.1
 """Seconds between checks, during waits, whether the replay is still wanted."""
 POLL_INTERVAL = 0.25
@@ -71,52 +71,6 @@ RECHECK_INTERVAL = 30.0
 """Seconds after which a replay that stopped at a record in a newer format tries again."""
 REREAD_INTERVAL = 5.0
 """Seconds after which a replay that waits for partitions tries to read them again."""
-
-
-@dataclass(slots=True, kw_only=True)
-class ReplayProgress:
-    """A running replay. All below `positions` is injected; `reached` includes what the current batch covers.
-
-    `last_checkpoint` and `checkpoint_count` are the positions and the count of the last checkpoint, `resolved` the dead
-    letters whose deliveries were injected since. `unreadable` are the partitions of events that it skips for now,
-    `checkpoint_unreadable` is their number in the last checkpoint, `missed` are those of dead letters and dedupe
-    entries that it couldn't read. `route_revision` is the route as in a routing revision, "" once that has changed.
-    `identities` are those of the current partition, once they matter. `next_at` is in the loop's time: the log's steps
-    a little when its estimate of the brokers' clock is corrected, which would distort a rate.
-    """
-
-    command: ControlRecord
-    selection: Selection
-    owner: object
-    matcher: Matcher
-    open_dead: OpenDeadLetters
-    positions: dict[str, int]
-    count: int
-    last_checkpoint: Mapping[str, int]
-    checkpoint_count: int
-    checkpoint_at: float
-    unreadable: Mapping[str, str]
-    checkpoint_unreadable: int
-    missed: frozenset[str]
-    route_revision: str | None = None
-    next_at: float = 0.0
-    since_backlog_check: int = CHECKPOINT_EVERY
-    batch: list[Matched] = field(default_factory=list)
-    batch_bytes: int = 0
-    reached: dict[str, int] = field(default_factory=dict)
-    resolved: list[str] = field(default_factory=list)
-    identities: Identities | None = None
-
-    @property
-    def deliveries(self) -> int:
-        return sum([len(matched.destinations) for matched in self.batch])
-
-    @property
-    def is_full(self) -> bool:
-        limit = min(APPENDS_AT_ONCE, CHECKPOINT_EVERY - (self.count - self.checkpoint_count))
-        if self.selection.rate is not None:
-            limit = min(limit, max(1, int(self.selection.rate * RATE_STEP)))
-        return self.deliveries >= limit or self.batch_bytes >= BATCH_BYTES
 
 
 class Replays:
@@ -156,6 +110,8 @@ class Replays:
         self._patient_reader = PatientReader(log)
         self._waiting: dict[str, float] = {}
         """The replays that wait for partitions, each with the time of its next try (in the loop's time)."""
+        self._failed: dict[str, ControlRecord] = {}
+        """The replays that this process doesn't try again, by key."""
         self.under_way: str | None = None
         """The key of the replay that runs here."""
 
@@ -171,16 +127,45 @@ class Replays:
                 await self._caught_up()  # with the previous owner's last checkpoint, and what we have ended ourselves
                 if self._owner() is owner and self._next() == command:
                     await self._replay(command, owner)
+            except ForbiddenError as error:
+                self._wait(command, str(error))
             except LogUnavailableError as error:
                 self._logger.warning("job_retried", command=command.key, error=str(error))
                 await self._sleep(1.0)
             except NewerRecordError as error:
                 self._logger.warning("replay_waits", command=command.key, error=str(error))
                 await self._sleep(RECHECK_INTERVAL)
+            except Exception as error:  # noqa: BLE001 - it would end each process that owns the jobs, one after the other
+                await self._fail(command, error, owner)
+
+    async def _fail(self, command: ControlRecord, error: Exception, owner: object) -> None:
+        """Cancel a replay that can't be carried out: it asks for too much, or no gateway has written its record."""
+        if isinstance(error, GatewayError):
+            detail, trace = str(error), {}
+        else:  # without the error's own text, which may contain a piece of a body
+            detail = f"expected a replay that can be carried out, got {type(error).__name__}"
+            trace = {"exception": trace_of(error)}
+        self._logger.error("job_failed", command=command.key, error=detail, **trace)
+        self._failed = {key: one for key, one in self._failed.items() if self._control.commands.get(key) == one}
+        self._failed[command.key] = command
+        while self._owner() is owner and self._control.commands.get(command.key) == command:
+            count = self._control.injected(command.key)
+            try:
+                await self._publish(command.with_state("cancelled", count=count, detail=detail))
+                await self._caught_up()
+            except LogUnavailableError as unavailable:
+                self._logger.warning("append_retried", command=command.key, error=str(unavailable))
+                await self._sleep(1.0)
+            except RecordTooLargeError:
+                return  # a record of ours leaves room for that
+            else:
+                return
 
     def _next(self) -> ControlRecord | None:
         now = asyncio.get_running_loop().time()
-        return self._control.next_replay([key for key, until in self._waiting.items() if now < until])
+        waiting = [key for key, until in self._waiting.items() if now < until]
+        failed = [key for key, one in self._failed.items() if self._control.commands.get(key) == one]
+        return self._control.next_replay([*waiting, *failed])
 
     async def _replay(self, command: ControlRecord, owner: object) -> None:
         """Continue a replay from its checkpoint, until it ends or has to stop."""
@@ -192,15 +177,14 @@ class Replays:
         unreadable = await self._unreadable_of(remaining)
         checkpoint_unreadable, missed = self._control.unread(command.key), self._control.missed(command.key)
         if remaining and remaining == unreadable.keys() and len(unreadable) == checkpoint_unreadable:
-            self._wait(command, unreadable)
+            self._wait(command, reason_of(unreadable))
             return
         open_dead, undelivered = OpenDeadLetters(), None
         if selection.undelivered:
             readable = self._patient_reader.readable
             open_dead = await open_dead_letters(self._log, self._topics, self._control, selection, readable=readable)
-            sighted = await sighted_of(
-                self._log, self._topics, selection, command.checkpoint, readable=readable, sleep=self._sleep
-            )
+            ends = {name: end for name, end in command.checkpoint.items() if name not in unreadable}
+            sighted = await sighted_of(self._log, self._topics, selection, ends, readable=readable, sleep=self._sleep)
             undelivered = Undelivered(
                 self._control, selection.route, open_dead, sighted=sighted, rules=self._rules, key=command.key
             )
@@ -237,22 +221,24 @@ class Replays:
                 "job_finished", command=command.key, state=ending.state, count=ending.count, detail=ending.detail
             )
         elif run.unreadable and self._is_wanted(run):
-            self._wait(command, run.unreadable)
+            self._wait(command, reason_of(run.unreadable))
 
     async def _unreadable_of(self, partition_names: Collection[str]) -> Mapping[str, str]:
         """Return which of these partitions can't be read, and why."""
         found: dict[str, str] = {}
         for topic in {partition_name.rpartition("/")[0] for partition_name in partition_names}:
-            _, unreadable = await self._patient_reader.readable(topic)
-            found |= {f"{topic}/{number}": reason for number, reason in unreadable.items()}
+            try:
+                _, unreadable = await self._patient_reader.readable(topic)
+            except ForbiddenError as error:
+                found |= {name: str(error) for name in partition_names if name.rpartition("/")[0] == topic}
+            else:
+                found |= {f"{topic}/{number}": reason for number, reason in unreadable.items()}
         return {partition_name: found[partition_name] for partition_name in sorted(found.keys() & partition_names)}
 
-    def _wait(self, command: ControlRecord, unreadable: Mapping[str, str]) -> None:
+    def _wait(self, command: ControlRecord, reason: str) -> None:
         """Let a replay wait for partitions that can't be read; others may run meanwhile."""
         if command.key not in self._waiting:
-            first, reason = next(iter(unreadable.items()))
-            others = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-            self._logger.warning("replay_waits", command=command.key, error=f"{first}{others}: {reason}")
+            self._logger.warning("replay_waits", command=command.key, error=reason)
         asked = {each.key for each in self._control.pending("replay")}
         self._waiting = {key: until for key, until in self._waiting.items() if key in asked}
         self._waiting[command.key] = asyncio.get_running_loop().time() + REREAD_INTERVAL
@@ -458,7 +444,7 @@ class Replays:
             )
             try:
                 if run.resolved:
-                    await self._publish(_resolution(run))
+                    await self._publish(resolution_of(run))
                     run.resolved.clear()
                 await self._publish(checkpoint)
             except LogUnavailableError as error:
@@ -484,17 +470,3 @@ class Replays:
             base, done, _ = commits.get(number, Commit(start))
             unfinished = max(unfinished, end - max(base, start) - int.from_bytes(done, "little").bit_count())
         return unfinished
-
-
-def _resolution(run: ReplayProgress) -> ControlRecord:
-    """Return a completed command about the dead letters whose deliveries were injected: they are resolved."""
-    return ControlRecord(
-        kind="dead",
-        name=f"{run.command.name}-{run.count}",
-        state="done",
-        at=run.command.at,
-        checkpoint=run.open_dead.ends,
-        filter=DeadFilter(route=run.selection.route, records=tuple(run.resolved)),
-        count=len(run.resolved),
-        latest=run.open_dead.latest,
-    )

@@ -1,0 +1,82 @@
+"""How far a running replay has come, and what its records say of that."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
+from gateway.engine.jobs.injector import APPENDS_AT_ONCE
+from gateway.engine.jobs.log_reader import BATCH_BYTES, CHECKPOINT_EVERY
+from gateway.engine.jobs.replay_matcher import Matched, Matcher
+from gateway.engine.jobs.shared_identities import Identities
+from gateway.engine.jobs.undelivered import OpenDeadLetters
+
+RATE_STEP = 0.02
+"""How much of the rate, in seconds, is injected at once (at least one delivery); also the maximum lag that is made up
+for. So within any second it is at most 4 % more than the rate, or two deliveries."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ReplayProgress:
+    """A running replay. All below `positions` is injected; `reached` includes what the current batch covers.
+
+    `last_checkpoint` and `checkpoint_count` are the positions and the count of the last checkpoint, `resolved` the dead
+    letters whose deliveries were injected since. `unreadable` are the partitions of events that it skips for now,
+    `checkpoint_unreadable` is their number in the last checkpoint, `missed` are those of dead letters and dedupe
+    entries that it couldn't read. `route_revision` is the route as in a routing revision, "" once that has changed.
+    `identities` are those of the current partition, once they matter. `next_at` is in the loop's time: the log's steps
+    a little when its estimate of the brokers' clock is corrected, which would distort a rate.
+    """
+
+    command: ControlRecord
+    selection: Selection
+    owner: object
+    matcher: Matcher
+    open_dead: OpenDeadLetters
+    positions: dict[str, int]
+    count: int
+    last_checkpoint: Mapping[str, int]
+    checkpoint_count: int
+    checkpoint_at: float
+    unreadable: Mapping[str, str]
+    checkpoint_unreadable: int
+    missed: frozenset[str]
+    route_revision: str | None = None
+    next_at: float = 0.0
+    since_backlog_check: int = CHECKPOINT_EVERY
+    batch: list[Matched] = field(default_factory=list)
+    batch_bytes: int = 0
+    reached: dict[str, int] = field(default_factory=dict)
+    resolved: list[str] = field(default_factory=list)
+    identities: Identities | None = None
+
+    @property
+    def deliveries(self) -> int:
+        return sum([len(matched.destinations) for matched in self.batch])
+
+    @property
+    def is_full(self) -> bool:
+        limit = min(APPENDS_AT_ONCE, CHECKPOINT_EVERY - (self.count - self.checkpoint_count))
+        if self.selection.rate is not None:
+            limit = min(limit, max(1, int(self.selection.rate * RATE_STEP)))
+        return self.deliveries >= limit or self.batch_bytes >= BATCH_BYTES
+
+
+def reason_of(unreadable: Mapping[str, str]) -> str:
+    """Return which partitions can't be read, and why."""
+    first, reason = next(iter(unreadable.items()))
+    others = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+    return f"{first}{others}: {reason}"
+
+
+def resolution_of(run: ReplayProgress) -> ControlRecord:
+    """Return a completed command about the dead letters whose deliveries were injected: they are resolved."""
+    return ControlRecord(
+        kind="dead",
+        name=f"{run.command.name}-{run.count}",
+        state="done",
+        at=run.command.at,
+        checkpoint=run.open_dead.ends,
+        filter=DeadFilter(route=run.selection.route, records=tuple(run.resolved)),
+        count=len(run.resolved),
+        latest=run.open_dead.latest,
+    )
