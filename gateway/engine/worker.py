@@ -18,7 +18,7 @@ from gateway.engine.services import Client, Services
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics
-from gateway.model import LogUnavailableError
+from gateway.model import ForbiddenError, LogUnavailableError
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
@@ -96,10 +96,15 @@ class Worker:
             await self._drain(loops)
 
     async def _begin(self) -> None:
-        """Subscribe, retrying for as long as the log is unavailable: the ingress may serve already."""
+        """Subscribe, retrying for as long as the log is unavailable: the ingress may serve already.
+
+        Raises ForbiddenError.
+        """
         while not self._stopped.is_set():
             try:
                 await self._router.subscribe()
+            except ForbiddenError:
+                raise
             except LogUnavailableError as error:
                 self._services.logger.warning("subscription_retried", error=str(error))
                 await self._services.sleep(RETRY_DELAY)

@@ -27,7 +27,7 @@ from gateway.log.kafka.connection import PLAIN, Connection, Security, aiokafka_s
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
 from gateway.log.kafka.errors import message_of, translated_errors
 from gateway.log.kafka.topic_settings import retention_of
-from gateway.model import LogUnavailableError
+from gateway.model import ForbiddenError, LogUnavailableError
 
 APPEND_TIMEOUT = 5.0
 CLIENT_ID = "gateway"  # The default, such as for the command line.
@@ -72,6 +72,9 @@ class KafkaLog:
                     await opened._cluster.start()
                     await opened._cluster.ping()  # by the name and port that the broker advertises
                     await opened._appender.start()
+        except ForbiddenError:
+            await opened.close()
+            raise
         except (KafkaError, OSError, TimeoutError, ValueError, LogUnavailableError) as error:
             brokers = opened._cluster.brokers
             await opened.close()
@@ -95,10 +98,10 @@ class KafkaLog:
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "KafkaConsumer":
         """Join a group, or read everything.
 
-        Raises UsageError for a topic that may not be read; without a group, LogUnavailableError for one that doesn't
-        exist.
+        A member waits for topics that it may not see. Without a group, ForbiddenError is raised for one of these, and
+        LogUnavailableError for one that doesn't exist.
         """
-        described = await self._cluster.describe(topics)
+        described = await self._cluster.describe(topics) if group is None else {}
         for topic in topics if group is None else ():
             if topic not in described:
                 raise LogUnavailableError(f"{topic}: expected a topic of the cluster, got none of this name")
@@ -155,7 +158,8 @@ class KafkaLog:
             await stop(kafka)
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
-        return {topic: len(partitions) for topic, partitions in (await self._cluster.describe(topics)).items()}
+        described = await self._cluster.describe(topics, skip_forbidden=True)
+        return {topic: len(partitions) for topic, partitions in described.items()}
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         described = await self._cluster.describe([topic])
@@ -206,7 +210,7 @@ class KafkaLog:
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create the missing topics, with three replicas if there are three brokers, and wait until they have leaders.
 
-        Raises UsageError if the cluster forbids it.
+        Raises ForbiddenError if the cluster forbids it.
         """
         created = await self._cluster.create(specs)
         await self._appender.load_metadata([spec.name for spec in specs])
@@ -218,7 +222,7 @@ class KafkaLog:
         return await self._cluster.check(specs)
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
-        there = await self._cluster.describe(topics)
+        there = await self._cluster.describe(topics, skip_forbidden=True)
         return {name: retention_of(found) for name, found in (await self._cluster.settings(there.keys())).items()}
 
     def now(self) -> float:
