@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,7 @@ class Worker:
         self._router = Router(self._services, self._dispatch, self._duplicates)
         self._ordered: dict[tuple[str, str], tuple[OrderedRoute, asyncio.Task[None]]] = {}
         self._unread = UnreadPartitions(metrics, logger)
+        self._gauged: AbstractSet[str] = frozenset()
         self._others = others
         self._refusing = refusing
         self._drain_timeout = DRAIN_TIMEOUT
@@ -222,8 +224,12 @@ class Worker:
                 ages[topic] = max(age, ages.get(topic, 0.0))
         family = self._services.metrics.retention_left
         with suppress(LogUnavailableError):  # retried next time
-            for topic, kept in (await self._services.log.retentions(ages.keys())).items():
-                family.labels(topic).set(kept - ages[topic])
+            kept = await self._services.log.retentions(ages.keys())
+            for topic, seconds in kept.items():
+                family.labels(topic).set(seconds - ages[topic])
+            for topic in self._gauged - kept.keys():
+                family.pop((topic,), None)
+            self._gauged = kept.keys()
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
         """Let what is in flight end, leave the rest to the next owner, commit, and leave the groups."""
