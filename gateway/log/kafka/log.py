@@ -1,9 +1,10 @@
 """The log's contract on a Kafka cluster, composed of an appender, consumers and queries."""
 
 import asyncio
+import contextlib
 import itertools
 import math
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError
@@ -27,7 +28,7 @@ from gateway.log.kafka.connection import PLAIN, Connection, Security, aiokafka_s
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
 from gateway.log.kafka.errors import message_of, translated_errors
 from gateway.log.kafka.topic_settings import retention_of
-from gateway.model import ForbiddenError, LogUnavailableError
+from gateway.model import ForbiddenError, LogUnavailableError, UsageError
 
 APPEND_TIMEOUT = 5.0
 CLIENT_ID = "gateway"  # The default, such as for the command line.
@@ -210,16 +211,21 @@ class KafkaLog:
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create the missing topics, with three replicas if there are three brokers, and wait until they have leaders.
 
-        Raises ForbiddenError if the cluster forbids it.
+        Raises UsageError if the cluster forbids it.
         """
-        created = await self._cluster.create(specs)
-        await self._appender.load_metadata([spec.name for spec in specs])
-        return created
+        with _required():
+            created = await self._cluster.create(specs)
+            await self._appender.load_metadata([spec.name for spec in specs])
+            return created
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
-        """Compare the topics with their specifications. On a cluster of one broker, missing replicas aren't fatal."""
-        await self._appender.load_metadata((await self._cluster.describe([spec.name for spec in specs])).keys())
-        return await self._cluster.check(specs)
+        """Compare the topics with their specifications. On a cluster of one broker, missing replicas aren't fatal.
+
+        Raises UsageError if the cluster forbids it.
+        """
+        with _required():
+            await self._appender.load_metadata((await self._cluster.describe([spec.name for spec in specs])).keys())
+            return await self._cluster.check(specs)
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
         there = await self._cluster.describe(topics, skip_forbidden=True)
@@ -250,3 +256,12 @@ class KafkaLog:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+
+@contextlib.contextmanager
+def _required() -> Iterator[None]:
+    """Translate what a process that runs can wait for, but what one that starts has to have, as rules have to."""
+    try:
+        yield
+    except ForbiddenError as error:
+        raise UsageError(str(error)) from error
