@@ -14,7 +14,7 @@ from pathlib import Path
 from gateway.commands import COMMANDS
 from gateway.commands.base import SETTINGS, Call
 from gateway.commands.completion import ASKED, complete
-from gateway.model import GatewayError, RulesError, UsageError
+from gateway.model import ForbiddenError, GatewayError, RulesError, UsageError
 from gateway.ops.output import Output
 from gateway.settings import Settings, from_sources
 from gateway.text import did_you_mean
@@ -68,7 +68,7 @@ def _main(words: list[str]) -> int:
     try:
         result = command.run(Call(arguments, _settings(arguments), output))
         return asyncio.run(result) if isinstance(result, Coroutine) else result
-    except (RulesError, UsageError) as error:
+    except (ForbiddenError, RulesError, UsageError) as error:
         output.fail(str(error))
         return 2
     except BrokenPipeError:

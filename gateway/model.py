@@ -337,6 +337,13 @@ class LogUnavailableError(GatewayError):
     """The log can't store or return records at the moment; nothing was acknowledged."""
 
 
+class ForbiddenError(LogUnavailableError):
+    """The log forbids it: a right is missing, or a name or a setting is invalid, until somebody changes that.
+
+    A command or a process that starts ends with it; a process that runs waits, as for a log that is unavailable.
+    """
+
+
 class LogNearlyFullError(LogUnavailableError):
     """The log refuses records for which it has no space, but stores smaller ones."""
 

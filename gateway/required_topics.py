@@ -6,7 +6,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.log.base import ALL, NO_TOPIC, Commit, Log, Partition, TopicSpec
 from gateway.log.topics import SOURCES_GROUP, Topics
-from gateway.model import LogUnavailableError, UsageError
+from gateway.model import ForbiddenError, LogUnavailableError, UsageError
 from gateway.rules.rules import Rules
 from gateway.settings import EmbeddedTarget, Settings
 
@@ -39,9 +39,16 @@ async def _remember_named_topics(log: Log, topics: Topics, names: Iterable[str],
 
 
 async def missing_topics(log: Log, specs: Iterable[TopicSpec]) -> Mapping[Partition, str]:
-    """Return which of these topics don't exist, as what can't be read. Raises LogUnavailableError."""
+    """Return which of these topics don't exist, or aren't for us, as what can't be read. Raises LogUnavailableError."""
     names = {spec.name for spec in specs}
-    return {Partition(name, ALL): NO_TOPIC for name in names - (await log.partitions(names)).keys()}
+    missing: dict[Partition, str] = {}
+    for name in sorted(names - (await log.partitions(names)).keys()):
+        missing[Partition(name, ALL)] = NO_TOPIC
+        try:
+            await log.readable(name)
+        except ForbiddenError as error:
+            missing[Partition(name, ALL)] = str(error)
+    return missing
 
 
 async def ensure_topics(

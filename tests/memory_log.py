@@ -31,7 +31,7 @@ from gateway.log.base import (
     TopicSpec,
     missing_problem,
 )
-from gateway.model import LogUnavailableError, RecordTooLargeError
+from gateway.model import ForbiddenError, LogUnavailableError, RecordTooLargeError
 
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
@@ -69,6 +69,7 @@ class _State:
     stalled: set[str | None] = field(default_factory=set)
     leaderless: set[Partition] = field(default_factory=set)
     refusing: set[Partition] = field(default_factory=set)
+    forbidden: set[str] = field(default_factory=set)
     patience: float = 0.0
 
     def of(self, topic: str) -> list[Partition]:
@@ -167,6 +168,16 @@ class MemoryLog:
         """Let all partitions take appends again."""
         self._state.refusing.clear()
 
+    def forbid(self, topic: str) -> None:
+        """Take the rights to a topic away, whether it exists or not, until `allow`."""
+        self._state.forbidden.add(topic)
+
+    def allow(self, topic: str) -> None:
+        """Give the rights to a topic back."""
+        self._state.forbidden.discard(topic)
+        for consumer in (*self._state.readers, *(c for group in self._state.members.values() for c in group)):
+            consumer.wake()
+
     def grow(self, spec: TopicSpec) -> None:
         """Give a topic more partitions; its members hear of it with the next rebalance."""
         self._state.specs[spec.name] = spec
@@ -197,6 +208,7 @@ class MemoryLog:
         size = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
         if size > self.max_record_bytes:
             raise RecordTooLargeError(f"{topic}: expected at most {self.max_record_bytes} bytes, got {size}")
+        self._check_rights(topic)
         partitions = self._state.of(topic)
         if not partitions:
             raise LogUnavailableError(f"{topic}: expected a topic, got a name that is not there")
@@ -217,6 +229,7 @@ class MemoryLog:
             size = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])
             if size > self.max_record_bytes:
                 raise RecordTooLargeError(f"{partition.topic}: expected at most {self.max_record_bytes}, got {size}")
+        self._check_rights(partition.topic)
         if partition not in self._state.segments:
             raise LogUnavailableError(f"{partition.topic}: expected a partition, got one that is not there")
         self._check_leaders(partition)
@@ -245,6 +258,7 @@ class MemoryLog:
             await asyncio.sleep(self._state.join_delay)
         consumer = MemoryConsumer(self._state, group, topics, listener)
         if group is None:
+            self._check_rights(*topics)
             self._check_leaders(*[partition for topic in topics for partition in self._state.of(topic)])
             self._state.readers.append(consumer)
             consumer.assign([partition for topic in topics for partition in self._state.of(topic)])
@@ -253,11 +267,16 @@ class MemoryLog:
             await _rebalance(self._state, group)
         return consumer
 
+    def _check_rights(self, *topics: str) -> None:
+        for topic in self._state.forbidden.intersection(topics):
+            raise ForbiddenError(f"{topic}: expected the right to it, got none")
+
     def _check_leaders(self, *partitions: Partition) -> None:
         for partition in self._state.leaderless.intersection(partitions):
             raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
 
     async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        self._check_rights(partition.topic)
         self._check_leaders(partition)
         while start < end and partition in self._state.segments:
             batch = _head(self._state.segments[partition], start, end)
@@ -267,20 +286,23 @@ class MemoryLog:
             start = batch[-1].offset + 1
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
-        return {topic: len(self._state.of(topic)) for topic in topics if topic in self._state.specs}
+        return {topic: len(self._state.of(topic)) for topic in topics if topic in await self.topics()}
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
+        self._check_rights(topic)
         self._check_leaders(*self._state.of(topic))
         segments = self._state.segments
         return {p.number: (segments[p].start, segments[p].end) for p in self._state.of(topic)}
 
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        self._check_rights(topic)
         segments, leaderless = self._state.segments, self._state.leaderless
         led = [partition for partition in self._state.of(topic) if partition not in leaderless]
         unread = {partition.number: "no leader" for partition in self._state.of(topic) if partition in leaderless}
         return {p.number: (segments[p].start, segments[p].end) for p in led}, unread
 
     async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+        self._check_rights(topic)
         asked = [each for each in self._state.of(topic) if numbers is None or each.number in numbers]
         self._check_leaders(*asked)
         found = {}
@@ -291,12 +313,13 @@ class MemoryLog:
         return found
 
     async def topics(self) -> Collection[str]:
-        return list(self._state.specs)
+        return [topic for topic in self._state.specs if topic not in self._state.forbidden]
 
     async def topics_of(self, group: str) -> Collection[str]:
         return {partition.topic for partition in self._state.commits.get(group, {})}
 
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:
+        self._check_rights(topic)
         commits = self._state.commits.get(group, {})
         return {partition.number: commit for partition, commit in commits.items() if partition.topic == topic}
 
@@ -336,7 +359,7 @@ class MemoryLog:
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
         specs = self._state.specs
-        kept = {name: specs[name].retention for name in topics if name in specs}
+        kept = {name: specs[name].retention for name in topics if name in await self.topics()}
         return {name: math.inf if seconds is None else seconds for name, seconds in kept.items()}
 
     def now(self) -> float:
@@ -403,7 +426,11 @@ class MemoryConsumer:
         if owned and self._state.failing_commits > 0:
             self._state.failing_commits -= 1
             raise LogUnavailableError(f"{self._group}: the commit was told to fail")
+        forbidden = self._state.forbidden
+        owned = {partition: commit for partition, commit in owned.items() if partition.topic not in forbidden}
         self._state.commits.setdefault(self._group, {}).update(owned)
+        if len(owned) < len(mine & commits.keys()):
+            raise ForbiddenError(f"{self._group}: expected the rights to all topics of a commit, got some")
 
     def lag(self) -> Mapping[Partition, int]:
         segments = self._state.segments
@@ -414,7 +441,8 @@ class MemoryConsumer:
     def unreadable(self) -> Mapping[Partition, str]:
         gone = {Partition(topic, ALL): NO_TOPIC for topic in self.topics if topic not in self._state.specs}
         mine = self._state.leaderless.intersection([*self._positions, *self._waiting])
-        return dict.fromkeys(mine, "no leader") | gone
+        forbidden = [each for each in (*self._positions, *self._waiting) if each.topic in self._state.forbidden]
+        return dict.fromkeys(mine, "no leader") | dict.fromkeys(forbidden, "no right to read it") | gone
 
     async def close(self) -> None:
         if self._group is None:
@@ -492,6 +520,8 @@ class MemoryConsumer:
         for partition, position in self._positions.items():
             state = self._state
             if partition in self._paused or partition in state.leaderless or partition not in state.segments:
+                continue
+            if partition.topic in state.forbidden:
                 continue
             segment = self._state.segments[partition]
             records = _head(segment, position, segment.end)

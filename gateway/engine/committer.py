@@ -14,7 +14,7 @@ from gateway.engine.dedupe.filter import Reader
 from gateway.engine.partition_tracker import Tracker
 from gateway.engine.services import Services
 from gateway.log.base import Commit, Consumer, Partition
-from gateway.model import LogUnavailableError
+from gateway.model import ForbiddenError, LogUnavailableError
 from gateway.telemetry.log_throttle import LogThrottle
 
 COMMIT_EVERY = 1.0
@@ -102,14 +102,22 @@ class Committer:
             consumer = self._consumer()
             if not commits or consumer is None:
                 return False if len(covered) < len(wanted) else None
-            try:
-                await consumer.commit({tracker.partition: commit for tracker, commit in commits.items()})
-            except LogUnavailableError as error:
-                self._services.logger.warning("commit_retried", group=self._group, error=str(error))
-                return False
-            for tracker, commit in commits.items():
-                tracker.committed(commit)
-            return True
+            return await self._store(consumer, commits)
+
+    async def _store(self, consumer: Consumer, commits: Mapping[Tracker, Commit]) -> bool:
+        """Commit; where a topic is forbidden, each topic by itself. Return whether all of it was accepted."""
+        try:
+            await consumer.commit({tracker.partition: commit for tracker, commit in commits.items()})
+        except LogUnavailableError as error:
+            topics = {tracker.partition.topic for tracker in commits}
+            if isinstance(error, ForbiddenError) and len(topics) > 1:
+                each = [{one: commits[one] for one in commits if one.partition.topic == topic} for topic in topics]
+                return all([await self._store(consumer, those) for those in each])
+            self._services.logger.warning("commit_retried", group=self._group, error=str(error))
+            return False
+        for tracker, commit in commits.items():
+            tracker.committed(commit)
+        return True
 
     async def last_commits(self, trackers: Iterable[Tracker]) -> dict[Tracker, Commit]:
         """Return the new commits of partitions that are being revoked, once the entries that they cover are stored.

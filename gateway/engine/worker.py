@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from gateway.engine.services import Client, Services
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics
-from gateway.model import LogUnavailableError
+from gateway.model import ForbiddenError, LogUnavailableError
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
@@ -74,6 +75,7 @@ class Worker:
         self._router = Router(self._services, self._dispatch, self._duplicates)
         self._ordered: dict[tuple[str, str], tuple[OrderedRoute, asyncio.Task[None]]] = {}
         self._unread = UnreadPartitions(metrics, logger)
+        self._gauged: AbstractSet[str] = frozenset()
         self._others = others
         self._refusing = refusing
         self._drain_timeout = DRAIN_TIMEOUT
@@ -96,10 +98,15 @@ class Worker:
             await self._drain(loops)
 
     async def _begin(self) -> None:
-        """Subscribe, retrying for as long as the log is unavailable: the ingress may serve already."""
+        """Subscribe, retrying for as long as the log is unavailable: the ingress may serve already.
+
+        Raises ForbiddenError.
+        """
         while not self._stopped.is_set():
             try:
                 await self._router.subscribe()
+            except ForbiddenError:
+                raise
             except LogUnavailableError as error:
                 self._services.logger.warning("subscription_retried", error=str(error))
                 await self._services.sleep(RETRY_DELAY)
@@ -217,8 +224,12 @@ class Worker:
                 ages[topic] = max(age, ages.get(topic, 0.0))
         family = self._services.metrics.retention_left
         with suppress(LogUnavailableError):  # retried next time
-            for topic, kept in (await self._services.log.retentions(ages.keys())).items():
-                family.labels(topic).set(kept - ages[topic])
+            kept = await self._services.log.retentions(ages.keys())
+            for topic, seconds in kept.items():
+                family.labels(topic).set(seconds - ages[topic])
+            for topic in self._gauged - kept.keys():
+                family.pop((topic,), None)
+            self._gauged = kept.keys()
 
     async def _drain(self, loops: list[asyncio.Task[None]]) -> None:
         """Let what is in flight end, leave the rest to the next owner, commit, and leave the groups."""

@@ -218,7 +218,10 @@ def missing_problem(spec: TopicSpec) -> TopicProblem:
 
 
 class Log(Protocol):
-    """A durable, partitioned log. Every method may raise LogUnavailableError."""
+    """A durable, partitioned log. Every method may raise LogUnavailableError.
+
+    It is a ForbiddenError, at once, where a right is missing or a topic's name isn't possible.
+    """
 
     max_record_bytes: int
     """Maximum size of a record's key, value and headers together."""
@@ -252,7 +255,10 @@ class Log(Protocol):
         """Read the records with `start <= offset < end`, in batches, outside of any group."""
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
-        """Return how many partitions each existing topic has, whether they can be read or not."""
+        """Return how many partitions each existing topic has, whether they can be read or not.
+
+        A topic that we may not see is omitted.
+        """
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         """Return (first offset, offset after the last one) of each partition of a topic; empty if there is none.
@@ -271,7 +277,7 @@ class Log(Protocol):
         """
 
     async def topics(self) -> Collection[str]:
-        """Return the names of all topics."""
+        """Return the names of all topics that we may see."""
 
     async def topics_of(self, group: str) -> Collection[str]:
         """Return the names of the topics for which a group has commits, perhaps including deleted ones."""
@@ -294,7 +300,7 @@ class Log(Protocol):
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
         """Return for how many seconds each topic keeps its records, as configured now; infinity if forever.
 
-        A topic that doesn't exist, or whose configuration we may not read, is omitted.
+        A topic that doesn't exist, or that we may not see or whose configuration we may not read, is omitted.
         """
 
     def now(self) -> float:

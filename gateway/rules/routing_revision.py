@@ -10,15 +10,18 @@ import json
 import zlib
 from base64 import b64decode, b64encode
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from gateway.model import ExpressionError, RetryPolicy, RulesError
+from gateway.model import RetryPolicy
 from gateway.rules.conditions import parse_condition, written
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Route, RoutingRevision, Rules
 
 SHORTEST = 4
 """Minimum length of a reference's value to be searched for; a shorter one may occur anywhere by chance."""
+MAX_BYTES = 8 << 20
+"""Maximum bytes of a revision as JSON: 10,000 routes of 800 bytes. A larger one isn't decoded: compressed to 0.4 MB, it
+might take 300 MB of memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +59,45 @@ def encode(revision: RoutingRevision, base: RoutingRevision | None) -> str:
 
 
 def decode(name: str, text: str, base: RoutingRevision | None) -> RoutingRevision:
-    """Read what `encode` wrote. Raises ValueError."""
+    """Read what `encode` wrote. Raises ValueError for anything else."""
     try:
-        document = json.loads(zlib.decompress(b64decode(text)))
+        document = json.loads(_decompressed(b64decode(text)))
+        changed, gone = document["routes"], document["gone"]
         routes = {} if base is None else {**base.routes}
-        for each in document["gone"]:
+        for each in gone:
             routes.pop(each, None)
-        return RoutingRevision(name, routes | document["routes"])
-    except (zlib.error, KeyError, TypeError, AttributeError) as error:
+        routes |= changed
+    except (zlib.error, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"expected a revision of the rules, got {error!r}") from error
+    if not all(isinstance(each, str) for each in routes.values()):
+        raise ValueError("expected a revision of the rules, got routes that aren't text")
+    return RoutingRevision(name, routes)
 
 
-def past_route(name: str, text: str) -> PastRoute:
-    """Read a route of a revision; one that another version of the gateway wrote may have a condition we can't read."""
-    document = json.loads(text)
-    sources, destinations = document["from"], document["to"]
+def _decompressed(packed: bytes) -> bytes:
+    """Decompress a revision. Raises zlib.error, and ValueError for one that is cut off or too large."""
+    unpacking = zlib.decompressobj()
+    unpacked = unpacking.decompress(packed, MAX_BYTES)
+    if not unpacking.eof:
+        raise ValueError(f"expected a revision of the rules of at most {MAX_BYTES} B, got more, or only part of one")
+    return unpacked
+
+
+def past_route(name: str, text: str) -> PastRoute | None:
+    """Read a route of a revision; None if it isn't what any version of the gateway writes.
+
+    Another version's route may have a condition that this one can't read.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict):
+        return None
+    sources, destinations = document.get("from"), document.get("to")
+    deduped = document.get("dedupe", [])
+    if not (_are_texts(sources) and _are_texts(destinations) and _are_texts(deduped)):
+        return None
     route: Route | None = None
     if "hidden" not in document:
         try:
@@ -83,14 +110,15 @@ def past_route(name: str, text: str) -> PastRoute:
                 request=None,
                 retry=RetryPolicy(),
             )
-        except (ExpressionError, RulesError, TypeError, AttributeError):
+        except Exception:  # noqa: BLE001 - the parsers expect what YAML can contain; this may be anything
             route = None
     return PastRoute(
-        sources=frozenset(sources),
-        deduped=frozenset(document.get("dedupe", ())),
-        destinations=frozenset(destinations),
-        route=route,
+        sources=frozenset(sources), deduped=frozenset(deduped), destinations=frozenset(destinations), route=route
     )
+
+
+def _are_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 def _text_of(route: Route, deduped: set[str], secrets: list[str]) -> str:

@@ -11,11 +11,13 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from gateway.engine.control.records import DeadFilter
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.log.base import Partition
 from gateway.log.records import Origin, encode_delivery, encode_event, encode_origin, encode_sightings
 from gateway.log.topics import TIERS, Topics
 from gateway.model import NO_METADATA
+from gateway.rules.routing_revision import encode
+from gateway.rules.rules import RoutingRevision
 from tests.acceptance.conftest import LogPlace, operators
 from tests.acceptance.test_rollout import Fleet
 from tests.builders import a_delivery, an_event
@@ -72,6 +74,52 @@ def orders() -> list[Poison]:
     return [(b"", b"{}", []), *[(key, value, []) for key in keys for value in values if key != keys[0] or value]]
 
 
+def decodable(topic: str, route: str) -> list[Poison]:
+    """Return control records that can be decoded: what they say was said by no gateway, and can't be acted on."""
+    place, other = f"{topic}/0", f"{topic}/1"
+    ranges = [
+        ({place: 5, other: 50}, {other: 0}),
+        ({place: 5}, {place: 500}),
+        ({place: 1 << 53}, {place: 0}),
+        ({"no.topic/7": 9}, {}),
+    ]
+    replays = [
+        ControlRecord(
+            kind="replay",
+            name=f"poison-{number}",
+            state="asked",
+            at=time(),
+            checkpoint=ends,
+            selection=Selection(route=route, since=0.0, starts=starts, undelivered=True),
+        )
+        for number, (ends, starts) in enumerate(ranges)
+    ]
+    at_the_end = Selection(route=route, since=0.0, starts={other: 0})
+    routes = ("garbage", "[]", '{"from": 1, "to": []}', "[" * 50_000)
+    records = [
+        *replays,
+        ControlRecord(
+            kind="replay", name="poison-done", state="done", at=1.0, checkpoint={other: 1 << 53}, selection=at_the_end
+        ),
+        ControlRecord(
+            kind="marker", name="replay/poison-done", state="done", at=1.0, checkpoint={other: 9}, routes=routes[0]
+        ),
+        ControlRecord(kind="rules", name="poison-self", state="done", at=1.0, revision="poison-self", routes="x"),
+        ControlRecord(kind="rules", name="poison-whole", state="done", at=1.0, routes="x"),
+        ControlRecord(kind="routed", name="poison-x", state="done", at=1.0, checkpoint={"none/0": 3}, revision="x"),
+    ]
+    for number, text in enumerate(routes):
+        revision = encode(RoutingRevision(f"poison-{number}", {route: text}), None)
+        name = f"poison-{number}"
+        records.append(ControlRecord(kind="rules", name=name, state="done", at=1.0, routes=revision))
+        records.append(
+            ControlRecord(kind="routed", name=name, state="done", at=1.0, checkpoint={other: number}, revision=name)
+        )
+    for each in records:
+        assert decode(*each.encode()) == each
+    return [(*each.encode(), []) for each in records]
+
+
 def sightings(topic: str) -> list[Poison]:
     key = f"{topic}/0".encode()
     return [
@@ -121,12 +169,13 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
     topics = Topics(place.prefix)
     events = topics.events("github")
     bad, bad_orders, bad_sightings = garbage(), orders(), sightings(events)
+    misleading = decodable(events, "all")
     poison = {
         events: [each for each in bad if not any(name == "gw_delivery" and text != b"{}" for name, text in each[2])],
         **{topics.retry(tier): bad for tier in TIERS},
         topics.dead: bad,
         topics.parked: bad,
-        topics.control: bad_orders,
+        topics.control: [*bad_orders, *misleading],
         topics.dedupe: [*bad_sightings, *bad],
         topics.ordered("in-order", "second"): [*bad, *positions(events)],
     }
@@ -163,6 +212,7 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
                 settled = await ordered.finished(dropped, timeout=20)
                 assert settled is not None, one.story()
                 assert settled.count >= len(bad)
+                assert not (await ordered.control()).pending("replay"), one.story()
             [three] = await fleet.start(THIS, "router")  # one that meets all of it as it starts
             assert await one.stop() == 0, one.story()
             so_far = load.acknowledged_count

@@ -114,6 +114,10 @@ def body(kind: str, **changes: object) -> tuple[bytes, bytes]:
         ("replay", {"selection": {"route": "build", "since": 0, "rate": 0}}),
         ("replay", {"selection": {"route": "build", "since": 0, "starts": {"a/b": 1}}}),
         ("replay", {"marker": {"gateway.events.a/first": 1}}),
+        ("replay", {"marker": {"./0": 1}}),
+        ("replay", {"marker": {"../0": 1}}),
+        ("replay", {"marker": {"gateway.events.a/00": 1}}),
+        ("replay", {"selection": {"route": "build", "since": 0, "starts": {"./0": 1}}}),
     ],
 )
 def test_a_control_record_with_a_field_of_another_kind_is_undecodable(kind: str, changes: dict[str, Any]) -> None:

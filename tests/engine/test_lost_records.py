@@ -335,3 +335,24 @@ async def test_a_parked_record_that_was_dead_lettered_is_neither_parked_nor_lost
 async def delete_parked(world: World) -> None:
     for number, (_, end) in (await world.log.bounds(TOPICS.parked)).items():
         world.log.delete_below(Partition(TOPICS.parked, number), end)
+
+
+@virtual
+async def test_the_time_left_of_a_topic_that_nobody_reads_any_more_is_not_told() -> None:
+    """A removed ordered route's, here: it would stay at its last value, and an alert with it."""
+    route = a_route(is_ordered=True, retry=a_policy(schedule=(5.0,), max_attempts=9999, max_age=1e9))
+    other = a_route("other", to=("audit",))
+    world = await a_world(route, other, ci=[503])
+    async with running(world) as worker:
+        await world.put(*events(1))
+        await asyncio.sleep(3000)
+        left = world.metrics.retention_left
+        assert left.labels(ORDERED).value < 7 * DAY - 2000
+        world.client.scripts["ci"] = [200]
+        await asyncio.sleep(60)
+        assert (ORDERED,) in left
+        world.rules = rules_of(other)
+        worker.reload()
+        await asyncio.sleep(60)
+        assert (ORDERED,) not in left
+        assert (EVENTS,) in left

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.engine.commit_progress import Progress
+from gateway.engine.control import routing_history
 from gateway.engine.control.records import ControlRecord, decode
 from gateway.engine.control.routing_history import KEPT, UNUSED, History
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.log.base import Commit, Partition
+from gateway.rules.routing_revision import decode as decode_revision
 from gateway.rules.routing_revision import encode, routing_revision
 from gateway.rules.rules import RoutingRevision
 from tests.builders import a_route
@@ -252,6 +255,42 @@ def test_history_of_deleted_events_is_forgotten() -> None:
     assert names(UNUSED + 1, 10) == ["a", "b", "e0", "e1"]
     many = a_history(*[a_reading(f"n{number}", number, number % 2) for number in range(KEPT + 3)])
     assert [order.name for order in many.obsolete(0.0, {PLACE: 0})] == ["n0", "n1", "n2"]
+
+
+def test_history_of_partitions_that_are_gone_is_forgotten_whole_unless_its_records_are_about_others_too() -> None:
+    history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1))
+    assert [order.name for order in history.obsolete(0.0, {PLACE: 5})] == ["a"]
+    assert [order.name for order in history.obsolete(0.0, {}, {PLACE})] == ["a", "b"]
+    of_both = ControlRecord(
+        kind="routed", name="c", state="done", at=0.0, checkpoint={PLACE: 0, "other/0": 0}, revision="e0"
+    )
+    history.apply(of_both)
+    assert [order.name for order in history.obsolete(0.0, {}, {PLACE})] == ["a", "b"]
+
+
+def test_a_revision_that_is_a_difference_to_itself_or_to_another_difference_is_unknown() -> None:
+    history = History()
+    for name, base in (("a", "a"), ("b", "c"), ("c", "b"), ("d", "whole"), ("e", "d"), ("whole", "")):
+        text = encode(RoutingRevision(name, {name: "{}"}), None)
+        history.apply(ControlRecord(kind="rules", name=name, state="done", at=0.0, routes=text, revision=base))
+    assert [name for name in "abcde" if history.revision(name) is not None] == ["d"]
+
+
+def test_a_revision_that_cannot_be_decoded_is_decoded_once_and_again_when_it_is_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    history, decoded = History(), []
+
+    def counted(name: str, text: str, base: RoutingRevision | None) -> RoutingRevision:
+        decoded.append(text)
+        return decode_revision(name, text, base)
+
+    monkeypatch.setattr(routing_history, "decode", counted)
+    for text in ("garbage", encode(EDITIONS[0], None)):
+        history.apply(ControlRecord(kind="rules", name="e0", state="done", at=0.0, routes=text))
+        for _ in range(3):
+            assert (history.revision("e0") is None) is (text == "garbage")
+    assert len(decoded) == 2
 
 
 def test_a_revision_is_kept_as_long_as_another_is_stored_as_a_difference_to_it() -> None:

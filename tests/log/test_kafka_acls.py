@@ -14,13 +14,22 @@ from uuid import uuid4
 import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import for_code
-from aiokafka.protocol.admin import CreateAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
+from prometheus_client import CollectorRegistry
 
 from dev.kafka import Broker
+from gateway.engine.control.append import append_control_record
+from gateway.engine.control.follower import Follower
+from gateway.engine.control.records import ControlRecord, Selection
+from gateway.engine.jobs.runner import Jobs
 from gateway.log.base import Assignment, Commit, Log, Partition, TopicSpec
+from gateway.log.topics import Topics
 from gateway.open_log import open_log
 from gateway.settings import from_sources
+from gateway.telemetry.metrics import Metrics
+from tests.builders import a_route
 from tests.conftest import start_broker
+from tests.engine.test_worker import QUIET, rules_of
 from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, post, signed_post
 from tests.sink import Sink
@@ -114,6 +123,20 @@ class Guarded:
                     answer = await client.send(client.get_random_node(), CreateAclsRequest(*acl))
                     [(code, text)] = answer.creation_responses
                     assert not code, f"{for_code(code)}: {text}"
+        finally:
+            await client.close()
+
+    async def take_away(self, rights: Mapping[str, Iterable[Right]]) -> None:
+        client = AIOKafkaClient(bootstrap_servers=self.broker.address)
+        await client.bootstrap()
+        try:
+            for user, each in rights.items():
+                for kind, prefix, operation in each:
+                    acl = (RESOURCES[kind], prefix, PREFIXED, f"User:{user}", "*", CODES[operation], ALLOW)
+                    answer = await client.send(client.get_random_node(), DeleteAclsRequest(*acl))
+                    [(code, text, found)] = answer.filter_responses
+                    assert not code, f"{for_code(code)}: {text}"
+                    assert found, f"expected a right {user} {kind} {prefix} {operation}, got none"
         finally:
             await client.close()
 
@@ -214,6 +237,147 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
             for half in (router, ingress):
                 assert await half.stop() == 0, half.story()
                 assert not [line for line in half.lines("topic_misconfigured") if "DescribeConfigs" in line["problem"]]
+
+
+def custom(topic: str, prefix: str) -> Mapping[str, list[Right]]:
+    """Return the rights to a topic that a source names itself, as the document has them in words."""
+    both = [Right("topics", topic, name) for name in ("Read", "Write", "DescribeConfigs")]
+    return {
+        "ingress": [*both, Right("groups", f"{prefix}sources", "Read")],
+        "router": both,
+        MAKER: [Right("topics", topic, name) for name in ("Describe", "Create")],
+    }
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("taken", ["Read", "Write", "all"])
+async def test_taking_the_rights_to_a_topic_away_ends_no_process_and_delays_no_other_source(
+    guarded: Guarded, prefix: str, tmp_path: Path, taken: str
+) -> None:
+    """Nor what has an order. What its senders were promised meanwhile is delivered once the rights are back."""
+    topic = f"shop-{uuid4().hex[:12]}"
+    rights = custom(topic, prefix)
+    lost = {
+        user: [each for each in rights[user] if each.kind == "topics" and taken in (each.operation, "all")]
+        for user in ("ingress", "router")
+    }
+    await guarded.allow(documented(prefix))
+    await guarded.allow(rights)
+    async with Sink() as first, Sink(path="/second") as second:
+        new = NEW.replace("{verify: {scheme: none}}", f"{{verify: {{scheme: none}}, topic: {topic}}}")
+        rules = to(new, first.url, second.url)
+        assert await make_topics(guarded, tmp_path, rules, prefix) == 0
+        async with (
+            guarded.gateway(tmp_path, "router", rules=rules, prefix=prefix) as router,
+            guarded.gateway(tmp_path, "ingress", rules=rules, prefix=prefix) as ingress,
+        ):
+
+            async def shop(number: int) -> int:
+                return (await post(ingress.port, signed_post(b"{}", delivery=f"s{number}", path="/in/shop")))[0]
+
+            assert await shop(0) == 202
+            await second.received(1)
+            await guarded.take_away(lost)
+            await asyncio.sleep(1)
+            accepted = 1
+            for number in range(1, 15):  # whatever is looked at every ten seconds comes round
+                accepted += await shop(number) == 202
+                sent = signed_post(b'{"key":"a"}', delivery=f"g{number}")
+                assert (await post(ingress.port, sent))[0] == 202
+                await first.received(1 + 2 * number, timeout=5)
+                await asyncio.sleep(1)
+            unread = router if taken == "Read" else ingress
+            assert (await unread.metrics()).sum(
+                "gateway_log_partition_unavailable_seconds", topic=topic
+            ) > 0 or taken == "Write"
+            assert accepted == (15 if taken == "Read" else 1)
+            for half in (router, ingress):
+                assert half.is_running, half.story()
+                assert (await half.metrics()).sum("gateway_log_up") == 1
+                [line] = half.lines("partitions_unavailable")[:1] or [{"topic": topic}]
+                assert line["topic"] == topic
+            await guarded.allow(lost)
+            until = asyncio.get_running_loop().time() + 15
+            while await shop(99) != 202:
+                assert asyncio.get_running_loop().time() < until
+                await asyncio.sleep(0.2)
+            await second.received(14 + accepted + 1, timeout=20)
+            for half in (router, ingress):
+                await half.until("gateway_log_partition_unavailable_seconds", 0, timeout=30)
+                assert await half.stop() == 0, half.story()
+
+
+@pytest.mark.timeout(90)
+async def test_taking_the_rights_to_groups_away_ends_no_process_and_it_goes_on_once_they_are_back(
+    guarded: Guarded, prefix: str, tmp_path: Path
+) -> None:
+    await guarded.allow(documented(prefix))
+    groups = {"router": [Right("groups", prefix, "Read")]}
+    async with Sink() as first, Sink(path="/second") as second:
+        rules = to(RULES, first.url, second.url)
+        assert await make_topics(guarded, tmp_path, rules, prefix) == 0
+        async with (
+            guarded.gateway(tmp_path, "router", rules=rules, prefix=prefix) as router,
+            guarded.gateway(tmp_path, "ingress", rules=rules, prefix=prefix) as ingress,
+        ):
+            assert (await post(ingress.port, signed_post(b'{"key":"a"}', delivery="1")))[0] == 202
+            await first.received(2)
+            await guarded.take_away(groups)
+            await router.line("partitions_unavailable", timeout=25)
+            assert len(router.lines("log_fetch_failed")) < 30
+            await guarded.allow(groups)
+            assert (await post(ingress.port, signed_post(b'{"key":"a"}', delivery="2")))[0] == 202
+            await first.received(4, timeout=30)
+            assert await router.stop() == 0, router.story()
+
+
+async def test_jobs_go_on_without_the_rights_to_a_topic_that_records_name(guarded: Guarded, prefix: str) -> None:
+    """The history of a removed source with a `topic` of its own, and a replay of it, or of what can be no topic."""
+    await guarded.allow(documented(prefix))
+    topics = Topics(prefix)
+    async with opened(guarded, MAKER) as log:
+        await log.create(topics.specs([topics.events("github")], set()))
+    async with opened(guarded, "router") as log:
+        history = ControlRecord(
+            kind="routed", name="1-abc", state="done", at=log.now(), checkpoint={"orders/0": 7}, revision="r"
+        )
+        replays = [
+            ControlRecord(
+                kind="replay",
+                name=name,
+                state="asked",
+                at=log.now(),
+                checkpoint={place: 5},
+                selection=Selection(route="build", since=0.0, starts={place: 0}),
+            )
+            for name, place in (("forbidden", "orders/0"), ("impossible", "./0"), ("ours", f"{prefix}events.github/0"))
+        ]
+        for record in (history, *replays):
+            await append_control_record(log, topics, record)
+        follower = Follower(log, topics, Metrics(CollectorRegistry()), QUIET)
+        rules = rules_of(a_route())
+        jobs = Jobs(
+            log=log,
+            topics=topics,
+            rules=lambda: rules,
+            follower=follower,
+            metrics=Metrics(CollectorRegistry()),
+            logger=QUIET,
+        )
+        caught_up = asyncio.Event()
+        running = [asyncio.create_task(follower.follow(caught_up)), asyncio.create_task(jobs.run())]
+        try:
+            control, until = follower.control, asyncio.get_running_loop().time() + 20
+            while control.commands.get("replay/ours", replays[-1]).state != "done" or control.history.partitions():
+                assert asyncio.get_running_loop().time() < until
+                await asyncio.sleep(0.1)
+            assert control.commands["replay/forbidden"].state == "asked"
+            assert "replay/impossible" not in control.commands
+            assert not any(task.done() for task in running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
 
 async def test_a_router_has_the_group_rights_for_an_hours_work(guarded: Guarded, prefix: str) -> None:

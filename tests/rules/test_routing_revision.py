@@ -1,17 +1,22 @@
 """What the log keeps of the rules' routes: it is read back as it was, and holds no secret."""
 
 import json
+import resource
+import zlib
+from base64 import b64encode
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.model import Event
 from gateway.rules.conditions import parse_condition, written
 from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
-from gateway.rules.routing_revision import decode, encode, past_route, routing_revision
+from gateway.rules.routing_revision import PastRoute, decode, encode, past_route, routing_revision
+from gateway.rules.rules import RoutingRevision
 from tests.builders import a_route, an_event
 from tests.engine.test_worker import rules_of
 
@@ -43,8 +48,14 @@ def test_a_condition_is_written_as_it_is_read(match: dict[str, object]) -> None:
     assert parse_condition(json.loads(json.dumps(written(condition)))) == condition
 
 
+def read(name: str, text: str) -> PastRoute:
+    then = past_route(name, text)
+    assert then is not None
+    return then
+
+
 def matched(text: str, event: Event) -> bool:
-    route = past_route("build", text).route
+    route = read("build", text).route
     assert route is not None
     return bool(RouteTable((route,)).match(EventView.of(event)))
 
@@ -54,7 +65,7 @@ def test_a_revision_has_a_routes_condition() -> None:
     text = routing_revision(rules).routes["build"]
     assert matched(text, an_event(type="tag_made", body={"n": 4}))
     assert not matched(text, an_event(type="tag_made", body={"n": 3}))
-    then = past_route("build", text)
+    then = read("build", text)
     assert (then.sources, then.destinations) == (frozenset({"github"}), frozenset({"ci", "audit"}))
 
 
@@ -86,16 +97,62 @@ def test_a_revision_is_encoded_in_full_or_by_its_differences() -> None:
             decode("x", text, None)
 
 
+def test_a_revision_that_unpacks_to_more_than_any_has_is_not_decoded() -> None:
+    packing = zlib.compressobj(9)
+    parts = [packing.compress(b'{"gone":[],"routes":{"a":"')]
+    parts += [packing.compress(b"a" * (1 << 20)) for _ in range(300)]
+    parts += [packing.compress(b'"}}'), packing.flush()]
+    text = b64encode(b"".join(parts)).decode()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="at most 8388608 B"):
+        decode("x", text, None)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KiB"
+
+
+json_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+names = st.sampled_from(("from", "to", "dedupe", "match", "when", "hidden")) | st.text(max_size=4)
+texts = st.lists(st.text(max_size=4), max_size=2)
+documents = st.dictionaries(names, json_values, max_size=6) | st.fixed_dictionaries(
+    {"from": texts, "to": texts}, optional={"match": conditions | json_values, "when": st.text(), "dedupe": json_values}
+)
+
+
+@given(st.text(max_size=20) | (documents | json_values).map(json.dumps))
+@example("[" * 100_000)
+@example('{"from": [], "to": [], "match": ' + '{"not": ' * 5_000 + "1" + "}" * 5_001)
+def test_any_text_is_a_route_of_the_past_or_none(text: str) -> None:
+    then = past_route("build", text)
+    if then is not None and then.route is not None:
+        RouteTable((then.route,)).match(EventView.of(an_event()))
+
+
+@given(json_values | st.fixed_dictionaries({"routes": json_values, "gone": json_values}))
+def test_any_document_is_a_revision_or_refused(document: object) -> None:
+    text = b64encode(zlib.compress(json.dumps(document).encode())).decode()
+    for base in (None, RoutingRevision("base", {"a": "{}"})):
+        with suppress(ValueError):
+            assert all(isinstance(each, str) for each in decode("x", text, base).routes.values())
+
+
+def test_a_document_that_is_too_deep_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a revision"):
+        decode("x", b64encode(zlib.compress(b"[" * 100_000)).decode(), None)
+
+
 def test_a_condition_with_a_resolved_reference_is_not_kept() -> None:
     rules = rules_of(a_route(when='headers["x-token"] == "s3cr3t-\\"one"'), a_route("plain", when='type == "abc"'))
     rules = replace(rules, resolved=frozenset({'s3cr3t-\\"one', "abc"}))
     revision = routing_revision(rules)
     assert "s3cr3t" not in str(revision.routes)
-    assert past_route("build", revision.routes["build"]).route is None
-    assert past_route("plain", revision.routes["plain"]).route is not None, "three letters may stand anywhere"
+    assert read("build", revision.routes["build"]).route is None
+    assert read("plain", revision.routes["plain"]).route is not None, "three letters may stand anywhere"
 
 
 def test_a_condition_of_a_newer_version_is_one_that_is_not_known() -> None:
     for told in ({"when": "a ==="}, {"when": 3}, {"match": {"type": {"newer": 1}}}, {"match": 3}):
-        then = past_route("build", json.dumps({"from": ["github"], "to": ["ci"], **told}))
+        then = read("build", json.dumps({"from": ["github"], "to": ["ci"], **told}))
         assert then.route is None

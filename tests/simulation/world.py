@@ -359,7 +359,8 @@ class World:
     def _poison(self, what: Mapping[str, Any]) -> None:
         where, kind, body = what["where"], what.get("kind", 0), b"poison %d" % what["number"]
         if where == "control":
-            key, value = poisoned_orders()[kind % len(poisoned_orders())]
+            orders = poisoned_orders() if kind < MISLEADING else misleading_orders(topic_of(self.plan, what["source"]))
+            key, value = orders[kind % len(orders)]
             self.broker.store(OUTSIDE, CONTROL, key, value, [])
             return
         ordered = [topic for topic in self.broker.specs if TOPICS.ordered_target(topic) is not None]
@@ -753,6 +754,31 @@ def poisoned_orders() -> list[tuple[bytes, bytes]]:
     return [(key, value) for key in keys for value in values]
 
 
+@cache
+def misleading_orders(topic: str) -> list[tuple[bytes, bytes]]:
+    """Return control records that can be decoded, of which no gateway wrote any: none is about a route that exists."""
+    place = f"{topic}/0"
+    ranges = [({place: 5}, {}), ({place: 5}, {place: 500}), ({place: 1 << 53}, {place: 0}), ({"nowhere/7": 9}, {})]
+    replays = [
+        ControlRecord(
+            kind="replay",
+            name=f"never-{number}",
+            state="asked",
+            at=EPOCH,
+            checkpoint=ends,
+            selection=Selection(route="never", since=0.0, starts=starts, undelivered=True),
+        )
+        for number, (ends, starts) in enumerate(ranges)
+    ]
+    routed = {"nowhere/0": 3}
+    history = [
+        ControlRecord(kind="rules", name="never", state="done", at=EPOCH, revision="never", routes="x"),
+        ControlRecord(kind="rules", name="never-whole", state="done", at=EPOCH, routes="x"),
+        ControlRecord(kind="routed", name="never", state="done", at=EPOCH, checkpoint=routed, revision="never"),
+    ]
+    return [each.encode() for each in (*replays, *history)]
+
+
 class Process:
     """A `gateway run --role router`, as `gateway/run.py` puts it together. `name` is unique, `slot` is reused."""
 
@@ -885,6 +911,8 @@ class _Outside:
         self.is_newer = is_newer
 
 
+MISLEADING = 84
+"""The kind of poison in the control topic from which on it can be decoded."""
 OUTSIDE, NEWER_OUTSIDE = _Outside(), _Outside(is_newer=True)
 
 

@@ -64,7 +64,8 @@ _NAMES: Mapping[Kind, re.Pattern[str]] = {
     "rules": ID,
     "routed": ID,
 }
-_PARTITION_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}/[0-9]{1,9}")
+_PARTITION_NAME = re.compile(r"(?!\.{1,2}/)[a-zA-Z0-9._-]{1,249}/(0|[1-9][0-9]{0,8})")
+"""A topic that Kafka allows (not `.` or `..`), and a partition's number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ revision that an event was matched by is that of the last epoch that begins at o
 if the event was already done when the epoch began.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from gateway.engine.control.records import ControlRecord, partition_key
@@ -54,11 +54,12 @@ class History:
         self._epochs: dict[str, list[RoutingEpoch]] = {}
         self._revisions: dict[str, ControlRecord] = {}
         self._routed: dict[str, ControlRecord] = {}
-        self._decoded: dict[str, RoutingRevision] = {}
+        self._decoded: dict[str, RoutingRevision | None] = {}
 
     def apply(self, record: ControlRecord) -> None:
         """Apply a `rules` or `routed` record."""
         if record.kind == "rules":
+            self._decoded.pop(record.name, None)
             if record.state == "deleted":
                 self._revisions.pop(record.name, None)
             else:
@@ -129,13 +130,17 @@ class History:
         record = self._revisions.get(name)
         if record is None:
             return None
-        base = self.revision(record.revision) if record.revision else None
-        if record.revision and base is None:
-            return None
+        base: RoutingRevision | None = None
+        if record.revision:
+            whole = self._revisions.get(record.revision)
+            # A revision is a difference to a complete one: else records could refer to each other endlessly.
+            base = None if whole is None or whole.revision else self.revision(whole.name)
+            if base is None:
+                return None
         try:
             self._decoded[name] = decode(name, record.routes, base)
         except ValueError:
-            return None
+            self._decoded[name] = None
         return self._decoded[name]
 
     def revision_at(self, partition: Partition, offset: int) -> RoutingRevision | None:
@@ -178,13 +183,18 @@ class History:
             at = epoch.at
         return None
 
-    def obsolete(self, now: float, log_starts: Mapping[str, int]) -> Iterator[ControlRecord]:
-        """Yield the records that say nothing about events that the log still has.
+    def obsolete(
+        self, now: float, log_starts: Mapping[str, int], gone: Collection[str] = ()
+    ) -> Iterator[ControlRecord]:
+        """Yield the records that say nothing about events that the log still has, or that anybody reads.
 
         `log_starts` maps "topic/partition" to its first offset; the records of a partition that isn't in it are kept.
+        The partitions that are `gone` need none; of others, the last epoch is kept in any case.
         """
         needed: set[str] = set()
         for partition_name, epochs in self._epochs.items():
+            if partition_name in gone:
+                continue
             start = log_starts.get(partition_name, 0)
             for number, epoch in enumerate(reversed(epochs)):
                 if number >= KEPT:

@@ -33,7 +33,7 @@ from gateway.engine.jobs.log_reader import (
     records_of,
 )
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
-from gateway.engine.jobs.replay_progress import RATE_STEP, ReplayProgress
+from gateway.engine.jobs.replay_progress import RATE_STEP, ReplayProgress, reason_of
 from gateway.engine.jobs.shared_identities import Identities
 from gateway.engine.jobs.undelivered import (
     OpenDeadLetters,
@@ -52,15 +52,19 @@ from gateway.model import (
     DeadLettered,
     DeadReason,
     Delivery,
+    ForbiddenError,
+    GatewayError,
     LogUnavailableError,
     NewerRecordError,
     RecordMetadata,
+    RecordTooLargeError,
     UnreadableRecordError,
     delivery_id,
     identity_of,
 )
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Rules
+from gateway.telemetry.logs import trace_of
 
 BACKLOG = WINDOW // 2
 """Unfinished records of one partition of the shortest tier above which a replay waits. A window that is three quarters
@@ -114,6 +118,8 @@ class Replays:
         self._patient_reader = PatientReader(log)
         self._waiting: dict[str, float] = {}
         """The replays that wait for partitions, each with the time of its next try (in the loop's time)."""
+        self._failed: dict[str, ControlRecord] = {}
+        """The replays that this process doesn't try again, by key."""
         self.under_way: str | None = None
         """The key of the replay that runs here."""
 
@@ -129,16 +135,45 @@ class Replays:
                 await self._caught_up()  # with the previous owner's last checkpoint, and what we have ended ourselves
                 if self._owner() is owner and self._next() == command:
                     await self._replay(command, owner)
+            except ForbiddenError as error:
+                self._wait(command, str(error))
             except LogUnavailableError as error:
                 self._logger.warning("job_retried", command=command.key, error=str(error))
                 await self._sleep(1.0)
             except NewerRecordError as error:
                 self._logger.warning("replay_waits", command=command.key, error=str(error))
                 await self._sleep(RECHECK_INTERVAL)
+            except Exception as error:  # noqa: BLE001 - it would end each process that owns the jobs, one after the other
+                await self._fail(command, error, owner)
+
+    async def _fail(self, command: ControlRecord, error: Exception, owner: object) -> None:
+        """Cancel a replay that can't be carried out: it asks for too much, or no gateway has written its record."""
+        if isinstance(error, GatewayError):
+            detail, trace = str(error), {}
+        else:  # without the error's own text, which may contain a piece of a body
+            detail = f"expected a replay that can be carried out, got {type(error).__name__}"
+            trace = {"exception": trace_of(error)}
+        self._logger.error("job_failed", command=command.key, error=detail, **trace)
+        self._failed = {key: one for key, one in self._failed.items() if self._control.commands.get(key) == one}
+        self._failed[command.key] = command
+        while self._owner() is owner and self._control.commands.get(command.key) == command:
+            count = self._control.injected(command.key)
+            try:
+                await self._publish(command.with_state("cancelled", count=count, detail=detail))
+                await self._caught_up()
+            except LogUnavailableError as unavailable:
+                self._logger.warning("append_retried", command=command.key, error=str(unavailable))
+                await self._sleep(1.0)
+            except RecordTooLargeError:
+                return  # a record of ours leaves room for that
+            else:
+                return
 
     def _next(self) -> ControlRecord | None:
         now = asyncio.get_running_loop().time()
-        return self._control.next_replay([key for key, until in self._waiting.items() if now < until])
+        waiting = [key for key, until in self._waiting.items() if now < until]
+        failed = [key for key, one in self._failed.items() if self._control.commands.get(key) == one]
+        return self._control.next_replay([*waiting, *failed])
 
     async def _replay(self, command: ControlRecord, owner: object) -> None:
         """Continue a replay from its checkpoint, until it ends or has to stop."""
@@ -150,15 +185,14 @@ class Replays:
         unreadable = await self._unreadable_of(remaining)
         checkpoint_unreadable, missed = self._control.unread(command.key), self._control.missed(command.key)
         if remaining and remaining == unreadable.keys() and len(unreadable) == checkpoint_unreadable:
-            self._wait(command, unreadable)
+            self._wait(command, reason_of(unreadable))
             return
         open_dead, undelivered = OpenDeadLetters(route=selection.route), None
         if selection.undelivered:
             readable = self._patient_reader.readable
             open_dead = await open_dead_letters(self._log, self._topics, self._control, selection, readable=readable)
-            sighted = await sighted_of(
-                self._log, self._topics, selection, command.checkpoint, readable=readable, sleep=self._sleep
-            )
+            ends = {name: end for name, end in command.checkpoint.items() if name not in unreadable}
+            sighted = await sighted_of(self._log, self._topics, selection, ends, readable=readable, sleep=self._sleep)
             undelivered = Undelivered(
                 self._control, selection.route, open_dead, sighted=sighted, rules=self._rules, key=command.key
             )
@@ -195,22 +229,24 @@ class Replays:
                 "job_finished", command=command.key, state=ending.state, count=ending.count, detail=ending.detail
             )
         elif run.unreadable and self._is_wanted(run):
-            self._wait(command, run.unreadable)
+            self._wait(command, reason_of(run.unreadable))
 
     async def _unreadable_of(self, partition_names: Collection[str]) -> Mapping[str, str]:
         """Return which of these partitions can't be read, and why."""
         found: dict[str, str] = {}
         for topic in {partition_name.rpartition("/")[0] for partition_name in partition_names}:
-            _, unreadable = await self._patient_reader.readable(topic)
-            found |= {f"{topic}/{number}": reason for number, reason in unreadable.items()}
+            try:
+                _, unreadable = await self._patient_reader.readable(topic)
+            except ForbiddenError as error:
+                found |= {name: str(error) for name in partition_names if name.rpartition("/")[0] == topic}
+            else:
+                found |= {f"{topic}/{number}": reason for number, reason in unreadable.items()}
         return {partition_name: found[partition_name] for partition_name in sorted(found.keys() & partition_names)}
 
-    def _wait(self, command: ControlRecord, unreadable: Mapping[str, str]) -> None:
+    def _wait(self, command: ControlRecord, reason: str) -> None:
         """Let a replay wait for partitions that can't be read; others may run meanwhile."""
         if command.key not in self._waiting:
-            first, reason = next(iter(unreadable.items()))
-            others = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-            self._logger.warning("replay_waits", command=command.key, error=f"{first}{others}: {reason}")
+            self._logger.warning("replay_waits", command=command.key, error=reason)
         asked = {each.key for each in self._control.pending("replay")}
         self._waiting = {key: until for key, until in self._waiting.items() if key in asked}
         self._waiting[command.key] = asyncio.get_running_loop().time() + REREAD_INTERVAL

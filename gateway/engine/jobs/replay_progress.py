@@ -61,3 +61,10 @@ class ReplayProgress:
         if self.selection.rate is not None:
             limit = min(limit, max(1, int(self.selection.rate * RATE_STEP)))
         return self.deliveries >= limit or self.batch_bytes >= BATCH_BYTES
+
+
+def reason_of(unreadable: Mapping[str, str]) -> str:
+    """Return which partitions can't be read, and why."""
+    first, reason = next(iter(unreadable.items()))
+    others = f", and {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+    return f"{first}{others}: {reason}"

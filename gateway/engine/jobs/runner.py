@@ -29,7 +29,7 @@ from gateway.engine.jobs.scan import JobServices, ends_of_readable
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Assignment, Commit, Consumer, Log, Partition, Record
 from gateway.log.topics import DAY, JOBS_GROUP, Topics
-from gateway.model import LogUnavailableError, NewerRecordError, UndecodableRecordError
+from gateway.model import ForbiddenError, LogUnavailableError, NewerRecordError, UndecodableRecordError
 from gateway.rules.rules import Rules
 from gateway.telemetry.metrics import Metrics
 
@@ -85,6 +85,7 @@ class Jobs:
     ) -> None:
         self._log = log
         self._topics = topics
+        self._rules = rules
         self._follower = follower
         self._metrics = metrics
         self._logger = logger
@@ -390,15 +391,24 @@ class Jobs:
     async def _forget_rules(self) -> None:
         """Delete the routing history of events that the log no longer has."""
         history = self._follower.control.history
+        in_rules = {source.topic or self._topics.events(source.name) for source in self._rules().sources.values()}
+        known = in_rules.union(await self._log.topics())
         starts: dict[str, int] = {}
+        without_topic: set[str] = set()
         for topic, partitions in history.partitions().items():
-            bounds, unreadable = await self._log.readable(topic)
-            gone = {number: (0 if number in unreadable else BEYOND_ALL) for number in partitions.values()}
+            if topic not in known:  # its source was removed, and then the topic, or our rights to it
+                without_topic.update(partitions)
+                continue
+            try:
+                bounds, unreadable = await self._log.readable(topic)
+            except ForbiddenError:
+                continue
+            absent = {number: (0 if number in unreadable else BEYOND_ALL) for number in partitions.values()}
             starts |= {
-                partition_name: bounds[number][0] if number in bounds else gone[number]
+                partition_name: bounds[number][0] if number in bounds else absent[number]
                 for partition_name, number in partitions.items()
             }
-        for command in list(history.obsolete(self._log.now(), starts)):
+        for command in list(history.obsolete(self._log.now(), starts, without_topic)):
             await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
 
     async def _publish(self, command: ControlRecord) -> None:

@@ -26,7 +26,7 @@ from gateway.engine.unavailable_partitions import Readable
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_sightings
 from gateway.log.topics import ROUTER_GROUP, Topics
-from gateway.model import Event, UnreadableRecordError, identity_of
+from gateway.model import Event, UnreadableRecordError, UsageError, identity_of
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
@@ -38,6 +38,10 @@ BEFORE = 3600.0
 decided."""
 ROWS_AT_ONCE = 1_000
 """Dedupe entries processed before other tasks run: a millisecond."""
+BLOCK = 32_768
+"""Offsets whose bits are allocated together, once one of them has a dedupe entry: 4 KiB."""
+MAX_BLOCKS = 32_768
+"""Maximum blocks of a replay: 128 MiB of bits, for a thousand million events."""
 
 
 class Fate(Enum):
@@ -144,34 +148,43 @@ class Sighted:
         """Partitions of `gateway.dedupe` that couldn't be read: any entry may be there, so nothing counts as dropped.
         """
         self._starts = starts
+        self._ends = ends
         self._done = done
         self._lowest: dict[str, int] = {}
-        self._bits = {
-            partition_name: bytearray((end - starts[partition_name]) // 8 + 1) for partition_name, end in ends.items()
-        }
+        # Not by the length of the range: a control record may say anything about that.
+        self._blocks: dict[tuple[str, int], bytearray] = {}
 
     def add(self, partition_name: str, rows: bytes) -> None:
-        bits = self._bits[partition_name]
-        start = self._starts[partition_name]
+        """Add rows of a dedupe record. Raises UsageError for a range with too many events."""
+        start, end = self._starts.get(partition_name, 0), self._ends[partition_name]
         for _, _, offset, _ in SIGHTING.iter_unpack(rows):
             self._lowest[partition_name] = min(offset, self._lowest.get(partition_name, offset))
-            if 0 <= offset - start < 8 * len(bits):
-                bits[(offset - start) // 8] |= 1 << (offset - start) % 8
+            if start <= offset < end:
+                number, index = divmod(offset, BLOCK)
+                block = self._blocks.get((partition_name, number))
+                if block is None:
+                    block = self._blocks[partition_name, number] = bytearray(BLOCK // 8)
+                    if len(self._blocks) > MAX_BLOCKS:
+                        raise UsageError(
+                            f"expected a time range with at most {MAX_BLOCKS * BLOCK:,} events of sources with dedupe, "
+                            "got more; replay a part of it at a time (--from, --to)"
+                        )
+                block[index // 8] |= 1 << index % 8
 
     def was_dropped_as_duplicate(self, partition: Partition, offset: int) -> bool:
         """Return whether an event, whose source had `dedupe` when it was read, was certainly dropped as a duplicate."""
         partition_name = partition_key(partition)
         if (
             self.unreadable
-            or partition_name not in self._bits
+            or not self._starts.get(partition_name, 0) <= offset < self._ends.get(partition_name, 0)
             or partition_name not in self._done
             or not self._done[partition_name].covers(offset)
         ):
             return False  # entries are stored before the commit that covers their events
-        index = offset - self._starts[partition_name]
-        return (
-            self._lowest.get(partition_name, offset) < offset
-            and not self._bits[partition_name][index // 8] >> index % 8 & 1
+        number, index = divmod(offset, BLOCK)
+        block = self._blocks.get((partition_name, number))
+        return self._lowest.get(partition_name, offset) < offset and not (
+            block is not None and block[index // 8] >> index % 8 & 1
         )
 
 
@@ -184,7 +197,10 @@ async def sighted_of(
     readable: Readable,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Sighted:
-    """Read the dedupe entries of the events of a selection, from the partitions that are `readable`."""
+    """Read the dedupe entries of the events of a selection, from the partitions that are `readable`.
+
+    Raises LogUnavailableError, and UsageError for too many events.
+    """
     done: dict[str, Commit] = {}
     for topic in {partition_name.rpartition("/")[0] for partition_name in ends}:
         commits = await log.committed(topics.group(ROUTER_GROUP), topic)
@@ -230,7 +246,7 @@ class Undelivered:
         self._rules = rules
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(command, control, is_foretold=not key) for command in replays]
-        self._known: dict[str, tuple[PastRoute, RouteTable[Route] | None]] = {}
+        self._known: dict[str, tuple[PastRoute | None, RouteTable[Route] | None]] = {}
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
         """Return the fate of an event's delivery by the route to a destination."""
@@ -273,7 +289,8 @@ class Undelivered:
 
     def _was_dropped_as_duplicate(self, text: str, partition: Partition, record: Record, event: Event) -> bool:
         """Return whether an event was dropped as a duplicate, and isn't one by the active rules."""
-        if self._sighted is None or event.source not in self._known[text][0].deduped or identity_of(event.id) is None:
+        then, _ = self._known[text]
+        if self._sighted is None or then is None or event.source not in then.deduped or identity_of(event.id) is None:
             return False
         if not self._sighted.was_dropped_as_duplicate(partition, record.offset):
             return False
@@ -286,8 +303,10 @@ class Undelivered:
             return Fate.UNDELIVERED
         if text not in self._known:
             then = past_route(self._route, text)
-            self._known[text] = then, None if then.route is None else RouteTable((then.route,))
+            self._known[text] = then, None if then is None or then.route is None else RouteTable((then.route,))
         then, table = self._known[text]
+        if then is None:
+            return Fate.UNKNOWN
         if view.source not in then.sources or destination not in then.destinations:
             return Fate.UNDELIVERED
         if table is None:

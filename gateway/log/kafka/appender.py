@@ -23,9 +23,9 @@ from gateway.log.base import ALL, NO_APPENDS, NewRecord, Partition, Position, Re
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, Connection, has_died, stop
-from gateway.log.kafka.errors import message_of, translated_errors
+from gateway.log.kafka.errors import MISCONFIGURED, message_of, translated_errors
 from gateway.log.kafka.topic_settings import BROKER_LIMIT
-from gateway.model import LogUnavailableError, RecordTooLargeError
+from gateway.model import ForbiddenError, LogUnavailableError, RecordTooLargeError
 
 BATCH_OVERHEAD = 1_024  # A batch's header (61 bytes), a record's lengths, and those of nearly 200 headers.
 MAX_RECORD_BYTES = BROKER_LIMIT - BATCH_OVERHEAD
@@ -295,20 +295,19 @@ class Appender:
         now = self._loop.time()
         if self._failing_since is None:
             self._failing_since = now
-        is_stuck = now - self._failing_since > self._append_timeout and not isinstance(
-            error, UnknownTopicOrPartitionError
-        )
+        is_of_topic = isinstance(error, (UnknownTopicOrPartitionError, *MISCONFIGURED))
+        is_stuck = now - self._failing_since > self._append_timeout and not is_of_topic
         if self._replacing is None and not self._is_closed and (is_stuck or has_died(self._producer)):
             self._replacing = asyncio.create_task(self._replace_producer(), name="kafka-producer-replaced")
         reason = f"append to {topic}: expected an acknowledgement, got {message_of(error)}"
-        if not isinstance(error, UnknownTopicOrPartitionError):  # which concerns this topic only
+        if not is_of_topic:
             if self._refusal is None:
                 self._refusal = _Refusal(began=now)
             self._refusal.refused(topic, reason, now)
-            if number is not None:
-                its = self._refusals.setdefault(Partition(topic, number), _Refusal(began=now))
-                its.refused(topic, f"{NO_APPENDS}: {message_of(error)}", now)
-        return LogUnavailableError(reason)
+        if number is not None and not isinstance(error, UnknownTopicOrPartitionError):
+            its = self._refusals.setdefault(Partition(topic, number), _Refusal(began=now))
+            its.refused(topic, f"{NO_APPENDS}: {message_of(error)}", now)
+        return ForbiddenError(reason) if isinstance(error, MISCONFIGURED) else LogUnavailableError(reason)
 
     async def _replace_producer(self) -> None:
         """Replace a producer that gets no response by a new one, which connects to the configured servers.

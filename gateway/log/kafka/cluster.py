@@ -51,7 +51,7 @@ from gateway.log.kafka.topic_settings import (
     retention_problems,
     settings_of,
 )
-from gateway.model import LogUnavailableError, UsageError
+from gateway.model import ForbiddenError, LogUnavailableError
 
 QUERY_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 1.5  # For one broker, within a query: if it hangs there is time to ask another.
@@ -123,9 +123,12 @@ class Cluster:
         }
 
     async def describe(
-        self, topics: Iterable[str], *, are_led: bool = False
+        self, topics: Iterable[str], *, are_led: bool = False, skip_forbidden: bool = False
     ) -> Mapping[str, Mapping[int, Sequence[int]]]:
-        """Return the replicas of each partition of the topics that exist; with `are_led`, once all have a leader."""
+        """Return the replicas of each partition of the topics that exist; with `are_led`, once all have a leader.
+
+        Raises ForbiddenError for a topic that we may not see, or omits it, with `skip_forbidden`.
+        """
         names = sorted(set(topics))
 
         async def query() -> Mapping[str, Mapping[int, Sequence[int]]]:
@@ -134,7 +137,7 @@ class Cluster:
             described = {}
             for topic in topics:
                 error = for_code(topic.error_code)
-                if error is UnknownTopicOrPartitionError:
+                if error is UnknownTopicOrPartitionError or (skip_forbidden and error in MISCONFIGURED):
                     continue
                 if error is not NoError:
                     raise error(topic.name)
@@ -189,12 +192,15 @@ class Cluster:
         leaders = {
             Partition(topic.name, number): leader for topic in topics for number, leader in topic.leaders.items()
         }
+        forbidden = {topic.name: error for topic in topics if (error := for_code(topic.error_code)) in MISCONFIGURED}
         found: dict[Partition, int] = {}
         missing: dict[Partition, KafkaError] = {}
         by_leader: dict[int, list[Partition]] = defaultdict(list)
         for partition in partitions:
             leader = leaders.get(partition)
-            if leader is None:
+            if partition.topic in forbidden:
+                missing[partition] = forbidden[partition.topic](partition.topic)
+            elif leader is None:
                 missing[partition] = UnknownTopicOrPartitionError(f"{partition.topic}/{partition.number}: not there")
             elif leader < 0:
                 missing[partition] = LeaderNotAvailableError(f"{partition.topic}/{partition.number}: no leader")
@@ -232,8 +238,6 @@ class Cluster:
         for topic, found in response.topics:
             for number, code, _, offset in found:
                 kind = for_code(code)
-                if kind in MISCONFIGURED:
-                    raise kind(topic)
                 results[Partition(topic, number)] = offset if kind is NoError else kind(f"{topic}/{number}")
         return results
 
@@ -431,7 +435,7 @@ class Cluster:
                     try:
                         return await query()
                     except MISCONFIGURED as error:
-                        raise UsageError(f"{what}: {message_of(error)}") from error
+                        raise ForbiddenError(f"{what}: {message_of(error)}") from error
                     except KafkaError as error:
                         last = error
                     except RuntimeError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.client import AIOKafkaClient, ConnectionGroup
-from aiokafka.errors import KafkaError
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAuthorizationFailedError
 
 from gateway.log.base import (
     ALL,
@@ -28,8 +28,8 @@ from gateway.log.base import (
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster, encode_metadata
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, RETRY_BACKOFF, Connection, has_died, stop
-from gateway.log.kafka.errors import FORBIDDEN, message_of, translated_errors
-from gateway.model import LogUnavailableError, UsageError
+from gateway.log.kafka.errors import message_of, translated_errors
+from gateway.model import LogUnavailableError
 
 COMMIT_TIMEOUT = 5.0
 CLOSE_COMMIT_TIMEOUT = 3.0
@@ -52,6 +52,8 @@ REBALANCE_TIMEOUT = 60.0
 MAX_POLL_INTERVAL = 10 * 365 * 86400.0  # A member that waits for an operator fetches nothing, and is still alive.
 FETCH_TIMEOUT = 10.0  # A hanging broker blocks the partitions that it led for this long, despite a new leader.
 GROUP_REQUEST_TIMEOUT = 30.0  # A coordinator responds to a joining member only when all have joined.
+REJOIN_INTERVAL = 5.0  # Seconds between attempts to join a group that we may not join.
+FORBIDDEN_TOPIC = "we may not see this topic"
 VALUE_OF = itemgetter(1)
 
 log = structlog.get_logger(__name__)
@@ -93,6 +95,8 @@ class KafkaConsumer:
         self._leaving: Collection[Partition] = ()
         # Assigned partitions that restart at their first record: nothing about the records before may be committed.
         self._resetting: Collection[Partition] = ()
+        # Topics that we may not read, why, and when that was last refused: tried again at each check of the bounds.
+        self._forbidden: dict[str, tuple[str, float]] = {}
         # Assigned partitions whose position isn't known yet, and why.
         self._without_position: dict[Partition, str] = {}
         self._position_task: asyncio.Task[None] | None = None
@@ -195,13 +199,16 @@ class KafkaConsumer:
             is_missing = known.partitions_for_topic(partition.topic) is None
             if not is_missing and (leader is None or leader < 0):
                 unreadable[partition] = "no leader"
+            if partition.topic in self._forbidden:
+                unreadable[partition], _ = self._forbidden[partition.topic]
         for topic in self._topics:
             numbers = known.partitions_for_topic(topic)
             if self._unjoined_since is not None:
                 if self._loop.time() > self._unjoined_since + JOIN_GRACE:
                     unreadable[Partition(topic, ALL)] = "the group can't be joined"
             elif numbers is None:
-                unreadable[Partition(topic, ALL)] = NO_TOPIC
+                is_forbidden = topic in known.unauthorized_topics
+                unreadable[Partition(topic, ALL)] = FORBIDDEN_TOPIC if is_forbidden else NO_TOPIC
             elif self._group is None:
                 for number in numbers - {partition.number for partition in self._next if partition.topic == topic}:
                     unreadable[Partition(topic, number)] = "added after the start; not read yet"
@@ -363,6 +370,7 @@ class KafkaConsumer:
         is_all = now >= self._bounds_polled_at + BOUNDS_INTERVAL
         if is_all:
             self._bounds_polled_at = now
+            self._try_forbidden()
         if is_all or self._paused:
             polling = self._check_bounds() if is_all else self._poll_ends(list(self._paused))
             self._bounds_task = asyncio.create_task(polling, name=f"kafka-bounds-{self._group}")
@@ -393,6 +401,28 @@ class KafkaConsumer:
             for partition, start in first.items():
                 if self._report_deleted(partition, start):
                     self._kafka.seek(TopicPartition(*partition), start)
+
+    def _set_aside(self, error: TopicAuthorizationFailedError) -> None:
+        """Fetch nothing of a topic that we may not read until the next check: each try would delay the others."""
+        topic = next(iter(error.args), None)
+        where = [each for each in self._kafka.assignment() if each.topic == topic]
+        if where:
+            self._forbidden[where[0].topic] = message_of(error), self._loop.time()
+            self._kafka.pause(*where)
+
+    def _try_forbidden(self) -> None:
+        """Fetch again what we might not read at the last check; forget what wasn't refused since."""
+        now = self._loop.time()
+        for topic, (_, at) in list(self._forbidden.items()):
+            self._kafka.resume(
+                *[
+                    each
+                    for each in self._kafka.assignment()
+                    if each.topic == topic and Partition(*each) in self._next.keys() - self._paused
+                ]
+            )
+            if now > at + 1.5 * BOUNDS_INTERVAL:
+                del self._forbidden[topic]
 
     def _report_deleted(self, partition: Partition, log_start: int) -> bool:
         """Notify the listener which records the log has deleted between our position and its start, if any."""
@@ -468,18 +498,13 @@ class KafkaConsumer:
         """
         try:
             found = await self._kafka.getmany(timeout_ms=int(1000 * wait), max_records=PULL_RECORDS)
-        except FORBIDDEN as error:
-            self._failure = UsageError(f"{self._group or ', '.join(self._topics)}: {message_of(error)}")
-            return
         except KafkaError as error:
             if self._closing.done():
                 return
-            log.warning("log_fetch_failed", group=self._group, error=message_of(error))
-            # It may have dropped records before it raised the error.
-            assigned = self._kafka.assignment()
-            for partition, position in self._next.items():
-                if partition in assigned:
-                    self._kafka.seek(TopicPartition(*partition), position)
+            if isinstance(error, GroupAuthorizationFailedError) and wait:
+                await self._rejoin_later(error)
+                return
+            self._handle_fetch_error(error)
             found = {}
             await asyncio.sleep(RETRY_BACKOFF)
         jumped = {}
@@ -493,6 +518,16 @@ class KafkaConsumer:
             await self._handle_gaps(jumped)
         if wait and not found and not self._closing.done() and has_died(self._kafka):
             await self._recreate_consumer()
+
+    def _handle_fetch_error(self, error: KafkaError) -> None:
+        log.warning("log_fetch_failed", group=self._group, error=message_of(error))
+        if isinstance(error, TopicAuthorizationFailedError):
+            self._set_aside(error)
+        # It may have dropped records before it raised the error.
+        assigned = self._kafka.assignment()
+        for partition, position in self._next.items():
+            if partition in assigned:
+                self._kafka.seek(TopicPartition(*partition), position)
 
     def _buffer(self, partition: Partition, records: Sequence[ConsumerRecord[Any, Any]]) -> None:
         last = records[-1]
@@ -525,6 +560,16 @@ class KafkaConsumer:
                 self._buffer(partition, records)
             else:
                 await self._reset([partition])
+
+    async def _rejoin_later(self, error: GroupAuthorizationFailedError) -> None:
+        """Join the group again after a while: aiokafka doesn't, once it was told that it may not."""
+        log.warning("log_fetch_failed", group=self._group, error=message_of(error))
+        if self._unjoined_since is None:
+            self._unjoined_since = self._loop.time()
+        await self._revoke()
+        await asyncio.wait({self._closing}, timeout=REJOIN_INTERVAL)
+        if not self._closing.done():
+            await self._recreate_consumer()
 
     async def _recreate_consumer(self) -> None:
         """Continue with a new consumer, as a task of the old one has ended: it would never return anything again."""

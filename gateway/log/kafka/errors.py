@@ -1,4 +1,4 @@
-"""Translates aiokafka's errors: what the cluster forbids is a UsageError, everything else LogUnavailableError."""
+"""Translates aiokafka's errors: what the cluster forbids is a ForbiddenError, anything else LogUnavailableError."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from gateway.model import LogUnavailableError, UsageError
+from gateway.model import ForbiddenError, LogUnavailableError
 
 FORBIDDEN = (ClusterAuthorizationFailedError, GroupAuthorizationFailedError, TopicAuthorizationFailedError)
 MISCONFIGURED = (
@@ -38,7 +38,7 @@ def translated_errors(what: str) -> Iterator[None]:
     try:
         yield
     except MISCONFIGURED as error:
-        raise UsageError(f"{what}: {message_of(error)}") from error
+        raise ForbiddenError(f"{what}: {message_of(error)}") from error
     except (KafkaError, KeyError, TimeoutError) as error:
         raise LogUnavailableError(f"{what}: expected a response, got {message_of(error)}") from error
     except RuntimeError as error:  # a KafkaError is one, too

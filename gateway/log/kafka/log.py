@@ -1,9 +1,10 @@
 """The log's contract on a Kafka cluster, composed of an appender, consumers and queries."""
 
 import asyncio
+import contextlib
 import itertools
 import math
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError
@@ -28,7 +29,7 @@ from gateway.log.kafka.connection import PLAIN, Connection, Security, aiokafka_s
 from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
 from gateway.log.kafka.errors import message_of, translated_errors
 from gateway.log.kafka.topic_settings import retention_of
-from gateway.model import LogUnavailableError
+from gateway.model import ForbiddenError, LogUnavailableError, UsageError
 
 APPEND_TIMEOUT = 5.0
 CLIENT_ID = "gateway"  # The default, such as for the command line.
@@ -73,6 +74,9 @@ class KafkaLog:
                     await opened._cluster.start()
                     await opened._cluster.ping()  # by the name and port that the broker advertises
                     await opened._appender.start()
+        except ForbiddenError:
+            await opened.close()
+            raise
         except (KafkaError, OSError, TimeoutError, ValueError, LogUnavailableError) as error:
             brokers = opened._cluster.brokers
             await opened.close()
@@ -96,10 +100,10 @@ class KafkaLog:
     async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "KafkaConsumer":
         """Join a group, or read everything.
 
-        Raises UsageError for a topic that may not be read; without a group, LogUnavailableError for one that doesn't
-        exist.
+        A member waits for topics that it may not see. Without a group, ForbiddenError is raised for one of these, and
+        LogUnavailableError for one that doesn't exist.
         """
-        described = await self._cluster.describe(topics)
+        described = await self._cluster.describe(topics) if group is None else {}
         for topic in topics if group is None else ():
             if topic not in described:
                 raise LogUnavailableError(f"{topic}: expected a topic of the cluster, got none of this name")
@@ -156,7 +160,8 @@ class KafkaLog:
             await stop(kafka)
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
-        return {topic: len(partitions) for topic, partitions in (await self._cluster.describe(topics)).items()}
+        described = await self._cluster.describe(topics, skip_forbidden=True)
+        return {topic: len(partitions) for topic, partitions in described.items()}
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
         described = await self._cluster.describe([topic])
@@ -214,17 +219,22 @@ class KafkaLog:
 
         Raises UsageError if the cluster forbids it.
         """
-        created = await self._cluster.create(specs)
-        await self._appender.load_metadata([spec.name for spec in specs])
-        return created
+        with _required():
+            created = await self._cluster.create(specs)
+            await self._appender.load_metadata([spec.name for spec in specs])
+            return created
 
     async def check(self, specs: Sequence[TopicSpec]) -> Sequence[TopicProblem]:
-        """Compare the topics with their specifications. On a cluster of one broker, missing replicas aren't fatal."""
-        await self._appender.load_metadata((await self._cluster.describe([spec.name for spec in specs])).keys())
-        return await self._cluster.check(specs)
+        """Compare the topics with their specifications. On a cluster of one broker, missing replicas aren't fatal.
+
+        Raises UsageError if the cluster forbids it.
+        """
+        with _required():
+            await self._appender.load_metadata((await self._cluster.describe([spec.name for spec in specs])).keys())
+            return await self._cluster.check(specs)
 
     async def retentions(self, topics: Collection[str]) -> Mapping[str, float]:
-        there = await self._cluster.describe(topics)
+        there = await self._cluster.describe(topics, skip_forbidden=True)
         return {name: retention_of(found) for name, found in (await self._cluster.settings(there.keys())).items()}
 
     def now(self) -> float:
@@ -252,3 +262,12 @@ class KafkaLog:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+
+@contextlib.contextmanager
+def _required() -> Iterator[None]:
+    """Translate what a process that runs can wait for, but what one that starts has to have, as rules have to."""
+    try:
+        yield
+    except ForbiddenError as error:
+        raise UsageError(str(error)) from error

@@ -1,0 +1,192 @@
+"""Control records that no gateway wrote, though they can be decoded: they end no owner of the jobs."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from gateway.engine.control.records import ControlRecord, Selection, decode
+from gateway.engine.jobs import replay, undelivered
+from gateway.engine.jobs.undelivered import Sighted
+from gateway.log.base import Commit, Partition
+from gateway.log.records import SIGHTING
+from gateway.model import UsageError
+from gateway.rules.routing_revision import encode
+from gateway.rules.rules import RoutingRevision
+from tests.builders import a_route
+from tests.engine.test_replay import TIER, Owner, an_order, ended, events_of, owning
+from tests.engine.test_worker import EVENTS, World, a_world, publish, virtual
+from tests.memory_log import MemoryLog
+from tests.virtual_time import now, run
+
+PLACE = f"{EVENTS}/0"
+
+
+async def withstood(world: World, *ends: str) -> list[ControlRecord]:
+    """See that no process ends that owns the jobs, one after the other; return how these replays ended."""
+    found = []
+    for _ in range(3):
+        owner = Owner(world)
+        await owner.start()
+        await asyncio.sleep(10)
+        found = [owner.control.commands[f"replay/{name}"] for name in ends]
+        await owner.stop()  # which sees that it hadn't ended
+    return found
+
+
+RANGES: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
+    "no start": ({PLACE: 5}, {}),
+    "an end before its start": ({PLACE: 5}, {PLACE: 500}),
+    "an end that no log reaches": ({PLACE: 1 << 53}, {PLACE: 0}),
+    "no topic": ({"nowhere/3": 5}, {"nowhere/3": 0}),
+}
+
+
+@pytest.mark.parametrize(("ends", "starts"), RANGES.values(), ids=RANGES)
+def test_a_replay_of_an_impossible_range_ends_no_process(ends: Mapping[str, int], starts: Mapping[str, int]) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await events_of(world, 3)
+        selection = Selection(route="build", since=0.0, starts=starts, undelivered=True)
+        order = ControlRecord(kind="replay", name="bad", state="asked", at=now(), checkpoint=ends, selection=selection)
+        assert decode(*order.encode()) == order
+        await publish(world, order)
+        await an_order(world)
+        bad, good = await withstood(world, "bad", "x")
+        assert bad.state == "done"
+        assert (good.state, good.count) == ("done", 3)
+
+    run(scenario())
+
+
+def poison(kind: str, text: str, ends: Mapping[str, int]) -> Iterator[ControlRecord]:
+    """Yield records by which the route, as events of all partitions were routed or replayed by it, is a text."""
+    if kind == "marker":
+        selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
+        yield ControlRecord(kind="replay", name="bad", state="done", at=now(), checkpoint=ends, selection=selection)
+        yield ControlRecord(kind="marker", name="replay/bad", state="done", at=now(), checkpoint=ends, routes=text)
+        return
+    revision = encode(RoutingRevision("bad", {"build": text}), None) if kind == "rules" else text
+    yield ControlRecord(
+        kind="rules", name="bad", state="done", at=now(), routes=revision, revision="bad" if kind == "itself" else ""
+    )
+    yield ControlRecord(
+        kind="routed", name="bad", state="done", at=now(), checkpoint=dict.fromkeys(ends, 0), revision="bad"
+    )
+
+
+@pytest.mark.parametrize("kind", ["marker", "rules", "whole", "itself"])
+@pytest.mark.parametrize("text", ["garbage", "[]", '{"from": 1, "to": []}', '{"from":["github"],"to":["ci"],"when":7}'])
+def test_routes_that_no_gateway_wrote_are_unknown_and_end_no_process(kind: str, text: str) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        await events_of(world, 3)
+        ends = {f"{EVENTS}/{number}": end for number, (_, end) in (await world.log.bounds(EVENTS)).items()}
+        for each in poison(kind, text, ends):
+            assert decode(*each.encode()) == each
+            await publish(world, each)
+        await an_order(world, undelivered=True)
+        (order,) = await withstood(world, "x")
+        assert (order.state, order.count) == ("done", 0)
+
+    run(scenario())
+
+
+@virtual
+async def test_a_replay_that_fails_is_cancelled_and_not_tried_again_and_the_next_begin() -> None:
+    """Whatever a record contains that nobody has thought of."""
+    world = await a_world(a_route())
+    world.logger = structlog.get_logger()
+    await events_of(world, 3)
+    await an_order(world, "bad", undelivered=True)
+    await an_order(world, "good")
+
+    error = KeyError("what was not foreseen")
+
+    async def open_dead_letters(*_: object, **__: object) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch, capture_logs() as lines:
+        patch.setattr(replay, "open_dead_letters", open_dead_letters)
+        bad, good = await withstood(world, "bad", "good")
+    assert bad.state == "cancelled"
+    assert bad.detail == "expected a replay that can be carried out, got KeyError"
+    assert (good.state, good.count) == ("done", 3)
+    (line,) = [line for line in lines if line["event"] == "job_failed"]
+    assert (line["command"], line["log_level"]) == ("replay/bad", "error")
+    assert "open_dead_letters" in line["exception"]
+    assert "not foreseen" not in str(line), "it may be a piece of a body"
+
+
+@virtual
+async def test_a_replay_that_fails_while_its_end_cannot_be_stored_is_not_tried_meanwhile() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 3)
+    tries = []
+
+    async def open_dead_letters(*_: object, **__: object) -> None:
+        tries.append(now())
+        world.log.fail_appends()
+        raise KeyError("what was not foreseen")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "open_dead_letters", open_dead_letters)
+        await an_order(world, "bad", undelivered=True)
+        async with owning(world) as control:
+            await asyncio.sleep(60)
+            world.log.fail_appends(0)
+            assert (await ended(control, "bad")).state == "cancelled"
+    assert len(tries) == 1
+
+
+@virtual
+async def test_a_replay_that_fails_and_whose_end_is_too_large_to_be_stored_ends_no_process() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 3)
+    places = {f"{EVENTS}/{number}": 5 for number in range(1000)}
+    selection = Selection(route="build", since=0.0, starts=places, undelivered=True)
+    order = ControlRecord(kind="replay", name="bad", state="asked", at=now(), checkpoint=places, selection=selection)
+    await publish(world, order)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryLog, "max_record_bytes", sum(map(len, order.encode())))
+        await an_order(world)
+        (good,) = await withstood(world, "x")
+    assert (good.state, good.count) == ("done", 3)
+
+
+def rows(*offsets: int) -> bytes:
+    return b"".join([SIGHTING.pack(b"i" * 16, b"f" * 8, offset, 0) for offset in offsets])
+
+
+def test_what_is_known_of_duplicates_takes_memory_by_what_there_is_and_no_more_than_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(undelivered, "MAX_BLOCKS", 3)
+    sighted = Sighted({PLACE: 10}, {PLACE: 1 << 53}, {PLACE: Commit(1 << 53)})
+    sighted.add(PLACE, rows(3, 10, 12, 1 << 40, 1 << 53))
+    partition = Partition(EVENTS, 0)
+    assert [offset for offset in (3, 10, 11, 12, 13) if sighted.was_dropped_as_duplicate(partition, offset)] == [11, 13]
+    assert not sighted.was_dropped_as_duplicate(partition, 1 << 40)
+    assert sighted.was_dropped_as_duplicate(partition, (1 << 40) + 1)
+    sighted.add(PLACE, rows(1 << 41))
+    with pytest.raises(UsageError, match="replay a part of it at a time"):
+        sighted.add(PLACE, rows(1 << 42))
+
+
+@virtual
+async def test_a_replay_of_too_many_events_to_keep_in_memory_is_cancelled_and_says_so() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 3)
+
+    async def sighted_of(*_: object, **__: object) -> None:
+        raise UsageError("replay a part of it at a time")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "sighted_of", sighted_of)
+        await an_order(world, undelivered=True)
+        async with owning(world) as control:
+            order = await ended(control)
+    assert (order.state, order.detail) == ("cancelled", "replay a part of it at a time")
+    assert not world.log.records(TIER)
