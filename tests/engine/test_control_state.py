@@ -158,7 +158,7 @@ def test_a_kick_holds_its_announced_retries_until_answered() -> None:
         assert not control.is_kick_pending("build", "ci", place, 7)
 
 
-def test_a_kick_delays_what_it_has_announced_for_as_long_as_something_is_heard_of_it() -> None:
+def test_a_kick_holds_its_announced_retries_while_it_gives_signs() -> None:
     place = Partition("gateway.retry.20s", 0)
     kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)
     announced = ControlRecord(

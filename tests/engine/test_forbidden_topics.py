@@ -41,7 +41,7 @@ async def history(world: World, *places: str) -> None:
 
 
 @virtual
-async def test_history_of_a_removed_source_is_forgotten_once_its_topic_is_not_for_us_any_more() -> None:
+async def test_the_history_of_a_removed_source_with_a_forbidden_topic_is_forgotten() -> None:
     world = await a_world(a_route())
     await history(world, f"{OTHER}/0", f"{OTHER}/1")
     world.log.forbid(OTHER)
@@ -53,7 +53,7 @@ async def test_history_of_a_removed_source_is_forgotten_once_its_topic_is_not_fo
 
 
 @virtual
-async def test_history_of_a_source_in_the_rules_is_kept_while_its_topic_is_not_for_us() -> None:
+async def test_the_history_of_a_source_in_the_rules_is_kept_while_its_topic_is_forbidden() -> None:
     world = await a_world_of_two()
     await history(world, f"{OTHER}/0", f"{OTHER}/1")
     world.log.forbid(OTHER)
@@ -81,7 +81,7 @@ async def test_a_replay_waits_for_the_rights_to_its_topic_and_others_do_not() ->
 
 
 @virtual
-async def test_a_worker_goes_on_with_all_but_the_topic_that_it_may_not_read_any_more() -> None:
+async def test_a_worker_continues_without_a_topic_that_it_may_no_longer_read() -> None:
     world = await a_world_of_two()
     group = TOPICS.group(ROUTER_GROUP)
 
@@ -112,7 +112,7 @@ async def test_a_worker_goes_on_with_all_but_the_topic_that_it_may_not_read_any_
 
 
 @virtual
-async def test_a_commit_of_many_topics_is_stored_for_those_that_are_ours() -> None:
+async def test_a_commit_refused_for_one_topic_is_stored_for_the_others() -> None:
     """Or an order would wait for it: what has one is appended once its event's commit was accepted."""
     world = await a_world_of_two()
     async with running(world) as worker:
@@ -127,7 +127,7 @@ async def test_a_commit_of_many_topics_is_stored_for_those_that_are_ours() -> No
 
 
 @virtual
-async def test_a_topic_of_the_rules_that_is_not_for_us_is_reported_with_the_reason() -> None:
+async def test_a_forbidden_topic_of_the_rules_is_reported_with_the_reason() -> None:
     world = await a_world_of_two()
     specs = specs_of(world.rules, TOPICS)
     assert not await missing_topics(world.log, specs)

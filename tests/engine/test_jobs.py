@@ -969,7 +969,7 @@ async def test_a_kick_whose_owner_ends_after_its_announcement_does_not_say_that_
 
 
 @virtual
-async def test_a_kick_whose_owner_is_killed_after_its_injections_claims_no_try() -> None:
+async def test_a_kick_whose_owner_is_killed_after_its_injections_claims_no_attempt() -> None:
     """The next owner injects them again, and routers drop those copies at once."""
     world = await a_world(a_route(retry=a_policy(max_age=86400.0)), ci=[3600.0])
     for number in range(20):  # with one key, as a router's: where a copy is recognised

@@ -338,7 +338,7 @@ async def delete_parked(world: World) -> None:
 
 
 @virtual
-async def test_the_time_left_of_a_topic_that_nobody_reads_any_more_is_not_told() -> None:
+async def test_the_time_left_of_a_topic_without_readers_is_not_reported() -> None:
     """A removed ordered route's, here: it would stay at its last value, and an alert with it."""
     route = a_route(is_ordered=True, retry=a_policy(schedule=(5.0,), max_attempts=9999, max_age=1e9))
     other = a_route("other", to=("audit",))

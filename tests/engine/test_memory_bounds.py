@@ -262,7 +262,7 @@ async def put_into(world: World, source: str, count: int, *, size: int) -> None:
 
 
 @virtual
-async def test_a_partition_that_comes_back_has_the_memory_of_what_it_brings() -> None:
+async def test_a_returning_partition_accounts_for_its_adopted_records() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(60.0,), max_age=86400.0)), ci=[503])
     for topic, count in (await world.log.partitions([TOPICS.retry(tier) for tier in TIERS])).items():
         world.log.lose_leader(Partition(topic, partition_of(b"ci", count)))

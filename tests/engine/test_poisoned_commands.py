@@ -79,7 +79,7 @@ def poison(kind: str, text: str, ends: Mapping[str, int]) -> Iterator[ControlRec
 
 @pytest.mark.parametrize("kind", ["marker", "rules", "whole", "itself"])
 @pytest.mark.parametrize("text", ["garbage", "[]", '{"from": 1, "to": []}', '{"from":["github"],"to":["ci"],"when":7}'])
-def test_routes_that_no_gateway_wrote_are_unknown_and_end_no_process(kind: str, text: str) -> None:
+def test_foreign_route_texts_are_unknown_and_end_no_process(kind: str, text: str) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
         await events_of(world, 3)
@@ -160,7 +160,7 @@ def rows(*offsets: int) -> bytes:
     return b"".join([SIGHTING.pack(b"i" * 16, b"f" * 8, offset, 0) for offset in offsets])
 
 
-def test_what_is_known_of_duplicates_takes_memory_by_what_there_is_and_no_more_than_some(
+def test_memory_of_duplicates_grows_with_them_and_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(undelivered, "MAX_BLOCKS", 3)

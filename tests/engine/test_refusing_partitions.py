@@ -134,7 +134,7 @@ def test_a_partition_without_a_leader_gets_none_either() -> None:
 
 
 @virtual
-async def test_what_is_parked_late_and_its_partition_takes_no_appends_holds_up_no_resume_of_another() -> None:
+async def test_a_late_parked_delivery_whose_partition_refuses_delays_no_resume_of_another() -> None:
     world = await a_world_of_names()
     world.log.refuse_appends(Partition(TIER, LOST))
     await paused(world, BAD, "active")
@@ -152,7 +152,7 @@ async def test_what_is_parked_late_and_its_partition_takes_no_appends_holds_up_n
 
 
 @virtual
-async def test_a_sweep_that_can_inject_nothing_gives_way_to_a_resume_and_repeats_nothing() -> None:
+async def test_a_stuck_sweep_yields_to_a_resume_and_repeats_nothing() -> None:
     world = await a_world_of_names()
     await paused(world, BAD, "active")
     await paused(world, GOOD, "active")
@@ -191,7 +191,7 @@ async def test_a_kick_whose_partition_takes_no_appends_ends_and_so_does_the_next
 
 
 @pytest.mark.parametrize("lost", [[LOST], range(COUNT)])
-def test_a_kick_of_a_route_does_not_hold_back_what_waits_for_a_healthy_destination(lost: Iterable[int]) -> None:
+def test_a_kick_of_a_route_does_not_hold_back_a_healthy_destination(lost: Iterable[int]) -> None:
     """Whether one partition of the tier takes no appends, or none of them does: what comes due is delivered."""
 
     async def scenario() -> None:
@@ -216,7 +216,7 @@ def test_a_kick_of_a_route_does_not_hold_back_what_waits_for_a_healthy_destinati
 
 
 @virtual
-async def test_a_kick_that_can_inject_nothing_lets_others_begin_and_repeats_nothing_once_it_can() -> None:
+async def test_a_stuck_kick_lets_others_begin_and_repeats_nothing_once_it_continues() -> None:
     world = await a_world_of_names()
     await waiting(world, GOOD, 20)
     await waiting(world, BAD, 3)
@@ -240,7 +240,7 @@ async def test_a_kick_that_can_inject_nothing_lets_others_begin_and_repeats_noth
 
 
 @virtual
-async def test_a_kick_of_much_holds_back_what_it_has_announced_for_as_long_as_it_goes_on() -> None:
+async def test_a_long_kick_holds_its_announced_retries_to_its_end() -> None:
     """It takes longer than routers wait for a sign of it, and what comes due meanwhile is delivered once."""
     world = await a_world(a_route(to=("ci",), retry=a_policy(max_age=1e6)))
     await waiting(world, "ci", 1000)
@@ -273,7 +273,7 @@ async def test_a_kick_of_much_holds_back_what_it_has_announced_for_as_long_as_it
 
 
 @virtual
-async def test_a_condition_that_fails_and_its_dead_letters_partition_without_a_leader_stop_no_other_replay() -> None:
+async def test_a_failing_condition_stops_no_other_replay_while_its_dead_letter_waits() -> None:
     world = await a_world(a_route("bad", when="body.n + 1 > 0"), a_route("build", to=("audit",)))
     await events_of(world, 3, body=b'{"n": "x"}')
     world.log.lose_leader(Partition(TOPICS.dead, partition_of(b"ci", COUNT)))
@@ -286,7 +286,7 @@ async def test_a_condition_that_fails_and_its_dead_letters_partition_without_a_l
 
 
 @virtual
-async def test_a_late_one_too_large_and_its_dead_letters_partition_without_a_leader_stop_no_resume() -> None:
+async def test_a_parked_delivery_too_large_for_its_tier_stops_no_resume_while_its_dead_letter_waits() -> None:
     world = await a_world_of_names()
     world.log.lose_leader(Partition(TOPICS.dead, LOST))
     await paused(world, BAD, "active")
@@ -303,7 +303,7 @@ async def test_a_late_one_too_large_and_its_dead_letters_partition_without_a_lea
 
 
 @pytest.mark.parametrize("lost", [[partition_of(b"k", COUNT)], range(COUNT)])
-def test_a_record_that_cannot_be_decoded_nor_dead_lettered_holds_up_nothing_that_was_parked_late(
+def test_an_undecodable_record_without_a_dead_letter_topic_delays_no_late_parked_delivery(
     lost: Iterable[int],
 ) -> None:
     async def scenario() -> None:

@@ -251,7 +251,7 @@ def custom(topic: str, prefix: str) -> Mapping[str, list[Right]]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("taken", ["Read", "Write", "all"])
-async def test_taking_the_rights_to_a_topic_away_ends_no_process_and_delays_no_other_source(
+async def test_revoked_topic_rights_end_no_process_and_delay_no_other_source(
     guarded: Guarded, prefix: str, tmp_path: Path, taken: str
 ) -> None:
     """Nor what has an order. What its senders were promised meanwhile is delivered once the rights are back."""
@@ -308,7 +308,7 @@ async def test_taking_the_rights_to_a_topic_away_ends_no_process_and_delays_no_o
 
 
 @pytest.mark.timeout(90)
-async def test_taking_the_rights_to_groups_away_ends_no_process_and_it_goes_on_once_they_are_back(
+async def test_revoked_group_rights_end_no_process_and_restored_ones_suffice(
     guarded: Guarded, prefix: str, tmp_path: Path
 ) -> None:
     await guarded.allow(documented(prefix))
@@ -331,7 +331,7 @@ async def test_taking_the_rights_to_groups_away_ends_no_process_and_it_goes_on_o
             assert await router.stop() == 0, router.story()
 
 
-async def test_jobs_go_on_without_the_rights_to_a_topic_that_records_name(guarded: Guarded, prefix: str) -> None:
+async def test_jobs_continue_without_the_rights_to_a_topic_named_in_records(guarded: Guarded, prefix: str) -> None:
     """The history of a removed source with a `topic` of its own, and a replay of it, or of what can be no topic."""
     await guarded.allow(documented(prefix))
     topics = Topics(prefix)
