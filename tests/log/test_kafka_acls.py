@@ -250,7 +250,7 @@ def custom(topic: str, prefix: str) -> Mapping[str, list[Right]]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("taken", ["Read", "Write", "all"])
+@pytest.mark.parametrize("taken", ["Read", pytest.param("Write", marks=pytest.mark.full), "all"])
 async def test_revoked_topic_rights_end_no_process_and_delay_no_other_source(
     guarded: Guarded, prefix: str, tmp_path: Path, taken: str
 ) -> None:
@@ -307,6 +307,7 @@ async def test_revoked_topic_rights_end_no_process_and_delay_no_other_source(
                 assert await half.stop() == 0, half.story()
 
 
+@pytest.mark.full
 @pytest.mark.timeout(90)
 async def test_revoked_group_rights_end_no_process_and_restored_ones_suffice(
     guarded: Guarded, prefix: str, tmp_path: Path
