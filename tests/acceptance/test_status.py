@@ -584,7 +584,7 @@ async def test_an_absent_field_is_reported_with_the_present_ones_and_delivered_o
             await well.received(1, timeout=30)
             assert well.requests[0].body == b"jo"
             async with asyncio.timeout(5):  # its completion is committed within a second
-                while (await _status(long_place, *words)) != (0, []):
+                while (await _status(long_place, *words)) != (0, []):  # noqa: ASYNC110 - a command
                     await asyncio.sleep(0.2)
 
 
