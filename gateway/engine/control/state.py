@@ -41,7 +41,7 @@ class Control:
     def __init__(self, records: Iterable[ControlRecord] = ()) -> None:
         self.commands: dict[str, ControlRecord] = {}
         self.read_at = 0.0
-        """Until when its records are known, by the clock of whoever applies them."""
+        """When the control topic was last fetched, in the event loop's time."""
         self.resolutions = 0
         """Incremented whenever more dead letters were resolved: fewer may then be open."""
         self.kicks = 0

@@ -27,7 +27,7 @@ from gateway.engine.jobs.log_reader import (
     TURN,
     records_of,
 )
-from gateway.engine.successor_writer import SuccessorWriter
+from gateway.engine.successor_writer import SuccessorWriter, never
 from gateway.engine.unavailable_partitions import PatientReader
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
@@ -43,11 +43,6 @@ MAX_STORED = 10_000
 STOPPED_AT_NEWER = "up to the first dead letter that a newer version wrote, in each partition"
 
 Pick = Callable[[Partition, Record], Picked]
-
-
-def never() -> bool:
-    """Default `should_yield` and `gives_up`: never."""
-    return False
 
 
 async def skip_unreadable(_partition: Partition, _record: Record) -> bool:
