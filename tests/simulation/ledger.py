@@ -1304,12 +1304,12 @@ class Ledger:
                 if len(of_operators) < len(resolved_by) and not self._is_replayed(row):
                     self.violate("12 nothing is skipped", "a replay resolved what it has not queued", [row])
                 order, at = next(iter(of_operators), (None, 0.0))
-                if order is None or order.action == "drop" or order.name in self._incomplete:
+                if order is None or order.action == "drop":
                     continue
                 is_replayed = True
                 is_gone = row.gone_at < self._resolved_at.get(order.name, math.inf)
-                if len(of_operators) < len(resolved_by) or is_gone:
-                    continue  # the replay may have come first, or its topic's deletion
+                if len(of_operators) < len(resolved_by) or is_gone or order.name in self._incomplete:
+                    continue  # the replay may have come first, or its topic's deletion; or it couldn't read all
                 before = {each.stored.delivery.replayed_at for each in trail.rows if each.stored and each.at <= at}
                 if not any(
                     each.is_acknowledged
