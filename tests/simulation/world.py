@@ -144,6 +144,7 @@ class World:
         """Of all processes that there have been."""
         self._background: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
+        self._given: set[bytes] = set()  # keys of commands
         self._initial_poll_interval = 1.0 if plan.is_long else 0.0
         self._has_rate = any(each["rate"] for each in plan.destinations.values())
 
@@ -312,9 +313,17 @@ class World:
         """Return whether all know of a command: not if some hadn't read it as the control topic was deleted."""
         return all(key in each.control.commands for each in self.processes.values() if each.control.recreations)
 
+    def _has_read_orders(self, process: "Process") -> bool:
+        """Return whether a process knows all commands that there are: one that has just started may not yet."""
+        segment = self.broker.segments.get(CONTROL)
+        last = {record.key: record.value for record in segment.records} if segment else {}
+        given = {key.decode() for key, value in last.items() if value and key in self._given}
+        return given <= process.control.commands.keys()
+
     def _orders_are_done(self) -> bool:
         return bool(self.processes) and all(
-            not any(order.is_pending and self._is_known(order.key) for order in process.control.commands.values())
+            self._has_read_orders(process)
+            and not any(order.is_pending and self._is_known(order.key) for order in process.control.commands.values())
             and not process.control.unacknowledged_cancellations()
             for process in self.processes.values()
         )
@@ -580,6 +589,7 @@ class World:
                     self.ledger.touched.add(what["for"])
                     self.ledger.expedited.setdefault(what["for"], self.now())
         key, value = order.encode()
+        self._given.add(key)
         self.broker.store(OUTSIDE, CONTROL, key, value, [])
 
     # Rules.
