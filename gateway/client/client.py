@@ -26,10 +26,11 @@ from yarl import URL
 
 from gateway.client.connections import Connection, FailedError, Origin, Pool, StaleError, describe_failure
 from gateway.client.egress import EgressGuard, EgressRefusedError
-from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head, parse_retry_after
+from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, literal_address
+from gateway.client.retry_after import parse_retry_after
 from gateway.model import Attempt, Headers, Result
 from gateway.rules.rules import Access, Proxy, Tls
 

@@ -24,7 +24,7 @@ from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.outcomes import is_late
-from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.event_topics import topics_with_events
 from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
 from gateway.engine.ordered.appender import OrderedAppender, ordered_rules

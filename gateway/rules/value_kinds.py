@@ -341,6 +341,7 @@ NAME = Scalar(
     matching(NAME_PATTERN),
     pattern(NAME_PATTERN),
 )
+"""A new name. The pattern is in `model.py`, since names in records are decoded by it, too; the text repeats it."""
 NAME_REF = Scalar("a name", _text, pattern(NAME_PATTERN), is_name_ref=True)
 FILE_REF = Scalar("a file or a glob", _text, {"type": "string"}, is_name_ref=True)
 URL = Scalar(

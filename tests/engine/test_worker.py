@@ -20,7 +20,7 @@ from gateway.client.request import Outbound
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import ControlRecord, DeadFilter, decode
 from gateway.engine.control.state import Control
-from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition

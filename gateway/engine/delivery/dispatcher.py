@@ -26,7 +26,7 @@ from gateway.engine.delivery.attempts import Attempts
 from gateway.engine.delivery.holds import Holds
 from gateway.engine.delivery.lanes import Lane, Spill
 from gateway.engine.delivery.outcomes import Outcomes
-from gateway.engine.delivery.schedule import Schedule
+from gateway.engine.delivery.queues import Queues
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Client, Services
 from gateway.engine.successor_writer import SuccessorWriter, key_of
@@ -82,8 +82,8 @@ class Dispatcher:
         self._traces = services.traces
         self._successors = SuccessorWriter(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self.undecodable = self._successors.undecodable
-        self._schedule = Schedule(services.rules, services.control)
-        self._holds = Holds(services, self._schedule)
+        self._queues = Queues(services.rules, services.control)
+        self._holds = Holds(services, self._queues)
         self._pausing: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
@@ -113,14 +113,14 @@ class Dispatcher:
         if delivery.due > now:
             self.defer(item, delivery.due, now)
             return None
-        lane = self._schedule.lane(delivery.destination)
+        lane = self._queues.lane(delivery.destination)
         spill = lane.offer(item, now)
         if spill is not None:
             self._spill(spill, now)
             return None
         self._pump(lane, now)
         if lane.waiting:
-            self._schedule.watch_lane(lane)
+            self._queues.watch_lane(lane)
         return lane
 
     def defer_unknown(self, item: PendingDelivery) -> None:
@@ -193,7 +193,7 @@ class Dispatcher:
             return
         item.stage = Stage.WAITING
         if tracker.is_live:
-            self._schedule.wait(item, until)
+            self._queues.wait(item, until)
 
     def finish_silently(self, item: PendingDelivery) -> None:
         """Finish a delivery without an outcome: another record or owner continues it, or its route doesn't match it."""
@@ -216,7 +216,7 @@ class Dispatcher:
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
-        self._schedule.withdraw(items)
+        self._queues.withdraw(items)
 
     def cut_short(self, item: PendingDelivery, now: float) -> None:
         """End a delivery that keeps the window from advancing: an attempt as a timeout, a waiting one by way of a tier.
@@ -228,7 +228,7 @@ class Dispatcher:
             item.scope = None  # once
         elif item.stage is Stage.WAITING:
             self.withdraw([item])
-            lane = self._schedule.lanes.get(item.delivery.destination)
+            lane = self._queues.lanes.get(item.delivery.destination)
             due = max(now if lane is None else lane.reserve_slot(now), now + TIERS[tiers.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
@@ -236,7 +236,7 @@ class Dispatcher:
 
     def set_limits(self, share: float | None = None) -> None:
         """Set the lanes' limits according to the active rules and this worker's share of the fleet."""
-        self._schedule.set_limits(share)
+        self._queues.set_limits(share)
 
     def _pump(self, lane: Lane, now: float) -> None:
         """Start the attempts that a lane allows."""
@@ -343,7 +343,7 @@ class Dispatcher:
             self.defer_unknown(item)
             return
         keeps_order = item.record.tracker.owner.keeps_order
-        lane = self._schedule.lanes.get(delivery.destination)
+        lane = self._queues.lanes.get(delivery.destination)
         if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_have_recovered(now):
             down_for = lane.breaker.down_for(now)
             if delivery.attempts and now > delivery.age_began_at + route.retry.max_age and down_for > BREAKER_DEFER_MIN:
@@ -426,19 +426,19 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Resume due deliveries, and start or spill queued ones, until cancelled."""
-        schedule = self._schedule
+        queues = self._queues
         while True:
-            await self._sleep(schedule.until_next_check(self._log.now()))
-            schedule.apply_kicks()
+            await self._sleep(queues.until_next_check(self._log.now()))
+            queues.apply_kicks()
             now = self._log.now()
             count = 0
-            while not self._is_draining and (item := schedule.pop_due(now)) is not None:
+            while not self._is_draining and (item := queues.pop_due(now)) is not None:
                 item.record.tracker.owner.resume(item, now)
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
                     now = self._log.now()  # breakers may have opened meanwhile
-            for lane in schedule.watched_lanes():
+            for lane in queues.watched_lanes():
                 self._pump(lane, now)
                 for spill in lane.pop_overdue(now):
                     self._spill(spill, now)
