@@ -223,7 +223,7 @@ async def waiting_deliveries(
             is_over = (
                 _was_resumed(control, stored, partition, record)
                 if topic == topics.parked
-                else control.is_kicked(
+                else control.was_injected_by_kick(
                     delivery.route, delivery.destination, partition, record.offset, record.appended_at
                 )
             )

@@ -451,7 +451,7 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
 
 
 @virtual
-async def test_late_parked_deliveries_are_swept_after_the_resume() -> None:
+async def test_late_parked_deliveries_are_rescanned_after_the_resume() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
@@ -469,7 +469,7 @@ async def test_late_parked_deliveries_are_swept_after_the_resume() -> None:
 
 
 @virtual
-async def test_swept_deliveries_are_left_by_the_next_owner_of_the_jobs() -> None:
+async def test_rescanned_deliveries_are_left_by_the_next_owner_of_the_jobs() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))

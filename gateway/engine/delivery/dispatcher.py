@@ -154,8 +154,9 @@ class Dispatcher:
 
         async def write(append: Append) -> None:
             topic = pending.tracker.partition.topic
-            checks, failed = self._appends.ownership_checks(append, pending), partial(self._appends.mark_failed, append)
-            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *checks, failed=failed)
+            predicates = self._appends.ownership_predicates(append, pending)
+            failed = partial(self._appends.mark_failed, append)
+            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *predicates, failed=failed)
             finish()
             self._appends.finish(append, is_stored=is_stored)
 
@@ -164,8 +165,9 @@ class Dispatcher:
             return
         pending.unfinished = 1
         size = APPEND_OVERHEAD + pending.size // 3
-        retry = partial(self.dead_letter_undecodable, pending, record, error)
-        append = self._appends.begin(self._topics.dead, record.key, size, source=pending, retry=retry)
+        on_admitted = partial(self.dead_letter_undecodable, pending, record, error)
+        topic = self._topics.dead
+        append = self._appends.begin(topic, record.key, size, predecessor=pending, on_admitted=on_admitted)
         if append is not None:
             self.spawn(partial(write, append), "worker-successor")
 
@@ -211,8 +213,8 @@ class Dispatcher:
     def release_waiting_appends(self, lost: Tracker) -> None:
         """Finish what waits to be appended of a lost partition. Appends in flight detect it themselves."""
         for pending in [each for each in lost.pendings.values() if each.tracker is lost]:
-            for source in (pending, *pending.items):  # itself, if it can't be decoded
-                self._appends.retry_now(source)
+            for predecessor in (pending, *pending.items):  # itself, if it can't be decoded
+                self._appends.admit_waiting(predecessor)
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
@@ -381,20 +383,20 @@ class Dispatcher:
             item.stage = Stage.WAITING
         else:
             item.stage = Stage.APPEND
-            retry = partial(self._write_successor, item, topic, outcome)
-            size = _size_of_write(item)
-            append = self._appends.begin(topic, key_of(item.delivery), size, source=item, retry=retry)
+            on_admitted = partial(self._write_successor, item, topic, outcome)
+            key, size = key_of(item.delivery), _size_of_write(item)
+            append = self._appends.begin(topic, key, size, predecessor=item, on_admitted=on_admitted)
             if append is not None:
                 write = self._write if self._traces is None else partial(self._write_traced, self._traces)
                 self.spawn(partial(write, item, topic, outcome, append), "worker-successor")
 
     async def _write(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
         delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-        checks = self._appends.ownership_checks(append, item.record)
+        predicates = self._appends.ownership_predicates(append, item.record)
         failed = partial(self._appends.mark_failed, append)
         if outcome is None:
             try:
-                is_stored = await self._successors.store(topic, delivery, item.metadata, *checks, failed=failed)
+                is_stored = await self._successors.store(topic, delivery, item.metadata, *predicates, failed=failed)
             except RecordTooLargeError:
                 # As an append of its own: dead letters that can't be stored keep nobody else from this topic.
                 self._appends.finish(append, is_stored=False)
@@ -402,7 +404,7 @@ class Dispatcher:
                 self._write_successor(item, self._topics.dead, outcome)
                 return
         else:
-            is_stored = await self._successors.dead_letter(delivery, outcome, *checks, failed=failed)
+            is_stored = await self._successors.dead_letter(delivery, outcome, *predicates, failed=failed)
             if is_stored:
                 made = delivery.attempts[-1].number if delivery.attempts else 0
                 self._outcomes.ended(item, outcome, made, self._log.now())
