@@ -205,7 +205,7 @@ def print_outcome(
                 "dead": done.dead,
             }
         if done and done.unread:
-            fields["unread_partitions"] = done.unread
+            fields["unreadable_partitions"] = done.unread
         output.line(fields | ({name: value for name, value in more.items() if value} if done else {}))
     elif done:
         for line in text_of(done).splitlines():

@@ -17,11 +17,11 @@ from gateway.ops.control_client import ControlClient
 from gateway.ops.dead_letters import Groups, deliveries_of, find_dead_letters, read_dead_letters
 from gateway.ops.output import Output, count
 from gateway.ops.presentation import (
-    Cells,
-    group_cells,
-    letter_cells,
+    Row,
+    group_row,
     letter_content,
     letter_fields,
+    letter_row,
     print_letter,
     print_rows,
 )
@@ -63,7 +63,7 @@ async def _dead_list(call: Call) -> int:
     arguments, output = call.arguments, call.output
     groups = Groups()
     count_all = 0
-    rows: list[Cells] = []
+    rows: list[Row] = []
     async with opened_log(call) as log:
         control = await ControlClient(log, call.topics).control()
         which = _filter(arguments, now=log.now())
@@ -80,7 +80,7 @@ async def _dead_list(call: Call) -> int:
                         continue
                     groups.add(letter)
                     if count_all <= arguments.limit:
-                        rows.append(letter_cells(letter, with_status=arguments.all))
+                        rows.append(letter_row(letter, with_status=arguments.all))
     if count_all > arguments.limit:
         output.note(
             f"there are more than {arguments.limit}; --limit shows more"
@@ -88,7 +88,7 @@ async def _dead_list(call: Call) -> int:
             else f"the newest {arguments.limit:,} of {count_all:,}; --limit shows more"
         )
     if rows:
-        print_rows(output, [group_cells(group) for group in groups.largest_first()])
+        print_rows(output, [group_row(group) for group in groups.largest_first()])
         output.print()
         print_rows(output, rows)
     else:
@@ -177,7 +177,7 @@ async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
             counts: Counter[tuple[str, str, str]] = Counter()
             if arguments.dry_run or is_asked:
                 async for letter in read_dead_letters(log, call.topics, control, which, include_resolved=False):
-                    counts[letter.letter.route, letter.letter.destination, letter.letter.reason] += 1
+                    counts[letter.properties.route, letter.properties.destination, letter.properties.reason] += 1
         if arguments.dry_run:
             _print_dry_run(output, action, counts)
             return 0

@@ -10,7 +10,7 @@ from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
 from gateway.ops.log_search import Found, find_event, is_position, newest_first, original_of
-from gateway.ops.presentation import Cells, event_cells, event_content, event_fields, print_event, print_rows
+from gateway.ops.presentation import Row, event_content, event_fields, event_row, print_event, print_rows
 from gateway.required_topics import event_topics
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
@@ -36,7 +36,7 @@ def events_arguments(parser: Parser) -> None:
 async def _events_list(call: Call) -> int:
     arguments, output = call.arguments, call.output
     topics = _event_topics(call, arguments.source)
-    rows: list[Cells] = []
+    rows: list[Row] = []
     async with opened_log(call) as log:
         since = None if arguments.since is None else log.now() - arguments.since
         with output.waiting("reading the log"):
@@ -49,7 +49,7 @@ async def _events_list(call: Call) -> int:
                         continue
                     if output.json:
                         output.line(event_fields(found, event, problem))
-                    rows.append(event_cells(found, event, problem))
+                    rows.append(event_row(found, event, problem))
     if rows:
         print_rows(output, rows)
     else:
@@ -96,7 +96,7 @@ async def _events_show(call: Call) -> int:
                             break
     for found, event, copied in found_events:
         if output.json:
-            more = {"copy_of": copied} if copied else {}
+            more = {"duplicate_of": copied} if copied else {}
             output.line(event_fields(found, event, "") | more | event_content(event))
         else:
             print_event(output, event, found.position, copied)

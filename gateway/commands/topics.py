@@ -3,7 +3,7 @@
 from rich.text import Text
 
 from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
-from gateway.ops.presentation import Cells, print_rows, topic_cells, topic_fields
+from gateway.ops.presentation import Row, print_rows, topic_fields, topic_row
 from gateway.required_topics import specs_of
 from gateway.telemetry import logs
 
@@ -22,7 +22,7 @@ async def _topics_create(call: Call) -> int:
     if call.output.json:
         for spec in specs:
             call.output.line(topic_fields(spec) | {"created": spec.name in created})
-    rows = [topic_cells(spec, "created" if spec.name in created else "exists") for spec in specs]
+    rows = [topic_row(spec, "created" if spec.name in created else "exists") for spec in specs]
     print_rows(call.output, rows)
     return 0
 
@@ -39,7 +39,7 @@ async def _topics_check(call: Call) -> int:
         with call.output.waiting("reading the topics' configuration"):
             problems = await log.check(specs)
     is_fatal = any(problem.is_fatal for problem in problems)
-    rows: list[Cells] = []
+    rows: list[Row] = []
     for spec in specs:
         own = [problem for problem in problems if problem.topic == spec.name]
         if call.output.json:
@@ -48,7 +48,7 @@ async def _topics_check(call: Call) -> int:
         message = Text("\n").join(
             [Text(logs.printable(problem.message), style="red" if problem.is_fatal else "yellow") for problem in own]
         )
-        rows.append(topic_cells(spec, message if own else Text("ok", style="green")))
+        rows.append(topic_row(spec, message if own else Text("ok", style="green")))
     named = {spec.name for spec in specs}
     for problem in problems:
         if problem.topic not in named:
