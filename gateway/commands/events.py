@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets
 from gateway.commands.values import Parser, duration, positive
 from gateway.log.base import Log
 from gateway.log.records import decode_event
@@ -30,10 +30,10 @@ def events_arguments(parser: Parser) -> None:
     "events list",
     about="list the newest events in the log",
     example="gateway events list --source github --since 1h",
-    takes=events_arguments,
-    settings=("rules", *LOG),
+    add_arguments=events_arguments,
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _events_list(call: Call) -> int:
+async def _events_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     topics = _event_topics(call, arguments.source)
     rows: list[Row] = []
@@ -67,10 +67,10 @@ def event_arguments(parser: Parser) -> None:
     "events show",
     about="show an event with its headers and body",
     example="gateway events show evt_9c1f…",
-    takes=event_arguments,
-    settings=("rules", *LOG),
+    add_arguments=event_arguments,
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _events_show(call: Call) -> int:
+async def _events_show(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     found_events: list[tuple[Found, Event, str]] = []
     topics = _event_topics(call, arguments.source)
@@ -108,7 +108,7 @@ async def _events_show(call: Call) -> int:
 _NEITHER = "{}: expected the id of an event in the log, or its position, got neither"
 
 
-async def find(call: Call, log: Log, topics: Iterable[str], name: str) -> Found | None:
+async def find(call: Invocation, log: Log, topics: Iterable[str], name: str) -> Found | None:
     """Return the event with an id or at a position; print an error if there is none, or it can't be read."""
     try:
         with call.output.waiting(f"looking for {name}"):
@@ -135,7 +135,7 @@ async def position_of_original(rules: Rules | None, log: Log, found: Found, even
     return "" if original is None else original.position
 
 
-def _event_topics(call: Call, source: str | None) -> list[str]:
+def _event_topics(call: Invocation, source: str | None) -> list[str]:
     """Return the topics of events. Without readable rules, a source's topic is derived from its name."""
     try:
         rules = rules_without_secrets(call.settings.rules)

@@ -5,8 +5,8 @@ import re
 import time
 
 from gateway.commands.base import (
-    LOG,
-    Call,
+    LOG_SETTINGS,
+    Invocation,
     command,
     opened_log,
     read,
@@ -46,10 +46,10 @@ def explain_arguments(parser: Parser) -> None:
     "explain",
     about="show which routes match an event, which don't and why, and the requests they would make",
     example="gateway explain routes.yaml --source github --header 'X-GitHub-Event: push' samples/github.push.json",
-    takes=explain_arguments,
-    settings=LOG,
+    add_arguments=explain_arguments,
+    settings=LOG_SETTINGS,
 )
-async def _explain(call: Call) -> int:
+async def _explain(call: Invocation) -> int:
     arguments = call.arguments
     rules = rules_without_secrets(rule_file(call))
     is_secret_shown = arguments.show_secrets

@@ -7,7 +7,7 @@ import time
 import uuid
 from dataclasses import asdict
 
-from gateway.commands.base import Call, command, read
+from gateway.commands.base import Invocation, command, read
 from gateway.commands.values import Parser, duration, header, port, positive, signing_secret, statuses
 from gateway.ops.presentation import is_success, print_response, print_responses
 from gateway.ops.receiver import Received, Receiver
@@ -43,10 +43,10 @@ def send_arguments(parser: Parser) -> None:
     "send",
     about="send an event as its provider would, signed with the secrets in the rules",
     example="gateway send github --url http://127.0.0.1:8080 --type push samples/github.push.json",
-    takes=send_arguments,
+    add_arguments=send_arguments,
     settings=("rules",),
 )
-async def _send(call: Call) -> int:
+async def _send(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     source, verifier = source_of(call.settings.rules, arguments.source, secret=arguments.secret)
     given = None if arguments.file is None else read(arguments.file)
@@ -109,9 +109,9 @@ def receive_arguments(parser: Parser) -> None:
     "receive",
     about="run a test receiver that shows what it gets, verifies it, and fails on demand",
     example="gateway receive --port 9101 --respond 503,503,200 --delay 200ms --secret whsec_…",
-    takes=receive_arguments,
+    add_arguments=receive_arguments,
 )
-async def _receive(call: Call) -> int:
+async def _receive(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
 
     def report(received: Received) -> None:

@@ -2,7 +2,7 @@
 
 from rich.text import Text
 
-from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets
 from gateway.ops.presentation import Row, print_rows, topic_fields, topic_row
 from gateway.required_topics import specs_of
 from gateway.telemetry import logs
@@ -12,9 +12,9 @@ from gateway.telemetry import logs
     "topics create",
     about="create missing topics",
     example="gateway topics create --rules routes.yaml --log kafka://broker1:9092",
-    settings=("rules", *LOG),
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _topics_create(call: Call) -> int:
+async def _topics_create(call: Invocation) -> int:
     specs = specs_of(rules_without_secrets(call.settings.rules), call.topics)
     async with opened_log(call, may_create=True) as log:
         with call.output.waiting("creating topics"):
@@ -31,9 +31,9 @@ async def _topics_create(call: Call) -> int:
     "topics check",
     about="compare the topics' configuration with what the guarantees require",
     example="gateway topics check --log kafka://broker1:9092",
-    settings=("rules", *LOG),
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _topics_check(call: Call) -> int:
+async def _topics_check(call: Invocation) -> int:
     specs = specs_of(rules_without_secrets(call.settings.rules), call.topics)
     async with opened_log(call) as log:
         with call.output.waiting("reading the topics' configuration"):
