@@ -87,7 +87,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         raise UsageError(f"{event.id}: expected an event of a source in the rules, got one of {event.source!r}")
     request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
     failed = {route.name for route, error in rules.table.match(EventView.of(event)) if error is not None}
-    mask = None if is_secret_shown else _Mask(rules.resolved)
+    mask = None if is_secret_shown else _Mask(rules.secret_values)
     routes = []
     for found in rules.table.explain(EventView.of(event)):
         requests: list[Planned] = []

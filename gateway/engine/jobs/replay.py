@@ -346,7 +346,7 @@ class Replays:
         def window() -> float | None:
             source = self._rules().sources.get(event.source)
             # If the active rules derive another identity, it isn't a duplicate.
-            return source.dedupe if source is not None and EventBuilder(source).knows(event) else None
+            return source.dedupe if source is not None and EventBuilder(source).reproduces_id_of(event) else None
 
         return identities.offset_in_id(event, record, window)
 
