@@ -323,7 +323,7 @@ async def test_a_failed_attempt_is_retried_when_it_is_due_and_not_before() -> No
 
 
 @virtual
-async def test_the_successor_is_acknowledged_before_the_source_is_done() -> None:
+async def test_the_successor_is_acknowledged_before_the_predecessor_is_done() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(30.0,), max_age=3600.0)), ci=[503, 200])
     await world.put(*events(1))
     world.log.fail_appends()
