@@ -53,13 +53,13 @@ format: $(READY) ## write the format and the safe fixes
 
 SEEDS ?= 10000
 FIRST ?= 0
-simulate: $(READY) ## the engine in SEEDS=10000 simulated worlds from FIRST=0 on; makes the first failure small
+simulate: $(READY) ## the engine in SEEDS=10000 simulation runs from FIRST=0 on; makes the first failure small
 	@$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
 mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (some 8 minutes)
 	@$(BIN)/python -m tests.mutants
 
-bench: $(READY) ## ratios against a bare aiohttp pipeline, measured in one run
+bench: $(READY) ## cost relative to a minimal aiohttp pipeline, measured in one run
 	@$(BIN)/python -m benchmarks
 
 chart: ## copy the Prometheus rules and the dashboards into the Helm chart

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gateway.commands import COMMANDS
-from gateway.commands.base import SETTINGS, Call
+from gateway.commands.base import SETTINGS, Invocation
 from gateway.commands.completion import ASKED, complete
 from gateway.model import ForbiddenError, GatewayError, RulesError, UsageError
 from gateway.ops.output import Output
@@ -66,7 +66,7 @@ def _main(words: list[str]) -> int:
     arguments = command.parser().parse_intermixed_args(words[len(command.name.split()) :])
     output = Output(json=arguments.json)
     try:
-        result = command.run(Call(arguments, _settings(arguments), output))
+        result = command.run(Invocation(arguments, _settings(arguments), output))
         return asyncio.run(result) if isinstance(result, Coroutine) else result
     except (ForbiddenError, RulesError, UsageError) as error:
         output.fail(str(error))

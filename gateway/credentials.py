@@ -11,7 +11,7 @@ from gateway.client.request import Outbound
 from gateway.log.kafka.connection import Security
 from gateway.model import LogUnavailableError, UsageError
 from gateway.rules.destination_credentials import TlsError, expiries_of, tls_of
-from gateway.rules.rules import Access, Egress, OAuth2, Tls
+from gateway.rules.rules import DestinationAccess, Egress, OAuth2, Tls
 from gateway.rules.yaml_document import reason_of
 from gateway.settings import KafkaSecurity, SaslMechanism
 
@@ -36,7 +36,7 @@ def kafka_certificate_expiries(settings: KafkaSecurity) -> dict[str, float]:
 class _TokenEndpoint:
     """A token endpoint at which this process is a client. The token is for the log only, and used for a minute."""
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(self, url: str, access: DestinationAccess) -> None:
         self._url = url
         self._access = access
         self._tokens: Tokens | None = None
@@ -73,7 +73,9 @@ def _read(settings: KafkaSecurity) -> Security:
         scope=tuple((settings.scope or "").split()),
         audience=settings.audience,
     )
-    return Security(tls=tls, mechanism=mechanism, token=_TokenEndpoint(settings.token_url, Access(oauth2=client)).token)
+    return Security(
+        tls=tls, mechanism=mechanism, token=_TokenEndpoint(settings.token_url, DestinationAccess(oauth2=client)).token
+    )
 
 
 def _tls(settings: KafkaSecurity) -> Tls:

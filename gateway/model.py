@@ -22,7 +22,7 @@ Life = tuple[Occurrence, float]
 """A delivery's occurrence, and when its age began if it was replayed, else 0."""
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
-"""The names that sources, routes and destinations may have."""
+"""The names that sources, routes and destinations may have, in rules and in records; `value_kinds.py` describes it."""
 SHOWN = 60
 """Maximum characters of an external value in a message."""
 

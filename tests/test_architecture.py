@@ -91,6 +91,7 @@ ONLY_USER = {
 PURE = {
     "gateway/client/request.py",
     "gateway/client/http1.py",
+    "gateway/client/retry_after.py",
     "gateway/ingress/body_memory.py",
     "gateway/engine/delivery/breaker.py",
     "gateway/engine/dedupe/index.py",

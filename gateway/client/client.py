@@ -26,12 +26,13 @@ from yarl import URL
 
 from gateway.client.connections import Connection, FailedError, Origin, Pool, StaleError, describe_failure
 from gateway.client.egress import EgressGuard, EgressRefusedError
-from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head, parse_retry_after
+from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, literal_address
+from gateway.client.retry_after import parse_retry_after
 from gateway.model import Attempt, Headers, Result
-from gateway.rules.rules import Access, Proxy, Tls
+from gateway.rules.rules import DestinationAccess, Proxy, Tls
 
 CONNECT_TIMEOUT = 1.0  # For each address but the last, so that an unreachable one leaves time for the next.
 
@@ -121,7 +122,7 @@ class Client:
             retry_after=retry_after,
         )
 
-    async def _post_with_token(self, outbound: Outbound, access: Access, deadline: float) -> ResponseReader:
+    async def _post_with_token(self, outbound: Outbound, access: DestinationAccess, deadline: float) -> ResponseReader:
         token = await self._tokens.get(outbound.url, access, deadline)
         response = await self._post(_authorized(outbound, token), deadline)
         if response.status == HTTPStatus.UNAUTHORIZED:
@@ -139,7 +140,7 @@ class Client:
         try:
             return await self._post(outbound, deadline, keeps_body=True)
         except FailedError as failure:
-            raise NoTokenError(failure.detail, is_late=self._loop.time() >= deadline) from failure
+            raise NoTokenError(failure.detail, timed_out=self._loop.time() >= deadline) from failure
 
     async def _post(self, outbound: Outbound, deadline: float, *, keeps_body: bool = False) -> ResponseReader:
         access = outbound.access

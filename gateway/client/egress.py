@@ -3,7 +3,9 @@
 The lists are explicit, since `ipaddress.is_global` accepts NAT64, 6to4 and multicast, and the addresses from which
 clouds serve credentials aren't in any registry. An IPv6 address that embeds an IPv4 one is refused for either.
 
-The chart's network policies exclude `NAMED_ONLY` as well; `tests/deploy/test_chart.py` compares the two.
+Copies of `NAMED_ONLY` are in `deploy/kubernetes/webhook-gateway/values.yaml` (network policies),
+`deploy/kubernetes/examples/production.yaml` (IPv4 alone) and `deploy/systemd/gateway.service`;
+`tests/deploy/test_chart.py` and `tests/deploy/test_systemd.py` compare them.
 """
 
 from collections.abc import Iterable, Iterator

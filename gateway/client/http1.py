@@ -6,13 +6,9 @@ drops bytes that weren't UTF-8. And because it is cheap: the response's body is 
 
 import re
 from collections.abc import Generator, Iterable
-from datetime import UTC, datetime
 
 RESPONSE_LIMIT = 16 * 1024  # Maximum bytes of a body that we read to reuse its connection.
-RETRY_AFTER_CAP = 86400.0  # Maximum seconds of a Retry-After: a day.
 HEAD_LIMIT = 64 * 1024  # Twice the limit of the usual servers.
-# RFC 9110 §5.6.7: IMF-fixdate, then the obsolete forms of RFC 850 and asctime.
-_HTTP_DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
 _HEAD_END = re.compile(rb"\n\r?\n")  # RFC 9112 §2.2: a lone LF may be recognised as the end of a line
 _CHUNK_LINE_LIMIT = 1024
 _DIGITS = 16  # of a length: an exabyte
@@ -154,24 +150,6 @@ class ResponseReader:
         if self.kept is not None:
             self.body = bytes(self.kept[: len(self.kept) + min(0, self._left or 0)])
         return True
-
-
-def parse_retry_after(value: str, *, now: float) -> float | None:
-    """Parse a `Retry-After` header (RFC 9110 §10.2.3) as seconds from `now`, 0 to a day; None if it is malformed.
-
-    A past date or a negative number is 0.
-    """
-    text = value.strip()
-    digits = text.removeprefix("-")
-    if digits.isascii() and digits.isdigit():
-        return 0.0 if digits != text else min(float(digits), RETRY_AFTER_CAP)  # `int` refuses thousands of digits.
-    for form in _HTTP_DATES:
-        try:
-            at = datetime.strptime(text, form).replace(tzinfo=UTC).timestamp()
-        except ValueError:
-            continue
-        return min(max(at - now, 0.0), RETRY_AFTER_CAP)
-    return None
 
 
 def _status(line: bytes) -> tuple[int, bool]:

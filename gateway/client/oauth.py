@@ -1,4 +1,4 @@
-"""Access tokens by client credentials (RFC 6749, section 4.4): fetched when needed, and kept while they are valid.
+"""Access tokens from the client-credentials grant (RFC 6749, section 4.4): fetched when needed, kept while valid.
 
     attempt ─▶ token? ──valid──▶ send ─▶ 401? ──no──▶ accepted
                  │ none, or expired        │ yes, and it may be the token's fault
@@ -26,42 +26,43 @@ from yarl import URL
 
 from gateway.client.http1 import RESPONSE_LIMIT, ResponseReader
 from gateway.client.request import USER_AGENT, Outbound
-from gateway.rules.rules import Access, OAuth2, TokenStyle
+from gateway.rules.rules import DestinationAccess, OAuth2, TokenEndpointAuthMethod
 
 MARGIN = 60.0  # Seconds before its expiry after which a token isn't used: covers an attempt and a clock difference.
 MARGIN_SHARE = 0.1  # But at most this share of a short lifetime.
 DEFAULT_LIFETIME = 300.0  # For a response without `expires_in`, which is only recommended.
 MAX_LIFETIME = 86400.0
 REFUSED_TOKEN_MIN_AGE = 60.0
-"""Seconds for which a new token is kept although it is refused as well: then the token isn't at fault."""
+"""A token renewed after a 401 isn't renewed again for this many seconds: if it is rejected too, the token isn't the
+cause."""
 SLOTS_LIMIT = 10_000
 
 Fetch = Callable[[Outbound, float], Awaitable[ResponseReader]]
-"""Sends a request until a deadline, and returns its response with the body kept; raises NoTokenError."""
+"""Sends a request, giving up at the deadline, and returns its response with the body kept; raises NoTokenError."""
 
 
 class NoTokenError(Exception):
     """The token endpoint, or its settings in the rules, are at fault. `str()` contains nothing of its response.
 
-    `is_late`: only the deadline of the requesting attempt has passed.
+    `timed_out`: only the deadline of the requesting attempt has passed.
     """
 
-    def __init__(self, detail: str, *, is_late: bool = False) -> None:
+    def __init__(self, detail: str, *, timed_out: bool = False) -> None:
         super().__init__(f"token endpoint: {detail}")
         self.detail = detail
-        self.is_late = is_late
+        self.timed_out = timed_out
 
 
 class Token:
     """A token, as the value of an Authorization header. `asked_at` is when it, or a newer one, was last requested."""
 
-    __slots__ = ("asked_at", "expires_at", "kept_until", "value")
+    __slots__ = ("asked_at", "expires_at", "no_renewal_before", "value")
 
-    def __init__(self, value: bytes, asked_at: float, expires_at: float, kept_until: float) -> None:
+    def __init__(self, value: bytes, asked_at: float, expires_at: float, no_renewal_before: float) -> None:
         self.value = value
         self.asked_at = asked_at
         self.expires_at = expires_at
-        self.kept_until = kept_until
+        self.no_renewal_before = no_renewal_before
 
 
 class Tokens:
@@ -70,14 +71,14 @@ class Tokens:
     def __init__(self, fetch: Fetch, clock: Callable[[], float]) -> None:
         self._fetch = fetch
         self._clock = clock
-        self._slots: dict[tuple[str, Access], _TokenSlot] = {}
+        self._slots: dict[tuple[str, DestinationAccess], _TokenSlot] = {}
 
-    async def get(self, url: str, access: Access, deadline: float) -> Token:
+    async def get(self, url: str, access: DestinationAccess, deadline: float) -> Token:
         """Return a token for a destination. Raises NoTokenError, by `deadline` at the latest."""
         return await self._get(self._slot(url, access), access, deadline)
 
-    async def recent(self, url: str, access: Access, deadline: float, *, max_age: float) -> Token:
-        """Return a token for a caller that doesn't learn of refusals: it is renewed after `max_age` seconds.
+    async def recent(self, url: str, access: DestinationAccess, deadline: float, *, max_age: float) -> Token:
+        """Return a token for a caller that isn't told about 401s: it is renewed after `max_age` seconds.
 
         If that fails, the older one is used while it is valid, and another one requested after `max_age` again. Raises
         NoTokenError.
@@ -94,12 +95,12 @@ class Tokens:
             known.asked_at = self._clock()
             return known
 
-    async def renew(self, url: str, access: Access, deadline: float, refused: Token) -> Token | None:
-        """Return another token than one that got a 401; None if another one would hardly help.
+    async def renew(self, url: str, access: DestinationAccess, deadline: float, refused: Token) -> Token | None:
+        """Return another token than one that got a 401; None if another one is unlikely to help.
 
         Raises NoTokenError.
         """
-        if self._clock() < refused.kept_until:
+        if self._clock() < refused.no_renewal_before:
             return None
         slot = self._slot(url, access)
         if slot.token is refused:
@@ -108,12 +109,12 @@ class Tokens:
 
     def accepted(self, token: Token) -> None:
         """Note that a token was accepted: a later 401 then means that it has become invalid."""
-        token.kept_until = 0.0
+        token.no_renewal_before = 0.0
 
     async def _get(
         self,
         slot: "_TokenSlot",
-        access: Access,
+        access: DestinationAccess,
         deadline: float,
         *,
         is_renewal: bool = False,
@@ -128,7 +129,7 @@ class Tokens:
             pending = slot.pending
             await asyncio.wait([pending], timeout=deadline - now)
             if not pending.done():
-                raise NoTokenError("expected a token, got none in time", is_late=True)
+                raise NoTokenError("expected a token, got none in time", timed_out=True)
             match pending.result():
                 case Token() as token:
                     return token
@@ -137,7 +138,9 @@ class Tokens:
                 case None:
                     continue
 
-    async def _fetch_for_all(self, slot: "_TokenSlot", access: Access, deadline: float, *, is_renewal: bool) -> Token:
+    async def _fetch_for_all(
+        self, slot: "_TokenSlot", access: DestinationAccess, deadline: float, *, is_renewal: bool
+    ) -> Token:
         """Fetch a token, also for the attempts that wait meanwhile."""
         assert access.oauth2 is not None
         slot.pending = pending = asyncio.get_running_loop().create_future()
@@ -149,14 +152,14 @@ class Tokens:
             expires_at = now + life - min(MARGIN, life * MARGIN_SHARE)
             slot.token = outcome = Token(value, now, expires_at, now + REFUSED_TOKEN_MIN_AGE if is_renewal else 0.0)
         except NoTokenError as error:
-            outcome = None if error.is_late else error
+            outcome = None if error.timed_out else error
             raise
         finally:  # if cancelled, the waiting attempts request one themselves
             slot.pending = None
             pending.set_result(outcome)
         return outcome
 
-    def _slot(self, url: str, access: Access) -> "_TokenSlot":
+    def _slot(self, url: str, access: DestinationAccess) -> "_TokenSlot":
         """Return the slot of one destination: a refusal there says nothing about another's token."""
         slot = self._slots.get((url, access))
         if slot is None:
@@ -177,7 +180,7 @@ class _TokenSlot:
         return self.pending is not None or (self.token is not None and now < self.token.expires_at)
 
 
-def _request(access: Access) -> Outbound:
+def _request(access: DestinationAccess) -> Outbound:
     oauth2 = access.oauth2
     assert oauth2 is not None
     fields = {"grant_type": "client_credentials"}
@@ -190,7 +193,7 @@ def _request(access: Access) -> Outbound:
         (b"content-type", b"application/x-www-form-urlencoded"),
         USER_AGENT,
     ]
-    if oauth2.style is TokenStyle.BODY:
+    if oauth2.style is TokenEndpointAuthMethod.BODY:
         fields |= {"client_id": oauth2.client_id, "client_secret": oauth2.client_secret}
     else:
         headers.append((b"authorization", _basic(oauth2)))
@@ -215,7 +218,9 @@ def _read(response: ResponseReader, host: str) -> tuple[bytes, float]:
     if response.status // 100 != 2:  # noqa: PLR2004 - the class of success
         raise NoTokenError(f"{host}: expected a token, got {response.status}{_phrase(response)}")
     if response.body is None:
-        raise NoTokenError(f"{host}: expected a complete response of at most {RESPONSE_LIMIT} bytes, got another")
+        raise NoTokenError(
+            f"{host}: expected a complete response of at most {RESPONSE_LIMIT} bytes, got a truncated or larger one"
+        )
     try:
         document = orjson.loads(response.body)
     except ValueError:
@@ -224,17 +229,17 @@ def _read(response: ResponseReader, host: str) -> tuple[bytes, float]:
         raise NoTokenError(f"{host}: expected a JSON object, got something else")
     token = document.get("access_token")
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
-        raise NoTokenError(f"{host}: expected an access_token of visible ASCII characters, got none")
+        raise NoTokenError(f"{host}: expected an access_token of visible ASCII characters, got none or an invalid one")
     if str(document.get("token_type", "bearer")).lower() != "bearer":
         raise NoTokenError(f"{host}: expected a token of the type bearer, got one of another type")
     return b"Bearer " + token.encode("ascii"), _life(document.get("expires_in"), host)
 
 
-def _life(document: object, host: str) -> float:
-    if document is None:
+def _life(value: object, host: str) -> float:
+    if value is None:
         return DEFAULT_LIFETIME
     try:
-        life = math.nan if isinstance(document, bool) else float(document)  # type: ignore[arg-type] # TypeError is caught
+        life = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type] # TypeError is caught
     except (TypeError, ValueError, OverflowError):
         life = math.nan
     if not life >= 0:

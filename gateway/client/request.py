@@ -23,9 +23,9 @@ from gateway.rules.rules import (
     OPT_IN_HEADERS,
     OPT_IN_PREFIXES,
     RESERVED_HEADERS,
-    SIGNED_HEADERS,
-    Access,
+    SIGNATURE_HEADER_PREFIX,
     Destination,
+    DestinationAccess,
     RequestTemplate,
 )
 from gateway.rules.templates import Template
@@ -44,7 +44,7 @@ class Outbound:
     url: str = field(repr=False)
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
-    access: Access | None = field(default=None, repr=False)
+    access: DestinationAccess | None = field(default=None, repr=False)
 
 
 def compose(
@@ -121,11 +121,11 @@ def _forwarded_headers(
 
     A user agent is added if neither they nor the added headers have one.
     """
-    names = [name.translate(_FOLDED) for name, _ in headers]
+    names = [name.translate(_CGI_NORMALIZED) for name, _ in headers]
     dropped = _NEVER_FORWARDED
     if added or destination.drop_headers:
         others = [*added, *[name.encode() for name in destination.drop_headers]]
-        dropped = dropped.union([name.translate(_FOLDED) for name in others])
+        dropped = dropped.union([name.translate(_CGI_NORMALIZED) for name in others])
     if b"connection" in names:
         lines = [value for name, (_, value) in zip(names, headers, strict=True) if name == b"connection"]
         dropped = dropped.union([token for value in lines for token in _tokens(value)])
@@ -138,8 +138,8 @@ def _forwarded_headers(
     if destination.forward_headers:
         wanted = {name.lower().encode() for name in destination.forward_headers}
         names = [
-            _OPTED_IN if name.lower() in wanted and folded not in dropped else folded
-            for folded, (name, _) in zip(names, headers, strict=True)
+            _OPTED_IN if name.lower() in wanted and normalized not in dropped else normalized
+            for normalized, (name, _) in zip(names, headers, strict=True)
         ]
     kept = [
         pair
@@ -169,7 +169,7 @@ def _add(added: dict[bytes, tuple[bytes, bytes]], name: str, value: bytes, where
 
 
 def _tokens(value: bytes) -> list[bytes]:
-    return [token.strip().translate(_FOLDED) for token in value.split(b",")]
+    return [token.strip().translate(_CGI_NORMALIZED) for token in value.split(b",")]
 
 
 def _is_traceparent(value: bytes) -> bool:
@@ -182,9 +182,11 @@ _CREDENTIALS = frozenset(b"authorization cookie proxy-authenticate proxy-authent
 _RESERVED = frozenset([name.encode() for name in RESERVED_HEADERS])
 _OPT_IN = frozenset([name.encode() for name in OPT_IN_HEADERS])
 _OPT_IN_PREFIXES = tuple([name.encode() for name in OPT_IN_PREFIXES])
-_OPT_IN_PREFIXES_AND_SIGNED = (*_OPT_IN_PREFIXES, SIGNED_HEADERS.encode())
+_OPT_IN_PREFIXES_AND_SIGNED = (*_OPT_IN_PREFIXES, SIGNATURE_HEADER_PREFIX.encode())
 _OPTED_IN = b""  # Replaces a name that isn't forwarded by default.
-_FOLDED = bytes([ord("-") if byte == ord("_") else byte for byte in bytes(range(256)).lower()])  # as `folded`
+_CGI_NORMALIZED = bytes(
+    [ord("-") if byte == ord("_") else byte for byte in bytes(range(256)).lower()]
+)  # as `cgi_normalized`
 _NEVER_FORWARDED = _RESERVED | _CREDENTIALS
 _EXCLUDED = _NEVER_FORWARDED | _OPT_IN
 _CONTROL = frozenset(range(32)) - {9} | {127}  # RFC 9110 §5.5

@@ -44,13 +44,13 @@ SETTINGS = {
 """Setting → its metavar, help and default; `settings.py` reads them."""
 
 
-KAFKA = tuple([name for name in SETTINGS if name.startswith("kafka_")])
-LOG = ("log", "topic_prefix", *KAFKA)
+KAFKA_SETTINGS = tuple([name for name in SETTINGS if name.startswith("kafka_")])
+LOG_SETTINGS = ("log", "topic_prefix", *KAFKA_SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """A call of a command: its arguments, settings and output."""
+class Invocation:
+    """One invocation of a command: its arguments, settings and output."""
 
     arguments: argparse.Namespace
     settings: Settings
@@ -61,7 +61,7 @@ class Call:
         return Topics(self.settings.topic_prefix)
 
 
-Run = Callable[[Call], int | Coroutine[Any, Any, int]]
+Run = Callable[[Invocation], int | Coroutine[Any, Any, int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Command:
     about: str
     example: str
     run: Run
-    takes: Callable[[Parser], None]
+    add_arguments: Callable[[Parser], None]
     settings: tuple[str, ...]
 
     def parser(self) -> Parser:
@@ -83,12 +83,12 @@ class Command:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.takes(parser)
-        kafka = parser.add_argument_group("connection to Kafka") if set(KAFKA) & set(self.settings) else parser
+        self.add_arguments(parser)
+        kafka = parser.add_argument_group("connection to Kafka") if set(KAFKA_SETTINGS) & set(self.settings) else parser
         for name in self.settings:
             metavar, about, default = SETTINGS[name]
             flag = "--" + name.replace("_", "-")
-            place = kafka if name in KAFKA else parser
+            place = kafka if name in KAFKA_SETTINGS else parser
             place.add_argument(flag, metavar=metavar, help=f"{about} [env: GATEWAY_{name.upper()}, default: {default}]")
         if self.name != "run":
             parser.add_argument("--json", action="store_true", help="print one JSON object per line, for scripts")
@@ -103,24 +103,26 @@ def command(
     *,
     about: str,
     example: str,
-    takes: Callable[[Parser], None] = lambda _: None,
+    add_arguments: Callable[[Parser], None] = lambda _: None,
     settings: tuple[str, ...] = (),
 ) -> Callable[[Run], Run]:
     """Register a function as a command."""
 
     def register(run: Run) -> Run:
-        REGISTERED[name] = Command(name=name, about=about, example=example, run=run, takes=takes, settings=settings)
+        REGISTERED[name] = Command(
+            name=name, about=about, example=example, run=run, add_arguments=add_arguments, settings=settings
+        )
         return run
 
     return register
 
 
 @asynccontextmanager
-async def opened_log(call: Call, *, may_create: bool = False) -> AsyncIterator[Log]:
-    """Open the log next to a running gateway. With `may_create`, an embedded log is created if missing."""
+async def opened_log(call: Invocation, *, may_create: bool = False) -> AsyncIterator[Log]:
+    """Open the log, also while a gateway is running. With `may_create`, an embedded log is created if missing."""
     lines = logs.configure(json=False, level=logging.WARNING, descriptor=2)
     target = call.settings.log
-    # A command doesn't take ownership of the log, so it works next to the gateway that has it.
+    # A command doesn't take ownership of the log, so it works while a gateway is running.
     is_new = may_create and isinstance(target, EmbeddedTarget) and not target.path.exists()
     try:
         log = await open_log(call.settings, owner=is_new)
@@ -132,7 +134,7 @@ async def opened_log(call: Call, *, may_create: bool = False) -> AsyncIterator[L
         lines.close()
 
 
-def rule_file(call: Call) -> Path:
+def rule_file(call: Invocation) -> Path:
     return Path(call.arguments.file) if call.arguments.file else call.settings.rules
 
 

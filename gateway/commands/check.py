@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
 
-from gateway.commands.base import LOG, Call, command, opened_log, rule_file, rule_file_argument
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rule_file, rule_file_argument
 from gateway.commands.values import Parser, duration
 from gateway.ops.identities import Seen, identities_of
 from gateway.ops.output import Output, count
@@ -28,10 +28,10 @@ def check_arguments(parser: Parser) -> None:
     "check",
     about="report every problem of the rules, with its location",
     example="gateway check routes.yaml",
-    takes=check_arguments,
-    settings=LOG,
+    add_arguments=check_arguments,
+    settings=LOG_SETTINGS,
 )
-async def _check(call: Call) -> int:
+async def _check(call: Invocation) -> int:
     path = rule_file(call)
     rules, problems = check_rules(path, resolve=False)
     errors = [problem for problem in problems if problem.severity == "error"]
@@ -77,7 +77,7 @@ def _warn_of_refused_addresses(output: Output, rules: Rules) -> int:
     return len(refused)
 
 
-async def _check_identities(call: Call, rules: Rules) -> tuple[int, Sequence[str]]:
+async def _check_identities(call: Invocation, rules: Rules) -> tuple[int, Sequence[str]]:
     """Print whether the sources' identities distinguish the events in the log.
 
     Return the number of warnings, and the failures, each with its number of sources.
@@ -143,7 +143,7 @@ CHECKED = ("file", "line", "column", "path", "code", "severity", "message")
     about="print the JSON Schema of routes.yaml, for editors",
     example="gateway schema > routes.schema.json",
 )
-def _schema(call: Call) -> int:
+def _schema(call: Invocation) -> int:
     indent = None if call.output.json else 2
     sys.stdout.write(json.dumps(json_schema(), indent=indent, ensure_ascii=False) + "\n")
     return 0

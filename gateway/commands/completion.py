@@ -11,7 +11,7 @@ from typing import Any
 import argcomplete
 from argcomplete.shell_integration import shellcode
 
-from gateway.commands.base import Call, Command, command
+from gateway.commands.base import Command, Invocation, command
 from gateway.commands.values import Parser
 from gateway.model import GatewayError
 from gateway.rules.load import check_rules
@@ -27,7 +27,7 @@ ASKED = "_ARGCOMPLETE"
 """The variable with which the shell's script requests completions."""
 
 
-def _takes(parser: Parser) -> None:
+def _add_arguments(parser: Parser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="the shell")
 
 
@@ -35,9 +35,9 @@ def _takes(parser: Parser) -> None:
     "completion",
     about="print a shell completion script, for commands, options and names of routes",
     example="gateway completion bash > ~/.local/share/bash-completion/completions/gateway",
-    takes=_takes,
+    add_arguments=_add_arguments,
 )
-def _completion(call: Call) -> int:
+def _completion(call: Invocation) -> int:
     script = shellcode(["gateway"], shell=call.arguments.shell)
     if call.output.json:
         call.output.line({"shell": call.arguments.shell, "script": script})

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gateway.commands.base import LOG, Call, Run, command, opened_log, wait_arguments
+from gateway.commands.base import LOG_SETTINGS, Invocation, Run, command, opened_log, wait_arguments
 from gateway.commands.values import Parser
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def _runner_of(kind: str, action: str) -> Run:
-    def run(call: Call) -> Coroutine[Any, Any, int]:
+    def run(call: Invocation) -> Coroutine[Any, Any, int]:
         rules = None if call.arguments.force else _check_name(call, kind, call.arguments.name)
         return _run_control(call, f"{kind}/{call.arguments.name}", action, rules)
 
@@ -46,12 +46,12 @@ for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
             f"{_kind} {_action}",
             about=_about.format(_kind),
             example=f"gateway {_kind} {_action} {_name}",
-            takes=control_arguments,
-            settings=("rules", *LOG),
+            add_arguments=control_arguments,
+            settings=("rules", *LOG_SETTINGS),
         )(_runner_of(_kind, _action))
 
 
-async def _run_control(call: Call, name: str, action: str, rules: Rules | None) -> int:
+async def _run_control(call: Invocation, name: str, action: str, rules: Rules | None) -> int:
     kind, _, called = name.partition("/")
     shown = f"{kind} {called}"
     async with opened_log(call) as log:
@@ -94,7 +94,7 @@ READ_BY_ONE = "one process has read it, any others follow within a moment"
 """What a confirmed pause means: only the owner of the jobs confirms what it has read."""
 
 
-async def _pause(call: Call, client: ControlClient, name: str) -> int:
+async def _pause(call: Invocation, client: ControlClient, name: str) -> int:
     """Pause a name, and say whether a running process knows it: until one does, nothing has changed."""
     kind, _, called = name.partition("/")
     shown, arguments, output = f"{kind} {called}", call.arguments, call.output
@@ -171,7 +171,7 @@ def not_included_text(done: ControlRecord) -> str:
     return f"; {unread_text(done.unread)}: not included" if done.unread else ""
 
 
-async def wait_for_outcome(call: Call, client: ControlClient, placed: StoredCommand) -> ControlRecord | None:
+async def wait_for_outcome(call: Invocation, client: ControlClient, placed: StoredCommand) -> ControlRecord | None:
     """Wait for a command's outcome, unless `--no-wait`; None if there is none in time."""
     if not call.arguments.wait:
         return None
@@ -180,7 +180,7 @@ async def wait_for_outcome(call: Call, client: ControlClient, placed: StoredComm
 
 
 def print_outcome(
-    call: Call,
+    call: Invocation,
     placed: StoredCommand,
     done: ControlRecord | None,
     text_of: Callable[[ControlRecord], str],
@@ -205,7 +205,7 @@ def print_outcome(
                 "dead": done.dead,
             }
         if done and done.unread:
-            fields["unread_partitions"] = done.unread
+            fields["unreadable_partitions"] = done.unread
         output.line(fields | ({name: value for name, value in more.items() if value} if done else {}))
     elif done:
         for line in text_of(done).splitlines():
@@ -215,7 +215,7 @@ def print_outcome(
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
 
 
-def _check_name(call: Call, kind: str, name: str) -> Rules | None:
+def _check_name(call: Invocation, kind: str, name: str) -> Rules | None:
     """Return the rules, if they can be read. Raises UsageError if they have no such name."""
     rules, _ = check_rules(call.settings.rules, resolve=False)
     if rules is None:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal
 
-from gateway.commands.base import LOG, Call, command, opened_log, wait_arguments
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, wait_arguments
 from gateway.commands.control import not_included_text, print_outcome, wait_for_outcome
 from gateway.commands.replay import DUE
 from gateway.commands.values import Parser, duration, positive
@@ -17,11 +17,11 @@ from gateway.ops.control_client import ControlClient
 from gateway.ops.dead_letters import Groups, deliveries_of, find_dead_letters, read_dead_letters
 from gateway.ops.output import Output, count
 from gateway.ops.presentation import (
-    Cells,
-    group_cells,
-    letter_cells,
+    Row,
+    group_row,
     letter_content,
     letter_fields,
+    letter_row,
     print_letter,
     print_rows,
 )
@@ -56,14 +56,14 @@ def dead_list_arguments(parser: Parser) -> None:
     "dead list",
     about="list open dead letters: by group, then one by one, newest first",
     example="gateway dead list --destination ci --since 1d",
-    takes=dead_list_arguments,
-    settings=LOG,
+    add_arguments=dead_list_arguments,
+    settings=LOG_SETTINGS,
 )
-async def _dead_list(call: Call) -> int:
+async def _dead_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     groups = Groups()
     count_all = 0
-    rows: list[Cells] = []
+    rows: list[Row] = []
     async with opened_log(call) as log:
         control = await ControlClient(log, call.topics).control()
         which = _filter(arguments, now=log.now())
@@ -80,7 +80,7 @@ async def _dead_list(call: Call) -> int:
                         continue
                     groups.add(letter)
                     if count_all <= arguments.limit:
-                        rows.append(letter_cells(letter, with_status=arguments.all))
+                        rows.append(letter_row(letter, with_status=arguments.all))
     if count_all > arguments.limit:
         output.note(
             f"there are more than {arguments.limit}; --limit shows more"
@@ -88,7 +88,7 @@ async def _dead_list(call: Call) -> int:
             else f"the newest {arguments.limit:,} of {count_all:,}; --limit shows more"
         )
     if rows:
-        print_rows(output, [group_cells(group) for group in groups.largest_first()])
+        print_rows(output, [group_row(group) for group in groups.largest_first()])
         output.print()
         print_rows(output, rows)
     else:
@@ -104,10 +104,10 @@ def dead_show_arguments(parser: Parser) -> None:
     "dead show",
     about="show a dead letter with its attempts and its event",
     example="gateway dead show dlv_51aa…",
-    takes=dead_show_arguments,
-    settings=LOG,
+    add_arguments=dead_show_arguments,
+    settings=LOG_SETTINGS,
 )
-async def _dead_show(call: Call) -> int:
+async def _dead_show(call: Invocation) -> int:
     output = call.output
     async with opened_log(call) as log:
         control = await ControlClient(log, call.topics).control()
@@ -138,10 +138,10 @@ def resolve_arguments(parser: Parser) -> None:
     "dead replay",
     about="deliver dead letters again, with a fresh retry schedule",
     example="gateway dead replay --route announce-failed-payments --since 2h",
-    takes=resolve_arguments,
-    settings=LOG,
+    add_arguments=resolve_arguments,
+    settings=LOG_SETTINGS,
 )
-def _dead_replay(call: Call) -> Coroutine[Any, Any, int]:
+def _dead_replay(call: Invocation) -> Coroutine[Any, Any, int]:
     return _resolve(call, "replay")
 
 
@@ -154,14 +154,14 @@ def drop_arguments(parser: Parser) -> None:
     "dead drop",
     about="discard dead letters",
     example="gateway dead drop --reason route_removed --yes",
-    takes=drop_arguments,
-    settings=LOG,
+    add_arguments=drop_arguments,
+    settings=LOG_SETTINGS,
 )
-def _dead_drop(call: Call) -> Coroutine[Any, Any, int]:
+def _dead_drop(call: Invocation) -> Coroutine[Any, Any, int]:
     return _resolve(call, "drop")
 
 
-async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
+async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
     arguments, output = call.arguments, call.output
     which = _filter(arguments, now=0.0)
     if not arguments.ids and not arguments.all and which == DeadFilter():
@@ -177,7 +177,7 @@ async def _resolve(call: Call, action: Literal["replay", "drop"]) -> int:
             counts: Counter[tuple[str, str, str]] = Counter()
             if arguments.dry_run or is_asked:
                 async for letter in read_dead_letters(log, call.topics, control, which, include_resolved=False):
-                    counts[letter.letter.route, letter.letter.destination, letter.letter.reason] += 1
+                    counts[letter.properties.route, letter.properties.destination, letter.properties.reason] += 1
         if arguments.dry_run:
             _print_dry_run(output, action, counts)
             return 0

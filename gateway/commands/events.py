@@ -4,13 +4,13 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
-from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets
 from gateway.commands.values import Parser, duration, positive
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
 from gateway.ops.log_search import Found, find_event, is_position, newest_first, original_of
-from gateway.ops.presentation import Cells, event_cells, event_content, event_fields, print_event, print_rows
+from gateway.ops.presentation import Row, event_content, event_fields, event_row, print_event, print_rows
 from gateway.required_topics import event_topics
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
@@ -30,13 +30,13 @@ def events_arguments(parser: Parser) -> None:
     "events list",
     about="list the newest events in the log",
     example="gateway events list --source github --since 1h",
-    takes=events_arguments,
-    settings=("rules", *LOG),
+    add_arguments=events_arguments,
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _events_list(call: Call) -> int:
+async def _events_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     topics = _event_topics(call, arguments.source)
-    rows: list[Cells] = []
+    rows: list[Row] = []
     async with opened_log(call) as log:
         since = None if arguments.since is None else log.now() - arguments.since
         with output.waiting("reading the log"):
@@ -49,7 +49,7 @@ async def _events_list(call: Call) -> int:
                         continue
                     if output.json:
                         output.line(event_fields(found, event, problem))
-                    rows.append(event_cells(found, event, problem))
+                    rows.append(event_row(found, event, problem))
     if rows:
         print_rows(output, rows)
     else:
@@ -67,10 +67,10 @@ def event_arguments(parser: Parser) -> None:
     "events show",
     about="show an event with its headers and body",
     example="gateway events show evt_9c1f…",
-    takes=event_arguments,
-    settings=("rules", *LOG),
+    add_arguments=event_arguments,
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _events_show(call: Call) -> int:
+async def _events_show(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     found_events: list[tuple[Found, Event, str]] = []
     topics = _event_topics(call, arguments.source)
@@ -96,7 +96,7 @@ async def _events_show(call: Call) -> int:
                             break
     for found, event, copied in found_events:
         if output.json:
-            more = {"copy_of": copied} if copied else {}
+            more = {"duplicate_of": copied} if copied else {}
             output.line(event_fields(found, event, "") | more | event_content(event))
         else:
             print_event(output, event, found.position, copied)
@@ -108,7 +108,7 @@ async def _events_show(call: Call) -> int:
 _NEITHER = "{}: expected the id of an event in the log, or its position, got neither"
 
 
-async def find(call: Call, log: Log, topics: Iterable[str], name: str) -> Found | None:
+async def find(call: Invocation, log: Log, topics: Iterable[str], name: str) -> Found | None:
     """Return the event with an id or at a position; print an error if there is none, or it can't be read."""
     try:
         with call.output.waiting(f"looking for {name}"):
@@ -135,7 +135,7 @@ async def position_of_original(rules: Rules | None, log: Log, found: Found, even
     return "" if original is None else original.position
 
 
-def _event_topics(call: Call, source: str | None) -> list[str]:
+def _event_topics(call: Invocation, source: str | None) -> list[str]:
     """Return the topics of events. Without readable rules, a source's topic is derived from its name."""
     try:
         rules = rules_without_secrets(call.settings.rules)

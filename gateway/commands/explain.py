@@ -5,8 +5,8 @@ import re
 import time
 
 from gateway.commands.base import (
-    LOG,
-    Call,
+    LOG_SETTINGS,
+    Invocation,
     command,
     opened_log,
     read,
@@ -46,21 +46,21 @@ def explain_arguments(parser: Parser) -> None:
     "explain",
     about="show which routes match an event, which don't and why, and the requests they would make",
     example="gateway explain routes.yaml --source github --header 'X-GitHub-Event: push' samples/github.push.json",
-    takes=explain_arguments,
-    settings=LOG,
+    add_arguments=explain_arguments,
+    settings=LOG_SETTINGS,
 )
-async def _explain(call: Call) -> int:
+async def _explain(call: Invocation) -> int:
     arguments = call.arguments
     rules = rules_without_secrets(rule_file(call))
     is_secret_shown = arguments.show_secrets
-    position = copy_of = ""
+    position = duplicate_of = ""
     if EVENT_ID.fullmatch(arguments.event) or is_position(arguments.event, event_topics(rules, call.topics)):
         async with opened_log(call) as log:
             found = await find(call, log, event_topics(rules, call.topics), arguments.event)
             if found is None:
                 return 1
             with call.output.waiting("looking for the original, if it is a duplicate"):
-                position, copy_of = (
+                position, duplicate_of = (
                     found.position,
                     await position_of_original(rules, log, found, decode_event(found.record)),
                 )
@@ -93,7 +93,7 @@ async def _explain(call: Call) -> int:
             call.output.fail(f"the ingress would answer {error.status} ({error.reason}): {error.detail}")
             return 1
     if call.output.json:
-        call.output.line(explained_fields(explained, copy_of))
+        call.output.line(explained_fields(explained, duplicate_of))
     else:
-        print_explained(call.output, explained, position, copy_of)
+        print_explained(call.output, explained, position, duplicate_of)
     return 0

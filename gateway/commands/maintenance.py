@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from gateway.commands.base import KAFKA, Call, command, opened_log, rules_without_secrets
+from gateway.commands.base import KAFKA_SETTINGS, Invocation, command, opened_log, rules_without_secrets
 from gateway.commands.values import Parser, log_url
 from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.log import EmbeddedLog
@@ -26,10 +26,10 @@ def migrate_arguments(parser: Parser) -> None:
     "migrate",
     about="move an embedded log to Kafka, with its commits (what is already delivered), with both gateways stopped",
     example="gateway migrate --from sqlite:///gateway.db --to kafka://broker1:9092",
-    takes=migrate_arguments,
-    settings=("rules", "topic_prefix", *KAFKA),
+    add_arguments=migrate_arguments,
+    settings=("rules", "topic_prefix", *KAFKA_SETTINGS),
 )
-async def _migrate(call: Call) -> int:
+async def _migrate(call: Invocation) -> int:
     output = call.output
     origin = log_target(call.arguments.source)
     if not isinstance(origin, EmbeddedTarget) or not isinstance(call.settings.log, KafkaTarget):
@@ -74,10 +74,10 @@ def backup_arguments(parser: Parser) -> None:
     "backup",
     about="copy an embedded log as it is now, while its gateway runs",
     example="gateway backup --log sqlite:///gateway.db /backup/gateway.db",
-    takes=backup_arguments,
+    add_arguments=backup_arguments,
     settings=("log",),
 )
-def _backup(call: Call) -> int:
+def _backup(call: Invocation) -> int:
     target, copy = call.settings.log, Path(call.arguments.file)
     if not isinstance(target, EmbeddedTarget):
         raise UsageError("--log: expected sqlite:///FILE, got Kafka, which has replicas instead")
@@ -97,10 +97,10 @@ def restore_arguments(parser: Parser) -> None:
     "restore",
     about="replace an embedded log with a copy, while no gateway runs; the old file is kept under another name",
     example="gateway restore --log sqlite:///gateway.db /backup/gateway.db",
-    takes=restore_arguments,
+    add_arguments=restore_arguments,
     settings=("log",),
 )
-def _restore(call: Call) -> int:
+def _restore(call: Invocation) -> int:
     target, copy = call.settings.log, Path(call.arguments.file)
     if not isinstance(target, EmbeddedTarget):
         raise UsageError("--log: expected sqlite:///FILE, got Kafka, which has replicas instead")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, astuple, dataclass, replace
 
-from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets
 from gateway.commands.control import not_included_text
 from gateway.commands.events import find
 from gateway.commands.values import Parser, duration, moment, rate
@@ -96,10 +96,10 @@ def replay_arguments(parser: Parser) -> None:
     "replay",
     about="deliver past events again, by the current rules",
     example="gateway replay --route build-on-push --from 2h --to 30m --rate 100/s",
-    takes=replay_arguments,
-    settings=("rules", *LOG),
+    add_arguments=replay_arguments,
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _replay(call: Call) -> int:
+async def _replay(call: Invocation) -> int:
     arguments = call.arguments
     if arguments.event is not None:
         return await _replay_event(call)
@@ -111,7 +111,7 @@ async def _replay(call: Call) -> int:
         return await _follow_replay(call, log, arguments.follow)
 
 
-async def _start_replay(call: Call) -> int:
+async def _start_replay(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     if arguments.since is None or (arguments.route is None and not arguments.undelivered):
         raise UsageError(
@@ -181,7 +181,7 @@ def _unread_detail(unread: Mapping[str, str]) -> str:
     return f"{unread_text(len(unread))} ({partition_name}: {reason})"
 
 
-async def _await_replay(call: Call, log: Log, placed: StoredCommand, total: int) -> int:
+async def _await_replay(call: Invocation, log: Log, placed: StoredCommand, total: int) -> int:
     """Follow a replay that was just stored, unless `--no-wait`."""
     if call.arguments.wait:
         return await _follow_replay(call, log, placed.command.name)
@@ -243,7 +243,7 @@ def _suggest_end(output: Output, control: Control, rules: Rules, selection: Sele
 
 
 async def _count_replays(
-    call: Call, log: Log, rules: Rules, control: Control, selected: Sequence[tuple[Selection, Window]]
+    call: Invocation, log: Log, rules: Rules, control: Control, selected: Sequence[tuple[Selection, Window]]
 ) -> None:
     """Print what replays would do, and the command for exactly that."""
     output, queued = call.output, 0
@@ -362,7 +362,7 @@ def _to_the_millisecond(at: float) -> float:
     return math.floor(at * 1000) / 1000
 
 
-async def _replay_event(call: Call) -> int:
+async def _replay_event(call: Invocation) -> int:
     """Deliver one event in the log again."""
     arguments, output = call.arguments, call.output
     if arguments.since or arguments.until or arguments.source or arguments.undelivered:
@@ -410,7 +410,7 @@ def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> lis
     return routes
 
 
-async def _follow_replay(call: Call, log: Log, name: str) -> int:
+async def _follow_replay(call: Invocation, log: Log, name: str) -> int:
     output = call.output
     try:
         async with aclosing(follow(log, call.topics, name, timeout=call.arguments.timeout)) as steps:
@@ -473,7 +473,7 @@ def _left_out(command: ControlRecord) -> str:
     return f"; left out is what was delivered or dropped, is on its way ({WAITS}) or unknown"
 
 
-async def _cancel_replay(call: Call, client: ControlClient, name: str) -> int:
+async def _cancel_replay(call: Invocation, client: ControlClient, name: str) -> int:
     placed = await client.cancel(name)
     if placed is None:
         raise UsageError(f"--cancel: expected the ID of a replay that hasn't ended, got {name!r}")

@@ -5,7 +5,7 @@ import sys
 
 import uvloop
 
-from gateway.commands.base import SETTINGS, Call, command
+from gateway.commands.base import SETTINGS, Invocation, command
 from gateway.commands.values import Parser
 from gateway.run import Gateway
 from gateway.telemetry import logs
@@ -21,10 +21,10 @@ def run_arguments(parser: Parser) -> None:
     "run",
     about="receive events and deliver them, until SIGTERM",
     example="gateway run --rules routes.yaml --log kafka://broker1:9092,broker2:9092",
-    takes=run_arguments,
+    add_arguments=run_arguments,
     settings=tuple(SETTINGS),
 )
-def _run(call: Call) -> int:
+def _run(call: Invocation) -> int:
     lines = logs.configure(json=not sys.stdout.isatty(), descriptor=1)
     gateway = Gateway(call.settings, logs.get_logger("gateway"))
     # An event creates dozens of short-lived objects. By default the collector scans those in flight every 700 of them,

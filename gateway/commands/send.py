@@ -7,11 +7,11 @@ import time
 import uuid
 from dataclasses import asdict
 
-from gateway.commands.base import Call, command, read
+from gateway.commands.base import Invocation, command, read
 from gateway.commands.values import Parser, duration, header, port, positive, signing_secret, statuses
-from gateway.ops.presentation import is_success, print_answer, print_answers
+from gateway.ops.presentation import is_success, print_response, print_responses
 from gateway.ops.receiver import Received, Receiver
-from gateway.ops.send import Answer, Sender, sample, sign, source_of
+from gateway.ops.send import Response, Sender, sample, sign, source_of
 from gateway.run import cannot_listen
 from gateway.settings import Address
 
@@ -43,14 +43,14 @@ def send_arguments(parser: Parser) -> None:
     "send",
     about="send an event as its provider would, signed with the secrets in the rules",
     example="gateway send github --url http://127.0.0.1:8080 --type push samples/github.push.json",
-    takes=send_arguments,
+    add_arguments=send_arguments,
     settings=("rules",),
 )
-async def _send(call: Call) -> int:
+async def _send(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     source, verifier = source_of(call.settings.rules, arguments.source, secret=arguments.secret)
     given = None if arguments.file is None else read(arguments.file)
-    answers: list[Answer] = []
+    responses: list[Response] = []
     async with Sender() as sender:
         with output.progress("sending", arguments.count) as advance:
             for _ in range(arguments.count):
@@ -67,19 +67,19 @@ async def _send(call: Call) -> int:
                     is_forged=arguments.forge,
                 )
                 try:
-                    answer = await sender.send(request)
+                    response = await sender.send(request)
                 except (OSError, TimeoutError) as error:
                     output.fail(f"{arguments.url}: expected a response, got {str(error) or 'none in time'}")
                     return 1
-                answers.append(answer)
+                responses.append(response)
                 if output.json:
-                    output.line({**asdict(answer), "seconds": round(answer.seconds, 6), "id": identity})
+                    output.line({**asdict(response), "seconds": round(response.seconds, 6), "id": identity})
                 elif arguments.count == 1:
-                    print_answer(output, answer)
+                    print_response(output, response)
                 advance()
     if arguments.count > 1:
-        print_answers(output, answers)
-    return 0 if all(is_success(answer.status) for answer in answers) else 1
+        print_responses(output, responses)
+    return 0 if all(is_success(response.status) for response in responses) else 1
 
 
 def receive_arguments(parser: Parser) -> None:
@@ -109,9 +109,9 @@ def receive_arguments(parser: Parser) -> None:
     "receive",
     about="run a test receiver that shows what it gets, verifies it, and fails on demand",
     example="gateway receive --port 9101 --respond 503,503,200 --delay 200ms --secret whsec_…",
-    takes=receive_arguments,
+    add_arguments=receive_arguments,
 )
-async def _receive(call: Call) -> int:
+async def _receive(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
 
     def report(received: Received) -> None:

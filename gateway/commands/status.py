@@ -5,7 +5,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gateway.commands.base import LOG, Call, command, opened_log
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
 from gateway.commands.values import Parser
 from gateway.engine.control.state import Control
 from gateway.log.base import NO_TOPIC
@@ -55,10 +55,10 @@ def status_arguments(parser: Parser) -> None:
     "status",
     about="show what keeps deliveries from going out, the worst first",
     example="gateway status --admin 127.0.0.1:9090",
-    takes=status_arguments,
-    settings=("rules", *LOG),
+    add_arguments=status_arguments,
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _status(call: Call) -> int:
+async def _status(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     attempts = LastAttempts(arguments.destination or "")
     backlogs = Backlogs()
@@ -116,7 +116,7 @@ async def _status(call: Call) -> int:
     return 0 if not_asked is None else NOT_ALL_SEEN
 
 
-async def _missing(call: Call, log: "Log", rules: Rules | None) -> "Mapping[Partition, str]":
+async def _missing(call: Invocation, log: "Log", rules: Rules | None) -> "Mapping[Partition, str]":
     """Return which topics are missing; a file has them by itself."""
     if not isinstance(call.settings.log, KafkaTarget):
         return {}
@@ -162,7 +162,7 @@ async def _ask(addresses: Sequence[str]) -> tuple[list[tuple[Mapping[str, Any], 
     return statuses, found
 
 
-async def _silent_findings(call: Call, log: "Log", rules: Rules | None) -> Sequence[Finding]:
+async def _silent_findings(call: Invocation, log: "Log", rules: Rules | None) -> Sequence[Finding]:
     if rules is None:
         return ()
     looked = await silent_sources_in(log, call.topics, rules)

@@ -2,8 +2,8 @@
 
 from rich.text import Text
 
-from gateway.commands.base import LOG, Call, command, opened_log, rules_without_secrets
-from gateway.ops.presentation import Cells, print_rows, topic_cells, topic_fields
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets
+from gateway.ops.presentation import Row, print_rows, topic_fields, topic_row
 from gateway.required_topics import specs_of
 from gateway.telemetry import logs
 
@@ -12,9 +12,9 @@ from gateway.telemetry import logs
     "topics create",
     about="create missing topics",
     example="gateway topics create --rules routes.yaml --log kafka://broker1:9092",
-    settings=("rules", *LOG),
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _topics_create(call: Call) -> int:
+async def _topics_create(call: Invocation) -> int:
     specs = specs_of(rules_without_secrets(call.settings.rules), call.topics)
     async with opened_log(call, may_create=True) as log:
         with call.output.waiting("creating topics"):
@@ -22,7 +22,7 @@ async def _topics_create(call: Call) -> int:
     if call.output.json:
         for spec in specs:
             call.output.line(topic_fields(spec) | {"created": spec.name in created})
-    rows = [topic_cells(spec, "created" if spec.name in created else "exists") for spec in specs]
+    rows = [topic_row(spec, "created" if spec.name in created else "exists") for spec in specs]
     print_rows(call.output, rows)
     return 0
 
@@ -31,15 +31,15 @@ async def _topics_create(call: Call) -> int:
     "topics check",
     about="compare the topics' configuration with what the guarantees require",
     example="gateway topics check --log kafka://broker1:9092",
-    settings=("rules", *LOG),
+    settings=("rules", *LOG_SETTINGS),
 )
-async def _topics_check(call: Call) -> int:
+async def _topics_check(call: Invocation) -> int:
     specs = specs_of(rules_without_secrets(call.settings.rules), call.topics)
     async with opened_log(call) as log:
         with call.output.waiting("reading the topics' configuration"):
             problems = await log.check(specs)
     is_fatal = any(problem.is_fatal for problem in problems)
-    rows: list[Cells] = []
+    rows: list[Row] = []
     for spec in specs:
         own = [problem for problem in problems if problem.topic == spec.name]
         if call.output.json:
@@ -48,7 +48,7 @@ async def _topics_check(call: Call) -> int:
         message = Text("\n").join(
             [Text(logs.printable(problem.message), style="red" if problem.is_fatal else "yellow") for problem in own]
         )
-        rows.append(topic_cells(spec, message if own else Text("ok", style="green")))
+        rows.append(topic_row(spec, message if own else Text("ok", style="green")))
     named = {spec.name for spec in specs}
     for problem in problems:
         if problem.topic not in named:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, 
 from gateway.engine.committer import Committer
 from gateway.engine.dedupe.filter import DuplicateFilter, Reader
 from gateway.engine.delivery.dispatcher import Dispatcher
-from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker, to_be_ended
 from gateway.engine.services import Services
 from gateway.engine.unavailable_partitions import Unread, still_unread

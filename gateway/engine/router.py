@@ -24,7 +24,7 @@ from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.outcomes import is_late
-from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.event_topics import topics_with_events
 from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
 from gateway.engine.ordered.appender import OrderedAppender, ordered_rules
@@ -52,7 +52,7 @@ from gateway.rules.routing_revision import routing_revision
 
 GAUGE_INTERVAL, DESTINATIONS_PER_UPDATE = 1.0, 1000
 """Per-destination gauges are updated each second for up to 1,000 destinations (10 ms), every nth for n x 1,000."""
-RECORDS_AT_ONCE = 32
+RECORDS_PER_STEP = 32
 """Records routed before other tasks run: about a millisecond."""
 TURN = 0.003
 """Seconds of routing after which other tasks run anyway: a rule's condition may take tens of milliseconds."""
@@ -227,7 +227,7 @@ class Router(Member):
         control, tracker = self._services.control, pending.tracker
         if tracker.delay is not None and not pending.was_source_unknown:
             args = (delivery.route, delivery.destination, tracker.partition, pending.offset)
-            if control.is_kicked(*args, pending.appended_at):
+            if control.was_injected_by_kick(*args, pending.appended_at):
                 self._dispatch.finish_silently(item)
                 return
             if control.is_kick_pending(*args):
@@ -263,7 +263,7 @@ class Router(Member):
             now = self._log.now()
             if congested is not None:
                 await self._wait_for_lane(congested)
-            elif count % RECORDS_AT_ONCE == 0 or now > until:
+            elif count % RECORDS_PER_STEP == 0 or now > until:
                 await self._services.sleep(0)
             else:
                 continue

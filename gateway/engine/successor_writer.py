@@ -1,6 +1,6 @@
 """Write successors: the records that continue a delivery in a tier, in the parked topic or as a dead letter.
 
-An append is retried until it is acknowledged, and its source stays unfinished until then. It is given up only if
+An append is retried until it is acknowledged, and its predecessor stays unfinished until then. It is given up only if
 another owner has the partition.
 """
 

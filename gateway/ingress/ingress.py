@@ -165,10 +165,10 @@ class Ingress:
             fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
-            identity_at = verifier.verify(sent, now=self._clock())
+            identity_expression = verifier.verify(sent, now=self._clock())
         else:
             head = Request("POST", path, query, headers, b"", names)
-            sent, identity_at = await self._read_and_verify(request, endpoint, head, limit, fields)
+            sent, identity_expression = await self._read_and_verify(request, endpoint, head, limit, fields)
         fields["is_verified"] = True
         body = sent.body
         if not self._memory.reserve(endpoint.share, len(body), now=perf_counter()):
@@ -182,7 +182,7 @@ class Ingress:
             if (handshake := verifier.handshake(sent)) is not None:
                 fields["handshake"] = True
                 return make_response(handshake.status, handshake.content_type, handshake.body)
-            event = endpoint.event(sent, received_at=self._log.now(), identity_at=identity_at)
+            event = endpoint.event(sent, received_at=self._log.now(), identity_expression=identity_expression)
             fields["event_id"], fields["type"] = event.id, event.type
             if self._traces is None:
                 began = perf_counter()

@@ -216,7 +216,7 @@ class ControlClient:
                     elif command.name == announcement and not is_answered:
                         announced_at = command.at
                     elif command.name == placed.command.key:
-                        is_answered |= command.answers > placed.offset
+                        is_answered |= command.covers_commands_below > placed.offset
         found: dict[str, ControlRecord] = {}
         for outcome in outcomes:
             if outcome.at >= announced_at:
@@ -286,9 +286,9 @@ def _decode_related(record: Record, placed: ControlRecord) -> ControlRecord | No
 
 
 def _ending(command: ControlRecord, placed: StoredCommand) -> ControlRecord | None:
-    """Return how a command has ended: by the checkpoint that answers it, or by its own final record."""
+    """Return how a command has ended: by the checkpoint that covers it, or by its own final record."""
     if command.kind == "marker":
-        if command.state not in ("done", "cancelled") or command.answers <= placed.offset:
+        if command.state not in ("done", "cancelled") or command.covers_commands_below <= placed.offset:
             return None
         state = command.state if command.state == "cancelled" else _DONE.get(placed.command.kind, "done")
         return placed.command.with_state(

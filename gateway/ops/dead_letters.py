@@ -19,12 +19,12 @@ from gateway.ops.log_search import Found, newest_first
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """A record of the dead-letter topic. `stored` is None if it can't be read; `problem` says why."""
+    """A record of the dead-letter topic. `decoded` is None if it can't be decoded; `problem` says why."""
 
     partition: Partition
     record: Record
-    letter: DeadLetterProperties
-    stored: StoredDelivery | None
+    properties: DeadLetterProperties
+    decoded: StoredDelivery | None
     problem: str
     resolved_by: ControlRecord | None
 
@@ -42,17 +42,17 @@ class DeadLetter:
     @property
     def last_result(self) -> str:
         """Return the result of its last attempt, or what else ended the delivery."""
-        if self.stored is None:
+        if self.decoded is None:
             return self.problem
-        attempts = self.stored.delivery.attempts
+        attempts = self.decoded.delivery.attempts
         if not attempts:
-            return self.stored.metadata.detail
+            return self.decoded.metadata.detail
         return result_of(attempts[-1])
 
     def is_called(self, name: str) -> bool:
         """Return whether that is the id of its delivery or of its event, or its position."""
         return name == self.position or (
-            self.stored is not None and name in (self.stored.delivery.id, self.stored.delivery.event.id)
+            self.decoded is not None and name in (self.decoded.delivery.id, self.decoded.delivery.event.id)
         )
 
 
@@ -78,7 +78,7 @@ async def read_dead_letters(
     async with aclosing(newest_first(log, [topics.dead], since=which.since, unread=unread)) as history:
         async for found in history:
             letter = _read(found, control)
-            if which.covers(letter.letter) and (include_resolved or letter.resolved_by is None):
+            if which.covers(letter.properties) and (include_resolved or letter.resolved_by is None):
                 yield letter
 
 
@@ -90,18 +90,18 @@ class Group:
     """
 
     def __init__(self, letter: DeadLetter) -> None:
-        self.reason = letter.letter.reason
+        self.reason = letter.properties.reason
         self.last_result = letter.last_result
-        self.route, self.destination = letter.letter.route, letter.letter.destination
+        self.route, self.destination = letter.properties.route, letter.properties.destination
         self.count = 0
-        self.oldest = self.newest = self.received = letter.letter.at
+        self.oldest = self.newest = self.received = letter.properties.at
         self.event = ""
 
     def add(self, letter: DeadLetter) -> None:
         self.count += 1
-        at = letter.letter.at
-        if letter.stored is not None:
-            event = letter.stored.delivery.event
+        at = letter.properties.at
+        if letter.decoded is not None:
+            event = letter.decoded.delivery.event
             self.received = min(self.received, event.received_at)
             if not self.event or at > self.newest:
                 self.event = event.id
@@ -117,7 +117,7 @@ class Groups:
         self._groups: dict[tuple[str, str, str, str], Group] = {}
 
     def add(self, letter: DeadLetter) -> None:
-        which = letter.letter
+        which = letter.properties
         key = which.reason, letter.last_result, which.route, which.destination
         if key not in self._groups and len(self._groups) >= self.MAX_GROUPS:
             key = which.reason, "", which.route, which.destination
@@ -146,9 +146,9 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
     async for letter in read_dead_letters(log, topics, control, DeadFilter(), include_resolved=False):
         for name in names:
             if letter.is_called(name):
-                if letter.stored is None:
+                if letter.decoded is None:
                     raise UsageError(f"{name}: expected a dead letter that can be read, got: {letter.problem}")
-                ids[letter.letter.id] = None
+                ids[letter.properties.id] = None
                 missing.pop(name, None)
     if missing:
         raise UsageError("\n".join(f"{name}: expected the id of an open dead letter, got none" for name in missing))
@@ -157,15 +157,15 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
 
 def _read(found: Found, control: Control) -> DeadLetter:
     partition, record = found
-    letter, stored = read_dead_letter(record)
+    properties, decoded = read_dead_letter(record)
     reason = dict(record.headers).get("gw_undecodable", b"")
     return DeadLetter(
         partition=partition,
         record=record,
-        letter=letter,
-        stored=stored,
-        problem="" if stored else reason.decode(errors="replace") or _problem(record),
-        resolved_by=control.resolved_by(letter, partition, record.offset),
+        properties=properties,
+        decoded=decoded,
+        problem="" if decoded else reason.decode(errors="replace") or _problem(record),
+        resolved_by=control.resolved_by(properties, partition, record.offset),
     )
 
 

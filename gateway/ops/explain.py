@@ -23,13 +23,13 @@ MIN_SECRET = 4
 class Planned:
     """The first request of one delivery, or the `problem` that dead-letters it instead.
 
-    If a field is missing, `beside` lists the existing ones.
+    If a field is missing, `available_fields` lists the existing ones.
     """
 
     destination: str
     request: Outbound | None
     problem: str = ""
-    beside: str = ""
+    available_fields: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +49,13 @@ class Explained:
     """An event and what each route would do with it, in file order.
 
     `identified_by` is where its identity is read from, "" without one; `dedupe` is the source's window in seconds;
-    `unread` lists what rules can't see of its body.
+    `body_warnings` lists what rules can't see of its body.
     """
 
     event: Event
     identified_by: str
     dedupe: float | None
-    unread: tuple[str, ...]
+    body_warnings: tuple[str, ...]
     routes: tuple[ExplainedRoute, ...]
 
 
@@ -87,7 +87,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         raise UsageError(f"{event.id}: expected an event of a source in the rules, got one of {event.source!r}")
     request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
     failed = {route.name for route, error in rules.table.match(EventView.of(event)) if error is not None}
-    mask = None if is_secret_shown else _Mask(rules.resolved)
+    mask = None if is_secret_shown else _Mask(rules.secret_values)
     routes = []
     for found in rules.table.explain(EventView.of(event)):
         requests: list[Planned] = []
@@ -110,12 +110,12 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         event=event,
         identified_by=identified_by,
         dedupe=sender.dedupe,
-        unread=tuple(_unread(EventView.of(event))),
+        body_warnings=tuple(_body_warnings(EventView.of(event))),
         routes=tuple(routes),
     )
 
 
-def _unread(view: EventView) -> Iterator[str]:
+def _body_warnings(view: EventView) -> Iterator[str]:
     """Yield which parts of a body rules can't see."""
     if not view.has_body and view.why_no_body != NO_BODY:
         yield view.why_no_body
@@ -158,7 +158,12 @@ class _Mask:
             request = replace(
                 request, url=self.url(request.url), headers=tuple(headers), body=self._bytes(request.body)
             )
-        return replace(planned, request=request, problem=self._text(planned.problem), beside=self._text(planned.beside))
+        return replace(
+            planned,
+            request=request,
+            problem=self._text(planned.problem),
+            available_fields=self._text(planned.available_fields),
+        )
 
     def _bytes(self, content: bytes) -> bytes:
         for secret in self._secrets:
@@ -187,8 +192,10 @@ def _plan(event: Event, route: Route, destination: Destination, now: float) -> P
         request = compose(delivery, destination, route.request, now=now)
     except ExpressionError as error:
         absent = error.__cause__
-        beside = absent.beside if isinstance(absent, AbsentFieldError) else ""
-        return Planned(destination=destination.name, request=None, problem=str(error), beside=beside)
+        available_fields = absent.available_fields if isinstance(absent, AbsentFieldError) else ""
+        return Planned(
+            destination=destination.name, request=None, problem=str(error), available_fields=available_fields
+        )
     if destination.access is not None and destination.access.oauth2 is not None:
         # The attempt itself fetches the token: there is none to show yet.
         request = replace(request, headers=(*request.headers, (b"authorization", f"Bearer {MASK}".encode())))

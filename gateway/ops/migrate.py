@@ -418,7 +418,7 @@ class _Migration:
             except UnreadableRecordError:
                 pass  # the router dead-letters it
             else:
-                if control.is_kicked(
+                if control.was_injected_by_kick(
                     delivery.route, delivery.destination, partition, record.offset, record.appended_at
                 ):
                     continue  # it was injected again

@@ -23,7 +23,7 @@ from rich.text import Text
 from gateway.telemetry.logs import printable
 
 PIPE_WIDTH = 160
-"""Columns if the width is unknown; rich would assume 80 and fold the tables."""
+"""Columns if the width is unknown; rich would assume 80 and wrap the tables."""
 HEX_BYTES = 16  # per line, as in `xxd`
 
 

@@ -18,37 +18,41 @@ from gateway.ops.log_search import Found
 from gateway.ops.output import Output, body_fields, body_text, count, header_text, rfc3339, when
 from gateway.ops.replays import Progress
 from gateway.ops.verification import Verification
-from gateway.ops.waiting_deliveries import Tried
+from gateway.ops.waiting_deliveries import AttemptInfo
 from gateway.rules.event_builder import FALLBACK_TYPE, IDEMPOTENCY_KEY, EventBuilder
 from gateway.rules.rules import Source
 from gateway.rules.value_kinds import shown_duration
 from gateway.verify.signatures import SigningSpec
 
 if TYPE_CHECKING:  # with aiohttp, which few commands need
-    from gateway.ops.send import Answer
+    from gateway.ops.send import Response
 
 
-def explained_fields(explained: Explained, copy_of: str = "") -> dict[str, object]:
+def explained_fields(explained: Explained, duplicate_of: str = "") -> dict[str, object]:
     event = explained.event
     return {
         "event": {"id": event.id, "source": event.source, "type": event.type, "key": event.key},
-        **({"copy_of": copy_of} if copy_of else {}),
+        **({"duplicate_of": duplicate_of} if duplicate_of else {}),
         "identity": {"from": explained.identified_by or None, "dedupe_seconds": explained.dedupe},
-        **({"unread": explained.unread} if explained.unread else {}),
+        **({"body_warnings": explained.body_warnings} if explained.body_warnings else {}),
         "routes": [
             {
                 "name": route.name,
                 "matched": route.is_matched,
                 "reason": route.reason,
                 "requests": [
-                    {"destination": planned.destination, "error": planned.problem, "beside": planned.beside or None}
+                    {
+                        "destination": planned.destination,
+                        "error": planned.problem,
+                        "available_fields": planned.available_fields or None,
+                    }
                     if planned.request is None
                     else {
                         "destination": planned.destination,
                         "method": "POST",
                         "url": planned.request.url,
                         "headers": _joined(planned.request.headers),
-                        "left_out": _left_out(event, planned.request),
+                        "not_forwarded": _not_forwarded(event, planned.request),
                         **body_fields(planned.request.body),
                     }
                     for planned in route.requests
@@ -66,9 +70,9 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
         "path": source.path,
         "verify": {
             "scheme": verification.scheme,
-            "ways": [way._asdict() for way in verification.ways],
+            "signing_methods": [_signing_method_fields(method) for method in verification.signing_methods],
             "secrets": list(verification.secrets),
-            "at": verification.location,
+            "defined_at": verification.location,
         },
         "identity": {"from": [*origins["id"], IDEMPOTENCY_KEY], "dedupe_seconds": source.dedupe},
         "type": origins["type"],
@@ -82,8 +86,8 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     origins = EventBuilder(source).expression_texts()
     output.print(("source ", "bold"), f"{source.name}  path {source.path}")
     output.print(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
-    for way in verification.ways:
-        output.print(f"  {_signing_text(way)}")
+    for method in verification.signing_methods:
+        output.print(f"  {_signing_text(method)}")
     if verification.secrets:
         number = len(verification.secrets)
         which = ", any of which is accepted" if number > 1 else ""
@@ -95,26 +99,33 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     output.print(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and delivered nowhere")
 
 
-def _signing_text(way: SigningSpec) -> str:
-    parts = [way.proof]
-    if way.tolerance is not None:
-        limit = "at any time" if isinf(way.tolerance) else f"at most {shown_duration(way.tolerance)} from now"
-        parts.append(f"its timestamp (in {way.timestamp_header}) {limit}")
-    if way.id_header is not None:
-        parts.append(f"id_header {way.id_header}")
+def _signing_method_fields(method: SigningSpec) -> dict[str, object]:
+    fields = method._asdict()
+    return {"signature": fields.pop("proof"), **fields}
+
+
+def _signing_text(method: SigningSpec) -> str:
+    parts = [method.proof]
+    if method.tolerance is not None:
+        limit = "at any time" if isinf(method.tolerance) else f"at most {shown_duration(method.tolerance)} from now"
+        parts.append(f"its timestamp (in {method.timestamp_header}) {limit}")
+    if method.id_header is not None:
+        parts.append(f"id_header {method.id_header}")
     return "; ".join(parts)
 
 
-def print_explained(output: Output, explained: Explained, position: str = "", copy_of: str = "") -> None:
+def print_explained(output: Output, explained: Explained, position: str = "", duplicate_of: str = "") -> None:
     """Print what happens to an event. One in the log has a `position`, and may be a duplicate of another."""
     event = explained.event
     key = f"  key {event.key}" if event.key is not None else ""
     output.print(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
     output.print(("identity ", "bold"), _identity_text(explained))
-    for problem in explained.unread:
+    for problem in explained.body_warnings:
         output.print((problem, "yellow"))
-    if copy_of:
-        text = f"a duplicate of {copy_of}, within its source's dedupe window: acknowledged, and delivered by no route"
+    if duplicate_of:
+        text = (
+            f"a duplicate of {duplicate_of}, within its source's dedupe window: acknowledged, and delivered by no route"
+        )
         output.print((text, "bold yellow"))
         output.print("if it weren't a duplicate:")
     for route in explained.routes:
@@ -123,7 +134,7 @@ def print_explained(output: Output, explained: Explained, position: str = "", co
         _print_requests(output, route, event)
     if not any(route.is_matched for route in explained.routes):
         output.print(("no route matches: the event would be acknowledged and delivered nowhere", "yellow"))
-    elif copy_of:
+    elif duplicate_of:
         output.print("to deliver it anyway, by each route that matches it:")
         output.print(f"  gateway replay --event {position}")
 
@@ -144,39 +155,39 @@ def _dedupe_text(identified_by: str, dedupe: float | None) -> str:
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
     for planned in route.requests:
         if planned.request is None:
-            end = "halts its key as expression_error: " if route.halts else "dead-lettered as expression_error: "
+            end = "halts its key (expression_error): " if route.halts else "dead-lettered as expression_error: "
             output.print(f"    {planned.destination}: ", (end, "red"), planned.problem)
-            if planned.beside:
-                output.print(f"      {planned.beside}")
+            if planned.available_fields:
+                output.print(f"      {planned.available_fields}")
             continue
         output.print(f"    {planned.destination}: ", ("POST ", "bold cyan"), planned.request.url)
         for name, value in planned.request.headers:
             output.print((f"      {header_text(name)}: ", "dim"), header_text(value))
-        if left_out := _left_out(event, planned.request):
-            output.print((f"      not forwarded of the sender's headers: {', '.join(left_out)}", "dim"))
+        if not_forwarded := _not_forwarded(event, planned.request):
+            output.print((f"      not forwarded of the sender's headers: {', '.join(not_forwarded)}", "dim"))
         if planned.request.body == event.body:
             output.print((f"      the event's own body, {len(event.body):,} bytes", "dim"))
         else:
             output.block("\n".join(f"      {line}" for line in body_text(planned.request.body).splitlines()))
 
 
-def _left_out(event: Event, request: Outbound) -> list[str]:
+def _not_forwarded(event: Event, request: Outbound) -> list[str]:
     """Return the names of the sender's headers that aren't in the request, each once."""
     sent = {name.lower() for name, _ in request.headers}
     return list(dict.fromkeys([header_text(name) for name, _ in event.headers if name.lower() not in sent]))
 
 
-def print_answer(output: Output, answer: "Answer") -> None:
-    style = "bold green" if is_success(answer.status) else "bold red"
-    result = answer.event_id or answer.detail
-    output.print((f"{answer.status}  ", style), result, (f"  {answer.seconds * 1000:.1f} ms", "dim"))
+def print_response(output: Output, response: "Response") -> None:
+    style = "bold green" if is_success(response.status) else "bold red"
+    result = response.event_id or response.detail
+    output.print((f"{response.status}  ", style), result, (f"  {response.seconds * 1000:.1f} ms", "dim"))
 
 
-def print_answers(output: Output, answers: Sequence["Answer"]) -> None:
+def print_responses(output: Output, responses: Sequence["Response"]) -> None:
     rows = []
-    for status in sorted({answer.status for answer in answers}):
-        of_status = [answer for answer in answers if answer.status == status]
-        times = sorted(answer.seconds * 1000 for answer in of_status)
+    for status in sorted({response.status for response in responses}):
+        of_status = [response for response in responses if response.status == status]
+        times = sorted(response.seconds * 1000 for response in of_status)
         detail = "" if is_success(status) else of_status[0].detail
         rows.append(
             (
@@ -187,7 +198,7 @@ def print_answers(output: Output, answers: Sequence["Answer"]) -> None:
                 detail,
             )
         )
-    output.table(["status", "answers", "p50 ms", "p99 ms", ""], rows, right=("answers", "p50 ms", "p99 ms"))
+    output.table(["status", "responses", "p50 ms", "p99 ms", ""], rows, right=("responses", "p50 ms", "p99 ms"))
 
 
 def is_success(status: int) -> bool:
@@ -212,23 +223,23 @@ def replay_fields(progress: Progress) -> dict[str, object]:
         "total": progress.total,
         "injected": progress.injected,
         **({"detail": command.detail} if command.detail else {}),
-        **({"unread_partitions": progress.unread} if progress.unread else {}),
+        **({"unreadable_partitions": progress.unread} if progress.unread else {}),
     }
 
 
-Cells = Mapping[str, str | Text]
+Row = Mapping[str, str | Text]
 """A row of a table: column title → content."""
 NUMBERS = ("letters", "attempts", "bytes", "partitions")
 """Columns that are aligned to the right."""
 
 
-def print_rows(output: Output, rows: Sequence[Cells]) -> None:
+def print_rows(output: Output, rows: Sequence[Row]) -> None:
     """Print rows with the same titles as a table; nothing without rows."""
     if rows:
         output.table(list(rows[0]), [list(row.values()) for row in rows], right=NUMBERS)
 
 
-def topic_cells(spec: TopicSpec, state: str | Text) -> Cells:
+def topic_row(spec: TopicSpec, state: str | Text) -> Row:
     retention = "forever" if spec.retention is None else f"{spec.retention / 86400:.3g} d"
     return {
         "topic": spec.name,
@@ -261,7 +272,7 @@ def event_content(event: Event) -> dict[str, object]:
     }
 
 
-def event_cells(found: Found, event: Event | None, problem: str) -> Cells:
+def event_row(found: Found, event: Event | None, problem: str) -> Row:
     return {
         "received": when(found.record.appended_at if event is None else event.received_at),
         "event": f"can't be read: {problem}" if event is None else event.id,
@@ -272,10 +283,12 @@ def event_cells(found: Found, event: Event | None, problem: str) -> Cells:
     }
 
 
-def print_event(output: Output, event: Event, position: str, copy_of: str = "") -> None:
+def print_event(output: Output, event: Event, position: str, duplicate_of: str = "") -> None:
     output.print(("event ", "bold"), event.id)
-    if copy_of:
-        text = f"a duplicate of {copy_of}, within its source's dedupe window: acknowledged, and not delivered again"
+    if duplicate_of:
+        text = (
+            f"a duplicate of {duplicate_of}, within its source's dedupe window: acknowledged, and not delivered again"
+        )
         output.print(("  " + text, "yellow"))
     about = {"source": event.source, "type": event.type, "key": event.key, "received": when(event.received_at)}
     _print_fields(output, {**about, "query": event.query or None, "stored at": position})
@@ -287,16 +300,16 @@ def print_event(output: Output, event: Event, position: str, copy_of: str = "") 
 
 def letter_fields(letter: DeadLetter) -> dict[str, object]:
     fields: dict[str, object] = {
-        "at": rfc3339(letter.letter.at),
+        "at": rfc3339(letter.properties.at),
         "status": letter.status,
-        "reason": letter.letter.reason,
+        "reason": letter.properties.reason,
         "topic": letter.partition.topic,
         "partition": letter.partition.number,
         "offset": letter.record.offset,
     }
-    if letter.stored is None:
+    if letter.decoded is None:
         return fields | {"detail": letter.problem, "attempts": 0}
-    delivery = letter.stored.delivery
+    delivery = letter.decoded.delivery
     last = delivery.attempts[-1] if delivery.attempts else None
     return fields | {
         "delivery_id": delivery.id,
@@ -305,43 +318,43 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "type": delivery.event.type,
         "route": delivery.route,
         "destination": delivery.destination,
-        "detail": letter.stored.metadata.detail,
+        "detail": letter.decoded.metadata.detail,
         "attempts": last.number if last else 0,
         "last_result": letter.last_result if last else None,
     }
 
 
 def letter_content(letter: DeadLetter) -> dict[str, object]:
-    if letter.stored is None:
+    if letter.decoded is None:
         headers = [[name, header_text(value)] for name, value in letter.record.headers]
         return {"record_headers": headers, **body_fields(letter.record.value)}
-    delivery, event = letter.stored.delivery, letter.stored.delivery.event
+    delivery, event = letter.decoded.delivery, letter.decoded.delivery.event
     return {
         "key": event.key,
         "received_at": rfc3339(event.received_at),
-        "note": encode_record_metadata(letter.stored.metadata),
+        "note": encode_record_metadata(letter.decoded.metadata),
         "attempts": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
         **event_content(event),
     }
 
 
-def letter_cells(letter: DeadLetter, *, with_status: bool) -> Cells:
-    what, attempts, answer = f"{letter.position}: {letter.problem}", "", ""
-    if letter.stored is not None:
-        delivery, answer = letter.stored.delivery, letter.last_result
+def letter_row(letter: DeadLetter, *, with_status: bool) -> Row:
+    what, attempts, result = f"{letter.position}: {letter.problem}", "", ""
+    if letter.decoded is not None:
+        delivery, result = letter.decoded.delivery, letter.last_result
         what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
         attempts = str(delivery.attempts[-1].number if delivery.attempts else 0)
     cells = {
-        "when": when(letter.letter.at).replace(" ", "\n"),
+        "when": when(letter.properties.at).replace(" ", "\n"),
         "route → destination, delivery, event": what,
-        "reason": letter.letter.reason,
+        "reason": letter.properties.reason,
         "attempts": attempts,
-        "last result": answer,
+        "last result": result,
     }
     return cells | ({"status": letter.status} if with_status else {})
 
 
-def group_cells(group: Group) -> Cells:
+def group_row(group: Group) -> Row:
     return {
         "letters": f"{group.count:,}",
         "reason": group.reason,
@@ -353,17 +366,17 @@ def group_cells(group: Group) -> Cells:
 
 
 def print_letter(output: Output, letter: DeadLetter) -> None:
-    if letter.stored is None:
+    if letter.decoded is None:
         output.print(("dead letter ", "bold"), letter.position)
         _print_fields(
-            output, {"reason": f"{letter.letter.reason}: {letter.problem}", "written": when(letter.letter.at)}
+            output, {"reason": f"{letter.properties.reason}: {letter.problem}", "written": when(letter.properties.at)}
         )
         for name, value in letter.record.headers:
             output.print((f"  {name}: ", "dim"), header_text(value))
         output.print()
         output.block(body_text(letter.record.value))
         return
-    delivery, metadata = letter.stored.delivery, encode_record_metadata(letter.stored.metadata)
+    delivery, metadata = letter.decoded.delivery, encode_record_metadata(letter.decoded.metadata)
     reason, detail = metadata.pop("reason", ""), metadata.pop("detail", "")
     output.print(("dead letter ", "bold"), delivery.id)
     resolved_at = f", {when(letter.resolved_by.at)}" if letter.resolved_by else ""
@@ -372,12 +385,15 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         {
             "route": f"{delivery.route} → {delivery.destination}",
             "reason": f"{reason}: {detail}" if detail else reason,
-            "written": when(letter.letter.at),
+            "written": when(letter.properties.at),
             "status": letter.status + resolved_at,
             **metadata,
         },
     )
-    rows = [(str(try_.number), when(try_.at), f"{try_.seconds:.3f}", result_of(try_)) for try_ in delivery.attempts]
+    rows = [
+        (str(attempt.number), when(attempt.at), f"{attempt.seconds:.3f}", result_of(attempt))
+        for attempt in delivery.attempts
+    ]
     if rows:
         output.print()
         output.table(["attempt", "at", "seconds", "result"], rows, right=("attempt", "seconds"))
@@ -385,13 +401,13 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
     print_event(output, delivery.event, f"{letter.partition.topic}/{letter.position}")
 
 
-def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence[Tried]) -> None:
+def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence[AttemptInfo]) -> None:
     for each in findings:
-        fields: dict[str, object] = {"what": each.what, "why": each.why, "wrong": each.needs_attention}
+        fields: dict[str, object] = {"what": each.what, "why": each.why, "needs_attention": each.needs_attention}
         for name, at in (("since", each.since), ("until", each.until)):
             fields[name] = None if at is None else rfc3339(at)
         if output.json:
-            output.line({**fields, "who": each.by, "next": list(each.next), "count": each.count})
+            output.line({**fields, "by": each.by, "next": list(each.next), "count": each.count})
     for tried in attempts:
         if output.json:
             ids = {"event_id": tried.event_id, "delivery_id": tried.delivery_id, "route": tried.route}
@@ -409,10 +425,10 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
         for each in findings
     ]
     if rows:
-        output.table(["what", "number", "why", "since", "until or next attempt", "who"], rows, right=("number",))
+        output.table(["what", "number", "why", "since", "until or next attempt", "by"], rows, right=("number",))
         _print_steps(output, findings)
     else:
-        output.print("nothing keeps deliveries from going out")
+        output.print("no deliveries are held up")
     if attempts:
         output.print()
         cells = [
@@ -423,7 +439,7 @@ def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence
 
 
 def _print_steps(output: Output, findings: Sequence[Finding]) -> None:
-    """Print the next steps for each, one command a line, outside of any table that would fold it."""
+    """Print the next steps for each, one command a line, outside of any table that would wrap it."""
     by_steps: dict[tuple[str, ...], dict[str, None]] = {}
     for each in findings:
         if each.next:

@@ -41,7 +41,7 @@ class Signed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Response:
     """The gateway's response. `event_id` is None if it accepted no event; `detail` then says why."""
 
     status: int
@@ -123,7 +123,7 @@ class Sender:
             timeout=aiohttp.ClientTimeout(total=TIMEOUT),
         )
 
-    async def send(self, request: Signed) -> Answer:
+    async def send(self, request: Signed) -> Response:
         """Send a request. Raises OSError or TimeoutError without a response."""
         began = time.perf_counter()
         try:
@@ -135,7 +135,7 @@ class Sender:
             raise ConnectionError(_reason(error.os_error)) from error
         except aiohttp.ClientError as error:
             raise ConnectionError(str(error)) from error
-        return Answer(
+        return Response(
             status=response.status,
             event_id=response.headers.get("gateway-event-id"),
             seconds=time.perf_counter() - began,
@@ -160,13 +160,13 @@ async def ask_status(address: str, *, timeout: float = STATUS_TIMEOUT) -> Mappin
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout)) as session,
-            session.get(url, allow_redirects=False) as answer,
+            session.get(url, allow_redirects=False) as response,
         ):
-            if answer.status != HTTPStatus.OK:
-                raise ConnectionError(f"expected the status of a gateway, got HTTP {answer.status}")
-            content = await answer.read()
+            if response.status != HTTPStatus.OK:
+                raise ConnectionError(f"expected the status of a gateway, got HTTP {response.status}")
+            content = await response.read()
     except TimeoutError as error:
-        raise ConnectionError(f"no answer within {timeout:g} s") from error
+        raise ConnectionError(f"no response within {timeout:g} s") from error
     except aiohttp.ClientConnectorError as error:
         raise ConnectionError(_reason(error.os_error)) from error
     except (OSError, aiohttp.ClientError) as error:
@@ -244,7 +244,7 @@ def _plain(node: Node) -> Any:  # noqa: ANN401 - a value of YAML
 
 def _detail(content: bytes) -> str:
     try:
-        answer = orjson.loads(content)
+        response = orjson.loads(content)
     except orjson.JSONDecodeError:
         return content.decode(errors="replace")
-    return str(answer.get("detail", "")) if isinstance(answer, dict) else ""
+    return str(response.get("detail", "")) if isinstance(response, dict) else ""

@@ -223,7 +223,7 @@ async def waiting_deliveries(
             is_over = (
                 _was_resumed(control, stored, partition, record)
                 if topic == topics.parked
-                else control.is_kicked(
+                else control.was_injected_by_kick(
                     delivery.route, delivery.destination, partition, record.offset, record.appended_at
                 )
             )
@@ -493,8 +493,8 @@ async def add_dead_letters(
     found = read_dead_letters(log, topics, control, filter_, include_resolved=True, unread=unread)
     async with aclosing(found) as letters:
         async for letter in letters:
-            if letter.stored is not None:
-                attempts.add(letter.stored)
+            if letter.decoded is not None:
+                attempts.add(letter.decoded)
                 number += 1
             if number >= MAX_ATTEMPTS_SHOWN:
                 break

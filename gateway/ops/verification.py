@@ -18,7 +18,7 @@ class Verification:
     """`secrets` are the references of each, with `***` for literal text; `location` is where `verify` is."""
 
     scheme: str
-    ways: Sequence[SigningSpec]
+    signing_methods: Sequence[SigningSpec]
     secrets: Sequence[str]
     location: str
 
@@ -32,7 +32,7 @@ def verification_of(files: Sequence[Path], source: Source) -> Verification:
     secrets = written.value if written is not None and isinstance(written.value, list) else []
     return Verification(
         scheme=source.verifier.scheme,
-        ways=source.verifier.signing_specs,
+        signing_methods=source.verifier.signing_specs,
         secrets=[masked_secret(secret.value) for secret in secrets],
         location="" if verify is None else f"{verify.file}:{verify.line}",
     )

@@ -121,7 +121,7 @@ class Backlogs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
+class AttemptInfo:
     """An attempt of a delivery that waits, or is a dead letter."""
 
     delivery_id: str
@@ -135,7 +135,7 @@ class LastAttempts:
 
     def __init__(self, destination: str) -> None:
         self.destination = destination
-        self._heap: list[tuple[float, str, int, Tried]] = []  # the oldest first
+        self._heap: list[tuple[float, str, int, AttemptInfo]] = []  # the oldest first
         self._kept: set[tuple[str, int]] = set()
 
     def add(self, stored: StoredDelivery) -> None:
@@ -146,12 +146,14 @@ class LastAttempts:
             key = delivery.id, attempt.number
             if key in self._kept:
                 continue  # two records may contain the same attempt
-            tried = Tried(delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt)
+            tried = AttemptInfo(
+                delivery_id=delivery.id, event_id=delivery.event.id, route=delivery.route, attempt=attempt
+            )
             self._kept.add(key)
             heapq.heappush(self._heap, (attempt.at, *key, tried))
             if len(self._heap) > MAX_ATTEMPTS_SHOWN:
                 _, delivery_id, number, _ = heapq.heappop(self._heap)
                 self._kept.discard((delivery_id, number))
 
-    def newest_first(self) -> Sequence[Tried]:
+    def newest_first(self) -> Sequence[AttemptInfo]:
         return [tried for *_, tried in sorted(self._heap, key=lambda each: -each[0])]

@@ -9,31 +9,33 @@ from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
 from gateway.verify.request import Request
 
-# Maximum characters of an identity, type or key: they are stored besides the body, some of them twice.
+# Maximum characters of an identity, type or key: they are stored in addition to the body, some of them twice.
 MAX_FIELD = 1024
 FALLBACK_TYPE = "webhook"
 IDEMPOTENCY_KEY = "the header Idempotency-Key"
-"""The default source of an identity."""
+"""Where an identity is looked for last."""
 
 
 class EventBuilder:
-    """Builds the events of one source; everything that can be is computed once."""
+    """Builds the events of one source; it precomputes what it can."""
 
     __slots__ = ("_ids", "_key", "_source", "_type")
 
     def __init__(self, source: Source) -> None:
         self._source = source
         verifier = source.verifier
-        self._ids: dict[str | None, _Field] = {place: _Field("id", source.id, place) for place in verifier.ids}
+        self._ids: dict[str | None, _Field] = {
+            expression: _Field("id", source.id, expression) for expression in verifier.ids
+        }
         self._ids[None] = _Field("id", source.id, verifier.id)
         self._type = _Field("type", source.type, verifier.type)
         self._key = _Field("key", source.key, None)
 
-    def event(self, request: Request, *, received_at: float, identity_at: str | None = None) -> Event:
+    def event(self, request: Request, *, received_at: float, identity_expression: str | None = None) -> Event:
         """Build the event of a verified request, without the headers and parameters that carry a credential.
 
-        `identity_at` is what `Verifier.verify` returned; without it, all possible places are tried. Raises RefusedError
-        (400) if its identity, type or key can't be determined.
+        `identity_expression` is what `Verifier.verify` returned; without it, all possible expressions are tried. Raises
+        RefusedError (400) if its identity, type or key can't be determined.
         """
         name, verifier = self._source.name, self._source.verifier
         headers, names = request.headers, request.lower_names()
@@ -43,7 +45,7 @@ class EventBuilder:
             headers, names = tuple([headers[index] for index in kept]), [names[index] for index in kept]
         query = _without(request.query, verifier.credential_query) if verifier.credential_query else request.query
         given = _Input(name, request, headers, names, query)
-        identity = self._ids[identity_at].read(given) or _idempotency_key(headers)
+        identity = self._ids[identity_expression].read(given) or _idempotency_key(headers)
         return Event(
             id=event_id(name, identity),
             source=name,
@@ -58,11 +60,11 @@ class EventBuilder:
     def expression_texts(self) -> Mapping[str, Sequence[str]]:
         """Return the expressions for an event's id, type and key; of several, the first that finds a value applies."""
         ids = [field.text for field in self._ids.values() if field.text is not None]
-        others = {"type": self._type.text, "key": self._key.text}
-        return {"id": list(dict.fromkeys(ids)), **{name: [text] if text else [] for name, text in others.items()}}
+        texts = {"type": self._type.text, "key": self._key.text}
+        return {"id": list(dict.fromkeys(ids)), **{name: [text] if text else [] for name, text in texts.items()}}
 
-    def knows(self, event: Event) -> bool:
-        """Return whether a stored event would have the same id by these rules, as far as that isn't in a credential."""
+    def reproduces_id_of(self, event: Event) -> bool:
+        """Return whether these rules give a stored event its id; not if that came from a stripped credential."""
         request = Request(
             method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
         )
@@ -109,14 +111,14 @@ class _Input:
 
 
 class _Field:
-    """An event's id, type or key, by the source's own expression or its scheme's default."""
+    """An event's id, type or key, by the expression in routes.yaml or the scheme's default."""
 
-    __slots__ = ("_expression", "_header", "_is_own", "_name", "_reads_body")
+    __slots__ = ("_expression", "_header", "_is_configured", "_name", "_reads_body")
 
-    def __init__(self, name: str, own: Expression | None, default: str | None) -> None:
-        self._is_own = own is not None
+    def __init__(self, name: str, configured: Expression | None, default: str | None) -> None:
+        self._is_configured = configured is not None
         self._name = name
-        self._expression = own or (None if default is None else Expression(default))
+        self._expression = configured or (None if default is None else Expression(default))
         self._reads_body = self._expression is not None and self._expression.reads_body
         header = self._expression.header if self._expression else None
         self._header = None if header is None else header.encode()
@@ -138,7 +140,7 @@ class _Field:
             return self._checked(value.decode("utf-8", "replace") or None)
         except RefusedError:
             # A scheme's default is a guess; an event of another shape is still valid.
-            if self._is_own:
+            if self._is_configured:
                 raise
             return None
 

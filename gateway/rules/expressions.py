@@ -258,7 +258,7 @@ class AbsentFieldError(MissingFieldError):
         return hint if len(hint) <= 80 else ""  # noqa: PLR2004 - a line of a terminal
 
     @property
-    def beside(self) -> str:
+    def available_fields(self) -> str:
         """Describe what is there instead, with the names of the event's fields, which mustn't be logged."""
         gap = gap_in(self._path, self._view)
         if gap.depth == 0:

@@ -17,9 +17,9 @@ from gateway.rules.destination_credentials import TlsError, basic_authorization,
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
-    SIGNED_HEADERS,
-    Access,
+    SIGNATURE_HEADER_PREFIX,
     Destination,
+    DestinationAccess,
     Egress,
     OAuth2,
     Proxy,
@@ -28,7 +28,7 @@ from gateway.rules.rules import (
     Rules,
     Source,
     Tls,
-    folded,
+    cgi_normalized,
 )
 from gateway.rules.schema import INCLUDED, ROOT
 from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaReader
@@ -39,7 +39,10 @@ from gateway.verify.presets import SchemeError
 from gateway.verify.schemes import WEAK, build_verifier
 from gateway.verify.verifier import Verifier
 
-_REPLACED = (("sign", SIGNED_HEADERS, f"{SIGNED_HEADERS}…"), ("auth", "authorization", "Authorization"))
+_REPLACED = (
+    ("sign", SIGNATURE_HEADER_PREFIX, f"{SIGNATURE_HEADER_PREFIX}…"),
+    ("auth", "authorization", "Authorization"),
+)
 """Keys of a destination, with the headers that they replace: their prefix, and how they are shown."""
 # Shorter than for other routes, since a delivery that keeps failing blocks its key and holds back the partition's
 # commit.
@@ -194,7 +197,7 @@ class _Assembly:
             table=RouteTable(routes.values()),
             files=tuple(self.reader.files),
             warnings=tuple(map(str, sorted(self.reader.problems))),
-            resolved=frozenset(self.reader.resolved),
+            secret_values=frozenset(self.reader.secret_values),
         )
         return replace(rules, routing_revision=routing_revision(rules))
 
@@ -318,11 +321,11 @@ class _Assembly:
         node = read.node
         if node.child("proxy_auth") and not node.child("proxy"):
             self.reader.report(node.value["proxy_auth"], "value", "`proxy_auth` needs a `proxy`, got none", at_key=True)
-        forwarded = set(map(folded, read.values.get("forward_headers", ())))
+        forwarded = set(map(cgi_normalized, read.values.get("forward_headers", ())))
         for item in (
             dropped.value if (dropped := node.child("drop_headers")) and isinstance(dropped.value, list) else ()
         ):
-            if isinstance(item.value, str) and folded(item.value) in forwarded:
+            if isinstance(item.value, str) and cgi_normalized(item.value) in forwarded:
                 message = f"expected a header that isn't among `forward_headers`, got {item.value!r}"
                 self.reader.report(item, "value", message)
         tls = read.values.get("tls")
@@ -424,7 +427,7 @@ def _destination(name: str, read: ParsedMapping, tls: Tls | None) -> Destination
         name=name,
         headers=(*read.values.get("headers", {}).items(), *headers),
         sign=sign.values["secrets"] if sign else (),
-        access=Access(oauth2=oauth2, tls=tls, proxy=proxy) if oauth2 or tls or proxy else None,
+        access=DestinationAccess(oauth2=oauth2, tls=tls, proxy=proxy) if oauth2 or tls or proxy else None,
         **values,
     )
 

@@ -39,7 +39,7 @@ def routing_revision(rules: Rules) -> RoutingRevision:
     """Return the routing revision of rules: takes 30 ms for a thousand routes, unless it was computed when loading."""
     if rules.routing_revision is not None:
         return rules.routing_revision
-    secrets = [secret for secret in rules.resolved if len(secret) >= SHORTEST]
+    secrets = [secret for secret in rules.secret_values if len(secret) >= SHORTEST]
     deduped = {name for name, source in rules.sources.items() if source.dedupe is not None}
     routes = {name: _text_of(route, deduped, secrets) for name, route in sorted(rules.routes.items())}
     digest = hashlib.blake2b(digest_size=8)

@@ -37,24 +37,24 @@ OPT_IN_HEADERS = frozenset(
 )
 OPT_IN_PREFIXES = (
     *("x-forwarded-", "x-original-"),
-    # As whom a proxy has authenticated it: oauth2-proxy, AWS (OIDC and client certificates), Google, Azure, Cloudflare.
+    # The user that a proxy has authenticated: oauth2-proxy, AWS (OIDC, client certificates), Google, Azure, Cloudflare.
     *("x-auth-request-", "x-amzn-oidc-", "x-amzn-mtls-", "x-goog-authenticated-user-", "x-ms-client-principal"),
-    *("cf-access-", "ssl-client-", "x-ssl-client-"),  # the last two: nginx and HAProxy, by their documents' examples
+    *("cf-access-", "ssl-client-", "x-ssl-client-"),  # the last two: from nginx's and HAProxy's documentation
 )
-"""Prefixes, and above names, of headers that servers trust because their own proxy sets them: a sender's are only
-forwarded to a destination that asks for them. In lower case."""
-SIGNED_HEADERS = "webhook-"
+"""Prefixes (and, above, full names) of headers that servers trust because their own proxy sets them: a sender's are
+only forwarded to a destination that asks for them. In lower case."""
+SIGNATURE_HEADER_PREFIX = "webhook-"
 """Prefix of the headers that only we set for a destination with `sign`."""
 
 
-def folded(name: str) -> str:
-    """Return a header's name as CGI and WSGI see it: `X-Real-IP` and `x_real_ip` become the same variable."""
+def cgi_normalized(name: str) -> str:
+    """Return a header's name as CGI and WSGI tell it from others: `X-Real-IP` and `x_real_ip` become one variable."""
     return name.lower().replace("_", "-")
 
 
 def is_opt_in_header(name: str) -> bool:
     """Return whether a header is only forwarded to destinations that ask for it."""
-    name = folded(name)
+    name = cgi_normalized(name)
     return name in OPT_IN_HEADERS or name.startswith(OPT_IN_PREFIXES)
 
 
@@ -76,8 +76,11 @@ class Source:
     dedupe: float | None = None
 
 
-class TokenStyle(StrEnum):
-    """Where the token request has the client's id and secret (RFC 6749, section 2.3.1)."""
+class TokenEndpointAuthMethod(StrEnum):
+    """Where the token request has the client's id and secret (RFC 6749, section 2.3.1).
+
+    RFC 7591 calls them client_secret_basic and client_secret_post.
+    """
 
     BASIC = "basic"
     BODY = "body"
@@ -92,7 +95,7 @@ class OAuth2:
     client_secret: str = field(repr=False)
     scope: tuple[str, ...] = ()
     audience: str | None = None
-    style: TokenStyle = TokenStyle.BASIC
+    style: TokenEndpointAuthMethod = TokenEndpointAuthMethod.BASIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +121,7 @@ class Proxy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
+class DestinationAccess:
     """How a destination is reached and authenticated, if the URL and headers aren't enough.
 
     `tls` and `proxy` apply to the token endpoint as well.
@@ -138,7 +141,7 @@ class OnGone(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A downstream URL with its limits. `rate` is events a second, over the whole fleet; None is unlimited.
+    """A downstream URL with its limits. `rate` is requests a second, over the whole fleet; None is unlimited.
 
     `headers` are added to each request, including basic and bearer authentication. `forward_headers` are headers of the
     sender that are forwarded although they aren't by default, `drop_headers` those that aren't forwarded. `sign` are
@@ -154,7 +157,7 @@ class Destination:
     timeout: float = 10.0
     concurrency: int = 50
     rate: float | None = None
-    access: Access | None = field(default=None, repr=False)
+    access: DestinationAccess | None = field(default=None, repr=False)
     on_gone: OnGone = OnGone.DEAD_LETTER
 
 
@@ -187,7 +190,7 @@ class Route:
 class Egress:
     """Where deliveries may connect to.
 
-    `allow` overrides every refusal, that of link-local and metadata addresses only if it has the exact address.
+    `allow` overrides every refusal; link-local and metadata addresses must be listed individually.
     """
 
     is_private_allowed: bool = True
@@ -214,8 +217,8 @@ class Rules:
     files: tuple[Path, ...]
     """Files to watch: rule files, files of secrets, and folders of include patterns. A reload is due if one changes."""
     warnings: tuple[str, ...] = ()
-    resolved: frozenset[str] = field(default=frozenset(), repr=False)
-    """The values of references, which are treated as secrets."""
+    secret_values: frozenset[str] = field(default=frozenset(), repr=False)
+    """The substituted values of `${…}` references, which are treated as secrets."""
     routing_revision: RoutingRevision | None = field(default=None, compare=False, repr=False)
     """Computed when loading, which isn't on the event loop; None for rules that weren't loaded from a file."""
 

@@ -7,7 +7,7 @@ from typing import Any, assert_never
 
 from gateway.model import Disposition
 from gateway.rules.conditions import parse_condition
-from gateway.rules.rules import OnGone, TokenStyle
+from gateway.rules.rules import OnGone, TokenEndpointAuthMethod
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import (
     _CREDENTIAL,
@@ -133,7 +133,7 @@ OAUTH2 = MappingKind(
         Key(name="audience", kind=TEXT, about="The token's audience, if the endpoint requires one."),
         Key(
             name="style",
-            kind=choice(*TokenStyle, parse=TokenStyle),
+            kind=choice(*TokenEndpointAuthMethod, parse=TokenEndpointAuthMethod),
             about="Where the token request has id and secret: in a header (basic), or in its body.",
             default="basic",
         ),

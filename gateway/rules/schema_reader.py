@@ -50,7 +50,7 @@ class SchemaReader:
         self.has_gaps = False
         """A file can't be read, so that an unknown name may be defined there."""
         self.unresolved: set[Node] = set()
-        self.resolved: set[str] = set()
+        self.secret_values: set[str] = set()
         """The values of references, except for defaults, which are written in the file."""
 
     @property
@@ -86,7 +86,7 @@ class SchemaReader:
                 is_whole = False
                 return found[0]
             if value and value != found[1].partition(":-")[2]:
-                self.resolved.add(value)
+                self.secret_values.add(value)
             return value
 
         resolved = _REFERENCE.sub(replace, written)

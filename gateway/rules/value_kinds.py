@@ -14,7 +14,7 @@ import yarl
 
 from gateway.model import NAME_PATTERN
 from gateway.rules.expressions import Expression
-from gateway.rules.rules import RESERVED_HEADERS, Proxy, folded, is_opt_in_header
+from gateway.rules.rules import RESERVED_HEADERS, Proxy, cgi_normalized, is_opt_in_header
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
 from gateway.verify.config_keys import TOKEN, signing_key
@@ -209,7 +209,7 @@ def proxy(value: object) -> Proxy:
 
 def _header(value: object) -> str:
     name = matching(TOKEN)(value)
-    if folded(name) in RESERVED_HEADERS:
+    if cgi_normalized(name) in RESERVED_HEADERS:
         raise ValueError(f"expected a header that the gateway doesn't write itself, got {name!r}")
     return name
 
@@ -341,6 +341,7 @@ NAME = Scalar(
     matching(NAME_PATTERN),
     pattern(NAME_PATTERN),
 )
+"""A new name. The pattern is in `model.py`, since names in records are decoded by it, too; the text repeats it."""
 NAME_REF = Scalar("a name", _text, pattern(NAME_PATTERN), is_name_ref=True)
 FILE_REF = Scalar("a file or a glob", _text, {"type": "string"}, is_name_ref=True)
 URL = Scalar(

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from gateway.rules.rules import Access, Destination, Egress, Route, Rules, Source
+from gateway.rules.rules import Destination, DestinationAccess, Egress, Route, Rules, Source
 
 Stamp = tuple[int, int, int]
 """Changes with a file's content."""
@@ -186,18 +186,18 @@ _KEYS: Mapping[str, str] = {
 """Names in a rule file of fields that are called something else in code."""
 
 
-def _keys(before: _Kind | Access, after: _Kind | Access) -> str:
+def _keys(before: _Kind | DestinationAccess, after: _Kind | DestinationAccess) -> str:
     """Return the rule file's keys in which two versions of an object differ."""
     return ", ".join(dict.fromkeys(_differing(before, after)))
 
 
-def _differing(before: _Kind | Access, after: _Kind | Access) -> Iterator[str]:
+def _differing(before: _Kind | DestinationAccess, after: _Kind | DestinationAccess) -> Iterator[str]:
     for each in fields(before):
         old, new = getattr(before, each.name), getattr(after, each.name)
         if not each.compare or old == new:
             continue
         if each.name == "access":
-            yield from _differing(old or Access(), new or Access())
+            yield from _differing(old or DestinationAccess(), new or DestinationAccess())
         elif each.name == "headers":  # `auth` writes one of them
             changed = {name.lower() for name, _ in set(old) ^ set(new)}
             yield from ["auth"] * ("authorization" in changed)

@@ -82,7 +82,7 @@ async def test_each_hold_is_reported_with_its_end_its_author_and_the_next_step(p
             assert code == 1
             found = {(each["what"], each["why"]): each for each in told}
             paused = found["route forgotten", "paused"]
-            assert paused["who"]
+            assert paused["by"]
             assert paused["next"] == ["gateway route resume forgotten"]
             assert found["destination down", "breaker open after 503"]["next"] == [
                 "# down responds with 503: ask its owners first",
@@ -180,7 +180,7 @@ async def test_an_open_breaker_without_a_delivery_to_probe_it_is_not_wrong(place
             told = await _call(gateway, place, "gateway destination kick three")
             assert "nothing was waiting; where a breaker is open, the next delivery is the probe" in told
             code, [row] = await _status(place, *asked)
-            assert (code, row["what"], row["wrong"], row["until"]) == (0, "destination three", False, None)
+            assert (code, row["what"], row["needs_attention"], row["until"]) == (0, "destination three", False, None)
             assert row["why"].startswith("breaker opened after 500; not tried by this process since ")
             assert row["next"] == []
             assert await _status(place, *asked) == (code, [row]), "nothing of it moves"

@@ -17,7 +17,7 @@ from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver
 from gateway.model import Attempt, Result
 from gateway.rules.destination_credentials import basic_authorization, tls_of
-from gateway.rules.rules import Access, Egress, Proxy, Tls
+from gateway.rules.rules import DestinationAccess, Egress, Proxy, Tls
 from tests.certificates import Authority
 from tests.proxy import HttpProxy
 from tests.sink import Fault, Sink
@@ -60,7 +60,7 @@ def other() -> Authority:
 async def attempt(
     client: Client, url: str, *, tls: Tls | None = None, proxy: Proxy | None = None, timeout: float = 5.0
 ) -> Attempt:
-    access = Access(tls=tls, proxy=proxy) if tls or proxy else None
+    access = DestinationAccess(tls=tls, proxy=proxy) if tls or proxy else None
     outbound = Outbound(url=url, headers=((b"X-A", b"1"),), body=b"{}", access=access)
     return await client.attempt(outbound, timeout=timeout, number=1)
 

@@ -10,7 +10,7 @@ from standardwebhooks import Webhook
 
 from gateway.client.request import USER_AGENT, compose, sign
 from gateway.model import Attempt, Delivery, Event, EventId, ExpressionError, Headers, Result, delivery_id
-from gateway.rules.rules import Access, Destination, Proxy, RequestTemplate
+from gateway.rules.rules import Destination, DestinationAccess, Proxy, RequestTemplate
 from gateway.rules.templates import Template
 
 NOW = 1_700_000_000.9
@@ -189,7 +189,7 @@ def test_a_destination_can_have_an_authorization_of_its_own() -> None:
 
 
 def test_the_way_to_the_destination_goes_with_the_request() -> None:
-    access = Access(proxy=Proxy(host="proxy.internal", port=3128))
+    access = DestinationAccess(proxy=Proxy(host="proxy.internal", port=3128))
     assert compose(a_delivery(), replace(CI, access=access), None, now=NOW).access is access
     assert compose(a_delivery(), CI, None, now=NOW).access is None
 

@@ -19,8 +19,8 @@ def _little_memory() -> Iterator[None]:
         yield
 
 
-class Sources:
-    """Begin appends, of which each has a source of its own, and remember which are in flight."""
+class Predecessors:
+    """Begin appends, of which each has a predecessor of its own, and remember which are in flight."""
 
     def __init__(self) -> None:
         self.appends = Appends()
@@ -30,8 +30,10 @@ class Sources:
         for _ in range(count):
             self._begin(key, object())
 
-    def _begin(self, key: str, source: object) -> None:
-        append = self.appends.begin("tier", key.encode(), SIZE, source=source, retry=lambda: self._begin(key, source))
+    def _begin(self, key: str, predecessor: object) -> None:
+        append = self.appends.begin(
+            "tier", key.encode(), SIZE, predecessor=predecessor, on_admitted=lambda: self._begin(key, predecessor)
+        )
         if append is not None:
             self.in_flight.append((key, append))
 
@@ -55,105 +57,108 @@ class Sources:
 
 
 def test_a_key_takes_a_part_of_the_memory_and_the_others_begin() -> None:
-    sources = Sources()
-    sources.put("many", 100)
-    assert (len(sources.of("many")), sources.appends.waiting) == (PART, 100 - PART)
-    sources.put("one")
-    assert len(sources.of("one")) == 1
-    sources.end_all()
+    predecessors = Predecessors()
+    predecessors.put("many", 100)
+    assert (len(predecessors.of("many")), predecessors.appends.waiting) == (PART, 100 - PART)
+    predecessors.put("one")
+    assert len(predecessors.of("one")) == 1
+    predecessors.end_all()
 
 
 def test_without_memory_keys_take_turns() -> None:
-    sources = Sources()
-    sources.fill()
-    sources.put("a", 3)
-    sources.put("b", 3)
+    predecessors = Predecessors()
+    predecessors.fill()
+    predecessors.put("a", 3)
+    predecessors.put("b", 3)
     for number in range(4):
-        sources.end(f"other{number}")
-    assert (len(sources.of("a")), len(sources.of("b"))) == (2, 2)
-    sources.end_all()
+        predecessors.end(f"other{number}")
+    assert (len(predecessors.of("a")), len(predecessors.of("b"))) == (2, 2)
+    predecessors.end_all()
 
 
 def test_a_failing_append_gives_its_memory_to_others_once() -> None:
-    sources = Sources()
-    sources.fill()
-    sources.put("a", 2)
+    predecessors = Predecessors()
+    predecessors.fill()
+    predecessors.put("a", 2)
     for _ in range(3):
-        sources.appends.mark_failed(sources.of("other0")[0])
-    assert len(sources.of("a")) == 1
-    assert sources.appends.memory_bytes == (MAXIMUM + 1) * SIZE
-    sources.end_all()
+        predecessors.appends.mark_failed(predecessors.of("other0")[0])
+    assert len(predecessors.of("a")) == 1
+    assert predecessors.appends.memory_bytes == (MAXIMUM + 1) * SIZE
+    predecessors.end_all()
 
 
 def test_while_an_append_fails_no_other_of_its_key_begins_before_one_is_stored() -> None:
-    sources = Sources()
-    sources.put("a", 3)
-    sources.appends.mark_failed(sources.of("a")[0])
-    sources.put("a", 5)
-    sources.put("b")
-    assert (len(sources.of("a")), len(sources.of("b"))) == (3, 1)
-    sources.end("a", is_stored=False)
-    assert len(sources.of("a")) == 2
-    sources.end("a")
-    assert len(sources.of("a")) == PART
-    sources.end_all()
+    predecessors = Predecessors()
+    predecessors.put("a", 3)
+    predecessors.appends.mark_failed(predecessors.of("a")[0])
+    predecessors.put("a", 5)
+    predecessors.put("b")
+    assert (len(predecessors.of("a")), len(predecessors.of("b"))) == (3, 1)
+    predecessors.end("a", is_stored=False)
+    assert len(predecessors.of("a")) == 2
+    predecessors.end("a")
+    assert len(predecessors.of("a")) == PART
+    predecessors.end_all()
 
 
 def test_appends_for_a_failing_key_begin_once_none_of_it_is_in_flight() -> None:
-    sources = Sources()
-    sources.put("a", 2)
-    for append in sources.of("a"):
-        sources.appends.mark_failed(append)
-    sources.put("a", 2)
-    sources.end("a", is_stored=False)
-    assert sources.appends.waiting == 2
-    sources.end("a", is_stored=False)
-    assert (len(sources.of("a")), sources.appends.waiting) == (2, 0)
-    sources.end_all()
+    predecessors = Predecessors()
+    predecessors.put("a", 2)
+    for append in predecessors.of("a"):
+        predecessors.appends.mark_failed(append)
+    predecessors.put("a", 2)
+    predecessors.end("a", is_stored=False)
+    assert predecessors.appends.waiting == 2
+    predecessors.end("a", is_stored=False)
+    assert (len(predecessors.of("a")), predecessors.appends.waiting) == (2, 0)
+    predecessors.end_all()
 
 
-def test_an_append_whose_source_may_belong_to_another_keeps_none_of_its_key_back() -> None:
-    sources = Sources()
-    sources.put("a", 1)
-    (first,) = sources.of("a")
-    sources.appends.mark_failed(first)
-    sources.put("a", 1)
-    sources.appends.suspend(first)
-    assert len(sources.of("a")) == 2
-    sources.appends.mark_failed(first)
-    sources.put("a", 1)
-    assert sources.appends.waiting == 1
-    sources.end_all()
+def test_an_append_whose_predecessor_may_belong_to_another_keeps_none_of_its_key_back() -> None:
+    predecessors = Predecessors()
+    predecessors.put("a", 1)
+    (first,) = predecessors.of("a")
+    predecessors.appends.mark_failed(first)
+    predecessors.put("a", 1)
+    predecessors.appends.suspend(first)
+    assert len(predecessors.of("a")) == 2
+    predecessors.appends.mark_failed(first)
+    predecessors.put("a", 1)
+    assert predecessors.appends.waiting == 1
+    predecessors.end_all()
 
 
 def test_failing_appends_take_only_their_share() -> None:
-    sources = Sources()
+    predecessors = Predecessors()
     for number in range(SHARES + OVERFLOW_SHARES):
-        sources.put(f"bad{number}", PART)
-        for append in sources.of(f"bad{number}"):
-            sources.appends.mark_failed(append)
-    assert sources.appends.memory_bytes == (SHARES + OVERFLOW_SHARES) * PART * SIZE
-    sources.put("good")
-    assert not sources.of("good")
-    sources.end("bad0")
-    sources.appends.mark_failed(sources.of(f"bad{OVERFLOW_SHARES}")[0])
-    assert sources.of("good"), "it moves to where there is room again"
-    sources.end_all()
+        predecessors.put(f"bad{number}", PART)
+        for append in predecessors.of(f"bad{number}"):
+            predecessors.appends.mark_failed(append)
+    assert predecessors.appends.memory_bytes == (SHARES + OVERFLOW_SHARES) * PART * SIZE
+    predecessors.put("good")
+    assert not predecessors.of("good")
+    predecessors.end("bad0")
+    predecessors.appends.mark_failed(predecessors.of(f"bad{OVERFLOW_SHARES}")[0])
+    assert predecessors.of("good"), "it moves to where there is room again"
+    predecessors.end_all()
 
 
-def test_a_source_that_is_looked_at_again_waits_only_once() -> None:
-    sources = Sources()
-    sources.put("a", PART)
+def test_a_predecessor_that_is_looked_at_again_waits_only_once() -> None:
+    predecessors = Predecessors()
+    predecessors.put("a", PART)
     calls: list[str] = []
-    assert sources.appends.begin("tier", b"a", SIZE, source="lost", retry=lambda: calls.append("lost")) is None
-    sources.appends.retry_now("lost")
-    sources.appends.retry_now("lost")
-    assert (calls, sources.appends.waiting) == (["lost"], 0)
-    sources.end_all()
+    assert (
+        predecessors.appends.begin("tier", b"a", SIZE, predecessor="lost", on_admitted=lambda: calls.append("lost"))
+        is None
+    )
+    predecessors.appends.admit_waiting("lost")
+    predecessors.appends.admit_waiting("lost")
+    assert (calls, predecessors.appends.waiting) == (["lost"], 0)
+    predecessors.end_all()
 
 
 def test_an_abandoned_append_never_begins() -> None:
-    sources = Sources()
-    sources.put("a", 2 * PART)
-    sources.appends.abandon()
-    sources.end_all()
+    predecessors = Predecessors()
+    predecessors.put("a", 2 * PART)
+    predecessors.appends.abandon()
+    predecessors.end_all()

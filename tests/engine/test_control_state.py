@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
-from gateway.engine.control.state import HOLDS_FOR, Control
+from gateway.engine.control.state import KICK_HEARTBEAT_TIMEOUT, Control
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError, UndecodableRecordError, UnreadableRecordError
 from tests.log.test_records import misshapen
@@ -45,7 +45,7 @@ ORDERS = {
         state="asked",
         at=1.5,
         checkpoint={"gateway.events.a/0": 9},
-        answers=17,
+        covers_commands_below=17,
         expedited={"gateway.retry.5s/0": 4},
     ),
 }
@@ -142,14 +142,14 @@ def test_a_newer_versions_command_is_not_executed_and_its_pause_holds() -> None:
     assert control.is_left_to_newer_version("kick/route/build")
 
 
-def test_a_kick_holds_its_announced_retries_until_answered() -> None:
+def test_a_kick_reserves_its_announced_retries_until_answered() -> None:
     """By whomever: an owner of before may have answered it already, and brings nothing on."""
     place = Partition("gateway.retry.20s", 0)
     kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)
     announced = ControlRecord(
         kind="marker", name="hold/kick/destination/ci", state="done", at=2.0, checkpoint={f"{place.topic}/0": 7}
     )
-    answer = ControlRecord(kind="marker", name="kick/destination/ci", state="done", at=3.0, answers=6)
+    answer = ControlRecord(kind="marker", name="kick/destination/ci", state="done", at=3.0, covers_commands_below=6)
     for answers in ((), (answer,)):
         control = Control()
         for offset, order in ((5, kick), *[(6, order) for order in answers], (7, announced)):
@@ -158,7 +158,7 @@ def test_a_kick_holds_its_announced_retries_until_answered() -> None:
         assert not control.is_kick_pending("build", "ci", place, 7)
 
 
-def test_a_kick_holds_its_announced_retries_while_it_gives_signs() -> None:
+def test_a_kick_reserves_its_announced_retries_while_its_heartbeats_come() -> None:
     place = Partition("gateway.retry.20s", 0)
     kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)
     announced = ControlRecord(
@@ -167,17 +167,17 @@ def test_a_kick_holds_its_announced_retries_while_it_gives_signs() -> None:
         state="done",
         at=2.0,
         checkpoint={f"{place.topic}/0": 7},
-        answers=6,
+        covers_commands_below=6,
     )
     checkpoint = ControlRecord(kind="marker", name="kick/destination/ci", state="asked", at=3.0)
     control = Control()
     control.read_at = 100.0
     for offset, record in ((5, kick), (6, announced)):
         control.decode_and_apply(*record.encode(), offset)
-    control.read_at = 99.0 + HOLDS_FOR
+    control.read_at = 99.0 + KICK_HEARTBEAT_TIMEOUT
     assert control.is_kick_pending("build", "ci", place, 6)
     control.decode_and_apply(*checkpoint.encode(), 7)
-    control.read_at += HOLDS_FOR - 1.0
+    control.read_at += KICK_HEARTBEAT_TIMEOUT - 1.0
     assert control.is_kick_pending("build", "ci", place, 6)
     control.read_at += 1.0
     assert not control.is_kick_pending("build", "ci", place, 6)

@@ -313,7 +313,7 @@ async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_
 
 
 @virtual
-async def test_a_resume_does_not_wait_for_a_new_owners_sweep_which_continues_later() -> None:
+async def test_a_resume_does_not_wait_for_a_new_owners_rescan_which_continues_later() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     others = RecordMetadata(by="route/other")
@@ -353,7 +353,7 @@ class SlowToReadLog(MemoryLog):
 
 
 @virtual
-async def test_sweeps_interrupted_by_one_resume_after_another_complete() -> None:
+async def test_rescans_interrupted_by_one_resume_after_another_complete() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     await publish(world, ControlRecord(kind="pause", name="route/other", state="active", at=now()))
@@ -631,7 +631,7 @@ async def test_an_ordered_routes_backlog_is_reported_as_uncounted() -> None:
 
 
 @virtual
-async def test_a_sweep_does_not_go_through_the_rules_for_each_resumed_name() -> None:
+async def test_a_rescan_does_not_go_through_the_rules_for_each_resumed_name() -> None:
     """With 10,000 routes and 3,000 such names that blocked the event loop for half a second."""
     world = await a_world(a_route(is_ordered=True, to=("ci",)), a_route("other", to=("audit",)))
     await a_backlog(world, "resume", 1)
@@ -645,7 +645,7 @@ async def test_a_sweep_does_not_go_through_the_rules_for_each_resumed_name() -> 
     for name in ("route/build", "route/other", "destination/ci"):
         owner.control.apply(ControlRecord(kind="pause", name=name, state="active", at=now()))
     ends = {f"{TOPICS.parked}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.parked)).items()}
-    assert await owner.jobs._resume_jobs.sweep({}, ends, None) == ends
+    assert await owner.jobs._resume_jobs.rescan({}, ends, None) == ends
     assert injected(world) == once(1)
     assert not looks
 

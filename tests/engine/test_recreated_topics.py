@@ -88,7 +88,7 @@ async def test_deliveries_in_a_parked_topic_recreated_after_a_resume_are_resumed
 
 
 @virtual
-async def test_late_deliveries_in_a_recreated_parked_topic_are_swept_though_it_is_soon_as_long() -> None:
+async def test_late_deliveries_in_a_recreated_parked_topic_are_rescanned_though_it_is_soon_as_long() -> None:
     world = await a_world(a_route())
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
@@ -103,7 +103,7 @@ async def test_late_deliveries_in_a_recreated_parked_topic_are_swept_though_it_i
 
 
 @virtual
-async def test_late_deliveries_in_a_recreated_parked_topic_are_swept_though_others_were_before() -> None:
+async def test_late_deliveries_in_a_recreated_parked_topic_are_rescanned_though_others_were_before() -> None:
     world = await a_world(a_route())
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, ControlRecord(kind="pause", name=NAME, state="resuming", at=now()))
@@ -115,14 +115,14 @@ async def test_late_deliveries_in_a_recreated_parked_topic_are_swept_though_othe
         await park(world, *NEW)
         (place,) = [number for number, (_, end) in (await world.log.bounds(TOPICS.parked)).items() if end]
         world.log.lose_leader(Partition(TOPICS.parked, place))
-        await asyncio.sleep(20)  # the others are swept
+        await asyncio.sleep(20)  # the others are rescanned
         world.log.find_leader(Partition(TOPICS.parked, place))
         await asyncio.sleep(20)
     assert sorted(event for _, event, _ in world.client.made)[: len(NEW)] == NEW
 
 
 @virtual
-async def test_late_deliveries_in_a_recreated_parked_partition_are_swept_though_unreadable_then() -> None:
+async def test_late_deliveries_in_a_recreated_parked_partition_are_rescanned_though_unreadable_then() -> None:
     world = await a_world(a_route())
     lost = Partition(TOPICS.parked, 1)
     async with operated(world) as control, running(world, world.worker(control)):
@@ -135,7 +135,7 @@ async def test_late_deliveries_in_a_recreated_parked_partition_are_swept_though_
         await park(world, *NEW, partition=1)
         world.log.lose_leader(lost)
         await asyncio.sleep(2)
-        await park(world, "elsewhere", partition=0)  # later: it is swept, and covered
+        await park(world, "elsewhere", partition=0)  # later: it is rescanned, and covered
         await asyncio.sleep(20)
         world.log.find_leader(lost)
         await asyncio.sleep(20)
@@ -292,9 +292,9 @@ def test_a_checkpoint_covers_appends_before_its_last_record() -> None:
     for record, last in ((checkpoint, at), (replace(checkpoint, latest=None), at + 3), (in_place, at)):
         control = Control()
         control.decode_and_apply(*record.encode())
-        assert control.is_kicked("build", "ci", partition, 6, last)
-        assert not control.is_kicked("build", "ci", partition, 7, last)
-        assert not control.is_kicked("build", "ci", partition, 6, last + 0.001)
+        assert control.was_injected_by_kick("build", "ci", partition, 6, last)
+        assert not control.was_injected_by_kick("build", "ci", partition, 7, last)
+        assert not control.was_injected_by_kick("build", "ci", partition, 6, last + 0.001)
 
 
 async def put_new(world: World) -> None:
@@ -405,7 +405,7 @@ async def test_pauses_are_confirmed_though_the_control_topic_was_recreated_befor
 
 @virtual
 async def test_a_resume_ends_though_the_control_topic_was_recreated_before_a_process_had_applied_all() -> None:
-    """The job that waits for the end of the former topic is a sweep, to which a resume gives way."""
+    """The job that waits for the end of the former topic is a rescan, to which a resume gives way."""
     world = await a_world(a_route())
     await many_control_records(world)
     orders = ControlClient(world.log, TOPICS)
@@ -426,7 +426,7 @@ async def test_a_resume_ends_though_the_control_topic_was_recreated_before_a_pro
 
 
 @virtual
-async def test_no_sweep_answers_a_resume_in_a_recreated_control_topic() -> None:
+async def test_no_rescan_answers_a_resume_in_a_recreated_control_topic() -> None:
     """Its own job does, once all that is parked was injected."""
     world = await a_world(a_route())
     await many_control_records(world)
@@ -439,9 +439,9 @@ async def test_no_sweep_answers_a_resume_in_a_recreated_control_topic() -> None:
         assert first is not None
         assert await orders.finished(first, timeout=20)
         await world.log.recreate(TOPICS.control)
-        await a_backlog(world, "resume", 1500, first=1)  # parked late: found by a sweep
+        await a_backlog(world, "resume", 1500, first=1)  # parked late: found by a rescan
         await asyncio.sleep(8)
-        assert 1 < injected(world).total() < 1501, "the sweep is in the middle of it"
+        assert 1 < injected(world).total() < 1501, "the rescan is in the middle of it"
         second = await orders.resume(NAME)
         assert second is not None
         assert await orders.finished(second, timeout=120)
@@ -450,13 +450,13 @@ async def test_no_sweep_answers_a_resume_in_a_recreated_control_topic() -> None:
 
 def test_a_checkpoint_answers_no_command_by_offsets_of_a_former_control_topic() -> None:
     control = Control()
-    done = ControlRecord(kind="marker", name=f"kick/{NAME}", state="done", at=1.0, answers=300)
+    done = ControlRecord(kind="marker", name=f"kick/{NAME}", state="done", at=1.0, covers_commands_below=300)
     control.decode_and_apply(
         *done.encode(), 2
     )  # written by a process that didn't know yet that the topic was recreated
-    assert control.answered(f"kick/{NAME}") == 0
-    control.decode_and_apply(*replace(done, answers=3).encode(), 3)
-    assert control.answered(f"kick/{NAME}") == 3
+    assert control.commands_covered_below(f"kick/{NAME}") == 0
+    control.decode_and_apply(*replace(done, covers_commands_below=3).encode(), 3)
+    assert control.commands_covered_below(f"kick/{NAME}") == 3
 
 
 @pytest.mark.parametrize("count", [10, 2, 0], ids=["as long", "shorter", "empty"])

@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from gateway.engine.alternate_partitions import AVOIDED_FOR, AlternatePartitions
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.control.state import HOLDS_FOR
-from gateway.engine.jobs.kick import KICK_DELAY, STUCK_PAUSE
+from gateway.engine.control.state import KICK_HEARTBEAT_TIMEOUT
+from gateway.engine.jobs.kick import KICK_DELAY, STUCK_BACKOFF
 from gateway.engine.jobs.scan import STUCK_AFTER
 from gateway.log.base import Partition, Position, RecordHeaders, partition_of
 from gateway.log.records import encode_delivery
@@ -152,7 +152,7 @@ async def test_a_late_parked_delivery_whose_partition_refuses_delays_no_resume_o
 
 
 @virtual
-async def test_a_stuck_sweep_yields_to_a_resume_and_repeats_nothing() -> None:
+async def test_a_stuck_rescan_yields_to_a_resume_and_repeats_nothing() -> None:
     world = await a_world_of_names()
     await paused(world, BAD, "active")
     await paused(world, GOOD, "active")
@@ -204,10 +204,10 @@ def test_a_kick_of_a_route_does_not_hold_back_a_healthy_destination(lost: Iterab
             await asyncio.sleep(WAIT - 50)
             placed = await orders.kick("route/build")
             assert placed is not None
-            await asyncio.sleep(50 + HOLDS_FOR)
+            await asyncio.sleep(50 + KICK_HEARTBEAT_TIMEOUT)
             assert made(world, GOOD) == {f"evt_{GOOD}_{number}": 1 for number in range(150)}
             world.log.accept_appends()
-            done = await orders.finished(placed, timeout=STUCK_PAUSE + 60)
+            done = await orders.finished(placed, timeout=STUCK_BACKOFF + 60)
             assert done is not None
             assert made(world, BAD) == {f"evt_{BAD}_0": 1}
             assert made(world, GOOD).total() == 150
@@ -233,7 +233,7 @@ async def test_a_stuck_kick_lets_others_begin_and_repeats_nothing_once_it_contin
         assert await orders.finished(first, timeout=120) is None
         assert injected(world) == {f"evt_{GOOD}_{number}": 1 for number in range(20)}
         log.is_refusing = False
-        done = await orders.finished(first, timeout=STUCK_PAUSE + 90)
+        done = await orders.finished(first, timeout=STUCK_BACKOFF + 90)
         assert done is not None
         assert done.count == 23
     assert injected(world).total() == len(injected(world)) == 23
@@ -266,7 +266,7 @@ async def test_a_long_kick_holds_its_announced_retries_to_its_end() -> None:
         placed = await orders.kick("destination/ci")
         assert placed is not None
         assert await orders.finished(placed, timeout=300) is not None
-        assert now() - began > 2 * HOLDS_FOR
+        assert now() - began > 2 * KICK_HEARTBEAT_TIMEOUT
         await asyncio.sleep(60)
         assert made(world, "ci") == {f"evt_ci_{number}": 1 for number in range(1000)}
         await owner.stop()

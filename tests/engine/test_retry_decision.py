@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.client.http1 import RETRY_AFTER_CAP
+from gateway.client.retry_after import RETRY_AFTER_CAP
 from gateway.engine.delivery.retry_decision import (
     SHORT_AGE,
     SHORT_ATTEMPTS,

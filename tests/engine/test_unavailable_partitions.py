@@ -343,8 +343,8 @@ async def test_a_resume_releases_readable_partitions_and_later_the_rest() -> Non
 
 
 @virtual
-async def test_a_resumes_unread_partition_follows_though_swept_during_the_pause() -> None:
-    """What is swept regularly had nothing to resume then, and came to the end of the partition."""
+async def test_a_resumes_unread_partition_follows_though_rescanned_during_the_pause() -> None:
+    """What is rescanned regularly had nothing to resume then, and came to the end of the partition."""
     world = await a_world(a_route())
     await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))
     lost = Partition(TOPICS.parked, 1)
@@ -396,7 +396,7 @@ class FlappingLog(MemoryLog):
 
 
 @pytest.mark.parametrize("looks", [1, 2, 3, 4, 5, 6])
-def test_a_resumes_unread_partition_follows_though_leaderless_during_the_sweep(looks: int) -> None:
+def test_a_resumes_unread_partition_follows_though_leaderless_during_the_rescan(looks: int) -> None:
     async def scenario() -> None:
         world = await a_world(a_route())
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now()))

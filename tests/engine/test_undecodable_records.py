@@ -308,7 +308,7 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
 
 
 @virtual
-async def test_a_parked_record_is_dead_lettered_once_though_sweeps_give_way_to_resumes() -> None:
+async def test_a_parked_record_is_dead_lettered_once_though_rescans_give_way_to_resumes() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     late = RecordMetadata(by="route/other")
@@ -333,7 +333,7 @@ async def test_a_parked_record_is_dead_lettered_once_though_sweeps_give_way_to_r
 
 
 @virtual
-async def test_a_parked_record_is_dead_lettered_though_its_sweep_is_killed_behind_it() -> None:
+async def test_a_parked_record_is_dead_lettered_though_its_rescan_is_killed_behind_it() -> None:
     world = await a_world(a_route())
     late = RecordMetadata(by="route/other")
     await publish(world, ControlRecord(kind="pause", name=late.by, state="active", at=now()))
@@ -357,7 +357,7 @@ async def test_a_parked_record_is_dead_lettered_though_its_sweep_is_killed_behin
 
 @virtual
 async def test_a_resume_ends_though_a_parked_record_cannot_be_dead_lettered() -> None:
-    """The dead-letter topic has no leader, and a sweep waits for one with the record that can't be decoded."""
+    """The dead-letter topic has no leader, and a rescan waits for one with the record that can't be decoded."""
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
     await orders.pause(NAME)
@@ -395,7 +395,7 @@ async def test_a_parked_record_is_dead_lettered_though_a_resume_has_passed_it_an
     orders = ControlClient(world.log, TOPICS)
     await orders.pause(NAME)
     async with owning(world):
-        await asyncio.sleep(22)  # the next sweep is at 25 s
+        await asyncio.sleep(22)  # the next rescan is at 25 s
         await garbage_is_parked(world)
         await a_backlog(world, "resume", 3)
         placed = await orders.resume(NAME)

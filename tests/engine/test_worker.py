@@ -20,7 +20,7 @@ from gateway.client.request import Outbound
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import ControlRecord, DeadFilter, decode
 from gateway.engine.control.state import Control
-from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.worker import Worker
 from gateway.log.base import Commit, Partition
@@ -323,7 +323,7 @@ async def test_a_failed_attempt_is_retried_when_it_is_due_and_not_before() -> No
 
 
 @virtual
-async def test_the_successor_is_acknowledged_before_the_source_is_done() -> None:
+async def test_the_successor_is_acknowledged_before_the_predecessor_is_done() -> None:
     world = await a_world(a_route(retry=a_policy(schedule=(30.0,), max_age=3600.0)), ci=[503, 200])
     await world.put(*events(1))
     world.log.fail_appends()
@@ -451,7 +451,7 @@ async def test_a_paused_destination_is_parked_and_resumed_once() -> None:
 
 
 @virtual
-async def test_late_parked_deliveries_are_swept_after_the_resume() -> None:
+async def test_late_parked_deliveries_are_rescanned_after_the_resume() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
@@ -469,7 +469,7 @@ async def test_late_parked_deliveries_are_swept_after_the_resume() -> None:
 
 
 @virtual
-async def test_swept_deliveries_are_left_by_the_next_owner_of_the_jobs() -> None:
+async def test_rescanned_deliveries_are_left_by_the_next_owner_of_the_jobs() -> None:
     world = await a_world(a_route())
     async with operated(world) as control:
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))

@@ -99,7 +99,9 @@ async def test_the_results_of_ordered_kicks_are_kept_apart() -> None:
         assert (await client.ordered_outcomes(kicks[-1]))[place].tried == tried
         # This log compacts at once: the first outcome is replaced, and no other is taken for it.
         assert all([not await client.ordered_outcomes(kick) for kick in kicks[:-1]])
-        answer = ControlRecord(kind="marker", name=f"kick/{name}", state="done", at=at, answers=kicks[-1].offset + 1)
+        answer = ControlRecord(
+            kind="marker", name=f"kick/{name}", state="done", at=at, covers_commands_below=kicks[-1].offset + 1
+        )
         await publish(log, answer)
 
 

@@ -77,7 +77,7 @@ async def dead() -> Dead:
 
 
 def ids(letters: Sequence[DeadLetter]) -> list[str]:
-    return [letter.stored.delivery.event.id if letter.stored else letter.problem for letter in letters]
+    return [letter.decoded.delivery.event.id if letter.decoded else letter.problem for letter in letters]
 
 
 async def test_the_newest_comes_first(dead: Dead) -> None:
@@ -134,8 +134,8 @@ async def test_one_is_found_by_delivery_by_event_and_by_offset(dead: Dead) -> No
     await dead.write_unreadable()
     control = Control([await dead.done(DeadFilter(destination="x"))])
     (found,) = await find_dead_letters(dead.log, TOPICS, control, first)
-    assert (found.letter.destination, found.status) == ("x", "replayed")
-    assert {letter.letter.destination for letter in await find_dead_letters(dead.log, TOPICS, control, "a")} == {
+    assert (found.properties.destination, found.status) == ("x", "replayed")
+    assert {letter.properties.destination for letter in await find_dead_letters(dead.log, TOPICS, control, "a")} == {
         "x",
         "y",
     }

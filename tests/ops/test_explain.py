@@ -115,7 +115,7 @@ def test_a_failing_template_is_shown_as_its_dead_letter(tmp_path: Path) -> None:
     assert planned.request is None
     assert planned.problem == "request.body: body.who isn't there (check with has(body.who))"
     _, rendered, *_ = explained(tmp_path, b'{"whom": "jo", "when": 1}').routes
-    assert rendered.requests[0].beside == "body has: whom, when"
+    assert rendered.requests[0].available_fields == "body has: whom, when"
 
 
 def test_a_condition_that_fails_matches_and_sends_nothing(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_an_event_that_the_ingress_would_refuse_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("media_type", "body", "unread"),
+    ("media_type", "body", "warnings"),
     [
         (b"multipart/form-data; boundary=x", b"--x--", ("the body is multipart, which isn't read",)),
         (
@@ -145,12 +145,14 @@ def test_an_event_that_the_ingress_would_refuse_is_refused(tmp_path: Path) -> No
     ],
 )
 def test_invisible_parts_of_a_body_are_named(
-    tmp_path: Path, media_type: bytes, body: bytes, unread: tuple[str, ...]
+    tmp_path: Path, media_type: bytes, body: bytes, warnings: tuple[str, ...]
 ) -> None:
     path = tmp_path / "routes.yaml"
     path.write_text("version: 1\nsources:\n  in: {verify: {scheme: none}}\n")
     headers = ((b"Content-Type", media_type),)
-    assert explain(load_rules(path), source="in", headers=headers, query="", body=body, now=1e9).unread == unread
+    assert (
+        explain(load_rules(path), source="in", headers=headers, query="", body=body, now=1e9).body_warnings == warnings
+    )
 
 
 def test_an_unknown_source_is_reported_with_the_nearest(tmp_path: Path) -> None:

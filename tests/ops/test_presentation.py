@@ -13,7 +13,7 @@ from gateway.model import RecordMetadata
 from gateway.ops.dead_letters import DeadLetter, Groups, read_dead_letters
 from gateway.ops.log_search import newest_first
 from gateway.ops.output import Output, when
-from gateway.ops.presentation import event_cells, group_cells, letter_cells, print_rows, topic_cells
+from gateway.ops.presentation import event_row, group_row, letter_row, print_rows, topic_row
 from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.engine.test_worker import EVENTS, TOPICS
 from tests.memory_log import MemoryLog
@@ -29,25 +29,25 @@ async def _letters() -> Sequence[DeadLetter]:
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
     async with aclosing(read_dead_letters(log, TOPICS, Control(), DeadFilter(), include_resolved=True)) as letters:
         found = [letter async for letter in letters]
-    return sorted(found, key=lambda letter: letter.stored is None)
+    return sorted(found, key=lambda letter: letter.decoded is None)
 
 
 async def test_each_cell_of_a_dead_letter_is_under_its_title_with_a_status_or_without() -> None:
-    readable, unreadable = [letter_cells(letter, with_status=True) for letter in await _letters()]
+    readable, unreadable = [letter_row(letter, with_status=True) for letter in await _letters()]
     assert (readable["reason"], readable["attempts"], readable["last result"]) == ("gone", "2", "410")
     assert readable["when"] == when(NOW).replace(" ", "\n")
     assert readable["status"] == unreadable["status"] == "open"
     assert (unreadable["reason"], unreadable["attempts"], unreadable["last result"]) == ("undecodable", "", "")
     assert list(readable) == list(unreadable)
     for letter, cells in zip(await _letters(), (readable, unreadable), strict=True):
-        assert {**letter_cells(letter, with_status=False), "status": "open"} == cells
+        assert {**letter_row(letter, with_status=False), "status": "open"} == cells
 
 
 async def test_each_cell_of_a_group_an_event_and_a_topic_is_under_its_title() -> None:
     groups = Groups()
     for letter in await _letters():
         groups.add(letter)
-    group = next(group_cells(each) for each in groups.largest_first() if each.route)
+    group = next(group_row(each) for each in groups.largest_first() if each.route)
     assert (group["letters"], group["reason"], group["last result"]) == ("1", "gone", "410")
     assert (group["route → destination"], group["oldest"]) == ("build → ci", when(NOW))
 
@@ -57,13 +57,13 @@ async def test_each_cell_of_a_group_an_event_and_a_topic_is_under_its_title() ->
     await log.append(EVENTS, key=b"", value=event.body, headers=encode_event(event))
     async with aclosing(newest_first(log, [EVENTS], since=None)) as history:
         (found,) = [each async for each in history]
-    readable, unreadable = event_cells(found, event, ""), event_cells(found, None, "gw_v: got 9")
+    readable, unreadable = event_row(found, event, ""), event_row(found, None, "gw_v: got 9")
     assert (readable["event"], readable["source"], readable["key"]) == (event.id, event.source, "k")
     assert (unreadable["event"], unreadable["source"]) == ("can't be read: gw_v: got 9", "")
     assert readable["bytes"] == unreadable["bytes"] == f"{len(event.body)}"
     assert list(readable) == list(unreadable)
 
-    topic = topic_cells(TopicSpec(name="gateway.dead", partitions=6, retention=2592000.0), "fine")
+    topic = topic_row(TopicSpec(name="gateway.dead", partitions=6, retention=2592000.0), "fine")
     assert topic == {"topic": "gateway.dead", "partitions": "6", "retention": "30 d", "": "fine"}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.rules.destination_credentials import tls_of
 from gateway.rules.load import check_rules, load_rules
-from gateway.rules.rules import Access, Destination, OAuth2, OnGone, Proxy, TokenStyle
+from gateway.rules.rules import Destination, DestinationAccess, OAuth2, OnGone, Proxy, TokenEndpointAuthMethod
 from tests.certificates import Authority
 
 HEAD = "version: 1\nsources: {in: {verify: {scheme: none}}}\nroutes: [{name: r, from: in, to: d}]\n"
@@ -60,18 +60,18 @@ def test_a_bearer_token_is_a_header(tmp_path: Path) -> None:
 def test_oauth2_settings_are_read(tmp_path: Path) -> None:
     text = "{url: http://d, auth: {oauth2: {token_url: https://idp/t, client_id: me, client_secret: s%s}}}"
     least = OAuth2(token_url="https://idp/t", client_id="me", client_secret="s")
-    assert destination(tmp_path, text % "").access == Access(oauth2=least)
-    assert destination(tmp_path, text % ", scope: [a, 'b:c'], audience: x, style: body").access == Access(
+    assert destination(tmp_path, text % "").access == DestinationAccess(oauth2=least)
+    assert destination(tmp_path, text % ", scope: [a, 'b:c'], audience: x, style: body").access == DestinationAccess(
         oauth2=OAuth2(
             token_url="https://idp/t",
             client_id="me",
             client_secret="s",
             scope=("a", "b:c"),
             audience="x",
-            style=TokenStyle.BODY,
+            style=TokenEndpointAuthMethod.BODY,
         )
     )
-    assert destination(tmp_path, text % ", scope: a").access == Access(
+    assert destination(tmp_path, text % ", scope: a").access == DestinationAccess(
         oauth2=OAuth2(token_url="https://idp/t", client_id="me", client_secret="s", scope=("a",))
     )
 
@@ -173,10 +173,10 @@ def test_secrets_are_in_no_representation(tmp_path: Path) -> None:
 
 def test_a_proxy_is_a_host_and_a_port(tmp_path: Path) -> None:
     read = destination(tmp_path, "{url: http://d, proxy: 'http://Proxy.internal:3128/'}")
-    assert read.access == Access(proxy=Proxy(host="proxy.internal", port=3128))
+    assert read.access == DestinationAccess(proxy=Proxy(host="proxy.internal", port=3128))
     text = "{url: http://d, proxy: '${P}', proxy_auth: {username: us, password: '${S}'}}"
     read = destination(tmp_path, text, {"P": "http://[::1]:80", "S": "s3cret"})
-    assert read.access == Access(proxy=Proxy(host="::1", port=80, authorization="Basic dXM6czNjcmV0"))
+    assert read.access == DestinationAccess(proxy=Proxy(host="::1", port=80, authorization="Basic dXM6czNjcmV0"))
 
 
 @pytest.mark.parametrize("url", ["https://p:3128", "http://p", "http://p:3128/path", "http://p:3128/?q"])

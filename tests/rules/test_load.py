@@ -680,7 +680,7 @@ def test_the_rules_know_their_resolved_references(tmp_path: Path) -> None:
     text = f"version: 1\ndestinations: {{a: {{url: http://x, headers: {{X-A: '{written}'}}}}}}\n"
     rules = load(tmp_path, text, {"A": "one", "C": "two"})
     assert rules.destinations["a"].headers == (("X-A", "one default two from a file"),)
-    assert rules.resolved == {"one", "two", "from a file"}
+    assert rules.secret_values == {"one", "two", "from a file"}
 
 
 def test_an_unused_definition_is_a_warning(tmp_path: Path) -> None:

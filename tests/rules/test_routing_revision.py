@@ -145,7 +145,7 @@ def test_a_document_that_is_too_deep_is_refused() -> None:
 
 def test_a_condition_with_a_resolved_reference_is_not_kept() -> None:
     rules = rules_of(a_route(when='headers["x-token"] == "s3cr3t-\\"one"'), a_route("plain", when='type == "abc"'))
-    rules = replace(rules, resolved=frozenset({'s3cr3t-\\"one', "abc"}))
+    rules = replace(rules, secret_values=frozenset({'s3cr3t-\\"one', "abc"}))
     revision = routing_revision(rules)
     assert "s3cr3t" not in str(revision.routes)
     assert read("build", revision.routes["build"]).route is None

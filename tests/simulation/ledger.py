@@ -1193,7 +1193,7 @@ class Ledger:
             self._kicks.setdefault(order.key, {})[offset] = self._now()
         if order.kind == "marker" and order.state == "done" and order.name in self._kicks:
             asked = self._kicks[order.name]
-            answers = order.answers if order.answers <= offset else 0  # of a topic before
+            answers = order.covers_commands_below if order.covers_commands_below <= offset else 0  # of a topic before
             answered = [each for each in asked if each < answers]
             if answered:
                 self._see_what_was_tried(order, min(asked[each] for each in answered))

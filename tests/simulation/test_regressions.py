@@ -168,7 +168,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     recreated-topic-as-long-as-it-was-read          its bounds don't show that it is another
     dead-letters-in-a-topic-recreated-after-a-replay    they are below those that the replay has resolved
     parked-in-a-topic-recreated-after-a-resume          it is below the offset at which the resume ended
-    parked-late-in-a-topic-recreated-during-a-resume    it is soon as long as the one that was swept
+    parked-late-in-a-topic-recreated-during-a-resume    it is soon as long as the one that was rescanned
     retried-for-a-route-that-no-longer-matches          it did when the event was read
     retried-for-a-route-with-a-new-destination          the old destination still exists
     second-reload-before-the-first-takes-effect     each lets an ordered route match more

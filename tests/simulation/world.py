@@ -28,7 +28,7 @@ from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import appends
 from gateway.engine.delivery.lanes import MAX_WAIT
-from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.jobs import replay, replay_progress, scan
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
@@ -828,7 +828,7 @@ class Process:
     def held(self) -> Mapping[str, int]:
         """Return what it counts as taken, of what all its destinations and its readers share."""
         worker = self._worker
-        budget = worker._dispatch._schedule._budget
+        budget = worker._dispatch._queues._budget
         members = [worker._router, *(member for member, _ in worker._ordered.values())]
         return {
             "attempts": budget._under_way,

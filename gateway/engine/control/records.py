@@ -150,8 +150,8 @@ class ControlRecord:
     `checkpoint` maps "topic/partition" to an offset: up to where the jobs of the key have scanned, or, in a command,
     where its dead letters or its replay end. `count` is the number of deliveries that the job has injected or dropped.
     `selection` is that of a replay. `detail` is why a job has cancelled a replay, which ordered routes aren't counted,
-    or which partitions a replay of the undelivered couldn't consider. A checkpoint `answers` the commands of its key
-    below that offset of the control topic.
+    or which partitions a replay of the undelivered couldn't consider. A checkpoint `covers_commands_below` an
+    offset of the control topic: it ends the earlier commands of its key (stored as `answered`).
 
     `expedited` in a kick's announcement: up to where deliveries in the shortest tier are due at once. In a kick's last
     checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `waiting_by_reason`
@@ -184,7 +184,7 @@ class ControlRecord:
     selection: Selection | None = None
     count: int = 0
     detail: str = ""
-    answers: int = 0
+    covers_commands_below: int = 0
     expedited: Mapping[str, int] = field(default_factory=dict)
     revision: str = ""
     routes: str = ""
@@ -246,7 +246,7 @@ class ControlRecord:
             body["selection"] = asked
         texts = {"detail": self.detail, "edition": self.revision, "routes": self.routes, "by": self.by}
         body |= {name: text for name, text in texts.items() if text}
-        numbers = {"answered": self.answers, "unread": self.unread, "dead": self.dead}
+        numbers = {"answered": self.covers_commands_below, "unread": self.unread, "dead": self.dead}
         body |= {name: number for name, number in numbers.items() if number}
         by_partition = {
             "hurried": self.expedited,
@@ -295,7 +295,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         filter=_filter(body.inside("filter")) if body.has("filter") else DeadFilter(),
         selection=_selection(body.inside("selection")) if kind == "replay" else None,
         detail=body.text("detail") if body.has("detail") else "",
-        answers=body.integer("answered") if body.has("answered") else 0,
+        covers_commands_below=body.integer("answered") if body.has("answered") else 0,
         expedited=_offsets(body, "hurried") if body.has("hurried") else {},
         revision=body.text("edition") if body.has("edition") else "",
         routes=body.text("routes") if body.has("routes") else "",

@@ -5,7 +5,7 @@ so neither can undo the other's. A checkpoint is published after the deliveries 
 is killed repeats some, and skips none. A record without a value deletes its key.
 
 A newer pause, resume or kick replaces an older one of its key, and one job may answer several. So the last checkpoint
-of a job answers all commands of its key up to an offset of the control topic, and thereby ends them.
+of a job covers all commands of its key below an offset of the control topic, and thereby ends them.
 """
 
 from bisect import bisect_right
@@ -30,9 +30,9 @@ from gateway.model import NewerRecordError
 
 CLOCKS_APART = 1.0
 """Seconds by which the brokers' clocks may differ."""
-HOLDS_FOR = 20.0
-"""Seconds after the last sign of a kick for which what it has announced waits for it."""
-_HOLD, _ANNOUNCED_KICK = announcement_key(""), announcement_key("kick/")
+KICK_HEARTBEAT_TIMEOUT = 20.0
+"""Seconds after the last heartbeat of a kick for which what it has announced is reserved for it."""
+_ANNOUNCEMENT, _ANNOUNCED_KICK = announcement_key(""), announcement_key("kick/")
 
 
 class Control:
@@ -56,7 +56,9 @@ class Control:
         self.history = History()
         self._paused: frozenset[str] = frozenset()
         self._checkpoints: dict[str, ControlRecord] = {}
-        self._last_signs: dict[str, float] = {}  # key of a kick → when its last checkpoint or announcement was read
+        self._last_heartbeats: dict[
+            str, float
+        ] = {}  # key of a kick → when its last checkpoint or announcement was read
         self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
         self._resolved = _ResolvedIndex()
         self._resolving: dict[str, ControlRecord] = {}  # key → the command as far as it is carried out
@@ -70,11 +72,11 @@ class Control:
         Raises NewerRecordError for a newer format: the key's previous record then no longer counts, and what it may
         have paused is treated as paused, since deliveries made in spite of a pause can't be undone.
 
-        A checkpoint can't answer commands after itself: if it says so, it means offsets of a former control topic.
+        A checkpoint can't cover commands after itself: if it says so, it means offsets of a former control topic.
         """
         name = key.decode(errors="surrogateescape")
         self.newer.discard(name)
-        kind, called = kind_and_name(key)
+        kind, command_name = kind_and_name(key)
         if not value and kind is None:
             return  # of a command of a newer version
         try:
@@ -83,17 +85,23 @@ class Control:
             self.newer.add(name)
             if kind is not None and kind != "marker":
                 self.apply(
-                    ControlRecord(kind=kind, name=called, state="paused" if kind == "pause" else "deleted", at=0.0),
+                    ControlRecord(
+                        kind=kind, name=command_name, state="paused" if kind == "pause" else "deleted", at=0.0
+                    ),
                     offset,
                 )
             raise
-        self.apply(replace(command, answers=0) if command.answers > offset else command, offset)
+        self.apply(
+            replace(command, covers_commands_below=0) if command.covers_commands_below > offset else command, offset
+        )
 
     def forget_offsets(self) -> None:
         """Begin again with a recreated topic. Commands in force remain so, as if they preceded the new records."""
         self.recreations += 1
         self._offsets = dict.fromkeys(self._offsets, -1)
-        self._checkpoints = {name: replace(checkpoint, answers=0) for name, checkpoint in self._checkpoints.items()}
+        self._checkpoints = {
+            name: replace(checkpoint, covers_commands_below=0) for name, checkpoint in self._checkpoints.items()
+        }
 
     def offset_of(self, key: str) -> int | None:
         """Return where the command of a key is in the control topic."""
@@ -132,11 +140,11 @@ class Control:
         name = checkpoint.name
         if checkpoint.state == "deleted":
             self._checkpoints.pop(name, None)
-            self._last_signs.pop(name, None)
+            self._last_heartbeats.pop(name, None)
             return
         before, self._checkpoints[name] = self._checkpoints.get(name), checkpoint
         command = self._pending.get(name)
-        is_answered = checkpoint.state == "done" and self._offsets.get(name, 0) < checkpoint.answers
+        is_answered = checkpoint.state == "done" and self._offsets.get(name, 0) < checkpoint.covers_commands_below
         if command is not None and command.kind in ("pause", "kick") and is_answered:
             del self._pending[name]
             ended: State = "active" if command.kind == "pause" else "done"
@@ -156,8 +164,8 @@ class Control:
         if name.startswith(_ANNOUNCED_KICK) and (before is None or before.at != checkpoint.at):  # else it is withdrawn
             self.kicks += 1
             self._last_kicks[name.removeprefix(_ANNOUNCED_KICK)] = self.kicks
-        if (kick := name.removeprefix(_HOLD)).startswith("kick/"):
-            self._last_signs[kick] = self.read_at
+        if (kick := name.removeprefix(_ANNOUNCEMENT)).startswith("kick/"):
+            self._last_heartbeats[kick] = self.read_at
         if name.startswith("dead/"):
             self._update_resolution(name)
         if name.startswith("replay/"):
@@ -215,10 +223,10 @@ class Control:
         """Return whether a command is in force and still has to be carried out."""
         return self._pending.get(command.key) == command
 
-    def answered(self, key: str) -> int:
-        """Return the offset below which the commands of a key are answered."""
+    def commands_covered_below(self, key: str) -> int:
+        """Return the offset below which the commands of a key are covered by a checkpoint."""
         checkpoint = self._checkpoints.get(key)
-        return 0 if checkpoint is None else checkpoint.answers
+        return 0 if checkpoint is None else checkpoint.covers_commands_below
 
     def unacknowledged_cancellations(self) -> list[ControlRecord]:
         """Return the cancelled replays whose last checkpoint is missing."""
@@ -251,7 +259,7 @@ class Control:
     def announced(self, key: str) -> ControlRecord | None:
         """Return the announcement of a kick that is still open, if there is one."""
         announced = self._checkpoints.get(announcement_key(key))
-        is_of_this = announced is not None and self._offsets.get(key, -1) < announced.answers
+        is_of_this = announced is not None and self._offsets.get(key, -1) < announced.covers_commands_below
         return announced if is_of_this and key in self._pending else None
 
     def unread(self, key: str) -> int:
@@ -297,7 +305,9 @@ class Control:
                 return name
         return None
 
-    def is_kicked(self, route: str, destination: str, partition: Partition, offset: int, appended_at: float) -> bool:
+    def was_injected_by_kick(
+        self, route: str, destination: str, partition: Partition, offset: int, appended_at: float
+    ) -> bool:
         """Return whether a kick has injected this record, so that it is skipped when it comes due."""
         if not self._checkpoints:
             return False
@@ -309,15 +319,15 @@ class Control:
     def is_kick_pending(self, route: str, destination: str, partition: Partition, offset: int) -> bool:
         """Return whether a kick is about to inject this record, so that it has to wait for that.
 
-        This is no longer so once the kick is answered, even by a process that wrongly took itself for the owner; nor
-        once it rests, or nothing has been heard of it for a while: the log doesn't take what it injects.
+        This is no longer so once the kick has ended, even by a process that wrongly took itself for the owner; nor
+        once it backs off, or its heartbeats have stopped: the log doesn't take what it injects.
         """
         partition_name = partition_key(partition)
         for key in (f"kick/destination/{destination}", f"kick/route/{route}"):
             if (
                 key in self._pending
                 and offset < self.checkpoint(announcement_key(key)).get(partition_name, 0)
-                and self.read_at < self._last_signs.get(key, 0.0) + HOLDS_FOR
+                and self.read_at < self._last_heartbeats.get(key, 0.0) + KICK_HEARTBEAT_TIMEOUT
             ):
                 return True
         return False

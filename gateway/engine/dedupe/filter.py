@@ -298,7 +298,7 @@ class Reader:
                 source=event.source,
                 event_id=event.id,
                 place=f"{topic}/{number}@{offset}",
-                copy_of=None if original is None else f"{topic}/{number}@{original}",
+                duplicate_of=None if original is None else f"{topic}/{number}@{original}",
                 count=count,
             )
 

@@ -1,11 +1,11 @@
-"""The memory of appends of successors, which failing appends don't take from the others.
+"""Memory accounting for successor appends: failing ones can't starve the others.
 
 What goes to one topic with one key goes to one partition, which may take no appends while all others do. Each pair of
 topic and key, a *channel*,
 
 - has a bounded share of the memory, and is served round-robin;
-- begins no further append while one fails, until one is acknowledged, or none is active any more: each has ended, or is
-  suspended.
+- begins no further append while one fails, until one succeeds, or none is left that could (all have ended or are
+  suspended).
 
 An append that fails returns its memory to the pool and is retried from an overflow allowance.
 """
@@ -22,18 +22,18 @@ log's client."""
 MAX_BYTES_IN_APPENDS = 64 << 20
 """Maximum bytes of memory of all appends that haven't failed, some eight thousand; further ones wait without memory."""
 SHARES = 16
-"""A channel takes at most one of so many shares. A destination has a dozen: one for each tier, and two more."""
+"""A channel takes at most one of this many shares. A destination has a dozen channels: one a tier, and two more."""
 OVERFLOW_SHARES = 8
-"""Shares that failed appends may take in addition to the maximum. Those beyond that keep their memory."""
+"""Shares that failed appends may take in addition to the maximum. Those beyond that stay charged to their channel."""
 
-Check = Callable[[], bool]
+Predicate = Callable[[], bool]
 
 
 @dataclass(slots=True, eq=False)
 class _Channel:
     """The appends of one topic and key: how many are in flight and `active`, and which wait for these or for memory.
 
-    `taken` is their share of the maximum, in bytes. While it `is_failing`, none is begun.
+    `taken`: bytes charged to this channel. While it `is_failing`, none is begun.
     """
 
     name: tuple[str, bytes]
@@ -41,7 +41,7 @@ class _Channel:
     active: int = 0
     taken: int = 0
     is_failing: bool = False
-    has_turn: bool = False
+    is_queued: bool = False
     waiting: OrderedDict[object, Callable[[], None]] = field(default_factory=OrderedDict)
 
     @property
@@ -81,17 +81,19 @@ class Appends:
         """The number of appends that wait."""
         return len(self._waiting)
 
-    def begin(self, topic: str, key: bytes, size: int, *, source: object, retry: Callable[[], None]) -> Append | None:
-        """Take memory for an append. If it has to wait, return None, and call `retry` when it may begin.
+    def begin(
+        self, topic: str, key: bytes, size: int, *, predecessor: object, on_admitted: Callable[[], None]
+    ) -> Append | None:
+        """Take memory for an append. If it has to wait, return None, and call `on_admitted` when it may begin.
 
-        `source` is what it is the successor of: one append of it may wait.
+        `predecessor` is what the append's record continues: one append of it may wait.
         """
         channel = self._channels.get((topic, key))
         if channel is None:
             channel = self._channels[topic, key] = _Channel((topic, key))
         if self._taken >= MAX_BYTES_IN_APPENDS or not channel.may_begin:
-            channel.waiting[source] = retry
-            self._waiting[source] = channel
+            channel.waiting[predecessor] = on_admitted
+            self._waiting[predecessor] = channel
             self._queue(channel)
             return None
         channel.in_flight += 1
@@ -101,7 +103,7 @@ class Appends:
         return Append(channel, size)
 
     def mark_failed(self, append: Append) -> None:
-        """Begin no more of the channel of an append that has failed and is retried; its memory is for others."""
+        """Stop admitting appends to the channel of a failed append, and move its memory to the overflow allowance."""
         channel = append.channel
         if not append.is_active:
             append.is_active = True
@@ -110,24 +112,27 @@ class Appends:
         self._move_to_overflow(append)
 
     def suspend(self, append: Append) -> None:
-        """Let others begin: this append is on hold until its source's owner is known."""
+        """Let others begin: this append is on hold until its predecessor's owner is known."""
         if append.is_active:
             self._deactivate(append)
             self._move_to_overflow(append)
 
-    def ownership_checks(self, append: Append, source: PendingRecord) -> tuple[Check, Check]:
-        """Return two callables: whether the append is still ours, and whether that is unknown for now."""
+    def ownership_predicates(self, append: Append, predecessor: PendingRecord) -> tuple[Predicate, Predicate]:
+        """Return two callables: whether the append is still ours, and whether that is unknown for now.
 
-        def is_wanted() -> bool:
-            return not source.tracker.is_lost
+        The second one also suspends the append in that case.
+        """
 
-        def is_undecided() -> bool:
-            if source.tracker.is_suspended:
+        def is_still_ours() -> bool:
+            return not predecessor.tracker.is_lost
+
+        def suspend_if_undecided() -> bool:
+            if predecessor.tracker.is_suspended:
                 self.suspend(append)
                 return True
             return False
 
-        return is_wanted, is_undecided
+        return is_still_ours, suspend_if_undecided
 
     def finish(self, append: Append, *, is_stored: bool) -> None:
         """Release the memory of an append, and begin what waits."""
@@ -145,11 +150,11 @@ class Appends:
         self._begin_waiting(channel)
         self._forget_if_empty(channel)
 
-    def retry_now(self, source: object) -> None:
-        """Call `retry` now, if an append of this source waits."""
-        channel = self._waiting.pop(source, None)
+    def admit_waiting(self, predecessor: object) -> None:
+        """Call `on_admitted` now, if an append of this predecessor waits."""
+        channel = self._waiting.pop(predecessor, None)
         if channel is not None:
-            channel.waiting.pop(source)()
+            channel.waiting.pop(predecessor)()
             self._forget_if_empty(channel)
 
     def abandon(self) -> None:
@@ -173,8 +178,8 @@ class Appends:
         self._begin_waiting(append.channel)
 
     def _queue(self, channel: _Channel) -> None:
-        if channel.waiting and channel.may_begin and not channel.has_turn:
-            channel.has_turn = True
+        if channel.waiting and channel.may_begin and not channel.is_queued:
+            channel.is_queued = True
             self._turns.append(channel)
 
     def _begin_waiting(self, changed: _Channel) -> None:
@@ -182,9 +187,9 @@ class Appends:
         self._queue(changed)
         while self._turns and self._taken < MAX_BYTES_IN_APPENDS:
             channel = self._turns.popleft()
-            channel.has_turn = False
+            channel.is_queued = False
             if channel.waiting and channel.may_begin:
-                self.retry_now(next(iter(channel.waiting)))
+                self.admit_waiting(next(iter(channel.waiting)))
                 self._queue(channel)
 
     def _forget_if_empty(self, channel: _Channel) -> None:

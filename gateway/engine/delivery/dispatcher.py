@@ -26,7 +26,7 @@ from gateway.engine.delivery.attempts import Attempts
 from gateway.engine.delivery.holds import Holds
 from gateway.engine.delivery.lanes import Lane, Spill
 from gateway.engine.delivery.outcomes import Outcomes
-from gateway.engine.delivery.schedule import Schedule
+from gateway.engine.delivery.queues import Queues
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Client, Services
 from gateway.engine.successor_writer import SuccessorWriter, key_of
@@ -82,8 +82,8 @@ class Dispatcher:
         self._traces = services.traces
         self._successors = SuccessorWriter(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
         self.undecodable = self._successors.undecodable
-        self._schedule = Schedule(services.rules, services.control)
-        self._holds = Holds(services, self._schedule)
+        self._queues = Queues(services.rules, services.control)
+        self._holds = Holds(services, self._queues)
         self._pausing: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
@@ -113,14 +113,14 @@ class Dispatcher:
         if delivery.due > now:
             self.defer(item, delivery.due, now)
             return None
-        lane = self._schedule.lane(delivery.destination)
+        lane = self._queues.lane(delivery.destination)
         spill = lane.offer(item, now)
         if spill is not None:
             self._spill(spill, now)
             return None
         self._pump(lane, now)
         if lane.waiting:
-            self._schedule.watch_lane(lane)
+            self._queues.watch_lane(lane)
         return lane
 
     def defer_unknown(self, item: PendingDelivery) -> None:
@@ -154,8 +154,9 @@ class Dispatcher:
 
         async def write(append: Append) -> None:
             topic = pending.tracker.partition.topic
-            checks, failed = self._appends.ownership_checks(append, pending), partial(self._appends.mark_failed, append)
-            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *checks, failed=failed)
+            predicates = self._appends.ownership_predicates(append, pending)
+            failed = partial(self._appends.mark_failed, append)
+            is_stored = await self._successors.dead_letter_undecodable(topic, record, error, *predicates, failed=failed)
             finish()
             self._appends.finish(append, is_stored=is_stored)
 
@@ -164,8 +165,9 @@ class Dispatcher:
             return
         pending.unfinished = 1
         size = APPEND_OVERHEAD + pending.size // 3
-        retry = partial(self.dead_letter_undecodable, pending, record, error)
-        append = self._appends.begin(self._topics.dead, record.key, size, source=pending, retry=retry)
+        on_admitted = partial(self.dead_letter_undecodable, pending, record, error)
+        topic = self._topics.dead
+        append = self._appends.begin(topic, record.key, size, predecessor=pending, on_admitted=on_admitted)
         if append is not None:
             self.spawn(partial(write, append), "worker-successor")
 
@@ -193,7 +195,7 @@ class Dispatcher:
             return
         item.stage = Stage.WAITING
         if tracker.is_live:
-            self._schedule.wait(item, until)
+            self._queues.wait(item, until)
 
     def finish_silently(self, item: PendingDelivery) -> None:
         """Finish a delivery without an outcome: another record or owner continues it, or its route doesn't match it."""
@@ -211,12 +213,12 @@ class Dispatcher:
     def release_waiting_appends(self, lost: Tracker) -> None:
         """Finish what waits to be appended of a lost partition. Appends in flight detect it themselves."""
         for pending in [each for each in lost.pendings.values() if each.tracker is lost]:
-            for source in (pending, *pending.items):  # itself, if it can't be decoded
-                self._appends.retry_now(source)
+            for predecessor in (pending, *pending.items):  # itself, if it can't be decoded
+                self._appends.admit_waiting(predecessor)
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
-        self._schedule.withdraw(items)
+        self._queues.withdraw(items)
 
     def cut_short(self, item: PendingDelivery, now: float) -> None:
         """End a delivery that keeps the window from advancing: an attempt as a timeout, a waiting one by way of a tier.
@@ -228,7 +230,7 @@ class Dispatcher:
             item.scope = None  # once
         elif item.stage is Stage.WAITING:
             self.withdraw([item])
-            lane = self._schedule.lanes.get(item.delivery.destination)
+            lane = self._queues.lanes.get(item.delivery.destination)
             due = max(now if lane is None else lane.reserve_slot(now), now + TIERS[tiers.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
@@ -236,7 +238,7 @@ class Dispatcher:
 
     def set_limits(self, share: float | None = None) -> None:
         """Set the lanes' limits according to the active rules and this worker's share of the fleet."""
-        self._schedule.set_limits(share)
+        self._queues.set_limits(share)
 
     def _pump(self, lane: Lane, now: float) -> None:
         """Start the attempts that a lane allows."""
@@ -343,7 +345,7 @@ class Dispatcher:
             self.defer_unknown(item)
             return
         keeps_order = item.record.tracker.owner.keeps_order
-        lane = self._schedule.lanes.get(delivery.destination)
+        lane = self._queues.lanes.get(delivery.destination)
         if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_have_recovered(now):
             down_for = lane.breaker.down_for(now)
             if delivery.attempts and now > delivery.age_began_at + route.retry.max_age and down_for > BREAKER_DEFER_MIN:
@@ -381,20 +383,20 @@ class Dispatcher:
             item.stage = Stage.WAITING
         else:
             item.stage = Stage.APPEND
-            retry = partial(self._write_successor, item, topic, outcome)
-            size = _size_of_write(item)
-            append = self._appends.begin(topic, key_of(item.delivery), size, source=item, retry=retry)
+            on_admitted = partial(self._write_successor, item, topic, outcome)
+            key, size = key_of(item.delivery), _size_of_write(item)
+            append = self._appends.begin(topic, key, size, predecessor=item, on_admitted=on_admitted)
             if append is not None:
                 write = self._write if self._traces is None else partial(self._write_traced, self._traces)
                 self.spawn(partial(write, item, topic, outcome, append), "worker-successor")
 
     async def _write(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None, append: Append) -> None:
         delivery = replace(item.delivery, successor=item.delivery.successor + 1)
-        checks = self._appends.ownership_checks(append, item.record)
+        predicates = self._appends.ownership_predicates(append, item.record)
         failed = partial(self._appends.mark_failed, append)
         if outcome is None:
             try:
-                is_stored = await self._successors.store(topic, delivery, item.metadata, *checks, failed=failed)
+                is_stored = await self._successors.store(topic, delivery, item.metadata, *predicates, failed=failed)
             except RecordTooLargeError:
                 # As an append of its own: dead letters that can't be stored keep nobody else from this topic.
                 self._appends.finish(append, is_stored=False)
@@ -402,7 +404,7 @@ class Dispatcher:
                 self._write_successor(item, self._topics.dead, outcome)
                 return
         else:
-            is_stored = await self._successors.dead_letter(delivery, outcome, *checks, failed=failed)
+            is_stored = await self._successors.dead_letter(delivery, outcome, *predicates, failed=failed)
             if is_stored:
                 made = delivery.attempts[-1].number if delivery.attempts else 0
                 self._outcomes.ended(item, outcome, made, self._log.now())
@@ -426,19 +428,19 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Resume due deliveries, and start or spill queued ones, until cancelled."""
-        schedule = self._schedule
+        queues = self._queues
         while True:
-            await self._sleep(schedule.until_next_check(self._log.now()))
-            schedule.apply_kicks()
+            await self._sleep(queues.until_next_check(self._log.now()))
+            queues.apply_kicks()
             now = self._log.now()
             count = 0
-            while not self._is_draining and (item := schedule.pop_due(now)) is not None:
+            while not self._is_draining and (item := queues.pop_due(now)) is not None:
                 item.record.tracker.owner.resume(item, now)
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
                     now = self._log.now()  # breakers may have opened meanwhile
-            for lane in schedule.watched_lanes():
+            for lane in queues.watched_lanes():
                 self._pump(lane, now)
                 for spill in lane.pop_overdue(now):
                     self._spill(spill, now)

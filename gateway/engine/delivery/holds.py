@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.engine.delivery.schedule import Schedule
+from gateway.engine.delivery.queues import Queues
 from gateway.engine.services import Services
 from gateway.model import SpillReason
 
@@ -36,9 +36,9 @@ class Hold:
 class Holds:
     """The holds of all destinations, as far as this process knows."""
 
-    def __init__(self, services: Services, schedule: Schedule) -> None:
+    def __init__(self, services: Services, queues: Queues) -> None:
         self._services = services
-        self._schedule = schedule
+        self._queues = queues
         self._holds: dict[str, Hold] = {}
 
     @property
@@ -55,7 +55,7 @@ class Holds:
         """Update the holds, and log when one begins and ends."""
         logger, now = self._services.logger, self._services.log.now()
         untried = self._untried(now)
-        for name, lane in self._schedule.lanes.items():
+        for name, lane in self._queues.lanes.items():
             current, known = lane.current_hold(now), self._holds.get(name)
             if known is not None and (current is None or current[0] != known.why):
                 del self._holds[name]
@@ -80,16 +80,16 @@ class Holds:
 
     def _untried(self, now: float) -> Mapping[str, float]:
         """Return the destinations with a due probe and no waiting delivery, each with the end of its last attempt."""
-        found = {name: at for name, lane in self._schedule.lanes.items() if (at := lane.untried_since(now)) is not None}
-        soon = self._schedule.waiting() if found else Counter[str]()
+        found = {name: at for name, lane in self._queues.lanes.items() if (at := lane.untried_since(now)) is not None}
+        soon = self._queues.waiting() if found else Counter[str]()
         return {name: at for name, at in found.items() if not soon[name]}
 
     async def set_gauges(self) -> None:
         """Set the gauges of each destination, and forget the lanes of those that the rules no longer name."""
         metrics, control, rules = self._services.metrics, self._services.control, self._services.rules
-        lanes = self._schedule.lanes
+        lanes = self._queues.lanes
         destinations = rules().destinations
-        soon = self._schedule.waiting()
+        soon = self._queues.waiting()
         for count, name in enumerate(destinations, 1):
             if count % GAUGES_PER_TURN == 0:
                 await self._services.sleep(0)  # thousands of destinations would block the loop for tens of milliseconds
@@ -112,5 +112,5 @@ class Holds:
             metrics.route_paused.labels(name).set(control.paused_by(name, "") is not None)
         for name, lane in list(lanes.items()):
             if name not in destinations and not lane.waiting and not lane.in_flight:
-                self._schedule.forget(name)
+                self._queues.forget(name)
                 self._holds.pop(name, None)

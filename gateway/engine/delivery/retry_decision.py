@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import assert_never
 
-from gateway.client.http1 import RETRY_AFTER_CAP
+from gateway.client.retry_after import RETRY_AFTER_CAP
 from gateway.model import (
     Attempt,
     DeadLettered,

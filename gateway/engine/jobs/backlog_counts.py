@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.control.records import ControlRecord, DeadLetterProperties
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
-from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
+from gateway.engine.jobs.log_reader import RECORDS_PER_STEP, records_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import is_newer, record_metadata_of
 from gateway.log.topics import JOBS_GROUP, Topics
@@ -212,7 +212,7 @@ class BacklogCounts:
                     del parked[key]
         async for partition, record in self._records(topic, seen, bounds):
             by = NEWER if is_newer(record) else record_metadata_of(record).by
-            if by:  # no resume is about the others: they can't be decoded, and the sweep dead-letters them
+            if by:  # no resume is about the others: they can't be decoded, and the rescan dead-letters them
                 rows = parked.setdefault((by, partition.number), _Parked())
                 rows.offsets.append(record.offset)
                 rows.times.append(record.appended_at)
@@ -265,7 +265,7 @@ class BacklogCounts:
             async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
                     self._scanned += 1
-                    if self._scanned % RECORDS_AT_ONCE == 0:
+                    if self._scanned % RECORDS_PER_STEP == 0:
                         await self._sleep(0)
                         if not self._is_ours():
                             return

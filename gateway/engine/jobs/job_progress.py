@@ -12,12 +12,13 @@ from gateway.model import NO_METADATA, Delivery, RecordMetadata
 
 @dataclass(slots=True, kw_only=True)
 class JobProgress:
-    """A running job: its command, what it answers, how far it has scanned, and what it has counted."""
+    """A running job: its command, which others it covers, how far it has scanned, and what it has counted."""
 
     command: ControlRecord
-    answers: int
+    covers_commands_below: int
+    """The offset of the control topic when it began: its end is that of all earlier commands of the key."""
     recreations: int
-    """Those of the control topic when it began: in a newer topic `answers` means nothing."""
+    """Those of the control topic when it began: in a newer topic `covers_commands_below` means nothing."""
     detail: str
     positions: dict[str, int]
     latest: dict[str, float]
@@ -32,8 +33,8 @@ class JobProgress:
     """Its last checkpoint."""
     previous_checkpoint: Mapping[str, int]
     """The one before it: either may be the one in force as far as this process knows."""
-    last_sign: float
-    """When it was begun, announced, or gave its last checkpoint."""
+    last_heartbeat_at: float
+    """When it was begun or announced, or published its last checkpoint: the heartbeats of a kick."""
     outcome: KickOutcome | None = None
     """The outcomes of the deliveries that it counted, if known."""
     rate: float | None = None
@@ -63,7 +64,7 @@ class Picked:
     """Whether it has to be dead-lettered, before a checkpoint passes it: nobody reads it again."""
 
 
-class Source(NamedTuple):
+class Predecessor(NamedTuple):
     """The record of a delivery to inject, also told from one of a topic of that name that was recreated."""
 
     partition: Partition
@@ -74,7 +75,7 @@ class Source(NamedTuple):
 class BatchItem(NamedTuple):
     """A delivery to inject, with its record metadata."""
 
-    source: Source
+    predecessor: Predecessor
     delivery: Delivery
     metadata: RecordMetadata
 

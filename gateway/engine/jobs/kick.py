@@ -11,26 +11,25 @@ from gateway.engine.control.records import ControlRecord, announcement_key, part
 from gateway.engine.jobs.dead_letters import delivery_in
 from gateway.engine.jobs.job_progress import NOTHING, JobProgress, Picked
 from gateway.engine.jobs.kick_outcomes import MIN_EARLIER_RECORDS, KickOutcomes
-from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
+from gateway.engine.jobs.log_reader import RECORDS_PER_STEP, records_of
 from gateway.engine.jobs.scan import STUCK_AFTER, JobServices, Pick, Scan, ScanningJob, ends_of_readable
 from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import is_newer
 from gateway.log.topics import ROUTER_GROUP, TIERS
-from gateway.model import (
-    Disposition,
-    RecordMetadata,
-)
+from gateway.model import Disposition, RecordMetadata
 
 KICK_DELAY = 2.5
 """Seconds from a kick's announcement to its scan, for a short attempt, the next commit, and propagation.
 
-A longer attempt is repeated: operators who kick a hanging destination shouldn't have to wait for it.
+A delivery whose attempt takes longer is delivered twice: operators who kick a hanging destination shouldn't have to
+wait for it.
 """
 COMMIT_LAG = 2.5
 """Seconds within which completed records are committed."""
-STUCK_PAUSE = 20.0
-"""Seconds for which a kick rests that could inject nothing."""
+STUCK_BACKOFF = 20.0
+"""Seconds for which a kick that could inject nothing backs off."""
 OWNER_POLL_INTERVAL = 0.1
+"""Seconds between checks whether this process still owns the jobs, while it waits."""
 
 
 class Kicks(ScanningJob):
@@ -38,24 +37,24 @@ class Kicks(ScanningJob):
 
     def __init__(self, services: JobServices) -> None:
         super().__init__(services)
-        self._resting: dict[str, float] = {}
+        self._backing_off_until: dict[str, float] = {}
         """The keys of kicks that could inject nothing, each with the time of its next try (in the loop's time)."""
 
-    def due(self) -> list[ControlRecord]:
+    def ready_commands(self) -> list[ControlRecord]:
         """Return the kicks to carry out now."""
         now = asyncio.get_running_loop().time()
-        self._resting = {key: until for key, until in self._resting.items() if now < until}
-        return [command for command in self._control.pending("kick") if command.key not in self._resting]
+        self._backing_off_until = {key: until for key, until in self._backing_off_until.items() if now < until}
+        return [command for command in self._control.pending("kick") if command.key not in self._backing_off_until]
 
     async def kick(self, owner: object) -> None:
-        """Expedite the deliveries in the tiers of the kicked names: one job for all kicks that are asked for.
+        """Expedite the deliveries in the tiers of the targeted names: one job for all kicks that are asked for.
 
         Those in the shortest tier come out within 5 s anyway; they are only marked as due.
         """
         control = self._control
-        commands = self.due()
+        commands = self.ready_commands()
         if not commands:
-            return  # the previous owner has answered them
+            return  # the previous owner has completed them
         firsts = await self._first_records(self._longer_tiers(), commands)
         runs = [self._run(command, firsts, detail=self._ordered_routes_of(command)) for command in commands]
         shortest = self._topics.retry(tiers.SHORTEST)
@@ -63,60 +62,60 @@ class Kicks(ScanningJob):
         def is_wanted() -> bool:
             return self._owner() is owner and any(control.is_pending(run.command.key) for run in scan.runs)
 
-        # Routers hold back what is announced for as long as they hear of the kick. Once they may no longer have done
-        # so, it begins again with an announcement, and with what is committed by then.
-        scan = self._scan(runs, is_wanted, is_expedited=True, gives_up=lambda: scan.is_silent)
-        near = await self._ends(scan, shortest)
-        ends: dict[str, int] = {}
+        # Routers hold back announced records while the kick's heartbeats keep coming. Once they may have released some,
+        # it starts over with a new announcement, and with what is committed by then.
+        scan = self._scan(runs, is_wanted, is_expedited=True, gives_up=lambda: scan.is_heartbeat_overdue)
+        shortest_ends = await self._ends(scan, shortest)
+        longer_ends: dict[str, int] = {}
         for topic in self._longer_tiers():
-            ends |= await self._ends(scan, topic)
+            longer_ends |= await self._ends(scan, topic)
         # Look back before the wait: a delivery that comes due meanwhile, and whose completion isn't committed yet, may
         # be parked or dead afterwards.
-        outcomes = await self._start_outcomes(near | ends, self._log.now() - COMMIT_LAG)
+        outcomes = await self._start_outcomes(shortest_ends | longer_ends, self._log.now() - COMMIT_LAG)
         # Deliveries that come due in the shortest tier meanwhile go out anyway, as the kick has lifted the holds.
-        new = self._unannounced(runs)
-        await self._count_shortest(new, shortest, near, outcomes)
+        unannounced = self._unannounced(runs)
+        await self._count_shortest(unannounced, shortest, shortest_ends, outcomes)
         # From here on routers don't release these records, and what they released before is committed after the wait.
         # Otherwise some would be delivered twice.
-        await self._announce(runs, ends, near)
+        await self._announce(runs, longer_ends, shortest_ends)
         if not await self._sleep_while_owner(KICK_DELAY, owner):
             return
-        # An evicted owner that didn't know it yet may have answered some of these kicks; their deliveries then come
-        # when they are due.
+        # An evicted owner that didn't know it yet may have completed some of these kicks; their deliveries then
+        # come when they are due.
         scan.runs = [run for run in runs if control.is_pending(run.command.key)]
-        if not scan.runs or not await self._expedite(scan, scan.runs, ends, outcomes):
-            if scan.is_silent and self._owner() is owner:
-                await self._rest(scan.runs)
+        if not scan.runs or not await self._expedite(scan, scan.runs, longer_ends, outcomes):
+            if scan.is_heartbeat_overdue and self._owner() is owner:
+                await self._back_off(scan.runs)
             return
         await scan.publish_checkpoints()  # before polling: an interruption while polling expedites nothing twice
         await outcomes.poll(lambda: self._commits(shortest), is_wanted=scan.is_wanted, sleep=self._sleep)
         for run in scan.runs:
             # What the previous owner has injected isn't tracked, and copies of it are dropped as duplicates: it would
             # look delivered.
-            if run in new:
+            if run in unannounced:
                 run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
             run.rate = self._rate(run.command.name)
             await self._end(scan, run, "done")
 
     def _unannounced(self, runs: Iterable[JobProgress]) -> Sequence[JobProgress]:
-        """Return the runs that weren't announced yet; the others get the count of their announcement."""
-        new = []
+        """Return the runs that were neither announced nor begun; announced ones get the count of their announcement."""
+        unannounced = []
         for run in runs:
             announced = self._control.announced(run.command.key)
             if self._control.is_begun(run.command.key):
                 continue
             if announced is None:
-                new.append(run)
-            else:  # what was counted then may be out by now
+                unannounced.append(run)
+            else:  # what was counted then may have left the tier by now
                 run.count = announced.count
-        return new
+        return unannounced
 
-    async def _rest(self, runs: Collection[JobProgress]) -> None:
-        """Let kicks rest for a while: others take their turn, and what they have announced is released when due."""
-        until = asyncio.get_running_loop().time() + STUCK_PAUSE
-        self._resting |= dict.fromkeys([run.command.key for run in runs], until)
+    async def _back_off(self, runs: Collection[JobProgress]) -> None:
+        """Let kicks back off: others take their turn, and what they have announced is released when due."""
+        until = asyncio.get_running_loop().time() + STUCK_BACKOFF
+        self._backing_off_until |= dict.fromkeys([run.command.key for run in runs], until)
         for run in runs:
-            error = f"expected to inject what was picked within {STUCK_AFTER:g} s, got no acknowledgement"
+            error = f"expected the log to acknowledge the expedited deliveries within {STUCK_AFTER:g} s"
             self._logger.warning("job_retried", command=run.command.key, error=error)
             announced = self._control.announced(run.command.key)
             if announced is not None:
@@ -127,17 +126,18 @@ class Kicks(ScanningJob):
         return [self._topics.retry(tier) for tier in TIERS if tier != tiers.SHORTEST]
 
     async def _expedite(
-        self, scan: Scan, runs: Collection[JobProgress], ends: Mapping[str, int], outcomes: KickOutcomes
+        self, scan: Scan, runs: Collection[JobProgress], longer_ends: Mapping[str, int], outcomes: KickOutcomes
     ) -> bool:
         """Inject the matching deliveries of all but the shortest tier. Return False if the job must stop here."""
         for topic in self._longer_tiers():
             commits = await self._commits(topic)
             starts = {
-                partition_name: min([run.positions.get(partition_name, 0) for run in runs]) for partition_name in ends
+                partition_name: min([run.positions.get(partition_name, 0) for run in runs])
+                for partition_name in longer_ends
             }
             for partition_name, commit in commits.items():
                 starts[partition_name] = max(starts.get(partition_name, 0), commit.base)
-            if not await scan.scan_topic(topic, starts, ends, self._pick_kicked(runs, commits, outcomes)):
+            if not await scan.scan_topic(topic, starts, longer_ends, self._pick_kicked(runs, commits, outcomes)):
                 return False
         return True
 
@@ -174,18 +174,20 @@ class Kicks(ScanningJob):
 
     def _rate(self, name: str) -> float | None:
         """Return the rate of the destination of a name, if there is exactly one."""
-        kind, _, called = name.partition("/")
+        kind, _, target_name = name.partition("/")
         rules = self._rules()
-        route = rules.routes.get(called)
-        names = (called,) if kind == "destination" else () if route is None else route.destinations
+        route = rules.routes.get(target_name)
+        names = (target_name,) if kind == "destination" else () if route is None else route.destinations
         rates = {rules.destinations[each].rate for each in names if each in rules.destinations}
         return rates.pop() if len(rates) == 1 else None
 
-    async def _announce(self, runs: Collection[JobProgress], ends: Mapping[str, int], near: Mapping[str, int]) -> None:
+    async def _announce(
+        self, runs: Collection[JobProgress], longer_ends: Mapping[str, int], shortest_ends: Mapping[str, int]
+    ) -> None:
         """Announce what kicks are about to scan: as of one moment, so that ordered routes act on all of them once."""
         at = self._log.now()
         for run in runs:
-            run.last_sign = at
+            run.last_heartbeat_at = at
             name = announcement_key(run.command.key)
             await self._publish(
                 ControlRecord(
@@ -193,10 +195,10 @@ class Kicks(ScanningJob):
                     name=name,
                     state="done",
                     at=at,
-                    checkpoint=ends,
-                    expedited=near,
+                    checkpoint=longer_ends,
+                    expedited=shortest_ends,
                     count=run.count,
-                    answers=self._position(),
+                    covers_commands_below=self._position(),
                 )
             )
 
@@ -210,22 +212,22 @@ class Kicks(ScanningJob):
                 return NOTHING
             delivery = stored.delivery
             names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
-            counting = [run for run in runs if run.command.name in names and not run.is_covered(partition, record)]
+            matching_runs = [run for run in runs if run.command.name in names and not run.is_covered(partition, record)]
             args = (delivery.route, delivery.destination, partition, record.offset, record.appended_at)
-            if not counting or self._control.is_kicked(*args):
+            if not matching_runs or self._control.was_injected_by_kick(*args):
                 return NOTHING
-            for run in counting:
+            for run in matching_runs:
                 outcomes.track(run.command.name, delivery)
             # Keep `unknown_since`: if each kick reset it, a delivery kicked every hour would never expire.
             metadata = RecordMetadata(unknown_since=stored.metadata.unknown_since)
-            return Picked(counting, self._successor_of(delivery, at_once=True), metadata)
+            return Picked(matching_runs, self._successor_of(delivery, immediately=True), metadata)
 
         return pick
 
     async def _count_shortest(
         self, runs: Sequence[JobProgress], topic: str, ends: Mapping[str, int], outcomes: KickOutcomes
     ) -> None:
-        """Count the deliveries in the shortest tier for each of these names."""
+        """Count the deliveries in the shortest tier for each run's name."""
         named = {run.command.name: run for run in runs}
         commits = await self._commits(topic)
         scanned = 0
@@ -235,7 +237,7 @@ class Kicks(ScanningJob):
             async with aclosing(records_of(self._log, partition, commit.base, end)) as records:
                 async for record in records:
                     scanned += 1
-                    if scanned % RECORDS_AT_ONCE == 0:
+                    if scanned % RECORDS_PER_STEP == 0:
                         await self._sleep(0)
                     stored = None if commit.covers(record.offset) or is_newer(record) else delivery_in(record)
                     if stored is None or stored.metadata.is_expedited or outcomes.is_superseded(stored.delivery):
@@ -246,7 +248,7 @@ class Kicks(ScanningJob):
                             outcomes.track(name, stored.delivery, partition_name, record.offset)
 
     async def _sleep_while_owner(self, seconds: float, owner: object) -> bool:
-        """Let some time pass. False if the jobs are another's meanwhile."""
+        """Let some time pass. False if this process has lost ownership of the jobs in the meantime."""
         until = self._log.now() + seconds
         while self._owner() is owner:
             remaining = until - self._log.now()

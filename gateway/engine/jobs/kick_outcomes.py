@@ -16,7 +16,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from gateway.engine.control.records import ENDED, LATER, ON_ITS_WAY
-from gateway.engine.jobs.log_reader import RECORDS_AT_ONCE, records_of
+from gateway.engine.jobs.log_reader import RECORDS_PER_STEP, records_of
 from gateway.log.base import Commit, Log, Partition
 from gateway.log.records import decode_delivery
 from gateway.model import (
@@ -202,7 +202,7 @@ class KickOutcomes:
                 async with aclosing(records_of(self._log, partition, first, end)) as records:
                     async for record in records:
                         scanned += 1
-                        if scanned % RECORDS_AT_ONCE == 0:
+                        if scanned % RECORDS_PER_STEP == 0:
                             await sleep(0)
                         try:
                             stored = decode_delivery(record)

@@ -19,7 +19,7 @@ BATCH_BYTES = 4 << 20
 """Bytes of bodies above which a batch is full."""
 
 
-RECORDS_AT_ONCE = 32
+RECORDS_PER_STEP = 32
 """Records matched before other tasks run: about a millisecond."""
 
 

@@ -27,7 +27,7 @@ from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.log_reader import (
     CHECKPOINT_EVERY,
     CHECKPOINT_INTERVAL,
-    RECORDS_AT_ONCE,
+    RECORDS_PER_STEP,
     TURN,
     last_records,
     records_of,
@@ -271,7 +271,7 @@ class Replays:
                         return run.command.with_state("cancelled", count=run.count, detail=problem)
                     await self._add(run, partition, record)
                     scanned += 1
-                    if scanned % RECORDS_AT_ONCE == 0 or self._log.now() > until:
+                    if scanned % RECORDS_PER_STEP == 0 or self._log.now() > until:
                         await self._sleep(0)
                         until = self._log.now() + TURN
                     is_due = run.is_full or self._log.now() >= run.checkpoint_at + CHECKPOINT_INTERVAL
@@ -332,7 +332,7 @@ class Replays:
             async for record in records:
                 self._offset_in_id(identities, record)
                 scanned += 1
-                if scanned % RECORDS_AT_ONCE == 0:
+                if scanned % RECORDS_PER_STEP == 0:
                     await self._sleep(0)
         return identities
 
@@ -346,7 +346,7 @@ class Replays:
         def window() -> float | None:
             source = self._rules().sources.get(event.source)
             # If the active rules derive another identity, it isn't a duplicate.
-            return source.dedupe if source is not None and EventBuilder(source).knows(event) else None
+            return source.dedupe if source is not None and EventBuilder(source).reproduces_id_of(event) else None
 
         return identities.offset_in_id(event, record, window)
 

@@ -28,7 +28,7 @@ class DeadLetterResolutions(ScanningJob):
             if command.action == "drop" or stored is None:
                 return Picked((run,))
             return Picked(
-                (run,), self._successor_of(replace(stored.delivery, attempts=(), replayed_at=now), at_once=True)
+                (run,), self._successor_of(replace(stored.delivery, attempts=(), replayed_at=now), immediately=True)
             )
 
         scan = self._scan([run], lambda: self._owner() is owner)

@@ -12,17 +12,17 @@ from gateway.model import (
     UndecodableRecordError,
 )
 
-SWEPT = ControlRecord(kind="pause", name="*", state="active", at=0.0)
-"""Stands for all names in the checkpoint of the sweeps; nobody commands it."""
+RESCANNED = ControlRecord(kind="pause", name="*", state="active", at=0.0)
+"""Stands for all names in the checkpoint of the rescans; nobody commands it."""
 
 
 class ResumeJobs(ScanningJob):
-    """The job of each resume, and the sweep for what was parked after it."""
+    """The job of each resume, and the rescan for what was parked after it."""
 
     def __init__(self, services: JobServices) -> None:
         super().__init__(services)
-        self.unswept: set[str] = set()
-        """Partitions of the parked topic that a resume couldn't read; they are to be swept from the beginning."""
+        self.unread_parked: set[str] = set()
+        """Partitions of the parked topic that a resume couldn't read; they are to be rescanned from the beginning."""
 
     async def resume(self, command: ControlRecord, owner: object) -> None:
         """Inject the deliveries that a resumed name had parked, until it is paused again."""
@@ -34,7 +34,7 @@ class ResumeJobs(ScanningJob):
             stored = delivery_in(record)
             if stored is None or stored.metadata.by != command.name or run.is_covered(partition, record):
                 return NOTHING
-            return Picked((run,), self._successor_of(stored.delivery, at_once=False))
+            return Picked((run,), self._successor_of(stored.delivery, immediately=False))
 
         def is_wanted() -> bool:
             present = self._control.commands.get(command.key)
@@ -43,31 +43,31 @@ class ResumeJobs(ScanningJob):
         scan = self._scan([run], is_wanted)
         ends = await self._ends(scan, topic)
         if await scan.scan_topic(topic, dict(run.positions), ends, pick):
-            self.unswept |= scan.unreadable
+            self.unread_parked |= scan.unreadable
             await self._end(scan, run, "active")
         elif self._owner() is owner:  # paused again
             await self._publish_cancelled(scan, run)
 
-    async def sweep(self, starts: Mapping[str, int], ends: Mapping[str, int], owner: object) -> Mapping[str, int]:
+    async def rescan(self, starts: Mapping[str, int], ends: Mapping[str, int], owner: object) -> Mapping[str, int]:
         """Inject deliveries parked after the scan of their resume, by a worker that hadn't read the command yet.
 
         What can't be decoded is dead-lettered; where that can't be stored either, the rest of its partition is left to
-        the next sweep. Return up to where it has come in each partition, as it may stop early; those that aren't
+        the next rescan. Return up to where it has come in each partition, as it may stop early; those that aren't
         readable are left out.
         """
         runs = await self._active_runs()
-        found = {SWEPT.name: runs[SWEPT.name]}
+        found = {RESCANNED.name: runs[RESCANNED.name]}
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)
             if stored is None:
-                is_swept = runs[SWEPT.name].is_covered(partition, record)
-                return NOTHING if is_swept else Picked(is_unreadable=True)
+                is_rescanned = runs[RESCANNED.name].is_covered(partition, record)
+                return NOTHING if is_rescanned else Picked(is_unreadable=True)
             run = runs.get(stored.metadata.by)
             if run is None or run.is_covered(partition, record):
                 return NOTHING
             found[run.command.name] = run
-            return Picked((run,), self._successor_of(stored.delivery, at_once=False))
+            return Picked((run,), self._successor_of(stored.delivery, immediately=False))
 
         def is_wanted() -> bool:
             return self._owner() is owner
@@ -106,8 +106,8 @@ class ResumeJobs(ScanningJob):
             )
         return True
 
-    async def swept(self) -> Mapping[str, int]:
-        """Return how far all resumes, and the sweeps, have scanned each partition of the parked topic."""
+    async def rescanned(self) -> Mapping[str, int]:
+        """Return how far all resumes, and the rescans, have scanned each partition of the parked topic."""
         runs = [run.positions for run in (await self._active_runs()).values()]
         return {
             partition_name: min([positions.get(partition_name, 0) for positions in runs])
@@ -116,5 +116,5 @@ class ResumeJobs(ScanningJob):
 
     async def _active_runs(self) -> dict[str, JobProgress]:
         active = [each for each in self._control.commands.values() if each.kind == "pause" and each.state == "active"]
-        firsts = await self._first_records([self._topics.parked], [*active, SWEPT])
-        return {command.name: self._run(command, firsts) for command in (*active, SWEPT)}
+        firsts = await self._first_records([self._topics.parked], [*active, RESCANNED])
+        return {command.name: self._run(command, firsts) for command in (*active, RESCANNED)}

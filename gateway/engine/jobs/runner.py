@@ -46,8 +46,8 @@ OWNER_POLL_INTERVAL = 0.1
 """Seconds between checks, during waits, whether this process still owns the jobs."""
 REVOKE_GRACE = 2.0
 """Seconds that jobs have to reach a checkpoint when their process releases them: an append or two."""
-SWEEP_INTERVAL = 5.0
-"""Seconds between sweeps for deliveries that a worker parked before it read the resume."""
+RESCAN_INTERVAL = 5.0
+"""Seconds between rescans for deliveries that a worker parked before it read the resume."""
 KEEP_COMMANDS_FOR = 30 * DAY
 """Seconds for which a completed command is remembered; longer while a dead letter exists that it covers."""
 FORGET_RULES_INTERVAL = 600.0
@@ -62,8 +62,8 @@ _Turn = tuple[str, ControlRecord | None, Callable[[], Awaitable[object]]]
 """A job to start: its name, its command unless it is for several, and the function that does it."""
 
 
-class _Swept(NamedTuple):
-    """Up to where a partition of parked deliveries was swept, and when that was its end."""
+class _Rescanned(NamedTuple):
+    """Up to where a partition of parked deliveries was rescanned, and when that was its end."""
 
     end: int
     at: float
@@ -131,9 +131,9 @@ class Jobs:
             is_ours=lambda: self._progress is not None,
             sleep=sleep,
         )
-        self._next_sweep = self._next_forgetting = self._next_forgetting_of_rules = 0.0
+        self._next_rescan = self._next_forgetting = self._next_forgetting_of_rules = 0.0
         self._progress: Progress | None = None
-        self._swept: dict[str, _Swept] | None = None
+        self._rescanned: dict[str, _Rescanned] | None = None
         self._unfinished: dict[int, ControlRecord] = {}  # by offset: what was read and isn't carried out yet
         self._running: dict[str, asyncio.Task[None]] = {}
         self._partition = topics.control_partition
@@ -146,7 +146,7 @@ class Jobs:
         for assignment in assignments:
             if assignment.partition == self._partition:
                 self._progress = Progress(assignment.commit, assignment.log_start)
-                self._swept = None
+                self._rescanned = None
                 self._unfinished.clear()
                 self._backlog_counts.begin()
 
@@ -266,19 +266,19 @@ class Jobs:
 
     def _name_jobs(self, owner: object) -> Iterator[_Turn]:
         control = self._follower.control
-        if self._kicks.due():
+        if self._kicks.ready_commands():
             yield "kick", None, partial(self._kicks.kick, owner)
         for command in control.unacknowledged_cancellations():
             if self._replays.under_way != command.key:
                 yield command.key, command, partial(self._cancelled.publish_last_checkpoint, command, owner)
-        if "sweep" in self._running:
+        if "rescan" in self._running:
             return  # it gives way to a resume: both would inject the same
         room = MAX_JOBS_PER_KIND - self._count("pause/")
         resumed = [command for command in control.pending("pause") if command.key not in self._running]
         for command in resumed[:room]:
             yield command.key, command, partial(self._resume_jobs.resume, command, owner)
-        if room == MAX_JOBS_PER_KIND and not resumed and self._log.now() >= self._next_sweep:
-            yield "sweep", None, partial(self._sweep, owner)
+        if room == MAX_JOBS_PER_KIND and not resumed and self._log.now() >= self._next_rescan:
+            yield "rescan", None, partial(self._rescan, owner)
 
     def _dead_letter_jobs(self, owner: object) -> Iterator[_Turn]:
         room = MAX_JOBS_PER_KIND - self._count("dead/")
@@ -324,7 +324,7 @@ class Jobs:
 
     async def _keep_counting(self) -> None:
         while True:
-            await self._sleep(SWEEP_INTERVAL)
+            await self._sleep(RESCAN_INTERVAL)
             try:
                 if self._progress is not None:
                     await self._backlog_counts.count()
@@ -336,44 +336,47 @@ class Jobs:
         now = self._log.now()
         if self._progress is not None and now >= self._next_forgetting:
             await self._forget_commands()
-            self._next_forgetting = now + SWEEP_INTERVAL
+            self._next_forgetting = now + RESCAN_INTERVAL
         if self._progress is not None and now >= self._next_forgetting_of_rules:
             await self._forget_rules()
             self._next_forgetting_of_rules = now + FORGET_RULES_INTERVAL
 
-    async def _sweep(self, owner: object) -> None:
+    async def _rescan(self, owner: object) -> None:
         """Inject deliveries that were parked after the scan of their resume."""
         topic = self._topics.parked
         read_at = self._log.now()
         ends = await ends_of_readable(self._log, topic)
         if self._progress is not owner:
-            return  # `_swept` is reset when the ownership changes
-        if self._swept is None:
-            known = await self._resume_jobs.swept()
+            return  # `_rescanned` is reset when the ownership changes
+        if self._rescanned is None:
+            known = await self._resume_jobs.rescanned()
             if self._progress is not owner:
                 return
-            self._swept = {partition_name: _Swept(known.get(partition_name, 0), read_at) for partition_name in ends}
-        swept = self._swept
+            self._rescanned = {
+                partition_name: _Rescanned(known.get(partition_name, 0), read_at) for partition_name in ends
+            }
+        rescanned = self._rescanned
         # From the beginning, until they are read: what was injected of them is below a checkpoint, and is skipped.
-        swept.update({partition_name: _Swept(0, read_at) for partition_name in self._resume_jobs.unswept})
-        self._resume_jobs.unswept.clear()
+        rescanned.update({partition_name: _Rescanned(0, read_at) for partition_name in self._resume_jobs.unread_parked})
+        self._resume_jobs.unread_parked.clear()
         starts = {
-            partition_name: swept[partition_name].end if partition_name in swept else 0 for partition_name in ends
+            partition_name: rescanned[partition_name].end if partition_name in rescanned else 0
+            for partition_name in ends
         }
-        # Not only behind what was swept: a topic that was recreated since begins with what is parked after that.
-        for at in {swept[partition_name].at for partition_name in ends if partition_name in swept}:
+        # Not only behind what was rescanned: a topic that was recreated since begins with what is parked after that.
+        for at in {rescanned[partition_name].at for partition_name in ends if partition_name in rescanned}:
             numbers = [
                 int(partition_name.rpartition("/")[2])
                 for partition_name in ends
-                if partition_name in swept and swept[partition_name].at == at
+                if partition_name in rescanned and rescanned[partition_name].at == at
             ]
             for number, first in (await self._log.offsets_at(topic, at, numbers)).items():
                 partition_name = f"{topic}/{number}"
                 starts[partition_name] = min(starts[partition_name], first)
         if starts != ends:
-            ends = dict(await self._resume_jobs.sweep(starts, ends, owner))
-        swept.update({partition_name: _Swept(end, read_at) for partition_name, end in ends.items()})
-        self._next_sweep = self._log.now() + SWEEP_INTERVAL
+            ends = dict(await self._resume_jobs.rescan(starts, ends, owner))
+        rescanned.update({partition_name: _Rescanned(end, read_at) for partition_name, end in ends.items()})
+        self._next_rescan = self._log.now() + RESCAN_INTERVAL
 
     async def _forget_commands(self) -> None:
         """Delete the keys of obsolete commands: otherwise the control topic would grow forever."""

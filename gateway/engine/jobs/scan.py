@@ -18,12 +18,12 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.control.records import ControlRecord, State, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.injector import APPENDS_AT_ONCE, Injector
-from gateway.engine.jobs.job_progress import BatchItem, JobProgress, Picked, Source
+from gateway.engine.jobs.job_progress import BatchItem, JobProgress, Picked, Predecessor
 from gateway.engine.jobs.log_reader import (
     BATCH_BYTES,
     CHECKPOINT_EVERY,
     CHECKPOINT_INTERVAL,
-    RECORDS_AT_ONCE,
+    RECORDS_PER_STEP,
     TURN,
     records_of,
 )
@@ -37,7 +37,8 @@ from gateway.rules.rules import Rules
 STUCK_AFTER = 10.0
 """Seconds after which a batch may be given up, or a dead letter, that can't be stored: two appends that time out."""
 REPEAT_CHECKPOINT_AFTER = 5.0
-"""Seconds after which a kick's last checkpoint is repeated: routers wait no longer than `HOLDS_FOR` for another."""
+"""Seconds after which a kick's last checkpoint is repeated: routers wait for another no longer than
+`KICK_HEARTBEAT_TIMEOUT`."""
 MAX_STORED = 10_000
 """Records of batches that were given up that are remembered."""
 STOPPED_AT_NEWER = "up to the first dead letter that a newer version wrote, in each partition"
@@ -70,7 +71,7 @@ class Scan:
     """Whether it ends with its current batch, as something else comes first."""
     gives_up: Callable[[], bool]
     """Whether it ends before its current batch, which can't be injected now."""
-    stored: set[Source]
+    stored: set[Predecessor]
     """What was stored of batches that jobs of this process have given up: it isn't injected again."""
     dead_letter: Callable[[Partition, Record], Awaitable[bool]]
     """Dead-letter an unreadable record. Returns False if the scan of its partition must end before it."""
@@ -82,7 +83,7 @@ class Scan:
     """The offset to which each partition has been scanned and its deliveries injected."""
     flush_began: float = 0.0
     """When the injection of the last batch began."""
-    was_silent: bool = False
+    was_heartbeat_overdue: bool = False
     """Whether a checkpoint came so late that what a kick holds back may have been released before."""
     _batch: list[BatchItem] = field(default_factory=list)
     _bytes: int = 0
@@ -128,7 +129,7 @@ class Scan:
                     if not await self.dead_letter(partition, record):
                         self._reached[partition_name] = record.offset  # it is read again the next time
                         return await self.flush()
-                self._add(Source(partition, record.offset, record.appended_at), picked)
+                self._add(Predecessor(partition, record.offset, record.appended_at), picked)
                 self._reached[partition_name] = record.offset + 1
                 self._latest[partition_name] = max(self._latest.get(partition_name, 0.0), record.appended_at)
                 self._scanned += 1
@@ -137,7 +138,7 @@ class Scan:
                     if not await self.flush():
                         return False
                     self._turn_until = self.log.now() + TURN
-                elif self._scanned % RECORDS_AT_ONCE == 0 or now > self._turn_until:
+                elif self._scanned % RECORDS_PER_STEP == 0 or now > self._turn_until:
                     await self.sleep(0)
                     self._turn_until = self.log.now() + TURN
         self._reached[partition_name] = end
@@ -152,13 +153,13 @@ class Scan:
             self.report_newer(partition, record.offset, error)
             return None
 
-    def _add(self, source: Source, picked: Picked) -> None:
+    def _add(self, predecessor: Predecessor, picked: Picked) -> None:
         """Add a record to the batch."""
         for run in picked.runs:
             run.batch_count += 1
         if picked.delivery is not None:
             metadata = replace(picked.metadata, is_expedited=self.is_expedited)
-            self._batch.append(BatchItem(source, picked.delivery, metadata))
+            self._batch.append(BatchItem(predecessor, picked.delivery, metadata))
             self._bytes += len(picked.delivery.event.body)
 
     @property
@@ -201,41 +202,41 @@ class Scan:
 
         if not is_wanted():
             return False
-        items = [item for item in self._batch if item.source not in self.stored]
+        items = [item for item in self._batch if item.predecessor not in self.stored]
         stored = await self.injector.inject([(item.delivery, item.metadata) for item in items], is_wanted)
         if not all(stored):
             if len(self.stored) > MAX_STORED:
                 self.stored.clear()
-            self.stored.update(item.source for item, is_stored in zip(items, stored, strict=True) if is_stored)
+            self.stored.update(item.predecessor for item, is_stored in zip(items, stored, strict=True) if is_stored)
             return False
         if self.stored:
-            self.stored.difference_update(item.source for item in self._batch)
+            self.stored.difference_update(item.predecessor for item in self._batch)
         return True
 
     @property
-    def is_silent(self) -> bool:
-        """Whether, or whether it was, so long since the last sign of a run that routers may soon no longer wait."""
-        last = min([run.last_sign for run in self.runs], default=math.inf)
-        return self.was_silent or self.log.now() > last + STUCK_AFTER
+    def is_heartbeat_overdue(self) -> bool:
+        """Whether a run's last heartbeat is, or ever was, so old that routers may soon no longer wait."""
+        last = min([run.last_heartbeat_at for run in self.runs], default=math.inf)
+        return self.was_heartbeat_overdue or self.log.now() > last + STUCK_AFTER
 
     async def publish_checkpoints(self) -> None:
         """Publish each run's checkpoint, from which the next owner continues."""
         for run in self.runs:
-            is_due = self.is_expedited and self.log.now() >= run.last_sign + REPEAT_CHECKPOINT_AFTER
+            is_due = self.is_expedited and self.log.now() >= run.last_heartbeat_at + REPEAT_CHECKPOINT_AFTER
             if is_due or run.positions != run.last_checkpoint:
                 await self.publish_checkpoint(run, self.state)
         self._since_checkpoint, self._checkpoint_at = 0, self.log.now()
 
-    def _answers_of(self, run: JobProgress) -> int:
-        return run.answers if run.recreations == self.control.recreations else 0
+    def _covered_commands_of(self, run: JobProgress) -> int:
+        return run.covers_commands_below if run.recreations == self.control.recreations else 0
 
     async def publish_checkpoint(self, run: JobProgress, state: State, *, is_last: bool = False) -> None:
         """Publish a run's checkpoint, retrying, unless another owner has continued from the last one."""
         key, now = run.command.key, self.log.now()
         while self.control.checkpoint(key) in (run.last_checkpoint, run.previous_checkpoint):
-            answers = self._answers_of(run) if is_last else self.control.answered(key)
-            # A sweep answers no command; one of a former control topic would be taken for answered.
-            is_open = not is_last and not answers and self.control.is_pending(key)
+            covered = self._covered_commands_of(run) if is_last else self.control.commands_covered_below(key)
+            # A rescan covers no command; one of a former control topic would be taken for covered.
+            is_open = not is_last and not covered and self.control.is_pending(key)
             checkpoint = ControlRecord(
                 kind="marker",
                 name=key,
@@ -245,7 +246,7 @@ class Scan:
                 count=run.count,
                 unread=len(self.unreadable) if is_last else 0,
                 detail=run.detail if is_last else "",
-                answers=answers,
+                covers_commands_below=covered,
                 routes=self.control.replayed_as(key),
                 tried=None if run.outcome is None else run.outcome.tried,
                 delivered=None if run.outcome is None else run.outcome.delivered,
@@ -266,8 +267,8 @@ class Scan:
                 await self.sleep(1.0)
             else:
                 run.previous_checkpoint, run.last_checkpoint = run.last_checkpoint, checkpoint.checkpoint
-                self.was_silent |= self.log.now() > run.last_sign + STUCK_AFTER
-                run.last_sign = now
+                self.was_heartbeat_overdue |= self.log.now() > run.last_heartbeat_at + STUCK_AFTER
+                run.last_heartbeat_at = now
                 return
 
 
@@ -284,7 +285,7 @@ class JobServices:
     control: Control
     successors: SuccessorWriter
     injector: Injector
-    stored: set[Source] = field(default_factory=set)
+    stored: set[Predecessor] = field(default_factory=set)
     publish: Callable[[ControlRecord], Awaitable[object]]
     position: Callable[[], int]
     owner: Callable[[], object | None]
@@ -358,7 +359,7 @@ class ScanningJob:
                 del positions[partition_name], latest[partition_name]
         return JobProgress(
             command=command,
-            answers=self._position(),
+            covers_commands_below=self._position(),
             recreations=self._control.recreations,
             detail=detail,
             positions=positions,
@@ -368,7 +369,7 @@ class ScanningJob:
             count=self._control.injected(key) if command.kind == "replay" or self._control.is_begun(key) else 0,
             last_checkpoint=last,
             previous_checkpoint=last,
-            last_sign=self._log.now(),
+            last_heartbeat_at=self._log.now(),
         )
 
     def _ordered_routes_of(self, command: ControlRecord) -> str:
@@ -452,10 +453,10 @@ class ScanningJob:
         scan.unreadable |= {f"{topic}/{number}" for number in unreadable}
         return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
 
-    def _successor_of(self, delivery: Delivery, *, at_once: bool) -> Delivery:
+    def _successor_of(self, delivery: Delivery, *, immediately: bool) -> Delivery:
         """Return the successor to inject: due now, or when it was due anyway."""
         now = self._log.now()
-        return replace(delivery, successor=delivery.successor + 1, due=now if at_once else max(now, delivery.due))
+        return replace(delivery, successor=delivery.successor + 1, due=now if immediately else max(now, delivery.due))
 
 
 async def ends_of_readable(log: Log, topic: str) -> dict[str, int]:

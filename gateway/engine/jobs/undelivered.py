@@ -295,7 +295,7 @@ class Undelivered:
         if not self._sighted.was_dropped_as_duplicate(partition, record.offset):
             return False
         source = self._rules().sources.get(event.source)
-        return source is None or source.dedupe is None or not EventBuilder(source).knows(event)
+        return source is None or source.dedupe is None or not EventBuilder(source).reproduces_id_of(event)
 
     def _by(self, text: str | None, view: EventView, destination: str) -> Fate:
         """Return the fate of an event that was routed by a revision with the route as `text`, None if without it."""

@@ -19,7 +19,7 @@ from functools import partial
 from typing_extensions import override
 
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
-from gateway.engine.delivery.schedule import IDLE_TICK
+from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges

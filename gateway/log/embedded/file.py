@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gateway.log.embedded.file_check import FileCheck
 from gateway.log.embedded.lock import Lock, prevent_checkpoint, refuse_other_name
-from gateway.log.embedded.statements import APPLICATION_ID, OLDEST_SQLITE, SCHEMA, SCHEMA_VERSION
+from gateway.log.embedded.statements import APPLICATION_ID, MIN_SQLITE_VERSION, SCHEMA, SCHEMA_VERSION
 from gateway.log.monotonic import MonotonicClock
 from gateway.model import LogLostError, LogUnavailableError, UsageError
 
@@ -33,7 +33,7 @@ class File:
         self._file_check: FileCheck | None = None
         self._kept_open: int | None = None
         self.lost: str | None = None
-        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
             raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
         try:
             if is_owner:

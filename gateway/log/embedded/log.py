@@ -337,7 +337,7 @@ class EmbeddedLog:
             chunks = [
                 statements.select(self._file.reader, asked.topic, asked.start, asked.end, now) for asked in ranges
             ]
-            starts = statements.starts(
+            starts = statements.start_offsets(
                 self._file.reader
             )  # after the records, so that records deleted since then were read
             for chunk in chunks:

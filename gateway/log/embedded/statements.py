@@ -1,4 +1,4 @@
-"""The file's schema and SQL. Functions with a connection block: they are for the log's two threads."""
+"""The file's schema and SQL. Functions that take a connection are blocking; call them only on the log's two threads."""
 
 import math
 import sqlite3
@@ -29,9 +29,11 @@ SWEEP_PAGES = 256  # Pages returned to the file system at a time.
 APPLICATION_ID = 0x67776C67  # "gwlg" distinguishes our files from other SQLite databases.
 SCHEMA_VERSION = 1
 # A record's id is its topic's id (the upper 15 bits) and its offset: the records of a topic are adjacent.
+# `start` and `next` of a topic are the log start and the log end offset.
 # Invariant: `next` is above every offset ever used, so none is used twice. The trigger enforces it when two processes
 # append at once: the second one's offsets aren't the next ones any more.
-# Only a sweep moves `start`: records deleted by compaction don't count as deleted unread.
+# Only a sweep moves `start`, so that records removed by compaction aren't reported as lost.
+# The `member` of a commit is always the group: it has one.
 SCHEMA = """
 CREATE TABLE topics (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, retention REAL, compacted INTEGER NOT NULL,
@@ -52,7 +54,7 @@ WHEN (SELECT compacted FROM topics WHERE id = NEW.id >> 48) BEGIN
     DELETE FROM records WHERE id >= NEW.id >> 48 << 48 AND id < NEW.id AND key = NEW.key;
 END;
 """
-# The owner's notes about the file. Created when needed: a file of an older version may be on a full disk.
+# Bookkeeping about the file. Created when needed: a file of an older version may be on a full disk.
 NOTES = "CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID"
 LAST_OFFSET = (1 << 48) - 1
 # ?1: [[id, where the record begins in ?2, counted from 1, bytes of key, of headers, of value], …]; ?3: microseconds
@@ -89,7 +91,7 @@ INSERT OR REPLACE INTO commits (member, topic, base, done)
 SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2)
 """
 SEED = COMMIT.replace("REPLACE", "IGNORE")
-OLDEST_SQLITE = (3, 38, 0)  # The first with `->>`.
+MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
 
 
 @dataclass(slots=True)
@@ -195,7 +197,7 @@ def assignments(
     return assignments
 
 
-def starts(connection: sqlite3.Connection) -> dict[str, int]:
+def start_offsets(connection: sqlite3.Connection) -> dict[str, int]:
     """Return the first offset of each topic."""
     return dict(rows(connection, "SELECT json_group_array(json_array(name, start)) FROM topics"))
 
@@ -240,14 +242,15 @@ def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[To
             continue
         retention, is_compacted = row
         if retention is not None and (spec.retention is None or retention < spec.retention):
-            wanted = "no end" if spec.retention is None else f"{spec.retention} s"
-            problems.append((spec.name, f"expected a retention of at least {wanted}, got {retention} s"))
+            wanted = "unlimited retention" if spec.retention is None else f"a retention of at least {spec.retention} s"
+            problems.append((spec.name, f"expected {wanted}, got {retention} s"))
         if is_compacted != spec.compacted:
             problems.append((spec.name, f"expected compacted to be {spec.compacted}, got {bool(is_compacted)}"))
     return missing + [TopicProblem(topic=topic, message=message, is_fatal=True) for topic, message in problems]
 
 
-def lock(connection: sqlite3.Connection) -> None:
+def probe_write_lock(connection: sqlite3.Connection) -> None:
+    """Check that this connection can get the write lock, without keeping it."""
     with transaction(connection):
         pass
 
@@ -260,8 +263,8 @@ def probe_space(connection: sqlite3.Connection, size: int) -> None:
     connection.execute("DELETE FROM notes WHERE name = 'room'")
 
 
-class RunAgain:
-    """Returned by work that wants to run again, after the work that is queued."""
+class Requeue:
+    """Yielded to be requeued behind pending work."""
 
 
 def swept_at(connection: sqlite3.Connection) -> float:
@@ -274,7 +277,7 @@ def swept_at(connection: sqlite3.Connection) -> float:
 
 def sweep(
     connection: sqlite3.Connection, now: Callable[[], float], until_done: Collection[str] = ()
-) -> Iterator[RunAgain]:
+) -> Iterator[Requeue]:
     """Delete old records in steps, between which queued work runs.
 
     In topics that are kept `until_done`, also delete records below the smallest committed base.
@@ -285,9 +288,9 @@ def sweep(
         " FROM topics WHERE retention IS NOT NULL",
     )
     for topic, name, retention, base in topics:
-        done = base if name in until_done and base is not None else 0
-        while _delete_some(connection, topic, int((now() - retention) * 1e6), done):
-            yield RunAgain()
+        done_below = base if name in until_done and base is not None else 0
+        while _delete_some(connection, topic, int((now() - retention) * 1e6), done_below):
+            yield Requeue()
     with transaction(connection):
         connection.execute(NOTES)
         connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('swept', ?)", (now(),))
@@ -297,10 +300,10 @@ def sweep(
         if free * 4 <= connection.execute("PRAGMA page_count").fetchone()[0]:
             return
         connection.execute(f"PRAGMA incremental_vacuum({SWEEP_PAGES})").fetchall()
-        yield RunAgain()
+        yield Requeue()
 
 
-def _delete_some(connection: sqlite3.Connection, topic: int, before: int, done: int) -> bool:
+def _delete_some(connection: sqlite3.Connection, topic: int, before: int, done_below: int) -> bool:
     """Delete those of the first records that are older than a time (microseconds) or below an offset.
 
     Return whether there were any.
@@ -314,14 +317,14 @@ def _delete_some(connection: sqlite3.Connection, topic: int, before: int, done: 
         last,
         SWEEP_RECORDS,
         before,
-        first + done,
+        first + done_below,
     )
     if found is None or found[0] is None:
         return False
     with transaction(connection):
         connection.execute(
             "DELETE FROM records WHERE id BETWEEN ? AND ? AND (at < ? OR id < ?)",
-            (first, found[0], before, first + done),
+            (first, found[0], before, first + done_below),
         )
         connection.execute(
             "UPDATE topics SET start = coalesce((SELECT min(id) & ? FROM records WHERE id BETWEEN ? AND ?), next)"

@@ -16,7 +16,7 @@ import structlog
 from gateway.log.base import Position, Record
 from gateway.log.embedded import statements
 from gateway.log.embedded.file import File, error_text
-from gateway.log.embedded.statements import Chunk, RunAgain
+from gateway.log.embedded.statements import Chunk, Requeue
 from gateway.model import LogLostError, LogNearlyFullError
 
 COMMIT_BYTES = 4 << 20  # Bytes after which a transaction takes no further groups.
@@ -111,7 +111,7 @@ class Writer:
         """
         self._file.check_file()
         if not self._refused_bytes:
-            statements.lock(connection)
+            statements.probe_write_lock(connection)
             return
         try:
             statements.probe_space(connection, self._refused_bytes)
@@ -162,7 +162,7 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
             post(self._loop, _resolve, work.future, None, error)
         else:
-            if isinstance(result, RunAgain) and not self._is_stopping:
+            if isinstance(result, Requeue) and not self._is_stopping:
                 self._queue.put(work)
             else:
                 post(self._loop, _resolve, work.future, result, None)

@@ -21,7 +21,7 @@ TICK = 0.05
 IDLE_TICK = 0.25
 
 
-class Schedule:
+class Queues:
     """The lanes, created on first use, and a heap of deliveries that are due within seconds."""
 
     def __init__(self, rules: Callable[[], Rules], control: Control) -> None:
