@@ -6,7 +6,7 @@ Rebalances are eager, as Kafka's: whenever the members of a group change, all of
 import asyncio
 import math
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -70,6 +70,7 @@ class _State:
     leaderless: set[Partition] = field(default_factory=set)
     refusing: set[Partition] = field(default_factory=set)
     forbidden: set[str] = field(default_factory=set)
+    lives: Counter[str] = field(default_factory=Counter)
     patience: float = 0.0
 
     def of(self, topic: str) -> list[Partition]:
@@ -129,6 +130,7 @@ class MemoryLog:
 
     async def recreate(self, topic: str) -> None:
         """Delete a topic and make it again, before its members notice: they begin anew."""
+        self._state.lives[topic] += 1
         for partition in self._state.of(topic):
             self._state.segments[partition] = _Segment()
             for commits in self._state.commits.values():
@@ -300,6 +302,9 @@ class MemoryLog:
         led = [partition for partition in self._state.of(topic) if partition not in leaderless]
         unread = {partition.number: "no leader" for partition in self._state.of(topic) if partition in leaderless}
         return {p.number: (segments[p].start, segments[p].end) for p in led}, unread
+
+    def topic_id(self, topic: str) -> str:
+        return f"{self._state.lives[topic]:032x}"
 
     async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
         self._check_rights(topic)

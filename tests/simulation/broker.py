@@ -572,6 +572,9 @@ class SimulatedLog:
         led = {each.number: self._bounds(each) for each in self._broker.of(topic) if each not in leaderless}
         return led, {each.number: "no leader" for each in self._broker.of(topic) if each in leaderless}
 
+    def topic_id(self, topic: str) -> str:
+        return f"{self._broker.segments[Partition(topic, 0)].life:032x}" if self._broker.of(topic) else ""
+
     def _bounds(self, partition: Partition) -> tuple[int, int]:
         segment = self._broker.segments[partition]
         return segment.start, segment.end

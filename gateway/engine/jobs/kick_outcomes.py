@@ -7,7 +7,8 @@
 
 Any process may have taken a delivery, and the owner of the jobs sees only the records and commits of the others. So
 `tried` is never more than what destinations have seen, and an unknown outcome counts as on its way: also that of a
-delivery which is done while a partition that may have its successor can't be read.
+delivery which is done while a partition that may have its successor can't be read, or is in a topic that was recreated
+meanwhile.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 
 from gateway.engine.control.records import ENDED, LATER, ON_ITS_WAY
 from gateway.engine.jobs.log_reader import RECORDS_PER_STEP, records_of
-from gateway.log.base import Commit, Log, Partition
+from gateway.log.base import ALL, Commit, Log, Partition, are_of_different_topics
 from gateway.log.records import decode_delivery
 from gateway.model import (
     Delivery,
@@ -99,6 +100,7 @@ class KickOutcomes:
         self._read = dict(starts)
         self._since = since
         self._tracked: dict[Life, _Tracked] = {}
+        self._topic_ids: dict[str, str] = {}  # as they were before it began
         self._before: dict[Life, int] = {}  # the last successor number of records written just before
 
     async def read_earlier(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
@@ -187,6 +189,8 @@ class KickOutcomes:
         for topic in self._topics:
             bounds, reasons = await self._log.readable(topic)
             unreadable |= {Partition(topic, number): reason for number, reason in reasons.items()}
+            if self._is_another(topic, bounds, reasons):
+                unreadable[Partition(topic, ALL)] = "recreated"
             if newly_readable := [
                 number for number in bounds if ends is None and f"{topic}/{number}" not in self._read
             ]:
@@ -215,6 +219,13 @@ class KickOutcomes:
                             self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
                 self._read[partition_name] = end
         self.unreadable = unreadable
+
+    def _is_another(self, topic: str, *found: Collection[int]) -> bool:
+        """Return whether a topic was deleted since it was read first, and perhaps recreated."""
+        topic_id = self._log.topic_id(topic)
+        if are_of_different_topics(self._topic_ids.setdefault(topic, topic_id), topic_id):
+            return True
+        return not any(found) and any(partition_name.rpartition("/")[0] == topic for partition_name in self._read)
 
     def _observe(self, delivery: Delivery, metadata: RecordMetadata, partition_name: str, offset: int) -> None:
         tracked = self._tracked.get(delivery.life)

@@ -178,6 +178,9 @@ class KafkaLog:
         found = {partition.number: (first[partition], end) for partition, end in after_last.items()}
         return found, {partition.number: reason for partition, reason in (*silent.items(), *fallen.items())}
 
+    def topic_id(self, topic: str) -> str:
+        return self._cluster.topic_ids.get(topic, "")
+
     async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
         described = await self._cluster.describe([topic])
         partitions = [
