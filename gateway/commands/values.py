@@ -11,7 +11,7 @@ from gateway.ops.output import Output
 from gateway.rules.value_kinds import parse_rate
 from gateway.settings import log_target
 from gateway.text import parse_duration
-from gateway.verify.config_keys import signing_key
+from gateway.verify.encodings import signing_key
 
 
 class Parser(argparse.ArgumentParser):

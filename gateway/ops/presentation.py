@@ -22,7 +22,7 @@ from gateway.ops.waiting_deliveries import AttemptInfo
 from gateway.rules.event_builder import FALLBACK_TYPE, IDEMPOTENCY_KEY, EventBuilder
 from gateway.rules.rules import Source
 from gateway.rules.value_kinds import shown_duration
-from gateway.verify.signatures import SigningSpec
+from gateway.verify.check import SigningSpec
 
 if TYPE_CHECKING:  # with aiohttp, which few commands need
     from gateway.ops.send import Response

@@ -8,7 +8,7 @@ from pathlib import Path
 from gateway.ops.explain import MASK
 from gateway.rules.rules import Source
 from gateway.rules.yaml_document import Node, read_document
-from gateway.verify.signatures import SigningSpec
+from gateway.verify.check import SigningSpec
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 

@@ -57,7 +57,7 @@ from gateway.rules.value_kinds import (
     secret,
 )
 from gateway.verify import schemes
-from gateway.verify.config_keys import TOKEN
+from gateway.verify.tokens import TOKEN
 
 VERSION = 1
 

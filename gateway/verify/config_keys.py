@@ -3,16 +3,15 @@
 No message repeats a secret, nor a value that is written in place of one.
 """
 
-import binascii
-import functools
 import math
-import re
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable, Mapping
-from string import Formatter
 from typing import Any, NamedTuple
 
 from gateway.text import did_you_mean, kind_of, parse_duration, shown
+from gateway.verify.content import FieldPath, parse_field_path
+from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS
+from gateway.verify.signed_string import BODY, EXPECTED, SignedString, parse_signed_string
+from gateway.verify.tokens import PARAMETER, TOKEN
 
 Path = tuple[str | int, ...]
 
@@ -54,13 +53,6 @@ class Secret(NamedTuple):
     text: str
 
 
-class Part(NamedTuple):
-    """A field of the signed string; `name` is a lower-case header name for `header` and `id`."""
-
-    kind: str
-    name: bytes = b""
-
-
 def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], where: ConfigPath) -> dict[str, Any]:
     """Parse a mapping's values, with defaults for missing keys; one that can't be parsed is reported and omitted."""
     for name in config:
@@ -80,17 +72,32 @@ def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], where: Conf
     return values
 
 
-TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2: a header's name
-
-
 def _read_header(value: object, _: ConfigPath) -> str:
     if isinstance(value, str) and TOKEN.fullmatch(value):
         return value
     raise InvalidValueError("a header's name", value)
 
 
+def _read_headers(value: object, where: ConfigPath) -> tuple[str, ...]:
+    """Parse a header's name, several, or a numbered one such as `X-Signature-{n}`."""
+    names: list[str] = []
+    given: list[object] = value if isinstance(value, list) and value else [value]
+    for each in given:
+        before, number, after = each.partition("{n}") if isinstance(each, str) else ("", "", "")
+        name = _read_header(before + after if number else each, where)
+        names += [f"{before}{n}{after}" for n in range(1, MAX_NUMBERED + 1)] if number else [name]
+    return tuple(names)
+
+
+def _read_field(value: object, _: ConfigPath) -> FieldPath:
+    try:
+        return parse_field_path(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise InvalidValueError("the path of a JSON field such as data.signature", value) from error
+
+
 def _read_parameter(value: object, _: ConfigPath) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z._~-]+", value):
+    if isinstance(value, str) and PARAMETER.fullmatch(value):
         return value
     raise InvalidValueError("a query parameter's name of letters, digits and ._~-", value)
 
@@ -145,68 +152,30 @@ def _read_tolerance(value: object, _: ConfigPath) -> float:
     return seconds
 
 
-def base64_key(text: str) -> bytes:
-    """Return the key that a base64 secret encodes. Raises ValueError for any other string, and for an empty key."""
-    bare = text.rstrip("=")
-    key = binascii.a2b_base64(bare + "=" * (-len(bare) % 4), strict_mode=True)  # Some issuers leave the padding out.
-    if not key:  # anyone could make its signatures
-        raise ValueError
-    return key
-
-
-def signing_key(text: str) -> bytes:
-    """Return the key of a Standard Webhooks secret: base64, after `whsec_` or without it. Raises ValueError."""
-    return base64_key(text.removeprefix("whsec_"))
-
-
 def _read_timestamp(value: object, where: ConfigPath) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidValueError("a mapping with header or prefix", value)
-    if ("header" in value) == ("prefix" in value):
-        where.report(f"expected either header or prefix, got {'both' if 'header' in value else 'neither'}")
+        raise InvalidValueError("a mapping with header, prefix, position or field", value)
+    given = [name for name in _TIMESTAMP_PLACES if name in value]
+    if len(given) != 1:
+        where.report(f"expected one of {', '.join(_TIMESTAMP_PLACES)}, got {' and '.join(given) or 'none'}")
     return read_keys(value, _TIMESTAMP_KEYS, where)
 
 
-BODY, TIMESTAMP, ID, URL = Part("body"), Part("timestamp"), Part("id"), Part("url")
-_PARTS = ("body", "timestamp", "id", "method", "path", "url", "header")
+def _read_position(value: object, _: ConfigPath) -> int:
+    if value == 1 and not isinstance(value, bool):
+        return 1
+    raise InvalidValueError("1, the first element of the signature's header", value)
 
 
-def _read_signed(value: object, _: ConfigPath) -> tuple[bytes | Part, ...]:
-    invalid = InvalidValueError(
-        "a string with {body} and, in braces, only timestamp, id, method, path, url, header:NAME", value
-    )
-    if not isinstance(value, str):
-        raise invalid
-    parts: list[bytes | Part] = []
+def _read_signed(value: object, _: ConfigPath) -> SignedString:
     try:
-        for literal, kind, name, conversion in Formatter().parse(value):
-            if literal:
-                parts.append(literal.encode())
-            if kind is None:
-                continue
-            is_named = bool(TOKEN.fullmatch(name or ""))
-            if kind not in _PARTS or conversion or (kind == "header") != is_named or (name and not is_named):
-                raise invalid
-            parts.append(Part(kind, (name or "").lower().encode()))
-    except ValueError as error:  # unbalanced braces
-        raise invalid from error
-    if BODY not in parts:  # a signature that doesn't cover the body vouches for nothing
-        raise invalid
-    return tuple(parts)
+        return parse_signed_string(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise InvalidValueError(EXPECTED, value) from error
 
 
+MAX_NUMBERED = 10  # headers of a numbered name: DocuSign has one for each of a source's secrets
 _ALGORITHMS = ("sha256", "sha1", "sha512")
-ENCODINGS: Mapping[str, Callable[[bytes], bytes]] = {
-    "hex": binascii.hexlify,
-    "base64": functools.partial(binascii.b2a_base64, newline=False),
-    "base64url": lambda digest: urlsafe_b64encode(digest).rstrip(b"="),  # as JWS has it, RFC 7515, section 2
-}
-SECRET_ENCODINGS = {
-    "raw": "a string",
-    "hex": "hexadecimal digits",
-    "base64": "base64",
-    "whsec": "base64 after whsec_",
-}
 
 
 def _text(description: str) -> dict[str, Any]:
@@ -236,44 +205,72 @@ TOLERANCE = Key(
         "description": "How far a signed timestamp may be from now, in both directions; `none` for any.",
     },
 )
+_TIMESTAMP_PLACES = ("header", "prefix", "position", "field")
 _TIMESTAMP_KEYS: Mapping[str, Key] = {
     "header": Key(_read_header, _text("The header that holds the timestamp.")),
     "prefix": Key(_read_ascii, _text("What the timestamp starts with, as an element of the signature's header.")),
+    "position": Key(_read_position, {"const": 1, "description": "The timestamp is that element of the header."}),
+    "field": Key(_read_field, _text("The field of the JSON body that holds the timestamp.")),
     "unit": _choice(("s", "ms", "iso"), "s", "Unix seconds, Unix milliseconds, or RFC 3339."),
 }
+_HEADERS = {
+    "description": "The header that holds the signature, or several; {n} is 1 to 10.",
+    "oneOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+    ],
+}
+_LOCATION: Mapping[str, Key] = {
+    "header": Key(_read_headers, _HEADERS),
+    "query": Key(_read_parameter, _text("The query parameter that holds the signature.")),
+    "field": Key(_read_field, _text("The field of the JSON body that holds the signature.")),
+}
+_SIGNATURE: Mapping[str, Key] = {
+    **_LOCATION,
+    "encoding": _choice(ENCODINGS, "hex", "How the signature is written."),
+    "separator": Key(_read_ascii, _text("What stands between several elements in the header.")),
+    "prefix": Key(_read_ascii, _text("What a signature starts with; other elements are ignored."), default=b""),
+    "timestamp": Key(
+        _read_timestamp,
+        {
+            "type": "object",
+            "properties": {name: dict(key.schema) for name, key in _TIMESTAMP_KEYS.items()},
+            "oneOf": [{"required": [name]} for name in _TIMESTAMP_PLACES],
+            "additionalProperties": False,
+            "description": "Where the signed timestamp is.",
+        },
+    ),
+    "id_header": Key(_read_header, _text("A header that identifies the event, {id} in the signed string.")),
+    "signed": Key(
+        _read_signed,
+        {**_text(f"The signed string: {EXPECTED.partition(' with ')[2]}."), "default": "{body}"},
+        default=SignedString((BODY,)),
+    ),
+    "tolerance": TOLERANCE,
+}
+LOCATIONS: Mapping[str, tuple[str, ...]] = {
+    "hmac": ("header", "query", "field"),
+    "hash": ("header", "query", "field"),
+    "token": ("header", "query", "field"),
+}
+"""The keys of which a scheme takes exactly one: where a signature or credential is."""
 GENERIC: Mapping[str, Mapping[str, Key]] = {
     "hmac": {
-        "header": Key(_read_header, _text("The header that holds the signature."), is_required=True),
+        **_SIGNATURE,
         "algorithm": _choice(_ALGORITHMS, "sha256", "The hash function of the HMAC."),
-        "encoding": _choice(ENCODINGS, "hex", "How the signature is written."),
-        "separator": Key(_read_ascii, _text("What stands between several elements in the header.")),
-        "prefix": Key(_read_ascii, _text("What a signature starts with; other elements are ignored."), default=b""),
-        "timestamp": Key(
-            _read_timestamp,
-            {
-                "type": "object",
-                "properties": {name: dict(key.schema) for name, key in _TIMESTAMP_KEYS.items()},
-                "oneOf": [{"required": ["header"]}, {"required": ["prefix"]}],
-                "additionalProperties": False,
-                "description": "Where the signed timestamp is.",
-            },
-        ),
-        "id_header": Key(_read_header, _text("A header that identifies the event, {id} in the signed string.")),
-        "signed": Key(
-            _read_signed,
-            {
-                **_text("The signed string: {body} {timestamp} {id} {method} {path} {url} {header:NAME}."),
-                "default": "{body}",
-            },
-            default=(BODY,),
-        ),
-        "tolerance": TOLERANCE,
         "secrets": SECRETS,
         "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "How the secrets are written."),
+    },
+    "hash": {
+        **_SIGNATURE,
+        "algorithm": _choice(_ALGORITHMS, "sha256", "The hash function."),
+        "secrets": SECRETS,
     },
     "token": {
         "header": Key(_read_header, _text("The header that holds the token.")),
         "query": Key(_read_parameter, _text("The query parameter that holds the token.")),
+        "field": Key(_read_field, _text("The field of the JSON body that holds the token.")),
+        "prefix": Key(_read_ascii, _text("What stands before the token in the header.")),
         "secrets": SECRETS,
     },
     "basic": {

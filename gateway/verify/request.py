@@ -20,6 +20,7 @@ class Reason(StrEnum):
     REPEATED_HEADER = "repeated_header"
     MISSING_CREDENTIALS = "missing_credentials"
     BAD_CREDENTIALS = "bad_credentials"
+    UNREADABLE_BODY = "unreadable_body"
 
 
 class Request(NamedTuple):

@@ -1,21 +1,26 @@
 """Builds a verifier from a source's `verify:`.
 
-Five schemes are generic (`hmac`, `token`, `basic`, `bearer`, `none`); a preset is one of them, filled in by
-`providers.yaml`.
+Six schemes are generic (`hmac`, `hash`, `token`, `basic`, `bearer`, `none`); a preset is one of them, filled in by its
+file in `presets/`.
 
     verify:
       scheme: hmac
-      header: X-Signature          where the signatures are
+      header: X-Signature          where the signatures are: a header, a list of them, or X-Signature-{n}, numbered
+                                   from 1; or query: NAME, or field: PATH of the JSON body
       algorithm: sha256            or sha1, sha512
       encoding: hex                or base64, base64url (without padding)
       separator: ","               between several elements in the header; without it the whole value is one
       prefix: v1=                  what a signature starts with; other elements are ignored
-      timestamp: {prefix: t=}      an element of the same header, or {header: X-Time}; unit: s, ms or iso
+      timestamp: {prefix: t=}      an element of the same header, by what it starts with or as {position: 1}; or
+                                   {header: X-Time}, or {field: PATH}; unit: s, ms or iso
       id_header: X-Id              a signed header that identifies the event
-      signed: "{timestamp}.{body}" from {body} {timestamp} {id} {method} {path} {url} {header:NAME}; {{ is a brace
+      signed: "{timestamp}.{body}" from {body} {timestamp} {id} {method} {path} {url} {header:NAME} {query:NAME}
+                                   {body:sha256} {body:crc32} {form} (sorted) {field:PATH} {field:PATH?}; {{ is a brace
       tolerance: 5m                how far the timestamp may be from now, in both directions; or none
       secrets: ["..."]             any of them will do, for rotation; the first one signs test events
-      secret_encoding: raw         or hex, base64, whsec (base64 after `whsec_`)
+      secret_encoding: raw         or hex, base64, whsec (base64 after `whsec_`), nfkd, sha1
+
+`scheme: hash` takes the same keys, but for `secret_encoding`: a plain hash of a string with `{secret}` in it.
 """
 
 import binascii
@@ -25,27 +30,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.text import did_you_mean, shown
-from gateway.verify.config_keys import (
-    ENCODINGS,
-    GENERIC,
-    ID,
-    SECRET_ENCODINGS,
-    SECRETS,
-    TIMESTAMP,
-    TOLERANCE,
-    URL,
-    ConfigPath,
-    Key,
-    Part,
-    Path,
-    base64_key,
-    read_keys,
-    signing_key,
-)
+from gateway.verify.algorithms import Hash, Hmac
+from gateway.verify.check import Check
+from gateway.verify.config_keys import GENERIC, LOCATIONS, SECRETS, TOLERANCE, ConfigPath, Key, Path, read_keys
+from gateway.verify.credentials import Credential, Unverified
+from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.presets import PRESETS, Preset, SchemeError, Way
 from gateway.verify.request import to_bytes
-from gateway.verify.signatures import Check, Credential, Hmac, Timestamp, Unverified
+from gateway.verify.signatures import Signature
+from gateway.verify.signed_string import ID, Part
+from gateway.verify.timestamps import Timestamp
 from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
@@ -101,8 +96,8 @@ def _keys_schema(scheme: str) -> dict[str, Any]:
         "required": [name for name, key in keys.items() if key.is_required],
         "additionalProperties": False,
     }
-    if scheme == "token":
-        schema["oneOf"] = [{"required": ["header"]}, {"required": ["query"]}]
+    if scheme in LOCATIONS:
+        schema["oneOf"] = [{"required": [place]} for place in LOCATIONS[scheme]]
     return schema
 
 
@@ -113,19 +108,20 @@ def _build(config: Mapping[str, object], where: ConfigPath, public_url: str | No
         where.report(f"expected the key 'scheme' with a scheme's name, got {shown(scheme)}")
         return None
     if scheme not in _known_schemes():
-        hint = did_you_mean(scheme, _known_schemes()) or f", expected one of {', '.join(_known_schemes())}"
+        generic = f", expected one of {', '.join(GENERIC)}, or a provider's name (`gateway providers` lists them)"
+        hint = did_you_mean(scheme, _known_schemes()) or generic
         where.below("scheme").report(f"unknown scheme {shown(scheme)}{hint}")
         return None
     given = read_keys(config, _user_keys(scheme), where)
     if scheme in GENERIC:
         header = given.get("id_header")
-        preset = Preset(ways=(), id=header and f'headers["{header.lower()}"]')
+        preset = Preset(ways=(), id=header and f'headers["{header.lower()}"]', about={})
         ways = [Way(scheme, given)]
         _refuse_contradictions(scheme, config, given, where)
     else:
         preset = PRESETS[scheme]
         ways = preset.with_secrets(given)
-    if not public_url and any(URL in way.values.get("signed", ()) for way in ways):
+    if not public_url and any(way.values["signed"].has("url") for way in ways if "signed" in way.values):
         where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
     tokens = [way.values for way in ways if way.scheme == "token"]
@@ -155,7 +151,7 @@ def _weaknesses(ways: Sequence[Way], given: Mapping[str, Any]) -> tuple[tuple[Pa
         where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
     for way in ways:
         for secret in way.values.get("secrets", ()):
-            if len(_decode(secret.text, way.values.get("secret_encoding", "raw"))) < WEAK:
+            if len(decode_secret(secret.text, way.values.get("secret_encoding", "raw"))) < WEAK:
                 expected = f"expected a secret of at least {WEAK} bytes"
                 where.below("secrets").below(secret.position).report(
                     f"{expected}, got a shorter one, which can be guessed"
@@ -167,22 +163,36 @@ def _refuse_contradictions(
     scheme: str, config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath
 ) -> None:
     """Report combinations of keys that contradict each other. `values` lacks those that already have a problem."""
-    if scheme == "token" and ("header" in config) == ("query" in config):
-        where.report(f"expected either header or query, got {'both' if 'header' in config else 'neither'}")
-    signed = values.get("signed", ())
-    if TIMESTAMP in signed and "timestamp" not in config:
-        where.below("signed").report("expected the key 'timestamp' with {timestamp}, got none")
-    if "timestamp" in config and signed and TIMESTAMP not in signed:
-        where.below("timestamp").report("expected {timestamp} in 'signed', as it proves nothing unsigned, got none")
-    if ID in signed and "id_header" not in config:
-        where.below("signed").report("expected the key 'id_header' with {id}, got none")
-    identities = {ID, Part("header", values.get("id_header", "").lower().encode())}
-    if "id_header" in values and signed and not identities & {*signed}:
-        where.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")
+    if places := LOCATIONS.get(scheme):
+        found = [place for place in places if place in config]
+        if len(found) != 1:
+            where.report(f"expected one of {', '.join(places)}, got {' and '.join(found) or 'none'}")
+    signed = values.get("signed")
+    if signed is not None:
+        _refuse_unsigned(config, values, where)
+        if scheme == "hmac" and signed.has("secret"):
+            where.below("signed").report("expected no {secret} with hmac, which is keyed with it, got it")
+        if scheme == "hash" and not signed.has("secret"):
+            where.below("signed").report("expected {secret} in 'signed', as anybody can make a hash without, got none")
     if "tolerance" in config and "timestamp" not in config:
         where.below("tolerance").report("expected the key 'timestamp' with it, got none")
-    if "prefix" in values.get("timestamp", ()) and "separator" not in config:
+    if {"prefix", "position"} & values.get("timestamp", {}).keys() and "separator" not in config:
         where.below("timestamp").report("expected the key 'separator' with a timestamp's prefix, got none")
+
+
+def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
+    signed = values["signed"]
+    if signed.has("timestamp") and "timestamp" not in config:
+        where.below("signed").report("expected the key 'timestamp' with {timestamp}, got none")
+    # A field of the body is signed with the body.
+    is_in_body = "field" in values.get("timestamp", ()) and signed.covers_body
+    if "timestamp" in config and not signed.has("timestamp") and not is_in_body:
+        where.below("timestamp").report("expected {timestamp} in 'signed', as it proves nothing unsigned, got none")
+    if signed.has("id") and "id_header" not in config:
+        where.below("signed").report("expected the key 'id_header' with {id}, got none")
+    identities = {ID, Part("header", values.get("id_header", "").lower().encode())}
+    if "id_header" in values and not identities & {*signed.parts}:
+        where.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")
 
 
 def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
@@ -190,10 +200,16 @@ def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
     values = way.values
     secrets = tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
     match way.scheme:
-        case "hmac" if {"header", "algorithm", "encoding", "signed", "secret_encoding"} <= values.keys():
-            return _hmac(values, _decoded(values, where), public_url)
+        case "hmac" | "hash" if {"algorithm", "encoding", "signed"} <= values.keys():
+            return _signature(way.scheme, values, where, public_url)
         case "token":
-            return Credential(header=values.get("header"), parameter=values.get("query"), secrets=secrets)
+            return Credential(
+                header=values.get("header"),
+                parameter=values.get("query"),
+                path=values.get("field", ()),
+                prefix=values.get("prefix", b"").decode(),
+                secrets=secrets,
+            )
         case "basic" if "username" in values:
             user = to_bytes(values["username"])
             pairs = tuple([binascii.b2a_base64(user + b":" + secret, newline=False) for secret in secrets])
@@ -206,31 +222,44 @@ def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
             return None
 
 
-def _hmac(values: Mapping[str, Any], keys: tuple[bytes, ...], public_url: str | None) -> Hmac:
-    encode = ENCODINGS[values["encoding"]]
-    id_header: str = values.get("id_header", "")
-    identity = Part("header", id_header.lower().encode())
-    stamp = values.get("timestamp")
-    return Hmac(
-        header=values["header"],
-        name=values["header"].lower().encode(),
-        algorithm=values["algorithm"],
-        encode=encode,
-        length=len(encode(bytes(hashlib.new(values["algorithm"], usedforsecurity=False).digest_size))),
+def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public_url: str | None) -> Signature | None:
+    if scheme == "hmac" and "secret_encoding" not in values:
+        return None
+    algorithm, encode = values["algorithm"], ENCODINGS[values["encoding"]]
+    length = len(encode(bytes(hashlib.new(algorithm, usedforsecurity=False).digest_size)))
+    headers: tuple[str, ...] = values.get("header", ())
+    id_header: str | None = values.get("id_header")
+    keys = (
+        _decoded(values, where)
+        if scheme == "hmac"
+        else tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
+    )
+    return Signature(
+        headers=headers,
+        names=tuple([name.lower().encode() for name in headers]),
+        parameter=values.get("query"),
+        path=values.get("field", ()),
+        algorithm=Hmac(algorithm=algorithm, encode=encode, keys=keys, length=length)
+        if scheme == "hmac"
+        else Hash(algorithm=algorithm, encode=encode, secrets=keys, length=length),
         prefix=values.get("prefix", b""),
         separator=values.get("separator"),
-        timestamp=stamp
-        and Timestamp(
-            header=stamp.get("header"),
-            name=stamp.get("header", "").lower().encode(),
-            prefix=stamp.get("prefix", b""),
-            unit=stamp.get("unit", "s"),
-            tolerance=values.get("tolerance", DEFAULT_TOLERANCE),
-        ),
-        id_header=id_header or None,
-        signed=tuple([identity if part == ID else part for part in values["signed"]]),
+        timestamp=_timestamp(values),
+        id_header=id_header,
+        signed=values["signed"].with_id_header(id_header),
         public_url=public_url,
-        keys=keys,
+    )
+
+
+def _timestamp(values: Mapping[str, Any]) -> Timestamp | None:
+    stamp = values.get("timestamp")
+    return stamp and Timestamp(
+        header=stamp.get("header"),
+        name=stamp.get("header", "").lower().encode(),
+        prefix=stamp.get("prefix", b""),
+        path=stamp.get("field", ()),
+        unit=stamp.get("unit", "s"),
+        tolerance=values.get("tolerance", DEFAULT_TOLERANCE),
     )
 
 
@@ -238,26 +267,10 @@ def _decoded(values: Mapping[str, Any], where: ConfigPath) -> tuple[bytes, ...]:
     """Decode the secrets to HMAC keys; an empty key is refused, since anyone could make its signatures."""
     keys = []
     for secret in values["secrets"]:
-        key = _decode(secret.text, values["secret_encoding"])
+        key = decode_secret(secret.text, values["secret_encoding"])
         if key:
             keys.append(key)
         else:
             expected = SECRET_ENCODINGS[values["secret_encoding"]]
             where.below("secrets").below(secret.position).report(f"expected {expected}, got a string that isn't")
     return tuple(keys)
-
-
-def _decode(text: str, encoding: str) -> bytes:
-    """Return the decoded key; empty if the text isn't in that encoding."""
-    try:
-        match encoding:
-            case "raw":
-                return to_bytes(text)
-            case "hex":
-                return binascii.unhexlify(text)
-            case "whsec":
-                return signing_key(text)
-            case _:
-                return base64_key(text)
-    except ValueError:
-        return b""

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.model import RefusedError
+from gateway.verify.check import BodyCheck, Check, Draft, SigningSpec
 from gateway.verify.config_keys import Path
+from gateway.verify.content import Content
 from gateway.verify.handshakes import Handshake, HandshakeResponse
 from gateway.verify.request import Request, most_specific
-from gateway.verify.signatures import BodyCheck, Check, DigestCache, Draft, SigningSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Verifier:
         expected where, never which secret failed.
         """
         if len(self.checks) == 1:
-            self.checks[0].check_head(request, now)(request, [])
+            self.checks[0].check_head(request, now)(request, Content(request))
             return self.ids[0]
         return self.check_head(request, now=now).verify(request)
 
@@ -113,11 +114,11 @@ class PendingVerification:
 
     def verify(self, request: Request) -> str | None:
         """Return where the identity is, if any of the body checks passes. Raises RefusedError as `Verifier.verify`."""
-        digests: DigestCache = []
+        content = Content(request)
         refusals: list[RefusedError] = []
         for check_body, identity in self._open:
             try:
-                check_body(request, digests)
+                check_body(request, content)
             except RefusedError as error:
                 refusals.append(error)
             else:

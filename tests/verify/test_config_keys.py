@@ -9,9 +9,8 @@ import pytest
 from gateway.verify.config_keys import GENERIC, Path
 from gateway.verify.presets import PRESETS, SchemeError
 from gateway.verify.schemes import build_verifier, json_schema
+from gateway.verify.signed_string import EXPECTED as SIGNED
 from tests.verify.signed_requests import WHSEC
-
-SIGNED = "a string with {body} and, in braces, only timestamp, id, method, path, url, header:NAME"
 
 
 def problems(config: Mapping[str, object]) -> list[tuple[Path, str]]:
@@ -37,7 +36,8 @@ def test_a_scheme_must_be_known() -> None:
     check({"scheme": "githb", "secrets": ["s"]}, (("scheme",), "unknown scheme 'githb', did you mean 'github'?"))
     ((path, message),) = problems({"scheme": "qqq"})
     assert path == ("scheme",)
-    assert message.startswith("unknown scheme 'qqq', expected one of hmac, token, basic, bearer, none, github, ")
+    expected = "expected one of hmac, hash, token, basic, bearer, none, or a provider's name"
+    assert message == f"unknown scheme 'qqq', {expected} (`gateway providers` lists them)"
 
 
 def test_a_preset_takes_secrets_and_a_tolerance_where_it_has_a_timestamp() -> None:
@@ -90,15 +90,25 @@ def test_a_secret_must_be_of_its_encoding() -> None:
 
 def test_each_key_of_hmac_says_what_it_expects() -> None:
     check_hmac({})
-    check({"scheme": "hmac"}, ((), "expected the key 'header', got none"), ((), "expected the key 'secrets', got none"))
+    check(
+        {"scheme": "hmac"},
+        ((), "expected the key 'secrets', got none"),
+        ((), "expected one of header, query, field, got none"),
+    )
     check_hmac({"header": "X S"}, (("header",), "expected a header's name, got 'X S'"))
-    check_hmac({"header": ["X"]}, (("header",), "expected a header's name, got a list"))
+    check_hmac({"header": ["X", "Y Z"]}, (("header",), "expected a header's name, got 'Y Z'"))
+    check_hmac({"header": []}, (("header",), "expected a header's name, got an empty list"))
+    check_hmac({"field": "a.b"}, ((), "expected one of header, query, field, got header and field"))
+    check_hmac({"header": "X-{n}-Y"})
     check_hmac({"algorithm": "md5"}, (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"))
     check_hmac({"encoding": 64}, (("encoding",), "expected one of hex, base64, base64url, got 64"))
     check_hmac({"prefix": ""}, (("prefix",), "expected a string of printable ASCII characters, got ''"))
     check_hmac({"separator": "é"}, (("separator",), "expected a string of printable ASCII characters, got 'é'"))
     check_hmac({"id_header": False}, (("id_header",), "expected a header's name, got false"))
-    check_hmac({"secret_encoding": "b64"}, (("secret_encoding",), "expected one of raw, hex, base64, whsec, got 'b64'"))
+    check_hmac(
+        {"secret_encoding": "b64"},
+        (("secret_encoding",), "expected one of raw, hex, base64, whsec, nfkd, sha1, got 'b64'"),
+    )
     check_hmac({"algoritm": "sha1"}, (("algoritm",), "unknown key 'algoritm', did you mean 'algorithm'?"))
     check_hmac({1: 2}, (("1",), "unknown key '1'"))  # type: ignore[dict-item]  # YAML could have such a key
     long = "x" * 100 + " "
@@ -149,10 +159,10 @@ def test_keys_that_need_each_other() -> None:
         {"signed": "{url}{body}"},
         ((), "expected the source's public_url, since the address that the sender knows is signed, got none"),
     )
-    for timestamp, found in (({}, "neither"), ({"header": "X-T", "prefix": "t="}, "both")):
+    for timestamp, found in (({}, "none"), ({"header": "X-T", "prefix": "t="}, "header and prefix")):
         check_hmac(
             {"separator": ",", "timestamp": timestamp, "signed": "{timestamp}{body}"},
-            (("timestamp",), f"expected either header or prefix, got {found}"),
+            (("timestamp",), f"expected one of header, prefix, position, field, got {found}"),
         )
     check_hmac(
         {"timestamp": {"headr": "X-T", "header": "X-T", "unit": "m"}, "signed": "{timestamp}{body}"},
@@ -163,10 +173,10 @@ def test_keys_that_need_each_other() -> None:
 
 def test_keys_of_the_credential_schemes() -> None:
     check({"scheme": "token", "header": "X-T", "secrets": ["s"]})
-    check({"scheme": "token", "secrets": ["s"]}, ((), "expected either header or query, got neither"))
+    check({"scheme": "token", "secrets": ["s"]}, ((), "expected one of header, query, field, got none"))
     check(
         {"scheme": "token", "header": "X-T", "query": "t", "secrets": ["s"]},
-        ((), "expected either header or query, got both"),
+        ((), "expected one of header, query, field, got header and query"),
     )
     check(
         {"scheme": "token", "query": "a&b", "secrets": ["s"]},

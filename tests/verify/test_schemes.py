@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.model import RefusedError, UsageError
-from gateway.verify import signatures
+from gateway.verify import algorithms, credentials
+from gateway.verify.check import MAX_CANDIDATES, MAX_LINES
 from gateway.verify.request import Reason
-from gateway.verify.signatures import MAX_CANDIDATES, MAX_LINES
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason, refusal
 
@@ -157,7 +157,8 @@ def test_signatures_are_compared_in_constant_time_and_all_of_them(monkeypatch: p
         return hmac.compare_digest(left, right)
 
     # Time can't be measured reliably, so this asks which comparison is used.
-    monkeypatch.setattr(signatures, "hmac", Hmac(compare_digest))
+    for module in (algorithms, credentials):
+        monkeypatch.setattr(module, "hmac", Hmac(compare_digest))
     several = a_verifier(separator=",", secrets=["other", SECRET])
     several.verify(a_request([("X-Signature", f"{GOOD},{BAD}")]), now=NOW)
     expected = [over(BODY, b"other"), GOOD]
@@ -186,7 +187,7 @@ def test_no_signature_is_computed_twice_for_one_request(monkeypatch: pytest.Monk
         return hmac.digest(key, message, algorithm)
 
     # What is computed can't be seen from outside but by the time that it takes.
-    monkeypatch.setattr(signatures, "hmac", Hmac(hmac.compare_digest, digest))
+    monkeypatch.setattr(algorithms, "hmac", Hmac(hmac.compare_digest, digest))
     secrets = ["whsec_" + base64.b64encode(bytes([byte]) * 24).decode() for byte in b"abc"]
     forged = "v1," + base64.b64encode(b"0" * 32).decode()
     pairs = [
@@ -528,4 +529,5 @@ def test_reasons_are_a_closed_set() -> None:
         "repeated_header",
         "missing_credentials",
         "bad_credentials",
+        "unreadable_body",
     }

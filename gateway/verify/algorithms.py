@@ -1,0 +1,122 @@
+"""The algorithms of signatures over shared secrets: which candidates they look at, and which of them match.
+
+Signatures are compared in constant time, in their encoded form: an expected signature has one spelling, so that no
+changed byte passes.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.model import UsageError
+from gateway.verify.content import Content
+
+Message = Callable[[bytes], bytes]
+"""Returns the signed string; its argument is the secret, for strings that contain it."""
+
+
+class Algorithm(Protocol):
+    """An algorithm with its keys."""
+
+    @property
+    def name(self) -> str:
+        """What it is called, for people."""
+
+    @property
+    def form(self) -> str:
+        """What a candidate looks like, for people."""
+
+    def fits(self, candidate: bytes) -> bool:
+        """Return whether a string could be one of its signatures."""
+
+    def matches(self, candidates: Sequence[bytes], message: Message, content: Content) -> bool:
+        """Return whether any candidate is a signature of the message with any of the keys."""
+
+    def sign(self, message: Message) -> bytes:
+        """Return the signature with the first key. Raises UsageError if only the sender can sign."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hmac:
+    """An HMAC (RFC 2104)."""
+
+    algorithm: str
+    encode: Callable[[bytes], bytes]
+    keys: tuple[bytes, ...] = field(repr=False)
+    length: int
+
+    @property
+    def name(self) -> str:
+        return self.algorithm
+
+    @property
+    def form(self) -> str:
+        return f"{self.length} characters"
+
+    def fits(self, candidate: bytes) -> bool:
+        return len(candidate) == self.length
+
+    def matches(self, candidates: Sequence[bytes], message: Message, content: Content) -> bool:
+        signed = message(b"")
+        for key in self.keys:  # noqa: SIM110 - on the path of every event
+            if _any_is(self._signature(key, signed, content), candidates):
+                return True
+        return False
+
+    def sign(self, message: Message) -> bytes:
+        return self.encode(hmac.digest(self.keys[0], message(b""), self.algorithm))
+
+    def _signature(self, key: bytes, message: bytes, content: Content) -> bytes:
+        for *made, digest in content.digests:
+            if made == [key, self.algorithm, message]:
+                return self.encode(digest)
+        digest = hmac.digest(key, message, self.algorithm)
+        content.digests.append((key, self.algorithm, message, digest))
+        return self.encode(digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hash:
+    """A hash of a string that contains the secret."""
+
+    algorithm: str
+    encode: Callable[[bytes], bytes]
+    secrets: tuple[bytes, ...] = field(repr=False)
+    length: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.algorithm} hash"
+
+    @property
+    def form(self) -> str:
+        return f"{self.length} characters"
+
+    def fits(self, candidate: bytes) -> bool:
+        return len(candidate) == self.length
+
+    def matches(self, candidates: Sequence[bytes], message: Message, content: Content) -> bool:  # noqa: ARG002 - of the protocol
+        return any(_any_is(self._signature(message(secret)), candidates) for secret in self.secrets)
+
+    def sign(self, message: Message) -> bytes:
+        return self._signature(message(self.secrets[0]))
+
+    def _signature(self, message: bytes) -> bytes:
+        return self.encode(hashlib.new(self.algorithm, message, usedforsecurity=False).digest())
+
+
+class OfSenderAloneError(UsageError):
+    """A test event can't be signed, since only the sender has the key."""
+
+    def __init__(self) -> None:
+        super().__init__("a test event for this source: expected a secret, but only the sender has the private key")
+
+
+def _any_is(expected: bytes, candidates: Sequence[bytes]) -> bool:
+    """Compare with all of them: the time taken doesn't depend on which one matches."""
+    is_matched = False
+    for candidate in candidates:
+        is_matched |= hmac.compare_digest(candidate, expected)
+    return is_matched

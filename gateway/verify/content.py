@@ -1,0 +1,105 @@
+"""What a signature takes from a request's body: JSON fields, form parameters, digests. Each is computed at most once.
+
+The body isn't verified yet when it is parsed here, so only what a signing method names is looked at.
+"""
+
+import hashlib
+import re
+import zlib
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+
+from gateway.verify.request import Reason, Request, refused
+
+MAX_PARAMETERS = 1000  # of a form
+FORM = b"application/x-www-form-urlencoded"
+_FIELD = re.compile(r"(?:[A-Za-z_$][\w$-]*|0)(?:\.(?:[A-Za-z_$][\w$-]*|0))*")
+
+FieldPath = tuple[str | int, ...]
+"""The path of a JSON field. Its only index is 0, of a list with one item: nothing would vouch for the others."""
+
+
+def parse_field_path(text: str) -> FieldPath:
+    """Parse `data.items.0.id`. Raises ValueError."""
+    if not _FIELD.fullmatch(text):
+        raise ValueError(text)
+    return tuple([0 if name == "0" else name for name in text.split(".")])
+
+
+class Content:
+    """A request's body, with what was computed of it so far.
+
+    `digests` has key, algorithm, message and HMAC of those that were computed, so that none is computed twice.
+    """
+
+    __slots__ = ("_form", "_json", "_request", "digests")
+
+    def __init__(self, request: Request) -> None:
+        self.digests: list[tuple[bytes, str, bytes, bytes]] = []
+        self._request = request
+        self._json: object = self
+        self._form: list[tuple[bytes, bytes]] | None = None
+
+    def field(self, path: FieldPath) -> bytes | None:
+        """Return a string, whole number or boolean of the JSON body as text; None if it is absent or null.
+
+        Raises RefusedError if the body isn't JSON, or the field is of another type.
+        """
+        value: Any = self._parsed(path)
+        for name in path:
+            if isinstance(name, str):
+                value = value.get(name) if isinstance(value, dict) else None
+            elif isinstance(value, list) and len(value) > 1:
+                raise refused(Reason.UNREADABLE_BODY, f"expected one item in {_shown(path)}, got {len(value)}")
+            else:
+                value = value[0] if isinstance(value, list) and value else None
+        match value:
+            case None:
+                return None
+            case bool():
+                return b"true" if value else b"false"
+            case str() | int():
+                return str(value).encode("utf-8", "surrogatepass")
+            case _:
+                expected = f"expected a string, a whole number or a boolean at {_shown(path)}"
+                raise refused(Reason.UNREADABLE_BODY, f"{expected}, got another type")
+
+    def form(self) -> list[tuple[bytes, bytes]]:
+        """Return the decoded parameters of a form, in order. Raises RefusedError if the body isn't one."""
+        if self._form is None:
+            kind = b"".join(self._request.values(b"content-type")[:1]).partition(b";")[0].strip().lower()
+            if kind != FORM:
+                raise refused(
+                    Reason.UNREADABLE_BODY, f"expected a body of {FORM.decode()}, which is signed, got another"
+                )
+            try:
+                self._form = parse_qsl(self._request.body, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+            except ValueError as error:
+                expected = f"expected a form of at most {MAX_PARAMETERS} parameters, got more"
+                raise refused(Reason.UNREADABLE_BODY, expected) from error
+        return self._form
+
+    def sorted_form(self) -> bytes:
+        """Return names and values of a form, sorted and without repetitions, as Twilio signs them."""
+        return b"".join([name + value for name, value in sorted(set(self.form()))])
+
+    def digest(self, algorithm: str) -> bytes:
+        """Return the body's digest; of `crc32` the decimal digits."""
+        if algorithm == "crc32":
+            return str(zlib.crc32(self._request.body)).encode()
+        return hashlib.new(algorithm, self._request.body, usedforsecurity=False).digest()
+
+    def _parsed(self, path: FieldPath) -> object:
+        if self._json is self:
+            try:
+                self._json = orjson.loads(self._request.body)
+            except orjson.JSONDecodeError as error:
+                expected = f"expected a JSON body with {_shown(path)}, got another"
+                raise refused(Reason.UNREADABLE_BODY, expected) from error
+        return self._json
+
+
+def _shown(path: FieldPath) -> str:
+    return ".".join(map(str, path))

@@ -1,0 +1,101 @@
+"""Credentials that are sent as they are, and no credential at all."""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+from gateway.model import UsageError
+from gateway.verify.check import MAX_CANDIDATES, BodyCheck, Draft, SigningSpec, nothing_to_check
+from gateway.verify.content import Content, FieldPath
+from gateway.verify.request import Reason, Request, refused, to_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unverified:
+    """Scheme `none`: everyone may send. Always explicit in the rules, never a default."""
+
+    def check_head(self, head: Request, now: float) -> BodyCheck:  # noqa: ARG002 - a check's signature
+        return nothing_to_check
+
+    def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:
+        pass
+
+    def query(self) -> str:
+        return ""
+
+    def signing_spec(self) -> SigningSpec:
+        return SigningSpec(proof="nothing: everyone may send")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """A shared secret that is sent as it is: in a header after `prefix` (any case), in the query, or in the JSON body.
+
+    A query parameter counts only if its name has no percent-encoding, since only then it is removed from the event.
+    """
+
+    header: str | None = None
+    parameter: str | None = None
+    path: FieldPath = ()
+    prefix: str = ""
+    secrets: tuple[bytes, ...] = field(repr=False)
+
+    def check_head(self, head: Request, now: float) -> BodyCheck:  # noqa: ARG002 - a check's signature
+        if self.path:
+            return self._check_body
+        self._check(self._given(head))
+        return nothing_to_check
+
+    def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
+        if self.path and Content(request).field(self.path) not in self.secrets:
+            raise UsageError(f"a test event for this source: expected its {self._what()}")
+        if self.header is not None:
+            draft.add(self.header, self.prefix + self.secrets[0].decode("utf-8", "surrogateescape"))
+
+    def query(self) -> str:
+        if self.parameter is None:
+            return ""
+        return f"{self.parameter}=" + "".join([_quote(byte) for byte in self.secrets[0]])
+
+    def signing_spec(self) -> SigningSpec:
+        return SigningSpec(proof=self._what(), header=self.header, query=self.parameter)
+
+    def _check_body(self, request: Request, content: Content) -> None:  # noqa: ARG002 - a check's signature
+        value = content.field(self.path)
+        self._check([] if value is None else [value])
+
+    def _check(self, given: Sequence[bytes]) -> None:
+        if not given:
+            raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
+        is_matched = False
+        if len(given) <= MAX_CANDIDATES:
+            for value in given:
+                for secret in self.secrets:
+                    # No early exit: the time taken doesn't depend on which one matched.
+                    is_matched |= hmac.compare_digest(value, secret)
+        if not is_matched:
+            raise refused(Reason.BAD_CREDENTIALS, f"expected a known {self._what()}, got another one")
+
+    def _given(self, request: Request) -> list[bytes]:
+        if self.header is None:
+            pairs = [pair.partition("=") for pair in request.query.split("&")]
+            return [unquote_to_bytes(to_bytes(value)) for name, _, value in pairs if name == self.parameter]
+        values = request.values(self.header.lower().encode())
+        if not self.prefix:
+            return values
+        # RFC 9110, section 11.1: the name of an authentication scheme has no case, and 1*SP follows.
+        prefix = self.prefix.lower().encode()
+        length = len(prefix)
+        return [value[length:].lstrip(b" ") for value in values if value[:length].lower() == prefix]
+
+    def _what(self) -> str:
+        if self.path:
+            return f"credential in the field {'.'.join(map(str, self.path))} of the body"
+        if self.header is None:
+            return f"credential in the query parameter {self.parameter}"
+        return f"credential in the header {self.header}"
+
+
+def _quote(byte: int) -> str:
+    return chr(byte) if chr(byte).isascii() and chr(byte).isalnum() else f"%{byte:02X}"

@@ -1,0 +1,216 @@
+"""Presets: how each provider signs, identifies and repeats its events; a YAML file for each, read when it is used.
+
+A file has the keys that `providers:` in the rules has, too:
+
+    title       the provider's name
+    docs        the address of its documentation; or a list of them
+    verify      the keys of a source's `verify:` but for its secrets, `scheme: hmac` by default; or a list of such
+                mappings, any of which will do. One that has `takes` gets the secrets that start so, and the others then
+                get the rest; one that has `id` says where the identity is of what is signed by it
+    id, type    CEL: what identifies an event, and what kind it is. No `id` where the provider sends nothing that is
+                certain to differ between two events: a wrong identity loses events, a missing one only repeats them.
+                The type is a signed one if the provider says it there at all: THREAT_MODEL.md names the others
+    dedupe      for how long a repeated event is a duplicate, where a source doesn't say: an hour, for a provider that
+                repeats by itself what wasn't answered in time. None where an identity comes again only because someone
+                asked for it, as by GitHub's "Redeliver" and GitLab's "Resend Request"
+    sends       headers beside the signature that the provider sends, for signing test events
+    handshake   the name of one in handshakes.py
+    like        another preset, whose keys count where this one has none
+
+    secret      what to enter as the source's `secrets`
+    setup       what to click at the vendor
+    deadline    how long the vendor waits for the response, as it says
+    retries     how it repeats what wasn't answered in time, as it says
+    evidence    what its signatures were compared with: {sdk: …}, {vector: …}, or `unconfirmed`
+    notes       what else there is to know
+
+Where a provider signs a timestamp, `tolerance` is the one of its documents or SDK.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, NamedTuple
+
+import yaml
+from typing_extensions import override
+
+from gateway.model import RulesError
+from gateway.text import did_you_mean, kind_of, parse_duration
+from gateway.verify.config_keys import GENERIC, ConfigPath, Path, read_keys
+from gateway.verify.handshakes import HANDSHAKES
+
+
+class SchemeError(RulesError):
+    """A source's `verify:` is at fault. `problems` has all of them: the path below `verify`, and the message."""
+
+    def __init__(self, problems: Sequence[tuple[Path, str]]) -> None:
+        super().__init__("\n".join(f"{'.'.join(map(str, ('verify', *path)))}: {text}" for path, text in problems))
+        self.problems = tuple(problems)
+
+
+class Way(NamedTuple):
+    """One signing method of a scheme: a generic scheme with its keys' values, in a preset without the secrets.
+
+    `takes` is the prefix of the secrets that it uses. `id` is where its identity is, if not where the preset says.
+    """
+
+    scheme: str
+    values: Mapping[str, Any]
+    takes: str | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A provider: its signing methods, and where its events have their identity and type.
+
+    `about` is what people need to know of it, by the keys of its file.
+    """
+
+    ways: tuple[Way, ...]
+    id: str | None = None
+    type: str | None = None
+    sends: tuple[tuple[str, str], ...] = ()
+    handshake: str | None = None
+    dedupe: float | None = None
+    about: Mapping[str, Any]
+
+    @property
+    def has_timestamp(self) -> bool:
+        return any("timestamp" in way.values for way in self.ways)
+
+    @property
+    def needs_url(self) -> bool:
+        """Return whether the address that the sender was given is signed."""
+        return any(way.values["signed"].has("url") for way in self.ways if "signed" in way.values)
+
+    def with_secrets(self, given: Mapping[str, Any]) -> list[Way]:
+        """Return the signing methods with the user's secrets and tolerance."""
+        marks = tuple([way.takes for way in self.ways if way.takes])
+        ways = []
+        for way in self.ways:
+            secrets = [
+                secret
+                for secret in given.get("secrets", ())
+                if (secret.text.startswith(way.takes) if way.takes else not marks or not secret.text.startswith(marks))
+            ]
+            own = {"secrets": secrets}
+            if "tolerance" in given and "timestamp" in way.values:
+                own["tolerance"] = given["tolerance"]
+            ways.append(way._replace(values={**way.values, **own}))
+        return ways
+
+
+_TEXTS = ("id", "type")
+_ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
+KEYS = ("verify", *_TEXTS, "dedupe", "sends", "handshake", "like", *_ABOUT)
+
+
+def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None:
+    """Parse a preset; problems are reported, and None is returned if one is essential."""
+    entry = dict(entry)
+    if (base := entry.get("like")) is not None:
+        if base not in PRESETS:
+            where.below("like").report(f"expected a provider's name, got {base!r}{did_you_mean(str(base), PRESETS)}")
+            return None
+        entry = {**_entry(str(base)), **entry}
+    for name in entry:
+        if name not in KEYS:
+            where.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), KEYS)}")
+    for name in (*_TEXTS, "handshake"):
+        if name in entry and not isinstance(entry[name], str):
+            where.below(name).report(f"expected a string, got {kind_of(entry[name])}")
+            return None
+    if (handshake := entry.get("handshake")) is not None and handshake not in HANDSHAKES:
+        where.below("handshake").report(f"expected one of {', '.join(HANDSHAKES)}, got {handshake!r}")
+    sends = entry.get("sends", {})
+    if not isinstance(sends, Mapping) or not all(isinstance(each, str) for pair in sends.items() for each in pair):
+        where.below("sends").report("expected a mapping of headers to strings, got something else")
+        return None
+    ways = _ways(entry.get("verify"), where.below("verify"))
+    if ways is None:
+        return None
+    texts: dict[str, Any] = {name: entry[name] for name in (*_TEXTS, "handshake") if name in entry}
+    return Preset(
+        ways=ways,
+        sends=tuple(sends.items()),
+        dedupe=_dedupe(entry.get("dedupe"), where.below("dedupe")),
+        about={name: entry[name] for name in _ABOUT if name in entry},
+        **texts,
+    )
+
+
+def _dedupe(value: object, where: ConfigPath) -> float | None:
+    try:
+        return None if value is None else parse_duration(str(value))
+    except ValueError:
+        where.report(f"expected a duration such as 1h, got {value!r}")
+        return None
+
+
+def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
+    if not isinstance(value, Mapping | list) or not value:
+        where.report(f"expected the signing method, or a list of them, got {kind_of(value)}")
+        return None
+    ways = []
+    for index, config in enumerate(value if isinstance(value, list) else [value]):
+        here = where.below(index) if isinstance(value, list) else where
+        if not isinstance(config, Mapping):
+            here.report(f"expected a mapping, got {kind_of(config)}")
+            return None
+        scheme = config.get("scheme", "hmac")
+        if scheme not in GENERIC:
+            here.below("scheme").report(f"expected one of {', '.join(GENERIC)}, got {scheme!r}")
+            return None
+        keys = {name: key for name, key in GENERIC[scheme].items() if name != "secrets"}
+        bare = {name: each for name, each in config.items() if name not in {"takes", "id"}}
+        ways.append(Way(scheme, read_keys(bare, keys, here), config.get("takes"), config.get("id")))
+    return tuple(ways)
+
+
+class _Presets(Mapping[str, Preset]):
+    """The presets, by the name that is written under `scheme`."""
+
+    @override
+    def __getitem__(self, name: str) -> Preset:
+        if name not in self:
+            raise KeyError(name)
+        return _load(name)
+
+    @override
+    def __contains__(self, name: object) -> bool:
+        return name in _names()
+
+    @override
+    def __iter__(self) -> Iterator[str]:
+        return iter(_names())
+
+    @override
+    def __len__(self) -> int:
+        return len(_names())
+
+
+PRESETS: Mapping[str, Preset] = _Presets()
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    files = resources.files(__name__).iterdir()
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+
+
+@cache
+def _load(name: str) -> Preset:
+    problems: dict[tuple[Path, str], None] = {}
+    preset = read_preset(_entry(name), ConfigPath((name,), problems))
+    if problems or preset is None:
+        raise SchemeError(list(problems))
+    return preset
+
+
+@cache
+def _entry(name: str) -> Mapping[str, Any]:
+    entry: Mapping[str, Any] = yaml.safe_load(resources.files(__name__).joinpath(f"{name}.yaml").read_text("utf-8"))
+    return entry

@@ -1,0 +1,158 @@
+"""The string that a signature covers, written as a template such as `{timestamp}.{body}`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from gateway.verify.content import Content, FieldPath, parse_field_path
+from gateway.verify.request import Reason, Request, only, refused, to_bytes
+from gateway.verify.tokens import PARAMETER, TOKEN
+
+
+class Part(NamedTuple):
+    """A part of the signed string. `name` is that of a header (in lower case), a parameter, a digest or a field."""
+
+    kind: str
+    name: bytes = b""
+    path: FieldPath = ()
+    is_optional: bool = False
+
+
+BODY, TIMESTAMP, ID, URL, SECRET = Part("body"), Part("timestamp"), Part("id"), Part("url"), Part("secret")
+_BARE = {part.kind: part for part in (BODY, TIMESTAMP, ID, URL, SECRET, Part("method"), Part("path"), Part("form"))}
+_DIGESTS = ("sha256", "crc32")
+EXPECTED = (
+    "a string with {body} and, in braces, only timestamp, id, method, path, url, secret, form, body:sha256, "
+    "body:crc32, header:NAME, query:NAME, field:PATH"
+)
+
+
+def parse_signed_string(text: str) -> "SignedString":
+    """Parse a template. Raises ValueError if it isn't one, or covers nothing of the body."""
+    parts: list[bytes | Part] = []
+    for literal, kind, argument, conversion in Formatter().parse(text):
+        if literal:
+            parts.append(literal.encode())
+        if kind is None:
+            continue
+        if conversion:
+            raise ValueError(text)
+        parts.append(_part(kind, argument or ""))
+    signed = SignedString(tuple(parts))
+    if not (signed.covers_body or signed.has("field")):  # it vouches for nothing that is delivered
+        raise ValueError(text)
+    return signed
+
+
+def _part(kind: str, argument: str) -> Part:
+    if not argument:
+        if kind in _BARE:
+            return _BARE[kind]
+    elif kind == "body" and argument in _DIGESTS:
+        return Part(kind, argument.encode())
+    elif kind == "header" and TOKEN.fullmatch(argument):
+        return Part(kind, argument.lower().encode())
+    elif kind == "query" and PARAMETER.fullmatch(argument):
+        return Part(kind, argument.encode())
+    elif kind == "field":
+        bare = argument.removesuffix("?")
+        return Part(kind, bare.encode(), parse_field_path(bare), is_optional=bare != argument)
+    raise ValueError(kind)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedString:
+    """A parsed template. A body alone, as most schemes sign it, is recognised once and passed on as it is."""
+
+    parts: tuple[bytes | Part, ...]
+    is_body_alone: bool = field(init=False)
+    _headers: tuple[bytes, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_body_alone", self.parts == (BODY,))
+        named = [part.name for part in self.parts if isinstance(part, Part) and part.kind == "header"]
+        object.__setattr__(self, "_headers", tuple(named))
+
+    @property
+    def covers_body(self) -> bool:
+        return any(part.kind in {"body", "form"} for part in self.parts if isinstance(part, Part))
+
+    def has(self, kind: str) -> bool:
+        return any(part.kind == kind for part in self.parts if isinstance(part, Part))
+
+    def with_id_header(self, name: str | None) -> "SignedString":
+        """Return the string with the header for `{id}`."""
+        header = Part("header", (name or "").lower().encode())
+        return SignedString(tuple([header if part == ID else part for part in self.parts]))
+
+    def check_head(self, head: Request) -> None:
+        """Raise RefusedError unless each header that is signed is there once."""
+        for name in self._headers:
+            only(head, name)
+
+    def render(self, given: "SigningInput") -> bytes:
+        """Return the string for a request. Raises RefusedError if a part of it is missing."""
+        pieces = []
+        for part in self.parts:
+            if isinstance(part, bytes):
+                pieces.append(part)
+            elif part is TIMESTAMP:
+                pieces.append(given.stamp)
+            elif part is BODY:
+                pieces.append(given.request.body)
+            else:
+                pieces.append(_FIELDS[part.kind](part, given))
+        return b"".join(pieces)
+
+
+class SigningInput(NamedTuple):
+    """What the parts of a signed string are taken from. `url` is the source's public one, without a query."""
+
+    request: Request
+    content: Content
+    stamp: bytes
+    url: str
+    secret: bytes
+
+
+def _body_digest(part: Part, given: SigningInput) -> bytes:
+    digest = given.content.digest(part.name.decode())
+    return digest if part.name == b"crc32" else digest.hex().encode()
+
+
+def _url(_: Part, given: SigningInput) -> bytes:
+    request, url = given.request, given.url
+    if not urlsplit(url).path:
+        url += request.path
+    return to_bytes(f"{url}?{request.query}" if request.query else url)
+
+
+def _parameter(part: Part, given: SigningInput) -> bytes:
+    name = part.name.decode()
+    found = [value for key, value in parse_qsl(given.request.query, keep_blank_values=True) if key == name]
+    if len(found) != 1:
+        expected = f"expected the query parameter {name}, which is signed, once"
+        raise refused(Reason.MISSING_HEADER, f"{expected}, got {len(found) or 'none'}")
+    return to_bytes(found[0])
+
+
+def _json_field(part: Part, given: SigningInput) -> bytes:
+    value = given.content.field(part.path)
+    if value is None and not part.is_optional:
+        raise refused(Reason.UNREADABLE_BODY, f"expected {part.name.decode()}, which is signed, got none")
+    return value or b""
+
+
+_FIELDS: Mapping[str, Callable[[Part, SigningInput], bytes]] = {
+    "body": _body_digest,
+    "method": lambda _, given: to_bytes(given.request.method),
+    "path": lambda _, given: to_bytes(given.request.path),
+    "url": _url,
+    "secret": lambda _, given: given.secret,
+    "form": lambda _, given: given.content.sorted_form(),
+    "query": _parameter,
+    "field": _json_field,
+    "header": lambda part, given: only(given.request, part.name),  # it was there once when the head was checked
+}
