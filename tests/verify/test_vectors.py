@@ -1,0 +1,86 @@
+"""What others have signed is accepted, and nothing else: vectors of vendors and of their libraries."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.verify.presets import PRESETS
+from gateway.verify.request import Request
+from tests.verify.signed_requests import reason
+from tests.verify.vectors import Vector, vectors
+
+VECTORS = list(vectors())
+
+
+def name_of(vector: Vector) -> str:
+    return vector.scheme
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=name_of)
+def test_what_the_vendor_has_signed_is_accepted(vector: Vector) -> None:
+    vector.verifier().verify(vector.request, now=vector.now)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=name_of)
+def test_a_changed_byte_is_refused(vector: Vector) -> None:
+    """Of the signature or credential, of what is signed beside the body, and of the body."""
+    verifier = vector.verifier()
+    for changed in changes(vector):
+        assert reason(verifier, changed, now=vector.now) != "accepted"
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=name_of)
+def test_no_other_key_accepts_it(vector: Vector) -> None:
+    for name in ("secrets", "public_keys"):
+        if name in vector.config:
+            others = [another(each) for each in vector.config[name]]
+            try:
+                verifier = vector.verifier(**{name: others})
+            except ValueError:
+                continue  # no key of that form any more
+            assert reason(verifier, vector.request, now=vector.now) != "accepted"
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=name_of)
+def test_unsigned_it_is_refused(vector: Vector) -> None:
+    bare = vector.request._replace(headers=(), query="", body=b"{}")
+    assert reason(vector.verifier(), bare, now=vector.now) != "accepted"
+
+
+@pytest.mark.parametrize("vector", [each for each in VECTORS if PRESETS[each.scheme].has_timestamp], ids=name_of)
+def test_it_is_stale_later(vector: Vector) -> None:
+    specs = vector.verifier().signing_specs
+    assert any(spec.tolerance is not None for spec in specs)
+    assert reason(vector.verifier(), vector.request, now=vector.now + 86400) == "stale_timestamp"
+
+
+def changes(vector: Vector) -> Iterator[Request]:
+    """Return the request with one byte changed: each of the signed headers' and of the query's, some of the body's."""
+    sent = vector.request
+    specs = vector.verifier().signing_specs
+    named = {
+        name.lower().encode() for spec in specs for name in (spec.header, spec.timestamp_header, spec.id_header) if name
+    }
+    for index, (name, value) in enumerate(sent.headers):
+        if name.lower() in named and value:
+            for at in range(0, len(value), max(1, len(value) // 40)):
+                forged = flip(value, at)
+                yield sent._replace(headers=(*sent.headers[:index], (name, forged), *sent.headers[index + 1 :]))
+    if any(spec.query for spec in specs):
+        for at, byte in enumerate(sent.query):
+            if re.match(r"\w", byte):
+                yield sent._replace(query=sent.query[:at] + chr(ord(byte) ^ 1) + sent.query[at + 1 :])
+    if vector.covers == "body":
+        for at in range(0, len(sent.body), max(1, len(sent.body) // 100)):
+            yield sent._replace(body=flip(sent.body, at))
+
+
+def flip(value: bytes, at: int) -> bytes:
+    return value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]
+
+
+def another(secret: str) -> str:
+    """Return a secret that differs in one character that stands for all its bits."""
+    at = len(secret.rstrip("=")) // 2
+    return secret[:at] + ("B" if secret[at] != "B" else "C") + secret[at + 1 :]
