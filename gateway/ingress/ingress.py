@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory, Share
-from gateway.ingress.responses import Accepted, make_response, problem_response
+from gateway.ingress.responses import Accepted, handshake_response, make_response, problem_response
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
@@ -128,13 +128,14 @@ class Ingress:
             "status": 500,
         }  # 500 if we have a bug
         try:
-            response = await self._receive(request, endpoint, path, query, fields, began=began)
+            response = _unverified_handshake(request, endpoint, path, query, fields)
+            if response is None:
+                response = await self._receive(request, endpoint, path, query, fields, began=began)
             fields["status"] = response.status
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
-            response = problem_response(refusal)
-            if isinstance(request.protocol, Connection):
-                request.protocol.unread = request.content
+            response = problem_response(refusal, allow=endpoint.allow if endpoint else "POST")
+            _leave_body(request)
         except asyncio.CancelledError:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
             raise
@@ -181,7 +182,7 @@ class Ingress:
                 )
             if (handshake := verifier.handshake(sent)) is not None:
                 fields["handshake"] = True
-                return make_response(handshake.status, handshake.content_type, handshake.body)
+                return handshake_response(handshake)
             event = endpoint.event(sent, received_at=self._log.now(), identity_expression=identity_expression)
             fields["event_id"], fields["type"] = event.id, event.type
             if self._traces is None:
@@ -333,7 +334,19 @@ _SPAN_ATTRIBUTES = (
 class _Endpoint:
     """A source, with what is computed once per version of the rules."""
 
-    __slots__ = ("accepted", "event", "events", "last", "name", "seconds", "share", "source", "topic")
+    __slots__ = (
+        "accepted",
+        "allow",
+        "event",
+        "events",
+        "handshake_methods",
+        "last",
+        "name",
+        "seconds",
+        "share",
+        "source",
+        "topic",
+    )
 
     def __init__(self, source: Source, topics: Topics, metrics: Metrics, share: Share) -> None:
         self.name = source.name
@@ -345,6 +358,29 @@ class _Endpoint:
         self.seconds = metrics.request_duration.labels(source.name)
         self.share = share
         self.event = EventBuilder(source).event
+        self.handshake_methods = source.verifier.handshake_methods
+        self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
+
+
+def _unverified_handshake(
+    request: web.BaseRequest, endpoint: "_Endpoint | None", path: str, query: str, fields: dict[str, Any]
+) -> web.Response | None:
+    """Return the response to a handshake that its head alone decides; None for every other request."""
+    if endpoint is None or request.method not in endpoint.handshake_methods:
+        return None
+    head = Request(request.method, path, query, request.raw_headers, b"")
+    handshake = endpoint.source.verifier.unverified_handshake(head)
+    if handshake is None:
+        return None
+    fields["handshake"] = True
+    _leave_body(request)
+    return handshake_response(handshake)
+
+
+def _leave_body(request: web.BaseRequest) -> None:
+    """Tell the connection that nobody will read what is left of a body."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.unread = request.content
 
 
 TRANSFER_ENCODING = b"transfer-encoding"

@@ -12,6 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 from typing_extensions import override
 
 from gateway.model import EventId, RefusedError
+from gateway.verify.handshakes import HandshakeResponse
 
 # Seconds, sent to a sender that we can't serve now; real ones wait longer by their own schedules.
 RETRY_AFTER = 5
@@ -68,6 +69,12 @@ def _date_of_second(second: int) -> bytes:
 def make_response(status: int, content_type: str, body: bytes) -> web.Response:
     # Our own Server header reveals no versions to attack.
     return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": SERVER})
+
+
+def handshake_response(handshake: HandshakeResponse) -> web.Response:
+    response = make_response(handshake.status, handshake.content_type, handshake.body)
+    response.headers.extend(handshake.headers)
+    return response
 
 
 def problem_response(refusal: RefusedError, *, allow: str = "POST") -> web.Response:

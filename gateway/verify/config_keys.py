@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from gateway.text import did_you_mean, kind_of, parse_duration, shown
 from gateway.verify.content import FieldPath, parse_field_path
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS
+from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.signed_string import BODY, EXPECTED, SignedString, parse_signed_string
 from gateway.verify.tokens import PARAMETER, TOKEN
 
@@ -197,6 +198,13 @@ SECRETS = Key(
     },
     is_required=True,
 )
+VERIFY_TOKENS = SECRETS._replace(
+    schema={**SECRETS.schema, "description": "The tokens of the handshake (Meta's verify token); any will do."},
+    is_required=False,
+)
+HANDSHAKE = Key(
+    _one_of(HANDSHAKES), {"enum": list(HANDSHAKES), "description": "The provider's handshake that is answered."}
+)
 TOLERANCE = Key(
     _read_tolerance,
     {
@@ -254,7 +262,7 @@ LOCATIONS: Mapping[str, tuple[str, ...]] = {
     "token": ("header", "query", "field"),
 }
 """The keys of which a scheme takes exactly one: where a signature or credential is."""
-GENERIC: Mapping[str, Mapping[str, Key]] = {
+_SCHEMES: Mapping[str, Mapping[str, Key]] = {
     "hmac": {
         **_SIGNATURE,
         "algorithm": _choice(_ALGORITHMS, "sha256", "The hash function of the HMAC."),
@@ -279,4 +287,7 @@ GENERIC: Mapping[str, Mapping[str, Key]] = {
     },
     "bearer": {"secrets": SECRETS},
     "none": {},
+}
+GENERIC: Mapping[str, Mapping[str, Key]] = {
+    scheme: {**keys, "handshake": HANDSHAKE, "verify_tokens": VERIFY_TOKENS} for scheme, keys in _SCHEMES.items()
 }

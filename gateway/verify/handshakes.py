@@ -1,49 +1,271 @@
-"""Handshakes: requests that a provider sends before it sends events, and their responses. They are no events.
+"""Handshakes: requests by which a provider asks whether an address is ours, before it sends events. They are no events.
 
-A preset names its handshake in `providers.yaml`; the logic is here, one function per provider. Each returns None for
-every request that isn't the handshake, and must be cheap then, since every event passes through it.
+A preset names its handshake, and the logic is here, one function for each. Most are verified as an event is, and only
+then answered. The others come without a signature, with another method or nothing but a query: they are answered by
+their head alone, and what is answered is nothing that its sender doesn't know or may not know.
+
+A response that is signed with the source's secret must not sign what its sender chooses: a challenge that could be the
+signed string of an event is refused.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import base64
+import hmac
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import orjson
 
-from gateway.verify.request import Request
+from gateway.model import RefusedError
+from gateway.verify.request import Reason, Request, refused
 
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
 MAX_HANDSHAKE_BYTES = 16 * 1024
+MAX_CHALLENGE = 1024  # characters
+_OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
+"""A challenge that is signed: no JSON object, and no `v0:…`, can be one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandshakeResponse:
     """The response that the ingress sends instead of appending an event."""
 
-    status: int
-    content_type: str
-    body: bytes
+    status: int = 200
+    content_type: str = "text/plain"
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
-Handshake = Callable[[Request], HandshakeResponse | None]
+class HandshakeKeys(NamedTuple):
+    """What a handshake needs of its source: the keys of its signatures, and the tokens that it was given for this."""
+
+    secrets: Sequence[bytes] = ()
+    verify_tokens: Sequence[bytes] = ()
 
 
-def slack(request: Request) -> HandshakeResponse | None:
-    """Echo the challenge of a `url_verification`, which Slack signs like an event.
+Respond = Callable[[Request, HandshakeKeys], HandshakeResponse | None]
+"""Returns None for every request that isn't the handshake; cheap then, since each event passes through it."""
 
-    https://docs.slack.dev/reference/events/url_verification
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handshake:
+    """A provider's handshake.
+
+    One with `methods` is answered by the head of requests with these, unverified; any other after verification. With
+    `has_token`, a source takes the key `verify_tokens`.
     """
-    if len(request.body) > MAX_HANDSHAKE_BYTES or b"url_verification" not in request.body:
-        return None
+
+    respond: Respond = field(repr=False)
+    methods: tuple[str, ...] = ()
+    has_token: bool = False
+
+
+def _text(value: str) -> HandshakeResponse:
+    return HandshakeResponse(body=value.encode("utf-8", "surrogatepass"))
+
+
+def _json(value: object) -> HandshakeResponse:
+    return HandshakeResponse(content_type="application/json", body=orjson.dumps(value))
+
+
+def _payload(request: Request, hint: bytes) -> dict[str, Any]:
+    """Return a JSON body that has a hint in it; an empty mapping for any other."""
+    if len(request.body) > MAX_HANDSHAKE_BYTES or hint not in request.body:
+        return {}
     try:
         payload = orjson.loads(request.body)
     except orjson.JSONDecodeError:
+        return {}
+    return payload if isinstance(payload, dict) else {}
+
+
+def _parameter(request: Request, name: str) -> str | None:
+    """Return a query parameter, decoded; None unless it is there once. Raises RefusedError for one that is too long."""
+    found = [value for key, value in parse_qsl(request.query, keep_blank_values=True) if key == name]
+    if len(found) != 1:
         return None
-    if not isinstance(payload, dict) or payload.get("type") != "url_verification":
+    if len(found[0]) > MAX_CHALLENGE:
+        raise RefusedError(400, "bad_handshake", f"expected {name} of at most {MAX_CHALLENGE} characters, got more")
+    return found[0]
+
+
+def _header(request: Request, name: bytes) -> str | None:
+    values = request.values(name)
+    if len(values) != 1 or len(values[0]) > MAX_CHALLENGE:
         return None
+    return values[0].decode("utf-8", "replace")
+
+
+# ---- Answered after verification ----
+
+
+def _slack(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://docs.slack.dev/reference/events/url_verification: signed like an event."""
+    payload = _payload(request, b"url_verification")
     challenge = payload.get("challenge")
-    if not isinstance(challenge, str):
+    return _text(challenge) if payload.get("type") == "url_verification" and isinstance(challenge, str) else None
+
+
+def _zoom(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developers.zoom.us/docs/api/webhooks/#validate-your-webhook-endpoint: signed like an event."""
+    payload = _payload(request, b"endpoint.url_validation")
+    inner = payload.get("payload")
+    if payload.get("event") != "endpoint.url_validation" or not isinstance(inner, dict):
         return None
-    return HandshakeResponse(status=200, content_type="text/plain", body=challenge.encode())
+    token = inner.get("plainToken")
+    if not isinstance(token, str) or not _OPAQUE.fullmatch(token) or not keys.secrets:
+        return None
+    return _json({"plainToken": token, "encryptedToken": hmac.digest(keys.secrets[0], token.encode(), "sha256").hex()})
 
 
-HANDSHAKES: Mapping[str, Handshake] = {"slack": slack}
+def _discord(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://discord.com/developers/docs/interactions/overview#setting-up-an-endpoint, and webhook events' PING."""
+    payload = _payload(request, b'"type"')
+    match payload.get("type"):
+        case 1 if "event" not in payload:
+            return _json({"type": 1})
+        case 0:
+            return HandshakeResponse(status=204, content_type="application/json")
+        case _:
+            return None
+
+
+def _twitch(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://dev.twitch.tv/docs/eventsub/handling-webhook-events/#responding-to-a-challenge-request."""
+    if request.values(b"twitch-eventsub-message-type") != [b"webhook_callback_verification"]:
+        return None
+    challenge = _payload(request, b"challenge").get("challenge")
+    return _text(challenge) if isinstance(challenge, str) else None
+
+
+def _challenge_json(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """Monday and Lark: `{"challenge": …}` is sent back as it is."""
+    payload = _payload(request, b"challenge")
+    challenge = payload.get("challenge")
+    if not isinstance(challenge, str) or not (
+        {"challenge"} == payload.keys() or payload.get("type") == "url_verification"
+    ):
+        return None
+    return _json({"challenge": challenge})
+
+
+def _front(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://dev.frontapp.com/docs/webhooks-1: a signed request with the header `x-front-challenge`."""
+    challenge = _header(request, b"x-front-challenge")
+    return None if challenge is None else _text(challenge)
+
+
+def _smartsheet(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developers.smartsheet.com/api/smartsheet/guides/webhooks/webhook-verification."""
+    challenge = _header(request, b"smartsheet-hook-challenge")
+    if challenge is None:
+        return None
+    return _json({"smartsheetHookResponse": challenge})
+
+
+def _event_grid(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://learn.microsoft.com/en-us/azure/event-grid/end-point-validation-event-grid-events-schema: exactly 200."""
+    if request.values(b"aeg-event-type") != [b"SubscriptionValidation"] or len(request.body) > MAX_HANDSHAKE_BYTES:
+        return None
+    try:
+        match orjson.loads(request.body):
+            case [{"data": {"validationCode": str(code)}}]:
+                return _json({"validationResponse": code})
+            case _:
+                return None
+    except orjson.JSONDecodeError:
+        return None
+
+
+# ---- Answered by the head alone, unverified ----
+
+
+def _meta(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developers.facebook.com/docs/graph-api/webhooks/getting-started#verification-requests."""
+    if _parameter(request, "hub.mode") != "subscribe":
+        return None
+    token, challenge = _parameter(request, "hub.verify_token"), _parameter(request, "hub.challenge")
+    given = (token or "").encode("utf-8", "surrogatepass")
+    is_known = False
+    for each in keys.verify_tokens:  # all of them: the time taken doesn't depend on which one matched
+        is_known |= hmac.compare_digest(given, each)
+    if challenge is None or not is_known:
+        raise RefusedError(403, Reason.BAD_CREDENTIALS.value, "expected a known hub.verify_token, got another one")
+    return _text(challenge)
+
+
+def _x(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
+    """https://docs.x.com/x-api/webhooks/introduction: a challenge-response check, hourly and whenever X likes."""
+    token = _parameter(request, "crc_token")
+    if token is None or not keys.secrets:
+        return None
+    if not _OPAQUE.fullmatch(token):
+        raise refused(Reason.MALFORMED_SIGNATURE, "expected a crc_token of letters and digits, got something else")
+    digest = hmac.digest(keys.secrets[0], token.encode(), "sha256")
+    return _json({"response_token": f"sha256={base64.b64encode(digest).decode()}"})
+
+
+def _okta(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developer.okta.com/docs/concepts/event-hooks/#one-time-verification-request."""
+    challenge = _header(request, b"x-okta-verification-challenge")
+    return None if challenge is None else _json({"verification": challenge})
+
+
+def _challenge_query(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """Dropbox and Nylas: `?challenge=` is sent back as it is.
+
+    https://www.dropbox.com/developers/reference/webhooks#documentation
+    """
+    challenge = _parameter(request, "challenge")
+    if challenge is None:
+        return None
+    body = challenge.encode("utf-8", "surrogatepass")
+    return HandshakeResponse(body=body, headers=(("X-Content-Type-Options", "nosniff"),))
+
+
+def _exists(_: Request, __: HandshakeKeys) -> HandshakeResponse | None:
+    """Trello, SurveyMonkey and Mandrill: a HEAD request asks whether the address exists."""
+    return HandshakeResponse()
+
+
+def _microsoft_graph(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks#notificationurl-validation."""
+    token = _parameter(request, "validationToken")
+    if token is None:
+        return None
+    body = token.encode("utf-8", "surrogatepass")
+    return HandshakeResponse(body=body, headers=(("X-Content-Type-Options", "nosniff"),))
+
+
+def _cloudevents(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://github.com/cloudevents/spec/blob/main/cloudevents/http-webhook.md#41-validation-request."""
+    origin = _header(request, b"webhook-request-origin")
+    if origin is None or not re.fullmatch(r"[\x21-\x7e]+", origin):
+        return None
+    rate = _header(request, b"webhook-request-rate")
+    headers = [("Allow", "POST, OPTIONS"), ("WebHook-Allowed-Origin", origin)]
+    if rate is not None:
+        headers.append(("WebHook-Allowed-Rate", rate if rate.isascii() and rate.isdigit() else "*"))
+    return HandshakeResponse(headers=tuple(headers))
+
+
+HANDSHAKES: Mapping[str, Handshake] = {
+    "slack": Handshake(respond=_slack),
+    "zoom": Handshake(respond=_zoom),
+    "discord": Handshake(respond=_discord),
+    "twitch": Handshake(respond=_twitch),
+    "challenge-json": Handshake(respond=_challenge_json),
+    "front": Handshake(respond=_front),
+    "smartsheet": Handshake(respond=_smartsheet),
+    "event-grid": Handshake(respond=_event_grid),
+    "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
+    "x": Handshake(respond=_x, methods=("GET",)),
+    "okta": Handshake(respond=_okta, methods=("GET",)),
+    "challenge-query": Handshake(respond=_challenge_query, methods=("GET",)),
+    "head": Handshake(respond=_exists, methods=("HEAD",)),
+    "microsoft-graph": Handshake(respond=_microsoft_graph, methods=("POST",)),
+    "cloudevents": Handshake(respond=_cloudevents, methods=("OPTIONS",)),
+}
+"""The handshakes, by the name under `handshake:` in a preset."""

@@ -20,6 +20,8 @@ file in `presets/`.
       secrets: ["..."]             any of them will do, for rotation; the first one signs test events
       secret_encoding: raw         or hex, base64, whsec (base64 after `whsec_`), nfkd, sha1
 
+      handshake: cloudevents       of handshakes.py, and verify_tokens: [...] for one that has a token
+
 `scheme: hash` takes the same keys, but for `secret_encoding`: a plain hash of a string with `{secret}` in it.
 """
 
@@ -32,10 +34,20 @@ from typing import Any
 from gateway.text import did_you_mean, shown
 from gateway.verify.algorithms import Hash, Hmac
 from gateway.verify.check import Check
-from gateway.verify.config_keys import GENERIC, LOCATIONS, SECRETS, TOLERANCE, ConfigPath, Key, Path, read_keys
+from gateway.verify.config_keys import (
+    GENERIC,
+    LOCATIONS,
+    SECRETS,
+    TOLERANCE,
+    VERIFY_TOKENS,
+    ConfigPath,
+    Key,
+    Path,
+    read_keys,
+)
 from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
-from gateway.verify.handshakes import HANDSHAKES
+from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
 from gateway.verify.presets import PRESETS, Preset, SchemeError, Way
 from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Signature
@@ -86,7 +98,13 @@ def _user_keys(scheme: str) -> Mapping[str, Key]:
     """Return the keys allowed with this scheme: for a preset, only those that the provider doesn't define."""
     if scheme in GENERIC:
         return GENERIC[scheme]
-    return {"secrets": SECRETS, "tolerance": TOLERANCE} if PRESETS[scheme].has_timestamp else {"secrets": SECRETS}
+    preset = PRESETS[scheme]
+    keys = {"secrets": SECRETS}
+    if preset.has_timestamp:
+        keys["tolerance"] = TOLERANCE
+    if preset.handshake and HANDSHAKES[preset.handshake].has_token:
+        keys["verify_tokens"] = VERIFY_TOKENS
+    return keys
 
 
 def _keys_schema(scheme: str) -> dict[str, Any]:
@@ -115,7 +133,8 @@ def _build(config: Mapping[str, object], where: ConfigPath, public_url: str | No
     given = read_keys(config, _user_keys(scheme), where)
     if scheme in GENERIC:
         header = given.get("id_header")
-        preset = Preset(ways=(), id=header and f'headers["{header.lower()}"]', about={})
+        identity = header and f'headers["{header.lower()}"]'
+        preset = Preset(ways=(), id=identity, handshake=given.get("handshake"), about={})
         ways = [Way(scheme, given)]
         _refuse_contradictions(scheme, config, given, where)
     else:
@@ -139,6 +158,9 @@ def _build(config: Mapping[str, object], where: ConfigPath, public_url: str | No
         checks=tuple([check for check in checks if check is not None]),
         sends=preset.sends,
         respond_to_handshake=HANDSHAKES[preset.handshake] if preset.handshake else None,
+        handshake_keys=HandshakeKeys(
+            *[tuple([to_bytes(each.text) for each in given.get(name, ())]) for name in ("secrets", "verify_tokens")]
+        ),
         dedupe=preset.dedupe,
         warnings=_weaknesses(ways, given),
     )
@@ -167,6 +189,11 @@ def _refuse_contradictions(
         found = [place for place in places if place in config]
         if len(found) != 1:
             where.report(f"expected one of {', '.join(places)}, got {' and '.join(found) or 'none'}")
+    has_token = values.get("handshake") is not None and HANDSHAKES[values["handshake"]].has_token
+    if has_token and "verify_tokens" not in config:
+        where.below("handshake").report("expected the key 'verify_tokens' with it, got none")
+    if "verify_tokens" in config and not has_token:
+        where.below("verify_tokens").report("expected the key 'handshake' with one that has tokens, got none")
     signed = values.get("signed")
     if signed is not None:
         _refuse_unsigned(config, values, where)

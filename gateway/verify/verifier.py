@@ -7,7 +7,7 @@ from gateway.model import RefusedError
 from gateway.verify.check import BodyCheck, Check, Draft, SigningSpec
 from gateway.verify.config_keys import Path
 from gateway.verify.content import Content
-from gateway.verify.handshakes import Handshake, HandshakeResponse
+from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeResponse
 from gateway.verify.request import Request, most_specific
 
 
@@ -31,6 +31,7 @@ class Verifier:
     ids: tuple[str | None, ...] = ()
     sends: tuple[tuple[str, str], ...] = ()
     respond_to_handshake: Handshake | None = None
+    handshake_keys: HandshakeKeys = field(default=HandshakeKeys(), repr=False)
     dedupe: float | None = None
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
@@ -71,7 +72,23 @@ class Verifier:
 
     def handshake(self, request: Request) -> HandshakeResponse | None:
         """Return the response to a provider's handshake; None if the request is an event. Verify the request first."""
-        return None if self.respond_to_handshake is None else self.respond_to_handshake(request)
+        if self.respond_to_handshake is None or self.respond_to_handshake.methods:
+            return None
+        return self.respond_to_handshake.respond(request, self.handshake_keys)
+
+    @property
+    def handshake_methods(self) -> tuple[str, ...]:
+        """Return the methods of the requests that may be a handshake without being verified."""
+        return () if self.respond_to_handshake is None else self.respond_to_handshake.methods
+
+    def unverified_handshake(self, head: Request) -> HandshakeResponse | None:
+        """Return the response to a handshake that comes unverified; None if it isn't one.
+
+        `head` is a request of one of the `handshake_methods`, without its body. Raises RefusedError.
+        """
+        if self.respond_to_handshake is None:
+            return None
+        return self.respond_to_handshake.respond(head, self.handshake_keys)
 
     def sign(
         self,

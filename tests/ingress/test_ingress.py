@@ -515,6 +515,24 @@ async def test_a_handshake_is_answered_and_not_stored(world: World) -> None:
     assert world.log.stored == []
 
 
+async def test_a_handshake_of_the_head_alone_is_answered_unverified(world: World) -> None:
+    reply = await world.exchange(a_request("/in/graph?validationToken=a%20b", body=b""))
+    assert (reply.status, reply.body, reply.headers["content-type"]) == (200, b"a b", "text/plain")
+    assert (await world.exchange(a_request("/in/graph", body=b"{}"))).status == 401
+    assert world.log.stored == []
+
+
+async def test_other_methods_are_allowed_for_a_handshake_only(world: World) -> None:
+    reply = await world.exchange(b"OPTIONS /in/cloud HTTP/1.1\r\nHost: a\r\nWebHook-Request-Origin: b.example\r\n\r\n")
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.headers["webhook-allowed-origin"] == "b.example"
+    for method, path in (("OPTIONS", "/in/cloud"), ("GET", "/in/cloud"), ("OPTIONS", "/in/shop")):
+        reply = await world.exchange(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        assert reply.status == 405
+        assert reply.headers["allow"] == ("POST, OPTIONS" if path == "/in/cloud" else "POST")
+    assert world.log.stored == []
+
+
 @pytest.mark.parametrize(
     ("failure", "status"),
     [(LogUnavailableError("no quorum"), 503), (RecordTooLargeError("1 MiB"), 413)],

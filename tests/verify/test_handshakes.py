@@ -1,15 +1,46 @@
-"""Handshakes are answered, and only handshakes."""
+"""Handshakes are answered as the vendors' documents say, byte for byte, and only handshakes."""
 
+import base64
+import hashlib
+import hmac
+from typing import Any
+
+import orjson
 import pytest
 
-from gateway.verify.handshakes import MAX_HANDSHAKE_BYTES, HandshakeResponse
-from tests.verify.signed_requests import a_request, a_verifier
+from gateway.model import RefusedError
+from gateway.verify.handshakes import HANDSHAKES, MAX_CHALLENGE, MAX_HANDSHAKE_BYTES, HandshakeResponse
+from gateway.verify.request import Request
+from gateway.verify.verifier import Verifier
+from tests.verify.signed_requests import SECRET, a_request, a_verifier
+
+
+def with_handshake(name: str, **config: Any) -> Verifier:
+    tokens = {"verify_tokens": ["meatyhamhock"]} if HANDSHAKES[name].has_token else {}
+    return a_verifier("token", header="X-Token", handshake=name, **{**tokens, **config})
+
+
+def answer(name: str, body: bytes = b"", **headers: str) -> HandshakeResponse | None:
+    """Return the response to a request that has been verified."""
+    pairs = [(key.replace("_", "-"), value) for key, value in headers.items()]
+    return with_handshake(name).handshake(a_request(pairs, body=body))
+
+
+def unverified(name: str, method: str, query: str = "", **headers: str) -> HandshakeResponse | None:
+    """Return the response to a request of which only the head is known."""
+    verifier = with_handshake(name)
+    assert method in verifier.handshake_methods
+    pairs = tuple((key.replace("_", "-").encode(), value.encode()) for key, value in headers.items())
+    return verifier.unverified_handshake(Request(method=method, path="/in/it", query=query, headers=pairs, body=b""))
+
+
+# ---- After verification ----
 
 
 def test_slacks_challenge_is_echoed_as_text() -> None:
     body = b'{"token":"t","challenge":"3eZbrw1a\\u00e9","type":"url_verification"}'
-    answer = a_verifier("slack").handshake(a_request(body=body))
-    assert answer == HandshakeResponse(status=200, content_type="text/plain", body="3eZbrw1aé".encode())
+    response = a_verifier("slack").handshake(a_request(body=body))
+    assert response == HandshakeResponse(status=200, content_type="text/plain", body="3eZbrw1aé".encode())
 
 
 @pytest.mark.parametrize(
@@ -30,3 +61,162 @@ def test_a_body_without_a_challenge_is_an_event(body: bytes) -> None:
 
 def test_a_scheme_without_a_handshake_answers_nothing() -> None:
     assert a_verifier("github").handshake(a_request(body=b'{"type":"url_verification","challenge":"c"}')) is None
+    assert a_verifier("github").handshake_methods == ()
+    assert a_verifier("github").unverified_handshake(a_request()) is None
+
+
+def test_zooms_token_comes_back_with_its_hmac() -> None:
+    """https://developers.zoom.us/docs/api/webhooks/#validate-your-webhook-endpoint."""
+    token = b'{"plainToken":"qgg8vlvZRS6UYooatFL8Aw"}'
+    body = b'{"payload":%b,"event_ts":1654503849680,"event":"endpoint.url_validation"}' % token
+    signature = hmac.new(SECRET.encode(), b"qgg8vlvZRS6UYooatFL8Aw", hashlib.sha256).hexdigest()
+    expected = b'{"plainToken":"qgg8vlvZRS6UYooatFL8Aw","encryptedToken":"%b"}' % signature.encode()
+    assert answer("zoom", body) == HandshakeResponse(content_type="application/json", body=expected)
+
+
+@pytest.mark.parametrize("token", ["v0:1700000000:{}", "", "a b", "x" * 257, 7, None])
+def test_zoom_gets_no_signature_of_what_could_be_an_event(token: object) -> None:
+    body = orjson.dumps({"payload": {"plainToken": token}, "event": "endpoint.url_validation"})
+    assert answer("zoom", body) is None
+
+
+def test_discords_pings_are_answered() -> None:
+    """https://discord.com/developers/docs/interactions/overview#setting-up-an-endpoint."""
+    pong = HandshakeResponse(content_type="application/json", body=b'{"type":1}')
+    assert answer("discord", b'{"type":1,"id":"1","application_id":"2"}') == pong
+    assert answer("discord", b'{"version":1,"application_id":"2","type":0}') == HandshakeResponse(
+        status=204, content_type="application/json"
+    )
+    assert answer("discord", b'{"type":2,"id":"1"}') is None
+    assert answer("discord", b'{"version":1,"type":1,"event":{"type":"APPLICATION_AUTHORIZED"}}') is None
+
+
+def test_twitchs_challenge_is_echoed_raw() -> None:
+    """https://dev.twitch.tv/docs/eventsub/handling-webhook-events/#responding-to-a-challenge-request."""
+    body = b'{"challenge":"pogchamp-kappa-360noscope-vohiyo","subscription":{"type":"channel.follow"}}'
+    kind = "webhook_callback_verification"
+    assert answer("twitch", body, Twitch_Eventsub_Message_Type=kind) == HandshakeResponse(
+        body=b"pogchamp-kappa-360noscope-vohiyo"
+    )
+    assert answer("twitch", body, Twitch_Eventsub_Message_Type="notification") is None
+
+
+def test_a_challenge_in_json_comes_back_in_json() -> None:
+    """https://developer.monday.com/api-reference/docs/webhooks#url-verification, and Lark."""
+    assert answer("challenge-json", b'{"challenge":"3eZbrw1a"}') == HandshakeResponse(
+        content_type="application/json", body=b'{"challenge":"3eZbrw1a"}'
+    )
+    lark = b'{"challenge":"ajls384k","token":"xxxxxx","type":"url_verification"}'
+    assert answer("challenge-json", lark) == HandshakeResponse(
+        content_type="application/json", body=b'{"challenge":"ajls384k"}'
+    )
+    assert answer("challenge-json", b'{"event":{"challenge":"c"},"challenge":"c"}') is None
+
+
+def test_the_challenges_of_front_and_smartsheet_are_headers() -> None:
+    assert answer("front", b"{}", X_Front_Challenge="abc") == HandshakeResponse(body=b"abc")
+    assert answer("front", b"{}") is None
+    body = b'{"challenge":"d78dd1d3","webhookId":5}'
+    assert answer("smartsheet", body, Smartsheet_Hook_Challenge="d78dd1d3") == HandshakeResponse(
+        content_type="application/json", body=b'{"smartsheetHookResponse":"d78dd1d3"}'
+    )
+    assert answer("smartsheet", body) is None
+
+
+def test_event_grids_validation_gets_exactly_200() -> None:
+    """https://learn.microsoft.com/en-us/azure/event-grid/end-point-validation-event-grid-events-schema."""
+    body = orjson.dumps(
+        [
+            {
+                "id": "2d1781af-3a4c-4d7c-bd0c-e34b19da4e66",
+                "topic": "/subscriptions/xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx",
+                "subject": "",
+                "data": {"validationCode": "512d38b6-c7b8-40c8-89fe-f46f9e9622b6", "validationUrl": "https://x"},
+                "eventType": "Microsoft.EventGrid.SubscriptionValidationEvent",
+                "eventTime": "2022-10-28T04:23:35.1981776Z",
+                "metadataVersion": "1",
+                "dataVersion": "1",
+            }
+        ]
+    )
+    assert answer("event-grid", body, aeg_event_type="SubscriptionValidation") == HandshakeResponse(
+        content_type="application/json", body=b'{"validationResponse":"512d38b6-c7b8-40c8-89fe-f46f9e9622b6"}'
+    )
+    assert answer("event-grid", body, aeg_event_type="Notification") is None
+    for other in (b"[]", b"{", b'[{"data":{"validationCode":1}}]', b"[" + b" " * MAX_HANDSHAKE_BYTES + b"]"):
+        assert answer("event-grid", other, aeg_event_type="SubscriptionValidation") is None
+
+
+# ---- By the head alone ----
+
+
+def test_metas_challenge_comes_back_for_its_token_alone() -> None:
+    """https://developers.facebook.com/docs/graph-api/webhooks/getting-started#verification-requests."""
+    query = "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=meatyhamhock"
+    assert unverified("meta", "GET", query) == HandshakeResponse(body=b"1158201444")
+    assert unverified("meta", "GET", "") is None
+    for other in ("hub.mode=subscribe&hub.challenge=1", query + "x", query + "&hub.verify_token=meatyhamhock"):
+        with pytest.raises(RefusedError) as caught:
+            unverified("meta", "GET", other)
+        assert caught.value.status == 403
+
+
+def test_xs_check_is_signed_with_the_consumer_secret() -> None:
+    """https://docs.x.com/x-api/webhooks/introduction#challenge-response-checks."""
+    digest = hmac.new(SECRET.encode(), b"challenge_string", hashlib.sha256).digest()
+    expected = b'{"response_token":"sha256=%b"}' % base64.b64encode(digest)
+    assert unverified("x", "GET", "crc_token=challenge_string&nonce=n") == HandshakeResponse(
+        content_type="application/json", body=expected
+    )
+    assert unverified("x", "GET", "nonce=n") is None
+
+
+@pytest.mark.parametrize("token", ["%7B%22for_user_id%22%3A%221%22%7D", "[]", "", "a%20b", "x" * 257])
+def test_x_gets_no_signature_of_what_could_be_an_event(token: str) -> None:
+    """Else anybody could have an event signed: its signature is made as the response is."""
+    with pytest.raises(RefusedError, match="expected a crc_token"):
+        unverified("x", "GET", f"crc_token={token}")
+
+
+def test_oktas_challenge_comes_back_in_json() -> None:
+    """https://developer.okta.com/docs/concepts/event-hooks/#one-time-verification-request."""
+    assert unverified("okta", "GET", x_okta_verification_challenge="my verification challenge") == HandshakeResponse(
+        content_type="application/json", body=b'{"verification":"my verification challenge"}'
+    )
+    assert unverified("okta", "GET") is None
+
+
+@pytest.mark.parametrize(("name", "method", "parameter"), [
+    ("challenge-query", "GET", "challenge"), ("microsoft-graph", "POST", "validationToken"),
+])  # fmt: skip
+def test_a_challenge_in_the_query_comes_back_as_text_that_no_browser_takes_for_a_page(
+    name: str, method: str, parameter: str
+) -> None:
+    """https://www.dropbox.com/developers/reference/webhooks#documentation, and Microsoft Graph: URL-decoded."""
+    response = unverified(name, method, f"{parameter}=a%3Cb%3E+c%C3%A9")
+    assert response == HandshakeResponse(body="a<b> cé".encode(), headers=(("X-Content-Type-Options", "nosniff"),))
+    assert response.content_type == "text/plain"
+    assert unverified(name, method, "other=1") is None
+    with pytest.raises(RefusedError) as caught:
+        unverified(name, method, f"{parameter}={'x' * (MAX_CHALLENGE + 1)}")
+    assert caught.value.status == 400
+
+
+def test_a_head_request_finds_the_address() -> None:
+    assert unverified("head", "HEAD") == HandshakeResponse()
+
+
+def test_cloudevents_senders_ask_by_options() -> None:
+    """https://github.com/cloudevents/spec/blob/main/cloudevents/http-webhook.md#42-validation-response."""
+    response = unverified(
+        "cloudevents", "OPTIONS", WebHook_Request_Origin="eventemitter.example.com", WebHook_Request_Rate="120"
+    )
+    assert response == HandshakeResponse(
+        headers=(
+            ("Allow", "POST, OPTIONS"),
+            ("WebHook-Allowed-Origin", "eventemitter.example.com"),
+            ("WebHook-Allowed-Rate", "120"),
+        )
+    )
+    assert unverified("cloudevents", "OPTIONS") is None
+    assert unverified("cloudevents", "OPTIONS", WebHook_Request_Origin="a b") is None

@@ -105,6 +105,7 @@ class Preset:
 
 _TEXTS = ("id", "type")
 _ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
+_OF_USERS = ("secrets", "handshake", "verify_tokens")
 KEYS = ("verify", *_TEXTS, "dedupe", "sends", "handshake", "like", *_ABOUT)
 
 
@@ -164,7 +165,7 @@ def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
         if scheme not in GENERIC:
             here.below("scheme").report(f"expected one of {', '.join(GENERIC)}, got {scheme!r}")
             return None
-        keys = {name: key for name, key in GENERIC[scheme].items() if name != "secrets"}
+        keys = {name: key for name, key in GENERIC[scheme].items() if name not in _OF_USERS}
         bare = {name: each for name, each in config.items() if name not in {"takes", "id"}}
         ways.append(Way(scheme, read_keys(bare, keys, here), config.get("takes"), config.get("id")))
     return tuple(ways)
