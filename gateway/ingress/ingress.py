@@ -128,9 +128,12 @@ class Ingress:
             "status": 500,
         }  # 500 if we have a bug
         try:
-            response = _unverified_handshake(request, endpoint, path, query, fields)
-            if response is None:
-                response = await self._receive(request, endpoint, path, query, fields, began=began)
+            handshake = _unverified_handshake(request, endpoint, path, query, fields)
+            response = (
+                await self._receive(request, endpoint, path, query, fields, began=began)
+                if handshake is None
+                else handshake
+            )
             fields["status"] = response.status
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason

@@ -35,7 +35,8 @@ from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaRe
 from gateway.rules.value_kinds import MappingKind
 from gateway.rules.yaml_document import Node, Problem, Severity, read_document
 from gateway.text import did_you_mean
-from gateway.verify.presets import SchemeError
+from gateway.verify.config_keys import GENERIC
+from gateway.verify.presets import PRESETS, Preset, SchemeError
 from gateway.verify.schemes import WEAK, build_verifier
 from gateway.verify.verifier import Verifier
 
@@ -157,6 +158,7 @@ class _Assembly:
         self.is_complete = True
         self.written: dict[str, set[str]] = {"source": set(), "destination": set()}
         """All names, including those of sources and destinations with problems."""
+        self.providers: dict[str, Preset] = {}
         self.sources: dict[str, ParsedMapping] = {}
         self.destinations: dict[str, ParsedMapping] = {}
         self.routes: dict[str, ParsedMapping] = {}
@@ -206,6 +208,7 @@ class _Assembly:
             section = file.node.child(f"{what}s")
             if section and isinstance(section.value, dict):
                 names.update(section.value)
+        self._collect_providers(file)
         for name, read in file.values.get("sources", {}).items():
             self._add("source", self.sources, name, read, read.node, at_key=True)
         for name, read in file.values.get("destinations", {}).items():
@@ -220,6 +223,15 @@ class _Assembly:
                 is_private_allowed=egress.values.get("private", "allow") == "allow",
                 allow=egress.values.get("allow", ()),
             )
+
+    def _collect_providers(self, file: ParsedMapping) -> None:
+        for name, preset in file.values.get("providers", {}).items():
+            node = file.node.value["providers"].value[name]
+            if name in PRESETS or name in GENERIC:
+                message = f"expected another name than that of a known scheme, got {name!r}"
+                self.reader.report(node, "duplicate", message, at_key=True)
+            self._claim("provider", name, f"provider {name!r}", node, at_key=True)
+            self.providers[name] = preset
 
     def _add_named(self, what: str, into: dict[str, ParsedMapping], read: ParsedMapping) -> None:
         if name := read.values.get("name"):
@@ -262,7 +274,7 @@ class _Assembly:
             return None
         node = read.node.value["verify"]
         try:
-            verifier = build_verifier(config, public_url=read.values.get("public_url"))
+            verifier = build_verifier(config, public_url=read.values.get("public_url"), providers=self.providers)
         except SchemeError as error:
             self.reader.locate(node, error.problems)
             self.is_complete = False

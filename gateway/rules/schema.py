@@ -52,11 +52,13 @@ from gateway.rules.value_kinds import (
     parse_rate,
     path,
     pattern,
+    provider,
     proxy,
     public_url,
     secret,
 )
-from gateway.verify import schemes
+from gateway.verify import presets, schemes
+from gateway.verify.config_keys import GENERIC
 from gateway.verify.tokens import TOKEN
 
 VERSION = 1
@@ -425,11 +427,22 @@ EGRESS = MappingKind(
         ),
     ),
 )
+PROVIDER = Tree(
+    "a mapping with `verify`, as in a source, but for the secrets",
+    dict,
+    provider,
+    {"$ref": "#/$defs/provider"},
+)
 INCLUDED_KEYS = (
     Key(
         name="include",
         kind=Several("a file, a glob or a list of them", FILE_REF, may_be_one=True),
         about="Other files to read, relative to this one; `*` matches any characters.",
+    ),
+    Key(
+        name="providers",
+        kind=Table("a mapping of providers", NAME, PROVIDER),
+        about="Providers that aren't known yet: a source's `scheme` may be one.",
     ),
     Key(name="sources", kind=Table("a mapping of sources", NAME, SOURCE), about="Who sends."),
     Key(name="destinations", kind=Table("a mapping of destinations", NAME, DESTINATION), about="Who receives."),
@@ -452,11 +465,20 @@ INCLUDED = MappingKind(
 )
 
 
+_OF_OWN_PROVIDER = {
+    "type": "object",
+    "description": "Of a provider under `providers`.",
+    "properties": {"scheme": {"type": "string", "not": {"enum": [*GENERIC, *presets.PRESETS]}}},
+    "required": ["scheme"],
+}
+
+
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a rule file, for editors (https://json-schema.org/draft/2020-12)."""
     definitions: dict[str, object] = {
         "reference": {"type": "string", "pattern": r"\$\{"},
-        "verify": schemes.json_schema(),
+        "verify": {"anyOf": [schemes.json_schema(), _OF_OWN_PROVIDER]},
+        "provider": presets.json_schema(),
     }
     root = _object_schema(ROOT, definitions)
     return {

@@ -11,6 +11,7 @@ from gateway.rules.conditions import ConditionError
 from gateway.rules.value_kinds import Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
 from gateway.text import did_you_mean
+from gateway.verify.presets import SchemeError
 
 MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
@@ -168,7 +169,7 @@ class SchemaReader:
         tree = self._plain(node, kind)
         try:
             return kind.parse(tree)
-        except ConditionError as error:
+        except (ConditionError, SchemeError) as error:
             self.locate(node, error.problems)
         except ExpressionError as error:
             location = _descend(node, getattr(error, "path", ()))

@@ -12,12 +12,14 @@ from urllib.parse import urlsplit
 
 import yarl
 
-from gateway.model import NAME_PATTERN
+from gateway.model import NAME_PATTERN, ExpressionError
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import RESERVED_HEADERS, Proxy, cgi_normalized, is_opt_in_header
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
+from gateway.verify.config_keys import ConfigPath
 from gateway.verify.encodings import signing_key
+from gateway.verify.presets import Preset, SchemeError, read_preset
 from gateway.verify.tokens import TOKEN
 
 
@@ -258,6 +260,24 @@ def _result(value: object) -> str:
 
 def _expression(value: object) -> Expression:
     return Expression(_text(value))
+
+
+def provider(config: Mapping[str, object]) -> Preset:
+    """Parse a provider of `providers:`, with its expressions. Raises SchemeError with all problems."""
+    problems: dict[tuple[tuple[str | int, ...], str], None] = {}
+    where = ConfigPath((), problems)
+    preset = read_preset(config, where)
+    if preset is not None:
+        many = isinstance(config.get("verify"), list)
+        ways = [(("verify", index) if many else ("verify",), way.id) for index, way in enumerate(preset.ways)]
+        for path, text in ((("id",), preset.id), (("type",), preset.type), *[((*at, "id"), text) for at, text in ways]):
+            try:
+                Expression(text or "''")
+            except ExpressionError as error:
+                problems[path, f"expected a CEL expression, got {text!r}: {error}"] = None
+    if preset is None or problems:
+        raise SchemeError(list(problems))
+    return preset
 
 
 def shown_duration(seconds: float) -> str:

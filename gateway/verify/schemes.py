@@ -48,7 +48,7 @@ from gateway.verify.config_keys import (
 from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
-from gateway.verify.presets import PRESETS, Preset, SchemeError, Way
+from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
 from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Signature
 from gateway.verify.signed_string import ID, Part
@@ -57,17 +57,20 @@ from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
 DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
+_NONE: Mapping[str, Preset] = {}
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
-def build_verifier(config: Mapping[str, object], *, public_url: str | None = None) -> Verifier:
+def build_verifier(
+    config: Mapping[str, object], *, public_url: str | None = None, providers: Mapping[str, Preset] = _NONE
+) -> Verifier:
     """Build the verifier of a source's `verify:`; `public_url` is the address that the sender was given, for `{url}`.
 
-    `public_url` has no query; if it has no path either, the request's is appended. Raises SchemeError with every
-    problem. No message repeats a secret.
+    `providers` are those that a scheme may name beside the presets. `public_url` has no query; if it has no path
+    either, the request's is appended. Raises SchemeError with every problem. No message repeats a secret.
     """
     problems: dict[tuple[Path, str], None] = {}
-    verifier = _build(config, ConfigPath((), problems), public_url)
+    verifier = _build(config, ConfigPath((), problems), public_url, providers)
     if verifier is None or problems:
         raise SchemeError(list(problems))
     return verifier
@@ -78,27 +81,23 @@ def json_schema() -> dict[str, Any]:
     return {
         "type": "object",
         "description": "Who may send to this source, and how that is verified.",
-        "properties": {"scheme": {"enum": list(_known_schemes()), "description": "A provider, or a generic scheme."}},
+        "properties": {"scheme": {"enum": [*GENERIC, *PRESETS], "description": "A provider, or a generic scheme."}},
         "required": ["scheme"],
         "allOf": [
             {
                 "if": {"properties": {"scheme": {"const": scheme}}, "required": ["scheme"]},
                 "then": _keys_schema(scheme),
             }
-            for scheme in _known_schemes()
+            for scheme in (*GENERIC, *PRESETS)
         ],
     }
 
 
-def _known_schemes() -> tuple[str, ...]:
-    return (*GENERIC, *PRESETS)
-
-
-def _user_keys(scheme: str) -> Mapping[str, Key]:
+def _user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
     """Return the keys allowed with this scheme: for a preset, only those that the provider doesn't define."""
     if scheme in GENERIC:
         return GENERIC[scheme]
-    preset = PRESETS[scheme]
+    preset = preset or PRESETS[scheme]
     keys = {"secrets": SECRETS}
     if preset.has_timestamp:
         keys["tolerance"] = TOLERANCE
@@ -119,26 +118,29 @@ def _keys_schema(scheme: str) -> dict[str, Any]:
     return schema
 
 
-def _build(config: Mapping[str, object], where: ConfigPath, public_url: str | None) -> Verifier | None:
+def _build(
+    config: Mapping[str, object], where: ConfigPath, public_url: str | None, providers: Mapping[str, Preset]
+) -> Verifier | None:
     """Build the verifier; None or an incomplete one if there are problems."""
     scheme = config.get("scheme")
     if not isinstance(scheme, str):
         where.report(f"expected the key 'scheme' with a scheme's name, got {shown(scheme)}")
         return None
-    if scheme not in _known_schemes():
+    known = providers.get(scheme) or PRESETS.get(scheme)
+    if scheme not in GENERIC and known is None:
         generic = f", expected one of {', '.join(GENERIC)}, or a provider's name (`gateway providers` lists them)"
-        hint = did_you_mean(scheme, _known_schemes()) or generic
+        hint = did_you_mean(scheme, (*GENERIC, *PRESETS, *providers)) or generic
         where.below("scheme").report(f"unknown scheme {shown(scheme)}{hint}")
         return None
-    given = read_keys(config, _user_keys(scheme), where)
-    if scheme in GENERIC:
+    given = read_keys(config, _user_keys(scheme, known), where)
+    if known is None:
         header = given.get("id_header")
         identity = header and f'headers["{header.lower()}"]'
         preset = Preset(ways=(), id=identity, handshake=given.get("handshake"), about={})
         ways = [Way(scheme, given)]
         _refuse_contradictions(scheme, config, given, where)
     else:
-        preset = PRESETS[scheme]
+        preset = known
         ways = preset.with_secrets(given)
     if not public_url and any(way.values["signed"].has("url") for way in ways if "signed" in way.values):
         where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
@@ -162,13 +164,21 @@ def _build(config: Mapping[str, object], where: ConfigPath, public_url: str | No
             *[tuple([to_bytes(each.text) for each in given.get(name, ())]) for name in ("secrets", "verify_tokens")]
         ),
         dedupe=preset.dedupe,
-        warnings=_weaknesses(ways, given),
+        warnings=_weaknesses(preset, ways, given),
     )
 
 
-def _weaknesses(ways: Sequence[Way], given: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
+def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
     found: dict[tuple[Path, str], None] = {}
     where = ConfigPath((), found)
+    if preset.about.get("evidence") == UNCONFIRMED:
+        where.below("scheme").report(
+            "expected a scheme that was compared with a signature of the provider's own, got one made by its "
+            "documentation alone: see that its events are accepted"
+        )
+    partial = [way for way in ways if "signed" in way.values and not way.values["signed"].covers_body]
+    if partial:
+        where.below("scheme").report("expected a signature of the whole body, got one of some fields: see its notes")
     if given.get("tolerance") == math.inf:
         where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
     for way in ways:

@@ -40,7 +40,7 @@ def parse_signed_string(text: str) -> "SignedString":
         if conversion:
             raise ValueError(text)
         parts.append(_part(kind, argument or ""))
-    signed = SignedString(tuple(parts))
+    signed = SignedString(tuple(parts), text)
     if not (signed.covers_body or signed.has("field")):  # it vouches for nothing that is delivered
         raise ValueError(text)
     return signed
@@ -67,6 +67,8 @@ class SignedString:
     """A parsed template. A body alone, as most schemes sign it, is recognised once and passed on as it is."""
 
     parts: tuple[bytes | Part, ...]
+    text: str = field(default="{body}", compare=False)
+    """The template as it is written."""
     is_body_alone: bool = field(init=False)
     _headers: tuple[bytes, ...] = field(init=False)
 
@@ -85,7 +87,7 @@ class SignedString:
     def with_id_header(self, name: str | None) -> "SignedString":
         """Return the string with the header for `{id}`."""
         header = Part("header", (name or "").lower().encode())
-        return SignedString(tuple([header if part == ID else part for part in self.parts]))
+        return SignedString(tuple([header if part == ID else part for part in self.parts]), self.text)
 
     def check_head(self, head: Request) -> None:
         """Raise RefusedError unless each header that is signed is there once."""

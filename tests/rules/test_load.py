@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.model import Disposition, RetryPolicy, RulesError
+from gateway.model import Disposition, RefusedError, RetryPolicy, RulesError
 from gateway.rules.conditions import parse_condition
 from gateway.rules.expressions import Expression
 from gateway.rules.load import InvalidRulesError, check_rules, load_rules
 from gateway.rules.rules import Destination, Egress, RequestTemplate, Rules
 from gateway.rules.templates import Template
 from gateway.rules.yaml_document import Problem
+from gateway.verify.request import Request
+from gateway.verify.schemes import build_verifier
 
 SOURCES = "sources: {github: {verify: {scheme: github, secrets: [s3cret-s3cret-s3cret]}}}\n"
 DESTINATIONS = "destinations: {ci: {url: https://ci.internal/hook}}\n"
@@ -514,6 +516,59 @@ routes:
       unresolved, loopback, loopback6, localhost, proxied, sidecar,
       nobody, somewhere]
 """
+
+
+OWN = """
+version: 1
+providers:
+  acme:
+    title: Acme
+    verify: {header: X-Acme-Signature, prefix: "v1=", signed: "{header:X-Acme-Time}.{body}"}
+    id: body.id
+    type: body.kind
+    dedupe: 2h
+  forge: {like: gitlab, dedupe: 2h}
+sources:
+  shop: {verify: {scheme: acme, secrets: [s3cret-s3cret-s3cret]}}
+  code: {verify: {scheme: forge, secrets: [s3cret-s3cret-s3cret]}}
+"""
+
+
+def test_a_provider_of_ones_own_does_what_a_preset_does(tmp_path: Path) -> None:
+    rules = load(tmp_path, OWN + DESTINATIONS + ROUTES.replace("github", "[shop, code]"))
+    shop, forge = rules.sources["shop"].verifier, rules.sources["code"].verifier
+    assert (shop.scheme, shop.id, shop.type, shop.dedupe) == ("acme", "body.id", "body.kind", 7200)
+    assert rules.sources["shop"].dedupe == 7200
+    pairs = shop.sign(b"{}", now=0, id="1", type="sold", headers={"X-Acme-Time": "noon"})
+    sent = Request("POST", "/", "", tuple((name.encode(), value.encode()) for name, value in pairs), b"{}")
+    shop.verify(sent, now=0)
+    with pytest.raises(RefusedError):
+        shop.verify(sent._replace(body=b"{ }"), now=0)
+    gitlab = build_verifier({"scheme": "gitlab", "secrets": ["s3cret-s3cret-s3cret"]})
+    assert (forge.scheme, forge.id, forge.checks, forge.dedupe) == ("forge", gitlab.id, gitlab.checks, 7200)
+
+
+@pytest.mark.parametrize(
+    ("provider", "expected"),
+    [
+        ("acme: 7", "acme: expected a mapping with `verify`, as in a source, but for the secrets, got 7"),
+        ("acme: {title: x}", "acme: expected the signing method, or a list of them, got nothing"),
+        ("acme: {verify: {header: X, secrets: [a]}}", "acme.verify.secrets: unknown key 'secrets'"),
+        ("acme: {verify: {hedaer: X}}", "acme.verify.hedaer: unknown key 'hedaer', did you mean 'header'?"),
+        ("acme: {verify: [{scheme: hmca}]}", "acme.verify[0].scheme: expected one of hmac, hash, token, basic, bearer"),
+        ("acme: {verify: {scheme: bearer}, ids: x}", "acme.ids: unknown key 'ids', did you mean 'id'?"),
+        ("acme: {verify: {scheme: bearer}, id: 'body.'}", "acme.id: expected a CEL expression, got 'body.'"),
+        ("acme: {verify: [{scheme: bearer, id: '1 +'}]}", "acme.verify[0].id: expected a CEL expression, got '1 +'"),
+        ("acme: {like: sripe}", "acme.like: expected a provider's name, got 'sripe', did you mean 'stripe'?"),
+        ("acme: {verify: {scheme: bearer}, handshake: xx}", "acme.handshake: expected one of slack, zoom"),
+        ("acme: {verify: {scheme: bearer}, dedupe: soon}", "acme.dedupe: expected a duration such as 1h, got 'soon'"),
+        ("stripe: {verify: {scheme: bearer}}", "stripe: expected another name than that of a known scheme"),
+        ("hmac: {verify: {scheme: bearer}}", "hmac: expected another name than that of a known scheme"),
+    ],
+)
+def test_a_provider_of_ones_own_is_checked_as_all_else(tmp_path: Path, provider: str, expected: str) -> None:
+    found = problems(tmp_path, GOOD.replace("version: 1\n", f"version: 1\nproviders:\n  {provider}\n"))
+    assert any(f"providers.{expected}" in line for line in found), found
 
 
 def test_a_deceptively_weak_protection_is_a_warning(tmp_path: Path) -> None:

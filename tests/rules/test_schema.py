@@ -78,7 +78,7 @@ routes:
 WRONG = {
     "version: 1": ["version: 2", "versoin: 1"],
     "private: refuse": ["private: deny", "privat: refuse"],
-    "scheme: github": ["scheme: githb"],
+    "scheme: github": ["scheme: 7", "scheme: hmac"],
     "verify: {scheme: none}": ["verify: none", "path: /x"],
     "path: /in/stripe": ["path: in/stripe"],
     "forward_headers: [X-Forwarded-For]": ["forward_headers: X-Forwarded-For", "forward_headers: [a b]"],
@@ -112,7 +112,7 @@ def accepts(schema: Mapping[str, Any], value: object) -> bool:
     return not any(_errors(schema, value, schema["$defs"]))
 
 
-def _errors(schema: Any, value: object, definitions: Mapping[str, Any]) -> Iterator[str]:  # noqa: C901, PLR0912 - a branch a keyword
+def _errors(schema: Any, value: object, definitions: Mapping[str, Any]) -> Iterator[str]:  # noqa: C901, PLR0912, PLR0915 - a branch a keyword
     """Hold a value to a schema, by the keywords that are used here (an unknown one fails the test)."""
     if schema is True:
         return
@@ -159,6 +159,12 @@ def _errors(schema: Any, value: object, definitions: Mapping[str, Any]) -> Itera
             case "anyOf":
                 if all(any(_errors(option, value, definitions)) for option in rule):
                     yield f"{value!r} is none of {rule}"
+            case "oneOf":
+                if sum(not any(_errors(option, value, definitions)) for option in rule) != 1:
+                    yield f"{value!r} is not exactly one of {rule}"
+            case "not":
+                if not any(_errors(rule, value, definitions)):
+                    yield f"{value!r} is {rule}"
             case "allOf":
                 for option in rule:
                     yield from _errors(option, value, definitions)
@@ -217,7 +223,7 @@ def test_the_json_schema_is_json_and_describes_every_key() -> None:
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     records = [schema, *[found for found in schema["$defs"].values() if found.get("additionalProperties") is False]]
-    assert len(records) == 15
+    assert len(records) == 16
     for record in records:
         for name, found in record["properties"].items():
             assert found["description"].endswith((".", "…")), name

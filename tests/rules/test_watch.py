@@ -74,6 +74,7 @@ def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
     configs: dict[str, dict[str, object]] = {
         "none": {},
         "hmac": {"header": "X-S", "secrets": ["s"], "timestamp": {"header": "X-T"}, "signed": "{timestamp}{body}"},
+        "hash": {"header": "X-S", "secrets": ["s"], "signed": "{secret}{body}"},
         "token": {"header": "X-T", "secrets": ["s"]},
         "basic": {"username": "u", "secrets": ["s"]},
     }

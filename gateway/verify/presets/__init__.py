@@ -103,6 +103,7 @@ class Preset:
         return ways
 
 
+UNCONFIRMED = "unconfirmed"
 _TEXTS = ("id", "type")
 _ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
 _OF_USERS = ("secrets", "handshake", "verify_tokens")
@@ -169,6 +170,54 @@ def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
         bare = {name: each for name, each in config.items() if name not in {"takes", "id"}}
         ways.append(Way(scheme, read_keys(bare, keys, here), config.get("takes"), config.get("id")))
     return tuple(ways)
+
+
+_DESCRIPTIONS = {
+    "id": "CEL: what identifies an event.",
+    "type": "CEL: the event's type.",
+    "dedupe": "For how long a repeated event is a duplicate, where a source doesn't say.",
+    "like": "A preset, whose keys count where this one has none.",
+    "title": "The provider's name.",
+    "secret": "What to enter as the source's `secrets`.",
+    "setup": "What to click at the vendor.",
+    "deadline": "How long the vendor waits for the response.",
+    "retries": "How it repeats what wasn't answered in time.",
+    "notes": "What else there is to know.",
+}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a preset, for editors: only roughly of `verify`, which depends on its scheme."""
+    text = {"type": "string", "minLength": 1}
+    way = {"type": "object", "properties": {"scheme": {"enum": list(GENERIC)}}}
+    ways = {"anyOf": [way, {"type": "array", "items": way, "minItems": 1}]}
+    return {
+        "type": "object",
+        "description": "How a provider signs, identifies and repeats its events.",
+        "properties": {
+            **{name: {**text, "description": description} for name, description in _DESCRIPTIONS.items()},
+            "docs": {
+                "anyOf": [text, {"type": "array", "items": text}],
+                "description": "The address of its documentation, or several.",
+            },
+            "evidence": {
+                "anyOf": [text, {"type": "object"}],
+                "description": "What its signatures were compared with.",
+            },
+            "handshake": {"enum": list(HANDSHAKES), "description": "The handshake that is answered."},
+            "sends": {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": "Headers beside the signature, for test events.",
+            },
+            "verify": {
+                **ways,
+                "description": "The keys of a source's `verify`, but for the secrets; or a list of such.",
+            },
+        },
+        "additionalProperties": False,
+        "anyOf": [{"required": ["verify"]}, {"required": ["like"]}],
+    }
 
 
 class _Presets(Mapping[str, Preset]):

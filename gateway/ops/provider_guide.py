@@ -1,0 +1,117 @@
+"""What there is to know of a provider, from its preset: for `gateway providers`, and for docs/providers.md."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gateway.verify.handshakes import HANDSHAKES
+from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, Way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderGuide:
+    """A provider: how it signs, in words, and what its preset says of it. Empty where nothing is known."""
+
+    name: str
+    title: str
+    docs: tuple[str, ...]
+    signing: tuple[str, ...]
+    identity: str
+    type: str
+    dedupe_seconds: float | None
+    handshake: str
+    secret: str
+    setup: str
+    deadline: str
+    retries: str
+    evidence: str
+    notes: str
+    snippet: str
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Return whether its signatures were compared with the vendor's library or a published vector."""
+        return self.evidence != UNCONFIRMED
+
+    def fields(self) -> Mapping[str, Any]:
+        return {**asdict(self), "is_confirmed": self.is_confirmed}
+
+
+def provider_guides() -> Sequence[ProviderGuide]:
+    """Return all providers, by name."""
+    return [provider_guide(name, preset) for name, preset in PRESETS.items()]
+
+
+def provider_guide(name: str, preset: Preset) -> ProviderGuide:
+    """Describe a provider."""
+    about = preset.about
+    docs = about.get("docs", ())
+    return ProviderGuide(
+        name=name,
+        title=about.get("title", name),
+        docs=(docs,) if isinstance(docs, str) else tuple(docs),
+        signing=tuple([_signing(way) for way in preset.ways]),
+        identity=preset.id or "",
+        type=preset.type or "",
+        dedupe_seconds=preset.dedupe,
+        handshake=_handshake(preset),
+        secret=about.get("secret", ""),
+        setup=about.get("setup", ""),
+        deadline=about.get("deadline", ""),
+        retries=about.get("retries", ""),
+        evidence=_evidence(about.get("evidence", UNCONFIRMED)),
+        notes=about.get("notes", ""),
+        snippet=_snippet(name, preset),
+    )
+
+
+def _signing(way: Way) -> str:
+    values = way.values
+    match way.scheme:
+        case "token":
+            text = f"a secret, {_place(values)}"
+        case "basic":
+            text = f"HTTP basic authentication, user {values.get('username', 'of yours')}"
+        case "bearer":
+            text = "a bearer token, in the header Authorization"
+        case _:
+            kinds = {"hmac": "HMAC-{}", "hash": "{} of a string with the secret"}
+            kind = kinds.get(way.scheme, "{}").format(str(values.get("algorithm", way.scheme)).upper())
+            signed = values["signed"].text if "signed" in values else "the request"
+            text = f"{kind} in {values.get('encoding', 'its own form')} of `{signed}`, {_place(values)}"
+    return text + (f", with a secret that starts with `{way.takes}`" if way.takes else "")
+
+
+def _place(values: Mapping[str, Any]) -> str:
+    if "field" in values:
+        return f"in the field `{'.'.join(map(str, values['field']))}` of the body"
+    if "query" in values:
+        return f"in the query parameter `{values['query']}`"
+    header = values.get("header", "")
+    names = (header,) if isinstance(header, str) else header
+    return f"in the header `{names[0]}`" + (f" to `{names[-1]}`" if len(names) > 1 else "")
+
+
+def _handshake(preset: Preset) -> str:
+    if preset.handshake is None:
+        return ""
+    methods = HANDSHAKES[preset.handshake].methods
+    return f"answered by the ingress ({', '.join(methods) or 'POST, verified like an event'})"
+
+
+def _evidence(evidence: object) -> str:
+    if isinstance(evidence, Mapping):
+        return ", ".join(f"{kind}: {value}" for kind, value in evidence.items())
+    return str(evidence)
+
+
+def _snippet(name: str, preset: Preset) -> str:
+    variable = name.upper().replace("-", "_")
+    lines = ["sources:", f"  {name}:"]
+    keys = [f"scheme: {name}", f'secrets: ["${{{variable}_SECRET}}"]']
+    if preset.handshake and HANDSHAKES[preset.handshake].has_token:
+        keys.append(f'verify_tokens: ["${{{variable}_VERIFY_TOKEN}}"]')
+    lines.append(f"    verify: {{{', '.join(keys)}}}")
+    if preset.needs_url:
+        lines.append(f"    public_url: https://hooks.example.com/in/{name}")
+    return "\n".join(lines)
