@@ -45,6 +45,7 @@ from gateway.ops.send import ask_status
 from gateway.rules.routing_revision import encode, routing_revision
 from gateway.run import cannot_listen
 from gateway.settings import Address
+from gateway.verify.presets import PRESETS
 from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event
 from tests.engine.test_worker import rules_of
 from tests.gateway_process import GatewayProcess, free_ports
@@ -515,6 +516,24 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
     assert "✓ build  matched" in out
     assert run("explain", event_id("github", "2"))[0] == 1
     assert "expected --source with a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
+
+
+def test_providers_lists_them_and_shows_how_to_connect_one(run: Run) -> None:
+    code, out, _ = run("providers", "--json")
+    listed = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [each["name"] for each in listed] == sorted(PRESETS)
+
+    code, out, _ = run("providers", "square")
+    assert code == 0
+    assert "HMAC-SHA256 in base64 of `{url}{body}`, in the header `x-square-hmacsha256-signature`" in out
+    snippet = "version: 1\n" + out[out.index("sources:") :]
+    Path("square.yaml").write_text(snippet)
+    assert run("check", "square.yaml")[0] == 0
+
+    code, _, err = run("providers", "sqare")
+    assert code == 2
+    assert "expected a provider's name, got 'sqare', did you mean 'square'?" in err
 
 
 def test_explain_shows_how_a_source_identifies_events(run: Run) -> None:
