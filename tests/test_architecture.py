@@ -108,6 +108,7 @@ PURE = {
     "gateway/rules/route_table.py",
     "gateway/rules/templates.py",
     "gateway/rules/event_view.py",
+    "gateway/verify/public_keys.py",
     "gateway/verify/signatures.py",
     "gateway/verify/request.py",
     "gateway/verify/schemes.py",

@@ -11,6 +11,7 @@ from gateway.text import did_you_mean, kind_of, parse_duration, shown
 from gateway.verify.content import FieldPath, parse_field_path
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS
 from gateway.verify.handshakes import HANDSHAKES
+from gateway.verify.public_keys import ALGORITHMS as PUBLIC_KEY_ALGORITHMS
 from gateway.verify.signed_string import BODY, EXPECTED, SignedString, parse_signed_string
 from gateway.verify.tokens import PARAMETER, TOKEN
 
@@ -48,7 +49,7 @@ class Key(NamedTuple):
 
 
 class Secret(NamedTuple):
-    """A secret, and its position in the list."""
+    """A secret or a public key, and its position in the list."""
 
     position: int
     text: str
@@ -116,18 +117,21 @@ def _read_username(value: object, _: ConfigPath) -> str:
     raise InvalidValueError("a user name without a colon", value)
 
 
-def _read_secrets(value: object, where: ConfigPath) -> tuple[Secret, ...]:
-    # Nothing here shows a value: a malformed secret, such as a number without quotes, is still a secret.
-    if not isinstance(value, list) or not value:
-        where.report(f"expected a list of secrets, got {kind_of(value)}")
-        return ()
-    secrets = []
-    for index, text in enumerate(value):
-        if isinstance(text, str) and text.strip():
-            secrets.append(Secret(index, text))
-        else:
-            where.below(index).report(f"expected a non-empty string, got {kind_of(text)}")
-    return tuple(secrets)
+def _list_of(what: str) -> Callable[[object, ConfigPath], tuple[Secret, ...]]:
+    def read(value: object, where: ConfigPath) -> tuple[Secret, ...]:
+        # Nothing here shows a value: a malformed secret, such as a number without quotes, is still a secret.
+        if not isinstance(value, list) or not value:
+            where.report(f"expected a list of {what}, got {kind_of(value)}")
+            return ()
+        texts = []
+        for index, text in enumerate(value):
+            if isinstance(text, str) and text.strip():
+                texts.append(Secret(index, text))
+            else:
+                where.below(index).report(f"expected a non-empty string, got {kind_of(text)}")
+        return tuple(texts)
+
+    return read
 
 
 def _one_of(choices: Iterable[str]) -> Callable[[object, ConfigPath], str]:
@@ -188,14 +192,15 @@ def _choice(choices: Iterable[str], default: str, description: str) -> Key:
     return Key(_one_of(known), {"enum": known, "default": default, "description": description}, default=default)
 
 
+_TEXTS = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
 SECRETS = Key(
-    _read_secrets,
-    {
-        "type": "array",
-        "items": {"type": "string", "minLength": 1},
-        "minItems": 1,
-        "description": "Any of them will do, for rotation; the first one signs test events.",
-    },
+    _list_of("secrets"),
+    {**_TEXTS, "description": "Any of them will do, for rotation; the first one signs test events."},
+    is_required=True,
+)
+PUBLIC_KEYS = Key(
+    _list_of("public keys"),
+    {**_TEXTS, "description": "As PEM or base64, of Ed25519 also the 32 bytes in hex or base64; any of them will do."},
     is_required=True,
 )
 VERIFY_TOKENS = SECRETS._replace(
@@ -259,6 +264,7 @@ _SIGNATURE: Mapping[str, Key] = {
 LOCATIONS: Mapping[str, tuple[str, ...]] = {
     "hmac": ("header", "query", "field"),
     "hash": ("header", "query", "field"),
+    "public-key": ("header", "query", "field"),
     "token": ("header", "query", "field"),
 }
 """The keys of which a scheme takes exactly one: where a signature or credential is."""
@@ -273,6 +279,15 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
         **_SIGNATURE,
         "algorithm": _choice(_ALGORITHMS, "sha256", "The hash function."),
         "secrets": SECRETS,
+    },
+    "public-key": {
+        **_SIGNATURE,
+        "algorithm": Key(
+            _one_of(PUBLIC_KEY_ALGORITHMS),
+            {"enum": list(PUBLIC_KEY_ALGORITHMS), "description": "The algorithm of the signature."},
+            is_required=True,
+        ),
+        "public_keys": PUBLIC_KEYS,
     },
     "token": {
         "header": Key(_read_header, _text("The header that holds the token.")),

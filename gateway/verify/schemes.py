@@ -1,7 +1,7 @@
 """Builds a verifier from a source's `verify:`.
 
-Six schemes are generic (`hmac`, `hash`, `token`, `basic`, `bearer`, `none`); a preset is one of them, filled in by its
-file in `presets/`.
+Seven schemes are generic (`hmac`, `hash`, `public-key`, `token`, `basic`, `bearer`, `none`); a preset is one of them,
+filled in by its file in `presets/`.
 
     verify:
       scheme: hmac
@@ -23,6 +23,10 @@ file in `presets/`.
       handshake: cloudevents       of handshakes.py, and verify_tokens: [...] for one that has a token
 
 `scheme: hash` takes the same keys, but for `secret_encoding`: a plain hash of a string with `{secret}` in it.
+`scheme: public-key` takes, instead of the last two:
+
+      algorithm: ed25519           or ecdsa-p256-sha256, rsa-sha256, rsa-sha1
+      public_keys: ["..."]         any of them will do: PEM, or base64 without its lines; of Ed25519 also the 32 bytes
 """
 
 import binascii
@@ -32,11 +36,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.text import did_you_mean, shown
-from gateway.verify.algorithms import Hash, Hmac
+from gateway.verify.algorithms import Algorithm, Hash, Hmac
 from gateway.verify.check import Check
 from gateway.verify.config_keys import (
     GENERIC,
     LOCATIONS,
+    PUBLIC_KEYS,
     SECRETS,
     TOLERANCE,
     VERIFY_TOKENS,
@@ -49,6 +54,7 @@ from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
+from gateway.verify.public_keys import PublicKey, PublicKeys, read_public_key
 from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Signature
 from gateway.verify.signed_string import ID, Part
@@ -98,7 +104,12 @@ def _user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
     if scheme in GENERIC:
         return GENERIC[scheme]
     preset = preset or PRESETS[scheme]
-    keys = {"secrets": SECRETS}
+    keys: dict[str, Key] = {}
+    if any("secrets" in GENERIC[way.scheme] for way in preset.ways):
+        keys["secrets"] = SECRETS
+    signed = [way.values for way in preset.ways if way.scheme == "public-key"]
+    if signed:  # a provider's own key may be replaced, by that of its sandbox
+        keys["public_keys"] = PUBLIC_KEYS._replace(is_required=not all("public_keys" in each for each in signed))
     if preset.has_timestamp:
         keys["tolerance"] = TOLERANCE
     if preset.handshake and HANDSHAKES[preset.handshake].has_token:
@@ -141,12 +152,12 @@ def _build(
         _refuse_contradictions(scheme, config, given, where)
     else:
         preset = known
-        ways = preset.with_secrets(given)
+        ways = preset.with_given(given)
     if not public_url and any(way.values["signed"].has("url") for way in ways if "signed" in way.values):
         where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
     tokens = [way.values for way in ways if way.scheme == "token"]
-    used = [way for way in ways if way.scheme == "none" or way.values.get("secrets")]
+    used = [way for way in ways if way.scheme == "none" or way.values.get("secrets") or way.values.get("public_keys")]
     checks = [_check(way, where, public_url) for way in used]
     ids = tuple([way.id or preset.id for way in used])
     return Verifier(
@@ -237,7 +248,7 @@ def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
     values = way.values
     secrets = tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
     match way.scheme:
-        case "hmac" | "hash" if {"algorithm", "encoding", "signed"} <= values.keys():
+        case "hmac" | "hash" | "public-key" if {"algorithm", "encoding", "signed"} <= values.keys():
             return _signature(way.scheme, values, where, public_url)
         case "token":
             return Credential(
@@ -260,25 +271,17 @@ def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
 
 
 def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public_url: str | None) -> Signature | None:
-    if scheme == "hmac" and "secret_encoding" not in values:
-        return None
-    algorithm, encode = values["algorithm"], ENCODINGS[values["encoding"]]
-    length = len(encode(bytes(hashlib.new(algorithm, usedforsecurity=False).digest_size)))
+    algorithm = _algorithm(scheme, values, where)
     headers: tuple[str, ...] = values.get("header", ())
     id_header: str | None = values.get("id_header")
-    keys = (
-        _decoded(values, where)
-        if scheme == "hmac"
-        else tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
-    )
+    if algorithm is None:
+        return None
     return Signature(
         headers=headers,
         names=tuple([name.lower().encode() for name in headers]),
         parameter=values.get("query"),
         path=values.get("field", ()),
-        algorithm=Hmac(algorithm=algorithm, encode=encode, keys=keys, length=length)
-        if scheme == "hmac"
-        else Hash(algorithm=algorithm, encode=encode, secrets=keys, length=length),
+        algorithm=algorithm,
         prefix=values.get("prefix", b""),
         separator=values.get("separator"),
         timestamp=_timestamp(values),
@@ -286,6 +289,32 @@ def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public
         signed=values["signed"].with_id_header(id_header),
         public_url=public_url,
     )
+
+
+def _algorithm(scheme: str, values: Mapping[str, Any], where: ConfigPath) -> Algorithm | None:
+    """Return the algorithm with its keys; None if a value that it needs has a problem."""
+    algorithm = values["algorithm"]
+    if scheme == "public-key":
+        keys = _public_keys(values, where)
+        return PublicKeys(algorithm=algorithm, encoding=values["encoding"], keys=keys)
+    encode = ENCODINGS[values["encoding"]]
+    length = len(encode(bytes(hashlib.new(algorithm, usedforsecurity=False).digest_size)))
+    if scheme == "hash":
+        secrets = tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
+        return Hash(algorithm=algorithm, encode=encode, secrets=secrets, length=length)
+    if "secret_encoding" not in values:
+        return None
+    return Hmac(algorithm=algorithm, encode=encode, keys=_decoded(values, where), length=length)
+
+
+def _public_keys(values: Mapping[str, Any], where: ConfigPath) -> tuple[PublicKey, ...]:
+    keys = []
+    for written in values.get("public_keys", ()):
+        try:
+            keys.append(read_public_key(written.text, values["algorithm"]))
+        except ValueError as error:
+            where.below("public_keys").below(written.position).report(f"{error}, got something else")
+    return tuple(keys)
 
 
 def _timestamp(values: Mapping[str, Any]) -> Timestamp | None:

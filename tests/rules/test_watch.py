@@ -69,6 +69,9 @@ def test_the_same_rules_read_again_change_nothing(tmp_path: Path) -> None:
     assert changes(read(tmp_path), read(tmp_path)) == Changes()
 
 
+ED25519 = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"  # RFC 8032, section 7.1, TEST 2
+
+
 @pytest.mark.parametrize("scheme", [*GENERIC, *PRESETS])
 def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
     configs: dict[str, dict[str, object]] = {
@@ -77,6 +80,8 @@ def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
         "hash": {"header": "X-S", "secrets": ["s"], "signed": "{secret}{body}"},
         "token": {"header": "X-T", "secrets": ["s"]},
         "basic": {"username": "u", "secrets": ["s"]},
+        "hash": {"header": "X-S", "secrets": ["s"], "signed": "{secret}{body}"},
+        "public-key": {"header": "X-S", "algorithm": "ed25519", "public_keys": [ED25519]},
     }
     config = configs.get(scheme, {"secrets": ["whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="]})
     one, other = [build_verifier({"scheme": scheme, **config}, public_url="https://x") for _ in range(2)]

@@ -36,7 +36,7 @@ def test_a_scheme_must_be_known() -> None:
     check({"scheme": "githb", "secrets": ["s"]}, (("scheme",), "unknown scheme 'githb', did you mean 'github'?"))
     ((path, message),) = problems({"scheme": "qqq"})
     assert path == ("scheme",)
-    expected = "expected one of hmac, hash, token, basic, bearer, none, or a provider's name"
+    expected = "expected one of hmac, hash, public-key, token, basic, bearer, none, or a provider's name"
     assert message == f"unknown scheme 'qqq', {expected} (`gateway providers` lists them)"
 
 
@@ -249,6 +249,7 @@ def _has_valid_content(value: Any, schema: Any) -> bool:
     return True
 
 
+ED25519 = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"  # RFC 8032, section 7.1, TEST 2
 CONFIGS: list[dict[str, Any]] = [
     *[{"scheme": scheme} for scheme in (*GENERIC, *PRESETS)],
     *[{"scheme": scheme, "secrets": [WHSEC]} for scheme in (*GENERIC, *PRESETS) if scheme != "square"],
@@ -270,6 +271,10 @@ CONFIGS: list[dict[str, Any]] = [
         "timestamp": {"prefix": "t=", "unit": "ms"}, "signed": "{timestamp}{id}{body}",
     },
     {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "timestamp": {"unit": "s"}, "signed": "{timestamp}{body}"},
+    {"scheme": "public-key", "header": "X-S", "algorithm": "ed25519", "public_keys": [ED25519]},
+    {"scheme": "public-key", "header": "X-S", "public_keys": [ED25519]},
+    {"scheme": "public-key", "header": "X-S", "algorithm": "ed25519", "public_keys": []},
+    {"scheme": "public-key", "header": "X-S", "field": "s", "algorithm": "ed25519", "public_keys": [ED25519]},
     {"scheme": "token", "header": "X-T", "secrets": ["s"]},
     {"scheme": "token", "header": "X-T", "query": "t", "secrets": ["s"]},
     {"scheme": "basic", "username": "ann", "secrets": ["s"]},

@@ -6,7 +6,8 @@ A file has the keys that `providers:` in the rules has, too:
     docs        the address of its documentation; or a list of them
     verify      the keys of a source's `verify:` but for its secrets, `scheme: hmac` by default; or a list of such
                 mappings, any of which will do. One that has `takes` gets the secrets that start so, and the others then
-                get the rest; one that has `id` says where the identity is of what is signed by it
+                get the rest; one that has `id` says where the identity is of what is signed by it. `public_keys` are
+                here if they are the same for everybody; a source may name others
     id, type    CEL: what identifies an event, and what kind it is. No `id` where the provider sends nothing that is
                 certain to differ between two events: a wrong identity loses events, a missing one only repeats them.
                 The type is a signed one if the provider says it there at all: THREAT_MODEL.md names the others
@@ -86,17 +87,20 @@ class Preset:
         """Return whether the address that the sender was given is signed."""
         return any(way.values["signed"].has("url") for way in self.ways if "signed" in way.values)
 
-    def with_secrets(self, given: Mapping[str, Any]) -> list[Way]:
-        """Return the signing methods with the user's secrets and tolerance."""
+    def with_given(self, given: Mapping[str, Any]) -> list[Way]:
+        """Return the signing methods with the user's secrets, public keys and tolerance."""
         marks = tuple([way.takes for way in self.ways if way.takes])
         ways = []
         for way in self.ways:
-            secrets = [
-                secret
-                for secret in given.get("secrets", ())
-                if (secret.text.startswith(way.takes) if way.takes else not marks or not secret.text.startswith(marks))
-            ]
-            own = {"secrets": secrets}
+            own: dict[str, Any] = {}
+            if "secrets" in GENERIC[way.scheme]:
+                own["secrets"] = [
+                    secret
+                    for secret in given.get("secrets", ())
+                    if (secret.text.startswith(way.takes) if way.takes else not secret.text.startswith(marks))
+                ]
+            if "public_keys" in GENERIC[way.scheme] and "public_keys" in given:
+                own["public_keys"] = given["public_keys"]
             if "tolerance" in given and "timestamp" in way.values:
                 own["tolerance"] = given["tolerance"]
             ways.append(way._replace(values={**way.values, **own}))
@@ -167,6 +171,8 @@ def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
             here.below("scheme").report(f"expected one of {', '.join(GENERIC)}, got {scheme!r}")
             return None
         keys = {name: key for name, key in GENERIC[scheme].items() if name not in _OF_USERS}
+        if "public_keys" in keys:
+            keys["public_keys"] = keys["public_keys"]._replace(is_required=False)
         bare = {name: each for name, each in config.items() if name not in {"takes", "id"}}
         ways.append(Way(scheme, read_keys(bare, keys, here), config.get("takes"), config.get("id")))
     return tuple(ways)
