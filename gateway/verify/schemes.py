@@ -152,7 +152,7 @@ def _build(
         _refuse_contradictions(scheme, config, given, where)
     else:
         preset = known
-        ways = preset.with_given(given)
+        ways = preset.with_secrets(given)
     if not public_url and any(way.values["signed"].has("url") for way in ways if "signed" in way.values):
         where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.

@@ -7,6 +7,8 @@ A module is named as the preset (`-` is `_`) and has the following; both functio
     unsigned(draw)              returns a request for us to sign, with the headers that the sender adds beside
     accepts(request, signed)    returns whether the library accepts it, with the secrets and at the time of `signed`
 
+Where only the vendor can sign, `sign` does so with a key that it makes, and `accepts` is the library's opinion of it.
+
 `draw` is a `random.Random`: bodies, secrets and times are drawn anew in each run. Run with `make oracles`, which prints
 the seed that repeats it.
 """
@@ -40,6 +42,11 @@ class Signed:
     def request(self) -> Request:
         headers = tuple((name.encode(), value.encode()) for name, value in self.headers.items())
         return Request(method=self.method, path=self.path, query=self.query, headers=headers, body=self.body)
+
+
+def texts(request: Request) -> dict[str, str]:
+    """Return the headers as libraries take them, their names in lower case."""
+    return {name.decode().lower(): value.decode("latin-1") for name, value in request.headers}
 
 
 def a_secret(draw: random.Random, length: int = 32) -> str:

@@ -69,6 +69,7 @@ def test_the_same_rules_read_again_change_nothing(tmp_path: Path) -> None:
     assert changes(read(tmp_path), read(tmp_path)) == Changes()
 
 
+P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE83T4O/n84iotIvIW4mdBgQ/7dAfSmpqIM8kF9mN1flpVKS3GRqe62gw+2fNNRaINXvVpiglSI8eNEc6wEA3F+g=="  # noqa: E501 - SendGrid's example
 ED25519 = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"  # RFC 8032, section 7.1, TEST 2
 
 
@@ -82,6 +83,10 @@ def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
         "basic": {"username": "u", "secrets": ["s"]},
         "hash": {"header": "X-S", "secrets": ["s"], "signed": "{secret}{body}"},
         "public-key": {"header": "X-S", "algorithm": "ed25519", "public_keys": [ED25519]},
+        "discord": {"public_keys": [ED25519]},
+        "telnyx": {"public_keys": [ED25519]},
+        "sendgrid": {"public_keys": [P256]},
+        "wise": {},
     }
     config = configs.get(scheme, {"secrets": ["whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="]})
     one, other = [build_verifier({"scheme": scheme, **config}, public_url="https://x") for _ in range(2)]

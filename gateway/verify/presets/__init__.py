@@ -87,7 +87,7 @@ class Preset:
         """Return whether the address that the sender was given is signed."""
         return any(way.values["signed"].has("url") for way in self.ways if "signed" in way.values)
 
-    def with_given(self, given: Mapping[str, Any]) -> list[Way]:
+    def with_secrets(self, given: Mapping[str, Any]) -> list[Way]:
         """Return the signing methods with the user's secrets, public keys and tolerance."""
         marks = tuple([way.takes for way in self.ways if way.takes])
         ways = []
