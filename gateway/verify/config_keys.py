@@ -179,6 +179,26 @@ def _read_signed(value: object, _: ConfigPath) -> SignedString:
         raise InvalidValueError(EXPECTED, value) from error
 
 
+def _read_body_digest(value: object, where: ConfigPath) -> str | None:
+    if not isinstance(value, Mapping):
+        raise InvalidValueError("a mapping with query", value)
+    parameter: str | None = read_keys(value, _BODY_DIGEST_KEYS, where).get("query")
+    return parameter
+
+
+def refuse_uncovered(values: Mapping[str, Any], where: ConfigPath) -> None:
+    """Report a signed string that vouches for nothing of the body. `values` lacks those that have a problem."""
+    signed: SignedString | None = values.get("signed")
+    if signed is None:
+        return
+    if "body_digest" not in values:
+        if not (signed.covers_body or signed.has("field")):
+            where.below("signed").report("expected {body} in it, or the key 'body_digest', got neither")
+    elif (name := values["body_digest"]) is not None and not signed.covers_parameter(name):
+        expected = f"expected {{url}} or {{query:{name}}} in 'signed', as a digest is anybody's unsigned"
+        where.below("body_digest").report(f"{expected}, got neither")
+
+
 MAX_NUMBERED = 10  # headers of a numbered name: DocuSign has one for each of a source's secrets
 _ALGORITHMS = ("sha256", "sha1", "sha512")
 
@@ -225,6 +245,9 @@ _TIMESTAMP_KEYS: Mapping[str, Key] = {
     "position": Key(_read_position, {"const": 1, "description": "The timestamp is that element of the header."}),
     "field": Key(_read_field, _text("The field of the JSON body that holds the timestamp.")),
     "unit": _choice(("s", "ms", "iso"), "s", "Unix seconds, Unix milliseconds, or RFC 3339."),
+}
+_BODY_DIGEST_KEYS: Mapping[str, Key] = {
+    "query": Key(_read_parameter, _text("The query parameter that holds the digest."), is_required=True),
 }
 _HEADERS = {
     "description": "The header that holds the signature, or several; {n} is 1 to 10.",
@@ -274,6 +297,16 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
         "algorithm": _choice(_ALGORITHMS, "sha256", "The hash function of the HMAC."),
         "secrets": SECRETS,
         "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "How the secrets are written."),
+        "body_digest": Key(
+            _read_body_digest,
+            {
+                "type": "object",
+                "properties": {name: dict(key.schema) for name, key in _BODY_DIGEST_KEYS.items()},
+                "required": ["query"],
+                "additionalProperties": False,
+                "description": "Where the signed SHA-256 of the body is, in hexadecimal digits.",
+            },
+        ),
     },
     "hash": {
         **_SIGNATURE,

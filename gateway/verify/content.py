@@ -7,7 +7,7 @@ import hashlib
 import re
 import zlib
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 import orjson
 
@@ -69,20 +69,22 @@ class Content:
     def form(self) -> list[tuple[bytes, bytes]]:
         """Return the decoded parameters of a form, in order. Raises RefusedError if the body isn't one."""
         if self._form is None:
-            kind = b"".join(self._request.values(b"content-type")[:1]).partition(b";")[0].strip().lower()
-            if kind != FORM:
-                raise refused(
-                    Reason.UNREADABLE_BODY, f"expected a body of {FORM.decode()}, which is signed, got another"
-                )
-            try:
-                self._form = parse_qsl(self._request.body, keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
-            except ValueError as error:
+            require_form(self._request)
+            body = self._request.body
+            if body.count(b"&") >= MAX_PARAMETERS:
                 expected = f"expected a form of at most {MAX_PARAMETERS} parameters, got more"
-                raise refused(Reason.UNREADABLE_BODY, expected) from error
+                raise refused(Reason.UNREADABLE_BODY, expected)
+            pairs = [pair.partition(b"=") for pair in body.split(b"&") if pair]
+            self._form = [(_unquoted(name), _unquoted(value)) for name, _, value in pairs]
         return self._form
 
     def sorted_form(self) -> bytes:
-        """Return names and values of a form, sorted and without repetitions, as Twilio signs them."""
+        """Return names and values of a form, sorted and without repetitions, as Twilio signs them.
+
+        An empty form is refused: a signature of the rest alone, made for another body, would fit it.
+        """
+        if not self.form():
+            raise refused(Reason.UNREADABLE_BODY, "expected a form with parameters, which are signed, got none")
         return b"".join([name + value for name, value in sorted(set(self.form()))])
 
     def digest(self, algorithm: str) -> bytes:
@@ -99,6 +101,17 @@ class Content:
                 expected = f"expected a JSON body with {_shown(path)}, got another"
                 raise refused(Reason.UNREADABLE_BODY, expected) from error
         return self._json
+
+
+def require_form(request: Request) -> None:
+    """Raise RefusedError unless the head says that the body is a form."""
+    kind = b"".join(request.values(b"content-type")[:1]).partition(b";")[0].strip().lower()
+    if kind != FORM:
+        raise refused(Reason.UNREADABLE_BODY, f"expected a body of {FORM.decode()}, which is signed, got another")
+
+
+def _unquoted(text: bytes) -> bytes:
+    return unquote_to_bytes(text.replace(b"+", b" "))
 
 
 def _shown(path: FieldPath) -> str:

@@ -16,13 +16,16 @@ filled in by its file in `presets/`.
       id_header: X-Id              a signed header that identifies the event
       signed: "{timestamp}.{body}" from {body} {timestamp} {id} {method} {path} {url} {header:NAME} {query:NAME}
                                    {body:sha256} {body:crc32} {form} (sorted) {field:PATH} {field:PATH?}; {{ is a brace
+      body_digest: {query: NAME}   a signed query parameter that is the hexadecimal SHA-256 of the body; then {body} can
+                                   be missing from `signed`
       tolerance: 5m                how far the timestamp may be from now, in both directions; or none
       secrets: ["..."]             any of them will do, for rotation; the first one signs test events
       secret_encoding: raw         or hex, base64, whsec (base64 after `whsec_`), nfkd, sha1
 
       handshake: cloudevents       of handshakes.py, and verify_tokens: [...] for one that has a token
 
-`scheme: hash` takes the same keys, but for `secret_encoding`: a plain hash of a string with `{secret}` in it.
+`scheme: hash` takes the same keys, but for `body_digest` and `secret_encoding`: a plain hash of a string with
+`{secret}` in it.
 `scheme: public-key` takes, instead of the last two:
 
       algorithm: ed25519           or ecdsa-p256-sha256, rsa-sha256, rsa-sha1
@@ -49,6 +52,7 @@ from gateway.verify.config_keys import (
     Key,
     Path,
     read_keys,
+    refuse_uncovered,
 )
 from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
@@ -216,6 +220,7 @@ def _refuse_contradictions(
     if "verify_tokens" in config and not has_token:
         where.below("verify_tokens").report("expected the key 'handshake' with one that has tokens, got none")
     signed = values.get("signed")
+    refuse_uncovered(values, where)
     if signed is not None:
         _refuse_unsigned(config, values, where)
         if scheme == "hmac" and signed.has("secret"):
@@ -233,7 +238,7 @@ def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], wh
     if signed.has("timestamp") and "timestamp" not in config:
         where.below("signed").report("expected the key 'timestamp' with {timestamp}, got none")
     # A field of the body is signed with the body.
-    is_in_body = "field" in values.get("timestamp", ()) and signed.covers_body
+    is_in_body = "field" in values.get("timestamp", ()) and (signed.covers_body or "body_digest" in values)
     if "timestamp" in config and not signed.has("timestamp") and not is_in_body:
         where.below("timestamp").report("expected {timestamp} in 'signed', as it proves nothing unsigned, got none")
     if signed.has("id") and "id_header" not in config:
@@ -288,6 +293,7 @@ def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public
         id_header=id_header,
         signed=values["signed"].with_id_header(id_header),
         public_url=public_url,
+        body_digest=values.get("body_digest"),
     )
 
 

@@ -10,7 +10,7 @@ from gateway.verify.algorithms import Algorithm
 from gateway.verify.check import MAX_CANDIDATES, MAX_LINES, BodyCheck, Draft, SigningSpec
 from gateway.verify.content import Content, FieldPath
 from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
-from gateway.verify.signed_string import SignedString, SigningInput
+from gateway.verify.signed_string import SignedString, SigningInput, only_parameter
 from gateway.verify.timestamps import Timestamp
 
 MAX_ELEMENTS = 64  # in one header line
@@ -22,6 +22,7 @@ class Signature:
     """A signature over a string made from the request.
 
     It is in one of several headers, in the query, or in a field of the JSON body. `signed` has no `{id}` any more.
+    `body_digest` is the query parameter with the body's SHA-256, in hexadecimal digits, if it is signed instead of it.
     """
 
     headers: tuple[str, ...] = ()
@@ -35,6 +36,7 @@ class Signature:
     id_header: str | None
     signed: SignedString
     public_url: str | None
+    body_digest: str | None = None
     _is_in_body: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class Signature:
         object.__setattr__(self, "_is_in_body", is_in_body)
 
     def check_head(self, head: Request, now: float) -> BodyCheck:
+        if self.body_digest is not None:
+            only_parameter(head, self.body_digest)
         if self._is_in_body:
             # What the body says is looked at with the body; what the head lacks is missed now.
             if not self.path:
@@ -66,8 +70,10 @@ class Signature:
         outgoing = Request(
             method=request.method, path=request.path, query=request.query, headers=draft.raw(), body=request.body
         )
+        content = Content(outgoing)
         try:
-            value = self.prefix + self.algorithm.sign(partial(self._message, outgoing, Content(outgoing), stamp))
+            self._check_digest(outgoing, content)
+            value = self.prefix + self.algorithm.sign(partial(self._message, outgoing, content, stamp))
         except RefusedError as error:
             raise UsageError(f"a test event for this source: {error.detail}") from error
         if self.timestamp is not None and self.timestamp.is_element:
@@ -162,10 +168,19 @@ class Signature:
         self._check_body(self._read_lines(lines, request, now, content), request, content)
 
     def _check_body(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content) -> None:
+        self._check_digest(request, content)
         for candidates, stamp in read:
             if self.algorithm.matches(candidates, partial(self._message, request, content, stamp), content):
                 return
         raise refused(Reason.BAD_SIGNATURE, f"the signature {self._where()} doesn't match this request")
+
+    def _check_digest(self, request: Request, content: Content) -> None:
+        if self.body_digest is not None:
+            digest = only_parameter(request, self.body_digest)
+            if digest != content.digest("sha256").hex().encode():
+                raise refused(
+                    Reason.BAD_SIGNATURE, f"the query parameter {self.body_digest} isn't the SHA-256 of this body"
+                )
 
     def _split(self, line: bytes) -> tuple[list[bytes], list[bytes]]:
         """Return what looks like signatures and timestamps, without their prefixes."""

@@ -6,7 +6,7 @@ from string import Formatter
 from typing import NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from gateway.verify.content import Content, FieldPath, parse_field_path
+from gateway.verify.content import Content, FieldPath, parse_field_path, require_form
 from gateway.verify.request import Reason, Request, only, refused, to_bytes
 from gateway.verify.tokens import PARAMETER, TOKEN
 
@@ -30,7 +30,10 @@ EXPECTED = (
 
 
 def parse_signed_string(text: str) -> "SignedString":
-    """Parse a template. Raises ValueError if it isn't one, or covers nothing of the body."""
+    """Parse a template. Raises ValueError if it isn't one, or vouches for nothing that is delivered.
+
+    A query may have a digest of the body: then it is `body_digest` that makes it vouch for the body.
+    """
     parts: list[bytes | Part] = []
     for literal, kind, argument, conversion in Formatter().parse(text):
         if literal:
@@ -41,7 +44,7 @@ def parse_signed_string(text: str) -> "SignedString":
             raise ValueError(text)
         parts.append(_part(kind, argument or ""))
     signed = SignedString(tuple(parts), text)
-    if not (signed.covers_body or signed.has("field")):  # it vouches for nothing that is delivered
+    if not any(signed.has(kind) for kind in ("body", "form", "field", "url", "query")):
         raise ValueError(text)
     return signed
 
@@ -71,11 +74,13 @@ class SignedString:
     """The template as it is written."""
     is_body_alone: bool = field(init=False)
     _headers: tuple[bytes, ...] = field(init=False)
+    _has_form: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_body_alone", self.parts == (BODY,))
         named = [part.name for part in self.parts if isinstance(part, Part) and part.kind == "header"]
         object.__setattr__(self, "_headers", tuple(named))
+        object.__setattr__(self, "_has_form", self.has("form"))
 
     @property
     def covers_body(self) -> bool:
@@ -84,15 +89,20 @@ class SignedString:
     def has(self, kind: str) -> bool:
         return any(part.kind == kind for part in self.parts if isinstance(part, Part))
 
+    def covers_parameter(self, name: str) -> bool:
+        return self.has("url") or Part("query", name.encode()) in self.parts
+
     def with_id_header(self, name: str | None) -> "SignedString":
         """Return the string with the header for `{id}`."""
         header = Part("header", (name or "").lower().encode())
         return SignedString(tuple([header if part == ID else part for part in self.parts]), self.text)
 
     def check_head(self, head: Request) -> None:
-        """Raise RefusedError unless each header that is signed is there once."""
+        """Raise RefusedError unless each header that is signed is there once, and a form is one."""
         for name in self._headers:
             only(head, name)
+        if self._has_form:
+            require_form(head)
 
     def render(self, given: "SigningInput") -> bytes:
         """Return the string for a request. Raises RefusedError if a part of it is missing."""
@@ -131,9 +141,8 @@ def _url(_: Part, given: SigningInput) -> bytes:
     return to_bytes(f"{url}?{request.query}" if request.query else url)
 
 
-def _parameter(part: Part, given: SigningInput) -> bytes:
-    name = part.name.decode()
-    found = [value for key, value in parse_qsl(given.request.query, keep_blank_values=True) if key == name]
+def only_parameter(request: Request, name: str) -> bytes:
+    found = [value for key, value in parse_qsl(request.query, keep_blank_values=True) if key == name]
     if len(found) != 1:
         expected = f"expected the query parameter {name}, which is signed, once"
         raise refused(Reason.MISSING_HEADER, f"{expected}, got {len(found) or 'none'}")
@@ -154,7 +163,7 @@ _FIELDS: Mapping[str, Callable[[Part, SigningInput], bytes]] = {
     "url": _url,
     "secret": lambda _, given: given.secret,
     "form": lambda _, given: given.content.sorted_form(),
-    "query": _parameter,
+    "query": lambda part, given: only_parameter(given.request, part.name.decode()),
     "field": _json_field,
     "header": lambda part, given: only(given.request, part.name),  # it was there once when the head was checked
 }

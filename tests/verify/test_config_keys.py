@@ -12,6 +12,8 @@ from gateway.verify.schemes import build_verifier, json_schema
 from gateway.verify.signed_string import EXPECTED as SIGNED
 from tests.verify.signed_requests import WHSEC
 
+HEX = "00112233445566778899aabbccddeeff"
+
 
 def problems(config: Mapping[str, object]) -> list[tuple[Path, str]]:
     try:
@@ -122,6 +124,24 @@ def test_each_key_of_hmac_says_what_it_expects() -> None:
 )  # fmt: skip
 def test_a_signed_string_covers_the_body_and_has_only_known_parts(signed: str) -> None:
     check_hmac({"signed": signed}, (("signed",), f"expected {SIGNED}, got {signed!r}"))
+
+
+def test_a_digest_of_the_body_is_signed_in_the_query() -> None:
+    digest = {"query": "sha"}
+    signed = {"signed": "{header:X-A}{query:sha}"}
+    check_hmac({**signed, "body_digest": digest})
+    check_hmac(signed, (("signed",), "expected {body} in it, or the key 'body_digest', got neither"))
+    unsigned = "expected {url} or {query:sha} in 'signed', as a digest is anybody's unsigned, got neither"
+    check_hmac({"body_digest": digest}, (("body_digest",), unsigned))
+    check_hmac({"signed": "{query:other}", "body_digest": digest}, (("body_digest",), unsigned))
+    check_hmac({**signed, "body_digest": "sha"}, (("body_digest",), "expected a mapping with query, got 'sha'"),
+               (("signed",), "expected {body} in it, or the key 'body_digest', got neither"))  # fmt: skip
+    check_hmac({**signed, "body_digest": {}}, (("body_digest",), "expected the key 'query', got none"))
+    check_hmac(
+        {**signed, "body_digest": {"query": "?"}},
+        (("body_digest", "query"), "expected a query parameter's name of letters, digits and ._~-, got '?'"),
+    )
+    check_hmac({**signed, "body_digest": digest, "timestamp": {"field": "at"}})
 
 
 def test_tolerances_are_durations() -> None:
@@ -250,9 +270,16 @@ def _has_valid_content(value: Any, schema: Any) -> bool:
 
 
 ED25519 = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"  # RFC 8032, section 7.1, TEST 2
+
+
+def a_secret(name: str) -> str:
+    return HEX if any(way.values.get("secret_encoding") == "hex" for way in PRESETS[name].ways) else WHSEC
+
+
 CONFIGS: list[dict[str, Any]] = [
     *[{"scheme": scheme} for scheme in (*GENERIC, *PRESETS)],
-    *[{"scheme": scheme, "secrets": [WHSEC]} for scheme in (*GENERIC, *PRESETS) if scheme != "square"],
+    *[{"scheme": scheme, "secrets": [WHSEC]} for scheme in GENERIC],
+    *[{"scheme": name, "secrets": [a_secret(name)]} for name in PRESETS if not PRESETS[name].needs_url],
     {"scheme": "stripe", "secrets": ["s"], "tolerance": "5m"},
     {"scheme": "stripe", "secrets": ["s"], "tolerance": "none"},
     {"scheme": "stripe", "secrets": ["s"], "tolerance": "soon"},
@@ -275,6 +302,8 @@ CONFIGS: list[dict[str, Any]] = [
     {"scheme": "public-key", "header": "X-S", "public_keys": [ED25519]},
     {"scheme": "public-key", "header": "X-S", "algorithm": "ed25519", "public_keys": []},
     {"scheme": "public-key", "header": "X-S", "field": "s", "algorithm": "ed25519", "public_keys": [ED25519]},
+    {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "signed": "{query:d}", "body_digest": {"query": "d"}},
+    {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "body_digest": {"header": "d"}},
     {"scheme": "token", "header": "X-T", "secrets": ["s"]},
     {"scheme": "token", "header": "X-T", "query": "t", "secrets": ["s"]},
     {"scheme": "basic", "username": "ann", "secrets": ["s"]},

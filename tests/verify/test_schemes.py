@@ -491,6 +491,30 @@ def test_its_own_signature_is_accepted(name: str, body: bytes, now: float) -> No
     SIGNERS[name].verify(a_request(pairs, body=body), now=now)
 
 
+def test_a_signed_digest_covers_the_body() -> None:
+    verifier = a_verifier(header="X-S", signed="{query:d}", body_digest={"query": "d"})
+    digest = hashlib.sha256(BODY).hexdigest()
+    pairs = verifier.sign(BODY, now=NOW, id="1", type="t", headers={}, query=f"d={digest}")
+    assert reason(verifier, a_request(pairs, query=f"d={digest}"), now=NOW) == "accepted"
+    assert reason(verifier, a_request(pairs, query=f"d={digest}", body=b"{}"), now=NOW) == "bad_signature"
+    other = f"d={hashlib.sha256(b'{}').hexdigest()}"
+    assert reason(verifier, a_request(pairs, query=other, body=b"{}"), now=NOW) == "bad_signature"
+    assert reason(verifier, a_request(pairs, query=f"d={digest.upper()}"), now=NOW) == "bad_signature"
+    for query in ("", f"d={digest}&d={digest}"):
+        assert reason(verifier, a_request(pairs, query=query), now=NOW) == "missing_header"
+    with pytest.raises(UsageError, match="expected the query parameter d, which is signed, once, got none"):
+        verifier.sign(BODY, now=NOW, id="1", type="t", headers={})
+
+
+def test_an_empty_form_is_no_form() -> None:
+    verifier = a_verifier(header="X-S", signed="{method}{form}")
+    form = ("Content-Type", "application/x-www-form-urlencoded")
+    assert reason(verifier, a_request([form, ("X-S", over(b"POSTa1b\xc3\xa4"))], body=b"b=%C3%A4&a=1")) == "accepted"
+    for body in (b"", b"&&"):
+        assert reason(verifier, a_request([form, ("X-S", over(b"POST"))], body=body)) == "unreadable_body"
+    assert reason(verifier, a_request([("X-S", over(b"POSTa1"))], body=b"a=1")) == "unreadable_body"
+
+
 def test_given_headers_win_and_are_signed() -> None:
     stale = stamped().sign(BODY, now=NOW, id="", type="", headers={"x-time": "1600000000"})
     assert stale == [("x-time", "1600000000"), ("X-Signature", over(b"1600000000." + BODY))]

@@ -69,7 +69,7 @@ def changes(vector: Vector) -> Iterator[Request]:
             for at in range(0, len(value), max(1, len(value) // 40)):
                 forged = flip(value, at)
                 yield sent._replace(headers=(*sent.headers[:index], (name, forged), *sent.headers[index + 1 :]))
-    if any(spec.query for spec in specs):
+    if any(spec.query for spec in specs) or vector.public_url:  # which is signed with the query
         for at, byte in enumerate(sent.query):
             if re.match(r"\w", byte):
                 yield sent._replace(query=sent.query[:at] + chr(ord(byte) ^ 1) + sent.query[at + 1 :])

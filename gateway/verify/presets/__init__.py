@@ -39,7 +39,7 @@ from typing_extensions import override
 
 from gateway.model import RulesError
 from gateway.text import did_you_mean, kind_of, parse_duration
-from gateway.verify.config_keys import GENERIC, ConfigPath, Path, read_keys
+from gateway.verify.config_keys import GENERIC, ConfigPath, Path, read_keys, refuse_uncovered
 from gateway.verify.handshakes import HANDSHAKES
 
 
@@ -174,7 +174,9 @@ def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
         if "public_keys" in keys:
             keys["public_keys"] = keys["public_keys"]._replace(is_required=False)
         bare = {name: each for name, each in config.items() if name not in {"takes", "id"}}
-        ways.append(Way(scheme, read_keys(bare, keys, here), config.get("takes"), config.get("id")))
+        values = read_keys(bare, keys, here)
+        refuse_uncovered(values, here)
+        ways.append(Way(scheme, values, config.get("takes"), config.get("id")))
     return tuple(ways)
 
 
