@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
@@ -36,6 +38,10 @@ class Vector:
     request: Request
     public_url: str | None = None
     covers: str = "body"
+
+    @override
+    def __str__(self) -> str:
+        return self.scheme
 
     def verifier(self, **config: object) -> Verifier:
         return build_verifier({"scheme": self.scheme, **self.config, **config}, public_url=self.public_url)
