@@ -1,6 +1,6 @@
 """`gateway providers`: the providers that are known, and how to connect one."""
 
-from gateway.commands.base import Call, command
+from gateway.commands.base import Invocation, command
 from gateway.commands.values import Parser
 from gateway.model import UsageError
 from gateway.ops.output import Output
@@ -9,7 +9,7 @@ from gateway.text import did_you_mean
 from gateway.verify.presets import PRESETS
 
 
-def _takes(parser: Parser) -> None:
+def _arguments(parser: Parser) -> None:
     parser.add_argument("provider", nargs="?", metavar="NAME", help="one of them, with all that is known of it")
 
 
@@ -17,9 +17,9 @@ def _takes(parser: Parser) -> None:
     "providers",
     about="list the providers that are known; of one: how it signs, what to set up there, and the rules for it",
     example="gateway providers stripe",
-    takes=_takes,
+    add_arguments=_arguments,
 )
-def _providers(call: Call) -> int:
+def _providers(call: Invocation) -> int:
     name, output = call.arguments.provider, call.output
     if name is not None and name not in PRESETS:
         hint = did_you_mean(name, PRESETS) or "; `gateway providers` lists those that are known"
