@@ -11,8 +11,10 @@ from gateway.text import did_you_mean, kind_of, parse_duration, shown
 from gateway.verify.content import FieldPath, parse_field_path
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS
 from gateway.verify.handshakes import HANDSHAKES
+from gateway.verify.json_web_tokens import ALGORITHMS as JWT_ALGORITHMS
+from gateway.verify.json_web_tokens import ASYMMETRIC, SYMMETRIC
 from gateway.verify.public_keys import ALGORITHMS as PUBLIC_KEY_ALGORITHMS
-from gateway.verify.signed_string import BODY, EXPECTED, SignedString, parse_signed_string
+from gateway.verify.signed_string import BODY, EXPECTED, SignedString, parse_signed_string, parse_template
 from gateway.verify.tokens import PARAMETER, TOKEN
 
 Path = tuple[str | int, ...]
@@ -199,6 +201,26 @@ def refuse_uncovered(values: Mapping[str, Any], where: ConfigPath) -> None:
         where.below("body_digest").report(f"{expected}, got neither")
 
 
+def _read_claims(value: object, where: ConfigPath) -> tuple[tuple[str, SignedString], ...]:
+    if not isinstance(value, Mapping):
+        raise InvalidValueError("a mapping of claims to strings", value)
+    claims = []
+    for name, text in value.items():
+        try:
+            claims.append((str(name), parse_template(text if isinstance(text, str) else "{")))
+        except ValueError:
+            where.below(str(name)).report(f"expected a string, or a template as in 'signed', got {shown(text)}")
+    return tuple(claims)
+
+
+def _read_algorithms(value: object, _: ConfigPath) -> tuple[str, ...]:
+    given = value if isinstance(value, list) else [value]
+    for kind in (SYMMETRIC, ASYMMETRIC):  # one kind alone: a public key must never be taken for a secret
+        if given and all(each in kind for each in given):
+            return tuple(given)
+    raise InvalidValueError(f"one or several of {', '.join(SYMMETRIC)}, or of {', '.join(ASYMMETRIC)}", value)
+
+
 MAX_NUMBERED = 10  # headers of a numbered name: DocuSign has one for each of a source's secrets
 _ALGORITHMS = ("sha256", "sha1", "sha512")
 
@@ -328,6 +350,32 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
         "field": Key(_read_field, _text("The field of the JSON body that holds the token.")),
         "prefix": Key(_read_ascii, _text("What stands before the token in the header.")),
         "secrets": SECRETS,
+    },
+    "jwt": {
+        "header": Key(_read_header, _text("The header that holds the token."), default="Authorization"),
+        "algorithms": Key(
+            _read_algorithms,
+            {
+                "anyOf": [
+                    {"enum": list(JWT_ALGORITHMS)},
+                    {"type": "array", "items": {"enum": list(JWT_ALGORITHMS)}, "minItems": 1},
+                ],
+                "description": "The algorithms that are accepted: HS… with secrets, the others with public keys.",
+            },
+            is_required=True,
+        ),
+        "claims": Key(
+            _read_claims,
+            {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": "Claims, and what each has to be: a string, or a template such as {body:sha256}.",
+            },
+            default=(),
+        ),
+        "tolerance": TOLERANCE,
+        "secrets": SECRETS._replace(is_required=False),
+        "public_keys": PUBLIC_KEYS._replace(is_required=False),
     },
     "basic": {
         "username": Key(_read_username, _text("The user's name."), is_required=True),

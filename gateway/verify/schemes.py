@@ -57,6 +57,7 @@ from gateway.verify.config_keys import (
 from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
+from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
 from gateway.verify.public_keys import PublicKey, PublicKeys, read_public_key
 from gateway.verify.request import to_bytes
@@ -66,6 +67,7 @@ from gateway.verify.timestamps import Timestamp
 from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
+LEEWAY = 60.0  # of the times in a token
 DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
 _NONE: Mapping[str, Preset] = {}
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
@@ -157,7 +159,7 @@ def _build(
     else:
         preset = known
         ways = preset.with_secrets(given)
-    if not public_url and any(way.values["signed"].has("url") for way in ways if "signed" in way.values):
+    if not public_url and any(way.needs_url for way in ways):
         where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
     tokens = [way.values for way in ways if way.scheme == "token"]
@@ -214,11 +216,7 @@ def _refuse_contradictions(
         found = [place for place in places if place in config]
         if len(found) != 1:
             where.report(f"expected one of {', '.join(places)}, got {' and '.join(found) or 'none'}")
-    has_token = values.get("handshake") is not None and HANDSHAKES[values["handshake"]].has_token
-    if has_token and "verify_tokens" not in config:
-        where.below("handshake").report("expected the key 'verify_tokens' with it, got none")
-    if "verify_tokens" in config and not has_token:
-        where.below("verify_tokens").report("expected the key 'handshake' with one that has tokens, got none")
+    _refuse_unused_tokens(config, values, where)
     signed = values.get("signed")
     refuse_uncovered(values, where)
     if signed is not None:
@@ -227,10 +225,32 @@ def _refuse_contradictions(
             where.below("signed").report("expected no {secret} with hmac, which is keyed with it, got it")
         if scheme == "hash" and not signed.has("secret"):
             where.below("signed").report("expected {secret} in 'signed', as anybody can make a hash without, got none")
-    if "tolerance" in config and "timestamp" not in config:
+    if scheme == "jwt":
+        _refuse_mixed_keys(values, where)
+    elif "tolerance" in config and "timestamp" not in config:
         where.below("tolerance").report("expected the key 'timestamp' with it, got none")
     if {"prefix", "position"} & values.get("timestamp", {}).keys() and "separator" not in config:
         where.below("timestamp").report("expected the key 'separator' with a timestamp's prefix, got none")
+
+
+def _refuse_unused_tokens(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
+    has_token = values.get("handshake") is not None and HANDSHAKES[values["handshake"]].has_token
+    if has_token and "verify_tokens" not in config:
+        where.below("handshake").report("expected the key 'verify_tokens' with it, got none")
+    if "verify_tokens" in config and not has_token:
+        where.below("verify_tokens").report("expected the key 'handshake' with one that has tokens, got none")
+
+
+def _refuse_mixed_keys(values: Mapping[str, Any], where: ConfigPath) -> None:
+    """Report keys of another kind than the algorithms of a token, or none."""
+    if "algorithms" in values:
+        needed, other = (
+            ("secrets", "public_keys") if values["algorithms"][0] in SYMMETRIC else ("public_keys", "secrets")
+        )
+        if needed not in values:
+            where.report(f"expected the key '{needed}' with {', '.join(values['algorithms'])}, got none")
+        if other in values:
+            where.below(other).report(f"expected none with {', '.join(values['algorithms'])}, got some")
 
 
 def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
@@ -248,7 +268,7 @@ def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], wh
         where.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")
 
 
-def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
+def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:  # noqa: PLR0911 - one for each scheme
     """Build a check; None if a value that it needs has a problem."""
     values = way.values
     secrets = tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
@@ -269,10 +289,25 @@ def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
             return Credential(header="Authorization", prefix="Basic ", secrets=pairs)
         case "bearer":
             return Credential(header="Authorization", prefix="Bearer ", secrets=secrets)
+        case "jwt" if {"algorithms", "claims"} <= values.keys():
+            return _token(values, public_url)
         case "none":
             return Unverified()
         case _:
             return None
+
+
+def _token(values: Mapping[str, Any], public_url: str | None) -> JsonWebToken:
+    kind = "secrets" if values["algorithms"][0] in SYMMETRIC else "public_keys"
+    return JsonWebToken(
+        header=values.get("header", "Authorization"),
+        algorithms=values["algorithms"],
+        keys=tuple([to_bytes(each.text) for each in values.get(kind, ())]),
+        claims=values["claims"],
+        public_url=public_url,
+        leeway=LEEWAY,
+        tolerance=values.get("tolerance"),
+    )
 
 
 def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public_url: str | None) -> Signature | None:

@@ -1,5 +1,6 @@
 """The string that a signature covers, written as a template such as `{timestamp}.{body}`."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from string import Formatter
@@ -25,7 +26,7 @@ _BARE = {part.kind: part for part in (BODY, TIMESTAMP, ID, URL, SECRET, Part("me
 _DIGESTS = ("sha256", "crc32")
 EXPECTED = (
     "a string with {body} and, in braces, only timestamp, id, method, path, url, secret, form, body:sha256, "
-    "body:crc32, header:NAME, query:NAME, field:PATH"
+    "body:crc32, url:sha256, header:NAME, query:NAME, field:PATH"
 )
 
 
@@ -34,6 +35,14 @@ def parse_signed_string(text: str) -> "SignedString":
 
     A query may have a digest of the body: then it is `body_digest` that makes it vouch for the body.
     """
+    signed = parse_template(text)
+    if not any(signed.has(kind) for kind in ("body", "form", "field", "url", "query")):
+        raise ValueError(text)
+    return signed
+
+
+def parse_template(text: str) -> "SignedString":
+    """Parse a template, whatever it covers. Raises ValueError."""
     parts: list[bytes | Part] = []
     for literal, kind, argument, conversion in Formatter().parse(text):
         if literal:
@@ -43,17 +52,14 @@ def parse_signed_string(text: str) -> "SignedString":
         if conversion:
             raise ValueError(text)
         parts.append(_part(kind, argument or ""))
-    signed = SignedString(tuple(parts), text)
-    if not any(signed.has(kind) for kind in ("body", "form", "field", "url", "query")):
-        raise ValueError(text)
-    return signed
+    return SignedString(tuple(parts), text)
 
 
 def _part(kind: str, argument: str) -> Part:
     if not argument:
         if kind in _BARE:
             return _BARE[kind]
-    elif kind == "body" and argument in _DIGESTS:
+    elif (kind == "body" and argument in _DIGESTS) or (kind == "url" and argument == "sha256"):
         return Part(kind, argument.encode())
     elif kind == "header" and TOKEN.fullmatch(argument):
         return Part(kind, argument.lower().encode())
@@ -134,11 +140,12 @@ def _body_digest(part: Part, given: SigningInput) -> bytes:
     return digest if part.name == b"crc32" else digest.hex().encode()
 
 
-def _url(_: Part, given: SigningInput) -> bytes:
+def _url(part: Part, given: SigningInput) -> bytes:
     request, url = given.request, given.url
     if not urlsplit(url).path:
         url += request.path
-    return to_bytes(f"{url}?{request.query}" if request.query else url)
+    whole = to_bytes(f"{url}?{request.query}" if request.query else url)
+    return hashlib.sha256(whole).hexdigest().encode() if part.name else whole
 
 
 def only_parameter(request: Request, name: str) -> bytes:

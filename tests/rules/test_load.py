@@ -555,7 +555,7 @@ def test_a_provider_of_ones_own_does_what_a_preset_does(tmp_path: Path) -> None:
         ("acme: {title: x}", "acme: expected the signing method, or a list of them, got nothing"),
         ("acme: {verify: {header: X, secrets: [a]}}", "acme.verify.secrets: unknown key 'secrets'"),
         ("acme: {verify: {hedaer: X}}", "acme.verify.hedaer: unknown key 'hedaer', did you mean 'header'?"),
-        ("acme: {verify: [{scheme: hmca}]}", "acme.verify[0].scheme: expected one of hmac, hash, token, basic, bearer"),
+        ("acme: {verify: [{scheme: hmca}]}", "acme.verify[0].scheme: expected one of hmac, hash, public-key, token"),
         ("acme: {verify: {scheme: bearer}, ids: x}", "acme.ids: unknown key 'ids', did you mean 'id'?"),
         ("acme: {verify: {scheme: bearer}, id: 'body.'}", "acme.id: expected a CEL expression, got 'body.'"),
         ("acme: {verify: [{scheme: bearer, id: '1 +'}]}", "acme.verify[0].id: expected a CEL expression, got '1 +'"),

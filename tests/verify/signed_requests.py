@@ -26,7 +26,8 @@ def a_verifier(scheme: str = "hmac", *, public_url: str | None = None, **config:
     """Build a verifier; without a config, `hmac` over the body in X-Signature."""
     defaults: Mapping[str, object] = {"header": "X-Signature"} if scheme == "hmac" else {}
     secrets: Mapping[str, object] = {} if scheme == "none" else {"secrets": [SECRET]}
-    return build_verifier({"scheme": scheme, **defaults, **secrets, **config}, public_url=public_url)
+    merged = {"scheme": scheme, **defaults, **secrets, **config}
+    return build_verifier({key: value for key, value in merged.items() if value is not None}, public_url=public_url)
 
 
 def refusal(verifier: Verifier, request: Request, *, now: float = NOW) -> RefusedError:

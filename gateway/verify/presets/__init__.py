@@ -62,6 +62,12 @@ class Way(NamedTuple):
     takes: str | None = None
     id: str | None = None
 
+    @property
+    def needs_url(self) -> bool:
+        """Return whether the address that the sender was given is signed."""
+        templates = [template for _, template in self.values.get("claims", ())]
+        return any(each.has("url") for each in (*templates, self.values.get("signed")) if each is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
@@ -85,7 +91,7 @@ class Preset:
     @property
     def needs_url(self) -> bool:
         """Return whether the address that the sender was given is signed."""
-        return any(way.values["signed"].has("url") for way in self.ways if "signed" in way.values)
+        return any(way.needs_url for way in self.ways)
 
     def with_secrets(self, given: Mapping[str, Any]) -> list[Way]:
         """Return the signing methods with the user's secrets, public keys and tolerance."""

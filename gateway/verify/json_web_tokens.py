@@ -1,0 +1,128 @@
+"""JSON Web Tokens (RFC 7519) that vouch for a request: signed with a shared secret, or by a private key.
+
+A token by itself is a credential; claims that are compared with the request, such as the SHA-256 of the body, make it a
+signature. PyJWT does the cryptography, and is imported with the first token; what a token claims is checked here, by
+the clock that all signatures are checked by.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from gateway.verify.algorithms import OfSenderAloneError
+from gateway.verify.check import BodyCheck, Draft, SigningSpec, nothing_to_check
+from gateway.verify.content import Content
+from gateway.verify.request import Reason, Request, refused
+from gateway.verify.signed_string import SignedString, SigningInput
+
+if TYPE_CHECKING:
+    from jwt import PyJWS
+
+MAX_TOKEN_BYTES = 8192
+SYMMETRIC = ("HS256", "HS384", "HS512")
+ASYMMETRIC = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
+ALGORITHMS = (*SYMMETRIC, *ASYMMETRIC)
+_BEARER = b"bearer "
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonWebToken:
+    """A token in a header; in `Authorization` with or without the word Bearer before it.
+
+    Every claim in `claims` has to be the string that its template gives; of an `aud` that is a list, one of it. A
+    token without `exp` is good at any time, unless `tolerance` is given, which then counts from its `iat`.
+    """
+
+    header: str
+    algorithms: tuple[str, ...]
+    keys: tuple[bytes, ...] = field(repr=False)
+    claims: tuple[tuple[str, SignedString], ...]
+    public_url: str | None
+    leeway: float
+    tolerance: float | None
+
+    def check_head(self, head: Request, now: float) -> BodyCheck:
+        tokens = head.values(self.header.lower().encode())
+        if not tokens:
+            raise refused(Reason.MISSING_SIGNATURE, f"expected a token {self._where()}, got none")
+        if len(tokens) > 1 or len(tokens[0]) > MAX_TOKEN_BYTES:
+            expected = f"expected one token {self._where()}, of at most {MAX_TOKEN_BYTES} bytes"
+            raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got {len(tokens)}")
+        token = tokens[0]
+        claims = self._claims(token[len(_BEARER) :] if token[: len(_BEARER)].lower() == _BEARER else token)
+        self._check_times(claims, now)
+        return partial(self._check_claims, claims) if self.claims else nothing_to_check
+
+    def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:
+        if self.algorithms[0] not in SYMMETRIC:
+            raise OfSenderAloneError
+        content, payload = Content(request), {"iat": int(now), "exp": int(now) + 60, "jti": identity}
+        for name, template in self.claims:
+            given = SigningInput(request, content, b"", self.public_url or "", b"")
+            payload[name] = template.render(given).decode()
+        signed = _jws().encode(orjson.dumps(payload), self.keys[0], algorithm=self.algorithms[0])
+        draft.add(self.header, f"Bearer {signed}" if self.header.lower() == "authorization" else signed)
+
+    def query(self) -> str:
+        return ""
+
+    def signing_spec(self) -> SigningSpec:
+        return SigningSpec(proof=f"JSON Web Token ({', '.join(self.algorithms)}) {self._where()}", header=self.header)
+
+    def _where(self) -> str:
+        return f"in the header {self.header}"
+
+    def _claims(self, token: bytes) -> Mapping[str, Any]:
+        """Return what a token claims. Raises RefusedError unless one of the keys verifies it."""
+        from jwt.exceptions import DecodeError, InvalidKeyError, InvalidSignatureError, PyJWTError  # noqa: PLC0415
+
+        for key in self.keys:
+            try:
+                decoded = _jws().decode_complete(token, key, algorithms=list(self.algorithms))
+                claims = orjson.loads(decoded["payload"])
+            except InvalidSignatureError:
+                continue
+            except (DecodeError, InvalidKeyError, PyJWTError, ValueError) as error:
+                expected = f"expected a JSON Web Token of {', '.join(self.algorithms)} {self._where()}"
+                raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another") from error
+            if isinstance(claims, dict):
+                return claims
+            raise refused(Reason.MALFORMED_SIGNATURE, f"expected a token with claims {self._where()}, got another")
+        raise refused(Reason.BAD_SIGNATURE, f"the token {self._where()} isn't signed with a known key")
+
+    def _check_times(self, claims: Mapping[str, Any], now: float) -> None:
+        times = {}
+        for name in ("exp", "nbf", "iat"):
+            value = claims.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                times[name] = value
+            elif value is not None:
+                raise refused(Reason.MALFORMED_TIMESTAMP, f"expected a number as the token's {name}, got another type")
+        if "exp" in times and now > times["exp"] + self.leeway:
+            raise refused(Reason.STALE_TIMESTAMP, f"the token expired {now - times['exp']:.0f} s ago")
+        for name in ("nbf", "iat"):
+            if name in times and times[name] > now + self.leeway:
+                raise refused(Reason.STALE_TIMESTAMP, f"the token's {name} is {times[name] - now:.0f} s ahead")
+        if self.tolerance is not None:
+            if "iat" not in times:
+                raise refused(Reason.MISSING_TIMESTAMP, "expected iat in the token, got none")
+            if now - times["iat"] > self.tolerance:
+                expected = f"expected a token issued at most {self.tolerance:g} s ago"
+                raise refused(Reason.STALE_TIMESTAMP, f"{expected}, got one of {now - times['iat']:.0f} s ago")
+
+    def _check_claims(self, claims: Mapping[str, Any], request: Request, content: Content) -> None:
+        given = SigningInput(request, content, b"", self.public_url or "", b"")
+        for name, template in self.claims:
+            value, expected = claims.get(name), template.render(given).decode("utf-8", "surrogateescape")
+            values: Sequence[Any] = value if isinstance(value, list) and name == "aud" else [value]
+            if expected not in [each for each in values if isinstance(each, str)]:
+                raise refused(Reason.BAD_SIGNATURE, f"the token's {name} doesn't match this request")
+
+
+def _jws() -> "PyJWS":
+    from jwt import PyJWS  # noqa: PLC0415 - only where a token is used
+
+    return PyJWS(algorithms=list(ALGORITHMS))

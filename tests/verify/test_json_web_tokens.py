@@ -1,0 +1,171 @@
+"""Tokens that vouch for a request, against RFC 7515's examples and PyJWT's own signatures."""
+
+import hashlib
+from typing import Any
+
+import jwt
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from gateway.model import UsageError
+from gateway.verify.json_web_tokens import MAX_TOKEN_BYTES
+from gateway.verify.presets import SchemeError
+from gateway.verify.verifier import Verifier
+from tests.verify.signed_requests import BODY, NOW, a_request, a_verifier, reason, refusal
+
+KEY = "hush-hush-hush-hush-hush-hush-hush-hush-hush-hush-hush-hush-hush-hush"
+DIGEST = hashlib.sha256(BODY).hexdigest()
+URL = "https://hooks.example.com/in/it"
+
+
+def a_token_verifier(**config: Any) -> Verifier:
+    return a_verifier("jwt", public_url=URL, **{"algorithms": "HS256", "secrets": [KEY], **config})
+
+
+def a_token(key: Any = KEY, algorithm: str = "HS256", **claims: Any) -> str:
+    return jwt.api_jws.encode(orjson.dumps({"exp": int(NOW) + 60, **claims}), key, algorithm=algorithm)
+
+
+def with_token(token: str | bytes, header: str = "Authorization", **more: Any) -> Any:
+    return a_request([(header, token)], **more)
+
+
+RFC_KEY = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"
+RFC_TOKEN = (
+    "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvb"
+    "S9pc19yb290Ijp0cnVlfQ.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+)
+
+
+def test_the_example_of_rfc_7515_is_accepted() -> None:
+    """Appendix A.1; its key is 64 bytes that aren't text, so it is handed over as PyJWT decodes it."""
+    key = jwt.utils.base64url_decode(RFC_KEY).decode("utf-8", "surrogateescape")
+    verifier = a_token_verifier(secrets=[key], claims={"iss": "joe"})
+    assert reason(verifier, with_token(RFC_TOKEN), now=1300819380) == "accepted"
+    assert reason(verifier, with_token(f"Bearer {RFC_TOKEN}"), now=1300819380 + 60) == "accepted"
+    assert reason(verifier, with_token(RFC_TOKEN), now=1300819380 + 61) == "stale_timestamp"
+    assert reason(verifier, with_token(RFC_TOKEN.replace("dBjf", "dBjg")), now=1300819380) == "bad_signature"
+    jim = a_token_verifier(secrets=[key], claims={"iss": "jim"})
+    assert reason(jim, with_token(RFC_TOKEN), now=1300819380) == "bad_signature"
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
+def test_a_claim_may_be_the_bodys_digest_and_the_urls(algorithm: str) -> None:
+    claims = {"payload_hash": "{body:sha256}", "url_hash": "{url:sha256}", "iss": "Acme"}
+    verifier = a_token_verifier(algorithms=[algorithm], claims=claims, header="X-Token")
+    good = {"payload_hash": DIGEST, "url_hash": hashlib.sha256(URL.encode()).hexdigest(), "iss": "Acme"}
+    token = a_token(algorithm=algorithm, **good)
+    assert reason(verifier, with_token(token, "X-Token")) == "accepted"
+    assert reason(verifier, with_token(token, "X-Token", body=BODY + b" ")) == "bad_signature"
+    assert reason(verifier, with_token(token, "X-Token", query="a=1")) == "bad_signature"
+    for name in good:
+        for value in ("other", None, 7, ["Acme"]):
+            assert reason(verifier, with_token(a_token(algorithm=algorithm, **{**good, name: value}), "X-Token")) == (
+                "bad_signature"
+            )
+
+
+def test_what_we_sign_is_accepted_by_us_and_by_pyjwt() -> None:
+    verifier = a_token_verifier(claims={"sha256": "{body:sha256}", "iss": "netlify"}, header="X-Webhook-Signature")
+    ((_, token),) = verifier.sign(BODY, now=NOW, id="id-1", type="t", headers={})
+    assert reason(verifier, with_token(token, "X-Webhook-Signature")) == "accepted"
+    claims = jwt.decode(token, KEY, algorithms=["HS256"], options={"verify_exp": False, "verify_iat": False})
+    assert (claims["sha256"], claims["iss"], claims["jti"]) == (DIGEST, "netlify", "id-1")
+
+
+def test_an_audience_may_be_one_of_several() -> None:
+    verifier = a_token_verifier(claims={"aud": "hooks"})
+    assert reason(verifier, with_token(a_token(aud=["other", "hooks"]))) == "accepted"
+    assert reason(verifier, with_token(a_token(aud="hooks"))) == "accepted"
+    assert reason(verifier, with_token(a_token(aud=["other"]))) == "bad_signature"
+    assert reason(verifier, with_token(a_token())) == "bad_signature"
+
+
+@pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({"exp": NOW - 60}, "accepted"),
+        ({"exp": NOW - 61}, "stale_timestamp"),
+        ({"nbf": NOW + 60}, "accepted"),
+        ({"nbf": NOW + 61}, "stale_timestamp"),
+        ({"iat": NOW + 61}, "stale_timestamp"),
+        ({"exp": "soon"}, "malformed_timestamp"),
+        ({"exp": True}, "malformed_timestamp"),
+        ({"exp": None}, "accepted"),
+    ],
+)
+def test_the_times_of_a_token_are_of_our_clock(claims: dict[str, Any], expected: str) -> None:
+    assert reason(a_token_verifier(), with_token(a_token(**claims))) == expected
+
+
+def test_a_tolerance_counts_from_when_it_was_issued() -> None:
+    verifier = a_token_verifier(tolerance="5m")
+    assert reason(verifier, with_token(a_token(iat=NOW - 300))) == "accepted"
+    assert reason(verifier, with_token(a_token(iat=NOW - 301))) == "stale_timestamp"
+    assert reason(verifier, with_token(a_token())) == "missing_timestamp"
+
+
+@pytest.mark.parametrize(
+    "token",
+    ["", "x", "a.b.c", "Bearer ", "é" * 20, b"\xff.\xff.\xff", "." * 1000, "e30.e30.", "x" * (MAX_TOKEN_BYTES + 1),
+     jwt.encode({}, "", algorithm="none"), a_token(algorithm="HS512"),
+     jwt.api_jws.encode(b"[]", KEY, algorithm="HS256"), jwt.api_jws.encode(b"{", KEY, algorithm="HS256")],
+)  # fmt: skip
+def test_what_is_no_token_of_the_algorithms_is_malformed(token: str | bytes) -> None:
+    assert reason(a_token_verifier(), with_token(token)) == "malformed_signature"
+
+
+def test_a_token_is_there_once() -> None:
+    assert reason(a_token_verifier(), a_request()) == "missing_signature"
+    twice = a_request([("Authorization", a_token()), ("Authorization", a_token())])
+    assert reason(a_token_verifier(), twice) == "malformed_signature"
+
+
+def test_any_secret_will_do_and_none_is_told() -> None:
+    verifier = a_token_verifier(secrets=["another" * 10, KEY])
+    assert reason(verifier, with_token(a_token())) == "accepted"
+    error = refusal(a_token_verifier(secrets=["another" * 10]), with_token(a_token()))
+    assert error.reason == "bad_signature"
+    assert "another" not in str(error)
+    assert KEY not in repr(verifier)
+
+
+def test_tokens_by_private_keys() -> None:
+    keys: dict[str, Any] = {
+        "ES256": ec.generate_private_key(ec.SECP256R1()),
+        "RS256": rsa.generate_private_key(public_exponent=65537, key_size=2048),
+    }
+    for algorithm, key in keys.items():
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+        verifier = a_verifier("jwt", algorithms=[algorithm], public_keys=[pem], secrets=None)
+        assert reason(verifier, with_token(a_token(key, algorithm))) == "accepted"
+        other = "RS256" if algorithm == "ES256" else "ES256"
+        assert reason(verifier, with_token(a_token(keys[other], other))) == "malformed_signature"
+        # The public key as a secret: the confusion of CVE-2015-9235.
+        forged = jwt.api_jws.encode(b"{}", KEY, algorithm="HS256")
+        assert reason(verifier, with_token(forged)) == "malformed_signature"
+        with pytest.raises(UsageError, match="private key"):
+            verifier.sign(BODY, now=NOW, id="", type="", headers={})
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"algorithms": "none", "secrets": [KEY]}, "algorithms: expected one or several of HS256, HS384, HS512, or of"),
+        ({"algorithms": [], "secrets": [KEY]}, "algorithms: expected one or several of"),
+        ({"algorithms": ["HS256", "RS256"], "secrets": [KEY]}, "algorithms: expected one or several of"),
+        ({"algorithms": "RS256", "secrets": [KEY]}, "expected the key 'public_keys' with RS256, got none"),
+        ({"algorithms": "HS256", "public_keys": ["x"]}, "expected the key 'secrets' with HS256, got none"),
+        ({"algorithms": "HS256", "secrets": [KEY], "public_keys": ["x"]}, "public_keys: expected none with HS256"),
+        ({"algorithms": "HS256", "secrets": [KEY], "claims": ["a"]}, "claims: expected a mapping of claims to strings"),
+        ({"algorithms": "HS256", "secrets": [KEY], "claims": {"a": "{no}"}}, "claims.a: expected a string, or a"),
+        ({"algorithms": "HS256", "secrets": [KEY], "claims": {"u": "{url}"}}, "expected the source's public_url"),
+        ({"secrets": [KEY]}, "expected the key 'algorithms', got none"),
+    ],
+)
+def test_the_keys_of_a_token_are_checked(config: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SchemeError) as caught:
+        a_verifier("jwt", **{"secrets": None, **config})
+    assert expected in str(caught.value)
