@@ -21,8 +21,7 @@ def unsigned(draw: random.Random) -> Signed:
 def accepts(request: Request, signed: Signed) -> bool:
     with mock.patch("time.time", return_value=signed.now):
         try:
-            return webhook_signature_matches(
-                request.body, texts(request), secret=signed.config["secrets"][0], tolerance=300
-            )
+            secret = signed.config["secrets"][0]
+            return bool(webhook_signature_matches(request.body, texts(request), secret=secret, tolerance=300))
         except (InvalidWebhookSignatureError, UnicodeDecodeError, TypeError):
             return False

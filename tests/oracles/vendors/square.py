@@ -18,7 +18,7 @@ def unsigned(draw: random.Random) -> Signed:
 
 def accepts(request: Request, signed: Signed) -> bool:
     try:
-        return verify_signature(
+        is_valid = verify_signature(
             request_body=request.body.decode(),
             signature_header=texts(request)["x-square-hmacsha256-signature"],
             signature_key=signed.config["secrets"][0],
@@ -26,3 +26,4 @@ def accepts(request: Request, signed: Signed) -> bool:
         )
     except UnicodeDecodeError:
         return False
+    return bool(is_valid)
