@@ -11,6 +11,7 @@ from gateway.verify.presets import PRESETS, SchemeError
 from gateway.verify.schemes import build_verifier, json_schema
 from gateway.verify.signed_string import EXPECTED as SIGNED
 from tests.verify.signed_requests import WHSEC
+from tests.verify.vectors import vectors
 
 HEX = "00112233445566778899aabbccddeeff"
 
@@ -272,14 +273,14 @@ def _has_valid_content(value: Any, schema: Any) -> bool:
 ED25519 = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c"  # RFC 8032, section 7.1, TEST 2
 
 
-def a_secret(name: str) -> str:
-    return HEX if any(way.values.get("secret_encoding") == "hex" for way in PRESETS[name].ways) else WHSEC
+def a_preset(name: str) -> dict[str, Any]:
+    return {"scheme": name, **next(each.config for each in vectors() if each.scheme == name)}
 
 
 CONFIGS: list[dict[str, Any]] = [
     *[{"scheme": scheme} for scheme in (*GENERIC, *PRESETS)],
     *[{"scheme": scheme, "secrets": [WHSEC]} for scheme in GENERIC],
-    *[{"scheme": name, "secrets": [a_secret(name)]} for name in PRESETS if not PRESETS[name].needs_url],
+    *[a_preset(name) for name in PRESETS if not PRESETS[name].needs_url],
     {"scheme": "stripe", "secrets": ["s"], "tolerance": "5m"},
     {"scheme": "stripe", "secrets": ["s"], "tolerance": "none"},
     {"scheme": "stripe", "secrets": ["s"], "tolerance": "soon"},

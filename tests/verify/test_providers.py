@@ -38,6 +38,9 @@ def test_a_preset_says_what_people_need_to_know(name: str) -> None:
     about = PRESETS[name].about
     assert {"title", "docs", "secret", "setup", "evidence"} <= about.keys()
     evidence = about["evidence"]
+    is_credential = all(way.scheme in {"token", "basic", "bearer"} for way in PRESETS[name].ways)
+    if is_credential and evidence != "unconfirmed" and evidence.keys() == {"documents"}:
+        return  # there is no signature to compare
     assert evidence == "unconfirmed" or evidence.keys() <= {"sdk", "vector"}
     made_by = [vector.made_by for vector in vectors() if vector.scheme == name]
     is_of_vendor = any(not maker.startswith(("openssl", "PyJWT")) or "accepted by" in maker for maker in made_by)

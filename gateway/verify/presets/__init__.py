@@ -22,7 +22,8 @@ A file has the keys that `providers:` in the rules has, too:
     setup       what to click at the vendor
     deadline    how long the vendor waits for the response, as it says
     retries     how it repeats what wasn't answered in time, as it says
-    evidence    what its signatures were compared with: {sdk: …}, {vector: …}, or `unconfirmed`
+    evidence    what its signatures were compared with: {sdk: …}, {vector: …}, or `unconfirmed`; of a credential, where
+                nothing is signed, {documents: …}
     notes       what else there is to know
 
 Where a provider signs a timestamp, `tolerance` is the one of its documents or SDK.
