@@ -19,8 +19,7 @@ def unsigned(draw: random.Random) -> Signed:
 def accepts(request: Request, signed: Signed) -> bool:
     header = request.values(b"x-cc-webhook-signature")[0].decode("latin-1")
     try:
-        return WebhookSignature.verify_sig_header(
-            request.body.decode("utf-8", "replace"), header, signed.config["secrets"][0]
-        )
+        body = request.body.decode("utf-8", "replace")
+        return bool(WebhookSignature.verify_sig_header(body, header, signed.config["secrets"][0]))
     except (SignatureVerificationError, TypeError):  # of a header that isn't ASCII
         return False

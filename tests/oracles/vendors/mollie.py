@@ -26,6 +26,7 @@ def unsigned(draw: random.Random) -> Signed:
 def accepts(request: Request, signed: Signed) -> bool:
     headers = [value.decode("latin-1") for value in request.values(b"x-mollie-signature")]
     try:
-        return SignatureValidator.validate(request.body.decode("utf-8", "replace"), signed.config["secrets"], headers)
+        body = request.body.decode("utf-8", "replace")
+        return bool(SignatureValidator.validate(body, signed.config["secrets"], headers))
     except InvalidSignatureException:
         return False

@@ -23,6 +23,6 @@ def accepts(request: Request, signed: Signed) -> bool:
     headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
     body = request.body.decode("utf-8", "replace")
     try:
-        return validate_sinch_event_signature_with_nonce(signed.config["secrets"][0], headers, body)
+        return bool(validate_sinch_event_signature_with_nonce(signed.config["secrets"][0], headers, body))
     except TypeError:
         return False

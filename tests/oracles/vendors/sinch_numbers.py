@@ -18,6 +18,7 @@ def unsigned(draw: random.Random) -> Signed:
 def accepts(request: Request, signed: Signed) -> bool:
     headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
     try:
-        return validate_signature_header(signed.config["secrets"][0], headers, request.body.decode("utf-8", "replace"))
+        body = request.body.decode("utf-8", "replace")
+        return bool(validate_signature_header(signed.config["secrets"][0], headers, body))
     except TypeError:
         return False
