@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stack stack-down test simulate mutants faults lint format types bench chart docs image lock clean
+.PHONY: help setup demo stack stack-down test simulate mutants faults lint format types oracles bench chart docs image lock clean
 # The newest that is here of those that are supported. PYTHON names another one, for an environment that is made anew.
 PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do $$python -c "import ensurepip, venv" 2> /dev/null && echo $$python && break; done),python3)
 # Tests and faults start a thousand processes: each would compile the gateway anew.
@@ -58,6 +58,10 @@ simulate: $(READY) ## the engine in SEEDS=10000 simulation runs from FIRST=0 on;
 
 mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (some 8 minutes)
 	@$(BIN)/python -m tests.mutants
+
+oracles: $(READY) ## the vendors' own libraries against ours, on requests drawn anew (installs some 40 of them)
+	$(PYTHON) -m venv .oracles && .oracles/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/oracles.txt
+	GATEWAY_ORACLES=1 PYTHONPATH=.:$$(echo .oracles/lib/python*/site-packages) $(BIN)/python -m pytest -q tests/oracles tests/verify/test_vectors.py
 
 bench: $(READY) ## cost relative to a minimal aiohttp pipeline, measured in one run
 	@$(BIN)/python -m benchmarks

@@ -33,7 +33,7 @@ def test_each_document_is_a_page_that_the_index_leads_to(site: Path) -> None:
 
 def test_linked_files_of_other_kinds_can_be_fetched(site: Path) -> None:
     files = {file.name for file in (site / "_downloads").rglob("*") if file.is_file()}
-    assert {"routes.yaml", "providers.yaml", "prometheus.yml", "values.yaml"} <= files
+    assert {"routes.yaml", "prometheus.yml", "values.yaml"} <= files
 
 
 def test_it_can_be_searched_and_has_its_pictures(site: Path) -> None:
