@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from dev import providers
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 
 ROOT = Path(__file__).parent.parent
@@ -155,3 +156,7 @@ def test_existing_names_are_found() -> None:
     )
     assert missing(text) == []
     assert len(list(mentions(text))) == 8
+
+
+def test_the_document_of_providers_is_the_one_of_the_presets() -> None:
+    assert providers.DOCUMENT.read_text() == providers.document(), "run `python -m dev.providers`"

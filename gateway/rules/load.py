@@ -228,8 +228,7 @@ class _Assembly:
         for name, preset in file.values.get("providers", {}).items():
             node = file.node.value["providers"].value[name]
             if name in PRESETS or name in GENERIC:
-                message = f"expected another name than that of a known scheme, got {name!r}"
-                self.reader.report(node, "duplicate", message, at_key=True)
+                self.reader.report(node, "duplicate", f"expected a new scheme's name, got {name!r}", at_key=True)
             self._claim("provider", name, f"provider {name!r}", node, at_key=True)
             self.providers[name] = preset
 
@@ -334,9 +333,8 @@ class _Assembly:
         if node.child("proxy_auth") and not node.child("proxy"):
             self.reader.report(node.value["proxy_auth"], "value", "`proxy_auth` needs a `proxy`, got none", at_key=True)
         forwarded = set(map(cgi_normalized, read.values.get("forward_headers", ())))
-        for item in (
-            dropped.value if (dropped := node.child("drop_headers")) and isinstance(dropped.value, list) else ()
-        ):
+        dropped = node.child("drop_headers")
+        for item in dropped.value if dropped and isinstance(dropped.value, list) else ():
             if isinstance(item.value, str) and cgi_normalized(item.value) in forwarded:
                 message = f"expected a header that isn't among `forward_headers`, got {item.value!r}"
                 self.reader.report(item, "value", message)
@@ -389,7 +387,7 @@ class _Assembly:
 
 
 def _is_in_the_clear(url: str) -> bool:
-    """Return whether requests to a URL are sent unencrypted to another machine. An unresolved URL has no scheme yet."""
+    """Return whether a URL's requests are sent unencrypted to another machine. An unresolved one has no scheme yet."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
 

@@ -562,8 +562,8 @@ def test_a_provider_of_ones_own_does_what_a_preset_does(tmp_path: Path) -> None:
         ("acme: {like: sripe}", "acme.like: expected a provider's name, got 'sripe', did you mean 'stripe'?"),
         ("acme: {verify: {scheme: bearer}, handshake: xx}", "acme.handshake: expected one of slack, zoom"),
         ("acme: {verify: {scheme: bearer}, dedupe: soon}", "acme.dedupe: expected a duration such as 1h, got 'soon'"),
-        ("stripe: {verify: {scheme: bearer}}", "stripe: expected another name than that of a known scheme"),
-        ("hmac: {verify: {scheme: bearer}}", "hmac: expected another name than that of a known scheme"),
+        ("stripe: {verify: {scheme: bearer}}", "stripe: expected a new scheme's name"),
+        ("hmac: {verify: {scheme: bearer}}", "hmac: expected a new scheme's name"),
     ],
 )
 def test_a_provider_of_ones_own_is_checked_as_all_else(tmp_path: Path, provider: str, expected: str) -> None:

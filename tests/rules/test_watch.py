@@ -81,6 +81,7 @@ def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
         "hash": {"header": "X-S", "secrets": ["s"], "signed": "{secret}{body}"},
         "token": {"header": "X-T", "secrets": ["s"]},
         "basic": {"username": "u", "secrets": ["s"]},
+        "jwt": {"algorithms": "HS256", "secrets": ["s"]},
         "public-key": {"header": "X-S", "algorithm": "ed25519", "public_keys": [ED25519]},
         "discord": {"public_keys": [ED25519]},
         "telnyx": {"public_keys": [ED25519]},

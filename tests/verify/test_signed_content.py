@@ -71,7 +71,8 @@ def test_an_index_is_of_a_list_with_one_item() -> None:
     assert reason(verifier, a_request(body=good)) == "accepted"
     more = as_json(items=[{"id": "a"}, {"id": "forged"}], signature=over(b"a"))
     assert refusal(verifier, a_request(body=more)).detail == "expected one item in items.0.id, got 2"
-    for items in ([], {}, "a", None):
+    others: list[object] = [[], {}, "a", None]
+    for items in others:
         body = as_json(items=items, signature=over(b""))
         assert reason(verifier, a_request(body=body)) == "unreadable_body"
 
