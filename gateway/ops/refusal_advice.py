@@ -90,6 +90,7 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
         "malformed_signature",
         "malformed_timestamp",
         "repeated_header",
+        "unreadable_body",
     ): Refusal(
         share=HALF,
         few=FEW_REFUSALS,
@@ -116,6 +117,7 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
         steps=("# the client disconnected, or was too slow; anyone can cause that, and a real sender retries",)
     ),
     (
+        "bad_handshake",
         "transfer_coding",
         "method_not_allowed",
         "malformed_body",

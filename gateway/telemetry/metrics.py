@@ -38,6 +38,7 @@ RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
 STATUSES = ("200", "202", "400", "401", "404", "405", "408", "413", "431", "499", "500", "501", "503")
 REJECTIONS = (
     "bad_credentials",
+    "bad_handshake",
     "bad_signature",
     "bodies_held_open",
     "body_not_json",
@@ -63,6 +64,7 @@ REJECTIONS = (
     "stale_timestamp",
     "transfer_coding",
     "unknown_source",
+    "unreadable_body",
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 RELOADS = ("ok", "error")
