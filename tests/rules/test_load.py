@@ -588,8 +588,10 @@ def test_a_deceptively_weak_protection_is_a_warning(tmp_path: Path) -> None:
         ("sources.user.verify.secrets[0]", short),
         (
             "sources.later.verify.scheme",
-            "expected a scheme that was compared with a signature of the provider's own, got one made by its documentation "
-            "alone: see that its events are accepted",
+            (
+                "expected a scheme that was compared with a signature of the provider's own, got one made by its "
+                "documentation alone: see that its events are accepted"
+            ),
         ),
         (
             "sources.later.verify.tolerance",
