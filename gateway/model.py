@@ -333,6 +333,17 @@ class RefusedError(GatewayError):
         self.detail = detail
 
 
+class UnfetchedError(GatewayError):
+    """A server gave no document at an address: DNS, the network or the server is at fault.
+
+    `is_gone`: the server has responded that it has none there.
+    """
+
+    def __init__(self, detail: str, *, is_gone: bool = False) -> None:
+        super().__init__(detail)
+        self.is_gone = is_gone
+
+
 class LogUnavailableError(GatewayError):
     """The log can't store or return records at the moment; nothing was acknowledged."""
 

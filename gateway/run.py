@@ -155,7 +155,7 @@ class Gateway:
             if settings.role is not Role.INGRESS:
                 worker_task, others = await self._start_worker(log, tasks, stack)
                 background += others
-            listen = await self._start_ingress(log) if settings.role is not Role.ROUTER else None
+            listen = await self._start_ingress(log, stack) if settings.role is not Role.ROUTER else None
             background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
             background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
@@ -193,7 +193,7 @@ class Gateway:
         _, rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in rest:
             task.cancel()
-        self._client = await stack.enter_async_context(Client(EgressGuard(self.reloader.rules.egress), clock=log.now))
+        client = await self._open_client(log, stack)
         jobs = Jobs(
             log=log,
             topics=self._topics,
@@ -206,7 +206,7 @@ class Gateway:
             log=log,
             topics=self._topics,
             rules=lambda: self.reloader.rules,
-            client=self._client,
+            client=client,
             control=follower.control,
             metrics=self._metrics,
             logger=self._logger,
@@ -217,7 +217,18 @@ class Gateway:
         worker = tasks.create_task(self._worker.run(), name="worker")
         return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]
 
-    async def _start_ingress(self, log: Log) -> Address:
+    async def _open_client(self, log: Log, stack: AsyncExitStack) -> Client:
+        """Return the process's client, opened when it is first needed."""
+        if self._client is None:
+            client = Client(EgressGuard(self.reloader.rules.egress), clock=log.now)
+            self._client = await stack.enter_async_context(client)
+        return self._client
+
+    async def _start_ingress(self, log: Log, stack: AsyncExitStack) -> Address:
+        async def fetch(url: str, *, timeout: float, limit: int) -> bytes:
+            client = await self._open_client(log, stack)
+            return await client.fetch(url, timeout=timeout, limit=limit)
+
         self._ingress = Ingress(
             rules=lambda: self.reloader.rules,
             log=log,
@@ -225,6 +236,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
+            fetch=fetch,
         )
         address = self._settings.listen
         try:

@@ -28,10 +28,10 @@ from gateway.client.connections import Connection, FailedError, Origin, Pool, St
 from gateway.client.egress import EgressGuard, EgressRefusedError
 from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head
 from gateway.client.oauth import NoTokenError, Token, Tokens
-from gateway.client.request import Outbound
+from gateway.client.request import USER_AGENT, Outbound
 from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, literal_address
 from gateway.client.retry_after import parse_retry_after
-from gateway.model import Attempt, Headers, Result
+from gateway.model import Attempt, Headers, Result, UnfetchedError
 from gateway.rules.rules import DestinationAccess, Proxy, Tls
 
 CONNECT_TIMEOUT = 1.0  # For each address but the last, so that an unreachable one leaves time for the next.
@@ -135,6 +135,29 @@ class Client:
             self._tokens.accepted(token)
         return response
 
+    async def fetch(self, url: str, *, timeout: float, limit: int) -> bytes:
+        """Return the document of at most `limit` bytes at an https address, within `timeout` seconds from now.
+
+        Redirects aren't followed. Raises UnfetchedError, whose text has nothing of the response, ValueError for an
+        address that isn't https.
+        """
+        origin, _, _ = _locate(url)
+        if not origin.is_tls:
+            raise ValueError("address of a document: expected https")
+        head = encode_head(_start(url, "", "GET"), (USER_AGENT,), 0)
+        reader = partial(ResponseReader, keeps_body=True, limit=limit)
+        try:
+            response = await self._exchange(origin, head, b"", self._loop.time() + timeout, reader)
+        except FailedError as failure:
+            raise UnfetchedError(failure.detail) from failure
+        status = response.status
+        if status != HTTPStatus.OK:
+            is_gone = status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
+            raise UnfetchedError(f"{origin.host}: expected a document, got {_phrase(status)}", is_gone=is_gone)
+        if response.body is None:
+            raise UnfetchedError(f"{origin.host}: expected a complete document of at most {limit} bytes, got another")
+        return response.body
+
     async def request_token(self, outbound: Outbound, deadline: float) -> ResponseReader:
         """Send a request for a token. Raises NoTokenError."""
         try:
@@ -149,15 +172,20 @@ class Client:
         )
         body = outbound.body
         head = encode_head(start, (*outbound.headers, *added) if added else outbound.headers, len(body))
+        return await self._exchange(origin, head, body, deadline, partial(ResponseReader, keeps_body=keeps_body))
+
+    async def _exchange(
+        self, origin: Origin, head: bytes, body: bytes, deadline: float, reader: Callable[[], ResponseReader]
+    ) -> ResponseReader:
         connection = self._pool.take(origin)
         if connection is not None:
             try:
-                return await connection.exchange(head, body, deadline, ResponseReader(keeps_body=keeps_body))
+                return await connection.exchange(head, body, deadline, reader())
             except StaleError:
                 pass  # RFC 9112 §9.3.1: it was closed while it was idle
         connection = await self._dial(origin, deadline)
         try:
-            return await connection.exchange(head, body, deadline, ResponseReader(keeps_body=keeps_body))
+            return await connection.exchange(head, body, deadline, reader())
         except StaleError as error:
             raise FailedError(Result.TRANSPORT, f"{origin.host}: {error}") from error
 
@@ -312,11 +340,11 @@ def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> tuple[Origin,
     return origin, _start(url, "http://" + str(URL(url).host_port_subcomponent)), _proxy_headers(proxy)
 
 
-def _start(url: str, origin: str) -> bytes:
+def _start(url: str, origin: str, method: str = "POST") -> bytes:
     # As the operators wrote it: yarl would unquote unreserved characters, and a token may be compared as text.
     parts = urlsplit(url)
     target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=punctuation)
-    return f"POST {origin}{target} HTTP/1.1\r\nHost: {URL(url).host_port_subcomponent}\r\n".encode("ascii")
+    return f"{method} {origin}{target} HTTP/1.1\r\nHost: {URL(url).host_port_subcomponent}\r\n".encode("ascii")
 
 
 def _connect_request(origin: Origin, proxy: Proxy) -> bytes:

@@ -37,15 +37,15 @@ class ResponseReader:
     """Reads one response (RFC 9112). `status` is 0 until its head is complete; interim responses (1xx) are skipped.
 
     At the end, `is_reusable` is whether the connection may carry another request. With `keeps_body`, `kept` is the body
-    read so far, and `body` the complete one: None before its end, and if it exceeds RESPONSE_LIMIT bytes.
+    read so far, and `body` the complete one: None before its end, and if it exceeds `limit` bytes.
     """
 
     __slots__ = (
-        *("_body", "_head", "_left", "_seen"),
+        *("_body", "_head", "_left", "_limit", "_seen"),
         *("body", "has_started", "is_reusable", "kept", "retry_after", "status"),
     )
 
-    def __init__(self, *, keeps_body: bool = False) -> None:
+    def __init__(self, *, keeps_body: bool = False, limit: int = RESPONSE_LIMIT) -> None:
         self.has_started = False
         self.body: bytes | None = None
         self.status = 0
@@ -53,6 +53,7 @@ class ResponseReader:
         self.is_reusable = False
         self._head = bytearray()
         self._left: int | None = 0  # of the body; None where the end of the connection, or of the chunks, ends it
+        self._limit = limit
         self._seen = 0
         self.kept: bytearray | None = bytearray() if keeps_body else None
         self._body: Generator[None, bytes, bytes] | None = None
@@ -122,7 +123,7 @@ class ResponseReader:
 
     def _feed_body(self, data: bytes) -> bool:
         self._seen += len(data)
-        if self._seen > RESPONSE_LIMIT:
+        if self._seen > self._limit:
             self.is_reusable = False
             return True
         if self._body is not None:
@@ -143,7 +144,7 @@ class ResponseReader:
 
     def feed_eof(self) -> None:
         """Handle the end of the connection, which ends a body without a length."""
-        if self.status and self._left is None and self._body is None and self._seen <= RESPONSE_LIMIT:
+        if self.status and self._left is None and self._body is None and self._seen <= self._limit:
             self._end()
 
     def _end(self) -> bool:

@@ -38,7 +38,7 @@ class BodyReader(BodyReservation):
             return bytes(body)
         except TimeoutError:
             if self.is_evicted:
-                raise _evicted() from None
+                raise crowded_out() from None
             raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
         except web.RequestPayloadError as error:
             raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
@@ -50,7 +50,7 @@ class BodyReader(BodyReservation):
         if self.size + more > self._limit:
             raise too_large(self._limit)
         if not self._memory.grow(self, more, now=perf_counter()):
-            raise _evicted() if self.is_evicted else no_room(self._memory)
+            raise crowded_out() if self.is_evicted else no_room(self._memory)
 
     @override
     def evict(self) -> None:
@@ -69,7 +69,8 @@ def no_room(memory: BodyMemory) -> RefusedError:
     return RefusedError(503, "overloaded", "too many requests are in progress")
 
 
-def _evicted() -> RefusedError:
+def crowded_out() -> RefusedError:
+    """Return the refusal of a body that was evicted."""
     # Not a 503, which would mean that we can't serve: the sender kept us waiting.
     return RefusedError(408, "crowded_out", "expected the body at once, as others need the memory for it")
 

@@ -10,6 +10,7 @@ is verified; no append is retried; there is no 2xx before the append has returne
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
 from time import perf_counter
@@ -20,6 +21,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory, Share
+from gateway.ingress.key_fetcher import Fetch, KeyFetcher
 from gateway.ingress.responses import Accepted, handshake_response, make_response, problem_response
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
@@ -30,6 +32,7 @@ from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Rules, Source
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
+from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request
 
 if TYPE_CHECKING:  # an extra
@@ -48,7 +51,7 @@ QUOTA_WINDOW = 10.0
 class Ingress:
     """Serves `POST /in/<source>`, and `GET /healthz` for load balancers.
 
-    `rules` returns the active rules; a reload replaces them between two requests.
+    `rules` returns the active rules; a reload replaces them between two requests. `fetch` is for keys of senders.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Ingress:
         clock: Callable[[], float] = time.time,
         limits: Limits | None = None,
         traces: "Traces | None" = None,
+        fetch: Fetch | None = None,
     ) -> None:
         self._is_draining = False
         self._rules = rules
@@ -74,6 +78,7 @@ class Ingress:
         self._traces = traces
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
+        self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
         self._quota = LogQuota()
         self._own_quota = LogQuota()
         """For refusals of verified senders, which are our fault: no stranger's lines leave them out."""
@@ -169,7 +174,7 @@ class Ingress:
             fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
-            identity_expression = verifier.verify(sent, now=self._clock())
+            identity_expression = await self._verify(endpoint, sent)
         else:
             head = Request("POST", path, query, headers, b"", names)
             sent, identity_expression = await self._read_and_verify(request, endpoint, head, limit, fields)
@@ -226,9 +231,22 @@ class Ingress:
         try:
             sent = head._replace(body=await reader.read(self._limits.body_seconds))
             fields["bytes"] = len(sent.body)
-            return sent, pending.verify(sent)
+            with suppress(KeyNeededError):
+                return sent, pending.verify(sent, endpoint.keys)
         finally:
             self._memory.close(reader)
+        return sent, await self._verify(endpoint, sent)
+
+    async def _verify(self, endpoint: "_Endpoint", sent: Request) -> str | None:
+        """Verify a request, with the key that it names if it does; return where its identity is (CEL)."""
+
+        def verify() -> str | None:
+            return endpoint.source.verifier.verify(sent, now=self._clock(), keys=endpoint.keys)
+
+        try:
+            return verify()
+        except KeyNeededError:
+            return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify)
 
     async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
         began = perf_counter()
@@ -253,9 +271,12 @@ class Ingress:
         if rules is not self._cached_rules:
             sources = rules.sources.values()
             self._endpoints = {
-                source.path: _Endpoint(source, self._topics, self._metrics, self._memory.share(source.name))
+                source.path: _Endpoint(
+                    source, self._topics, self._metrics, self._memory.share(source.name), self._keys.cache(source.name)
+                )
                 for source in sources
             }
+            self._keys.retain(rules.sources)
             self._cached_rules = rules
         return self._endpoints.get(path)
 
@@ -343,6 +364,7 @@ class _Endpoint:
         "event",
         "events",
         "handshake_methods",
+        "keys",
         "last",
         "name",
         "seconds",
@@ -351,7 +373,7 @@ class _Endpoint:
         "topic",
     )
 
-    def __init__(self, source: Source, topics: Topics, metrics: Metrics, share: Share) -> None:
+    def __init__(self, source: Source, topics: Topics, metrics: Metrics, share: Share, keys: KeyCache) -> None:
         self.name = source.name
         self.source = source
         self.topic = source.topic or topics.events(source.name)
@@ -360,6 +382,7 @@ class _Endpoint:
         self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
         self.share = share
+        self.keys = keys
         self.event = EventBuilder(source).event
         self.handshake_methods = source.verifier.handshake_methods
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))

@@ -73,6 +73,25 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             _AGAIN,
         ),
     ),
+    ("key_unavailable",): Refusal(
+        share=SHARE,
+        few=FEW_REFUSALS,
+        steps=(
+            "# the key of its sender couldn't be fetched: the log line key_not_fetched says from where and why",
+            _EXPLAIN,
+            "# can this process reach the sender's host over https? Strangers can name addresses that have no key, too",
+            _AGAIN,
+        ),
+    ),
+    ("bad_key", "wrong_recipient", "unreadable_body", "unconfirmed_subscription"): Refusal(
+        share=HALF,
+        few=FEW_REFUSALS,
+        steps=(
+            "# which keys, recipients and fields are expected (the response to the sender says what was wrong):",
+            _EXPLAIN,
+            "# the sender is set up for somebody else or otherwise, its certificate is too old, or it is a stranger",
+        ),
+    ),
     ("stale_timestamp",): Refusal(
         share=SHARE,
         few=FEW_REFUSALS,

@@ -39,6 +39,7 @@ STATUSES = ("200", "202", "400", "401", "404", "405", "408", "413", "431", "499"
 REJECTIONS = (
     "bad_credentials",
     "bad_handshake",
+    "bad_key",
     "bad_signature",
     "bodies_held_open",
     "body_not_json",
@@ -49,6 +50,7 @@ REJECTIONS = (
     "draining",
     "expression_error",
     "head_too_large",
+    "key_unavailable",
     "log_unavailable",
     "malformed_body",
     "malformed_request",
@@ -63,8 +65,10 @@ REJECTIONS = (
     "repeated_header",
     "stale_timestamp",
     "transfer_coding",
+    "unconfirmed_subscription",
     "unknown_source",
     "unreadable_body",
+    "wrong_recipient",
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 RELOADS = ("ok", "error")

@@ -14,7 +14,9 @@ from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.json_web_tokens import ALGORITHMS as JWT_ALGORITHMS
 from gateway.verify.json_web_tokens import ASYMMETRIC, SYMMETRIC
 from gateway.verify.public_keys import ALGORITHMS as PUBLIC_KEY_ALGORITHMS
+from gateway.verify.remote_keys import is_host, is_path
 from gateway.verify.signed_string import BODY, EXPECTED, SignedString, parse_signed_string, parse_template
+from gateway.verify.sns import TOPIC
 from gateway.verify.tokens import PARAMETER, TOKEN
 
 Path = tuple[str | int, ...]
@@ -168,6 +170,49 @@ def _read_timestamp(value: object, where: ConfigPath) -> dict[str, Any]:
     return read_keys(value, _TIMESTAMP_KEYS, where)
 
 
+def _read_key_url(value: object, where: ConfigPath) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidValueError("a mapping with header or field, and hosts", value)
+    given = [name for name in _KEY_URL_PLACES if name in value]
+    if len(given) != 1:
+        where.report(f"expected one of {', '.join(_KEY_URL_PLACES)}, got {' and '.join(given) or 'none'}")
+    return read_keys(value, _KEY_URL_KEYS, where)
+
+
+def _read_hosts(value: object, _: ConfigPath) -> tuple[str, ...]:
+    hosts = tuple(value) if isinstance(value, list) else ()
+    if hosts and all(isinstance(host, str) and is_host(host) for host in hosts):
+        return hosts
+    raise InvalidValueError("a list of hosts in lower case, in which * stands for one label", value)
+
+
+def _read_path(value: object, _: ConfigPath) -> str:
+    if isinstance(value, str) and is_path(value):
+        return value
+    raise InvalidValueError("what the path of an address starts with, such as /keys/", value)
+
+
+def _read_topics(value: object, where: ConfigPath) -> tuple[str, ...]:
+    topics = []
+    for topic in _list_of("topics")(value, where):
+        if TOPIC.fullmatch(topic.text):
+            topics.append(topic.text)
+        else:
+            where.below(topic.position).report(f"expected the ARN of a topic, got {shown(topic.text)}")
+    return tuple(topics)
+
+
+def _read_given(value: object, _: ConfigPath) -> str:
+    if isinstance(value, str) and PARAMETER.fullmatch(value):
+        return value
+    raise InvalidValueError("a string of letters, digits and ._~-", value)
+
+
+def asked_key(what: str) -> Key:
+    """Return the key for something that a provider's file asks of its user."""
+    return Key(_read_given, {**_text(what), "pattern": f"^{PARAMETER.pattern}$"}, is_required=True)
+
+
 def _read_position(value: object, _: ConfigPath) -> int:
     if value == 1 and not isinstance(value, bool):
         return 1
@@ -243,7 +288,6 @@ SECRETS = Key(
 PUBLIC_KEYS = Key(
     _list_of("public keys"),
     {**_TEXTS, "description": "As PEM or base64, of Ed25519 also the 32 bytes in hex or base64; any of them will do."},
-    is_required=True,
 )
 VERIFY_TOKENS = SECRETS._replace(
     schema={**SECRETS.schema, "description": "The tokens of the handshake (Meta's verify token); any will do."},
@@ -271,6 +315,28 @@ _TIMESTAMP_KEYS: Mapping[str, Key] = {
 _BODY_DIGEST_KEYS: Mapping[str, Key] = {
     "query": Key(_read_parameter, _text("The query parameter that holds the digest."), is_required=True),
 }
+_KEY_URL_PLACES = ("header", "field")
+_KEY_URL_KEYS: Mapping[str, Key] = {
+    "header": Key(_read_header, _text("The header that holds the address.")),
+    "field": Key(_read_field, _text("The field of the JSON body that holds the address.")),
+    "hosts": Key(
+        _read_hosts,
+        {**_TEXTS, "description": "The hosts that it may have; * stands for one label. A path alone is the first's."},
+        is_required=True,
+    ),
+    "path": Key(_read_path, {**_text("What its path starts with."), "default": "/"}, default="/"),
+}
+KEY_URL = Key(
+    _read_key_url,
+    {
+        "type": "object",
+        "properties": {name: dict(key.schema) for name, key in _KEY_URL_KEYS.items()},
+        "required": ["hosts"],
+        "oneOf": [{"required": [name]} for name in _KEY_URL_PLACES],
+        "additionalProperties": False,
+        "description": "Where a request names the address, in https, at which its key or certificate is (PEM).",
+    },
+)
 _HEADERS = {
     "description": "The header that holds the signature, or several; {n} is 1 to 10.",
     "oneOf": [
@@ -306,13 +372,14 @@ _SIGNATURE: Mapping[str, Key] = {
     ),
     "tolerance": TOLERANCE,
 }
-LOCATIONS: Mapping[str, tuple[str, ...]] = {
-    "hmac": ("header", "query", "field"),
-    "hash": ("header", "query", "field"),
-    "public-key": ("header", "query", "field"),
-    "token": ("header", "query", "field"),
+_LOCATIONS = ("header", "query", "field")
+CHOICES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "hmac": (_LOCATIONS,),
+    "hash": (_LOCATIONS,),
+    "public-key": (_LOCATIONS, ("public_keys", "key_url")),
+    "token": (_LOCATIONS,),
 }
-"""The keys of which a scheme takes exactly one: where a signature or credential is."""
+"""The keys of which a scheme takes exactly one: where a signature or credential is, and where its key."""
 _SCHEMES: Mapping[str, Mapping[str, Key]] = {
     "hmac": {
         **_SIGNATURE,
@@ -343,6 +410,7 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
             is_required=True,
         ),
         "public_keys": PUBLIC_KEYS,
+        "key_url": KEY_URL,
     },
     "token": {
         "header": Key(_read_header, _text("The header that holds the token.")),
@@ -387,3 +455,12 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
 GENERIC: Mapping[str, Mapping[str, Key]] = {
     scheme: {**keys, "handshake": HANDSHAKE, "verify_tokens": VERIFY_TOKENS} for scheme, keys in _SCHEMES.items()
 }
+OF_PRESETS: Mapping[str, Mapping[str, Key]] = {
+    "sns-message": {
+        "topics": Key(
+            _read_topics, {**_TEXTS, "description": "The ARNs of the topics that may send."}, is_required=True
+        ),
+    },
+}
+"""Schemes of a provider's file alone, with the keys that its user gives."""
+SCHEMES: Mapping[str, Mapping[str, Key]] = {**GENERIC, **OF_PRESETS}

@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import orjson
 
+from gateway.verify.remote_keys import FetchedKey, KeyCache, KeyNeededError
 from gateway.verify.request import Reason, Request, refused
 
 MAX_PARAMETERS = 1000  # of a form
@@ -29,16 +30,18 @@ def parse_field_path(text: str) -> FieldPath:
 
 
 class Content:
-    """A request's body, with what was computed of it so far.
+    """A request's body, with what was computed of it so far, and the keys that were fetched for its source until `now`.
 
     `digests` has key, algorithm, message and HMAC of those that were computed, so that none is computed twice.
     """
 
-    __slots__ = ("_form", "_json", "_request", "digests")
+    __slots__ = ("_form", "_json", "_keys", "_now", "_request", "digests")
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, keys: KeyCache | None = None, now: float = 0.0) -> None:
         self.digests: list[tuple[bytes, str, bytes, bytes]] = []
         self._request = request
+        self._keys = keys
+        self._now = now
         self._json: object = self
         self._form: list[tuple[bytes, bytes]] | None = None
 
@@ -65,6 +68,23 @@ class Content:
             case _:
                 expected = f"expected a string, a whole number or a boolean at {_shown(path)}"
                 raise refused(Reason.UNREADABLE_BODY, f"{expected}, got another type")
+
+    def json(self) -> object:
+        """Return the JSON body. Raises RefusedError if it is none."""
+        return self._parsed(())
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the value of a header that is there once, None if it isn't."""
+        values = self._request.values(name)
+        return values[0] if len(values) == 1 else None
+
+    def fetched_key(self, url: str) -> FetchedKey:
+        """Return the key at an address, good now. Raises KeyNeededError if it must be fetched, or RefusedError."""
+        if self._keys is None:
+            raise KeyNeededError(url)
+        key = self._keys.get(url, self._now)
+        key.check(self._now)
+        return key
 
     def form(self) -> list[tuple[bytes, bytes]]:
         """Return the decoded parameters of a form, in order. Raises RefusedError if the body isn't one."""
@@ -98,7 +118,7 @@ class Content:
             try:
                 self._json = orjson.loads(self._request.body)
             except orjson.JSONDecodeError as error:
-                expected = f"expected a JSON body with {_shown(path)}, got another"
+                expected = f"expected a JSON body{' with ' if path else ''}{_shown(path)}, got another"
                 raise refused(Reason.UNREADABLE_BODY, expected) from error
         return self._json
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gateway.verify.algorithms import Message, OfSenderAloneError
-from gateway.verify.content import Content
+from gateway.verify.content import Content, FieldPath
 from gateway.verify.encodings import ENCODINGS
+from gateway.verify.remote_keys import KeyPlaces
 from gateway.verify.request import Reason, refused
 
 MAX_KEY_BYTES = 16 * 1024  # of a key as it is written; one of RSA with 8192 bits has 1.5 KiB
@@ -48,11 +49,15 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicKeys:
-    """A signature by one of several private keys, known by their public keys. `encoding` is one of ENCODINGS."""
+    """A signature by one of several private keys, known by their public keys. `encoding` is one of ENCODINGS.
+
+    With `key_url`, the request names one that must be fetched.
+    """
 
     algorithm: str
     encoding: str
-    keys: tuple[PublicKey, ...] = field(repr=False)
+    keys: tuple[PublicKey, ...] = field(default=(), repr=False)
+    key_url: "KeyUrl | None" = None
 
     @property
     def name(self) -> str:
@@ -75,8 +80,10 @@ class PublicKeys:
     def sign(self, message: Message) -> bytes:  # noqa: ARG002 - of the protocol
         raise OfSenderAloneError
 
-    def _known(self, content: Content) -> Sequence[PublicKey]:  # noqa: ARG002 - keys that are fetched are known by it
-        return self.keys
+    def _known(self, content: Content) -> Sequence[PublicKey]:
+        return (
+            self.keys if self.key_url is None else (fetched_key(self.key_url.read(content), self.algorithm, content),)
+        )
 
     def _signatures(self, candidates: Sequence[bytes]) -> list[bytes]:
         if len(candidates) > MAX_TRIED:
@@ -84,6 +91,31 @@ class PublicKeys:
             raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got {len(candidates)}")
         decoded = [decode_signature(each, self.algorithm, self.encoding) for each in candidates]
         return [each for each in decoded if each is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUrl:
+    """Where a request names the address of its key: in a header (in lower case), or in a field of the JSON body."""
+
+    header: bytes | None = None
+    path: FieldPath = ()
+    places: KeyPlaces
+
+    def read(self, content: Content) -> str:
+        """Return the address, one of the vendor's. Raises RefusedError."""
+        text = content.field(self.path) if self.header is None else content.header(self.header)
+        if text is None:
+            where = f"in the field {'.'.join(map(str, self.path))}" if self.header is None else self.header.decode()
+            raise refused(Reason.BAD_KEY, f"expected the address of a key {where}, got none")
+        return self.places.url(text)
+
+
+def fetched_key(url: str, algorithm: str, content: Content) -> PublicKey:
+    """Return the key at an address. Raises KeyNeededError if it must be fetched, RefusedError if it isn't good."""
+    try:
+        return public_key(content.fetched_key(url).key, algorithm)
+    except ValueError as error:
+        raise refused(Reason.BAD_KEY, f"expected {_KINDS[algorithm].key} at its address, got another") from error
 
 
 def decode_signature(text: bytes, algorithm: str, encoding: str) -> bytes | None:

@@ -21,6 +21,10 @@ class Reason(StrEnum):
     MISSING_CREDENTIALS = "missing_credentials"
     BAD_CREDENTIALS = "bad_credentials"
     UNREADABLE_BODY = "unreadable_body"
+    BAD_KEY = "bad_key"
+    KEY_UNAVAILABLE = "key_unavailable"
+    WRONG_RECIPIENT = "wrong_recipient"
+    UNCONFIRMED_SUBSCRIPTION = "unconfirmed_subscription"
 
 
 class Request(NamedTuple):
@@ -56,9 +60,13 @@ def refused(reason: Reason, detail: str) -> RefusedError:
 
 
 def most_specific(refusals: Sequence[RefusedError]) -> RefusedError:
-    """Return the refusal of a signature that was sent, rather than one of a signature that is missing."""
+    """Return the refusal of a signature that was sent, rather than one of a signature that is missing.
+
+    One that says that the request may be good comes first: only then it is sent again.
+    """
+    open_ = [error for error in refusals if error.reason == Reason.KEY_UNAVAILABLE]
     present = [error for error in refusals if not error.reason.startswith("missing_")]
-    for error in (*present, *refusals):
+    for error in (*open_, *present, *refusals):
         return error
     return refused(Reason.MISSING_SIGNATURE, "expected a way to verify this request, got none")
 

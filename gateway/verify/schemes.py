@@ -30,6 +30,8 @@ filled in by its file in `presets/`.
 
       algorithm: ed25519           or ecdsa-p256-sha256, rsa-sha256, rsa-sha1
       public_keys: ["..."]         any of them will do: PEM, or base64 without its lines; of Ed25519 also the 32 bytes
+      key_url: {header: X-Key-URL, hosts: ["keys.example.com"], path: /v1/}   or the address of the key, fetched when
+                                   it is needed: https, at one of the hosts (* is one label), a path that starts so
 """
 
 import binascii
@@ -42,15 +44,18 @@ from gateway.text import did_you_mean, shown
 from gateway.verify.algorithms import Algorithm, Hash, Hmac
 from gateway.verify.check import Check
 from gateway.verify.config_keys import (
+    CHOICES,
     GENERIC,
-    LOCATIONS,
+    OF_PRESETS,
     PUBLIC_KEYS,
+    SCHEMES,
     SECRETS,
     TOLERANCE,
     VERIFY_TOKENS,
     ConfigPath,
     Key,
     Path,
+    asked_key,
     read_keys,
     refuse_uncovered,
 )
@@ -59,10 +64,12 @@ from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
 from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
-from gateway.verify.public_keys import PublicKey, PublicKeys, read_public_key
+from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_public_key
+from gateway.verify.remote_keys import KeyPlaces
 from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Signature
 from gateway.verify.signed_string import ID, Part
+from gateway.verify.sns import SnsSignature
 from gateway.verify.timestamps import Timestamp
 from gateway.verify.verifier import Verifier
 
@@ -70,6 +77,8 @@ WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter k
 LEEWAY = 60.0  # of the times in a token
 DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
 _NONE: Mapping[str, Preset] = {}
+_PROOFS = ("secrets", "public_keys", "key_url", "topics")
+"""The keys of which a signing method needs one, to be checked."""
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
@@ -111,16 +120,18 @@ def _user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
         return GENERIC[scheme]
     preset = preset or PRESETS[scheme]
     keys: dict[str, Key] = {}
-    if any("secrets" in GENERIC[way.scheme] for way in preset.ways):
+    if any("secrets" in SCHEMES[way.scheme] for way in preset.ways):
         keys["secrets"] = SECRETS
-    signed = [way.values for way in preset.ways if way.scheme == "public-key"]
+    signed = [way.values for way in preset.ways if way.scheme == "public-key" and "key_url" not in way.values]
     if signed:  # a provider's own key may be replaced, by that of its sandbox
         keys["public_keys"] = PUBLIC_KEYS._replace(is_required=not all("public_keys" in each for each in signed))
     if preset.has_timestamp:
         keys["tolerance"] = TOLERANCE
     if preset.handshake and HANDSHAKES[preset.handshake].has_token:
         keys["verify_tokens"] = VERIFY_TOKENS
-    return keys
+    for way in preset.ways:
+        keys |= OF_PRESETS.get(way.scheme, {})
+    return keys | {name: asked_key(what) for name, what in preset.asks}
 
 
 def _keys_schema(scheme: str) -> dict[str, Any]:
@@ -130,8 +141,8 @@ def _keys_schema(scheme: str) -> dict[str, Any]:
         "required": [name for name, key in keys.items() if key.is_required],
         "additionalProperties": False,
     }
-    if scheme in LOCATIONS:
-        schema["oneOf"] = [{"required": [place]} for place in LOCATIONS[scheme]]
+    if choices := CHOICES.get(scheme):
+        schema["allOf"] = [{"oneOf": [{"required": [name]} for name in names]} for names in choices]
     return schema
 
 
@@ -163,7 +174,7 @@ def _build(
         where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
     tokens = [way.values for way in ways if way.scheme == "token"]
-    used = [way for way in ways if way.scheme == "none" or way.values.get("secrets") or way.values.get("public_keys")]
+    used = [way for way in ways if way.scheme == "none" or any(way.values.get(name) for name in _PROOFS)]
     checks = [_check(way, where, public_url) for way in used]
     ids = tuple([way.id or preset.id for way in used])
     return Verifier(
@@ -212,15 +223,17 @@ def _refuse_contradictions(
     scheme: str, config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath
 ) -> None:
     """Report combinations of keys that contradict each other. `values` lacks those that already have a problem."""
-    if places := LOCATIONS.get(scheme):
-        found = [place for place in places if place in config]
+    for names in CHOICES.get(scheme, ()):
+        found = [name for name in names if name in config]
         if len(found) != 1:
-            where.report(f"expected one of {', '.join(places)}, got {' and '.join(found) or 'none'}")
+            where.report(f"expected one of {', '.join(names)}, got {' and '.join(found) or 'none'}")
     _refuse_unused_tokens(config, values, where)
     signed = values.get("signed")
     refuse_uncovered(values, where)
     if signed is not None:
         _refuse_unsigned(config, values, where)
+        if signed.has("given"):
+            where.below("signed").report("expected no {given:…}, which is for a provider's file, got it")
         if scheme == "hmac" and signed.has("secret"):
             where.below("signed").report("expected no {secret} with hmac, which is keyed with it, got it")
         if scheme == "hash" and not signed.has("secret"):
@@ -268,15 +281,16 @@ def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], wh
         where.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")
 
 
-def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:  # noqa: PLR0911 - one for each scheme
+def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
     """Build a check; None if a value that it needs has a problem."""
     values = way.values
     secrets = tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
+    check: Check | None = None
     match way.scheme:
         case "hmac" | "hash" | "public-key" if {"algorithm", "encoding", "signed"} <= values.keys():
-            return _signature(way.scheme, values, where, public_url)
+            check = _signature(way.scheme, values, where, public_url)
         case "token":
-            return Credential(
+            check = Credential(
                 header=values.get("header"),
                 parameter=values.get("query"),
                 path=values.get("field", ()),
@@ -286,15 +300,18 @@ def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
         case "basic" if "username" in values:
             user = to_bytes(values["username"])
             pairs = tuple([binascii.b2a_base64(user + b":" + secret, newline=False) for secret in secrets])
-            return Credential(header="Authorization", prefix="Basic ", secrets=pairs)
+            check = Credential(header="Authorization", prefix="Basic ", secrets=pairs)
         case "bearer":
-            return Credential(header="Authorization", prefix="Bearer ", secrets=secrets)
+            check = Credential(header="Authorization", prefix="Bearer ", secrets=secrets)
         case "jwt" if {"algorithms", "claims"} <= values.keys():
-            return _token(values, public_url)
+            check = _token(values, public_url)
+        case "sns-message" if "topics" in values:
+            check = SnsSignature(topics=frozenset(values["topics"]))
         case "none":
-            return Unverified()
+            check = Unverified()
         case _:
-            return None
+            pass
+    return check
 
 
 def _token(values: Mapping[str, Any], public_url: str | None) -> JsonWebToken:
@@ -336,8 +353,12 @@ def _algorithm(scheme: str, values: Mapping[str, Any], where: ConfigPath) -> Alg
     """Return the algorithm with its keys; None if a value that it needs has a problem."""
     algorithm = values["algorithm"]
     if scheme == "public-key":
-        keys = _public_keys(values, where)
-        return PublicKeys(algorithm=algorithm, encoding=values["encoding"], keys=keys)
+        return PublicKeys(
+            algorithm=algorithm,
+            encoding=values["encoding"],
+            keys=_public_keys(values, where),
+            key_url=_key_url(values.get("key_url")),
+        )
     encode = ENCODINGS[values["encoding"]]
     length = len(encode(bytes(hashlib.new(algorithm, usedforsecurity=False).digest_size)))
     if scheme == "hash":
@@ -356,6 +377,17 @@ def _public_keys(values: Mapping[str, Any], where: ConfigPath) -> tuple[PublicKe
         except ValueError as error:
             where.below("public_keys").below(written.position).report(f"{error}, got something else")
     return tuple(keys)
+
+
+def _key_url(given: Mapping[str, Any] | None) -> KeyUrl | None:
+    """Return where the address of a key is; None if there is none, or it has a problem."""
+    if given is None or not {"hosts", "path"} <= given.keys():
+        return None
+    return KeyUrl(
+        header=given["header"].lower().encode() if "header" in given else None,
+        path=given.get("field", ()),
+        places=KeyPlaces(hosts=given["hosts"], path=given["path"]),
+    )
 
 
 def _timestamp(values: Mapping[str, Any]) -> Timestamp | None:

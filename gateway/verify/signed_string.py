@@ -1,4 +1,7 @@
-"""The string that a signature covers, written as a template such as `{timestamp}.{body}`."""
+"""The string that a signature covers, written as a template such as `{timestamp}.{body}`.
+
+A provider's file may have `{given:NAME}` in one: a key that it asks of its user.
+"""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -63,7 +66,7 @@ def _part(kind: str, argument: str) -> Part:
         return Part(kind, argument.encode())
     elif kind == "header" and TOKEN.fullmatch(argument):
         return Part(kind, argument.lower().encode())
-    elif kind == "query" and PARAMETER.fullmatch(argument):
+    elif (kind == "query" and PARAMETER.fullmatch(argument)) or (kind == "given" and PARAMETER.fullmatch(argument)):
         return Part(kind, argument.encode())
     elif kind == "field":
         bare = argument.removesuffix("?")
@@ -102,6 +105,19 @@ class SignedString:
         """Return the string with the header for `{id}`."""
         header = Part("header", (name or "").lower().encode())
         return SignedString(tuple([header if part == ID else part for part in self.parts]), self.text)
+
+    def with_given(self, values: Mapping[str, str]) -> "SignedString":
+        """Return the string with what the user gave for each `{given:NAME}`."""
+        return SignedString(
+            tuple(
+                [
+                    values.get(part.name.decode(), "").encode()
+                    if isinstance(part, Part) and part.kind == "given"
+                    else part
+                    for part in self.parts
+                ]
+            )
+        )
 
     def check_head(self, head: Request) -> None:
         """Raise RefusedError unless each header that is signed is there once, and a form is one."""

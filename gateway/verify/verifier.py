@@ -8,6 +8,7 @@ from gateway.verify.check import BodyCheck, Check, Draft, SigningSpec
 from gateway.verify.config_keys import Path
 from gateway.verify.content import Content
 from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeResponse
+from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request, most_specific
 
 
@@ -40,16 +41,17 @@ class Verifier:
         """Return for each signing method where its signature or credential is."""
         return [check.signing_spec() for check in self.checks]
 
-    def verify(self, request: Request, *, now: float) -> str | None:
+    def verify(self, request: Request, *, now: float, keys: KeyCache | None = None) -> str | None:
         """Return where the identity is (CEL; None if nowhere) by the signing method that verifies the request.
 
-        `now` is in Unix seconds. Raises RefusedError (401) with a `Reason` if none does; its detail says what was
-        expected where, never which secret failed.
+        `now` is in Unix seconds; `keys` are those that were fetched. Raises RefusedError with a `Reason` if none does
+        (401; 503 if a key can't be fetched); its detail says what was expected where, never which secret failed. Raises
+        KeyNeededError if that depends on a key that must be fetched.
         """
         if len(self.checks) == 1:
-            self.checks[0].check_head(request, now)(request, Content(request))
+            self.checks[0].check_head(request, now)(request, Content(request, keys, now))
             return self.ids[0]
-        return self.check_head(request, now=now).verify(request)
+        return self.check_head(request, now=now).verify(request, keys)
 
     def check_head(self, head: Request, *, now: float) -> "PendingVerification":
         """Check what the headers and the query alone decide, and return what remains to be verified with the body.
@@ -58,7 +60,7 @@ class Verifier:
         RefusedError as `verify` does.
         """
         if len(self.checks) == 1:
-            return PendingVerification(((self.checks[0].check_head(head, now), self.ids[0]),), ())
+            return PendingVerification(((self.checks[0].check_head(head, now), self.ids[0]),), (), now)
         open_: list[tuple[BodyCheck, str | None]] = []
         refusals: list[RefusedError] = []
         for check, identity in zip(self.checks, self.ids, strict=True):
@@ -68,7 +70,7 @@ class Verifier:
                 refusals.append(error)
         if not open_:
             raise most_specific(refusals)
-        return PendingVerification(open_, refusals)
+        return PendingVerification(open_, refusals, now)
 
     def handshake(self, request: Request) -> HandshakeResponse | None:
         """Return the response to a provider's handshake; None if the request is an event. Verify the request first."""
@@ -123,21 +125,29 @@ class Verifier:
 class PendingVerification:
     """A request whose head has been checked, with the body checks of the signing methods that are still possible."""
 
-    __slots__ = ("_open", "_refusals")
+    __slots__ = ("_now", "_open", "_refusals")
 
-    def __init__(self, open_: Sequence[tuple[BodyCheck, str | None]], refusals: Sequence[RefusedError]) -> None:
+    def __init__(
+        self, open_: Sequence[tuple[BodyCheck, str | None]], refusals: Sequence[RefusedError], now: float
+    ) -> None:
         self._open = open_
         self._refusals = refusals
+        self._now = now
 
-    def verify(self, request: Request) -> str | None:
-        """Return where the identity is, if any of the body checks passes. Raises RefusedError as `Verifier.verify`."""
-        content = Content(request)
+    def verify(self, request: Request, keys: KeyCache | None = None) -> str | None:
+        """Return where the identity is, if any of the body checks passes. Raises as `Verifier.verify` does."""
+        content = Content(request, keys, self._now)
         refusals: list[RefusedError] = []
+        needed: KeyNeededError | None = None
         for check_body, identity in self._open:
             try:
                 check_body(request, content)
+            except KeyNeededError as error:
+                needed = needed or error
             except RefusedError as error:
                 refusals.append(error)
             else:
                 return identity
+        if needed is not None:
+            raise needed
         raise most_specific([*refusals, *self._refusals])

@@ -16,7 +16,7 @@ the seed that repeats it.
 import random
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -37,6 +37,8 @@ class Signed:
     query: str = ""
     public_url: str | None = None
     covers: str = "body"
+    documents: Mapping[str, str] = field(default_factory=dict)
+    """What is at the addresses of keys that must be fetched."""
 
     @property
     def request(self) -> Request:

@@ -34,9 +34,9 @@ def test_what_the_library_signs_is_accepted_and_no_change_of_it(vendor: ModuleTy
     for draw in draws(vendor):
         vector = _vector(vendor, vendor.sign(draw))
         verifier = vector.verifier()
-        verifier.verify(vector.request, now=vector.now)
+        verifier.verify(vector.request, now=vector.now, keys=vector.keys)
         for changed in draw.sample(several := list(changes(vector)), min(20, len(several))):
-            assert reason(verifier, changed, now=vector.now) != "accepted"
+            assert reason(verifier, changed, now=vector.now, keys=vector.keys) != "accepted"
 
 
 def test_the_library_accepts_what_we_sign_and_no_change_of_it(vendor: ModuleType) -> None:
@@ -66,7 +66,7 @@ def test_we_agree_on_every_change_of_what_the_vendors_key_has_signed(vendor: Mod
         assert vendor.accepts(vector.request, signed)
         several = list(changes(vector))
         for changed in draw.sample(several, min(20, len(several))):
-            ours = reason(vector.verifier(), changed, now=signed.now) == "accepted"
+            ours = reason(vector.verifier(), changed, now=signed.now, keys=vector.keys) == "accepted"
             assert ours == vendor.accepts(changed, signed)
 
 
@@ -76,5 +76,5 @@ def _vector(vendor: ModuleType, signed: Signed, headers: Headers | None = None) 
     build_verifier({"scheme": scheme, **signed.config}, public_url=signed.public_url)
     return Vector(
         scheme=scheme, made_by=vendor.PACKAGE, now=signed.now, config=signed.config, request=request,
-        public_url=signed.public_url, covers=signed.covers,
+        public_url=signed.public_url, covers=signed.covers, documents=signed.documents,
     )  # fmt: skip

@@ -87,6 +87,8 @@ def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
         "telnyx": {"public_keys": [ED25519]},
         "sendgrid": {"public_keys": [P256]},
         "wise": {},
+        "paypal": {"webhook_id": "9XL90610J3647323C"},
+        "sns": {"topics": ["arn:aws:sns:us-west-2:123456789012:MyTopic"]},
     }
     config = configs.get(scheme, {"secrets": ["00112233445566778899aabbccddeeff"]})  # of any encoding
     one, other = [build_verifier({"scheme": scheme, **config}, public_url="https://x") for _ in range(2)]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 
 from gateway.model import RefusedError
+from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
@@ -37,12 +38,14 @@ def refusal(verifier: Verifier, request: Request, *, now: float = NOW) -> Refuse
     return caught.value
 
 
-def reason(verifier: Verifier, request: Request, *, now: float = NOW) -> str:
-    """Return why a request is refused, `accepted` if it isn't."""
+def reason(verifier: Verifier, request: Request, *, now: float = NOW, keys: KeyCache | None = None) -> str:
+    """Return why a request is refused, `accepted` if it isn't, or which key is needed."""
     try:
-        verifier.verify(request, now=now)
+        verifier.verify(request, now=now, keys=keys)
     except RefusedError as error:
         return error.reason
+    except KeyNeededError as error:
+        return error.url
     return "accepted"
 
 

@@ -202,7 +202,7 @@ def test_the_scheme_says_what_it_expects() -> None:
     assert str(caught.value).splitlines() == [
         "verify.secrets: unknown key 'secrets'",
         f"verify.algorithm: expected one of {', '.join(ALGORITHMS)}, got 'rsa-md5'",
-        "verify: expected the key 'public_keys', got none",
+        "verify: expected one of public_keys, key_url, got none",
     ]
     assert problem("ed25519") == "verify.public_keys: expected a list of public keys, got an empty list"
 

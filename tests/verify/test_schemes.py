@@ -554,4 +554,8 @@ def test_reasons_are_a_closed_set() -> None:
         "missing_credentials",
         "bad_credentials",
         "unreadable_body",
+        "bad_key",
+        "key_unavailable",
+        "wrong_recipient",
+        "unconfirmed_subscription",
     }

@@ -19,7 +19,7 @@ def name_of(vector: Vector) -> str:
 
 @pytest.mark.parametrize("vector", VECTORS, ids=name_of)
 def test_what_the_vendor_has_signed_is_accepted(vector: Vector) -> None:
-    vector.verifier().verify(vector.request, now=vector.now)
+    vector.verifier().verify(vector.request, now=vector.now, keys=vector.keys)
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=name_of)
@@ -27,7 +27,7 @@ def test_a_changed_byte_is_refused(vector: Vector) -> None:
     """Of the signature or credential, of what is signed beside the body, and of the body."""
     verifier = vector.verifier()
     for changed in changes(vector):
-        assert reason(verifier, changed, now=vector.now) != "accepted"
+        assert reason(verifier, changed, now=vector.now, keys=vector.keys) != "accepted"
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=name_of)
@@ -39,7 +39,7 @@ def test_no_other_key_accepts_it(vector: Vector) -> None:
                 verifier = vector.verifier(**{name: others})
             except SchemeError:
                 continue  # no key of that form any more
-            assert reason(verifier, vector.request, now=vector.now) != "accepted"
+            assert reason(verifier, vector.request, now=vector.now, keys=vector.keys) != "accepted"
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=name_of)

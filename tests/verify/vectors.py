@@ -8,18 +8,20 @@ method      POST if absent
 path, query
 headers     pairs of name and value, those that the provider sends
 body        text, or body_base64
+documents   what is at the addresses of keys that must be fetched
 covers      what the signature vouches for: "body" if absent; "fields" of the body alone; or "nothing" (a credential)
 """
 
 import base64
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
 
+from gateway.verify.remote_keys import KeyCache
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
@@ -38,6 +40,12 @@ class Vector:
     request: Request
     public_url: str | None = None
     covers: str = "body"
+    documents: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> KeyCache:
+        """What was fetched from those addresses, just now."""
+        return cache_of(self.documents, self.now)
 
     @override
     def __str__(self) -> str:
@@ -45,6 +53,14 @@ class Vector:
 
     def verifier(self, **config: object) -> Verifier:
         return build_verifier({"scheme": self.scheme, **self.config, **config}, public_url=self.public_url)
+
+
+def cache_of(documents: Mapping[str, str], now: float) -> KeyCache:
+    """Return a cache with what was fetched just now."""
+    keys = KeyCache()
+    for url, document in documents.items():
+        keys.keep(url, document.encode(), now)
+    return keys
 
 
 def vectors() -> Iterator[Vector]:
@@ -72,4 +88,5 @@ def _vector(scheme: str, entry: dict[str, Any]) -> Vector:
         request=request,
         public_url=entry.get("public_url"),
         covers=entry.get("covers", "body"),
+        documents=entry.get("documents", {}),
     )

@@ -14,6 +14,7 @@ A file has the keys that `providers:` in the rules has, too:
     dedupe      for how long a repeated event is a duplicate, where a source doesn't say: an hour, for a provider that
                 repeats by itself what wasn't answered in time. None where an identity comes again only because someone
                 asked for it, as by GitHub's "Redeliver" and GitLab's "Resend Request"
+    asks        further keys that a source gives, each with what it is; `{given:NAME}` in `signed` stands for one
     sends       headers beside the signature that the provider sends, for signing test events
     handshake   the name of one in handshakes.py
     like        another preset, whose keys count where this one has none
@@ -40,7 +41,7 @@ from typing_extensions import override
 
 from gateway.model import RulesError
 from gateway.text import did_you_mean, kind_of, parse_duration
-from gateway.verify.config_keys import GENERIC, ConfigPath, Path, read_keys, refuse_uncovered
+from gateway.verify.config_keys import OF_PRESETS, SCHEMES, ConfigPath, Path, read_keys, refuse_uncovered
 from gateway.verify.handshakes import HANDSHAKES
 
 
@@ -80,6 +81,7 @@ class Preset:
     ways: tuple[Way, ...]
     id: str | None = None
     type: str | None = None
+    asks: tuple[tuple[str, str], ...] = ()
     sends: tuple[tuple[str, str], ...] = ()
     handshake: str | None = None
     dedupe: float | None = None
@@ -95,19 +97,22 @@ class Preset:
         return any(way.needs_url for way in self.ways)
 
     def with_secrets(self, given: Mapping[str, Any]) -> list[Way]:
-        """Return the signing methods with the user's secrets, public keys and tolerance."""
+        """Return the signing methods with what the user gave: secrets, public keys, tolerance, and what is asked."""
         marks = tuple([way.takes for way in self.ways if way.takes])
         ways = []
         for way in self.ways:
             own: dict[str, Any] = {}
-            if "secrets" in GENERIC[way.scheme]:
+            if "secrets" in SCHEMES[way.scheme]:
                 own["secrets"] = [
                     secret
                     for secret in given.get("secrets", ())
                     if (secret.text.startswith(way.takes) if way.takes else not secret.text.startswith(marks))
                 ]
-            if "public_keys" in GENERIC[way.scheme] and "public_keys" in given:
+            if "public_keys" in SCHEMES[way.scheme] and "public_keys" in given:
                 own["public_keys"] = given["public_keys"]
+            if self.asks and "signed" in way.values:
+                own["signed"] = way.values["signed"].with_given(given)
+            own |= {name: given[name] for name in OF_PRESETS.get(way.scheme, ()) if name in given}
             if "tolerance" in given and "timestamp" in way.values:
                 own["tolerance"] = given["tolerance"]
             ways.append(way._replace(values={**way.values, **own}))
@@ -115,10 +120,10 @@ class Preset:
 
 
 UNCONFIRMED = "unconfirmed"
-_TEXTS = ("id", "type")
+_CEL = ("id", "type")
 _ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
 _OF_USERS = ("secrets", "handshake", "verify_tokens")
-KEYS = ("verify", *_TEXTS, "dedupe", "sends", "handshake", "like", *_ABOUT)
+KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "like", *_ABOUT)
 
 
 def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None:
@@ -132,27 +137,33 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
     for name in entry:
         if name not in KEYS:
             where.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), KEYS)}")
-    for name in (*_TEXTS, "handshake"):
+    for name in (*_CEL, "handshake"):
         if name in entry and not isinstance(entry[name], str):
             where.below(name).report(f"expected a string, got {kind_of(entry[name])}")
             return None
     if (handshake := entry.get("handshake")) is not None and handshake not in HANDSHAKES:
         where.below("handshake").report(f"expected one of {', '.join(HANDSHAKES)}, got {handshake!r}")
-    sends = entry.get("sends", {})
-    if not isinstance(sends, Mapping) or not all(isinstance(each, str) for pair in sends.items() for each in pair):
-        where.below("sends").report("expected a mapping of headers to strings, got something else")
-        return None
+    sends = _texts(entry.get("sends", {}), "headers", where.below("sends"))
+    asks = _texts(entry.get("asks", {}), "keys", where.below("asks"))
     ways = _ways(entry.get("verify"), where.below("verify"))
-    if ways is None:
+    if ways is None or sends is None or asks is None:
         return None
-    texts: dict[str, Any] = {name: entry[name] for name in (*_TEXTS, "handshake") if name in entry}
+    values: dict[str, Any] = {name: entry[name] for name in (*_CEL, "handshake") if name in entry}
     return Preset(
         ways=ways,
-        sends=tuple(sends.items()),
+        asks=asks,
+        sends=sends,
         dedupe=_dedupe(entry.get("dedupe"), where.below("dedupe")),
         about={name: entry[name] for name in _ABOUT if name in entry},
-        **texts,
+        **values,
     )
+
+
+def _texts(value: object, what: str, where: ConfigPath) -> tuple[tuple[str, str], ...] | None:
+    if isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair):
+        return tuple(value.items())
+    where.report(f"expected a mapping of {what} to strings, got something else")
+    return None
 
 
 def _dedupe(value: object, where: ConfigPath) -> float | None:
@@ -174,12 +185,11 @@ def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
             here.report(f"expected a mapping, got {kind_of(config)}")
             return None
         scheme = config.get("scheme", "hmac")
-        if scheme not in GENERIC:
-            here.below("scheme").report(f"expected one of {', '.join(GENERIC)}, got {scheme!r}")
+        if scheme not in SCHEMES:
+            here.below("scheme").report(f"expected one of {', '.join(SCHEMES)}, got {scheme!r}")
             return None
-        keys = {name: key for name, key in GENERIC[scheme].items() if name not in _OF_USERS}
-        if "public_keys" in keys:
-            keys["public_keys"] = keys["public_keys"]._replace(is_required=False)
+        of_user = {*_OF_USERS, *OF_PRESETS.get(scheme, ())}
+        keys = {name: key for name, key in SCHEMES[scheme].items() if name not in of_user}
         bare = {name: each for name, each in config.items() if name not in {"takes", "id"}}
         values = read_keys(bare, keys, here)
         refuse_uncovered(values, here)
@@ -204,7 +214,7 @@ _DESCRIPTIONS = {
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a preset, for editors: only roughly of `verify`, which depends on its scheme."""
     text = {"type": "string", "minLength": 1}
-    way = {"type": "object", "properties": {"scheme": {"enum": list(GENERIC)}}}
+    way = {"type": "object", "properties": {"scheme": {"enum": list(SCHEMES)}}}
     ways = {"anyOf": [way, {"type": "array", "items": way, "minItems": 1}]}
     return {
         "type": "object",
@@ -220,6 +230,11 @@ def json_schema() -> dict[str, Any]:
                 "description": "What its signatures were compared with.",
             },
             "handshake": {"enum": list(HANDSHAKES), "description": "The handshake that is answered."},
+            "asks": {
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": "Further keys that a source gives, each with what it is.",
+            },
             "sends": {
                 "type": "object",
                 "additionalProperties": {"type": "string"},

@@ -1,0 +1,135 @@
+"""Fetches the keys that requests name, so that they can be verified.
+
+    verify ─▶ KeyNeededError ─▶ memory for the body? ─▶ being fetched? ──yes──▶ wait for it ─┐
+      ▲                            │ no: 503              │ no                               │
+      │                                       within the budget? ──no──▶ 503                 │
+      │                                                   │ yes                              │
+      └──────────────────────── cache ◀─────────────────fetch ◀──────────────────────────────┘
+
+Whoever sends such a request isn't verified. So the waiting bodies are counted as unverified ones are, and evicted as
+they are; each address is fetched once at a time, and few new ones a minute; and nothing waits longer than DEADLINE.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from time import perf_counter
+from typing import Protocol, TypeVar
+
+from structlog.typing import FilteringBoundLogger
+from typing_extensions import override
+
+from gateway.ingress.body import crowded_out, no_room
+from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
+from gateway.model import UnfetchedError
+from gateway.verify.remote_keys import KeyCache, KeyNeededError, key_unavailable
+
+FETCH_TIMEOUT = 3.0
+ROUNDS = 2  # Keys that one request may need: a vendor that signs twice has one for each signature.
+DEADLINE = ROUNDS * FETCH_TIMEOUT + 1.0
+MAX_DOCUMENT_BYTES = 64 * 1024
+MAX_WAITING = 500  # Requests: those without a body take no memory that is counted.
+
+T = TypeVar("T")
+
+
+class Fetch(Protocol):
+    """Returns the document at an https address. Raises UnfetchedError."""
+
+    def __call__(self, url: str, *, timeout: float, limit: int) -> Awaitable[bytes]: ...
+
+
+class KeyFetcher:
+    """The keys of all sources. `clock` is in Unix seconds. Without `fetch` there are none."""
+
+    def __init__(
+        self,
+        fetch: Fetch | None,
+        *,
+        memory: BodyMemory,
+        clock: Callable[[], float],
+        logger: FilteringBoundLogger,
+    ) -> None:
+        self._fetch = fetch
+        self._memory = memory
+        self._clock = clock
+        self._logger = logger
+        self._caches: dict[str, KeyCache] = {}
+        self._pending: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._waiting = 0
+
+    def cache(self, source: str) -> KeyCache:
+        """Return a source's keys, always the same object while the rules have the source."""
+        return self._caches.setdefault(source, KeyCache())
+
+    def retain(self, sources: Collection[str]) -> None:
+        """Forget the keys of all other sources."""
+        self._caches = {name: cache for name, cache in self._caches.items() if name in sources}
+
+    async def verify(self, source: str, share: Share, size: int, verify: Callable[[], T]) -> T:
+        """Call `verify` again once the key is there that it needs; return what it returns.
+
+        The body has `size` bytes. Raises what `verify` raises but for KeyNeededError, and RefusedError: 503 if the key
+        can't be had, 408 if others need the body's memory meanwhile.
+        """
+        body = _WaitingBody(share)
+        if self._waiting >= MAX_WAITING or not self._memory.grow(body, size, now=perf_counter()):
+            raise no_room(self._memory)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(DEADLINE) as body.deadline:
+                for _ in range(ROUNDS):
+                    try:
+                        return verify()
+                    except KeyNeededError as needed:
+                        await self._get(source, needed.url)
+                return verify()
+        except KeyNeededError as error:
+            raise key_unavailable("it would be one too many") from error
+        except TimeoutError as error:
+            raise crowded_out() if body.is_evicted else key_unavailable("it didn't come in time") from error
+        finally:
+            self._waiting -= 1
+            self._memory.close(body)
+
+    async def _get(self, source: str, url: str) -> None:
+        """Fetch a key into the source's cache, or note there that it can't be had; or wait for whoever does so."""
+        pending = self._pending.get((source, url))
+        if pending is not None:
+            await asyncio.wait([pending])
+            return
+        keys = self.cache(source)
+        if self._fetch is None:
+            raise key_unavailable("nothing is fetched here")
+        if not keys.claim(url, self._clock()):
+            self._logger.warning("key_not_fetched", source=source, url=url, reason="too many new ones")
+            raise key_unavailable("too many new ones are asked for")
+        pending = self._pending[source, url] = asyncio.get_running_loop().create_future()
+        try:
+            document = await self._fetch(url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES)
+            keys.keep(url, document, self._clock())
+        except UnfetchedError as error:
+            keys.fail(url, self._clock(), is_gone=error.is_gone)
+            self._logger.warning("key_not_fetched", source=source, url=url, reason=str(error))
+        except ValueError:
+            keys.fail(url, self._clock())
+            self._logger.warning("key_not_fetched", source=source, url=url, reason="expected a key in PEM, got another")
+        else:
+            self._logger.info("key_fetched", source=source, url=url)
+        finally:  # if cancelled, those that wait fetch it themselves
+            del self._pending[source, url]
+            pending.set_result(None)
+
+
+class _WaitingBody(BodyReservation):
+    """The memory of a body that waits for a key."""
+
+    __slots__ = ("deadline",)
+
+    def __init__(self, share: Share) -> None:
+        super().__init__(share)
+        self.deadline: asyncio.Timeout | None = None
+
+    @override
+    def evict(self) -> None:
+        if self.deadline is not None and not self.deadline.expired():
+            self.deadline.reschedule(0.0)

@@ -1,0 +1,168 @@
+"""Keys that a request names by an address: which addresses are good, and a bounded cache of what was fetched from them.
+
+Nothing here fetches: a check that needs a key raises KeyNeededError, whoever verifies fetches it, and verifies again.
+
+What is trusted is the vendor's own server. The address has its host, compared as a whole, and the TLS connection has
+proved by the system's authorities that this server is it; so whatever it publishes under that path is a key of the
+vendor's. A certificate's issuer and names would prove nothing more, and aren't looked at, but its dates are: by them a
+vendor says which keys are in use. What the request says of the key beside its address is never believed.
+"""
+
+import re
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gateway.model import RefusedError
+from gateway.verify.request import Reason, refused
+
+FRESH = 3600.0  # seconds for which a key is used before its address is asked again
+USABLE = 86400.0  # seconds for which it is used if nothing answers there
+PAUSE = 30.0  # seconds for which an address that failed isn't asked again
+MAX_KEYS = 32  # of a source: vendors have one or two at a time
+MAX_FAILURES = 128
+NEW_PER_MINUTE = 10  # addresses that aren't known yet: anybody may name them, up to those that the vendor's server has
+MAX_URL = 512
+_PATH = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")  # neither a query, an escape nor a step upwards
+_LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_HOST = re.compile(rf"(?:(?:{_LABEL}|\*)\.)*{_LABEL}\.[a-z]{{2,}}")
+
+
+class KeyNeededError(Exception):
+    """A signature can't be verified before the key at `url` is fetched."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPlaces:
+    """The addresses at which a vendor has its keys: https, one of the hosts, a path that starts so."""
+
+    hosts: tuple[str, ...]
+    path: str = "/"
+    _pattern: re.Pattern[str] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        hosts = "|".join([re.escape(host).replace(r"\*", _LABEL) for host in self.hosts])
+        pattern = re.compile(rf"https://(?:{hosts})(?={re.escape(self.path)}){_PATH.pattern}")
+        object.__setattr__(self, "_pattern", pattern)
+
+    def url(self, text: bytes) -> str:
+        """Return the address that a request names; of a path alone it is the first host's. Raises RefusedError."""
+        try:
+            written = text[: MAX_URL + 1].decode("ascii")
+        except UnicodeDecodeError:
+            written = ""
+        url = f"https://{self.hosts[0]}{written}" if written.startswith("/") else written
+        if len(url) > MAX_URL or not self._pattern.fullmatch(url):
+            expected = f"expected the key's address to be https://{' or '.join(self.hosts)} and a path in {self.path}"
+            raise refused(Reason.BAD_KEY, f"{expected}, got another")
+        return url
+
+
+def is_host(text: str) -> bool:
+    """Return whether it is a host's name in lower case, in which `*` stands for one label."""
+    return bool(_HOST.fullmatch(text))
+
+
+def is_path(text: str) -> bool:
+    """Return whether a path of an address can start so."""
+    return text == "/" or bool(_PATH.fullmatch(text.removesuffix("/")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchedKey:
+    """A public key, of the library's type, and between which times it is good."""
+
+    key: object
+    not_before: float = 0.0
+    not_after: float = float("inf")
+
+    def check(self, now: float) -> None:
+        """Raise RefusedError unless it is good now."""
+        if not self.not_before <= now <= self.not_after:
+            raise refused(Reason.BAD_KEY, "expected a key whose certificate is valid now, got one that isn't")
+
+
+def read_document(document: bytes) -> FetchedKey:
+    """Return the key in a document: the first certificate in PEM, or a public key in PEM. Raises ValueError."""
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - only if a source needs it
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415 - the same
+    from cryptography.x509 import InvalidVersion, load_pem_x509_certificate  # noqa: PLC0415 - the same
+
+    try:
+        if b"-----BEGIN CERTIFICATE-----" not in document:
+            return FetchedKey(key=load_pem_public_key(document))
+        certificate = load_pem_x509_certificate(document)
+        return FetchedKey(
+            key=certificate.public_key(),
+            not_before=certificate.not_valid_before_utc.timestamp(),
+            not_after=certificate.not_valid_after_utc.timestamp(),
+        )
+    except (UnsupportedAlgorithm, InvalidVersion) as error:
+        raise ValueError("expected a public key or a certificate in PEM, got one of an unknown kind") from error
+
+
+class KeyCache:
+    """The keys of one source, by their addresses. Times are in Unix seconds.
+
+    A key is asked for again after FRESH, and used up to USABLE as long as its address doesn't respond. Those used least
+    recently make room for others, so that addresses that fail or that strangers make up take nothing from those in use.
+    """
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[str, tuple[FetchedKey, float]] = OrderedDict()
+        self._failures: OrderedDict[str, float] = OrderedDict()
+        self._claims: deque[float] = deque(maxlen=NEW_PER_MINUTE)
+
+    @property
+    def urls(self) -> Sequence[str]:
+        """The addresses of the keys that are known."""
+        return list(self._keys)
+
+    def get(self, url: str, now: float) -> FetchedKey:
+        """Return the key at an address. Raises KeyNeededError if it must be fetched, RefusedError if it can't be."""
+        key, fetched_at = self._keys.get(url, (None, 0.0))
+        if key is not None:
+            self._keys.move_to_end(url)
+            if 0 <= now - fetched_at < FRESH:
+                return key
+        failed_at = self._failures.get(url)
+        if failed_at is None or not 0 <= now - failed_at < PAUSE:
+            raise KeyNeededError(url)
+        if key is not None and 0 <= now - fetched_at < USABLE:
+            return key
+        raise key_unavailable("it could not be fetched")
+
+    def claim(self, url: str, now: float) -> bool:
+        """Return whether an address may be asked now, and count it unless a key is known from there."""
+        if url in self._keys:
+            return True
+        if len(self._claims) == NEW_PER_MINUTE and 0 <= now - self._claims[0] < 60:  # noqa: PLR2004 - a minute
+            return False
+        self._claims.append(now)
+        return True
+
+    def keep(self, url: str, document: bytes, now: float) -> None:
+        """Keep the key in a fetched document. Raises ValueError if there is none in it; then nothing is changed."""
+        self._keys[url] = (read_document(document), now)
+        self._keys.move_to_end(url)
+        self._failures.pop(url, None)
+        if len(self._keys) > MAX_KEYS:
+            self._keys.popitem(last=False)
+
+    def fail(self, url: str, now: float, *, is_gone: bool = False) -> None:
+        """Note that an address gave no key; with `is_gone` its server says that there is none, and it is forgotten."""
+        if is_gone:
+            self._keys.pop(url, None)
+        self._failures[url] = now
+        self._failures.move_to_end(url)
+        if len(self._failures) > MAX_FAILURES:
+            self._failures.popitem(last=False)
+
+
+def key_unavailable(why: str) -> RefusedError:
+    """Return the refusal of a request whose key isn't there: its sender shall send it again."""
+    return RefusedError(503, Reason.KEY_UNAVAILABLE.value, f"the sender's key isn't available at the moment: {why}")
