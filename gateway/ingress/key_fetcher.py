@@ -27,6 +27,7 @@ FETCH_TIMEOUT = 3.0
 ROUNDS = 2  # Keys that one request may need: a vendor that signs twice has one for each signature.
 DEADLINE = ROUNDS * FETCH_TIMEOUT + 1.0
 MAX_DOCUMENT_BYTES = 64 * 1024
+FLOOD_INTERVAL = 60.0  # Seconds between lines that say that more keys are asked for than are fetched.
 MAX_WAITING = 500  # Requests: those without a body take no memory that is counted.
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ class KeyFetcher:
         self._caches: dict[str, KeyCache] = {}
         self._pending: dict[tuple[str, str], asyncio.Future[None]] = {}
         self._waiting = 0
+        self._warned: dict[str, float] = {}
 
     def cache(self, source: str) -> KeyCache:
         """Return a source's keys, always the same object while the rules have the source."""
@@ -64,6 +66,7 @@ class KeyFetcher:
     def retain(self, sources: Collection[str]) -> None:
         """Forget the keys of all other sources."""
         self._caches = {name: cache for name, cache in self._caches.items() if name in sources}
+        self._warned = {name: at for name, at in self._warned.items() if name in sources}
 
     async def verify(self, source: str, share: Share, size: int, verify: Callable[[], T]) -> T:
         """Call `verify` again once the key is there that it needs; return what it returns.
@@ -101,7 +104,7 @@ class KeyFetcher:
         if self._fetch is None:
             raise key_unavailable("nothing is fetched here")
         if not keys.claim(url, self._clock()):
-            self._logger.warning("key_not_fetched", source=source, url=url, reason="too many new ones")
+            self._warn_of_flood(source, url)
             raise key_unavailable("too many new ones are asked for")
         pending = self._pending[source, url] = asyncio.get_running_loop().create_future()
         try:
@@ -118,6 +121,14 @@ class KeyFetcher:
         finally:  # if cancelled, those that wait fetch it themselves
             del self._pending[source, url]
             pending.set_result(None)
+
+    def _warn_of_flood(self, source: str, url: str) -> None:
+        now = perf_counter()
+        if now >= self._warned.get(source, -FLOOD_INTERVAL) + FLOOD_INTERVAL:
+            self._warned[source] = now
+            self._logger.warning(
+                "key_not_fetched", source=source, url=url, reason="expected few new addresses, got more"
+            )
 
 
 class _WaitingBody(BodyReservation):

@@ -6,6 +6,7 @@ from typing import Any
 
 from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, Way
+from gateway.verify.schemes import user_keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,11 +75,15 @@ def _signing(way: Way) -> str:
             text = f"HTTP basic authentication, user {values.get('username', 'of yours')}"
         case "bearer":
             text = "a bearer token, in the header Authorization"
+        case "sns-message":
+            text = "RSA-SHA1 or RSA-SHA256, as its version says, in the field `Signature` of the body"
         case _:
             kinds = {"hmac": "HMAC-{}", "hash": "{} of a string with the secret"}
             kind = kinds.get(way.scheme, "{}").format(str(values.get("algorithm", way.scheme)).upper())
             signed = values["signed"].text if "signed" in values else "the request"
             text = f"{kind} in {values.get('encoding', 'its own form')} of `{signed}`, {_place(values)}"
+    if "key_url" in values:
+        text += f", with the key at the address {_place(values['key_url'])}"
     return text + (f", with a secret that starts with `{way.takes}`" if way.takes else "")
 
 
@@ -108,9 +113,11 @@ def _evidence(evidence: object) -> str:
 def _snippet(name: str, preset: Preset) -> str:
     variable = name.upper().replace("-", "_")
     lines = ["sources:", f"  {name}:"]
-    keys = [f"scheme: {name}", f'secrets: ["${{{variable}_SECRET}}"]']
-    if preset.handshake and HANDSHAKES[preset.handshake].has_token:
-        keys.append(f'verify_tokens: ["${{{variable}_VERIFY_TOKEN}}"]')
+    keys = [f"scheme: {name}"]
+    for key, about in user_keys(name, preset).items():
+        if about.is_required or key == "verify_tokens":
+            value = f"${{{variable}_{key.removesuffix('s').upper()}}}"
+            keys.append(f'{key}: ["{value}"]' if about.schema["type"] == "array" else f'{key}: "{value}"')
     lines.append(f"    verify: {{{', '.join(keys)}}}")
     if preset.needs_url:
         lines.append(f"    public_url: https://hooks.example.com/in/{name}")

@@ -83,11 +83,11 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             _AGAIN,
         ),
     ),
-    ("bad_key", "wrong_recipient", "unreadable_body", "unconfirmed_subscription"): Refusal(
+    ("bad_key", "wrong_recipient", "unconfirmed_subscription"): Refusal(
         share=HALF,
         few=FEW_REFUSALS,
         steps=(
-            "# which keys, recipients and fields are expected (the response to the sender says what was wrong):",
+            "# which keys and recipients are expected (the response to the sender says what was wrong):",
             _EXPLAIN,
             "# the sender is set up for somebody else or otherwise, its certificate is too old, or it is a stranger",
         ),

@@ -19,6 +19,7 @@ from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.rules import Source
 from gateway.rules.yaml_document import Node, Problem
 from gateway.text import did_you_mean
+from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
 
@@ -228,8 +229,10 @@ def _with_secret(files: tuple[Path, ...], source: Source, secret: str) -> Verifi
     if node and verify:
         public_url = node.child("public_url")
         config = _plain(verify)
-        if "secrets" not in config and source.verifier.scheme == "none":
-            return source.verifier
+        if "secrets" not in config:
+            if source.verifier.scheme == "none":
+                return source.verifier
+            raise OfSenderAloneError
         return build_verifier(
             {**config, "secrets": [secret]}, public_url=None if public_url is None else public_url.value
         )

@@ -18,7 +18,7 @@ from gateway.verify.request import Reason, refused
 
 FRESH = 3600.0  # seconds for which a key is used before its address is asked again
 USABLE = 86400.0  # seconds for which it is used if nothing answers there
-PAUSE = 30.0  # seconds for which an address that failed isn't asked again
+PAUSE = 10.0  # seconds for which an address that failed isn't asked again: SNS sends again after 20
 MAX_KEYS = 32  # of a source: vendors have one or two at a time
 MAX_FAILURES = 128
 NEW_PER_MINUTE = 10  # addresses that aren't known yet: anybody may name them, up to those that the vendor's server has

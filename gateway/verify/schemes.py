@@ -114,7 +114,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
+def user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
     """Return the keys allowed with this scheme: for a preset, only those that the provider doesn't define."""
     if scheme in GENERIC:
         return GENERIC[scheme]
@@ -135,7 +135,7 @@ def _user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
 
 
 def _keys_schema(scheme: str) -> dict[str, Any]:
-    keys = _user_keys(scheme)
+    keys = user_keys(scheme)
     schema = {
         "properties": {"scheme": True, **{name: dict(key.schema) for name, key in keys.items()}},
         "required": [name for name, key in keys.items() if key.is_required],
@@ -160,7 +160,7 @@ def _build(
         hint = did_you_mean(scheme, (*GENERIC, *PRESETS, *providers)) or generic
         where.below("scheme").report(f"unknown scheme {shown(scheme)}{hint}")
         return None
-    given = read_keys(config, _user_keys(scheme, known), where)
+    given = read_keys(config, user_keys(scheme, known), where)
     if known is None:
         header = given.get("id_header")
         identity = header and f'headers["{header.lower()}"]'

@@ -108,16 +108,11 @@ class SignedString:
 
     def with_given(self, values: Mapping[str, str]) -> "SignedString":
         """Return the string with what the user gave for each `{given:NAME}`."""
-        return SignedString(
-            tuple(
-                [
-                    values.get(part.name.decode(), "").encode()
-                    if isinstance(part, Part) and part.kind == "given"
-                    else part
-                    for part in self.parts
-                ]
-            )
-        )
+        parts = [
+            values.get(part.name.decode(), "").encode() if isinstance(part, Part) and part.kind == "given" else part
+            for part in self.parts
+        ]
+        return SignedString(tuple(parts), self.text)
 
     def check_head(self, head: Request) -> None:
         """Raise RefusedError unless each header that is signed is there once, and a form is one."""

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_HEADROOM, Ingress
+from gateway.ingress.key_fetcher import Fetch
 from gateway.ingress.server import Limits
 from gateway.log.base import Log, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
@@ -170,7 +171,7 @@ def some_rules(*more: Source) -> Rules:
 
 
 @asynccontextmanager
-async def running(*, limits: Limits | None = None) -> AsyncIterator[World]:
+async def running(*, limits: Limits | None = None, fetch: Fetch | None = None) -> AsyncIterator[World]:
     log, registry, current = FakeLog(), CollectorRegistry(), [some_rules()]
     metrics = Metrics(registry)
     metrics.prepare(current[0])
@@ -183,6 +184,7 @@ async def running(*, limits: Limits | None = None) -> AsyncIterator[World]:
             logger=structlog.get_logger().bind(),
             clock=lambda: NOW,
             limits=limits,
+            fetch=fetch,
         )
         _, port = await ingress.start("127.0.0.1", 0)
         try:

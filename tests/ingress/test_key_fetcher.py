@@ -1,0 +1,388 @@
+"""Keys that are fetched while a request waits: over TLS from a server of ours, and from one that fails in every way."""
+
+import asyncio
+import base64
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+
+from gateway.client.client import Client
+from gateway.client.egress import EgressGuard
+from gateway.client.resolver import Resolver
+from gateway.ingress import key_fetcher
+from gateway.ingress.key_fetcher import MAX_DOCUMENT_BYTES, Fetch
+from gateway.ingress.server import Limits
+from gateway.model import UnfetchedError
+from gateway.rules.rules import Egress, Source
+from gateway.verify.remote_keys import NEW_PER_MINUTE
+from gateway.verify.schemes import build_verifier
+from tests.certificates import Authority
+from tests.ingress.test_ingress import NOW, PING, World, a_request, chunked, running, some_rules
+from tests.verify.test_remote_keys import a_certificate, the_key
+
+HOST = "keys.example.com"
+URL = f"https://{HOST}/v1/a.pem"
+
+
+def a_source(name: str = "bank", *hosts: str) -> Source:
+    verify = {
+        "scheme": "public-key",
+        "algorithm": "rsa-sha256",
+        "header": "X-S",
+        "encoding": "base64",
+        "key_url": {"header": "X-Key-Url", "hosts": list(hosts or [HOST]), "path": "/v1/"},
+    }
+    return Source(name=name, path=f"/in/{name}", verifier=build_verifier(verify))
+
+
+RULES = some_rules(a_source(), a_source("shop"))
+CERTIFICATE = a_certificate(the_key(), since=NOW - 86400, until=NOW + 86400)
+
+
+def signed(url: str = URL, *, body: bytes = PING, source: str = "bank", is_chunked: bool = False) -> bytes:
+    signature = base64.b64encode(the_key().sign(body, padding.PKCS1v15(), hashes.SHA256())).decode()
+    headers = [f"X-S: {signature}", f"X-Key-Url: {url}"]
+    if is_chunked:
+        return a_request(f"/in/{source}", "Transfer-Encoding: chunked", *headers, body=chunked(body))
+    return a_request(f"/in/{source}", *headers, body=body)
+
+
+@dataclass
+class Vendor:
+    """A server of keys, reached as `keys.example.com`. `response` is what it sends; None: nothing, ever."""
+
+    port: int = 0
+    response: bytes | None = b""
+    asked: list[bytes] = field(default_factory=list)
+    may_respond: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+                await self.may_respond.wait()
+                writer.write(self.response or b"")
+                await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+
+def ok(document: bytes = CERTIFICATE) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(document) + document
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def contexts(authority: Authority, tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The server's TLS context and the client's."""
+    return authority.server(tmp_path, HOST), ssl.create_default_context(cadata=authority.pem)
+
+
+@asynccontextmanager
+async def a_vendor(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext], response: bytes | None = None, *, egress: Egress | None = None
+) -> AsyncIterator[tuple[Vendor, Fetch]]:
+    """Serve keys; the other value fetches them as a process does, but from another port."""
+    vendor = Vendor(response=response)
+    vendor.may_respond.set()
+    server = await asyncio.start_server(vendor.serve, "127.0.0.1", 0, ssl=contexts[0])
+    vendor.port = server.sockets[0].getsockname()[1]
+    guard = EgressGuard(egress or Egress())
+    async with Client(guard, resolver=Resolver(lambda _: ("127.0.0.1",)), tls=contexts[1]) as client:
+
+        async def fetch(url: str, *, timeout: float, limit: int) -> bytes:
+            assert url.startswith("https://")
+            host, _, path = url.removeprefix("https://").partition("/")
+            return await client.fetch(f"https://{host}:{vendor.port}/{path}", timeout=timeout, limit=limit)
+
+        try:
+            yield vendor, fetch
+        finally:
+            server.close()
+
+
+@asynccontextmanager
+async def receiving(fetch: Fetch | None, *, limits: Limits | None = None) -> AsyncIterator[World]:
+    async with running(fetch=fetch, limits=limits) as world:
+        world.rules[0] = RULES
+        yield world
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not is_true():  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0)
+
+
+def waiting(world: World) -> int:
+    return world.ingress._keys._waiting
+
+
+async def outcome(world: World, data: bytes) -> tuple[int, str]:
+    """Return the status of the response to a request, and why it was refused; the log says that alone."""
+    reply = await world.exchange(data)
+    await until(lambda: bool(lines(world, "request_finished")))
+    return reply.status, lines(world, "request_finished")[-1].get("reason", "")
+
+
+def lines(world: World, event: str) -> list[dict[str, Any]]:
+    return [line for line in world.lines if line["event"] == event]
+
+
+Contexts = tuple[ssl.SSLContext, ssl.SSLContext]
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_the_first_request_fetches_the_key_and_the_next_ones_use_it(
+    contexts: Contexts, *, is_chunked: bool
+) -> None:
+    async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
+        for _ in range(3):
+            assert (await world.exchange(signed(is_chunked=is_chunked))).status == 202
+        assert len(vendor.asked) == 1
+        assert vendor.asked[0].startswith(b"GET /v1/a.pem HTTP/1.1\r\nHost: keys.example.com")
+        assert [stored.value for stored in world.log.stored] == [PING] * 3
+        assert [(line["source"], line["url"]) for line in lines(world, "key_fetched")] == [("bank", URL)]
+        forged = signed().replace(b'"ping"', b'"pong"')
+        assert await outcome(world, forged) == (401, "bad_signature")
+        assert waiting(world) == 0
+        assert world.ingress._memory.free == world.ingress._memory._total
+
+
+async def test_a_forged_request_is_refused_once_the_key_is_there(contexts: Contexts) -> None:
+    async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
+        assert await outcome(world, signed().replace(b'"ping"', b'"pong"')) == (401, "bad_signature")
+        assert len(vendor.asked) == 1
+        assert not world.log.stored
+
+
+async def test_many_requests_wait_for_one_fetch(contexts: Contexts) -> None:
+    async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
+        vendor.may_respond.clear()
+        async with asyncio.TaskGroup() as tasks:
+            replies = [tasks.create_task(world.exchange(signed())) for _ in range(20)]
+            replies += [tasks.create_task(world.exchange(signed(source="shop")))]
+            await until(lambda: waiting(world) == 21)
+            vendor.may_respond.set()
+        assert {reply.result().status for reply in replies} == {202}
+        assert len(vendor.asked) == 2  # each source has keys of its own
+
+
+FAILURES: dict[str, tuple[bytes | None, str]] = {
+    "an error": (
+        b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
+        f"{HOST}: expected a document, got 500 Internal Server Error",
+    ),
+    "no such key": (
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        f"{HOST}: expected a document, got 404 Not Found",
+    ),
+    "a redirect": (
+        b"HTTP/1.1 302 Found\r\nLocation: https://keys.example.com/v1/b.pem\r\nContent-Length: 0\r\n\r\n",
+        f"{HOST}: expected a document, got 302 Found",
+    ),
+    "no key": (ok(b"<html>busy</html>"), "expected a key in PEM, got another"),
+    "too much": (
+        ok(b"#" * (MAX_DOCUMENT_BYTES + 1) + CERTIFICATE),
+        f"{HOST}: expected a complete document of at most 65536 bytes, got another",
+    ),
+    "too little": (
+        ok()[:-300],
+        f"{HOST}: expected a complete document of at most 65536 bytes, got another",
+    ),
+    "no HTTP": (b"SSH-2.0-OpenSSH\r\n", f"{HOST}: malformed response: expected the head of an HTTP/1.1 response"),
+    "nothing": (None, f"{HOST}: expected a response, got none in time"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+async def test_a_failed_fetch_is_a_503_and_isnt_repeated_at_once(
+    contexts: Contexts, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    response, why = FAILURES[case]
+    if case in {"nothing", "too little"}:
+        monkeypatch.setattr(key_fetcher, "FETCH_TIMEOUT", 0.1)
+    async with a_vendor(contexts, response) as (vendor, fetch), receiving(fetch) as world:
+        for _ in range(2):
+            assert await outcome(world, signed()) == (503, "key_unavailable")
+        assert len(vendor.asked) == 1
+        assert [line["reason"] for line in lines(world, "key_not_fetched")] == [why]
+        assert world.count("rejected_total", source="bank", reason="key_unavailable") == 2
+        assert not world.log.stored
+        assert world.ingress._memory.free == world.ingress._memory._total
+
+
+async def test_the_largest_document_is_read(contexts: Contexts) -> None:
+    document = CERTIFICATE.rjust(MAX_DOCUMENT_BYTES, b"\n")
+    async with a_vendor(contexts, ok(document)) as (_, fetch), receiving(fetch) as world:
+        assert (await world.exchange(signed())).status == 202
+
+
+async def test_the_servers_certificate_is_checked(contexts: Contexts, authority: Authority, tmp_path: Path) -> None:
+    strangers = ssl.create_default_context(cadata=Authority("Another").pem)
+    other_name = authority.server(tmp_path, "evil.example.com")
+    for pair in ((contexts[0], strangers), (other_name, contexts[1])):
+        async with a_vendor(pair, ok()) as (vendor, fetch), receiving(fetch) as world:
+            assert await outcome(world, signed()) == (503, "key_unavailable")
+            assert not vendor.asked
+            assert "certificate not accepted" in lines(world, "key_not_fetched")[0]["reason"]
+
+
+async def test_the_egress_guard_is_asked(contexts: Contexts) -> None:
+    egress = Egress(is_private_allowed=False)
+    async with a_vendor(contexts, ok(), egress=egress) as (vendor, fetch), receiving(fetch) as world:
+        assert await outcome(world, signed()) == (503, "key_unavailable")
+        assert not vendor.asked
+        why = "refused by egress policy: 127.0.0.1 is loopback"
+        assert [line["reason"] for line in lines(world, "key_not_fetched")] == [why]
+
+
+async def test_an_address_elsewhere_is_never_asked(contexts: Contexts) -> None:
+    async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
+        for url in (
+            "https://evil.com/v1/a.pem",
+            f"http://{HOST}/v1/a.pem",
+            f"https://{HOST}/v2/a.pem",
+            "https://127.0.0.1/v1/a",
+        ):
+            assert await outcome(world, signed(url)) == (401, "bad_key")
+        assert not vendor.asked
+
+
+async def test_a_flood_of_addresses_fetches_few_and_takes_no_known_key(contexts: Contexts) -> None:
+    async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
+        assert (await world.exchange(signed())).status == 202
+        vendor.response = FAILURES["no such key"][0]
+        replies = [await world.exchange(signed(f"{URL}{n}")) for n in range(40)]
+        assert {reply.status for reply in replies} == {503}
+        assert len(vendor.asked) == NEW_PER_MINUTE
+        reasons = [line["reason"] for line in lines(world, "key_not_fetched")]
+        assert (len(reasons), reasons[-1]) == (NEW_PER_MINUTE, "expected few new addresses, got more")
+        assert (await world.exchange(signed())).status == 202
+
+
+async def test_a_certificate_that_has_expired_is_no_key(contexts: Contexts) -> None:
+    old = a_certificate(the_key(), since=NOW - 2, until=NOW - 1)
+    async with a_vendor(contexts, ok(old)) as (_, fetch), receiving(fetch) as world:
+        assert await outcome(world, signed()) == (401, "bad_key")
+
+
+async def test_a_waiting_body_makes_room_for_others(contexts: Contexts) -> None:
+    """It is unverified: anybody may have sent it."""
+    body = b"x" * 9000
+    async with (
+        a_vendor(contexts, ok()) as (vendor, fetch),
+        receiving(fetch, limits=Limits(in_flight_bytes=20_000)) as world,
+    ):
+        vendor.may_respond.clear()
+        async with asyncio.TaskGroup() as tasks:
+            oldest = tasks.create_task(world.exchange(signed(body=body)))
+            await until(lambda: waiting(world) == 1)
+            newer = tasks.create_task(world.exchange(signed(body=body, source="shop")))
+            assert (await oldest).status == 408
+            vendor.may_respond.set()
+            assert (await newer).status == 202
+        assert world.ingress._memory.free == 20_000
+
+
+async def test_requests_that_wait_are_bounded_by_their_number_too(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_fetcher, "MAX_WAITING", 3)
+    async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
+        vendor.may_respond.clear()
+        async with asyncio.TaskGroup() as tasks:
+            first = [tasks.create_task(world.exchange(signed())) for _ in range(3)]
+            await until(lambda: waiting(world) == 3)
+            assert (await world.exchange(signed())).status == 503
+            vendor.may_respond.set()
+        assert [reply.result().status for reply in first] == [202] * 3
+
+
+async def test_if_the_one_that_fetches_is_evicted_another_does(contexts: Contexts) -> None:
+    body = b"x" * 9000
+    async with (
+        a_vendor(contexts, ok()) as (vendor, fetch),
+        receiving(fetch, limits=Limits(in_flight_bytes=20_000)) as world,
+    ):
+        vendor.may_respond.clear()
+        async with asyncio.TaskGroup() as tasks:
+            fetching = tasks.create_task(world.exchange(signed(body=body)))
+            await until(lambda: waiting(world) == 1)
+            small = tasks.create_task(world.exchange(signed()))
+            await until(lambda: waiting(world) == 2)
+            other = tasks.create_task(world.exchange(signed(body=body)))
+            assert (await fetching).status == 408
+            await until(lambda: len(vendor.asked) == 2)
+            vendor.may_respond.set()
+            assert {(await small).status, (await other).status} == {202}
+
+
+async def test_nothing_waits_beyond_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for a fetch that doesn't keep its own."""
+    monkeypatch.setattr(key_fetcher, "DEADLINE", 0.05)
+    async with receiving(lambda *_, **__: asyncio.Future()) as world:
+        assert await outcome(world, signed()) == (503, "key_unavailable")
+        assert (waiting(world), world.ingress._keys._pending) == (0, {})
+
+
+async def test_a_request_that_needs_ever_more_keys_gets_two() -> None:
+    asked: list[str] = []
+
+    async def fetch(url: str, **_: float) -> bytes:
+        asked.append(url)
+        raise UnfetchedError("none")
+
+    checks = [a_source().verifier.checks[0]]
+    for n in range(3):
+        key_url = {"header": f"X-Key-{n}", "hosts": [HOST]}
+        config = {"scheme": "public-key", "algorithm": "rsa-sha256", "header": "X-S", "encoding": "base64"}
+        checks.append(build_verifier({**config, "key_url": key_url}).checks[0])
+    source = a_source()
+    source = replace(source, verifier=replace(source.verifier, checks=tuple(checks), ids=(None,) * 4))
+    async with receiving(fetch) as world:
+        world.rules[0] = some_rules(source)
+        more = "".join([f"X-Key-{n}: {URL}{n}\r\n" for n in range(3)])
+        assert await outcome(world, signed().replace(b"X-Key-Url", more.encode() + b"X-Key-Url")) == (
+            503,
+            "key_unavailable",
+        )
+        assert asked == [URL, f"{URL}0"]
+
+
+async def test_without_a_client_nothing_is_fetched() -> None:
+    async with receiving(None) as world:
+        assert await outcome(world, signed()) == (503, "key_unavailable")
+
+
+async def test_a_reload_keeps_the_keys_of_sources_that_stay(contexts: Contexts) -> None:
+    async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
+        for source in ("bank", "shop"):
+            assert (await world.exchange(signed(source=source))).status == 202
+        world.rules[0] = ONLY_BANK
+        assert (await world.exchange(signed())).status == 202
+        world.rules[0] = RULES
+        assert (await world.exchange(signed(source="shop"))).status == 202
+        assert len(vendor.asked) == 3
+
+
+async def test_a_document_is_fetched_over_tls_alone(contexts: Contexts) -> None:
+    async with Client(EgressGuard(Egress()), tls=contexts[1]) as client:
+        with pytest.raises(ValueError, match="expected https"):
+            await client.fetch("http://keys.example.com/x", timeout=1, limit=1)
+
+
+ONLY_BANK = some_rules(a_source())

@@ -1,0 +1,29 @@
+"""What is told of a provider is what its preset does."""
+
+import yaml
+
+from gateway.ops.provider_guide import provider_guide, provider_guides
+from gateway.verify.presets import PRESETS
+from gateway.verify.schemes import user_keys
+
+
+def test_the_rules_to_copy_have_all_that_a_provider_asks_for() -> None:
+    for guide in provider_guides():
+        source = yaml.safe_load(guide.snippet)["sources"][guide.name]
+        keys = user_keys(guide.name)
+        required = {name for name, key in keys.items() if key.is_required}
+        assert required | {"scheme"} <= source["verify"].keys() <= keys.keys() | {"scheme"}
+
+
+def test_keys_that_are_fetched_are_told_with_where_their_address_is() -> None:
+    paypal = provider_guide("paypal", PRESETS["paypal"])
+    (signing,) = paypal.signing
+    assert signing == (
+        "RSA-SHA256 in base64 of `{header:PAYPAL-TRANSMISSION-ID}|{header:PAYPAL-TRANSMISSION-TIME}|{given:webhook_id}|"
+        "{body:crc32}`, in the header `PAYPAL-TRANSMISSION-SIG`, with the key at the address in the header "
+        "`PAYPAL-CERT-URL`"
+    )
+    assert paypal.snippet.splitlines()[-1] == '    verify: {scheme: paypal, webhook_id: "${PAYPAL_WEBHOOK_ID}"}'
+    sns = provider_guide("sns", PRESETS["sns"])
+    assert sns.signing == ("RSA-SHA1 or RSA-SHA256, as its version says, in the field `Signature` of the body",)
+    assert sns.snippet.splitlines()[-1] == '    verify: {scheme: sns, topics: ["${SNS_TOPIC}"]}'
