@@ -270,7 +270,7 @@ class Log(Protocol):
         """Return the same for the partitions that can be read now, and why the others can't."""
 
     def topic_id(self, topic: str) -> str:
-        """Return the id that a topic had when it was last looked at, "" if it isn't known: a recreated one has another."""
+        """Return a topic's id as of the last look at it, "" if it isn't known: a recreated one has another."""
 
     async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
         """Return the offset of each partition's first record appended at or after a time (seconds, the log's clock).
