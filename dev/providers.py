@@ -42,6 +42,7 @@ def _section(guide: ProviderGuide) -> str:
         ("identity", f"`{guide.identity}`" if guide.identity else "none that the provider sends"),
         ("type", f"`{guide.type}`" if guide.type else ""),
         ("handshake", guide.handshake),
+        ("response", guide.response),
         ("deadline", guide.deadline),
         ("retries", guide.retries),
         ("checked with", guide.evidence),

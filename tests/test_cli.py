@@ -41,7 +41,9 @@ from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, Pause, StoredCommand
 from gateway.ops.kick_report import parked_text
 from gateway.ops.output import rfc3339, when
+from gateway.ops.provider_guide import ProviderGuide, provider_guides
 from gateway.ops.send import ask_status
+from gateway.rules.load import check_rules
 from gateway.rules.routing_revision import encode, routing_revision
 from gateway.run import cannot_listen
 from gateway.settings import Address
@@ -516,6 +518,14 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
     assert "✓ build  matched" in out
     assert run("explain", event_id("github", "2"))[0] == 1
     assert "expected --source with a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
+
+
+@pytest.mark.parametrize("guide", provider_guides(), ids=lambda guide: guide.name)
+def test_the_rules_that_are_shown_for_a_provider_are_valid(tmp_path: Path, guide: ProviderGuide) -> None:
+    rules = tmp_path / "routes.yaml"
+    rules.write_text(f"version: 1\n{guide.snippet}\n")
+    found = check_rules(rules, environ={})[1]
+    assert [str(problem) for problem in found if problem.severity == "error"] == []
 
 
 def test_providers_lists_them_and_shows_how_to_connect_one(run: Run) -> None:

@@ -45,6 +45,7 @@ def _print(output: Output, guide: ProviderGuide) -> None:
         ("identity", guide.identity),
         ("type", guide.type),
         ("handshake", guide.handshake),
+        ("response", guide.response),
         ("deadline", guide.deadline),
         ("retries", guide.retries),
         ("checked with", guide.evidence),

@@ -22,14 +22,15 @@ from structlog.typing import FilteringBoundLogger
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory, Share
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
-from gateway.ingress.responses import Accepted, handshake_response, make_response, problem_response
+from gateway.ingress.responses import Accepted, handshake_response, make_response, problem_response, stored_response
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, RecordTooLargeError, RefusedError
 from gateway.rules.event_builder import EventBuilder
-from gateway.rules.rules import Rules, Source
+from gateway.rules.event_view import EventView
+from gateway.rules.rules import Rules, Source, StoredResponse
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
@@ -207,7 +208,7 @@ class Ingress:
             raise RefusedError(413, "body_too_large", "the event is larger than the log allows") from error
         finally:
             self._memory.release(endpoint.share, len(body))
-        return Accepted(event.id)
+        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
 
     def _check_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
         """Check method, size and transfer coding of the request head; return its size in bytes. Raises RefusedError."""
@@ -296,7 +297,7 @@ class Ingress:
     def _record(self, endpoint: "_Endpoint | None", fields: dict[str, Any], seconds: float) -> None:
         source = fields["source"]
         trace_id = None if self._traces is None else _end_span(fields)
-        if endpoint is not None and fields["status"] == _STORED:
+        if endpoint is not None and fields["status"] == endpoint.status and "handshake" not in fields:
             endpoint.accepted.inc()
             if trace_id is None:
                 endpoint.seconds.observe(seconds)
@@ -342,9 +343,6 @@ def _end_span(fields: dict[str, Any]) -> str | None:
     return trace_id
 
 
-_STORED = int(HTTPStatus.ACCEPTED)
-
-
 _SERVER_ERROR = int(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
@@ -367,9 +365,11 @@ class _Endpoint:
         "keys",
         "last",
         "name",
+        "response",
         "seconds",
         "share",
         "source",
+        "status",
         "topic",
     )
 
@@ -377,7 +377,9 @@ class _Endpoint:
         self.name = source.name
         self.source = source
         self.topic = source.topic or topics.events(source.name)
-        self.accepted = metrics.requests.labels(source.name, "202")
+        self.response = source.response
+        self.status = 202 if source.response is None else source.response.status
+        self.accepted = metrics.requests.labels(source.name, str(self.status))
         self.events = metrics.events.labels(source.name)
         self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
@@ -386,6 +388,13 @@ class _Endpoint:
         self.event = EventBuilder(source).event
         self.handshake_methods = source.verifier.handshake_methods
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
+
+
+def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> web.Response:
+    made, problem = stored_response(response, event, EventView.of(event))
+    if problem:
+        fields["response_error"] = problem
+    return made
 
 
 def _unverified_handshake(

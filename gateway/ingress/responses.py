@@ -11,7 +11,10 @@ from aiohttp import HttpVersion10, web
 from aiohttp.abc import AbstractStreamWriter
 from typing_extensions import override
 
-from gateway.model import EventId, RefusedError
+from gateway.model import Event, EventId, ExpressionError, RefusedError
+from gateway.rules.event_view import EventView
+from gateway.rules.rules import StoredResponse
+from gateway.rules.templates import Template
 from gateway.verify.handshakes import HandshakeResponse
 
 # Seconds, sent to a sender that we can't serve now; real ones wait longer by their own schedules.
@@ -69,6 +72,35 @@ def _date_of_second(second: int) -> bytes:
 def make_response(status: int, content_type: str, body: bytes) -> web.Response:
     # Our own Server header reveals no versions to attack.
     return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": SERVER})
+
+
+def stored_response(response: StoredResponse, event: Event, view: EventView) -> tuple[web.Response, str]:
+    """Return the response to the sender of an event that is stored, and why its template failed, "" if it didn't.
+
+    The event is stored already, so that a template that fails is no reason for a failure.
+    """
+    problem, content_type, headers = "", "application/json", {}
+    body = orjson.dumps({"id": event.id}) if response.has_body else b""
+    try:
+        if response.body is not None and response.has_body:
+            body, found = response.body.render_bytes(view)
+            content_type = found or "text/plain; charset=utf-8"
+        headers = {name: _header_value(name, template, view) for name, template in response.headers}
+    except ExpressionError as error:
+        problem = str(error)
+    made = make_response(response.status, content_type, body)
+    if not response.has_body:
+        del made.headers["Content-Type"]
+    made.headers.update(headers)
+    made.headers["gateway-event-id"] = event.id
+    return made, problem
+
+
+def _header_value(name: str, template: Template, view: EventView) -> str:
+    value = template.render_bytes(view)[0].decode("utf-8", "replace")
+    if not value.isprintable():
+        raise ExpressionError(f"{name}: expected a value without control characters, got one with them")
+    return value
 
 
 def handshake_response(handshake: HandshakeResponse) -> web.Response:

@@ -21,6 +21,7 @@ class ProviderGuide:
     type: str
     dedupe_seconds: float | None
     handshake: str
+    response: str
     secret: str
     setup: str
     deadline: str
@@ -56,6 +57,7 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
         type=preset.type or "",
         dedupe_seconds=preset.dedupe,
         handshake=_handshake(preset),
+        response="" if preset.response is None else f"status {preset.response.status}",
         secret=about.get("secret", ""),
         setup=about.get("setup", ""),
         deadline=about.get("deadline", ""),
@@ -75,6 +77,9 @@ def _signing(way: Way) -> str:
             text = f"HTTP basic authentication, user {values.get('username', 'of yours')}"
         case "bearer":
             text = "a bearer token, in the header Authorization"
+        case "jwt":
+            claims = ", ".join(f"`{claim}` `{template.text}`" for claim, template in values["claims"])
+            text = f"a JSON Web Token ({', '.join(values['algorithms'])}) with {claims}, {_place(values)}"
         case "sns-message":
             text = "RSA-SHA1 or RSA-SHA256, as its version says, in the field `Signature` of the body"
         case _:

@@ -9,24 +9,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from gateway.model import RetryPolicy, RulesError
-from gateway.rules.destination_credentials import TlsError, basic_authorization, tls_of
+from gateway.model import RulesError
+from gateway.rules.build import destination_of, names_of, path_of, route_of, source_of
+from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
     SIGNATURE_HEADER_PREFIX,
-    Destination,
-    DestinationAccess,
     Egress,
-    OAuth2,
-    Proxy,
-    RequestTemplate,
-    Route,
     Rules,
-    Source,
     Tls,
     cgi_normalized,
 )
@@ -45,9 +38,6 @@ _REPLACED = (
     ("auth", "authorization", "Authorization"),
 )
 """Keys of a destination, with the headers that they replace: their prefix, and how they are shown."""
-# Shorter than for other routes, since a delivery that keeps failing blocks its key and holds back the partition's
-# commit.
-ORDERED_MAX_AGE = 3600.0
 _CREDENTIAL = re.compile(
     r"token|secret|passw|pwd|credential|authorization|cookie|(api|access|auth|subscription)[-_]?key"
     r"|^key$|(^|[-_])(auth|sig|signature)$",
@@ -184,15 +174,15 @@ class _Assembly:
             return None
         self._warn_of_unused()
         self._warn_of_weak(verifiers)
-        routes = {name: _route(name, read) for name, read in self.routes.items()}
+        routes = {name: route_of(name, read) for name, read in self.routes.items()}
         rules = Rules(
             sources={
-                name: _source(name, read, verifier)
+                name: source_of(name, read, verifier)
                 for name, read in self.sources.items()
                 if (verifier := verifiers[name])
             },
             destinations={
-                name: _destination(name, read, self.tls.get(name)) for name, read in self.destinations.items()
+                name: destination_of(name, read, self.tls.get(name)) for name, read in self.destinations.items()
             },
             routes=routes,
             egress=self.egress,
@@ -263,7 +253,7 @@ class _Assembly:
 
     def _check_paths(self) -> None:
         for name, read in self.sources.items():
-            path = _path(name, read)
+            path = path_of(name, read)
             self._claim("path", path, f"source at {path}", read.node.child("path") or read.node)
 
     def _verifier(self, name: str, read: ParsedMapping) -> Verifier | None:
@@ -279,7 +269,7 @@ class _Assembly:
             self.is_complete = False
             return None
         if verifier.scheme == "none":
-            message = f"expected a scheme that verifies, got none: anybody who reaches {_path(name, read)} can send"
+            message = f"expected a scheme that verifies, got none: anybody who reaches {path_of(name, read)} can send"
             self.reader.report(node, "unverified", message, severity="warning")
         return verifier
 
@@ -306,7 +296,7 @@ class _Assembly:
             message = "`on_exhausted` needs `order: key`, got none"
             self.reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
         if "order" in route.values:
-            for name in _names(route, "from"):
+            for name in names_of(route, "from"):
                 source = self.sources.get(name)
                 if source is not None and source.node.child("key") is None:
                     message = f"`order: key` needs a `key` of each source, got none at {name!r}"
@@ -319,7 +309,7 @@ class _Assembly:
             requests_to_them = [
                 request
                 for route in self.routes.values()
-                if (request := route.values.get("request")) and not with_key.keys().isdisjoint(_names(route, "to"))
+                if (request := route.values.get("request")) and not with_key.keys().isdisjoint(names_of(route, "to"))
             ]
             for read in (*with_key.values(), *requests_to_them):
                 for name in read.values.get("headers", ()):
@@ -354,7 +344,9 @@ class _Assembly:
             self.reader.report(tls.node.value[error.key], "value", str(error))
 
     def _warn_of_unused(self) -> None:
-        used = {(key, name) for route in self.routes.values() for key in ("from", "to") for name in _names(route, key)}
+        used = {
+            (key, name) for route in self.routes.values() for key in ("from", "to") for name in names_of(route, key)
+        }
         for key, what, known in (("from", "takes from", self.sources), ("to", "delivers to", self.destinations)):
             for name, read in known.items():
                 if (key, name) not in used:
@@ -413,88 +405,3 @@ def _credential(read: ParsedMapping) -> str | None:
         if _CREDENTIAL.search(name):
             return f"`{name}` in its query"
     return None
-
-
-def _source(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
-    expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
-    return Source(
-        name=name,
-        path=_path(name, read),
-        verifier=verifier,
-        topic=read.values.get("topic"),
-        dedupe=read.values.get("dedupe", verifier.dedupe),
-        **expressions,
-    )
-
-
-def _destination(name: str, read: ParsedMapping, tls: Tls | None) -> Destination:
-    own = {"url", "forward_headers", "drop_headers", "timeout", "concurrency", "rate", "on_gone"}
-    values = {key: value for key, value in read.values.items() if key in own}
-    sign = read.values.get("sign")
-    headers, oauth2 = _authorization(read)
-    proxy = _proxy(read)
-    return Destination(
-        name=name,
-        headers=(*read.values.get("headers", {}).items(), *headers),
-        sign=sign.values["secrets"] if sign else (),
-        access=DestinationAccess(oauth2=oauth2, tls=tls, proxy=proxy) if oauth2 or tls or proxy else None,
-        **values,
-    )
-
-
-def _authorization(read: ParsedMapping) -> tuple[Sequence[tuple[str, str]], OAuth2 | None]:
-    """Return what `auth` means: a header, or OAuth2 client credentials."""
-    auth = read.values.get("auth")
-    for kind, found in auth.values.items() if auth else ():
-        match kind:
-            case "basic":
-                return [("authorization", _basic(found))], None
-            case "bearer":
-                return [("authorization", f"Bearer {found.values.get('token', '')}")], None
-            case _:
-                return [], OAuth2(**{"client_id": "", "client_secret": ""} | found.values)
-    return [], None
-
-
-def _basic(read: ParsedMapping) -> str:
-    return basic_authorization(read.values.get("username", ""), read.values.get("password", ""))
-
-
-def _proxy(read: ParsedMapping) -> Proxy | None:
-    proxy: Proxy | None = read.values.get("proxy")
-    auth = read.values.get("proxy_auth")
-    return replace(proxy, authorization=_basic(auth)) if proxy and auth else proxy
-
-
-def _route(name: str, read: ParsedMapping) -> Route:
-    request, retry = read.values.get("request"), read.values.get("retry")
-    return Route(
-        name=name,
-        sources=_names(read, "from"),
-        match=read.values.get("match"),
-        when=read.values.get("when"),
-        destinations=_names(read, "to"),
-        request=_request(request) if request else None,
-        retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if "order" in read.values else {})),
-        **{key: read.values[key] for key in ("order", "on_exhausted") if key in read.values},
-    )
-
-
-def _request(read: ParsedMapping) -> RequestTemplate:
-    return RequestTemplate(headers=tuple(read.values.get("headers", {}).items()), body=read.values.get("body"))
-
-
-def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:
-    values: dict[str, Any] = defaults | dict(read.values if read else {})
-    # `max_age`, `max_attempts`, `schedule` and `jitter` are named as in the policy.
-    results = sorted(values.pop("results", {}).items(), key=lambda item: not item[0].isdigit())
-    return RetryPolicy(results=tuple(results), **values)
-
-
-def _names(route: ParsedMapping, key: str) -> tuple[str, ...]:
-    uses = route.values.get(key, ())
-    return tuple([use.name if isinstance(use, NameRef) else use.values.get("name", "") for use in uses])
-
-
-def _path(name: str, source: ParsedMapping) -> str:
-    return str(source.values.get("path", f"/in/{name}"))

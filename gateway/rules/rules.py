@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from ssl import SSLContext
@@ -59,11 +60,27 @@ def is_opt_in_header(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResponse:
+    """What a sender gets for an event that is stored.
+
+    A body that can't be rendered, as one without a template, is the event's id in JSON. `has_body` is False for 204.
+    """
+
+    status: int = 202
+    headers: tuple[tuple[str, Template], ...] = ()
+    body: Template | None = None
+
+    @property
+    def has_body(self) -> bool:
+        return self.status != HTTPStatus.NO_CONTENT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A sender: where it posts, how it is verified, what identifies an event.
 
     `topic` is None for the default topic of the source's name. The expressions default to the scheme's. `dedupe` is for
-    how many seconds an identity is remembered; None if duplicates are delivered.
+    how many seconds an identity is remembered; None if duplicates are delivered. `response` is None for a 202.
     """
 
     name: str
@@ -74,6 +91,7 @@ class Source:
     key: Expression | None = None
     topic: str | None = None
     dedupe: float | None = None
+    response: StoredResponse | None = None
 
 
 class TokenEndpointAuthMethod(StrEnum):

@@ -5,7 +5,7 @@
 
 from typing import Any, assert_never
 
-from gateway.model import Disposition
+from gateway.model import STORED_STATUSES, Disposition
 from gateway.rules.conditions import parse_condition
 from gateway.rules.rules import OnGone, TokenEndpointAuthMethod
 from gateway.rules.templates import Template
@@ -42,6 +42,7 @@ from gateway.rules.value_kinds import (
     _opt_in_header,
     _result,
     _signing_secret,
+    _stored_status,
     _text,
     choice,
     duration,
@@ -254,6 +255,32 @@ INLINE_DESTINATION = MappingKind(
         *DESTINATION_KEYS,
     ),
 )
+RESPOND = MappingKind(
+    name="respond",
+    about="The response to a sender whose event is stored. Strings may contain ${{ CEL }}.",
+    keys=(
+        Key(
+            name="status",
+            kind=Scalar("200, 201, 202 or 204", _stored_status, {"enum": list(STORED_STATUSES)}),
+            about="Its status.",
+            default=202,
+        ),
+        Key(
+            name="headers",
+            kind=Table(
+                "a mapping of headers",
+                HEADER,
+                Tree("a string", str, _header_template, {"type": "string"}, is_template=True),
+            ),
+            about="Headers to add; Content-Type replaces the one of the body.",
+        ),
+        Key(
+            name="body",
+            kind=Tree("any value", object, Template, {}, is_template=True),
+            about="A string is sent as text/plain, anything else as JSON. Default: the event's id.",
+        ),
+    ),
+)
 SOURCE = MappingKind(
     name="source",
     about="A sender: where it posts, how it is verified, what identifies an event.",
@@ -289,6 +316,7 @@ SOURCE = MappingKind(
             about="For how long events with the same identity and content aren't delivered again; "
             "or off. Default: 1h for providers that redeliver automatically, else off.",
         ),
+        Key(name="respond", kind=RESPOND, about=RESPOND.about),
         Key(
             name="public_url",
             kind=Scalar(URL.expected, public_url, URL.json, is_secret=True, unresolved=str),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import yarl
 
-from gateway.model import NAME_PATTERN, ExpressionError
+from gateway.model import NAME_PATTERN, STORED_STATUSES, ExpressionError
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import RESERVED_HEADERS, Proxy, cgi_normalized, is_opt_in_header
 from gateway.rules.templates import Template
@@ -234,6 +234,12 @@ def _header_value(value: object) -> str:
 
 def _header_template(value: object) -> Template:
     return Template(_header_value(value))
+
+
+def _stored_status(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value in STORED_STATUSES:
+        return value
+    raise ValueError
 
 
 def _signing_secret(value: object) -> bytes:

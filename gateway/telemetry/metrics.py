@@ -35,7 +35,7 @@ RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
 
 # Closed sets. A reason or status that isn't here is counted, too, but its series appears with its first increment,
 # which `increase()` misses.
-STATUSES = ("200", "202", "400", "401", "404", "405", "408", "413", "431", "499", "500", "501", "503")
+STATUSES = ("200", "201", "202", "204", "400", "401", "404", "405", "408", "413", "431", "499", "500", "501", "503")
 REJECTIONS = (
     "bad_credentials",
     "bad_handshake",

@@ -192,6 +192,7 @@ def _build(
             *[tuple([to_bytes(each.text) for each in given.get(name, ())]) for name in ("secrets", "verify_tokens")]
         ),
         dedupe=preset.dedupe,
+        response=preset.response,
         warnings=_weaknesses(preset, ways, given),
     )
 

@@ -8,6 +8,7 @@ from gateway.verify.check import BodyCheck, Check, Draft, SigningSpec
 from gateway.verify.config_keys import Path
 from gateway.verify.content import Content
 from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeResponse
+from gateway.verify.presets import PresetResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request, most_specific
 
@@ -34,6 +35,7 @@ class Verifier:
     respond_to_handshake: Handshake | None = None
     handshake_keys: HandshakeKeys = field(default=HandshakeKeys(), repr=False)
     dedupe: float | None = None
+    response: PresetResponse | None = None
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
     @property

@@ -27,7 +27,8 @@ from gateway.log.topics import Topics
 from gateway.model import Event, GatewayError, LogUnavailableError, RecordTooLargeError, event_id
 from gateway.rules.expressions import Expression
 from gateway.rules.route_table import RouteTable
-from gateway.rules.rules import Egress, Rules, Source
+from gateway.rules.rules import Egress, Rules, Source, StoredResponse
+from gateway.rules.templates import Template
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 
@@ -511,6 +512,56 @@ async def test_only_verified_data_identifies_an_event(world: World) -> None:
         reply = await world.exchange(a_request("/in/clerk", *lines, *more, body=b"{}"))
         ids.add(reply.json["id"])
     assert len(ids) == 1
+
+
+def answered(world: World, source: str, response: StoredResponse) -> None:
+    """Let a source respond so from now on."""
+    sources = world.rules[0].sources
+    world.rules[0] = replace(world.rules[0], sources={**sources, source: replace(sources[source], response=response)})
+
+
+async def test_a_source_may_have_a_response_of_its_own(world: World) -> None:
+    body = Template({"text": "got ${{ body.zen }}", "id": "${{ id }}"})
+    answered(world, "open", StoredResponse(status=200, headers=(("X-Kind", Template("${{ type }}")),), body=body))
+    reply = await world.exchange(a_request(body=b'{"zen":"keep it"}'))
+    [stored] = world.log.stored
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    assert reply.json == {"text": "got keep it", "id": stored.event.id}
+    assert (reply.headers["x-kind"], reply.headers["gateway-event-id"]) == ("webhook", stored.event.id)
+    assert world.count("requests_total", source="open", status="200") == 1
+    assert world.count("events_total", source="open") == 1
+
+    answered(world, "open", StoredResponse(status=200, body=Template("ok")))
+    reply = await world.exchange(a_request())
+    assert (reply.body, reply.headers["content-type"]) == (b"ok", "text/plain; charset=utf-8")
+
+    answered(world, "open", StoredResponse(status=201))
+    reply = await world.exchange(a_request())
+    assert (reply.status, reply.json) == (201, {"id": world.log.stored[-1].event.id})
+
+    answered(world, "open", StoredResponse(status=204, body=Template("no")))
+    reply = await world.exchange(a_request())
+    assert (reply.status, reply.body) == (204, b"")
+    assert "content-type" not in reply.headers
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        StoredResponse(status=200, body=Template("${{ body.none }}")),
+        StoredResponse(status=200, headers=(("X-A", Template("${{ body.zen }}")),)),
+    ],
+)
+async def test_a_response_that_cannot_be_rendered_is_the_default_one(world: World, response: StoredResponse) -> None:
+    """The event is stored: any other status would have it sent again."""
+    answered(world, "open", response)
+    reply = await world.exchange(a_request(body=b'{"zen":"a\\r\\nSet-Cookie: b"}'))
+    [stored] = world.log.stored
+    assert (reply.status, reply.json) == (200, {"id": stored.event.id})
+    assert "set-cookie" not in reply.headers
+    assert "x-a" not in reply.headers
+    [line] = [each for each in world.lines if each["event"] == "request_finished"]
+    assert line["response_error"]
 
 
 async def test_a_handshake_is_answered_and_not_stored(world: World) -> None:

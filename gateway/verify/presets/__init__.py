@@ -17,6 +17,7 @@ A file has the keys that `providers:` in the rules has, too:
     asks        further keys that a source gives, each with what it is; `{given:NAME}` in `signed` stands for one
     sends       headers beside the signature that the provider sends, for signing test events
     handshake   the name of one in handshakes.py
+    respond     {status: 200}, and a body where it matters: what it takes for a success, if 202 isn't
     like        another preset, whose keys count where this one has none
 
     secret      what to enter as the source's `secrets`
@@ -39,7 +40,7 @@ from typing import Any, NamedTuple
 import yaml
 from typing_extensions import override
 
-from gateway.model import RulesError
+from gateway.model import STORED_STATUSES, RulesError
 from gateway.text import did_you_mean, kind_of, parse_duration
 from gateway.verify.config_keys import OF_PRESETS, SCHEMES, ConfigPath, Path, read_keys, refuse_uncovered
 from gateway.verify.handshakes import HANDSHAKES
@@ -71,6 +72,13 @@ class Way(NamedTuple):
         return any(each.has("url") for each in (*templates, self.values.get("signed")) if each is not None)
 
 
+class PresetResponse(NamedTuple):
+    """What a provider has to get for an event that is stored; a body of None is ours."""
+
+    status: int = 202
+    body: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
     """A provider: its signing methods, and where its events have their identity and type.
@@ -85,6 +93,7 @@ class Preset:
     sends: tuple[tuple[str, str], ...] = ()
     handshake: str | None = None
     dedupe: float | None = None
+    response: PresetResponse | None = None
     about: Mapping[str, Any]
 
     @property
@@ -123,7 +132,7 @@ UNCONFIRMED = "unconfirmed"
 _CEL = ("id", "type")
 _ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
 _OF_USERS = ("secrets", "handshake", "verify_tokens")
-KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "like", *_ABOUT)
+KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "respond", "like", *_ABOUT)
 
 
 def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None:
@@ -154,6 +163,7 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
         asks=asks,
         sends=sends,
         dedupe=_dedupe(entry.get("dedupe"), where.below("dedupe")),
+        response=_response(entry.get("respond"), where.below("respond")),
         about={name: entry[name] for name in _ABOUT if name in entry},
         **values,
     )
@@ -163,6 +173,19 @@ def _texts(value: object, what: str, where: ConfigPath) -> tuple[tuple[str, str]
     if isinstance(value, Mapping) and all(isinstance(each, str) for pair in value.items() for each in pair):
         return tuple(value.items())
     where.report(f"expected a mapping of {what} to strings, got something else")
+    return None
+
+
+def _response(value: object, where: ConfigPath) -> PresetResponse | None:
+    match value:
+        case None:
+            return None
+        case {"status": int(status), **rest} if status in STORED_STATUSES and rest.keys() <= {"body"}:
+            body = rest.get("body")
+            if body is None or isinstance(body, str):
+                return PresetResponse(status, body)
+    statuses = ", ".join(map(str, STORED_STATUSES))
+    where.report(f"expected a mapping with a status of {statuses}, and perhaps a body, got another")
     return None
 
 
@@ -234,6 +257,13 @@ def json_schema() -> dict[str, Any]:
                 "type": "object",
                 "additionalProperties": {"type": "string"},
                 "description": "Further keys that a source gives, each with what it is.",
+            },
+            "respond": {
+                "type": "object",
+                "properties": {"status": {"enum": list(STORED_STATUSES)}, "body": {"type": "string"}},
+                "required": ["status"],
+                "additionalProperties": False,
+                "description": "The response for an event that is stored, where a source doesn't say.",
             },
             "sends": {
                 "type": "object",

@@ -1,0 +1,125 @@
+"""Builds sources, destinations and routes of what was read from the rule files, and checked."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from gateway.model import RetryPolicy
+from gateway.rules.destination_credentials import basic_authorization
+from gateway.rules.rules import (
+    Destination,
+    DestinationAccess,
+    OAuth2,
+    Proxy,
+    RequestTemplate,
+    Route,
+    Source,
+    StoredResponse,
+    Tls,
+)
+from gateway.rules.schema_reader import NameRef, ParsedMapping
+from gateway.rules.templates import Template
+from gateway.verify.presets import PresetResponse
+from gateway.verify.verifier import Verifier
+
+# Shorter than for other routes, since a delivery that keeps failing blocks its key and holds back the partition's
+# commit.
+ORDERED_MAX_AGE = 3600.0
+
+
+def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
+    expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
+    return Source(
+        name=name,
+        path=path_of(name, read),
+        verifier=verifier,
+        topic=read.values.get("topic"),
+        dedupe=read.values.get("dedupe", verifier.dedupe),
+        response=_response(read.values.get("respond"), verifier.response),
+        **expressions,
+    )
+
+
+def _response(read: ParsedMapping | None, default: PresetResponse | None) -> StoredResponse | None:
+    if read is not None:
+        values = read.values
+        return StoredResponse(
+            status=values.get("status", 202), headers=tuple(values.get("headers", {}).items()), body=values.get("body")
+        )
+    if default is not None:
+        body = None if default.body is None else Template(default.body)
+        return StoredResponse(status=default.status, body=body)
+    return None
+
+
+def destination_of(name: str, read: ParsedMapping, tls: Tls | None) -> Destination:
+    own = {"url", "forward_headers", "drop_headers", "timeout", "concurrency", "rate", "on_gone"}
+    values = {key: value for key, value in read.values.items() if key in own}
+    sign = read.values.get("sign")
+    headers, oauth2 = _authorization(read)
+    proxy = _proxy(read)
+    return Destination(
+        name=name,
+        headers=(*read.values.get("headers", {}).items(), *headers),
+        sign=sign.values["secrets"] if sign else (),
+        access=DestinationAccess(oauth2=oauth2, tls=tls, proxy=proxy) if oauth2 or tls or proxy else None,
+        **values,
+    )
+
+
+def _authorization(read: ParsedMapping) -> tuple[Sequence[tuple[str, str]], OAuth2 | None]:
+    """Return what `auth` means: a header, or OAuth2 client credentials."""
+    auth = read.values.get("auth")
+    for kind, found in auth.values.items() if auth else ():
+        match kind:
+            case "basic":
+                return [("authorization", _basic(found))], None
+            case "bearer":
+                return [("authorization", f"Bearer {found.values.get('token', '')}")], None
+            case _:
+                return [], OAuth2(**{"client_id": "", "client_secret": ""} | found.values)
+    return [], None
+
+
+def _basic(read: ParsedMapping) -> str:
+    return basic_authorization(read.values.get("username", ""), read.values.get("password", ""))
+
+
+def _proxy(read: ParsedMapping) -> Proxy | None:
+    proxy: Proxy | None = read.values.get("proxy")
+    auth = read.values.get("proxy_auth")
+    return replace(proxy, authorization=_basic(auth)) if proxy and auth else proxy
+
+
+def route_of(name: str, read: ParsedMapping) -> Route:
+    request, retry = read.values.get("request"), read.values.get("retry")
+    return Route(
+        name=name,
+        sources=names_of(read, "from"),
+        match=read.values.get("match"),
+        when=read.values.get("when"),
+        destinations=names_of(read, "to"),
+        request=_request(request) if request else None,
+        retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if "order" in read.values else {})),
+        **{key: read.values[key] for key in ("order", "on_exhausted") if key in read.values},
+    )
+
+
+def _request(read: ParsedMapping) -> RequestTemplate:
+    return RequestTemplate(headers=tuple(read.values.get("headers", {}).items()), body=read.values.get("body"))
+
+
+def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:
+    values: dict[str, Any] = defaults | dict(read.values if read else {})
+    # `max_age`, `max_attempts`, `schedule` and `jitter` are named as in the policy.
+    results = sorted(values.pop("results", {}).items(), key=lambda item: not item[0].isdigit())
+    return RetryPolicy(results=tuple(results), **values)
+
+
+def names_of(route: ParsedMapping, key: str) -> tuple[str, ...]:
+    uses = route.values.get(key, ())
+    return tuple([use.name if isinstance(use, NameRef) else use.values.get("name", "") for use in uses])
+
+
+def path_of(name: str, source: ParsedMapping) -> str:
+    return str(source.values.get("path", f"/in/{name}"))
