@@ -23,13 +23,14 @@ from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.route_counts import RouteCounts
+from gateway.ops.secret_ends import secret_statuses
 from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
 from gateway.required_topics import ensure_topics, specs_of
 from gateway.rules.destination_credentials import certificate_expiries
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.watch import Changes, Loss, Refusal, Stamp, Watch, changes, lost_routes
-from gateway.settings import Settings
+from gateway.settings import Role, Settings
 from gateway.telemetry.metrics import Metrics
 
 WATCH_INTERVAL = 1.0
@@ -148,7 +149,14 @@ class Reloader:
             }
             for reason, run in sorted(self._metrics.refusal_runs.of(name, now).items())
         }
-        return {**status, "refused": refused}
+        secrets = (
+            []
+            if self._settings.role is Role.ROUTER  # verifies nothing
+            else secret_statuses(
+                name, self.rules.sources[name].verifier.terms, self._metrics.secret_uses, now=time.time(), at=now
+            )
+        )
+        return {**status, "refused": refused, "secrets": secrets}
 
     def _counts(self) -> dict[str, dict[str, float]]:
         """Return for each source how many events came, how many were routed, and how many weren't delivered."""
@@ -305,6 +313,7 @@ class Reloader:
             for kind, name in [text.partition(":")[0].split(" ", 1) for text in changed.changed if ":" in text]:
                 if kind == "source":
                     self._metrics.refusal_runs.forget(name)
+                    self._metrics.secret_uses.forget(name)
         return since
 
     def _remember_loss(self, routes: tuple[str, ...], before: Collection[str], now: float) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 
 from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rule_file, rule_file_argument
 from gateway.commands.values import Parser, duration
@@ -33,7 +33,8 @@ def check_arguments(parser: Parser) -> None:
 )
 async def _check(call: Invocation) -> int:
     path = rule_file(call)
-    rules, problems = check_rules(path, resolve=False)
+    rules, found = check_rules(path, resolve=False)
+    problems = [replace(each, severity="error") if each.code == "ended" else each for each in found]
     errors = [problem for problem in problems if problem.severity == "error"]
     for problem in problems:
         fields = asdict(problem)

@@ -35,6 +35,7 @@ from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request
+from gateway.verify.verifier import Verified
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Span, Traces
@@ -134,7 +135,7 @@ class Ingress:
             "status": 500,
         }  # 500 if we have a bug
         try:
-            handshake = _unverified_handshake(request, endpoint, path, query, fields)
+            handshake = _unverified_handshake(request, endpoint, path, query, fields, self._clock)
             response = (
                 await self._receive(request, endpoint, path, query, fields, began=began)
                 if handshake is None
@@ -175,10 +176,10 @@ class Ingress:
             fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
-            identity_expression = await self._verify(endpoint, sent)
+            verified = await self._verify(endpoint, sent)
         else:
             head = Request("POST", path, query, headers, b"", names)
-            sent, identity_expression = await self._read_and_verify(request, endpoint, head, limit, fields)
+            sent, verified = await self._read_and_verify(request, endpoint, head, limit, fields)
         fields["is_verified"] = True
         body = sent.body
         if not self._memory.reserve(endpoint.share, len(body), now=perf_counter()):
@@ -189,10 +190,12 @@ class Ingress:
                 fields["span"] = self._traces.receive(
                     source=endpoint.name, path=endpoint.source.path, headers=headers, began=at, size=len(body)
                 )
-            if (handshake := verifier.handshake(sent)) is not None:
+            if verifier.respond_to_handshake is not None and (
+                handshake := verifier.handshake(sent, now=self._clock())
+            ):
                 fields["handshake"] = True
                 return handshake_response(handshake)
-            event = endpoint.event(sent, received_at=self._log.now(), identity_expression=identity_expression)
+            event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
             fields["event_id"], fields["type"] = event.id, event.type
             if self._traces is None:
                 began = perf_counter()
@@ -202,6 +205,8 @@ class Ingress:
                 await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
             endpoint.events.inc()
             endpoint.last.set(event.received_at)
+            if endpoint.secrets and verified.secret is not None:
+                self._count_secret(endpoint, verified.secret, event.received_at)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -225,8 +230,8 @@ class Ingress:
 
     async def _read_and_verify(
         self, request: web.BaseRequest, endpoint: "_Endpoint", head: Request, limit: int, fields: dict[str, Any]
-    ) -> tuple[Request, str | None]:
-        """Check the head, then read and verify the body; return the request, and where its identity is (CEL)."""
+    ) -> tuple[Request, Verified]:
+        """Check the head, then read and verify the body; return the request, and by what it is verified."""
         pending = endpoint.source.verifier.check_head(head, now=self._clock())
         reader = BodyReader(request, self._memory, endpoint.share, limit)
         try:
@@ -238,16 +243,21 @@ class Ingress:
             self._memory.close(reader)
         return sent, await self._verify(endpoint, sent)
 
-    async def _verify(self, endpoint: "_Endpoint", sent: Request) -> str | None:
-        """Verify a request, with the key that it names if it does; return where its identity is (CEL)."""
+    async def _verify(self, endpoint: "_Endpoint", sent: Request) -> Verified:
+        """Verify a request, with the key that it names if it does; return by what."""
 
-        def verify() -> str | None:
+        def verify() -> Verified:
             return endpoint.source.verifier.verify(sent, now=self._clock(), keys=endpoint.keys)
 
         try:
             return verify()
         except KeyNeededError:
             return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify)
+
+    def _count_secret(self, endpoint: "_Endpoint", secret: int, at: float) -> None:
+        """Count an event with the secret that verified it, for operators alone."""
+        endpoint.secrets[secret].inc()
+        self._metrics.secret_uses.add(endpoint.name, secret, at=at)
 
     async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
         began = perf_counter()
@@ -367,6 +377,7 @@ class _Endpoint:
         "name",
         "response",
         "seconds",
+        "secrets",
         "share",
         "source",
         "status",
@@ -383,6 +394,9 @@ class _Endpoint:
         self.events = metrics.events.labels(source.name)
         self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
+        self.secrets = [
+            metrics.secret_events.labels(source.name, str(position + 1)) for position in range(len(source.secret_ends))
+        ]
         self.share = share
         self.keys = keys
         self.event = EventBuilder(source).event
@@ -398,13 +412,18 @@ def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> 
 
 
 def _unverified_handshake(
-    request: web.BaseRequest, endpoint: "_Endpoint | None", path: str, query: str, fields: dict[str, Any]
+    request: web.BaseRequest,
+    endpoint: "_Endpoint | None",
+    path: str,
+    query: str,
+    fields: dict[str, Any],
+    clock: Callable[[], float],
 ) -> web.Response | None:
     """Return the response to a handshake that its head alone decides; None for every other request."""
     if endpoint is None or request.method not in endpoint.handshake_methods:
         return None
     head = Request(request.method, path, query, request.raw_headers, b"")
-    handshake = endpoint.source.verifier.unverified_handshake(head)
+    handshake = endpoint.source.verifier.unverified_handshake(head, now=clock())
     if handshake is None:
         return None
     fields["handshake"] = True

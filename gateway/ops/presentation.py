@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import isinf
+from math import inf, isinf
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -72,6 +72,12 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
             "scheme": verification.scheme,
             "signing_methods": [_signing_method_fields(method) for method in verification.signing_methods],
             "secrets": list(verification.secrets),
+            "public_keys": list(verification.public_keys),
+            "ends": [
+                {"key": term.key, "position": term.position + 1, "until": rfc3339(term.until)}
+                for term in verification.terms
+                if not isinf(term.until)
+            ],
             "defined_at": verification.location,
         },
         "identity": {"from": [*origins["id"], IDEMPOTENCY_KEY], "dedupe_seconds": source.dedupe},
@@ -88,15 +94,24 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     output.print(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for method in verification.signing_methods:
         output.print(f"  {_signing_text(method)}")
-    if verification.secrets:
-        number = len(verification.secrets)
-        which = ", any of which is accepted" if number > 1 else ""
-        output.print(f"  {count(number, 'secret')}{which}: {', '.join(verification.secrets)}")
+    for key, what, listed in (
+        ("secrets", "secret", verification.secrets),
+        ("public_keys", "public key", verification.public_keys),
+    ):
+        if listed:
+            ends = {term.position: term.until for term in verification.terms if term.key == key}
+            told = ", ".join([f"{each}{_until(ends.get(place, inf))}" for place, each in enumerate(listed)])
+            which = ", any of which is accepted" if len(listed) > 1 else ""
+            output.print(f"  {count(len(listed), what)}{which}: {told}")
     identified_by = ", else ".join([*origins["id"], IDEMPOTENCY_KEY])
     output.print(("identity ", "bold"), _dedupe_text(identified_by, source.dedupe))
     output.print(("type ", "bold"), ", else ".join([*origins["type"], f"the word {FALLBACK_TYPE}"]))
     output.print(("key ", "bold"), *(origins["key"] or ["none"]))
     output.print(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and delivered nowhere")
+
+
+def _until(end: float) -> str:
+    return "" if isinf(end) else f" until {when(end)}"
 
 
 def _signing_method_fields(method: SigningSpec) -> dict[str, object]:

@@ -90,7 +90,7 @@ def sign(
     target = _target(source, url)
     if is_forged and verifier.scheme == "none":
         raise UsageError(f"--forge: expected a source that verifies, got {source.name!r}, which takes everything")
-    credential = verifier.signed_query()
+    credential = verifier.signed_query(now=now)
     if is_forged and credential:
         credential = credential.partition("=")[0] + "=forged"
     query = "&".join(filter(None, [target.raw_query_string, credential]))

@@ -9,17 +9,23 @@ from gateway.ops.explain import MASK
 from gateway.rules.rules import Source
 from gateway.rules.yaml_document import Node, read_document
 from gateway.verify.check import SigningSpec
+from gateway.verify.key_ring import Term
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """`secrets` are the references of each, with `***` for literal text; `location` is where `verify` is."""
+    """`secrets` are the references of each, with `***` for literal text; `location` is where `verify` is.
+
+    `public_keys` are the same, and `terms` those of both, in this order.
+    """
 
     scheme: str
     signing_methods: Sequence[SigningSpec]
     secrets: Sequence[str]
+    public_keys: Sequence[str]
+    terms: Sequence[Term]
     location: str
 
 
@@ -28,14 +34,20 @@ def verification_of(files: Sequence[Path], source: Source) -> Verification:
     verify = None
     if (node := written_source(files, source.name)) is not None:
         verify = node.child("verify")
-    written = None if verify is None else verify.child("secrets")
-    secrets = written.value if written is not None and isinstance(written.value, list) else []
     return Verification(
         scheme=source.verifier.scheme,
         signing_methods=source.verifier.signing_specs,
-        secrets=[masked_secret(secret.value) for secret in secrets],
+        secrets=_masked(verify, "secrets"),
+        public_keys=_masked(verify, "public_keys"),
+        terms=source.verifier.terms,
         location="" if verify is None else f"{verify.file}:{verify.line}",
     )
+
+
+def _masked(verify: Node | None, key: str) -> Sequence[str]:
+    written = None if verify is None else verify.child(key)
+    items = written.value if written is not None and isinstance(written.value, list) else []
+    return [masked_secret((item.child("secret") or item).value) for item in items]
 
 
 def written_source(files: Sequence[Path], name: str) -> Node | None:

@@ -4,6 +4,7 @@ import gc
 import glob
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,7 @@ from gateway.rules.value_kinds import MappingKind
 from gateway.rules.yaml_document import Node, Problem, Severity, read_document
 from gateway.text import did_you_mean
 from gateway.verify.config_keys import GENERIC
+from gateway.verify.key_ring import ended_lists, endings
 from gateway.verify.presets import PRESETS, Preset, SchemeError
 from gateway.verify.schemes import WEAK, build_verifier
 from gateway.verify.verifier import Verifier
@@ -57,36 +59,41 @@ class InvalidRulesError(RulesError):
         super().__init__("\n".join(map(str, self.problems)))
 
 
-def load_rules(path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = True) -> Rules:
+def load_rules(
+    path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = True, now: float | None = None
+) -> Rules:
     """Read a rule file, or raise InvalidRulesError with every problem of it and of what it includes.
 
     References are resolved in `environ` (None: this process's). With `resolve=False` an unresolvable one is a warning,
-    and a placeholder replaces its value. Reads files and may take seconds, so don't call it on the event loop.
+    and a placeholder replaces its value. `now` is for warnings about secrets that end (None: the machine's clock).
+    Reads files and may take seconds, so don't call it on the event loop.
     """
-    rules, problems, files = _read(path, environ, resolve=resolve)
+    rules, problems, files = _read(path, environ, resolve=resolve, now=now)
     if rules is None:
         raise InvalidRulesError(problems, files)
     return rules
 
 
 def check_rules(
-    path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = False
+    path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = False, now: float | None = None
 ) -> tuple[Rules | None, list[Problem]]:
     """Return the rules as `load_rules` does, and all problems, warnings included, by file and location.
 
     No rules are returned if there is an error, or if something essential (such as a route's name) is an unresolved
     reference.
     """
-    rules, problems, _ = _read(path, environ, resolve=resolve)
+    rules, problems, _ = _read(path, environ, resolve=resolve, now=now)
     return rules, problems
 
 
 def _read(
-    path: Path, environ: Mapping[str, str] | None, *, resolve: bool
+    path: Path, environ: Mapping[str, str] | None, *, resolve: bool, now: float | None
 ) -> tuple[Rules | None, list[Problem], Sequence[Path]]:
     reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve)
     with _no_collection():
-        rules = _Assembly(reader, list(_read_files(reader, path, ROOT, set()))).rules()
+        rules = _Assembly(reader, list(_read_files(reader, path, ROOT, set()))).rules(
+            time.time() if now is None else now
+        )
     return rules, sorted(reader.problems), tuple(reader.files)
 
 
@@ -156,7 +163,7 @@ class _Assembly:
         self.egress = Egress()
         self.tls: dict[str, Tls] = {}
 
-    def rules(self) -> Rules | None:
+    def rules(self, now: float) -> Rules | None:
         """Return the rules, or None if something is wrong or missing; the problems are then in the reader."""
         for file in self.files:
             self._collect(file)
@@ -174,6 +181,7 @@ class _Assembly:
             return None
         self._warn_of_unused()
         self._warn_of_weak(verifiers)
+        self._warn_of_ends(verifiers, now)
         routes = {name: route_of(name, read) for name, read in self.routes.items()}
         rules = Rules(
             sources={
@@ -376,6 +384,21 @@ class _Assembly:
             if proxy and "proxy_auth" in read.values and not _is_this_machine(proxy.host):
                 message = "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted"
                 self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
+
+
+    def _warn_of_ends(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
+        """Warn about secrets that end.
+
+        A list in which all have ended is no error here: a restart would stop all other sources, too.
+        """
+        for name, verifier in verifiers.items():
+            if verifier is None or not verifier.terms:
+                continue
+            verify = self.sources[name].node.value["verify"]
+            self.reader.locate(verify, list(endings(verifier.terms, now)), code="ends", severity="warning")
+            message = "expected a secret that hasn't ended, got none: every request is refused"
+            ended = [((key,), message) for key in ended_lists(verifier.terms, now)]
+            self.reader.locate(verify, ended, code="ended", severity="warning")
 
 
 def _is_in_the_clear(url: str) -> bool:

@@ -1,10 +1,11 @@
 """The rules after loading: sources, destinations, routes. Frozen; a reload creates a new `Rules`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network
+from math import isfinite
 from pathlib import Path
 from ssl import SSLContext
 from typing import Literal
@@ -92,6 +93,12 @@ class Source:
     topic: str | None = None
     dedupe: float | None = None
     response: StoredResponse | None = None
+
+    @property
+    def secret_ends(self) -> Sequence[float]:
+        """Return until when each of its secrets verifies, if there are several, or one that ends; else nothing."""
+        ends = [term.until for term in self.verifier.terms]
+        return ends if len(ends) > 1 or any(map(isfinite, ends)) else ()
 
 
 class TokenEndpointAuthMethod(StrEnum):

@@ -17,7 +17,7 @@ from gateway.rules.expressions import Expression
 from gateway.rules.rules import RESERVED_HEADERS, Proxy, cgi_normalized, is_opt_in_header
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
-from gateway.verify.config_keys import ConfigPath
+from gateway.verify.config_reader import ConfigPath
 from gateway.verify.encodings import signing_key
 from gateway.verify.presets import Preset, SchemeError, read_preset
 from gateway.verify.tokens import TOKEN

@@ -10,9 +10,10 @@ increment takes 0.3 µs and an observation 0.7, ours take 0.03 and 0.12, of abou
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from math import isfinite
 from typing import Generic, Protocol, TypeVar
 
 import prometheus_client
@@ -27,6 +28,7 @@ from typing_extensions import override
 from gateway.model import DeadReason, Event, Result, SpillReason
 from gateway.telemetry.refusal_runs import RefusalRuns
 from gateway.telemetry.route_matches import RouteMatches
+from gateway.telemetry.secret_uses import SecretUses
 from gateway.telemetry.skipped_events import SkippedEvents
 
 NO_SOURCE = ""
@@ -98,11 +100,18 @@ class To(Protocol):
     def destinations(self) -> Collection[str]: ...
 
 
+class From(Protocol):
+    """A source, as far as labels go: until when (Unix seconds) each of its secrets verifies, if that is counted."""
+
+    @property
+    def secret_ends(self) -> Sequence[float]: ...
+
+
 class Names(Protocol):
     """The rules, as far as labels go."""
 
     @property
-    def sources(self) -> Collection[str]: ...
+    def sources(self) -> Mapping[str, From]: ...
     @property
     def destinations(self) -> Collection[str]: ...
     @property
@@ -285,6 +294,13 @@ class Metrics(Collector):
         self.refusal_runs = RefusalRuns()
         self.rejected = counter("rejected", "Requests that were refused, by reason.", "source", "reason")
         self.events = counter("events", "Events that were acknowledged.", "source")
+        self.secret_events = counter(
+            "secret_events",
+            "Events that a secret verified, by its position in the source's list; of sources whose secrets change.",
+            "source",
+            "position",
+        )
+        self.secret_uses = SecretUses()
         self.duplicates = counter(
             "duplicates",
             "Duplicates: events with the identity and content of an earlier one, not delivered again.",
@@ -385,6 +401,12 @@ class Metrics(Collector):
         self.certificate_expiry_timestamp = gauge(
             "certificate_expiry_timestamp_seconds", "When the first certificate of a file or text expires.", "name"
         )
+        self.secret_end_timestamp = gauge(
+            "secret_end_timestamp_seconds",
+            "When a secret ends that has an `until`; from then on it verifies nothing.",
+            "source",
+            "position",
+        )
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log responds and accepts all appends.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")
@@ -420,6 +442,7 @@ class Metrics(Collector):
         self._names = sources, destinations, pairs
         for source in sources - old_sources:
             self._prepare_source(source)
+        self._prepare_secrets(rules.sources)
         for destination in destinations - old_destinations:
             self._prepare_destination(destination)
         for route, destination in pairs - old_pairs:
@@ -450,6 +473,22 @@ class Metrics(Collector):
         self.request_duration.labels(source)
         _each(self.requests, (source,), STATUSES)
         _each(self.rejected, (source,), REJECTIONS)
+
+    def _prepare_secrets(self, sources: Mapping[str, From]) -> None:
+        ends = {
+            (name, str(position)): end
+            for name, source in sources.items()
+            for position, end in enumerate(source.secret_ends, 1)
+        }
+        dated = {labels: end for labels, end in ends.items() if isfinite(end)}
+        for labels in self.secret_events.keys() - ends.keys():
+            del self.secret_events[labels]
+        for labels in self.secret_end_timestamp.keys() - dated.keys():
+            del self.secret_end_timestamp[labels]
+        for labels in ends:
+            self.secret_events.labels(*labels)
+        for labels, end in dated.items():
+            self.secret_end_timestamp.labels(*labels).set(end)
 
     def _prepare_destination(self, destination: str) -> None:
         for gauges in (

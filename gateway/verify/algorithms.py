@@ -1,17 +1,18 @@
 """The algorithms of signatures over shared secrets: which candidates they look at, and which of them match.
 
 Signatures are compared in constant time, in their encoded form: an expected signature has one spelling, so that no
-changed byte passes.
+changed byte passes. The keys are all compared, whichever matches: how long that takes doesn't tell.
 """
 
 import hashlib
 import hmac
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from gateway.model import UsageError
 from gateway.verify.content import Content
+from gateway.verify.key_ring import Held, KeyRing
 
 Message = Callable[[bytes], bytes]
 """Returns the signed string; its argument is the secret, for strings that contain it."""
@@ -31,11 +32,11 @@ class Algorithm(Protocol):
     def fits(self, candidate: bytes) -> bool:
         """Return whether a string could be one of its signatures."""
 
-    def matches(self, candidates: Sequence[bytes], message: Message, content: Content) -> bool:
-        """Return whether any candidate is a signature of the message with any of the keys."""
+    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[Any] | None:
+        """Return the first key with which any candidate is a signature of the message; None if it is with none."""
 
-    def sign(self, message: Message) -> bytes:
-        """Return the signature with the first key. Raises UsageError if only the sender can sign."""
+    def sign(self, message: Message, now: float) -> bytes:
+        """Return the signature with the first key that verifies now. Raises UsageError if there is none here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class Hmac:
 
     algorithm: str
     encode: Callable[[bytes], bytes]
-    keys: tuple[bytes, ...] = field(repr=False)
+    keys: KeyRing[bytes]
     length: int
 
     @property
@@ -58,15 +59,16 @@ class Hmac:
     def fits(self, candidate: bytes) -> bool:
         return len(candidate) == self.length
 
-    def matches(self, candidates: Sequence[bytes], message: Message, content: Content) -> bool:
+    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[bytes] | None:
         signed = message(b"")
-        for key in self.keys:  # noqa: SIM110 - on the path of every event
-            if _any_is(self._signature(key, signed, content), candidates):
-                return True
-        return False
+        matched = None
+        for held in self.keys.at(content.now):
+            if _any_is(self._signature(held.key, signed, content), candidates):
+                matched = matched or held
+        return matched
 
-    def sign(self, message: Message) -> bytes:
-        return self.encode(hmac.digest(self.keys[0], message(b""), self.algorithm))
+    def sign(self, message: Message, now: float) -> bytes:
+        return self.encode(hmac.digest(self.keys.first(now), message(b""), self.algorithm))
 
     def _signature(self, key: bytes, message: bytes, content: Content) -> bytes:
         for *made, digest in content.digests:
@@ -83,7 +85,7 @@ class Hash:
 
     algorithm: str
     encode: Callable[[bytes], bytes]
-    secrets: tuple[bytes, ...] = field(repr=False)
+    secrets: KeyRing[bytes]
     length: int
 
     @property
@@ -97,11 +99,15 @@ class Hash:
     def fits(self, candidate: bytes) -> bool:
         return len(candidate) == self.length
 
-    def matches(self, candidates: Sequence[bytes], message: Message, content: Content) -> bool:  # noqa: ARG002 - of the protocol
-        return any(_any_is(self._signature(message(secret)), candidates) for secret in self.secrets)
+    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[bytes] | None:
+        matched = None
+        for held in self.secrets.at(content.now):
+            if _any_is(self._signature(message(held.key)), candidates):
+                matched = matched or held
+        return matched
 
-    def sign(self, message: Message) -> bytes:
-        return self._signature(message(self.secrets[0]))
+    def sign(self, message: Message, now: float) -> bytes:
+        return self._signature(message(self.secrets.first(now)))
 
     def _signature(self, message: bytes) -> bytes:
         return self.encode(hashlib.new(self.algorithm, message, usedforsecurity=False).digest())

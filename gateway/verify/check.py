@@ -26,8 +26,11 @@ class SigningSpec(NamedTuple):
     id_header: str | None = None
 
 
-BodyCheck = Callable[[Request, Content], None]
-"""Returns if the whole request is verified, or raises RefusedError."""
+BodyCheck = Callable[[Request, Content], int | None]
+"""Returns the place of the secret that verifies the whole request, or raises RefusedError.
+
+The place is that among all secrets of the source, from 0; None if it is none that the rules list.
+"""
 
 
 class Check(Protocol):
@@ -39,8 +42,8 @@ class Check(Protocol):
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:
         """Add to the draft the headers that make `verify` return. Raises UsageError if only the sender can."""
 
-    def query(self) -> str:
-        """Return the query string that carries the credential; empty if none does."""
+    def query(self, now: float) -> str:
+        """Return the query string that carries the credential; empty if none does. Raises UsageError if all ended."""
 
     def signing_spec(self) -> SigningSpec:
         """Describe where the signature or credential is."""
@@ -66,4 +69,9 @@ class Draft:
 
 
 def nothing_to_check(request: Request, content: Content) -> None:
-    """Return: the head alone has verified the request."""
+    """Return: the head alone has verified the request, by no secret that the rules list."""
+
+
+def checked_with(place: int | None) -> BodyCheck:
+    """Return what is left to check of a request that the head alone has verified, by the secret at this place."""
+    return lambda request, content: place  # noqa: ARG005 - a check's signature

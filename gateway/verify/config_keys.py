@@ -7,75 +7,31 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from gateway.text import did_you_mean, kind_of, parse_duration, shown
+from gateway.text import kind_of, parse_duration, shown
+from gateway.verify.config_reader import ConfigPath, InvalidValueError, Key, read_keys
 from gateway.verify.content import FieldPath, parse_field_path
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS
 from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.json_web_tokens import ALGORITHMS as JWT_ALGORITHMS
 from gateway.verify.json_web_tokens import ASYMMETRIC, SYMMETRIC
+from gateway.verify.key_ring import EXPECTED_UNTIL, UNTIL, parse_until
 from gateway.verify.public_keys import ALGORITHMS as PUBLIC_KEY_ALGORITHMS
 from gateway.verify.remote_keys import is_host, is_path
 from gateway.verify.signed_string import BODY, EXPECTED, SignedString, parse_signed_string, parse_template
 from gateway.verify.sns import TOPIC
 from gateway.verify.tokens import PARAMETER, TOKEN
 
-Path = tuple[str | int, ...]
-
-
-class ConfigPath:
-    """A position in the configuration, and the problems found so far."""
-
-    def __init__(self, path: Path, problems: dict[tuple[Path, str], None]) -> None:
-        self._path = path
-        self._problems = problems
-
-    def below(self, key: str | int) -> "ConfigPath":
-        return ConfigPath((*self._path, key), self._problems)
-
-    def report(self, message: str) -> None:
-        self._problems[self._path, message] = None
-
-
-class InvalidValueError(Exception):
-    """A value isn't what a key accepts."""
-
-    def __init__(self, expected: str, value: object) -> None:
-        super().__init__(f"expected {expected}, got {shown(value)}")
-
-
-class Key(NamedTuple):
-    """An allowed key: how its value is parsed (raises InvalidValueError, or reports below), and its JSON Schema."""
-
-    read: Callable[[Any, ConfigPath], Any]
-    schema: Mapping[str, Any]
-    is_required: bool = False
-    default: Any = None
-
 
 class Secret(NamedTuple):
-    """A secret or a public key, and its position in the list."""
+    """A secret or a public key, its position in the list, and until when it verifies.
+
+    `place` is that among all secrets and public keys of the source; None in a provider's file.
+    """
 
     position: int
     text: str
-
-
-def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], where: ConfigPath) -> dict[str, Any]:
-    """Parse a mapping's values, with defaults for missing keys; one that can't be parsed is reported and omitted."""
-    for name in config:
-        if name not in keys and name != "scheme":
-            where.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), keys)}")
-    values = {}
-    for name, key in keys.items():
-        if name in config:
-            try:
-                values[name] = key.read(config[name], where.below(name))
-            except InvalidValueError as error:
-                where.below(name).report(str(error))
-        elif key.is_required:
-            where.report(f"expected the key '{name}', got none")
-        elif key.default is not None:
-            values[name] = key.default
-    return values
+    until: float = math.inf
+    place: int | None = None
 
 
 def _read_header(value: object, _: ConfigPath) -> str:
@@ -121,21 +77,44 @@ def _read_username(value: object, _: ConfigPath) -> str:
     raise InvalidValueError("a user name without a colon", value)
 
 
-def _list_of(what: str) -> Callable[[object, ConfigPath], tuple[Secret, ...]]:
+def _list_of(what: str, *, may_end: bool = False) -> Callable[[object, ConfigPath], tuple[Secret, ...]]:
+    """Return how a list of texts is parsed; with `may_end` an item may be a mapping of a text and its end."""
+
     def read(value: object, where: ConfigPath) -> tuple[Secret, ...]:
         # Nothing here shows a value: a malformed secret, such as a number without quotes, is still a secret.
         if not isinstance(value, list) or not value:
             where.report(f"expected a list of {what}, got {kind_of(value)}")
             return ()
-        texts = []
-        for index, text in enumerate(value):
-            if isinstance(text, str) and text.strip():
-                texts.append(Secret(index, text))
-            else:
-                where.below(index).report(f"expected a non-empty string, got {kind_of(text)}")
-        return tuple(texts)
+        secrets = []
+        for index, each in enumerate(value):
+            here = where.below(index)
+            given = _dated(each, here) if may_end and isinstance(each, Mapping) else {"secret": _read_text(each, here)}
+            if given.get("secret") is not None:
+                secrets.append(Secret(index, given["secret"], given.get("until", math.inf)))
+        return tuple(secrets)
 
     return read
+
+
+def _dated(value: Mapping[Any, object], where: ConfigPath) -> dict[str, Any]:
+    if value.keys() - _DATED_KEYS.keys():  # whose names aren't shown
+        where.report(f"expected no keys but {' and '.join(_DATED_KEYS)}, got others")
+    return read_keys({name: value[name] for name in _DATED_KEYS if name in value}, _DATED_KEYS, where)
+
+
+def _read_text(value: object, where: ConfigPath) -> str | None:
+    if isinstance(value, str) and value.strip():
+        return value
+    where.report(f"expected a non-empty string, got {kind_of(value)}")
+    return None
+
+
+def _read_until(value: object, where: ConfigPath) -> float:
+    try:
+        return parse_until(value if isinstance(value, str) else "")
+    except ValueError:  # not shown either: it is the secret, where the two were exchanged
+        where.report(f"expected {EXPECTED_UNTIL}, got {'another string' if isinstance(value, str) else kind_of(value)}")
+        return math.inf
 
 
 def _one_of(choices: Iterable[str]) -> Callable[[object, ConfigPath], str]:
@@ -280,18 +259,36 @@ def _choice(choices: Iterable[str], default: str, description: str) -> Key:
 
 
 _TEXTS = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+_DATED_KEYS: Mapping[str, Key] = {
+    "secret": Key(_read_text, _text("The secret, or the public key."), is_required=True),
+    "until": Key(
+        _read_until,
+        {
+            "type": "string",
+            "pattern": f"^{UNTIL}$",
+            "description": "When it ends: a time, or a date, whose day in UTC is its last.",
+        },
+        is_required=True,
+    ),
+}
+_DATED = {
+    "type": "object",
+    "properties": {name: dict(key.schema) for name, key in _DATED_KEYS.items()},
+    "required": list(_DATED_KEYS),
+    "additionalProperties": False,
+}
+_SECRETS = {"type": "array", "items": {"anyOf": [{"type": "string", "minLength": 1}, _DATED]}, "minItems": 1}
 SECRETS = Key(
-    _list_of("secrets"),
-    {**_TEXTS, "description": "Any of them will do, for rotation; the first one signs test events."},
+    _list_of("secrets", may_end=True),
+    {**_SECRETS, "description": "Any of them will do, for rotation; the first one signs test events."},
     is_required=True,
 )
 PUBLIC_KEYS = Key(
-    _list_of("public keys"),
-    {**_TEXTS, "description": "As PEM or base64, of Ed25519 also the 32 bytes in hex or base64; any of them will do."},
+    _list_of("public keys", may_end=True),
+    {**_SECRETS, "description": "As PEM or base64, of Ed25519 also the 32 bytes in hex or base64; any will do."},
 )
-VERIFY_TOKENS = SECRETS._replace(
-    schema={**SECRETS.schema, "description": "The tokens of the handshake (Meta's verify token); any will do."},
-    is_required=False,
+VERIFY_TOKENS = Key(
+    _list_of("tokens"), {**_TEXTS, "description": "The tokens of the handshake (Meta's verify token); any will do."}
 )
 HANDSHAKE = Key(
     _one_of(HANDSHAKES), {"enum": list(HANDSHAKES), "description": "The provider's handshake that is answered."}

@@ -32,16 +32,18 @@ def parse_field_path(text: str) -> FieldPath:
 class Content:
     """A request's body, with what was computed of it so far, and the keys that were fetched for its source until `now`.
 
+    `now` is when the request is verified, in Unix seconds.
+
     `digests` has key, algorithm, message and HMAC of those that were computed, so that none is computed twice.
     """
 
-    __slots__ = ("_form", "_json", "_keys", "_now", "_request", "digests")
+    __slots__ = ("_form", "_json", "_keys", "_request", "digests", "now")
 
     def __init__(self, request: Request, keys: KeyCache | None = None, now: float = 0.0) -> None:
         self.digests: list[tuple[bytes, str, bytes, bytes]] = []
         self._request = request
         self._keys = keys
-        self._now = now
+        self.now = now
         self._json: object = self
         self._form: list[tuple[bytes, bytes]] | None = None
 
@@ -82,8 +84,8 @@ class Content:
         """Return the key at an address, good now. Raises KeyNeededError if it must be fetched, or RefusedError."""
         if self._keys is None:
             raise KeyNeededError(url)
-        key = self._keys.get(url, self._now)
-        key.check(self._now)
+        key = self._keys.get(url, self.now)
+        key.check(self.now)
         return key
 
     def form(self) -> list[tuple[bytes, bytes]]:

@@ -2,12 +2,13 @@
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 from gateway.model import UsageError
-from gateway.verify.check import MAX_CANDIDATES, BodyCheck, Draft, SigningSpec, nothing_to_check
+from gateway.verify.check import MAX_CANDIDATES, BodyCheck, Draft, SigningSpec, checked_with, nothing_to_check
 from gateway.verify.content import Content, FieldPath
+from gateway.verify.key_ring import KeyRing
 from gateway.verify.request import Reason, Request, refused, to_bytes
 
 
@@ -21,7 +22,7 @@ class Unverified:
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:
         pass
 
-    def query(self) -> str:
+    def query(self, now: float) -> str:  # noqa: ARG002 - as above
         return ""
 
     def signing_spec(self) -> SigningSpec:
@@ -39,43 +40,46 @@ class Credential:
     parameter: str | None = None
     path: FieldPath = ()
     prefix: str = ""
-    secrets: tuple[bytes, ...] = field(repr=False)
+    secrets: KeyRing[bytes]
 
-    def check_head(self, head: Request, now: float) -> BodyCheck:  # noqa: ARG002 - a check's signature
+    def check_head(self, head: Request, now: float) -> BodyCheck:
         if self.path:
             return self._check_body
-        self._check(self._given(head))
-        return nothing_to_check
+        return checked_with(self._check(self._given(head), now))
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
-        if self.path and Content(request).field(self.path) not in self.secrets:
+        known = [held.key for held in self.secrets.at(now)]
+        if self.path and Content(request).field(self.path) not in known:
             raise UsageError(f"a test event for this source: expected its {self._what()}")
         if self.header is not None:
-            draft.add(self.header, self.prefix + self.secrets[0].decode("utf-8", "surrogateescape"))
+            draft.add(self.header, self.prefix + self.secrets.first(now).decode("utf-8", "surrogateescape"))
 
-    def query(self) -> str:
+    def query(self, now: float) -> str:
         if self.parameter is None:
             return ""
-        return f"{self.parameter}=" + "".join([_quote(byte) for byte in self.secrets[0]])
+        return f"{self.parameter}=" + "".join([_quote(byte) for byte in self.secrets.first(now)])
 
     def signing_spec(self) -> SigningSpec:
         return SigningSpec(proof=self._what(), header=self.header, query=self.parameter)
 
-    def _check_body(self, request: Request, content: Content) -> None:  # noqa: ARG002 - a check's signature
+    def _check_body(self, request: Request, content: Content) -> int | None:  # noqa: ARG002 - a check's signature
         value = content.field(self.path)
-        self._check([] if value is None else [value])
+        return self._check([] if value is None else [value], content.now)
 
-    def _check(self, given: Sequence[bytes]) -> None:
+    def _check(self, given: Sequence[bytes], now: float) -> int | None:
+        """Return the place of the secret that is among what was given. Raises RefusedError."""
         if not given:
             raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
-        is_matched = False
+        matched = None
         if len(given) <= MAX_CANDIDATES:
             for value in given:
-                for secret in self.secrets:
+                for held in self.secrets.at(now):
                     # No early exit: the time taken doesn't depend on which one matched.
-                    is_matched |= hmac.compare_digest(value, secret)
-        if not is_matched:
+                    if hmac.compare_digest(value, held.key):
+                        matched = matched or held
+        if matched is None:
             raise refused(Reason.BAD_CREDENTIALS, f"expected a known {self._what()}, got another one")
+        return matched.place
 
     def _given(self, request: Request) -> list[bytes]:
         if self.header is None:

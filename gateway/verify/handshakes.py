@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 import orjson
 
 from gateway.model import RefusedError
+from gateway.verify.key_ring import KeyRing
 from gateway.verify.request import Reason, Request, refused
 
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
@@ -41,8 +42,14 @@ class HandshakeResponse:
 class HandshakeKeys(NamedTuple):
     """What a handshake needs of its source: the keys of its signatures, and the tokens that it was given for this."""
 
-    secrets: Sequence[bytes] = ()
+    secrets: KeyRing[bytes] = KeyRing[bytes]()
     verify_tokens: Sequence[bytes] = ()
+
+    def at(self, now: float) -> "HandshakeKeys":
+        """Return those that verify at a time (Unix seconds)."""
+        if self.secrets.is_endless:
+            return self
+        return HandshakeKeys(KeyRing(tuple(self.secrets.at(now))), self.verify_tokens)
 
 
 Respond = Callable[[Request, HandshakeKeys], HandshakeResponse | None]
@@ -115,9 +122,10 @@ def _zoom(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     if payload.get("event") != "endpoint.url_validation" or not isinstance(inner, dict):
         return None
     token = inner.get("plainToken")
-    if not isinstance(token, str) or not _OPAQUE.fullmatch(token) or not keys.secrets:
+    if not isinstance(token, str) or not _OPAQUE.fullmatch(token) or not keys.secrets.held:
         return None
-    return _json({"plainToken": token, "encryptedToken": hmac.digest(keys.secrets[0], token.encode(), "sha256").hex()})
+    signed = hmac.digest(keys.secrets.held[0].key, token.encode(), "sha256")
+    return _json({"plainToken": token, "encryptedToken": signed.hex()})
 
 
 def _discord(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
@@ -199,11 +207,11 @@ def _meta(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
 def _x(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     """https://docs.x.com/x-api/webhooks/introduction: a challenge-response check, hourly and whenever X likes."""
     token = _parameter(request, "crc_token")
-    if token is None or not keys.secrets:
+    if token is None or not keys.secrets.held:
         return None
     if not _OPAQUE.fullmatch(token):
         raise refused(Reason.MALFORMED_SIGNATURE, "expected a crc_token of letters and digits, got something else")
-    digest = hmac.digest(keys.secrets[0], token.encode(), "sha256")
+    digest = hmac.digest(keys.secrets.held[0].key, token.encode(), "sha256")
     return _json({"response_token": f"sha256={base64.b64encode(digest).decode()}"})
 
 

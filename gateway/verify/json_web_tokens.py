@@ -6,15 +6,16 @@ the clock that all signatures are checked by.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from gateway.verify.algorithms import OfSenderAloneError
-from gateway.verify.check import BodyCheck, Draft, SigningSpec, nothing_to_check
+from gateway.verify.check import BodyCheck, Draft, SigningSpec, checked_with
 from gateway.verify.content import Content
+from gateway.verify.key_ring import KeyRing
 from gateway.verify.request import Reason, Request, refused
 from gateway.verify.signed_string import SignedString, SigningInput
 
@@ -38,7 +39,7 @@ class JsonWebToken:
 
     header: str
     algorithms: tuple[str, ...]
-    keys: tuple[bytes, ...] = field(repr=False)
+    keys: KeyRing[bytes]
     claims: tuple[tuple[str, SignedString], ...]
     public_url: str | None
     leeway: float
@@ -52,9 +53,9 @@ class JsonWebToken:
             expected = f"expected one token {self._where()}, of at most {MAX_TOKEN_BYTES} bytes"
             raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got {len(tokens)}")
         token = tokens[0]
-        claims = self._claims(token[len(_BEARER) :] if token[: len(_BEARER)].lower() == _BEARER else token)
+        claims, place = self._claims(token[len(_BEARER) :] if token[: len(_BEARER)].lower() == _BEARER else token, now)
         self._check_times(claims, now)
-        return partial(self._check_claims, claims) if self.claims else nothing_to_check
+        return partial(self._check_claims, claims, place) if self.claims else checked_with(place)
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:
         if self.algorithms[0] not in SYMMETRIC:
@@ -63,10 +64,10 @@ class JsonWebToken:
         for name, template in self.claims:
             given = SigningInput(request, content, b"", self.public_url or "", b"")
             payload[name] = template.render(given).decode()
-        signed = _jws().encode(orjson.dumps(payload), self.keys[0], algorithm=self.algorithms[0])
+        signed = _jws().encode(orjson.dumps(payload), self.keys.first(now), algorithm=self.algorithms[0])
         draft.add(self.header, f"Bearer {signed}" if self.header.lower() == "authorization" else signed)
 
-    def query(self) -> str:
+    def query(self, now: float) -> str:  # noqa: ARG002 - a check's signature
         return ""
 
     def signing_spec(self) -> SigningSpec:
@@ -75,23 +76,28 @@ class JsonWebToken:
     def _where(self) -> str:
         return f"in the header {self.header}"
 
-    def _claims(self, token: bytes) -> Mapping[str, Any]:
-        """Return what a token claims. Raises RefusedError unless one of the keys verifies it."""
+    def _claims(self, token: bytes, now: float) -> tuple[Mapping[str, Any], int | None]:
+        """Return what a token claims, and the place of the key that verifies it. Raises RefusedError if none does."""
         from jwt.exceptions import DecodeError, InvalidKeyError, InvalidSignatureError, PyJWTError  # noqa: PLC0415
 
-        for key in self.keys:
+        found: list[tuple[Any, int | None]] = []
+        malformed: Exception | None = None
+        for held in self.keys.at(now):  # all of them: the time taken doesn't depend on which one matched
             try:
-                decoded = _jws().decode_complete(token, key, algorithms=list(self.algorithms))
-                claims = orjson.loads(decoded["payload"])
+                decoded = _jws().decode_complete(token, held.key, algorithms=list(self.algorithms))
+                found.append((orjson.loads(decoded["payload"]), held.place))
             except InvalidSignatureError:
                 continue
             except (DecodeError, InvalidKeyError, PyJWTError, ValueError) as error:
-                expected = f"expected a JSON Web Token of {', '.join(self.algorithms)} {self._where()}"
-                raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another") from error
-            if isinstance(claims, dict):
-                return claims
+                malformed = error  # or the key is of another algorithm than the token, while one replaces the other
+        if not found and malformed is not None:
+            expected = f"expected a JSON Web Token of {', '.join(self.algorithms)} {self._where()}"
+            raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another") from malformed
+        if not found:
+            raise refused(Reason.BAD_SIGNATURE, f"the token {self._where()} isn't signed with a known key")
+        if not isinstance(found[0][0], dict):
             raise refused(Reason.MALFORMED_SIGNATURE, f"expected a token with claims {self._where()}, got another")
-        raise refused(Reason.BAD_SIGNATURE, f"the token {self._where()} isn't signed with a known key")
+        return found[0]
 
     def _check_times(self, claims: Mapping[str, Any], now: float) -> None:
         times = {}
@@ -113,13 +119,16 @@ class JsonWebToken:
                 expected = f"expected a token issued at most {self.tolerance:g} s ago"
                 raise refused(Reason.STALE_TIMESTAMP, f"{expected}, got one of {now - times['iat']:.0f} s ago")
 
-    def _check_claims(self, claims: Mapping[str, Any], request: Request, content: Content) -> None:
+    def _check_claims(
+        self, claims: Mapping[str, Any], place: int | None, request: Request, content: Content
+    ) -> int | None:
         given = SigningInput(request, content, b"", self.public_url or "", b"")
         for name, template in self.claims:
             value, expected = claims.get(name), template.render(given).decode("utf-8", "surrogateescape")
             values: Sequence[Any] = value if isinstance(value, list) and name == "aud" else [value]
             if expected not in [each for each in values if isinstance(each, str)]:
                 raise refused(Reason.BAD_SIGNATURE, f"the token's {name} doesn't match this request")
+        return place
 
 
 def _jws() -> "PyJWS":

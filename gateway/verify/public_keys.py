@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from gateway.verify.algorithms import Message, OfSenderAloneError
 from gateway.verify.content import Content, FieldPath
 from gateway.verify.encodings import ENCODINGS
+from gateway.verify.key_ring import Held, KeyRing
 from gateway.verify.remote_keys import KeyPlaces
 from gateway.verify.request import Reason, refused
 
@@ -56,7 +57,7 @@ class PublicKeys:
 
     algorithm: str
     encoding: str
-    keys: tuple[PublicKey, ...] = field(default=(), repr=False)
+    keys: KeyRing[PublicKey] = KeyRing[PublicKey]()
     key_url: "KeyUrl | None" = None
 
     @property
@@ -72,18 +73,21 @@ class PublicKeys:
     def fits(self, candidate: bytes) -> bool:
         return decode_signature(candidate, self.algorithm, self.encoding) is not None
 
-    def matches(self, candidates: Sequence[bytes], message: Message, content: Content) -> bool:
+    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[PublicKey] | None:
         signed = message(b"")
         signatures = self._signatures(candidates)
-        return any(key.verifies(each, signed) for key in self._known(content) for each in signatures)
+        # No secrets: whoever knows the keys sees by itself which one it is.
+        return next(
+            (held for held in self._known(content) if any(held.key.verifies(each, signed) for each in signatures)), None
+        )
 
-    def sign(self, message: Message) -> bytes:  # noqa: ARG002 - of the protocol
+    def sign(self, message: Message, now: float) -> bytes:  # noqa: ARG002 - of the protocol
         raise OfSenderAloneError
 
-    def _known(self, content: Content) -> Sequence[PublicKey]:
-        return (
-            self.keys if self.key_url is None else (fetched_key(self.key_url.read(content), self.algorithm, content),)
-        )
+    def _known(self, content: Content) -> Sequence[Held[PublicKey]]:
+        if self.key_url is None:
+            return self.keys.at(content.now)
+        return (Held(fetched_key(self.key_url.read(content), self.algorithm, content)),)
 
     def _signatures(self, candidates: Sequence[bytes]) -> list[bytes]:
         if len(candidates) > MAX_TRIED:

@@ -19,7 +19,8 @@ filled in by its file in `presets/`.
       body_digest: {query: NAME}   a signed query parameter that is the hexadecimal SHA-256 of the body; then {body} can
                                    be missing from `signed`
       tolerance: 5m                how far the timestamp may be from now, in both directions; or none
-      secrets: ["..."]             any of them will do, for rotation; the first one signs test events
+      secrets: ["..."]             any of them will do, for rotation; the first one signs test events. One may be
+                                   {secret: "...", until: 2027-01-31}, or a time, after which it verifies nothing
       secret_encoding: raw         or hex, base64, whsec (base64 after `whsec_`), nfkd, sha1
 
       handshake: cloudevents       of handshakes.py, and verify_tokens: [...] for one that has a token
@@ -37,8 +38,8 @@ filled in by its file in `presets/`.
 import binascii
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from gateway.text import did_you_mean, shown
 from gateway.verify.algorithms import Algorithm, Hash, Hmac
@@ -52,17 +53,16 @@ from gateway.verify.config_keys import (
     SECRETS,
     TOLERANCE,
     VERIFY_TOKENS,
-    ConfigPath,
-    Key,
-    Path,
+    Secret,
     asked_key,
-    read_keys,
     refuse_uncovered,
 )
+from gateway.verify.config_reader import ConfigPath, Key, Path, read_keys
 from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
 from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken
+from gateway.verify.key_ring import Held, KeyRing, Term
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
 from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_public_key
 from gateway.verify.remote_keys import KeyPlaces
@@ -77,8 +77,10 @@ WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter k
 LEEWAY = 60.0  # of the times in a token
 DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
 _NONE: Mapping[str, Preset] = {}
+_LISTS = ("secrets", "public_keys")
 _PROOFS = ("secrets", "public_keys", "key_url", "topics")
 """The keys of which a signing method needs one, to be checked."""
+K = TypeVar("K")
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
@@ -160,7 +162,7 @@ def _build(
         hint = did_you_mean(scheme, (*GENERIC, *PRESETS, *providers)) or generic
         where.below("scheme").report(f"unknown scheme {shown(scheme)}{hint}")
         return None
-    given = read_keys(config, user_keys(scheme, known), where)
+    given = _placed(read_keys(config, user_keys(scheme, known), where))
     if known is None:
         header = given.get("id_header")
         identity = header and f'headers["{header.lower()}"]'
@@ -189,12 +191,31 @@ def _build(
         sends=preset.sends,
         respond_to_handshake=HANDSHAKES[preset.handshake] if preset.handshake else None,
         handshake_keys=HandshakeKeys(
-            *[tuple([to_bytes(each.text) for each in given.get(name, ())]) for name in ("secrets", "verify_tokens")]
+            _ring(given.get("secrets", ()), _bytes), tuple([_bytes(each) for each in given.get("verify_tokens", ())])
         ),
+        terms=tuple([Term(name, each.position, each.until) for name in _LISTS for each in given.get(name, ())]),
         dedupe=preset.dedupe,
         response=preset.response,
         warnings=_weaknesses(preset, ways, given),
     )
+
+
+def _placed(given: dict[str, Any]) -> dict[str, Any]:
+    """Give each secret and public key of a source its place among all of them."""
+    count = 0
+    for name in _LISTS:
+        if name in given:
+            given[name] = tuple([each._replace(place=count + place) for place, each in enumerate(given[name])])
+            count += len(given[name])
+    return given
+
+
+def _ring(secrets: Sequence[Secret], read: Callable[[Secret], K]) -> KeyRing[K]:
+    return KeyRing(tuple([Held(read(each), each.place, each.until) for each in secrets]))
+
+
+def _bytes(secret: Secret) -> bytes:
+    return to_bytes(secret.text)
 
 
 def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
@@ -285,7 +306,7 @@ def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], wh
 def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
     """Build a check; None if a value that it needs has a problem."""
     values = way.values
-    secrets = tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
+    secrets = _ring(values.get("secrets", ()), _bytes)
     check: Check | None = None
     match way.scheme:
         case "hmac" | "hash" | "public-key" if {"algorithm", "encoding", "signed"} <= values.keys():
@@ -300,8 +321,10 @@ def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
             )
         case "basic" if "username" in values:
             user = to_bytes(values["username"])
-            pairs = tuple([binascii.b2a_base64(user + b":" + secret, newline=False) for secret in secrets])
-            check = Credential(header="Authorization", prefix="Basic ", secrets=pairs)
+            pairs = [
+                each._replace(key=binascii.b2a_base64(user + b":" + each.key, newline=False)) for each in secrets.held
+            ]
+            check = Credential(header="Authorization", prefix="Basic ", secrets=KeyRing(tuple(pairs)))
         case "bearer":
             check = Credential(header="Authorization", prefix="Bearer ", secrets=secrets)
         case "jwt" if {"algorithms", "claims"} <= values.keys():
@@ -320,7 +343,7 @@ def _token(values: Mapping[str, Any], public_url: str | None) -> JsonWebToken:
     return JsonWebToken(
         header=values.get("header", "Authorization"),
         algorithms=values["algorithms"],
-        keys=tuple([to_bytes(each.text) for each in values.get(kind, ())]),
+        keys=_ring(values.get(kind, ()), _bytes),
         claims=values["claims"],
         public_url=public_url,
         leeway=LEEWAY,
@@ -363,21 +386,21 @@ def _algorithm(scheme: str, values: Mapping[str, Any], where: ConfigPath) -> Alg
     encode = ENCODINGS[values["encoding"]]
     length = len(encode(bytes(hashlib.new(algorithm, usedforsecurity=False).digest_size)))
     if scheme == "hash":
-        secrets = tuple([to_bytes(secret.text) for secret in values.get("secrets", ())])
+        secrets = _ring(values.get("secrets", ()), _bytes)
         return Hash(algorithm=algorithm, encode=encode, secrets=secrets, length=length)
     if "secret_encoding" not in values:
         return None
     return Hmac(algorithm=algorithm, encode=encode, keys=_decoded(values, where), length=length)
 
 
-def _public_keys(values: Mapping[str, Any], where: ConfigPath) -> tuple[PublicKey, ...]:
+def _public_keys(values: Mapping[str, Any], where: ConfigPath) -> KeyRing[PublicKey]:
     keys = []
     for written in values.get("public_keys", ()):
         try:
-            keys.append(read_public_key(written.text, values["algorithm"]))
+            keys.append(Held(read_public_key(written.text, values["algorithm"]), written.place, written.until))
         except ValueError as error:
             where.below("public_keys").below(written.position).report(f"{error}, got something else")
-    return tuple(keys)
+    return KeyRing(tuple(keys))
 
 
 def _key_url(given: Mapping[str, Any] | None) -> KeyUrl | None:
@@ -403,14 +426,14 @@ def _timestamp(values: Mapping[str, Any]) -> Timestamp | None:
     )
 
 
-def _decoded(values: Mapping[str, Any], where: ConfigPath) -> tuple[bytes, ...]:
+def _decoded(values: Mapping[str, Any], where: ConfigPath) -> KeyRing[bytes]:
     """Decode the secrets to HMAC keys; an empty key is refused, since anyone could make its signatures."""
     keys = []
     for secret in values["secrets"]:
         key = decode_secret(secret.text, values["secret_encoding"])
         if key:
-            keys.append(key)
+            keys.append(Held(key, secret.place, secret.until))
         else:
             expected = SECRET_ENCODINGS[values["secret_encoding"]]
             where.below("secrets").below(secret.position).report(f"expected {expected}, got a string that isn't")
-    return tuple(keys)
+    return KeyRing(tuple(keys))

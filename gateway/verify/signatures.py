@@ -73,14 +73,14 @@ class Signature:
         content = Content(outgoing)
         try:
             self._check_digest(outgoing, content)
-            value = self.prefix + self.algorithm.sign(partial(self._message, outgoing, content, stamp))
+            value = self.prefix + self.algorithm.sign(partial(self._message, outgoing, content, stamp), now)
         except RefusedError as error:
             raise UsageError(f"a test event for this source: {error.detail}") from error
         if self.timestamp is not None and self.timestamp.is_element:
             value = self.timestamp.prefix + stamp + (self.separator or b"") + value
         draft.add(self.headers[0], value.decode())
 
-    def query(self) -> str:
+    def query(self, now: float) -> str:  # noqa: ARG002 - a check's signature
         return ""
 
     def signing_spec(self) -> SigningSpec:
@@ -157,7 +157,7 @@ class Signature:
             self.signed.check_head(request)
         return candidates, stamp
 
-    def _check_all(self, now: float, request: Request, content: Content) -> None:
+    def _check_all(self, now: float, request: Request, content: Content) -> int | None:
         if self.path:
             value = content.field(self.path)
             if value is None:
@@ -165,13 +165,16 @@ class Signature:
             lines = [value]
         else:
             lines = self._lines(request)
-        self._check_body(self._read_lines(lines, request, now, content), request, content)
+        return self._check_body(self._read_lines(lines, request, now, content), request, content)
 
-    def _check_body(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content) -> None:
+    def _check_body(
+        self, read: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content
+    ) -> int | None:
         self._check_digest(request, content)
         for candidates, stamp in read:
-            if self.algorithm.matches(candidates, partial(self._message, request, content, stamp), content):
-                return
+            matched = self.algorithm.match(candidates, partial(self._message, request, content, stamp), content)
+            if matched is not None:
+                return matched.place
         raise refused(Reason.BAD_SIGNATURE, f"the signature {self._where()} doesn't match this request")
 
     def _check_digest(self, request: Request, content: Content) -> None:

@@ -45,7 +45,7 @@ class SnsSignature:
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - of the protocol
         raise OfSenderAloneError
 
-    def query(self) -> str:
+    def query(self, now: float) -> str:  # noqa: ARG002 - of the protocol
         return ""
 
     def signing_spec(self) -> SigningSpec:

@@ -2,15 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gateway.model import RefusedError
 from gateway.verify.check import BodyCheck, Check, Draft, SigningSpec
-from gateway.verify.config_keys import Path
+from gateway.verify.config_reader import Path
 from gateway.verify.content import Content
 from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeResponse
+from gateway.verify.key_ring import Term
 from gateway.verify.presets import PresetResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request, most_specific
+
+
+class Verified(NamedTuple):
+    """By what a request was verified: where its identity is (CEL; None if nowhere), and by which secret.
+
+    `secret` is the secret's place in the verifier's `terms`; None if it isn't one of them. Only operators may know it.
+    """
+
+    identity: str | None
+    secret: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +33,8 @@ class Verifier:
     identity's place for each of the checks, since each signing method covers other headers.
     The headers (lower-case names) and query parameters that carry a credential must go no further than the ingress.
     `dedupe` is for how many seconds a repeated event should be treated as a duplicate; None if the provider never
-    redelivers automatically. `warnings` are what makes it weaker than it looks: the path below `verify`, and the text.
+    redelivers automatically. `terms` are those of the source's secrets, then of its public keys. `warnings` are what
+    makes it weaker than it looks: the path below `verify`, and the text.
     """
 
     scheme: str
@@ -36,6 +49,7 @@ class Verifier:
     handshake_keys: HandshakeKeys = field(default=HandshakeKeys(), repr=False)
     dedupe: float | None = None
     response: PresetResponse | None = None
+    terms: tuple[Term, ...] = ()
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
     @property
@@ -43,16 +57,16 @@ class Verifier:
         """Return for each signing method where its signature or credential is."""
         return [check.signing_spec() for check in self.checks]
 
-    def verify(self, request: Request, *, now: float, keys: KeyCache | None = None) -> str | None:
-        """Return where the identity is (CEL; None if nowhere) by the signing method that verifies the request.
+    def verify(self, request: Request, *, now: float, keys: KeyCache | None = None) -> Verified:
+        """Return by what the request is verified: the identity is that of the signing method that verifies it.
 
         `now` is in Unix seconds; `keys` are those that were fetched. Raises RefusedError with a `Reason` if none does
         (401; 503 if a key can't be fetched); its detail says what was expected where, never which secret failed. Raises
         KeyNeededError if that depends on a key that must be fetched.
         """
         if len(self.checks) == 1:
-            self.checks[0].check_head(request, now)(request, Content(request, keys, now))
-            return self.ids[0]
+            secret = self.checks[0].check_head(request, now)(request, Content(request, keys, now))
+            return Verified(self.ids[0], secret)
         return self.check_head(request, now=now).verify(request, keys)
 
     def check_head(self, head: Request, *, now: float) -> "PendingVerification":
@@ -74,25 +88,25 @@ class Verifier:
             raise most_specific(refusals)
         return PendingVerification(open_, refusals, now)
 
-    def handshake(self, request: Request) -> HandshakeResponse | None:
+    def handshake(self, request: Request, *, now: float) -> HandshakeResponse | None:
         """Return the response to a provider's handshake; None if the request is an event. Verify the request first."""
         if self.respond_to_handshake is None or self.respond_to_handshake.methods:
             return None
-        return self.respond_to_handshake.respond(request, self.handshake_keys)
+        return self.respond_to_handshake.respond(request, self.handshake_keys.at(now))
 
     @property
     def handshake_methods(self) -> tuple[str, ...]:
         """Return the methods of the requests that may be a handshake without being verified."""
         return () if self.respond_to_handshake is None else self.respond_to_handshake.methods
 
-    def unverified_handshake(self, head: Request) -> HandshakeResponse | None:
+    def unverified_handshake(self, head: Request, *, now: float) -> HandshakeResponse | None:
         """Return the response to a handshake that comes unverified; None if it isn't one.
 
         `head` is a request of one of the `handshake_methods`, without its body. Raises RefusedError.
         """
         if self.respond_to_handshake is None:
             return None
-        return self.respond_to_handshake.respond(head, self.handshake_keys)
+        return self.respond_to_handshake.respond(head, self.handshake_keys.at(now))
 
     def sign(
         self,
@@ -109,8 +123,8 @@ class Verifier:
         """Return `headers`, followed by those that the sender would add: identity, type, timestamp, signature.
 
         A given header takes precedence over ours, and is what gets signed; so a forged one stays forged. Signs with the
-        first secret. An identity or type that the scheme has in the body must be there already. Raises UsageError for a
-        signed header that only the caller can know.
+        first secret that hasn't ended. An identity or type that the scheme has in the body must be there already.
+        Raises UsageError for a signed header that only the caller can know, and if every secret has ended.
         """
         draft = Draft(headers)
         for name, template in self.sends:
@@ -119,9 +133,9 @@ class Verifier:
         self.checks[0].sign(draft, unsigned, now, id)
         return draft.pairs()
 
-    def signed_query(self) -> str:
+    def signed_query(self, *, now: float) -> str:
         """Return the query string by which the sender would authenticate; empty if it doesn't use the query."""
-        return self.checks[0].query()
+        return self.checks[0].query(now)
 
 
 class PendingVerification:
@@ -136,20 +150,20 @@ class PendingVerification:
         self._refusals = refusals
         self._now = now
 
-    def verify(self, request: Request, keys: KeyCache | None = None) -> str | None:
-        """Return where the identity is, if any of the body checks passes. Raises as `Verifier.verify` does."""
+    def verify(self, request: Request, keys: KeyCache | None = None) -> Verified:
+        """Return by what the request is verified, if any of the body checks passes. Raises as `Verifier.verify` does."""
         content = Content(request, keys, self._now)
         refusals: list[RefusedError] = []
         needed: KeyNeededError | None = None
         for check_body, identity in self._open:
             try:
-                check_body(request, content)
+                secret = check_body(request, content)
             except KeyNeededError as error:
                 needed = needed or error
             except RefusedError as error:
                 refusals.append(error)
             else:
-                return identity
+                return Verified(identity, secret)
         if needed is not None:
             raise needed
         raise most_specific([*refusals, *self._refusals])

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gateway.verify.config_keys import GENERIC, Path
+from gateway.verify.config_keys import GENERIC
+from gateway.verify.config_reader import Path
 from gateway.verify.presets import PRESETS, SchemeError
 from gateway.verify.schemes import build_verifier, json_schema
 from gateway.verify.signed_string import EXPECTED as SIGNED

@@ -42,7 +42,8 @@ from typing_extensions import override
 
 from gateway.model import STORED_STATUSES, RulesError
 from gateway.text import did_you_mean, kind_of, parse_duration
-from gateway.verify.config_keys import OF_PRESETS, SCHEMES, ConfigPath, Path, read_keys, refuse_uncovered
+from gateway.verify.config_keys import OF_PRESETS, SCHEMES, refuse_uncovered
+from gateway.verify.config_reader import ConfigPath, Path, read_keys
 from gateway.verify.handshakes import HANDSHAKES
 
 

@@ -1,0 +1,84 @@
+"""Secrets of sources that end: what a process knows of those in its rules, and what `gateway status` says of it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+from gateway.engine.control.state import Control
+from gateway.ops.findings import SOURCE, Finding
+from gateway.ops.output import count
+from gateway.telemetry.secret_uses import SecretUses
+from gateway.verify.key_ring import Term
+
+NEAR = 7 * 86400.0
+"""Seconds before its end from which on a secret is reported, as by the alert."""
+_UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"))
+
+
+def secret_statuses(
+    source: str, terms: Sequence[Term], uses: SecretUses, *, now: float, at: float
+) -> Sequence[Mapping[str, Any]]:
+    """Return a source's secrets that end, as JSON for `/status`: when, and how many events they verified of late.
+
+    `now` is that of the clock that signatures are checked by, `at` that of the log. The names are an interface.
+    """
+    last: dict[str, float] = {}
+    for term in terms:
+        last[term.key] = max(term.until, last.get(term.key, 0.0))
+    return [
+        {
+            "secret": term.shown,
+            "until": term.until,
+            "left": term.until - now,
+            "is_last": term.until >= last[term.key],
+            "events": uses.of(source, place, at),
+        }
+        for place, term in enumerate(terms)
+        if isfinite(term.until)
+    ]
+
+
+def secret_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    """Yield which of a source's secrets have ended or do so within a week.
+
+    That is wrong while events verify with one, or if no other is good for longer.
+    """
+    for each in source.get("secrets", ()):  # an older version doesn't send it
+        name, left, events = source["source"], each["left"], each["events"]
+        if left > NEAR:
+            continue
+        used = f"{count(events, 'event')} verified with it in the last hour"
+        if left > 0:
+            why = f"{each['secret']} ends in {_shown(left)}, and {used}"
+        else:
+            why = f"{each['secret']} ended {_shown(-left)} ago"
+        if each["is_last"]:
+            why += "; no other is good for longer, so all requests are refused " + ("then" if left > 0 else "since then")
+        yield Finding(
+            rank=SOURCE,
+            what=f"source {name}",
+            why=why,
+            needs_attention=each["is_last"] or (left > 0 and events > 0),
+            until=each["until"],
+            by=where,
+            next=_steps(name, is_over=left <= 0, is_last=each["is_last"], is_used=events > 0),
+            count=events if left > 0 else None,
+        )
+
+
+def _steps(name: str, *, is_over: bool, is_last: bool, is_used: bool) -> tuple[str, ...]:
+    explain = ("# where each secret is from, and until when it verifies:", f"gateway explain {name}")
+    if is_last:
+        return (*explain, "# add the sender's next secret to the rules, and have the sender use it")
+    if is_over or not is_used:
+        return (f"# remove it from the rules of source {name}, unless the sender may still repeat what it signed with it",)
+    return (*explain, "# have the sender use the next secret, or put `until` off")
+
+
+def _shown(seconds: float) -> str:
+    """Return a time in its largest unit, as people say it."""
+    for unit, name in _UNITS:
+        if seconds >= unit:
+            number = int(seconds // unit)
+            return f"{number:,} {name}{'' if number == 1 else 's'}"
+    return "less than a minute"
