@@ -586,6 +586,23 @@ PROCESS = Board(
             "How long the certificates named in the rules are still valid.",
             (f"min by (name) ({of('gateway_certificate_expiry_timestamp_seconds')}) - time()", "{{name}}"),
         ),
+        graph(
+            "Secrets that end",
+            "s",
+            "GatewaySecretEnds",
+            "How long the secrets of sources that have an `until` still verify.",
+            (
+                f"min by (source, position) ({of('gateway_secret_end_timestamp_seconds')}) - time()",
+                "{{source}} {{position}}",
+            ),
+        ),
+        graph(
+            "Events by secret",
+            "reqps",
+            "GatewaySecretEnds",
+            "Events that each secret verified, by its position in the source's list, where secrets are being rotated.",
+            (per_second("gateway_secret_events_total", "source, position"), "{{source}} {{position}}"),
+        ),
     ),
 )
 

@@ -181,6 +181,6 @@ VERBS = {"is": "are"}
 
 def count(number: int, what: str, verb: str = "") -> str:
     """Return "1 delivery" or "2 deliveries"; with a verb in the singular, "1 delivery is" or "2 deliveries are"."""
-    plural = what[:-1] + "ies" if what.endswith("y") else what + "s"
+    plural = what[:-1] + "ies" if what.endswith("y") and what[-2] not in "aeo" else what + "s"
     text = f"{number:,} {what if number == 1 else plural}"
     return f"{text} {verb if number == 1 else VERBS[verb]}" if verb else text

@@ -79,6 +79,5 @@ def _shown(seconds: float) -> str:
     """Return a time in its largest unit, as people say it."""
     for unit, name in _UNITS:
         if seconds >= unit:
-            number = int(seconds // unit)
-            return f"{number:,} {name}{'' if number == 1 else 's'}"
+            return count(int(seconds // unit), name)
     return "less than a minute"

@@ -127,9 +127,12 @@ async def test_counters_of_several_processes_add_up_over_a_chaotic_run(
     assert _sum(scraped, "gateway_spills_total", reason="paused") > 0
 
 
-def series_of(*, sources: int, destinations: int, routes: int, pairs: int, ordered: int) -> int:
+def series_of(
+    *, sources: int, destinations: int, routes: int, pairs: int, ordered: int, secrets: int = 0, ends: int = 0
+) -> int:
     """Return how many series docs/scaling.md tells of, but for those of the process."""
-    return 118 + 77 * sources + 43 * destinations + 36 * routes + 11 * pairs + 5 * ordered
+    of_names = 118 + 77 * sources + 43 * destinations + 36 * routes + 11 * pairs + 5 * ordered
+    return of_names + secrets + ends
 
 
 async def test_the_number_of_series_is_as_documented(embedded_place: LogPlace, tmp_path: Path) -> None:
@@ -139,6 +142,8 @@ async def test_the_number_of_series_is_as_documented(embedded_place: LogPlace, t
             "version: 1",
             "sources:",
             *[f"  source-{number}: {{{verify}{', dedupe: 1h' if number < 2 else ''}}}" for number in range(5)],
+            "  rotating: {verify: {scheme: github, secrets: [new, {secret: old, until: 2999-12-31}]}}",
+            "  steady: {verify: {scheme: github, secrets: [only]}}",
             "destinations:",
             *[f'  to-{number}: {{url: "http://127.0.0.1:1/"}}' for number in range(4)],
             "routes:",
@@ -146,7 +151,7 @@ async def test_the_number_of_series_is_as_documented(embedded_place: LogPlace, t
             "  - {name: ordered, from: source-4, to: [to-2, to-3], order: key}",
         ]
     )
-    expected = series_of(sources=5, destinations=4, routes=5, pairs=14, ordered=2)
+    expected = series_of(sources=7, destinations=4, routes=5, pairs=14, ordered=2, secrets=2, ends=1)
     async with GatewayProcess(tmp_path, rules=rules, log=embedded_place.url) as gateway:
         await asyncio.sleep(2.5)  # gauges are set once a second
         found = _series(await gateway.scrape())

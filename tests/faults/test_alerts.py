@@ -17,7 +17,7 @@ import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -339,6 +339,16 @@ async def _sources(scenery: "Scenery") -> None:
     async with watch.fault("a source sends one event again and again", "GatewayDuplicatesMany"):
         await scenery.send("/in/shop", 80, n=1, delivery="again")
     watch.fixed()
+    await watch.clear()
+    async with (
+        watch.fault("a secret that ends within the hour is used", "GatewaySecretEnds"),
+        scenery.secret_that_ends("shop", timedelta(minutes=20)),
+    ):
+        for _ in range(30):
+            await scenery.send("/in/shop", 1)
+            await asyncio.sleep(0.5)
+        await watch.until_fired()
+    watch.fixed()
 
 
 async def _log(scenery: "Scenery") -> None:
@@ -565,6 +575,19 @@ class Scenery:
             request = signed_post(body, delivery=delivery or f"other-{self._count}", path=path)
             status, _ = await post(self._ingress.port, request)
             assert status == 202
+
+    @asynccontextmanager
+    async def secret_that_ends(self, source: str, after: timedelta) -> AsyncIterator[None]:
+        """Let the only secret of a source have an end, meanwhile."""
+        rules = self._ingress.rules.read_text()
+        until = (datetime.now(UTC) + after).isoformat(timespec="seconds")
+        ending = json.dumps([{"secret": SECRET, "until": until}])
+        changed = re.sub(rf'({source}: .*secrets: )\["[^]]*"\]', lambda found: found[1] + ending, rules)
+        assert changed != rules
+        self._ingress.rules.write_text(changed)
+        await asyncio.sleep(4)  # until it is read
+        yield
+        self._ingress.rules.write_text(rules)
 
     @asynccontextmanager
     async def flood(self, rate: float) -> AsyncIterator[None]:

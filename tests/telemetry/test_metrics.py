@@ -23,6 +23,7 @@ INTERFACE = {
     "requests_total": ("counter", "source status"),
     "rejected_total": ("counter", "source reason"),
     "events_total": ("counter", "source"),
+    "secret_events_total": ("counter", "source position"),
     "duplicates_total": ("counter", "source"),
     "dedupe_conflicts_total": ("counter", "source"),
     "dedupe_undecided_total": ("counter", "source"),
@@ -66,6 +67,7 @@ INTERFACE = {
     "rules_loaded_timestamp_seconds": ("gauge", ""),
     "rules_refused": ("gauge", ""),
     "certificate_expiry_timestamp_seconds": ("gauge", "name"),
+    "secret_end_timestamp_seconds": ("gauge", "source position"),
     "log_up": ("gauge", ""),
     "event_loop_tasks": ("gauge", ""),
     "build_info": ("gauge", "version role"),
@@ -121,6 +123,8 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
         family.labels("x").set(1)
     metrics.build_info.labels("1.0.0", "all").set(1)
     metrics.records_lost.labels("x").inc()
+    metrics.secret_events.labels("x", "1").inc()
+    metrics.secret_end_timestamp.labels("x", "1").set(1)
     metrics.partition_unread.labels("x", "0").set(1)
     metrics.retention_left.labels("x").set(1)
     metrics.set_certificate_expiries("destination", {"ci/ca": 1.0})
