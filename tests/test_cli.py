@@ -420,6 +420,18 @@ def test_every_problem_is_reported_with_its_place(run: Run) -> None:
     assert {problem["severity"] for problem in problems} == {"error"}
 
 
+def test_check_refuses_a_source_whose_secrets_have_all_ended_and_warns_of_one(run: Run) -> None:
+    for text, code, told in (
+        ('[{secret: "${SECRET}", until: 2001-01-01}]', 2, "error: ended.yaml:4:"),
+        ('["${SECRET}", {secret: "${SECRET}", until: 2001-01-01}]', 0, "warning: ended.yaml:4:"),
+    ):
+        Path("ended.yaml").write_text(RULES.replace('["${SECRET}"]', text))
+        found, out, _ = run("check", "ended.yaml")
+        assert (found, out.startswith(told)) == (code, True), out
+        explained = run("explain", "ended.yaml", "github")[1] if code else ""
+        assert "until" in explained or not code
+
+
 def test_missing_rules_are_reported(run: Run) -> None:
     for words in (["check", "none.yaml"], ["run", "--rules", "none.yaml"]):
         code, out, err = run(*words)

@@ -188,6 +188,24 @@ async def test_a_reload_logs_additions_changes_and_removals(running: Running) ->
     assert (removed.kwargs["added"], removed.kwargs["changed"]) == ([], ["source crm: verify"])
 
 
+async def test_the_status_of_a_source_has_its_secrets_that_end(running: Running, tmp_path: Path) -> None:
+    await written(tmp_path / "secret", "a" * 16)
+    until = "9000-01-01T00:00:00Z"
+    secrets = f"['${{file:secret}}', {{secret: bbbbbbbbbbbbbbbb, until: {until}}}]"
+    await running.look(SOURCE.replace("none", f"github, secrets: {secrets}"))
+    await running.look()
+    now = running.log.now()
+    running.metrics.secret_uses.add("crm", 1, at=now)
+    ((secret,),) = [each["secrets"] for each in running.reloader.source_statuses(now)]
+    assert (secret["secret"], secret["events"], secret["is_last"]) == ("secret 2", 1, False)
+    assert secret["until"] == 221845392000
+    await written(tmp_path / "secret", "b" * 17)
+    await running.look()
+    await running.look()
+    ((secret,),) = [each["secrets"] for each in running.reloader.source_statuses(now)]
+    assert secret["events"] == 0, "another secret may be in its place"
+
+
 def _routed(*names: str) -> str:
     routes = [f"  - {{name: {name}, from: crm, to: [ci]}}\n" for name in names]
     return SOURCE + 'destinations: {ci: {url: "http://ci"}}\nroutes:\n' + "".join(routes or ["  []\n"])

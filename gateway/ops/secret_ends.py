@@ -72,7 +72,7 @@ def _steps(name: str, *, is_over: bool, is_last: bool, is_used: bool) -> tuple[s
         return (*explain, "# add the sender's next secret to the rules, and have the sender use it")
     if is_over or not is_used:
         return (f"# remove it from the rules of source {name}, unless the sender may still repeat what it signed with it",)
-    return (*explain, "# have the sender use the next secret, or put `until` off")
+    return (*explain, "# have the sender use the next secret, or postpone `until`")
 
 
 def _shown(seconds: float) -> str:

@@ -1060,3 +1060,39 @@ async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not is_so():  # noqa: ASYNC110 - what it waits for is up to other tasks and the kernel
             await asyncio.sleep(0.001)
+
+
+async def test_events_are_counted_by_the_secret_that_verified_them_for_operators_alone(world: World) -> None:
+    ending = {"secret": "a secret that has ended", "until": "2001-01-01"}
+    source = a_source("rotating", {"scheme": "token", "header": "X-Token", "secrets": ["new", "old", ending]})
+    world.rules[:] = [some_rules(source)]
+    replies = {
+        token: await world.exchange(a_request("/in/rotating", f"X-Token: {token}"))
+        for token in ("new", "old", "a secret that has ended", "unknown")
+    }
+    await world.exchange(a_request("/in/rotating", "X-Token: old"))
+    counts = [world.count("secret_events_total", source="rotating", position=place) for place in ("1", "2", "3")]
+    assert counts == [1, 2, 0]
+    assert [world.ingress._metrics.secret_uses.of("rotating", place, RECEIVED) for place in (0, 1)] == [1, 2]
+    assert world.count("secret_events_total", source="crm", position="1") == 0
+    assert [reply.status for reply in replies.values()] == [202, 202, 401, 401]
+    new, old, ended, unknown = [(reply.headers.keys(), _without_ids(reply)) for reply in replies.values()]
+    assert new == old
+    assert ended == unknown
+    assert "secret" not in str(world.lines)
+
+
+def _without_ids(reply: Reply) -> Any:
+    return {name: value for name, value in reply.json.items() if name != "id"}
+
+
+async def test_an_event_whose_body_comes_later_is_counted_by_its_secret(world: World) -> None:
+    assert (await world.exchange(github(f"X-Hub-Signature-256: {github_signature()}"))).status == 202
+    async with world.wire() as wire:
+        head, _, body = github(f"X-Hub-Signature-256: {github_signature()}").partition(b"\r\n\r\n")
+        wire.send(head + b"\r\n\r\n")
+        await asyncio.sleep(0.05)
+        wire.send(body)
+        assert (await wire.reply()).status == 202
+    counts = [world.count("secret_events_total", source="github", position=place) for place in ("1", "2")]
+    assert counts == [0, 2]

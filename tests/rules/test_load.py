@@ -968,3 +968,53 @@ def test_an_ordered_route_is_tried_for_an_hour_by_default(tmp_path: Path) -> Non
         ("key", "dead_letter", 86400.0),
         (None, "dead_letter", 3 * 86400.0),
     ]
+
+
+ENDS = """
+version: 1
+sources:
+  fine: {verify: {scheme: github, secrets: [{secret: "${SECRET}", until: 2027-03-01}]}}
+  soon: {verify: {scheme: github, secrets: ["${SECRET}", {secret: "${SECRET}", until: 2027-01-31T12:00:00Z}]}}
+  over:
+    verify:
+      scheme: github
+      secrets:
+        - "${SECRET}"
+        - secret: "${SECRET}"
+          until: 2027-01-20
+  dead: {verify: {scheme: github, secrets: [{secret: "${SECRET}", until: 2027-01-20}]}}
+"""
+
+
+def test_a_secret_that_has_ended_or_soon_does_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text(ENDS)
+    now = 1801180800.0  # 2027-01-29T00:00:00Z
+    rules, found = check_rules(path, environ={"SECRET": "a" * 16}, now=now)
+    assert rules is not None
+    assert {problem.severity for problem in found} == {"warning"}
+    told = [str(problem).removeprefix(f"{path}:") for problem in found if problem.code in ("ends", "ended")]
+    expected = "until: expected a secret for more than 14 days, got one that"
+    assert told == [
+        f"5:80: sources.soon.verify.secrets[1].{expected} ends within 3 days",
+        f"12:18: sources.over.verify.secrets[1].{expected} has ended, and verifies nothing any more",
+        "13:43: sources.dead.verify.secrets: expected a secret that hasn't ended, got none: every request is refused",
+    ]
+    # A process that restarts serves all other sources, and the other secrets of these.
+    assert load_rules(path, environ={"SECRET": "a" * 16}, now=now).sources.keys() == rules.sources.keys()
+    assert rules.warnings
+    before, nothing = check_rules(path, environ={"SECRET": "a" * 16}, now=now - 40 * 86400)
+    assert before is not None
+    assert not [problem for problem in nothing if problem.code in ("ends", "ended")]
+
+
+def test_the_end_of_a_secret_may_be_a_reference_and_its_secret_is_never_shown(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text(ENDS.replace("2027-01-31T12:00:00Z", '"${UNTIL}"'))
+    rules, found = check_rules(path, environ={"SECRET": "hush" * 4, "UNTIL": "hush-hush"})
+    assert rules is None
+    assert "sources.soon.verify.secrets[1].until: expected a date such as 2027-01-31" in "".join(map(str, found))
+    assert "hush" not in "".join(map(str, found))
+    rules, _ = check_rules(path, environ={"SECRET": "hush" * 4, "UNTIL": "2999-01-01"})
+    assert rules is not None
+    assert rules.sources["soon"].secret_ends[1] > rules.sources["fine"].secret_ends[0]

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -342,3 +343,36 @@ def test_the_process_is_measured_too() -> None:
     for name in ("process_cpu_seconds_total", "python_gc_collections_total", "python_info"):
         assert f"\n{name}" in text
     assert "_created" not in text
+
+
+def a_rotating_source(*secrets: object) -> Source:
+    return Source(name="shop", path="/in/shop", verifier=build_verifier({"scheme": "github", "secrets": [*secrets]}))
+
+
+def positions(registry: CollectorRegistry, name: str) -> list[str]:
+    lines = [line for line in page(registry)[0].decode().splitlines() if line.startswith(f"gateway_{name}{{")]
+    return [line.partition('position="')[2].partition('"')[0] for line in lines]
+
+
+def test_secrets_have_series_only_where_there_are_several_or_one_that_ends() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    rules = some_rules(routes={})
+
+    def prepare(*secrets: object) -> tuple[list[str], list[str]]:
+        metrics.prepare(replace(rules, sources={"shop": a_rotating_source(*secrets)}))
+        return positions(registry, "secret_events_total"), positions(registry, "secret_end_timestamp_seconds")
+
+    ending = {"secret": "old", "until": "2027-01-31T12:00:00Z"}
+    assert prepare("only") == ([], [])
+    assert prepare("new", "old") == (["1", "2"], [])
+    assert sample(registry, "secret_events_total", source="shop", position="2") == 0
+    metrics.secret_events.labels("shop", "2").inc()
+    assert prepare("new", ending) == (["1", "2"], ["2"])
+    assert sample(registry, "secret_events_total", source="shop", position="2") == 1
+    assert sample(registry, "secret_end_timestamp_seconds", source="shop", position="2") == 1801396800
+    assert prepare(ending) == (["1"], ["1"])
+    assert prepare("only") == ([], [])
+    assert prepare("new", ending) == (["1", "2"], ["2"])
+    metrics.prepare(rules)
+    assert (positions(registry, "secret_events_total"), positions(registry, "secret_end_timestamp_seconds")) == ([], [])

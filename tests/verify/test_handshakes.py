@@ -23,7 +23,7 @@ def with_handshake(name: str, **config: Any) -> Verifier:
 def answer(name: str, body: bytes = b"", **headers: str) -> HandshakeResponse | None:
     """Return the response to a request that has been verified."""
     pairs = [(key.replace("_", "-"), value) for key, value in headers.items()]
-    return with_handshake(name).handshake(a_request(pairs, body=body))
+    return with_handshake(name).handshake(a_request(pairs, body=body), now=NOW)
 
 
 def unverified(name: str, method: str, query: str = "", **headers: str) -> HandshakeResponse | None:
@@ -31,7 +31,7 @@ def unverified(name: str, method: str, query: str = "", **headers: str) -> Hands
     verifier = with_handshake(name)
     assert method in verifier.handshake_methods
     pairs = tuple((key.replace("_", "-").encode(), value.encode()) for key, value in headers.items())
-    return verifier.unverified_handshake(Request(method=method, path="/in/it", query=query, headers=pairs, body=b""))
+    return verifier.unverified_handshake(Request(method=method, path="/in/it", query=query, headers=pairs, body=b""), now=NOW)
 
 
 # ---- After verification ----
@@ -39,7 +39,7 @@ def unverified(name: str, method: str, query: str = "", **headers: str) -> Hands
 
 def test_slacks_challenge_is_echoed_as_text() -> None:
     body = b'{"token":"t","challenge":"3eZbrw1a\\u00e9","type":"url_verification"}'
-    response = a_verifier("slack").handshake(a_request(body=body))
+    response = a_verifier("slack").handshake(a_request(body=body), now=NOW)
     assert response == HandshakeResponse(status=200, content_type="text/plain", body="3eZbrw1aé".encode())
 
 
@@ -56,13 +56,13 @@ def test_slacks_challenge_is_echoed_as_text() -> None:
     ],
 )
 def test_a_body_without_a_challenge_is_an_event(body: bytes) -> None:
-    assert a_verifier("slack").handshake(a_request(body=body)) is None
+    assert a_verifier("slack").handshake(a_request(body=body), now=NOW) is None
 
 
 def test_a_scheme_without_a_handshake_answers_nothing() -> None:
-    assert a_verifier("github").handshake(a_request(body=b'{"type":"url_verification","challenge":"c"}')) is None
+    assert a_verifier("github").handshake(a_request(body=b'{"type":"url_verification","challenge":"c"}'), now=NOW) is None
     assert a_verifier("github").handshake_methods == ()
-    assert a_verifier("github").unverified_handshake(a_request()) is None
+    assert a_verifier("github").unverified_handshake(a_request(), now=NOW) is None
 
 
 def test_zooms_token_comes_back_with_its_hmac() -> None:

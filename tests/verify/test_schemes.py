@@ -243,7 +243,7 @@ def test_a_refusal_by_headers_needs_no_body(case: str) -> None:
 def test_a_slow_bodys_timestamp_is_judged_when_its_headers_arrive() -> None:
     verifier = a_verifier("stripe", secrets=[SECRET])
     sent = a_request(verifier.sign(BODY, now=NOW, id="", type="", headers={}))
-    assert verifier.check_head(sent._replace(body=b""), now=NOW + 299).verify(sent) == verifier.id
+    assert verifier.check_head(sent._replace(body=b""), now=NOW + 299).verify(sent).identity == verifier.id
     with pytest.raises(RefusedError, match="doesn't match this request"):
         verifier.check_head(sent, now=NOW + 299).verify(sent._replace(body=BODY + b" "))
 
@@ -405,8 +405,8 @@ def test_token_in_the_query(query: str, expected: str) -> None:
     verifier = a_verifier("token", query="token", secrets=["hüsh+1"])
     assert reason(verifier, a_request(query=query)) == expected
     assert verifier.credential_query == {"token"}
-    assert verifier.signed_query() == "token=h%C3%BCsh%2B1"
-    verifier.verify(a_request(query=verifier.signed_query()), now=NOW)
+    assert verifier.signed_query(now=NOW) == "token=h%C3%BCsh%2B1"
+    verifier.verify(a_request(query=verifier.signed_query(now=NOW)), now=NOW)
 
 
 @pytest.mark.parametrize(
