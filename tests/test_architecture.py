@@ -109,6 +109,7 @@ PURE = {
     "gateway/rules/templates.py",
     "gateway/rules/event_view.py",
     "gateway/verify/content.py",
+    "gateway/verify/key_ring.py",
     "gateway/verify/public_keys.py",
     "gateway/verify/remote_keys.py",
     "gateway/verify/sns.py",

@@ -61,7 +61,7 @@ class Hmac:
 
     def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[bytes] | None:
         signed = message(b"")
-        matched = None
+        matched: Held[bytes] | None = None
         for held in self.keys.at(content.now):
             if _any_is(self._signature(held.key, signed, content), candidates):
                 matched = matched or held
@@ -100,7 +100,7 @@ class Hash:
         return len(candidate) == self.length
 
     def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[bytes] | None:
-        matched = None
+        matched: Held[bytes] | None = None
         for held in self.secrets.at(content.now):
             if _any_is(self._signature(message(held.key)), candidates):
                 matched = matched or held

@@ -277,7 +277,7 @@ _DATED = {
     "required": list(_DATED_KEYS),
     "additionalProperties": False,
 }
-_SECRETS = {"type": "array", "items": {"anyOf": [{"type": "string", "minLength": 1}, _DATED]}, "minItems": 1}
+_SECRETS = {"type": "array", "items": {"oneOf": [{"type": "string", "minLength": 1}, _DATED]}, "minItems": 1}
 SECRETS = Key(
     _list_of("secrets", may_end=True),
     {**_SECRETS, "description": "Any of them will do, for rotation; the first one signs test events."},

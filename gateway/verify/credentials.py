@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 from gateway.model import UsageError
 from gateway.verify.check import MAX_CANDIDATES, BodyCheck, Draft, SigningSpec, checked_with, nothing_to_check
 from gateway.verify.content import Content, FieldPath
-from gateway.verify.key_ring import KeyRing
+from gateway.verify.key_ring import Held, KeyRing
 from gateway.verify.request import Reason, Request, refused, to_bytes
 
 
@@ -70,7 +70,7 @@ class Credential:
         """Return the place of the secret that is among what was given. Raises RefusedError."""
         if not given:
             raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
-        matched = None
+        matched: Held[bytes] | None = None
         if len(given) <= MAX_CANDIDATES:
             for value in given:
                 for held in self.secrets.at(now):

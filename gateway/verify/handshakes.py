@@ -42,7 +42,7 @@ class HandshakeResponse:
 class HandshakeKeys(NamedTuple):
     """What a handshake needs of its source: the keys of its signatures, and the tokens that it was given for this."""
 
-    secrets: KeyRing[bytes] = KeyRing[bytes]()
+    secrets: KeyRing[bytes] = KeyRing()
     verify_tokens: Sequence[bytes] = ()
 
     def at(self, now: float) -> "HandshakeKeys":

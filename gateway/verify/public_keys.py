@@ -57,7 +57,7 @@ class PublicKeys:
 
     algorithm: str
     encoding: str
-    keys: KeyRing[PublicKey] = KeyRing[PublicKey]()
+    keys: KeyRing[PublicKey] = KeyRing()
     key_url: "KeyUrl | None" = None
 
     @property

@@ -12,7 +12,7 @@ from gateway.model import RefusedError
 from gateway.verify.handshakes import HANDSHAKES, MAX_CHALLENGE, MAX_HANDSHAKE_BYTES, HandshakeResponse
 from gateway.verify.request import Request
 from gateway.verify.verifier import Verifier
-from tests.verify.signed_requests import SECRET, a_request, a_verifier
+from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier
 
 
 def with_handshake(name: str, **config: Any) -> Verifier:

@@ -123,7 +123,7 @@ def test_a_key_of_another_kind_may_replace_one_of_a_token() -> None:
 
 
 def _rsa() -> Any:
-    from tests.verify.test_sns import the_key  # noqa: PLC0415 - it takes a while to make one
+    from tests.verify.test_remote_keys import the_key  # noqa: PLC0415 - it takes a while to make one
 
     return the_key()
 
