@@ -135,7 +135,7 @@ class Ingress:
             "status": 500,
         }  # 500 if we have a bug
         try:
-            handshake = _unverified_handshake(request, endpoint, path, query, fields, self._clock)
+            handshake = _unverified_handshake(request, endpoint, path, query, fields, clock=self._clock)
             response = (
                 await self._receive(request, endpoint, path, query, fields, began=began)
                 if handshake is None
@@ -190,9 +190,7 @@ class Ingress:
                 fields["span"] = self._traces.receive(
                     source=endpoint.name, path=endpoint.source.path, headers=headers, began=at, size=len(body)
                 )
-            if verifier.respond_to_handshake is not None and (
-                handshake := verifier.handshake(sent, now=self._clock())
-            ):
+            if verifier.respond_to_handshake is not None and (handshake := verifier.handshake(sent, now=self._clock())):
                 fields["handshake"] = True
                 return handshake_response(handshake)
             event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
@@ -203,10 +201,7 @@ class Ingress:
                 self._metrics.append_duration.observe(perf_counter() - began)
             else:
                 await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
-            endpoint.events.inc()
-            endpoint.last.set(event.received_at)
-            if endpoint.secrets and verified.secret is not None:
-                self._count_secret(endpoint, verified.secret, event.received_at)
+            endpoint.count(event.received_at, verified.secret)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -253,11 +248,6 @@ class Ingress:
             return verify()
         except KeyNeededError:
             return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify)
-
-    def _count_secret(self, endpoint: "_Endpoint", secret: int, at: float) -> None:
-        """Count an event with the secret that verified it, for operators alone."""
-        endpoint.secrets[secret].inc()
-        self._metrics.secret_uses.add(endpoint.name, secret, at=at)
 
     async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
         began = perf_counter()
@@ -377,6 +367,7 @@ class _Endpoint:
         "name",
         "response",
         "seconds",
+        "secret_uses",
         "secrets",
         "share",
         "source",
@@ -394,6 +385,7 @@ class _Endpoint:
         self.events = metrics.events.labels(source.name)
         self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
+        self.secret_uses = metrics.secret_uses
         self.secrets = [
             metrics.secret_events.labels(source.name, str(position + 1)) for position in range(len(source.secret_ends))
         ]
@@ -402,6 +394,14 @@ class _Endpoint:
         self.event = EventBuilder(source).event
         self.handshake_methods = source.verifier.handshake_methods
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
+
+    def count(self, at: float, secret: int | None) -> None:
+        """Count an event that is stored, and the secret that verified it: for operators alone."""
+        self.events.inc()
+        self.last.set(at)
+        if self.secrets and secret is not None:
+            self.secrets[secret].inc()
+            self.secret_uses.add(self.name, secret, at=at)
 
 
 def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> web.Response:
@@ -417,6 +417,7 @@ def _unverified_handshake(
     path: str,
     query: str,
     fields: dict[str, Any],
+    *,
     clock: Callable[[], float],
 ) -> web.Response | None:
     """Return the response to a handshake that its head alone decides; None for every other request."""

@@ -53,7 +53,9 @@ def secret_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterab
         else:
             why = f"{each['secret']} ended {_shown(-left)} ago"
         if each["is_last"]:
-            why += "; no other is good for longer, so all requests are refused " + ("then" if left > 0 else "since then")
+            why += "; no other is good for longer, so all requests are refused " + (
+                "then" if left > 0 else "since then"
+            )
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
@@ -71,7 +73,9 @@ def _steps(name: str, *, is_over: bool, is_last: bool, is_used: bool) -> tuple[s
     if is_last:
         return (*explain, "# add the sender's next secret to the rules, and have the sender use it")
     if is_over or not is_used:
-        return (f"# remove it from the rules of source {name}, unless the sender may still repeat what it signed with it",)
+        return (
+            f"# remove it from the rules of source {name}, unless the sender may still repeat what it signed with it",
+        )
     return (*explain, "# have the sender use the next secret, or postpone `until`")
 
 

@@ -385,7 +385,6 @@ class _Assembly:
                 message = "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted"
                 self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
 
-
     def _warn_of_ends(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
         """Warn about secrets that end.
 

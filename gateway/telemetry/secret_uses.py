@@ -1,4 +1,4 @@
-"""How many events each secret of a source has verified within the last hour, of sources with several or one that ends."""
+"""How many events each secret of a source has verified within the last hour, where there are several or one ends."""
 
 from collections import deque
 from dataclasses import dataclass, field

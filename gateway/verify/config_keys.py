@@ -88,7 +88,11 @@ def _list_of(what: str, *, may_end: bool = False) -> Callable[[object, ConfigPat
         secrets = []
         for index, each in enumerate(value):
             here = where.below(index)
-            given = _dated(each, here) if may_end and isinstance(each, Mapping) else {"secret": _read_text(each, here)}
+            given: dict[str, Any] = {}
+            if may_end and isinstance(each, Mapping):
+                given = _dated(each, here)
+            else:
+                given["secret"] = _read_text(each, here)
             if given.get("secret") is not None:
                 secrets.append(Secret(index, given["secret"], given.get("until", math.inf)))
         return tuple(secrets)
@@ -98,8 +102,9 @@ def _list_of(what: str, *, may_end: bool = False) -> Callable[[object, ConfigPat
 
 def _dated(value: Mapping[Any, object], where: ConfigPath) -> dict[str, Any]:
     if value.keys() - _DATED_KEYS.keys():  # whose names aren't shown
-        where.report(f"expected no keys but {' and '.join(_DATED_KEYS)}, got others")
-    return read_keys({name: value[name] for name in _DATED_KEYS if name in value}, _DATED_KEYS, where)
+        where.report(f"expected the keys {' and '.join(_DATED_KEYS)} alone, got others")
+        return {}
+    return read_keys(value, _DATED_KEYS, where)
 
 
 def _read_text(value: object, where: ConfigPath) -> str | None:

@@ -57,7 +57,7 @@ class PublicKeys:
 
     algorithm: str
     encoding: str
-    keys: KeyRing[PublicKey] = KeyRing()
+    keys: KeyRing[PublicKey] = field(default_factory=KeyRing)
     key_url: "KeyUrl | None" = None
 
     @property

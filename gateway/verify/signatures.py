@@ -167,9 +167,7 @@ class Signature:
             lines = self._lines(request)
         return self._check_body(self._read_lines(lines, request, now, content), request, content)
 
-    def _check_body(
-        self, read: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content
-    ) -> int | None:
+    def _check_body(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content) -> int | None:
         self._check_digest(request, content)
         for candidates, stamp in read:
             matched = self.algorithm.match(candidates, partial(self._message, request, content, stamp), content)

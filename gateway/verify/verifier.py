@@ -49,7 +49,7 @@ class Verifier:
     handshake_keys: HandshakeKeys = field(default=HandshakeKeys(), repr=False)
     dedupe: float | None = None
     response: PresetResponse | None = None
-    terms: tuple[Term, ...] = ()
+    terms: tuple[Term, ...] = field(default=(), repr=False)
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
     @property
@@ -151,7 +151,7 @@ class PendingVerification:
         self._now = now
 
     def verify(self, request: Request, keys: KeyCache | None = None) -> Verified:
-        """Return by what the request is verified, if any of the body checks passes. Raises as `Verifier.verify` does."""
+        """Return by what it is verified, if any of the body checks passes. Raises as `Verifier.verify` does."""
         content = Content(request, keys, self._now)
         refusals: list[RefusedError] = []
         needed: KeyNeededError | None = None

@@ -41,7 +41,8 @@ def a_post(number: int, secret: str) -> bytes:
     signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
     head = (
         "POST /in/github HTTP/1.1\r\nHost: gateway.test\r\nX-GitHub-Event: push\r\nConnection: close\r\n"
-        f"X-GitHub-Delivery: d{number}\r\nX-Hub-Signature-256: sha256={signature}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"X-GitHub-Delivery: d{number}\r\nX-Hub-Signature-256: sha256={signature}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 

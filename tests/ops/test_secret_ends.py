@@ -28,7 +28,14 @@ def finding(*terms: Term, place: int = 1, events: int = 0, now: float = NOW) -> 
 
 
 def a_source(secrets: Any) -> dict[str, Any]:
-    counts = {"events": 0.0, "since": None, "types": [], "newest": None, "missed_since": None, "missed": None}
+    counts: dict[str, Any] = {
+        "events": 0.0,
+        "since": None,
+        "types": [],
+        "newest": None,
+        "missed_since": None,
+        "missed": None,
+    }
     identity = {**counts, "duplicates": 0.0, "conflicts": 0.0}
     source = {"source": "stripe", **counts, "unrouted": 0.0, "refused": {}, "identity": identity}
     return source if secrets is None else {**source, "secrets": secrets}

@@ -25,7 +25,10 @@ sources:
       signed: "{id}{timestamp}{body}"
       secrets: ["${file:secrets/shop}", "${OLD:-a-default-secret-of-old}", written-out-secret, "whsec_${NEW}"]
   open: {verify: {scheme: none}}
-  rotating: {verify: {scheme: github, secrets: ["${NEW}", {secret: "${OLD:-a-default-secret-of-old}", until: 2027-01-31}]}}
+  rotating:
+    verify:
+      scheme: github
+      secrets: ["${NEW}", {secret: "${OLD:-a-default-secret-of-old}", until: 2027-01-31}]
 """
 MORE = """
 sources:
@@ -82,10 +85,10 @@ def test_a_sources_verification_is_shown_with_its_secrets_references_not_values(
     assert "  nothing: everyone may send\n" in told["open"]
     assert f"accepted: ${{NEW}}, ${{OLD:-***}} until {when(1801440000)}\n" in told["rotating"]
     rotating = rules.sources["rotating"]
-    fields = source_fields(rotating, verification_of(rules.files, rotating), [])["verify"]
-    assert isinstance(fields, dict)
-    assert (fields["secrets"], fields["public_keys"]) == (["${NEW}", "${OLD:-***}"], [])
-    assert fields["ends"] == [{"key": "secrets", "position": 2, "until": "2027-02-01T00:00:00.000Z"}]
+    verify = source_fields(rotating, verification_of(rules.files, rotating), [])["verify"]
+    assert isinstance(verify, dict)
+    assert (verify["secrets"], verify["public_keys"]) == (["${NEW}", "${OLD:-***}"], [])
+    assert verify["ends"] == [{"key": "secrets", "position": 2, "until": "2027-02-01T00:00:00.000Z"}]
     assert "  credential in the header X-Token\n  1 secret: ${CRM}\n" in told["crm"]
     assert "sha256 signature in the header X-Hub-Signature-256\n  1 secret: ${GITHUB}\n" in told["github"]
     assert "(in Stripe-Signature) at most 1h from now\n" in told["stripe"]

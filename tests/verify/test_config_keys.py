@@ -67,7 +67,7 @@ def test_secrets_are_texts_that_are_never_shown() -> None:
         (("secrets", 3), "expected a non-empty string, got nothing"),
         (("secrets", 4), "expected a non-empty string, got a boolean"),
         (("secrets", 5), "expected a non-empty string, got a list"),
-        (("secrets", 6), "expected a non-empty string, got a mapping"),
+        (("secrets", 6), "expected the keys secret and until alone, got others"),
     )
     check({"scheme": "github", "secrets": []}, (("secrets",), "expected a list of secrets, got an empty list"))
     check({"scheme": "github", "secrets": "s3cret"}, (("secrets",), "expected a list of secrets, got a string"))

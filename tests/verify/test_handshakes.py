@@ -31,7 +31,9 @@ def unverified(name: str, method: str, query: str = "", **headers: str) -> Hands
     verifier = with_handshake(name)
     assert method in verifier.handshake_methods
     pairs = tuple((key.replace("_", "-").encode(), value.encode()) for key, value in headers.items())
-    return verifier.unverified_handshake(Request(method=method, path="/in/it", query=query, headers=pairs, body=b""), now=NOW)
+    return verifier.unverified_handshake(
+        Request(method=method, path="/in/it", query=query, headers=pairs, body=b""), now=NOW
+    )
 
 
 # ---- After verification ----
@@ -60,7 +62,9 @@ def test_a_body_without_a_challenge_is_an_event(body: bytes) -> None:
 
 
 def test_a_scheme_without_a_handshake_answers_nothing() -> None:
-    assert a_verifier("github").handshake(a_request(body=b'{"type":"url_verification","challenge":"c"}'), now=NOW) is None
+    assert (
+        a_verifier("github").handshake(a_request(body=b'{"type":"url_verification","challenge":"c"}'), now=NOW) is None
+    )
     assert a_verifier("github").handshake_methods == ()
     assert a_verifier("github").unverified_handshake(a_request(), now=NOW) is None
 
