@@ -19,10 +19,18 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from gateway.ingress.batches import split
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory, Share
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
-from gateway.ingress.responses import Accepted, handshake_response, make_response, problem_response, stored_response
+from gateway.ingress.responses import (
+    Accepted,
+    batch_response,
+    handshake_response,
+    make_response,
+    problem_response,
+    stored_response,
+)
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
@@ -33,6 +41,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.rules import Rules, Source, StoredResponse
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
+from gateway.verify.handshakes import HandshakeResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request
 
@@ -190,25 +199,71 @@ class Ingress:
                     source=endpoint.name, path=endpoint.source.path, headers=headers, began=at, size=len(body)
                 )
             if (handshake := verifier.handshake(sent)) is not None:
-                fields["handshake"] = True
-                return handshake_response(handshake)
-            event = endpoint.event(sent, received_at=self._log.now(), identity_expression=identity_expression)
-            fields["event_id"], fields["type"] = event.id, event.type
-            if self._traces is None:
-                began = perf_counter()
-                await self._log.append(endpoint.topic, key=event_key(event), value=body, headers=encode_event(event))
-                self._metrics.append_duration.observe(perf_counter() - began)
-            else:
-                await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
-            endpoint.events.inc()
-            endpoint.last.set(event.received_at)
+                return await self._answer(endpoint, handshake, fields)
+            if endpoint.split is None:
+                return await self._store(endpoint, sent, identity_expression, fields)
+            return await self._store_batch(endpoint, endpoint.split, sent, identity_expression, fields)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
             raise RefusedError(413, "body_too_large", "the event is larger than the log allows") from error
         finally:
             self._memory.release(endpoint.share, len(body))
+
+    async def _store(
+        self, endpoint: "_Endpoint", sent: Request, identity_expression: str | None, fields: dict[str, Any]
+    ) -> web.StreamResponse:
+        event = endpoint.event(sent, received_at=self._log.now(), identity_expression=identity_expression)
+        fields["event_id"], fields["type"] = event.id, event.type
+        await self._append(endpoint, event, fields)
         return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
+
+    async def _store_batch(
+        self,
+        endpoint: "_Endpoint",
+        path: Sequence[str],
+        sent: Request,
+        identity_expression: str | None,
+        fields: dict[str, Any],
+    ) -> web.StreamResponse:
+        """Store each event of a request. If one can't be stored, all are sent again, and have their ids again."""
+        bodies = split(sent.body, path)
+        if bodies is None:
+            return await self._store(endpoint, sent, identity_expression, fields)
+        head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
+        memory = len(sent.body) + len(bodies) * head_bytes  # each event has the headers
+        if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
+            raise no_room(self._memory)
+        try:
+            events = endpoint.events_of(
+                sent, bodies, received_at=self._log.now(), identity_expression=identity_expression
+            )
+            fields["events"] = len(events)
+            appends = [asyncio.ensure_future(self._append(endpoint, event, fields)) for event in events]
+            await asyncio.wait(appends)
+            for append in appends:
+                append.result()
+        finally:
+            self._memory.release(endpoint.share, memory)
+        return batch_response(endpoint.status, [event.id for event in events])
+
+    async def _append(self, endpoint: "_Endpoint", event: Event, fields: dict[str, Any]) -> None:
+        if self._traces is None:
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+        else:
+            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
+        endpoint.events.inc()
+        endpoint.last.set(event.received_at)
+
+    async def _answer(
+        self, endpoint: "_Endpoint", handshake: HandshakeResponse, fields: dict[str, Any]
+    ) -> web.Response:
+        fields["handshake"] = True
+        if handshake.visit:
+            await self._keys.visit(endpoint.name, handshake.visit)
+        return handshake_response(handshake)
 
     def _check_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
         """Check method, size and transfer coding of the request head; return its size in bytes. Raises RefusedError."""
@@ -361,6 +416,7 @@ class _Endpoint:
         "allow",
         "event",
         "events",
+        "events_of",
         "handshake_methods",
         "keys",
         "last",
@@ -369,6 +425,7 @@ class _Endpoint:
         "seconds",
         "share",
         "source",
+        "split",
         "status",
         "topic",
     )
@@ -385,7 +442,9 @@ class _Endpoint:
         self.seconds = metrics.request_duration.labels(source.name)
         self.share = share
         self.keys = keys
-        self.event = EventBuilder(source).event
+        builder = EventBuilder(source)
+        self.event, self.events_of = builder.event, builder.events
+        self.split = source.split
         self.handshake_methods = source.verifier.handshake_methods
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
 

@@ -37,6 +37,7 @@ RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
 # which `increase()` misses.
 STATUSES = ("200", "201", "202", "204", "400", "401", "404", "405", "408", "413", "431", "499", "500", "501", "503")
 REJECTIONS = (
+    "batch_too_large",
     "bad_credentials",
     "bad_handshake",
     "bad_key",
@@ -52,6 +53,7 @@ REJECTIONS = (
     "head_too_large",
     "key_unavailable",
     "log_unavailable",
+    "malformed_batch",
     "malformed_body",
     "malformed_request",
     "malformed_signature",
