@@ -19,10 +19,18 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from gateway.ingress.batches import split
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory, Share
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
-from gateway.ingress.responses import Accepted, handshake_response, make_response, problem_response, stored_response
+from gateway.ingress.responses import (
+    Accepted,
+    batch_response,
+    handshake_response,
+    make_response,
+    problem_response,
+    stored_response,
+)
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
@@ -33,6 +41,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.rules import Rules, Source, StoredResponse
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
+from gateway.verify.handshakes import HandshakeResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request
 from gateway.verify.verifier import Verified
@@ -135,7 +144,7 @@ class Ingress:
             "status": 500,
         }  # 500 if we have a bug
         try:
-            handshake = _unverified_handshake(request, endpoint, path, query, fields, clock=self._clock)
+            handshake = self._unverified_handshake(request, endpoint, path, query, fields)
             response = (
                 await self._receive(request, endpoint, path, query, fields, began=began)
                 if handshake is None
@@ -191,24 +200,86 @@ class Ingress:
                     source=endpoint.name, path=endpoint.source.path, headers=headers, began=at, size=len(body)
                 )
             if verifier.respond_to_handshake is not None and (handshake := verifier.handshake(sent, now=self._clock())):
-                fields["handshake"] = True
-                return handshake_response(handshake)
-            event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
-            fields["event_id"], fields["type"] = event.id, event.type
-            if self._traces is None:
-                began = perf_counter()
-                await self._log.append(endpoint.topic, key=event_key(event), value=body, headers=encode_event(event))
-                self._metrics.append_duration.observe(perf_counter() - began)
-            else:
-                await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
-            endpoint.count(event.received_at, verified.secret)
+                return await self._answer(endpoint, handshake, fields)
+            if endpoint.split is None:
+                return await self._store(endpoint, sent, verified, fields)
+            return await self._store_batch(endpoint, endpoint.split, sent, verified, fields)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
             raise RefusedError(413, "body_too_large", "the event is larger than the log allows") from error
         finally:
             self._memory.release(endpoint.share, len(body))
+
+    async def _store(
+        self, endpoint: "_Endpoint", sent: Request, verified: Verified, fields: dict[str, Any]
+    ) -> web.StreamResponse:
+        event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
+        fields["event_id"], fields["type"] = event.id, event.type
+        await self._append(endpoint, event, verified.secret, fields)
         return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
+
+    async def _store_batch(
+        self,
+        endpoint: "_Endpoint",
+        path: Sequence[str],
+        sent: Request,
+        verified: Verified,
+        fields: dict[str, Any],
+    ) -> web.StreamResponse:
+        """Store each event of a request. If one can't be stored, all are sent again, and have their ids again."""
+        bodies = split(sent.body, path)
+        if bodies is None:
+            return await self._store(endpoint, sent, verified, fields)
+        head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
+        memory = len(sent.body) + len(bodies) * head_bytes  # each event has the headers
+        if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
+            raise no_room(self._memory)
+        try:
+            events = endpoint.events_of(
+                sent, bodies, received_at=self._log.now(), identity_expression=verified.identity
+            )
+            fields["events"] = len(events)
+            appends = [
+                asyncio.ensure_future(self._append(endpoint, event, verified.secret, fields)) for event in events
+            ]
+            await asyncio.wait(appends)
+            for append in appends:
+                append.result()
+        finally:
+            self._memory.release(endpoint.share, memory)
+        return batch_response(endpoint.status, [event.id for event in events])
+
+    async def _append(self, endpoint: "_Endpoint", event: Event, secret: int | None, fields: dict[str, Any]) -> None:
+        if self._traces is None:
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+        else:
+            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
+        endpoint.count(event.received_at, secret)
+
+    async def _answer(
+        self, endpoint: "_Endpoint", handshake: HandshakeResponse, fields: dict[str, Any]
+    ) -> web.Response:
+        fields["handshake"] = True
+        if handshake.visit:
+            await self._keys.visit(endpoint.name, handshake.visit)
+        return handshake_response(handshake)
+
+    def _unverified_handshake(
+        self, request: web.BaseRequest, endpoint: "_Endpoint | None", path: str, query: str, fields: dict[str, Any]
+    ) -> web.Response | None:
+        """Return the response to a handshake that its head alone decides; None for every other request."""
+        if endpoint is None or request.method not in endpoint.handshake_methods:
+            return None
+        head = Request(request.method, path, query, request.raw_headers, b"")
+        handshake = endpoint.source.verifier.unverified_handshake(head, now=self._clock())
+        if handshake is None:
+            return None
+        fields["handshake"] = True
+        _leave_body(request)
+        return handshake_response(handshake)
 
     def _check_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
         """Check method, size and transfer coding of the request head; return its size in bytes. Raises RefusedError."""
@@ -361,6 +432,7 @@ class _Endpoint:
         "allow",
         "event",
         "events",
+        "events_of",
         "handshake_methods",
         "keys",
         "last",
@@ -371,6 +443,7 @@ class _Endpoint:
         "secrets",
         "share",
         "source",
+        "split",
         "status",
         "topic",
     )
@@ -385,13 +458,12 @@ class _Endpoint:
         self.events = metrics.events.labels(source.name)
         self.last = metrics.last_event_timestamp.labels(source.name)
         self.seconds = metrics.request_duration.labels(source.name)
-        self.secret_uses = metrics.secret_uses
-        self.secrets = [
-            metrics.secret_events.labels(source.name, str(position + 1)) for position in range(len(source.secret_ends))
-        ]
+        self.secrets, self.secret_uses = metrics.events_by_secret(source.name, source), metrics.secret_uses
         self.share = share
         self.keys = keys
-        self.event = EventBuilder(source).event
+        builder = EventBuilder(source)
+        self.event, self.events_of = builder.event, builder.events
+        self.split = source.split
         self.handshake_methods = source.verifier.handshake_methods
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
 
@@ -409,27 +481,6 @@ def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> 
     if problem:
         fields["response_error"] = problem
     return made
-
-
-def _unverified_handshake(
-    request: web.BaseRequest,
-    endpoint: "_Endpoint | None",
-    path: str,
-    query: str,
-    fields: dict[str, Any],
-    *,
-    clock: Callable[[], float],
-) -> web.Response | None:
-    """Return the response to a handshake that its head alone decides; None for every other request."""
-    if endpoint is None or request.method not in endpoint.handshake_methods:
-        return None
-    head = Request(request.method, path, query, request.raw_headers, b"")
-    handshake = endpoint.source.verifier.unverified_handshake(head, now=clock())
-    if handshake is None:
-        return None
-    fields["handshake"] = True
-    _leave_body(request)
-    return handshake_response(handshake)
 
 
 def _leave_body(request: web.BaseRequest) -> None:

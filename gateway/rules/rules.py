@@ -82,6 +82,7 @@ class Source:
 
     `topic` is None for the default topic of the source's name. The expressions default to the scheme's. `dedupe` is for
     how many seconds an identity is remembered; None if duplicates are delivered. `response` is None for a 202.
+    `split` is the path of the list of events in a body; None if a request is one event.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Source:
     topic: str | None = None
     dedupe: float | None = None
     response: StoredResponse | None = None
+    split: tuple[str, ...] | None = None
 
     @property
     def secret_ends(self) -> Sequence[float]:

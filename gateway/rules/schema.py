@@ -16,6 +16,7 @@ from gateway.rules.value_kinds import (
     _RATE,
     _RESULTS,
     _SCOPE,
+    _SPLIT,
     _STATUS,
     _TOPIC,
     _USER,
@@ -315,6 +316,11 @@ SOURCE = MappingKind(
             kind=_WINDOW,
             about="For how long events with the same identity and content aren't delivered again; "
             "or off. Default: 1h for providers that redeliver automatically, else off.",
+        ),
+        Key(
+            name="split",
+            kind=Scalar("body, body.PATH or off", matching(_SPLIT), pattern(_SPLIT)),
+            about="The list in a JSON body of which each item is an event. Default: what the provider sends.",
         ),
         Key(name="respond", kind=RESPOND, about=RESPOND.about),
         Key(

@@ -39,6 +39,7 @@ RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
 # which `increase()` misses.
 STATUSES = ("200", "201", "202", "204", "400", "401", "404", "405", "408", "413", "431", "499", "500", "501", "503")
 REJECTIONS = (
+    "batch_too_large",
     "bad_credentials",
     "bad_handshake",
     "bad_key",
@@ -54,6 +55,7 @@ REJECTIONS = (
     "head_too_large",
     "key_unavailable",
     "log_unavailable",
+    "malformed_batch",
     "malformed_body",
     "malformed_request",
     "malformed_signature",
@@ -455,6 +457,10 @@ class Metrics(Collector):
             }
             for family in self._families:
                 family.retain(names)
+
+    def events_by_secret(self, name: str, source: From) -> Sequence[Counter]:
+        """Return the counters of a source's secrets, in their order; none if they aren't told apart."""
+        return [self.secret_events.labels(name, str(position)) for position, _ in enumerate(source.secret_ends, 1)]
 
     def set_certificate_expiries(self, owner: str, ends: Mapping[str, float]) -> None:
         """Replace the expiry times of an owner's ("destination", "kafka") certificates."""

@@ -48,8 +48,8 @@ class Credential:
         return checked_with(self._check(self._given(head), now))
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
-        known = [held.key for held in self.secrets.at(now)]
-        if self.path and Content(request).field(self.path) not in known:
+        known = {held.key for held in self.secrets.at(now)}
+        if self.path and not {*Content(request).fields(self.path)} <= known:
             raise UsageError(f"a test event for this source: expected its {self._what()}")
         if self.header is not None:
             draft.add(self.header, self.prefix + self.secrets.first(now).decode("utf-8", "surrogateescape"))
@@ -63,8 +63,11 @@ class Credential:
         return SigningSpec(proof=self._what(), header=self.header, query=self.parameter)
 
     def _check_body(self, request: Request, content: Content) -> int | None:  # noqa: ARG002 - a check's signature
-        value = content.field(self.path)
-        return self._check([] if value is None else [value], content.now)
+        found = content.fields(self.path)
+        if not found or None in found:
+            raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
+        places = [self._check([] if value is None else [value], content.now) for value in found]
+        return max([place for place in places if place is not None], default=None)  # of several, the one to be replaced
 
     def _check(self, given: Sequence[bytes], now: float) -> int | None:
         """Return the place of the secret that is among what was given. Raises RefusedError."""

@@ -15,7 +15,7 @@ import orjson
 from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.check import BodyCheck, Draft, SigningSpec, checked_with
 from gateway.verify.content import Content
-from gateway.verify.key_ring import KeyRing
+from gateway.verify.key_ring import Held, KeyRing
 from gateway.verify.request import Reason, Request, refused
 from gateway.verify.signed_string import SignedString, SigningInput
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jwt import PyJWS
 
 MAX_TOKEN_BYTES = 8192
+MAX_KEY_ID = 256  # characters
 SYMMETRIC = ("HS256", "HS384", "HS512")
 ASYMMETRIC = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
 ALGORITHMS = (*SYMMETRIC, *ASYMMETRIC)
@@ -33,6 +34,8 @@ _BEARER = b"bearer "
 class JsonWebToken:
     """A token in a header; in `Authorization` with or without the word Bearer before it.
 
+    Its key is one of `keys`, or in the set (RFC 7517) at the https address `key_set`, fetched when it is needed.
+
     Every claim in `claims` has to be the string that its template gives; of an `aud` that is a list, one of it. A
     token without `exp` is good at any time, unless `tolerance` is given, which then counts from its `iat`.
     """
@@ -40,6 +43,7 @@ class JsonWebToken:
     header: str
     algorithms: tuple[str, ...]
     keys: KeyRing[bytes]
+    key_set: str | None
     claims: tuple[tuple[str, SignedString], ...]
     public_url: str | None
     leeway: float
@@ -52,8 +56,10 @@ class JsonWebToken:
         if len(tokens) > 1 or len(tokens[0]) > MAX_TOKEN_BYTES:
             expected = f"expected one token {self._where()}, of at most {MAX_TOKEN_BYTES} bytes"
             raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got {len(tokens)}")
-        token = tokens[0]
-        claims, place = self._claims(token[len(_BEARER) :] if token[: len(_BEARER)].lower() == _BEARER else token, now)
+        token = tokens[0][len(_BEARER) :] if tokens[0][: len(_BEARER)].lower() == _BEARER else tokens[0]
+        if self.key_set is not None:
+            return partial(self._check_all, self.key_set, token, now)
+        claims, place = self._claims(token, self.keys.at(now))
         self._check_times(claims, now)
         return partial(self._check_claims, claims, place) if self.claims else checked_with(place)
 
@@ -76,19 +82,40 @@ class JsonWebToken:
     def _where(self) -> str:
         return f"in the header {self.header}"
 
-    def _claims(self, token: bytes, now: float) -> tuple[Mapping[str, Any], int | None]:
+    def _check_all(self, key_set: str, token: bytes, now: float, request: Request, content: Content) -> int | None:
+        key_id = self._key_id(token)
+        key = content.fetched_key(key_set, key_id).by_id.get(key_id)
+        if key is None:
+            raise refused(Reason.BAD_KEY, f"expected a key that its sender has published {self._where()}, got another")
+        claims, place = self._claims(token, (Held(key),))
+        self._check_times(claims, now)
+        return self._check_claims(claims, place, request, content)
+
+    def _key_id(self, token: bytes) -> str:
+        """Return the `kid` of a token (RFC 7515, section 4.1.4)."""
+        from jwt.exceptions import PyJWTError  # noqa: PLC0415 - only where a token is used
+
+        try:
+            key_id = _jws().get_unverified_header(token).get("kid")
+        except (PyJWTError, ValueError):
+            key_id = None
+        if isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID:
+            return key_id
+        raise refused(Reason.MALFORMED_SIGNATURE, f"expected a token with a key's id {self._where()}, got another")
+
+    def _claims(self, token: bytes, keys: Sequence[Held[Any]]) -> tuple[Mapping[str, Any], int | None]:
         """Return what a token claims, and the place of the key that verifies it. Raises RefusedError if none does."""
         from jwt.exceptions import DecodeError, InvalidKeyError, InvalidSignatureError, PyJWTError  # noqa: PLC0415
 
         found: list[tuple[Any, int | None]] = []
         malformed: Exception | None = None
-        for held in self.keys.at(now):  # all of them: the time taken doesn't depend on which one matched
+        for held in keys:  # all of them: the time taken doesn't depend on which one matched
             try:
                 decoded = _jws().decode_complete(token, held.key, algorithms=list(self.algorithms))
                 found.append((orjson.loads(decoded["payload"]), held.place))
             except InvalidSignatureError:
                 continue
-            except (DecodeError, InvalidKeyError, PyJWTError, ValueError) as error:
+            except (DecodeError, InvalidKeyError, PyJWTError, TypeError, ValueError) as error:
                 malformed = error  # or the key is of another algorithm than the token, while one replaces the other
         if not found and malformed is not None:
             expected = f"expected a JSON Web Token of {', '.join(self.algorithms)} {self._where()}"

@@ -78,7 +78,7 @@ LEEWAY = 60.0  # of the times in a token
 DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
 _NONE: Mapping[str, Preset] = {}
 _LISTS = ("secrets", "public_keys")
-_PROOFS = ("secrets", "public_keys", "key_url", "topics")
+_PROOFS = ("secrets", "public_keys", "key_url", "key_set", "topics")
 """The keys of which a signing method needs one, to be checked."""
 K = TypeVar("K")
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
@@ -122,7 +122,7 @@ def user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
         return GENERIC[scheme]
     preset = preset or PRESETS[scheme]
     keys: dict[str, Key] = {}
-    if any("secrets" in SCHEMES[way.scheme] for way in preset.ways):
+    if any("secrets" in SCHEMES[way.scheme] and "key_set" not in way.values for way in preset.ways):
         keys["secrets"] = SECRETS
     signed = [way.values for way in preset.ways if way.scheme == "public-key" and "key_url" not in way.values]
     if signed:  # a provider's own key may be replaced, by that of its sandbox
@@ -196,6 +196,7 @@ def _build(
         terms=tuple([Term(name, each.position, each.until) for name in _LISTS for each in given.get(name, ())]),
         dedupe=preset.dedupe,
         response=preset.response,
+        split=preset.split,
         warnings=_weaknesses(preset, ways, given),
     )
 
@@ -282,8 +283,13 @@ def _refuse_mixed_keys(values: Mapping[str, Any], where: ConfigPath) -> None:
         needed, other = (
             ("secrets", "public_keys") if values["algorithms"][0] in SYMMETRIC else ("public_keys", "secrets")
         )
-        if needed not in values:
-            where.report(f"expected the key '{needed}' with {', '.join(values['algorithms'])}, got none")
+        needed_ones = (needed,) if needed == "secrets" else (needed, "key_set")
+        found = [name for name in needed_ones if name in values]
+        if len(found) != 1:
+            expected = f"expected the key {' or '.join(map(repr, needed_ones))} with {', '.join(values['algorithms'])}"
+            where.report(f"{expected}, got {' and '.join(found) or 'none'}")
+        if needed == "secrets" and "key_set" in values:
+            where.below("key_set").report(f"expected none with {', '.join(values['algorithms'])}, got one")
         if other in values:
             where.below(other).report(f"expected none with {', '.join(values['algorithms'])}, got some")
 
@@ -344,6 +350,7 @@ def _token(values: Mapping[str, Any], public_url: str | None) -> JsonWebToken:
         header=values.get("header", "Authorization"),
         algorithms=values["algorithms"],
         keys=_ring(values.get(kind, ()), _bytes),
+        key_set=values.get("key_set"),
         claims=values["claims"],
         public_url=public_url,
         leeway=LEEWAY,

@@ -49,6 +49,7 @@ class Verifier:
     handshake_keys: HandshakeKeys = field(default=HandshakeKeys(), repr=False)
     dedupe: float | None = None
     response: PresetResponse | None = None
+    split: tuple[str, ...] | None = None
     terms: tuple[Term, ...] = field(default=(), repr=False)
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 

@@ -998,7 +998,7 @@ def test_a_secret_that_has_ended_or_soon_does_is_a_warning(tmp_path: Path) -> No
     assert told == [
         f"5:87: sources.soon.verify.secrets[1].{expected} ends within 3 days",
         f"12:18: sources.over.verify.secrets[1].{expected} has ended, and verifies nothing any more",
-        "13:43: sources.dead.verify.secrets: expected a secret that hasn't ended, got none: every request is refused",
+        "13:44: sources.dead.verify.secrets: expected a secret that hasn't ended, got none: every request is refused",
     ]
     # A process that restarts serves all other sources, and the other secrets of these.
     assert load_rules(path, environ={"SECRET": "a" * 16}, now=now).sources.keys() == rules.sources.keys()
