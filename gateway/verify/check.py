@@ -1,6 +1,7 @@
 """What a signing method is to the verifier: a check of the head, then of the body; and how it signs test events."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import NamedTuple, Protocol
 
 from gateway.model import Headers
@@ -72,6 +73,7 @@ def nothing_to_check(request: Request, content: Content) -> None:
     """Return: the head alone has verified the request, by no secret that the rules list."""
 
 
+@cache
 def checked_with(place: int | None) -> BodyCheck:
     """Return what is left to check of a request that the head alone has verified, by the secret at this place."""
     return lambda request, content: place  # noqa: ARG005 - a check's signature

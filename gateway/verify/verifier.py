@@ -52,6 +52,13 @@ class Verifier:
     split: tuple[str, ...] | None = None
     terms: tuple[Term, ...] = field(default=(), repr=False)
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
+    _results: tuple[Mapping[int | None, Verified], ...] = field(init=False, compare=False, repr=False)
+    """For each of the checks, by the place of the secret: what a request is verified by. Made once, for all requests."""
+
+    def __post_init__(self) -> None:
+        places = (None, *range(len(self.terms)))
+        results = tuple([{place: Verified(identity, place) for place in places} for identity in self.ids])
+        object.__setattr__(self, "_results", results)
 
     @property
     def signing_specs(self) -> Sequence[SigningSpec]:
@@ -66,8 +73,7 @@ class Verifier:
         KeyNeededError if that depends on a key that must be fetched.
         """
         if len(self.checks) == 1:
-            secret = self.checks[0].check_head(request, now)(request, Content(request, keys, now))
-            return Verified(self.ids[0], secret)
+            return self._results[0][self.checks[0].check_head(request, now)(request, Content(request, keys, now))]
         return self.check_head(request, now=now).verify(request, keys)
 
     def check_head(self, head: Request, *, now: float) -> "PendingVerification":
@@ -77,12 +83,12 @@ class Verifier:
         RefusedError as `verify` does.
         """
         if len(self.checks) == 1:
-            return PendingVerification(((self.checks[0].check_head(head, now), self.ids[0]),), (), now)
-        open_: list[tuple[BodyCheck, str | None]] = []
+            return PendingVerification(((self.checks[0].check_head(head, now), self._results[0]),), (), now)
+        open_: list[tuple[BodyCheck, Mapping[int | None, Verified]]] = []
         refusals: list[RefusedError] = []
-        for check, identity in zip(self.checks, self.ids, strict=True):
+        for check, results in zip(self.checks, self._results, strict=True):
             try:
-                open_.append((check.check_head(head, now), identity))
+                open_.append((check.check_head(head, now), results))
             except RefusedError as error:
                 refusals.append(error)
         if not open_:
@@ -145,7 +151,10 @@ class PendingVerification:
     __slots__ = ("_now", "_open", "_refusals")
 
     def __init__(
-        self, open_: Sequence[tuple[BodyCheck, str | None]], refusals: Sequence[RefusedError], now: float
+        self,
+        open_: Sequence[tuple[BodyCheck, Mapping[int | None, Verified]]],
+        refusals: Sequence[RefusedError],
+        now: float,
     ) -> None:
         self._open = open_
         self._refusals = refusals
@@ -156,15 +165,15 @@ class PendingVerification:
         content = Content(request, keys, self._now)
         refusals: list[RefusedError] = []
         needed: KeyNeededError | None = None
-        for check_body, identity in self._open:
+        for check_body, results in self._open:
             try:
-                secret = check_body(request, content)
+                verified = results[check_body(request, content)]
             except KeyNeededError as error:
                 needed = needed or error
             except RefusedError as error:
                 refusals.append(error)
             else:
-                return Verified(identity, secret)
+                return verified
         if needed is not None:
             raise needed
         raise most_specific([*refusals, *self._refusals])
