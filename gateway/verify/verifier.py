@@ -53,7 +53,7 @@ class Verifier:
     terms: tuple[Term, ...] = field(default=(), repr=False)
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
     _results: tuple[Mapping[int | None, Verified], ...] = field(init=False, compare=False, repr=False)
-    """For each of the checks, by the place of the secret: what a request is verified by. Made once, for all requests."""
+    """For each check, by the place of the secret: what a request is verified by. Made once, for all requests."""
 
     def __post_init__(self) -> None:
         places = (None, *range(len(self.terms)))
