@@ -47,6 +47,7 @@ DEPLOY = ROOT / "deploy"
 SECRETS = {
     "GITHUB_WEBHOOK_SECRET": "It's a Secret to Everybody",
     "STRIPE_SECRET": "whsec_demo_secret_of_the_stripe_endpoint",
+    "OLD_STRIPE_SECRET": "whsec_former_secret_of_the_stripe_endpoint",
 }
 PORTS = {
     "kafka": 9092,
