@@ -143,12 +143,13 @@ class Ingress:
             "status": 500,
         }  # 500 if we have a bug
         try:
-            handshake = _unverified_handshake(request, endpoint, path, query, fields)
-            response = (
-                await self._receive(request, endpoint, path, query, fields, began=began)
-                if handshake is None
-                else handshake
-            )
+            handshake = None
+            if endpoint is not None and endpoint.handshake_methods:
+                handshake = _unverified_handshake(request, endpoint, path, query, fields)
+            if handshake is None:
+                response = await self._receive(request, endpoint, path, query, fields, began=began)
+            else:
+                response = handshake
             fields["status"] = response.status
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
@@ -184,7 +185,11 @@ class Ingress:
             fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
-            identity_expression = await self._verify(endpoint, sent)
+            identity_expression = (
+                await self._verify(endpoint, sent)
+                if endpoint.fetches_keys
+                else verifier.verify(sent, now=self._clock())
+            )
         else:
             head = Request("POST", path, query, headers, b"", names)
             sent, identity_expression = await self._read_and_verify(request, endpoint, head, limit, fields)
@@ -200,9 +205,8 @@ class Ingress:
                 )
             if (handshake := verifier.handshake(sent)) is not None:
                 return await self._answer(endpoint, handshake, fields)
-            if endpoint.split is None:
-                return await self._store(endpoint, sent, identity_expression, fields)
-            return await self._store_batch(endpoint, endpoint.split, sent, identity_expression, fields)
+            store = self._store if endpoint.split is None else self._store_batch
+            return await store(endpoint, sent, identity_expression, fields)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -215,19 +219,25 @@ class Ingress:
     ) -> web.StreamResponse:
         event = endpoint.event(sent, received_at=self._log.now(), identity_expression=identity_expression)
         fields["event_id"], fields["type"] = event.id, event.type
-        await self._append(endpoint, event, fields)
+        if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+            endpoint.events.inc()
+            endpoint.last.set(event.received_at)
+        else:
+            await self._append(endpoint, event, fields)
         return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
 
     async def _store_batch(
         self,
         endpoint: "_Endpoint",
-        path: Sequence[str],
         sent: Request,
         identity_expression: str | None,
         fields: dict[str, Any],
     ) -> web.StreamResponse:
         """Store each event of a request. If one can't be stored, all are sent again, and have their ids again."""
-        bodies = split(sent.body, path)
+        bodies = split(sent.body, endpoint.split or ())
         if bodies is None:
             return await self._store(endpoint, sent, identity_expression, fields)
         head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
@@ -417,6 +427,7 @@ class _Endpoint:
         "event",
         "events",
         "events_of",
+        "fetches_keys",
         "handshake_methods",
         "keys",
         "last",
@@ -445,6 +456,7 @@ class _Endpoint:
         builder = EventBuilder(source)
         self.event, self.events_of = builder.event, builder.events
         self.split = source.split
+        self.fetches_keys = source.verifier.fetches_keys
         self.handshake_methods = source.verifier.handshake_methods
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
 
@@ -457,10 +469,10 @@ def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> 
 
 
 def _unverified_handshake(
-    request: web.BaseRequest, endpoint: "_Endpoint | None", path: str, query: str, fields: dict[str, Any]
+    request: web.BaseRequest, endpoint: "_Endpoint", path: str, query: str, fields: dict[str, Any]
 ) -> web.Response | None:
     """Return the response to a handshake that its head alone decides; None for every other request."""
-    if endpoint is None or request.method not in endpoint.handshake_methods:
+    if request.method not in endpoint.handshake_methods:
         return None
     head = Request(request.method, path, query, request.raw_headers, b"")
     handshake = endpoint.source.verifier.unverified_handshake(head)
