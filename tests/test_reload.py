@@ -134,7 +134,10 @@ async def test_a_file_that_is_being_written_is_not_read(running: Running) -> Non
 
 @pytest.mark.parametrize(
     ("more", "changed"),
-    [("egress: {private: refuse}\n", "egress: private"), ("ingress: {trusted_proxies: [10.0.0.1]}\n", "ingress: trusted_proxies")],
+    [
+        ("egress: {private: refuse}\n", "egress: private"),
+        ("ingress: {trusted_proxies: [10.0.0.1]}\n", "ingress: trusted_proxies"),
+    ],
 )
 async def test_what_belongs_to_no_source_is_reloaded_as_well(running: Running, more: str, changed: str) -> None:
     running.metrics.refusal_runs.add("crm", "address_refused", at=0.0, events=0.0)

@@ -38,7 +38,7 @@ class Networks:
 
     def __contains__(self, address: Address) -> bool:
         number = int(address)
-        return any([number & mask in bases for mask, bases in self._by_version[address.version]])
+        return any(number & mask in bases for mask, bases in self._by_version[address.version])
 
 
 def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Networks) -> Address | None:

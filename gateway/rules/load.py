@@ -215,13 +215,15 @@ class _Assembly:
                 is_private_allowed=egress.values.get("private", "allow") == "allow",
                 allow=egress.values.get("allow", ()),
             )
-
         if ingress := file.values.get("ingress"):
-            self.trusted_proxies = ingress.values.get("trusted_proxies", ())
-            for network, node in zip(self.trusted_proxies, _items(ingress.node.child("trusted_proxies")), strict=False):
-                if not network.prefixlen:
-                    message = "expected the networks of proxies, got every address: any client may say where it is"
-                    self.reader.report(node, "weak", message, severity="warning")
+            self._collect_ingress(ingress)
+
+    def _collect_ingress(self, read: ParsedMapping) -> None:
+        self.trusted_proxies = read.values.get("trusted_proxies", ())
+        for network, node in zip(self.trusted_proxies, _items(read.node.child("trusted_proxies")), strict=False):
+            if not network.prefixlen:
+                message = "expected the networks of proxies, got every address: any client may say where it is"
+                self.reader.report(node, "weak", message, severity="warning")
 
     def _collect_providers(self, file: ParsedMapping) -> None:
         for name, preset in file.values.get("providers", {}).items():
@@ -278,7 +280,9 @@ class _Assembly:
             self.is_complete = False
             return None
         if verifier.scheme == "none":
-            message = f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
+            message = (
+                f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
+            )
             self.reader.report(node, "unverified", message, severity="warning")
         return verifier
 

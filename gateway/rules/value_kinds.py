@@ -161,8 +161,7 @@ def matching(pattern: re.Pattern[str]) -> Callable[[object], str]:
 def path(value: object) -> str:
     path = matching(_PATH)(value)
     if path in _RESERVED_PATHS:
-        reserved = ", ".join(sorted(_RESERVED_PATHS))  # not the path, which may be from a reference
-        raise ValueError(f"expected another path than {reserved}, which the gateway itself serves")
+        raise ValueError(f"expected another path, got {path}, which the gateway itself serves")
     return path
 
 

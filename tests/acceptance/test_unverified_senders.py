@@ -59,7 +59,9 @@ async def test_a_flood_beside_a_real_sender_at_its_rate_loses_nothing_of_it(
     limits = f"limits: {{{{rate: {rate}/s, concurrent: {connections}, body: 8KiB}}}}"
     async with AsyncExitStack() as stack:
         sink = await stack.enter_async_context(Sink(200))
-        rules = RULES.replace("github: {{verify", f"github: {{{{{limits}, verify").format(first=sink.url, second=sink.url)
+        rules = RULES.replace("github: {{verify", f"github: {{{{{limits}, verify").format(
+            first=sink.url, second=sink.url
+        )
         gateway = GatewayProcess(folder, rules=rules, log=embedded_place.url, prefix=embedded_place.prefix)
         await stack.enter_async_context(gateway)
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

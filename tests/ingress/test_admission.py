@@ -59,7 +59,7 @@ def test_a_request_that_comes_after_its_retry_after_is_taken(rate: float, now: f
         assert (refusal.status, refusal.reason) == (429, "rate_limited")
         assert refusal.retry_after is not None
         if refusal.retry_after > 1:  # and not sooner
-            assert refused(admission, now + refusal.retry_after - 1.01)
+            assert refused(admission, now + refusal.retry_after - 1.01).reason == "rate_limited"
         now += refusal.retry_after
         admission.enter(now)
 

@@ -37,7 +37,9 @@ def written(address: Address, form: int) -> bytes:
 
 
 @given(peer=clients, lines=anything, trusted=st.sampled_from([PROXIES, NOBODY]))
-def test_no_header_of_an_untrusted_peer_changes_its_address(peer: Address, lines: list[bytes], trusted: Networks) -> None:
+def test_no_header_of_an_untrusted_peer_changes_its_address(
+    peer: Address, lines: list[bytes], trusted: Networks
+) -> None:
     assert client_address(str(peer), lines, trusted) == peer
 
 
@@ -66,7 +68,16 @@ def test_no_header_of_a_client_changes_what_proxies_say_of_it(
     "value",
     [
         *(b"", b" ", b"unknown", b"_hidden", b"10.0.0.256", b"192.0.2", b"192.0.2.7.8", b"010.0.0.1", b"0x0a.0.0.1"),
-        *(b"192.0.2.7:", b"192.0.2.7:port", b"192.0.2.7:123456", b"[192.0.2.7]", b"[::1", b"::1]", b"[::1]:", b"1::2::3"),
+        *(
+            b"192.0.2.7:",
+            b"192.0.2.7:port",
+            b"192.0.2.7:123456",
+            b"[192.0.2.7]",
+            b"[::1",
+            b"::1]",
+            b"[::1]:",
+            b"1::2::3",
+        ),
         *(b"fe80::1%eth0", b"192.0.2.7/32", b'"192.0.2.7"', b"for=192.0.2.7", b"192.0.2.7;", b"\xd9\xa1.0.0.1"),
         *(b"192.0.2.7,", b"192.0.2.7, ,", b"192.0.2.7 10.0.0.1", b"192.0.2.7, x", b"192.0.2.7\x0b"),
     ],

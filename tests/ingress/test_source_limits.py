@@ -1,6 +1,6 @@
 """What a source demands beside a signature, over real connections: addresses, a secret path, and its limits."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import ip_network
@@ -38,8 +38,14 @@ FORGED = github("X-Hub-Signature-256: sha256=" + "0" * 64)
 HALF = FORGED.replace(f"Content-Length: {len(PING)}".encode(), b"Content-Length: 900")
 
 
-GREETING = Handshake(lambda _request, _keys: HandshakeResponse(body=b"hello"))
+GREETING = Handshake(respond=lambda _request, _keys: HandshakeResponse(body=b"hello"))
 """A handshake that any request is."""
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with running() as world:
+        yield world
 
 
 class Untouchable(Unverified):
