@@ -61,7 +61,7 @@ mutants: $(READY) ## bugs that a tired engineer could write: each has to be noti
 
 oracles: $(READY) ## the vendors' own libraries against ours, on requests drawn anew (installs some 40 of them)
 	$(PYTHON) -m venv .oracles && .oracles/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/oracles.txt
-	GATEWAY_ORACLES=1 PYTHONPATH=.:$$(echo .oracles/lib/python*/site-packages) $(BIN)/python -m pytest -q tests/oracles tests/verify/test_vectors.py
+	GATEWAY_ORACLES=1 GATEWAY_MUTATIONS=10000 PYTHONPATH=.:$$(echo .oracles/lib/python*/site-packages) $(BIN)/python -m pytest -q --timeout 600 tests/oracles tests/verify/test_vectors.py
 
 bench: $(READY) ## cost relative to a minimal aiohttp pipeline, measured in one run
 	@$(BIN)/python -m benchmarks

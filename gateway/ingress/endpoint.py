@@ -30,6 +30,8 @@ class Endpoint:
         "body_limit",
         "event",
         "events",
+        "events_of",
+        "fetches_keys",
         "handshake_methods",
         "keys",
         "last",
@@ -38,6 +40,7 @@ class Endpoint:
         "seconds",
         "share",
         "source",
+        "split",
         "status",
         "topic",
     )
@@ -69,7 +72,10 @@ class Endpoint:
         self.allow_from = None if source.allow_from is None else Networks(source.allow_from)
         self._trusted_proxies = trusted_proxies
         self.body_limit = NO_LIMIT if source.limits.body is None else source.limits.body
-        self.event = EventBuilder(source).event
+        builder = EventBuilder(source)
+        self.event, self.events_of = builder.event, builder.events
+        self.split = source.split
+        self.fetches_keys = source.verifier.fetches_keys
         self.handshake_methods = source.verifier.handshake_methods
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
 

@@ -22,12 +22,20 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.admission import Admission
+from gateway.ingress.batches import split
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import Networks
 from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
-from gateway.ingress.responses import Accepted, handshake_response, make_response, problem_response, stored_response
+from gateway.ingress.responses import (
+    Accepted,
+    batch_response,
+    handshake_response,
+    make_response,
+    problem_response,
+    stored_response,
+)
 from gateway.ingress.server import Connection, Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
@@ -37,6 +45,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.rules import Rules, StoredResponse
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
+from gateway.verify.handshakes import HandshakeResponse
 from gateway.verify.remote_keys import KeyNeededError
 from gateway.verify.request import Request
 
@@ -141,12 +150,13 @@ class Ingress:
         try:
             if endpoint is not None and endpoint.allow_from is not None:  # before anything else of it is looked at
                 endpoint.check_address(request, fields)
-            handshake = _unverified_handshake(request, endpoint, path, query, fields)
-            response = (
-                await self._receive(request, endpoint, path, query, fields, began=began)
-                if handshake is None
-                else handshake
-            )
+            handshake = None
+            if endpoint is not None and endpoint.handshake_methods:
+                handshake = _unverified_handshake(request, endpoint, path, query, fields)
+            if handshake is None:
+                response = await self._receive(request, endpoint, path, query, fields, began=began)
+            else:
+                response = handshake
             fields["status"] = response.status
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
@@ -183,7 +193,11 @@ class Ingress:
             fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
-            identity_expression = await self._verify(endpoint, sent)
+            identity_expression = (
+                await self._verify(endpoint, sent)
+                if endpoint.fetches_keys
+                else verifier.verify(sent, now=self._clock())
+            )
         else:
             head = Request("POST", path, query, headers, b"", names)
             sent, identity_expression = await self._read_and_verify(request, endpoint, head, limit, fields)
@@ -197,18 +211,9 @@ class Ingress:
                     source=endpoint.name, path=endpoint.source.shown_path, headers=headers, began=at, size=len(body)
                 )
             if (handshake := verifier.handshake(sent)) is not None:
-                fields["handshake"] = True
-                return handshake_response(handshake)
-            event = endpoint.event(sent, received_at=self._log.now(), identity_expression=identity_expression)
-            fields["event_id"], fields["type"] = event.id, event.type
-            if self._traces is None:
-                began = perf_counter()
-                await self._log.append(endpoint.topic, key=event_key(event), value=body, headers=encode_event(event))
-                self._metrics.append_duration.observe(perf_counter() - began)
-            else:
-                await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
-            endpoint.events.inc()
-            endpoint.last.set(event.received_at)
+                return await self._answer(endpoint, handshake, fields)
+            store = self._store if endpoint.split is None else self._store_batch
+            return await store(endpoint, sent, identity_expression, fields)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -217,7 +222,6 @@ class Ingress:
             self._memory.release(endpoint.share, len(body))
             if endpoint.admission is not None:
                 endpoint.admission.leave()
-        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
 
     def _admit(self, endpoint: Endpoint, size: int) -> None:
         """Give a verified request its place and its memory. Raises RefusedError, having given neither."""
@@ -228,6 +232,65 @@ class Ingress:
             if endpoint.admission is not None:
                 endpoint.admission.leave()
             raise no_room(self._memory)
+
+    async def _store(
+        self, endpoint: Endpoint, sent: Request, identity_expression: str | None, fields: dict[str, Any]
+    ) -> web.StreamResponse:
+        event = endpoint.event(sent, received_at=self._log.now(), identity_expression=identity_expression)
+        fields["event_id"], fields["type"] = event.id, event.type
+        if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+            endpoint.events.inc()
+            endpoint.last.set(event.received_at)
+        else:
+            await self._append(endpoint, event, fields)
+        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
+
+    async def _store_batch(
+        self,
+        endpoint: Endpoint,
+        sent: Request,
+        identity_expression: str | None,
+        fields: dict[str, Any],
+    ) -> web.StreamResponse:
+        """Store each event of a request. If one can't be stored, all are sent again, and have their ids again."""
+        bodies = split(sent.body, endpoint.split or ())
+        if bodies is None:
+            return await self._store(endpoint, sent, identity_expression, fields)
+        head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
+        memory = len(sent.body) + len(bodies) * head_bytes  # each event has the headers
+        if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
+            raise no_room(self._memory)
+        try:
+            events = endpoint.events_of(
+                sent, bodies, received_at=self._log.now(), identity_expression=identity_expression
+            )
+            fields["events"] = len(events)
+            appends = [asyncio.ensure_future(self._append(endpoint, event, fields)) for event in events]
+            await asyncio.wait(appends)
+            for append in appends:
+                append.result()
+        finally:
+            self._memory.release(endpoint.share, memory)
+        return batch_response(endpoint.status, [event.id for event in events])
+
+    async def _append(self, endpoint: Endpoint, event: Event, fields: dict[str, Any]) -> None:
+        if self._traces is None:
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+        else:
+            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
+        endpoint.events.inc()
+        endpoint.last.set(event.received_at)
+
+    async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
+        fields["handshake"] = True
+        if handshake.visit:
+            await self._keys.visit(endpoint.name, handshake.visit)
+        return handshake_response(handshake)
 
     def _check_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
         """Check method, size and transfer coding of the request head; return its size in bytes. Raises RefusedError."""
@@ -403,10 +466,10 @@ def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> 
 
 
 def _unverified_handshake(
-    request: web.BaseRequest, endpoint: Endpoint | None, path: str, query: str, fields: dict[str, Any]
+    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any]
 ) -> web.Response | None:
     """Return the response to a handshake that its head alone decides; None for every other request."""
-    if endpoint is None or request.method not in endpoint.handshake_methods:
+    if request.method not in endpoint.handshake_methods:
         return None
     head = Request(request.method, path, query, request.raw_headers, b"")
     handshake = endpoint.source.verifier.unverified_handshake(head)

@@ -20,8 +20,9 @@ from typing_extensions import override
 
 from gateway.ingress.body import crowded_out, no_room
 from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
-from gateway.model import UnfetchedError
+from gateway.model import RefusedError, UnfetchedError
 from gateway.verify.remote_keys import KeyCache, KeyNeededError, key_unavailable
+from gateway.verify.request import Reason
 
 FETCH_TIMEOUT = 3.0
 ROUNDS = 2  # Keys that one request may need: a vendor that signs twice has one for each signature.
@@ -93,6 +94,19 @@ class KeyFetcher:
         finally:
             self._waiting -= 1
             self._memory.close(body)
+
+    async def visit(self, source: str, url: str) -> None:
+        """Request an address by which a verified sender asks for a confirmation. Raises RefusedError: 503."""
+        if self._fetch is None:
+            raise key_unavailable("nothing is fetched here")
+        try:
+            await self._fetch(url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES)
+        except UnfetchedError as error:
+            self._logger.warning("subscription_not_confirmed", source=source, reason=str(error))
+            raise RefusedError(
+                503, Reason.UNCONFIRMED_SUBSCRIPTION.value, "the subscription can't be confirmed at the moment"
+            ) from error
+        self._logger.info("subscription_confirmed", source=source)
 
     async def _get(self, source: str, url: str) -> None:
         """Fetch a key into the source's cache, or note there that it can't be had; or wait for whoever does so."""

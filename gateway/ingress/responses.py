@@ -2,6 +2,7 @@
 
 import http.client
 import time
+from collections.abc import Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -94,6 +95,12 @@ def stored_response(response: StoredResponse, event: Event, view: EventView) -> 
     made.headers.update(headers)
     made.headers["gateway-event-id"] = event.id
     return made, problem
+
+
+def batch_response(status: int, events: Sequence[EventId]) -> web.Response:
+    """Return the response to the sender of several events that are stored."""
+    has_body = status != HTTPStatus.NO_CONTENT
+    return make_response(status, "application/json", orjson.dumps({"ids": events}) if has_body else b"")
 
 
 def _header_value(name: str, template: Template, view: EventView) -> str:

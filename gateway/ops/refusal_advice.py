@@ -73,17 +73,17 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             _AGAIN,
         ),
     ),
-    ("key_unavailable",): Refusal(
+    ("key_unavailable", "unconfirmed_subscription"): Refusal(
         share=SHARE,
         few=FEW_REFUSALS,
         steps=(
-            "# the key of its sender couldn't be fetched: the log line key_not_fetched says from where and why",
+            "# something at the sender couldn't be fetched: key_not_fetched or subscription_not_confirmed says why",
             _EXPLAIN,
             "# can this process reach the sender's host over https? Strangers can name addresses that have no key, too",
             _AGAIN,
         ),
     ),
-    ("bad_key", "wrong_recipient", "unconfirmed_subscription"): Refusal(
+    ("bad_key", "wrong_recipient"): Refusal(
         share=HALF,
         few=FEW_REFUSALS,
         steps=(
@@ -110,6 +110,8 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
         "malformed_timestamp",
         "repeated_header",
         "unreadable_body",
+        "malformed_batch",
+        "batch_too_large",
     ): Refusal(
         share=HALF,
         few=FEW_REFUSALS,

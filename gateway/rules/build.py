@@ -37,11 +37,18 @@ def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
         verifier=verifier,
         topic=read.values.get("topic"),
         dedupe=read.values.get("dedupe", verifier.dedupe),
+        split=_split(read.values.get("split"), verifier.split),
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),
         **expressions,
     )
+
+
+def _split(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if own is None:
+        return default
+    return None if own == "off" else tuple(own.split(".")[1:])
 
 
 def _response(read: ParsedMapping | None, default: PresetResponse | None) -> StoredResponse | None:

@@ -12,6 +12,7 @@ from gateway.verify.request import Request
 # Maximum characters of an identity, type or key: they are stored in addition to the body, some of them twice.
 MAX_FIELD = 1024
 FALLBACK_TYPE = "webhook"
+_OF_WHOLE = frozenset({b"content-length", b"content-md5", b"content-digest", b"digest", b"repr-digest"})
 IDEMPOTENCY_KEY = "the header Idempotency-Key"
 """Where an identity is looked for last."""
 
@@ -19,7 +20,7 @@ IDEMPOTENCY_KEY = "the header Idempotency-Key"
 class EventBuilder:
     """Builds the events of one source; it precomputes what it can."""
 
-    __slots__ = ("_ids", "_key", "_source", "_type")
+    __slots__ = ("_ids", "_key", "_of_whole", "_source", "_type")
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -30,6 +31,27 @@ class EventBuilder:
         self._ids[None] = _Field("id", source.id, verifier.id)
         self._type = _Field("type", source.type, verifier.type)
         self._key = _Field("key", source.key, None)
+        specs = [(spec.header, spec.timestamp_header) for spec in verifier.signing_specs]
+        self._of_whole = _OF_WHOLE | {name.lower().encode() for names in specs for name in names if name}
+        """Headers that are about a request's whole body, and not about one of the events in it."""
+
+    def events(
+        self, request: Request, bodies: Sequence[bytes], *, received_at: float, identity_expression: str | None = None
+    ) -> list[Event]:
+        """Build the events of a verified request that has several: these are their bodies.
+
+        An identity that isn't read from an event's own body is the request's, and its number is added. Raises
+        RefusedError (400) as `event` does, for any of them.
+        """
+        if b"content-encoding" in request.lower_names():
+            raise RefusedError(400, "malformed_batch", "expected a body without Content-Encoding, got one with it")
+        kept = [pair for pair in request.headers if pair[0].lower() not in self._of_whole]
+        bare = request._replace(headers=tuple(kept), names=None)
+        events = []
+        for number, body in enumerate(bodies):
+            event = self._event(bare._replace(body=body), received_at, identity_expression, request, number)
+            events.append(event)
+        return events
 
     def event(self, request: Request, *, received_at: float, identity_expression: str | None = None) -> Event:
         """Build the event of a verified request, without the headers and parameters that carry a credential.
@@ -37,6 +59,16 @@ class EventBuilder:
         `identity_expression` is what `Verifier.verify` returned; without it, all possible expressions are tried. Raises
         RefusedError (400) if its identity, type or key can't be determined.
         """
+        return self._event(request, received_at, identity_expression)
+
+    def _event(
+        self,
+        request: Request,
+        received_at: float,
+        identity_expression: str | None,
+        whole: Request | None = None,
+        number: int = 0,
+    ) -> Event:
         name, verifier = self._source.name, self._source.verifier
         headers, names = request.headers, request.lower_names()
         secret = verifier.credential_headers
@@ -45,7 +77,14 @@ class EventBuilder:
             headers, names = tuple([headers[index] for index in kept]), [names[index] for index in kept]
         query = _without(request.query, verifier.credential_query) if verifier.credential_query else request.query
         given = _Input(name, request, headers, names, query)
-        identity = self._ids[identity_expression].read(given) or _idempotency_key(headers)
+        field = self._ids[identity_expression]
+        if whole is None or field.reads_body:
+            identity = field.read(given)
+        else:  # of the request, signature's headers included
+            identity = field.read(_Input(name, whole, whole.headers, whole.lower_names(), whole.query))
+        identity = identity or _idempotency_key(headers)
+        if whole is not None and identity and not field.reads_body:
+            identity = f"{identity}#{number}"
         return Event(
             id=event_id(name, identity),
             source=name,
@@ -122,6 +161,11 @@ class _Field:
         self._reads_body = self._expression is not None and self._expression.reads_body
         header = self._expression.header if self._expression else None
         self._header = None if header is None else header.encode()
+
+    @property
+    def reads_body(self) -> bool:
+        """Return whether it is read from the body."""
+        return self._reads_body
 
     @property
     def text(self) -> str | None:

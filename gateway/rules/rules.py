@@ -95,6 +95,7 @@ class Source:
     how many seconds an identity is remembered; None if duplicates are delivered. `response` is None for a 202.
     `path` may be a secret: `shown_path` is for people, and for telemetry. `allow_from` are the networks of its clients,
     none of them IPv4-mapped; None if it takes requests from anywhere.
+    `split` is the path of the list of events in a body; None if a request is one event.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Source:
     response: StoredResponse | None = None
     allow_from: tuple[IPv4Network | IPv6Network, ...] | None = None
     limits: SourceLimits = SourceLimits()
+    split: tuple[str, ...] | None = None
 
     @property
     def shown_path(self) -> str:

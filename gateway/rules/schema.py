@@ -15,6 +15,7 @@ from gateway.rules.value_kinds import (
     _PATH,
     _RESULTS,
     _SCOPE,
+    _SPLIT,
     _STATUS,
     _TOPIC,
     _USER,
@@ -340,6 +341,11 @@ SOURCE = MappingKind(
             about="The only addresses and networks that may send; others get 403. Behind proxies see `ingress`.",
         ),
         Key(name="limits", kind=LIMITS, about=LIMITS.about),
+        Key(
+            name="split",
+            kind=Scalar("body, body.PATH or off", matching(_SPLIT), pattern(_SPLIT)),
+            about="The list in a JSON body of which each item is an event. Default: what the provider sends.",
+        ),
         Key(name="respond", kind=RESPOND, about=RESPOND.about),
         Key(
             name="public_url",

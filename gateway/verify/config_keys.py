@@ -4,6 +4,7 @@ No message repeats a secret, nor a value that is written in place of one.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -100,6 +101,13 @@ def _read_field(value: object, _: ConfigPath) -> FieldPath:
         return parse_field_path(value if isinstance(value, str) else "")
     except ValueError as error:
         raise InvalidValueError("the path of a JSON field such as data.signature", value) from error
+
+
+def _read_fields(value: object, _: ConfigPath) -> FieldPath:
+    try:
+        return parse_field_path(value if isinstance(value, str) else "", takes_all=True)
+    except ValueError as error:
+        raise InvalidValueError("the path of a JSON field such as data.token or value.*.token", value) from error
 
 
 def _read_parameter(value: object, _: ConfigPath) -> str:
@@ -202,15 +210,26 @@ def _read_topics(value: object, where: ConfigPath) -> tuple[str, ...]:
     return tuple(topics)
 
 
+def _read_https(value: object, _: ConfigPath) -> str:
+    if isinstance(value, str) and value.startswith("https://") and "*" not in value:
+        host, slash, path = value.removeprefix("https://").partition("/")
+        if is_host(host) and is_path(slash + path or "/"):
+            return value
+    raise InvalidValueError("an https address of a host and a path, without a port or a query", value)
+
+
+_GIVEN = re.compile(r"[!-z~]+")  # visible ASCII, without what templates and signed strings are divided by
+
+
 def _read_given(value: object, _: ConfigPath) -> str:
-    if isinstance(value, str) and PARAMETER.fullmatch(value):
+    if isinstance(value, str) and _GIVEN.fullmatch(value):
         return value
-    raise InvalidValueError("a string of letters, digits and ._~-", value)
+    raise InvalidValueError("a string of visible ASCII characters", value)
 
 
 def asked_key(what: str) -> Key:
     """Return the key for something that a provider's file asks of its user."""
-    return Key(_read_given, {**_text(what), "pattern": f"^{PARAMETER.pattern}$"}, is_required=True)
+    return Key(_read_given, {**_text(what), "pattern": f"^{_GIVEN.pattern}$"}, is_required=True)
 
 
 def _read_position(value: object, _: ConfigPath) -> int:
@@ -415,7 +434,7 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
     "token": {
         "header": Key(_read_header, _text("The header that holds the token.")),
         "query": Key(_read_parameter, _text("The query parameter that holds the token.")),
-        "field": Key(_read_field, _text("The field of the JSON body that holds the token.")),
+        "field": Key(_read_fields, _text("The field of the JSON body that holds the token; * is each item of a list.")),
         "prefix": Key(_read_ascii, _text("What stands before the token in the header.")),
         "secrets": SECRETS,
     },
@@ -442,6 +461,13 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
             default=(),
         ),
         "tolerance": TOLERANCE,
+        "key_set": Key(
+            _read_https,
+            {
+                **_text("The https address of the sender's keys (JWKS), fetched when they are needed."),
+                "pattern": "^https://",
+            },
+        ),
         "secrets": SECRETS._replace(is_required=False),
         "public_keys": PUBLIC_KEYS._replace(is_required=False),
     },

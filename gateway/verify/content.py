@@ -15,16 +15,21 @@ from gateway.verify.remote_keys import FetchedKey, KeyCache, KeyNeededError
 from gateway.verify.request import Reason, Request, refused
 
 MAX_PARAMETERS = 1000  # of a form
+MAX_ITEMS = 1000  # of a list, in each of which a credential has to be
 FORM = b"application/x-www-form-urlencoded"
-_FIELD = re.compile(r"(?:[A-Za-z_$][\w$-]*|0)(?:\.(?:[A-Za-z_$][\w$-]*|0))*")
+_FIELD = re.compile(r"(?:[A-Za-z_$][\w$-]*|0|\*)(?:\.(?:[A-Za-z_$][\w$-]*|0|\*))*")
+ALL = "*"
 
 FieldPath = tuple[str | int, ...]
-"""The path of a JSON field. Its only index is 0, of a list with one item: nothing would vouch for the others."""
+"""The path of a JSON field. Its only index is 0, of a list with one item: nothing would vouch for the others.
+
+ALL stands for every item of a list, where a field of each is looked at.
+"""
 
 
-def parse_field_path(text: str) -> FieldPath:
-    """Parse `data.items.0.id`. Raises ValueError."""
-    if not _FIELD.fullmatch(text):
+def parse_field_path(text: str, *, takes_all: bool = False) -> FieldPath:
+    """Parse `data.items.0.id`, and with `takes_all` also `data.items.*.id`. Raises ValueError."""
+    if not _FIELD.fullmatch(text) or (not takes_all and ALL in text.split(".")):
         raise ValueError(text)
     return tuple([0 if name == "0" else name for name in text.split(".")])
 
@@ -50,24 +55,22 @@ class Content:
 
         Raises RefusedError if the body isn't JSON, or the field is of another type.
         """
-        value: Any = self._parsed(path)
-        for name in path:
-            if isinstance(name, str):
-                value = value.get(name) if isinstance(value, dict) else None
-            elif isinstance(value, list) and len(value) > 1:
-                raise refused(Reason.UNREADABLE_BODY, f"expected one item in {_shown(path)}, got {len(value)}")
-            else:
-                value = value[0] if isinstance(value, list) and value else None
-        match value:
-            case None:
-                return None
-            case bool():
-                return b"true" if value else b"false"
-            case str() | int():
-                return str(value).encode("utf-8", "surrogatepass")
-            case _:
-                expected = f"expected a string, a whole number or a boolean at {_shown(path)}"
-                raise refused(Reason.UNREADABLE_BODY, f"{expected}, got another type")
+        return _text(_value(self._parsed(path), path, path), path)
+
+    def fields(self, path: FieldPath) -> list[bytes | None]:
+        """Return the same of each item of a list, where the path has ALL; empty if there is no list, or nothing in it.
+
+        Raises RefusedError as `field` does, and for more than MAX_ITEMS.
+        """
+        if ALL not in path:
+            return [self.field(path)]
+        at = path.index(ALL)
+        items = _value(self._parsed(path), path[:at], path)
+        if not isinstance(items, list):
+            return []
+        if len(items) > MAX_ITEMS:
+            raise refused(Reason.UNREADABLE_BODY, f"expected at most {MAX_ITEMS} items in {_shown(path)}, got more")
+        return [_text(_value(item, path[at + 1 :], path), path) for item in items]
 
     def json(self) -> object:
         """Return the JSON body. Raises RefusedError if it is none."""
@@ -78,11 +81,14 @@ class Content:
         values = self._request.values(name)
         return values[0] if len(values) == 1 else None
 
-    def fetched_key(self, url: str) -> FetchedKey:
-        """Return the key at an address, good now. Raises KeyNeededError if it must be fetched, or RefusedError."""
+    def fetched_key(self, url: str, key_id: str | None = None) -> FetchedKey:
+        """Return the key at an address, good now, or the set of keys that has one of that id, if there is one.
+
+        Raises KeyNeededError if it must be fetched, or RefusedError.
+        """
         if self._keys is None:
             raise KeyNeededError(url)
-        key = self._keys.get(url, self._now)
+        key = self._keys.get(url, self._now, key_id)
         key.check(self._now)
         return key
 
@@ -136,3 +142,27 @@ def _unquoted(text: bytes) -> bytes:
 
 def _shown(path: FieldPath) -> str:
     return ".".join(map(str, path))
+
+
+def _value(value: Any, path: FieldPath, whole: FieldPath) -> Any:  # noqa: ANN401 - any JSON
+    for name in path:
+        if isinstance(name, str):
+            value = value.get(name) if isinstance(value, dict) else None
+        elif isinstance(value, list) and len(value) > 1:
+            raise refused(Reason.UNREADABLE_BODY, f"expected one item in {_shown(whole)}, got {len(value)}")
+        else:
+            value = value[0] if isinstance(value, list) and value else None
+    return value
+
+
+def _text(value: object, path: FieldPath) -> bytes | None:
+    match value:
+        case None:
+            return None
+        case bool():
+            return b"true" if value else b"false"
+        case str() | int():
+            return str(value).encode("utf-8", "surrogatepass")
+        case _:
+            expected = f"expected a string, a whole number or a boolean at {_shown(path)}"
+            raise refused(Reason.UNREADABLE_BODY, f"{expected}, got another type")

@@ -48,7 +48,7 @@ class Credential:
         return nothing_to_check
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
-        if self.path and Content(request).field(self.path) not in self.secrets:
+        if self.path and not {*Content(request).fields(self.path)} <= {*self.secrets}:
             raise UsageError(f"a test event for this source: expected its {self._what()}")
         if self.header is not None:
             draft.add(self.header, self.prefix + self.secrets[0].decode("utf-8", "surrogateescape"))
@@ -62,8 +62,11 @@ class Credential:
         return SigningSpec(proof=self._what(), header=self.header, query=self.parameter)
 
     def _check_body(self, request: Request, content: Content) -> None:  # noqa: ARG002 - a check's signature
-        value = content.field(self.path)
-        self._check([] if value is None else [value])
+        found = content.fields(self.path)
+        if not found or None in found:
+            raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
+        for value in found:
+            self._check([] if value is None else [value])
 
     def _check(self, given: Sequence[bytes]) -> None:
         if not given:

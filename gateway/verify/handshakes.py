@@ -20,6 +20,7 @@ import orjson
 
 from gateway.model import RefusedError
 from gateway.verify.request import Reason, Request, refused
+from gateway.verify.sns import SNS_HOST
 
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
 MAX_HANDSHAKE_BYTES = 16 * 1024
@@ -30,12 +31,16 @@ _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandshakeResponse:
-    """The response that the ingress sends instead of appending an event."""
+    """The response that the ingress sends instead of appending an event.
+
+    With `visit`, that address has to be requested first: by that the provider learns that it is wanted.
+    """
 
     status: int = 200
     content_type: str = "text/plain"
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
+    visit: str = ""
 
 
 class HandshakeKeys(NamedTuple):
@@ -179,6 +184,24 @@ def _event_grid(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
         return None
 
 
+_SUBSCRIBE = re.compile(rf"https://{SNS_HOST}/\?Action=ConfirmSubscription&[A-Za-z0-9&=:%._~-]{{1,1500}}")
+
+
+def _sns(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://docs.aws.amazon.com/sns/latest/dg/http-subscription-confirmation-json.html: of a topic of the source."""
+    payload = _payload(request, b"Confirmation")
+    match payload.get("Type"):
+        case "SubscriptionConfirmation":
+            url = payload.get("SubscribeURL")
+            if isinstance(url, str) and _SUBSCRIBE.fullmatch(url):
+                return HandshakeResponse(visit=url)
+            raise RefusedError(400, "bad_handshake", "expected SubscribeURL to be an address of SNS, got another")
+        case "UnsubscribeConfirmation":
+            return HandshakeResponse()
+        case _:
+            return None
+
+
 # ---- Answered by the head alone, unverified ----
 
 
@@ -260,6 +283,7 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "front": Handshake(respond=_front),
     "smartsheet": Handshake(respond=_smartsheet),
     "event-grid": Handshake(respond=_event_grid),
+    "sns": Handshake(respond=_sns),
     "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
     "x": Handshake(respond=_x, methods=("GET",)),
     "okta": Handshake(respond=_okta, methods=("GET",)),

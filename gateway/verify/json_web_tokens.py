@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jwt import PyJWS
 
 MAX_TOKEN_BYTES = 8192
+MAX_KEY_ID = 256  # characters
 SYMMETRIC = ("HS256", "HS384", "HS512")
 ASYMMETRIC = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
 ALGORITHMS = (*SYMMETRIC, *ASYMMETRIC)
@@ -32,6 +33,8 @@ _BEARER = b"bearer "
 class JsonWebToken:
     """A token in a header; in `Authorization` with or without the word Bearer before it.
 
+    Its key is one of `keys`, or in the set (RFC 7517) at the https address `key_set`, fetched when it is needed.
+
     Every claim in `claims` has to be the string that its template gives; of an `aud` that is a list, one of it. A
     token without `exp` is good at any time, unless `tolerance` is given, which then counts from its `iat`.
     """
@@ -39,6 +42,7 @@ class JsonWebToken:
     header: str
     algorithms: tuple[str, ...]
     keys: tuple[bytes, ...] = field(repr=False)
+    key_set: str | None
     claims: tuple[tuple[str, SignedString], ...]
     public_url: str | None
     leeway: float
@@ -51,8 +55,10 @@ class JsonWebToken:
         if len(tokens) > 1 or len(tokens[0]) > MAX_TOKEN_BYTES:
             expected = f"expected one token {self._where()}, of at most {MAX_TOKEN_BYTES} bytes"
             raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got {len(tokens)}")
-        token = tokens[0]
-        claims = self._claims(token[len(_BEARER) :] if token[: len(_BEARER)].lower() == _BEARER else token)
+        token = tokens[0][len(_BEARER) :] if tokens[0][: len(_BEARER)].lower() == _BEARER else tokens[0]
+        if self.key_set is not None:
+            return partial(self._check_all, self.key_set, token, now)
+        claims = self._claims(token, self.keys)
         self._check_times(claims, now)
         return partial(self._check_claims, claims) if self.claims else nothing_to_check
 
@@ -75,17 +81,38 @@ class JsonWebToken:
     def _where(self) -> str:
         return f"in the header {self.header}"
 
-    def _claims(self, token: bytes) -> Mapping[str, Any]:
+    def _check_all(self, key_set: str, token: bytes, now: float, request: Request, content: Content) -> None:
+        key_id = self._key_id(token)
+        key = content.fetched_key(key_set, key_id).by_id.get(key_id)
+        if key is None:
+            raise refused(Reason.BAD_KEY, f"expected a key that its sender has published {self._where()}, got another")
+        claims = self._claims(token, (key,))
+        self._check_times(claims, now)
+        self._check_claims(claims, request, content)
+
+    def _key_id(self, token: bytes) -> str:
+        """Return the `kid` of a token (RFC 7515, section 4.1.4)."""
+        from jwt.exceptions import PyJWTError  # noqa: PLC0415 - only where a token is used
+
+        try:
+            key_id = _jws().get_unverified_header(token).get("kid")
+        except (PyJWTError, ValueError):
+            key_id = None
+        if isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID:
+            return key_id
+        raise refused(Reason.MALFORMED_SIGNATURE, f"expected a token with a key's id {self._where()}, got another")
+
+    def _claims(self, token: bytes, keys: Sequence[Any]) -> Mapping[str, Any]:
         """Return what a token claims. Raises RefusedError unless one of the keys verifies it."""
         from jwt.exceptions import DecodeError, InvalidKeyError, InvalidSignatureError, PyJWTError  # noqa: PLC0415
 
-        for key in self.keys:
+        for key in keys:
             try:
                 decoded = _jws().decode_complete(token, key, algorithms=list(self.algorithms))
                 claims = orjson.loads(decoded["payload"])
             except InvalidSignatureError:
                 continue
-            except (DecodeError, InvalidKeyError, PyJWTError, ValueError) as error:
+            except (DecodeError, InvalidKeyError, PyJWTError, TypeError, ValueError) as error:
                 expected = f"expected a JSON Web Token of {', '.join(self.algorithms)} {self._where()}"
                 raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another") from error
             if isinstance(claims, dict):

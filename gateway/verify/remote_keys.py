@@ -10,7 +10,7 @@ vendor says which keys are in use. What the request says of the key beside its a
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.model import RefusedError
@@ -19,6 +19,7 @@ from gateway.verify.request import Reason, refused
 FRESH = 3600.0  # seconds for which a key is used before its address is asked again
 USABLE = 86400.0  # seconds for which it is used if nothing answers there
 PAUSE = 10.0  # seconds for which an address that failed isn't asked again: SNS sends again after 20
+MAX_IN_SET = 64
 MAX_KEYS = 32  # of a source: vendors have one or two at a time
 MAX_FAILURES = 128
 NEW_PER_MINUTE = 10  # addresses that aren't known yet: anybody may name them, up to those that the vendor's server has
@@ -74,9 +75,10 @@ def is_path(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchedKey:
-    """A public key, of the library's type, and between which times it is good."""
+    """A public key, of the library's type, and between which times it is good; or a set of keys, by their ids."""
 
-    key: object
+    key: object = None
+    by_id: Mapping[str, object] = field(default_factory=dict)
     not_before: float = 0.0
     not_after: float = float("inf")
 
@@ -87,7 +89,9 @@ class FetchedKey:
 
 
 def read_document(document: bytes) -> FetchedKey:
-    """Return the key in a document: the first certificate in PEM, or a public key in PEM. Raises ValueError."""
+    """Return what is in a document: a certificate or a public key in PEM, or a JSON Web Key Set. Raises ValueError."""
+    if document.lstrip().startswith(b"{"):
+        return FetchedKey(by_id=_key_set(document))
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - only if a source needs it
     from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415 - the same
     from cryptography.x509 import InvalidVersion, load_pem_x509_certificate  # noqa: PLC0415 - the same
@@ -103,6 +107,18 @@ def read_document(document: bytes) -> FetchedKey:
         )
     except (UnsupportedAlgorithm, InvalidVersion) as error:
         raise ValueError("expected a public key or a certificate in PEM, got one of an unknown kind") from error
+
+
+def _key_set(document: bytes) -> Mapping[str, object]:
+    """Return the keys of a set (RFC 7517, section 5) by their ids; one that isn't known to the library is left out."""
+    from jwt import PyJWKSet  # noqa: PLC0415 - only if a source needs it
+    from jwt.exceptions import PyJWTError  # noqa: PLC0415 - the same
+
+    try:
+        keys = PyJWKSet.from_json(document.decode()).keys
+    except (PyJWTError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError("expected a JSON Web Key Set, got another document") from error
+    return {key.key_id: key.key for key in keys[:MAX_IN_SET] if isinstance(key.key_id, str)}
 
 
 class KeyCache:
@@ -122,12 +138,16 @@ class KeyCache:
         """The addresses of the keys that are known."""
         return list(self._keys)
 
-    def get(self, url: str, now: float) -> FetchedKey:
-        """Return the key at an address. Raises KeyNeededError if it must be fetched, RefusedError if it can't be."""
+    def get(self, url: str, now: float, key_id: str | None = None) -> FetchedKey:
+        """Return the key at an address. Raises KeyNeededError if it must be fetched, RefusedError if it can't be.
+
+        A set without the key of that id is fetched again, unless it has just been: anybody may make up ids.
+        """
         key, fetched_at = self._keys.get(url, (None, 0.0))
         if key is not None:
             self._keys.move_to_end(url)
-            if 0 <= now - fetched_at < FRESH:
+            age = now - fetched_at
+            if 0 <= age < (FRESH if key_id is None or key_id in key.by_id else PAUSE):
                 return key
         failed_at = self._failures.get(url)
         if failed_at is None or not 0 <= now - failed_at < PAUSE:

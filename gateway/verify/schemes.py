@@ -77,7 +77,7 @@ WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter k
 LEEWAY = 60.0  # of the times in a token
 DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
 _NONE: Mapping[str, Preset] = {}
-_PROOFS = ("secrets", "public_keys", "key_url", "topics")
+_PROOFS = ("secrets", "public_keys", "key_url", "key_set", "topics")
 """The keys of which a signing method needs one, to be checked."""
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
@@ -120,7 +120,7 @@ def user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
         return GENERIC[scheme]
     preset = preset or PRESETS[scheme]
     keys: dict[str, Key] = {}
-    if any("secrets" in SCHEMES[way.scheme] for way in preset.ways):
+    if any("secrets" in SCHEMES[way.scheme] and "key_set" not in way.values for way in preset.ways):
         keys["secrets"] = SECRETS
     signed = [way.values for way in preset.ways if way.scheme == "public-key" and "key_url" not in way.values]
     if signed:  # a provider's own key may be replaced, by that of its sandbox
@@ -193,6 +193,8 @@ def _build(
         ),
         dedupe=preset.dedupe,
         response=preset.response,
+        split=preset.split,
+        fetches_keys=any({"key_url", "key_set", "topics"} & way.values.keys() for way in used),
         warnings=_weaknesses(preset, ways, given),
     )
 
@@ -261,8 +263,13 @@ def _refuse_mixed_keys(values: Mapping[str, Any], where: ConfigPath) -> None:
         needed, other = (
             ("secrets", "public_keys") if values["algorithms"][0] in SYMMETRIC else ("public_keys", "secrets")
         )
-        if needed not in values:
-            where.report(f"expected the key '{needed}' with {', '.join(values['algorithms'])}, got none")
+        needed_ones = (needed,) if needed == "secrets" else (needed, "key_set")
+        found = [name for name in needed_ones if name in values]
+        if len(found) != 1:
+            expected = f"expected the key {' or '.join(map(repr, needed_ones))} with {', '.join(values['algorithms'])}"
+            where.report(f"{expected}, got {' and '.join(found) or 'none'}")
+        if needed == "secrets" and "key_set" in values:
+            where.below("key_set").report(f"expected none with {', '.join(values['algorithms'])}, got one")
         if other in values:
             where.below(other).report(f"expected none with {', '.join(values['algorithms'])}, got some")
 
@@ -321,6 +328,7 @@ def _token(values: Mapping[str, Any], public_url: str | None) -> JsonWebToken:
         header=values.get("header", "Authorization"),
         algorithms=values["algorithms"],
         keys=tuple([to_bytes(each.text) for each in values.get(kind, ())]),
+        key_set=values.get("key_set"),
         claims=values["claims"],
         public_url=public_url,
         leeway=LEEWAY,

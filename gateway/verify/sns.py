@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.model import RefusedError
 from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.check import BodyCheck, Draft, SigningSpec
 from gateway.verify.content import Content
@@ -27,10 +26,9 @@ _SIGNED: Mapping[str, tuple[str, ...]] = {
     "UnsubscribeConfirmation": _CONFIRMATION,
 }
 # A region alone: with any label, the bucket `sns` of S3 would be such a host, as sns.s3-us-west-2.amazonaws.com.
-_CERTIFICATE = re.compile(
-    r"https://sns\.[a-z]{2}(?:-[a-z]{2,12}){1,2}-[0-9]{1,2}\.amazonaws\.com(?:\.cn)?"
-    r"/SimpleNotificationService-[A-Za-z0-9]{1,64}\.pem"
-)
+SNS_HOST = r"sns\.[a-z]{2}(?:-[a-z]{2,12}){1,2}-[0-9]{1,2}\.amazonaws\.com(?:\.cn)?"
+"""The hosts of SNS, as a pattern."""
+_CERTIFICATE = re.compile(rf"https://{SNS_HOST}/SimpleNotificationService-[A-Za-z0-9]{{1,64}}\.pem")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +69,6 @@ class SnsSignature:
         key = fetched_key(_certificate(fields), algorithm, content)
         if not key.verifies(signature, signed.encode()):
             raise refused(Reason.BAD_SIGNATURE, "the signature in the field Signature doesn't match this message")
-        if kind != NOTIFICATION:
-            expected = f"expected a notification, got a {kind}"
-            raise RefusedError(501, Reason.UNCONFIRMED_SUBSCRIPTION.value, f"{expected}, which isn't confirmed here")
 
 
 def _text(fields: Mapping[str, object], name: str) -> str:

@@ -21,7 +21,8 @@ class Verifier:
     identity's place for each of the checks, since each signing method covers other headers.
     The headers (lower-case names) and query parameters that carry a credential must go no further than the ingress.
     `dedupe` is for how many seconds a repeated event should be treated as a duplicate; None if the provider never
-    redelivers automatically. `warnings` are what makes it weaker than it looks: the path below `verify`, and the text.
+    redelivers automatically. With `fetches_keys`, a request may need a key that has to be fetched. `warnings` are what
+    makes it weaker than it looks: the path below `verify`, and the text.
     """
 
     scheme: str
@@ -36,6 +37,8 @@ class Verifier:
     handshake_keys: HandshakeKeys = field(default=HandshakeKeys(), repr=False)
     dedupe: float | None = None
     response: PresetResponse | None = None
+    split: tuple[str, ...] | None = None
+    fetches_keys: bool = False
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
 
     @property

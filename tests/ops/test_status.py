@@ -970,7 +970,8 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
     assert [reason for reason, told in steps.items() if "secret" in told] == ["bad_credentials", "bad_signature"]
     explained = {reason for reason, told in steps.items() if "gateway explain {name}" in told}
     limited = {"address_refused", "rate_limited", "concurrency_limited", "body_too_large"}
-    assert explained == {*Reason, *limited, "body_not_json", "expression_error"}
+    batches = {"malformed_batch", "batch_too_large"}
+    assert explained == {*Reason, *limited, *batches, "body_not_json", "expression_error"}
     assert not [reason for reason in REJECTIONS if refusal_of(reason) is refusal_of("of a newer version")]
     (found,) = _refused("of a newer version", 50, 50.0)
     assert (found.needs_attention, found.next) == (

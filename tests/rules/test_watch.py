@@ -88,6 +88,7 @@ def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
         "sendgrid": {"public_keys": [P256]},
         "wise": {},
         "paypal": {"webhook_id": "9XL90610J3647323C"},
+        "google-pubsub": {"audience": "https://x", "email": "a@b"},
         "sns": {"topics": ["arn:aws:sns:us-west-2:123456789012:MyTopic"]},
     }
     config = configs.get(scheme, {"secrets": ["00112233445566778899aabbccddeeff"]})  # of any encoding

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from gateway.model import UsageError
 from gateway.verify.json_web_tokens import MAX_TOKEN_BYTES
 from gateway.verify.presets import SchemeError
+from gateway.verify.remote_keys import PAUSE, KeyCache
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import BODY, NOW, a_request, a_verifier, reason, refusal
 
@@ -156,7 +157,7 @@ def test_tokens_by_private_keys() -> None:
         ({"algorithms": "none", "secrets": [KEY]}, "algorithms: expected one or several of HS256, HS384, HS512, or of"),
         ({"algorithms": [], "secrets": [KEY]}, "algorithms: expected one or several of"),
         ({"algorithms": ["HS256", "RS256"], "secrets": [KEY]}, "algorithms: expected one or several of"),
-        ({"algorithms": "RS256", "secrets": [KEY]}, "expected the key 'public_keys' with RS256, got none"),
+        ({"algorithms": "RS256", "secrets": [KEY]}, "expected the key 'public_keys' or 'key_set' with RS256, got none"),
         ({"algorithms": "HS256", "public_keys": ["x"]}, "expected the key 'secrets' with HS256, got none"),
         ({"algorithms": "HS256", "secrets": [KEY], "public_keys": ["x"]}, "public_keys: expected none with HS256"),
         ({"algorithms": "HS256", "secrets": [KEY], "claims": ["a"]}, "claims: expected a mapping of claims to strings"),
@@ -168,4 +169,102 @@ def test_tokens_by_private_keys() -> None:
 def test_the_keys_of_a_token_are_checked(config: dict[str, Any], expected: str) -> None:
     with pytest.raises(SchemeError) as caught:
         a_verifier("jwt", **{"secrets": None, **config})
+    assert expected in str(caught.value)
+
+
+# ---- Keys of a set that is published ----
+
+
+SET = "https://keys.example.com/certs"
+
+
+def a_key_set(**keys: Any) -> bytes:
+    """Return the set of these private keys' public ones, by their ids."""
+    entries = [
+        {**jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": name, "alg": "RS256"}
+        for name, key in keys.items()
+    ]
+    return orjson.dumps({"keys": entries})
+
+
+def an_rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+ONE, OTHER = an_rsa_key(), an_rsa_key()
+
+
+def by_set(**config: Any) -> Verifier:
+    return a_verifier("jwt", algorithms=["RS256"], key_set=SET, secrets=None, **config)
+
+
+def of_set(key: rsa.RSAPrivateKey, kid: object, **claims: Any) -> Any:
+    headers = {} if kid is None else {"kid": kid}
+    payload = orjson.dumps({"exp": int(NOW) + 60, **claims})
+    return with_token("Bearer " + jwt.api_jws.encode(payload, key, algorithm="RS256", headers=headers))
+
+
+def test_a_token_is_verified_by_the_key_of_its_id() -> None:
+    keys = KeyCache()
+    keys.keep(SET, a_key_set(one=ONE, other=OTHER), NOW)
+    verifier = by_set(claims={"aud": "hooks"})
+    assert reason(verifier, of_set(ONE, "one", aud="hooks"), keys=keys) == "accepted"
+    assert reason(verifier, of_set(OTHER, "other", aud="hooks"), keys=keys) == "accepted"
+    assert reason(verifier, of_set(OTHER, "one", aud="hooks"), keys=keys) == "bad_signature"
+    assert reason(verifier, of_set(ONE, "one", aud="else"), keys=keys) == "bad_signature"
+    assert reason(verifier, of_set(ONE, "one", aud="hooks", exp=0), keys=keys) == "stale_timestamp"
+    for kid in (None, "x" * 257):
+        assert reason(verifier, of_set(ONE, kid, aud="hooks"), keys=keys) == "malformed_signature"
+    assert reason(verifier, with_token("x.y.z"), keys=keys) == "malformed_signature"
+
+
+def test_a_set_is_fetched_again_for_an_id_that_it_lacks_and_not_too_often() -> None:
+    """Its sender rotates keys; and anybody can make ids up."""
+    keys, verifier = KeyCache(), by_set()
+    request = of_set(OTHER, "other")
+    assert reason(verifier, request, keys=keys) == SET
+    keys.keep(SET, a_key_set(one=ONE), NOW)
+    assert reason(verifier, request, keys=keys) == "bad_key"
+    assert reason(verifier, request, now=NOW + PAUSE - 1, keys=keys) == "bad_key"
+    assert reason(verifier, request, now=NOW + PAUSE, keys=keys) == SET
+    assert reason(verifier, of_set(ONE, "one"), now=NOW + PAUSE, keys=keys) == "accepted"
+    keys.keep(SET, a_key_set(one=ONE, other=OTHER), NOW + PAUSE)
+    assert reason(verifier, request, now=NOW + PAUSE, keys=keys) == "accepted"
+
+
+@pytest.mark.parametrize(
+    "document", [b"{}", b'{"keys": []}', b'{"keys": 7}', b'{"keys": [7]}', b'{"keys": [{}]}', b"{"]
+)
+def test_a_document_that_is_no_set_is_refused(document: bytes) -> None:
+    keys = KeyCache()
+    with pytest.raises(ValueError, match="expected a JSON Web Key Set"):
+        keys.keep(SET, document, NOW)
+    assert keys.urls == []
+
+
+def test_a_symmetric_key_in_a_set_verifies_nothing() -> None:
+    """Who publishes a set can't make us take a string for a key."""
+    keys = KeyCache()
+    keys.keep(SET, orjson.dumps({"keys": [{"kty": "oct", "kid": "one", "k": "c2VjcmV0", "alg": "HS256"}]}), NOW)
+    assert reason(by_set(), of_set(ONE, "one"), keys=keys) == "malformed_signature"
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"key_set": "http://keys.example.com/certs"}, "key_set: expected an https address"),
+        ({"key_set": "https://keys.example.com:8443/certs"}, "key_set: expected an https address"),
+        ({"key_set": "https://keys.example.com/certs?a"}, "key_set: expected an https address"),
+        ({"key_set": "https://*.example.com/certs"}, "key_set: expected an https address"),
+        (
+            {"key_set": SET, "public_keys": ["x"]},
+            "expected the key 'public_keys' or 'key_set' with RS256, got public_keys and",
+        ),
+        ({"key_set": SET, "secrets": ["x"]}, "secrets: expected none with RS256, got some"),
+        ({"key_set": SET, "algorithms": "HS256", "secrets": ["x"]}, "key_set: expected none with HS256, got one"),
+    ],
+)
+def test_where_a_set_is_belongs_to_the_rules(config: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SchemeError) as caught:
+        a_verifier("jwt", **{"algorithms": "RS256", "secrets": None, **config})
     assert expected in str(caught.value)

@@ -332,7 +332,7 @@ def test_paypal_asks_for_the_webhooks_id_which_is_signed() -> None:
     vector = the_vector("paypal")
     with pytest.raises(SchemeError, match="expected the key 'webhook_id', got none"):
         build_verifier({"scheme": "paypal"})
-    with pytest.raises(SchemeError, match=r"webhook_id: expected a string of letters, digits and \._~-, got 'a\|b'"):
+    with pytest.raises(SchemeError, match=r"webhook_id: expected a string of visible ASCII characters, got 'a\|b'"):
         build_verifier({"scheme": "paypal", "webhook_id": "a|b"})
     other = vector.verifier(webhook_id="9XL90610J3647323D")
     assert reason(other, vector.request, now=vector.now, keys=vector.keys) == "bad_signature"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.verify.presets import SchemeError
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import BODY, NOW, SECRET, a_request, a_verifier, reason, refusal
 
@@ -108,6 +109,21 @@ def test_a_token_may_be_in_the_body() -> None:
     assert reason(verifier, a_request(body=as_json(passcode="guess"))) == "bad_credentials"
     assert reason(verifier, a_request(body=as_json())) == "missing_credentials"
     assert reason(verifier, a_request(body=b"hush")) == "unreadable_body"
+
+
+def test_a_token_may_have_to_be_in_each_item_of_a_list() -> None:
+    """Else what is added to the list would be accepted beside one that has it."""
+    verifier = a_verifier("token", field="value.*.state")
+    assert reason(verifier, a_request(body=as_json(value=[{"state": SECRET}]))) == "accepted"
+    assert reason(verifier, a_request(body=as_json(value=[{"state": SECRET}] * 3))) == "accepted"
+    assert reason(verifier, a_request(body=as_json(value=[{"state": SECRET}, {"state": "guess"}]))) == "bad_credentials"
+    nothing: list[object] = [[], None, {}, {"state": SECRET}, "x", [{"state": SECRET}, {}], [SECRET]]
+    for value in nothing:
+        assert reason(verifier, a_request(body=as_json(value=value))) == "missing_credentials"
+    many = as_json(value=[{"state": SECRET}] * 1001)
+    assert reason(verifier, a_request(body=many)) == "unreadable_body"
+    with pytest.raises(SchemeError, match="expected the path of a JSON field such as data"):
+        signed_fields("{body}", timestamp={"field": "items.*.at"})
 
 
 # ---- Forms, digests, queries ----

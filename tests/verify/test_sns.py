@@ -22,11 +22,12 @@ VECTORS = [vector for vector in vectors() if vector.scheme == "sns"]
 TOPIC = "arn:aws:sns:us-west-2:123456789012:MyTopic"
 VERIFIER = build_verifier({"scheme": "sns", "topics": [TOPIC, f"{TOPIC}2"]})
 URL = "https://sns.us-east-1.amazonaws.com/SimpleNotificationService-9c6465fa7f48f5cacd23014631ec1136.pem"
+SUBSCRIBE = "https://sns.us-west-2.amazonaws.com/?Action=ConfirmSubscription&TopicArn=arn:aws:sns:us-west-2:1:a&Token=2"
 KEYS = known(a_certificate(the_key()), URL)
 
 
 def a_message(**fields: Any) -> dict[str, Any]:
-    kinds = {"Token": "2336412f37", "SubscribeURL": "https://sns.us-west-2.amazonaws.com/?Action=ConfirmSubscription"}
+    kinds = {"Token": "2336412f37", "SubscribeURL": SUBSCRIBE}
     return {
         "Type": "Notification",
         "MessageId": "22b80b92-fdea-4c2c-8f9d-bdfb0c7bf324",
@@ -126,11 +127,34 @@ def test_each_region_has_certificates(host: str) -> None:
 
 @pytest.mark.parametrize("kind", ["SubscriptionConfirmation", "UnsubscribeConfirmation"])
 def test_a_confirmation_is_verified_and_no_event(kind: str) -> None:
-    with pytest.raises(RefusedError) as caught:
-        VERIFIER.verify(signed(Type=kind), now=NOW, keys=KEYS)
-    assert (caught.value.status, caught.value.reason) == (501, "unconfirmed_subscription")
+    request = signed(Type=kind)
+    VERIFIER.verify(request, now=NOW, keys=KEYS)
+    response = VERIFIER.handshake(request)
+    assert response is not None
+    assert response.visit == (SUBSCRIBE if kind == "SubscriptionConfirmation" else "")
+    assert VERIFIER.handshake(signed()) is None
     message = json.loads(signed(Type=kind).body)
     assert reason(VERIFIER, sent({**message, "Token": "x"}), keys=KEYS) == "bad_signature"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        SUBSCRIBE.replace("us-west-2.", "s3-us-west-2."),
+        SUBSCRIBE.replace("https", "http"),
+        SUBSCRIBE.replace(".com/", ".com.evil/"),
+        SUBSCRIBE.replace("ConfirmSubscription", "DeleteTopic"),
+        SUBSCRIBE + "\n",
+        SUBSCRIBE + "#",
+        SUBSCRIBE + "x" * 1500,
+        "",
+        "x",
+    ],
+)
+def test_nothing_but_a_confirmation_at_sns_is_visited(url: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        VERIFIER.handshake(signed(Type="SubscriptionConfirmation", SubscribeURL=url))
+    assert (caught.value.status, caught.value.reason) == (400, "bad_handshake")
 
 
 def test_what_is_no_message_is_refused() -> None:

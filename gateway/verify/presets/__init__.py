@@ -17,6 +17,7 @@ A file has the keys that `providers:` in the rules has, too:
     asks        further keys that a source gives, each with what it is; `{given:NAME}` in `signed` stands for one
     sends       headers beside the signature that the provider sends, for signing test events
     handshake   the name of one in handshakes.py
+    split       `body` or `body.PATH`: the list of events in a body; `id` and `type` are then of one of them
     respond     {status: 200}, and a body where it matters: what it takes for a success, if 202 isn't
     like        another preset, whose keys count where this one has none
 
@@ -31,6 +32,7 @@ A file has the keys that `providers:` in the rules has, too:
 Where a provider signs a timestamp, `tolerance` is the one of its documents or SDK.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -94,6 +96,7 @@ class Preset:
     handshake: str | None = None
     dedupe: float | None = None
     response: PresetResponse | None = None
+    split: tuple[str, ...] | None = None
     about: Mapping[str, Any]
 
     @property
@@ -121,6 +124,8 @@ class Preset:
                 own["public_keys"] = given["public_keys"]
             if self.asks and "signed" in way.values:
                 own["signed"] = way.values["signed"].with_given(given)
+            if self.asks and "claims" in way.values:
+                own["claims"] = tuple([(name, each.with_given(given)) for name, each in way.values["claims"]])
             own |= {name: given[name] for name in OF_PRESETS.get(way.scheme, ()) if name in given}
             if "tolerance" in given and "timestamp" in way.values:
                 own["tolerance"] = given["tolerance"]
@@ -132,7 +137,7 @@ UNCONFIRMED = "unconfirmed"
 _CEL = ("id", "type")
 _ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
 _OF_USERS = ("secrets", "handshake", "verify_tokens")
-KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "respond", "like", *_ABOUT)
+KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "respond", "split", "like", *_ABOUT)
 
 
 def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None:
@@ -164,6 +169,7 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
         sends=sends,
         dedupe=_dedupe(entry.get("dedupe"), where.below("dedupe")),
         response=_response(entry.get("respond"), where.below("respond")),
+        split=_split(entry.get("split"), where.below("split")),
         about={name: entry[name] for name in _ABOUT if name in entry},
         **values,
     )
@@ -186,6 +192,15 @@ def _response(value: object, where: ConfigPath) -> PresetResponse | None:
                 return PresetResponse(status, body)
     statuses = ", ".join(map(str, STORED_STATUSES))
     where.report(f"expected a mapping with a status of {statuses}, and perhaps a body, got another")
+    return None
+
+
+def _split(value: object, where: ConfigPath) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and re.fullmatch(r"body(\.[A-Za-z_$][\w$-]*)*", value):
+        return tuple(value.split(".")[1:])
+    where.report(f"expected body or body.PATH, got {value!r}")
     return None
 
 
@@ -265,6 +280,7 @@ def json_schema() -> dict[str, Any]:
                 "additionalProperties": False,
                 "description": "The response for an event that is stored, where a source doesn't say.",
             },
+            "split": {**text, "description": "The list in a body of which each item is an event: body or body.PATH."},
             "sends": {
                 "type": "object",
                 "additionalProperties": {"type": "string"},

@@ -1,0 +1,119 @@
+"""A request with several events: each is stored with its own id, and all of them before the sender hears of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from gateway.model import LogUnavailableError
+from gateway.rules.expressions import Expression
+from gateway.rules.rules import StoredResponse
+from gateway.verify.schemes import build_verifier
+from tests.ingress.test_ingress import SECRET, World, a_request, github_signature, running
+
+ITEMS = [b'{"id": "a", "kind": "opened"}', b'{"id":"b","kind":"clicked","n":1.0}']
+BODY = b'{ "records": [' + b", ".join(ITEMS) + b"]}"
+
+
+@pytest.fixture
+async def splitting() -> AsyncIterator[World]:
+    """Return a gateway whose source `github` has several events in a request."""
+    async with running() as world:
+        source = world.rules[0].sources["github"]
+        source = replace(source, split=("records",), id=Expression("body.id"), type=Expression("body.kind"))
+        world.rules[0] = replace(world.rules[0], sources={"github": source})
+        yield world
+
+
+def signed(body: bytes = BODY, *headers: str) -> bytes:
+    signature = f"X-Hub-Signature-256: {github_signature(body)}"
+    return a_request("/in/github", "X-GitHub-Delivery: d1", "X-A: 1", signature, *headers, body=body)
+
+
+async def test_each_item_is_an_event_with_its_bytes_identity_and_type(splitting: World) -> None:
+    reply = await splitting.exchange(signed())
+    events = [stored.event for stored in splitting.log.stored]
+    assert reply.status == 202
+    assert reply.json == {"ids": [event.id for event in events]}
+    assert [(event.body, event.type) for event in events] == list(zip(ITEMS, ["opened", "clicked"], strict=True))
+    assert len({event.id for event in events}) == 2
+    names = {name.lower() for event in events for name, _ in event.headers}
+    assert b"x-a" in names
+    # They are about the whole.
+    assert names.isdisjoint({b"x-hub-signature-256", b"content-length"})
+    assert splitting.count("events_total", source="github") == 2
+    assert splitting.count("requests_total", source="github", status="202") == 1
+    [line] = [each for each in splitting.lines if each["event"] == "request_finished"]
+    assert line["events"] == 2
+
+
+async def test_a_request_that_comes_again_has_the_same_ids(splitting: World) -> None:
+    first, again = [(await splitting.exchange(signed())).json for _ in range(2)]
+    assert first == again
+    source = replace(splitting.rules[0].sources["github"], id=None)
+    splitting.rules[0] = replace(splitting.rules[0], sources={"github": source})
+    first, again = [(await splitting.exchange(signed())).json["ids"] for _ in range(2)]
+    assert first == again
+    assert len({*first}) == 2  # though the header that identifies the request is the same
+
+
+@pytest.mark.parametrize("body", [b'{"id":"a","kind":"opened"}', b'{"id":"a","kind":"opened","records":7}'])
+async def test_a_request_without_the_list_is_one_event(splitting: World, body: bytes) -> None:
+    reply = await splitting.exchange(signed(body))
+    [stored] = splitting.log.stored
+    assert (reply.status, reply.json) == (202, {"id": stored.event.id})
+    assert stored.event.body == body
+
+
+async def test_nothing_is_acknowledged_unless_all_is_stored(splitting: World) -> None:
+    splitting.log.may_append.clear()
+    exchange = asyncio.create_task(splitting.exchange(signed()))
+    async with asyncio.timeout(5):
+        while splitting.log.waiting < 2:  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0)
+    assert not exchange.done()
+    splitting.log.failure = LogUnavailableError("no quorum")
+    splitting.log.may_append.set()
+    assert (await exchange).status == 503
+    assert splitting.ingress._memory.free == splitting.ingress._memory._total
+    splitting.log.failure = None
+    assert (await splitting.exchange(signed())).status == 202
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "reason"),
+    [
+        (signed(b'{"records":[]}'), 400, "malformed_batch"),
+        (signed(b'{"records":[1,]}'), 400, "malformed_batch"),
+        (signed(b"records"), 400, "body_not_json"),
+        (signed(BODY, "Content-Encoding: gzip"), 400, "malformed_batch"),
+        (signed(b'{"records":[' + b",".join([b"{}"] * 1001) + b"]}"), 413, "batch_too_large"),
+        (signed(b'{"records":[{"id":"a"},{"id":[]}]}'), 400, "expression_error"),
+    ],
+)
+async def test_a_batch_that_cannot_be_split_is_refused_whole(
+    splitting: World, data: bytes, status: int, reason: str
+) -> None:
+    assert (await splitting.exchange(data)).status == status
+    assert splitting.log.stored == []
+    assert splitting.count("rejected_total", source="github", reason=reason) == 1
+
+
+async def test_a_batch_has_the_sources_status(splitting: World) -> None:
+    source = replace(splitting.rules[0].sources["github"], response=StoredResponse(status=204))
+    splitting.rules[0] = replace(splitting.rules[0], sources={"github": source})
+    reply = await splitting.exchange(signed())
+    assert (reply.status, reply.body, len(splitting.log.stored)) == (204, b"", 2)
+
+
+async def test_a_forged_batch_is_refused_before_it_is_split(splitting: World) -> None:
+    data = signed(b'{"records":[').replace(b"sha256=", b"sha256=0", 1)
+    assert (await splitting.exchange(data)).status == 401
+
+
+def test_a_provider_says_what_is_split() -> None:
+    for name, path in (("event-grid", ()), ("microsoft-graph", ("value",)), ("github", None)):
+        assert build_verifier({"scheme": name, "secrets": [SECRET]}).split == path
+    assert orjson.loads(BODY)["records"]
