@@ -89,9 +89,11 @@ class SchemaReader:
             if value is None:
                 is_whole = False
                 return found[0]
-            if value and value != found[1].partition(":-")[2]:
-                self.secret_values.add(value)
+            _, has_default, default = found[1].partition(":-")
+            if not has_default or value != default:
                 self.secret_lengths[node] = self.secret_lengths.get(node, 0) + len(value)
+                if value:
+                    self.secret_values.add(value)
             return value
 
         resolved = _REFERENCE.sub(replace, written)

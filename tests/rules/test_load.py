@@ -854,6 +854,8 @@ def test_unresolved_paths_are_different_ones(tmp_path: Path) -> None:
         ("/in/${LONG}", False),
         ("/in/${SHORT}/${SHORT}", False),  # both have to be guessed
         ("/in/${SHORT:-other}", True),
+        ("/in/${EMPTY}", True),
+        ("/in/${EMPTY:-other}", False),
         ("/in/${UNSET:-other}", False),  # it is in the file: no secret
         ("/in/${UNSET}", False),
         ("/in/${SHORT}/${UNSET}", False),  # not known here
@@ -863,7 +865,7 @@ def test_unresolved_paths_are_different_ones(tmp_path: Path) -> None:
 def test_a_short_secret_in_a_path_is_a_warning(tmp_path: Path, path: str, *, is_short: bool) -> None:
     file = tmp_path / "routes.yaml"
     file.write_text(PATHS.replace("/in/${A}", path))
-    _, found = check_rules(file, environ={"SHORT": "fifteen-letters", "LONG": "sixteen-letters."})
+    _, found = check_rules(file, environ={"EMPTY": "", "SHORT": "fifteen-letters", "LONG": "sixteen-letters."})
     message = "expected a secret of at least 16 characters, got a shorter one, which can be guessed"
     weak = [(problem.path, problem.message) for problem in found if problem.code == "weak"]
     assert weak == ([("sources.crm.path", message)] if is_short else [])
