@@ -326,13 +326,17 @@ class AddressUnavailableError(GatewayError):
 
 
 class RefusedError(GatewayError):
-    """The request is at fault. `reason` is from a closed set (a metric's label); `detail` is sent to the sender."""
+    """The request is at fault. `reason` is from a closed set (a metric's label); `detail` is sent to the sender.
 
-    def __init__(self, status: int, reason: str, detail: str) -> None:
+    `retry_after` is in seconds; None if that isn't known, or isn't up to time.
+    """
+
+    def __init__(self, status: int, reason: str, detail: str, *, retry_after: int | None = None) -> None:
         super().__init__(f"{status} {reason}: {detail}")
         self.status = status
         self.reason = reason
         self.detail = detail
+        self.retry_after = retry_after
 
 
 class UnfetchedError(GatewayError):

@@ -310,10 +310,11 @@ class Reloader:
             )
             self.source_counts.change(changed, rules, self._counts(), in_force, now=now, at=time.monotonic())
             self.route_counts.change(changed, before, rules, in_force, now=now, at=time.monotonic())
-            for kind, name in [text.partition(":")[0].split(" ", 1) for text in changed.changed if ":" in text]:
-                if kind == "source":
-                    self._metrics.refusal_runs.forget(name)
-                    self._metrics.secret_uses.forget(name)
+            for text in changed.changed:
+                kind, _, name = text.partition(":")[0].partition(" ")
+                for source in [name] if kind == "source" else rules.sources if kind == "ingress" else ():
+                    self._metrics.refusal_runs.forget(source)
+                    self._metrics.secret_uses.forget(source)
         return since
 
     def _remember_loss(self, routes: tuple[str, ...], before: Collection[str], now: float) -> None:

@@ -132,6 +132,21 @@ async def test_a_file_that_is_being_written_is_not_read(running: Running) -> Non
     assert len(running.reloads) == 1
 
 
+@pytest.mark.parametrize(
+    ("more", "changed"),
+    [
+        ("egress: {private: refuse}\n", "egress: private"),
+        ("ingress: {trusted_proxies: [10.0.0.1]}\n", "ingress: trusted_proxies"),
+    ],
+)
+async def test_what_belongs_to_no_source_is_reloaded_as_well(running: Running, more: str, changed: str) -> None:
+    running.metrics.refusal_runs.add("crm", "address_refused", at=0.0, events=0.0)
+    await running.look(SOURCE + more)
+    await running.look()
+    assert [call.kwargs["changed"] for call in running.reloads] == [[changed]]
+    assert bool(running.metrics.refusal_runs.of("crm", 0.0)) == (changed == "egress: private")
+
+
 async def test_a_signal_takes_the_files_as_they_are(running: Running) -> None:
     running.reloader.reload_requested.set()
     assert await running.look(SOURCE + NEW) == {"crm", "shop"}

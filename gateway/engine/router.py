@@ -446,7 +446,8 @@ class Router(Member):
         item.is_late = is_late(delivery, max(delivery.due, stored.at))  # and was counted by the process that stored it
         if now < min(delivery.due, stored.at + delay) and not is_expedited:
             # The clock of this partition's leader is behind: released now, the delivery would circle through the tier.
-            self._dispatch.wait(item, stored.at + delay)
+            # If instead the clock of the process that stored it was ahead, by an hour say, it waits no longer for that.
+            self._dispatch.wait(item, min(stored.at, now) + delay)
         else:
             self.resume(item, now)
 

@@ -1,4 +1,6 @@
-"""The aiohttp application that senders see: limit → check the head → read → verify → handshake? → identify → append.
+"""The aiohttp application that senders see.
+
+address → limits → check the head → read → verify → admit → handshake? → identify → append
 
 Built on `web.Server` with a dispatch of its own, which costs a third less than an application's router, and without
 automatic decompression, since a signature covers the bytes as they came.
@@ -19,9 +21,12 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from gateway.ingress.admission import Admission
 from gateway.ingress.batches import split
 from gateway.ingress.body import BodyReader, no_room, too_large
-from gateway.ingress.body_memory import BodyMemory, Share
+from gateway.ingress.body_memory import BodyMemory
+from gateway.ingress.client_address import Networks
+from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
 from gateway.ingress.responses import (
     Accepted,
@@ -36,13 +41,12 @@ from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, RecordTooLargeError, RefusedError
-from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
-from gateway.rules.rules import Rules, Source, StoredResponse
+from gateway.rules.rules import Rules, StoredResponse
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.verify.handshakes import HandshakeResponse
-from gateway.verify.remote_keys import KeyCache, KeyNeededError
+from gateway.verify.remote_keys import KeyNeededError
 from gateway.verify.request import Request
 from gateway.verify.verifier import Verified
 
@@ -95,7 +99,8 @@ class Ingress:
         """For refusals of verified senders, which are our fault: no stranger's lines leave them out."""
         self._quota_timer: asyncio.TimerHandle | None = None
         self._cached_rules: Rules | None = None
-        self._endpoints: dict[str, _Endpoint] = {}
+        self._admissions: dict[str, Admission] = {}
+        self._endpoints: dict[str, Endpoint] = {}
         self._web: Server | None = None
         self._listener: asyncio.Server | None = None
 
@@ -144,12 +149,15 @@ class Ingress:
             "status": 500,
         }  # 500 if we have a bug
         try:
-            handshake = self._unverified_handshake(request, endpoint, path, query, fields)
-            response = (
-                await self._receive(request, endpoint, path, query, fields, began=began)
-                if handshake is None
-                else handshake
-            )
+            if endpoint is not None and endpoint.allow_from is not None:  # before anything else of it is looked at
+                endpoint.check_address(request, fields)
+            handshake = None
+            if endpoint is not None and endpoint.handshake_methods:
+                handshake = _unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
+            if handshake is None:
+                response = await self._receive(request, endpoint, path, query, fields, began=began)
+            else:
+                response = handshake
             fields["status"] = response.status
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
@@ -167,7 +175,7 @@ class Ingress:
     async def _receive(
         self,
         request: web.BaseRequest,
-        endpoint: "_Endpoint | None",
+        endpoint: Endpoint | None,
         path: str,
         query: str,
         fields: dict[str, Any],
@@ -179,56 +187,76 @@ class Ingress:
         headers = request.raw_headers
         names = [name.lower() for name, _ in headers]
         head_bytes = self._check_head(request, query, names)
-        verifier, stream, limit = endpoint.source.verifier, request.content, self._body_limit - head_bytes
+        verifier, stream = endpoint.source.verifier, request.content
+        limit = min(endpoint.body_limit, self._body_limit - head_bytes)
         if stream.is_eof() and stream.exception() is None:
             sent = Request("POST", path, query, headers, stream.read_nowait(), names)
             fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
-            verified = await self._verify(endpoint, sent)
+            verified = (
+                await self._verify(endpoint, sent)
+                if endpoint.fetches_keys
+                else verifier.verify(sent, now=self._clock())
+            )
         else:
             head = Request("POST", path, query, headers, b"", names)
             sent, verified = await self._read_and_verify(request, endpoint, head, limit, fields)
         fields["is_verified"] = True
         body = sent.body
-        if not self._memory.reserve(endpoint.share, len(body), now=perf_counter()):
-            raise no_room(self._memory)
+        self._admit(endpoint, len(body))
         try:
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)
                 fields["span"] = self._traces.receive(
-                    source=endpoint.name, path=endpoint.source.path, headers=headers, began=at, size=len(body)
+                    source=endpoint.name, path=endpoint.source.shown_path, headers=headers, began=at, size=len(body)
                 )
             if verifier.respond_to_handshake is not None and (handshake := verifier.handshake(sent, now=self._clock())):
                 return await self._answer(endpoint, handshake, fields)
-            if endpoint.split is None:
-                return await self._store(endpoint, sent, verified, fields)
-            return await self._store_batch(endpoint, endpoint.split, sent, verified, fields)
+            store = self._store if endpoint.split is None else self._store_batch
+            return await store(endpoint, sent, verified, fields)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
             raise RefusedError(413, "body_too_large", "the event is larger than the log allows") from error
         finally:
             self._memory.release(endpoint.share, len(body))
+            if endpoint.admission is not None:
+                endpoint.admission.leave()
+
+    def _admit(self, endpoint: Endpoint, size: int) -> None:
+        """Give a verified request its place and its memory. Raises RefusedError, having given neither."""
+        now = perf_counter()
+        if endpoint.admission is not None:
+            endpoint.admission.enter(now)
+        if not self._memory.reserve(endpoint.share, size, now=now):
+            if endpoint.admission is not None:
+                endpoint.admission.leave()
+            raise no_room(self._memory)
 
     async def _store(
-        self, endpoint: "_Endpoint", sent: Request, verified: Verified, fields: dict[str, Any]
+        self, endpoint: Endpoint, sent: Request, verified: Verified, fields: dict[str, Any]
     ) -> web.StreamResponse:
         event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
         fields["event_id"], fields["type"] = event.id, event.type
-        await self._append(endpoint, event, verified.secret, fields)
+        if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+            endpoint.count(event.received_at, verified.secret)
+        else:
+            await self._append(endpoint, event, verified.secret, fields)
         return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
 
     async def _store_batch(
         self,
-        endpoint: "_Endpoint",
-        path: Sequence[str],
+        endpoint: Endpoint,
         sent: Request,
         verified: Verified,
         fields: dict[str, Any],
     ) -> web.StreamResponse:
         """Store each event of a request. If one can't be stored, all are sent again, and have their ids again."""
-        bodies = split(sent.body, path)
+        bodies = split(sent.body, endpoint.split or ())
         if bodies is None:
             return await self._store(endpoint, sent, verified, fields)
         head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
@@ -250,7 +278,7 @@ class Ingress:
             self._memory.release(endpoint.share, memory)
         return batch_response(endpoint.status, [event.id for event in events])
 
-    async def _append(self, endpoint: "_Endpoint", event: Event, secret: int | None, fields: dict[str, Any]) -> None:
+    async def _append(self, endpoint: Endpoint, event: Event, secret: int | None, fields: dict[str, Any]) -> None:
         if self._traces is None:
             began = perf_counter()
             await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
@@ -259,26 +287,10 @@ class Ingress:
             await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
         endpoint.count(event.received_at, secret)
 
-    async def _answer(
-        self, endpoint: "_Endpoint", handshake: HandshakeResponse, fields: dict[str, Any]
-    ) -> web.Response:
+    async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
         fields["handshake"] = True
         if handshake.visit:
             await self._keys.visit(endpoint.name, handshake.visit)
-        return handshake_response(handshake)
-
-    def _unverified_handshake(
-        self, request: web.BaseRequest, endpoint: "_Endpoint | None", path: str, query: str, fields: dict[str, Any]
-    ) -> web.Response | None:
-        """Return the response to a handshake that its head alone decides; None for every other request."""
-        if endpoint is None or request.method not in endpoint.handshake_methods:
-            return None
-        head = Request(request.method, path, query, request.raw_headers, b"")
-        handshake = endpoint.source.verifier.unverified_handshake(head, now=self._clock())
-        if handshake is None:
-            return None
-        fields["handshake"] = True
-        _leave_body(request)
         return handshake_response(handshake)
 
     def _check_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
@@ -295,10 +307,12 @@ class Ingress:
         return head_bytes
 
     async def _read_and_verify(
-        self, request: web.BaseRequest, endpoint: "_Endpoint", head: Request, limit: int, fields: dict[str, Any]
+        self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
         """Check the head, then read and verify the body; return the request, and by what it is verified."""
         pending = endpoint.source.verifier.check_head(head, now=self._clock())
+        if endpoint.admission is not None and (refusal := endpoint.admission.refusal(perf_counter())) is not None:
+            raise refusal
         reader = BodyReader(request, self._memory, endpoint.share, limit)
         try:
             sent = head._replace(body=await reader.read(self._limits.body_seconds))
@@ -309,7 +323,7 @@ class Ingress:
             self._memory.close(reader)
         return sent, await self._verify(endpoint, sent)
 
-    async def _verify(self, endpoint: "_Endpoint", sent: Request) -> Verified:
+    async def _verify(self, endpoint: Endpoint, sent: Request) -> Verified:
         """Verify a request, with the key that it names if it does; return by what."""
 
         def verify() -> Verified:
@@ -338,19 +352,40 @@ class Ingress:
         else:
             self._metrics.append_duration.observe_traced(seconds, trace_id)
 
-    def _endpoint(self, path: str) -> "_Endpoint | None":
+    def _endpoint(self, path: str) -> Endpoint | None:
         rules = self._rules()
         if rules is not self._cached_rules:
-            sources = rules.sources.values()
-            self._endpoints = {
-                source.path: _Endpoint(
-                    source, self._topics, self._metrics, self._memory.share(source.name), self._keys.cache(source.name)
-                )
-                for source in sources
-            }
-            self._keys.retain(rules.sources)
-            self._cached_rules = rules
+            self._use(rules)
+        # A path may be a secret. A dict finds it by a hash of the whole, of a key that only this process knows
+        # (SipHash, https://peps.python.org/pep-0456/), and compares texts only if all 64 bits of their hashes are the
+        # same. So the time doesn't depend on how much of a wrong path is right.
         return self._endpoints.get(path)
+
+    def _use(self, rules: Rules) -> None:
+        now = perf_counter()
+        self._admissions = {
+            name: self._admissions.get(name) or Admission()
+            for name, source in rules.sources.items()
+            if source.limits.rate is not None or source.limits.concurrent is not None
+        }
+        for name, admission in self._admissions.items():
+            limits = rules.sources[name].limits
+            admission.set_limits(rate=limits.rate, concurrent=limits.concurrent, now=now)
+        trusted = Networks(rules.trusted_proxies)
+        self._endpoints = {
+            source.path: Endpoint(
+                source,
+                self._topics,
+                self._metrics,
+                share=self._memory.share(source.name),
+                keys=self._keys.cache(source.name),
+                admission=self._admissions.get(source.name),
+                trusted_proxies=trusted,
+            )
+            for source in rules.sources.values()
+        }
+        self._keys.retain(rules.sources)
+        self._cached_rules = rules
 
     def _health(self, request: web.BaseRequest) -> web.Response:
         # Not logged: a load balancer sends one every few seconds.
@@ -365,7 +400,7 @@ class Ingress:
         self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
         return response
 
-    def _record(self, endpoint: "_Endpoint | None", fields: dict[str, Any], seconds: float) -> None:
+    def _record(self, endpoint: Endpoint | None, fields: dict[str, Any], seconds: float) -> None:
         source = fields["source"]
         trace_id = None if self._traces is None else _end_span(fields)
         if endpoint is not None and fields["status"] == endpoint.status and "handshake" not in fields:
@@ -424,63 +459,26 @@ _SPAN_ATTRIBUTES = (
 )
 
 
-class _Endpoint:
-    """A source, with what is computed once per version of the rules."""
-
-    __slots__ = (
-        "accepted",
-        "allow",
-        "event",
-        "events",
-        "events_of",
-        "handshake_methods",
-        "keys",
-        "last",
-        "name",
-        "response",
-        "seconds",
-        "secret_uses",
-        "secrets",
-        "share",
-        "source",
-        "split",
-        "status",
-        "topic",
-    )
-
-    def __init__(self, source: Source, topics: Topics, metrics: Metrics, share: Share, keys: KeyCache) -> None:
-        self.name = source.name
-        self.source = source
-        self.topic = source.topic or topics.events(source.name)
-        self.response = source.response
-        self.status = 202 if source.response is None else source.response.status
-        self.accepted = metrics.requests.labels(source.name, str(self.status))
-        self.events = metrics.events.labels(source.name)
-        self.last = metrics.last_event_timestamp.labels(source.name)
-        self.seconds = metrics.request_duration.labels(source.name)
-        self.secrets, self.secret_uses = metrics.events_by_secret(source.name, source), metrics.secret_uses
-        self.share = share
-        self.keys = keys
-        builder = EventBuilder(source)
-        self.event, self.events_of = builder.event, builder.events
-        self.split = source.split
-        self.handshake_methods = source.verifier.handshake_methods
-        self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
-
-    def count(self, at: float, secret: int | None) -> None:
-        """Count an event that is stored, and the secret that verified it: for operators alone."""
-        self.events.inc()
-        self.last.set(at)
-        if self.secrets and secret is not None:
-            self.secrets[secret].inc()
-            self.secret_uses.add(self.name, secret, at=at)
-
-
 def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> web.Response:
     made, problem = stored_response(response, event, EventView.of(event))
     if problem:
         fields["response_error"] = problem
     return made
+
+
+def _unverified_handshake(
+    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
+) -> web.Response | None:
+    """Return the response to a handshake that its head alone decides; None for every other request."""
+    if request.method not in endpoint.handshake_methods:
+        return None
+    head = Request(request.method, path, query, request.raw_headers, b"")
+    handshake = endpoint.source.verifier.unverified_handshake(head, now=now)
+    if handshake is None:
+        return None
+    fields["handshake"] = True
+    _leave_body(request)
+    return handshake_response(handshake)
 
 
 def _leave_body(request: web.BaseRequest) -> None:

@@ -127,6 +127,8 @@ def problem_response(refusal: RefusedError, *, allow: str = "POST") -> web.Respo
     response = make_response(refusal.status, "application/problem+json", orjson.dumps(problem))
     if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
         response.headers["Allow"] = allow
+    elif refusal.retry_after is not None:
+        response.headers["Retry-After"] = str(refusal.retry_after)
     elif refusal.status == HTTPStatus.SERVICE_UNAVAILABLE:
         response.headers["Retry-After"] = str(RETRY_AFTER)
     if refusal.status == HTTPStatus.REQUEST_TIMEOUT:

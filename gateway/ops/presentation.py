@@ -67,7 +67,7 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
     origins = EventBuilder(source).expression_texts()
     return {
         "source": source.name,
-        "path": source.path,
+        "path": source.shown_path,
         "verify": {
             "scheme": verification.scheme,
             "signing_methods": [_signing_method_fields(method) for method in verification.signing_methods],
@@ -83,6 +83,8 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
         "identity": {"from": [*origins["id"], IDEMPOTENCY_KEY], "dedupe_seconds": source.dedupe},
         "type": origins["type"],
         "key": origins["key"],
+        **({} if source.allow_from is None else {"allow_from": list(map(str, source.allow_from))}),
+        **({"limits": limits} if (limits := _limit_fields(source)) else {}),
         "routes": list(routes),
     }
 
@@ -90,16 +92,13 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
 def print_source(output: Output, source: Source, verification: Verification, routes: Sequence[str]) -> None:
     """Print how a source's events are verified and identified, and which routes they may match."""
     origins = EventBuilder(source).expression_texts()
-    output.print(("source ", "bold"), f"{source.name}  path {source.path}")
+    output.print(("source ", "bold"), f"{source.name}  path {source.shown_path}")
     output.print(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for method in verification.signing_methods:
         output.print(f"  {_signing_text(method)}")
-    for key, what, listed in (
-        ("secrets", "secret", verification.secrets),
-        ("public_keys", "public key", verification.public_keys),
-    ):
+    for what, listed in (("secret", verification.secrets), ("public key", verification.public_keys)):
         if listed:
-            ends = {term.position: term.until for term in verification.terms if term.key == key}
+            ends = {term.position: term.until for term in verification.terms if term.shown.startswith(what)}
             told = ", ".join([f"{each}{_until(ends.get(place, inf))}" for place, each in enumerate(listed)])
             which = ", any of which is accepted" if len(listed) > 1 else ""
             output.print(f"  {count(len(listed), what)}{which}: {told}")
@@ -107,11 +106,31 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     output.print(("identity ", "bold"), _dedupe_text(identified_by, source.dedupe))
     output.print(("type ", "bold"), ", else ".join([*origins["type"], f"the word {FALLBACK_TYPE}"]))
     output.print(("key ", "bold"), *(origins["key"] or ["none"]))
+    if source.allow_from is not None:
+        output.print(("allow_from ", "bold"), ", ".join(map(str, source.allow_from)))
+    if limits := _limits_text(source):
+        output.print(("limits ", "bold"), limits)
     output.print(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and delivered nowhere")
 
 
 def _until(end: float) -> str:
     return "" if isinf(end) else f" until {when(end)}"
+
+
+def _limit_fields(source: Source) -> dict[str, object]:
+    limits = source.limits
+    named = {"body_bytes": limits.body, "rate_per_second": limits.rate, "concurrent": limits.concurrent}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _limits_text(source: Source) -> str:
+    limits = source.limits
+    parts = [
+        *([] if limits.body is None else [f"bodies of at most {limits.body:,} bytes"]),
+        *([] if limits.rate is None else [f"{limits.rate:.4g} verified requests a second"]),
+        *([] if limits.concurrent is None else [f"{limits.concurrent} of them in progress"]),
+    ]
+    return f"in each process: {', '.join(parts)}" if parts else ""
 
 
 def _signing_method_fields(method: SigningSpec) -> dict[str, object]:

@@ -129,10 +129,34 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             _AGAIN,
         ),
     ),
+    ("address_refused",): Refusal(
+        share=HALF,
+        few=FEW_REFUSALS,
+        steps=(
+            "# which addresses may send; the log lines request_finished of source {name} have those that were refused:",
+            _EXPLAIN,
+            "# its sender has new addresses, the proxy in front isn't in `trusted_proxies`, or it is a stranger",
+            "# without an address: a trusted proxy sent an X-Forwarded-For that isn't a list of addresses",
+        ),
+    ),
+    ("rate_limited", "concurrency_limited"): Refusal(
+        share=SHARE,
+        few=FEW_REFUSALS,
+        steps=(
+            "# its verified requests reach `limits` of source {name}, which each process applies by itself:",
+            _EXPLAIN,
+            "# too many in progress may also mean that the event log is slow: gateway_append_duration_seconds",
+            _AGAIN,
+        ),
+    ),
     ("body_too_large",): Refusal(
         share=HALF,
         few=FEW_REFUSALS,
-        steps=("# larger than the event log accepts: can the sender send less, such as a link?",),
+        steps=(
+            "# larger than the event log accepts, or than `limits.body` of source {name}:",
+            _EXPLAIN,
+            "# can the sender send less, such as a link?",
+        ),
     ),
     ("disconnected", "body_slow", "crowded_out"): Refusal(
         steps=("# the client disconnected, or was too slow; anyone can cause that, and a real sender retries",)

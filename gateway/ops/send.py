@@ -204,6 +204,8 @@ def _target(source: Source, url: str) -> URL:
         raise UsageError(f"--url: expected http://host:port/path, got {url!r}") from error
     if target.scheme not in ("http", "https") or not target.host:
         raise UsageError(f"--url: expected http://host:port/path, got {url!r}")
+    if target.raw_path == "/" and "${" in source.path:
+        raise UsageError(f"--url: expected one with a path, as {source.shown_path} isn't known here, got {url!r}")
     return target if target.raw_path != "/" else URL(f"{target.origin()}{source.path}", encoded=True)
 
 

@@ -14,10 +14,11 @@ from gateway.rules.rules import (
     RequestTemplate,
     Route,
     Source,
+    SourceLimits,
     StoredResponse,
     Tls,
 )
-from gateway.rules.schema_reader import NameRef, ParsedMapping
+from gateway.rules.schema_reader import NameRef, ParsedMapping, without_values
 from gateway.rules.templates import Template
 from gateway.verify.presets import PresetResponse
 from gateway.verify.verifier import Verifier
@@ -32,11 +33,14 @@ def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
     return Source(
         name=name,
         path=path_of(name, read),
+        masked_path=_masked_path(read),
         verifier=verifier,
         topic=read.values.get("topic"),
         dedupe=read.values.get("dedupe", verifier.dedupe),
         split=_split(read.values.get("split"), verifier.split),
         response=_response(read.values.get("respond"), verifier.response),
+        allow_from=read.values.get("allow_from"),
+        limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),
         **expressions,
     )
 
@@ -130,3 +134,14 @@ def names_of(route: ParsedMapping, key: str) -> tuple[str, ...]:
 
 def path_of(name: str, source: ParsedMapping) -> str:
     return str(source.values.get("path", f"/in/{name}"))
+
+
+def shown_path_of(name: str, source: ParsedMapping) -> str:
+    """Return a source's path for people: without the values of references, which may be secrets."""
+    return _masked_path(source) or path_of(name, source)
+
+
+def _masked_path(source: ParsedMapping) -> str | None:
+    node = source.node.child("path")
+    is_secret = node is not None and isinstance(node.value, str) and "${" in node.value
+    return without_values(node.value) if node is not None and is_secret else None

@@ -8,12 +8,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from gateway.model import RulesError
-from gateway.rules.build import destination_of, names_of, path_of, route_of, source_of
+from gateway.rules.build import destination_of, names_of, path_of, route_of, shown_path_of, source_of
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
@@ -161,6 +161,7 @@ class _Assembly:
         self.routes: dict[str, ParsedMapping] = {}
         self.locations: dict[tuple[str, str], tuple[Node, str]] = {}
         self.egress = Egress()
+        self.trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
         self.tls: dict[str, Tls] = {}
 
     def rules(self, now: float) -> Rules | None:
@@ -194,6 +195,7 @@ class _Assembly:
             },
             routes=routes,
             egress=self.egress,
+            trusted_proxies=self.trusted_proxies,
             table=RouteTable(routes.values()),
             files=tuple(self.reader.files),
             warnings=tuple(map(str, sorted(self.reader.problems))),
@@ -221,6 +223,15 @@ class _Assembly:
                 is_private_allowed=egress.values.get("private", "allow") == "allow",
                 allow=egress.values.get("allow", ()),
             )
+        if ingress := file.values.get("ingress"):
+            self._collect_ingress(ingress)
+
+    def _collect_ingress(self, read: ParsedMapping) -> None:
+        self.trusted_proxies = read.values.get("trusted_proxies", ())
+        for network, node in zip(self.trusted_proxies, _items(read.node.child("trusted_proxies")), strict=False):
+            if not network.prefixlen:
+                message = "expected the networks of proxies, got every address: any client may say where it is"
+                self.reader.report(node, "weak", message, severity="warning")
 
     def _collect_providers(self, file: ParsedMapping) -> None:
         for name, preset in file.values.get("providers", {}).items():
@@ -261,8 +272,8 @@ class _Assembly:
 
     def _check_paths(self) -> None:
         for name, read in self.sources.items():
-            path = path_of(name, read)
-            self._claim("path", path, f"source at {path}", read.node.child("path") or read.node)
+            shown = f"source at {shown_path_of(name, read)}"
+            self._claim("path", path_of(name, read), shown, read.node.child("path") or read.node)
 
     def _verifier(self, name: str, read: ParsedMapping) -> Verifier | None:
         config = read.values.get("verify")
@@ -277,7 +288,9 @@ class _Assembly:
             self.is_complete = False
             return None
         if verifier.scheme == "none":
-            message = f"expected a scheme that verifies, got none: anybody who reaches {path_of(name, read)} can send"
+            message = (
+                f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
+            )
             self.reader.report(node, "unverified", message, severity="warning")
         return verifier
 
@@ -367,6 +380,7 @@ class _Assembly:
             if verifier:
                 verify = self.sources[name].node.value["verify"]
                 self.reader.locate(verify, verifier.warnings, code="weak", severity="warning")
+            self._warn_of_weak_path(self.sources[name].node.child("path"))
         for read in self.destinations.values():
             if sign := read.values.get("sign"):
                 for key, node in zip(sign.values["secrets"], sign.node.value["secrets"].value, strict=True):
@@ -398,6 +412,16 @@ class _Assembly:
             message = "expected a secret that hasn't ended, got none: every request is refused"
             ended = [((key,), message) for key in ended_lists(verifier.terms, now)]
             self.reader.locate(verify, ended, code="ended", severity="warning")
+
+    def _warn_of_weak_path(self, node: Node | None) -> None:
+        if node is None or node in self.reader.unresolved or self.reader.secret_lengths.get(node, WEAK) >= WEAK:
+            return
+        message = f"expected a secret of at least {WEAK} characters, got a shorter one, which can be guessed"
+        self.reader.report(node, "weak", message, severity="warning")
+
+
+def _items(node: Node | None) -> Sequence[Node]:
+    return node.value if node is not None and isinstance(node.value, list) else ()
 
 
 def _is_in_the_clear(url: str) -> bool:

@@ -77,23 +77,41 @@ class StoredResponse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceLimits:
+    """What a source may send to one process of the ingress; None is no limit of its own.
+
+    `body` is in bytes, `rate` in verified requests a second, `concurrent` the verified requests in progress.
+    """
+
+    body: int | None = None
+    rate: float | None = None
+    concurrent: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A sender: where it posts, how it is verified, what identifies an event.
 
     `topic` is None for the default topic of the source's name. The expressions default to the scheme's. `dedupe` is for
     how many seconds an identity is remembered; None if duplicates are delivered. `response` is None for a 202.
+    `path` may be a secret: `shown_path` is for people, and for telemetry. `allow_from` are the networks of its clients,
+    none of them IPv4-mapped; None if it takes requests from anywhere.
     `split` is the path of the list of events in a body; None if a request is one event.
     """
 
     name: str
-    path: str
+    path: str = field(repr=False)
     verifier: Verifier
+    masked_path: str | None = field(default=None, compare=False)
+    """`path` as the rules have it, if it has references."""
     id: Expression | None = None
     type: Expression | None = None
     key: Expression | None = None
     topic: str | None = None
     dedupe: float | None = None
     response: StoredResponse | None = None
+    allow_from: tuple[IPv4Network | IPv6Network, ...] | None = None
+    limits: SourceLimits = SourceLimits()
     split: tuple[str, ...] | None = None
 
     @property
@@ -101,6 +119,11 @@ class Source:
         """Return until when each of its secrets verifies, if there are several, or one that ends; else nothing."""
         ends = [term.until for term in self.verifier.terms]
         return ends if len(ends) > 1 or any(map(isfinite, ends)) else ()
+
+    @property
+    def shown_path(self) -> str:
+        """Return the path without the values of references."""
+        return self.path if self.masked_path is None else self.masked_path
 
 
 class TokenEndpointAuthMethod(StrEnum):
@@ -243,6 +266,8 @@ class Rules:
     table: RouteTable[Route]
     files: tuple[Path, ...]
     """Files to watch: rule files, files of secrets, and folders of include patterns. A reload is due if one changes."""
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks of the proxies whose `X-Forwarded-For` counts."""
     warnings: tuple[str, ...] = ()
     secret_values: frozenset[str] = field(default=frozenset(), repr=False)
     """The substituted values of `${…}` references, which are treated as secrets."""

@@ -13,7 +13,6 @@ from gateway.rules.value_kinds import (
     _CREDENTIAL,
     _PASSWORD,
     _PATH,
-    _RATE,
     _RESULTS,
     _SCOPE,
     _SPLIT,
@@ -26,7 +25,10 @@ from gateway.rules.value_kinds import (
     HEADER,
     NAME,
     NAME_REF,
+    PEER_NETWORK,
     PEM,
+    RATE,
+    SIZE,
     TEXT,
     URL,
     Key,
@@ -44,14 +46,12 @@ from gateway.rules.value_kinds import (
     _result,
     _signing_secret,
     _stored_status,
-    _text,
     choice,
     duration,
     integer,
     matching,
     number,
     or_off,
-    parse_rate,
     path,
     pattern,
     provider,
@@ -239,7 +239,7 @@ DESTINATION_KEYS = (
     ),
     Key(
         name="rate",
-        kind=Scalar("a rate such as 100/s, 10/m or 5/h", lambda value: parse_rate(_text(value)), pattern(_RATE)),
+        kind=RATE,
         about="Maximum rate of requests, over the whole fleet: 100/s, 10/m, 5/h. Without it there is no limit.",
     ),
 )
@@ -282,14 +282,32 @@ RESPOND = MappingKind(
         ),
     ),
 )
+LIMITS = MappingKind(
+    name="limits",
+    about="What a source may send to each process of the ingress.",
+    keys=(
+        Key(name="body", kind=SIZE, about="Maximum size of a body, as it comes: 256KiB. Beyond it: 413."),
+        Key(
+            name="rate",
+            kind=RATE,
+            about="Maximum rate of verified requests, in each process: 100/s, 10/m, 5/h. Beyond it: 429.",
+        ),
+        Key(
+            name="concurrent",
+            kind=integer(1, 100_000),
+            about="Maximum verified requests in progress at a time, in each process. Beyond it: 503.",
+        ),
+    ),
+)
 SOURCE = MappingKind(
     name="source",
     about="A sender: where it posts, how it is verified, what identifies an event.",
     keys=(
         Key(
             name="path",
-            kind=Scalar("an absolute path without a query, such as /in/github", path, pattern(_PATH)),
-            about="Where the sender posts. Without it, /in/ and the source's name.",
+            kind=Scalar("an absolute path without a query, such as /in/github", path, pattern(_PATH), unresolved=str),
+            about="Where the sender posts. Without it, /in/ and the source's name. The value of a reference in it is "
+            "a secret, and not shown.",
         ),
         Key(
             name="verify",
@@ -317,6 +335,12 @@ SOURCE = MappingKind(
             about="For how long events with the same identity and content aren't delivered again; "
             "or off. Default: 1h for providers that redeliver automatically, else off.",
         ),
+        Key(
+            name="allow_from",
+            kind=Several("a list of addresses or networks", PEER_NETWORK),
+            about="The only addresses and networks that may send; others get 403. Behind proxies see `ingress`.",
+        ),
+        Key(name="limits", kind=LIMITS, about=LIMITS.about),
         Key(
             name="split",
             kind=Scalar("body, body.PATH or off", matching(_SPLIT), pattern(_SPLIT)),
@@ -461,6 +485,17 @@ EGRESS = MappingKind(
         ),
     ),
 )
+INGRESS = MappingKind(
+    name="ingress",
+    about="What is in front of the gateway.",
+    keys=(
+        Key(
+            name="trusted_proxies",
+            kind=Several("a list of addresses or networks", PEER_NETWORK, may_be_empty=True),
+            about="Addresses and networks of the proxies whose X-Forwarded-For says where a request is from.",
+        ),
+    ),
+)
 PROVIDER = Tree(
     "a mapping with `verify`, as in a source, but for the secrets",
     dict,
@@ -490,6 +525,7 @@ ROOT = MappingKind(
         Key(name="version", kind=_VERSION_KIND, about="The version of this format.", is_required=True),
         *INCLUDED_KEYS,
         Key(name="egress", kind=EGRESS, about=EGRESS.about),
+        Key(name="ingress", kind=INGRESS, about=INGRESS.about),
     ),
 )
 INCLUDED = MappingKind(

@@ -17,6 +17,7 @@ MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{\{|\$\{([^}]*)\}?")
+_DEFAULT = re.compile(r":-[^}]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 # Stands for the value of a key with a problem, or with an unresolved reference: as if it weren't written.
@@ -53,6 +54,8 @@ class SchemaReader:
         self.unresolved: set[Node] = set()
         self.secret_values: set[str] = set()
         """The values of references, except for defaults, which are written in the file."""
+        self.secret_lengths: dict[Node, int] = {}
+        """Characters of these values in a text, together."""
 
     @property
     def has_errors(self) -> bool:
@@ -86,8 +89,11 @@ class SchemaReader:
             if value is None:
                 is_whole = False
                 return found[0]
-            if value and value != found[1].partition(":-")[2]:
-                self.secret_values.add(value)
+            _, has_default, default = found[1].partition(":-")
+            if not has_default or value != default:
+                self.secret_lengths[node] = self.secret_lengths.get(node, 0) + len(value)
+                if value:
+                    self.secret_values.add(value)
             return value
 
         resolved = _REFERENCE.sub(replace, written)
@@ -265,6 +271,11 @@ class SchemaReader:
                 continue  # the placeholder is at fault
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
             self.report(location, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
+
+
+def without_values(written: str) -> str:
+    """Return a text with its references instead of their values; a default, which may be one, as `***`."""
+    return _REFERENCE.sub(lambda found: _DEFAULT.sub(":-***", found[0]) if found[1] else found[0], written)
 
 
 def _content(path: Path) -> str:

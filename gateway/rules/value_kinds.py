@@ -131,6 +131,9 @@ _STATUS = re.compile(r"[345]\d\d", re.ASCII)
 _RESERVED_PATHS = frozenset({"/healthz"})
 _RESULTS = ("3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "transport", "auth", "egress_refused")
 _PER = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZE = re.compile(r"(\d{1,6})(B|KiB|MiB)", re.ASCII)
+_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+_MAPPED = 96  # bits of the prefix ::ffff:0:0/96
 
 
 def parse_rate(text: str) -> float:
@@ -259,6 +262,25 @@ def _network(value: object) -> IPv4Network | IPv6Network:
         raise ValueError from None  # its own message says the same
 
 
+def _peer_network(value: object) -> IPv4Network | IPv6Network:
+    """Return a network of peers; an IPv4-mapped one (RFC 4291, section 2.5.5.2) as IPv4, as their addresses are."""
+    if "%" in _text(value):
+        raise ValueError  # a zone is meaningless on other machines
+    network = _network(value)
+    if isinstance(network, IPv6Network) and network.prefixlen >= _MAPPED:
+        mapped = network.network_address.ipv4_mapped
+        return network if mapped is None else IPv4Network((mapped, network.prefixlen - _MAPPED))
+    return network
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes of `512B`, `256KiB` or `1MiB`. Raises ValueError."""
+    found = _SIZE.fullmatch(text)
+    if not found or not int(found[1]):
+        raise ValueError
+    return int(found[1]) * _BYTES[found[2]]
+
+
 def _result(value: object) -> str:
     if value not in _RESULTS and not _STATUS.fullmatch(_text(value)):
         raise ValueError
@@ -377,6 +399,11 @@ URL = Scalar(
 )
 HEADER = Scalar("a header's name, such as X-Team", _header, pattern(TOKEN))
 DURATION_STEP = duration(0.1, 30 * 86400)
+RATE = Scalar("a rate such as 100/s, 10/m or 5/h", lambda value: parse_rate(_text(value)), pattern(_RATE))
+SIZE = Scalar("a size such as 512B, 256KiB or 1MiB", lambda value: parse_size(_text(value)), pattern(_SIZE))
+PEER_NETWORK = Scalar(
+    "an address or a network such as 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32", _peer_network, {"type": "string"}
+)
 
 
 def secret(expected: str, pattern: re.Pattern[str]) -> Scalar:

@@ -118,6 +118,7 @@ def changes(old: Rules, new: Rules) -> Changes:
                 if name in before and before[name] != after[name]
             ]
             + ([] if old.egress == new.egress else [f"egress: {_keys(old.egress, new.egress)}"])
+            + ([] if old.trusted_proxies == new.trusted_proxies else ["ingress: trusted_proxies"])
         ),
         removed=tuple(
             [f"{what} {name}" for what, before, after in _kinds(old, new) for name in before if name not in after]

@@ -37,17 +37,22 @@ RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
 
 # Closed sets. A reason or status that isn't here is counted, too, but its series appears with its first increment,
 # which `increase()` misses.
-STATUSES = ("200", "201", "202", "204", "400", "401", "404", "405", "408", "413", "431", "499", "500", "501", "503")
+STATUSES = (
+    *("200", "201", "202", "204", "400", "401", "403", "404", "405", "408", "413", "429", "431", "499"),
+    *("500", "501", "503"),
+)
 REJECTIONS = (
-    "batch_too_large",
+    "address_refused",
     "bad_credentials",
     "bad_handshake",
     "bad_key",
     "bad_signature",
+    "batch_too_large",
     "bodies_held_open",
     "body_not_json",
     "body_slow",
     "body_too_large",
+    "concurrency_limited",
     "crowded_out",
     "disconnected",
     "draining",
@@ -66,6 +71,7 @@ REJECTIONS = (
     "missing_signature",
     "missing_timestamp",
     "overloaded",
+    "rate_limited",
     "repeated_header",
     "stale_timestamp",
     "transfer_coding",

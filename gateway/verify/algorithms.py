@@ -60,10 +60,17 @@ class Hmac:
         return len(candidate) == self.length
 
     def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[bytes] | None:
-        signed = message(b"")
+        return self.match_string(candidates, message(b""), content)
+
+    def match_string(self, candidates: Sequence[bytes], signed: bytes, content: Content) -> Held[bytes] | None:
+        """Do what `match` does, with the message itself: on the path of most events."""
         matched: Held[bytes] | None = None
         for held in self.keys.at(content.now):
-            if _any_is(self._signature(held.key, signed, content), candidates):
+            expected = self._signature(held.key, signed, content)
+            is_matched = False
+            for candidate in candidates:  # all of them: the time taken doesn't depend on which one matches
+                is_matched |= hmac.compare_digest(candidate, expected)
+            if is_matched:
                 matched = matched or held
         return matched
 

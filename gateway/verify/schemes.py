@@ -197,6 +197,7 @@ def _build(
         dedupe=preset.dedupe,
         response=preset.response,
         split=preset.split,
+        fetches_keys=any({"key_url", "key_set", "topics"} & way.values.keys() for way in used),
         warnings=_weaknesses(preset, ways, given),
     )
 

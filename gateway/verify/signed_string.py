@@ -84,12 +84,19 @@ class SignedString:
     is_body_alone: bool = field(init=False)
     _headers: tuple[bytes, ...] = field(init=False)
     _has_form: bool = field(init=False)
+    is_simple: bool = field(init=False)
+    """Whether `join` is enough: nothing but the timestamp and the body."""
+    needs_head: bool = field(init=False)
+    """Whether `check_head` checks anything."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_body_alone", self.parts == (BODY,))
         named = [part.name for part in self.parts if isinstance(part, Part) and part.kind == "header"]
         object.__setattr__(self, "_headers", tuple(named))
         object.__setattr__(self, "_has_form", self.has("form"))
+        is_simple = all(isinstance(part, bytes) or part in {TIMESTAMP, BODY} for part in self.parts)
+        object.__setattr__(self, "is_simple", is_simple)
+        object.__setattr__(self, "needs_head", bool(named) or self._has_form)
 
     @property
     def covers_body(self) -> bool:
@@ -120,6 +127,12 @@ class SignedString:
             only(head, name)
         if self._has_form:
             require_form(head)
+
+    def join(self, stamp: bytes, body: bytes) -> bytes:
+        """Return the string that `is_simple`."""
+        return b"".join(
+            [part if isinstance(part, bytes) else body if part.kind == "body" else stamp for part in self.parts]
+        )
 
     def render(self, given: "SigningInput") -> bytes:
         """Return the string for a request. Raises RefusedError if a part of it is missing."""

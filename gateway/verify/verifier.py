@@ -33,8 +33,9 @@ class Verifier:
     identity's place for each of the checks, since each signing method covers other headers.
     The headers (lower-case names) and query parameters that carry a credential must go no further than the ingress.
     `dedupe` is for how many seconds a repeated event should be treated as a duplicate; None if the provider never
-    redelivers automatically. `terms` are those of the source's secrets, then of its public keys. `warnings` are what
-    makes it weaker than it looks: the path below `verify`, and the text.
+    redelivers automatically. `terms` are those of the source's secrets, then of its public keys. With `fetches_keys`, a
+    request may need a key that has to be fetched. `warnings` are what makes it weaker than it looks: the path below
+    `verify`, and the text.
     """
 
     scheme: str
@@ -51,6 +52,7 @@ class Verifier:
     response: PresetResponse | None = None
     split: tuple[str, ...] | None = None
     terms: tuple[Term, ...] = field(default=(), repr=False)
+    fetches_keys: bool = False
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
     _results: tuple[Mapping[int | None, Verified], ...] = field(init=False, compare=False, repr=False)
     """For each check, by the place of the secret: what a request is verified by. Made once, for all requests."""

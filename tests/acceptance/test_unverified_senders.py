@@ -50,6 +50,57 @@ async def test_bodies_that_are_held_open_delay_and_refuse_nobody(
     pytest.fail("; ".join(pairs))
 
 
+@pytest.mark.timeout(200)
+async def test_a_flood_beside_a_real_sender_at_its_rate_loses_nothing_of_it(
+    embedded_place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    """Forged requests come several times as often as the source may send, and as many as it may have are held open."""
+    rate, seconds, connections = (200, 30.0, 32) if is_full else (100, 4.0, 32)
+    limits = f"limits: {{{{rate: {rate}/s, concurrent: {connections}, body: 8KiB}}}}"
+    async with AsyncExitStack() as stack:
+        sink = await stack.enter_async_context(Sink(200))
+        rules = RULES.replace("github: {{verify", f"github: {{{{{limits}, verify").format(
+            first=sink.url, second=sink.url
+        )
+        gateway = GatewayProcess(folder, rules=rules, log=embedded_place.url, prefix=embedded_place.prefix)
+        await stack.enter_async_context(gateway)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        flood = [
+            *[tasks.create_task(_hold_open(gateway.port, 500, length=8_000)) for _ in range(2 * connections)],
+            *[tasks.create_task(_forge(gateway.port)) for _ in range(16)],
+        ]
+        load = Load(gateway.port, rate=rate, size=SIZE, connections=connections)
+        await load.send_for(seconds)
+        metrics = await gateway.metrics()
+        for task in flood:
+            task.cancel()
+        beyond = Load(gateway.port, rate=4 * rate, size=SIZE, connections=connections, first=1_000_000)
+        await beyond.send_for(3.0)
+    forged = metrics.sum("gateway_rejected_total", source="github", reason="bad_signature")
+    report(f"{load.acknowledged_count} of {len(load.answers)} acknowledged at {rate}/s, beside {forged:g} forged")
+    assert load.statuses().keys() == {202}, gateway.story()
+    assert load.acknowledged_count > 0.5 * rate * seconds
+    assert forged > 2 * load.acknowledged_count
+    assert 429 in beyond.statuses(), "the limit is in force, for a sender that does send more"
+    assert beyond.acknowledged_count < rate * (3.0 + 2.0)
+
+
+async def _forge(port: int) -> None:
+    """Send complete requests with a forged signature, one after another."""
+    while True:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                while True:
+                    writer.write(FORGED.replace(b"900000", b"2") + b"{}")
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+                    await reader.readexactly(int(length))
+                    await asyncio.sleep(0.01)
+            finally:
+                writer.close()
+
+
 class Answers(NamedTuple):
     """What good senders got, each a 202: the 99th percentile of the seconds to an answer, and the answers a second."""
 
@@ -80,13 +131,13 @@ async def _answers(place: LogPlace, folder: Path, rate: float, seconds: float, *
     return Answers(times[int(0.99 * (len(times) - 1))], len(times) / ((1 - WARM_UP) * seconds))
 
 
-async def _hold_open(port: int, size: int) -> None:
+async def _hold_open(port: int, size: int, *, length: int = 900_000) -> None:
     while True:
         began = monotonic()
         with suppress(OSError, asyncio.IncompleteReadError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(FORGED + b"x" * size)
+                writer.write(FORGED.replace(b"900000", b"%d" % length) + b"x" * size)
                 await reader.readuntil(b"\r\n\r\n")
             finally:
                 writer.close()

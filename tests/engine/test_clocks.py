@@ -1,17 +1,19 @@
 """Processes with wrong clocks: due times, ages and ends follow the log's clock alone; in virtual time."""
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import pytest
 from typing_extensions import override
 
 from gateway.client.request import Outbound
+from gateway.log.records import encode_delivery
 from gateway.log.topics import TIERS
-from gateway.model import Attempt
-from tests.builders import a_policy, a_route
-from tests.engine.test_worker import TOPICS, Answer, ScriptedClient, a_world, events, running, virtual
+from gateway.model import NO_METADATA, Attempt
+from tests.builders import a_delivery, a_policy, a_route
+from tests.engine.test_worker import EVENTS, TOPICS, Answer, ScriptedClient, a_world, events, running, virtual
+from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
 
 HOUR = 3600.0
@@ -30,6 +32,23 @@ class OffClient(ScriptedClient):
     async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
         attempt = await super().attempt(outbound, timeout=timeout, number=number)
         return replace(attempt, at=attempt.at + self._ahead + self._drift * (now() - self._began))
+
+
+@dataclass
+class MachineClock:
+    ahead: float = HOUR
+
+
+class UnsynchronizedLog(MemoryLog):
+    """Doesn't know the brokers' time, until a test says so: its machine's clock is ahead."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        super().__init__(now=now)
+        self.clock = MachineClock()
+
+    @override
+    def now(self) -> float:
+        return now() + self.clock.ahead
 
 
 @pytest.mark.parametrize("ahead", [-HOUR, -16 * 60.0, 16 * 60.0, HOUR])
@@ -62,3 +81,33 @@ async def test_successors_date_attempts_by_the_logs_clock() -> None:
     times = {(each.number, each.at) for stored in told for each in stored.delivery.attempts}
     assert [number for number, _ in sorted(times)] == [1, 2, 3]
     assert [at for _, at in sorted(times)] == pytest.approx(world.client.at, abs=0.01)
+
+
+@virtual
+async def test_a_wait_in_memory_ends_in_time_though_the_clock_is_set_back() -> None:
+    """A process with a clock that is ahead waits for a retry, then learns the brokers' time."""
+    world = await a_world(a_route(retry=a_policy(schedule=(3.0,), max_age=3 * HOUR)), ci=[503, 200])
+    world.log = log = UnsynchronizedLog(now=now)
+    await log.create(TOPICS.specs([EVENTS], world.rules.ordered))
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(1.0)
+        log.clock.ahead = 0.0
+        await asyncio.sleep(5.0)
+    assert [number for _, _, number in world.client.made] == [1, 2]
+    assert 2.9 < world.client.at[1] - world.client.at[0] < 3.5
+
+
+@virtual
+async def test_a_retry_that_a_clock_ahead_has_stored_waits_where_a_kick_finds_it() -> None:
+    world = await a_world(a_route())
+    delivery = replace(a_delivery(event=events(1)[0]), due=now() + HOUR + 5.0, successor=1)
+    await world.log.append(
+        TOPICS.retry("5s"),
+        key=b"ci",
+        value=delivery.event.body,
+        headers=encode_delivery(delivery, NO_METADATA, at=now() + HOUR),
+    )
+    async with running(world):
+        await asyncio.sleep(11.0)
+        assert len(world.stored(TOPICS.retry("20m"))) == 1

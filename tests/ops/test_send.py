@@ -115,6 +115,15 @@ def test_a_url_without_a_path_gets_the_sources(rules: Path) -> None:
     assert str(signed(rules, "query", url="http://h/x?a=1").url) == "http://h/x?a=1&key=a%20b%26c"
 
 
+def test_a_secret_path_is_used_or_asked_for(rules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules.write_text(RULES.replace("/in/billing", "'/in/${HOOK}'"))
+    with pytest.raises(UsageError, match=r"^--url: expected one with a path, as /in/\$\{HOOK\} isn't known here, got"):
+        signed(rules, "stripe")
+    assert str(signed(rules, "stripe", url="http://h/x").url) == "http://h/x"
+    monkeypatch.setenv("HOOK", "of-billing")
+    assert str(signed(rules, "stripe").url) == "http://127.0.0.1:8080/in/of-billing"
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "ftp://127.0.0.1/", "http://", "http://[::1/"])
 def test_an_invalid_url_is_reported(rules: Path, url: str) -> None:
     with pytest.raises(UsageError, match=r"^--url: expected http://host:port/path, got "):

@@ -944,6 +944,9 @@ def test_refusals_that_anybody_can_cause_are_reported_but_not_wrong(reason: str)
         ("stale_timestamp", 10, 10.0, 11, 100.0),
         ("overloaded", 10, 10.0, 11, 100.0),
         ("bodies_held_open", 10, 10.0, 11, 100.0),
+        ("rate_limited", 10, 10.0, 11, 100.0),
+        ("concurrency_limited", 10, 10.0, 11, 100.0),
+        ("address_refused", 40, 100.0, 51, 100.0),
         ("missing_signature", 40, 100.0, 51, 100.0),
         ("malformed_signature", 10, 10.0, 11, 20.0),
         ("body_too_large", 40, 100.0, 51, 100.0),
@@ -966,7 +969,9 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
     steps = {reason: "\n".join(refusal_of(reason).steps) for reason in REJECTIONS}
     assert [reason for reason, told in steps.items() if "secret" in told] == ["bad_credentials", "bad_signature"]
     explained = {reason for reason, told in steps.items() if "gateway explain {name}" in told}
-    assert explained == {*Reason, "body_not_json", "expression_error"}
+    limited = {"address_refused", "rate_limited", "concurrency_limited", "body_too_large"}
+    batches = {"malformed_batch", "batch_too_large"}
+    assert explained == {*Reason, *limited, *batches, "body_not_json", "expression_error"}
     assert not [reason for reason in REJECTIONS if refusal_of(reason) is refusal_of("of a newer version")]
     (found,) = _refused("of a newer version", 50, 50.0)
     assert (found.needs_attention, found.next) == (

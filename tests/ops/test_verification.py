@@ -29,6 +29,11 @@ sources:
     verify:
       scheme: github
       secrets: ["${NEW}", {secret: "${OLD:-a-default-secret-of-old}", until: 2027-01-31}]
+  hidden:
+    path: /in/hidden/${NEW}
+    verify: {scheme: none}
+    allow_from: [192.0.2.0/24, 198.51.100.7]
+    limits: {body: 256KiB, rate: 30/m, concurrent: 20}
 """
 MORE = """
 sources:
@@ -93,3 +98,28 @@ def test_a_sources_verification_is_shown_with_its_secrets_references_not_values(
     assert "sha256 signature in the header X-Hub-Signature-256\n  1 secret: ${GITHUB}\n" in told["github"]
     assert "(in Stripe-Signature) at most 1h from now\n" in told["stripe"]
     assert f"verify stripe  {tmp_path / 'more' / 'team.yaml'}:5" in told["stripe"]
+
+
+@pytest.mark.parametrize("secret", ["the-path-s-secret", None])
+def test_a_secret_path_is_shown_by_its_reference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, secret: str | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    file = tmp_path / "routes.yaml"
+    file.write_text(RULES)
+    rules = load_rules(file, environ={} if secret is None else {"NEW": secret}, resolve=False)
+    source = rules.sources["hidden"]
+    verification = verification_of(rules.files, source)
+    print_source(Output(json=False), source, verification, [])
+    told = capsys.readouterr().out
+    assert told.startswith("source hidden  path /in/hidden/${NEW}\n")
+    assert "\nallow_from 192.0.2.0/24, 198.51.100.7/32\n" in told
+    limits = "bodies of at most 262,144 bytes, 0.5 verified requests a second, 20 of them in progress"
+    assert f"\nlimits in each process: {limits}\n" in told
+    fields = source_fields(source, verification, [])
+    assert fields["path"] == "/in/hidden/${NEW}"
+    assert fields["allow_from"] == ["192.0.2.0/24", "198.51.100.7/32"]
+    assert fields["limits"] == {"body_bytes": 262_144, "rate_per_second": 0.5, "concurrent": 20}
+    assert "the-path" not in told + str(fields) + repr(source)
+    others = source_fields(rules.sources["open"], verification, [])
+    assert others.keys().isdisjoint({"allow_from", "limits"})

@@ -16,7 +16,7 @@ from gateway.model import Disposition, RefusedError, RetryPolicy, RulesError
 from gateway.rules.conditions import parse_condition
 from gateway.rules.expressions import Expression
 from gateway.rules.load import InvalidRulesError, check_rules, load_rules
-from gateway.rules.rules import Destination, Egress, RequestTemplate, Rules
+from gateway.rules.rules import Destination, Egress, RequestTemplate, Rules, SourceLimits
 from gateway.rules.templates import Template
 from gateway.rules.yaml_document import Problem
 from gateway.verify.request import Request
@@ -798,6 +798,135 @@ def test_rules_that_hang_on_an_unresolved_reference_are_none_without_an_error(tm
     assert [problem.severity for problem in found] == ["warning"]
     with pytest.raises(InvalidRulesError, match="environment variable NAME"):
         load_rules(path, environ={}, resolve=False)
+
+
+PATHS = """
+version: 1
+sources:
+  crm: {path: "/in/${A}", verify: {scheme: none}}
+  erp: {path: "/in/${B:-default}", verify: {scheme: none}}
+  shop: {path: "/in/shop", verify: {scheme: none}}
+destinations: {ci: {url: "https://x"}}
+routes: [{name: all, from: [crm, erp, shop], to: ci}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"A": "s3cret", "B": "s3cret"}, "duplicate source at /in/${B:-***}, first defined at"),
+        ({"A": "shop"}, "duplicate source at /in/shop, first defined at"),
+        ({"A": "s3cret?"}, "expected an absolute path without a query, such as /in/github, got '/in/${A}'"),
+        ({"A": "s3cret", "B": "s3cret %"}, "such as /in/github, got '/in/${B:-default}'"),
+        ({"A": "s3cret"}, "anybody who reaches /in/${A} can send"),
+    ],
+)
+def test_a_secret_path_is_in_no_message(tmp_path: Path, environ: Mapping[str, str], expected: str) -> None:
+    found = problems(tmp_path, PATHS, environ)
+    assert any(expected in line for line in found), found
+    assert "s3cret" not in str(found)
+
+
+def test_a_path_with_references_is_shown_as_it_is_written(tmp_path: Path) -> None:
+    rules = load(tmp_path, PATHS, {"A": "s3cret"})
+    paths = {name: (source.path, source.shown_path) for name, source in rules.sources.items()}
+    assert paths == {
+        "crm": ("/in/s3cret", "/in/${A}"),
+        "erp": ("/in/default", "/in/${B:-***}"),
+        "shop": ("/in/shop", "/in/shop"),
+    }
+    assert "s3cret" not in repr(rules.sources)
+    assert "s3cret" not in str(rules.warnings)
+
+
+def test_unresolved_paths_are_different_ones(tmp_path: Path) -> None:
+    path = tmp_path / "routes.yaml"
+    path.write_text(PATHS.replace("/in/shop", "/in/crm").replace(":-default", ""))
+    rules, found = check_rules(path, environ={})
+    assert rules is not None, found
+    assert [source.shown_path for source in rules.sources.values()] == ["/in/${A}", "/in/${B}", "/in/crm"]
+
+
+@pytest.mark.parametrize(
+    ("path", "is_short"),
+    [
+        ("/in/${SHORT}", True),
+        ("/in/${LONG}", False),
+        ("/in/${SHORT}/${SHORT}", False),  # both have to be guessed
+        ("/in/${SHORT:-other}", True),
+        ("/in/${EMPTY}", True),
+        ("/in/${EMPTY:-other}", False),
+        ("/in/${UNSET:-other}", False),  # it is in the file: no secret
+        ("/in/${UNSET}", False),
+        ("/in/${SHORT}/${UNSET}", False),  # not known here
+        ("/in/crm", False),
+    ],
+)
+def test_a_short_secret_in_a_path_is_a_warning(tmp_path: Path, path: str, *, is_short: bool) -> None:
+    file = tmp_path / "routes.yaml"
+    file.write_text(PATHS.replace("/in/${A}", path))
+    _, found = check_rules(file, environ={"EMPTY": "", "SHORT": "fifteen-letters", "LONG": "sixteen-letters."})
+    message = "expected a secret of at least 16 characters, got a shorter one, which can be guessed"
+    weak = [(problem.path, problem.message) for problem in found if problem.code == "weak"]
+    assert weak == ([("sources.crm.path", message)] if is_short else [])
+
+
+DEMANDS = """
+version: 1
+ingress: {trusted_proxies: ["::ffff:10.1.0.0/112", "fd00::/8"]}
+sources:
+  shop:
+    verify: {scheme: none}
+    allow_from: [192.0.2.0/24, 198.51.100.7, "2001:db8::/32", "::ffff:10.0.0.0/104", "::ffff:192.0.2.9", "::/0", "${A}"]
+    limits: {body: 3MiB, rate: 30/m, concurrent: 7}
+  open: {verify: {scheme: none}}
+"""
+
+
+def test_who_may_send_and_how_much(tmp_path: Path) -> None:
+    rules = load(tmp_path, DEMANDS, {"A": "203.0.113.7"})
+    shop, public = rules.sources["shop"], rules.sources["open"]
+    assert shop.allow_from is not None
+    assert list(map(str, shop.allow_from)) == [
+        *("192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32", "10.0.0.0/8", "192.0.2.9/32", "::/0", "203.0.113.7/32"),
+    ]
+    assert shop.limits == SourceLimits(body=3 << 20, rate=0.5, concurrent=7)
+    assert list(map(str, rules.trusted_proxies)) == ["10.1.0.0/16", "fd00::/8"]
+    assert (public.allow_from, public.limits) == (None, SourceLimits())
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (
+            "allow_from: [10.0.0.1/8]",
+            "allow_from[0]: expected an address or a network such as 192.0.2.7, 10.0.0.0/8 or",
+        ),
+        ("allow_from: ['fe80::1%eth0']", "allow_from[0]: expected an address or a network"),
+        ("allow_from: [hooks.example.com]", "allow_from[0]: expected an address or a network"),
+        ("allow_from: []", "allow_from: expected a list of addresses or networks, with at least one item"),
+        ("limits: {body: 0B}", "limits.body: expected a size such as 512B, 256KiB or 1MiB, got '0B'"),
+        ("limits: {body: 256}", "limits.body: expected a size such as 512B, 256KiB or 1MiB, got 256"),
+        ("limits: {rate: 0/s}", "limits.rate: expected a rate such as 100/s, 10/m or 5/h, got '0/s'"),
+        ("limits: {concurrent: 0}", "limits.concurrent: expected an integer from 1 to 100000, got 0"),
+        ("limits: {concurrency: 5}", "limits.concurrency: unknown key 'concurrency', did you mean 'concurrent'?"),
+    ],
+)
+def test_a_demand_that_cannot_be_met_is_reported_with_its_place(tmp_path: Path, written: str, expected: str) -> None:
+    found = problems(tmp_path, PATHS.replace('path: "/in/shop"', written), {"A": "a"})
+    assert any(f": sources.shop.{expected}" in line for line in found), found
+
+
+def test_proxies_that_are_everybody_are_a_warning(tmp_path: Path) -> None:
+    text = PATHS + "ingress: {trusted_proxies: [10.0.0.0/8, 0.0.0.0/0, '::/0']}\n"
+    message = "expected the networks of proxies, got every address: any client may say where it is"
+    found = [line.partition(": ")[2] for line in problems(tmp_path, text, {"A": "a" * 16}) if "proxies" in line]
+    assert found == [f"ingress.trusted_proxies[{number}]: {message}" for number in (1, 2)]
+
+
+def test_an_included_file_has_no_say_about_proxies(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("ingress: {trusted_proxies: [0.0.0.0/0]}\n")
+    assert problems(tmp_path, GOOD + "include: a.yaml\n") == ["a.yaml:1:1: ingress: unknown key 'ingress'"]
 
 
 def test_a_value_that_came_from_a_reference_is_never_shown(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ EXAMPLE = """
 version: 1
 include: routes.d/*.yaml
 egress: {private: refuse, allow: [10.0.0.0/8]}
+ingress: {trusted_proxies: [10.0.0.0/8, "fd00::1"]}
 sources:
   github:
     verify: {scheme: github, secrets: ["${GITHUB_WEBHOOK_SECRET}"]}
@@ -35,6 +36,8 @@ sources:
     id: body.event_id
     type: body.kind
     dedupe: off
+    allow_from: [192.0.2.0/24, "${OFFICE}", "2001:db8::/32"]
+    limits: {body: 256KiB, rate: 100/s, concurrent: 20}
   open: {verify: {scheme: none}}
 destinations:
   slack:
@@ -81,6 +84,11 @@ WRONG = {
     "scheme: github": ["scheme: 7", "scheme: hmac"],
     "verify: {scheme: none}": ["verify: none", "path: /x"],
     "path: /in/stripe": ["path: in/stripe"],
+    "trusted_proxies: [": ["proxies: [", "trusted_proxies: {a: b}, x: [", "trusted_proxies: [5, "],
+    "allow_from: [": ["allow_form: [", "allow_from: 10.0.0.1 #", "allow_from: [5, "],
+    "body: 256KiB": ["body: 256", "body: 256kB", "body: 1GiB"],
+    "rate: 100/s, conc": ["rate: 100, conc", "rate: 100/d, conc"],
+    "concurrent: 20": ["concurrent: 0", "concurrency: 20"],
     "forward_headers: [X-Forwarded-For]": ["forward_headers: X-Forwarded-For", "forward_headers: [a b]"],
     "drop_headers: [X-Hub-Signature-256]": ["drop_headers: {X-A: no}", "drop_header: [X-A]"],
     "  crm:": ["  CRM:"],
@@ -223,7 +231,7 @@ def test_the_json_schema_is_json_and_describes_every_key() -> None:
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     records = [schema, *[found for found in schema["$defs"].values() if found.get("additionalProperties") is False]]
-    assert len(records) == 17
+    assert len(records) == 19
     for record in records:
         for name, found in record["properties"].items():
             assert found["description"].endswith((".", "…")), name

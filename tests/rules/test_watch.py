@@ -113,6 +113,16 @@ def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
         ),
         ("name: some", "name: few", Changes(added=("route few",), removed=("route some",))),
         ("sources:", "egress: {private: refuse}\nsources:", Changes(changed=("egress: private",))),
+        (
+            "sources:",
+            "ingress: {trusted_proxies: [10.0.0.0/8]}\nsources:",
+            Changes(changed=("ingress: trusted_proxies",)),
+        ),
+        (
+            "shop: {",
+            "shop: {path: '/${SECRET}', allow_from: [10.0.0.1], limits: {rate: 1/s}, ",
+            Changes(changed=("source shop: path, allow_from, limits",)),
+        ),
     ],
 )
 def test_changes_of_rules_are_reported_by_name(tmp_path: Path, written: str, instead: str, expected: Changes) -> None:

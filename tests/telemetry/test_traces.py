@@ -108,6 +108,29 @@ async def test_one_trace_leads_from_the_request_through_a_retry_and_a_dead_lette
     }
 
 
+async def test_a_secret_path_is_in_no_line_metric_or_span(tmp_path: Path) -> None:
+    secret = "secret-of-path-s3cret"
+    await asyncio.to_thread((tmp_path / "hidden").write_text, secret)
+    async with Collector() as collector, Sink(200) as good:
+        rules = RULES.format(good=good.url, bad=good.url)
+        rules = rules.replace("github: {verify", 'github: {path: "/in/${file:hidden}", verify')
+        async with a_gateway(tmp_path, rules, collector.url) as gateway:
+            for path, expected in ((f"/in/{secret}", 202), (f"/in/{secret}x", 404), ("/in/github", 404)):
+                assert (await post(gateway.port, signed_post(b"{}", delivery="1", path=path)))[0] == expected
+            forged = signed_post(b"{}", delivery="2", path=f"/in/{secret}").replace(b"sha256=", b"sha256=0")
+            assert (await post(gateway.port, forged))[0] == 401
+            spans = await collector.received(lambda spans: kinds(spans)["client"] == 2)
+            pages = [await a_page(gateway.admin_port, path) for path in ("/metrics", "/status", "/readyz")]
+            assert await gateway.stop() == 0
+    [server] = [span for span in spans if span.kind == "server"]
+    assert server.name == "POST /in/${file:hidden}"
+    assert server.attributes["url.path"] == server.attributes["http.route"] == "/in/${file:hidden}"
+    assert secret.encode() not in collector.bodies
+    output = gateway.output.read_text()
+    assert output.count('"request_finished"') == 4
+    assert [page for page in [*pages, output] if secret in page or not page] == []
+
+
 async def test_a_refused_request_is_not_traced(tmp_path: Path) -> None:
     async with Collector() as collector, Sink(200) as good:
         rules = RULES.format(good=good.url, bad=good.url)
@@ -290,9 +313,9 @@ def kinds(spans: Sequence[Seen]) -> Counter[str]:
     return Counter(span.kind for span in spans)
 
 
-async def a_page(port: int) -> str:
+async def a_page(port: int, path: str = "/metrics") -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text\r\n\r\n")
+    writer.write(f"GET {path} HTTP/1.0\r\nAccept: application/openmetrics-text\r\n\r\n".encode())
     page = await reader.read()
     writer.close()
     return page.partition(b"\r\n\r\n")[2].decode()

@@ -10,6 +10,7 @@ Nothing is started or written here; `dispatcher` does that.
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.lanes import Budget, Lane
@@ -19,6 +20,8 @@ from gateway.rules.rules import Destination, Rules
 TICK = 0.05
 """Seconds between checks of lanes with queued deliveries."""
 IDLE_TICK = 0.25
+CLOCK_TOLERANCE = 1.0
+"""Maximum seconds by which the log's time goes back while it is only estimated anew."""
 
 
 class Queues:
@@ -35,6 +38,7 @@ class Queues:
         self._kicks_applied = 0
         self._soon: list[tuple[float, int, PendingDelivery]] = []  # heap of deliveries that are due within seconds
         self._soon_count = 0
+        self._now = 0.0
 
     # Lanes.
 
@@ -118,11 +122,22 @@ class Queues:
 
     def until_next_check(self, now: float) -> float:
         """Return the seconds until something may have become due."""
+        self._follow_clock(now)
         if self._busy:
             return TICK
         if not self._soon:
             return IDLE_TICK
         return max(0.001, min(IDLE_TICK, self._soon[0][0] - now))
+
+    def _follow_clock(self, now: float) -> None:
+        """Wait no longer if the log's time goes back: this machine's was wrong, and the brokers' has become known."""
+        back, self._now = self._now - now, now
+        if back <= CLOCK_TOLERANCE:
+            return
+        self._soon = [(until - back, count, item) for until, count, item in self._soon]
+        for _, _, item in self._soon:
+            if item.delivery.due > now:
+                item.delivery = replace(item.delivery, due=item.delivery.due - back)
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from where they wait; others are ignored."""
