@@ -20,7 +20,8 @@ from gateway.log.records import decode_event
 from gateway.model import RefusedError, UsageError
 from gateway.ops.explain import explain, explain_event
 from gateway.ops.log_search import is_position
-from gateway.ops.presentation import explained_fields, print_explained, print_source, source_fields
+from gateway.ops.presentation import explained_fields, print_explained
+from gateway.ops.source_presentation import print_source, source_fields
 from gateway.ops.verification import verification_of
 from gateway.required_topics import event_topics
 from gateway.text import did_you_mean

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ops.output import Output, when
-from gateway.ops.presentation import print_source, source_fields
+from gateway.ops.source_presentation import print_source, source_fields
 from gateway.ops.verification import masked_secret, verification_of
 from gateway.rules.load import load_rules
 
