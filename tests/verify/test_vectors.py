@@ -104,15 +104,18 @@ def means_the_same(vector: Vector, value: bytes, changed: bytes) -> bool:
     """Return whether a change is one of spelling alone: of spaces, an empty element, a scheme's name, a form."""
     if value in {vector.request.body, vector.request.query.encode()}:
         is_form = FORM in dict(vector.request.headers).get(b"Content-Type", b"")
-        return is_form and parameters(value) == parameters(changed)
+        return is_form and joined(value) == joined(changed)
     if re.sub(rb"([,;])\1", rb"\1", changed) == value:  # an element that is empty
         return True
     bare, others = value.replace(b" ", b"").lower(), changed.replace(b" ", b"").lower()
     return bare == others and b" " in value + changed and value.partition(b" ")[2] in changed
 
 
-def parameters(form: bytes) -> set[tuple[str, str]]:
-    return set(parse_qsl(form.decode("latin-1"), keep_blank_values=True))
+def joined(form: bytes) -> str:
+    """Return what is signed of a form: nothing separates its names and values, so that a `=` may move unnoticed."""
+    return "".join(
+        map("".join, sorted(set(parse_qsl(form.decode("latin-1"), keep_blank_values=True, encoding="latin-1"))))
+    )
 
 
 def changes(vector: Vector) -> Iterator[Request]:
