@@ -64,10 +64,15 @@ async def until(holds: Callable[[], Awaitable[object]]) -> None:
         await asyncio.sleep(0.1)
 
 
-def warned_of(process: GatewayProcess) -> set[str]:
-    """Return which topics a process has said at its start that it misses."""
+async def warns_of(process: GatewayProcess, topics: Collection[str]) -> None:
+    """Wait until a process has said of just these topics that it misses them."""
     problem = "expected a topic, got none; run `gateway topics create`"
-    return {line["topic"] for line in process.lines("topic_misconfigured") if line["problem"] == problem}
+    end = time.monotonic() + TOLD
+    while (
+        warned := {line["topic"] for line in process.lines("topic_misconfigured") if line["problem"] == problem}
+    ) != topics:
+        assert time.monotonic() < end, warned
+        await asyncio.sleep(0.1)
 
 
 class Fleet:
@@ -157,7 +162,7 @@ async def test_deleted_topics_stop_nothing_else_and_are_used_again_once_recreate
             for process in fleet.processes:
                 assert await process.stop() == 0
                 await process.start()
-                assert warned_of(process) == gone
+                await warns_of(process, gone)
             asking = tasks.create_task(fleet.keep_asking())
             await until(lambda: fleet.are_told(gone))
             assert await send("github", 2) == 202
@@ -222,7 +227,7 @@ async def test_processes_start_and_serve_though_topics_are_missing(kafka_place: 
         await delete(place, gone)
         async with fleet.router, fleet.ingress:
             for process in fleet.processes:
-                assert warned_of(process) == gone
+                await warns_of(process, gone)
             statuses = {}
             for source in ("github", "other"):
                 statuses[source], _ = await post(
