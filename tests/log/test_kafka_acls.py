@@ -250,7 +250,8 @@ def custom(topic: str, prefix: str) -> Mapping[str, list[Right]]:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("taken", ["Read", *[pytest.param(each, marks=pytest.mark.full) for each in ("Write", "all")]])
+@pytest.mark.full
+@pytest.mark.parametrize("taken", ["Read", "Write", "all"])
 async def test_revoked_topic_rights_end_no_process_and_delay_no_other_source(
     guarded: Guarded, prefix: str, tmp_path: Path, taken: str
 ) -> None:
