@@ -235,10 +235,13 @@ def _suggest_end(output: Output, control: Control, rules: Rules, selection: Sele
     """Print since when the route has delivered events itself, if the replay includes later ones."""
     text = routing_revision(rules).routes[selection.route]
     since = control.history.since(selection.route, text, window.ends)
-    if since is not None and since > selection.since and (selection.until is None or since < selection.until):
+    if since is None or since <= selection.since:
+        return
+    told = rfc3339(since)
+    if selection.until is None or told < rfc3339(selection.until):  # in milliseconds, as they are told: `--to` has them
         output.note(
-            f"route {selection.route} last changed at {rfc3339(since)} and takes later events itself; "
-            f"use --to {rfc3339(since)} or --undelivered to exclude them"
+            f"route {selection.route} last changed at {told} and takes later events itself; "
+            f"use --to {told} or --undelivered to exclude them"
         )
 
 
