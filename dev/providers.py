@@ -36,20 +36,10 @@ def anchor(title: str) -> str:
 def _section(guide: ProviderGuide) -> str:
     rows = [
         ("scheme", f"`{guide.name}`"),
-        *[("signature", each) for each in guide.signing],
-        ("secret", guide.secret),
-        ("set up", guide.setup),
-        ("identity", f"`{guide.identity}`" if guide.identity else "none that the provider sends"),
-        ("type", f"`{guide.type}`" if guide.type else ""),
-        ("handshake", guide.handshake),
-        ("response", guide.response),
-        ("deadline", guide.deadline),
-        ("retries", guide.retries),
-        ("checked with", guide.evidence),
-        ("note", guide.notes),
+        *guide.details(),
         ("documentation", ", ".join(f"<{address}>" for address in guide.docs)),
     ]
-    table = [f"| {label} | {text.replace('|', chr(92) + '|')} |" for label, text in rows if text]
+    table = [f"| {label} | {text.replace('|', chr(92) + '|')} |" for label, text in rows]
     return "\n".join([f"\n## {guide.title}\n", "| | |", "|---|---|", *table])
 
 

@@ -38,20 +38,7 @@ def _providers(call: Invocation) -> int:
 
 def _print(output: Output, guide: ProviderGuide) -> None:
     output.print((guide.title, "bold"), *[f"  {address}" for address in guide.docs])
-    for label, text in (
-        *[("signature", each) for each in guide.signing],
-        ("secret", guide.secret),
-        ("set up", guide.setup),
-        ("identity", guide.identity),
-        ("type", guide.type),
-        ("handshake", guide.handshake),
-        ("response", guide.response),
-        ("deadline", guide.deadline),
-        ("retries", guide.retries),
-        ("checked with", guide.evidence),
-        ("note", guide.notes),
-    ):
-        if text:
-            output.print((f"{label} ", "bold"), text)
+    for label, text in guide.details():
+        output.print((f"{label} ", "bold"), text)
     output.print()
     output.block(guide.snippet)

@@ -35,6 +35,23 @@ class ProviderGuide:
         """Return whether its signatures were compared with the vendor's library or a published vector."""
         return self.evidence != UNCONFIRMED
 
+    def details(self) -> list[tuple[str, str]]:
+        """Return what is known, each with its label, in the order in which it is read."""
+        rows = [
+            *[("signature", each) for each in self.signing],
+            ("secret", self.secret),
+            ("set up", self.setup),
+            ("identity", f"`{self.identity}`" if self.identity else "none that the provider sends"),
+            ("type", f"`{self.type}`" if self.type else ""),
+            ("handshake", self.handshake),
+            ("response", self.response),
+            ("deadline", self.deadline),
+            ("retries", self.retries),
+            ("checked with", self.evidence),
+            ("note", self.notes),
+        ]
+        return [(label, text) for label, text in rows if text]
+
     def fields(self) -> Mapping[str, Any]:
         return {**asdict(self), "is_confirmed": self.is_confirmed}
 
