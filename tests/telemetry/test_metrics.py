@@ -289,21 +289,21 @@ def test_certificates_are_those_that_an_owner_named_last() -> None:
 @pytest.mark.parametrize("accept", ["", OPEN])
 def test_a_page_of_ten_thousand_routes_is_written_in_a_second_of_processor_time(accept: str) -> None:
     """The first page, of which nothing is kept yet; `tests/acceptance/test_metrics.py` asks a process, by the clock."""
-    registry = CollectorRegistry()
-    names = {f"route-{number}": (f"destination-{number % 1000}",) for number in range(10_000)}
-    Metrics(registry).prepare(some_rules(routes=names))
+    rules = some_rules(routes={f"route-{number}": (f"destination-{number % 1000}",) for number in range(10_000)})
     pages: list[bytes] = []
 
     def seconds() -> float:
-        began = time.thread_time()
-        pages.append(page(registry, accept)[0])
-        return time.thread_time() - began
+        registry = CollectorRegistry()
+        Metrics(registry).prepare(rules)
+        gc.disable()  # as in a process, where what there is at the start is of no concern to it
+        try:
+            began = time.thread_time()
+            pages.append(page(registry, accept)[0])
+            return time.thread_time() - began
+        finally:
+            gc.enable()
 
-    gc.disable()  # as in a process, where what there is at the start is of no concern to it
-    try:
-        assert as_usual(seconds, tries=1) < 1.0
-    finally:
-        gc.enable()
+    assert as_usual(seconds, tries=2) < 1.0
     assert pages[0].count(b"\n") > 480_000
 
 
