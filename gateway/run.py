@@ -156,6 +156,8 @@ class Gateway:
                 worker_task, others = await self._start_worker(log, tasks, stack)
                 background += others
             listen = await self._start_ingress(log, stack) if settings.role is not Role.ROUTER else None
+            if self._ingress is not None:
+                background.append(tasks.create_task(self._ingress.quarantine.run(), name="quarantine"))
             background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
             background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))

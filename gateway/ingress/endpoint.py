@@ -6,7 +6,7 @@ from aiohttp import web
 
 from gateway.ingress.admission import Admission
 from gateway.ingress.body_memory import Share
-from gateway.ingress.client_address import Networks, client_address
+from gateway.ingress.client_address import Address, Networks, client_address
 from gateway.log.topics import Topics
 from gateway.model import RefusedError
 from gateway.rules.event_builder import EventBuilder
@@ -94,9 +94,17 @@ class Endpoint:
         """Refuse a request from elsewhere than `allow_from`; its log line gets the address, if that can be told."""
         if self.allow_from is None:
             return
-        forwarded_for = [value for name, value in request.raw_headers if name.lower() == X_FORWARDED_FOR]
-        address = client_address(request.remote or "", forwarded_for, self._trusted_proxies)
+        address = self._client_address(request)
         if address is None or address not in self.allow_from:
             if address is not None:
                 fields["address"] = str(address)
             raise RefusedError(403, "address_refused", "expected a request from an address that this source allows")
+
+    def sender_of(self, request: web.BaseRequest) -> str:
+        """Return the client's address; "" if that can't be told."""
+        address = self._client_address(request)
+        return "" if address is None else str(address)
+
+    def _client_address(self, request: web.BaseRequest) -> Address | None:
+        forwarded_for = [value for name, value in request.raw_headers if name.lower() == X_FORWARDED_FOR]
+        return client_address(request.remote or "", forwarded_for, self._trusted_proxies)

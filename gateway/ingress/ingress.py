@@ -11,7 +11,7 @@ is verified; no append is retried; there is no 2xx before the append has returne
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -22,12 +22,13 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.admission import Admission
-from gateway.ingress.batches import split
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import Networks
 from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
+from gateway.ingress.quarantine import HeadRefusedError, Quarantine
+from gateway.ingress.request_head import check_head, leave_body, unverified_handshake
 from gateway.ingress.responses import (
     Accepted,
     batch_response,
@@ -36,11 +37,12 @@ from gateway.ingress.responses import (
     problem_response,
     stored_response,
 )
-from gateway.ingress.server import Connection, Limits, Server
+from gateway.ingress.server import Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, RecordTooLargeError, RefusedError
+from gateway.rules.batches import split
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import Rules, StoredResponse
 from gateway.telemetry.log_quota import LogQuota
@@ -59,6 +61,8 @@ SUCCESSOR_HEADROOM = 64 * 1024
 BACKLOG = 1024
 # Seconds for which a stopping process still serves open connections.
 KEEPALIVE_GRACE = 0.5
+# Seconds for refused requests that are to be kept and aren't stored yet.
+FLUSH_TIMEOUT = 1.0
 # Length of the window within which only a limited number of refusals per source and reason are logged.
 QUOTA_WINDOW = 10.0
 
@@ -93,6 +97,8 @@ class Ingress:
         self._traces = traces
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
+        self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
+        """Its `run` is to be running while this serves."""
         self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
         self._quota = LogQuota()
         self._own_quota = LogQuota()
@@ -131,6 +137,7 @@ class Ingress:
             self._web.pre_shutdown()
             # aiohttp waits that long for the responses, and then once more for the connections.
             await self._web.shutdown(timeout / 2)
+        await self.quarantine.flush(min(FLUSH_TIMEOUT, timeout / 2))
         if self._quota_timer is not None:
             self._quota_timer.cancel()
             self._log_suppressed()
@@ -148,12 +155,13 @@ class Ingress:
             "source": endpoint.name if endpoint else NO_SOURCE,
             "status": 500,
         }  # 500 if we have a bug
+        unread: HeadRefusedError | None = None
         try:
             if endpoint is not None and endpoint.allow_from is not None:  # before anything else of it is looked at
                 endpoint.check_address(request, fields)
             handshake = None
             if endpoint is not None and endpoint.handshake_methods:
-                handshake = _unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
+                handshake = unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
             if handshake is None:
                 response = await self._receive(request, endpoint, path, query, fields, began=began)
             else:
@@ -162,7 +170,8 @@ class Ingress:
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
             response = problem_response(refusal, allow=endpoint.allow if endpoint else "POST")
-            _leave_body(request)
+            leave_body(request)
+            unread = refusal if isinstance(refusal, HeadRefusedError) else None
         except asyncio.CancelledError:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
             raise
@@ -170,6 +179,8 @@ class Ingress:
             self._record(endpoint, fields, perf_counter() - began)
         if self._is_draining:
             response.force_close()
+        elif unread is not None:
+            await self.quarantine.read_on(request, response, unread)
         return response
 
     async def _receive(
@@ -186,7 +197,7 @@ class Ingress:
             raise RefusedError(404, "unknown_source", "no source has this path")
         headers = request.raw_headers
         names = [name.lower() for name, _ in headers]
-        head_bytes = self._check_head(request, query, names)
+        head_bytes = check_head(request, query, names, self._limits.head_bytes)
         verifier, stream = endpoint.source.verifier, request.content
         limit = min(endpoint.body_limit, self._body_limit - head_bytes)
         if stream.is_eof() and stream.exception() is None:
@@ -194,11 +205,14 @@ class Ingress:
             fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
-            verified = (
-                await self._verify(endpoint, sent)
-                if endpoint.fetches_keys
-                else verifier.verify(sent, now=self._clock())
-            )
+            now = self._clock()
+            try:
+                verified = (
+                    await self._verify(endpoint, sent) if endpoint.fetches_keys else verifier.verify(sent, now=now)
+                )
+            except RefusedError as refusal:
+                self._keep(request, endpoint, refusal, sent, at=now)
+                raise
         else:
             head = Request("POST", path, query, headers, b"", names)
             sent, verified = await self._read_and_verify(request, endpoint, head, limit, fields)
@@ -293,35 +307,39 @@ class Ingress:
             await self._keys.visit(endpoint.name, handshake.visit)
         return handshake_response(handshake)
 
-    def _check_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
-        """Check method, size and transfer coding of the request head; return its size in bytes. Raises RefusedError."""
-        if request.method != "POST":
-            raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
-        head_bytes = len(query) + sum([len(name) + len(value) for name, value in request.raw_headers])
-        if head_bytes > self._limits.head_bytes:
-            limit = self._limits.head_bytes
-            raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
-        if TRANSFER_ENCODING in names:
-            headers = zip(names, request.raw_headers, strict=True)
-            _refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
-        return head_bytes
-
     async def _read_and_verify(
         self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
         """Check the head, then read and verify the body; return the request, and by what it is verified."""
-        pending = endpoint.source.verifier.check_head(head, now=self._clock())
-        if endpoint.admission is not None and (refusal := endpoint.admission.refusal(perf_counter())) is not None:
-            raise refusal
+        now, sent = self._clock(), head
+        try:
+            pending = endpoint.source.verifier.check_head(head, now=now)
+        except RefusedError as refusal:
+            if not self.quarantine.wants(endpoint.source, refusal):
+                raise
+            raise HeadRefusedError(refusal, endpoint.source, head, at=now, sender=endpoint.sender_of(request)) from None
+        if endpoint.admission is not None and (limited := endpoint.admission.refusal(perf_counter())) is not None:
+            raise limited
         reader = BodyReader(request, self._memory, endpoint.share, limit)
         try:
-            sent = head._replace(body=await reader.read(self._limits.body_seconds))
-            fields["bytes"] = len(sent.body)
-            with suppress(KeyNeededError):
-                return sent, pending.verify(sent, endpoint.keys)
-        finally:
-            self._memory.close(reader)
-        return sent, await self._verify(endpoint, sent)
+            try:
+                sent = head._replace(body=await reader.read(self._limits.body_seconds))
+                fields["bytes"] = len(sent.body)
+                with suppress(KeyNeededError):
+                    return sent, pending.verify(sent, endpoint.keys)
+            finally:
+                self._memory.close(reader)
+            return sent, await self._verify(endpoint, sent)
+        except RefusedError as refusal:
+            self._keep(request, endpoint, refusal, sent, at=now)
+            raise
+
+    def _keep(
+        self, request: web.BaseRequest, endpoint: Endpoint, refusal: RefusedError, sent: Request, *, at: float
+    ) -> None:
+        """Keep a request that was refused with its body, if its source keeps such."""
+        if self.quarantine.wants(endpoint.source, refusal):
+            self.quarantine.keep(endpoint.source, refusal.reason, sent, at=at, sender=endpoint.sender_of(request))
 
     async def _verify(self, endpoint: Endpoint, sent: Request) -> Verified:
         """Verify a request, with the key that it names if it does; return by what."""
@@ -385,6 +403,7 @@ class Ingress:
             for source in rules.sources.values()
         }
         self._keys.retain(rules.sources)
+        self.quarantine.retain(rules.sources)
         self._cached_rules = rules
 
     def _health(self, request: web.BaseRequest) -> web.Response:
@@ -464,35 +483,3 @@ def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> 
     if problem:
         fields["response_error"] = problem
     return made
-
-
-def _unverified_handshake(
-    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
-) -> web.Response | None:
-    """Return the response to a handshake that its head alone decides; None for every other request."""
-    if request.method not in endpoint.handshake_methods:
-        return None
-    head = Request(request.method, path, query, request.raw_headers, b"")
-    handshake = endpoint.source.verifier.unverified_handshake(head, now=now)
-    if handshake is None:
-        return None
-    fields["handshake"] = True
-    _leave_body(request)
-    return handshake_response(handshake)
-
-
-def _leave_body(request: web.BaseRequest) -> None:
-    """Tell the connection that nobody will read what is left of a body."""
-    if isinstance(request.protocol, Connection):
-        request.protocol.unread = request.content
-
-
-TRANSFER_ENCODING = b"transfer-encoding"
-
-
-def _refuse_codings(values: Sequence[bytes]) -> None:
-    """Refuse other transfer codings (RFC 9112 §6.1): we would pass the coded body on without its header."""
-    if b",".join(values).strip().lower() != b"chunked":
-        raise RefusedError(
-            501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`, got another transfer coding"
-        )

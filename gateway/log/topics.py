@@ -57,6 +57,10 @@ class Topics:
         return f"{self.prefix}parked"
 
     @property
+    def rejected(self) -> str:
+        return f"{self.prefix}rejected"
+
+    @property
     def dedupe(self) -> str:
         return f"{self.prefix}dedupe"
 
@@ -89,10 +93,13 @@ class Topics:
         route, _, destination = topic.removeprefix(f"{self.prefix}ordered.").partition(_TO)
         return (route, destination) if topic == self.ordered(route, destination) and route and destination else None
 
-    def specs(self, event_topics: Iterable[str], ordered: Iterable[tuple[str, str]] = ()) -> tuple[TopicSpec, ...]:
+    def specs(
+        self, event_topics: Iterable[str], ordered: Iterable[tuple[str, str]] = (), *, has_quarantine: bool = False
+    ) -> tuple[TopicSpec, ...]:
         """Return all topics' specifications, the event topics first; `ordered` are ordered routes and destinations.
 
-        Raises RulesError if a source uses one of the gateway's own topics.
+        The topic of refused requests is needed only if a source `has_quarantine`. Raises RulesError if a source uses
+        one of the gateway's own topics.
         """
         names = sorted(set(event_topics))
         events = [TopicSpec(name=name, partitions=6, retention=7 * DAY) for name in names]
@@ -118,7 +125,10 @@ class Topics:
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, total_order=True),
         )
-        taken = {spec.name for spec in own}.intersection(names) | {name for name in names if self.ordered_target(name)}
+        if has_quarantine:  # as long as events, which they may become
+            own = (*own, TopicSpec(name=self.rejected, partitions=4, retention=7 * DAY))
+        taken = {self.rejected, *[spec.name for spec in own]}.intersection(names)
+        taken |= {name for name in names if self.ordered_target(name)}
         if taken:
             raise RulesError(f"topic {min(taken)}: expected a name for events, got one of the gateway's own topics")
         return (*events, *own)

@@ -40,6 +40,7 @@ def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
         split=_split(read.values.get("split"), verifier.split),
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
+        quarantine=read.values.get("quarantine", False),
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),
         **expressions,
     )

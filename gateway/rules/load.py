@@ -30,6 +30,7 @@ from gateway.rules.value_kinds import MappingKind
 from gateway.rules.yaml_document import Node, Problem, Severity, read_document
 from gateway.text import did_you_mean
 from gateway.verify.config_keys import GENERIC
+from gateway.verify.kept_proof import why_not_kept
 from gateway.verify.key_ring import ended_lists, endings
 from gateway.verify.presets import PRESETS, Preset, SchemeError
 from gateway.verify.schemes import WEAK, build_verifier
@@ -292,6 +293,9 @@ class _Assembly:
                 f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
             )
             self.reader.report(node, "unverified", message, severity="warning")
+        if read.values.get("quarantine") and (problem := why_not_kept(verifier)):
+            message = f"quarantine: expected a scheme whose requests can be verified again, got {problem}"
+            self.reader.report(read.node.value["quarantine"], "value", message)
         return verifier
 
     def _check_references(self, route: ParsedMapping) -> None:

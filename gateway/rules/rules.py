@@ -113,6 +113,8 @@ class Source:
     allow_from: tuple[IPv4Network | IPv6Network, ...] | None = None
     limits: SourceLimits = SourceLimits()
     split: tuple[str, ...] | None = None
+    quarantine: bool = False
+    """Whether requests that verification refused are kept, to be verified again."""
 
     @property
     def secret_ends(self) -> Sequence[float]:

@@ -72,6 +72,12 @@ def _version(value: object) -> object:
     return value
 
 
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError  # noqa: TRY004 - as for any other value
+    return value
+
+
 _WINDOW = or_off(duration(1, 7 * 86400))
 SIGN = MappingKind(
     name="sign",
@@ -347,6 +353,13 @@ SOURCE = MappingKind(
             about="The list in a JSON body of which each item is an event. Default: what the provider sends.",
         ),
         Key(name="respond", kind=RESPOND, about=RESPOND.about),
+        Key(
+            name="quarantine",
+            kind=Scalar("true or false", _boolean, {"type": "boolean"}),
+            about="Whether requests whose signature or credential was refused are kept for 7 days, "
+            "to be verified again by `gateway rejected retry`.",
+            default=False,
+        ),
         Key(
             name="public_url",
             kind=Scalar(URL.expected, public_url, URL.json, is_secret=True, unresolved=str),

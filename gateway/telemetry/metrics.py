@@ -81,6 +81,7 @@ REJECTIONS = (
     "wrong_recipient",
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
+QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "log_unavailable")
 RELOADS = ("ok", "error")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
 # An undecodable record has no route.
@@ -109,10 +110,15 @@ class To(Protocol):
 
 
 class From(Protocol):
-    """A source, as far as labels go: until when (Unix seconds) each of its secrets verifies, if that is counted."""
+    """A source, as far as labels go: until when (Unix seconds) each of its secrets verifies, if that is counted.
+
+    With `quarantine`, requests that were refused are kept.
+    """
 
     @property
     def secret_ends(self) -> Sequence[float]: ...
+    @property
+    def quarantine(self) -> bool: ...
 
 
 class Names(Protocol):
@@ -301,6 +307,12 @@ class Metrics(Collector):
         self.requests = counter("requests", "Requests at the ingress, by the response's status.", "source", "status")
         self.refusal_runs = RefusalRuns()
         self.rejected = counter("rejected", "Requests that were refused, by reason.", "source", "reason")
+        self.quarantined = counter(
+            "quarantined",
+            "Refused requests of sources with quarantine that another secret would have admitted, by what was kept.",
+            "source",
+            "outcome",
+        )
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.secret_events = counter(
             "secret_events",
@@ -451,6 +463,7 @@ class Metrics(Collector):
         for source in sources - old_sources:
             self._prepare_source(source)
         self._prepare_secrets(rules.sources)
+        self._prepare_quarantine({name for name, source in rules.sources.items() if source.quarantine})
         for destination in destinations - old_destinations:
             self._prepare_destination(destination)
         for route, destination in pairs - old_pairs:
@@ -501,6 +514,12 @@ class Metrics(Collector):
             self.secret_events.labels(*labels)
         for labels, end in dated.items():
             self.secret_end_timestamp.labels(*labels).set(end)
+
+    def _prepare_quarantine(self, sources: Collection[str]) -> None:
+        for labels in [labels for labels in self.quarantined if labels[0] not in sources]:
+            del self.quarantined[labels]
+        for source in sources:
+            _each(self.quarantined, (source,), QUARANTINE)
 
     def _prepare_destination(self, destination: str) -> None:
         for gauges in (

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ingress.batches import MAX_EVENTS, split
+from gateway.rules.batches import MAX_EVENTS, split
 from gateway.model import RefusedError
 
 VALUES = st.recursive(
