@@ -1,4 +1,4 @@
-"""A command's claim on a partition of `gateway.rejected`: while it lasts, no other command works there (`claims.py`)."""
+"""A command's claim on a partition of `gateway.rejected`: while it lasts, no other works there (`claims.py`)."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
