@@ -171,6 +171,13 @@ OVERVIEW = Board(
             (f"{per_second('gateway_rejected_total', 'reason')} > 0", "{{reason}}"),
         ),
         graph(
+            "Quarantine",
+            "reqps",
+            "GatewayQuarantineOverflows",
+            "Refused requests of sources with `quarantine`, by what was kept of them.",
+            (f"{per_second('gateway_quarantined_total', 'source, outcome')} > 0", "{{source}} {{outcome}}"),
+        ),
+        graph(
             "Ended deliveries",
             "reqps",
             "GatewayDeadLettersGrow",

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from gateway.log.base import Log, Partition, Record
-from gateway.log.topics import Topics
+from gateway.log.topics import DAY, Topics
 from gateway.model import NewerRecordError, UndecodableRecordError
 from gateway.ops.explain import MASK
+from gateway.ops.findings import SOURCE, Finding
 from gateway.ops.log_search import newest_first
 from gateway.quarantine.records import Marker, Missing, Outcome, RejectedRequest, decode
 
@@ -169,3 +170,38 @@ def shown_query(request: RejectedRequest) -> str:
 def shown_body(request: RejectedRequest) -> bytes | None:
     """Return what was kept of the body; None if a credential is in it."""
     return None if request.is_body_secret else request.body
+
+
+STATUS_RECORDS, STATUS_BYTES = 20_000, 64 << 20
+"""How much of the topic `gateway status` reads at most, the newest first."""
+
+
+async def rejected_findings(log: Log, topics: Topics, unread: dict[Partition, str]) -> list[Finding]:
+    """Return what is kept of each source's refused requests of the last day. Raises LogUnavailableError.
+
+    None needs attention: most of it may be forgeries, and whether it is, only people know.
+    """
+    groups, count, size, is_all = RejectedGroups(), 0, 0, True
+    which = RejectedFilter(since=log.now() - DAY)
+    async with aclosing(read_rejected(log, topics, which, unread=unread)) as found:
+        async for rejected in found:
+            count, size = count + 1, size + len(rejected.record.value)
+            if count > STATUS_RECORDS or size > STATUS_BYTES:
+                is_all = False
+                break
+            groups.add(rejected)
+    return [
+        Finding(
+            rank=SOURCE,
+            what=f"source {group.source}",
+            why=f"refused requests in quarantine: {group.reason}" + ("" if is_all else " (at least)"),
+            needs_attention=False,
+            since=group.oldest,
+            next=(f"gateway rejected list {group.source} --reason {group.reason}",),
+            count=group.count,
+        )
+        for group in groups.largest_first()[:MAX_GROUPS_SHOWN]
+    ]
+
+
+MAX_GROUPS_SHOWN = 5

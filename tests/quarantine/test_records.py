@@ -95,7 +95,10 @@ def test_a_field_of_another_kind_makes_a_request_undecodable(field: str, value: 
         ([("gw_v", b"1"), ("gw_marker", b'{"kind":"steal","name":"1","by":"","outcomes":[]}')], "kind"),
         ([("gw_v", b"1"), ("gw_marker", b'{"kind":"end","name":"x y","by":"","outcomes":[]}')], "name"),
         (
-            [("gw_v", b"1"), ("gw_marker", b'{"kind":"done","name":"1","by":"","outcomes":[{"offset":1,"outcome":"x"}]}')],
+            [
+                ("gw_v", b"1"),
+                ("gw_marker", b'{"kind":"done","name":"1","by":"","outcomes":[{"offset":1,"outcome":"x"}]}'),
+            ],
             "outcome",
         ),
     ],

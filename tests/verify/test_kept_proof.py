@@ -26,8 +26,13 @@ SCHEMES: dict[str, Scheme] = {
     "bearer": {"scheme": "bearer"},
     "basic": {"scheme": "basic", "username": "hooks"},
     "a signature in Authorization": {
-        **{"scheme": "hmac", "header": "Authorization", "prefix": "HMAC ", "algorithm": "sha256"},
-        **{"encoding": "hex", "signed": "{body}", "secret_encoding": "raw"},
+        "scheme": "hmac",
+        "header": "Authorization",
+        "prefix": "HMAC ",
+        "algorithm": "sha256",
+        "encoding": "hex",
+        "signed": "{body}",
+        "secret_encoding": "raw",
     },
     "a token that covers the body": {"scheme": "jwt", "algorithms": ["HS256"], "claims": {"sha": "{body:sha256}"}},
 }
