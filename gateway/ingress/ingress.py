@@ -179,7 +179,7 @@ class Ingress:
             self._record(endpoint, fields, perf_counter() - began)
         if self._is_draining:
             response.force_close()
-        elif unread is not None:
+        if unread is not None:
             await self.quarantine.read_on(request, response, unread)
         return response
 

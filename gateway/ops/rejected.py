@@ -197,7 +197,11 @@ async def rejected_findings(log: Log, topics: Topics, unread: dict[Partition, st
             why=f"refused requests in quarantine: {group.reason}" + ("" if is_all else " (at least)"),
             needs_attention=False,
             since=group.oldest,
-            next=(f"gateway rejected list {group.source} --reason {group.reason}",),
+            next=(
+                f"gateway rejected list {group.source} --reason {group.reason}",
+                "# if its provider has another secret than the rules had: once they have that,",
+                f"gateway rejected retry {group.source}",
+            ),
             count=group.count,
         )
         for group in groups.largest_first()[:MAX_GROUPS_SHOWN]

@@ -49,14 +49,14 @@ class Claim:
 
     async def acquire(self, timeout: float) -> str:
         """Wait for the partition, for `timeout` seconds; return "" once it is ours, or else who has it."""
-        old = await self._log.offsets_at(self._partition.topic, self._log.now() - LOOK_BACK, [self._partition.number])
-        self._next = min(self._next, old.get(self._partition.number, self._next))
         waited = 0.0
+        is_first = True
         while True:
-            end = (await self._log.bounds(self._partition.topic))[self._partition.number][1]
-            await self._read(end)
-            if self._claims.holder(self._log.now()) is None:
+            if is_first or self._claims.holder(self._log.now()) is None:
                 position = await self._append(Kind.CLAIM)
+                if is_first:  # only now the log's time is known, whatever this machine's clock says
+                    await self._look_back(position.appended_at)
+                    is_first = False
                 await self._read(position.offset + 1)
                 holder = self._claims.holder(position.appended_at)
                 if holder is not None and holder[0] == self._name:
@@ -67,6 +67,13 @@ class Claim:
                 return "another command" if holder is None else f"a command of {holder[1]}"
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
+            await self._read((await self._log.bounds(self._partition.topic))[self._partition.number][1])
+
+    async def _look_back(self, at: float) -> None:
+        """Have the markers read from so far before a time that any claim is known which lasts then."""
+        topic, number = self._partition
+        old = await self._log.offsets_at(topic, at - LOOK_BACK, [number])
+        self._next = min(self._next, old.get(number, self._next))
 
     async def ensure(self) -> None:
         """Renew the claim if it ends soon. Raises ClaimLostError if it has ended."""

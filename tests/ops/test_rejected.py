@@ -345,6 +345,21 @@ async def test_a_kill_at_any_append_loses_nothing_and_repeats_nothing(*, is_stor
 
 
 async def test_of_two_retries_at_once_each_request_is_admitted_by_one(world: World) -> None:
+    class Remote(Killable):
+        """One that others use between two of its answers."""
+
+        @override
+        async def append(self, topic: str, **record: Any) -> Position:
+            await asyncio.sleep(0)
+            return await super().append(topic, **record)
+
+        @override
+        async def bounds(self, topic: str) -> Any:
+            await asyncio.sleep(0)
+            return await super().bounds(topic)
+
+    world.log = Remote(now=lambda: world.at)
+    await world.start()
     sent = [world.request(number) for number in range(350)]
     await world.refuse(*sent)
     reports = await asyncio.gather(*[world.retry() for _ in range(3)])
@@ -364,6 +379,35 @@ async def test_a_retry_that_does_not_wait_long_enough_says_who_is_at_it(world: W
     report = await world.command(wait=5).retry(world.source(), EVERYTHING)
     assert report.left == 1
     assert "a command of" in report.problem
+    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 1}
+
+
+@pytest.mark.parametrize("skew", [3600.0, -3600.0])
+async def test_a_command_whose_clock_is_wrong_takes_no_partition_from_another(world: World, skew: float) -> None:
+    class Skewed(Killable):
+        """Its time is this machine's until the first append is acknowledged."""
+
+        skew = 0.0
+
+        @override
+        async def append(self, topic: str, **record: Any) -> Position:
+            self.skew = 0.0
+            return await super().append(topic, **record)
+
+        @override
+        def now(self) -> float:
+            return super().now() + self.skew
+
+    world.log = log = Skewed(now=lambda: world.at)
+    await world.start()
+    await world.refuse(world.request(1))
+    log.kill_at = 2
+    with pytest.raises(Killed):
+        await world.retry()
+    log.is_dead, log.skew = False, skew
+    report = await world.command(wait=5).retry(world.source(), EVERYTHING)
+    assert (report.left, report.outcomes.total()) == (1, 0)
+    log.skew = skew
     assert (await world.retry()).outcomes == {Outcome.ADMITTED: 1}
 
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,19 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return call
 
 
-def refuse(source: str, number: int, *, secret: str = NEW, missing: Missing = Missing.NOTHING, **headers: str) -> None:
+def refuse(
+    source: str,
+    number: int,
+    *,
+    secret: str = NEW,
+    missing: Missing = Missing.NOTHING,
+    headers: Mapping[str, str] | None = None,
+) -> None:
     """Keep a request as the ingress does."""
     scheme: dict[str, Any] = {"scheme": "github" if source == "github" else "bearer"}
     verifier = build_verifier({**scheme, "secrets": [secret]})
     body = b'{"id":"e%d"}' % number
-    pairs = [*verifier.sign(body, now=time.time(), id=f"d{number}", type="push", headers={}), *headers.items()]
+    pairs = [*verifier.sign(body, now=time.time(), id=f"d{number}", type="push", headers={}), *(headers or {}).items()]
     sent = Request("POST", "/", "sig=s3cret", tuple([(name.encode(), value.encode()) for name, value in pairs]), body)
     kept = conceal(build_verifier({**scheme, "secrets": [OLD]}), sent, SALT)
     request = RejectedRequest(
@@ -119,7 +126,7 @@ def test_requests_are_listed_by_source_and_reason_and_then_one_by_one(run: Run) 
 
 
 def test_a_request_is_shown_without_what_is_secret_in_it(run: Run) -> None:
-    refuse("crm", 1, **{"X-Api-Key": "k3y", "Cookie": "c00kie", "X-Team": "blue"})
+    refuse("crm", 1, headers={"X-Api-Key": "k3y", "Cookie": "c00kie", "X-Team": "blue"})
     code, out, _ = run("show", "0@0")
     assert code == 0
     assert "POST /in/crm?sig=***" in out
@@ -185,4 +192,5 @@ def test_status_shows_what_the_quarantine_holds(
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     [finding] = [each for each in found if "quarantine" in each["why"]]
     assert (finding["what"], finding["count"], finding["needs_attention"]) == ("source github", 3, False)
-    assert finding["next"] == ["gateway rejected list github --reason bad_signature"]
+    assert finding["next"][0] == "gateway rejected list github --reason bad_signature"
+    assert finding["next"][-1] == "gateway rejected retry github"
