@@ -27,7 +27,7 @@ from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import Networks
 from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
-from gateway.ingress.quarantine import HeadRefusedError, Quarantine
+from gateway.ingress.quarantine import HeadRefusedError, Quarantine, Unread
 from gateway.ingress.request_head import check_head, leave_body, unverified_handshake
 from gateway.ingress.responses import (
     Accepted,
@@ -155,7 +155,7 @@ class Ingress:
             "source": endpoint.name if endpoint else NO_SOURCE,
             "status": 500,
         }  # 500 if we have a bug
-        unread: HeadRefusedError | None = None
+        unread: Unread | None = None  # not its refusal, which would refer to this frame
         try:
             if endpoint is not None and endpoint.allow_from is not None:  # before anything else of it is looked at
                 endpoint.check_address(request, fields)
@@ -171,7 +171,7 @@ class Ingress:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
             response = problem_response(refusal, allow=endpoint.allow if endpoint else "POST")
             leave_body(request)
-            unread = refusal if isinstance(refusal, HeadRefusedError) else None
+            unread = refusal.unread if isinstance(refusal, HeadRefusedError) else None
         except asyncio.CancelledError:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
             raise

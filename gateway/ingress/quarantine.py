@@ -66,10 +66,17 @@ class HeadRefusedError(RefusedError):
 
     def __init__(self, refusal: RefusedError, source: Source, head: Request, *, at: float, sender: str) -> None:
         super().__init__(refusal.status, refusal.reason, refusal.detail)
-        self.source = source
-        self.head = head
-        self.at = at
-        self.sender = sender
+        self.unread = Unread(source, refusal.reason, head, at, sender)
+
+
+class Unread(NamedTuple):
+    """A request that its head has refused at a time (Unix seconds), from an address."""
+
+    source: Source
+    reason: str
+    head: Request
+    at: float
+    sender: str
 
 
 class Quarantine:
@@ -140,13 +147,14 @@ class Quarantine:
         self._is_idle.clear()
         self._has_work.set()
 
-    async def read_on(self, request: web.BaseRequest, response: web.StreamResponse, refusal: HeadRefusedError) -> None:
+    async def read_on(self, request: web.BaseRequest, response: web.StreamResponse, unread: Unread) -> None:
         """Send the response to a request that its head has refused, and keep it if its body comes within a moment."""
-        source, stream, length = refusal.source, request.content, request.content_length or 0
+        (source, reason, head, at, sender), stream = unread, request.content
+        length = request.content_length or 0
         if length > MAX_BODY:
-            self.keep(source, refusal.reason, refusal.head, at=refusal.at, sender=refusal.sender, size=length)
+            self.keep(source, reason, head, at=at, sender=sender, size=length)
             return
-        if not self._has_room(source.name, refusal.sender, length):
+        if not self._has_room(source.name, sender, length):
             return
         if "Expect" in request.headers:  # it waits for a response before it sends its body
             self._count(source.name, "incomplete")
@@ -167,8 +175,7 @@ class Quarantine:
             return
         finally:
             self._reading.give_back(slot, 1)
-        sent = refusal.head._replace(body=bytes(body))
-        self.keep(source, refusal.reason, sent, at=refusal.at, sender=refusal.sender)
+        self.keep(source, reason, head._replace(body=bytes(body)), at=at, sender=sender)
 
     async def run(self) -> None:
         """Store what is kept, until cancelled."""

@@ -1,9 +1,10 @@
 """What is kept of refused requests, over real connections: it costs their senders nothing, and strangers get little."""
 
 import asyncio
+import gc
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import ip_network
@@ -18,6 +19,7 @@ from gateway.model import LogUnavailableError
 from gateway.quarantine.quota import FairBucket
 from gateway.quarantine.records import Missing, RejectedRequest, decode
 from gateway.verify.schemes import build_verifier
+from tests.ingress.test_freed_requests import OF_A_REQUEST
 from tests.ingress.test_ingress import (
     CHUNKED,
     CRM,
@@ -394,3 +396,33 @@ async def test_a_token_that_covers_the_body_is_kept_whole() -> None:
             assert (await world.exchange(a_request("/in/jwt", f"{name}: {token}"))).status == 401
             await until(lambda: bool(kept(world)))
             assert (b"Authorization", token.encode()) in kept(world)[0].headers
+
+
+@pytest.fixture
+def _no_collection() -> Iterator[None]:
+    """Collect nothing, and let `gc.get_objects` return only what is created from now on."""
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_no_collection")
+@pytest.mark.parametrize("data", [FORGED, WRONG_TOKEN], ids=["forged", "a wrong token"])
+@pytest.mark.parametrize("is_in_parts", [False, True])
+async def test_nothing_of_a_request_that_is_kept_outlives_it(*, data: bytes, is_in_parts: bool) -> None:
+    async with running() as world, keeping(world):
+        async with world.wire() as wire:
+            wire.send(data[: -len(PING)])
+            if is_in_parts:
+                await asyncio.sleep(0.02)
+            wire.send(data[-len(PING) :])
+            assert (await wire.reply()).status == 401
+            await until(lambda: len(world.log.stored) == 1)
+        server = world.ingress._web
+        assert server is not None
+        await until(lambda: not server.connections)
+        world.log.stored.clear()
+        await asyncio.sleep(0.01)
+        assert not [each for each in gc.get_objects() if isinstance(each, (*OF_A_REQUEST, RejectedRequest))]
