@@ -322,13 +322,9 @@ async def _sources(scenery: "Scenery") -> None:
     async with watch.fault("what sent yesterday and a week ago is silent", "GatewaySourceSilent", "GatewayRouteQuiet"):
         pass
     async with (
-        watch.fault("each request of a source is forged", "GatewaySignaturesRefused"),
-        scenery.forging("/in/billing"),
-    ):
-        await watch.until_fired()
-    watch.fixed()
-    async with (
-        watch.fault("refused requests are too large to keep", "GatewayQuarantineOverflows"),
+        watch.fault(
+            "each request of a source is forged, and too large", "GatewaySignaturesRefused", "GatewayQuarantineOverflows"
+        ),
         scenery.forging("/in/billing", size=MAX_BODY + 1),
     ):
         await watch.until_fired()
