@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import DAY, Topics
-from gateway.model import NewerRecordError, UndecodableRecordError
+from gateway.model import NewerRecordError, UndecodableRecordError, UsageError
 from gateway.ops.explain import MASK
 from gateway.ops.findings import SOURCE, Finding
 from gateway.ops.log_search import newest_first
@@ -170,6 +170,16 @@ def shown_query(request: RejectedRequest) -> str:
 def shown_body(request: RejectedRequest) -> bytes | None:
     """Return what was kept of the body; None if a credential is in it."""
     return None if request.is_body_secret else request.body
+
+
+async def refuse_open(log: Log, topics: Topics) -> None:
+    """Raise UsageError if a log has open refused requests: they can't be moved, since their time is their record's."""
+    async with aclosing(read_rejected(log, topics, RejectedFilter())) as found:
+        async for _ in found:
+            raise UsageError(
+                f"{topics.rejected}: expected no open refused requests, which can't be moved, got some: "
+                "run `gateway rejected retry` or `gateway rejected drop` first"
+            )
 
 
 STATUS_RECORDS, STATUS_BYTES = 20_000, 64 << 20

@@ -323,7 +323,9 @@ async def _sources(scenery: "Scenery") -> None:
         pass
     async with (
         watch.fault(
-            "each request of a source is forged, and too large", "GatewaySignaturesRefused", "GatewayQuarantineOverflows"
+            "each request of a source is forged, and too large",
+            "GatewaySignaturesRefused",
+            "GatewayQuarantineOverflows",
         ),
         scenery.forging("/in/billing", size=MAX_BODY + 1),
     ):

@@ -15,13 +15,14 @@ from typing_extensions import override
 from gateway.log.base import Partition, Position, RecordHeaders
 from gateway.log.records import decode_event, encode_event, event_key
 from gateway.log.topics import Topics
-from gateway.model import Event, LogUnavailableError, RefusedError, UnfetchedError
+from gateway.model import Event, LogUnavailableError, RefusedError, UnfetchedError, UsageError
 from gateway.ops.rejected import (
     Rejected,
     RejectedFilter,
     RejectedGroups,
     find_rejected,
     read_rejected,
+    refuse_open,
     shown_body,
     shown_headers,
     shown_query,
@@ -508,6 +509,15 @@ async def test_requests_are_listed_by_source_and_reason_with_their_times(world: 
     found = await find_rejected(world.log, TOPICS, (await world.rejected())[0].position)
     assert found is not None
     assert found.record.appended_at == NOW + 2
+
+
+async def test_a_log_with_open_requests_is_not_moved(world: World) -> None:
+    await refuse_open(world.log, TOPICS)
+    await world.refuse(world.request(1))
+    with pytest.raises(UsageError, match=r"gateway\.rejected: expected no open refused requests"):
+        await refuse_open(world.log, TOPICS)
+    await world.command().drop(EVERYTHING)
+    await refuse_open(world.log, TOPICS)
 
 
 async def test_credentials_are_not_shown() -> None:
