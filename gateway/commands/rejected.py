@@ -23,6 +23,7 @@ from gateway.ops.rejected_retry import RejectedCommand, Report, text_of
 from gateway.ops.verification import resolved_source
 
 if TYPE_CHECKING:
+    from gateway.log.base import Partition
     from gateway.rules.rules import Rules, Source
 
 WAIT = 90.0
@@ -58,16 +59,21 @@ def list_arguments(parser: Parser) -> None:
 async def _rejected_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     groups, rows, lines, total = RejectedGroups(), list[Row](), list[dict[str, object]](), 0
+    unread: dict[Partition, str] = {}
     async with opened_log(call) as log:
         which = _filter(arguments, now=log.now())
         with output.waiting("reading the refused requests"):
-            async with aclosing(read_rejected(log, call.topics, which, include_resolved=arguments.all)) as found:
+            async with aclosing(
+                read_rejected(log, call.topics, which, include_resolved=arguments.all, unread=unread)
+            ) as found:
                 async for rejected in found:
                     groups.add(rejected)
                     total += 1
                     if total <= arguments.limit:
                         rows.append(rejected_row(rejected, with_status=arguments.all))
                         lines.append(rejected_fields(rejected))
+    for partition, reason in sorted(unread.items()):
+        output.note(f"{partition.topic}/{partition.number}: not read: {reason}", style="yellow")
     if output.json:
         for fields in [*map(rejected_group_fields, groups.largest_first()), *lines]:
             output.line(fields)
@@ -79,7 +85,7 @@ async def _rejected_list(call: Invocation) -> int:
         print_rows(output, rows)
     else:
         output.print("no refused requests" if arguments.all else "no open refused requests")
-    return 0
+    return 1 if unread else 0
 
 
 def show_arguments(parser: Parser) -> None:

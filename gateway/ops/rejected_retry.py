@@ -173,6 +173,7 @@ class RejectedCommand:
         self._name = f"{int(log.now() * 1000):x}-{secrets.token_hex(4)}"
         self._by = who()
         self.report = Report()
+        self._unread: dict[Partition, str] = {}
         self._refused_late = 0
         """Requests that passed at first, and then couldn't be admitted."""
 
@@ -188,7 +189,7 @@ class RejectedCommand:
         starts = await self._ends()
         passing: dict[Partition, list[int]] = defaultdict(list)
         oldest = float("inf")
-        async with aclosing(read_rejected(self._log, self._topics, replace(which, source=source.name))) as history:
+        async with aclosing(self._read(replace(which, source=source.name))) as history:
             async for found in history:
                 events = await self._verified(verification, found)
                 if events is not None:
@@ -197,37 +198,48 @@ class RejectedCommand:
                     oldest = min(oldest, found.record.appended_at)
         total = sum(map(len, passing.values()))
         if not total:
-            return report
+            return self._ended(0)
         await present.begin(oldest - MAX_LATER - (source.dedupe or 0.0))
         if dry_run:
             await self._foresee(verification, present, passing)
-            return report
+            return self._ended(report.outcomes.total() + self._refused_late)
         for partition, offsets in sorted(passing.items()):
             await self._with_claim(
                 partition, sorted(offsets), starts, lambda claim, some: self._admit(verification, present, claim, some)
             )
             if report.problem:
                 break
-        report.left = total - report.elsewhere - report.outcomes.total() - self._refused_late
-        return report
+        return self._ended(total)
 
     async def drop(self, which: RejectedFilter) -> Report:
         """Mark open requests, whether they can be read or not, as done with. Raises and reports as `retry` does."""
         starts = await self._ends()
         chosen: dict[Partition, list[int]] = defaultdict(list)
-        async with aclosing(read_rejected(self._log, self._topics, which)) as history:
+        async with aclosing(self._read(which)) as history:
             async for found in history:
                 chosen[found.partition].append(found.record.offset)
         for partition, offsets in sorted(chosen.items()):
             await self._with_claim(partition, sorted(offsets), starts, None)
             if self.report.problem:
                 break
-        total = sum(map(len, chosen.values()))
-        self.report.left = total - self.report.elsewhere - self.report.outcomes.total()
-        return self.report
+        return self._ended(sum(map(len, chosen.values())))
 
     async def _ends(self) -> Mapping[int, int]:
-        return {number: end for number, (_, end) in (await self._log.bounds(self._topics.rejected)).items()}
+        """Return where the partitions end that can be read now."""
+        bounds, _ = await self._log.readable(self._topics.rejected)
+        return {number: end for number, (_, end) in bounds.items()}
+
+    def _read(self, which: RejectedFilter) -> AsyncGenerator[Rejected, None]:
+        return read_rejected(self._log, self._topics, which, unread=self._unread)
+
+    def _ended(self, total: int) -> Report:
+        """Return the report: of `total` requests, what has no outcome is left; and what couldn't be read."""
+        report = self.report
+        report.left = total - report.elsewhere - report.outcomes.total() - self._refused_late
+        if self._unread and not report.problem:
+            (topic, number), reason = min(self._unread.items())
+            report.problem = f"{topic}/{number}: not read: {reason}"
+        return report
 
     async def _verified(self, verification: Verification, found: Rejected) -> list[Event] | None:
         """Return the events of an open request that may be admitted; count any other."""

@@ -511,6 +511,16 @@ async def test_requests_are_listed_by_source_and_reason_with_their_times(world: 
     assert found.record.appended_at == NOW + 2
 
 
+async def test_a_partition_that_cannot_be_read_is_reported_and_stops_no_other(world: World) -> None:
+    await world.refuse(world.request(1))
+    [found] = await world.rejected()
+    other = Partition(TOPICS.rejected, (found.partition.number + 1) % 4)
+    world.log.lose_leader(other)
+    report = await world.retry()
+    assert report.outcomes == {Outcome.ADMITTED: 1}
+    assert (report.problem, report.is_complete) == (f"{TOPICS.rejected}/{other.number}: not read: no leader", False)
+
+
 async def test_a_log_with_open_requests_is_not_moved(world: World) -> None:
     await refuse_open(world.log, TOPICS)
     await world.refuse(world.request(1))
