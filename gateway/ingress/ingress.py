@@ -5,9 +5,9 @@ address → limits → check the head → read → verify → admit → handshak
 Built on `web.Server` with a dispatch of its own, which costs a third less than an application's router, and without
 automatic decompression, since a signature covers the bytes as they came.
 
-What is absent on purpose: the body isn't read if the headers already rule the request out (for the quarantine not before
-the response), and isn't parsed before it is verified; no append is retried; there is no 2xx before the append has
-returned. Nothing waits for the quarantine.
+What is absent on purpose: the body isn't read if the headers already rule the request out (for the quarantine not
+before the response), and isn't parsed before it is verified; no append is retried; there is no 2xx before the append
+has returned. Nothing waits for the quarantine.
 """
 
 import asyncio
