@@ -47,10 +47,11 @@ OVERHEAD = 1024
 REQUESTS_PER_SECOND, BURST = 100.0, 2000.0
 """Of one source; half of the burst for one address."""
 BYTES_PER_DAY = 512.0 * 1024 * 1024
-"""Of one source, all of which may come at once: with a retention of 7 days the topic has at most 4 GiB of a source and
-process."""
+"""Of one source, all of which may come at once; half of it from one address."""
 ALL_PER_SECOND, ALL_BURST = 200.0, 4000.0
 """Of all sources of a process: a few percent of a core."""
+ALL_BYTES_PER_DAY = 2 * BYTES_PER_DAY
+"""Of all sources of a process: with a retention of 7 days, a process has at most 8 GiB in the topic."""
 MEMORY = 8.0 * 1024 * 1024
 """Bytes of a process that aren't stored yet."""
 READING = 32.0
@@ -88,8 +89,8 @@ class Quarantine:
         self._metrics = metrics
         self._logger = logger
         now = perf_counter()
-        self._quotas: dict[str, _Quotas] = {}
-        self._all = FairBucket(capacity=ALL_BURST, rate=ALL_PER_SECOND, now=now)
+        self._quotas: dict[str, Quotas] = {}
+        self._all = Quotas(rate=ALL_PER_SECOND, burst=ALL_BURST, bytes_per_day=ALL_BYTES_PER_DAY, now=now)
         self._memory = FairBucket(capacity=MEMORY, rate=0.0, now=now)
         self._reading = FairBucket(capacity=READING, rate=0.0, now=now)
         self._waiting: deque[_Waiting] = deque()
@@ -121,7 +122,7 @@ class Quarantine:
         cost = OVERHEAD + head_bytes + len(body)
         if not self._has_room(source.name, sender, cost):
             return
-        self._all.take(source.name, 1)
+        self._all.take(source.name, cost)
         self._quotas[source.name].take(sender, cost)
         salt = os.urandom(SALT_BYTES)
         kept = conceal(source.verifier, sent, salt)
@@ -203,8 +204,9 @@ class Quarantine:
         now = perf_counter()
         quotas = self._quotas.get(source)
         if quotas is None:
-            quotas = self._quotas[source] = _Quotas(now)
-        if not (self._all.has(source, 1, now=now) and quotas.have(address, size, now)):
+            quotas = Quotas(rate=REQUESTS_PER_SECOND, burst=BURST, bytes_per_day=BYTES_PER_DAY, now=now)
+            self._quotas[source] = quotas
+        if not (self._all.have(source, size, now) and quotas.have(address, size, now)):
             self._count(source, "over_rate")
             return False
         if not self._memory.has(source, size, now=now):
@@ -230,21 +232,24 @@ class Quarantine:
         self._metrics.quarantined.labels(source, outcome).inc()
 
 
-class _Quotas:
-    """The tokens of one source, for requests and bytes, of which each address gets a fair share."""
+class Quotas:
+    """Tokens for requests and for bytes, of which each debtor gets a fair share: an address of a source's, or a source.
 
-    __slots__ = ("_bytes", "_requests")
+    A day's worth of bytes may come at once. Times are seconds of a clock that isn't set.
+    """
 
-    def __init__(self, now: float) -> None:
-        self._requests = FairBucket(capacity=BURST, rate=REQUESTS_PER_SECOND, now=now)
-        self._bytes = FairBucket(capacity=BYTES_PER_DAY, rate=BYTES_PER_DAY / DAY, now=now)
+    __slots__ = ("bytes", "requests")
 
-    def have(self, address: str, size: int, now: float) -> bool:
-        return self._requests.has(address, 1, now=now) and self._bytes.has(address, size, now=now)
+    def __init__(self, *, rate: float, burst: float, bytes_per_day: float, now: float) -> None:
+        self.requests = FairBucket(capacity=burst, rate=rate, now=now)
+        self.bytes = FairBucket(capacity=bytes_per_day, rate=bytes_per_day / DAY, now=now)
 
-    def take(self, address: str, size: int) -> None:
-        self._requests.take(address, 1)
-        self._bytes.take(address, size)
+    def have(self, debtor: str, size: int, now: float) -> bool:
+        return self.requests.has(debtor, 1, now=now) and self.bytes.has(debtor, size, now=now)
+
+    def take(self, debtor: str, size: int) -> None:
+        self.requests.take(debtor, 1)
+        self.bytes.take(debtor, size)
 
 
 class _Waiting(NamedTuple):

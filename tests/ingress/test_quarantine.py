@@ -309,8 +309,8 @@ async def test_a_flood_of_forgeries_takes_nothing_of_a_real_sender_s_share(world
         headers = ("X-Hub-Signature-256: sha256=" + "0" * 64, f"X-Forwarded-For: {address}")
         assert (await world.exchange(github(*headers, body=body))).status == 401
 
-    keeper._quotas["github"] = quarantine._Quotas(time.perf_counter())
-    keeper._quotas["github"]._requests = FairBucket(capacity=40, rate=1, now=time.perf_counter())
+    now = time.perf_counter()
+    keeper._quotas["github"] = quarantine.Quotas(rate=1, burst=40, bytes_per_day=1e9, now=now)
     for number in range(200):
         await send("198.51.100.1", number)
         if number % 20 == 0:
@@ -325,8 +325,10 @@ async def test_a_flood_of_forgeries_takes_nothing_of_a_real_sender_s_share(world
     assert len(lines) <= 20
 
 
-async def test_all_sources_together_are_bounded(world: World) -> None:
-    world.ingress.quarantine._all = FairBucket(capacity=10, rate=0, now=0)
+@pytest.mark.parametrize("limit", [(10.0, 1e9), (1e9, 12_200.0)], ids=["requests", "bytes"])
+async def test_all_sources_together_are_bounded(world: World, limit: tuple[float, float]) -> None:
+    now = time.perf_counter()
+    world.ingress.quarantine._all = quarantine.Quotas(rate=0, burst=limit[0], bytes_per_day=limit[1], now=now)
     for _ in range(10):
         await world.exchange(FORGED)
     assert (await world.exchange(WRONG_TOKEN)).status == 401
@@ -336,8 +338,7 @@ async def test_all_sources_together_are_bounded(world: World) -> None:
 
 async def test_a_reload_gives_no_source_new_tokens(world: World) -> None:
     keeper = world.ingress.quarantine
-    keeper._quotas["github"] = quarantine._Quotas(0.0)
-    keeper._quotas["github"]._requests = FairBucket(capacity=2, rate=0, now=0)
+    keeper._quotas["github"] = quarantine.Quotas(rate=0, burst=2, bytes_per_day=1e9, now=time.perf_counter())
     for _ in range(2):
         await world.exchange(FORGED)
         keep(world, "github")
