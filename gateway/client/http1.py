@@ -37,25 +37,28 @@ class ResponseReader:
     """Reads one response (RFC 9112). `status` is 0 until its head is complete; interim responses (1xx) are skipped.
 
     At the end, `is_reusable` is whether the connection may carry another request. With `keeps_body`, `kept` is the body
-    read so far, and `body` the complete one: None before its end, and if it exceeds `limit` bytes.
+    read so far, and `body` the complete one: None before its end, and if it exceeds `limit` bytes. One that
+    `needs_body` has the time of the whole response for it.
     """
 
     __slots__ = (
         *("_body", "_head", "_left", "_limit", "_seen"),
-        *("body", "has_started", "is_reusable", "kept", "retry_after", "status"),
+        *("body", "content_type", "has_started", "is_reusable", "kept", "needs_body", "retry_after", "status"),
     )
 
-    def __init__(self, *, keeps_body: bool = False, limit: int = RESPONSE_LIMIT) -> None:
+    def __init__(self, *, keeps_body: bool = False, needs_body: bool = False, limit: int = RESPONSE_LIMIT) -> None:
+        self.needs_body = needs_body
         self.has_started = False
         self.body: bytes | None = None
         self.status = 0
         self.retry_after: bytes | None = None
+        self.content_type: bytes | None = None
         self.is_reusable = False
         self._head = bytearray()
         self._left: int | None = 0  # of the body; None where the end of the connection, or of the chunks, ends it
         self._limit = limit
         self._seen = 0
-        self.kept: bytearray | None = bytearray() if keeps_body else None
+        self.kept: bytearray | None = bytearray() if keeps_body or needs_body else None
         self._body: Generator[None, bytes, bytes] | None = None
 
     def feed(self, data: bytes) -> bool:
@@ -88,7 +91,7 @@ class ResponseReader:
         status, is_reusable = _status(first)
         length: int | None = None
         is_chunked = is_closing = False
-        self.retry_after = None  # an interim response's doesn't apply to the final one
+        self.retry_after = self.content_type = None  # an interim response's doesn't apply to the final one
         for line in lines:
             name, _, value = line.partition(b":")
             match name.lower():
@@ -106,6 +109,8 @@ class ResponseReader:
                     is_reusable = is_reusable or b"keep-alive" in options
                 case b"retry-after":
                     self.retry_after = value.strip()
+                case b"content-type" if self.kept is not None:
+                    self.content_type = value.strip()
                 case _:
                     pass
         if is_closing or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2.2: from here on it speaks something else

@@ -25,6 +25,7 @@ class Endpoint:
         "_trusted_proxies",
         "accepted",
         "admission",
+        "after_delivery",
         "allow",
         "allow_from",
         "body_limit",
@@ -62,6 +63,7 @@ class Endpoint:
         self.source = source
         self.topic = source.topic or topics.events(source.name)
         self.response = source.response
+        self.after_delivery = None if source.response is None else source.response.after_delivery
         self.status = 202 if source.response is None else source.response.status
         self.accepted = metrics.requests.labels(source.name, str(self.status))
         self.events = metrics.events.labels(source.name)

@@ -26,6 +26,7 @@ from gateway.ingress.batches import split
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import Networks
+from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
 from gateway.ingress.responses import (
@@ -33,6 +34,7 @@ from gateway.ingress.responses import (
     batch_response,
     handshake_response,
     make_response,
+    passed_on_response,
     problem_response,
     stored_response,
 )
@@ -81,6 +83,7 @@ class Ingress:
         limits: Limits | None = None,
         traces: "Traces | None" = None,
         fetch: Fetch | None = None,
+        responses: DestinationResponses | None = None,
     ) -> None:
         self._is_draining = False
         self._rules = rules
@@ -91,6 +94,7 @@ class Ingress:
         self._clock = clock
         self._limits = limits or Limits()
         self._traces = traces
+        self._responses = responses
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
         self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
@@ -122,6 +126,8 @@ class Ingress:
         reconnects; a connection closed in the middle of a request would give the sender no response at all.
         """
         self._is_draining = True
+        if self._responses is not None:
+            self._responses.stop()
         if self._listener is not None:
             self._listener.close()
         if self._web is not None:
@@ -156,6 +162,8 @@ class Ingress:
                 handshake = _unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
             if handshake is None:
                 response = await self._receive(request, endpoint, path, query, fields, began=began)
+                if "waits" in fields and endpoint is not None:
+                    response = await self._destination_response(endpoint, response, fields, began=began)
             else:
                 response = handshake
             fields["status"] = response.status
@@ -167,6 +175,8 @@ class Ingress:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
             raise
         finally:
+            if (waiting := fields.pop("waits", None)) is not None:
+                waiting.close()
             self._record(endpoint, fields, perf_counter() - began)
         if self._is_draining:
             response.force_close()
@@ -239,6 +249,8 @@ class Ingress:
     ) -> web.StreamResponse:
         event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
         fields["event_id"], fields["type"] = event.id, event.type
+        if endpoint.after_delivery is not None and self._responses is not None:
+            fields["waits"] = self._responses.expect(event.id, endpoint.after_delivery.destination)
         if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
             began = perf_counter()
             await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
@@ -247,6 +259,17 @@ class Ingress:
         else:
             await self._append(endpoint, event, verified.secret, fields)
         return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
+
+    async def _destination_response(
+        self, endpoint: Endpoint, default: web.StreamResponse, fields: dict[str, Any], *, began: float
+    ) -> web.StreamResponse:
+        """Return what the destination responds to an event that is stored, or else the default response."""
+        found, outcome = None, "overloaded"
+        if (waiting := fields["waits"]) is not None and endpoint.after_delivery is not None:
+            found, outcome = await waiting.response(began + endpoint.after_delivery.timeout - perf_counter())
+        fields["destination_response"] = outcome
+        self._metrics.destination_responses.labels(endpoint.name, outcome).inc()
+        return default if found is None else passed_on_response(found, fields["event_id"])
 
     async def _store_batch(
         self,

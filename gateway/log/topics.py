@@ -65,12 +65,22 @@ class Topics:
         return f"{self.prefix}control"
 
     @property
+    def responses(self) -> str:
+        return f"{self.prefix}responses"
+
+    @property
     def control_partition(self) -> Partition:
         return Partition(self.control, CONTROL_PARTITION)
 
     def kind_of(self, topic: str) -> str:
         """Return a topic's kind, as used in metrics. A source's topic may have any name."""
-        kinds = {self.dead: "dead", self.parked: "parked", self.dedupe: "dedupe", self.control: "control"}
+        kinds = {
+            self.dead: "dead",
+            self.parked: "parked",
+            self.dedupe: "dedupe",
+            self.control: "control",
+            self.responses: "responses",
+        }
         return kinds.get(topic, "retry" if topic.startswith(self.retry("")) else "events")
 
     def group(self, name: str) -> str:
@@ -89,8 +99,16 @@ class Topics:
         route, _, destination = topic.removeprefix(f"{self.prefix}ordered.").partition(_TO)
         return (route, destination) if topic == self.ordered(route, destination) and route and destination else None
 
-    def specs(self, event_topics: Iterable[str], ordered: Iterable[tuple[str, str]] = ()) -> tuple[TopicSpec, ...]:
+    def specs(
+        self,
+        event_topics: Iterable[str],
+        ordered: Iterable[tuple[str, str]] = (),
+        *,
+        has_responses: bool = False,
+    ) -> tuple[TopicSpec, ...]:
         """Return all topics' specifications, the event topics first; `ordered` are ordered routes and destinations.
+
+        `has_responses` is whether senders may wait for responses of destinations.
 
         Raises RulesError if a source uses one of the gateway's own topics.
         """
@@ -117,6 +135,8 @@ class Topics:
             # The longest window, plus a day during which an event may wait to be read.
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, total_order=True),
+            # Nobody waits for one longer than 30 seconds.
+            *([TopicSpec(name=self.responses, partitions=2, retention=3600.0)] if has_responses else ()),
         )
         taken = {spec.name for spec in own}.intersection(names) | {name for name in names if self.ordered_target(name)}
         if taken:

@@ -7,6 +7,7 @@ from typing import Any
 from gateway.model import RetryPolicy
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.rules import (
+    AfterDelivery,
     Destination,
     DestinationAccess,
     OAuth2,
@@ -54,8 +55,14 @@ def _split(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] 
 def _response(read: ParsedMapping | None, default: PresetResponse | None) -> StoredResponse | None:
     if read is not None:
         values = read.values
+        after = values.get("after_delivery")
         return StoredResponse(
-            status=values.get("status", 202), headers=tuple(values.get("headers", {}).items()), body=values.get("body")
+            status=values.get("status", 202),
+            headers=tuple(values.get("headers", {}).items()),
+            body=values.get("body"),
+            after_delivery=None
+            if after is None
+            else AfterDelivery(**{**after.values, "destination": after.values["destination"].name}),
         )
     if default is not None:
         body = None if default.body is None else Template(default.body)
