@@ -42,8 +42,8 @@ class ResponseReader:
     """
 
     __slots__ = (
-        *("_body", "_head", "_left", "_limit", "_seen"),
-        *("body", "content_type", "has_started", "is_reusable", "kept", "needs_body", "retry_after", "status"),
+        *("_body", "_head", "_left", "_limit", "_lines", "_seen"),
+        *("body", "has_started", "is_reusable", "kept", "needs_body", "retry_after", "status"),
     )
 
     def __init__(self, *, keeps_body: bool = False, needs_body: bool = False, limit: int = RESPONSE_LIMIT) -> None:
@@ -52,7 +52,7 @@ class ResponseReader:
         self.body: bytes | None = None
         self.status = 0
         self.retry_after: bytes | None = None
-        self.content_type: bytes | None = None
+        self._lines: list[bytes] = []
         self.is_reusable = False
         self._head = bytearray()
         self._left: int | None = 0  # of the body; None where the end of the connection, or of the chunks, ends it
@@ -88,10 +88,11 @@ class ResponseReader:
 
     def _read_head(self, head: bytes) -> int:
         first, *lines = head.split(b"\n")
+        self._lines = lines
         status, is_reusable = _status(first)
         length: int | None = None
         is_chunked = is_closing = False
-        self.retry_after = self.content_type = None  # an interim response's doesn't apply to the final one
+        self.retry_after = None  # an interim response's doesn't apply to the final one
         for line in lines:
             name, _, value = line.partition(b":")
             match name.lower():
@@ -109,8 +110,6 @@ class ResponseReader:
                     is_reusable = is_reusable or b"keep-alive" in options
                 case b"retry-after":
                     self.retry_after = value.strip()
-                case b"content-type" if self.kept is not None:
-                    self.content_type = value.strip()
                 case _:
                     pass
         if is_closing or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2.2: from here on it speaks something else
@@ -146,6 +145,15 @@ class ResponseReader:
                     self.is_reusable = self.is_reusable and self._left == 0
                     return self._end()
         return False
+
+    @property
+    def content_type(self) -> bytes | None:
+        """Return the response's Content-Type, if it has one."""
+        for line in self._lines:
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-type":
+                return value.strip()
+        return None
 
     def feed_eof(self) -> None:
         """Handle the end of the connection, which ends a body without a length."""

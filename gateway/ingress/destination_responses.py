@@ -180,7 +180,7 @@ class DestinationResponses:
 
     async def follow(self) -> None:
         """Take the responses that other processes have got, until cancelled."""
-        while not self._is_shared or not self._is_needed():
+        while not self._is_shared or not self._is_needed():  # noqa: ASYNC110 - a reload has no event here
             await asyncio.sleep(1.0)
         while self._consumer is None:
             try:

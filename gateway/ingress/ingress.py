@@ -11,7 +11,7 @@ is verified; no append is retried; there is no 2xx before the append has returne
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -28,6 +28,7 @@ from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import Networks
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint
+from gateway.ingress.head import check_head, leave_body, unverified_handshake
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
 from gateway.ingress.responses import (
     Accepted,
@@ -38,7 +39,7 @@ from gateway.ingress.responses import (
     problem_response,
     stored_response,
 )
-from gateway.ingress.server import Connection, Limits, Server
+from gateway.ingress.server import Limits, Server
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
@@ -159,7 +160,7 @@ class Ingress:
                 endpoint.check_address(request, fields)
             handshake = None
             if endpoint is not None and endpoint.handshake_methods:
-                handshake = _unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
+                handshake = unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
             if handshake is None:
                 response = await self._receive(request, endpoint, path, query, fields, began=began)
                 if "waits" in fields and endpoint is not None:
@@ -170,13 +171,11 @@ class Ingress:
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
             response = problem_response(refusal, allow=endpoint.allow if endpoint else "POST")
-            _leave_body(request)
+            leave_body(request)
         except asyncio.CancelledError:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
             raise
         finally:
-            if (waiting := fields.pop("waits", None)) is not None:
-                waiting.close()
             self._record(endpoint, fields, perf_counter() - began)
         if self._is_draining:
             response.force_close()
@@ -196,7 +195,7 @@ class Ingress:
             raise RefusedError(404, "unknown_source", "no source has this path")
         headers = request.raw_headers
         names = [name.lower() for name, _ in headers]
-        head_bytes = self._check_head(request, query, names)
+        head_bytes = check_head(request, query, names, limit=self._limits.head_bytes)
         verifier, stream = endpoint.source.verifier, request.content
         limit = min(endpoint.body_limit, self._body_limit - head_bytes)
         if stream.is_eof() and stream.exception() is None:
@@ -316,19 +315,6 @@ class Ingress:
             await self._keys.visit(endpoint.name, handshake.visit)
         return handshake_response(handshake)
 
-    def _check_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
-        """Check method, size and transfer coding of the request head; return its size in bytes. Raises RefusedError."""
-        if request.method != "POST":
-            raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
-        head_bytes = len(query) + sum([len(name) + len(value) for name, value in request.raw_headers])
-        if head_bytes > self._limits.head_bytes:
-            limit = self._limits.head_bytes
-            raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
-        if TRANSFER_ENCODING in names:
-            headers = zip(names, request.raw_headers, strict=True)
-            _refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
-        return head_bytes
-
     async def _read_and_verify(
         self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
@@ -425,6 +411,8 @@ class Ingress:
 
     def _record(self, endpoint: Endpoint | None, fields: dict[str, Any], seconds: float) -> None:
         source = fields["source"]
+        if (waiting := fields.pop("waits", None)) is not None:
+            waiting.close()
         trace_id = None if self._traces is None else _end_span(fields)
         if endpoint is not None and fields["status"] == endpoint.status and "handshake" not in fields:
             endpoint.accepted.inc()
@@ -487,35 +475,3 @@ def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> 
     if problem:
         fields["response_error"] = problem
     return made
-
-
-def _unverified_handshake(
-    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
-) -> web.Response | None:
-    """Return the response to a handshake that its head alone decides; None for every other request."""
-    if request.method not in endpoint.handshake_methods:
-        return None
-    head = Request(request.method, path, query, request.raw_headers, b"")
-    handshake = endpoint.source.verifier.unverified_handshake(head, now=now)
-    if handshake is None:
-        return None
-    fields["handshake"] = True
-    _leave_body(request)
-    return handshake_response(handshake)
-
-
-def _leave_body(request: web.BaseRequest) -> None:
-    """Tell the connection that nobody will read what is left of a body."""
-    if isinstance(request.protocol, Connection):
-        request.protocol.unread = request.content
-
-
-TRANSFER_ENCODING = b"transfer-encoding"
-
-
-def _refuse_codings(values: Sequence[bytes]) -> None:
-    """Refuse other transfer codings (RFC 9112 §6.1): we would pass the coded body on without its header."""
-    if b",".join(values).strip().lower() != b"chunked":
-        raise RefusedError(
-            501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`, got another transfer coding"
-        )

@@ -22,12 +22,11 @@ AT_ONCE = 200
 DELAY = 0.1
 TOKEN = "a token of the sender"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
-RULES = (
-    """
+RULES = """
 version: 1
 sources:
   commands:
-    verify: {{scheme: bearer, secrets: ["%s"]}}
+    verify: {{scheme: bearer, secrets: ["{token}"]}}
     id: string(body.n)
     respond:
       status: 200
@@ -40,8 +39,6 @@ routes:
   - {{name: audit, from: commands, to: [audit]}}
   - {{name: chat, from: commands, to: [chat]}}
 """
-    % TOKEN
-)
 
 
 def echo(request: Request) -> Scripted:
@@ -52,13 +49,13 @@ def echo(request: Request) -> Scripted:
 
 
 @asynccontextmanager
-async def destinations(chat: Any) -> AsyncIterator[tuple[Sink, Sink]]:  # noqa: ANN401 - a script
+async def destinations(chat: Any) -> AsyncIterator[tuple[Sink, Sink]]:
     async with Sink(chat, path="/chat") as one, Sink(204, path="/audit") as other:
         yield one, other
 
 
 def rules(chat: Sink, audit: Sink, timeout: str = "5s") -> str:
-    return RULES.format(chat=chat.url, audit=audit.url, timeout=timeout)
+    return RULES.format(chat=chat.url, audit=audit.url, timeout=timeout, token=TOKEN)
 
 
 async def ask(session: aiohttp.ClientSession, url: str, number: int) -> tuple[float, int, str, bytes]:
@@ -132,26 +129,21 @@ async def test_a_response_comes_back_from_another_process(kafka_place: LogPlace,
             check_echoes(await ask_all(url))
 
 
+FAILURES: dict[int, Scripted] = {
+    1: Answer(body=b"too late", delay=3),
+    2: 503,
+    3: Fault.RESET,
+    4: 401,  # of the gateway's credentials
+    5: Answer(body=b"x" * (65 * 1024)),
+    6: Answer(status=302, headers=(("Location", "http://192.0.2.1/"),)),
+    7: Fault.DRIP,
+    8: Answer(status=204),
+    9: Answer(body=b"fine"),
+}
+
+
 def fails(request: Request) -> Scripted:
-    match orjson.loads(request.body)["n"]:
-        case 1:
-            return Answer(body=b"too late", delay=3)
-        case 2:
-            return 503
-        case 3:
-            return Fault.RESET
-        case 4:
-            return 401  # of the gateway's credentials
-        case 5:
-            return Answer(body=b"x" * (65 * 1024))
-        case 6:
-            return Answer(status=302, headers=(("Location", "http://192.0.2.1/"),))
-        case 7:
-            return Fault.DRIP
-        case 8:
-            return Answer(status=204)
-        case _:
-            return Answer(body=b"fine")
+    return FAILURES[orjson.loads(request.body)["n"]]
 
 
 @pytest.mark.parametrize(
@@ -161,49 +153,55 @@ def fails(request: Request) -> Scripted:
 async def test_what_is_no_response_for_a_sender_is_the_default_one(
     embedded_place: LogPlace, folder: Path, number: int, outcome: str
 ) -> None:
-    async with destinations(fails) as (chat, audit):
-        async with GatewayProcess(folder, rules=rules(chat, audit, "500ms"), log=embedded_place.url) as gateway:
-            url = f"http://127.0.0.1:{gateway.port}/in/commands"
-            async with aiohttp.ClientSession() as session:
-                seconds, *answer = await ask(session, url, number)
-                assert answer == [200, "application/json", b'{"text":"working on %d"}' % number]
-                assert seconds < 2
-                assert (await ask(session, url, 9))[1:] == (200, "application/octet-stream", b"fine")
-                assert (await ask(session, url, 8))[1:] == (204, "application/octet-stream", b"")
-            async with asyncio.timeout(5):
-                while len(lines := gateway.lines("request_finished")) < 3:
-                    await asyncio.sleep(0.05)
-            assert [line["destination_response"] for line in lines] == [outcome, "sent", "sent"]
-            await chat.received(3)
+    async with (
+        destinations(fails) as (chat, audit),
+        GatewayProcess(folder, rules=rules(chat, audit, "500ms"), log=embedded_place.url) as gateway,
+    ):
+        url = f"http://127.0.0.1:{gateway.port}/in/commands"
+        async with aiohttp.ClientSession() as session:
+            seconds, *answer = await ask(session, url, number)
+            assert answer == [200, "application/json", b'{"text":"working on %d"}' % number]
+            assert seconds < 2
+            assert (await ask(session, url, 9))[1:] == (200, "application/octet-stream", b"fine")
+            assert (await ask(session, url, 8))[1:] == (204, "application/octet-stream", b"")
+        async with asyncio.timeout(5):
+            while len(lines := gateway.lines("request_finished")) < 3:  # noqa: ASYNC110 - a file
+                await asyncio.sleep(0.05)
+        assert [line["destination_response"] for line in lines] == [outcome, "sent", "sent"]
+        await chat.received(3)
 
 
 async def test_a_crash_while_a_sender_waits_loses_no_event(embedded_place: LogPlace, folder: Path) -> None:
-    async with destinations(Answer(delay=30.0)) as (chat, audit):
-        async with GatewayProcess(folder, rules=rules(chat, audit, "10s"), log=embedded_place.url) as gateway:
-            url = f"http://127.0.0.1:{gateway.port}/in/commands"
-            async with aiohttp.ClientSession() as session:
-                asking = asyncio.gather(*[ask(session, url, number) for number in range(20)], return_exceptions=True)
-                await chat.received(5)
-                gateway.kill()
-                chat.answer(Answer(body=b"done"))
-                assert all(isinstance(answer, aiohttp.ClientError) for answer in await asking)
-                before = len(chat.requests)
-                await gateway.start()
-                await chat.received(before + 20, timeout=30)
-                assert len({request.header("gateway-event-id") for request in chat.requests[before:]}) == 20
-                # Who sends again gets the response, or the default one if the event is known already.
-                assert (await ask(session, url, 20))[3] == b"done"
+    async with (
+        destinations(Answer(delay=30.0)) as (chat, audit),
+        GatewayProcess(folder, rules=rules(chat, audit, "10s"), log=embedded_place.url) as gateway,
+    ):
+        url = f"http://127.0.0.1:{gateway.port}/in/commands"
+        async with aiohttp.ClientSession() as session:
+            asking = asyncio.gather(*[ask(session, url, number) for number in range(20)], return_exceptions=True)
+            await chat.received(5)
+            gateway.kill()
+            chat.answer(Answer(body=b"done"))
+            assert all(isinstance(answer, aiohttp.ClientError) for answer in await asking)
+            before = len(chat.requests)
+            await gateway.start()
+            await chat.received(before + 20, timeout=30)
+            assert len({request.header("gateway-event-id") for request in chat.requests[before:]}) == 20
+            # Who sends again gets the response, or the default one if the event is known already.
+            assert (await ask(session, url, 20))[3] == b"done"
 
 
 async def test_a_stop_lets_nobody_wait_for_long(embedded_place: LogPlace, folder: Path) -> None:
-    async with destinations(lambda _: Answer(body=b"done", delay=4.0)) as (chat, audit):
-        async with GatewayProcess(folder, rules=rules(chat, audit, "20s"), log=embedded_place.url) as gateway:
-            url = f"http://127.0.0.1:{gateway.port}/in/commands"
-            async with aiohttp.ClientSession() as session:
-                asking = asyncio.create_task(ask(session, url, 1))
-                await chat.received(1)
-                stopping = asyncio.create_task(gateway.stop())
-                seconds, *answer = await asking
-                assert answer == [200, "application/json", b'{"text":"working on 1"}']
-                assert seconds < 3
-                assert await stopping == 0
+    async with (
+        destinations(lambda _: Answer(body=b"done", delay=4.0)) as (chat, audit),
+        GatewayProcess(folder, rules=rules(chat, audit, "20s"), log=embedded_place.url) as gateway,
+    ):
+        url = f"http://127.0.0.1:{gateway.port}/in/commands"
+        async with aiohttp.ClientSession() as session:
+            asking = asyncio.create_task(ask(session, url, 1))
+            await chat.received(1)
+            stopping = asyncio.create_task(gateway.stop())
+            seconds, *answer = await asking
+            assert answer == [200, "application/json", b'{"text":"working on 1"}']
+            assert seconds < 3
+            assert await stopping == 0
