@@ -38,7 +38,7 @@ def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
         verifier=verifier,
         topic=read.values.get("topic"),
         dedupe=read.values.get("dedupe", verifier.dedupe),
-        split=_split(read.values.get("split"), verifier.split),
+        split=split_of(read.values.get("split"), verifier.split),
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),
@@ -46,7 +46,8 @@ def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
     )
 
 
-def _split(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def split_of(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the path of the list of events in a body, as the source or else its provider says; None for no list."""
     if own is None:
         return default
     return None if own == "off" else tuple(own.split(".")[1:])

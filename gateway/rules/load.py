@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from gateway.model import RulesError
-from gateway.rules.build import destination_of, names_of, path_of, route_of, shown_path_of, source_of
+from gateway.rules.build import destination_of, names_of, path_of, route_of, shown_path_of, source_of, split_of
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
@@ -175,7 +175,7 @@ class _Assembly:
                 self._check_references(route)
         self._check_replaced()
         for name, read in self.sources.items():
-            self._check_after_delivery(name, read)
+            self._check_after_delivery(name, read, verifiers[name])
         for route in self.routes.values():
             self._check_order(route)
         for name, read in self.destinations.items():
@@ -325,15 +325,16 @@ class _Assembly:
                     message = f"`order: key` needs a `key` of each source, got none at {name!r}"
                     self.reader.report(route.node.value["order"], "value", message, at_key=True)
 
-    def _check_after_delivery(self, name: str, read: ParsedMapping) -> None:
+    def _check_after_delivery(self, name: str, read: ParsedMapping, verifier: Verifier | None) -> None:
         """Refuse a destination to which no route sends this source's events, and two answers to several events."""
         respond = read.values.get("respond")
         after = None if respond is None else respond.values.get("after_delivery")
         use = None if after is None else after.values.get("destination")
         if after is None or use is None:
             return
-        if read.values.get("split", "off") != "off":
-            self.reader.report(after.node, "value", "expected no `split` with `after_delivery`, got one", at_key=True)
+        if split_of(read.values.get("split"), None if verifier is None else verifier.split) is not None:
+            message = "expected `split: off` with `after_delivery`, got requests with several events"
+            self.reader.report(after.node, "value", message, at_key=True)
         known = self.written["destination"]
         if use.name not in known:
             if not self.reader.has_gaps:
