@@ -610,6 +610,13 @@ PROCESS = Board(
             "Events that each secret verified, by its position in the source's list, where secrets are being rotated.",
             (per_second("gateway_secret_events_total", "source, position"), "{{source}} {{position}}"),
         ),
+        graph(
+            "Senders that wait for a destination",
+            "reqps",
+            "GatewayDestinationHeld",
+            "What came of waiting for a destination's response, of sources with `after_delivery`.",
+            (per_second("gateway_destination_responses_total", "source, outcome"), "{{source}} {{outcome}}"),
+        ),
     ),
 )
 

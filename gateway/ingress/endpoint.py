@@ -25,6 +25,7 @@ class Endpoint:
         "_trusted_proxies",
         "accepted",
         "admission",
+        "after_delivery",
         "allow",
         "allow_from",
         "body_limit",
@@ -33,6 +34,7 @@ class Endpoint:
         "events_of",
         "fetches_keys",
         "handshake_methods",
+        "has_head_checks",
         "keys",
         "last",
         "name",
@@ -62,6 +64,7 @@ class Endpoint:
         self.source = source
         self.topic = source.topic or topics.events(source.name)
         self.response = source.response
+        self.after_delivery = None if source.response is None else source.response.after_delivery
         self.status = 202 if source.response is None else source.response.status
         self.accepted = metrics.requests.labels(source.name, str(self.status))
         self.events = metrics.events.labels(source.name)
@@ -80,6 +83,8 @@ class Endpoint:
         self.split = source.split
         self.fetches_keys = source.verifier.fetches_keys
         self.handshake_methods = source.verifier.handshake_methods
+        self.has_head_checks = self.allow_from is not None or bool(self.handshake_methods)
+        """Whether its address or a handshake is looked at before all else."""
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
 
     def count(self, at: float, secret: int | None) -> None:

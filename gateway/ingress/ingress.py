@@ -14,7 +14,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -26,26 +25,22 @@ from gateway.ingress.admission import Admission
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import Networks
+from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint
+from gateway.ingress.event_writer import EventWriter
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
 from gateway.ingress.quarantine import HeadRefusedError, Quarantine, Unread
-from gateway.ingress.request_head import check_head, leave_body, unverified_handshake
+from gateway.ingress.request_head import check_head, check_source, leave_body
 from gateway.ingress.responses import (
-    Accepted,
-    batch_response,
     handshake_response,
     make_response,
     problem_response,
-    stored_response,
 )
 from gateway.ingress.server import Limits, Server
 from gateway.log.base import Log
-from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
-from gateway.model import Event, LogUnavailableError, RecordTooLargeError, RefusedError
-from gateway.rules.batches import split
-from gateway.rules.event_view import EventView
-from gateway.rules.rules import Rules, StoredResponse
+from gateway.model import LogUnavailableError, RecordTooLargeError, RefusedError
+from gateway.rules.rules import Rules
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.verify.handshakes import HandshakeResponse
@@ -86,6 +81,7 @@ class Ingress:
         limits: Limits | None = None,
         traces: "Traces | None" = None,
         fetch: Fetch | None = None,
+        responses: DestinationResponses | None = None,
     ) -> None:
         self._is_draining = False
         self._rules = rules
@@ -96,8 +92,10 @@ class Ingress:
         self._clock = clock
         self._limits = limits or Limits()
         self._traces = traces
+        self._responses = responses
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
+        self._writer = EventWriter(log=log, metrics=metrics, memory=self._memory, traces=traces, responses=responses)
         self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
         """Its `run` is to be running while this serves."""
         self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
@@ -129,6 +127,8 @@ class Ingress:
         reconnects; a connection closed in the middle of a request would give the sender no response at all.
         """
         self._is_draining = True
+        if self._responses is not None:
+            self._responses.stop()
         if self._listener is not None:
             self._listener.close()
         if self._web is not None:
@@ -158,13 +158,13 @@ class Ingress:
         }  # 500 if we have a bug
         unread: Unread | None = None  # not its refusal, which would refer to this frame
         try:
-            if endpoint is not None and endpoint.allow_from is not None:  # before anything else of it is looked at
-                endpoint.check_address(request, fields)
             handshake = None
-            if endpoint is not None and endpoint.handshake_methods:
-                handshake = unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
+            if endpoint is not None and endpoint.has_head_checks:
+                handshake = check_source(request, endpoint, path, query, fields, now=self._clock())
             if handshake is None:
                 response = await self._receive(request, endpoint, path, query, fields, began=began)
+                if "waits" in fields:
+                    response = await self._writer.destination_response(response, fields, began=began)
             else:
                 response = handshake
             fields["status"] = response.status
@@ -228,7 +228,7 @@ class Ingress:
                 )
             if verifier.respond_to_handshake is not None and (handshake := verifier.handshake(sent, now=self._clock())):
                 return await self._answer(endpoint, handshake, fields)
-            store = self._store if endpoint.split is None else self._store_batch
+            store = self._writer.store if endpoint.split is None else self._writer.store_batch
             return await store(endpoint, sent, verified, fields)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
@@ -248,59 +248,6 @@ class Ingress:
             if endpoint.admission is not None:
                 endpoint.admission.leave()
             raise no_room(self._memory)
-
-    async def _store(
-        self, endpoint: Endpoint, sent: Request, verified: Verified, fields: dict[str, Any]
-    ) -> web.StreamResponse:
-        event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
-        fields["event_id"], fields["type"] = event.id, event.type
-        if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
-            began = perf_counter()
-            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
-            self._metrics.append_duration.observe(perf_counter() - began)
-            endpoint.count(event.received_at, verified.secret)
-        else:
-            await self._append(endpoint, event, verified.secret, fields)
-        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
-
-    async def _store_batch(
-        self,
-        endpoint: Endpoint,
-        sent: Request,
-        verified: Verified,
-        fields: dict[str, Any],
-    ) -> web.StreamResponse:
-        """Store each event of a request. If one can't be stored, all are sent again, and have their ids again."""
-        bodies = split(sent.body, endpoint.split or ())
-        if bodies is None:
-            return await self._store(endpoint, sent, verified, fields)
-        head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
-        memory = len(sent.body) + len(bodies) * head_bytes  # each event has the headers
-        if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
-            raise no_room(self._memory)
-        try:
-            events = endpoint.events_of(
-                sent, bodies, received_at=self._log.now(), identity_expression=verified.identity
-            )
-            fields["events"] = len(events)
-            appends = [
-                asyncio.ensure_future(self._append(endpoint, event, verified.secret, fields)) for event in events
-            ]
-            await asyncio.wait(appends)
-            for append in appends:
-                append.result()
-        finally:
-            self._memory.release(endpoint.share, memory)
-        return batch_response(endpoint.status, [event.id for event in events])
-
-    async def _append(self, endpoint: Endpoint, event: Event, secret: int | None, fields: dict[str, Any]) -> None:
-        if self._traces is None:
-            began = perf_counter()
-            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
-            self._metrics.append_duration.observe(perf_counter() - began)
-        else:
-            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
-        endpoint.count(event.received_at, secret)
 
     async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
         fields["handshake"] = True
@@ -353,24 +300,6 @@ class Ingress:
         except KeyNeededError:
             return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify)
 
-    async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
-        began = perf_counter()
-        with traces.send(event, topic) as span:
-            event = replace(event, trace=span.context)
-            headers = encode_event(event)
-            position = await self._log.append(topic, key=event_key(event), value=event.body, headers=headers)
-            span.set_attributes(
-                {
-                    "messaging.destination.partition.id": str(position.partition),
-                    "messaging.kafka.offset": position.offset,
-                }
-            )
-        seconds, trace_id = perf_counter() - began, span.context.recorded_id
-        if trace_id is None:
-            self._metrics.append_duration.observe(seconds)
-        else:
-            self._metrics.append_duration.observe_traced(seconds, trace_id)
-
     def _endpoint(self, path: str) -> Endpoint | None:
         rules = self._rules()
         if rules is not self._cached_rules:
@@ -422,6 +351,8 @@ class Ingress:
 
     def _record(self, endpoint: Endpoint | None, fields: dict[str, Any], seconds: float) -> None:
         source = fields["source"]
+        if (waiting := fields.pop("waits", None)) is not None:
+            waiting.close()
         trace_id = None if self._traces is None else _end_span(fields)
         if endpoint is not None and fields["status"] == endpoint.status and "handshake" not in fields:
             endpoint.accepted.inc()
@@ -477,10 +408,3 @@ _SPAN_ATTRIBUTES = (
     ("gateway.event.type", "type"),
     ("gateway.handshake", "handshake"),
 )
-
-
-def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> web.Response:
-    made, problem = stored_response(response, event, EventView.of(event))
-    if problem:
-        fields["response_error"] = problem
-    return made

@@ -27,7 +27,24 @@ def check_head(request: web.BaseRequest, query: str, names: Sequence[bytes], lim
     return head_bytes
 
 
-def unverified_handshake(
+def check_source(
+    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
+) -> web.Response | None:
+    """Check where a request comes from, before anything else of it; then do as `_unverified_handshake`.
+
+    Raises RefusedError.
+    """
+    endpoint.check_address(request, fields)
+    return _unverified_handshake(request, endpoint, path, query, fields, now=now)
+
+
+def leave_body(request: web.BaseRequest) -> None:
+    """Tell the connection that nobody will read what is left of a body."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.unread = request.content
+
+
+def _unverified_handshake(
     request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
 ) -> web.Response | None:
     """Return the response to a handshake that its head alone decides; None for every other request."""
@@ -40,12 +57,6 @@ def unverified_handshake(
     fields["handshake"] = True
     leave_body(request)
     return handshake_response(handshake)
-
-
-def leave_body(request: web.BaseRequest) -> None:
-    """Tell the connection that nobody will read what is left of a body."""
-    if isinstance(request.protocol, Connection):
-        request.protocol.unread = request.content
 
 
 def _refuse_codings(values: Sequence[bytes]) -> None:

@@ -262,6 +262,19 @@ INLINE_DESTINATION = MappingKind(
         *DESTINATION_KEYS,
     ),
 )
+AFTER_DELIVERY = MappingKind(
+    name="after_delivery",
+    about="Wait for a destination's response, and send it on to the sender.",
+    keys=(
+        Key(name="destination", kind=NAME_REF, about="The destination whose response it is.", is_required=True),
+        Key(
+            name="timeout",
+            kind=duration(0.1, 30),
+            about="How long after the request has come. Without a response by then, the sender gets the one above.",
+            default="2s",
+        ),
+    ),
+)
 RESPOND = MappingKind(
     name="respond",
     about="The response to a sender whose event is stored. Strings may contain ${{ CEL }}.",
@@ -286,6 +299,7 @@ RESPOND = MappingKind(
             kind=Tree("any value", object, Template, {}, is_template=True),
             about="A string is sent as text/plain, anything else as JSON. Default: the event's id.",
         ),
+        Key(name="after_delivery", kind=AFTER_DELIVERY, about=AFTER_DELIVERY.about),
     ),
 )
 LIMITS = MappingKind(

@@ -32,7 +32,7 @@ from gateway.telemetry.secret_uses import SecretUses
 from gateway.telemetry.skipped_events import SkippedEvents
 
 NO_SOURCE = ""
-RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
+RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control", "responses")
 """Kinds of topics."""
 
 # Closed sets. A reason or status that isn't here is counted, too, but its series appears with its first increment,
@@ -82,6 +82,7 @@ REJECTIONS = (
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "log_unavailable")
+RESPONSE_OUTCOMES = ("sent", "timeout", "failed", "overloaded")
 RELOADS = ("ok", "error")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
 # An undecodable record has no route.
@@ -119,6 +120,8 @@ class From(Protocol):
     def secret_ends(self) -> Sequence[float]: ...
     @property
     def quarantine(self) -> bool: ...
+    @property
+    def awaits_destination(self) -> bool: ...
 
 
 class Names(Protocol):
@@ -321,6 +324,12 @@ class Metrics(Collector):
             "position",
         )
         self.secret_uses = SecretUses()
+        self.destination_responses = counter(
+            "destination_responses",
+            "Requests whose senders waited for a destination's response, by what came of it.",
+            "source",
+            "outcome",
+        )
         self.duplicates = counter(
             "duplicates",
             "Duplicates: events with the identity and content of an earlier one, not delivered again.",
@@ -464,6 +473,7 @@ class Metrics(Collector):
             self._prepare_source(source)
         self._prepare_secrets(rules.sources)
         self._prepare_quarantine({name for name, source in rules.sources.items() if source.quarantine})
+        self._prepare_destination_responses(rules.sources)
         for destination in destinations - old_destinations:
             self._prepare_destination(destination)
         for route, destination in pairs - old_pairs:
@@ -498,6 +508,14 @@ class Metrics(Collector):
         self.request_duration.labels(source)
         _each(self.requests, (source,), STATUSES)
         _each(self.rejected, (source,), REJECTIONS)
+
+    def _prepare_destination_responses(self, sources: Mapping[str, From]) -> None:
+        awaiting = {name for name, source in sources.items() if source.awaits_destination}
+        for labels in list(self.destination_responses.keys()):
+            if labels[0] not in awaiting:
+                del self.destination_responses[labels]
+        for name in awaiting:
+            _each(self.destination_responses, (name,), RESPONSE_OUTCOMES)
 
     def _prepare_secrets(self, sources: Mapping[str, From]) -> None:
         ends = {

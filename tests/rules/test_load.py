@@ -373,6 +373,32 @@ BROKEN = {
         "routes.yaml:6:5: routes[0].order: `order: key` needs a `key` of each source, got none at 'github'",
         "routes.yaml:7:5: routes[0].tests: not supported yet",
     ],
+    "version: 1\nsources:\n"
+    "  a: {respond: {after_delivery: {destination: cii}}, verify: {scheme: bearer, secrets: [0123456789abcdef]}}\n"
+    "  b:\n    respond: {after_delivery: {destination: ci, timeout: 1m}}\n    split: body\n"
+    "    verify: {scheme: bearer, secrets: [0123456789abcdef]}\n"
+    "  c: {respond: {after_delivery: {timeout: 1s}}, verify: {scheme: bearer, secrets: [0123456789abcdef]}}\n"
+    "  d: {respond: {after_delivery: {destination: other}}, verify: {scheme: bearer, secrets: [0123456789abcdef]}}\n"
+    "routes:\n  - {name: a, from: [a, b, d], to: ci}\n  - {name: b, from: a, to: other}\n"
+    'destinations: {ci: {url: "https://ci.example"}, other: {url: "https://other.example"}}\n': [
+        (
+            "routes.yaml:3:47: sources.a.respond.after_delivery.destination: "
+            "unknown destination 'cii', did you mean 'ci'?"
+        ),
+        (
+            "routes.yaml:5:15: sources.b.respond.after_delivery: "
+            "expected `split: off` with `after_delivery`, got requests with several events"
+        ),
+        (
+            "routes.yaml:5:58: sources.b.respond.after_delivery.timeout: "
+            "expected a duration from 100ms to 30s, such as 5s, 2m or 1h30m, got '1m'"
+        ),
+        "routes.yaml:8:33: sources.c.respond.after_delivery: expected the key 'destination', got none",
+        (
+            "routes.yaml:9:47: sources.d.respond.after_delivery.destination: "
+            "expected a destination of a route from 'd', got 'other'"
+        ),
+    ],
     "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    on_exhausted: halt\n"
     "  - {name: b, from: github, to: ci, order: random}\n" + SOURCES + DESTINATIONS: [
         "routes.yaml:6:5: routes[0].on_exhausted: `on_exhausted` needs `order: key`, got none",

@@ -26,6 +26,7 @@ INTERFACE = {
     "events_total": ("counter", "source"),
     "secret_events_total": ("counter", "source position"),
     "quarantined_total": ("counter", "source outcome"),
+    "destination_responses_total": ("counter", "source outcome"),
     "duplicates_total": ("counter", "source"),
     "dedupe_conflicts_total": ("counter", "source"),
     "dedupe_undecided_total": ("counter", "source"),
@@ -127,6 +128,7 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     metrics.records_lost.labels("x").inc()
     metrics.secret_events.labels("x", "1").inc()
     metrics.quarantined.labels("x", "kept").inc()
+    metrics.destination_responses.labels("x", "sent").inc()
     metrics.secret_end_timestamp.labels("x", "1").set(1)
     metrics.partition_unread.labels("x", "0").set(1)
     metrics.retention_left.labels("x").set(1)
