@@ -1,6 +1,7 @@
 """Reads request bodies within a deadline, and as far as there is memory."""
 
 import asyncio
+from collections.abc import Sequence
 from time import perf_counter
 
 from aiohttp import web
@@ -8,6 +9,8 @@ from typing_extensions import override
 
 from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
 from gateway.model import RefusedError
+
+TRANSFER_ENCODING = b"transfer-encoding"
 
 
 class BodyReader(BodyReservation):
@@ -73,6 +76,14 @@ def crowded_out() -> RefusedError:
     """Return the refusal of a body that was evicted."""
     # Not a 503, which would mean that we can't serve: the sender kept us waiting.
     return RefusedError(408, "crowded_out", "expected the body at once, as others need the memory for it")
+
+
+def refuse_codings(values: Sequence[bytes]) -> None:
+    """Refuse other transfer codings (RFC 9112 §6.1): we would pass the coded body on without its header."""
+    if b",".join(values).strip().lower() != b"chunked":
+        raise RefusedError(
+            501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`, got another transfer coding"
+        )
 
 
 async def _ask_to_continue(request: web.BaseRequest) -> None:

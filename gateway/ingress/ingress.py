@@ -23,11 +23,11 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.admission import Admission
 from gateway.ingress.batches import split
-from gateway.ingress.body import BodyReader, no_room, too_large
+from gateway.ingress.body import TRANSFER_ENCODING, BodyReader, no_room, refuse_codings, too_large
 from gateway.ingress.body_memory import BodyMemory
-from gateway.ingress.client_address import Networks
-from gateway.ingress.endpoint import Endpoint
+from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
+from gateway.ingress.listener import Listener, Wire
 from gateway.ingress.responses import (
     Accepted,
     batch_response,
@@ -36,7 +36,7 @@ from gateway.ingress.responses import (
     problem_response,
     stored_response,
 )
-from gateway.ingress.server import Connection, Limits, Server
+from gateway.ingress.server import Connection, Limits, Server, TlsConnection
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
@@ -45,6 +45,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.rules import Rules, StoredResponse
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
+from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.handshakes import HandshakeResponse
 from gateway.verify.remote_keys import KeyNeededError
 from gateway.verify.request import Request
@@ -102,14 +103,18 @@ class Ingress:
         self._admissions: dict[str, Admission] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._web: Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.Server | Listener | None = None
 
-    async def start(self, host: str, port: int, *, is_shared: bool = True) -> tuple[str, int]:
+    async def start(self, host: str, port: int, *, is_shared: bool = True, wire: Wire | None = None) -> tuple[str, int]:
         """Listen, and return the bound address (with the actual port for port 0). Raises OSError if it is in use.
 
-        Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them.
+        Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them. `wire` is
+        for connections that begin with TLS or a PROXY header.
         """
         self._web = Server(self.handle, self._limits, logger=self._logger, metrics=self._metrics)
+        if wire is not None:
+            self._listener = Listener(self._web, wire, refuse=self._refuse_connection, logger=self._logger)
+            return await self._listener.start(host, port, is_shared=is_shared, backlog=BACKLOG)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._web, host, port, reuse_port=is_shared, backlog=BACKLOG)
         name = self._listener.sockets[0].getsockname()
@@ -126,8 +131,10 @@ class Ingress:
             self._listener.close()
         if self._web is not None:
             for _ in range(50):
-                if self._web.connections:
+                if self._web.connections or (isinstance(self._listener, Listener) and self._listener.opening):
                     await asyncio.sleep(min(KEEPALIVE_GRACE, timeout / 2) / 50)
+            if isinstance(self._listener, Listener):
+                await self._listener.abort()
             self._web.pre_shutdown()
             # aiohttp waits that long for the responses, and then once more for the connections.
             await self._web.shutdown(timeout / 2)
@@ -144,13 +151,10 @@ class Ingress:
         endpoint = self._endpoint(path)
         if endpoint is None and path == "/healthz":
             return self._health(request)
-        fields: dict[str, Any] = {
-            "source": endpoint.name if endpoint else NO_SOURCE,
-            "status": 500,
-        }  # 500 if we have a bug
+        fields: dict[str, Any] = {"source": endpoint.name if endpoint else NO_SOURCE, "status": 500}  # if we have a bug
         try:
-            if endpoint is not None and endpoint.allow_from is not None:  # before anything else of it is looked at
-                endpoint.check_address(request, fields)
+            if endpoint is not None and endpoint.has_conditions:  # before anything else of it is looked at
+                endpoint.check_client(request, fields, now=self._clock())
             handshake = None
             if endpoint is not None and endpoint.handshake_methods:
                 handshake = _unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
@@ -163,6 +167,8 @@ class Ingress:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
             response = problem_response(refusal, allow=endpoint.allow if endpoint else "POST")
             _leave_body(request)
+            if refusal.reason in _CERTIFICATE_REASONS and isinstance(request.protocol, TlsConnection):
+                response.force_close()  # the next connection is asked for a certificate as the rules are now
         except asyncio.CancelledError:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
             raise
@@ -303,7 +309,7 @@ class Ingress:
             raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
         if TRANSFER_ENCODING in names:
             headers = zip(names, request.raw_headers, strict=True)
-            _refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
+            refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
         return head_bytes
 
     async def _read_and_verify(
@@ -371,7 +377,7 @@ class Ingress:
         for name, admission in self._admissions.items():
             limits = rules.sources[name].limits
             admission.set_limits(rate=limits.rate, concurrent=limits.concurrent, now=now)
-        trusted = Networks(rules.trusted_proxies)
+        proxies = Proxies(rules.trusted_proxies, rules.certificate_header)
         self._endpoints = {
             source.path: Endpoint(
                 source,
@@ -380,7 +386,7 @@ class Ingress:
                 share=self._memory.share(source.name),
                 keys=self._keys.cache(source.name),
                 admission=self._admissions.get(source.name),
-                trusted_proxies=trusted,
+                proxies=proxies,
             )
             for source in rules.sources.values()
         }
@@ -425,6 +431,12 @@ class Ingress:
             return
         self._logger.info("request_finished", **fields)
 
+    def _refuse_connection(self, reason: str, address: str, detail: str) -> None:
+        """Count a connection that is closed before it is open, and log it, unless the other end was just gone."""
+        self._metrics.connections_refused.labels(reason).inc()
+        if detail and self._take_quota(self._quota, NO_SOURCE, reason):
+            self._logger.info("connection_refused", reason=reason, address=address, detail=detail)
+
     def _take_quota(self, quota: LogQuota, source: str, reason: str) -> bool:
         if self._quota_timer is None:
             self._quota_timer = asyncio.get_running_loop().call_later(QUOTA_WINDOW, self._log_suppressed)
@@ -449,6 +461,7 @@ def _end_span(fields: dict[str, Any]) -> str | None:
     return trace_id
 
 
+_CERTIFICATE_REASONS = frozenset(CertificateProblem)
 _SERVER_ERROR = int(HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
@@ -485,14 +498,3 @@ def _leave_body(request: web.BaseRequest) -> None:
     """Tell the connection that nobody will read what is left of a body."""
     if isinstance(request.protocol, Connection):
         request.protocol.unread = request.content
-
-
-TRANSFER_ENCODING = b"transfer-encoding"
-
-
-def _refuse_codings(values: Sequence[bytes]) -> None:
-    """Refuse other transfer codings (RFC 9112 §6.1): we would pass the coded body on without its header."""
-    if b",".join(values).strip().lower() != b"chunked":
-        raise RefusedError(
-            501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`, got another transfer coding"
-        )

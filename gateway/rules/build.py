@@ -7,6 +7,7 @@ from typing import Any
 from gateway.model import RetryPolicy
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.rules import (
+    CertificateHeader,
     Destination,
     DestinationAccess,
     OAuth2,
@@ -20,6 +21,7 @@ from gateway.rules.rules import (
 )
 from gateway.rules.schema_reader import NameRef, ParsedMapping, without_values
 from gateway.rules.templates import Template
+from gateway.verify.client_certificates import CHAIN_SUFFIX, ClientCertificates
 from gateway.verify.presets import PresetResponse
 from gateway.verify.verifier import Verifier
 
@@ -28,7 +30,9 @@ from gateway.verify.verifier import Verifier
 ORDERED_MAX_AGE = 3600.0
 
 
-def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
+def source_of(
+    name: str, read: ParsedMapping, verifier: Verifier, client_certificate: ClientCertificates | None
+) -> Source:
     expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
     return Source(
         name=name,
@@ -40,9 +44,23 @@ def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
         split=_split(read.values.get("split"), verifier.split),
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
+        client_certificate=client_certificate,
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),
         **expressions,
     )
+
+
+def client_certificates_of(read: ParsedMapping, authorities: tuple[bytes, ...]) -> ClientCertificates:
+    names = {key: frozenset(read.values.get(key, ())) for key in ("subjects", "dns", "uris", "emails")}
+    return ClientCertificates(authorities=authorities, **names)
+
+
+def without_header(verifier: Verifier, header: CertificateHeader | None) -> Verifier:
+    """Return a verifier by which the header of a client's certificate goes no further than the ingress."""
+    if header is None:
+        return verifier
+    name = header.name.lower().encode()
+    return replace(verifier, credential_headers=verifier.credential_headers | {name, name + CHAIN_SUFFIX})
 
 
 def _split(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -13,12 +13,22 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from gateway.model import RulesError
-from gateway.rules.build import destination_of, names_of, path_of, route_of, shown_path_of, source_of
+from gateway.rules.build import (
+    client_certificates_of,
+    destination_of,
+    names_of,
+    path_of,
+    route_of,
+    shown_path_of,
+    source_of,
+    without_header,
+)
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
     SIGNATURE_HEADER_PREFIX,
+    CertificateHeader,
     Egress,
     Rules,
     Tls,
@@ -29,6 +39,7 @@ from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaRe
 from gateway.rules.value_kinds import MappingKind
 from gateway.rules.yaml_document import Node, Problem, Severity, read_document
 from gateway.text import did_you_mean
+from gateway.verify.client_certificates import ClientCertificates, read_authorities
 from gateway.verify.config_keys import GENERIC
 from gateway.verify.key_ring import ended_lists, endings
 from gateway.verify.presets import PRESETS, Preset, SchemeError
@@ -162,6 +173,7 @@ class _Assembly:
         self.locations: dict[tuple[str, str], tuple[Node, str]] = {}
         self.egress = Egress()
         self.trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+        self.certificate_header: CertificateHeader | None = None
         self.tls: dict[str, Tls] = {}
 
     def rules(self, now: float) -> Rules | None:
@@ -170,6 +182,7 @@ class _Assembly:
             self._collect(file)
         self._check_paths()
         verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
+        demanded = {name: self._client_certificates(read) for name, read in self.sources.items()}
         for file in self.files:
             for route in file.values.get("routes", ()):
                 self._check_references(route)
@@ -186,7 +199,7 @@ class _Assembly:
         routes = {name: route_of(name, read) for name, read in self.routes.items()}
         rules = Rules(
             sources={
-                name: source_of(name, read, verifier)
+                name: source_of(name, read, without_header(verifier, self.certificate_header), demanded[name])
                 for name, read in self.sources.items()
                 if (verifier := verifiers[name])
             },
@@ -196,6 +209,7 @@ class _Assembly:
             routes=routes,
             egress=self.egress,
             trusted_proxies=self.trusted_proxies,
+            certificate_header=self.certificate_header,
             table=RouteTable(routes.values()),
             files=tuple(self.reader.files),
             warnings=tuple(map(str, sorted(self.reader.problems))),
@@ -232,6 +246,12 @@ class _Assembly:
             if not network.prefixlen:
                 message = "expected the networks of proxies, got every address: any client may say where it is"
                 self.reader.report(node, "weak", message, severity="warning")
+        if header := read.values.get("certificate_header"):
+            if header.values.keys() >= {"name", "format"}:
+                self.certificate_header = CertificateHeader(**header.values)
+            if not self.trusted_proxies:
+                message = "expected `trusted_proxies` with it, got none: the header counts from nobody"
+                self.reader.report(header.node, "unused", message, severity="warning", at_key=True)
 
     def _collect_providers(self, file: ParsedMapping) -> None:
         for name, preset in file.values.get("providers", {}).items():
@@ -287,12 +307,24 @@ class _Assembly:
             self.reader.locate(node, error.problems)
             self.is_complete = False
             return None
-        if verifier.scheme == "none":
+        if verifier.scheme == "none" and "client_certificate" not in read.values:
             message = (
                 f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
             )
             self.reader.report(node, "unverified", message, severity="warning")
         return verifier
+
+    def _client_certificates(self, read: ParsedMapping) -> ClientCertificates | None:
+        found: ParsedMapping | None = read.values.get("client_certificate")
+        if found is None:
+            return None
+        authorities: tuple[bytes, ...] = ()
+        if (text := found.values.get("ca")) is not None:
+            try:
+                authorities = read_authorities(text)
+            except ValueError as error:
+                self.reader.report(found.node.value["ca"], "value", str(error))
+        return client_certificates_of(found, authorities)
 
     def _check_references(self, route: ParsedMapping) -> None:
         for key, what in (("from", "source"), ("to", "destination")):
