@@ -29,7 +29,7 @@ from gateway.engine.undecodable_records import newer_record_notices
 from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.ingress import Ingress
 from gateway.ingress.listener import Wire
-from gateway.ingress.tls import ServerTls
+from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
@@ -122,6 +122,7 @@ class Gateway:
         if settings.role is not Role.ROUTER and settings.wire.certificates:
             self._tls = ServerTls(settings.wire.certificates, metrics=self._metrics, logger=self._logger)
             await self._tls.load()
+            sys.unraisablehook = without_clients_names(sys.unraisablehook)
         undemanded = (
             [] if settings.role is Role.ROUTER else undemanded_certificates(rules, has_tls=self._tls is not None)
         )

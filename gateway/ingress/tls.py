@@ -7,7 +7,7 @@ files ──changed, and stable──▶ read ──▶ contexts of new connecti
 import asyncio
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,19 @@ class ServerTls:
     def _build(self) -> None:
         if self._certificates:
             self._names = ServerNames(self._certificates, sorted(self._authorities))
+
+
+def without_clients_names(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Return a `sys.unraisablehook` without what Python reports of a name (SNI) that isn't ASCII.
+
+    Its handshake fails, which is counted. The report is a traceback with the client's bytes, for each such handshake.
+    """
+
+    def report(unraisable: Any) -> None:  # noqa: ANN401 - a type that `sys` doesn't have
+        if not (isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)):
+            hook(unraisable)
+
+    return report
 
 
 def _verified_chain(connection: ssl.SSLObject) -> Sequence[bytes]:

@@ -183,6 +183,7 @@ async def running(
     fetch: Fetch | None = None,
     certificates: Sequence[Path] = (),
     proxies: Sequence[str] = (),
+    clock: Callable[[], float] = lambda: NOW,
 ) -> AsyncIterator[World]:
     """Run an ingress; with `certificates`, files that have their keys as well, it speaks TLS."""
     log, registry, current = FakeLog(), CollectorRegistry(), [some_rules()]
@@ -199,7 +200,7 @@ async def running(
             topics=Topics(),
             metrics=metrics,
             logger=structlog.get_logger().bind(),
-            clock=lambda: NOW,
+            clock=clock,
             limits=limits,
             fetch=fetch,
         )
