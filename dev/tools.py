@@ -1,4 +1,4 @@
-"""The programs that the checks of deploy/, of PROXY headers and `make stack` need, fetched once into .tools/: `python dev/tools.py helm`.
+"""Programs that tests and `make stack` need, fetched once into .tools/: `python dev/tools.py helm`.
 
 From Debian's own packages, unpacked and not installed, or from a Go module; neither needs root. What is on the path is
 preferred to what would have to be fetched.
@@ -76,6 +76,7 @@ TOOLS: dict[str, Debian | GoModule] = {
             "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": "34",
         },
     ),
+    "nginx": _debian("nginx", "usr/sbin/nginx"),
     "prometheus": _debian("prometheus", "usr/bin/prometheus"),
     "promtool": _debian("prometheus", "usr/bin/promtool"),
     "systemd-analyze": _debian("systemd", "usr/bin/systemd-analyze"),

@@ -277,7 +277,7 @@ async def test_the_header_comes_before_tls(pki: Pki) -> None:
         for source, status in (("192.0.2.7", 202), ("198.51.100.1", 403)):
             plain = socket.create_connection(("127.0.0.1", world.port))
             plain.sendall(header(source))
-            plain.setblocking(False)
+            plain.settimeout(0)
             wire = Wire(*await asyncio.open_connection(sock=plain, ssl=pki.client(), server_hostname="hooks.example"))
             wire.send(a_request("/in/crm", CRM))
             assert (await wire.reply()).status == status

@@ -1,4 +1,4 @@
-"""TLS at the ingress, over real connections: Python's client, openssl and curl, on the event loop of asyncio and uvloop."""
+"""TLS at the ingress, over real connections: Python's client, openssl and curl, on the loops of asyncio and uvloop."""
 
 import asyncio
 import shutil
@@ -125,9 +125,7 @@ async def test_tls_is_1_2_or_1_3_with_authenticated_encryption(pki: Pki, version
     client.minimum_version = client.maximum_version = version
     client.set_alpn_protocols(["h2", "http/1.1"])
     async with serving(pki) as world:
-        reader, writer = await asyncio.open_connection(
-            "127.0.0.1", world.port, ssl=client, server_hostname="hooks.example"
-        )
+        _, writer = await asyncio.open_connection("127.0.0.1", world.port, ssl=client, server_hostname="hooks.example")
         connection = writer.get_extra_info("ssl_object")
         assert connection.selected_alpn_protocol() == "http/1.1"
         assert any(aead in connection.cipher()[0] for aead in ("GCM", "CHACHA20"))
@@ -159,7 +157,7 @@ async def test_a_client_gets_the_certificate_of_the_name_that_it_asks_for(pki: P
         for name in ("hooks.example", "Other.Example", "a.shop.example", "pay.shop.example"):
             assert await status_of(world, pki.client(), name=name) == 200
         for name in ("a.b.shop.example", "shop.example", "else.example"):  # the first one, which isn't for them
-            with pytest.raises(ssl.SSLCertVerificationError, match="hooks.example|not valid for"):
+            with pytest.raises(ssl.SSLCertVerificationError, match="not valid for"):
                 await status_of(world, pki.client(), name=name)
         nameless = pki.client()
         nameless.check_hostname = False
@@ -508,7 +506,7 @@ async def test_a_drain_resets_no_connection(pki: Pki) -> None:
             assert await wire.is_closed()
         late.close()
         await stopping
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", world.port)
 
 
