@@ -21,7 +21,7 @@ from gateway.rules.rules import (
 )
 from gateway.rules.schema_reader import NameRef, ParsedMapping, without_values
 from gateway.rules.templates import Template
-from gateway.verify.client_certificates import CHAIN_SUFFIX, ClientCertificates
+from gateway.verify.client_certificates import ClientCertificates
 from gateway.verify.presets import PresetResponse
 from gateway.verify.verifier import Verifier
 
@@ -31,7 +31,11 @@ ORDERED_MAX_AGE = 3600.0
 
 
 def source_of(
-    name: str, read: ParsedMapping, verifier: Verifier, client_certificate: ClientCertificates | None
+    name: str,
+    read: ParsedMapping,
+    verifier: Verifier,
+    client_certificate: ClientCertificates | None,
+    certificate_header: CertificateHeader | None,
 ) -> Source:
     expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
     return Source(
@@ -45,6 +49,7 @@ def source_of(
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
         client_certificate=client_certificate,
+        proxy_headers=frozenset() if certificate_header is None else certificate_header.headers,
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),
         **expressions,
     )
@@ -53,14 +58,6 @@ def source_of(
 def client_certificates_of(read: ParsedMapping, authorities: tuple[bytes, ...]) -> ClientCertificates:
     names = {key: frozenset(read.values.get(key, ())) for key in ("subjects", "dns", "uris", "emails")}
     return ClientCertificates(authorities=authorities, **names)
-
-
-def without_header(verifier: Verifier, header: CertificateHeader | None) -> Verifier:
-    """Return a verifier by which the header of a client's certificate goes no further than the ingress."""
-    if header is None:
-        return verifier
-    name = header.name.lower().encode()
-    return replace(verifier, credential_headers=verifier.credential_headers | {name, name + CHAIN_SUFFIX})
 
 
 def _split(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -21,7 +21,6 @@ from gateway.rules.build import (
     route_of,
     shown_path_of,
     source_of,
-    without_header,
 )
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.route_table import RouteTable
@@ -199,7 +198,7 @@ class _Assembly:
         routes = {name: route_of(name, read) for name, read in self.routes.items()}
         rules = Rules(
             sources={
-                name: source_of(name, read, without_header(verifier, self.certificate_header), demanded[name])
+                name: source_of(name, read, verifier, demanded[name], self.certificate_header)
                 for name, read in self.sources.items()
                 if (verifier := verifiers[name])
             },

@@ -15,7 +15,7 @@ from gateway.rules.conditions import Condition
 from gateway.rules.expressions import Expression
 from gateway.rules.route_table import RouteTable
 from gateway.rules.templates import Template
-from gateway.verify.client_certificates import ClientCertificates
+from gateway.verify.client_certificates import CHAIN_SUFFIX, ClientCertificates
 from gateway.verify.verifier import Verifier
 
 RESERVED_HEADERS = frozenset(
@@ -115,6 +115,8 @@ class Source:
     response: StoredResponse | None = None
     allow_from: tuple[IPv4Network | IPv6Network, ...] | None = None
     client_certificate: ClientCertificates | None = None
+    proxy_headers: frozenset[bytes] = field(default=frozenset(), compare=False)
+    """Headers (lower-case names) that proxies set for the ingress: they go no further, whoever sends them."""
     limits: SourceLimits = SourceLimits()
     split: tuple[str, ...] | None = None
 
@@ -265,6 +267,12 @@ class CertificateHeader:
 
     name: str
     format: CertificateFormat
+
+    @property
+    def headers(self) -> frozenset[bytes]:
+        """Return its name in lower case, and that of the header with the rest of the chain."""
+        name = self.name.lower().encode()
+        return frozenset((name, name + CHAIN_SUFFIX))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from dev.tools import find
 from gateway.ingress.certificate_headers import certificate_in
 from gateway.model import RefusedError
-from gateway.rules.build import without_header
 from gateway.rules.rules import CertificateFormat, CertificateHeader
 from gateway.verify.client_certificates import ClientCertificates, ForwardedCertificate, read_authorities
 from tests.certificates import Authority
@@ -218,7 +217,7 @@ def demand(world: World, format_: CertificateFormat, name: str, proxies: Sequenc
     sources = {
         each: replace(
             source,
-            verifier=without_header(source.verifier, header),
+            proxy_headers=header.headers,
             client_certificate=demanded if each == "open" else None,
         )
         for each, source in rules.sources.items()
