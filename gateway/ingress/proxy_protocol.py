@@ -13,9 +13,9 @@ the specification demands: where it is expected, a connection without it is refu
 refused too: its length isn't known in advance, and all that send it also send version 2.
 """
 
-import socket
 import struct
 from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
 
 START = 16
 """Bytes that every header begins with, from which its length is known."""
@@ -74,7 +74,7 @@ def source_address(start: bytes, rest: bytes) -> str | None:
     if start[12] == _LOCAL:
         return None
     if start[13] == _TCP4:
-        return socket.inet_ntop(socket.AF_INET, rest[:4])
+        return str(IPv4Address(rest[:4]))
     if start[13] == _TCP6:
-        return socket.inet_ntop(socket.AF_INET6, rest[:16])
+        return str(IPv6Address(rest[:16]))
     return ""
