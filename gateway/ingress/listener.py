@@ -128,22 +128,22 @@ class Listener:
         except asyncio.CancelledError:
             if not opening.is_evicted:
                 raise
-            self._refuse("crowded_out", address, "expected its handshake to end before many others began")
+            self._refuse("crowded_out", opening.address, "expected its handshake to end before many others began")
         except ProxyHeaderError as error:
-            self._refuse(error.problem, address, str(error))
+            self._refuse(error.problem, opening.address, str(error))
         except _RefusedError as error:
-            self._refuse(error.reason, address, error.detail)
+            self._refuse(error.reason, opening.address, error.detail)
         except ssl.SSLCertVerificationError as error:
-            self._refuse("client_certificate_refused", address, error.verify_message)
+            self._refuse("client_certificate_refused", opening.address, error.verify_message)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            self._refuse("disconnected", address, "")
+            self._refuse("disconnected", opening.address, "")
         except ssl.SSLError as error:
-            self._refuse("tls_failed", address, (error.reason or "unknown").lower().replace("_", " "))
+            self._refuse("tls_failed", opening.address, (error.reason or "unknown").lower().replace("_", " "))
         except (OSError, EOFError):
-            self._refuse("disconnected", address, "")
+            self._refuse("disconnected", opening.address, "")
         except Exception as error:  # noqa: BLE001 - the edge of one connection: a bug ends it, and no other
             self._logger.error("connection_failed", exception=trace_of(error))
-            self._refuse("bug", address, "")
+            self._refuse("bug", opening.address, "")
         finally:
             self._opening.remove(opening)
             self._openings.discard(task)

@@ -16,13 +16,14 @@ from gateway.ingress.client_address import parse_address
 
 
 class OpeningConnection:
-    """One connection, its network, and how to end it. `evict` is called at most once, and not after `remove`."""
+    """One connection, whose it is, and how to end it. `evict` is called at most once, and not after `remove`."""
 
-    __slots__ = ("evict", "is_evicted", "network", "number")
+    __slots__ = ("address", "evict", "is_evicted", "network", "number")
 
     def __init__(self, evict: Callable[[], object]) -> None:
         self.evict = evict
         self.is_evicted = False
+        self.address = ""
         self.network = ""
         self.number = 0
 
@@ -59,7 +60,7 @@ class OpeningConnections:
             self._remove(connection)
 
     def _insert(self, connection: OpeningConnection, address: str) -> None:
-        connection.network = network_of(address)
+        connection.address, connection.network = address, network_of(address)
         self._by_network.setdefault(connection.network, {})[connection] = None
         self._count += 1
 

@@ -10,6 +10,7 @@ What is presented here has been proved before, since whoever ends TLS has seen a
 `cryptography` is imported with the first certificate: without one, it costs nothing at startup.
 """
 
+import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -177,7 +178,8 @@ def read_authorities(text: str) -> tuple[bytes, ...]:
     try:
         found = x509.load_pem_x509_certificates(text.encode("utf-8", "replace"))
         ders = tuple(dict.fromkeys([certificate.public_bytes(Encoding.DER) for certificate in found]))
-    except (ValueError, x509.InvalidVersion):
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=b"".join(ders))  # OpenSSL takes them, too
+    except (ValueError, x509.InvalidVersion, ssl.SSLError):
         expected = "expected certificates in PEM, such as ${file:ca.pem}, got a string without one, or a broken one"
         raise ValueError(expected) from None
     return ders
