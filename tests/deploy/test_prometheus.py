@@ -349,7 +349,7 @@ def measured(expression: str) -> set[str]:
 
 def test_the_renewal_of_each_owner_is_documented() -> None:
     """By the owner that its name begins with: some are read when they change, some at the start alone."""
-    files = [Path(module.__file__) for module in (gateway.run, gateway.reload, gateway.ingress.tls)]
+    files = [Path(module.__file__ or "") for module in (gateway.run, gateway.reload, gateway.ingress.tls)]
     owners = [owner for file in files for owner in re.findall(r'set_certificate_expiries\("(\w+)"', file.read_text())]
     [section] = re.findall(r"^### GatewayCertificateExpires\n(.*?)^###", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
     assert owners
