@@ -253,6 +253,17 @@ async def test_many_refusals_have_few_lines(pki: Pki) -> None:
         assert len([line for line in world.lines if line["event"] == "connection_refused"]) == 10
 
 
+async def test_a_head_and_a_body_that_do_not_end_are_refused_in_tls_as_without(pki: Pki) -> None:
+    limits = Limits(head_seconds=0.2, body_seconds=0.2)
+    async with serving(pki, limits=limits) as world:
+        for sent, reason in ((b"POST /in/open HT", "head_slow"), (a_request(length=9, body=b"x"), "body_slow")):
+            async with connected(world, pki.client()) as wire:
+                wire.send(sent)
+                assert (await wire.reply()).status == 408
+                assert reason == "body_slow" or await wire.is_closed()
+            assert world.count("rejected_total", source="open" if reason == "body_slow" else "", reason=reason) == 1
+
+
 # --- Replacing certificates ---
 
 
