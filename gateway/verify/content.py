@@ -19,6 +19,7 @@ MAX_ITEMS = 1000  # of a list, in each of which a credential has to be
 FORM = b"application/x-www-form-urlencoded"
 _FIELD = re.compile(r"(?:[A-Za-z_$][\w$-]*|0|\*)(?:\.(?:[A-Za-z_$][\w$-]*|0|\*))*")
 ALL = "*"
+_UNREAD = object()
 
 FieldPath = tuple[str | int, ...]
 """The path of a JSON field. Its only index is 0, of a list with one item: nothing would vouch for the others.
@@ -49,7 +50,7 @@ class Content:
         self._request = request
         self._keys = keys
         self.now = now
-        self._json: object = self
+        self._json: object = _UNREAD
         self._form: list[tuple[bytes, bytes]] | None = None
 
     def field(self, path: FieldPath) -> bytes | None:
@@ -122,7 +123,7 @@ class Content:
         return hashlib.new(algorithm, self._request.body, usedforsecurity=False).digest()
 
     def _parsed(self, path: FieldPath) -> object:
-        if self._json is self:
+        if self._json is _UNREAD:
             try:
                 self._json = orjson.loads(self._request.body)
             except orjson.JSONDecodeError as error:
