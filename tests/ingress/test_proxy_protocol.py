@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -66,7 +66,8 @@ def read(data: bytes) -> str | None:
     ],
 )
 def test_a_header_tells_whose_connection_it_is(data: bytes, source: str | None) -> None:
-    assert read(data) == source
+    found = read(data)
+    assert (ip_address(found) if found else found) == (ip_address(source) if source else source)
 
 
 @pytest.mark.parametrize(
