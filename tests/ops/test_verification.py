@@ -138,7 +138,9 @@ def test_a_demanded_certificate_is_shown_by_its_names(tmp_path: Path, capsys: py
     for name, told in (("a", "dns a.example, b.example"), ("b", "any of its authorities")):
         source = rules.sources[name]
         print_source(Output(json=False), source, verification_of(rules.files, source), [])
-        assert f"\nclient_certificate {told}\n" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert f"\nclient_certificate {told}\n" in shown
+        assert "\n  nothing but the client's certificate\n" in shown
     fields = source_fields(rules.sources["a"], verification_of(rules.files, rules.sources["a"]), [])
     names = {"subjects": [], "dns": ["a.example", "b.example"], "uris": [], "emails": []}
     assert fields["client_certificate"] == names
