@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gateway.ingress.proxy_protocol import MAGIC
+from gateway.ingress.server import Limits
+from gateway.telemetry.log_quota import PER_KIND
 from tests.certificates import Authority
 from tests.gateway_process import ROOT, GatewayProcess
 
@@ -112,6 +114,31 @@ async def test_nothing_is_lost_while_certificates_and_rules_change_and_the_proce
             assert (sender.unanswered, set(sender.statuses)) == (0, {202})
             assert sender.connections <= 2, "one, and one after the `Connection: close` of the drain"
         assert gateway.lines("connection_failed") == []
+
+
+async def test_handshakes_that_are_held_open_refuse_nobody(tmp_path: Path) -> None:
+    servers, certificate = Authority("servers"), tmp_path / "tls.pem"
+    certificate.write_text("".join(servers.issue("hooks.example", life=timedelta(days=90))))
+    environ = {"GATEWAY_TLS_CERTIFICATE": str(certificate), "GATEWAY_PROXY_PROTOCOL": "127.0.0.0/8"}
+    log = f"sqlite:///{tmp_path / 'gateway.db'}"
+    rules = RULES.split("  bank:", maxsplit=1)[0]
+    async with GatewayProcess(tmp_path, rules=rules, log=log, environ=environ) as gateway:
+        sender = Sender(gateway.port, ssl.create_default_context(cadata=servers.pem), "shop")
+        held = []
+        for number in range(Limits().opening + 100):
+            _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+            writer.write(CLIENT + b"\x16\x03\x01\x02\x00\x01")
+            held.append(writer)
+            if number % 20 == 0:
+                assert await sender.once() == 202
+        for _ in range(20):
+            assert await sender.once() == 202
+        for writer in held:
+            writer.close()
+        refused = (await gateway.metrics()).sum
+        assert refused("gateway_connections_refused_total", reason="crowded_out") >= 100
+        assert refused("gateway_connections_refused_total", reason="bug") == 0
+        assert len(gateway.lines("connection_refused")) <= 3 * PER_KIND
 
 
 async def _findings(gateway: GatewayProcess, log: str) -> list[dict[str, Any]]:
