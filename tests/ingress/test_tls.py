@@ -1,13 +1,14 @@
 """TLS at the ingress, over real connections: Python's client, openssl and curl, on the loops of asyncio and uvloop."""
 
 import asyncio
+import errno
 import shutil
 import socket
 import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from gateway.ingress.ingress import KEEPALIVE_GRACE
 from gateway.ingress.listener import Listener
 from gateway.ingress.listener import Wire as IngressWire
 from gateway.ingress.server import Limits
-from gateway.ingress.tls import without_clients_names
+from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.model import UsageError
 from gateway.rules.rules import Rules
 from gateway.rules.server_certificates import ServerNames, read_certificates
@@ -262,6 +263,43 @@ async def test_a_head_and_a_body_that_do_not_end_are_refused_in_tls_as_without(p
                 assert (await wire.reply()).status == 408
                 assert reason == "body_slow" or await wire.is_closed()
             assert world.count("rejected_total", source="open" if reason == "body_slow" else "", reason=reason) == 1
+
+
+async def test_a_lack_of_descriptors_is_waited_out(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    accept, failures = loop.sock_accept, [errno.EMFILE, errno.ECONNABORTED, errno.ENFILE]
+
+    async def failing(listening: socket.socket) -> tuple[socket.socket, object]:
+        found = await accept(listening)
+        if failures:
+            found[0].close()
+            raise OSError(failures.pop(0), "too many")
+        return found
+
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    monkeypatch.setattr("gateway.ingress.listener.ACCEPT_PAUSE", 0.01)
+    async with serving(pki) as world:
+        async with world.wire():  # the first call isn't patched yet, or is the first to fail
+            pass
+        for _ in range(3):
+            with suppress(ConnectionError, ssl.SSLError):
+                await status_of(world, pki.client())
+        assert await status_of(world, pki.client()) == 200
+        assert len([line for line in world.lines if line["event"] == "accept_failed"]) == 2
+
+
+async def test_a_bug_ends_one_connection(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(pki) as world:
+        assert world.tls is not None
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # asyncio tells of it as well
+        with monkeypatch.context() as patch:
+            patch.setattr(ServerTls, "presented", lambda *_: 1 / 0)
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await status_of(world, pki.client())
+        await until(lambda: refusals(world, "bug") == 1)
+        [line] = [line for line in world.lines if line["event"] == "connection_failed"]
+        assert line["exception"].endswith("ZeroDivisionError")
+        assert await status_of(world, pki.client()) == 200
 
 
 # --- Replacing certificates ---
