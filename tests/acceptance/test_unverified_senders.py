@@ -1,16 +1,18 @@
 """Whoever isn't verified takes nothing from those who are."""
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
+import psutil
 import pytest
 
 from gateway.ingress.quarantine import BURST, REQUESTS_PER_SECOND
 from tests.acceptance.conftest import RULES, LogPlace
-from tests.gateway_process import GatewayProcess
+from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import Load, report
 from tests.sink import Sink
 
@@ -23,6 +25,9 @@ FORGED = (
     b"POST /in/github HTTP/1.1\r\nHost: gateway.test\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: d\r\n"
     b"X-Hub-Signature-256: sha256=" + b"0" * 64 + b"\r\nContent-Length: 900000\r\n\r\n"
 )
+SLOW_SENDERS = 5000
+SLOW_REASONS = ("head_slow", "body_too_large")
+MAX_MEMORY = 300 << 20
 PIECES = (420_000, 420_000, 420_000, 20_000, 500)
 """Bytes after which senders leave off, by turns: 160 large ones fill a room of 64 MiB, the others what is left."""
 
@@ -49,6 +54,58 @@ async def test_bodies_that_are_held_open_delay_and_refuse_nobody(
         if is_level and min(alone.rate, beside.rate) > 0.9 * rate:
             return
     pytest.fail("; ".join(pairs))
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+async def test_five_thousand_slow_connections_delay_and_refuse_nobody(embedded_place: LogPlace, folder: Path) -> None:
+    """Heads a byte a second, bodies held open, bodies that are too large; all come again when they are refused."""
+    pairs = []
+    for number in range(PAIRS):
+        places = [embedded_place.another(f"{name}{number}") for name in ("alone", "beside")]
+        alone, beside = [
+            await _beside_slow_senders(place, folder, senders)
+            for place, senders in zip(places, (0, SLOW_SENDERS), strict=True)
+        ]
+        pairs.append(
+            f"p99 of the answers {1000 * alone.p99:.1f} ms alone, {1000 * beside.p99:.1f} ms beside {SLOW_SENDERS} slow"
+            f" senders; at most {alone.memory / 2**20:.0f} and {beside.memory / 2**20:.0f} MiB resident"
+        )
+        report(f"senders under 300/s of {SIZE} bytes: {pairs[-1]}")
+        assert beside.memory < MAX_MEMORY
+        if beside.p99 <= 2 * alone.p99 and beside.rate > 0.9 * 300:
+            return
+    pytest.fail("; ".join(pairs))
+
+
+async def _beside_slow_senders(place: LogPlace, folder: Path, senders: int) -> "Answers":
+    async with AsyncExitStack() as stack:
+        sinks = [await stack.enter_async_context(Sink(200)) for _ in range(2)]
+        rules = RULES.format(first=sinks[0].url, second=sinks[1].url)
+        gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
+        await stack.enter_async_context(gateway)
+        if senders:
+            command = (sys.executable, "-m", "tests.slow_senders", str(gateway.port), str(senders))
+            attack = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
+            stack.push_async_callback(attack.wait)
+            stack.callback(attack.kill)
+            assert attack.stdout is not None
+            async with asyncio.timeout(60):
+                assert await attack.stdout.readline() == b"connected\n"
+        load = Load(gateway.port, rate=300.0, size=SIZE)
+        await load.send_for(5.0)
+        begun, memory, process = len(load.answers), 0, psutil.Process(gateway.pid)
+        sending = asyncio.create_task(load.send_for(20.0))
+        while not sending.done():
+            memory = max(memory, process.memory_info().rss)
+            await asyncio.wait([sending], timeout=0.5)
+        metrics = await gateway.metrics()
+    assert load.statuses().keys() == {202}, gateway.story()
+    if senders:
+        refused = {reason: metrics.sum("gateway_rejected_total", reason=reason) for reason in SLOW_REASONS}
+        assert min(refused.values()) > 0, refused
+    times = sorted([sent.answered_at - sent.at for sent in load.answers[begun:]])
+    return Answers(times[int(0.99 * (len(times) - 1))], len(times) / 20.0, memory)
 
 
 @pytest.mark.timeout(200)
@@ -112,6 +169,8 @@ class Answers(NamedTuple):
 
     p99: float
     rate: float
+    memory: int = 0
+    """The most that the process had resident, in bytes, where that was looked at."""
 
 
 async def _answers(place: LogPlace, folder: Path, rate: float, seconds: float, *, stalled: int) -> Answers:

@@ -1,0 +1,67 @@
+"""Senders that mean no good, in a process of their own: `python -m tests.slow_senders PORT COUNT`.
+
+Two of five send a head a byte a second, two a forged head and then a part of a body, and one announces a body that is
+larger than any limit. Each waits until it is refused, and comes again after some seconds. Prints a line once all of
+them have connected.
+"""
+
+import asyncio
+import resource
+import sys
+from contextlib import suppress
+from itertools import count
+
+HEAD = b"POST /in/github HTTP/1.1\r\nHost: gateway.test\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: d\r\n"
+FORGED = HEAD + b"X-Hub-Signature-256: sha256=" + b"0" * 64 + b"\r\nContent-Length: %d\r\n\r\n"
+LARGE, TOO_LARGE = 900_000, 10**12  # bytes
+PIECE = 4096  # bytes of a body that are sent
+CONNECTS_PER_SECOND = 1000
+PAUSE = 5.0
+"""Seconds until one that was refused comes again."""
+
+
+async def send_for_ever(port: int, number: int, connected: set[int]) -> None:
+    while True:
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            connected.add(number)
+            try:
+                kind = number % 5
+                if kind < 2:
+                    dripping = asyncio.create_task(_drip(writer))
+                    try:
+                        await reader.readuntil(b"\r\n\r\n")
+                    finally:
+                        dripping.cancel()
+                else:
+                    length = TOO_LARGE if kind == 4 else LARGE
+                    writer.write(FORGED % length + b"x" * PIECE)
+                    await reader.readuntil(b"\r\n\r\n")
+            finally:
+                writer.close()
+        await asyncio.sleep(PAUSE)
+
+
+async def _drip(writer: asyncio.StreamWriter) -> None:
+    for number in count():
+        writer.write(HEAD[number : number + 1] or b"x")
+        await asyncio.sleep(1.0)
+
+
+async def main(port: int, senders: int) -> None:
+    connected: set[int] = set()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(senders):
+            tasks.create_task(send_for_ever(port, number, connected))
+            await asyncio.sleep(1 / CONNECTS_PER_SECOND)
+        while len(connected) < senders:  # noqa: ASYNC110 - a set has no event
+            await asyncio.sleep(0.1)
+        sys.stdout.write("connected\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
