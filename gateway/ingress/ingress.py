@@ -256,11 +256,12 @@ class Ingress:
         fields: dict[str, Any],
     ) -> web.StreamResponse:
         """Store each event of a request. If one can't be stored, all are sent again, and have their ids again."""
-        bodies = split(sent.body, endpoint.split or ())
+        bodies = split(sent.content(), endpoint.split or ())
         if bodies is None:
             return await self._store(endpoint, sent, verified, fields)
         head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
-        memory = len(sent.body) + len(bodies) * head_bytes  # each event has the headers
+        # Each event has the headers. What was decompressed of the request is gone but for their bodies.
+        memory = sum([len(body) for body in bodies]) + len(bodies) * head_bytes
         if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
             raise no_room(self._memory)
         try:

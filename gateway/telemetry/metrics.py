@@ -38,7 +38,7 @@ RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
 # Closed sets. A reason or status that isn't here is counted, too, but its series appears with its first increment,
 # which `increase()` misses.
 STATUSES = (
-    *("200", "201", "202", "204", "400", "401", "403", "404", "405", "408", "413", "429", "431", "499"),
+    *("200", "201", "202", "204", "400", "401", "403", "404", "405", "408", "413", "415", "429", "431", "499"),
     *("500", "501", "503"),
 )
 REJECTIONS = (
@@ -53,6 +53,8 @@ REJECTIONS = (
     "body_slow",
     "body_too_large",
     "concurrency_limited",
+    "content_coding",
+    "content_too_large",
     "crowded_out",
     "disconnected",
     "draining",
@@ -62,6 +64,7 @@ REJECTIONS = (
     "log_unavailable",
     "malformed_batch",
     "malformed_body",
+    "malformed_content",
     "malformed_request",
     "malformed_signature",
     "malformed_timestamp",
