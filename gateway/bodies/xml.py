@@ -101,7 +101,7 @@ def _check_prolog(text: str) -> None:
             break
         at = piece.end()
     if not text.startswith("<", at) or text.startswith(("<!", "<?"), at):
-        raise malformed("expected XML that begins with its root element, and has no document type, got another")
+        raise malformed("expected XML that begins with its element, without a document type, got another")
 
 
 def _local(name: str) -> str:

@@ -52,8 +52,8 @@ class Explained:
     """An event and what each route would do with it, in file order.
 
     `identified_by` is where its identity is read from, "" without one; `dedupe` is the source's window in seconds;
-    `body_warnings` lists what rules can't see of its body. `body_as_read` is what they see, as JSON, where that isn't what
-    came: of a form, XML, a compressed body; else "".
+    `body_warnings` lists what rules can't see of its body. `body_as_read` is what they see, as JSON, where that isn't
+    what came: of a form, XML, a compressed body; else "".
     """
 
     event: Event
