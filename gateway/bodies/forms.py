@@ -19,7 +19,7 @@ PIECE = 1 << 16
 MAX_BOUNDARY = 70  # characters, RFC 2046 §5.1.1
 JSON_FIELDS = frozenset(
     (
-        "payload",  # GitHub, Gitea, Slack's interactions
+        "payload",  # GitHub, Slack's interactions
         "mandrill_events",  # Mailchimp Transactional
         *("envelope", "charsets", "attachment-info"),  # SendGrid Inbound Parse
         "message-headers",  # Mailgun's routes
