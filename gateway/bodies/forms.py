@@ -63,6 +63,8 @@ def read_multipart(content: bytes, content_type: str) -> dict[str, Any]:
     `content_type` (in lower case, without parameters) and `size` in bytes. Raises UnreadableBodyError: 413 for more
     than MAX_PARTS, 400 for a form that is cut off, for lines that end in no CRLF, and a part without a name.
     """
+    if media_type(content_type) != "multipart/form-data":
+        raise malformed("expected multipart/form-data, as no other multipart type is read, got another")
     delimiter = b"\r\n--" + _boundary(content_type)
     _, *pieces = (b"\r\n" + content).split(delimiter, MAX_PARTS + 2)
     if len(pieces) > MAX_PARTS + 1:

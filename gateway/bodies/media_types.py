@@ -10,7 +10,7 @@ class Kind(Enum):
 
     JSON = "JSON"
     FORM = "a form"
-    MULTIPART = "a multipart form"
+    MULTIPART = "multipart"
     XML = "XML"
 
 
@@ -18,7 +18,6 @@ MAX_PARAMETERS = 20
 FORM = "application/x-www-form-urlencoded"
 _KINDS = {
     FORM: Kind.FORM,
-    "multipart/form-data": Kind.MULTIPART,
     "application/xml": Kind.XML,
     "text/xml": Kind.XML,
 }
@@ -33,7 +32,11 @@ def kind_of(content_type: str) -> Kind:
     Many senders of JSON call it `text/plain`, or nothing at all.
     """
     name = media_type(content_type)
-    return _KINDS.get(name) or (Kind.XML if name.endswith("+xml") else Kind.JSON)
+    if name in _KINDS:
+        return _KINDS[name]
+    if name.startswith("multipart/"):
+        return Kind.MULTIPART
+    return Kind.XML if name.endswith("+xml") else Kind.JSON
 
 
 def media_type(field: str) -> str:

@@ -65,8 +65,9 @@ class Request(NamedTuple):
 
         Raises UnreadableBodyError, also if it would be larger than the limit, in bytes.
         """
-        names = self.content_codings()
-        return decompressed(self.body, ",".join(names), limit) if names else self.body
+        if CONTENT_ENCODING not in self.lower_names():
+            return self.body
+        return decompressed(self.body, ",".join(self.content_codings()), limit)
 
 
 def refused(reason: Reason, detail: str) -> RefusedError:

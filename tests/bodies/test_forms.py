@@ -221,6 +221,10 @@ def test_a_boundary_is_any_of_rfc_2046_quoted_or_not(boundary: str) -> None:
     assert read_multipart(content, f"multipart/form-data; charset=utf-8; Boundary={boundary}") == {"a": "x"}
 
 
+def test_another_multipart_type_is_not_read() -> None:
+    assert refusal(a_form(part("x")), TYPE.replace("form-data", "mixed")) == (400, "malformed_content")
+
+
 def test_what_is_around_the_parts_is_ignored_and_a_form_may_have_none() -> None:
     content = b"preamble\r\n" + a_form(part("x")).replace(b"0gW\r\n", b"0gW \t\r\n") + b"epilogue"
     assert read_multipart(content, TYPE) == {"a": "x"}

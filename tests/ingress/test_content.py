@@ -1,6 +1,8 @@
 """Requests whose bodies are compressed, forms or XML: verified and stored as they came, and read where it is needed."""
 
+import asyncio
 import gzip
+import tracemalloc
 import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -145,6 +147,25 @@ async def test_nothing_is_decompressed_that_nobody_reads(reading: World, monkeyp
     monkeypatch.setattr("zlib.decompressobj", lambda _: pytest.fail("it was decompressed"))
     request = a_request("/in/open", "Content-Encoding: gzip", body=gzip.compress(PUSH))
     assert (await reading.exchange(request)).status == 202
+
+
+async def test_what_is_decompressed_is_gone_while_events_wait_for_the_log(reading: World) -> None:
+    body = gzip.compress(b'{"id": "e1", "kind": "push", "team": "a", "text": "%b"}' % (b"x" * 2_000_000))
+    reading.log.may_append.clear()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        exchanges = [asyncio.create_task(reading.exchange(signed(body, "Content-Encoding: gzip"))) for _ in range(10)]
+        async with asyncio.timeout(20):
+            while reading.log.waiting < len(exchanges):  # noqa: ASYNC110 - what it waits for has no event
+                await asyncio.sleep(0)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept - before < 2_000_000
+    assert most - before < 50_000_000  # of one at a time: orjson takes twelve times of what it reads
+    reading.log.may_append.set()
+    assert {(await exchange).status for exchange in exchanges} == {202}
 
 
 async def test_a_response_reads_it_too(reading: World) -> None:
