@@ -43,7 +43,7 @@ def decompressed(body: bytes, field: str, limit: int = MAX_CONTENT) -> bytes:
 
 
 def malformed(detail: str) -> UnreadableBodyError:
-    """Return the error of content that isn't what it says."""
+    """Return the error of content that isn't what it says; `detail` fits into a line."""
     return UnreadableBodyError(400, "malformed_content", detail)
 
 

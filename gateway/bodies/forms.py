@@ -70,7 +70,7 @@ def read_multipart(content: bytes, content_type: str) -> dict[str, Any]:
     if len(pieces) > MAX_PARTS + 1:
         raise excessive(f"expected a form of at most {MAX_PARTS} parts, got more")
     if not pieces or re.match(rb"--[ \t]*(?:\r\n|\Z)", pieces[-1]) is None:
-        raise malformed("expected a multipart form up to its last boundary, got another, or only part of it")
+        raise malformed("expected a multipart form up to its last boundary, got only part of one")
     return gathered([_part(piece.lstrip(b" \t")) for piece in pieces[:-1]])
 
 

@@ -119,7 +119,7 @@ def _decoded(content: bytes, content_type: str) -> str:
         declared = _DECLARED.match(content)
         encoding = charset_of(charset or (declared[1].decode("ascii") if declared else "utf-8"))
     if encoding is None:
-        raise malformed("expected XML in UTF-8, UTF-16, US-ASCII, ISO-8859-1 or windows-1252, got another encoding")
+        raise malformed("expected XML in UTF-8, UTF-16, ASCII, ISO-8859-1 or windows-1252, got another")
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:

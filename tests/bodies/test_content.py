@@ -4,10 +4,13 @@ import gzip
 import json
 import re
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.bodies.codings import MAX_CONTENT
 from gateway.bodies.content import read
@@ -158,3 +161,13 @@ def test_json_is_read_as_such_whatever_it_is_called_but_for_the_types_that_are_r
     for content_type in ("text/xml", "multipart/form-data; boundary=x"):
         with pytest.raises(UnreadableBodyError):
             read(b'{"a": 1}', "", content_type)
+
+
+@given(
+    st.binary(max_size=40),
+    st.text(max_size=20),
+    st.text(max_size=40) | st.sampled_from(["text/xml; charset=", "a/b+xml"]),
+)
+def test_nothing_but_the_documented_error_comes_of_any_headers(body: bytes, coding: str, content_type: str) -> None:
+    with suppress(UnreadableBodyError):
+        read(body, coding, content_type)
