@@ -45,6 +45,11 @@ class Target:
     """What the input goes through before it is damaged again."""
 
 
+def gzipped(content: bytes) -> bytes:
+    """Compress without the time, which Hypothesis couldn't draw again."""
+    return gzip.compress(content, mtime=0)
+
+
 JSON = b'{"a": [1, "x", null, {"b": 1.5}]}'
 TARGETS = {
     "form": Target(
@@ -81,11 +86,11 @@ TARGETS = {
     "decompression": Target(
         seeds=[JSON, b"", b"[" + b"0," * 2000 + b"0]", b"\0" * (MAX_CONTENT // 64)],
         pieces=[b"\0", b"\xff", b"\x1f\x8b\x08\0\0\0\0\0\0\x03", b"\x78\x9c", b"\0\0\0\xff\xff", b"\x03\0",
-                gzip.compress(JSON)],
+                gzipped(JSON)],
         content_types=["application/json"],
         codings=["gzip", "deflate", "x-gzip", "gzip, gzip", "deflate, gzip", "gzip,deflate,gzip", "br", "identity"],
-        packings=[gzip.compress, zlib.compress, raw_deflate, lambda raw: gzip.compress(gzip.compress(raw)),
-                  lambda raw: zlib.compress(raw, 0), lambda raw: gzip.compress(zlib.compress(raw))],
+        packings=[gzipped, zlib.compress, raw_deflate, lambda raw: gzipped(gzipped(raw)),
+                  lambda raw: zlib.compress(raw, 0), lambda raw: gzipped(zlib.compress(raw))],
     ),
 }  # fmt: skip
 
