@@ -339,6 +339,13 @@ class RefusedError(GatewayError):
         self.retry_after = retry_after
 
 
+class UnreadableBodyError(RefusedError):
+    """What a body contains can't be read. Its request is refused only if the ingress itself has to read it.
+
+    `detail` has nothing of the body.
+    """
+
+
 class UnfetchedError(GatewayError):
     """A server gave no document at an address: DNS, the network or the server is at fault.
 

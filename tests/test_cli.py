@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gzip
 import io
 import json
 import logging
@@ -757,6 +758,25 @@ def test_explain_shows_an_events_identity_and_whether_it_is_deduplicated(run: Ru
     )
     Path("routes.yaml").write_text(rules.replace("key: body.repo", "key: body.repo, id: body.none"))
     assert "identity none: each request is an event" in run("explain", "--source", "github", "push.json")[1]
+
+
+def test_explain_shows_what_rules_read_of_a_body_that_is_no_plain_json(run: Run) -> None:
+    Path("form").write_bytes(gzip.compress(b"tag=a&tag=b&payload=%7B%22n%22%3A1%7D"))
+    form = ("--header", "Content-Type: application/x-www-form-urlencoded", "--header", "Content-Encoding: gzip", "form")
+    value = {"tag": ["a", "b"], "payload": {"n": 1}}
+    assert json.loads(run("explain", "--json", *EXPLAIN, *form)[1])["body_as_read"] == value
+    assert 'body as rules read it\n  {\n    "tag": [\n      "a",' in run("explain", *EXPLAIN, *form)[1]
+    Path("form").write_bytes(gzip.compress(b"&".join([b"a=1"] * 99)))
+    assert "\n  … and 63 more lines\n" in run("explain", *EXPLAIN, *form)[1]
+    assert "as_read" not in run("explain", "--json", *EXPLAIN, "push.json")[1]
+    Path("form").write_bytes(b"a=1")
+    code, _, err = run("explain", *EXPLAIN, *form)  # whose key is in the body
+    why = "expected a whole body in gzip, got another, or only part of it"
+    assert (code, f"the ingress would answer 400 (malformed_content): key: {why}" in err) == (1, True)
+    Path("routes.yaml").write_text(Path("routes.yaml").read_text().replace("key: body.repo", "key: type"))
+    told = json.loads(run("explain", "--json", *EXPLAIN, *form)[1])
+    assert (told["body_warnings"], told.get("body_as_read")) == ([f"rules can't read the body: {why}"], None)
+    assert why in run("explain", *EXPLAIN, *form)[1]
 
 
 # ---- Sending and receiving ----

@@ -78,11 +78,12 @@ class EventWriter:
 
         Raises as `store` does.
         """
-        bodies = split(sent.body, endpoint.split or ())
+        bodies = split(sent.content(), endpoint.split or ())
         if bodies is None:
             return await self.store(endpoint, sent, verified, fields)
         head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
-        memory = len(sent.body) + len(bodies) * head_bytes  # each event has the headers
+        # Each event has the headers. What was decompressed of the request is gone but for their bodies.
+        memory = sum([len(body) for body in bodies]) + len(bodies) * head_bytes
         if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
             raise no_room(self._memory)
         try:

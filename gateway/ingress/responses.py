@@ -12,6 +12,7 @@ from aiohttp import HttpVersion10, web
 from aiohttp.abc import AbstractStreamWriter
 from typing_extensions import override
 
+from gateway.bodies.codings import ACCEPT_ENCODING
 from gateway.model import DestinationResponse, Event, EventId, ExpressionError, RefusedError
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import StoredResponse
@@ -140,6 +141,8 @@ def problem_response(refusal: RefusedError, *, allow: str = "POST") -> web.Respo
     response = make_response(refusal.status, "application/problem+json", orjson.dumps(problem))
     if refusal.status == HTTPStatus.METHOD_NOT_ALLOWED:
         response.headers["Allow"] = allow
+    elif refusal.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+        response.headers["Accept-Encoding"] = ACCEPT_ENCODING  # RFC 9110 §15.5.16
     elif refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
     elif refusal.status == HTTPStatus.SERVICE_UNAVAILABLE:

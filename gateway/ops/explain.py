@@ -5,6 +5,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit, urlunsplit
 
+import orjson
+
+from gateway.bodies.media_types import Kind, kind_of
 from gateway.client.request import Outbound, compose
 from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedError, UsageError, delivery_id
 from gateway.rules.event_builder import EventBuilder
@@ -49,13 +52,15 @@ class Explained:
     """An event and what each route would do with it, in file order.
 
     `identified_by` is where its identity is read from, "" without one; `dedupe` is the source's window in seconds;
-    `body_warnings` lists what rules can't see of its body.
+    `body_warnings` lists what rules can't see of its body. `body_as_read` is what they see, as JSON, where that isn't
+    what came: of a form, XML, a compressed body; else "".
     """
 
     event: Event
     identified_by: str
     dedupe: float | None
     body_warnings: tuple[str, ...]
+    body_as_read: str
     routes: tuple[ExplainedRoute, ...]
 
 
@@ -102,6 +107,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
             halts=rules.routes[found.name].on_exhausted == "halt",
         )
         routes.append(explained if mask is None else mask.route(explained, rules.destinations))
+    view = EventView.of(event)
     try:
         identified_by = EventBuilder(sender).identified_by(request)
     except RefusedError:
@@ -110,17 +116,28 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         event=event,
         identified_by=identified_by,
         dedupe=sender.dedupe,
-        body_warnings=tuple(_body_warnings(EventView.of(event))),
+        body_warnings=tuple(_body_warnings(view)),
+        body_as_read=_body_as_read(view),
         routes=tuple(routes),
     )
 
 
 def _body_warnings(view: EventView) -> Iterator[str]:
-    """Yield which parts of a body rules can't see."""
+    """Yield why rules can't see a body of a type or coding that they could read."""
     if not view.has_body and view.why_no_body != NO_BODY:
-        yield view.why_no_body
-    for name in view.repeated:
-        yield f"the form has more than one {name}: rules see the first"
+        yield f"rules can't read the body: {view.why_no_body}"
+
+
+def _body_as_read(view: EventView) -> str:
+    is_as_it_came = (
+        kind_of(view.headers.get("content-type", "")) is Kind.JSON and "content-encoding" not in view.headers
+    )
+    if is_as_it_came or not view.has_body:
+        return ""
+    try:
+        return orjson.dumps(view.body).decode()
+    except TypeError:  # orjson reads what is nested more deeply than it writes
+        return ""
 
 
 class _Mask:

@@ -1,5 +1,6 @@
 """How commands show events, dead letters and explanations: as JSON fields for scripts, as text for people."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -23,6 +24,9 @@ if TYPE_CHECKING:  # with aiohttp, which few commands need
     from gateway.ops.send import Response
 
 
+MAX_BODY_LINES = 40
+
+
 def explained_fields(explained: Explained, duplicate_of: str = "") -> dict[str, object]:
     event = explained.event
     return {
@@ -30,6 +34,7 @@ def explained_fields(explained: Explained, duplicate_of: str = "") -> dict[str, 
         **({"duplicate_of": duplicate_of} if duplicate_of else {}),
         "identity": {"from": explained.identified_by or None, "dedupe_seconds": explained.dedupe},
         **({"body_warnings": explained.body_warnings} if explained.body_warnings else {}),
+        **({"body_as_read": json.loads(explained.body_as_read)} if explained.body_as_read else {}),
         "routes": [
             {
                 "name": route.name,
@@ -66,6 +71,9 @@ def print_explained(output: Output, explained: Explained, position: str = "", du
     output.print(("identity ", "bold"), _identity_text(explained))
     for problem in explained.body_warnings:
         output.print((problem, "yellow"))
+    if explained.body_as_read:
+        output.print(("body as rules read it", "bold"))
+        output.block(_indented(explained.body_as_read))
     if duplicate_of:
         text = (
             f"a duplicate of {duplicate_of}, within its source's dedupe window: acknowledged, and delivered by no route"
@@ -81,6 +89,15 @@ def print_explained(output: Output, explained: Explained, position: str = "", du
     elif duplicate_of:
         output.print("to deliver it anyway, by each route that matches it:")
         output.print(f"  gateway replay --event {position}")
+
+
+def _indented(document: str) -> str:
+    """Return JSON with a member on each line, of which there are at most MAX_BODY_LINES."""
+    lines = json.dumps(json.loads(document), indent=2, ensure_ascii=False).splitlines()
+    shown = [f"  {line}" for line in lines[:MAX_BODY_LINES]]
+    if len(lines) > MAX_BODY_LINES:
+        shown.append(f"  … and {len(lines) - MAX_BODY_LINES:,} more lines")
+    return "\n".join(shown)
 
 
 def _identity_text(explained: Explained) -> str:

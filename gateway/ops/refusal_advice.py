@@ -129,6 +129,15 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             _AGAIN,
         ),
     ),
+    ("content_coding", "content_too_large", "malformed_content"): Refusal(
+        share=SHARE,
+        steps=(
+            "# these events, verified as its own, are to be split, or have an `id`, `type` or `key` in their bodies,",
+            "# which can't be read (the response to the sender says why):",
+            _EXPLAIN,
+            _AGAIN,
+        ),
+    ),
     ("address_refused",): Refusal(
         share=HALF,
         few=FEW_REFUSALS,

@@ -114,7 +114,7 @@ class Verification:
             raise refused(Reason.BAD_SIGNATURE, "the secret that verifies it has ended since")
         if verifier.handshake(sent, now=request.at) is not None:
             return []
-        bodies = None if source.split is None else split(sent.body, source.split)
+        bodies = None if source.split is None else split(sent.content(), source.split)
         if bodies is None:
             events = [self._builder.event(sent, received_at=received_at, identity_expression=verified.identity)]
         else:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from urllib.parse import unquote_plus
 
+from gateway.bodies.codings import CONTENT_ENCODING
 from gateway.model import Event, ExpressionError, Headers, RefusedError, event_id
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
@@ -12,7 +13,9 @@ from gateway.verify.request import Request
 # Maximum characters of an identity, type or key: they are stored in addition to the body, some of them twice.
 MAX_FIELD = 1024
 FALLBACK_TYPE = "webhook"
-_OF_WHOLE = frozenset({b"content-length", b"content-md5", b"content-digest", b"digest", b"repr-digest"})
+_OF_WHOLE = frozenset(
+    {CONTENT_ENCODING, b"content-length", b"content-md5", b"content-digest", b"digest", b"repr-digest"}
+)
 IDEMPOTENCY_KEY = "the header Idempotency-Key"
 """Where an identity is looked for last."""
 
@@ -39,13 +42,11 @@ class EventBuilder:
     def events(
         self, request: Request, bodies: Sequence[bytes], *, received_at: float, identity_expression: str | None = None
     ) -> list[Event]:
-        """Build the events of a verified request that has several: these are their bodies.
+        """Build the events of a verified request that has several: these are their bodies, which aren't compressed.
 
         An identity that isn't read from an event's own body is the request's, and its number is added. Raises
         RefusedError (400) as `event` does, for any of them.
         """
-        if b"content-encoding" in request.lower_names():
-            raise RefusedError(400, "malformed_batch", "expected a body without Content-Encoding, got one with it")
         kept = [pair for pair in request.headers if pair[0].lower() not in self._of_whole]
         bare = request._replace(headers=tuple(kept), names=None)
         events = []
@@ -190,8 +191,8 @@ class _Field:
             return None
 
     def _evaluate(self, expression: Expression, view: EventView) -> str | None:
-        if self._reads_body and not view.has_body:
-            raise RefusedError(400, "body_not_json", f"{self._name}: expected a JSON body to read it from")
+        if self._reads_body and (unreadable := view.unreadable) is not None:
+            raise RefusedError(unreadable.status, unreadable.reason, f"{self._name}: {unreadable.detail}")
         try:
             return expression.as_text(view)
         except ExpressionError as error:

@@ -1,22 +1,18 @@
 """An event as expressions and conditions see it: its body parsed, its headers and query by name."""
 
-import zlib
-from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import parse_qsl
 
-import orjson
-
-from gateway.model import Event, Headers
+from gateway.bodies.codings import CONTENT_ENCODING
+from gateway.bodies.content import NOT_JSON, read
+from gateway.model import Event, Headers, UnreadableBodyError
 
 # Maximum steps of about 0.1 µs of all expressions over one view: while they run, the event loop is blocked. Including
 # the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
 MAX_COST = 2_000_000
 HANDING, READING, CONVERTING = 15, 10, 20  # Steps per value: passed to CEL, named by an expression, converted to JSON.
-MAX_INFLATED = 2 << 20  # bytes: twice the limit of an uncompressed body, and at worst 0.1 s to parse
-MAX_FORM_FIELDS = 10_000
 ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
 
 
@@ -30,10 +26,7 @@ ABSENT: Final = Absent.ABSENT
 _UNREAD: Final = object()
 
 
-FORM = "application/x-www-form-urlencoded"
 NO_BODY = "there is no JSON body"
-PLAIN = ("", "identity")
-"""Values of Content-Encoding for an uncompressed body."""
 
 
 class Step(NamedTuple):
@@ -59,6 +52,7 @@ class EventView:
         "_raw_query",
         "_sizes",
         "_spent",
+        "_unreadable",
         "contexts",
         "id",
         "key",
@@ -89,6 +83,7 @@ class EventView:
         self._names = names  # of the headers, in lower case
         self._query: dict[str, str] | None = None
         self._body: object = _UNREAD
+        self._unreadable: UnreadableBodyError | None = None
         self.contexts: dict[frozenset[str], Any] = {}
         self._sizes: dict[int, Size] = {}
         self._spent = 0
@@ -124,11 +119,14 @@ class EventView:
 
     @property
     def body(self) -> object:
-        """The parsed body, or ABSENT when it is empty, neither JSON nor a form, or inflates to more than 2 MiB."""
+        """The parsed body, or ABSENT if it can't be read: `unreadable` says why."""
         if self._body is _UNREAD:
-            self._body = _parse(
-                self._raw_body, self._header("content-encoding") or "", self._header("content-type") or ""
-            )
+            try:
+                self._body = read(self._raw_body, self._content_encoding(), self._header("content-type") or "")
+            except UnreadableBodyError as error:
+                self._body = ABSENT
+                # Another one, since an exception keeps all that was read when it was raised.
+                self._unreadable = UnreadableBodyError(error.status, error.reason, error.detail)
         return self._body
 
     @property
@@ -137,20 +135,15 @@ class EventView:
         return self.body is not ABSENT
 
     @property
-    def why_no_body(self) -> str:
-        """Explain why there is no parsed body, if there is none."""
-        media_type = _media_type(self._header("content-type") or "")
-        return "the body is multipart, which isn't read" if media_type.startswith("multipart/") else NO_BODY
+    def unreadable(self) -> UnreadableBodyError | None:
+        """Return why the body can't be read: by which status and reason the ingress refuses it if it has to read it."""
+        return None if self.has_body else self._unreadable
 
     @property
-    def repeated(self) -> list[str]:
-        """The names that a form has more than once: only the first value of each is used."""
-        if _media_type(self._header("content-type") or "") != FORM or not isinstance(self.body, dict):
-            return []
-        encoding = (self._header("content-encoding") or "").strip().lower()
-        body = self._raw_body if encoding in PLAIN else _inflated(self._raw_body, encoding)
-        counts = Counter([name for name, _ in parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)])
-        return [name for name, count in counts.items() if count > 1]
+    def why_no_body(self) -> str:
+        """Explain why there is no parsed body, if there is none; in this are no words of the sender's."""
+        unreadable = self.unreadable
+        return NO_BODY if unreadable is None or unreadable.reason == NOT_JSON else unreadable.detail
 
     def get(self, root: str, steps: Sequence[Step]) -> object:
         """Follow a path, such as `body` and the steps to `commits.0.id`; ABSENT if it doesn't exist."""
@@ -184,15 +177,28 @@ class EventView:
         self._spent += steps
         return True
 
+    def _content_encoding(self) -> str:
+        """Return the field of all its lines (RFC 9110 §5.3), "" if there is none."""
+        if self._headers is not None and "content-encoding" not in self._headers:
+            return ""
+        names = self._lower_names()
+        if CONTENT_ENCODING not in names:
+            return ""
+        values = [value for name, (_, value) in zip(names, self._raw_headers, strict=True) if name == CONTENT_ENCODING]
+        return b",".join(values).decode("latin-1")
+
     def _header(self, name: str) -> str | None:
         # Usually one or two headers are needed, which costs less than a dictionary of all of them.
         if self._headers is not None:
             return self._headers.get(name)
-        names = self._names
-        if names is None:
-            names = self._names = [each.lower() for each, _ in self._raw_headers]
+        names = self._lower_names()
         wanted = name.encode()
         return self._raw_headers[names.index(wanted)][1].decode("utf-8", "replace") if wanted in names else None
+
+    def _lower_names(self) -> Sequence[bytes]:
+        if self._names is None:
+            self._names = [each.lower() for each, _ in self._raw_headers]
+        return self._names
 
 
 def _readable(text: str) -> str:
@@ -202,39 +208,9 @@ def _readable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _first_values(form: str, *, limit: int | None = None) -> dict[str, str]:
-    """Read `a=1&b=2`. Raises ValueError for more fields than the limit."""
-    return dict(reversed(parse_qsl(form, keep_blank_values=True, max_num_fields=limit)))
-
-
-def _parse(body: bytes, encoding: str, content_type: str) -> object:
-    coding = encoding.strip().lower()
-    if coding not in PLAIN:
-        body = _inflated(body, coding)
-    try:
-        if _media_type(content_type) == FORM and body:
-            return _first_values(body.decode("utf-8", "replace"), limit=MAX_FORM_FIELDS)
-        return orjson.loads(body.removeprefix(b"\xef\xbb\xbf"))
-    except ValueError:
-        return ABSENT
-
-
-def _media_type(content_type: str) -> str:
-    return content_type.partition(";")[0].strip().lower()
-
-
-def _inflated(body: bytes, coding: str) -> bytes:
-    """Decompress gzip or deflate (RFC 9110, 8.4.1); return b"" for an unknown coding, and broken or too large data."""
-    # Some senders mean raw deflate by "deflate", as RFC 9110 notes.
-    for wbits in {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}.get(coding, ()):
-        inflater = zlib.decompressobj(wbits)
-        try:
-            inflated = inflater.decompress(body, MAX_INFLATED + 1)
-        except zlib.error:
-            continue
-        if inflater.eof and not inflater.unused_data and len(inflated) <= MAX_INFLATED:
-            return inflated
-    return b""
+def _first_values(query: str) -> dict[str, str]:
+    """Read `a=1&b=2`."""
+    return dict(reversed(parse_qsl(query, keep_blank_values=True)))
 
 
 class Size(NamedTuple):

@@ -2,7 +2,7 @@
 
 The only user of the CEL library. An expression sees these variables, whose values are JSON's:
 
-    body      the parsed body; form fields for a form; missing for an empty body or one that can't be parsed
+    body      the parsed body, of a form or XML as docs/rules.md shows; missing if it can't be read
     headers   name, in lower case → the first value
     query     name → the first value
     source    the source's name

@@ -38,7 +38,7 @@ RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control", "respo
 # Closed sets. A reason or status that isn't here is counted, too, but its series appears with its first increment,
 # which `increase()` misses.
 STATUSES = (
-    *("200", "201", "202", "204", "400", "401", "403", "404", "405", "408", "413", "429", "431", "499"),
+    *("200", "201", "202", "204", "400", "401", "403", "404", "405", "408", "413", "415", "429", "431", "499"),
     *("500", "501", "503"),
 )
 REJECTIONS = (
@@ -56,6 +56,8 @@ REJECTIONS = (
     "client_certificate_missing",
     "client_certificate_refused",
     "concurrency_limited",
+    "content_coding",
+    "content_too_large",
     "crowded_out",
     "disconnected",
     "draining",
@@ -65,6 +67,7 @@ REJECTIONS = (
     "log_unavailable",
     "malformed_batch",
     "malformed_body",
+    "malformed_content",
     "malformed_request",
     "malformed_signature",
     "malformed_timestamp",

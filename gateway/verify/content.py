@@ -1,22 +1,24 @@
 """What a signature takes from a request's body: JSON fields, form parameters, digests. Each is computed at most once.
 
-The body isn't verified yet when it is parsed here, so only what a signing method names is looked at.
+The body isn't verified yet when it is parsed here, so only what a signing method names is looked at, and nothing is
+decompressed: a signature that isn't of the bytes as they came is refused if these are compressed.
 """
 
 import hashlib
 import re
 import zlib
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import orjson
 
+from gateway.bodies.forms import form_pairs
+from gateway.bodies.media_types import FORM, Kind, kind_of
+from gateway.model import UnreadableBodyError
 from gateway.verify.remote_keys import FetchedKey, KeyCache, KeyNeededError
 from gateway.verify.request import Reason, Request, refused
 
 MAX_PARAMETERS = 1000  # of a form
 MAX_ITEMS = 1000  # of a list, in each of which a credential has to be
-FORM = b"application/x-www-form-urlencoded"
 _FIELD = re.compile(r"(?:[A-Za-z_$][\w$-]*|0|\*)(?:\.(?:[A-Za-z_$][\w$-]*|0|\*))*")
 ALL = "*"
 _UNREAD = object()
@@ -99,12 +101,11 @@ class Content:
         """Return the decoded parameters of a form, in order. Raises RefusedError if the body isn't one."""
         if self._form is None:
             require_form(self._request)
-            body = self._request.body
-            if body.count(b"&") >= MAX_PARAMETERS:
-                expected = f"expected a form of at most {MAX_PARAMETERS} parameters, got more"
-                raise refused(Reason.UNREADABLE_BODY, expected)
-            pairs = [pair.partition(b"=") for pair in body.split(b"&") if pair]
-            self._form = [(_unquoted(name), _unquoted(value)) for name, _, value in pairs]
+            self._require_no_coding()
+            try:
+                self._form = form_pairs(self._request.body, MAX_PARAMETERS)
+            except UnreadableBodyError as error:
+                raise refused(Reason.UNREADABLE_BODY, error.detail) from error
         return self._form
 
     def sorted_form(self) -> bytes:
@@ -124,6 +125,7 @@ class Content:
 
     def _parsed(self, path: FieldPath) -> object:
         if self._json is _UNREAD:
+            self._require_no_coding()
             try:
                 self._json = orjson.loads(self._request.body)
             except orjson.JSONDecodeError as error:
@@ -131,16 +133,17 @@ class Content:
                 raise refused(Reason.UNREADABLE_BODY, expected) from error
         return self._json
 
+    def _require_no_coding(self) -> None:
+        if self._request.content_codings():
+            expected = "expected no Content-Encoding, as the signature is in the body or of its fields, got one"
+            raise refused(Reason.UNREADABLE_BODY, expected)
+
 
 def require_form(request: Request) -> None:
     """Raise RefusedError unless the head says that the body is a form."""
-    kind = b"".join(request.values(b"content-type")[:1]).partition(b";")[0].strip().lower()
-    if kind != FORM:
-        raise refused(Reason.UNREADABLE_BODY, f"expected a body of {FORM.decode()}, which is signed, got another")
-
-
-def _unquoted(text: bytes) -> bytes:
-    return unquote_to_bytes(text.replace(b"+", b" "))
+    content_type = b"".join(request.values(b"content-type")[:1]).decode("latin-1")
+    if kind_of(content_type) is not Kind.FORM:
+        raise refused(Reason.UNREADABLE_BODY, f"expected a body of {FORM}, which is signed, got another")
 
 
 def _shown(path: FieldPath) -> str:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from gateway.model import RefusedError
+from gateway.model import RefusedError, UnreadableBodyError
 from gateway.verify.key_ring import KeyRing
 from gateway.verify.request import Reason, Request, refused
 from gateway.verify.sns import SNS_HOST
@@ -84,13 +84,19 @@ def _json(value: object) -> HandshakeResponse:
 
 def _payload(request: Request, hint: bytes) -> dict[str, Any]:
     """Return a JSON body that has a hint in it; an empty mapping for any other."""
-    if len(request.body) > MAX_HANDSHAKE_BYTES or hint not in request.body:
-        return {}
-    try:
-        payload = orjson.loads(request.body)
-    except orjson.JSONDecodeError:
-        return {}
+    payload = _parsed(request, hint)
     return payload if isinstance(payload, dict) else {}
+
+
+def _parsed(request: Request, hint: bytes = b"") -> object:
+    """Return the value of a JSON body that has a hint in it, decompressed; None for any other, which is an event."""
+    if len(request.body) > MAX_HANDSHAKE_BYTES:
+        return None
+    try:
+        content = request.content(MAX_HANDSHAKE_BYTES)
+        return orjson.loads(content) if hint in content else None
+    except (UnreadableBodyError, orjson.JSONDecodeError):
+        return None
 
 
 def _parameter(request: Request, name: str) -> str | None:
@@ -180,16 +186,13 @@ def _smartsheet(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
 
 def _event_grid(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
     """https://learn.microsoft.com/en-us/azure/event-grid/end-point-validation-event-grid-events-schema: exactly 200."""
-    if request.values(b"aeg-event-type") != [b"SubscriptionValidation"] or len(request.body) > MAX_HANDSHAKE_BYTES:
+    if request.values(b"aeg-event-type") != [b"SubscriptionValidation"]:
         return None
-    try:
-        match orjson.loads(request.body):
-            case [{"data": {"validationCode": str(code)}}]:
-                return _json({"validationResponse": code})
-            case _:
-                return None
-    except orjson.JSONDecodeError:
-        return None
+    match _parsed(request):
+        case [{"data": {"validationCode": str(code)}}]:
+            return _json({"validationResponse": code})
+        case _:
+            return None
 
 
 _SUBSCRIBE = re.compile(rf"https://{SNS_HOST}/\?Action=ConfirmSubscription&[A-Za-z0-9&=:%._~-]{{1,1500}}")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
+from gateway.bodies.codings import CONTENT_ENCODING, MAX_CONTENT, codings, decompressed
 from gateway.model import Headers, RefusedError
 
 
@@ -53,6 +54,20 @@ class Request(NamedTuple):
                 return [self.headers[names.index(name)][1]]
             case _:
                 return [value for found, (_, value) in zip(names, self.headers, strict=True) if found == name]
+
+    def content_codings(self) -> list[str]:
+        """Return the names of its content codings (RFC 9110 §8.4), in order; empty if there are none."""
+        values = self.values(CONTENT_ENCODING)
+        return codings(b",".join(values).decode("latin-1")) if values else []
+
+    def content(self, limit: int = MAX_CONTENT) -> bytes:
+        """Return the body without its content codings, of which a verified request alone is worth the time.
+
+        Raises UnreadableBodyError, also if it would be larger than the limit, in bytes.
+        """
+        if CONTENT_ENCODING not in self.lower_names():
+            return self.body
+        return decompressed(self.body, ",".join(self.content_codings()), limit)
 
 
 def refused(reason: Reason, detail: str) -> RefusedError:

@@ -236,7 +236,7 @@ def test_its_labels_name_its_origin(container: Container) -> None:
 def test_everything_that_it_may_need_loads(container: Container) -> None:
     """Modules that are loaded only where they are asked for, and the authorities that it trusts."""
     modules = "gateway.cli, opentelemetry.sdk.trace, opentelemetry.exporter.otlp.proto.http, sqlite3, zlib, cramjam"
-    script = f"import ssl, {modules}; print(len(ssl.create_default_context().get_ca_certs()) > 50)"
+    script = f"import ssl, pyexpat, {modules}; print(len(ssl.create_default_context().get_ca_certs()) > 50)"
     assert container.run([PYTHON, "-W", "error", "-c", script]) == (0, "True\n", "")
 
 

@@ -7,6 +7,7 @@ thousands of requests here (`gateway/commands/run.py`).
 import asyncio
 import base64
 import gc
+import gzip
 import hmac
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,8 @@ import pytest
 
 from gateway.ingress.server import Limits
 from gateway.model import Event, RefusedError
+from gateway.rules.event_view import EventView
+from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
 from gateway.verify.content import Content
 from gateway.verify.request import Request
@@ -40,7 +43,12 @@ FIELD_MAC = hmac.new(b"key", b"7", "sha256").hexdigest()
 SVIX = ["webhook-id: e1", f"webhook-timestamp: {NOW:.0f}"]
 SIGNED_BY_SVIX = base64.b64encode(hmac.new(b"key", b"e1.%.0f." % NOW + PING, "sha256").digest()).decode()
 
-OF_A_REQUEST = (Content, Event, PendingVerification, RefusedError, Request)
+GZIP, FORM, XML = (
+    "Content-Encoding: gzip",
+    "Content-Type: application/x-www-form-urlencoded",
+    "Content-Type: text/xml",
+)
+OF_A_REQUEST = (Content, Event, EventView, PendingVerification, RefusedError, Request)
 
 GOOD_REQUESTS = {
     "signed": github(GITHUB),
@@ -54,6 +62,10 @@ GOOD_REQUESTS = {
     "by the second method": a_request("/in/svix", *SVIX, f"webhook-signature: v1,{SIGNED_BY_SVIX}"),
     "after a forged line": github(FORGED, GITHUB),
     "after a malformed line": github("X-Hub-Signature-256: x", GITHUB),
+    "with an identity in a form": a_request("/in/crm", CRM, FORM, body=b"id=1"),
+    "with an identity in XML": a_request("/in/xml", XML, body=b"<a id='1'/>"),
+    "with an identity that was compressed": a_request("/in/crm", CRM, GZIP, body=gzip.compress(PING)),
+    "several compressed events": a_request("/in/split", GZIP, body=gzip.compress(b'{"records":[{"id":1},{"id":2}]}')),
     "several events": a_request("/in/split", body=b'{"records":[{"id":1},{"id":2}]}'),
 }
 REFUSED = {
@@ -64,7 +76,12 @@ REFUSED = {
     "two forged lines": (github(FORGED, FORGED), 401, "bad_signature"),
     "a malformed line and a forged one": (github("X-Hub-Signature-256: x", FORGED), 401, "bad_signature"),
     "no JSON to verify": (a_request("/in/field", body=b"{"), 401, "unreadable_body"),
-    "no batch": (a_request("/in/split", "Content-Encoding: gzip", body=b'{"records":[1,2]}'), 400, "malformed_batch"),
+    "no batch": (a_request("/in/split", GZIP, body=b'{"records":[1,2]}'), 400, "malformed_content"),
+    "no identity in a form": (a_request("/in/crm", CRM, FORM, body=b"&" * 10_000), 413, "content_too_large"),
+    "no XML": (a_request("/in/xml", XML, body=b"<a>"), 400, "malformed_content"),
+    "XML that is too deep": (a_request("/in/xml", XML, body=b"<a>" * 101), 413, "content_too_large"),
+    "half of what was compressed": (a_request("/in/crm", CRM, GZIP, body=gzip.compress(PING)[:-1]), 400, "malformed"),
+    "another coding": (a_request("/in/crm", CRM, "Content-Encoding: br"), 415, "content_coding"),
 }
 
 
@@ -74,6 +91,7 @@ def more_sources() -> list[Source]:
     return [
         Source(name="svix", path="/in/svix", verifier=build_verifier(svix)),
         Source(name="field", path="/in/field", verifier=build_verifier(field)),
+        Source(name="xml", path="/in/xml", verifier=build_verifier({"scheme": "none"}), id=Expression("body.a['@id']")),
         Source(name="split", path="/in/split", verifier=build_verifier({"scheme": "none"}), split=("records",)),
     ]
 

@@ -1,6 +1,8 @@
 """A request with several events: each is stored with its own id, and all of them before the sender hears of it."""
 
 import asyncio
+import gzip
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -67,6 +69,50 @@ async def test_a_request_without_the_list_is_one_event(splitting: World, body: b
     assert stored.event.body == body
 
 
+@pytest.mark.parametrize("codings", ["gzip", "deflate, gzip"])
+async def test_a_compressed_request_is_split_into_items_that_are_not(splitting: World, codings: str) -> None:
+    body = gzip.compress(zlib.compress(BODY) if codings.startswith("deflate") else BODY)
+    reply = await splitting.exchange(signed(body, f"Content-Encoding: {codings}"))
+    assert (reply.status, reply.json["ids"]) == (202, (await splitting.exchange(signed())).json["ids"])
+    for stored, item in zip(splitting.log.stored, ITEMS, strict=False):
+        assert stored.event.body == item
+        assert b"content-encoding" not in {name.lower() for name, _ in stored.event.headers}
+    assert splitting.ingress._memory.free == splitting.ingress._memory._total
+
+
+async def test_a_compressed_request_without_the_list_is_one_event_as_it_came(splitting: World) -> None:
+    body = gzip.compress(b'{"id":"a","kind":"opened"}')
+    reply = await splitting.exchange(signed(body, "Content-Encoding: gzip"))
+    [stored] = splitting.log.stored
+    assert (reply.status, stored.event.body, stored.event.type) == (202, body, "opened")
+    assert (b"Content-Encoding", b"gzip") in stored.event.headers
+
+
+async def test_what_is_kept_of_a_compressed_request_counts_as_memory_until_it_is_stored(splitting: World) -> None:
+    items = [b'{"id":"%d","kind":"%b"}' % (number, b"x" * 1000) for number in range(500)]
+    splitting.log.may_append.clear()
+    body = gzip.compress(b'{"records":[' + b",".join(items) + b"]}")
+    exchange = asyncio.create_task(splitting.exchange(signed(body, "Content-Encoding: gzip")))
+    memory = splitting.ingress._memory
+    async with asyncio.timeout(5):
+        while splitting.log.waiting < len(items):  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0)
+    assert len(body) < 10_000
+    assert memory._total - memory.free > sum(map(len, items)) + len(body)
+    splitting.log.may_append.set()
+    assert (await exchange).status == 202
+    assert memory.free == memory._total
+
+
+async def test_a_compressed_request_has_no_events_where_there_is_no_memory_for_them(splitting: World) -> None:
+    items = [b'{"id":"%d","kind":"x","text":"%b"}' % (number, b"x" * 1000) for number in range(900)]
+    body = gzip.compress(b'{"records":[' + b",".join(items) + b"]}")
+    splitting.ingress._memory._total = 600_000
+    reply = await splitting.exchange(signed(body, "Content-Encoding: gzip"))
+    assert (reply.status, splitting.log.stored) == (503, [])
+    assert splitting.ingress._memory.free == 600_000
+
+
 async def test_nothing_is_acknowledged_unless_all_is_stored(splitting: World) -> None:
     splitting.log.may_append.clear()
     exchange = asyncio.create_task(splitting.exchange(signed()))
@@ -88,7 +134,11 @@ async def test_nothing_is_acknowledged_unless_all_is_stored(splitting: World) ->
         (signed(b'{"records":[]}'), 400, "malformed_batch"),
         (signed(b'{"records":[1,]}'), 400, "malformed_batch"),
         (signed(b"records"), 400, "body_not_json"),
-        (signed(BODY, "Content-Encoding: gzip"), 400, "malformed_batch"),
+        (signed(BODY, "Content-Encoding: gzip"), 400, "malformed_content"),
+        (signed(gzip.compress(BODY)[:-1], "Content-Encoding: gzip"), 400, "malformed_content"),
+        (signed(gzip.compress(b" " * (3 << 20)), "Content-Encoding: gzip"), 413, "content_too_large"),
+        (signed(BODY, "Content-Encoding: br"), 415, "content_coding"),
+        (signed(gzip.compress(b'{"records":[]}'), "Content-Encoding: gzip"), 400, "malformed_batch"),
         (signed(b'{"records":[' + b",".join([b"{}"] * 1001) + b"]}"), 413, "batch_too_large"),
         (signed(b'{"records":[{"id":"a"},{"id":[]}]}'), 400, "expression_error"),
     ],

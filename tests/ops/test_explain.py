@@ -130,21 +130,28 @@ def test_an_event_that_the_ingress_would_refuse_is_refused(tmp_path: Path) -> No
         explained(tmp_path, b"text", source="crm")
 
 
+UNREAD, GOT, A_PART = "rules can't read the body: expected ", ", got another", ", got only part of one"
+
+
 @pytest.mark.parametrize(
     ("media_type", "body", "warnings"),
     [
-        (b"multipart/form-data; boundary=x", b"--x--", ("the body is multipart, which isn't read",)),
         (
-            b"application/x-www-form-urlencoded",
-            b"tag=a&tag=b&n=1",
-            ("the form has more than one tag: rules see the first",),
+            b"multipart/form-data; boundary=x",
+            b"--x--y",
+            (f"{UNREAD}a multipart form up to its last boundary{A_PART}",),
         ),
-        (b"application/x-www-form-urlencoded", b"tag=a&n=1", ()),
+        (
+            b"text/xml",
+            b"<!DOCTYPE a><a/>",
+            (f"{UNREAD}XML that begins with its element, without a document type{GOT}",),
+        ),
+        (b"application/x-www-form-urlencoded", b"tag=a&tag=b&n=1", ()),
         (b"application/json", b'{"tag": ["a", "b"]}', ()),
         (b"application/json", b"not JSON", ()),
     ],
 )
-def test_invisible_parts_of_a_body_are_named(
+def test_a_body_that_rules_cannot_read_is_explained(
     tmp_path: Path, media_type: bytes, body: bytes, warnings: tuple[str, ...]
 ) -> None:
     path = tmp_path / "routes.yaml"

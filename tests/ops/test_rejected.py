@@ -1,6 +1,7 @@
 """Refused requests are verified again: what passes is admitted once, whatever happens in the middle of it."""
 
 import asyncio
+import gzip
 import json
 from collections import Counter
 from collections.abc import Collection
@@ -312,6 +313,17 @@ async def test_a_batch_is_split_and_each_of_its_events_is_admitted_once() -> Non
     assert report.outcomes == {Outcome.ADMITTED: 1}
     assert (report.events, report.refused) == (1, {"malformed_batch": 1})
     assert bodies(await world.events()) == Counter([b'{"id":"a"}', b'{"id":"b"}', b'{"id":"c"}'])
+
+
+async def test_a_compressed_batch_is_split_as_it_would_have_been_and_a_damaged_one_is_refused() -> None:
+    world = await World(split=(), id=Expression("body.id")).start()
+    packed = gzip.compress(b'[{"id":"a"},{"id":"b"}]')
+    coding = (b"Content-Encoding", b"gzip")
+    requests = [world.request(number, body=body) for number, body in enumerate((packed, packed[:-1]))]
+    await world.refuse(*[each._replace(headers=(*each.headers, coding)) for each in requests])
+    report = await world.retry()
+    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 1}, {"malformed_content": 1})
+    assert bodies(await world.events()) == Counter([b'{"id":"a"}', b'{"id":"b"}'])
 
 
 @pytest.mark.parametrize("is_stored", [False, True], ids=["before", "after"])

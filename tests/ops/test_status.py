@@ -961,7 +961,7 @@ def test_unverified_refusals_are_wrong_where_they_exceed_a_strangers_few(
     assert [found.needs_attention for found in _refused(reason, many, many_of)] == [True]
 
 
-@pytest.mark.parametrize("reason", ["log_unavailable", "expression_error", "body_not_json"])
+@pytest.mark.parametrize("reason", ["log_unavailable", "expression_error", "body_not_json", "content_coding"])
 def test_refusals_of_verified_senders_are_wrong_from_a_share_on(reason: str) -> None:
     assert [found.needs_attention for found in _refused(reason, 2, 10.0)] == [True]
     assert _refused(reason, 1, 10.0) == []
@@ -973,7 +973,8 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
     explained = {reason for reason, told in steps.items() if "gateway explain {name}" in told}
     limited = {"address_refused", "rate_limited", "concurrency_limited", "body_too_large", *CertificateProblem}
     batches = {"malformed_batch", "batch_too_large"}
-    assert explained == {*Reason, *limited, *batches, "body_not_json", "expression_error"}
+    unread = {"body_not_json", "content_coding", "content_too_large", "malformed_content"}
+    assert explained == {*Reason, *limited, *batches, *unread, "expression_error"}
     assert not [reason for reason in REJECTIONS if refusal_of(reason) is refusal_of("of a newer version")]
     (found,) = _refused("of a newer version", 50, 50.0)
     assert (found.needs_attention, found.next) == (
