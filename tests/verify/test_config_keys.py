@@ -40,7 +40,8 @@ def test_a_scheme_must_be_known() -> None:
     check({"scheme": "githb", "secrets": ["s"]}, (("scheme",), "unknown scheme 'githb', did you mean 'github'?"))
     ((path, message),) = problems({"scheme": "qqq"})
     assert path == ("scheme",)
-    expected = "expected one of hmac, hash, public-key, token, jwt, basic, bearer, none, or a provider's name"
+    generic = "hmac, hash, public-key, token, jwt, http-message-signature, basic, bearer, none"
+    expected = f"expected one of {generic}, or a provider's name"
     assert message == f"unknown scheme 'qqq', {expected} (`gateway providers` lists them)"
 
 

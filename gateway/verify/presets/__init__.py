@@ -71,6 +71,8 @@ class Way(NamedTuple):
     @property
     def needs_url(self) -> bool:
         """Return whether the address that the sender was given is signed."""
+        if self.scheme == "http-message-signature":
+            return True
         templates = [template for _, template in self.values.get("claims", ())]
         return any(each.has("url") for each in (*templates, self.values.get("signed")) if each is not None)
 
