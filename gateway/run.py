@@ -225,9 +225,9 @@ class Gateway:
         return self._client
 
     async def _start_ingress(self, log: Log, stack: AsyncExitStack) -> Address:
-        async def fetch(url: str, *, timeout: float, limit: int) -> bytes:
+        async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
             client = await self._open_client(log, stack)
-            return await client.fetch(url, timeout=timeout, limit=limit)
+            return await client.fetch(url, timeout=timeout, limit=limit, asking=asking)
 
         self._ingress = Ingress(
             rules=lambda: self.reloader.rules,

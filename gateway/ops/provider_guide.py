@@ -97,6 +97,9 @@ def _signing(way: Way) -> str:
         case "jwt":
             claims = ", ".join(f"`{claim}` `{template.text}`" for claim, template in values["claims"])
             text = f"a JSON Web Token ({', '.join(values['algorithms'])}) with {claims}, {_place(values)}"
+        case "plaid-token":
+            claims = "`request_body_sha256` `{body:sha256}`"
+            text = f"a JSON Web Token (ES256) with {claims}, in the header `Plaid-Verification`"
         case "sns-message":
             text = "RSA-SHA1 or RSA-SHA256, as its version says, in the field `Signature` of the body"
         case _:

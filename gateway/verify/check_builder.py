@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 from gateway.verify.algorithms import Algorithm, Hash, Hmac
 from gateway.verify.check import Check
 from gateway.verify.config_keys import (
+    PLAID_HOSTS,
     Secret,
 )
 from gateway.verify.config_reader import ConfigPath
 from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
-from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken
+from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken, KeyRequest
 from gateway.verify.key_ring import Held, KeyRing
 from gateway.verify.message_signatures import HMAC, MessageSignature, read_message_key, secret_message_key
 from gateway.verify.presets import Way
@@ -21,6 +22,7 @@ from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_publi
 from gateway.verify.remote_keys import KeyPlaces
 from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Signature
+from gateway.verify.signed_string import parse_template
 from gateway.verify.sns import SnsSignature
 from gateway.verify.timestamps import Timestamp
 
@@ -58,6 +60,8 @@ def build_check(way: Way, where: ConfigPath, public_url: str | None) -> Check | 
             check = _token(values, public_url)
         case "http-message-signature" if "algorithm" in values:
             check = _message_signature(values, where, public_url)
+        case "plaid-token" if {"client_id", "api_secret", "environment"} <= values.keys():
+            check = _plaid_token(values)
         case "sns-message" if "topics" in values:
             check = SnsSignature(topics=frozenset(values["topics"]))
         case "none":
@@ -78,6 +82,22 @@ def _token(values: Mapping[str, Any], public_url: str | None) -> JsonWebToken:
         public_url=public_url,
         leeway=LEEWAY,
         tolerance=values.get("tolerance"),
+    )
+
+
+def _plaid_token(values: Mapping[str, Any]) -> JsonWebToken:
+    return JsonWebToken(
+        header="Plaid-Verification",
+        algorithms=("ES256",),
+        keys=KeyRing(),
+        key_set=None,
+        key_request=KeyRequest(
+            host=PLAID_HOSTS[values["environment"]], client_id=values["client_id"], api_secret=values["api_secret"]
+        ),
+        claims=(("request_body_sha256", parse_template("{body:sha256}")),),
+        public_url=None,
+        leeway=LEEWAY,
+        tolerance=300.0,
     )
 
 

@@ -287,6 +287,7 @@ _KEY_SET = Key(
         "pattern": "^https://",
     },
 )
+PLAID_HOSTS = {"production": "production.plaid.com", "sandbox": "sandbox.plaid.com"}
 _LOCATIONS = ("header", "query", "field")
 CHOICES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "hmac": (_LOCATIONS,),
@@ -393,6 +394,15 @@ GENERIC: Mapping[str, Mapping[str, Key]] = {
     scheme: {**keys, "handshake": HANDSHAKE, "verify_tokens": VERIFY_TOKENS} for scheme, keys in _SCHEMES.items()
 }
 OF_PRESETS: Mapping[str, Mapping[str, Key]] = {
+    "plaid-token": {
+        "client_id": Key(read_given, _text("The client_id of the account's API keys."), is_required=True),
+        "api_secret": Key(
+            read_text,
+            _text("The secret of its API keys, with which verification keys are asked for."),
+            is_required=True,
+        ),
+        "environment": _choice(PLAID_HOSTS, "production", "The environment that the secret is of."),
+    },
     "sns-message": {
         "topics": Key(
             _read_topics, {**_TEXTS, "description": "The ARNs of the topics that may send."}, is_required=True

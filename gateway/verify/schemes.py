@@ -66,7 +66,7 @@ from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
 _NONE: Mapping[str, Preset] = {}
-_PROOFS = ("secrets", "public_keys", "key_url", "key_set", "topics")
+_PROOFS = ("secrets", "public_keys", "key_url", "key_set", "topics", "api_secret")
 """The keys of which a signing method needs one, to be checked."""
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
@@ -185,7 +185,7 @@ def _build(
         dedupe=preset.dedupe,
         response=preset.response,
         split=preset.split,
-        fetches_keys=any({"key_url", "key_set", "topics"} & way.values.keys() for way in used),
+        fetches_keys=any({"key_url", "key_set", "topics", "api_secret"} & way.values.keys() for way in used),
         warnings=_weaknesses(preset, ways, given),
     )
 
