@@ -12,6 +12,7 @@ from gateway.verify.config_keys import (
     Secret,
 )
 from gateway.verify.config_reader import ConfigPath
+from gateway.verify.content import FieldPath
 from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken, KeyRequest
@@ -144,6 +145,8 @@ def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public
         names=tuple([name.lower().encode() for name in headers]),
         parameter=values.get("query"),
         path=values.get("field", ()),
+        form=values.get("form"),
+        recipient=_recipient(values.get("recipient")),
         algorithm=algorithm,
         prefix=values.get("prefix", b""),
         separator=values.get("separator"),
@@ -194,6 +197,11 @@ def _key_url(given: Mapping[str, Any] | None) -> KeyUrl | None:
         path=given.get("field", ()),
         places=KeyPlaces(hosts=given["hosts"], path=given["path"]),
     )
+
+
+def _recipient(given: Mapping[str, Any] | None) -> tuple[FieldPath, str] | None:
+    """Return whom a request must be for; None if it is for anybody, or that has a problem."""
+    return (given["field"], given["is"]) if given and {"field", "is"} <= given.keys() else None
 
 
 def _timestamp(values: Mapping[str, Any]) -> Timestamp | None:

@@ -125,6 +125,12 @@ def asked_key(what: str) -> Key:
     return Key(read_given, {**_text(what), "pattern": f"^{GIVEN.pattern}$"}, is_required=True)
 
 
+def _read_recipient(value: object, where: ConfigPath) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidValueError("a mapping with field and is", value)
+    return read_keys(value, _RECIPIENT_KEYS, where)
+
+
 def _read_body_digest(value: object, where: ConfigPath) -> str | None:
     if not isinstance(value, Mapping):
         raise InvalidValueError("a mapping with query", value)
@@ -138,7 +144,7 @@ def refuse_uncovered(values: Mapping[str, Any], where: ConfigPath) -> None:
     if signed is None:
         return
     if "body_digest" not in values:
-        if not (signed.covers_body or signed.has("field")):
+        if not (signed.covers_body or signed.has("field") or signed.has("parameter")):
             where.below("signed").report("expected {body} in it, or the key 'body_digest', got neither")
     elif (name := values["body_digest"]) is not None and not signed.covers_parameter(name):
         expected = f"expected {{url}} or {{query:{name}}} in 'signed', as a digest is anybody's unsigned"
@@ -200,9 +206,8 @@ PUBLIC_KEYS = Key(
 VERIFY_TOKENS = Key(
     _list_of("tokens"), {**_TEXTS, "description": "The tokens of the handshake (Meta's verify token); any will do."}
 )
-HANDSHAKE = Key(
-    one_of(HANDSHAKES), {"enum": list(HANDSHAKES), "description": "The provider's handshake that is answered."}
-)
+_HANDSHAKES = [name for name, handshake in HANDSHAKES.items() if not handshake.asks]
+HANDSHAKE = Key(one_of(_HANDSHAKES), {"enum": _HANDSHAKES, "description": "The provider's handshake that is answered."})
 TOLERANCE = Key(
     read_tolerance,
     {
@@ -221,6 +226,10 @@ _TIMESTAMP_KEYS: Mapping[str, Key] = {
 }
 _BODY_DIGEST_KEYS: Mapping[str, Key] = {
     "query": Key(read_parameter, _text("The query parameter that holds the digest."), is_required=True),
+}
+_RECIPIENT_KEYS: Mapping[str, Key] = {
+    "field": Key(read_field, _text("The field of the JSON body."), is_required=True),
+    "is": Key(read_tag, _text("What it has to be."), is_required=True),
 }
 _KEY_URL_PLACES = ("header", "field")
 _KEY_URL_KEYS: Mapping[str, Key] = {
@@ -255,6 +264,7 @@ _LOCATION: Mapping[str, Key] = {
     "header": Key(read_headers, _HEADERS),
     "query": Key(read_parameter, _text("The query parameter that holds the signature.")),
     "field": Key(read_field, _text("The field of the JSON body that holds the signature.")),
+    "form": Key(read_parameter, _text("The parameter of the form that holds the signature.")),
 }
 _SIGNATURE: Mapping[str, Key] = {
     **_LOCATION,
@@ -288,12 +298,12 @@ _KEY_SET = Key(
     },
 )
 PLAID_HOSTS = {"production": "production.plaid.com", "sandbox": "sandbox.plaid.com"}
-_LOCATIONS = ("header", "query", "field")
+_LOCATIONS = ("header", "query", "field", "form")
 CHOICES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "hmac": (_LOCATIONS,),
     "hash": (_LOCATIONS,),
     "public-key": (_LOCATIONS, ("public_keys", "key_url")),
-    "token": (_LOCATIONS,),
+    "token": (_LOCATIONS[:-1],),
 }
 """The keys of which a scheme takes exactly one: where a signature or credential is, and where its key."""
 _SCHEMES: Mapping[str, Mapping[str, Key]] = {
@@ -327,6 +337,16 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
         ),
         "public_keys": PUBLIC_KEYS,
         "key_url": KEY_URL,
+        "recipient": Key(
+            _read_recipient,
+            {
+                "type": "object",
+                "properties": {name: dict(key.schema) for name, key in _RECIPIENT_KEYS.items()},
+                "required": list(_RECIPIENT_KEYS),
+                "additionalProperties": False,
+                "description": "The field of the JSON body that names whom the request is for, and what it has to be.",
+            },
+        ),
     },
     "token": {
         "header": Key(read_header, _text("The header that holds the token.")),

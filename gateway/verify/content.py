@@ -13,22 +13,40 @@ import orjson
 
 from gateway.verify.remote_keys import FetchedKey, KeyCache, KeyNeededError
 from gateway.verify.request import Reason, Request, refused
+from gateway.verify.tokens import PARAMETER
 
 MAX_PARAMETERS = 1000  # of a form
 MAX_ITEMS = 1000  # of a list, in each of which a credential has to be
 FORM = b"application/x-www-form-urlencoded"
+MAX_PARTS = 64  # of a multipart form
+MULTIPART = b"multipart/form-data"
+_BOUNDARY = re.compile(rb'boundary="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?', re.IGNORECASE)
+_DISPOSITION = re.compile(rb'content-disposition:[ \t]*form-data[ \t]*;[ \t]*name="([^"\r\n]*)"', re.IGNORECASE)
 _FIELD = re.compile(r"(?:[A-Za-z_$][\w$-]*|0|\*)(?:\.(?:[A-Za-z_$][\w$-]*|0|\*))*")
 ALL = "*"
+
+
+class InForm(str):
+    """The first element of a field's path: the JSON is in that parameter of a form."""
+
+    __slots__ = ()
+
 
 FieldPath = tuple[str | int, ...]
 """The path of a JSON field. Its only index is 0, of a list with one item: nothing would vouch for the others.
 
-ALL stands for every item of a list, where a field of each is looked at.
+The JSON is the body; or in a parameter of a form, which is then the first element, as InForm. ALL stands for every
+item of a list, where a field of each is looked at.
 """
 
 
 def parse_field_path(text: str, *, takes_all: bool = False) -> FieldPath:
-    """Parse `data.items.0.id`, and with `takes_all` also `data.items.*.id`. Raises ValueError."""
+    """Parse `data.items.0.id`, `json@event.id`, and with `takes_all` also `data.items.*.id`. Raises ValueError."""
+    parameter, at, rest = text.partition("@")
+    if at:
+        if not PARAMETER.fullmatch(parameter) or "@" in rest:
+            raise ValueError(text)
+        return (InForm(parameter), *parse_field_path(rest, takes_all=takes_all))
     if not _FIELD.fullmatch(text) or (not takes_all and ALL in text.split(".")):
         raise ValueError(text)
     return tuple([0 if name == "0" else name for name in text.split(".")])
@@ -42,7 +60,7 @@ class Content:
     `digests` has key, algorithm, message and HMAC of those that were computed, so that none is computed twice.
     """
 
-    __slots__ = ("_form", "_json", "_keys", "_request", "digests", "now")
+    __slots__ = ("_documents", "_form", "_json", "_keys", "_request", "digests", "now")
 
     def __init__(self, request: Request, keys: KeyCache | None = None, now: float = 0.0) -> None:
         self.digests: list[tuple[bytes, str, bytes, bytes]] = []
@@ -50,6 +68,7 @@ class Content:
         self._keys = keys
         self.now = now
         self._json: object = self
+        self._documents: dict[str, object] = {}
         self._form: list[tuple[bytes, bytes]] | None = None
 
     def field(self, path: FieldPath) -> bytes | None:
@@ -57,7 +76,7 @@ class Content:
 
         Raises RefusedError if the body isn't JSON, or the field is of another type.
         """
-        return _text(_value(self._parsed(path), path, path), path)
+        return _text(_value(self._parsed(path), _below_form(path), path), path)
 
     def fields(self, path: FieldPath) -> list[bytes | None]:
         """Return the same of each item of a list, where the path has ALL; empty if there is no list, or nothing in it.
@@ -67,7 +86,7 @@ class Content:
         if ALL not in path:
             return [self.field(path)]
         at = path.index(ALL)
-        items = _value(self._parsed(path), path[:at], path)
+        items = _value(self._parsed(path), _below_form(path[:at]), path)
         if not isinstance(items, list):
             return []
         if len(items) > MAX_ITEMS:
@@ -93,6 +112,11 @@ class Content:
         key = self._keys.get(url, self.now, key_id, asking)
         key.check(self.now)
         return key
+
+    def parameter(self, name: str) -> bytes | None:
+        """Return a parameter of a form, None unless it is there once. Raises RefusedError if the body isn't one."""
+        found = [value for key, value in self.form() if key == name.encode()]
+        return found[0] if len(found) == 1 else None
 
     def form(self) -> list[tuple[bytes, bytes]]:
         """Return the decoded parameters of a form, in order. Raises RefusedError if the body isn't one."""
@@ -122,6 +146,8 @@ class Content:
         return hashlib.new(algorithm, self._request.body, usedforsecurity=False).digest()
 
     def _parsed(self, path: FieldPath) -> object:
+        if path and isinstance(path[0], InForm):
+            return self._in_form(path[0])
         if self._json is self:
             try:
                 self._json = orjson.loads(self._request.body)
@@ -129,6 +155,39 @@ class Content:
                 expected = f"expected a JSON body{' with ' if path else ''}{_shown(path)}, got another"
                 raise refused(Reason.UNREADABLE_BODY, expected) from error
         return self._json
+
+    def _in_form(self, name: InForm) -> object:
+        if name not in self._documents:
+            kind = b"".join(self._request.values(b"content-type")[:1])
+            is_multipart = kind.partition(b";")[0].strip().lower() == MULTIPART
+            text = _part_of(kind, self._request.body, name) if is_multipart else self.parameter(name)
+            try:
+                self._documents[name] = orjson.loads(text or b"")
+            except orjson.JSONDecodeError as error:
+                expected = f"expected a form with JSON in its parameter {name}, got another body"
+                raise refused(Reason.UNREADABLE_BODY, expected) from error
+        return self._documents[name]
+
+
+def _part_of(kind: bytes, body: bytes, name: str) -> bytes | None:
+    """Return a part of a multipart form (RFC 7578, RFC 2046 section 5.1.1); None unless it is there once."""
+    boundary = _BOUNDARY.search(kind)
+    if boundary is None:
+        return None
+    _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary[1], MAX_PARTS)
+    if not parts or parts[-1].rstrip() != b"--":
+        return None
+    found = []
+    for part in parts[:-1]:
+        head, _, content = part.partition(b"\r\n\r\n")
+        named = [_DISPOSITION.match(line) for line in head.split(b"\r\n")]
+        if any(each is not None and each[1] == name.encode() for each in named):
+            found.append(content)
+    return found[0] if len(found) == 1 else None
+
+
+def _below_form(path: FieldPath) -> FieldPath:
+    return path[1:] if path and isinstance(path[0], InForm) else path
 
 
 def require_form(request: Request) -> None:
@@ -143,7 +202,7 @@ def _unquoted(text: bytes) -> bytes:
 
 
 def _shown(path: FieldPath) -> str:
-    return ".".join(map(str, path))
+    return ".".join([f"{each}@" if isinstance(each, InForm) else str(each) for each in path]).replace("@.", "@")
 
 
 def _value(value: Any, path: FieldPath, whole: FieldPath) -> Any:  # noqa: ANN401 - any JSON

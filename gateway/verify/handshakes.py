@@ -9,10 +9,12 @@ signed string of an event is refused.
 """
 
 import base64
+import hashlib
 import hmac
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -26,6 +28,7 @@ from gateway.verify.sns import SNS_HOST
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
 MAX_HANDSHAKE_BYTES = 16 * 1024
 MAX_CHALLENGE = 1024  # characters
+_BRAINTREES = re.compile(r"[a-f0-9]{20,32}")
 _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 """A challenge that is signed: no JSON object, and no `v0:…`, can be one."""
 
@@ -45,16 +48,17 @@ class HandshakeResponse:
 
 
 class HandshakeKeys(NamedTuple):
-    """What a handshake needs of its source: the keys of its signatures, and the tokens that it was given for this."""
+    """What a handshake needs of its source: its secrets, the tokens that it was given for this, and what was asked."""
 
     secrets: KeyRing[bytes] = KeyRing()
     verify_tokens: Sequence[bytes] = ()
+    given: Mapping[str, str] = MappingProxyType({})
 
     def at(self, now: float) -> "HandshakeKeys":
         """Return those that verify at a time (Unix seconds)."""
         if self.secrets.is_endless:
             return self
-        return HandshakeKeys(KeyRing(tuple(self.secrets.at(now))), self.verify_tokens)
+        return self._replace(secrets=KeyRing(tuple(self.secrets.at(now))))
 
 
 Respond = Callable[[Request, HandshakeKeys], HandshakeResponse | None]
@@ -66,12 +70,13 @@ class Handshake:
     """A provider's handshake.
 
     One with `methods` is answered by the head of requests with these, unverified; any other after verification. With
-    `has_token`, a source takes the key `verify_tokens`.
+    `has_token`, a source takes the key `verify_tokens`. One with `asks` needs these keys of a provider's file.
     """
 
     respond: Respond = field(repr=False)
     methods: tuple[str, ...] = ()
     has_token: bool = False
+    asks: tuple[str, ...] = ()
 
 
 def _text(value: str) -> HandshakeResponse:
@@ -238,6 +243,21 @@ def _x(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     return _json({"response_token": f"sha256={base64.b64encode(digest).decode()}"})
 
 
+def _braintree(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developer.paypal.com/braintree/docs/guides/webhooks/parse: as its libraries' `verify` does it.
+
+    The challenge is signed as an event is. One that could be an event's payload isn't, and a payload that could be a
+    challenge is refused: the preset takes none of less than 33 characters.
+    """
+    challenge = _parameter(request, "bt_challenge")
+    if challenge is None or not keys.secrets.held:
+        return None
+    if not _BRAINTREES.fullmatch(challenge):
+        raise refused(Reason.MALFORMED_SIGNATURE, "expected a bt_challenge of 20 to 32 hexadecimal digits, got another")
+    key = hashlib.sha1(keys.secrets.held[0].key, usedforsecurity=False).digest()
+    return _text(f"{keys.given.get('public_key', '')}|{hmac.digest(key, challenge.encode(), 'sha1').hex()}")
+
+
 def _okta(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
     """https://developer.okta.com/docs/concepts/event-hooks/#one-time-verification-request."""
     challenge = _header(request, b"x-okta-verification-challenge")
@@ -294,6 +314,7 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "sns": Handshake(respond=_sns),
     "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
     "x": Handshake(respond=_x, methods=("GET",)),
+    "braintree": Handshake(respond=_braintree, methods=("GET",), asks=("public_key",)),
     "okta": Handshake(respond=_okta, methods=("GET",)),
     "challenge-query": Handshake(respond=_challenge_query, methods=("GET",)),
     "head": Handshake(respond=_exists, methods=("HEAD",)),

@@ -239,6 +239,7 @@ _SMALL_ORDER = frozenset((0, 1, _P - 1, _P, _P + 1, _Y_OF_ORDER_8, _P - _Y_OF_OR
 """The y of the points whose order divides 8, also as encodings that are larger than the field's."""
 _DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
     "hex": binascii.unhexlify,
+    "hex-upper": binascii.unhexlify,
     "base64": lambda text: binascii.a2b_base64(text, strict_mode=True),
     "base64url": lambda text: urlsafe_b64decode(text + b"=" * (-len(text) % 4)),
 }

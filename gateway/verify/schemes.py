@@ -7,9 +7,9 @@ filled in by its file in `presets/`.
     verify:
       scheme: hmac
       header: X-Signature          where the signatures are: a header, a list of them, or X-Signature-{n}, numbered
-                                   from 1; or query: NAME, or field: PATH of the JSON body
+                                   from 1; or query: NAME, field: PATH of the JSON body, or form: NAME
       algorithm: sha256            or sha1, sha512
-      encoding: hex                or base64, base64url (without padding)
+      encoding: hex                or hex-upper, base64, base64url (without padding)
       separator: ","               between several elements in the header; without it the whole value is one
       prefix: v1=                  what a signature starts with; other elements are ignored
       timestamp: {prefix: t=}      an element of the same header, by what it starts with or as {position: 1}; or
@@ -180,6 +180,7 @@ def _build(
         handshake_keys=HandshakeKeys(
             ring(given.get("secrets", ()), secret_bytes),
             tuple([secret_bytes(each) for each in given.get("verify_tokens", ())]),
+            {name: given[name] for name, _ in preset.asks if name in given},
         ),
         terms=tuple([Term(name, each.position, each.until) for name in LISTS for each in given.get(name, ())]),
         dedupe=preset.dedupe,
