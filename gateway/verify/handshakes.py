@@ -243,6 +243,19 @@ def _x(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     return _json({"response_token": f"sha256={base64.b64encode(digest).decode()}"})
 
 
+def _asana(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developers.asana.com/docs/webhooks-guide#the-webhook-handshake: the secret comes back in its header.
+
+    Nothing is kept: whoever creates the webhook gets the secret in the response to that, and a secret that isn't in the
+    rules verifies nothing. A request with a signature is an event.
+    """
+    values = request.values(b"x-hook-secret")
+    if len(values) != 1 or request.values(b"x-hook-signature"):
+        return None
+    secret = values[0].decode("latin-1")
+    return HandshakeResponse(headers=(("X-Hook-Secret", secret),)) if _OPAQUE.fullmatch(secret) else None
+
+
 def _braintree(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     """https://developer.paypal.com/braintree/docs/guides/webhooks/parse: as its libraries' `verify` does it.
 
@@ -314,6 +327,7 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "sns": Handshake(respond=_sns),
     "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
     "x": Handshake(respond=_x, methods=("GET",)),
+    "asana": Handshake(respond=_asana, methods=("POST",)),
     "braintree": Handshake(respond=_braintree, methods=("GET",), asks=("public_key",)),
     "okta": Handshake(respond=_okta, methods=("GET",)),
     "challenge-query": Handshake(respond=_challenge_query, methods=("GET",)),

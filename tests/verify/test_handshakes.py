@@ -12,7 +12,7 @@ from gateway.model import RefusedError
 from gateway.verify.handshakes import HANDSHAKES, MAX_CHALLENGE, MAX_HANDSHAKE_BYTES, HandshakeResponse
 from gateway.verify.request import Request
 from gateway.verify.verifier import Verifier
-from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier
+from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier, reason
 
 
 def with_handshake(name: str, **config: Any) -> Verifier:
@@ -180,6 +180,28 @@ def test_x_gets_no_signature_of_what_could_be_an_event(token: str) -> None:
     """Else anybody could have an event signed: its signature is made as the response is."""
     with pytest.raises(RefusedError, match="expected a crc_token"):
         unverified("x", "GET", f"crc_token={token}")
+
+
+ASANAS = "b537207f20cbfa02357cf448134da559e8bd39d61597dcd5631b8012eae53e81"
+
+
+def test_asanas_secret_comes_back_in_its_header() -> None:
+    """https://developers.asana.com/docs/webhooks-guide#the-webhook-handshake: 200 or 204, and the same header."""
+    expected = HandshakeResponse(headers=(("X-Hook-Secret", ASANAS),))
+    assert unverified("asana", "POST", X_Hook_Secret=ASANAS) == expected
+    assert unverified("asana", "POST") is None
+    assert unverified("asana", "POST", X_Hook_Secret=ASANAS, X_Hook_Signature="0" * 64) is None
+    for other in ("", "x" * 257, "a b", 'a"b', "é"):
+        assert unverified("asana", "POST", X_Hook_Secret=other) is None
+
+
+def test_a_secret_that_a_stranger_sends_to_asanas_handshake_verifies_nothing() -> None:
+    """It is sent back, and that is all: the rules' secrets are those that count."""
+    verifier, body = a_verifier("asana"), b'{"events":[]}'
+    assert verifier.unverified_handshake(a_request([("X-Hook-Secret", ASANAS)]), now=NOW) is not None
+    for secret, expected in ((ASANAS, "bad_signature"), (SECRET, "accepted")):
+        signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+        assert reason(verifier, a_request([("X-Hook-Signature", signature)], body=body)) == expected
 
 
 def test_oktas_challenge_comes_back_in_json() -> None:
