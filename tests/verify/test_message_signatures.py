@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jwt
@@ -20,6 +21,7 @@ from gateway.verify.presets import SchemeError
 from gateway.verify.remote_keys import PAUSE, KeyCache
 from gateway.verify.request import Request
 from gateway.verify.verifier import Verifier
+from tests.machine_speed import as_usual
 from tests.verify.signed_requests import NOW, a_request, a_verifier, reason, refusal
 from tests.verify.test_vectors import flip
 
@@ -455,6 +457,14 @@ def test_the_head_alone_refuses_what_no_body_could_make_good() -> None:
             verifier.check_head(bad._replace(body=b""), now=NOW)
 
 
+def refusing(request: Request) -> float:
+    """Return the seconds of processor time that it takes to refuse a request."""
+    verifier = checking("hmac-sha256")
+    began = time.thread_time()
+    assert reason(verifier, request) == "bad_signature"
+    return time.thread_time() - began
+
+
 def test_the_worst_request_costs_little() -> None:
     """Each of four signatures over 64 components, each of which is a parameter of a large query, or of a field."""
     query = "&".join([f"q{n}=" + "v" * 40 for n in range(999)])
@@ -466,9 +476,7 @@ def test_the_worst_request_costs_little() -> None:
         inputs = ", ".join([f's{n}=("@method" "@target-uri" {components});created={int(NOW)}' for n in range(4)])
         signature = ", ".join([f"s{n}=:AAAA:" for n in range(4)])
         pairs = [("Signature-Input", inputs), ("Signature", signature), ("X", field)]
-        began = time.thread_time()
-        assert reason(checking("hmac-sha256"), a_request(pairs, query=query)) == "bad_signature"
-        assert time.thread_time() - began < 0.1
+        assert as_usual(partial(refusing, a_request(pairs, query=query))) < 0.1
 
 
 # ---- Keys ----
