@@ -255,6 +255,7 @@ class Gateway:
             unread=self._unread,
             notes=lambda: newer_record_notices(self._metrics),
             status=lambda: self._status(log.now()),
+            tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()

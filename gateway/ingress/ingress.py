@@ -23,11 +23,12 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.admission import Admission
 from gateway.ingress.batches import split
-from gateway.ingress.body import BodyReader, no_room, too_large
+from gateway.ingress.body import TRANSFER_ENCODING, BodyReader, no_room, refuse_codings, too_large
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import Networks
 from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
+from gateway.ingress.pending_tokens import PendingTokens
 from gateway.ingress.responses import (
     Accepted,
     batch_response,
@@ -94,6 +95,7 @@ class Ingress:
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
         self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
+        self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
         self._own_quota = LogQuota()
         """For refusals of verified senders, which are our fault: no stranger's lines leave them out."""
@@ -289,6 +291,8 @@ class Ingress:
 
     async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
         fields["handshake"] = True
+        if handshake.token:
+            self.tokens.show(endpoint.name, handshake.token)
         if handshake.visit:
             await self._keys.visit(endpoint.name, handshake.visit)
         return handshake_response(handshake)
@@ -303,7 +307,7 @@ class Ingress:
             raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
         if TRANSFER_ENCODING in names:
             headers = zip(names, request.raw_headers, strict=True)
-            _refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
+            refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
         return head_bytes
 
     async def _read_and_verify(
@@ -385,6 +389,7 @@ class Ingress:
             for source in rules.sources.values()
         }
         self._keys.retain(rules.sources)
+        self.tokens.retain(rules.sources)
         self._cached_rules = rules
 
     def _health(self, request: web.BaseRequest) -> web.Response:
@@ -485,14 +490,3 @@ def _leave_body(request: web.BaseRequest) -> None:
     """Tell the connection that nobody will read what is left of a body."""
     if isinstance(request.protocol, Connection):
         request.protocol.unread = request.content
-
-
-TRANSFER_ENCODING = b"transfer-encoding"
-
-
-def _refuse_codings(values: Sequence[bytes]) -> None:
-    """Refuse other transfer codings (RFC 9112 §6.1): we would pass the coded body on without its header."""
-    if b",".join(values).strip().lower() != b"chunked":
-        raise RefusedError(
-            501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`, got another transfer coding"
-        )

@@ -26,6 +26,7 @@ from gateway.verify.config_values import (
     read_keyid,
     read_parameter,
     read_path,
+    read_pending,
     read_position,
     read_signed,
     read_tag,
@@ -206,8 +207,12 @@ PUBLIC_KEYS = Key(
 VERIFY_TOKENS = Key(
     _list_of("tokens"), {**_TEXTS, "description": "The tokens of the handshake (Meta's verify token); any will do."}
 )
-_HANDSHAKES = [name for name, handshake in HANDSHAKES.items() if not handshake.asks]
+_HANDSHAKES = [name for name, handshake in HANDSHAKES.items() if not handshake.asks and not handshake.shows_token]
 HANDSHAKE = Key(one_of(_HANDSHAKES), {"enum": _HANDSHAKES, "description": "The provider's handshake that is answered."})
+PENDING = Key(
+    read_pending,
+    {"type": "boolean", "description": "Whether the token is awaited that its provider sends: shown at /handshakes."},
+)
 TOLERANCE = Key(
     read_tolerance,
     {

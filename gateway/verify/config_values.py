@@ -90,6 +90,12 @@ def read_keyid(value: object, where: ConfigPath) -> str | None:
     return None
 
 
+def read_pending(value: object, _: ConfigPath) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidValueError("true or false", value)
+
+
 def read_tag(value: object, _: ConfigPath) -> str:
     if isinstance(value, str) and 0 < len(value) <= MAX_KEY_ID and value.isascii() and value.isprintable():
         return value

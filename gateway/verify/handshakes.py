@@ -28,6 +28,7 @@ from gateway.verify.sns import SNS_HOST
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
 MAX_HANDSHAKE_BYTES = 16 * 1024
 MAX_CHALLENGE = 1024  # characters
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,256}")
 _BRAINTREES = re.compile(r"[a-f0-9]{20,32}")
 _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 """A challenge that is signed: no JSON object, and no `v0:…`, can be one."""
@@ -37,7 +38,8 @@ _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 class HandshakeResponse:
     """The response that the ingress sends instead of appending an event.
 
-    With `visit`, that address has to be requested first: by that the provider learns that it is wanted.
+    With `visit`, that address has to be requested first: by that the provider learns that it is wanted. With `token`,
+    that is to be shown to operators.
     """
 
     status: int = 200
@@ -45,6 +47,7 @@ class HandshakeResponse:
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     visit: str = ""
+    token: str = field(default="", repr=False)
 
 
 class HandshakeKeys(NamedTuple):
@@ -70,13 +73,15 @@ class Handshake:
     """A provider's handshake.
 
     One with `methods` is answered by the head of requests with these, unverified; any other after verification. With
-    `has_token`, a source takes the key `verify_tokens`. One with `asks` needs these keys of a provider's file.
+    `has_token`, a source takes the key `verify_tokens`. One with `asks` needs these keys of a provider's file. One that
+    `shows_token` is answered while the source is `pending`, unsigned.
     """
 
     respond: Respond = field(repr=False)
     methods: tuple[str, ...] = ()
     has_token: bool = False
     asks: tuple[str, ...] = ()
+    shows_token: bool = False
 
 
 def _text(value: str) -> HandshakeResponse:
@@ -215,6 +220,18 @@ def _sns(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
             return None
 
 
+# ---- Answered by the body alone, unverified, while the source is pending ----
+
+
+def _notion(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developers.notion.com/reference/webhooks#step-2-validating-the-subscription."""
+    match _payload(request, b"verification_token"):
+        case {"verification_token": str(token), **rest} if not rest and _TOKEN.fullmatch(token):
+            return HandshakeResponse(token=token)
+        case _:
+            return None
+
+
 # ---- Answered by the head alone, unverified ----
 
 
@@ -325,6 +342,7 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "smartsheet": Handshake(respond=_smartsheet),
     "event-grid": Handshake(respond=_event_grid),
     "sns": Handshake(respond=_sns),
+    "notion": Handshake(respond=_notion, shows_token=True),
     "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
     "x": Handshake(respond=_x, methods=("GET",)),
     "asana": Handshake(respond=_asana, methods=("POST",)),

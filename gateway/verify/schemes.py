@@ -46,6 +46,7 @@ from gateway.verify.config_keys import (
     CHOICES,
     GENERIC,
     OF_PRESETS,
+    PENDING,
     PUBLIC_KEYS,
     SCHEMES,
     SECRETS,
@@ -60,6 +61,7 @@ from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
 from gateway.verify.json_web_tokens import SYMMETRIC
 from gateway.verify.key_ring import Term
 from gateway.verify.message_signatures import HMAC
+from gateway.verify.pending import PendingToken
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
 from gateway.verify.signed_string import ID, Part
 from gateway.verify.verifier import Verifier
@@ -118,6 +120,8 @@ def user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
         keys["tolerance"] = TOLERANCE
     if preset.handshake and HANDSHAKES[preset.handshake].has_token:
         keys["verify_tokens"] = VERIFY_TOKENS
+    if preset.handshake and HANDSHAKES[preset.handshake].shows_token:
+        keys["secrets"], keys["pending"] = SECRETS._replace(is_required=False), PENDING
     for way in preset.ways:
         keys |= OF_PRESETS.get(way.scheme, {})
     return keys | {name: asked_key(what) for name, what in preset.asks}
@@ -130,6 +134,9 @@ def _keys_schema(scheme: str) -> dict[str, Any]:
         "required": [name for name, key in keys.items() if key.is_required],
         "additionalProperties": False,
     }
+    if "pending" in keys:
+        is_pending = {"properties": {"pending": {"const": True}}, "required": ["pending"]}
+        schema["anyOf"] = [{"required": ["secrets"]}, is_pending]
     if choices := CHOICES.get(scheme):
         schema["allOf"] = [{"oneOf": [{"required": [name]} for name in names]} for names in choices]
     return schema
@@ -166,6 +173,16 @@ def _build(
     used = [way for way in ways if way.scheme == "none" or any(way.values.get(name) for name in _PROOFS)]
     checks = [build_check(way, where, public_url) for way in used]
     ids = tuple([way.id or preset.id for way in used])
+    handshake = HANDSHAKES[preset.handshake] if preset.handshake else None
+    if handshake is not None and handshake.shows_token:
+        if given.get("pending"):
+            [header] = ways[0].values["header"]
+            checks.append(PendingToken(respond=handshake.respond, header=header))
+            ids += (preset.id,)
+        else:
+            handshake = None
+            if "secrets" not in config:
+                where.report("expected the key 'secrets', or 'pending' until its token is known, got neither")
     return Verifier(
         scheme=scheme,
         id=ids[0] if len(set(ids)) == 1 else preset.id,
@@ -176,7 +193,7 @@ def _build(
         credential_query=frozenset([values["query"] for values in tokens if "query" in values]),
         checks=tuple([check for check in checks if check is not None]),
         sends=preset.sends,
-        respond_to_handshake=HANDSHAKES[preset.handshake] if preset.handshake else None,
+        respond_to_handshake=handshake,
         handshake_keys=HandshakeKeys(
             ring(given.get("secrets", ()), secret_bytes),
             tuple([secret_bytes(each) for each in given.get("verify_tokens", ())]),

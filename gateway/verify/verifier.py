@@ -104,6 +104,11 @@ class Verifier:
         return self.respond_to_handshake.respond(request, self.handshake_keys.at(now))
 
     @property
+    def is_pending(self) -> bool:
+        """Return whether a token is awaited that is to be shown to operators."""
+        return self.respond_to_handshake is not None and self.respond_to_handshake.shows_token
+
+    @property
     def handshake_methods(self) -> tuple[str, ...]:
         """Return the methods of the requests that may be a handshake without being verified."""
         return () if self.respond_to_handshake is None else self.respond_to_handshake.methods

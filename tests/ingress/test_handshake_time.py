@@ -46,6 +46,7 @@ REQUESTS: Mapping[str, bytes] = {
     "smartsheet": a_post(a_body(), f"Smartsheet-Hook-Challenge: {LONG}"),
     "event-grid": a_post(orjson.dumps([VALIDATION]), "aeg-event-type: SubscriptionValidation"),
     "sns": a_request("/in/it", body=signed(Type="SubscriptionConfirmation").body),
+    "notion": a_request("/in/it", body=orjson.dumps({"verification_token": "t" * 256})),
     "meta": a_head("GET", f"hub.mode=subscribe&hub.challenge={LONG}&hub.verify_token={TOKEN}"),
     "x": a_head("GET", f"crc_token={'c' * 256}"),
     "asana": a_head("POST", "", f"X-Hook-Secret: {'5' * 256}"),
@@ -63,6 +64,8 @@ def a_source(name: str) -> Source:
     verify: dict[str, object] = {"scheme": "token", "header": "X-Token", "handshake": name, **tokens}
     if HANDSHAKES[name].asks:
         verify = {"scheme": name, **dict.fromkeys(HANDSHAKES[name].asks, "p")}
+    if HANDSHAKES[name].shows_token:
+        verify = {"scheme": name, "pending": True}
     verifier = VERIFIER if name == "sns" else build_verifier({**verify, "secrets": [TOKEN]})
     return Source(name="it", path="/in/it", verifier=verifier)
 
