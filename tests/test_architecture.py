@@ -95,6 +95,7 @@ PURE = {
     "gateway/ingress/admission.py",
     "gateway/ingress/body_memory.py",
     "gateway/ingress/client_address.py",
+    "gateway/ingress/pending_tokens.py",
     "gateway/engine/delivery/breaker.py",
     "gateway/engine/dedupe/index.py",
     "gateway/engine/jobs/shared_identities.py",
@@ -112,12 +113,15 @@ PURE = {
     "gateway/rules/event_view.py",
     "gateway/verify/content.py",
     "gateway/verify/key_ring.py",
+    "gateway/verify/message_signatures.py",
+    "gateway/verify/pending.py",
     "gateway/verify/public_keys.py",
     "gateway/verify/remote_keys.py",
     "gateway/verify/sns.py",
     "gateway/verify/signatures.py",
     "gateway/verify/request.py",
     "gateway/verify/schemes.py",
+    "gateway/verify/structured_fields.py",
     "gateway/verify/verifier.py",
 }
 MAX_LINES = 500

@@ -90,7 +90,7 @@ class Content:
         if not isinstance(items, list):
             return []
         if len(items) > MAX_ITEMS:
-            raise refused(Reason.UNREADABLE_BODY, f"expected at most {MAX_ITEMS} items in {_shown(path)}, got more")
+            raise refused(Reason.UNREADABLE_BODY, f"expected at most {MAX_ITEMS} items in {shown_path(path)}, got more")
         return [_text(_value(item, path[at + 1 :], path), path) for item in items]
 
     def json(self) -> object:
@@ -152,7 +152,7 @@ class Content:
             try:
                 self._json = orjson.loads(self._request.body)
             except orjson.JSONDecodeError as error:
-                expected = f"expected a JSON body{' with ' if path else ''}{_shown(path)}, got another"
+                expected = f"expected a JSON body{' with ' if path else ''}{shown_path(path)}, got another"
                 raise refused(Reason.UNREADABLE_BODY, expected) from error
         return self._json
 
@@ -201,7 +201,8 @@ def _unquoted(text: bytes) -> bytes:
     return unquote_to_bytes(text.replace(b"+", b" "))
 
 
-def _shown(path: FieldPath) -> str:
+def shown_path(path: FieldPath) -> str:
+    """Return a path as it is written."""
     return ".".join([f"{each}@" if isinstance(each, InForm) else str(each) for each in path]).replace("@.", "@")
 
 
@@ -210,7 +211,7 @@ def _value(value: Any, path: FieldPath, whole: FieldPath) -> Any:  # noqa: ANN40
         if isinstance(name, str):
             value = value.get(name) if isinstance(value, dict) else None
         elif isinstance(value, list) and len(value) > 1:
-            raise refused(Reason.UNREADABLE_BODY, f"expected one item in {_shown(whole)}, got {len(value)}")
+            raise refused(Reason.UNREADABLE_BODY, f"expected one item in {shown_path(whole)}, got {len(value)}")
         else:
             value = value[0] if isinstance(value, list) and value else None
     return value
@@ -225,5 +226,5 @@ def _text(value: object, path: FieldPath) -> bytes | None:
         case str() | int():
             return str(value).encode("utf-8", "surrogatepass")
         case _:
-            expected = f"expected a string, a whole number or a boolean at {_shown(path)}"
+            expected = f"expected a string, a whole number or a boolean at {shown_path(path)}"
             raise refused(Reason.UNREADABLE_BODY, f"{expected}, got another type")

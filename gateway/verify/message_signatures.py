@@ -22,7 +22,7 @@ from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.check import BodyCheck, Draft, SigningSpec
 from gateway.verify.content import MAX_PARAMETERS, Content
 from gateway.verify.key_ring import Held, KeyRing
-from gateway.verify.public_keys import public_key, read_public_key
+from gateway.verify.public_keys import PublicKey, public_key, read_public_key
 from gateway.verify.remote_keys import KeyNeededError
 from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
 from gateway.verify.structured_fields import BareItem, InnerList, Item, parse_dictionary, parse_item, serialise
@@ -49,12 +49,13 @@ Component = tuple[str, frozenset[tuple[str, BareItem]]]
 """A component's name with its parameters, whose order doesn't tell two apart (section 2)."""
 
 
-class MessageKey(NamedTuple):
-    """A key, by its `keyid` if it is known: whether a signature is one of a base with it, and, of a secret, itself."""
+@dataclass(frozen=True, slots=True)
+class MessageKey:
+    """A key, by its `keyid` if it is known: itself, as a secret or in DER, and whether a signature is one with it."""
 
     id: str | None
-    verifies: Callable[[bytes, bytes], bool]
-    secret: bytes = b""
+    key: bytes = field(repr=False)
+    verifies: Callable[[bytes, bytes], bool] = field(compare=False, repr=False)
 
 
 class _Candidate(NamedTuple):
@@ -119,7 +120,7 @@ class MessageSignature:
         except RefusedError as error:
             raise UsageError(f"a test event for this source: {error.detail}") from error
         draft.add("Signature-Input", f"sig1={serialise(inputs)}")
-        draft.add("Signature", f"sig1={serialise(Item(hmac.digest(key.secret, base, 'sha256')))}")
+        draft.add("Signature", f"sig1={serialise(Item(hmac.digest(key.key, base, 'sha256')))}")
 
     def query(self, now: float) -> str:  # noqa: ARG002 - of the protocol
         return ""
@@ -259,19 +260,22 @@ def secret_message_key(secret: bytes, key_id: str | None) -> MessageKey:
     def verifies(signature: bytes, base: bytes) -> bool:
         return hmac.compare_digest(hmac.digest(secret, base, "sha256"), signature)
 
-    return MessageKey(key_id, verifies, secret)
+    return MessageKey(key_id, secret, verifies)
 
 
 def public_message_key(key: object, algorithm: str, key_id: str | None) -> MessageKey:
     """Return a key of `cryptography` as one of another algorithm. Raises ValueError if it is of another kind."""
-    made = public_key(key, ALGORITHMS[algorithm])
-    return MessageKey(key_id, _of_integers(made.verifies) if algorithm == "ecdsa-p256-sha256" else made.verifies)
+    return _message_key(public_key(key, ALGORITHMS[algorithm]), algorithm, key_id)
 
 
 def read_message_key(text: str, algorithm: str, key_id: str | None) -> MessageKey:
     """Return a public key as the rules write it. Raises ValueError with what was expected."""
-    verifies = read_public_key(text, ALGORITHMS[algorithm]).verifies
-    return MessageKey(key_id, _of_integers(verifies) if algorithm == "ecdsa-p256-sha256" else verifies)
+    return _message_key(read_public_key(text, ALGORITHMS[algorithm]), algorithm, key_id)
+
+
+def _message_key(key: PublicKey, algorithm: str, key_id: str | None) -> MessageKey:
+    is_of_integers = algorithm == "ecdsa-p256-sha256"
+    return MessageKey(key_id, key.der, _of_integers(key.verifies) if is_of_integers else key.verifies)
 
 
 def parse_component(text: str) -> Component:

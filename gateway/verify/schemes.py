@@ -135,8 +135,8 @@ def _keys_schema(scheme: str) -> dict[str, Any]:
         "additionalProperties": False,
     }
     if "pending" in keys:
-        is_pending = {"properties": {"pending": {"const": True}}, "required": ["pending"]}
-        schema["anyOf"] = [{"required": ["secrets"]}, is_pending]
+        is_pending = {"properties": {"pending": {"const": True}, "secrets": False}, "required": ["pending"]}
+        schema["oneOf"] = [{"required": ["secrets"]}, is_pending]
     if choices := CHOICES.get(scheme):
         schema["allOf"] = [{"oneOf": [{"required": [name]} for name in names]} for names in choices]
     return schema
@@ -229,6 +229,10 @@ def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -
     partial = [way for way in ways if "signed" in way.values and not way.values["signed"].covers_body]
     if partial:
         where.below("scheme").report("expected a signature of the whole body, got one of some fields: see its notes")
+    if given.get("pending"):
+        where.below("pending").report(
+            "expected the secret instead, once the token is known, got true: until then anybody may send one"
+        )
     if given.get("tolerance") == math.inf:
         where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
     for way in ways:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from gateway.model import RefusedError, UsageError
 from gateway.verify.algorithms import Algorithm, Hmac
 from gateway.verify.check import MAX_CANDIDATES, MAX_LINES, BodyCheck, Draft, SigningSpec
-from gateway.verify.content import Content, FieldPath
+from gateway.verify.content import Content, FieldPath, shown_path
 from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
 from gateway.verify.signed_string import SignedString, SigningInput, only_parameter
 from gateway.verify.timestamps import Timestamp
@@ -119,7 +119,7 @@ class Signature:
         if self.form:
             return f"in the parameter {self.form} of the form"
         if self.path:
-            return f"in the field {'.'.join(map(str, self.path))} of the body"
+            return f"in the field {shown_path(self.path)} of the body"
         if self.parameter:
             return f"in the query parameter {self.parameter}"
         return f"in the header {self.headers[0]}"
@@ -242,7 +242,7 @@ class Signature:
             return stamps[0]
         stamp = self.timestamp
         if stamp is not None and stamp.path:
-            where = f"in the field {'.'.join(map(str, stamp.path))} of the body"
+            where = f"in the field {shown_path(stamp.path)} of the body"
         else:
             where = f"in the header {(stamp and stamp.header) or self.headers[0]}"
         if not stamps:

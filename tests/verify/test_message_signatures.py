@@ -650,3 +650,11 @@ def test_a_misplaced_secret_is_not_shown() -> None:
     with pytest.raises(SchemeError) as caught:
         checking("hmac-sha256", secrets=[{"secret": "x" * 20, "keyid": "hush-hush\n"}])
     assert "hush" not in str(caught.value)
+
+
+def test_its_headers_are_about_the_whole_body() -> None:
+    """So that an event of several in a request has neither (event_builder.py)."""
+    [spec] = checking("hmac-sha256").signing_specs
+    assert (spec.header, spec.timestamp_header, spec.tolerance) == ("Signature", "Signature-Input", 300)
+    [spec] = checking("hmac-sha256", tolerance="none").signing_specs
+    assert spec.tolerance is None
