@@ -60,7 +60,7 @@ class Content:
     `digests` has key, algorithm, message and HMAC of those that were computed, so that none is computed twice.
     """
 
-    __slots__ = ("_documents", "_form", "_json", "_keys", "_request", "digests", "now")
+    __slots__ = ("_form", "_in_forms", "_json", "_keys", "_request", "digests", "now")
 
     def __init__(self, request: Request, keys: KeyCache | None = None, now: float = 0.0) -> None:
         self.digests: list[tuple[bytes, str, bytes, bytes]] = []
@@ -68,8 +68,8 @@ class Content:
         self._keys = keys
         self.now = now
         self._json: object = self
-        self._documents: dict[str, object] = {}
         self._form: list[tuple[bytes, bytes]] | None = None
+        self._in_forms: dict[str, object] | None = None
 
     def field(self, path: FieldPath) -> bytes | None:
         """Return a string, whole number or boolean of the JSON body as text; None if it is absent or null.
@@ -157,16 +157,19 @@ class Content:
         return self._json
 
     def _in_form(self, name: InForm) -> object:
-        if name not in self._documents:
+        if self._in_forms is None:  # not made for every request: few have forms
+            self._in_forms = {}
+        documents = self._in_forms
+        if name not in documents:
             kind = b"".join(self._request.values(b"content-type")[:1])
             is_multipart = kind.partition(b";")[0].strip().lower() == MULTIPART
             text = _part_of(kind, self._request.body, name) if is_multipart else self.parameter(name)
             try:
-                self._documents[name] = orjson.loads(text or b"")
+                documents[name] = orjson.loads(text or b"")
             except orjson.JSONDecodeError as error:
                 expected = f"expected a form with JSON in its parameter {name}, got another body"
                 raise refused(Reason.UNREADABLE_BODY, expected) from error
-        return self._documents[name]
+        return documents[name]
 
 
 def _part_of(kind: bytes, body: bytes, name: str) -> bytes | None:

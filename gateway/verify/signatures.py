@@ -42,6 +42,8 @@ class Signature:
     recipient: tuple[FieldPath, str] | None = None
     """The field of the body that names whom it is for, and what it has to be."""
     _is_in_body: bool = field(init=False)
+    _is_more_checked: bool = field(init=False)
+    """Whether something beside the signature decides."""
     _is_plain: bool = field(init=False)
     """In one header, as most are: the shortest way through is theirs."""
     _hmac: Hmac | None = field(init=False)
@@ -53,6 +55,7 @@ class Signature:
         is_hmac = isinstance(self.algorithm, Hmac)
         for name, value in {
             "_is_in_body": is_in_body,
+            "_is_more_checked": self.body_digest is not None or self.recipient is not None,
             "_is_plain": len(self.names) == 1 and not is_in_body and self.body_digest is None,
             "_hmac": self.algorithm if is_hmac else None,
             "_length": len(self.prefix) + self.algorithm.length if isinstance(self.algorithm, Hmac) else 0,
@@ -190,10 +193,9 @@ class Signature:
         return self._check_body(self._read_lines(lines, request, now, content), request, content)
 
     def _check_body(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content) -> int | None:
-        if self.body_digest is not None:
+        if self._is_more_checked:
             self._check_digest(request, content)
-        if self.recipient is not None and content.field(self.recipient[0]) != to_bytes(self.recipient[1]):
-            raise refused(Reason.WRONG_RECIPIENT, "expected a request for the source's recipient, got another's")
+            self._check_recipient(content)
         for candidates, stamp in read:
             if self._hmac is not None:
                 if self.signed.is_body_alone:
@@ -208,6 +210,10 @@ class Signature:
             if matched is not None:
                 return matched.place
         raise refused(Reason.BAD_SIGNATURE, f"the signature {self._where()} doesn't match this request")
+
+    def _check_recipient(self, content: Content) -> None:
+        if self.recipient is not None and content.field(self.recipient[0]) != to_bytes(self.recipient[1]):
+            raise refused(Reason.WRONG_RECIPIENT, "expected a request for the source's recipient, got another's")
 
     def _check_digest(self, request: Request, content: Content) -> None:
         if self.body_digest is not None:
