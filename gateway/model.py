@@ -350,6 +350,15 @@ class UnfetchedError(GatewayError):
         self.is_gone = is_gone
 
 
+@immutable
+class DestinationResponse:
+    """What a destination has responded, for a sender that waits for it."""
+
+    status: int
+    content_type: bytes | None = None
+    body: bytes = field(default=b"", repr=False)
+
+
 class LogUnavailableError(GatewayError):
     """The log can't store or return records at the moment; nothing was acknowledged."""
 

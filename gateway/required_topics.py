@@ -18,7 +18,12 @@ def event_topics(rules: Rules, topics: Topics) -> set[str]:
 
 def specs_of(rules: Rules, topics: Topics) -> tuple[TopicSpec, ...]:
     """Return the specifications of all topics. Raises RulesError if a source uses one of the gateway's own topics."""
-    return topics.specs(event_topics(rules, topics), rules.ordered)
+    return topics.specs(
+        event_topics(rules, topics),
+        rules.ordered,
+        has_responses=rules.has_responses,
+        has_quarantine=any(source.quarantine for source in rules.sources.values()),
+    )
 
 
 async def _remember_named_topics(log: Log, topics: Topics, names: Iterable[str], logger: FilteringBoundLogger) -> None:

@@ -27,6 +27,7 @@ from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
 from gateway.engine.undecodable_records import newer_record_notices
 from gateway.engine.worker import POLL_INTERVAL, Worker
+from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.ingress import Ingress
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
@@ -92,6 +93,7 @@ class Gateway:
         self._ingress: Ingress | None = None
         self._worker: Worker | None = None
         self._client: Client | None = None
+        self._responses: DestinationResponses | None = None
         self._traces: Traces | None = None
         self._lost: LogLostError | None = None
         self._refusing: Mapping[Partition, str] = {}
@@ -146,6 +148,14 @@ class Gateway:
 
     async def _serve(self, log: Log, stack: AsyncExitStack) -> None:
         settings = self._settings
+        self._responses = responses = DestinationResponses(
+            rules=lambda: self.reloader.rules,
+            log=log,
+            topics=self._topics,
+            metrics=self._metrics,
+            logger=self._logger,
+            is_shared=not isinstance(settings.log, EmbeddedTarget),
+        )
         async with asyncio.TaskGroup() as tasks:
             background: list[asyncio.Task[None]] = []
             worker_task: asyncio.Task[None] | None = None
@@ -156,6 +166,10 @@ class Gateway:
                 worker_task, others = await self._start_worker(log, tasks, stack)
                 background += others
             listen = await self._start_ingress(log, stack) if settings.role is not Role.ROUTER else None
+            if self._ingress is not None:
+                background.append(tasks.create_task(self._ingress.quarantine.run(), name="quarantine"))
+            if settings.role is not Role.ROUTER:
+                background.append(tasks.create_task(responses.follow(), name="responses-follow"))
             background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
             background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
@@ -211,7 +225,12 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
-            others=lambda: {**follower.unreadable(), **jobs.unreadable(), **self._missing},
+            others=lambda: {
+                **follower.unreadable(),
+                **jobs.unreadable(),
+                **self._unreadable_responses(),
+                **self._missing,
+            },
             refusing=lambda: self._refusing,
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
@@ -220,7 +239,7 @@ class Gateway:
     async def _open_client(self, log: Log, stack: AsyncExitStack) -> Client:
         """Return the process's client, opened when it is first needed."""
         if self._client is None:
-            client = Client(EgressGuard(self.reloader.rules.egress), clock=log.now)
+            client = Client(EgressGuard(self.reloader.rules.egress), clock=log.now, senders=self._responses)
             self._client = await stack.enter_async_context(client)
         return self._client
 
@@ -237,6 +256,7 @@ class Gateway:
             logger=self._logger,
             traces=self._traces,
             fetch=fetch,
+            responses=self._responses,
         )
         address = self._settings.listen
         try:
@@ -370,8 +390,11 @@ class Gateway:
                 self._refusing = await log.refusing()
             if self._worker is None:
                 now = log.now()
-                found = {**self._refusing, **self._missing}
+                found = {**self._refusing, **self._unreadable_responses(), **self._missing}
                 self._unread_here.update(still_unread(self._unread_here.partitions, found, now), now)
+
+    def _unreadable_responses(self) -> Mapping[Partition, str]:
+        return {} if self._responses is None else self._responses.unreadable()
 
     async def _watch_topics(self, log: Log) -> None:
         """See which topics are missing that the rules need, also those that nobody reads or appends to just now."""

@@ -171,6 +171,13 @@ OVERVIEW = Board(
             (f"{per_second('gateway_rejected_total', 'reason')} > 0", "{{reason}}"),
         ),
         graph(
+            "Quarantine",
+            "reqps",
+            "GatewayQuarantineOverflows",
+            "Refused requests of sources with `quarantine`, by what was kept of them.",
+            (f"{per_second('gateway_quarantined_total', 'source, outcome')} > 0", "{{source}} {{outcome}}"),
+        ),
+        graph(
             "Ended deliveries",
             "reqps",
             "GatewayDeadLettersGrow",
@@ -602,6 +609,13 @@ PROCESS = Board(
             "GatewaySecretEnds",
             "Events that each secret verified, by its position in the source's list, where secrets are being rotated.",
             (per_second("gateway_secret_events_total", "source, position"), "{{source}} {{position}}"),
+        ),
+        graph(
+            "Senders that wait for a destination",
+            "reqps",
+            "GatewayDestinationHeld",
+            "What came of waiting for a destination's response, of sources with `after_delivery`.",
+            (per_second("gateway_destination_responses_total", "source, outcome"), "{{source}} {{outcome}}"),
         ),
     ),
 )

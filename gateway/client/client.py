@@ -28,13 +28,14 @@ from gateway.client.connections import Connection, FailedError, Origin, Pool, St
 from gateway.client.egress import EgressGuard, EgressRefusedError
 from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head
 from gateway.client.oauth import NoTokenError, Token, Tokens
-from gateway.client.request import USER_AGENT, Outbound
+from gateway.client.request import USER_AGENT, Outbound, Senders
 from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, literal_address
 from gateway.client.retry_after import parse_retry_after
-from gateway.model import Attempt, Headers, Result, UnfetchedError
+from gateway.model import Attempt, DestinationResponse, Headers, Result, UnfetchedError
 from gateway.rules.rules import DestinationAccess, Proxy, Tls
 
 _JSON = (b"Content-Type", b"application/json")
+SENDERS_RESPONSE_LIMIT = 64 * 1024  # bytes of a body that a sender gets; one that is longer, nobody gets
 CONNECT_TIMEOUT = 1.0  # For each address but the last, so that an unreachable one leaves time for the next.
 
 
@@ -46,7 +47,7 @@ class Client:
 
     On exit, attempts in flight fail as `transport`. `tls` is the context for https destinations without their own; by
     default it has the system's authorities. The client closes the resolver. `clock` (Unix seconds) is for the times of
-    attempts, and for dates in Retry-After.
+    attempts, and for dates in Retry-After. `senders` are those that may wait for a response.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Client:
         resolver: Resolver | None = None,
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
+        senders: Senders | None = None,
     ) -> None:
         self._clock = clock
+        self._senders = senders
         self._guard = guard
         self._resolver = resolver or Resolver()
         self._tls = tls or ssl.create_default_context()
@@ -95,15 +98,40 @@ class Client:
         destination aren't raised; cancelling closes the connection. With OAuth2, after a 401 a new token is fetched and
         the request is sent again, once per token and as part of the same attempt.
         """
+        if self._senders is not None and self._senders.wait_for(outbound):
+            return await self._attempt_for_sender(outbound, self._senders, timeout=timeout, number=number)
+        return (await self._attempt(outbound, ResponseReader, timeout=timeout, number=number))[0]
+
+    async def _attempt_for_sender(
+        self, outbound: Outbound, senders: Senders, *, timeout: float, number: int
+    ) -> Attempt:
+        """Make an attempt, and give its response, body included, to the sender that waits for it."""
+        response: ResponseReader | None = None
+        try:
+            reader = partial(ResponseReader, keeps_body=True, limit=SENDERS_RESPONSE_LIMIT)
+            attempt, response = await self._attempt(outbound, reader, timeout=timeout, number=number)
+            return attempt
+        finally:
+            found = None
+            if response is not None and response.body is not None:
+                found = DestinationResponse(
+                    status=response.status, content_type=response.content_type, body=response.body
+                )
+            senders.take(outbound, found)
+
+    async def _attempt(
+        self, outbound: Outbound, reader: Callable[[], ResponseReader], *, timeout: float, number: int
+    ) -> tuple[Attempt, ResponseReader | None]:
         at = self._clock()
         started = self._loop.time()
         status: int | None = None
         retry_after: float | None = None
+        response: ResponseReader | None = None
         try:
             if outbound.access is None or outbound.access.oauth2 is None:
-                response = await self._post(outbound, started + timeout)
+                response = await self._post(outbound, started + timeout, reader)
             else:
-                response = await self._post_with_token(outbound, outbound.access, started + timeout)
+                response = await self._post_with_token(outbound, outbound.access, started + timeout, reader)
         except FailedError as failure:
             result, detail = failure.result, failure.detail
         except NoTokenError as error:
@@ -113,7 +141,7 @@ class Client:
             result, detail = _classify(status)
             if response.retry_after is not None and status in _THROTTLING:
                 retry_after = parse_retry_after(response.retry_after.decode("latin-1"), now=at)
-        return Attempt(
+        attempt = Attempt(
             number=number,
             at=at,
             seconds=self._loop.time() - started,
@@ -122,16 +150,19 @@ class Client:
             detail=detail,
             retry_after=retry_after,
         )
+        return attempt, response
 
-    async def _post_with_token(self, outbound: Outbound, access: DestinationAccess, deadline: float) -> ResponseReader:
+    async def _post_with_token(
+        self, outbound: Outbound, access: DestinationAccess, deadline: float, reader: Callable[[], ResponseReader]
+    ) -> ResponseReader:
         token = await self._tokens.get(outbound.url, access, deadline)
-        response = await self._post(_authorized(outbound, token), deadline)
+        response = await self._post(_authorized(outbound, token), deadline, reader)
         if response.status == HTTPStatus.UNAUTHORIZED:
             newer = await self._tokens.renew(outbound.url, access, deadline, token)
             if newer is None:
                 return response
             token = newer
-            response = await self._post(_authorized(outbound, token), deadline)
+            response = await self._post(_authorized(outbound, token), deadline, reader)
         if response.status != HTTPStatus.UNAUTHORIZED:
             self._tokens.accepted(token)
         return response
@@ -147,7 +178,7 @@ class Client:
             raise ValueError("address of a document: expected https")
         start = _start(url, "", "POST" if asking else "GET")
         head = encode_head(start, (USER_AGENT, *((_JSON,) if asking else ())), len(asking))
-        reader = partial(ResponseReader, keeps_body=True, limit=limit)
+        reader = partial(ResponseReader, needs_body=True, limit=limit)
         try:
             response = await self._exchange(origin, head, asking, self._loop.time() + timeout, reader)
         except FailedError as failure:
@@ -163,18 +194,20 @@ class Client:
     async def request_token(self, outbound: Outbound, deadline: float) -> ResponseReader:
         """Send a request for a token. Raises NoTokenError."""
         try:
-            return await self._post(outbound, deadline, keeps_body=True)
+            return await self._post(outbound, deadline, partial(ResponseReader, needs_body=True))
         except FailedError as failure:
             raise NoTokenError(failure.detail, timed_out=self._loop.time() >= deadline) from failure
 
-    async def _post(self, outbound: Outbound, deadline: float, *, keeps_body: bool = False) -> ResponseReader:
+    async def _post(
+        self, outbound: Outbound, deadline: float, reader: Callable[[], ResponseReader] = ResponseReader
+    ) -> ResponseReader:
         access = outbound.access
         origin, start, added = (
             _locate(outbound.url) if access is None else _locate_via(outbound.url, access.tls, access.proxy)
         )
         body = outbound.body
         head = encode_head(start, (*outbound.headers, *added) if added else outbound.headers, len(body))
-        return await self._exchange(origin, head, body, deadline, partial(ResponseReader, keeps_body=keeps_body))
+        return await self._exchange(origin, head, body, deadline, reader)
 
     async def _exchange(
         self, origin: Origin, head: bytes, body: bytes, deadline: float, reader: Callable[[], ResponseReader]

@@ -218,7 +218,7 @@ class Connection(asyncio.Protocol):
             return
         if is_over:
             self._response_done.set_result(None)
-        elif reader.status and not is_head_there and self._expiry is not None and reader.kept is None:
+        elif reader.status and not is_head_there and self._expiry is not None and not reader.needs_body:
             self._expiry.cancel()
             self._expiry = self._loop.call_at(min(self._deadline, self._loop.time() + BODY_TIMEOUT), self._expire)
 

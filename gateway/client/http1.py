@@ -37,25 +37,28 @@ class ResponseReader:
     """Reads one response (RFC 9112). `status` is 0 until its head is complete; interim responses (1xx) are skipped.
 
     At the end, `is_reusable` is whether the connection may carry another request. With `keeps_body`, `kept` is the body
-    read so far, and `body` the complete one: None before its end, and if it exceeds `limit` bytes.
+    read so far, and `body` the complete one: None before its end, and if it exceeds `limit` bytes. One that
+    `needs_body` has the time of the whole response for it.
     """
 
     __slots__ = (
-        *("_body", "_head", "_left", "_limit", "_seen"),
-        *("body", "has_started", "is_reusable", "kept", "retry_after", "status"),
+        *("_body", "_head", "_left", "_limit", "_lines", "_seen"),
+        *("body", "has_started", "is_reusable", "kept", "needs_body", "retry_after", "status"),
     )
 
-    def __init__(self, *, keeps_body: bool = False, limit: int = RESPONSE_LIMIT) -> None:
+    def __init__(self, *, keeps_body: bool = False, needs_body: bool = False, limit: int = RESPONSE_LIMIT) -> None:
+        self.needs_body = needs_body
         self.has_started = False
         self.body: bytes | None = None
         self.status = 0
         self.retry_after: bytes | None = None
+        self._lines: list[bytes] = []
         self.is_reusable = False
         self._head = bytearray()
         self._left: int | None = 0  # of the body; None where the end of the connection, or of the chunks, ends it
         self._limit = limit
         self._seen = 0
-        self.kept: bytearray | None = bytearray() if keeps_body else None
+        self.kept: bytearray | None = bytearray() if keeps_body or needs_body else None
         self._body: Generator[None, bytes, bytes] | None = None
 
     def feed(self, data: bytes) -> bool:
@@ -85,6 +88,7 @@ class ResponseReader:
 
     def _read_head(self, head: bytes) -> int:
         first, *lines = head.split(b"\n")
+        self._lines = lines
         status, is_reusable = _status(first)
         length: int | None = None
         is_chunked = is_closing = False
@@ -141,6 +145,15 @@ class ResponseReader:
                     self.is_reusable = self.is_reusable and self._left == 0
                     return self._end()
         return False
+
+    @property
+    def content_type(self) -> bytes | None:
+        """Return the response's Content-Type, if it has one."""
+        for line in self._lines:
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-type":
+                return value.strip()
+        return None
 
     def feed_eof(self) -> None:
         """Handle the end of the connection, which ends a body without a length."""

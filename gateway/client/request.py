@@ -15,8 +15,9 @@ from base64 import b64encode
 from collections.abc import Collection, Iterable
 from dataclasses import field
 from importlib.metadata import version
+from typing import Protocol
 
-from gateway.model import Delivery, ExpressionError, Headers, TraceContext, immutable
+from gateway.model import Delivery, DestinationResponse, ExpressionError, Headers, TraceContext, immutable
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import AbsentFieldError
 from gateway.rules.rules import (
@@ -39,12 +40,24 @@ class Outbound:
     """A POST. The client adds Host and Content-Length. Its URL and headers may have secrets, and aren't in its `repr`.
 
     `access` is how the URL is reached, if it needs more than its address; with OAuth2 the client adds Authorization.
+    `delivery` is what it is sent for.
     """
 
     url: str = field(repr=False)
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
     access: DestinationAccess | None = field(default=None, repr=False)
+    delivery: Delivery | None = field(default=None, repr=False)
+
+
+class Senders(Protocol):
+    """Those of the events' senders that wait for what a destination responds."""
+
+    def wait_for(self, outbound: Outbound) -> bool:
+        """Return whether a sender may wait for the response to this request."""
+
+    def take(self, outbound: Outbound, response: DestinationResponse | None) -> None:
+        """Take the response; None if there is none, or no complete one."""
 
 
 def compose(
@@ -96,7 +109,9 @@ def compose(
     )
     if destination.sign:
         headers += sign(delivery.id.encode(), body, destination.sign, now=now)
-    return Outbound(url=destination.url, headers=tuple(headers), body=body, access=destination.access)
+    return Outbound(
+        url=destination.url, headers=tuple(headers), body=body, access=destination.access, delivery=delivery
+    )
 
 
 def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) -> list[tuple[bytes, bytes]]:

@@ -17,6 +17,7 @@ _MODULES = {
     "topics": ("topics create", "topics check"),
     "events": ("events list", "events show"),
     "dead": ("dead list", "dead show", "dead replay", "dead drop"),
+    "rejected": ("rejected list", "rejected show", "rejected retry", "rejected drop"),
     "replay": ("replay",),
     "status": ("status",),
     "control": tuple([f"{what} {action}" for what in ("route", "destination") for action in _ACTIONS]),

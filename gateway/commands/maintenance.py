@@ -12,6 +12,7 @@ from gateway.log.embedded.restore import restore
 from gateway.model import UsageError
 from gateway.ops.migrate import migrate
 from gateway.ops.output import count
+from gateway.ops.rejected import refuse_open
 from gateway.required_topics import event_topics
 from gateway.settings import EmbeddedTarget, KafkaTarget, log_target
 
@@ -48,12 +49,14 @@ async def _migrate(call: Invocation) -> int:
         def show(total: int) -> Callable[[int, str], None]:
             return stack.enter_context(output.gauge("migrate", total))
 
+        await refuse_open(source, call.topics)
         moved, left = await migrate(source, target, call.topics, names, show, ordered=rules.ordered)
     if output.json:
         for each in moved:
             output.line(each._asdict())
     rows = [(each.topic, str(each.records), str(each.unfinished)) for each in moved if each.records]
     output.table(["topic", "records", "unfinished"], rows, right=("records", "unfinished"))
+    left = [topic for topic in left if topic != call.topics.rejected]  # nothing in it is open
     if left:
         output.note(f"not moved, since they don't have the prefix {call.topics.prefix!r}: {', '.join(left)}")
     twice = sum([each.twice for each in moved])

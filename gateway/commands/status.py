@@ -15,6 +15,7 @@ from gateway.ops.findings import NOT_READ, REFUSED, Finding, ranked
 from gateway.ops.presentation import print_status
 from gateway.ops.process_status import not_asked_finding, process_findings
 from gateway.ops.quiet_routes import quiet_route_findings
+from gateway.ops.rejected import rejected_findings
 from gateway.ops.silent_sources import silent_sources_in
 from gateway.ops.status import (
     add_dead_letters,
@@ -89,6 +90,7 @@ async def _status(call: Invocation) -> int:
                     await add_dead_letters(log, call.topics, control, attempts, unread)
                 else:
                     found += await _silent_findings(call, log, rules)
+                    found += await rejected_findings(log, call.topics, unread)
                 unread |= await _missing(call, log, rules)
     except (UsageError, LogUnavailableError) as error:
         if asking is not None:

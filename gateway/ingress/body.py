@@ -1,7 +1,6 @@
 """Reads request bodies within a deadline, and as far as there is memory."""
 
 import asyncio
-from collections.abc import Sequence
 from time import perf_counter
 
 from aiohttp import web
@@ -9,8 +8,6 @@ from typing_extensions import override
 
 from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
 from gateway.model import RefusedError
-
-TRANSFER_ENCODING = b"transfer-encoding"
 
 
 class BodyReader(BodyReservation):
@@ -84,11 +81,3 @@ async def _ask_to_continue(request: web.BaseRequest) -> None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # As aiohttp's own applications do: what is written next is still the start of the response.
         request.writer.output_size = 0
-
-
-def refuse_codings(values: Sequence[bytes]) -> None:
-    """Refuse other transfer codings (RFC 9112 §6.1): we would pass the coded body on without its header."""
-    if b",".join(values).strip().lower() != b"chunked":
-        raise RefusedError(
-            501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`, got another transfer coding"
-        )

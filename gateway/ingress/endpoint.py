@@ -6,7 +6,7 @@ from aiohttp import web
 
 from gateway.ingress.admission import Admission
 from gateway.ingress.body_memory import Share
-from gateway.ingress.client_address import Networks, client_address
+from gateway.ingress.client_address import Address, Networks, client_address
 from gateway.log.topics import Topics
 from gateway.model import RefusedError
 from gateway.rules.event_builder import EventBuilder
@@ -25,6 +25,7 @@ class Endpoint:
         "_trusted_proxies",
         "accepted",
         "admission",
+        "after_delivery",
         "allow",
         "allow_from",
         "body_limit",
@@ -33,6 +34,7 @@ class Endpoint:
         "events_of",
         "fetches_keys",
         "handshake_methods",
+        "has_head_checks",
         "keys",
         "last",
         "name",
@@ -62,6 +64,7 @@ class Endpoint:
         self.source = source
         self.topic = source.topic or topics.events(source.name)
         self.response = source.response
+        self.after_delivery = None if source.response is None else source.response.after_delivery
         self.status = 202 if source.response is None else source.response.status
         self.accepted = metrics.requests.labels(source.name, str(self.status))
         self.events = metrics.events.labels(source.name)
@@ -80,6 +83,8 @@ class Endpoint:
         self.split = source.split
         self.fetches_keys = source.verifier.fetches_keys
         self.handshake_methods = source.verifier.handshake_methods
+        self.has_head_checks = self.allow_from is not None or bool(self.handshake_methods)
+        """Whether its address or a handshake is looked at before all else."""
         self.allow = ", ".join(dict.fromkeys(("POST", *self.handshake_methods)))
 
     def count(self, at: float, secret: int | None) -> None:
@@ -94,9 +99,17 @@ class Endpoint:
         """Refuse a request from elsewhere than `allow_from`; its log line gets the address, if that can be told."""
         if self.allow_from is None:
             return
-        forwarded_for = [value for name, value in request.raw_headers if name.lower() == X_FORWARDED_FOR]
-        address = client_address(request.remote or "", forwarded_for, self._trusted_proxies)
+        address = self._client_address(request)
         if address is None or address not in self.allow_from:
             if address is not None:
                 fields["address"] = str(address)
             raise RefusedError(403, "address_refused", "expected a request from an address that this source allows")
+
+    def sender_of(self, request: web.BaseRequest) -> str:
+        """Return the client's address; "" if that can't be told."""
+        address = self._client_address(request)
+        return "" if address is None else str(address)
+
+    def _client_address(self, request: web.BaseRequest) -> Address | None:
+        forwarded_for = [value for name, value in request.raw_headers if name.lower() == X_FORWARDED_FOR]
+        return client_address(request.remote or "", forwarded_for, self._trusted_proxies)

@@ -5,15 +5,15 @@ address → limits → check the head → read → verify → admit → handshak
 Built on `web.Server` with a dispatch of its own, which costs a third less than an application's router, and without
 automatic decompression, since a signature covers the bytes as they came.
 
-What is absent on purpose: the body isn't read if the headers already rule the request out, and isn't parsed before it
-is verified; no append is retried; there is no 2xx before the append has returned.
+What is absent on purpose: the body isn't read if the headers already rule the request out (for the quarantine not
+before the response), and isn't parsed before it is verified; no append is retried; there is no 2xx before the append
+has returned. Nothing waits for the quarantine.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from http import HTTPStatus
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,28 +22,26 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.admission import Admission
-from gateway.ingress.batches import split
-from gateway.ingress.body import TRANSFER_ENCODING, BodyReader, no_room, refuse_codings, too_large
+from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import Networks
+from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint
+from gateway.ingress.event_writer import EventWriter
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
 from gateway.ingress.pending_tokens import PendingTokens
+from gateway.ingress.quarantine import HeadRefusedError, Quarantine, Unread
+from gateway.ingress.request_head import check_head, check_source, leave_body
 from gateway.ingress.responses import (
-    Accepted,
-    batch_response,
     handshake_response,
     make_response,
     problem_response,
-    stored_response,
 )
-from gateway.ingress.server import Connection, Limits, Server
+from gateway.ingress.server import Limits, Server
 from gateway.log.base import Log
-from gateway.log.records import encode_event, event_key
 from gateway.log.topics import Topics
-from gateway.model import Event, LogUnavailableError, RecordTooLargeError, RefusedError
-from gateway.rules.event_view import EventView
-from gateway.rules.rules import Rules, StoredResponse
+from gateway.model import LogUnavailableError, RecordTooLargeError, RefusedError
+from gateway.rules.rules import Rules
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.verify.handshakes import HandshakeResponse
@@ -60,6 +58,8 @@ SUCCESSOR_HEADROOM = 64 * 1024
 BACKLOG = 1024
 # Seconds for which a stopping process still serves open connections.
 KEEPALIVE_GRACE = 0.5
+# Seconds for refused requests that are to be kept and aren't stored yet.
+FLUSH_TIMEOUT = 1.0
 # Length of the window within which only a limited number of refusals per source and reason are logged.
 QUOTA_WINDOW = 10.0
 
@@ -82,6 +82,7 @@ class Ingress:
         limits: Limits | None = None,
         traces: "Traces | None" = None,
         fetch: Fetch | None = None,
+        responses: DestinationResponses | None = None,
     ) -> None:
         self._is_draining = False
         self._rules = rules
@@ -92,8 +93,12 @@ class Ingress:
         self._clock = clock
         self._limits = limits or Limits()
         self._traces = traces
+        self._responses = responses
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
+        self._writer = EventWriter(log=log, metrics=metrics, memory=self._memory, traces=traces, responses=responses)
+        self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
+        """Its `run` is to be running while this serves."""
         self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
         self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
@@ -124,6 +129,8 @@ class Ingress:
         reconnects; a connection closed in the middle of a request would give the sender no response at all.
         """
         self._is_draining = True
+        if self._responses is not None:
+            self._responses.stop()
         if self._listener is not None:
             self._listener.close()
         if self._web is not None:
@@ -133,6 +140,7 @@ class Ingress:
             self._web.pre_shutdown()
             # aiohttp waits that long for the responses, and then once more for the connections.
             await self._web.shutdown(timeout / 2)
+        await self.quarantine.flush(min(FLUSH_TIMEOUT, timeout / 2))
         if self._quota_timer is not None:
             self._quota_timer.cancel()
             self._log_suppressed()
@@ -150,21 +158,23 @@ class Ingress:
             "source": endpoint.name if endpoint else NO_SOURCE,
             "status": 500,
         }  # 500 if we have a bug
+        unread: Unread | None = None  # not its refusal, which would refer to this frame
         try:
-            if endpoint is not None and endpoint.allow_from is not None:  # before anything else of it is looked at
-                endpoint.check_address(request, fields)
             handshake = None
-            if endpoint is not None and endpoint.handshake_methods:
-                handshake = _unverified_handshake(request, endpoint, path, query, fields, now=self._clock())
+            if endpoint is not None and endpoint.has_head_checks:
+                handshake = check_source(request, endpoint, path, query, fields, now=self._clock())
             if handshake is None:
                 response = await self._receive(request, endpoint, path, query, fields, began=began)
+                if "waits" in fields:
+                    response = await self._writer.destination_response(response, fields, began=began)
             else:
                 response = handshake
             fields["status"] = response.status
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
             response = problem_response(refusal, allow=endpoint.allow if endpoint else "POST")
-            _leave_body(request)
+            leave_body(request)
+            unread = refusal.unread if isinstance(refusal, HeadRefusedError) else None
         except asyncio.CancelledError:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
             raise
@@ -172,6 +182,8 @@ class Ingress:
             self._record(endpoint, fields, perf_counter() - began)
         if self._is_draining:
             response.force_close()
+        if unread is not None:
+            await self.quarantine.read_on(request, response, unread)
         return response
 
     async def _receive(
@@ -188,7 +200,7 @@ class Ingress:
             raise RefusedError(404, "unknown_source", "no source has this path")
         headers = request.raw_headers
         names = [name.lower() for name, _ in headers]
-        head_bytes = self._check_head(request, query, names)
+        head_bytes = check_head(request, query, names, self._limits.head_bytes)
         verifier, stream = endpoint.source.verifier, request.content
         limit = min(endpoint.body_limit, self._body_limit - head_bytes)
         if stream.is_eof() and stream.exception() is None:
@@ -196,11 +208,14 @@ class Ingress:
             fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
-            verified = (
-                await self._verify(endpoint, sent)
-                if endpoint.fetches_keys
-                else verifier.verify(sent, now=self._clock())
-            )
+            now = self._clock()
+            try:
+                verified = (
+                    await self._verify(endpoint, sent) if endpoint.fetches_keys else verifier.verify(sent, now=now)
+                )
+            except RefusedError as refusal:
+                self._keep(request, endpoint, refusal, sent, at=now)
+                raise
         else:
             head = Request("POST", path, query, headers, b"", names)
             sent, verified = await self._read_and_verify(request, endpoint, head, limit, fields)
@@ -215,7 +230,7 @@ class Ingress:
                 )
             if verifier.respond_to_handshake is not None and (handshake := verifier.handshake(sent, now=self._clock())):
                 return await self._answer(endpoint, handshake, fields)
-            store = self._store if endpoint.split is None else self._store_batch
+            store = self._writer.store if endpoint.split is None else self._writer.store_batch
             return await store(endpoint, sent, verified, fields)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
@@ -236,59 +251,6 @@ class Ingress:
                 endpoint.admission.leave()
             raise no_room(self._memory)
 
-    async def _store(
-        self, endpoint: Endpoint, sent: Request, verified: Verified, fields: dict[str, Any]
-    ) -> web.StreamResponse:
-        event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
-        fields["event_id"], fields["type"] = event.id, event.type
-        if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
-            began = perf_counter()
-            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
-            self._metrics.append_duration.observe(perf_counter() - began)
-            endpoint.count(event.received_at, verified.secret)
-        else:
-            await self._append(endpoint, event, verified.secret, fields)
-        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
-
-    async def _store_batch(
-        self,
-        endpoint: Endpoint,
-        sent: Request,
-        verified: Verified,
-        fields: dict[str, Any],
-    ) -> web.StreamResponse:
-        """Store each event of a request. If one can't be stored, all are sent again, and have their ids again."""
-        bodies = split(sent.body, endpoint.split or ())
-        if bodies is None:
-            return await self._store(endpoint, sent, verified, fields)
-        head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
-        memory = len(sent.body) + len(bodies) * head_bytes  # each event has the headers
-        if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
-            raise no_room(self._memory)
-        try:
-            events = endpoint.events_of(
-                sent, bodies, received_at=self._log.now(), identity_expression=verified.identity
-            )
-            fields["events"] = len(events)
-            appends = [
-                asyncio.ensure_future(self._append(endpoint, event, verified.secret, fields)) for event in events
-            ]
-            await asyncio.wait(appends)
-            for append in appends:
-                append.result()
-        finally:
-            self._memory.release(endpoint.share, memory)
-        return batch_response(endpoint.status, [event.id for event in events])
-
-    async def _append(self, endpoint: Endpoint, event: Event, secret: int | None, fields: dict[str, Any]) -> None:
-        if self._traces is None:
-            began = perf_counter()
-            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
-            self._metrics.append_duration.observe(perf_counter() - began)
-        else:
-            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
-        endpoint.count(event.received_at, secret)
-
     async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
         fields["handshake"] = True
         if handshake.token:
@@ -297,35 +259,39 @@ class Ingress:
             await self._keys.visit(endpoint.name, handshake.visit)
         return handshake_response(handshake)
 
-    def _check_head(self, request: web.BaseRequest, query: str, names: Sequence[bytes]) -> int:
-        """Check method, size and transfer coding of the request head; return its size in bytes. Raises RefusedError."""
-        if request.method != "POST":
-            raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
-        head_bytes = len(query) + sum([len(name) + len(value) for name, value in request.raw_headers])
-        if head_bytes > self._limits.head_bytes:
-            limit = self._limits.head_bytes
-            raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
-        if TRANSFER_ENCODING in names:
-            headers = zip(names, request.raw_headers, strict=True)
-            refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
-        return head_bytes
-
     async def _read_and_verify(
         self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
         """Check the head, then read and verify the body; return the request, and by what it is verified."""
-        pending = endpoint.source.verifier.check_head(head, now=self._clock())
-        if endpoint.admission is not None and (refusal := endpoint.admission.refusal(perf_counter())) is not None:
-            raise refusal
+        now, sent = self._clock(), head
+        try:
+            pending = endpoint.source.verifier.check_head(head, now=now)
+        except RefusedError as refusal:
+            if not self.quarantine.wants(endpoint.source, refusal):
+                raise
+            raise HeadRefusedError(refusal, endpoint.source, head, at=now, sender=endpoint.sender_of(request)) from None
+        if endpoint.admission is not None and (limited := endpoint.admission.refusal(perf_counter())) is not None:
+            raise limited
         reader = BodyReader(request, self._memory, endpoint.share, limit)
         try:
-            sent = head._replace(body=await reader.read(self._limits.body_seconds))
-            fields["bytes"] = len(sent.body)
-            with suppress(KeyNeededError):
-                return sent, pending.verify(sent, endpoint.keys)
-        finally:
-            self._memory.close(reader)
-        return sent, await self._verify(endpoint, sent)
+            try:
+                sent = head._replace(body=await reader.read(self._limits.body_seconds))
+                fields["bytes"] = len(sent.body)
+                with suppress(KeyNeededError):
+                    return sent, pending.verify(sent, endpoint.keys)
+            finally:
+                self._memory.close(reader)
+            return sent, await self._verify(endpoint, sent)
+        except RefusedError as refusal:
+            self._keep(request, endpoint, refusal, sent, at=now)
+            raise
+
+    def _keep(
+        self, request: web.BaseRequest, endpoint: Endpoint, refusal: RefusedError, sent: Request, *, at: float
+    ) -> None:
+        """Keep a request that was refused with its body, if its source keeps such."""
+        if self.quarantine.wants(endpoint.source, refusal):
+            self.quarantine.keep(endpoint.source, refusal.reason, sent, at=at, sender=endpoint.sender_of(request))
 
     async def _verify(self, endpoint: Endpoint, sent: Request) -> Verified:
         """Verify a request, with the key that it names if it does; return by what."""
@@ -337,24 +303,6 @@ class Ingress:
             return verify()
         except KeyNeededError:
             return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify)
-
-    async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
-        began = perf_counter()
-        with traces.send(event, topic) as span:
-            event = replace(event, trace=span.context)
-            headers = encode_event(event)
-            position = await self._log.append(topic, key=event_key(event), value=event.body, headers=headers)
-            span.set_attributes(
-                {
-                    "messaging.destination.partition.id": str(position.partition),
-                    "messaging.kafka.offset": position.offset,
-                }
-            )
-        seconds, trace_id = perf_counter() - began, span.context.recorded_id
-        if trace_id is None:
-            self._metrics.append_duration.observe(seconds)
-        else:
-            self._metrics.append_duration.observe_traced(seconds, trace_id)
 
     def _endpoint(self, path: str) -> Endpoint | None:
         rules = self._rules()
@@ -390,6 +338,7 @@ class Ingress:
         }
         self._keys.retain(rules.sources)
         self.tokens.retain(rules.sources)
+        self.quarantine.retain(rules.sources)
         self._cached_rules = rules
 
     def _health(self, request: web.BaseRequest) -> web.Response:
@@ -407,6 +356,8 @@ class Ingress:
 
     def _record(self, endpoint: Endpoint | None, fields: dict[str, Any], seconds: float) -> None:
         source = fields["source"]
+        if (waiting := fields.pop("waits", None)) is not None:
+            waiting.close()
         trace_id = None if self._traces is None else _end_span(fields)
         if endpoint is not None and fields["status"] == endpoint.status and "handshake" not in fields:
             endpoint.accepted.inc()
@@ -462,31 +413,3 @@ _SPAN_ATTRIBUTES = (
     ("gateway.event.type", "type"),
     ("gateway.handshake", "handshake"),
 )
-
-
-def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> web.Response:
-    made, problem = stored_response(response, event, EventView.of(event))
-    if problem:
-        fields["response_error"] = problem
-    return made
-
-
-def _unverified_handshake(
-    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
-) -> web.Response | None:
-    """Return the response to a handshake that its head alone decides; None for every other request."""
-    if request.method not in endpoint.handshake_methods:
-        return None
-    head = Request(request.method, path, query, request.raw_headers, b"")
-    handshake = endpoint.source.verifier.unverified_handshake(head, now=now)
-    if handshake is None:
-        return None
-    fields["handshake"] = True
-    _leave_body(request)
-    return handshake_response(handshake)
-
-
-def _leave_body(request: web.BaseRequest) -> None:
-    """Tell the connection that nobody will read what is left of a body."""
-    if isinstance(request.protocol, Connection):
-        request.protocol.unread = request.content

@@ -12,7 +12,7 @@ from aiohttp import HttpVersion10, web
 from aiohttp.abc import AbstractStreamWriter
 from typing_extensions import override
 
-from gateway.model import Event, EventId, ExpressionError, RefusedError
+from gateway.model import DestinationResponse, Event, EventId, ExpressionError, RefusedError
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import StoredResponse
 from gateway.rules.templates import Template
@@ -95,6 +95,19 @@ def stored_response(response: StoredResponse, event: Event, view: EventView) -> 
     made.headers.update(headers)
     made.headers["gateway-event-id"] = event.id
     return made, problem
+
+
+def passed_on_response(found: DestinationResponse, event: EventId) -> web.Response:
+    """Return a destination's response for the sender of an event: its status, its Content-Type, its body."""
+    has_body = found.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT)
+    content_type = (found.content_type or b"application/octet-stream").decode("latin-1")
+    if not (content_type.isascii() and content_type.isprintable()):
+        content_type = "application/octet-stream"
+    response = make_response(found.status, content_type, found.body if has_body else b"")
+    if not has_body:
+        del response.headers["Content-Type"]
+    response.headers["gateway-event-id"] = event
+    return response
 
 
 def batch_response(status: int, events: Sequence[EventId]) -> web.Response:

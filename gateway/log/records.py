@@ -37,6 +37,7 @@ from gateway.model import (
     Attempt,
     Delivery,
     DeliveryId,
+    DestinationResponse,
     Event,
     EventId,
     Headers,
@@ -253,6 +254,30 @@ def decode_record_metadata(fields: JsonFields) -> RecordMetadata:
     )
 
 
+def encode_response(response: DestinationResponse | None) -> list[tuple[str, bytes]]:
+    """Return the headers of a response's record, whose key is the event's id and whose value is the body.
+
+    None says that no response comes.
+    """
+    headers = [("gw_v", b"%d" % FORMAT), ("gw_status", b"%d" % (0 if response is None else response.status))]
+    if response is not None and response.content_type is not None:
+        headers.append(("content-type", response.content_type))
+    return headers
+
+
+def decode_response(record: Record) -> tuple[EventId, DestinationResponse | None]:
+    """Read a record of `gateway.responses`. Raises UndecodableRecordError or NewerRecordError."""
+    headers = _Headers(record.headers)
+    check_format("gw_v", headers.get("gw_v"), FORMAT)
+    status = headers["gw_status"]
+    if not _STATUS.fullmatch(status):
+        raise UndecodableRecordError("gw_status", "0 or a status", status)
+    event = EventId(record.key.decode("utf-8", "replace"))
+    if status == b"0":
+        return event, None
+    return event, DestinationResponse(status=int(status), content_type=headers.get("content-type"), body=record.value)
+
+
 def fingerprint(event: Event) -> bytes:
     """Return an 8-byte digest of an event's content: its type, query and body."""
     head = f"{len(event.type)} {event.type} {len(event.query)} {event.query} "
@@ -398,6 +423,7 @@ def _attempt(state: JsonFields) -> Attempt:
 _ID = re.compile(ID.pattern.encode())
 _NAME = re.compile(NAME_PATTERN.pattern.encode())
 _NAME_OR_NONE = re.compile(f"(?:{NAME_PATTERN.pattern})?")
+_STATUS = re.compile(rb"0|[1-9][0-9]{2}")
 _ORIGIN = re.compile(rb"[0-9]{1,17}")
 _PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]{1,10}\.[0-9]{6})")
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")

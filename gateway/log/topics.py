@@ -57,6 +57,10 @@ class Topics:
         return f"{self.prefix}parked"
 
     @property
+    def rejected(self) -> str:
+        return f"{self.prefix}rejected"
+
+    @property
     def dedupe(self) -> str:
         return f"{self.prefix}dedupe"
 
@@ -65,12 +69,22 @@ class Topics:
         return f"{self.prefix}control"
 
     @property
+    def responses(self) -> str:
+        return f"{self.prefix}responses"
+
+    @property
     def control_partition(self) -> Partition:
         return Partition(self.control, CONTROL_PARTITION)
 
     def kind_of(self, topic: str) -> str:
         """Return a topic's kind, as used in metrics. A source's topic may have any name."""
-        kinds = {self.dead: "dead", self.parked: "parked", self.dedupe: "dedupe", self.control: "control"}
+        kinds = {
+            self.dead: "dead",
+            self.parked: "parked",
+            self.dedupe: "dedupe",
+            self.control: "control",
+            self.responses: "responses",
+        }
         return kinds.get(topic, "retry" if topic.startswith(self.retry("")) else "events")
 
     def group(self, name: str) -> str:
@@ -89,10 +103,18 @@ class Topics:
         route, _, destination = topic.removeprefix(f"{self.prefix}ordered.").partition(_TO)
         return (route, destination) if topic == self.ordered(route, destination) and route and destination else None
 
-    def specs(self, event_topics: Iterable[str], ordered: Iterable[tuple[str, str]] = ()) -> tuple[TopicSpec, ...]:
+    def specs(
+        self,
+        event_topics: Iterable[str],
+        ordered: Iterable[tuple[str, str]] = (),
+        *,
+        has_responses: bool = False,
+        has_quarantine: bool = False,
+    ) -> tuple[TopicSpec, ...]:
         """Return all topics' specifications, the event topics first; `ordered` are ordered routes and destinations.
 
-        Raises RulesError if a source uses one of the gateway's own topics.
+        `has_responses` is whether senders may wait for responses of destinations, `has_quarantine` whether refused
+        requests are kept. Raises RulesError if a source uses one of the gateway's own topics.
         """
         names = sorted(set(event_topics))
         events = [TopicSpec(name=name, partitions=6, retention=7 * DAY) for name in names]
@@ -118,7 +140,12 @@ class Topics:
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, total_order=True),
         )
-        taken = {spec.name for spec in own}.intersection(names) | {name for name in names if self.ordered_target(name)}
+        if has_responses:  # nobody waits for one longer than 30 seconds
+            own = (*own, TopicSpec(name=self.responses, partitions=2, retention=3600.0))
+        if has_quarantine:  # as long as events, which they may become
+            own = (*own, TopicSpec(name=self.rejected, partitions=4, retention=7 * DAY))
+        taken = {self.rejected, self.responses, *[spec.name for spec in own]}.intersection(names)
+        taken |= {name for name in names if self.ordered_target(name)}
         if taken:
             raise RulesError(f"topic {min(taken)}: expected a name for events, got one of the gateway's own topics")
         return (*events, *own)

@@ -14,11 +14,9 @@ import orjson
 from yarl import URL
 
 from gateway.model import UsageError
-from gateway.ops.verification import written_source
-from gateway.rules.load import InvalidRulesError, check_rules
+from gateway.ops.verification import resolved_source, written_source
 from gateway.rules.rules import Source
 from gateway.rules.yaml_document import Node, Problem
-from gateway.text import did_you_mean
 from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
@@ -56,15 +54,10 @@ def source_of(rules: Path, name: str, *, secret: str | None) -> tuple[Source, Ve
 
     Raises RulesError, and UsageError for an unknown source, or one whose secrets can't be resolved.
     """
-    found, problems = check_rules(rules, resolve=False)
-    if found is None:
-        raise InvalidRulesError(problems)
-    source = found.sources.get(name)
-    if source is None:
-        raise UsageError(f"{rules}: unknown source {name!r}{did_you_mean(name, found.sources)}")
+    found, source, problems = resolved_source(rules, name)
     if secret is not None:
         return source, _with_secret(found.files, source, secret)
-    missing = [problem for problem in problems if _is_about(problem, name)]
+    missing = [problem for problem in problems if _is_needed(problem, name)]
     if missing:
         raise UsageError("\n".join(f"{problem}; --secret takes it, too" for problem in missing))
     return source, source.verifier
@@ -218,10 +211,10 @@ def _is_credential(verifier: Verifier, name: str) -> bool:
     return name.lower().encode() in verifier.credential_headers
 
 
-def _is_about(problem: Problem, source: str) -> bool:
+def _is_needed(problem: Problem, source: str) -> bool:
     # Only the first secret signs.
     path = problem.path.removeprefix(f"sources.{source}.verify")
-    return problem.code == "unresolved" and path != problem.path and not re.match(r"\.secrets\[[1-9]", path)
+    return path != problem.path and not re.match(r"\.secrets\[[1-9]", path)
 
 
 def _with_secret(files: tuple[Path, ...], source: Source, secret: str) -> Verifier:

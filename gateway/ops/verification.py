@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.model import UsageError
 from gateway.ops.explain import MASK
-from gateway.rules.rules import Source
-from gateway.rules.yaml_document import Node, read_document
+from gateway.rules.load import InvalidRulesError, check_rules
+from gateway.rules.rules import Rules, Source
+from gateway.rules.yaml_document import Node, Problem, read_document
+from gateway.text import did_you_mean
 from gateway.verify.check import SigningSpec
 from gateway.verify.key_ring import Term
 
@@ -72,3 +75,18 @@ def masked_secret(written: object) -> str:
         masked += f"${{{name}:-{MASK}}}" if has_default and not name.startswith("file:") else found[0]
         end = found.end()
     return masked + (MASK if end < len(text) or not masked else "")
+
+
+def resolved_source(rules: Path, name: str) -> tuple[Rules, Source, Sequence[Problem]]:
+    """Return rules, one of their sources, and which of its references can't be resolved here.
+
+    Those of other sources don't matter. Raises RulesError, and UsageError for an unknown source.
+    """
+    found, problems = check_rules(rules, resolve=False)
+    if found is None:
+        raise InvalidRulesError(problems)
+    source = found.sources.get(name)
+    if source is None:
+        raise UsageError(f"{rules}: unknown source {name!r}{did_you_mean(name, found.sources)}")
+    place = f"sources.{name}."
+    return found, source, [each for each in problems if each.code == "unresolved" and each.path.startswith(place)]

@@ -7,6 +7,7 @@ from typing import Any
 from gateway.model import RetryPolicy
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.rules import (
+    AfterDelivery,
     Destination,
     DestinationAccess,
     OAuth2,
@@ -37,15 +38,17 @@ def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
         verifier=verifier,
         topic=read.values.get("topic"),
         dedupe=read.values.get("dedupe", verifier.dedupe),
-        split=_split(read.values.get("split"), verifier.split),
+        split=split_of(read.values.get("split"), verifier.split),
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
+        quarantine=read.values.get("quarantine", False),
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),
         **expressions,
     )
 
 
-def _split(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def split_of(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the path of the list of events in a body, as the source or else its provider says; None for no list."""
     if own is None:
         return default
     return None if own == "off" else tuple(own.split(".")[1:])
@@ -54,8 +57,14 @@ def _split(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] 
 def _response(read: ParsedMapping | None, default: PresetResponse | None) -> StoredResponse | None:
     if read is not None:
         values = read.values
+        after = values.get("after_delivery")
         return StoredResponse(
-            status=values.get("status", 202), headers=tuple(values.get("headers", {}).items()), body=values.get("body")
+            status=values.get("status", 202),
+            headers=tuple(values.get("headers", {}).items()),
+            body=values.get("body"),
+            after_delivery=None
+            if after is None
+            else AfterDelivery(**{**after.values, "destination": after.values["destination"].name}),
         )
     if default is not None:
         body = None if default.body is None else Template(default.body)

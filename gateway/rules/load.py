@@ -5,7 +5,7 @@ import glob
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from gateway.model import RulesError
-from gateway.rules.build import destination_of, names_of, path_of, route_of, shown_path_of, source_of
+from gateway.rules.build import destination_of, names_of, path_of, route_of, shown_path_of, source_of, split_of
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
@@ -30,6 +30,7 @@ from gateway.rules.value_kinds import MappingKind
 from gateway.rules.yaml_document import Node, Problem, Severity, read_document
 from gateway.text import did_you_mean
 from gateway.verify.config_keys import GENERIC
+from gateway.verify.kept_proof import why_not_kept
 from gateway.verify.key_ring import ended_lists, endings
 from gateway.verify.presets import PRESETS, Preset, SchemeError
 from gateway.verify.schemes import WEAK, build_verifier
@@ -174,6 +175,8 @@ class _Assembly:
             for route in file.values.get("routes", ()):
                 self._check_references(route)
         self._check_replaced()
+        for name, read in self.sources.items():
+            self._check_after_delivery(name, read, verifiers[name])
         for route in self.routes.values():
             self._check_order(route)
         for name, read in self.destinations.items():
@@ -292,6 +295,9 @@ class _Assembly:
                 f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
             )
             self.reader.report(node, "unverified", message, severity="warning")
+        if read.values.get("quarantine") and (problem := why_not_kept(verifier)):
+            message = f"quarantine: expected a scheme whose requests can be verified again, got {problem}"
+            self.reader.report(read.node.value["quarantine"], "value", message)
         return verifier
 
     def _check_references(self, route: ParsedMapping) -> None:
@@ -322,6 +328,29 @@ class _Assembly:
                 if source is not None and source.node.child("key") is None:
                     message = f"`order: key` needs a `key` of each source, got none at {name!r}"
                     self.reader.report(route.node.value["order"], "value", message, at_key=True)
+
+    def _check_after_delivery(self, name: str, read: ParsedMapping, verifier: Verifier | None) -> None:
+        """Refuse a destination to which no route sends this source's events, and two answers to several events."""
+        respond = read.values.get("respond")
+        after = None if respond is None else respond.values.get("after_delivery")
+        use = None if after is None else after.values.get("destination")
+        if after is None or use is None:
+            return
+        if split_of(read.values.get("split"), None if verifier is None else verifier.split) is not None:
+            message = "expected `split: off` with `after_delivery`, got requests with several events"
+            self.reader.report(after.node, "value", message, at_key=True)
+        known = self.written["destination"]
+        if use.name not in known:
+            if not self.reader.has_gaps:
+                self.reader.report(
+                    use.node, "unknown_name", f"unknown destination {use.name!r}{did_you_mean(use.name, known)}"
+                )
+        elif not any(name in names_of(route, "from") and use.name in names_of(route, "to") for route in self._routes()):
+            message = f"expected a destination of a route from {name!r}, got {use.name!r}"
+            self.reader.report(use.node, "value", message)
+
+    def _routes(self) -> Iterable[ParsedMapping]:
+        return (route for file in self.files for route in file.values.get("routes", ()))
 
     def _check_replaced(self) -> None:
         """Refuse headers that `sign` or `auth` replaces: a destination's own, and those of the routes to it."""

@@ -61,8 +61,16 @@ def is_opt_in_header(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AfterDelivery:
+    """The destination whose response a sender gets, if it comes within `timeout` seconds of the request."""
+
+    destination: str
+    timeout: float = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResponse:
-    """What a sender gets for an event that is stored.
+    """What a sender gets for an event that is stored: at once, or if no destination has responded in time.
 
     A body that can't be rendered, as one without a template, is the event's id in JSON. `has_body` is False for 204.
     """
@@ -70,6 +78,7 @@ class StoredResponse:
     status: int = 202
     headers: tuple[tuple[str, Template], ...] = ()
     body: Template | None = None
+    after_delivery: AfterDelivery | None = None
 
     @property
     def has_body(self) -> bool:
@@ -113,12 +122,19 @@ class Source:
     allow_from: tuple[IPv4Network | IPv6Network, ...] | None = None
     limits: SourceLimits = SourceLimits()
     split: tuple[str, ...] | None = None
+    quarantine: bool = False
+    """Whether requests that verification refused are kept, to be verified again."""
 
     @property
     def secret_ends(self) -> Sequence[float]:
         """Return until when each of its secrets verifies, if there are several, or one that ends; else nothing."""
         ends = [term.until for term in self.verifier.terms]
         return ends if len(ends) > 1 or any(map(isfinite, ends)) else ()
+
+    @property
+    def awaits_destination(self) -> bool:
+        """Return whether its senders wait for what a destination responds."""
+        return self.response is not None and self.response.after_delivery is not None
 
     @property
     def shown_path(self) -> str:
@@ -273,6 +289,11 @@ class Rules:
     """The substituted values of `${…}` references, which are treated as secrets."""
     routing_revision: RoutingRevision | None = field(default=None, compare=False, repr=False)
     """Computed when loading, which isn't on the event loop; None for rules that weren't loaded from a file."""
+
+    @property
+    def has_responses(self) -> bool:
+        """Return whether senders may wait for responses of destinations."""
+        return any(source.awaits_destination for source in self.sources.values())
 
     @property
     def ordered(self) -> frozenset[tuple[str, str]]:

@@ -72,6 +72,12 @@ def _version(value: object) -> object:
     return value
 
 
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError  # noqa: TRY004 - as for any other value
+    return value
+
+
 _WINDOW = or_off(duration(1, 7 * 86400))
 SIGN = MappingKind(
     name="sign",
@@ -256,6 +262,19 @@ INLINE_DESTINATION = MappingKind(
         *DESTINATION_KEYS,
     ),
 )
+AFTER_DELIVERY = MappingKind(
+    name="after_delivery",
+    about="Wait for a destination's response, and send it on to the sender.",
+    keys=(
+        Key(name="destination", kind=NAME_REF, about="The destination whose response it is.", is_required=True),
+        Key(
+            name="timeout",
+            kind=duration(0.1, 30),
+            about="How long after the request has come. Without a response by then, the sender gets the one above.",
+            default="2s",
+        ),
+    ),
+)
 RESPOND = MappingKind(
     name="respond",
     about="The response to a sender whose event is stored. Strings may contain ${{ CEL }}.",
@@ -280,6 +299,7 @@ RESPOND = MappingKind(
             kind=Tree("any value", object, Template, {}, is_template=True),
             about="A string is sent as text/plain, anything else as JSON. Default: the event's id.",
         ),
+        Key(name="after_delivery", kind=AFTER_DELIVERY, about=AFTER_DELIVERY.about),
     ),
 )
 LIMITS = MappingKind(
@@ -347,6 +367,13 @@ SOURCE = MappingKind(
             about="The list in a JSON body of which each item is an event. Default: what the provider sends.",
         ),
         Key(name="respond", kind=RESPOND, about=RESPOND.about),
+        Key(
+            name="quarantine",
+            kind=Scalar("true or false", _boolean, {"type": "boolean"}),
+            about="Whether requests whose signature or credential was refused are kept for 7 days, "
+            "to be verified again by `gateway rejected retry`.",
+            default=False,
+        ),
         Key(
             name="public_url",
             kind=Scalar(URL.expected, public_url, URL.json, is_secret=True, unresolved=str),

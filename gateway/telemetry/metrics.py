@@ -32,7 +32,7 @@ from gateway.telemetry.secret_uses import SecretUses
 from gateway.telemetry.skipped_events import SkippedEvents
 
 NO_SOURCE = ""
-RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control")
+RECORD_KINDS = ("events", "retry", "parked", "dead", "dedupe", "control", "responses")
 """Kinds of topics."""
 
 # Closed sets. A reason or status that isn't here is counted, too, but its series appears with its first increment,
@@ -81,6 +81,8 @@ REJECTIONS = (
     "wrong_recipient",
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
+QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "log_unavailable")
+RESPONSE_OUTCOMES = ("sent", "timeout", "failed", "overloaded")
 RELOADS = ("ok", "error")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
 # An undecodable record has no route.
@@ -109,10 +111,17 @@ class To(Protocol):
 
 
 class From(Protocol):
-    """A source, as far as labels go: until when (Unix seconds) each of its secrets verifies, if that is counted."""
+    """A source, as far as labels go: until when (Unix seconds) each of its secrets verifies, if that is counted.
+
+    With `quarantine`, requests that were refused are kept.
+    """
 
     @property
     def secret_ends(self) -> Sequence[float]: ...
+    @property
+    def quarantine(self) -> bool: ...
+    @property
+    def awaits_destination(self) -> bool: ...
 
 
 class Names(Protocol):
@@ -301,6 +310,12 @@ class Metrics(Collector):
         self.requests = counter("requests", "Requests at the ingress, by the response's status.", "source", "status")
         self.refusal_runs = RefusalRuns()
         self.rejected = counter("rejected", "Requests that were refused, by reason.", "source", "reason")
+        self.quarantined = counter(
+            "quarantined",
+            "Refused requests of sources with quarantine that another secret would have admitted, by what was kept.",
+            "source",
+            "outcome",
+        )
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.secret_events = counter(
             "secret_events",
@@ -309,6 +324,12 @@ class Metrics(Collector):
             "position",
         )
         self.secret_uses = SecretUses()
+        self.destination_responses = counter(
+            "destination_responses",
+            "Requests whose senders waited for a destination's response, by what came of it.",
+            "source",
+            "outcome",
+        )
         self.duplicates = counter(
             "duplicates",
             "Duplicates: events with the identity and content of an earlier one, not delivered again.",
@@ -451,6 +472,8 @@ class Metrics(Collector):
         for source in sources - old_sources:
             self._prepare_source(source)
         self._prepare_secrets(rules.sources)
+        self._prepare_quarantine({name for name, source in rules.sources.items() if source.quarantine})
+        self._prepare_destination_responses(rules.sources)
         for destination in destinations - old_destinations:
             self._prepare_destination(destination)
         for route, destination in pairs - old_pairs:
@@ -486,6 +509,14 @@ class Metrics(Collector):
         _each(self.requests, (source,), STATUSES)
         _each(self.rejected, (source,), REJECTIONS)
 
+    def _prepare_destination_responses(self, sources: Mapping[str, From]) -> None:
+        awaiting = {name for name, source in sources.items() if source.awaits_destination}
+        for labels in list(self.destination_responses.keys()):
+            if labels[0] not in awaiting:
+                del self.destination_responses[labels]
+        for name in awaiting:
+            _each(self.destination_responses, (name,), RESPONSE_OUTCOMES)
+
     def _prepare_secrets(self, sources: Mapping[str, From]) -> None:
         ends = {
             (name, str(position)): end
@@ -501,6 +532,12 @@ class Metrics(Collector):
             self.secret_events.labels(*labels)
         for labels, end in dated.items():
             self.secret_end_timestamp.labels(*labels).set(end)
+
+    def _prepare_quarantine(self, sources: Collection[str]) -> None:
+        for labels in [labels for labels in self.quarantined if labels[0] not in sources]:
+            del self.quarantined[labels]
+        for source in sources:
+            _each(self.quarantined, (source,), QUARANTINE)
 
     def _prepare_destination(self, destination: str) -> None:
         for gauges in (

@@ -24,6 +24,7 @@ _BOUNDARY = re.compile(rb'boundary="?([0-9A-Za-z\'()+_,./:=?-]{1,70})"?', re.IGN
 _DISPOSITION = re.compile(rb'content-disposition:[ \t]*form-data[ \t]*;[ \t]*name="([^"\r\n]*)"', re.IGNORECASE)
 _FIELD = re.compile(r"(?:[A-Za-z_$][\w$-]*|0|\*)(?:\.(?:[A-Za-z_$][\w$-]*|0|\*))*")
 ALL = "*"
+_UNREAD = object()
 
 
 class InForm(str):
@@ -67,7 +68,7 @@ class Content:
         self._request = request
         self._keys = keys
         self.now = now
-        self._json: object = self
+        self._json: object = _UNREAD
         self._form: list[tuple[bytes, bytes]] | None = None
         self._in_forms: dict[str, object] | None = None
 
@@ -148,7 +149,7 @@ class Content:
     def _parsed(self, path: FieldPath) -> object:
         if path and isinstance(path[0], InForm):
             return self._in_form(path[0])
-        if self._json is self:
+        if self._json is _UNREAD:
             try:
                 self._json = orjson.loads(self._request.body)
             except orjson.JSONDecodeError as error:

@@ -45,7 +45,7 @@ class Credential:
     def check_head(self, head: Request, now: float) -> BodyCheck:
         if self.path:
             return self._check_body
-        return checked_with(self._check(self._given(head), now))
+        return checked_with(self._check(self.given(head), now))
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
         known = {held.key for held in self.secrets.at(now)}
@@ -61,6 +61,14 @@ class Credential:
 
     def signing_spec(self) -> SigningSpec:
         return SigningSpec(proof=self._what(), header=self.header, query=self.parameter)
+
+    def carried(self, request: Request, credential: bytes) -> Request:
+        """Return the request with a credential added to its head, as its sender would."""
+        if self.header is not None:
+            headers = (*request.headers, (self.header.encode(), self.prefix.encode() + credential))
+            return request._replace(headers=headers, names=None)
+        parameter = f"{self.parameter}=" + "".join([_quote(byte) for byte in credential])
+        return request._replace(query="&".join(filter(None, [request.query, parameter])))
 
     def _check_body(self, request: Request, content: Content) -> int | None:  # noqa: ARG002 - a check's signature
         found = content.fields(self.path)
@@ -85,7 +93,8 @@ class Credential:
             raise refused(Reason.BAD_CREDENTIALS, f"expected a known {self._what()}, got another one")
         return matched.place
 
-    def _given(self, request: Request) -> list[bytes]:
+    def given(self, request: Request) -> list[bytes]:
+        """Return what a request's head has as the credential, without the prefix, as it is compared."""
         if self.header is None:
             pairs = [pair.partition("=") for pair in request.query.split("&")]
             return [unquote_to_bytes(to_bytes(value)) for name, _, value in pairs if name == self.parameter]

@@ -53,6 +53,11 @@ class JsonWebToken:
     leeway: float
     tolerance: float | None
 
+    @property
+    def covers_body(self) -> bool:
+        """Whether a claim is compared with the body, so that the token is good for this one alone."""
+        return any(template.covers_body for _, template in self.claims)
+
     def check_head(self, head: Request, now: float) -> BodyCheck:
         tokens = head.values(self.header.lower().encode())
         if not tokens:

@@ -134,6 +134,11 @@ class MessageSignature:
             tolerance=tolerance,
         )
 
+    @property
+    def header_names(self) -> Sequence[bytes]:
+        """Return the headers that must be signed, in lower case."""
+        return [name.encode() for name, _ in self.covered or () if not name.startswith("@")]
+
     def _read(self, head: Request, now: float) -> Sequence[_Candidate]:
         """Return the signatures that may be one of this request. Raises RefusedError if none may."""
         inputs = _dictionary(head, "Signature-Input", Reason.MISSING_SIGNATURE)
@@ -148,7 +153,7 @@ class MessageSignature:
             try:
                 candidates.append(self._candidate(described, signatures.get(label), message, now))
             except RefusedError as error:
-                refusals.append(error)
+                refusals.append(error.with_traceback(None))
         if not candidates:
             raise most_specific(refusals)
         return candidates
@@ -225,18 +230,18 @@ class MessageSignature:
     def _check_by_set(
         self, key_set: str, candidates: Sequence[_Candidate], request: Request, content: Content
     ) -> int | None:
-        needed: KeyNeededError | None = None
+        needed = ""
         refusals: list[RefusedError] = []
         for candidate in candidates:
             try:
                 if self._is_by_set(key_set, candidate, content):
                     return self._check_body(request, candidate, None, request, content)
             except KeyNeededError as error:
-                needed = error
+                needed = error.url
             except RefusedError as error:
-                refusals.append(error)
-        if needed is not None:
-            raise needed
+                refusals.append(error.with_traceback(None))
+        if needed:
+            raise KeyNeededError(needed)
         refusals.append(
             refused(Reason.BAD_SIGNATURE, "the signature in the header Signature doesn't match this request")
         )

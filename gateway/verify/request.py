@@ -63,11 +63,15 @@ def most_specific(refusals: Sequence[RefusedError]) -> RefusedError:
     """Return the refusal of a signature that was sent, rather than one of a signature that is missing.
 
     One that says that the request may be good comes first: only then it is sent again.
+
+    It is a copy, to be raised. An error that a frame of its own traceback refers to would keep all that these frames
+    refer to, the body among it, until the garbage collector runs; for the same reason, `refusals` are kept without
+    their tracebacks.
     """
     open_ = [error for error in refusals if error.reason == Reason.KEY_UNAVAILABLE]
     present = [error for error in refusals if not error.reason.startswith("missing_")]
     for error in (*open_, *present, *refusals):
-        return error
+        return RefusedError(error.status, error.reason, error.detail, retry_after=error.retry_after)
     return refused(Reason.MISSING_SIGNATURE, "expected a way to verify this request, got none")
 
 

@@ -155,7 +155,7 @@ class Signature:
             try:
                 read.append(self._read(line, request, now, content))
             except RefusedError as error:
-                refusals.append(error)
+                refusals.append(error.with_traceback(None))
         if not read:
             raise most_specific(refusals)
         return read

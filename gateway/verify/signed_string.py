@@ -6,7 +6,7 @@ A provider's file may have `{given:NAME}` in one: a key that it asks of its user
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import NamedTuple
@@ -118,6 +118,11 @@ class SignedString:
     @property
     def covers_body(self) -> bool:
         return any(part.kind in {"body", "form"} for part in self.parts if isinstance(part, Part))
+
+    @property
+    def header_names(self) -> Sequence[bytes]:
+        """Return the headers that are signed, in lower case."""
+        return self._headers
 
     def has(self, kind: str) -> bool:
         return any(part.kind == kind for part in self.parts if isinstance(part, Part))

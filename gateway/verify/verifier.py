@@ -92,7 +92,7 @@ class Verifier:
             try:
                 open_.append((check.check_head(head, now), results))
             except RefusedError as error:
-                refusals.append(error)
+                refusals.append(error.with_traceback(None))
         if not open_:
             raise most_specific(refusals)
         return PendingVerification(open_, refusals, now)
@@ -171,16 +171,16 @@ class PendingVerification:
         """Return by what it is verified, if any of the body checks passes. Raises as `Verifier.verify` does."""
         content = Content(request, keys, self._now)
         refusals: list[RefusedError] = []
-        needed: KeyNeededError | None = None
+        needed: tuple[str, bytes] | None = None
         for check_body, results in self._open:
             try:
                 verified = results[check_body(request, content)]
             except KeyNeededError as error:
-                needed = needed or error
+                needed = needed or (error.url, error.asking)
             except RefusedError as error:
-                refusals.append(error)
+                refusals.append(error.with_traceback(None))
             else:
                 return verified
         if needed is not None:
-            raise needed
+            raise KeyNeededError(*needed)
         raise most_specific([*refusals, *self._refusals])

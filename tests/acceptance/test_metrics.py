@@ -128,11 +128,19 @@ async def test_counters_of_several_processes_add_up_over_a_chaotic_run(
 
 
 def series_of(
-    *, sources: int, destinations: int, routes: int, pairs: int, ordered: int, secrets: int = 0, ends: int = 0
+    *,
+    sources: int,
+    destinations: int,
+    routes: int,
+    pairs: int,
+    ordered: int,
+    secrets: int = 0,
+    ends: int = 0,
+    quarantines: int = 0,
 ) -> int:
     """Return how many series docs/scaling.md tells of, but for those of the process."""
-    of_names = 122 + 84 * sources + 43 * destinations + 36 * routes + 11 * pairs + 5 * ordered
-    return of_names + secrets + ends
+    of_names = 124 + 84 * sources + 43 * destinations + 36 * routes + 11 * pairs + 5 * ordered
+    return of_names + secrets + ends + 6 * quarantines
 
 
 async def test_the_number_of_series_is_as_documented(embedded_place: LogPlace, tmp_path: Path) -> None:
@@ -143,7 +151,7 @@ async def test_the_number_of_series_is_as_documented(embedded_place: LogPlace, t
             "sources:",
             *[f"  source-{number}: {{{verify}{', dedupe: 1h' if number < 2 else ''}}}" for number in range(5)],
             "  rotating: {verify: {scheme: github, secrets: [new, {secret: old, until: 2999-12-31}]}}",
-            "  steady: {verify: {scheme: github, secrets: [only]}}",
+            "  steady: {verify: {scheme: github, secrets: [only]}, quarantine: true}",
             "destinations:",
             *[f'  to-{number}: {{url: "http://127.0.0.1:1/"}}' for number in range(4)],
             "routes:",
@@ -151,7 +159,7 @@ async def test_the_number_of_series_is_as_documented(embedded_place: LogPlace, t
             "  - {name: ordered, from: source-4, to: [to-2, to-3], order: key}",
         ]
     )
-    expected = series_of(sources=7, destinations=4, routes=5, pairs=14, ordered=2, secrets=2, ends=1)
+    expected = series_of(sources=7, destinations=4, routes=5, pairs=14, ordered=2, secrets=2, ends=1, quarantines=1)
     async with GatewayProcess(tmp_path, rules=rules, log=embedded_place.url) as gateway:
         await asyncio.sleep(2.5)  # gauges are set once a second
         found = _series(await gateway.scrape())

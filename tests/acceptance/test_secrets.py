@@ -19,9 +19,9 @@ RULES = """
 version: 1
 sources:
   signed: {{verify: {{scheme: github, secrets: ["secret-of-signed"]}}}}
-  header: {{verify: {{scheme: token, header: X-Token, secrets: ["secret-of-header"]}}}}
-  query: {{verify: {{scheme: token, query: key, secrets: ["secret-of-query"]}}}}
-  bearer: {{verify: {{scheme: bearer, secrets: ["secret-of-bearer"]}}}}
+  header: {{quarantine: true, verify: {{scheme: token, header: X-Token, secrets: ["secret-of-header"]}}}}
+  query: {{quarantine: true, verify: {{scheme: token, query: key, secrets: ["secret-of-query"]}}}}
+  bearer: {{quarantine: true, verify: {{scheme: bearer, secrets: ["secret-of-bearer"]}}}}
 destinations:
   failing:
     url: "{failing}/secret-of-url"
@@ -66,6 +66,7 @@ async def test_no_secret_is_in_a_record_a_log_line_or_a_metric(place: LogPlace, 
             assert (await post(gateway.port, guessed))[0] == 401
         await gateway.until("gateway_deliveries_total", 3, outcome="delivered", timeout=20)
         await gateway.until("gateway_deliveries_total", 3, outcome="dead_lettered", timeout=20)
+        await gateway.until("gateway_quarantined_total", 3, outcome="kept", timeout=20)
         used = failing.requests[0]
         metrics = await gateway.scrape()
         assert await gateway.stop() == 0
@@ -74,7 +75,7 @@ async def test_no_secret_is_in_a_record_a_log_line_or_a_metric(place: LogPlace, 
     assert (used.header("x-api-key"), used.header("authorization")) == ("secret-of-headers", "Bearer secret-of-auth")
     assert used.header("webhook-signature")
     records = await everything(place)
-    assert len(records) >= 3 + 3 + 3, "events, retries, dead letters"
+    assert len(records) >= 3 + 3 + 3 + 3, "events, retries, dead letters, refused requests"
     told = {"records": b"\n".join(records), "log lines": gateway.output.read_bytes(), "metrics": metrics.encode()}
     if not place.is_kafka:
         told["files"] = content(folder, "gateway.db*")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
+from gateway.ingress.quarantine import BURST, REQUESTS_PER_SECOND
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import Load, report
@@ -59,7 +60,7 @@ async def test_a_flood_beside_a_real_sender_at_its_rate_loses_nothing_of_it(
     limits = f"limits: {{{{rate: {rate}/s, concurrent: {connections}, body: 8KiB}}}}"
     async with AsyncExitStack() as stack:
         sink = await stack.enter_async_context(Sink(200))
-        rules = RULES.replace("github: {{verify", f"github: {{{{{limits}, verify").format(
+        rules = RULES.replace("github: {{verify", f"github: {{{{{limits}, quarantine: true, verify").format(
             first=sink.url, second=sink.url
         )
         gateway = GatewayProcess(folder, rules=rules, log=embedded_place.url, prefix=embedded_place.prefix)
@@ -77,7 +78,12 @@ async def test_a_flood_beside_a_real_sender_at_its_rate_loses_nothing_of_it(
         beyond = Load(gateway.port, rate=4 * rate, size=SIZE, connections=connections, first=1_000_000)
         await beyond.send_for(3.0)
     forged = metrics.sum("gateway_rejected_total", source="github", reason="bad_signature")
-    report(f"{load.acknowledged_count} of {len(load.answers)} acknowledged at {rate}/s, beside {forged:g} forged")
+    kept = metrics.sum("gateway_quarantined_total", outcome="kept")
+    assert 0 < kept <= BURST / 2 + REQUESTS_PER_SECOND * (seconds + 5.0)
+    report(
+        f"{load.acknowledged_count} of {len(load.answers)} acknowledged at {rate}/s, beside {forged:g} forged, "
+        f"{kept:g} of them kept"
+    )
     assert load.statuses().keys() == {202}, gateway.story()
     assert load.acknowledged_count > 0.5 * rate * seconds
     assert forged > 2 * load.acknowledged_count

@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver
-from gateway.model import Attempt, Headers, Result
+from gateway.model import Attempt, DestinationResponse, Headers, Result
 from gateway.rules.rules import Egress
 from tests.sink import Answer, Fault, Sink
 
@@ -240,6 +241,65 @@ async def test_a_head_decides_whatever_becomes_of_its_body(client: Client, monke
             assert (done.result, done.status) == (Result.SUCCESS, 200)
             assert done.seconds < 0.5
             await until(lambda: client.open_connections == 0)
+
+
+@dataclass
+class Sender:
+    """Waits for every response."""
+
+    taken: list[DestinationResponse | None] = field(default_factory=list)
+
+    def wait_for(self, outbound: Outbound) -> bool:
+        return outbound.url.endswith("/hook")
+
+    def take(self, outbound: Outbound, response: DestinationResponse | None) -> None:
+        assert self.wait_for(outbound)
+        self.taken.append(response)
+
+
+@asynccontextmanager
+async def client_for(sender: Sender) -> AsyncIterator[Client]:
+    async with Client(OPEN, senders=sender) as client:
+        yield client
+
+
+async def test_a_sender_that_waits_gets_the_response_and_its_body() -> None:
+    chunks = b"HTTP/1.1 201 Created\r\ncontent-type:  a/b \r\nTransfer-Encoding: chunked\r\n\r\n3\r\nall\r\n0\r\n\r\n"
+    until_closed = Answer(raw=b"HTTP/1.1 200 OK\r\n\r\nall", closes=True)
+    length = Answer(status=404, headers=(("Content-Type", "text/plain"),), body=b"x" * 65_536)
+    sender = Sender()
+    async with Sink(Answer(raw=chunks), until_closed, length, 204) as sink, client_for(sender) as client:
+        for _ in range(4):
+            await attempt(client, sink.url)
+        await attempt(client, sink.url.replace("/hook", "/other"))
+    assert sender.taken == [
+        DestinationResponse(status=201, content_type=b"a/b", body=b"all"),
+        DestinationResponse(status=200, body=b"all"),
+        DestinationResponse(status=404, content_type=b"text/plain", body=b"x" * 65_536),
+        DestinationResponse(status=204),
+    ]
+
+
+async def test_a_response_for_a_sender_whose_body_is_slow_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one that is too long, or broken off: the attempt is a success all the same, and takes no longer."""
+    monkeypatch.setattr(connections, "BODY_TIMEOUT", 0.05)
+    truncated = Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", closes=True)
+    for script in (Fault.DRIP, Fault.ENDLESS, truncated, Answer(body=b"x" * 65_537)):
+        sender = Sender()
+        async with Sink(script) as sink, client_for(sender) as client:
+            done = await attempt(client, sink.url)
+            assert (done.result, done.status) == (Result.SUCCESS, 200)
+            assert done.seconds < 0.5
+            assert sender.taken == [None]
+
+
+@pytest.mark.parametrize("fault", [Fault.RESET, Fault.HANG, Fault.GARBAGE])
+async def test_a_sender_that_waits_learns_of_a_failure(fault: Fault) -> None:
+    sender = Sender()
+    async with Sink(fault) as sink, client_for(sender) as client:
+        done = await attempt(client, sink.url, timeout=0.3)
+        assert done.result is not Result.SUCCESS
+        assert sender.taken == [None]
 
 
 async def test_a_large_answer_is_read_to_the_limit_only(client: Client) -> None:

@@ -28,6 +28,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from typing_extensions import override
 
+from gateway.ingress.quarantine import MAX_BODY
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.topics import Topics
 from tests.acceptance.conftest import LogPlace, operators
@@ -73,7 +74,7 @@ version: 1
 sources:
   github: {verify: {scheme: github, secrets: ["SECRET"]}}
   crm: {verify: {scheme: github, secrets: ["SECRET"]}, key: body.account}
-  billing: {verify: {scheme: github, secrets: ["SECRET"]}}
+  billing: {verify: {scheme: github, secrets: ["SECRET"]}, quarantine: true}
   shop: {verify: {scheme: github, secrets: ["SECRET"]}, dedupe: 1h}
 destinations:
   healthy: {url: "URL/healthy"}
@@ -321,8 +322,12 @@ async def _sources(scenery: "Scenery") -> None:
     async with watch.fault("what sent yesterday and a week ago is silent", "GatewaySourceSilent", "GatewayRouteQuiet"):
         pass
     async with (
-        watch.fault("each request of a source is forged", "GatewaySignaturesRefused"),
-        scenery.forging("/in/billing"),
+        watch.fault(
+            "each request of a source is forged, and too large",
+            "GatewaySignaturesRefused",
+            "GatewayQuarantineOverflows",
+        ),
+        scenery.forging("/in/billing", size=MAX_BODY + 1),
     ):
         await watch.until_fired()
     watch.fixed()
@@ -600,12 +605,12 @@ class Scenery:
             stopped.set()
 
     @asynccontextmanager
-    async def forging(self, path: str) -> AsyncIterator[None]:
+    async def forging(self, path: str, *, size: int = 2) -> AsyncIterator[None]:
         """Send requests with a wrong signature, meanwhile."""
 
         async def forge() -> None:
             while True:
-                request = signed_post(b"{}", delivery="forged", path=path)[:-1] + b"]"
+                request = signed_post(b"{".ljust(size, b"}"), delivery="forged", path=path)[:-1] + b"]"
                 assert (await post(self._ingress.port, request))[0] == 401
                 await asyncio.sleep(0.02)
 

@@ -18,11 +18,13 @@ from gateway.log.records import (
     decode_delivery,
     decode_event,
     decode_record_metadata,
+    decode_response,
     decode_sightings,
     encode_delivery,
     encode_event,
     encode_origin,
     encode_record_metadata,
+    encode_response,
     encode_sightings,
     event_key,
     fingerprint,
@@ -36,6 +38,7 @@ from gateway.model import (
     Attempt,
     Delivery,
     DeliveryId,
+    DestinationResponse,
     Event,
     EventId,
     Headers,
@@ -358,10 +361,11 @@ def test_a_newer_format_is_distinguished_from_garbage(version: bytes) -> None:
         encode_event(an_event()),
         encode_delivery(a_delivery(), NO_METADATA, at=NOW),
         encode_sightings("github", 1),
+        encode_response(None),
     ):
         record = a_record([("gw_v", version), *[pair for pair in written[3:] if pair[0] != "gw_v"]])
         assert is_newer(record)
-        for decode in (decode_event, decode_delivery, decode_sightings):
+        for decode in (decode_event, decode_delivery, decode_sightings, decode_response):
             with pytest.raises(NewerRecordError, match="expected format 1 or older, got"):
                 decode(record)
     for garbage in (b"", b"-2", b"2.0", b"0", b"10000000000", b"\xb2"):
@@ -386,6 +390,22 @@ def test_any_sightings_are_read_and_remembered_or_undecodable(headers: list[tupl
     sightings.restore(sighted.rows)
     sightings.add(SIGHTING.pack(bytes(16), bytes(8), 1, 1), 1)
     sightings.sweep()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["gw_v", "gw_status", "content-type"]), st.binary(max_size=20))),
+    st.binary(max_size=20),
+    st.binary(max_size=100),
+)
+def test_any_response_is_read_or_undecodable(headers: list[tuple[str, bytes]], key: bytes, value: bytes) -> None:
+    written = [*encode_response(DestinationResponse(status=200, content_type=b"text/plain")), *headers]
+    try:
+        event, response = decode_response(Record(9, NOW, key, value, written))
+    except UnreadableRecordError:
+        return
+    body = b"" if response is None else response.body
+    again = Record(9, NOW, event.encode(), body, encode_response(response))
+    assert decode_response(again) == (event, response)
 
 
 def test_sightings_with_an_origin_in_the_future_are_refused() -> None:

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.log.topics import Topics
 from gateway.model import Disposition, RefusedError, RetryPolicy, RulesError
+from gateway.required_topics import specs_of
 from gateway.rules.conditions import parse_condition
 from gateway.rules.expressions import Expression
 from gateway.rules.load import InvalidRulesError, check_rules, load_rules
@@ -39,6 +41,7 @@ sources:
     key: body.repository.full_name
     topic: company.github
     dedupe: 36h
+    quarantine: true
     public_url: https://hooks.example.com/hooks/github
   open:
     verify: {scheme: none}
@@ -98,6 +101,8 @@ def test_a_file_with_every_key_is_read(tmp_path: Path) -> None:
     github, public = rules.sources["github"], rules.sources["open"]
     assert (github.name, github.path, github.topic) == ("github", "/hooks/github", "company.github")
     assert github.dedupe == 36 * 3600
+    assert github.quarantine
+    assert not public.quarantine
     assert github.verifier.scheme == "github"
     assert github.id == Expression("headers['x-github-delivery']")
     assert github.type == Expression("headers['x-github-event']")
@@ -141,7 +146,7 @@ def test_a_file_with_every_key_is_read(tmp_path: Path) -> None:
     assert rules.files == (tmp_path / "routes.yaml", tmp_path / "old")
     assert [warning.replace(f"{tmp_path}/", "") for warning in rules.warnings] == [
         (
-            "routes.yaml:15:13: sources.open.verify: expected a scheme that verifies, got none: "
+            "routes.yaml:16:13: sources.open.verify: expected a scheme that verifies, got none: "
             "anybody who reaches /in/open can send"
         )
     ]
@@ -367,6 +372,32 @@ BROKEN = {
     + DESTINATIONS: [
         "routes.yaml:6:5: routes[0].order: `order: key` needs a `key` of each source, got none at 'github'",
         "routes.yaml:7:5: routes[0].tests: not supported yet",
+    ],
+    "version: 1\nsources:\n"
+    "  a: {respond: {after_delivery: {destination: cii}}, verify: {scheme: bearer, secrets: [0123456789abcdef]}}\n"
+    "  b:\n    respond: {after_delivery: {destination: ci, timeout: 1m}}\n    split: body\n"
+    "    verify: {scheme: bearer, secrets: [0123456789abcdef]}\n"
+    "  c: {respond: {after_delivery: {timeout: 1s}}, verify: {scheme: bearer, secrets: [0123456789abcdef]}}\n"
+    "  d: {respond: {after_delivery: {destination: other}}, verify: {scheme: bearer, secrets: [0123456789abcdef]}}\n"
+    "routes:\n  - {name: a, from: [a, b, d], to: ci}\n  - {name: b, from: a, to: other}\n"
+    'destinations: {ci: {url: "https://ci.example"}, other: {url: "https://other.example"}}\n': [
+        (
+            "routes.yaml:3:47: sources.a.respond.after_delivery.destination: "
+            "unknown destination 'cii', did you mean 'ci'?"
+        ),
+        (
+            "routes.yaml:5:15: sources.b.respond.after_delivery: "
+            "expected `split: off` with `after_delivery`, got requests with several events"
+        ),
+        (
+            "routes.yaml:5:58: sources.b.respond.after_delivery.timeout: "
+            "expected a duration from 100ms to 30s, such as 5s, 2m or 1h30m, got '1m'"
+        ),
+        "routes.yaml:8:33: sources.c.respond.after_delivery: expected the key 'destination', got none",
+        (
+            "routes.yaml:9:47: sources.d.respond.after_delivery.destination: "
+            "expected a destination of a route from 'd', got 'other'"
+        ),
     ],
     "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    on_exhausted: halt\n"
     "  - {name: b, from: github, to: ci, order: random}\n" + SOURCES + DESTINATIONS: [
@@ -1147,3 +1178,42 @@ def test_the_end_of_a_secret_may_be_a_reference_and_its_secret_is_never_shown(tm
     rules, _ = check_rules(path, environ={"SECRET": "hush" * 4, "UNTIL": "2999-01-01"})
     assert rules is not None
     assert rules.sources["soon"].secret_ends[1] > rules.sources["fine"].secret_ends[0]
+
+
+def test_quarantine_is_for_sources_whose_requests_can_be_verified_again(tmp_path: Path) -> None:
+    text = """
+        version: 1
+        sources:
+          fine: {verify: {scheme: github, secrets: [ssssssssssssssss]}, quarantine: true}
+          off: {verify: {scheme: none}, quarantine: false}
+          open: {verify: {scheme: none}, quarantine: true}
+          bare: {verify: {scheme: jwt, algorithms: [HS256], claims: {}, secrets: [ssssssssssssssss]}, quarantine: true}
+          odd: {verify: {scheme: github, secrets: [ssssssssssssssss]}, quarantine: sometimes}
+        destinations: {ci: {url: "https://ci.example"}}
+        routes: [{name: all, from: [fine, off, open, bare, odd], to: ci}]
+        """
+    expected = "quarantine: expected a scheme whose requests can be verified again, got"
+    found = [problem for problem in problems(tmp_path, dedent(text)) if "quarantine" in problem]
+    assert any(f"sources.open.quarantine: {expected} none, which refuses nothing" in problem for problem in found)
+    assert any(f"sources.bare.quarantine: {expected} a token that is good for any body" in problem for problem in found)
+    assert any("sources.odd.quarantine: expected true or false, got 'sometimes'" in problem for problem in found)
+    assert len(found) == 3
+
+
+def test_only_a_source_with_quarantine_needs_its_topic(tmp_path: Path) -> None:
+    text = """
+        version: 1
+        sources: {{github: {{verify: {{scheme: github, secrets: [ssssssssssssssss]}}, quarantine: {on}}}}}
+        destinations: {{ci: {{url: "https://ci.example"}}}}
+        routes: [{{name: all, from: github, to: ci}}]
+        """
+    for is_on in (True, False):
+        rules = load(tmp_path, dedent(text.format(on=str(is_on).lower())))
+        assert rules.sources["github"].quarantine is is_on
+        names = [spec.name for spec in specs_of(rules, Topics())]
+        assert ("gateway.rejected" in names) is is_on
+
+
+def test_no_source_may_use_the_topic_of_refused_requests() -> None:
+    with pytest.raises(RulesError, match=r"gateway\.rejected"):
+        Topics().specs(["gateway.rejected"])

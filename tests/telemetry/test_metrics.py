@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.model import DeadReason, Result, RetryPolicy, SpillReason
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
-from gateway.telemetry.metrics import REJECTIONS, Metrics, content_type_for, exposition, process_registry
+from gateway.telemetry.metrics import QUARANTINE, REJECTIONS, Metrics, content_type_for, exposition, process_registry
 from gateway.verify.request import Reason
 from gateway.verify.schemes import build_verifier
 from tests.machine_speed import as_usual
@@ -25,6 +25,8 @@ INTERFACE = {
     "rejected_total": ("counter", "source reason"),
     "events_total": ("counter", "source"),
     "secret_events_total": ("counter", "source position"),
+    "quarantined_total": ("counter", "source outcome"),
+    "destination_responses_total": ("counter", "source outcome"),
     "duplicates_total": ("counter", "source"),
     "dedupe_conflicts_total": ("counter", "source"),
     "dedupe_undecided_total": ("counter", "source"),
@@ -125,6 +127,8 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     metrics.build_info.labels("1.0.0", "all").set(1)
     metrics.records_lost.labels("x").inc()
     metrics.secret_events.labels("x", "1").inc()
+    metrics.quarantined.labels("x", "kept").inc()
+    metrics.destination_responses.labels("x", "sent").inc()
     metrics.secret_end_timestamp.labels("x", "1").set(1)
     metrics.partition_unread.labels("x", "0").set(1)
     metrics.retention_left.labels("x").set(1)
@@ -142,6 +146,24 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
         name = metric.name.removeprefix("gateway_") + ("_total" if metric.type == "counter" else "")
         found[name] = (metric.type, {*metric.samples[0].labels} - {"le"})
     assert found == {name: (kind, {*labels.split()}) for name, (kind, labels) in INTERFACE.items()}
+
+
+def test_only_sources_with_quarantine_have_series_of_it() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    def outcomes() -> list[str]:
+        found = [family for family in registry.collect() if family.name == "gateway_quarantined"]
+        return sorted({one.labels["outcome"] for family in found for one in family.samples})
+
+    rules = some_rules(routes={"build": ("ci",)})
+    metrics.prepare(rules)
+    assert outcomes() == []
+    sources = {name: replace(source, quarantine=True) for name, source in rules.sources.items()}
+    metrics.prepare(replace(rules, sources=sources))
+    assert outcomes() == sorted(QUARANTINE)
+    metrics.prepare(rules)
+    assert outcomes() == []
 
 
 def test_the_backlog_of_dead_letters_says_that_it_counts_open_ones() -> None:

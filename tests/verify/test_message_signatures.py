@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from gateway.model import UsageError
+from gateway.verify.kept_proof import conceal
 from gateway.verify.message_signatures import ALGORITHMS, MAX_FIELD_BYTES, MAX_SIGNATURES
 from gateway.verify.presets import SchemeError
 from gateway.verify.remote_keys import PAUSE, KeyCache
@@ -658,3 +659,16 @@ def test_its_headers_are_about_the_whole_body() -> None:
     assert (spec.header, spec.timestamp_header, spec.tolerance) == ("Signature", "Signature-Input", 300)
     [spec] = checking("hmac-sha256", tolerance="none").signing_specs
     assert spec.tolerance is None
+
+
+def test_what_is_kept_of_a_refused_request_can_be_verified_again() -> None:
+    """By the secret that it was signed with, once that is known: nothing that must be signed is left out of it."""
+    given: Mapping[str, Any] = {"secret_encoding": "base64", "covered": ["authorization", "@method"]}
+    old, new = [
+        checking("hmac-sha256", secrets=[secret], **given) for secret in (base64.b64encode(bytes(32)).decode(), SHARED)
+    ]
+    sent = signed("authorization", "@method", "content-digest", Authorization="Digest x", Cookie="session=1")
+    assert reason(old, sent) == "bad_signature"
+    kept = conceal(old, sent, bytes(16))
+    assert b"cookie" not in dict(kept.headers)
+    assert reason(new, sent._replace(headers=kept.headers, names=None)) == "accepted"

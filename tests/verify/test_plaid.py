@@ -55,6 +55,12 @@ def test_a_key_is_asked_for_by_its_id_and_with_the_credentials() -> None:
     assert caught.value.url == URL.replace("production", "sandbox")
 
 
+def test_a_body_that_came_later_asks_for_the_same_key() -> None:
+    with pytest.raises(KeyNeededError) as caught:
+        plaid().check_head(signed(), now=NOW).verify(signed(), KeyCache())
+    assert (caught.value.url, orjson.loads(caught.value.asking)["key_id"]) == (URL, KID)
+
+
 def test_a_token_of_the_body_is_accepted() -> None:
     assert reason(plaid(), signed(), keys=knowing(a_document())) == "accepted"
 

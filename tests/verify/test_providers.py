@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingress.batches import split
 from gateway.model import UsageError
+from gateway.rules.batches import split
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.verify.presets import PRESETS, SchemeError

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ingress.batches import MAX_EVENTS, split
 from gateway.model import RefusedError
+from gateway.rules.batches import MAX_EVENTS, split
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

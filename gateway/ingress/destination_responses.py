@@ -1,0 +1,242 @@
+"""Brings the responses of destinations to the senders that wait for them (`respond: after_delivery`).
+
+    request ─▶ expect ─▶ append ─────────────────▶ wait ─▶ response, or the default one if none comes in time
+                            │                        ▲
+                            └▶ delivery ─▶ attempt ──┤ taken: in this process
+                                                     └ `gateway.responses`: in another one, where there are several
+
+The event is stored before anybody waits, and is delivered as any other, whatever the sender gets. Nothing here is
+needed for that: a response that is lost is one that doesn't come in time.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from time import perf_counter
+from typing import Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.log.base import Assignment, Commit, Consumer, Log, Partition
+from gateway.log.records import decode_response, encode_response
+from gateway.log.topics import Topics
+from gateway.model import (
+    Delivery,
+    DestinationResponse,
+    EventId,
+    GatewayError,
+    LogUnavailableError,
+    NewerRecordError,
+    UndecodableRecordError,
+)
+from gateway.rules.rules import AfterDelivery, Rules
+from gateway.telemetry.log_throttle import LogThrottle
+from gateway.telemetry.metrics import Metrics
+
+MAX_WAITING = 2000
+"""Senders that wait in one process; one more gets the default response at once."""
+MAX_APPENDS = 1000
+"""Responses for other processes that are being appended; one more is dropped."""
+DRAIN = 1.0
+"""Seconds for which a stopping process still waits for destinations."""
+_OURS = {
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+}
+"""What a destination has against the gateway, not against the sender: it is tried again, or an operator is asked."""
+
+
+class Sent(Protocol):
+    """A request to a destination, as far as it matters here."""
+
+    @property
+    def delivery(self) -> Delivery | None: ...
+
+
+def for_sender(response: DestinationResponse | None) -> DestinationResponse | None:
+    """Return the response if a sender gets it: a success, or a client error that isn't about the gateway."""
+    if response is None or response.status // 100 not in (2, 4) or response.status in _OURS:
+        return None
+    return response
+
+
+class Waiting:
+    """A sender that waits for what a destination responds to an event; close it."""
+
+    __slots__ = ("_done", "_responses", "_timeout", "destination", "event")
+
+    def __init__(self, responses: "DestinationResponses", event: EventId, after: AfterDelivery) -> None:
+        self.event = event
+        self.destination = after.destination
+        self._timeout = after.timeout
+        self._responses = responses
+        self._done: asyncio.Future[DestinationResponse | None] = asyncio.get_running_loop().create_future()
+
+    async def response(self, began: float) -> tuple[DestinationResponse | None, str]:
+        """Return the response, if one comes in time, and what became of it, as the metric has it.
+
+        `began` is when the request came, by `perf_counter`.
+        """
+        try:
+            async with asyncio.timeout(began + self._timeout - perf_counter()):
+                found = await self._done
+        except TimeoutError:
+            return None, "timeout"
+        return found, "failed" if found is None else "sent"
+
+    def take(self, response: DestinationResponse | None) -> None:
+        if not self._done.done():
+            self._done.set_result(response)
+
+    def close(self) -> None:
+        self._responses.forget(self)
+
+
+class DestinationResponses:
+    """The senders of one process that wait, and the way of a response to those of another process.
+
+    `rules` returns the active rules. `is_shared` is whether other processes use the same log.
+    """
+
+    def __init__(
+        self,
+        *,
+        rules: Callable[[], Rules],
+        log: Log,
+        topics: Topics,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        is_shared: bool,
+    ) -> None:
+        self._rules = rules
+        self._log = log
+        self._topic = topics.responses
+        self._metrics = metrics
+        self._logger = logger
+        self._is_shared = is_shared
+        self._waiting: dict[EventId, list[Waiting]] = {}
+        self._count = 0
+        self._is_stopping = False
+        self._appends: set[asyncio.Task[None]] = set()
+        self._seldom = LogThrottle()
+        self._consumer: Consumer | None = None
+
+    def expect(self, event: EventId, after: AfterDelivery) -> Waiting | None:
+        """Begin to wait, before the event is appended; None if too many do, or the process stops."""
+        if self._count >= MAX_WAITING or self._is_stopping:
+            return None
+        waiting = Waiting(self, event, after)
+        self._waiting.setdefault(event, []).append(waiting)
+        self._count += 1
+        return waiting
+
+    def forget(self, waiting: Waiting) -> None:
+        """Wait no longer."""
+        others = self._waiting.get(waiting.event, [])
+        if waiting in others:
+            self._count -= 1
+            others.remove(waiting)
+            if not others:
+                del self._waiting[waiting.event]
+
+    def stop(self) -> None:
+        """Let nobody wait longer than a moment from now on."""
+        self._is_stopping = True
+        asyncio.get_running_loop().call_later(DRAIN, self._give_up)
+
+    def wait_for(self, sent: Sent) -> bool:
+        """Return whether a sender may wait for the response to this request, here or at another process."""
+        delivery = sent.delivery
+        if delivery is None:
+            return False
+        if any(each.destination == delivery.destination for each in self._waiting.get(delivery.event.id, ())):
+            return True
+        after = self._after_delivery(delivery.event.source) if self._is_shared else None
+        return (
+            after is not None
+            and after.destination == delivery.destination
+            and self._log.now() < delivery.event.received_at + after.timeout
+        )
+
+    def take(self, sent: Sent, response: DestinationResponse | None) -> None:
+        """Take what a destination has responded; None if nothing, or nothing complete."""
+        delivery = sent.delivery
+        if delivery is None:
+            return
+        found = for_sender(response)
+        event, is_taken = delivery.event.id, False
+        for each in self._waiting.get(event, ()):
+            if each.destination == delivery.destination:
+                is_taken = True
+                each.take(found)
+        if not is_taken and self._is_shared and len(self._appends) < MAX_APPENDS:
+            append = asyncio.get_running_loop().create_task(self._append(event, found))
+            self._appends.add(append)
+            append.add_done_callback(self._appends.discard)
+
+    def unreadable(self) -> Mapping[Partition, str]:
+        """Return which partitions of responses can't be read, and why."""
+        return {} if self._consumer is None else self._consumer.unreadable()
+
+    async def follow(self) -> None:
+        """Take the responses that other processes have got, until cancelled."""
+        while not self._is_shared or not self._is_needed():  # noqa: ASYNC110 - a reload has no event here
+            await asyncio.sleep(1.0)
+        while self._consumer is None:
+            try:
+                self._consumer = await self._log.consume(group=None, topics=[self._topic], listener=self)
+            except (LogUnavailableError, KeyError) as error:
+                self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
+                await asyncio.sleep(1.0)
+        try:
+            while True:
+                for batch in await self._consumer.fetch(timeout=1.0):
+                    for record in batch.records:
+                        try:
+                            event, response = decode_response(record)
+                        except (UndecodableRecordError, NewerRecordError) as error:
+                            self._skip(record.offset, error)
+                            continue
+                        for each in self._waiting.get(event, ()):
+                            each.take(response)
+        finally:
+            await self._consumer.close()
+
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
+        """Nothing to take over: a reader without a group starts at the topic's beginning."""
+
+    async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
+        return {}
+
+    def records_deleted(self, partition: Partition, deleted: range) -> None:
+        """Ignored: nobody waits for what is that old."""
+
+    def restarted(self, assignment: Assignment) -> None:
+        """Ignored: what is there is read, whoever wrote it."""
+
+    def _after_delivery(self, source: str) -> AfterDelivery | None:
+        found = self._rules().sources.get(source)
+        return None if found is None or found.response is None else found.response.after_delivery
+
+    def _is_needed(self) -> bool:
+        return any(map(self._after_delivery, self._rules().sources))
+
+    def _give_up(self) -> None:
+        for waiting in self._waiting.values():
+            for each in waiting:
+                each.take(None)
+
+    async def _append(self, event: EventId, response: DestinationResponse | None) -> None:
+        value = b"" if response is None else response.body
+        with suppress(GatewayError):  # the sender gets the default response
+            await self._log.append(self._topic, key=event.encode(), value=value, headers=encode_response(response))
+
+    def _skip(self, offset: int, error: GatewayError) -> None:
+        self._metrics.records_undecodable.labels("responses").inc()
+        if count := self._seldom.count(self._topic, self._log.now()):
+            self._logger.error("record_undecodable", topic=self._topic, offset=offset, count=count, error=str(error))

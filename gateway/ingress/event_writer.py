@@ -1,0 +1,146 @@
+"""Stores the events of verified requests, and makes the responses to their senders: none before the log has them."""
+
+import asyncio
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from gateway.ingress.body import no_room
+from gateway.ingress.body_memory import BodyMemory
+from gateway.ingress.destination_responses import DestinationResponses
+from gateway.ingress.endpoint import Endpoint
+from gateway.ingress.responses import Accepted, batch_response, passed_on_response, stored_response
+from gateway.log.base import Log
+from gateway.log.records import encode_event, event_key
+from gateway.model import Event
+from gateway.rules.batches import split
+from gateway.rules.event_view import EventView
+from gateway.rules.rules import StoredResponse
+from gateway.telemetry.metrics import Metrics
+from gateway.verify.request import Request
+from gateway.verify.verifier import Verified
+
+if TYPE_CHECKING:  # an extra
+    from gateway.telemetry.traces import Traces
+
+
+class EventWriter:
+    """Appends events to the log, once for each of them; no append is retried. Its callers hold the body's memory.
+
+    What it learns of a request goes into the `fields` of its log line.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        metrics: Metrics,
+        memory: BodyMemory,
+        traces: "Traces | None",
+        responses: DestinationResponses | None,
+    ) -> None:
+        self._log = log
+        self._metrics = metrics
+        self._memory = memory
+        self._traces = traces
+        self._responses = responses
+
+    async def store(
+        self, endpoint: Endpoint, sent: Request, verified: Verified, fields: dict[str, Any]
+    ) -> web.StreamResponse:
+        """Store the event of a request; return the response to its sender.
+
+        Raises RefusedError, LogUnavailableError, RecordTooLargeError.
+        """
+        event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
+        fields["event_id"], fields["type"] = event.id, event.type
+        if endpoint.after_delivery is not None and self._responses is not None:
+            fields["waits"] = self._responses.expect(event.id, endpoint.after_delivery)
+        if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+            endpoint.count(event.received_at, verified.secret)
+        else:
+            await self._append(endpoint, event, verified.secret, fields)
+        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
+
+    async def store_batch(
+        self,
+        endpoint: Endpoint,
+        sent: Request,
+        verified: Verified,
+        fields: dict[str, Any],
+    ) -> web.StreamResponse:
+        """Store each event of a request. If one can't be stored, all are sent again, and have their ids again.
+
+        Raises as `store` does.
+        """
+        bodies = split(sent.body, endpoint.split or ())
+        if bodies is None:
+            return await self.store(endpoint, sent, verified, fields)
+        head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
+        memory = len(sent.body) + len(bodies) * head_bytes  # each event has the headers
+        if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
+            raise no_room(self._memory)
+        try:
+            events = endpoint.events_of(
+                sent, bodies, received_at=self._log.now(), identity_expression=verified.identity
+            )
+            fields["events"] = len(events)
+            appends = [
+                asyncio.ensure_future(self._append(endpoint, event, verified.secret, fields)) for event in events
+            ]
+            await asyncio.wait(appends)
+            for append in appends:
+                append.result()
+        finally:
+            self._memory.release(endpoint.share, memory)
+        return batch_response(endpoint.status, [event.id for event in events])
+
+    async def destination_response(
+        self, default: web.StreamResponse, fields: dict[str, Any], *, began: float
+    ) -> web.StreamResponse:
+        """Return what the destination responds to an event that is stored, or else the default response."""
+        found, outcome = None, "overloaded"
+        if (waiting := fields["waits"]) is not None:
+            found, outcome = await waiting.response(began)
+        fields["destination_response"] = outcome
+        self._metrics.destination_responses.labels(fields["source"], outcome).inc()
+        return default if found is None else passed_on_response(found, fields["event_id"])
+
+    async def _append(self, endpoint: Endpoint, event: Event, secret: int | None, fields: dict[str, Any]) -> None:
+        if self._traces is None:
+            began = perf_counter()
+            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            self._metrics.append_duration.observe(perf_counter() - began)
+        else:
+            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
+        endpoint.count(event.received_at, secret)
+
+    async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
+        began = perf_counter()
+        with traces.send(event, topic) as span:
+            event = replace(event, trace=span.context)
+            headers = encode_event(event)
+            position = await self._log.append(topic, key=event_key(event), value=event.body, headers=headers)
+            span.set_attributes(
+                {
+                    "messaging.destination.partition.id": str(position.partition),
+                    "messaging.kafka.offset": position.offset,
+                }
+            )
+        seconds, trace_id = perf_counter() - began, span.context.recorded_id
+        if trace_id is None:
+            self._metrics.append_duration.observe(seconds)
+        else:
+            self._metrics.append_duration.observe_traced(seconds, trace_id)
+
+
+def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> web.Response:
+    made, problem = stored_response(response, event, EventView.of(event))
+    if problem:
+        fields["response_error"] = problem
+    return made

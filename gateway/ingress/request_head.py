@@ -1,0 +1,67 @@
+"""What a request's head decides beside its source's scheme: method, size, transfer coding, some handshakes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import web
+
+from gateway.ingress.endpoint import Endpoint
+from gateway.ingress.responses import handshake_response
+from gateway.ingress.server import Connection
+from gateway.model import RefusedError
+from gateway.verify.request import Request
+
+TRANSFER_ENCODING = b"transfer-encoding"
+
+
+def check_head(request: web.BaseRequest, query: str, names: Sequence[bytes], limit: int) -> int:
+    """Return the size of the head in bytes, of which `limit` are allowed. Raises RefusedError."""
+    if request.method != "POST":
+        raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
+    head_bytes = len(query) + sum([len(name) + len(value) for name, value in request.raw_headers])
+    if head_bytes > limit:
+        raise RefusedError(431, "head_too_large", f"expected at most {limit} bytes of headers and query")
+    if TRANSFER_ENCODING in names:
+        headers = zip(names, request.raw_headers, strict=True)
+        _refuse_codings([value for name, (_, value) in headers if name == TRANSFER_ENCODING])
+    return head_bytes
+
+
+def check_source(
+    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
+) -> web.Response | None:
+    """Check where a request comes from, before anything else of it; then do as `_unverified_handshake`.
+
+    Raises RefusedError.
+    """
+    endpoint.check_address(request, fields)
+    return _unverified_handshake(request, endpoint, path, query, fields, now=now)
+
+
+def leave_body(request: web.BaseRequest) -> None:
+    """Tell the connection that nobody will read what is left of a body."""
+    if isinstance(request.protocol, Connection):
+        request.protocol.unread = request.content
+
+
+def _unverified_handshake(
+    request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
+) -> web.Response | None:
+    """Return the response to a handshake that its head alone decides; None for every other request."""
+    if request.method not in endpoint.handshake_methods:
+        return None
+    head = Request(request.method, path, query, request.raw_headers, b"")
+    handshake = endpoint.source.verifier.unverified_handshake(head, now=now)
+    if handshake is None:
+        return None
+    fields["handshake"] = True
+    leave_body(request)
+    return handshake_response(handshake)
+
+
+def _refuse_codings(values: Sequence[bytes]) -> None:
+    """Refuse other transfer codings (RFC 9112 §6.1): we would pass the coded body on without its header."""
+    if b",".join(values).strip().lower() != b"chunked":
+        raise RefusedError(
+            501, "transfer_coding", "expected no Transfer-Encoding, or `chunked`, got another transfer coding"
+        )

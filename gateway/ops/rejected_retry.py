@@ -1,0 +1,444 @@
+"""Verifies refused requests again, by today's rules, and admits those that pass; or drops them.
+
+    verify ─▶ claim the partition ─▶ what is in the log already? ─▶ append events ─▶ marker ─▶ … ─▶ end of the claim
+                                          ▲                              │
+                                          └───── killed here, the next retry finds them ─────┘
+
+An event that is admitted has the id that the ingress would have given it, or, if its sender gives none, one made from
+where its request was kept. So before anything is appended, the log is searched for events with these ids and contents,
+from a dedupe window before the first of the requests on: what is there was sent again by its provider, or admitted by a
+retry that was killed before its marker. While one command has claimed a partition, no other appends for it.
+
+A request is verified as of the time at which it was received: it was fresh then, and each record says when it was
+stored, by the log's clock, which mustn't be much later. A secret that has ended since verifies nothing. Whoever sent a
+request more than once within its timestamp's tolerance has sent one event more than once: it is admitted once.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from gateway.engine.jobs.log_reader import records_of
+from gateway.log.base import Log, Partition, Record
+from gateway.log.records import decode_event, encode_event, event_key, fingerprint
+from gateway.log.topics import Topics
+from gateway.model import (
+    Event,
+    LogUnavailableError,
+    RecordTooLargeError,
+    RefusedError,
+    UnfetchedError,
+    UnreadableRecordError,
+    event_id,
+    identity_of,
+)
+from gateway.ops.control_client import who
+from gateway.ops.rejected import Rejected, RejectedFilter, read_rejected
+from gateway.ops.rejected_claims import Claim, ClaimLostError
+from gateway.quarantine.records import MAX_LATER, Marker, Missing, Outcome, RejectedRequest, decode
+from gateway.rules.batches import split
+from gateway.rules.event_builder import EventBuilder
+from gateway.rules.rules import Source
+from gateway.verify.kept_proof import revealed
+from gateway.verify.remote_keys import KeyCache, KeyNeededError, key_unavailable
+from gateway.verify.request import Reason, Request, refused
+from gateway.verify.verifier import Verified
+
+BATCH_RECORDS = 100
+BATCH_BYTES = 200 << 10
+"""Bytes of bodies appended concurrently. They keep their order, as they never fill a batch of Kafka's producer."""
+DROP_BATCH = 1000
+ROUNDS = 2
+"""Keys that one request may need."""
+FETCH_TIMEOUT, MAX_DOCUMENT_BYTES = 5.0, 64 * 1024
+
+EventKey = tuple[str, bytes]
+"""An event's id, and the digest of its content."""
+
+
+class Fetch(Protocol):
+    """Returns the document at an https address, for a POST of `asking` if there is any. Raises UnfetchedError."""
+
+    def __call__(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> Awaitable[bytes]: ...
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of the requests that a command was about. Each is counted once.
+
+    `events` is how many the admitted ones had that weren't in the log; `refused` are by reason. `elsewhere`: another
+    command has resolved them meanwhile. `left`: the command has ended before them, for this `problem`.
+    """
+
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    events: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    missing: Counter[Missing] = field(default_factory=Counter)
+    unreadable: int = 0
+    elsewhere: int = 0
+    left: int = 0
+    problem: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.problem and not self.left
+
+
+class Verification:
+    """Verifies refused requests of a source again. `today` is in Unix seconds, by the clock of this machine."""
+
+    def __init__(self, source: Source, *, today: float, fetch: Fetch | None = None) -> None:
+        self._source = source
+        self._today = today
+        self._fetch = fetch
+        self._documents: dict[str, bytes] = {}
+        self._builder = EventBuilder(source)
+
+    async def events(self, found: Rejected, request: RejectedRequest, *, received_at: float) -> list[Event]:
+        """Return the events of a request, none if it is a handshake. Raises RefusedError if it is still refused."""
+        source, verifier = self._source, self._source.verifier
+        kept = Request(request.method, source.path, request.query, request.headers, request.body)
+        sent = revealed(verifier, kept, request.credentials, request.salt, now=self._today)
+        try:
+            verified = await self._verify(sent, request.at)
+        except RefusedError as error:
+            if request.credentials and sent is kept and error.reason == Reason.MISSING_CREDENTIALS:
+                raise refused(Reason.BAD_CREDENTIALS, "the credential isn't one of today's") from error
+            raise
+        if verified.secret is not None and verifier.terms[verified.secret].until <= self._today:
+            raise refused(Reason.BAD_SIGNATURE, "the secret that verifies it has ended since")
+        if verifier.handshake(sent, now=request.at) is not None:
+            return []
+        bodies = None if source.split is None else split(sent.body, source.split)
+        if bodies is None:
+            events = [self._builder.event(sent, received_at=received_at, identity_expression=verified.identity)]
+        else:
+            events = self._builder.events(sent, bodies, received_at=received_at, identity_expression=verified.identity)
+        return [_with_own_id(event, found, request, number) for number, event in enumerate(events)]
+
+    async def _verify(self, sent: Request, at: float) -> Verified:
+        """Verify a request as of a time, with the keys that it names."""
+        keys = KeyCache()
+        for _ in range(ROUNDS):
+            try:
+                return self._source.verifier.verify(sent, now=at, keys=keys)
+            except KeyNeededError as needed:
+                try:
+                    keys.keep(needed.url, await self._document(needed.url, needed.asking), at)
+                except (UnfetchedError, ValueError) as error:
+                    raise key_unavailable(str(error)) from error
+        try:
+            return self._source.verifier.verify(sent, now=at, keys=keys)
+        except KeyNeededError as error:
+            raise key_unavailable("it would be one too many") from error
+
+    async def _document(self, url: str, asking: bytes) -> bytes:
+        if url not in self._documents:
+            if self._fetch is None:
+                raise key_unavailable("nothing is fetched here")
+            self._documents[url] = await self._fetch(
+                url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, asking=asking
+            )
+        return self._documents[url]
+
+
+def _with_own_id(event: Event, found: Rejected, request: RejectedRequest, number: int) -> Event:
+    """Give an event without an identity an id made from its request's place: the same in every retry."""
+    if identity_of(event.id) is not None:
+        return event
+    place = f"{found.partition.topic}/{found.position} {request.at:.6f} {number}"
+    return replace(event, id=event_id(event.source, f"rejected\0{place}"))
+
+
+class RejectedCommand:
+    """One command about refused requests: `retry` or `drop`. `sleep` waits for other commands."""
+
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        wait: float,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
+        self._log = log
+        self._topics = topics
+        self._wait = wait
+        self._clock = clock
+        self._sleep = sleep
+        self._name = f"{int(log.now() * 1000):x}-{secrets.token_hex(4)}"
+        self._by = who()
+        self.report = Report()
+        self._unread: dict[Partition, str] = {}
+        self._refused_late = 0
+        """Requests that passed at first, and then couldn't be admitted."""
+
+    async def retry(
+        self, source: Source, which: RejectedFilter, *, fetch: Fetch | None = None, dry_run: bool = False
+    ) -> Report:
+        """Verify a source's open requests again, and admit those that pass: all but `left` have an outcome then.
+
+        Raises LogUnavailableError if the requests can't be read. What fails later is the report's `problem`.
+        """
+        report, verification = self.report, Verification(source, today=self._clock(), fetch=fetch)
+        present = _PresentEvents(self._log, source.topic or self._topics.events(source.name))
+        starts = await self._ends()
+        passing: dict[Partition, list[int]] = defaultdict(list)
+        oldest = float("inf")
+        async with aclosing(self._read(replace(which, source=source.name))) as history:
+            async for found in history:
+                events = await self._verified(verification, found)
+                if events is not None:
+                    present.wanted.update(map(_key_of, events))
+                    passing[found.partition].append(found.record.offset)
+                    oldest = min(oldest, found.record.appended_at)
+        total = sum(map(len, passing.values()))
+        if not total:
+            return self._ended(0)
+        await present.begin(oldest - MAX_LATER - (source.dedupe or 0.0))
+        if dry_run:
+            await self._foresee(verification, present, passing)
+            return self._ended(report.outcomes.total() + self._refused_late)
+        for partition, offsets in sorted(passing.items()):
+            await self._with_claim(
+                partition, sorted(offsets), starts, lambda claim, some: self._admit(verification, present, claim, some)
+            )
+            if report.problem:
+                break
+        return self._ended(total)
+
+    async def drop(self, which: RejectedFilter) -> Report:
+        """Mark open requests, whether they can be read or not, as done with. Raises and reports as `retry` does."""
+        starts = await self._ends()
+        chosen: dict[Partition, list[int]] = defaultdict(list)
+        async with aclosing(self._read(which)) as history:
+            async for found in history:
+                chosen[found.partition].append(found.record.offset)
+        for partition, offsets in sorted(chosen.items()):
+            await self._with_claim(partition, sorted(offsets), starts, None)
+            if self.report.problem:
+                break
+        return self._ended(sum(map(len, chosen.values())))
+
+    async def _ends(self) -> Mapping[int, int]:
+        """Return where the partitions end that can be read now."""
+        bounds, _ = await self._log.readable(self._topics.rejected)
+        return {number: end for number, (_, end) in bounds.items()}
+
+    def _read(self, which: RejectedFilter) -> AsyncGenerator[Rejected, None]:
+        return read_rejected(self._log, self._topics, which, unread=self._unread)
+
+    def _ended(self, total: int) -> Report:
+        """Return the report: of `total` requests, what has no outcome is left; and what couldn't be read."""
+        report = self.report
+        report.left = total - report.elsewhere - report.outcomes.total() - self._refused_late
+        if self._unread and not report.problem:
+            (topic, number), reason = min(self._unread.items())
+            report.problem = f"{topic}/{number}: not read: {reason}"
+        return report
+
+    async def _verified(self, verification: Verification, found: Rejected) -> list[Event] | None:
+        """Return the events of an open request that may be admitted; count any other."""
+        if found.request is None:
+            self.report.unreadable += 1
+        elif found.missing:
+            self.report.missing[found.missing] += 1
+        else:
+            try:
+                return await verification.events(found, found.request, received_at=self._log.now())
+            except RefusedError as error:
+                self.report.refused[error.reason] += 1
+        return None
+
+    async def _foresee(
+        self, verification: Verification, present: "_PresentEvents", passing: Mapping[Partition, Sequence[int]]
+    ) -> None:
+        await present.look()
+        for partition, offsets in sorted(passing.items()):
+            async with aclosing(_these(self._log, partition, sorted(offsets))) as requests:
+                async for found in requests:
+                    outcome, fresh = await self._judge(verification, present, found)
+                    if outcome is not None:
+                        self.report.outcomes[outcome] += 1
+                        self.report.events += len(fresh)
+
+    async def _with_claim(
+        self,
+        partition: Partition,
+        offsets: Sequence[int],
+        starts: Mapping[int, int],
+        admit: Callable[[Claim, Sequence[Rejected]], Awaitable[None]] | None,
+    ) -> None:
+        """Claim a partition, work on these requests, in batches, and end the claim."""
+        start = starts.get(partition.number, 0)
+        claim = Claim(self._log, partition, name=self._name, by=self._by, start=start, sleep=self._sleep)
+        try:
+            if holder := await claim.acquire(self._wait):
+                self.report.problem = f"{partition.topic}/{partition.number}: {holder} is working on it"
+                return
+            open_ = [offset for offset in offsets if offset not in claim.outcomes]
+            self.report.elsewhere += len(offsets) - len(open_)
+            if admit is None:
+                for first in range(0, len(open_), DROP_BATCH):
+                    dropped = open_[first : first + DROP_BATCH]
+                    await claim.store([(offset, Outcome.DROPPED) for offset in dropped])
+                    self.report.outcomes[Outcome.DROPPED] += len(dropped)
+            else:
+                batch: list[Rejected] = []
+                async with aclosing(_these(self._log, partition, open_)) as requests:
+                    async for found in requests:
+                        batch.append(found)
+                        if len(batch) >= BATCH_RECORDS or sum(len(each.record.value) for each in batch) >= BATCH_BYTES:
+                            await admit(claim, batch)
+                            batch = []
+                if batch:
+                    await admit(claim, batch)
+            await claim.end()
+        except (LogUnavailableError, ClaimLostError) as error:
+            self.report.problem = str(error)  # the claim ends by itself
+
+    async def _admit(
+        self, verification: Verification, present: "_PresentEvents", claim: Claim, batch: Sequence[Rejected]
+    ) -> None:
+        """Append the events of some requests that aren't in the log yet, and store what became of the requests."""
+        await claim.ensure()
+        await present.look()
+        known: list[tuple[int, Outcome]] = []
+        fresh: list[tuple[int, list[Event]]] = []
+        for found in batch:
+            outcome, events = await self._judge(verification, present, found)
+            if outcome is Outcome.ADMITTED:
+                fresh.append((found.record.offset, events))
+            elif outcome is not None:
+                known.append((found.record.offset, outcome))
+        await claim.ensure()
+        claim.check()
+        appends = [self._append(present.topic, event) for _, events in fresh for event in events]
+        results = iter(await asyncio.gather(*appends))
+        admitted: list[tuple[int, Outcome]] = []
+        failure: LogUnavailableError | None = None
+        for offset, events in fresh:
+            errors = [error for error in [next(results) for _ in events] if error is not None]
+            failure = failure or next((each for each in errors if isinstance(each, LogUnavailableError)), None)
+            if not errors:
+                admitted.append((offset, Outcome.ADMITTED))
+                self.report.events += len(events)
+            elif isinstance(errors[0], RecordTooLargeError):
+                self._refuse("body_too_large")
+        # What is in the log already may be there only since another of this batch was to be appended.
+        outcomes = admitted if failure is not None else [*admitted, *known]
+        self.report.outcomes.update([outcome for _, outcome in outcomes])
+        if outcomes:
+            await claim.store(outcomes)
+        if failure is not None:
+            raise failure
+
+    def _refuse(self, reason: str) -> None:
+        """Count a request that passed at first, and can't be admitted all the same."""
+        self.report.refused[reason] += 1
+        self._refused_late += 1
+
+    async def _judge(
+        self, verification: Verification, present: "_PresentEvents", found: Rejected
+    ) -> tuple[Outcome | None, list[Event]]:
+        """Return what becomes of a request, and its events that aren't in the log; None if it is refused after all."""
+        if found.request is None:
+            return None, []
+        try:
+            events = await verification.events(found, found.request, received_at=self._log.now())
+        except RefusedError as error:
+            self._refuse(error.reason)
+            return None, []
+        if not events:
+            return Outcome.HANDSHAKE, []
+        fresh = []
+        for event in events:
+            if (key := _key_of(event)) not in present.found:
+                present.found.add(key)
+                fresh.append(event)
+        return (Outcome.ADMITTED if fresh else Outcome.PRESENT), fresh
+
+    async def _append(self, topic: str, event: Event) -> LogUnavailableError | RecordTooLargeError | None:
+        try:
+            await self._log.append(topic, key=event_key(event), value=event.body, headers=encode_event(event))
+        except (LogUnavailableError, RecordTooLargeError) as error:
+            return error
+        return None
+
+
+class _PresentEvents:
+    """Which of the `wanted` events are in a topic: those `found`, as of the last `look`."""
+
+    def __init__(self, log: Log, topic: str) -> None:
+        self._log = log
+        self.topic = topic
+        self.wanted: set[EventKey] = set()
+        self.found: set[EventKey] = set()
+        self._next: dict[int, int] = {}
+        self._ids: frozenset[bytes] = frozenset()
+
+    async def begin(self, at: float) -> None:
+        """Look from a time (Unix seconds, of the appends) on."""
+        self._next = dict(await self._log.offsets_at(self.topic, max(0.0, at)))
+        self._ids = frozenset([id_.encode() for id_, _ in self.wanted])
+
+    async def look(self) -> None:
+        """Look at what has been appended since the last look. Raises LogUnavailableError."""
+        for number, (start, end) in (await self._log.bounds(self.topic)).items():
+            begin = max(start, self._next.get(number, start))
+            async with aclosing(records_of(self._log, Partition(self.topic, number), begin, end)) as records:
+                async for record in records:
+                    self._add(record)
+            self._next[number] = max(begin, end)
+
+    def _add(self, record: Record) -> None:
+        if dict(record.headers).get("ce_id") not in self._ids:
+            return
+        try:
+            key = _key_of(decode_event(record))
+        except UnreadableRecordError:
+            return  # the router sets it aside
+        if key in self.wanted:
+            self.found.add(key)
+
+
+def _key_of(event: Event) -> EventKey:
+    return event.id, fingerprint(event)
+
+
+async def _these(log: Log, partition: Partition, offsets: Sequence[int]) -> AsyncGenerator[Rejected, None]:
+    """Yield the refused requests at ascending offsets of a partition, as far as the log still has them."""
+    if not offsets:
+        return
+    wanted = frozenset(offsets)
+    async with aclosing(records_of(log, partition, offsets[0], offsets[-1] + 1)) as records:
+        async for record in records:
+            if record.offset in wanted:
+                decoded = decode(record)
+                if not isinstance(decoded, Marker):
+                    yield Rejected(partition=partition, record=record, request=decoded, problem="", outcome=None)
+
+
+def text_of(report: Report, *, is_dry: bool = False) -> str:
+    """Return a report for people: "12 admitted, 3 still refused (bad_signature), 1 too large to keep whole"."""
+    refused_ = [f"{number:,} still refused ({reason})" for reason, number in report.refused.most_common()]
+    parts: Iterable[tuple[int, str]] = (
+        (report.outcomes[Outcome.ADMITTED], "would be admitted" if is_dry else "admitted"),
+        (report.outcomes[Outcome.PRESENT], "already in the log"),
+        (report.outcomes[Outcome.HANDSHAKE], "a handshake, which nobody waits for any more"),
+        (report.outcomes[Outcome.DROPPED], "dropped"),
+        (report.elsewhere, "resolved by another command meanwhile"),
+        (report.missing[Missing.BODY], "too large to keep whole"),
+        (report.missing[Missing.CREDENTIAL], "whose credential was too short to keep"),
+        (report.unreadable, "unreadable"),
+        (report.left, "left"),
+    )
+    shown = [f"{number:,} {what}" for number, what in parts if number]
+    shown[1:1] = refused_ if report.outcomes[Outcome.ADMITTED] else []
+    return ", ".join(shown if report.outcomes[Outcome.ADMITTED] else [*refused_, *shown]) or "no open refused requests"

@@ -1,0 +1,202 @@
+"""The records of `gateway.rejected`: refused requests, and the markers that say what became of them.
+
+A source's records share a key, and so a partition, in which its requests keep their order.
+
+    refused request   value: the body, or its beginning
+      gw_v            format version, "1"
+      gw_rejected     JSON: source, reason, when (Unix seconds, by the clock that signatures were verified by), address,
+                      method, path as people may see it, size of the body, what is missing, salt and digests of
+                      credentials (hexadecimal), whether a credential is in the body
+      gw_headers      the header pairs as received, without credentials: `name: value`, joined by CRLF
+      gw_query        the query string, without credentials
+
+    marker            no value
+      gw_v            format version, "1"
+      gw_marker       JSON: kind, the command's id, who gave it, and outcomes of requests of this partition, by offset
+
+    claim ──▶ renew, done (each with outcomes, or without) ──▶ … ──▶ end       one command at a time has a partition
+
+A record of another format is nobody's request: it is listed as unreadable, and no command does anything with it.
+"""
+
+import re
+from enum import StrEnum
+
+import orjson
+
+from gateway.log.base import Record
+from gateway.log.json_fields import JsonFields, check_format
+from gateway.log.records import _pairs
+from gateway.model import NAME_PATTERN, Headers, UndecodableRecordError, immutable
+from gateway.verify.kept_proof import SALT_BYTES, KeptCredential
+
+FORMAT = 1
+MAX_LATER = 300.0
+"""Seconds after its receipt within which a request is stored."""
+MAX_EARLIER = 120.0
+"""Seconds by which the receipt may be later than the append: they are by the clocks of two machines."""
+
+
+class Missing(StrEnum):
+    """What wasn't kept of a request, so that it can't be verified again: a closed set."""
+
+    NOTHING = ""
+    BODY = "body"
+    """It is too large: only its beginning was kept."""
+    CREDENTIAL = "credential"
+    """It is so short that even its digest would tell what it is."""
+
+
+class Outcome(StrEnum):
+    """What became of a refused request: a closed set."""
+
+    ADMITTED = "admitted"
+    PRESENT = "present"
+    """Its event was in the log already: sent again by its provider, or admitted by a retry that was killed."""
+    HANDSHAKE = "handshake"
+    DROPPED = "dropped"
+
+
+class Kind(StrEnum):
+    """The kind of a marker. See the diagram above."""
+
+    CLAIM = "claim"
+    RENEW = "renew"
+    DONE = "done"
+    END = "end"
+
+
+@immutable
+class RejectedRequest:
+    """A request that verification refused, `at` a time (Unix seconds), as it was kept.
+
+    `path` is as people may see it, `size` that of the whole body.
+    """
+
+    source: str
+    reason: str
+    at: float
+    address: str
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    body: bytes
+    size: int
+    missing: Missing = Missing.NOTHING
+    salt: bytes
+    credentials: tuple[KeptCredential, ...] = ()
+    is_body_secret: bool = False
+
+
+@immutable
+class Marker:
+    """A marker of the command `name`, given `by` somebody."""
+
+    kind: Kind
+    name: str
+    by: str = ""
+    outcomes: tuple[tuple[int, Outcome], ...] = ()
+
+
+def key_of(source: str) -> bytes:
+    """Return the key of all records about a source's requests."""
+    return source.encode()
+
+
+def encode_rejected(request: RejectedRequest) -> list[tuple[str, bytes]]:
+    """Return the record headers of a refused request; the record's value is its body."""
+    fields = {
+        "source": request.source,
+        "reason": request.reason,
+        "at": request.at,
+        "address": request.address,
+        "method": request.method,
+        "path": request.path,
+        "size": request.size,
+        "missing": request.missing,
+        "salt": request.salt.hex(),
+        "credentials": [
+            {"name": each.name, "header": int(each.is_header), "digest": each.digest.hex()}
+            for each in request.credentials
+        ],
+        "body_secret": int(request.is_body_secret),
+    }
+    headers = [
+        ("gw_v", b"%d" % FORMAT),
+        ("gw_rejected", orjson.dumps(fields)),
+        ("gw_headers", b"\r\n".join(map(b": ".join, request.headers))),
+    ]
+    if request.query:
+        headers.append(("gw_query", request.query.encode("utf-8", "surrogateescape")))
+    return headers
+
+
+def encode_marker(marker: Marker) -> list[tuple[str, bytes]]:
+    """Return the record headers of a marker; the record has no value."""
+    outcomes = [{"offset": offset, "outcome": outcome} for offset, outcome in marker.outcomes]
+    fields = {"kind": marker.kind, "name": marker.name, "by": marker.by, "outcomes": outcomes}
+    return [("gw_v", b"%d" % FORMAT), ("gw_marker", orjson.dumps(fields))]
+
+
+def decode(record: Record) -> RejectedRequest | Marker:
+    """Read a record. Raises UndecodableRecordError or NewerRecordError."""
+    headers = dict(record.headers)
+    check_format("gw_v", headers.get("gw_v"), FORMAT)
+    if "gw_marker" in headers:
+        return _marker(JsonFields.parse("gw_marker", headers["gw_marker"]))
+    return _rejected(JsonFields.parse("gw_rejected", headers.get("gw_rejected")), headers, record)
+
+
+def _rejected(fields: JsonFields, headers: dict[str, bytes], record: Record) -> RejectedRequest:
+    at = fields.number("at")
+    # It is verified again as if it were that time: it isn't for who wrote the record to say which.
+    if not -MAX_EARLIER <= record.appended_at - at <= MAX_LATER:
+        raise fields.error("at", f"a time at most {MAX_LATER:.0f} s before the record was stored")
+    size, missing = fields.integer("size"), fields.text("missing")
+    if missing not in _MISSING:
+        raise fields.error("missing", "what is missing")
+    if missing != Missing.BODY and size != len(record.value):
+        raise fields.error("size", "the length of the body")
+    if "gw_headers" not in headers:
+        raise UndecodableRecordError("gw_headers", "this record header", None)
+    return RejectedRequest(
+        source=fields.text("source", like=NAME_PATTERN, expected="a source's name"),
+        reason=fields.text("reason", like=_REASON, expected="a reason"),
+        at=at,
+        address=fields.text("address"),
+        method=fields.text("method"),
+        path=fields.text("path"),
+        query=headers.get("gw_query", b"").decode("utf-8", "surrogateescape"),
+        headers=_pairs(headers["gw_headers"]),
+        body=record.value,
+        size=size,
+        missing=Missing(missing),
+        salt=bytes.fromhex(fields.text("salt", like=_SALT, expected=f"{SALT_BYTES} bytes in hexadecimal")),
+        credentials=tuple([_credential(each) for each in fields.each("credentials")]),
+        is_body_secret=fields.integer("body_secret", maximum=1) == 1,
+    )
+
+
+def _credential(fields: JsonFields) -> KeptCredential:
+    digest = fields.text("digest", like=_DIGEST, expected="32 bytes in hexadecimal")
+    return KeptCredential(fields.text("name"), fields.integer("header", maximum=1) == 1, bytes.fromhex(digest))
+
+
+def _marker(fields: JsonFields) -> Marker:
+    kind = fields.text("kind")
+    if kind not in _KINDS:
+        raise fields.error("kind", "a kind of marker")
+    outcomes: list[tuple[int, Outcome]] = []
+    for each in fields.each("outcomes"):
+        outcome = each.text("outcome")
+        if outcome not in _OUTCOMES:
+            raise each.error("outcome", "an outcome")
+        outcomes.append((each.integer("offset"), Outcome(outcome)))
+    name = fields.text("name", like=_NAME, expected="a command's id")
+    return Marker(kind=Kind(kind), name=name, by=fields.text("by"), outcomes=tuple(outcomes))
+
+
+_MISSING, _KINDS, _OUTCOMES = frozenset(Missing), frozenset(Kind), frozenset(Outcome)
+_REASON, _NAME = re.compile(r"[a-z_]{1,40}"), re.compile(r"[0-9a-f-]{1,64}")
+_SALT, _DIGEST = re.compile(f"[0-9a-f]{{{2 * SALT_BYTES}}}"), re.compile("[0-9a-f]{64}")

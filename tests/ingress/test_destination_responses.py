@@ -1,0 +1,177 @@
+"""Which responses senders wait for, get, and what is passed between processes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, cast
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+
+from gateway.ingress.destination_responses import MAX_WAITING, DestinationResponses, Waiting, for_sender
+from gateway.log.records import encode_response
+from gateway.log.topics import Topics
+from gateway.model import Delivery, DestinationResponse, EventId
+from gateway.rules.rules import AfterDelivery, Rules, StoredResponse
+from gateway.telemetry.metrics import Metrics
+from tests.builders import a_delivery, an_event
+from tests.ingress.test_ingress import some_rules
+from tests.memory_log import MemoryLog
+
+if TYPE_CHECKING:
+    from gateway.log.base import Log
+
+TOPICS = Topics()
+CHAT = AfterDelivery(destination="chat", timeout=5.0)
+FINE = DestinationResponse(status=200, content_type=b"text/plain", body=b"fine")
+
+
+@dataclass(frozen=True)
+class Sent:
+    delivery: Delivery | None
+
+
+def waiting_rules(timeout: float = 5.0) -> Rules:
+    rules = some_rules()
+    response = StoredResponse(after_delivery=AfterDelivery(destination="chat", timeout=timeout))
+    source = replace(rules.sources["github"], response=response)
+    return replace(rules, sources={**rules.sources, "github": source})
+
+
+@dataclass
+class Fleet:
+    """Two processes on one log: one has the senders, the other one makes the attempts."""
+
+    log: MemoryLog
+    ingress: DestinationResponses
+    router: DestinationResponses
+    metrics: Metrics
+
+
+@asynccontextmanager
+async def fleet(rules: Rules | None = None, *, is_shared: bool = True) -> AsyncIterator[Fleet]:
+    log, metrics = MemoryLog(), Metrics(CollectorRegistry())
+    await log.create(TOPICS.specs([], has_responses=True))
+
+    def process() -> DestinationResponses:
+        return DestinationResponses(
+            rules=lambda: rules or waiting_rules(),
+            log=cast("Log", log),
+            topics=TOPICS,
+            metrics=metrics,
+            logger=structlog.get_logger(),
+            is_shared=is_shared,
+        )
+
+    one, other = process(), process()
+    following = asyncio.create_task(one.follow())
+    try:
+        yield Fleet(log, one, other, metrics)
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
+def sent(*, destination: str = "chat", age: float = 0.0, log: MemoryLog) -> Sent:
+    event = an_event(id="evt_1", received_at=log.now() - age)
+    return Sent(a_delivery(event=event, destination=destination))
+
+
+def expected(responses: DestinationResponses, destination: str = "chat", timeout: float = 5.0) -> Waiting:
+    waiting = responses.expect(EventId("evt_1"), AfterDelivery(destination=destination, timeout=timeout))
+    assert waiting is not None
+    return waiting
+
+
+async def test_a_response_goes_to_all_who_wait_for_it_here_and_to_nobody_else() -> None:
+    async with fleet() as processes:
+        here, log = processes.ingress, processes.log
+        waiting = [expected(here), expected(here), expected(here, "audit", timeout=0.1)]
+        request = sent(log=log)
+        assert here.wait_for(request)
+        here.take(request, FINE)
+        assert [await each.response(perf_counter()) for each in waiting] == [(FINE, "sent")] * 2 + [(None, "timeout")]
+        assert not await log.bounds(TOPICS.responses) or {
+            end for _, end in (await log.bounds(TOPICS.responses)).values()
+        } == {0}
+        for each in waiting:
+            each.close()
+            each.close()
+        assert not here._waiting
+        assert here._count == 0
+
+
+@pytest.mark.parametrize("response", [FINE, DestinationResponse(status=204), DestinationResponse(status=503), None])
+async def test_a_response_is_passed_to_the_process_whose_sender_waits(response: DestinationResponse | None) -> None:
+    async with fleet() as processes:
+        waiting, request = expected(processes.ingress), sent(log=processes.log)
+        assert processes.router.wait_for(request)
+        processes.router.take(request, response)
+        passed_on = for_sender(response)
+        assert await waiting.response(perf_counter()) == (passed_on, "failed" if passed_on is None else "sent")
+
+
+async def test_only_what_a_sender_may_wait_for_is_read_and_passed_on() -> None:
+    async with fleet() as processes:
+        router, log = processes.router, processes.log
+        assert router.wait_for(sent(log=log, age=4.9))
+        assert not router.wait_for(sent(log=log, age=5.1)), "a retry hours later is of no interest"
+        assert not router.wait_for(sent(log=log, destination="audit"))
+        assert not router.wait_for(Sent(None))
+        other = Sent(a_delivery(event=an_event(source="stripe", received_at=log.now()), destination="chat"))
+        assert not router.wait_for(other)
+    async with fleet(is_shared=False) as alone:
+        assert not alone.router.wait_for(sent(log=alone.log))
+
+
+async def test_a_record_that_no_version_wrote_stops_nobody() -> None:
+    async with fleet() as processes:
+        waiting = expected(processes.ingress)
+        for headers in ([], [("gw_v", b"1"), ("gw_status", b"7")], [("gw_v", b"2")]):
+            await processes.log.append(TOPICS.responses, key=b"evt_1", value=b"forged", headers=headers)
+        await processes.log.append(TOPICS.responses, key=b"evt_1", value=b"fine", headers=encode_response(FINE))
+        assert await waiting.response(perf_counter()) == (FINE, "sent")
+        assert processes.metrics.records_undecodable.labels("responses").value == 3
+
+
+async def test_a_log_that_takes_no_response_costs_the_response_alone() -> None:
+    async with fleet() as processes:
+        waiting, request = expected(processes.ingress), sent(log=processes.log)
+        processes.log.fail_appends(1)
+        processes.router.take(request, FINE)
+        assert await waiting.response(perf_counter() - 4.8) == (None, "timeout")
+        assert not processes.router._appends
+
+
+async def test_so_many_senders_wait_and_no_more() -> None:
+    async with fleet() as processes:
+        here = processes.ingress
+        waiting = [here.expect(EventId(f"evt_{number}"), CHAT) for number in range(MAX_WAITING)]
+        assert None not in waiting
+        assert here.expect(EventId("evt_x"), CHAT) is None
+        assert waiting[0] is not None
+        waiting[0].close()
+        assert here.expect(EventId("evt_x"), CHAT) is not None
+
+
+async def test_a_process_that_stops_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.ingress.destination_responses.DRAIN", 0.05)
+    async with fleet() as processes:
+        waiting = expected(processes.ingress)
+        processes.ingress.stop()
+        assert processes.ingress.expect(EventId("evt_2"), CHAT) is None
+        assert await waiting.response(perf_counter()) == (None, "failed")
+
+
+@pytest.mark.parametrize("status", [100, 301, 401, 403, 407, 408, 425, 429, 500, 503])
+def test_what_a_destination_has_against_the_gateway_is_no_response_for_a_sender(status: int) -> None:
+    assert for_sender(DestinationResponse(status=status)) is None
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299, 400, 404, 409, 410, 422])
+def test_what_a_destination_says_of_the_event_is_passed_on(status: int) -> None:
+    response = DestinationResponse(status=status)
+    assert for_sender(response) is response
