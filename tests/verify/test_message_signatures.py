@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.model import UsageError
 from gateway.verify.kept_proof import conceal
@@ -672,3 +674,41 @@ def test_what_is_kept_of_a_refused_request_can_be_verified_again() -> None:
     kept = conceal(old, sent, bytes(16))
     assert b"cookie" not in dict(kept.headers)
     assert reason(new, sent._replace(headers=kept.headers, names=None)) == "accepted"
+
+
+PIECES = st.sampled_from(
+    [
+        *('sig1=("@method" "@target-uri" "content-digest")', "sig1", "=", "(", ")", '"@path"', '"@query"', '"x-a"'),
+        *(
+            '"@query-param";name="a"',
+            ";bs",
+            ';key="b"',
+            ";sf",
+            ";created=1700000000",
+            ";expires=1",
+            ';keyid="k"',
+            ";alg",
+        ),
+        *("sig1=:AAAA:", ":", "sha-256=", ",", " ", "-1.5", "?1", "@7", "tok", '"', "\\", "\xff", "\x00", "é"),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    inputs=st.lists(PIECES, max_size=12).map("".join),
+    signature=st.lists(PIECES, max_size=6).map("".join),
+    digest=st.lists(PIECES, max_size=6).map("".join),
+    field=st.one_of(st.lists(PIECES, max_size=6).map("".join), st.text(max_size=9)),
+    query=st.text(max_size=9),
+    algorithm=st.sampled_from(["hmac-sha256", "ed25519", "ecdsa-p256-sha256", "rsa-pss-sha512"]),
+)
+def test_no_head_does_more_than_be_refused(
+    *, inputs: str, signature: str, digest: str, field: str, query: str, algorithm: str
+) -> None:
+    texts = {"Signature-Input": inputs, "Signature": signature, "Content-Digest": digest, "X-A": field}
+    pairs = [(name, text.encode("utf-8", "surrogatepass")) for name, text in texts.items()]
+    query = query.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape")
+    for tolerance in ("5m", "none"):
+        verifier = checking(algorithm, tolerance=tolerance, covered=["@method"])
+        assert reason(verifier, a_request(pairs, body=BODY, query=query)) != "accepted"
