@@ -1,4 +1,4 @@
-"""The programs that the checks of deploy/ and `make stack` need, fetched once into .tools/: `python dev/tools.py helm`.
+"""Programs that tests and `make stack` need, fetched once into .tools/: `python dev/tools.py helm`.
 
 From Debian's own packages, unpacked and not installed, or from a Go module; neither needs root. What is on the path is
 preferred to what would have to be fetched.
@@ -66,6 +66,7 @@ TOOLS: dict[str, Debian | GoModule] = {
     "amtool": _debian("prometheus-alertmanager", "usr/bin/amtool"),
     "buildah": Debian(package="buildah", file="usr/bin/buildah", environ={}, restarts=True),
     "debootstrap": _debian("debootstrap", "usr/sbin/debootstrap", DEBOOTSTRAP_DIR="usr/share/debootstrap"),
+    "haproxy": _debian("haproxy", "usr/sbin/haproxy"),
     "helm": GoModule(
         command="helm.sh/helm/v3/cmd/helm",
         version="v3.22.0",
@@ -75,6 +76,7 @@ TOOLS: dict[str, Debian | GoModule] = {
             "helm.sh/helm/v3/pkg/chartutil.k8sVersionMinor": "34",
         },
     ),
+    "nginx": _debian("nginx", "usr/sbin/nginx"),
     "prometheus": _debian("prometheus", "usr/bin/prometheus"),
     "promtool": _debian("prometheus", "usr/bin/promtool"),
     "systemd-analyze": _debian("systemd", "usr/bin/systemd-analyze"),

@@ -29,11 +29,14 @@ from gateway.engine.undecodable_records import newer_record_notices
 from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.ingress import Ingress
+from gateway.ingress.listener import Wire
+from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.open_log import open_log
 from gateway.ops.admin import admin_application, log_problem
+from gateway.ops.certificates import undemanded_certificates
 from gateway.ops.process_status import keys_status
 from gateway.reload import Reloader, freeze_garbage_collector
 from gateway.required_topics import ensure_topics, missing_topics, specs_of
@@ -91,6 +94,7 @@ class Gateway:
         self.reloader = Reloader(settings, self._metrics, logger, on_activated=self._on_rules_activated)
         self._is_ready = False
         self._ingress: Ingress | None = None
+        self._tls: ServerTls | None = None
         self._worker: Worker | None = None
         self._client: Client | None = None
         self._responses: DestinationResponses | None = None
@@ -116,7 +120,15 @@ class Gateway:
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         await self.reloader.load()
-        for warning in self.reloader.rules.warnings:
+        rules = self.reloader.rules
+        if settings.role is not Role.ROUTER and settings.wire.certificates:
+            self._tls = ServerTls(settings.wire.certificates, metrics=self._metrics, logger=self._logger)
+            await self._tls.load()
+            sys.unraisablehook = without_clients_names(sys.unraisablehook)
+        undemanded = (
+            [] if settings.role is Role.ROUTER else undemanded_certificates(rules, has_tls=self._tls is not None)
+        )
+        for warning in (*rules.warnings, *undemanded):
             self._logger.warning("rules_warning", problem=warning)
         # Caches each series' text: with ten thousand routes the first scrape would take a second.
         b"".join(self._metrics.pieces(is_open=False))
@@ -165,7 +177,7 @@ class Gateway:
             if settings.role is not Role.INGRESS:
                 worker_task, others = await self._start_worker(log, tasks, stack)
                 background += others
-            listen = await self._start_ingress(log, stack) if settings.role is not Role.ROUTER else None
+            listen = await self._start_ingress(log, tasks, stack) if settings.role is not Role.ROUTER else None
             if self._ingress is not None:
                 background.append(tasks.create_task(self._ingress.quarantine.run(), name="quarantine"))
             if settings.role is not Role.ROUTER:
@@ -175,11 +187,13 @@ class Gateway:
             background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
             background.append(tasks.create_task(self._watch_topics(log), name="topics-watch"))
             background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
+            if self._tls is not None:
+                background.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
             freeze_garbage_collector()
             self._is_ready = True
             self._logger.info(
                 "listening",
-                ingress=None if listen is None else f"http://{listen}",
+                ingress=None if listen is None else f"{'http' if self._tls is None else 'https'}://{listen}",
                 admin=f"http://{admin}",
                 role=settings.role,
                 routes=len(self.reloader.rules.routes),
@@ -243,7 +257,7 @@ class Gateway:
             self._client = await stack.enter_async_context(client)
         return self._client
 
-    async def _start_ingress(self, log: Log, stack: AsyncExitStack) -> Address:
+    async def _start_ingress(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> Address:
         async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
             client = await self._open_client(log, stack)
             return await client.fetch(url, timeout=timeout, limit=limit, asking=asking)
@@ -258,11 +272,15 @@ class Gateway:
             fetch=fetch,
             responses=self._responses,
         )
-        address = self._settings.listen
+        address, proxies, wire = self._settings.listen, self._settings.wire.proxies, None
+        if self._tls is not None:
+            self._tls.trust(self.reloader.rules.client_authorities)
+        if self._tls is not None or proxies:
+            wire = Wire(tls=self._tls, proxies=proxies, tasks=tasks)
         try:
             # Several processes may share the port, unless each has its own log.
             is_shared = not isinstance(self._settings.log, EmbeddedTarget)
-            return Address(*await self._ingress.start(*address, is_shared=is_shared))
+            return Address(*await self._ingress.start(*address, is_shared=is_shared, wire=wire))
         except OSError as error:
             raise cannot_listen("--listen", address, error) from error
 
@@ -309,7 +327,9 @@ class Gateway:
         )
 
     def _on_rules_activated(self, rules: Rules) -> None:
-        """Apply new rules to the client and the worker."""
+        """Apply new rules to the client, the ingress and the worker."""
+        if self._tls is not None:
+            self._tls.trust(rules.client_authorities)
         if self._client is not None:
             self._client.set_guard(EgressGuard(rules.egress))
         if self._worker is not None:
@@ -335,6 +355,7 @@ class Gateway:
             if self._log_problem is None
             else dict(zip(("since", "reason"), self._log_problem, strict=True)),
             "rules": self.reloader.status(),
+            "certificates": None if self._tls is None else self._tls.status(time.time()),
             "holds": [
                 {
                     "destination": name,

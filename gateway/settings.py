@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -104,6 +105,19 @@ class KafkaSecurity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WireSettings:
+    """What connections of senders begin with, if it isn't HTTP.
+
+    `certificates` are files with the ingress's certificates, and those with their keys, which may be the same: with
+    them TLS ends here. The first one is for clients that ask for another name. `proxies` are the networks of those that
+    send a header of the PROXY protocol first, which nobody else may.
+    """
+
+    certificates: tuple[tuple[Path, Path], ...] = ()
+    proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of `gateway run`; how events are treated is decided by the rules alone."""
 
@@ -111,6 +125,7 @@ class Settings:
     log: EmbeddedTarget | KafkaTarget = EmbeddedTarget(Path("gateway.db"))
     listen: Address = LISTEN
     admin: Address = ADMIN
+    wire: WireSettings = WireSettings()
     role: Role = Role.ALL
     topic_prefix: str = "gateway."
     dev: bool = False
@@ -148,11 +163,20 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
             return default
 
     default = Settings()
+    no_files: tuple[Path, ...] = ()
+    certificates = setting("tls_certificate", _paths, no_files)
+    keys = setting("tls_key", _paths, certificates)
+    if len(keys) != len(certificates):
+        problems.append(f"GATEWAY_TLS_KEY: expected a file for each certificate, {len(certificates)}, got {len(keys)}")
     settings = Settings(
         rules=setting("rules", _path, default.rules),
         log=setting("log", log_target, default.log),
         listen=setting("listen", _address, default.listen),
         admin=setting("admin", _address, default.admin),
+        wire=WireSettings(
+            certificates=tuple(zip(certificates, keys, strict=False)),
+            proxies=setting("proxy_protocol", _networks, ()),
+        ),
         role=setting("role", _member_of(Role), default.role),
         topic_prefix=setting("topic_prefix", _topic_prefix, default.topic_prefix),
         dev=setting("dev", _boolean, default.dev),
@@ -182,6 +206,24 @@ def _path(text: str) -> Path:
     if not text.strip():
         raise ValueError(f"expected a file's path, got {text!r}")
     return Path(text)
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple([_path(each.strip()) for each in text.split(",")])
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        networks = tuple([ip_network(each.strip()) for each in text.split(",")])
+    except ValueError:
+        networks = ()
+    if not networks or any(isinstance(each, IPv6Network) and each.subnet_of(_MAPPED) for each in networks):
+        raise ValueError(f"expected networks such as 10.0.0.0/8,fd00::/8, got {text!r}")
+    return networks
+
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+"""IPv4 addresses written as IPv6: they count as IPv4."""
 
 
 def log_target(text: str) -> EmbeddedTarget | KafkaTarget:

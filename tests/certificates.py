@@ -16,20 +16,31 @@ PEM = serialization.Encoding.PEM
 class Authority:
     """Signs certificates. `pem` is its own, self-signed."""
 
-    def __init__(self, name: str = "Test CA", *, life: timedelta = timedelta(days=1)) -> None:
+    def __init__(
+        self, name: str = "Test CA", *, life: timedelta = timedelta(days=1), issuer: "Authority | None" = None
+    ) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self.pem = self._sign(self._name, self._key.public_key(), is_authority=True, life=life)
+        self.pem = (issuer or self)._sign(self._name, self._key.public_key(), is_authority=True, life=life)
 
     def issue(
-        self, *names: str, passphrase: bytes | None = None, life: timedelta = timedelta(days=1)
+        self,
+        *names: str,
+        passphrase: bytes | None = None,
+        life: timedelta = timedelta(days=1),
+        subject: str | None = None,
+        purpose: x509.ObjectIdentifier | None = None,
     ) -> tuple[str, str]:
-        """Return a certificate for names and addresses, and its private key. Its life may have ended."""
+        """Return a certificate for names and addresses, and its private key. Its life may have ended.
+
+        `subject` is as in RFC 4514; without it, it is the first name. `purpose` is an extended key usage.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
+        common = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0] if names else "nobody")])
+        whom = common if subject is None else x509.Name.from_rfc4514_string(subject)
         locked = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
         private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, locked).decode()
-        return self._sign(subject, key.public_key(), names, life=life), private
+        return self._sign(whom, key.public_key(), names, life=life, purpose=purpose), private
 
     def server(
         self, folder: Path, *names: str, clients: "Authority | None" = None, least: ssl.TLSVersion | None = None
@@ -58,6 +69,7 @@ class Authority:
         *,
         is_authority: bool = False,
         life: timedelta = timedelta(days=1),
+        purpose: x509.ObjectIdentifier | None = None,
     ) -> str:
         now = datetime.now(UTC)
         ours = self._key.public_key()
@@ -78,10 +90,16 @@ class Authority:
             builder = builder.add_extension(_SIGNING, critical=True)
         else:
             builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_alternative, names))), critical=False)
+        if purpose is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(PEM).decode()
 
 
 def _alternative(name: str) -> x509.GeneralName:
+    if ":/" in name:
+        return x509.UniformResourceIdentifier(name)
+    if "@" in name:
+        return x509.RFC822Name(name)
     try:
         return x509.IPAddress(ip_address(name))
     except ValueError:

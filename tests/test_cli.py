@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ from gateway.run import cannot_listen
 from gateway.settings import Address
 from gateway.verify.presets import PRESETS
 from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event
+from tests.certificates import Authority
 from tests.engine.test_worker import rules_of
 from tests.gateway_process import GatewayProcess, free_ports
 from tests.log.test_embedded import Silent
@@ -430,6 +432,44 @@ def test_check_refuses_a_source_whose_secrets_have_all_ended_and_warns_of_one(ru
         assert (found, out.startswith(told)) == (code, True), out
         explained = run("explain", "ended.yaml", "github")[1] if code else ""
         assert "until" in explained or not code
+
+
+def test_check_reads_the_ingresss_certificates(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority()
+    for name, days in (("fine", 90), ("soon", 13), ("over", -1)):
+        Path(f"{name}.pem").write_text("".join(authority.issue("hooks.example", life=timedelta(days=days))))
+    Path("bad.pem").write_text("nothing")
+    monkeypatch.setenv("GATEWAY_TLS_CERTIFICATE", "fine.pem")
+    assert run("check")[:2] == (0, "routes.yaml: 2 sources, 1 destination, 2 routes: ok\n")
+    code, out, _ = run("check", "--tls-certificate", "fine.pem,soon.pem,over.pem")
+    assert code == 0
+    told = "warning: --tls-certificate: {}: expected a certificate that is valid for 14 days, got one "
+    assert out.splitlines()[0].startswith(told.format("soon.pem") + "until 20")
+    assert out.splitlines()[1].startswith(told.format("over.pem") + "that ended 20")
+    assert out.endswith("with 2 warnings\n")
+    code, out, _ = run("check", "--tls-certificate", "fine.pem,bad.pem", "--tls-key", "bad.pem,none.pem")
+    assert code == 2
+    assert [line.split(": ")[:3] for line in out.splitlines()[:2]] == [
+        ["error", "--tls-key", "bad.pem"],
+        ["error", "--tls-certificate", "bad.pem"],
+    ]
+    [problem, _] = lines(run("check", "--json", "--tls-certificate", "bad.pem,none.pem")[1])
+    assert (problem["path"], problem["code"], problem["severity"]) == ("--tls-certificate", "certificate", "error")
+
+
+def test_check_warns_of_a_certificate_that_no_client_can_present(run: Run) -> None:
+    authority = Authority()
+    Path("ca.pem").write_text(authority.pem)
+    Path("tls.pem").write_text("".join(authority.issue("hooks.example", life=timedelta(days=90))))
+    demand = "sources:\n  bank: {verify: {scheme: none}, client_certificate: {ca: '${file:ca.pem}'}}\n"
+    rules = RULES.replace("sources:\n", demand, 1)
+    Path("bank.yaml").write_text(rules)
+    told = "warning: sources.bank.client_certificate: expected TLS to end here (--tls-certificate) or at a proxy"
+    assert told in run("check", "bank.yaml")[1]
+    assert told not in run("check", "bank.yaml", "--tls-certificate", "tls.pem")[1]
+    header = "ingress: {trusted_proxies: [10.0.0.1], certificate_header: {name: Client-Cert, format: pem}}\n"
+    Path("bank.yaml").write_text(rules + header)
+    assert told not in run("check", "bank.yaml")[1]
 
 
 def test_missing_rules_are_reported(run: Run) -> None:

@@ -1,11 +1,12 @@
 """Settings: where each comes from, what each means, and how what is wrong is told."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from gateway.model import UsageError
-from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, from_sources
+from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, WireSettings, from_sources
 
 
 def test_nothing_given_is_a_laptop() -> None:
@@ -33,6 +34,9 @@ def test_every_flag_has_a_variable() -> None:
         "role": "router",
         "topic_prefix": "hooks.",
         "dev": "true",
+        "tls_certificate": "/tls/a.crt, /tls/b.pem",
+        "tls_key": "/tls/a.key,/tls/b.pem",
+        "proxy_protocol": "10.0.0.0/8,fd00::/8, 192.0.2.7",
     }
     expected = Settings(
         rules=Path("/etc/gateway/routes.yaml"),
@@ -42,6 +46,10 @@ def test_every_flag_has_a_variable() -> None:
         role=Role.ROUTER,
         topic_prefix="hooks.",
         dev=True,
+        wire=WireSettings(
+            certificates=((Path("/tls/a.crt"), Path("/tls/a.key")), (Path("/tls/b.pem"), Path("/tls/b.pem"))),
+            proxies=(ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("192.0.2.7")),
+        ),
     )
     assert from_sources(flags, {}) == expected
     assert from_sources({}, {f"GATEWAY_{name.upper()}": text for name, text in flags.items()}) == expected
@@ -94,6 +102,10 @@ ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
         ("topic_prefix", "a b", "expected at most 100 letters, digits, '.', '_' or '-', got 'a b'"),
         ("dev", "maybe", "expected true or false, got 'maybe'"),
         ("rules", " ", "expected a file's path, got ' '"),
+        ("tls_certificate", "a.pem,", "expected a file's path, got ''"),
+        ("proxy_protocol", "10.0.0.1/8", "expected networks such as 10.0.0.0/8,fd00::/8, got '10.0.0.1/8'"),
+        ("proxy_protocol", "lb.example", "expected networks such as 10.0.0.0/8,fd00::/8, got 'lb.example'"),
+        ("proxy_protocol", "::ffff:10.0.0.1", "expected networks such as 10.0.0.0/8,fd00::/8, got '::ffff:10.0.0.1'"),
     ],
 )
 def test_an_error_is_reported_with_its_place(name: str, text: str, problem: str) -> None:
@@ -104,6 +116,18 @@ def test_an_error_is_reported_with_its_place(name: str, text: str, problem: str)
     with pytest.raises(UsageError) as by_flag:
         from_sources({name: text}, {})
     assert str(by_flag.value) == f"--{name.replace('_', '-')}: {problem}"
+
+
+def test_a_key_is_in_the_certificates_file_unless_there_is_one_for_each() -> None:
+    assert from_sources({"tls_certificate": "a.pem"}, {}).wire.certificates == ((Path("a.pem"), Path("a.pem")),)
+    for certificates, keys, told in (
+        ("a,b", "a.key", "2, got 1"),
+        (None, "a.key", "0, got 1"),
+        ("a", "b,c", "1, got 2"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            from_sources({"tls_certificate": certificates, "tls_key": keys}, {})
+        assert str(caught.value) == f"GATEWAY_TLS_KEY: expected a file for each certificate, {told}"
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -178,6 +178,13 @@ OVERVIEW = Board(
             (f"{per_second('gateway_quarantined_total', 'source, outcome')} > 0", "{{source}} {{outcome}}"),
         ),
         graph(
+            "Connections refused",
+            "ops",
+            "GatewayCertificateExpires",
+            "Connections that were closed before their PROXY header or TLS handshake, by reason.",
+            (per_second("gateway_connections_refused_total", "reason"), "{{reason}}"),
+        ),
+        graph(
             "Ended deliveries",
             "reqps",
             "GatewayDeadLettersGrow",
@@ -590,8 +597,15 @@ PROCESS = Board(
             "Certificates",
             "s",
             "GatewayCertificateExpires",
-            "How long the certificates named in the rules are still valid.",
+            "How long the certificates named in the rules, and those of the ingress, are still valid.",
             (f"min by (name) ({of('gateway_certificate_expiry_timestamp_seconds')}) - time()", "{{name}}"),
+        ),
+        graph(
+            "Certificates refused",
+            "none",
+            "GatewayCertificateExpires",
+            "1 for a process that can't use the ingress's new certificate files; the previous ones stay in use.",
+            (of("gateway_certificate_refused"), "{{job}} {{instance}}"),
         ),
         graph(
             "Secrets that end",

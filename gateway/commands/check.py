@@ -1,12 +1,15 @@
 """`gateway check` and `schema`: problems in the rules, and what is allowed."""
 
+import asyncio
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 
 from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rule_file, rule_file_argument
 from gateway.commands.values import Parser, duration
+from gateway.ops.certificates import certificate_problems, undemanded_certificates
 from gateway.ops.identities import Seen, identities_of
 from gateway.ops.output import Output, count
 from gateway.ops.refused_addresses import refused_addresses
@@ -29,7 +32,7 @@ def check_arguments(parser: Parser) -> None:
     about="report every problem of the rules, with its location",
     example="gateway check routes.yaml",
     add_arguments=check_arguments,
-    settings=LOG_SETTINGS,
+    settings=(*LOG_SETTINGS, "tls_certificate", "tls_key"),
 )
 async def _check(call: Invocation) -> int:
     path = rule_file(call)
@@ -43,14 +46,21 @@ async def _check(call: Invocation) -> int:
         style = "bold red" if problem.severity == "error" else "yellow"
         call.output.print((f"{problem.severity}: ", style), str(problem))
     warnings = len(problems) - len(errors)
+    refused, soon = await asyncio.to_thread(certificate_problems, call.settings.wire.certificates, time.time())
+    for message in refused:
+        _print(call.output, "error", "certificate", *message.split(": ", 1))
     if rules is not None:
         warnings += _warn_of_refused_addresses(call.output, rules)
+        soon = [*soon, *undemanded_certificates(rules, has_tls=bool(call.settings.wire.certificates))]
+    for message in soon:
+        _print(call.output, "warning", "certificate", *message.split(": ", 1))
+    warnings += len(soon)
     failures: Sequence[str] = ()
     if rules is not None and not errors and call.arguments.since is not None:
         warned, failures = await _check_identities(call, rules)
         warnings += warned
-    if errors:
-        call.output.print((f"{path}: {count(len(errors), 'error')}", "bold red"))
+    if errors or refused:
+        call.output.print((f"{path}: {count(len(errors) + len(refused), 'error')}", "bold red"))
         return 2
     with_warnings = f", with {count(warnings, 'warning')}" if warnings else ""
     if rules is None:
@@ -71,11 +81,16 @@ def _warn_of_refused_addresses(output: Output, rules: Rules) -> int:
     refused = list(refused_addresses(rules))
     for name, reason in refused:
         message = f"expected an address that deliveries may reach; {reason}, so no request is made (egress_refused)"
-        if output.json:
-            line = {"path": f"destinations.{name}.url", "code": "egress", "severity": "warning", "message": message}
-            output.line(dict.fromkeys(CHECKED) | line)
-        output.print(("warning: ", "yellow"), f"destinations.{name}.url: {message}")
+        _print(output, "warning", "egress", f"destinations.{name}.url", message)
     return len(refused)
+
+
+def _print(output: Output, severity: str, code: str, where: str, message: str) -> None:
+    """Print a problem that isn't of the rule files alone."""
+    if output.json:
+        line = {"path": where, "code": code, "severity": severity, "message": message}
+        output.line(dict.fromkeys(CHECKED) | line)
+    output.print((f"{severity}: ", "bold red" if severity == "error" else "yellow"), f"{where}: {message}")
 
 
 async def _check_identities(call: Invocation, rules: Rules) -> tuple[int, Sequence[str]]:
@@ -101,10 +116,7 @@ async def _check_identities(call: Invocation, rules: Rules) -> tuple[int, Sequen
             warned += not is_error
             severity = "error" if is_error else "warning"
             message = f"{what}; `gateway explain {name}` shows what identifies its events"
-            if output.json:
-                line = {"path": f"sources.{name}.id", "code": "identity", "severity": severity, "message": message}
-                output.line(dict.fromkeys(CHECKED) | line)
-            output.print((f"{severity}: ", "bold red" if is_error else "yellow"), f"sources.{name}.id: {message}")
+            _print(output, severity, "identity", f"sources.{name}.id", message)
     failures = []
     if conflicts:
         failures.append(f"the identities of {count(conflicts, 'source')} are the same for different events")

@@ -49,7 +49,7 @@ def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Networks)
     counts: the peer isn't taken instead, as then everybody behind it would have the proxy's address. Without such a
     header, a trusted peer is the client itself.
     """
-    address = _parsed(IPv6Address if ":" in peer else IPv4Address, peer.partition("%")[0])
+    address = parse_address(peer)
     if address is None or address not in trusted:
         return address
     proxies = 0
@@ -64,6 +64,11 @@ def client_address(peer: str, forwarded_for: Sequence[bytes], trusted: Networks)
             if proxies > MAX_PROXIES:
                 return None
     return address
+
+
+def parse_address(peer: str) -> Address | None:
+    """Return the address of a connection's other end, an IPv4-mapped one as IPv4; None if it has none."""
+    return _parsed(IPv6Address if ":" in peer else IPv4Address, peer.partition("%")[0])
 
 
 def _forwarded(element: bytes) -> Address | None:

@@ -24,14 +24,14 @@ from structlog.typing import FilteringBoundLogger
 from gateway.ingress.admission import Admission
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
-from gateway.ingress.client_address import Networks
 from gateway.ingress.destination_responses import DestinationResponses
-from gateway.ingress.endpoint import Endpoint
+from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import EventWriter
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
+from gateway.ingress.listener import Listener, Wire
 from gateway.ingress.pending_tokens import PendingTokens
 from gateway.ingress.quarantine import HeadRefusedError, Quarantine, Unread
-from gateway.ingress.request_head import check_head, check_source, leave_body
+from gateway.ingress.request_head import check_head, check_source, refusal_response
 from gateway.ingress.responses import (
     handshake_response,
     make_response,
@@ -109,14 +109,18 @@ class Ingress:
         self._admissions: dict[str, Admission] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._web: Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.Server | Listener | None = None
 
-    async def start(self, host: str, port: int, *, is_shared: bool = True) -> tuple[str, int]:
+    async def start(self, host: str, port: int, *, is_shared: bool = True, wire: Wire | None = None) -> tuple[str, int]:
         """Listen, and return the bound address (with the actual port for port 0). Raises OSError if it is in use.
 
-        Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them.
+        Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them. `wire` is
+        for connections that begin with TLS or a PROXY header.
         """
         self._web = Server(self.handle, self._limits, logger=self._logger, metrics=self._metrics)
+        if wire is not None:
+            self._listener = Listener(self._web, wire, refuse=self._refuse_connection, logger=self._logger)
+            return await self._listener.start(host, port, is_shared=is_shared, backlog=BACKLOG)
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._web, host, port, reuse_port=is_shared, backlog=BACKLOG)
         name = self._listener.sockets[0].getsockname()
@@ -135,8 +139,10 @@ class Ingress:
             self._listener.close()
         if self._web is not None:
             for _ in range(50):
-                if self._web.connections:
+                if self._web.connections or (isinstance(self._listener, Listener) and self._listener.opening):
                     await asyncio.sleep(min(KEEPALIVE_GRACE, timeout / 2) / 50)
+            if isinstance(self._listener, Listener):
+                await self._listener.abort()
             self._web.pre_shutdown()
             # aiohttp waits that long for the responses, and then once more for the connections.
             await self._web.shutdown(timeout / 2)
@@ -154,10 +160,7 @@ class Ingress:
         endpoint = self._endpoint(path)
         if endpoint is None and path == "/healthz":
             return self._health(request)
-        fields: dict[str, Any] = {
-            "source": endpoint.name if endpoint else NO_SOURCE,
-            "status": 500,
-        }  # 500 if we have a bug
+        fields: dict[str, Any] = {"source": endpoint.name if endpoint else NO_SOURCE, "status": 500}  # if we have a bug
         unread: Unread | None = None  # not its refusal, which would refer to this frame
         try:
             handshake = None
@@ -172,8 +175,7 @@ class Ingress:
             fields["status"] = response.status
         except RefusedError as refusal:
             fields["status"], fields["reason"] = refusal.status, refusal.reason
-            response = problem_response(refusal, allow=endpoint.allow if endpoint else "POST")
-            leave_body(request)
+            response = refusal_response(request, refusal, allow=endpoint.allow if endpoint else "POST")
             unread = refusal.unread if isinstance(refusal, HeadRefusedError) else None
         except asyncio.CancelledError:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
@@ -323,7 +325,7 @@ class Ingress:
         for name, admission in self._admissions.items():
             limits = rules.sources[name].limits
             admission.set_limits(rate=limits.rate, concurrent=limits.concurrent, now=now)
-        trusted = Networks(rules.trusted_proxies)
+        proxies = Proxies(rules.trusted_proxies, rules.certificate_header)
         self._endpoints = {
             source.path: Endpoint(
                 source,
@@ -332,7 +334,7 @@ class Ingress:
                 share=self._memory.share(source.name),
                 keys=self._keys.cache(source.name),
                 admission=self._admissions.get(source.name),
-                trusted_proxies=trusted,
+                proxies=proxies,
             )
             for source in rules.sources.values()
         }
@@ -380,6 +382,12 @@ class Ingress:
         if "reason" in fields and not self._take_quota(quota, source, fields["reason"]):
             return
         self._logger.info("request_finished", **fields)
+
+    def _refuse_connection(self, reason: str, address: str, detail: str) -> None:
+        """Count a connection that is closed before it is open, and log it, unless the other end was just gone."""
+        self._metrics.connections_refused.labels(reason).inc()
+        if detail and self._take_quota(self._quota, NO_SOURCE, reason):
+            self._logger.info("connection_refused", reason=reason, address=address, detail=detail)
 
     def _take_quota(self, quota: LogQuota, source: str, reason: str) -> bool:
         if self._quota_timer is None:

@@ -6,12 +6,14 @@ from typing import Any
 from aiohttp import web
 
 from gateway.ingress.endpoint import Endpoint
-from gateway.ingress.responses import handshake_response
-from gateway.ingress.server import Connection
+from gateway.ingress.responses import handshake_response, problem_response
+from gateway.ingress.server import Connection, TlsConnection
 from gateway.model import RefusedError
+from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.request import Request
 
 TRANSFER_ENCODING = b"transfer-encoding"
+_CERTIFICATE_REASONS = frozenset(CertificateProblem)
 
 
 def check_head(request: web.BaseRequest, query: str, names: Sequence[bytes], limit: int) -> int:
@@ -30,15 +32,24 @@ def check_head(request: web.BaseRequest, query: str, names: Sequence[bytes], lim
 def check_source(
     request: web.BaseRequest, endpoint: Endpoint, path: str, query: str, fields: dict[str, Any], *, now: float
 ) -> web.Response | None:
-    """Check where a request comes from, before anything else of it; then do as `_unverified_handshake`.
+    """Check who a request comes from, before anything else of it; then do as `_unverified_handshake`.
 
     Raises RefusedError.
     """
-    endpoint.check_address(request, fields)
+    endpoint.check_client(request, fields, now=now)
     return _unverified_handshake(request, endpoint, path, query, fields, now=now)
 
 
-def leave_body(request: web.BaseRequest) -> None:
+def refusal_response(request: web.BaseRequest, refusal: RefusedError, *, allow: str) -> web.Response:
+    """Return the response to a request that is refused; what is left of it won't be read."""
+    response = problem_response(refusal, allow=allow)
+    _leave_body(request)
+    if refusal.reason in _CERTIFICATE_REASONS and isinstance(request.protocol, TlsConnection):
+        response.force_close()  # the next connection is asked for a certificate as the rules are now
+    return response
+
+
+def _leave_body(request: web.BaseRequest) -> None:
     """Tell the connection that nobody will read what is left of a body."""
     if isinstance(request.protocol, Connection):
         request.protocol.unread = request.content
@@ -55,7 +66,7 @@ def _unverified_handshake(
     if handshake is None:
         return None
     fields["handshake"] = True
-    leave_body(request)
+    _leave_body(request)
     return handshake_response(handshake)
 
 

@@ -5,6 +5,7 @@ import http.client
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from ssl import SSLObject
 from typing import NamedTuple
 
 from aiohttp import StreamReader, web
@@ -15,6 +16,7 @@ from gateway.ingress.responses import SERVER, problem_response
 from gateway.model import RefusedError
 from gateway.telemetry.logs import trace_of
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
+from gateway.verify.client_certificates import VerifiedCertificate
 
 # Longer than the 60 s for which load balancers reuse an idle connection, so that they close first.
 KEEP_ALIVE = 75.0
@@ -28,7 +30,7 @@ HEAD_FRAMING = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of one request, and of all of them together."""
+    """Limits of one request or connection, and of all of them together."""
 
     head_bytes: int = 32 * 1024
     """Header names, values and the query together."""
@@ -36,6 +38,10 @@ class Limits:
     """From the first bytes of a request to the end of its headers."""
     body_seconds: float = 10.0
     """From the end of the headers to the end of the body."""
+    opening: int = 512
+    """Connections whose PROXY header or TLS handshake isn't complete."""
+    opening_seconds: float = 5.0
+    """From the start of a connection to the end of its PROXY header, and from there to the end of its handshake."""
     in_flight_bytes: int = 64 * 1024 * 1024
     """Bodies in memory that aren't acknowledged yet, over all requests."""
 
@@ -64,9 +70,9 @@ class Server(web.Server):
 class Connection(web.RequestHandler):
     """A connection whose error responses are problems (RFC 9457), and whose errors go to our log."""
 
-    __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "unread")
+    __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "peer", "unread")
 
-    def __init__(self, server: Server, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: Server, *, loop: asyncio.AbstractEventLoop, peer: str | None = None) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -84,6 +90,8 @@ class Connection(web.RequestHandler):
         self._head_size = 0
         self._head_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
+        self.peer = peer
+        """The address of the other end, if a PROXY header tells it; "" if nobody does."""
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -148,6 +156,38 @@ class Connection(web.RequestHandler):
         response = problem_response(refusal)
         response.force_close()
         return response
+
+
+class TlsConnection(Connection):
+    """A connection whose TLS ends here."""
+
+    __slots__ = ("_read_certificate", "certificate")
+
+    def __init__(
+        self,
+        server: Server,
+        read_certificate: Callable[[SSLObject], VerifiedCertificate | None],
+        *,
+        loop: asyncio.AbstractEventLoop,
+        peer: str | None,
+    ) -> None:
+        super().__init__(server, loop=loop, peer=peer)
+        self._read_certificate = read_certificate
+        self.certificate: VerifiedCertificate | None = None
+        """The client's, if it was asked for one and has one."""
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.certificate = self._read_certificate(transport.get_extra_info("ssl_object"))
+        super().connection_made(transport)
+
+
+def peer_of(request: web.BaseRequest) -> str:
+    """Return the address of the other end of a request's connection; "" if it has none."""
+    connection = request.protocol
+    if isinstance(connection, Connection) and connection.peer is not None:
+        return connection.peer
+    return request.remote or ""
 
 
 class _RawResponse(NamedTuple):

@@ -10,6 +10,7 @@ from gateway.engine.ordered.key_state import Blocked
 from gateway.log.base import NO_APPENDS, Partition
 from gateway.log.json_fields import LATEST
 from gateway.model import DeadReason, result_label
+from gateway.ops.certificates import certificate_findings
 from gateway.ops.findings import (
     HALTED,
     HELD,
@@ -382,6 +383,7 @@ _PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable
     ("holds", _hold_findings),
     ("unread", _partition_findings),
     ("log", _log_findings),
+    ("certificates", certificate_findings),
     ("rules", _refused_rules_findings),
     ("rules", _lost_routes_findings),
     ("ordered", _key_findings),
@@ -415,7 +417,7 @@ def not_asked_finding(statuses: Sequence[Mapping[str, Any]], why: str = "") -> F
 
 
 _KNOWN_TO_ROUTERS = ("holds (Retry-After, open breakers)", "halted and blocked keys", "unrouted and suppressed events")
-_KNOWN_TO_INGRESSES = ("refused requests", "secrets that end")
+_KNOWN_TO_INGRESSES = ("refused requests", "secrets and certificates that end")
 _KNOWN_TO_ALL = ("refused rules", "partitions that can't be read")
 """The kinds of findings that only processes know, by role."""
 

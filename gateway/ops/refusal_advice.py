@@ -139,6 +139,16 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             "# without an address: a trusted proxy sent an X-Forwarded-For that isn't a list of addresses",
         ),
     ),
+    ("client_certificate_missing", "client_certificate_malformed", "client_certificate_refused"): Refusal(
+        share=HALF,
+        few=FEW_REFUSALS,
+        steps=(
+            "# which certificates may send; the lines request_finished of source {name} have those for other names:",
+            _EXPLAIN,
+            "# its sender has none, or one of a new authority or name, or it is a stranger",
+            "# behind a proxy: it isn't in `trusted_proxies`, or doesn't set the header as `certificate_header` has it",
+        ),
+    ),
     ("rate_limited", "concurrency_limited"): Refusal(
         share=SHARE,
         few=FEW_REFUSALS,

@@ -49,9 +49,9 @@ def secret_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterab
             continue
         used = f"{count(events, 'event')} verified with it in the last hour"
         if left > 0:
-            why = f"{each['secret']} ends in {_shown(left)}, and {used}"
+            why = f"{each['secret']} ends in {shown_time(left)}, and {used}"
         else:
-            why = f"{each['secret']} ended {_shown(-left)} ago"
+            why = f"{each['secret']} ended {shown_time(-left)} ago"
         if each["is_last"]:
             why += "; no other is good for longer, so all requests are refused " + (
                 "then" if left > 0 else "since then"
@@ -79,7 +79,7 @@ def _steps(name: str, *, is_over: bool, is_last: bool, is_used: bool) -> tuple[s
     return (*explain, "# have the sender use the next secret, or postpone `until`")
 
 
-def _shown(seconds: float) -> str:
+def shown_time(seconds: float) -> str:
     """Return a time in its largest unit, as people say it."""
     for unit, name in _UNITS:
         if seconds >= unit:

@@ -32,6 +32,7 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
         "type": origins["type"],
         "key": origins["key"],
         **({} if source.allow_from is None else {"allow_from": list(map(str, source.allow_from))}),
+        **({"client_certificate": certificate} if (certificate := _certificate_fields(source)) else {}),
         **({"limits": limits} if (limits := _limit_fields(source)) else {}),
         "routes": list(routes),
     }
@@ -43,7 +44,8 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     output.print(("source ", "bold"), f"{source.name}  path {source.shown_path}")
     output.print(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for method in verification.signing_methods:
-        output.print(f"  {_signing_text(method)}")
+        is_certificate = verification.scheme == "none" and source.client_certificate is not None
+        output.print("  nothing but the client's certificate" if is_certificate else f"  {_signing_text(method)}")
     for what, listed in (("secret", verification.secrets), ("public key", verification.public_keys)):
         if listed:
             ends = {term.position: term.until for term in verification.terms if term.shown.startswith(what)}
@@ -56,6 +58,9 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     output.print(("key ", "bold"), *(origins["key"] or ["none"]))
     if source.allow_from is not None:
         output.print(("allow_from ", "bold"), ", ".join(map(str, source.allow_from)))
+    if source.client_certificate is not None:
+        names = [f"{key} {', '.join(values)}" for key, values in _certificate_fields(source).items() if values]
+        output.print(("client_certificate ", "bold"), ", or ".join(names) or "any of its authorities")
     if limits := _limits_text(source):
         output.print(("limits ", "bold"), limits)
     output.print(("routes ", "bold"), ", ".join(routes) or "none: its events are acknowledged and delivered nowhere")
@@ -63,6 +68,14 @@ def print_source(output: Output, source: Source, verification: Verification, rou
 
 def _until(end: float) -> str:
     return "" if isinf(end) else f" until {when(end)}"
+
+
+def _certificate_fields(source: Source) -> dict[str, list[str]]:
+    demanded = source.client_certificate
+    if demanded is None:
+        return {}
+    named = {"subjects": demanded.subjects, "dns": demanded.dns, "uris": demanded.uris, "emails": demanded.emails}
+    return {key: sorted(values) for key, values in named.items()}
 
 
 def _limit_fields(source: Source) -> dict[str, object]:

@@ -8,6 +8,7 @@ from gateway.model import RetryPolicy
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.rules import (
     AfterDelivery,
+    CertificateHeader,
     Destination,
     DestinationAccess,
     OAuth2,
@@ -21,6 +22,7 @@ from gateway.rules.rules import (
 )
 from gateway.rules.schema_reader import NameRef, ParsedMapping, without_values
 from gateway.rules.templates import Template
+from gateway.verify.client_certificates import ClientCertificates
 from gateway.verify.presets import PresetResponse
 from gateway.verify.verifier import Verifier
 
@@ -29,7 +31,13 @@ from gateway.verify.verifier import Verifier
 ORDERED_MAX_AGE = 3600.0
 
 
-def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
+def source_of(
+    name: str,
+    read: ParsedMapping,
+    verifier: Verifier,
+    client_certificate: ClientCertificates | None,
+    certificate_header: CertificateHeader | None,
+) -> Source:
     expressions = {key: read.values.get(key) for key in ("id", "type", "key")}
     return Source(
         name=name,
@@ -42,9 +50,16 @@ def source_of(name: str, read: ParsedMapping, verifier: Verifier) -> Source:
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
         quarantine=read.values.get("quarantine", False),
+        client_certificate=client_certificate,
+        proxy_headers=frozenset() if certificate_header is None else certificate_header.headers,
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),
         **expressions,
     )
+
+
+def client_certificates_of(read: ParsedMapping, authorities: tuple[bytes, ...]) -> ClientCertificates:
+    names = {key: frozenset(read.values.get(key, ())) for key in ("subjects", "dns", "uris", "emails")}
+    return ClientCertificates(authorities=authorities, **names)
 
 
 def split_of(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -36,9 +36,9 @@ def tls_of(*, ca: str | None, certificate: str | None, key: str | None) -> Tls:
     A `ca` replaces the system's authorities. Raises TlsError. Blocks for a while, so don't call it on the event loop.
     """
     return _tls(
-        None if ca is None else _blocks("ca", ca, "CERTIFICATE"),
-        None if certificate is None else _blocks("certificate", certificate, "CERTIFICATE"),
-        None if key is None else _blocks("key", key, "PRIVATE KEY"),
+        None if ca is None else blocks("ca", ca, "CERTIFICATE"),
+        None if certificate is None else blocks("certificate", certificate, "CERTIFICATE"),
+        None if key is None else blocks("key", key, "PRIVATE KEY"),
     )
 
 
@@ -80,12 +80,15 @@ def _tls(ca: str | None, certificate: str | None, key: str | None) -> Tls:
     except (ssl.SSLError, ValueError) as error:
         raise TlsError("ca", f"expected valid certificates, got others{_reason(error)}") from None
     if certificate is not None and key is not None:
-        _present(context, certificate, key)
+        present(context, certificate, key)
     return Tls(ca=ca, certificate=certificate, key=key, context=context)
 
 
-def _present(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    """Have a context present a certificate to servers that request one."""
+def present(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Have a context present a certificate (PEM): a client's to servers that request one, a server's to all clients.
+
+    Raises TlsError.
+    """
     is_encrypted = False
 
     def passphrase() -> str:  # without this OpenSSL would ask on the terminal
@@ -119,8 +122,11 @@ def _file(text: str) -> Iterator[str]:
             yield file.name
 
 
-def _blocks(key: str, text: str, label: str) -> str:
-    """Return the blocks of a kind: text around them may be in any language, which `ssl` doesn't accept."""
+def blocks(key: str, text: str, label: str) -> str:
+    """Return the blocks of a kind: text around them may be in any language, which `ssl` doesn't accept.
+
+    Raises TlsError for the key of `tls` if there are none.
+    """
     found = [block[0] for block in _BLOCK.finditer(text) if block[1].endswith(label)]
     if not found:
         raise TlsError(key, f"expected a {label.lower()} in PEM, such as ${{file:{key}.pem}}, got a string without one")

@@ -20,7 +20,7 @@ IDEMPOTENCY_KEY = "the header Idempotency-Key"
 class EventBuilder:
     """Builds the events of one source; it precomputes what it can."""
 
-    __slots__ = ("_ids", "_key", "_of_whole", "_source", "_type")
+    __slots__ = ("_ids", "_key", "_of_whole", "_source", "_type", "_withheld")
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -31,6 +31,7 @@ class EventBuilder:
         self._ids[None] = _Field("id", source.id, verifier.id)
         self._type = _Field("type", source.type, verifier.type)
         self._key = _Field("key", source.key, None)
+        self._withheld = verifier.credential_headers | source.proxy_headers
         specs = [(spec.header, spec.timestamp_header) for spec in verifier.signing_specs]
         self._of_whole = _OF_WHOLE | {name.lower().encode() for names in specs for name in names if name}
         """Headers that are about a request's whole body, and not about one of the events in it."""
@@ -71,7 +72,7 @@ class EventBuilder:
     ) -> Event:
         name, verifier = self._source.name, self._source.verifier
         headers, names = request.headers, request.lower_names()
-        secret = verifier.credential_headers
+        secret = self._withheld
         if not secret.isdisjoint(names):
             kept = [index for index, each in enumerate(names) if each not in secret]
             headers, names = tuple([headers[index] for index in kept]), [names[index] for index in kept]

@@ -3,22 +3,31 @@
 import gc
 import glob
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING
 
 from gateway.model import RulesError
-from gateway.rules.build import destination_of, names_of, path_of, route_of, shown_path_of, source_of, split_of
+from gateway.rules.advice import Advice
+from gateway.rules.build import (
+    client_certificates_of,
+    destination_of,
+    names_of,
+    path_of,
+    route_of,
+    shown_path_of,
+    source_of,
+    split_of,
+)
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
     SIGNATURE_HEADER_PREFIX,
+    CertificateHeader,
     Egress,
     Rules,
     Tls,
@@ -29,24 +38,21 @@ from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaRe
 from gateway.rules.value_kinds import MappingKind
 from gateway.rules.yaml_document import Node, Problem, Severity, read_document
 from gateway.text import did_you_mean
+from gateway.verify.client_certificates import ClientCertificates, read_authorities
 from gateway.verify.config_keys import GENERIC
 from gateway.verify.kept_proof import why_not_kept
-from gateway.verify.key_ring import ended_lists, endings
 from gateway.verify.presets import PRESETS, Preset, SchemeError
-from gateway.verify.schemes import WEAK, build_verifier
+from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
 
 _REPLACED = (
     ("sign", SIGNATURE_HEADER_PREFIX, f"{SIGNATURE_HEADER_PREFIX}…"),
     ("auth", "authorization", "Authorization"),
 )
 """Keys of a destination, with the headers that they replace: their prefix, and how they are shown."""
-_CREDENTIAL = re.compile(
-    r"token|secret|passw|pwd|credential|authorization|cookie|(api|access|auth|subscription)[-_]?key"
-    r"|^key$|(^|[-_])(auth|sig|signature)$",
-    re.IGNORECASE,
-)
-"""Names of headers and parameters whose value is a credential."""
 MAX_GUESSES = 50  # With more problems than this, spellings aren't guessed.
 
 
@@ -163,6 +169,7 @@ class _Assembly:
         self.locations: dict[tuple[str, str], tuple[Node, str]] = {}
         self.egress = Egress()
         self.trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+        self.certificate_header: CertificateHeader | None = None
         self.tls: dict[str, Tls] = {}
 
     def rules(self, now: float) -> Rules | None:
@@ -171,6 +178,7 @@ class _Assembly:
             self._collect(file)
         self._check_paths()
         verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
+        demanded = {name: self._client_certificates(read) for name, read in self.sources.items()}
         for file in self.files:
             for route in file.values.get("routes", ()):
                 self._check_references(route)
@@ -183,13 +191,11 @@ class _Assembly:
             self._check_transport(name, read)
         if self.reader.has_errors or not self.is_complete:
             return None
-        self._warn_of_unused()
-        self._warn_of_weak(verifiers)
-        self._warn_of_ends(verifiers, now)
+        Advice(self.reader, self.sources, self.destinations, self.routes).give(verifiers, now)
         routes = {name: route_of(name, read) for name, read in self.routes.items()}
         rules = Rules(
             sources={
-                name: source_of(name, read, verifier)
+                name: source_of(name, read, verifier, demanded[name], self.certificate_header)
                 for name, read in self.sources.items()
                 if (verifier := verifiers[name])
             },
@@ -199,6 +205,7 @@ class _Assembly:
             routes=routes,
             egress=self.egress,
             trusted_proxies=self.trusted_proxies,
+            certificate_header=self.certificate_header,
             table=RouteTable(routes.values()),
             files=tuple(self.reader.files),
             warnings=tuple(map(str, sorted(self.reader.problems))),
@@ -235,6 +242,12 @@ class _Assembly:
             if not network.prefixlen:
                 message = "expected the networks of proxies, got every address: any client may say where it is"
                 self.reader.report(node, "weak", message, severity="warning")
+        if header := read.values.get("certificate_header"):
+            if header.values.keys() >= {"name", "format"}:
+                self.certificate_header = CertificateHeader(**header.values)
+            if not self.trusted_proxies:
+                message = "expected `trusted_proxies` with it, got none: the header counts from nobody"
+                self.reader.report(header.node, "unused", message, severity="warning", at_key=True)
 
     def _collect_providers(self, file: ParsedMapping) -> None:
         for name, preset in file.values.get("providers", {}).items():
@@ -290,7 +303,7 @@ class _Assembly:
             self.reader.locate(node, error.problems)
             self.is_complete = False
             return None
-        if verifier.scheme == "none":
+        if verifier.scheme == "none" and "client_certificate" not in read.values:
             message = (
                 f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
             )
@@ -299,6 +312,18 @@ class _Assembly:
             message = f"quarantine: expected a scheme whose requests can be verified again, got {problem}"
             self.reader.report(read.node.value["quarantine"], "value", message)
         return verifier
+
+    def _client_certificates(self, read: ParsedMapping) -> ClientCertificates | None:
+        found: ParsedMapping | None = read.values.get("client_certificate")
+        if found is None:
+            return None
+        authorities: tuple[bytes, ...] = ()
+        if (text := found.values.get("ca")) is not None:
+            try:
+                authorities = read_authorities(text)
+            except ValueError as error:
+                self.reader.report(found.node.value["ca"], "value", str(error))
+        return client_certificates_of(found, authorities)
 
     def _check_references(self, route: ParsedMapping) -> None:
         for key, what in (("from", "source"), ("to", "destination")):
@@ -393,90 +418,6 @@ class _Assembly:
         except TlsError as error:
             self.reader.report(tls.node.value[error.key], "value", str(error))
 
-    def _warn_of_unused(self) -> None:
-        used = {
-            (key, name) for route in self.routes.values() for key in ("from", "to") for name in names_of(route, key)
-        }
-        for key, what, known in (("from", "takes from", self.sources), ("to", "delivers to", self.destinations)):
-            for name, read in known.items():
-                if (key, name) not in used:
-                    message = f"no route {what} {name!r}"
-                    self.reader.report(read.node, "unused", message, severity="warning", at_key=True)
-
-    def _warn_of_weak(self, verifiers: Mapping[str, Verifier | None]) -> None:
-        """Warn about settings that are valid, but protect less than they appear to."""
-        for name, verifier in verifiers.items():
-            if verifier:
-                verify = self.sources[name].node.value["verify"]
-                self.reader.locate(verify, verifier.warnings, code="weak", severity="warning")
-            self._warn_of_weak_path(self.sources[name].node.child("path"))
-        for read in self.destinations.values():
-            if sign := read.values.get("sign"):
-                for key, node in zip(sign.values["secrets"], sign.node.value["secrets"].value, strict=True):
-                    if len(key) < WEAK:
-                        message = f"expected a secret of at least {WEAK} bytes, got a shorter one, which can be guessed"
-                        self.reader.report(node, "weak", message, severity="warning")
-            if _is_in_the_clear(read.values["url"]) and (credential := _credential(read)):
-                message = f"expected https with {credential}, got http: it is sent unencrypted"
-                self.reader.report(read.node.value["url"], "weak", message, severity="warning")
-            oauth2 = auth.values.get("oauth2") if (auth := read.values.get("auth")) else None
-            if oauth2 and _is_in_the_clear(oauth2.values["token_url"]):
-                message = "expected https with `client_secret`, got http: it is sent unencrypted"
-                self.reader.report(oauth2.node.value["token_url"], "weak", message, severity="warning")
-            proxy = read.values.get("proxy")
-            if proxy and "proxy_auth" in read.values and not _is_this_machine(proxy.host):
-                message = "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted"
-                self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
-
-    def _warn_of_ends(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
-        """Warn about secrets that end.
-
-        A list in which all have ended is no error here: a restart would stop all other sources, too.
-        """
-        for name, verifier in verifiers.items():
-            if verifier is None or not verifier.terms:
-                continue
-            verify = self.sources[name].node.value["verify"]
-            self.reader.locate(verify, list(endings(verifier.terms, now)), code="ends", severity="warning")
-            message = "expected a secret that hasn't ended, got none: every request is refused"
-            ended = [((key,), message) for key in ended_lists(verifier.terms, now)]
-            self.reader.locate(verify, ended, code="ended", severity="warning")
-
-    def _warn_of_weak_path(self, node: Node | None) -> None:
-        if node is None or node in self.reader.unresolved or self.reader.secret_lengths.get(node, WEAK) >= WEAK:
-            return
-        message = f"expected a secret of at least {WEAK} characters, got a shorter one, which can be guessed"
-        self.reader.report(node, "weak", message, severity="warning")
-
 
 def _items(node: Node | None) -> Sequence[Node]:
     return node.value if node is not None and isinstance(node.value, list) else ()
-
-
-def _is_in_the_clear(url: str) -> bool:
-    """Return whether a URL's requests are sent unencrypted to another machine. An unresolved one has no scheme yet."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
-
-
-def _is_this_machine(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _credential(read: ParsedMapping) -> str | None:
-    """Return where a destination's requests have a credential; None if they don't seem to have one."""
-    if "auth" in read.values:
-        return "`auth`"
-    headers = read.node.child("headers")
-    for name, node in headers.value.items() if headers else ():
-        if _CREDENTIAL.search(name) or "${" in node.value.replace("$${", ""):
-            return f"`headers.{name}`"
-    for name, _ in parse_qsl(urlsplit(read.values["url"]).query):
-        if _CREDENTIAL.search(name):
-            return f"`{name}` in its query"
-    return None

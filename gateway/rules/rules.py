@@ -15,6 +15,7 @@ from gateway.rules.conditions import Condition
 from gateway.rules.expressions import Expression
 from gateway.rules.route_table import RouteTable
 from gateway.rules.templates import Template
+from gateway.verify.client_certificates import CHAIN_SUFFIX, ClientCertificates
 from gateway.verify.verifier import Verifier
 
 RESERVED_HEADERS = frozenset(
@@ -30,6 +31,7 @@ OPT_IN_HEADERS = frozenset(
     (
         # Who sent a request, from where, and as which user.
         *("forwarded", "x-forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "client-ip"),
+        *("client-cert", "client-cert-chain", "x-client-cert"),  # the first two: RFC 9440
         *("true-client-ip", "cf-connecting-ip", "cf-connecting-ipv6", "fastly-client-ip", "x-azure-clientip"),
         *("x-envoy-external-address", "remote-user", "x-remote-user", "x-webauth-user", "x-goog-iap-jwt-assertion"),
         # What the request is for.
@@ -104,7 +106,8 @@ class Source:
     `topic` is None for the default topic of the source's name. The expressions default to the scheme's. `dedupe` is for
     how many seconds an identity is remembered; None if duplicates are delivered. `response` is None for a 202.
     `path` may be a secret: `shown_path` is for people, and for telemetry. `allow_from` are the networks of its clients,
-    none of them IPv4-mapped; None if it takes requests from anywhere.
+    none of them IPv4-mapped; None if it takes requests from anywhere. `client_certificate` is None if a client needs no
+    certificate.
     `split` is the path of the list of events in a body; None if a request is one event.
     """
 
@@ -120,6 +123,9 @@ class Source:
     dedupe: float | None = None
     response: StoredResponse | None = None
     allow_from: tuple[IPv4Network | IPv6Network, ...] | None = None
+    client_certificate: ClientCertificates | None = None
+    proxy_headers: frozenset[bytes] = field(default=frozenset(), compare=False)
+    """Headers (lower-case names) that proxies set for the ingress: they go no further, whoever sends them."""
     limits: SourceLimits = SourceLimits()
     split: tuple[str, ...] | None = None
     quarantine: bool = False
@@ -263,6 +269,28 @@ class Egress:
     allow: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
+class CertificateFormat(StrEnum):
+    """How a proxy writes its client's certificate into a header."""
+
+    XFCC = "xfcc"
+    PEM = "pem"
+    RFC9440 = "rfc9440"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateHeader:
+    """The header by which trusted proxies pass on their clients' certificates."""
+
+    name: str
+    format: CertificateFormat
+
+    @property
+    def headers(self) -> frozenset[bytes]:
+        """Return its name in lower case, and that of the header with the rest of the chain."""
+        name = self.name.lower().encode()
+        return frozenset((name, name + CHAIN_SUFFIX))
+
+
 @dataclass(frozen=True, slots=True)
 class RoutingRevision:
     """The part of a rules version that decides where events go. `name` is its digest, `routes` are JSON by name."""
@@ -283,7 +311,8 @@ class Rules:
     files: tuple[Path, ...]
     """Files to watch: rule files, files of secrets, and folders of include patterns. A reload is due if one changes."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks of the proxies whose `X-Forwarded-For` counts."""
+    """Networks of the proxies whose `X-Forwarded-For` counts, and whose `certificate_header`."""
+    certificate_header: CertificateHeader | None = None
     warnings: tuple[str, ...] = ()
     secret_values: frozenset[str] = field(default=frozenset(), repr=False)
     """The substituted values of `${…}` references, which are treated as secrets."""
@@ -294,6 +323,12 @@ class Rules:
     def has_responses(self) -> bool:
         """Return whether senders may wait for responses of destinations."""
         return any(source.awaits_destination for source in self.sources.values())
+
+    @property
+    def client_authorities(self) -> frozenset[bytes]:
+        """Return the certificates (DER) of the authorities of all clients that need a certificate."""
+        demanded = [source.client_certificate for source in self.sources.values() if source.client_certificate]
+        return frozenset([authority for each in demanded for authority in each.authorities])
 
     @property
     def ordered(self) -> frozenset[tuple[str, str]]:

@@ -7,10 +7,12 @@ from typing import Any, assert_never
 
 from gateway.model import STORED_STATUSES, Disposition
 from gateway.rules.conditions import parse_condition
-from gateway.rules.rules import OnGone, TokenEndpointAuthMethod
+from gateway.rules.rules import CertificateFormat, OnGone, TokenEndpointAuthMethod
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import (
     _CREDENTIAL,
+    _DNS_NAME,
+    _EMAIL,
     _PASSWORD,
     _PATH,
     _RESULTS,
@@ -18,6 +20,7 @@ from gateway.rules.value_kinds import (
     _SPLIT,
     _STATUS,
     _TOPIC,
+    _URI,
     _USER,
     CEL,
     DURATION_STEP,
@@ -39,6 +42,8 @@ from gateway.rules.value_kinds import (
     Several,
     Table,
     Tree,
+    _dns_name,
+    _email,
     _header_template,
     _header_value,
     _network,
@@ -46,6 +51,7 @@ from gateway.rules.value_kinds import (
     _result,
     _signing_secret,
     _stored_status,
+    _subject,
     choice,
     duration,
     integer,
@@ -319,6 +325,41 @@ LIMITS = MappingKind(
         ),
     ),
 )
+CLIENT_CERTIFICATE = MappingKind(
+    name="client_certificate",
+    about="The certificate that a client must have (mutual TLS): of these authorities, for one of the names, if any.",
+    keys=(
+        Key(
+            name="ca",
+            kind=PEM,
+            about="The authorities' certificates, in PEM, such as ${file:ca.pem}. Each ends a chain.",
+            is_required=True,
+        ),
+        Key(
+            name="subjects",
+            kind=Several(
+                "a list of subjects",
+                Scalar("a subject as RFC 4514 writes it, such as CN=hooks,O=Bank,C=DE", _subject, {"type": "string"}),
+            ),
+            about="Subjects, as `openssl x509 -subject -nameopt RFC2253` prints them.",
+        ),
+        Key(
+            name="dns",
+            kind=Several("a list of names", Scalar("a host's name", _dns_name, pattern(_DNS_NAME))),
+            about="Names of hosts, among the alternative names.",
+        ),
+        Key(
+            name="uris",
+            kind=Several("a list of URIs", Scalar("a URI with a scheme", matching(_URI), pattern(_URI))),
+            about="URIs among the alternative names, such as spiffe://bank.example/hooks.",
+        ),
+        Key(
+            name="emails",
+            kind=Several("a list of addresses", Scalar("an email address", _email, pattern(_EMAIL))),
+            about="Email addresses among the alternative names.",
+        ),
+    ),
+)
 SOURCE = MappingKind(
     name="source",
     about="A sender: where it posts, how it is verified, what identifies an event.",
@@ -360,6 +401,7 @@ SOURCE = MappingKind(
             kind=Several("a list of addresses or networks", PEER_NETWORK),
             about="The only addresses and networks that may send; others get 403. Behind proxies see `ingress`.",
         ),
+        Key(name="client_certificate", kind=CLIENT_CERTIFICATE, about=CLIENT_CERTIFICATE.about),
         Key(name="limits", kind=LIMITS, about=LIMITS.about),
         Key(
             name="split",
@@ -512,6 +554,25 @@ EGRESS = MappingKind(
         ),
     ),
 )
+CERTIFICATE_HEADER = MappingKind(
+    name="certificate_header",
+    about="The header in which trusted proxies that end TLS pass on the certificate of a client.",
+    keys=(
+        Key(
+            name="name",
+            kind=HEADER,
+            about="The header, which they replace or remove in each request.",
+            is_required=True,
+        ),
+        Key(
+            name="format",
+            kind=choice(*CertificateFormat, parse=CertificateFormat),
+            about="xfcc: Envoy's X-Forwarded-Client-Cert, with `cert`. pem: a text in PEM, percent-encoded, as nginx's "
+            "$ssl_client_escaped_cert. rfc9440: Client-Cert, and Client-Cert-Chain.",
+            is_required=True,
+        ),
+    ),
+)
 INGRESS = MappingKind(
     name="ingress",
     about="What is in front of the gateway.",
@@ -521,6 +582,7 @@ INGRESS = MappingKind(
             kind=Several("a list of addresses or networks", PEER_NETWORK, may_be_empty=True),
             about="Addresses and networks of the proxies whose X-Forwarded-For says where a request is from.",
         ),
+        Key(name="certificate_header", kind=CERTIFICATE_HEADER, about=CERTIFICATE_HEADER.about),
     ),
 )
 PROVIDER = Tree(

@@ -17,6 +17,7 @@ from gateway.rules.expressions import Expression
 from gateway.rules.rules import RESERVED_HEADERS, Proxy, cgi_normalized, is_opt_in_header
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
+from gateway.verify.client_certificates import normal_email, normal_subject
 from gateway.verify.config_reader import ConfigPath
 from gateway.verify.encodings import signing_key
 from gateway.verify.presets import Preset, SchemeError, read_preset
@@ -118,6 +119,9 @@ class MappingKind:
 
 Kind = Scalar | Tree | Several | Table | NameOr | MappingKind
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
+_DNS_NAME = re.compile(r"[A-Za-z0-9_*-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
+_EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
 _SPLIT = re.compile(r"off|body(\.[A-Za-z_$][\w$-]*)*")
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
@@ -227,6 +231,22 @@ def _opt_in_header(value: object) -> str:
         expected = "expected a header that isn't forwarded by default, such as X-Forwarded-For"
         raise ValueError(f"{expected}, got {name!r}")
     return name
+
+
+def _subject(value: object) -> str:
+    text = _text(value)
+    try:
+        return normal_subject(text)
+    except ValueError:
+        raise ValueError from None
+
+
+def _dns_name(value: object) -> str:
+    return matching(_DNS_NAME)(value).lower()
+
+
+def _email(value: object) -> str:
+    return normal_email(matching(_EMAIL)(value))
 
 
 def _header_value(value: object) -> str:

@@ -1,6 +1,6 @@
 """Decides when changed files are read again, and what new rules change. No I/O; `reload.py` has the clock and disk."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def changes(old: Rules, new: Rules) -> Changes:
                 if name in before and before[name] != after[name]
             ]
             + ([] if old.egress == new.egress else [f"egress: {_keys(old.egress, new.egress)}"])
-            + ([] if old.trusted_proxies == new.trusted_proxies else ["ingress: trusted_proxies"])
+            + ([f"ingress: {', '.join(ingress)}"] if (ingress := _ingress_keys(old, new)) else [])
         ),
         removed=tuple(
             [f"{what} {name}" for what, before, after in _kinds(old, new) for name in before if name not in after]
@@ -129,6 +129,11 @@ def changes(old: Rules, new: Rules) -> Changes:
         ),
         conditions=_with_other_conditions(old, new),
     )
+
+
+def _ingress_keys(old: Rules, new: Rules) -> Sequence[str]:
+    keys = ("trusted_proxies", "certificate_header")
+    return [key for key in keys if getattr(old, key) != getattr(new, key)]
 
 
 def _touched(old: Rules, new: Rules) -> Mapping[str, frozenset[str]]:

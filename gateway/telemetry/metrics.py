@@ -52,6 +52,9 @@ REJECTIONS = (
     "body_not_json",
     "body_slow",
     "body_too_large",
+    "client_certificate_malformed",
+    "client_certificate_missing",
+    "client_certificate_refused",
     "concurrency_limited",
     "crowded_out",
     "disconnected",
@@ -79,6 +82,19 @@ REJECTIONS = (
     "unknown_source",
     "unreadable_body",
     "wrong_recipient",
+)
+CONNECTION_REFUSALS = (
+    "bug",
+    "client_certificate_refused",
+    "crowded_out",
+    "disconnected",
+    "proxy_header_malformed",
+    "proxy_header_missing",
+    "proxy_header_slow",
+    "proxy_header_version_1",
+    "proxy_untrusted",
+    "tls_failed",
+    "tls_slow",
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "log_unavailable")
@@ -316,6 +332,9 @@ class Metrics(Collector):
             "source",
             "outcome",
         )
+        self.connections_refused = counter(
+            "connections_refused", "Connections that were closed before their PROXY header or TLS handshake.", "reason"
+        )
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.secret_events = counter(
             "secret_events",
@@ -427,6 +446,9 @@ class Metrics(Collector):
         self.rules_refused = gauge(
             "rules_refused", "1 while the rules on disk are refused, and older ones are active."
         ).labels()
+        self.certificate_refused = gauge(
+            "certificate_refused", "1 while the ingress's certificate files can't be used, and older ones are in use."
+        ).labels()
         self.certificate_expiry_timestamp = gauge(
             "certificate_expiry_timestamp_seconds", "When the first certificate of a file or text expires.", "name"
         )
@@ -442,6 +464,8 @@ class Metrics(Collector):
 
         _each(self.requests, (NO_SOURCE,), STATUSES)
         _each(self.rejected, (NO_SOURCE,), ("head_slow", "head_too_large", "malformed_request", "unknown_source"))
+        for reason in CONNECTION_REFUSALS:
+            self.connections_refused.labels(reason)
         for result in RELOADS:
             self.rules_reloads.labels(result)
         for kind in RECORD_KINDS:
@@ -492,7 +516,7 @@ class Metrics(Collector):
         return [self.secret_events.labels(name, str(position)) for position, _ in enumerate(source.secret_ends, 1)]
 
     def set_certificate_expiries(self, owner: str, ends: Mapping[str, float]) -> None:
-        """Replace the expiry times of an owner's ("destination", "kafka") certificates."""
+        """Replace the expiry times of an owner's ("destination", "ingress", "kafka") certificates."""
         family = self.certificate_expiry_timestamp
         escaped = {f"{owner}/{name}": end for name, end in ends.items()}
         for labels in [labels for labels in family if labels[0].startswith(f"{owner}/") and labels[0] not in escaped]:

@@ -79,7 +79,8 @@ HELD_BACK = (
     "X-HTTP-Method-Override X-Method-Override Remote-User X-Remote-User Proxy X-Cluster-Client-IP CF-Connecting-IPv6 "
     "Fastly-Client-IP X-Azure-ClientIP X-Envoy-External-Address X-WebAuth-User X-Forwarded-User X-Auth-Request-Email "
     "X-Amzn-Oidc-Identity X-Amzn-Mtls-Clientcert-Subject X-Goog-Authenticated-User-Email X-Goog-IAP-JWT-Assertion "
-    "X-MS-Client-Principal X-MS-Client-Principal-Name Cf-Access-Jwt-Assertion SSL-Client-Verify X-SSL-Client-CN"
+    "X-MS-Client-Principal X-MS-Client-Principal-Name Cf-Access-Jwt-Assertion SSL-Client-Verify X-SSL-Client-CN "
+    "Client-Cert Client-Cert-Chain X-Client-Cert"
 )
 
 

@@ -453,6 +453,11 @@ def _restore(log: Path, backup: Path) -> int:
         ({"preStopSeconds": "10s"}, r"/preStopSeconds.*want integer"),
         ({"env": [{"name": "GATEWAY_ADMIN", "value": "127.0.0.1:9090"}]}, "/env/0/name"),
         ({"ingress": {"http": {"enabled": True}}}, r"/ingress/http/host.*minLength"),
+        (
+            {"ingress": {"tls": {"secrets": ["a"]}, "http": {"enabled": True, "host": "a.example"}}},
+            "ingress: expected http",
+        ),
+        ({"ingress": {"proxyProtocol": ["lb"]}}, r"/ingress/proxyProtocol/0.*does not match pattern"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "/monitoring/podMonitor/interval"),
         ({"monitoring": {"runbooks": "https://docs.example.com/a\\b"}}, "/monitoring/runbooks.*does not match pattern"),
@@ -461,6 +466,33 @@ def _restore(log: Path, backup: Path) -> int:
 def test_values_that_make_no_sense_are_refused(chart: Chart, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(AssertionError, match=told):
         chart.render("small", changes)
+
+
+@every_example
+def test_tls_ends_in_the_pods_that_senders_reach(chart: Chart, example: str) -> None:
+    ingress = {"http": {"enabled": False}, "tls": {"secrets": ["hooks-tls", "b"]}, "proxyProtocol": ["10.0.0.0/8"]}
+    manifests = chart.render(example, {"ingress": ingress})
+    for manifest in manifests:
+        _validate(manifest, NEWEST)
+    having = set()
+    for name, pod in pods_of(manifests).items():
+        [container] = pod["spec"]["containers"]
+        wire = from_sources({}, environment_of(container)).wire
+        if not wire.certificates:
+            assert "tls-" not in json.dumps(pod)
+            assert wire.proxies == ()
+            continue
+        having.add(name)
+        assert wire.proxies == (ip_network("10.0.0.0/8"),)
+        volumes = {each["name"]: each for each in pod["spec"]["volumes"]}
+        mounts = {each["mountPath"]: each for each in container["volumeMounts"]}
+        for secret, files in zip(("hooks-tls", "b"), wire.certificates, strict=True):
+            assert [file.name for file in files] == ["tls.crt", "tls.key"]
+            mount = mounts[str(files[0].parent)]
+            assert mount["readOnly"]
+            assert "subPath" not in mount, "a renewed one wouldn't arrive"
+            assert volumes[mount["name"]]["secret"]["secretName"] == secret
+    assert having == {"StatefulSet/gateway"} if example == "embedded" else {"Deployment/gateway-ingress"}
 
 
 def test_rules_have_to_come_from_somewhere(chart: Chart) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import gateway.ingress.tls
 import gateway.reload
 import gateway.run
 from gateway.commands import COMMANDS
@@ -348,7 +349,7 @@ def measured(expression: str) -> set[str]:
 
 def test_the_renewal_of_each_owner_is_documented() -> None:
     """By the owner that its name begins with: some are read when they change, some at the start alone."""
-    files = (Path(gateway.run.__file__), Path(gateway.reload.__file__))
+    files = [Path(module.__file__ or "") for module in (gateway.run, gateway.reload, gateway.ingress.tls)]
     owners = [owner for file in files for owner in re.findall(r'set_certificate_expiries\("(\w+)"', file.read_text())]
     [section] = re.findall(r"^### GatewayCertificateExpires\n(.*?)^###", RUNBOOKS.read_text(), re.MULTILINE | re.DOTALL)
     assert owners

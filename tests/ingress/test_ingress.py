@@ -7,9 +7,11 @@ import hmac
 import json
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 from unittest.mock import Mock
 
@@ -20,7 +22,9 @@ from prometheus_client import CollectorRegistry
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_HEADROOM, Ingress
 from gateway.ingress.key_fetcher import Fetch
+from gateway.ingress.listener import Wire as IngressWire
 from gateway.ingress.server import Limits
+from gateway.ingress.tls import ServerTls
 from gateway.log.base import Log, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
@@ -125,6 +129,7 @@ class World:
     port: int
     lines: list[Any] = field(default_factory=list)
     rules: list[Rules] = field(default_factory=list)
+    tls: ServerTls | None = None
 
     @asynccontextmanager
     async def wire(self) -> AsyncIterator[Wire]:
@@ -172,26 +177,43 @@ def some_rules(*more: Source) -> Rules:
 
 
 @asynccontextmanager
-async def running(*, limits: Limits | None = None, fetch: Fetch | None = None) -> AsyncIterator[World]:
+async def running(
+    *,
+    limits: Limits | None = None,
+    fetch: Fetch | None = None,
+    certificates: Sequence[Path] = (),
+    proxies: Sequence[str] = (),
+    clock: Callable[[], float] = lambda: NOW,
+) -> AsyncIterator[World]:
+    """Run an ingress; with `certificates`, files that have their keys as well, it speaks TLS."""
     log, registry, current = FakeLog(), CollectorRegistry(), [some_rules()]
     metrics = Metrics(registry)
     metrics.prepare(current[0])
     with structlog.testing.capture_logs() as lines:
+        tls = None
+        if certificates:
+            tls = ServerTls([(file, file) for file in certificates], metrics=metrics, logger=structlog.get_logger())
+            await tls.load()
         ingress = Ingress(
             rules=lambda: current[0],
             log=cast("Log", log),
             topics=Topics(),
             metrics=metrics,
             logger=structlog.get_logger().bind(),
-            clock=lambda: NOW,
+            clock=clock,
             limits=limits,
             fetch=fetch,
         )
-        _, port = await ingress.start("127.0.0.1", 0)
-        try:
-            yield World(ingress, log, registry, port, lines, current)
-        finally:
-            await ingress.stop(timeout=0.1)
+        async with AsyncExitStack() as stack:
+            wire = None
+            if tls or proxies:
+                tasks = await stack.enter_async_context(asyncio.TaskGroup())
+                wire = IngressWire(tls=tls, proxies=tuple(map(ip_network, proxies)), tasks=tasks)
+            _, port = await ingress.start("127.0.0.1", 0, wire=wire)
+            try:
+                yield World(ingress, log, registry, port, lines, current, tls)
+            finally:
+                await ingress.stop(timeout=0.1)
 
 
 @pytest.fixture

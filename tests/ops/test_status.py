@@ -39,6 +39,7 @@ from gateway.ops.status import (
 )
 from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
 from gateway.telemetry.metrics import REJECTIONS
+from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.request import Reason
 from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_jobs import NAME, a_backlog, answers
@@ -947,6 +948,7 @@ def test_refusals_that_anybody_can_cause_are_reported_but_not_wrong(reason: str)
         ("rate_limited", 10, 10.0, 11, 100.0),
         ("concurrency_limited", 10, 10.0, 11, 100.0),
         ("address_refused", 40, 100.0, 51, 100.0),
+        ("client_certificate_missing", 40, 100.0, 51, 100.0),
         ("missing_signature", 40, 100.0, 51, 100.0),
         ("malformed_signature", 10, 10.0, 11, 20.0),
         ("body_too_large", 40, 100.0, 51, 100.0),
@@ -969,7 +971,7 @@ def test_each_reason_has_the_steps_of_its_kind_and_those_about_secrets_only_wher
     steps = {reason: "\n".join(refusal_of(reason).steps) for reason in REJECTIONS}
     assert [reason for reason, told in steps.items() if "secret" in told] == ["bad_credentials", "bad_signature"]
     explained = {reason for reason, told in steps.items() if "gateway explain {name}" in told}
-    limited = {"address_refused", "rate_limited", "concurrency_limited", "body_too_large"}
+    limited = {"address_refused", "rate_limited", "concurrency_limited", "body_too_large", *CertificateProblem}
     batches = {"malformed_batch", "batch_too_large"}
     assert explained == {*Reason, *limited, *batches, "body_not_json", "expression_error"}
     assert not [reason for reason in REJECTIONS if refusal_of(reason) is refusal_of("of a newer version")]

@@ -8,6 +8,7 @@ from gateway.ops.output import Output, when
 from gateway.ops.source_presentation import print_source, source_fields
 from gateway.ops.verification import masked_secret, verification_of
 from gateway.rules.load import load_rules
+from tests.certificates import Authority
 
 RULES = """
 version: 1
@@ -122,4 +123,24 @@ def test_a_secret_path_is_shown_by_its_reference(
     assert fields["limits"] == {"body_bytes": 262_144, "rate_per_second": 0.5, "concurrent": 20}
     assert "the-path" not in told + str(fields) + repr(source)
     others = source_fields(rules.sources["open"], verification, [])
-    assert others.keys().isdisjoint({"allow_from", "limits"})
+    assert others.keys().isdisjoint({"allow_from", "client_certificate", "limits"})
+
+
+def test_a_demanded_certificate_is_shown_by_its_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ca.pem").write_text(Authority().pem)
+    file = tmp_path / "routes.yaml"
+    file.write_text(
+        "version: 1\nsources:\n"
+        "  a: {verify: {scheme: none}, client_certificate: {ca: '${file:ca.pem}', dns: [b.example, a.example]}}\n"
+        "  b: {verify: {scheme: none}, client_certificate: {ca: '${file:ca.pem}'}}\n"
+    )
+    rules = load_rules(file)
+    for name, told in (("a", "dns a.example, b.example"), ("b", "any of its authorities")):
+        source = rules.sources[name]
+        print_source(Output(json=False), source, verification_of(rules.files, source), [])
+        shown = capsys.readouterr().out
+        assert f"\nclient_certificate {told}\n" in shown
+        assert "\n  nothing but the client's certificate\n" in shown
+    fields = source_fields(rules.sources["a"], verification_of(rules.files, rules.sources["a"]), [])
+    names = {"subjects": [], "dns": ["a.example", "b.example"], "uris": [], "emails": []}
+    assert fields["client_certificate"] == names

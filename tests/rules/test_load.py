@@ -23,6 +23,7 @@ from gateway.rules.templates import Template
 from gateway.rules.yaml_document import Problem
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
+from tests.certificates import Authority
 
 SOURCES = "sources: {github: {verify: {scheme: github, secrets: [s3cret-s3cret-s3cret]}}}\n"
 DESTINATIONS = "destinations: {ci: {url: https://ci.internal/hook}}\n"
@@ -953,6 +954,69 @@ def test_proxies_that_are_everybody_are_a_warning(tmp_path: Path) -> None:
     message = "expected the networks of proxies, got every address: any client may say where it is"
     found = [line.partition(": ")[2] for line in problems(tmp_path, text, {"A": "a" * 16}) if "proxies" in line]
     assert found == [f"ingress.trusted_proxies[{number}]: {message}" for number in (1, 2)]
+
+
+CERTIFICATES = """
+version: 1
+ingress: {trusted_proxies: [10.0.0.0/8], certificate_header: {name: Client-Cert, format: rfc9440}}
+sources:
+  bank:
+    verify: {scheme: none}
+    client_certificate:
+      ca: ${file:ca.pem}
+      subjects: ["CN=hooks, O=Bank,C=DE", "CN=a\\\\,b"]
+      dns: [Hooks.Bank.example]
+      uris: [spiffe://bank/hooks]
+      emails: [Hooks@BANK.example]
+  open: {verify: {scheme: none}}
+"""
+
+
+def test_a_source_may_demand_a_certificate(tmp_path: Path) -> None:
+    first, second = Authority("first"), Authority("second")
+    (tmp_path / "ca.pem").write_text(f"two of them\n{first.pem}\n{second.pem}{first.pem}")
+    rules = load(tmp_path, CERTIFICATES.replace("CN=hooks, O", "CN=hooks,O"))
+    demanded = rules.sources["bank"].client_certificate
+    assert demanded is not None
+    assert len(demanded.authorities) == 2
+    assert rules.client_authorities == frozenset(demanded.authorities)
+    assert demanded.subjects == {"CN=hooks,O=Bank,C=DE", "CN=a\\,b"}
+    assert demanded.dns == {"hooks.bank.example"}
+    assert demanded.uris == {"spiffe://bank/hooks"}
+    assert demanded.emails == {"Hooks@bank.example"}
+    assert rules.sources["open"].client_certificate is None
+    for source in rules.sources.values():
+        assert {b"client-cert", b"client-cert-chain"} <= source.proxy_headers
+    assert [line for line in rules.warnings if "can send" in line and "/in/bank" in line] == []
+    assert tmp_path / "ca.pem" in rules.files, "it is read again when it changes"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("ca: nothing", "ca: expected certificates in PEM, such as ${file:ca.pem}, got a string without one"),
+        ('ca: "-----BEGIN CERTIFICATE-----\\nAAAA\\n-----END CERTIFICATE-----"', "ca: expected certificates in PEM"),
+        ("subjects: [hooks]", "client_certificate: expected the key 'ca', got none"),
+        ("subjects: [hooks]", "subjects[0]: expected a subject as RFC 4514 writes it, such as CN=hooks,O=Bank,C=DE"),
+        ("subjects: ['']", "subjects[0]: expected a subject as RFC 4514 writes it"),
+        ("dns: ['a b']", "dns[0]: expected a host's name, got 'a b'"),
+        ("uris: [hooks]", "uris[0]: expected a URI with a scheme, got 'hooks'"),
+        ("emails: [hooks]", "emails[0]: expected an email address, got 'hooks'"),
+        ("san: [hooks]", "san: unknown key 'san'"),
+    ],
+)
+def test_a_certificate_that_cannot_be_demanded_is_reported_with_its_place(
+    tmp_path: Path, written: str, expected: str
+) -> None:
+    found = problems(tmp_path, PATHS.replace('path: "/in/shop"', f"client_certificate: {{{written}}}"), {"A": "a"})
+    assert any(f"sources.shop.client_certificate.{expected}" in line or expected in line for line in found), found
+    assert not any("AAAA" in line for line in found)
+
+
+def test_a_header_that_counts_from_nobody_is_a_warning(tmp_path: Path) -> None:
+    text = PATHS + "ingress: {certificate_header: {name: Client-Cert, format: pem}}\n"
+    [found] = [line for line in problems(tmp_path, text, {"A": "a" * 16}) if "certificate_header" in line]
+    assert found.endswith("expected `trusted_proxies` with it, got none: the header counts from nobody")
 
 
 def test_an_included_file_has_no_say_about_proxies(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ EXAMPLE = """
 version: 1
 include: routes.d/*.yaml
 egress: {private: refuse, allow: [10.0.0.0/8]}
-ingress: {trusted_proxies: [10.0.0.0/8, "fd00::1"]}
+ingress:
+  trusted_proxies: [10.0.0.0/8, "fd00::1"]
+  certificate_header: {name: X-Forwarded-Client-Cert, format: xfcc}
 sources:
   github:
     verify: {scheme: github, secrets: ["${GITHUB_WEBHOOK_SECRET}"]}
@@ -38,6 +40,12 @@ sources:
     dedupe: off
     allow_from: [192.0.2.0/24, "${OFFICE}", "2001:db8::/32"]
     limits: {body: 256KiB, rate: 100/s, concurrent: 20}
+    client_certificate:
+      ca: ${file:ca.pem}
+      subjects: ["CN=hooks,O=Bank,C=DE"]
+      dns: [hooks.bank.example, "*.bank.example"]
+      uris: [spiffe://bank.example/hooks]
+      emails: [hooks@bank.example]
   open: {verify: {scheme: none}}
 destinations:
   slack:
@@ -84,8 +92,16 @@ WRONG = {
     "scheme: github": ["scheme: 7", "scheme: hmac"],
     "verify: {scheme: none}": ["verify: none", "path: /x"],
     "path: /in/stripe": ["path: in/stripe"],
-    "trusted_proxies: [": ["proxies: [", "trusted_proxies: {a: b}, x: [", "trusted_proxies: [5, "],
+    "trusted_proxies: [": ["proxies: [", "trusted_proxies: 5 # [", "trusted_proxies: [5, "],
     "allow_from: [": ["allow_form: [", "allow_from: 10.0.0.1 #", "allow_from: [5, "],
+    "certificate_header: {": ["certificate_header: {fmt: x, ", "certificate_headers: {"],
+    "format: xfcc": ["format: envoy", ""],
+    "client_certificate:": ["client_certificates:"],
+    "ca: ${file:ca.pem}": ["chain: x"],
+    "subjects: [": ["subject: [", "subjects: [5, "],
+    "dns: [hooks": ["dns: [https://hooks", "dns: hooks", "dns: []\n      xx: [hooks"],
+    "uris: [spiffe": ["uris: [/spiffe", "uris: ['spiffe:// ', spiffe"],
+    "emails: [hooks": ["emails: ['', hooks", "emails: [bank.example, hooks"],
     "body: 256KiB": ["body: 256", "body: 256kB", "body: 1GiB"],
     "rate: 100/s, conc": ["rate: 100, conc", "rate: 100/d, conc"],
     "concurrent: 20": ["concurrent: 0", "concurrency: 20"],
@@ -231,7 +247,7 @@ def test_the_json_schema_is_json_and_describes_every_key() -> None:
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     records = [schema, *[found for found in schema["$defs"].values() if found.get("additionalProperties") is False]]
-    assert len(records) == 20
+    assert len(records) == 22
     for record in records:
         for name, found in record["properties"].items():
             assert found["description"].endswith((".", "…")), name

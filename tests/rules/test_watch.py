@@ -123,6 +123,11 @@ def test_verifiers_of_equal_settings_are_equal(scheme: str) -> None:
             Changes(changed=("ingress: trusted_proxies",)),
         ),
         (
+            "sources:",
+            "ingress: {trusted_proxies: [10.0.0.0/8], certificate_header: {name: Client-Cert, format: pem}}\nsources:",
+            Changes(changed=("ingress: trusted_proxies, certificate_header",)),
+        ),
+        (
             "shop: {",
             "shop: {path: '/${SECRET}', allow_from: [10.0.0.1], limits: {rate: 1/s}, ",
             Changes(changed=("source shop: path, allow_from, limits",)),

@@ -70,6 +70,8 @@ INTERFACE = {
     "rules_loaded_timestamp_seconds": ("gauge", ""),
     "rules_refused": ("gauge", ""),
     "certificate_expiry_timestamp_seconds": ("gauge", "name"),
+    "certificate_refused": ("gauge", ""),
+    "connections_refused_total": ("counter", "reason"),
     "secret_end_timestamp_seconds": ("gauge", "source position"),
     "log_up": ("gauge", ""),
     "event_loop_tasks": ("gauge", ""),

@@ -71,6 +71,11 @@ sqlite:////var/lib/gateway/gateway.db
 {{- if and (eq .Values.log.kind "kafka") (not .Values.log.kafka.servers) -}}
 {{- fail "log.kafka.servers: expected at least one host:port, got none" -}}
 {{- end -}}
+{{- with .Values.ingress -}}
+{{- if and .http.enabled (or .tls.secrets .proxyProtocol) -}}
+{{- fail "ingress: expected http.enabled, or tls.secrets and proxyProtocol, got both: an Ingress speaks plain HTTP to the pods" -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.networkPolicy -}}
 {{- if and .enabled (not .monitoring) $.Values.monitoring.podMonitor.enabled -}}
 {{- fail "networkPolicy.monitoring: expected your Prometheus beside monitoring.podMonitor, got none: nobody reaches the metrics" -}}
@@ -115,6 +120,15 @@ securityContext:
     secretName: {{ . }}
     defaultMode: 0440
 {{- end }}
+{{- end }}
+
+{{/* One file of each TLS secret, as a list. Takes {secrets, file}. */}}
+{{- define "gateway.tlsFiles" -}}
+{{- $files := list -}}
+{{- range .secrets -}}
+{{- $files = append $files (printf "/run/secrets/gateway-tls/%s/%s" . $.file) -}}
+{{- end -}}
+{{- join "," $files -}}
 {{- end }}
 
 {{- define "gateway.podSecurity" -}}
@@ -182,6 +196,15 @@ spec:
         - {name: GATEWAY_LISTEN, value: {{ printf "%s:8080" $root.Values.listenHost | quote }}}
         # For the kubelet and Prometheus. The NetworkPolicy keeps everyone else away.
         - {name: GATEWAY_ADMIN, value: {{ printf "%s:9090" $root.Values.listenHost | quote }}}
+        {{- if ne .role "router" }}
+        {{- with $root.Values.ingress.tls.secrets }}
+        - {name: GATEWAY_TLS_CERTIFICATE, value: {{ include "gateway.tlsFiles" (dict "secrets" . "file" "tls.crt") | quote }}}
+        - {name: GATEWAY_TLS_KEY, value: {{ include "gateway.tlsFiles" (dict "secrets" . "file" "tls.key") | quote }}}
+        {{- end }}
+        {{- with $root.Values.ingress.proxyProtocol }}
+        - {name: GATEWAY_PROXY_PROTOCOL, value: {{ join "," . | quote }}}
+        {{- end }}
+        {{- end }}
         {{- include "gateway.environment" $root | nindent 8 }}
       ports:
         {{- if ne .role "router" }}
@@ -214,6 +237,11 @@ spec:
         {{- toYaml .values.resources | nindent 8 }}
       volumeMounts:
         {{- include "gateway.mounts" $root | nindent 8 }}
+        {{- if ne .role "router" }}
+        {{- range $root.Values.ingress.tls.secrets }}
+        - {name: {{ printf "tls-%s" (sha256sum . | trunc 8) }}, mountPath: /run/secrets/gateway-tls/{{ . }}, readOnly: true}
+        {{- end }}
+        {{- end }}
         {{- if eq .role "all" }}
         - {name: log, mountPath: /var/lib/gateway}
         {{- if $root.Values.log.embedded.backupClaim }}
@@ -222,6 +250,14 @@ spec:
         {{- end }}
   volumes:
     {{- include "gateway.volumes" (dict "root" $root) | nindent 4 }}
+    {{- if ne .role "router" }}
+    {{- range $root.Values.ingress.tls.secrets }}
+    - name: {{ printf "tls-%s" (sha256sum . | trunc 8) }}
+      secret:
+        secretName: {{ . }}
+        defaultMode: 0440
+    {{- end }}
+    {{- end }}
     {{- if eq .role "all" }}
     {{- with $root.Values.log.embedded.backupClaim }}
     - name: backup

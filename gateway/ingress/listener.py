@@ -1,0 +1,225 @@
+"""Accepts connections that begin with more than HTTP: with a PROXY header, a TLS handshake, or both.
+
+    accept ──▶ a known proxy? ──▶ PROXY header ──▶ TLS handshake ──▶ Connection
+    one at a     no: closed       5 s, 1 KiB       5 s
+    time                          └─ at most 512 here: the newest is let in ─┘
+
+Plain connections don't come here: the event loop's own server accepts them. Here each is accepted by itself, so that
+all that is ready on the loop has its turn between two of them: a flood of handshakes, each of which costs a signature,
+takes what is left, as it would if its connections were requests.
+
+A header is read from the socket before the loop has it, to the byte: what follows belongs to TLS.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.ingress.client_address import Networks, parse_address
+from gateway.ingress.opening_connections import OpeningConnection, OpeningConnections
+from gateway.ingress.proxy_protocol import START, ProxyHeaderError, rest_length, source_address
+from gateway.ingress.server import Connection, Server, TlsConnection
+from gateway.ingress.tls import ServerTls
+from gateway.telemetry.logs import trace_of
+
+SHUTDOWN_TIMEOUT = 5.0
+"""Seconds for the other end to say that it has got everything (close_notify), after we have said that we close."""
+ACCEPT_PAUSE = 1.0
+"""Seconds without accepting, when there is no descriptor or memory for another connection."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+Refuse = Callable[[str, str, str], None]
+"""Called with the reason, the address and the details of a connection that was closed before it was open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """What connections begin with: a PROXY header, if there are networks of `proxies`, then a handshake with `tls`.
+
+    `tasks` owns what accepts and opens them.
+    """
+
+    tls: ServerTls | None = None
+    proxies: Sequence[IPv4Network | IPv6Network] = ()
+    tasks: asyncio.TaskGroup
+
+
+class Listener:
+    """Listens at one address."""
+
+    def __init__(self, web: Server, wire: Wire, *, refuse: Refuse, logger: FilteringBoundLogger) -> None:
+        self._web = web
+        self._tls = wire.tls
+        self._proxies = Networks(wire.proxies) if wire.proxies else None
+        self._tasks = wire.tasks
+        self._seconds = web.limits.opening_seconds
+        self._refuse = refuse
+        self._logger = logger
+        self._opening = OpeningConnections(web.limits.opening)
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._openings: set[asyncio.Task[None]] = set()
+
+    @property
+    def opening(self) -> int:
+        """How many connections aren't open yet."""
+        return len(self._opening)
+
+    async def start(self, host: str, port: int, *, is_shared: bool, backlog: int) -> tuple[str, int]:
+        """Listen; return the bound address. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, _, _, _, address in dict.fromkeys(found):
+                self._sockets.append(_bound(family, address, is_shared=is_shared))
+            for each in self._sockets:
+                each.listen(backlog)
+        except OSError:
+            self._close_sockets()
+            raise
+        self._accepting = [self._tasks.create_task(self._accept(each), name="ingress-accept") for each in self._sockets]
+        name = self._sockets[0].getsockname()
+        return name[0], name[1]
+
+    def close(self) -> None:
+        """Stop listening; connections that are about to open may still do so."""
+        for task in self._accepting:
+            task.cancel()
+        self._close_sockets()
+
+    async def abort(self) -> None:
+        """End the connections that aren't open yet."""
+        await asyncio.sleep(0)  # one that is cancelled before it has begun wouldn't close its socket
+        for task in self._openings:
+            task.cancel()
+
+    def _close_sockets(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._logger.warning("accept_failed", error=str(error.strerror))
+                    await asyncio.sleep(ACCEPT_PAUSE)
+                continue  # or it was gone before we came to it
+            self._openings.add(self._tasks.create_task(self._open(connection, address[0]), name="ingress-open"))
+            await asyncio.sleep(0)  # asyncio's own loop accepts at once, without a turn for anything else
+
+    async def _open(self, connection: socket.socket, address: str) -> None:
+        """Have a connection opened, or close it."""
+        task = asyncio.current_task()
+        assert task is not None
+        opening = OpeningConnection(task.cancel)
+        self._opening.add(opening, address)
+        try:
+            await self._open_within(connection, address, opening)
+        except asyncio.CancelledError:
+            if not opening.is_evicted:
+                raise
+            self._refuse("crowded_out", opening.address, "expected its handshake to end before many others began")
+        except ProxyHeaderError as error:
+            self._refuse(error.problem, opening.address, str(error))
+        except _RefusedError as error:
+            self._refuse(error.reason, opening.address, error.detail)
+        except ssl.SSLCertVerificationError as error:
+            self._refuse("client_certificate_refused", opening.address, error.verify_message)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            self._refuse("disconnected", opening.address, "")
+        except ssl.SSLError as error:
+            self._refuse("tls_failed", opening.address, (error.reason or "unknown").lower().replace("_", " "))
+        except (OSError, EOFError):
+            self._refuse("disconnected", opening.address, "")
+        except Exception as error:  # noqa: BLE001 - the edge of one connection: a bug ends it, and no other
+            self._logger.error("connection_failed", exception=trace_of(error))
+            self._refuse("bug", opening.address, "")
+        finally:
+            self._opening.remove(opening)
+            self._openings.discard(task)
+
+    async def _open_within(self, connection: socket.socket, address: str, opening: OpeningConnection) -> None:
+        loop = asyncio.get_running_loop()
+        peer: str | None = None
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._proxies is not None:
+                peer = await self._read_proxy_header(connection, address, self._proxies)
+                self._opening.move(opening, address if peer is None else peer)
+        except BaseException:
+            connection.close()
+            raise
+        if self._tls is None:
+            await loop.connect_accepted_socket(partial(Connection, self._web, loop=loop, peer=peer), connection)
+            return
+        try:
+            await loop.connect_accepted_socket(
+                partial(TlsConnection, self._web, self._tls.presented, loop=loop, peer=peer),
+                connection,
+                ssl=self._tls.context,
+                ssl_handshake_timeout=self._seconds,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
+            )
+        except ConnectionAbortedError:
+            raise _RefusedError("tls_slow", f"expected a TLS handshake within {self._seconds:g} s") from None
+
+    async def _read_proxy_header(self, connection: socket.socket, address: str, proxies: Networks) -> str | None:
+        """Return whose connection it is: "" if that isn't told, None if it is the proxy's own."""
+        found = parse_address(address)
+        if found is None or found not in proxies:
+            raise _RefusedError("proxy_untrusted", "expected a connection from the networks of --proxy-protocol")
+        try:
+            async with asyncio.timeout(self._seconds):
+                start = await _read_exactly(connection, START)
+                rest = await _read_exactly(connection, rest_length(start))
+        except TimeoutError:
+            raise _RefusedError("proxy_header_slow", f"expected a header within {self._seconds:g} s") from None
+        return source_address(start, rest)
+
+
+class _RefusedError(Exception):
+    """A connection isn't opened."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+async def _read_exactly(connection: socket.socket, size: int) -> bytes:
+    """Return that many bytes. Raises EOFError if there aren't as many."""
+    loop = asyncio.get_running_loop()
+    data = b""
+    while len(data) < size:
+        more = await loop.sock_recv(connection, size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+def _bound(family: int, address: tuple[object, ...], *, is_shared: bool) -> socket.socket:
+    """Return a socket as the event loop's own server has it."""
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setblocking(False)  # noqa: FBT003 - positional in C
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        found.bind(address)
+    except OSError:
+        found.close()
+        raise
+    return found

@@ -1,0 +1,150 @@
+"""TLS at the ingress: certificates that are replaced while connections are open, and those of clients.
+
+files ──changed, and stable──▶ read ──▶ contexts of new connections        open connections stay as they are
+                                └─ a problem: the previous certificates stay, logged, in a metric and in /status
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.model import UsageError
+from gateway.rules.server_certificates import ServerCertificate, ServerNames, read_certificates
+from gateway.rules.watch import Stamp, Watch
+from gateway.telemetry.metrics import Metrics
+from gateway.verify.client_certificates import VerifiedCertificate, fingerprint
+
+WATCH_INTERVAL = 1.0
+"""Seconds between checks of the files."""
+MAX_SESSIONS = 20_480
+"""Certificates of clients whose chain is remembered: OpenSSL keeps as many sessions of TLS 1.2."""
+
+
+class ServerTls:
+    """Has the `context` of new connections, after `load`. `files` are those of certificates and their keys."""
+
+    def __init__(self, files: Sequence[tuple[Path, Path]], *, metrics: Metrics, logger: FilteringBoundLogger) -> None:
+        self._files = files
+        self._metrics = metrics
+        self._logger = logger
+        self._certificates: tuple[ServerCertificate, ...] = ()
+        self._authorities: frozenset[bytes] = frozenset()
+        self._names: ServerNames
+        self._watch: Watch
+        self._refusal: tuple[float, str] | None = None
+        self._chains: dict[bytes, frozenset[bytes]] = {}
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        return self._names.default
+
+    async def load(self) -> None:
+        """Read the files for the first time. Raises UsageError."""
+        before = await asyncio.to_thread(_stamps, self._files)
+        self._use(await asyncio.to_thread(read_certificates, self._files))
+        self._watch = Watch(before)
+
+    def trust(self, authorities: frozenset[bytes]) -> None:
+        """Ask new clients for a certificate of these authorities (DER); of none, ask for none."""
+        if authorities != self._authorities:
+            self._authorities = authorities
+            self._chains.clear()  # no context of before resumes a session
+            self._build()
+
+    async def watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL)
+            await self.poll()
+
+    async def poll(self) -> None:
+        """Look at the files, and read them if they have changed and are stable."""
+        stamps = await asyncio.to_thread(_stamps, self._files)
+        if not self._watch.observe(stamps):
+            return
+        self._watch.mark_read(stamps)
+        try:
+            certificates = await asyncio.to_thread(read_certificates, self._files)
+        except UsageError as error:
+            problems = str(error).splitlines()
+            self._refusal = (time.time() if self._refusal is None else self._refusal[0], problems[0])
+            self._metrics.certificate_refused.set(1)
+            self._logger.error("certificate_refused", problems=problems)
+            return
+        self._use(certificates)
+        self._logger.info("certificate_reloaded", names=[each.name for each in certificates])
+
+    def status(self, now: float) -> Mapping[str, Any]:
+        """Return what `/status` tells: since when new files are refused, and for how long each certificate is valid."""
+        return {
+            "refused": None if self._refusal is None else dict(zip(("since", "problem"), self._refusal, strict=True)),
+            "ends": [{"name": each.name, "until": each.until, "left": each.until - now} for each in self._certificates],
+        }
+
+    def presented(self, connection: ssl.SSLObject) -> VerifiedCertificate | None:
+        """Return the certificate that a client has authenticated itself with; None if it has none."""
+        certificate = connection.getpeercert(binary_form=True)
+        if certificate is None:
+            return None
+        key = fingerprint(certificate)
+        chain = frozenset(map(fingerprint, _verified_chain(connection)))
+        if chain:
+            self._chains.pop(key, None)
+            if len(self._chains) >= MAX_SESSIONS:
+                del self._chains[next(iter(self._chains))]
+            self._chains[key] = chain
+        else:  # a session of TLS 1.2 that is resumed has no chain; this context has seen it when the session began
+            chain = self._chains.get(key, frozenset())
+        return VerifiedCertificate(certificate, chain)
+
+    def _use(self, certificates: tuple[ServerCertificate, ...]) -> None:
+        self._certificates = certificates
+        self._build()
+        self._refusal = None
+        self._metrics.certificate_refused.set(0)
+        ends = {each.name: each.until for each in sorted(certificates, key=lambda each: each.until, reverse=True)}
+        self._metrics.set_certificate_expiries("ingress", ends)
+
+    def _build(self) -> None:
+        if self._certificates:
+            self._names = ServerNames(self._certificates, sorted(self._authorities))
+
+
+def without_clients_names(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Return a `sys.unraisablehook` without what Python reports of a name (SNI) that isn't ASCII.
+
+    Its handshake fails, which is counted. The report is a traceback with the client's bytes, for each such handshake.
+    """
+
+    def report(unraisable: Any) -> None:  # noqa: ANN401 - a type that `sys` doesn't have
+        if not (isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)):
+            hook(unraisable)
+
+    return report
+
+
+def _verified_chain(connection: ssl.SSLObject) -> Sequence[bytes]:
+    """Return the chain that OpenSSL has verified (DER), the client's own certificate first; empty if resumed."""
+    if hasattr(connection, "get_verified_chain"):  # since Python 3.13
+        return list(connection.get_verified_chain())
+    # Before, it is the same function without its public name (https://github.com/python/cpython/issues/109109).
+    chain = connection._sslobj.get_verified_chain()  # type: ignore[attr-defined]  # noqa: SLF001
+    return [certificate.public_bytes(_DER) for certificate in chain or ()]
+
+
+_DER = 2  # ENCODING_DER of `_ssl`
+
+
+def _stamps(files: Sequence[tuple[Path, Path]]) -> dict[Path, Stamp | None]:
+    stamps: dict[Path, Stamp | None] = {}
+    for file in [path for pair in files for path in pair]:
+        try:
+            stat = file.stat()
+            stamps[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except OSError:
+            stamps[file] = None
+    return stamps

@@ -1,0 +1,126 @@
+"""Warnings about rules that are valid: names that nothing uses, settings that protect less than they seem to, ends."""
+
+import re
+from collections.abc import Mapping
+from ipaddress import ip_address
+from urllib.parse import parse_qsl, urlsplit
+
+from gateway.rules.build import names_of
+from gateway.rules.schema_reader import ParsedMapping, SchemaReader
+from gateway.rules.yaml_document import Node
+from gateway.verify.key_ring import ended_lists, endings
+from gateway.verify.schemes import WEAK
+from gateway.verify.verifier import Verifier
+
+_CREDENTIAL = re.compile(
+    r"token|secret|passw|pwd|credential|authorization|cookie|(api|access|auth|subscription)[-_]?key"
+    r"|^key$|(^|[-_])(auth|sig|signature)$",
+    re.IGNORECASE,
+)
+"""Names of headers and parameters whose value is a credential."""
+
+
+class Advice:
+    """Reports to the reader what is doubtful in complete rules: `sources`, `destinations` and `routes` by name."""
+
+    def __init__(
+        self,
+        reader: SchemaReader,
+        sources: Mapping[str, ParsedMapping],
+        destinations: Mapping[str, ParsedMapping],
+        routes: Mapping[str, ParsedMapping],
+    ) -> None:
+        self.reader = reader
+        self.sources = sources
+        self.destinations = destinations
+        self.routes = routes
+
+    def give(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
+        """Warn, at a time (Unix seconds)."""
+        self._warn_of_unused()
+        self._warn_of_weak(verifiers)
+        self._warn_of_ends(verifiers, now)
+
+    def _warn_of_unused(self) -> None:
+        used = {
+            (key, name) for route in self.routes.values() for key in ("from", "to") for name in names_of(route, key)
+        }
+        for key, what, known in (("from", "takes from", self.sources), ("to", "delivers to", self.destinations)):
+            for name, read in known.items():
+                if (key, name) not in used:
+                    message = f"no route {what} {name!r}"
+                    self.reader.report(read.node, "unused", message, severity="warning", at_key=True)
+
+    def _warn_of_weak(self, verifiers: Mapping[str, Verifier | None]) -> None:
+        """Warn about settings that are valid, but protect less than they appear to."""
+        for name, verifier in verifiers.items():
+            if verifier:
+                verify = self.sources[name].node.value["verify"]
+                self.reader.locate(verify, verifier.warnings, code="weak", severity="warning")
+            self._warn_of_weak_path(self.sources[name].node.child("path"))
+        for read in self.destinations.values():
+            if sign := read.values.get("sign"):
+                for key, node in zip(sign.values["secrets"], sign.node.value["secrets"].value, strict=True):
+                    if len(key) < WEAK:
+                        message = f"expected a secret of at least {WEAK} bytes, got a shorter one, which can be guessed"
+                        self.reader.report(node, "weak", message, severity="warning")
+            if _is_in_the_clear(read.values["url"]) and (credential := _credential(read)):
+                message = f"expected https with {credential}, got http: it is sent unencrypted"
+                self.reader.report(read.node.value["url"], "weak", message, severity="warning")
+            oauth2 = auth.values.get("oauth2") if (auth := read.values.get("auth")) else None
+            if oauth2 and _is_in_the_clear(oauth2.values["token_url"]):
+                message = "expected https with `client_secret`, got http: it is sent unencrypted"
+                self.reader.report(oauth2.node.value["token_url"], "weak", message, severity="warning")
+            proxy = read.values.get("proxy")
+            if proxy and "proxy_auth" in read.values and not _is_this_machine(proxy.host):
+                message = "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted"
+                self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
+
+    def _warn_of_ends(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
+        """Warn about secrets that end.
+
+        A list in which all have ended is no error here: a restart would stop all other sources, too.
+        """
+        for name, verifier in verifiers.items():
+            if verifier is None or not verifier.terms:
+                continue
+            verify = self.sources[name].node.value["verify"]
+            self.reader.locate(verify, list(endings(verifier.terms, now)), code="ends", severity="warning")
+            message = "expected a secret that hasn't ended, got none: every request is refused"
+            ended = [((key,), message) for key in ended_lists(verifier.terms, now)]
+            self.reader.locate(verify, ended, code="ended", severity="warning")
+
+    def _warn_of_weak_path(self, node: Node | None) -> None:
+        if node is None or node in self.reader.unresolved or self.reader.secret_lengths.get(node, WEAK) >= WEAK:
+            return
+        message = f"expected a secret of at least {WEAK} characters, got a shorter one, which can be guessed"
+        self.reader.report(node, "weak", message, severity="warning")
+
+
+def _is_in_the_clear(url: str) -> bool:
+    """Return whether a URL's requests are sent unencrypted to another machine. An unresolved one has no scheme yet."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _credential(read: ParsedMapping) -> str | None:
+    """Return where a destination's requests have a credential; None if they don't seem to have one."""
+    if "auth" in read.values:
+        return "`auth`"
+    headers = read.node.child("headers")
+    for name, node in headers.value.items() if headers else ():
+        if _CREDENTIAL.search(name) or "${" in node.value.replace("$${", ""):
+            return f"`headers.{name}`"
+    for name, _ in parse_qsl(urlsplit(read.values["url"]).query):
+        if _CREDENTIAL.search(name):
+            return f"`{name}` in its query"
+    return None
