@@ -258,9 +258,9 @@ class Gateway:
         return self._client
 
     async def _start_ingress(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> Address:
-        async def fetch(url: str, *, timeout: float, limit: int) -> bytes:
+        async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
             client = await self._open_client(log, stack)
-            return await client.fetch(url, timeout=timeout, limit=limit)
+            return await client.fetch(url, timeout=timeout, limit=limit, asking=asking)
 
         self._ingress = Ingress(
             rules=lambda: self.reloader.rules,
@@ -293,6 +293,7 @@ class Gateway:
             unread=self._unread,
             notes=lambda: newer_record_notices(self._metrics),
             status=lambda: self._status(log.now()),
+            tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()

@@ -15,7 +15,12 @@ def as_usual(seconds: Callable[[], float], tries: int = 5) -> float:
 
     So what else runs at that moment slows both down. On a faster machine it is what it is.
     """
-    return min(seconds() / max(1.0, _loop() / USUAL) for _ in range(tries))
+    return min(seconds() / slowness() for _ in range(tries))
+
+
+def slowness() -> float:
+    """Return how many times as long as usual this machine takes at the moment; 1 if it is as fast or faster."""
+    return max(1.0, _loop() / USUAL)
 
 
 def _loop() -> float:

@@ -105,6 +105,7 @@ PURE = {
     "gateway/ingress/certificate_headers.py",
     "gateway/ingress/client_address.py",
     "gateway/ingress/opening_connections.py",
+    "gateway/ingress/pending_tokens.py",
     "gateway/ingress/proxy_protocol.py",
     "gateway/engine/delivery/breaker.py",
     "gateway/engine/dedupe/index.py",
@@ -129,12 +130,15 @@ PURE = {
     "gateway/verify/content.py",
     "gateway/verify/kept_proof.py",
     "gateway/verify/key_ring.py",
+    "gateway/verify/message_signatures.py",
+    "gateway/verify/pending.py",
     "gateway/verify/public_keys.py",
     "gateway/verify/remote_keys.py",
     "gateway/verify/sns.py",
     "gateway/verify/signatures.py",
     "gateway/verify/request.py",
     "gateway/verify/schemes.py",
+    "gateway/verify/structured_fields.py",
     "gateway/verify/verifier.py",
 }
 MAX_LINES = 500

@@ -34,6 +34,7 @@ from gateway.client.retry_after import parse_retry_after
 from gateway.model import Attempt, DestinationResponse, Headers, Result, UnfetchedError
 from gateway.rules.rules import DestinationAccess, Proxy, Tls
 
+_JSON = (b"Content-Type", b"application/json")
 SENDERS_RESPONSE_LIMIT = 64 * 1024  # bytes of a body that a sender gets; one that is longer, nobody gets
 CONNECT_TIMEOUT = 1.0  # For each address but the last, so that an unreachable one leaves time for the next.
 
@@ -166,19 +167,20 @@ class Client:
             self._tokens.accepted(token)
         return response
 
-    async def fetch(self, url: str, *, timeout: float, limit: int) -> bytes:
+    async def fetch(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
         """Return the document of at most `limit` bytes at an https address, within `timeout` seconds from now.
 
-        Redirects aren't followed. Raises UnfetchedError, whose text has nothing of the response, ValueError for an
-        address that isn't https.
+        With `asking`, it is the response to a POST of that JSON. Redirects aren't followed. Raises UnfetchedError,
+        whose text has nothing of the response, ValueError for an address that isn't https.
         """
         origin, _, _ = _locate(url)
         if not origin.is_tls:
             raise ValueError("address of a document: expected https")
-        head = encode_head(_start(url, "", "GET"), (USER_AGENT,), 0)
+        start = _start(url, "", "POST" if asking else "GET")
+        head = encode_head(start, (USER_AGENT, *((_JSON,) if asking else ())), len(asking))
         reader = partial(ResponseReader, needs_body=True, limit=limit)
         try:
-            response = await self._exchange(origin, head, b"", self._loop.time() + timeout, reader)
+            response = await self._exchange(origin, head, asking, self._loop.time() + timeout, reader)
         except FailedError as failure:
             raise UnfetchedError(failure.detail) from failure
         status = response.status

@@ -29,6 +29,7 @@ from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import EventWriter
 from gateway.ingress.key_fetcher import Fetch, KeyFetcher
 from gateway.ingress.listener import Listener, Wire
+from gateway.ingress.pending_tokens import PendingTokens
 from gateway.ingress.quarantine import HeadRefusedError, Quarantine, Unread
 from gateway.ingress.request_head import check_head, check_source, refusal_response
 from gateway.ingress.responses import (
@@ -99,6 +100,7 @@ class Ingress:
         self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
         """Its `run` is to be running while this serves."""
         self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
+        self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
         self._own_quota = LogQuota()
         """For refusals of verified senders, which are our fault: no stranger's lines leave them out."""
@@ -253,6 +255,8 @@ class Ingress:
 
     async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
         fields["handshake"] = True
+        if handshake.token:
+            self.tokens.show(endpoint.name, handshake.token)
         if handshake.visit:
             await self._keys.visit(endpoint.name, handshake.visit)
         return handshake_response(handshake)
@@ -335,6 +339,7 @@ class Ingress:
             for source in rules.sources.values()
         }
         self._keys.retain(rules.sources)
+        self.tokens.retain(rules.sources)
         self.quarantine.retain(rules.sources)
         self._cached_rules = rules
 

@@ -35,9 +35,9 @@ T = TypeVar("T")
 
 
 class Fetch(Protocol):
-    """Returns the document at an https address. Raises UnfetchedError."""
+    """Returns the document at an https address, for a POST of `asking` if there is any. Raises UnfetchedError."""
 
-    def __call__(self, url: str, *, timeout: float, limit: int) -> Awaitable[bytes]: ...
+    def __call__(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> Awaitable[bytes]: ...
 
 
 class KeyFetcher:
@@ -85,7 +85,7 @@ class KeyFetcher:
                     try:
                         return verify()
                     except KeyNeededError as needed:
-                        await self._get(source, needed.url)
+                        await self._get(source, needed.url, needed.asking)
                 return verify()
         except KeyNeededError as error:
             raise key_unavailable("it would be one too many") from error
@@ -108,7 +108,7 @@ class KeyFetcher:
             ) from error
         self._logger.info("subscription_confirmed", source=source)
 
-    async def _get(self, source: str, url: str) -> None:
+    async def _get(self, source: str, url: str, asking: bytes) -> None:
         """Fetch a key into the source's cache, or note there that it can't be had; or wait for whoever does so."""
         pending = self._pending.get((source, url))
         if pending is not None:
@@ -122,7 +122,7 @@ class KeyFetcher:
             raise key_unavailable("too many new ones are asked for")
         pending = self._pending[source, url] = asyncio.get_running_loop().create_future()
         try:
-            document = await self._fetch(url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES)
+            document = await self._fetch(url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, asking=asking)
             keys.keep(url, document, self._clock())
         except UnfetchedError as error:
             keys.fail(url, self._clock(), is_gone=error.is_gone)

@@ -4,17 +4,22 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
+from yarl import URL
 
 from gateway.engine.unavailable_partitions import Unread, name_of
 from gateway.log.base import Log, Partition
 from gateway.model import LogNearlyFullError, LogUnavailableError
 from gateway.telemetry.metrics import Metrics, content_type_for, exposition
 
+_LOOPBACK = ("127.0.0.1", "::1")
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - not to bind to: how such a listener is asked on its machine
+_FROM_PROXIES = ("Forwarded", "X-Forwarded-For", "Via")
 PING_TIMEOUT = 2.0  # Kubernetes' probes time out after seconds; a log that hangs is an answer, too.
 
 
@@ -27,15 +32,17 @@ def admin_application(
     unread: Callable[[], Mapping[Partition, Unread]] = dict,
     notes: Callable[[], Sequence[str]] = tuple,
     status: Callable[[], Mapping[str, Any]] = dict,
+    tokens: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ping_timeout: float = PING_TIMEOUT,
 ) -> web.Application:
-    """Return the application of the admin address: `/metrics`, `/livez`, `/readyz`, `/status`.
+    """Return the application of the admin address: `/metrics`, `/livez`, `/readyz`, `/status`, `/handshakes`.
 
     `/livez` responds as long as the event loop runs. `/readyz` is 503, with the reason, if `unready` returns one
     (starting, draining), and while the log doesn't respond; it also updates `gateway_log_up`. Partitions that are
     `unread` are listed, but no reason: the rest is served, and no other process could read them either. Nor is a log
     that rejects only large events. `notes` are other things to know. `/status` is what keeps deliveries from going out
-    in this process, as JSON.
+    in this process, as JSON. `/handshakes` has the `tokens` that providers have sent for their operators, who are on
+    this machine: no other address may ask, nor a page in a browser by another name of this one.
     """
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
@@ -86,7 +93,15 @@ def admin_application(
     application.router.add_get("/livez", show_livez)
     application.router.add_get("/readyz", show_readyz)
     application.router.add_get("/status", show_status)
+    application.router.add_get("/handshakes", partial(_show_handshakes, tokens))
     return application
+
+
+async def _show_handshakes(tokens: Callable[[], Mapping[str, Sequence[str]]], request: web.Request) -> web.Response:
+    is_local = request.remote in _LOOPBACK and not any(name in request.headers for name in _FROM_PROXIES)
+    if not is_local or URL(f"http://{request.host}").host not in {*_LOOPBACK, *_ANY, "localhost"}:
+        raise web.HTTPForbidden(text="expected a request from this machine, to its loopback address\n")
+    return web.json_response(body=orjson.dumps({"tokens": tokens()}), headers={"Cache-Control": "no-store"})
 
 
 async def log_problem(log: Log, timeout: float) -> LogUnavailableError | None:

@@ -1,4 +1,4 @@
-"""Health check of the gateway on this machine: `python -m gateway.ops.probe [/livez|/readyz]`.
+"""Health check of the gateway on this machine: `python -m gateway.ops.probe [/livez|/readyz|/handshakes]`.
 
 For images without a shell or curl; the command `gateway` itself takes ten times as long to load. Exit codes are 0 for
 healthy, 1 for unhealthy, 2 for bad usage.
@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from gateway.model import UsageError
 from gateway.settings import Address, from_sources
 
-PATHS = ("/livez", "/readyz")
+PATHS = ("/livez", "/readyz", "/handshakes")
 TIMEOUT = 2.5  # Less than a health check's own, to print the result before that.
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Query the admin address in GATEWAY_ADMIN, print the response, and return the exit code."""
-    path, *rest = argv or PATHS
+    path, *rest = argv or PATHS[:1]
     if path not in PATHS or (argv and rest):
         sys.stderr.write(f"expected {' or '.join(PATHS)}, got {' '.join(argv)!r}\n")
         return 2

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gateway.verify.content import shown_path
 from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, Way
 from gateway.verify.schemes import user_keys
@@ -97,12 +98,15 @@ def _signing(way: Way) -> str:
         case "jwt":
             claims = ", ".join(f"`{claim}` `{template.text}`" for claim, template in values["claims"])
             text = f"a JSON Web Token ({', '.join(values['algorithms'])}) with {claims}, {_place(values)}"
+        case "plaid-token":
+            claims = "`request_body_sha256` `{body:sha256}`"
+            text = f"a JSON Web Token (ES256) with {claims}, in the header `Plaid-Verification`"
         case "sns-message":
             text = "RSA-SHA1 or RSA-SHA256, as its version says, in the field `Signature` of the body"
         case _:
             kinds = {"hmac": "HMAC-{}", "hash": "{} of a string with the secret"}
             kind = kinds.get(way.scheme, "{}").format(str(values.get("algorithm", way.scheme)).upper())
-            signed = values["signed"].text if "signed" in values else "the request"
+            signed = values["signed"].text.replace("\n", "\\n") if "signed" in values else "the request"
             text = f"{kind} in {values.get('encoding', 'its own form')} of `{signed}`, {_place(values)}"
     if "key_url" in values:
         text += f", with the key at the address {_place(values['key_url'])}"
@@ -111,7 +115,9 @@ def _signing(way: Way) -> str:
 
 def _place(values: Mapping[str, Any]) -> str:
     if "field" in values:
-        return f"in the field `{'.'.join(map(str, values['field']))}` of the body"
+        return f"in the field `{shown_path(values['field'])}` of the body"
+    if "form" in values:
+        return f"in the parameter `{values['form']}` of the form"
     if "query" in values:
         return f"in the query parameter `{values['query']}`"
     header = values.get("header", "")
@@ -122,6 +128,8 @@ def _place(values: Mapping[str, Any]) -> str:
 def _handshake(preset: Preset) -> str:
     if preset.handshake is None:
         return ""
+    if HANDSHAKES[preset.handshake].shows_token:
+        return "answered by the ingress (POST, unsigned) while the source is `pending`"
     methods = HANDSHAKES[preset.handshake].methods
     return f"answered by the ingress ({', '.join(methods) or 'POST, verified like an event'})"
 
@@ -137,7 +145,7 @@ def _snippet(name: str, preset: Preset) -> str:
     lines = ["sources:", f"  {name}:"]
     keys = [f"scheme: {name}"]
     for key, about in user_keys(name, preset).items():
-        if about.is_required or key == "verify_tokens":
+        if about.is_required or key in ("secrets", "verify_tokens"):
             value = f"${{{variable}_{key.removesuffix('s').upper()}}}"
             keys.append(f'{key}: ["{value}"]' if about.schema["type"] == "array" else f'{key}: "{value}"')
     lines.append(f"    verify: {{{', '.join(keys)}}}")

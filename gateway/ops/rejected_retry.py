@@ -62,9 +62,9 @@ EventKey = tuple[str, bytes]
 
 
 class Fetch(Protocol):
-    """Returns the document at an https address. Raises UnfetchedError."""
+    """Returns the document at an https address, for a POST of `asking` if there is any. Raises UnfetchedError."""
 
-    def __call__(self, url: str, *, timeout: float, limit: int) -> Awaitable[bytes]: ...
+    def __call__(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> Awaitable[bytes]: ...
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ class Verification:
                 return self._source.verifier.verify(sent, now=at, keys=keys)
             except KeyNeededError as needed:
                 try:
-                    keys.keep(needed.url, await self._document(needed.url), at)
+                    keys.keep(needed.url, await self._document(needed.url, needed.asking), at)
                 except (UnfetchedError, ValueError) as error:
                     raise key_unavailable(str(error)) from error
         try:
@@ -137,11 +137,13 @@ class Verification:
         except KeyNeededError as error:
             raise key_unavailable("it would be one too many") from error
 
-    async def _document(self, url: str) -> bytes:
+    async def _document(self, url: str, asking: bytes) -> bytes:
         if url not in self._documents:
             if self._fetch is None:
                 raise key_unavailable("nothing is fetched here")
-            self._documents[url] = await self._fetch(url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES)
+            self._documents[url] = await self._fetch(
+                url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, asking=asking
+            )
         return self._documents[url]
 
 

@@ -4,89 +4,66 @@ No message repeats a secret, nor a value that is written in place of one.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from gateway.text import kind_of, parse_duration, shown
+from gateway.text import kind_of, shown
 from gateway.verify.config_reader import ConfigPath, InvalidValueError, Key, read_keys
-from gateway.verify.content import FieldPath, parse_field_path
+from gateway.verify.config_values import (
+    GIVEN,
+    one_of,
+    read_algorithms,
+    read_ascii,
+    read_claims,
+    read_covered,
+    read_field,
+    read_fields,
+    read_given,
+    read_header,
+    read_headers,
+    read_hosts,
+    read_https,
+    read_keyid,
+    read_parameter,
+    read_path,
+    read_pending,
+    read_position,
+    read_signed,
+    read_tag,
+    read_text,
+    read_tolerance,
+    read_until,
+    read_username,
+)
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS
 from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.json_web_tokens import ALGORITHMS as JWT_ALGORITHMS
-from gateway.verify.json_web_tokens import ASYMMETRIC, SYMMETRIC
-from gateway.verify.key_ring import EXPECTED_UNTIL, UNTIL, parse_until
+from gateway.verify.key_ring import UNTIL
+from gateway.verify.message_signatures import ALGORITHMS as MESSAGE_ALGORITHMS
+from gateway.verify.message_signatures import MAX_COMPONENTS
 from gateway.verify.public_keys import ALGORITHMS as PUBLIC_KEY_ALGORITHMS
-from gateway.verify.remote_keys import is_host, is_path
-from gateway.verify.signed_string import BODY, EXPECTED, SignedString, parse_signed_string, parse_template
+from gateway.verify.signed_string import BODY, EXPECTED, SignedString
 from gateway.verify.sns import TOPIC
-from gateway.verify.tokens import PARAMETER, TOKEN
 
 
 class Secret(NamedTuple):
     """A secret or a public key, its position in the list, and until when it verifies.
 
-    `place` is that among all secrets and public keys of the source; None in a provider's file.
+    `place` is that among all secrets and public keys of the source; None in a provider's file. `keyid` is what its
+    sender calls it in a message signature, if that is known.
     """
 
     position: int
     text: str
     until: float = math.inf
     place: int | None = None
+    keyid: str | None = None
 
 
-def _read_header(value: object, _: ConfigPath) -> str:
-    if isinstance(value, str) and TOKEN.fullmatch(value):
-        return value
-    raise InvalidValueError("a header's name", value)
-
-
-def _read_headers(value: object, where: ConfigPath) -> tuple[str, ...]:
-    """Parse a header's name, several, or a numbered one such as `X-Signature-{n}`."""
-    names: list[str] = []
-    given: list[object] = value if isinstance(value, list) and value else [value]
-    for each in given:
-        before, number, after = each.partition("{n}") if isinstance(each, str) else ("", "", "")
-        name = _read_header(before + after if number else each, where)
-        names += [f"{before}{n}{after}" for n in range(1, MAX_NUMBERED + 1)] if number else [name]
-    return tuple(names)
-
-
-def _read_field(value: object, _: ConfigPath) -> FieldPath:
-    try:
-        return parse_field_path(value if isinstance(value, str) else "")
-    except ValueError as error:
-        raise InvalidValueError("the path of a JSON field such as data.signature", value) from error
-
-
-def _read_fields(value: object, _: ConfigPath) -> FieldPath:
-    try:
-        return parse_field_path(value if isinstance(value, str) else "", takes_all=True)
-    except ValueError as error:
-        raise InvalidValueError("the path of a JSON field such as data.token or value.*.token", value) from error
-
-
-def _read_parameter(value: object, _: ConfigPath) -> str:
-    if isinstance(value, str) and PARAMETER.fullmatch(value):
-        return value
-    raise InvalidValueError("a query parameter's name of letters, digits and ._~-", value)
-
-
-def _read_ascii(value: object, _: ConfigPath) -> bytes:
-    if isinstance(value, str) and value and value.isascii() and value.isprintable():
-        return value.encode()
-    raise InvalidValueError("a string of printable ASCII characters", value)
-
-
-def _read_username(value: object, _: ConfigPath) -> str:
-    # RFC 7617, section 2: a user-id with a colon is invalid.
-    if isinstance(value, str) and value and ":" not in value:
-        return value
-    raise InvalidValueError("a user name without a colon", value)
-
-
-def _list_of(what: str, *, may_end: bool = False) -> Callable[[object, ConfigPath], tuple[Secret, ...]]:
-    """Return how a list of texts is parsed; with `may_end` an item may be a mapping of a text and its end."""
+def _list_of(
+    what: str, *, may_end: bool = False, may_have_id: bool = False
+) -> Callable[[object, ConfigPath], tuple[Secret, ...]]:
+    """Return how a list of texts is parsed; an item may be a mapping of a text and its end, or its end and its id."""
 
     def read(value: object, where: ConfigPath) -> tuple[Secret, ...]:
         # Nothing here shows a value: a malformed secret, such as a number without quotes, is still a secret.
@@ -98,59 +75,22 @@ def _list_of(what: str, *, may_end: bool = False) -> Callable[[object, ConfigPat
             here = where.below(index)
             given: dict[str, Any] = {}
             if may_end and isinstance(each, Mapping):
-                given = _dated(each, here)
+                given = _mapped(each, _NAMED_KEYS if may_have_id else _DATED_KEYS, here)
             else:
-                given["secret"] = _read_text(each, here)
+                given["secret"] = read_text(each, here)
             if given.get("secret") is not None:
-                secrets.append(Secret(index, given["secret"], given.get("until", math.inf)))
+                until, keyid = given.get("until", math.inf), given.get("keyid")
+                secrets.append(Secret(index, given["secret"], until, keyid=keyid))
         return tuple(secrets)
 
     return read
 
 
-def _dated(value: Mapping[Any, object], where: ConfigPath) -> dict[str, Any]:
-    if value.keys() - _DATED_KEYS.keys():  # whose names aren't shown
-        where.report(f"expected the keys {' and '.join(_DATED_KEYS)} alone, got others")
+def _mapped(value: Mapping[Any, object], keys: Mapping[str, Key], where: ConfigPath) -> dict[str, Any]:
+    if value.keys() - keys.keys():  # whose names aren't shown
+        where.report(f"expected the keys {' and '.join(keys)} alone, got others")
         return {}
-    return read_keys(value, _DATED_KEYS, where)
-
-
-def _read_text(value: object, where: ConfigPath) -> str | None:
-    if isinstance(value, str) and value.strip():
-        return value
-    where.report(f"expected a non-empty string, got {kind_of(value)}")
-    return None
-
-
-def _read_until(value: object, where: ConfigPath) -> float:
-    try:
-        return parse_until(value if isinstance(value, str) else "")
-    except ValueError:  # not shown either: it is the secret, where the two were exchanged
-        where.report(f"expected {EXPECTED_UNTIL}, got {'another string' if isinstance(value, str) else kind_of(value)}")
-        return math.inf
-
-
-def _one_of(choices: Iterable[str]) -> Callable[[object, ConfigPath], str]:
-    known = list(choices)
-
-    def read(value: object, _: ConfigPath) -> str:
-        if isinstance(value, str) and value in known:
-            return value
-        raise InvalidValueError(f"one of {', '.join(known)}", value)
-
-    return read
-
-
-def _read_tolerance(value: object, _: ConfigPath) -> float:
-    if value == "none":
-        return math.inf
-    try:
-        seconds = parse_duration(value) if isinstance(value, str) else 0
-    except ValueError:
-        seconds = 0
-    if not seconds:
-        raise InvalidValueError("a duration such as 5m, or none", value)
-    return seconds
+    return read_keys(value, keys, where)
 
 
 def _read_timestamp(value: object, where: ConfigPath) -> dict[str, Any]:
@@ -171,19 +111,6 @@ def _read_key_url(value: object, where: ConfigPath) -> dict[str, Any]:
     return read_keys(value, _KEY_URL_KEYS, where)
 
 
-def _read_hosts(value: object, _: ConfigPath) -> tuple[str, ...]:
-    hosts = tuple(value) if isinstance(value, list) else ()
-    if hosts and all(isinstance(host, str) and is_host(host) for host in hosts):
-        return hosts
-    raise InvalidValueError("a list of hosts in lower case, in which * stands for one label", value)
-
-
-def _read_path(value: object, _: ConfigPath) -> str:
-    if isinstance(value, str) and is_path(value):
-        return value
-    raise InvalidValueError("what the path of an address starts with, such as /keys/", value)
-
-
 def _read_topics(value: object, where: ConfigPath) -> tuple[str, ...]:
     topics = []
     for topic in _list_of("topics")(value, where):
@@ -194,39 +121,15 @@ def _read_topics(value: object, where: ConfigPath) -> tuple[str, ...]:
     return tuple(topics)
 
 
-def _read_https(value: object, _: ConfigPath) -> str:
-    if isinstance(value, str) and value.startswith("https://") and "*" not in value:
-        host, slash, path = value.removeprefix("https://").partition("/")
-        if is_host(host) and is_path(slash + path or "/"):
-            return value
-    raise InvalidValueError("an https address of a host and a path, without a port or a query", value)
-
-
-_GIVEN = re.compile(r"[!-z~]+")  # visible ASCII, without what templates and signed strings are divided by
-
-
-def _read_given(value: object, _: ConfigPath) -> str:
-    if isinstance(value, str) and _GIVEN.fullmatch(value):
-        return value
-    raise InvalidValueError("a string of visible ASCII characters", value)
-
-
 def asked_key(what: str) -> Key:
     """Return the key for something that a provider's file asks of its user."""
-    return Key(_read_given, {**_text(what), "pattern": f"^{_GIVEN.pattern}$"}, is_required=True)
+    return Key(read_given, {**_text(what), "pattern": f"^{GIVEN.pattern}$"}, is_required=True)
 
 
-def _read_position(value: object, _: ConfigPath) -> int:
-    if value == 1 and not isinstance(value, bool):
-        return 1
-    raise InvalidValueError("1, the first element of the signature's header", value)
-
-
-def _read_signed(value: object, _: ConfigPath) -> SignedString:
-    try:
-        return parse_signed_string(value if isinstance(value, str) else "")
-    except ValueError as error:
-        raise InvalidValueError(EXPECTED, value) from error
+def _read_recipient(value: object, where: ConfigPath) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidValueError("a mapping with field and is", value)
+    return read_keys(value, _RECIPIENT_KEYS, where)
 
 
 def _read_body_digest(value: object, where: ConfigPath) -> str | None:
@@ -242,34 +145,13 @@ def refuse_uncovered(values: Mapping[str, Any], where: ConfigPath) -> None:
     if signed is None:
         return
     if "body_digest" not in values:
-        if not (signed.covers_body or signed.has("field")):
+        if not (signed.covers_body or signed.has("field") or signed.has("parameter")):
             where.below("signed").report("expected {body} in it, or the key 'body_digest', got neither")
     elif (name := values["body_digest"]) is not None and not signed.covers_parameter(name):
         expected = f"expected {{url}} or {{query:{name}}} in 'signed', as a digest is anybody's unsigned"
         where.below("body_digest").report(f"{expected}, got neither")
 
 
-def _read_claims(value: object, where: ConfigPath) -> tuple[tuple[str, SignedString], ...]:
-    if not isinstance(value, Mapping):
-        raise InvalidValueError("a mapping of claims to strings", value)
-    claims = []
-    for name, text in value.items():
-        try:
-            claims.append((str(name), parse_template(text if isinstance(text, str) else "{")))
-        except ValueError:
-            where.below(str(name)).report(f"expected a string, or a template as in 'signed', got {shown(text)}")
-    return tuple(claims)
-
-
-def _read_algorithms(value: object, _: ConfigPath) -> tuple[str, ...]:
-    given = value if isinstance(value, list) else [value]
-    for kind in (SYMMETRIC, ASYMMETRIC):  # one kind alone: a public key must never be taken for a secret
-        if given and all(each in kind for each in given):
-            return tuple(given)
-    raise InvalidValueError(f"one or several of {', '.join(SYMMETRIC)}, or of {', '.join(ASYMMETRIC)}", value)
-
-
-MAX_NUMBERED = 10  # headers of a numbered name: DocuSign has one for each of a source's secrets
 _ALGORITHMS = ("sha256", "sha1", "sha512")
 
 
@@ -279,14 +161,14 @@ def _text(description: str) -> dict[str, Any]:
 
 def _choice(choices: Iterable[str], default: str, description: str) -> Key:
     known = list(choices)
-    return Key(_one_of(known), {"enum": known, "default": default, "description": description}, default=default)
+    return Key(one_of(known), {"enum": known, "default": default, "description": description}, default=default)
 
 
 _TEXTS = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
 _DATED_KEYS: Mapping[str, Key] = {
-    "secret": Key(_read_text, _text("The secret, or the public key."), is_required=True),
+    "secret": Key(read_text, _text("The secret, or the public key."), is_required=True),
     "until": Key(
-        _read_until,
+        read_until,
         {
             "type": "string",
             "pattern": f"^{UNTIL}$",
@@ -295,13 +177,24 @@ _DATED_KEYS: Mapping[str, Key] = {
         is_required=True,
     ),
 }
-_DATED = {
-    "type": "object",
-    "properties": {name: dict(key.schema) for name, key in _DATED_KEYS.items()},
-    "required": list(_DATED_KEYS),
-    "additionalProperties": False,
+_NAMED_KEYS: Mapping[str, Key] = {
+    "secret": _DATED_KEYS["secret"],
+    "until": _DATED_KEYS["until"]._replace(is_required=False),
+    "keyid": Key(read_keyid, {**_text("What its sender calls it: other signatures aren't tried."), "maxLength": 256}),
 }
-_SECRETS = {"type": "array", "items": {"oneOf": [{"type": "string", "minLength": 1}, _DATED]}, "minItems": 1}
+
+
+def _secrets_schema(keys: Mapping[str, Key]) -> dict[str, Any]:
+    named = {
+        "type": "object",
+        "properties": {name: dict(key.schema) for name, key in keys.items()},
+        "required": [name for name, key in keys.items() if key.is_required],
+        "additionalProperties": False,
+    }
+    return {"type": "array", "items": {"oneOf": [{"type": "string", "minLength": 1}, named]}, "minItems": 1}
+
+
+_SECRETS = _secrets_schema(_DATED_KEYS)
 SECRETS = Key(
     _list_of("secrets", may_end=True),
     {**_SECRETS, "description": "Any of them will do, for rotation; the first one signs test events."},
@@ -314,11 +207,14 @@ PUBLIC_KEYS = Key(
 VERIFY_TOKENS = Key(
     _list_of("tokens"), {**_TEXTS, "description": "The tokens of the handshake (Meta's verify token); any will do."}
 )
-HANDSHAKE = Key(
-    _one_of(HANDSHAKES), {"enum": list(HANDSHAKES), "description": "The provider's handshake that is answered."}
+_HANDSHAKES = [name for name, handshake in HANDSHAKES.items() if not handshake.asks and not handshake.shows_token]
+HANDSHAKE = Key(one_of(_HANDSHAKES), {"enum": _HANDSHAKES, "description": "The provider's handshake that is answered."})
+PENDING = Key(
+    read_pending,
+    {"type": "boolean", "description": "Whether the token is awaited that its provider sends: shown at /handshakes."},
 )
 TOLERANCE = Key(
-    _read_tolerance,
+    read_tolerance,
     {
         "type": "string",
         "pattern": r"^(none|(?=.)(\d+d)?(\d+h)?(\d+m)?(\d+s)?(\d+ms)?)$",
@@ -327,25 +223,29 @@ TOLERANCE = Key(
 )
 _TIMESTAMP_PLACES = ("header", "prefix", "position", "field")
 _TIMESTAMP_KEYS: Mapping[str, Key] = {
-    "header": Key(_read_header, _text("The header that holds the timestamp.")),
-    "prefix": Key(_read_ascii, _text("What the timestamp starts with, as an element of the signature's header.")),
-    "position": Key(_read_position, {"const": 1, "description": "The timestamp is that element of the header."}),
-    "field": Key(_read_field, _text("The field of the JSON body that holds the timestamp.")),
+    "header": Key(read_header, _text("The header that holds the timestamp.")),
+    "prefix": Key(read_ascii, _text("What the timestamp starts with, as an element of the signature's header.")),
+    "position": Key(read_position, {"const": 1, "description": "The timestamp is that element of the header."}),
+    "field": Key(read_field, _text("The field of the JSON body that holds the timestamp.")),
     "unit": _choice(("s", "ms", "iso"), "s", "Unix seconds, Unix milliseconds, or RFC 3339."),
 }
 _BODY_DIGEST_KEYS: Mapping[str, Key] = {
-    "query": Key(_read_parameter, _text("The query parameter that holds the digest."), is_required=True),
+    "query": Key(read_parameter, _text("The query parameter that holds the digest."), is_required=True),
+}
+_RECIPIENT_KEYS: Mapping[str, Key] = {
+    "field": Key(read_field, _text("The field of the JSON body."), is_required=True),
+    "is": Key(read_tag, _text("What it has to be."), is_required=True),
 }
 _KEY_URL_PLACES = ("header", "field")
 _KEY_URL_KEYS: Mapping[str, Key] = {
-    "header": Key(_read_header, _text("The header that holds the address.")),
-    "field": Key(_read_field, _text("The field of the JSON body that holds the address.")),
+    "header": Key(read_header, _text("The header that holds the address.")),
+    "field": Key(read_field, _text("The field of the JSON body that holds the address.")),
     "hosts": Key(
-        _read_hosts,
+        read_hosts,
         {**_TEXTS, "description": "The hosts that it may have; * stands for one label. A path alone is the first's."},
         is_required=True,
     ),
-    "path": Key(_read_path, {**_text("What its path starts with."), "default": "/"}, default="/"),
+    "path": Key(read_path, {**_text("What its path starts with."), "default": "/"}, default="/"),
 }
 KEY_URL = Key(
     _read_key_url,
@@ -366,15 +266,16 @@ _HEADERS = {
     ],
 }
 _LOCATION: Mapping[str, Key] = {
-    "header": Key(_read_headers, _HEADERS),
-    "query": Key(_read_parameter, _text("The query parameter that holds the signature.")),
-    "field": Key(_read_field, _text("The field of the JSON body that holds the signature.")),
+    "header": Key(read_headers, _HEADERS),
+    "query": Key(read_parameter, _text("The query parameter that holds the signature.")),
+    "field": Key(read_field, _text("The field of the JSON body that holds the signature.")),
+    "form": Key(read_parameter, _text("The parameter of the form that holds the signature.")),
 }
 _SIGNATURE: Mapping[str, Key] = {
     **_LOCATION,
     "encoding": _choice(ENCODINGS, "hex", "How the signature is written."),
-    "separator": Key(_read_ascii, _text("What stands between several elements in the header.")),
-    "prefix": Key(_read_ascii, _text("What a signature starts with; other elements are ignored."), default=b""),
+    "separator": Key(read_ascii, _text("What stands between several elements in the header.")),
+    "prefix": Key(read_ascii, _text("What a signature starts with; other elements are ignored."), default=b""),
     "timestamp": Key(
         _read_timestamp,
         {
@@ -385,20 +286,29 @@ _SIGNATURE: Mapping[str, Key] = {
             "description": "Where the signed timestamp is.",
         },
     ),
-    "id_header": Key(_read_header, _text("A header that identifies the event, {id} in the signed string.")),
+    "id_header": Key(read_header, _text("A header that identifies the event, {id} in the signed string.")),
     "signed": Key(
-        _read_signed,
+        read_signed,
         {**_text(f"The signed string: {EXPECTED.partition(' with ')[2]}."), "default": "{body}"},
         default=SignedString((BODY,)),
     ),
     "tolerance": TOLERANCE,
 }
-_LOCATIONS = ("header", "query", "field")
+_NAMED_SECRETS = {**_secrets_schema(_NAMED_KEYS), "description": "The keys; any will do, or that of the keyid."}
+_KEY_SET = Key(
+    read_https,
+    {
+        **_text("The https address of the sender's keys (JWKS), fetched when they are needed."),
+        "pattern": "^https://",
+    },
+)
+PLAID_HOSTS = {"production": "production.plaid.com", "sandbox": "sandbox.plaid.com"}
+_LOCATIONS = ("header", "query", "field", "form")
 CHOICES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "hmac": (_LOCATIONS,),
     "hash": (_LOCATIONS,),
     "public-key": (_LOCATIONS, ("public_keys", "key_url")),
-    "token": (_LOCATIONS,),
+    "token": (_LOCATIONS[:-1],),
 }
 """The keys of which a scheme takes exactly one: where a signature or credential is, and where its key."""
 _SCHEMES: Mapping[str, Mapping[str, Key]] = {
@@ -426,24 +336,34 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
     "public-key": {
         **_SIGNATURE,
         "algorithm": Key(
-            _one_of(PUBLIC_KEY_ALGORITHMS),
+            one_of(PUBLIC_KEY_ALGORITHMS),
             {"enum": list(PUBLIC_KEY_ALGORITHMS), "description": "The algorithm of the signature."},
             is_required=True,
         ),
         "public_keys": PUBLIC_KEYS,
         "key_url": KEY_URL,
+        "recipient": Key(
+            _read_recipient,
+            {
+                "type": "object",
+                "properties": {name: dict(key.schema) for name, key in _RECIPIENT_KEYS.items()},
+                "required": list(_RECIPIENT_KEYS),
+                "additionalProperties": False,
+                "description": "The field of the JSON body that names whom the request is for, and what it has to be.",
+            },
+        ),
     },
     "token": {
-        "header": Key(_read_header, _text("The header that holds the token.")),
-        "query": Key(_read_parameter, _text("The query parameter that holds the token.")),
-        "field": Key(_read_fields, _text("The field of the JSON body that holds the token; * is each item of a list.")),
-        "prefix": Key(_read_ascii, _text("What stands before the token in the header.")),
+        "header": Key(read_header, _text("The header that holds the token.")),
+        "query": Key(read_parameter, _text("The query parameter that holds the token.")),
+        "field": Key(read_fields, _text("The field of the JSON body that holds the token; * is each item of a list.")),
+        "prefix": Key(read_ascii, _text("What stands before the token in the header.")),
         "secrets": SECRETS,
     },
     "jwt": {
-        "header": Key(_read_header, _text("The header that holds the token."), default="Authorization"),
+        "header": Key(read_header, _text("The header that holds the token."), default="Authorization"),
         "algorithms": Key(
-            _read_algorithms,
+            read_algorithms,
             {
                 "anyOf": [
                     {"enum": list(JWT_ALGORITHMS)},
@@ -454,7 +374,7 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
             is_required=True,
         ),
         "claims": Key(
-            _read_claims,
+            read_claims,
             {
                 "type": "object",
                 "additionalProperties": {"type": "string"},
@@ -463,18 +383,33 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
             default=(),
         ),
         "tolerance": TOLERANCE,
-        "key_set": Key(
-            _read_https,
-            {
-                **_text("The https address of the sender's keys (JWKS), fetched when they are needed."),
-                "pattern": "^https://",
-            },
-        ),
+        "key_set": _KEY_SET,
         "secrets": SECRETS._replace(is_required=False),
         "public_keys": PUBLIC_KEYS._replace(is_required=False),
     },
+    "http-message-signature": {
+        "algorithm": Key(
+            one_of(MESSAGE_ALGORITHMS),
+            {"enum": list(MESSAGE_ALGORITHMS), "description": "The algorithm of the signature."},
+            is_required=True,
+        ),
+        "secrets": Key(_list_of("secrets", may_end=True, may_have_id=True), _NAMED_SECRETS),
+        "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "How the secrets are written."),
+        "public_keys": Key(_list_of("public keys", may_end=True, may_have_id=True), _NAMED_SECRETS),
+        "key_set": _KEY_SET,
+        "covered": Key(
+            read_covered,
+            {
+                **_TEXTS,
+                "maxItems": MAX_COMPONENTS,
+                "description": "What a signature must cover beside the body: @method and @target-uri by default.",
+            },
+        ),
+        "tag": Key(read_tag, _text("The tag of the signatures that count.")),
+        "tolerance": TOLERANCE,
+    },
     "basic": {
-        "username": Key(_read_username, _text("The user's name."), is_required=True),
+        "username": Key(read_username, _text("The user's name."), is_required=True),
         "secrets": SECRETS._replace(schema={**SECRETS.schema, "description": "The user's passwords; any will do."}),
     },
     "bearer": {"secrets": SECRETS},
@@ -484,6 +419,15 @@ GENERIC: Mapping[str, Mapping[str, Key]] = {
     scheme: {**keys, "handshake": HANDSHAKE, "verify_tokens": VERIFY_TOKENS} for scheme, keys in _SCHEMES.items()
 }
 OF_PRESETS: Mapping[str, Mapping[str, Key]] = {
+    "plaid-token": {
+        "client_id": Key(read_given, _text("The client_id of the account's API keys."), is_required=True),
+        "api_secret": Key(
+            read_text,
+            _text("The secret of its API keys, with which verification keys are asked for."),
+            is_required=True,
+        ),
+        "environment": _choice(PLAID_HOSTS, "production", "The environment that the secret is of."),
+    },
     "sns-message": {
         "topics": Key(
             _read_topics, {**_TEXTS, "description": "The ARNs of the topics that may send."}, is_required=True

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 ENCODINGS: Mapping[str, Callable[[bytes], bytes]] = {
     "hex": binascii.hexlify,
+    "hex-upper": lambda digest: binascii.hexlify(digest).upper(),
     "base64": functools.partial(binascii.b2a_base64, newline=False),
     "base64url": lambda digest: urlsafe_b64encode(digest).rstrip(b"="),  # as JWS has it, RFC 7515, section 2
 }

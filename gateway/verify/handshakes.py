@@ -9,10 +9,12 @@ signed string of an event is refused.
 """
 
 import base64
+import hashlib
 import hmac
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -26,6 +28,8 @@ from gateway.verify.sns import SNS_HOST
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
 MAX_HANDSHAKE_BYTES = 16 * 1024
 MAX_CHALLENGE = 1024  # characters
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,256}")
+_BRAINTREES = re.compile(r"[a-f0-9]{20,32}")
 _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 """A challenge that is signed: no JSON object, and no `v0:…`, can be one."""
 
@@ -34,7 +38,8 @@ _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 class HandshakeResponse:
     """The response that the ingress sends instead of appending an event.
 
-    With `visit`, that address has to be requested first: by that the provider learns that it is wanted.
+    With `visit`, that address has to be requested first: by that the provider learns that it is wanted. With `token`,
+    that is to be shown to operators.
     """
 
     status: int = 200
@@ -42,19 +47,21 @@ class HandshakeResponse:
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     visit: str = ""
+    token: str = field(default="", repr=False)
 
 
 class HandshakeKeys(NamedTuple):
-    """What a handshake needs of its source: the keys of its signatures, and the tokens that it was given for this."""
+    """What a handshake needs of its source: its secrets, the tokens that it was given for this, and what was asked."""
 
     secrets: KeyRing[bytes] = KeyRing()
     verify_tokens: Sequence[bytes] = ()
+    given: Mapping[str, str] = MappingProxyType({})
 
     def at(self, now: float) -> "HandshakeKeys":
         """Return those that verify at a time (Unix seconds)."""
         if self.secrets.is_endless:
             return self
-        return HandshakeKeys(KeyRing(tuple(self.secrets.at(now))), self.verify_tokens)
+        return self._replace(secrets=KeyRing(tuple(self.secrets.at(now))))
 
 
 Respond = Callable[[Request, HandshakeKeys], HandshakeResponse | None]
@@ -66,12 +73,15 @@ class Handshake:
     """A provider's handshake.
 
     One with `methods` is answered by the head of requests with these, unverified; any other after verification. With
-    `has_token`, a source takes the key `verify_tokens`.
+    `has_token`, a source takes the key `verify_tokens`. One with `asks` needs these keys of a provider's file. One that
+    `shows_token` is answered while the source is `pending`, unsigned.
     """
 
     respond: Respond = field(repr=False)
     methods: tuple[str, ...] = ()
     has_token: bool = False
+    asks: tuple[str, ...] = ()
+    shows_token: bool = False
 
 
 def _text(value: str) -> HandshakeResponse:
@@ -213,6 +223,18 @@ def _sns(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
             return None
 
 
+# ---- Answered by the body alone, unverified, while the source is pending ----
+
+
+def _notion(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developers.notion.com/reference/webhooks#step-2-validating-the-subscription."""
+    match _payload(request, b"verification_token"):
+        case {"verification_token": str(token), **rest} if not rest and _TOKEN.fullmatch(token):
+            return HandshakeResponse(token=token)
+        case _:
+            return None
+
+
 # ---- Answered by the head alone, unverified ----
 
 
@@ -239,6 +261,34 @@ def _x(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
         raise refused(Reason.MALFORMED_SIGNATURE, "expected a crc_token of letters and digits, got something else")
     digest = hmac.digest(keys.secrets.held[0].key, token.encode(), "sha256")
     return _json({"response_token": f"sha256={base64.b64encode(digest).decode()}"})
+
+
+def _asana(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developers.asana.com/docs/webhooks-guide#the-webhook-handshake: the secret comes back in its header.
+
+    Nothing is kept: whoever creates the webhook gets the secret in the response to that, and a secret that isn't in the
+    rules verifies nothing. A request with a signature is an event.
+    """
+    values = request.values(b"x-hook-secret")
+    if len(values) != 1 or request.values(b"x-hook-signature"):
+        return None
+    secret = values[0].decode("latin-1")
+    return HandshakeResponse(headers=(("X-Hook-Secret", secret),)) if _OPAQUE.fullmatch(secret) else None
+
+
+def _braintree(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
+    """https://developer.paypal.com/braintree/docs/guides/webhooks/parse: as its libraries' `verify` does it.
+
+    The challenge is signed as an event is. One that could be an event's payload isn't, and a payload that could be a
+    challenge is refused: the preset takes none of less than 33 characters.
+    """
+    challenge = _parameter(request, "bt_challenge")
+    if challenge is None or not keys.secrets.held:
+        return None
+    if not _BRAINTREES.fullmatch(challenge):
+        raise refused(Reason.MALFORMED_SIGNATURE, "expected a bt_challenge of 20 to 32 hexadecimal digits, got another")
+    key = hashlib.sha1(keys.secrets.held[0].key, usedforsecurity=False).digest()
+    return _text(f"{keys.given.get('public_key', '')}|{hmac.digest(key, challenge.encode(), 'sha1').hex()}")
 
 
 def _okta(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
@@ -295,8 +345,11 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "smartsheet": Handshake(respond=_smartsheet),
     "event-grid": Handshake(respond=_event_grid),
     "sns": Handshake(respond=_sns),
+    "notion": Handshake(respond=_notion, shows_token=True),
     "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
     "x": Handshake(respond=_x, methods=("GET",)),
+    "asana": Handshake(respond=_asana, methods=("POST",)),
+    "braintree": Handshake(respond=_braintree, methods=("GET",), asks=("public_key",)),
     "okta": Handshake(respond=_okta, methods=("GET",)),
     "challenge-query": Handshake(respond=_challenge_query, methods=("GET",)),
     "head": Handshake(respond=_exists, methods=("HEAD",)),

@@ -5,8 +5,9 @@ signature. PyJWT does the cryptography, and is imported with the first token; wh
 the clock that all signatures are checked by.
 """
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,15 @@ SYMMETRIC = ("HS256", "HS384", "HS512")
 ASYMMETRIC = ("RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA")
 ALGORITHMS = (*SYMMETRIC, *ASYMMETRIC)
 _BEARER = b"bearer "
+_PLAIN_ID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JsonWebToken:
     """A token in a header; in `Authorization` with or without the word Bearer before it.
 
-    Its key is one of `keys`, or in the set (RFC 7517) at the https address `key_set`, fetched when it is needed.
+    Its key is one of `keys`, or in the set (RFC 7517) at the https address `key_set`, fetched when it is needed; or its
+    sender is asked for it by `key_request`.
 
     Every claim in `claims` has to be the string that its template gives; of an `aud` that is a list, one of it. A
     token without `exp` is good at any time, unless `tolerance` is given, which then counts from its `iat`.
@@ -44,6 +47,7 @@ class JsonWebToken:
     algorithms: tuple[str, ...]
     keys: KeyRing[bytes]
     key_set: str | None
+    key_request: "KeyRequest | None" = None
     claims: tuple[tuple[str, SignedString], ...]
     public_url: str | None
     leeway: float
@@ -62,8 +66,8 @@ class JsonWebToken:
             expected = f"expected one token {self._where()}, of at most {MAX_TOKEN_BYTES} bytes"
             raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got {len(tokens)}")
         token = tokens[0][len(_BEARER) :] if tokens[0][: len(_BEARER)].lower() == _BEARER else tokens[0]
-        if self.key_set is not None:
-            return partial(self._check_all, self.key_set, token, now)
+        if self.key_set is not None or self.key_request is not None:
+            return partial(self._check_all, token, now)
         claims, place = self._claims(token, self.keys.at(now))
         self._check_times(claims, now)
         return partial(self._check_claims, claims, place) if self.claims else checked_with(place)
@@ -87,9 +91,13 @@ class JsonWebToken:
     def _where(self) -> str:
         return f"in the header {self.header}"
 
-    def _check_all(self, key_set: str, token: bytes, now: float, request: Request, content: Content) -> int | None:
+    def _check_all(self, token: bytes, now: float, request: Request, content: Content) -> int | None:
         key_id = self._key_id(token)
-        key = content.fetched_key(key_set, key_id).by_id.get(key_id)
+        if self.key_request is None:
+            key = content.fetched_key(self.key_set or "", key_id).by_id.get(key_id)
+        else:
+            url, asking = self.key_request.of(key_id)
+            key = content.fetched_key(url, asking=asking).by_id.get(key_id)
         if key is None:
             raise refused(Reason.BAD_KEY, f"expected a key that its sender has published {self._where()}, got another")
         claims, place = self._claims(token, (Held(key),))
@@ -161,6 +169,27 @@ class JsonWebToken:
             if expected not in [each for each in values if isinstance(each, str)]:
                 raise refused(Reason.BAD_SIGNATURE, f"the token's {name} doesn't match this request")
         return place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRequest:
+    """How Plaid is asked for one key: by a POST of its id, with the credentials of its API.
+
+    https://plaid.com/docs/api/webhooks/webhook-verification/
+    """
+
+    host: str
+    client_id: str = field(repr=False)
+    api_secret: str = field(repr=False)
+
+    def of(self, key_id: str) -> tuple[str, bytes]:
+        """Return the address, whose fragment is the key's id for us, and the body. Raises RefusedError."""
+        if not _PLAIN_ID.fullmatch(key_id):  # anybody may make one up: nothing but an id is sent on
+            raise refused(
+                Reason.MALFORMED_SIGNATURE, "expected a token with a key's id of letters and digits, got another"
+            )
+        fields = {"client_id": self.client_id, "secret": self.api_secret, "key_id": key_id}
+        return f"https://{self.host}/webhook_verification_key/get#{key_id}", orjson.dumps(fields)
 
 
 def _jws() -> "PyJWS":

@@ -22,6 +22,7 @@ from gateway.model import Headers
 from gateway.verify.check import MAX_CANDIDATES
 from gateway.verify.credentials import Credential
 from gateway.verify.json_web_tokens import JsonWebToken
+from gateway.verify.message_signatures import MessageSignature
 from gateway.verify.request import Request
 from gateway.verify.signatures import Signature
 from gateway.verify.verifier import Verifier
@@ -115,6 +116,8 @@ def _proof_headers(verifier: Verifier) -> set[bytes]:
         if isinstance(check, Signature):
             found.update(check.names, check.signed.header_names)
             found.update([check.timestamp.name] if check.timestamp is not None else [])
+        elif isinstance(check, MessageSignature):
+            found.update(check.header_names)
         elif isinstance(check, JsonWebToken):
             found.add(check.header.lower().encode())
     return found - {b""}

@@ -35,8 +35,9 @@ _KINDS: Mapping[str, _Kind] = {
     "ecdsa-p256-sha256": _Kind("a P-256 public key", 8, 72),
     "rsa-sha256": _Kind("an RSA public key of 2048 to 8192 bits", MIN_RSA_BITS // 8, MAX_RSA_BITS // 8),
     "rsa-sha1": _Kind("an RSA public key of 2048 to 8192 bits", MIN_RSA_BITS // 8, MAX_RSA_BITS // 8),
+    "rsa-pss-sha512": _Kind("an RSA public key of 2048 to 8192 bits", MIN_RSA_BITS // 8, MAX_RSA_BITS // 8),
 }
-ALGORITHMS = tuple(_KINDS)
+ALGORITHMS = ("ed25519", "ecdsa-p256-sha256", "rsa-sha256", "rsa-sha1")
 """Ed25519 (RFC 8032), ECDSA with DER, and RSA with PKCS #1 v1.5 (RFC 8017, section 8.2)."""
 
 
@@ -160,6 +161,8 @@ def public_key(key: object, algorithm: str) -> PublicKey:
             verifies = _verifier(key, _ecdsa())
         case (("rsa-sha256" | "rsa-sha1"), rsa.RSAPublicKey()) if MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
             verifies = _verifier(key, *_pkcs1(algorithm))
+        case "rsa-pss-sha512", rsa.RSAPublicKey() if MIN_RSA_BITS <= key.key_size <= MAX_RSA_BITS:
+            verifies = _verifier(key, *_pss())
         case _:
             raise ValueError(_KINDS[algorithm].key)
     return PublicKey(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), verifies)
@@ -216,6 +219,13 @@ def _pkcs1(algorithm: str) -> tuple[object, object]:
     return PKCS1v15(), SHA256() if algorithm == "rsa-sha256" else SHA1()  # noqa: S303 - a vendor's, who has no other
 
 
+def _pss() -> tuple[object, object]:
+    from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS  # noqa: PLC0415 - only if a source needs it
+    from cryptography.hazmat.primitives.hashes import SHA512  # noqa: PLC0415 - the same
+
+    return PSS(mgf=MGF1(SHA512()), salt_length=64), SHA512()  # RFC 9421, section 3.3.1
+
+
 def _is_of_small_order(key: bytes) -> bool:
     """Return whether anybody could sign for this point of Ed25519, whose multiples are fewer than nine."""
     return int.from_bytes(key, "little") & _WITHOUT_SIGN in _SMALL_ORDER
@@ -229,6 +239,7 @@ _SMALL_ORDER = frozenset((0, 1, _P - 1, _P, _P + 1, _Y_OF_ORDER_8, _P - _Y_OF_OR
 """The y of the points whose order divides 8, also as encodings that are larger than the field's."""
 _DECODERS: Mapping[str, Callable[[bytes], bytes]] = {
     "hex": binascii.unhexlify,
+    "hex-upper": binascii.unhexlify,
     "base64": lambda text: binascii.a2b_base64(text, strict_mode=True),
     "base64url": lambda text: urlsafe_b64decode(text + b"=" * (-len(text) % 4)),
 }

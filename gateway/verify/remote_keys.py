@@ -13,6 +13,8 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import orjson
+
 from gateway.model import RefusedError
 from gateway.verify.request import Reason, refused
 
@@ -30,11 +32,12 @@ _HOST = re.compile(rf"(?:(?:{_LABEL}|\*)\.)*{_LABEL}\.[a-z]{{2,}}")
 
 
 class KeyNeededError(Exception):
-    """A signature can't be verified before the key at `url` is fetched."""
+    """A signature can't be verified before the key at `url` is fetched; with `asking`, by a POST of that JSON there."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, asking: bytes = b"") -> None:
         super().__init__(url)
         self.url = url
+        self.asking = asking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,13 +88,16 @@ class FetchedKey:
     def check(self, now: float) -> None:
         """Raise RefusedError unless it is good now."""
         if not self.not_before <= now <= self.not_after:
-            raise refused(Reason.BAD_KEY, "expected a key whose certificate is valid now, got one that isn't")
+            raise refused(Reason.BAD_KEY, "expected a key that is valid now, got one that isn't")
 
 
 def read_document(document: bytes) -> FetchedKey:
-    """Return what is in a document: a certificate or a public key in PEM, or a JSON Web Key Set. Raises ValueError."""
+    """Return what is in a document: a certificate or a public key in PEM, a JSON Web Key Set, or one key of Plaid's.
+
+    Raises ValueError.
+    """
     if document.lstrip().startswith(b"{"):
-        return FetchedKey(by_id=_key_set(document))
+        return _single_key(document) or FetchedKey(by_id=_key_set(document))
     from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - only if a source needs it
     from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415 - the same
     from cryptography.x509 import InvalidVersion, load_pem_x509_certificate  # noqa: PLC0415 - the same
@@ -121,6 +127,26 @@ def _key_set(document: bytes) -> Mapping[str, object]:
     return {key.key_id: key.key for key in keys[:MAX_IN_SET] if isinstance(key.key_id, str)}
 
 
+def _single_key(document: bytes) -> FetchedKey | None:
+    """Return the key in a document that has one under `key`, with the time from which on it isn't good any more.
+
+    https://plaid.com/docs/api/webhooks/webhook-verification/#get-webhook-verification-key. Raises ValueError.
+    """
+    try:
+        fields = orjson.loads(document)["key"]
+    except (KeyError, ValueError):
+        return None
+    from jwt import PyJWK  # noqa: PLC0415 - only if a source needs it
+    from jwt.exceptions import PyJWTError  # noqa: PLC0415 - the same
+
+    try:
+        expires = fields.get("expired_at")
+        not_after = float("inf") if expires is None else float(expires)
+        return FetchedKey(by_id={str(fields["kid"]): PyJWK(fields).key}, not_after=not_after)
+    except (PyJWTError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError("expected a JSON Web Key, got another document") from error
+
+
 class KeyCache:
     """The keys of one source, by their addresses. Times are in Unix seconds.
 
@@ -138,7 +164,7 @@ class KeyCache:
         """The addresses of the keys that are known."""
         return list(self._keys)
 
-    def get(self, url: str, now: float, key_id: str | None = None) -> FetchedKey:
+    def get(self, url: str, now: float, key_id: str | None = None, asking: bytes = b"") -> FetchedKey:
         """Return the key at an address. Raises KeyNeededError if it must be fetched, RefusedError if it can't be.
 
         A set without the key of that id is fetched again, unless it has just been: anybody may make up ids.
@@ -151,7 +177,7 @@ class KeyCache:
                 return key
         failed_at = self._failures.get(url)
         if failed_at is None or not 0 <= now - failed_at < PAUSE:
-            raise KeyNeededError(url)
+            raise KeyNeededError(url, asking)
         if key is not None and 0 <= now - fetched_at < USABLE:
             return key
         raise key_unavailable("it could not be fetched")

@@ -1,14 +1,15 @@
 """Builds a verifier from a source's `verify:`.
 
-Seven schemes are generic (`hmac`, `hash`, `public-key`, `token`, `basic`, `bearer`, `none`); a preset is one of them,
+Nine schemes are generic (`hmac`, `hash`, `public-key`, `http-message-signature`, `jwt`, `token`, `basic`, `bearer`,
+`none`); a preset is one of them,
 filled in by its file in `presets/`.
 
     verify:
       scheme: hmac
       header: X-Signature          where the signatures are: a header, a list of them, or X-Signature-{n}, numbered
-                                   from 1; or query: NAME, or field: PATH of the JSON body
+                                   from 1; or query: NAME, field: PATH of the JSON body, or form: NAME
       algorithm: sha256            or sha1, sha512
-      encoding: hex                or base64, base64url (without padding)
+      encoding: hex                or hex-upper, base64, base64url (without padding)
       separator: ","               between several elements in the header; without it the whole value is one
       prefix: v1=                  what a signature starts with; other elements are ignored
       timestamp: {prefix: t=}      an element of the same header, by what it starts with or as {position: 1}; or
@@ -35,52 +36,40 @@ filled in by its file in `presets/`.
                                    it is needed: https, at one of the hosts (* is one label), a path that starts so
 """
 
-import binascii
-import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gateway.text import did_you_mean, shown
-from gateway.verify.algorithms import Algorithm, Hash, Hmac
-from gateway.verify.check import Check
+from gateway.verify.check_builder import LISTS, build_check, ring, secret_bytes
 from gateway.verify.config_keys import (
     CHOICES,
     GENERIC,
     OF_PRESETS,
+    PENDING,
     PUBLIC_KEYS,
     SCHEMES,
     SECRETS,
     TOLERANCE,
     VERIFY_TOKENS,
-    Secret,
     asked_key,
     refuse_uncovered,
 )
 from gateway.verify.config_reader import ConfigPath, Key, Path, read_keys
-from gateway.verify.credentials import Credential, Unverified
-from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
+from gateway.verify.encodings import decode_secret
 from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
-from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken
-from gateway.verify.key_ring import Held, KeyRing, Term
+from gateway.verify.json_web_tokens import SYMMETRIC
+from gateway.verify.key_ring import Term
+from gateway.verify.message_signatures import HMAC
+from gateway.verify.pending import PendingToken
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
-from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_public_key
-from gateway.verify.remote_keys import KeyPlaces
-from gateway.verify.request import to_bytes
-from gateway.verify.signatures import Signature
 from gateway.verify.signed_string import ID, Part
-from gateway.verify.sns import SnsSignature
-from gateway.verify.timestamps import Timestamp
 from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
-LEEWAY = 60.0  # of the times in a token
-DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
 _NONE: Mapping[str, Preset] = {}
-_LISTS = ("secrets", "public_keys")
-_PROOFS = ("secrets", "public_keys", "key_url", "key_set", "topics")
+_PROOFS = ("secrets", "public_keys", "key_url", "key_set", "topics", "api_secret")
 """The keys of which a signing method needs one, to be checked."""
-K = TypeVar("K")
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
@@ -131,6 +120,8 @@ def user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
         keys["tolerance"] = TOLERANCE
     if preset.handshake and HANDSHAKES[preset.handshake].has_token:
         keys["verify_tokens"] = VERIFY_TOKENS
+    if preset.handshake and HANDSHAKES[preset.handshake].shows_token:
+        keys["secrets"], keys["pending"] = SECRETS._replace(is_required=False), PENDING
     for way in preset.ways:
         keys |= OF_PRESETS.get(way.scheme, {})
     return keys | {name: asked_key(what) for name, what in preset.asks}
@@ -143,6 +134,9 @@ def _keys_schema(scheme: str) -> dict[str, Any]:
         "required": [name for name, key in keys.items() if key.is_required],
         "additionalProperties": False,
     }
+    if "pending" in keys:
+        is_pending = {"properties": {"pending": {"const": True}, "secrets": False}, "required": ["pending"]}
+        schema["oneOf"] = [{"required": ["secrets"]}, is_pending]
     if choices := CHOICES.get(scheme):
         schema["allOf"] = [{"oneOf": [{"required": [name]} for name in names]} for names in choices]
     return schema
@@ -177,8 +171,18 @@ def _build(
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
     tokens = [way.values for way in ways if way.scheme == "token"]
     used = [way for way in ways if way.scheme == "none" or any(way.values.get(name) for name in _PROOFS)]
-    checks = [_check(way, where, public_url) for way in used]
+    checks = [build_check(way, where, public_url) for way in used]
     ids = tuple([way.id or preset.id for way in used])
+    handshake = HANDSHAKES[preset.handshake] if preset.handshake else None
+    if handshake is not None and handshake.shows_token:
+        if given.get("pending"):
+            [header] = ways[0].values["header"]
+            checks.append(PendingToken(respond=handshake.respond, header=header))
+            ids += (preset.id,)
+        else:
+            handshake = None
+            if "secrets" not in config:
+                where.report("expected the key 'secrets', or 'pending' until its token is known, got neither")
     return Verifier(
         scheme=scheme,
         id=ids[0] if len(set(ids)) == 1 else preset.id,
@@ -189,15 +193,17 @@ def _build(
         credential_query=frozenset([values["query"] for values in tokens if "query" in values]),
         checks=tuple([check for check in checks if check is not None]),
         sends=preset.sends,
-        respond_to_handshake=HANDSHAKES[preset.handshake] if preset.handshake else None,
+        respond_to_handshake=handshake,
         handshake_keys=HandshakeKeys(
-            _ring(given.get("secrets", ()), _bytes), tuple([_bytes(each) for each in given.get("verify_tokens", ())])
+            ring(given.get("secrets", ()), secret_bytes),
+            tuple([secret_bytes(each) for each in given.get("verify_tokens", ())]),
+            {name: given[name] for name, _ in preset.asks if name in given},
         ),
-        terms=tuple([Term(name, each.position, each.until) for name in _LISTS for each in given.get(name, ())]),
+        terms=tuple([Term(name, each.position, each.until) for name in LISTS for each in given.get(name, ())]),
         dedupe=preset.dedupe,
         response=preset.response,
         split=preset.split,
-        fetches_keys=any({"key_url", "key_set", "topics"} & way.values.keys() for way in used),
+        fetches_keys=any({"key_url", "key_set", "topics", "api_secret"} & way.values.keys() for way in used),
         warnings=_weaknesses(preset, ways, given),
     )
 
@@ -205,19 +211,11 @@ def _build(
 def _placed(given: dict[str, Any]) -> dict[str, Any]:
     """Give each secret and public key of a source its place among all of them."""
     count = 0
-    for name in _LISTS:
+    for name in LISTS:
         if name in given:
             given[name] = tuple([each._replace(place=count + place) for place, each in enumerate(given[name])])
             count += len(given[name])
     return given
-
-
-def _ring(secrets: Sequence[Secret], read: Callable[[Secret], K]) -> KeyRing[K]:
-    return KeyRing(tuple([Held(read(each), each.place, each.until) for each in secrets]))
-
-
-def _bytes(secret: Secret) -> bytes:
-    return to_bytes(secret.text)
 
 
 def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
@@ -231,6 +229,10 @@ def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -
     partial = [way for way in ways if "signed" in way.values and not way.values["signed"].covers_body]
     if partial:
         where.below("scheme").report("expected a signature of the whole body, got one of some fields: see its notes")
+    if given.get("pending"):
+        where.below("pending").report(
+            "expected the secret instead, once the token is known, got true: until then anybody may send one"
+        )
     if given.get("tolerance") == math.inf:
         where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
     for way in ways:
@@ -262,8 +264,8 @@ def _refuse_contradictions(
             where.below("signed").report("expected no {secret} with hmac, which is keyed with it, got it")
         if scheme == "hash" and not signed.has("secret"):
             where.below("signed").report("expected {secret} in 'signed', as anybody can make a hash without, got none")
-    if scheme == "jwt":
-        _refuse_mixed_keys(values, where)
+    if scheme in _REFUSE_KEYS:
+        _REFUSE_KEYS[scheme](config, values, where)
     elif "tolerance" in config and "timestamp" not in config:
         where.below("tolerance").report("expected the key 'timestamp' with it, got none")
     if {"prefix", "position"} & values.get("timestamp", {}).keys() and "separator" not in config:
@@ -278,7 +280,7 @@ def _refuse_unused_tokens(config: Mapping[str, object], values: Mapping[str, Any
         where.below("verify_tokens").report("expected the key 'handshake' with one that has tokens, got none")
 
 
-def _refuse_mixed_keys(values: Mapping[str, Any], where: ConfigPath) -> None:
+def _refuse_mixed_keys(_: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
     """Report keys of another kind than the algorithms of a token, or none."""
     if "algorithms" in values:
         needed, other = (
@@ -295,6 +297,24 @@ def _refuse_mixed_keys(values: Mapping[str, Any], where: ConfigPath) -> None:
             where.below(other).report(f"expected none with {', '.join(values['algorithms'])}, got some")
 
 
+def _refuse_other_keys(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
+    """Report keys of another kind than the algorithm of a message signature, or none."""
+    if "algorithm" not in values:
+        return
+    needed = ("secrets",) if values["algorithm"] == HMAC else ("public_keys", "key_set")
+    found = [name for name in needed if name in config]
+    if len(found) != 1:
+        expected = f"expected the key {' or '.join(map(repr, needed))} with {values['algorithm']}"
+        where.report(f"{expected}, got {' and '.join(found) or 'none'}")
+    usable = {*needed, "secret_encoding"} if needed == ("secrets",) else {*needed}
+    for name in ("secrets", "secret_encoding", "public_keys", "key_set"):
+        if name in config and name not in usable:
+            where.below(name).report(f"expected none with {values['algorithm']}, got some")
+
+
+_REFUSE_KEYS = {"jwt": _refuse_mixed_keys, "http-message-signature": _refuse_other_keys}
+
+
 def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
     signed = values["signed"]
     if signed.has("timestamp") and "timestamp" not in config:
@@ -308,140 +328,3 @@ def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], wh
     identities = {ID, Part("header", values.get("id_header", "").lower().encode())}
     if "id_header" in values and not identities & {*signed.parts}:
         where.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")
-
-
-def _check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
-    """Build a check; None if a value that it needs has a problem."""
-    values = way.values
-    secrets = _ring(values.get("secrets", ()), _bytes)
-    check: Check | None = None
-    match way.scheme:
-        case "hmac" | "hash" | "public-key" if {"algorithm", "encoding", "signed"} <= values.keys():
-            check = _signature(way.scheme, values, where, public_url)
-        case "token":
-            check = Credential(
-                header=values.get("header"),
-                parameter=values.get("query"),
-                path=values.get("field", ()),
-                prefix=values.get("prefix", b"").decode(),
-                secrets=secrets,
-            )
-        case "basic" if "username" in values:
-            user = to_bytes(values["username"])
-            pairs = [
-                each._replace(key=binascii.b2a_base64(user + b":" + each.key, newline=False)) for each in secrets.held
-            ]
-            check = Credential(header="Authorization", prefix="Basic ", secrets=KeyRing(tuple(pairs)))
-        case "bearer":
-            check = Credential(header="Authorization", prefix="Bearer ", secrets=secrets)
-        case "jwt" if {"algorithms", "claims"} <= values.keys():
-            check = _token(values, public_url)
-        case "sns-message" if "topics" in values:
-            check = SnsSignature(topics=frozenset(values["topics"]))
-        case "none":
-            check = Unverified()
-        case _:
-            pass
-    return check
-
-
-def _token(values: Mapping[str, Any], public_url: str | None) -> JsonWebToken:
-    kind = "secrets" if values["algorithms"][0] in SYMMETRIC else "public_keys"
-    return JsonWebToken(
-        header=values.get("header", "Authorization"),
-        algorithms=values["algorithms"],
-        keys=_ring(values.get(kind, ()), _bytes),
-        key_set=values.get("key_set"),
-        claims=values["claims"],
-        public_url=public_url,
-        leeway=LEEWAY,
-        tolerance=values.get("tolerance"),
-    )
-
-
-def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public_url: str | None) -> Signature | None:
-    algorithm = _algorithm(scheme, values, where)
-    headers: tuple[str, ...] = values.get("header", ())
-    id_header: str | None = values.get("id_header")
-    if algorithm is None:
-        return None
-    return Signature(
-        headers=headers,
-        names=tuple([name.lower().encode() for name in headers]),
-        parameter=values.get("query"),
-        path=values.get("field", ()),
-        algorithm=algorithm,
-        prefix=values.get("prefix", b""),
-        separator=values.get("separator"),
-        timestamp=_timestamp(values),
-        id_header=id_header,
-        signed=values["signed"].with_id_header(id_header),
-        public_url=public_url,
-        body_digest=values.get("body_digest"),
-    )
-
-
-def _algorithm(scheme: str, values: Mapping[str, Any], where: ConfigPath) -> Algorithm | None:
-    """Return the algorithm with its keys; None if a value that it needs has a problem."""
-    algorithm = values["algorithm"]
-    if scheme == "public-key":
-        return PublicKeys(
-            algorithm=algorithm,
-            encoding=values["encoding"],
-            keys=_public_keys(values, where),
-            key_url=_key_url(values.get("key_url")),
-        )
-    encode = ENCODINGS[values["encoding"]]
-    length = len(encode(bytes(hashlib.new(algorithm, usedforsecurity=False).digest_size)))
-    if scheme == "hash":
-        secrets = _ring(values.get("secrets", ()), _bytes)
-        return Hash(algorithm=algorithm, encode=encode, secrets=secrets, length=length)
-    if "secret_encoding" not in values:
-        return None
-    return Hmac(algorithm=algorithm, encode=encode, keys=_decoded(values, where), length=length)
-
-
-def _public_keys(values: Mapping[str, Any], where: ConfigPath) -> KeyRing[PublicKey]:
-    keys = []
-    for written in values.get("public_keys", ()):
-        try:
-            keys.append(Held(read_public_key(written.text, values["algorithm"]), written.place, written.until))
-        except ValueError as error:
-            where.below("public_keys").below(written.position).report(f"{error}, got something else")
-    return KeyRing(tuple(keys))
-
-
-def _key_url(given: Mapping[str, Any] | None) -> KeyUrl | None:
-    """Return where the address of a key is; None if there is none, or it has a problem."""
-    if given is None or not {"hosts", "path"} <= given.keys():
-        return None
-    return KeyUrl(
-        header=given["header"].lower().encode() if "header" in given else None,
-        path=given.get("field", ()),
-        places=KeyPlaces(hosts=given["hosts"], path=given["path"]),
-    )
-
-
-def _timestamp(values: Mapping[str, Any]) -> Timestamp | None:
-    stamp = values.get("timestamp")
-    return stamp and Timestamp(
-        header=stamp.get("header"),
-        name=stamp.get("header", "").lower().encode(),
-        prefix=stamp.get("prefix", b""),
-        path=stamp.get("field", ()),
-        unit=stamp.get("unit", "s"),
-        tolerance=values.get("tolerance", DEFAULT_TOLERANCE),
-    )
-
-
-def _decoded(values: Mapping[str, Any], where: ConfigPath) -> KeyRing[bytes]:
-    """Decode the secrets to HMAC keys; an empty key is refused, since anyone could make its signatures."""
-    keys = []
-    for secret in values["secrets"]:
-        key = decode_secret(secret.text, values["secret_encoding"])
-        if key:
-            keys.append(Held(key, secret.place, secret.until))
-        else:
-            expected = SECRET_ENCODINGS[values["secret_encoding"]]
-            where.below("secrets").below(secret.position).report(f"expected {expected}, got a string that isn't")
-    return KeyRing(tuple(keys))

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from gateway.model import RefusedError, UsageError
 from gateway.verify.algorithms import Algorithm, Hmac
 from gateway.verify.check import MAX_CANDIDATES, MAX_LINES, BodyCheck, Draft, SigningSpec
-from gateway.verify.content import Content, FieldPath
+from gateway.verify.content import Content, FieldPath, shown_path
 from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
 from gateway.verify.signed_string import SignedString, SigningInput, only_parameter
 from gateway.verify.timestamps import Timestamp
@@ -21,7 +21,8 @@ MAX_LINE_BYTES = 4096
 class Signature:
     """A signature over a string made from the request.
 
-    It is in one of several headers, in the query, or in a field of the JSON body. `signed` has no `{id}` any more.
+    It is in one of several headers, in the query, in a field of the JSON body, or in a parameter of a form. `signed`
+    has no `{id}` any more.
     `body_digest` is the query parameter with the body's SHA-256, in hexadecimal digits, if it is signed instead of it.
     """
 
@@ -37,7 +38,12 @@ class Signature:
     signed: SignedString
     public_url: str | None
     body_digest: str | None = None
+    form: str | None = None
+    recipient: tuple[FieldPath, str] | None = None
+    """The field of the body that names whom it is for, and what it has to be."""
     _is_in_body: bool = field(init=False)
+    _is_more_checked: bool = field(init=False)
+    """Whether something beside the signature decides."""
     _is_plain: bool = field(init=False)
     """In one header, as most are: the shortest way through is theirs."""
     _hmac: Hmac | None = field(init=False)
@@ -45,10 +51,11 @@ class Signature:
     """Of a signature with its prefix, if it is an HMAC's."""
 
     def __post_init__(self) -> None:
-        is_in_body = bool(self.path or (self.timestamp is not None and self.timestamp.path))
+        is_in_body = bool(self.path or self.form or (self.timestamp is not None and self.timestamp.path))
         is_hmac = isinstance(self.algorithm, Hmac)
         for name, value in {
             "_is_in_body": is_in_body,
+            "_is_more_checked": self.body_digest is not None or self.recipient is not None,
             "_is_plain": len(self.names) == 1 and not is_in_body and self.body_digest is None,
             "_hmac": self.algorithm if is_hmac else None,
             "_length": len(self.prefix) + self.algorithm.length if isinstance(self.algorithm, Hmac) else 0,
@@ -64,7 +71,7 @@ class Signature:
             only_parameter(head, self.body_digest)
         if self._is_in_body:
             # What the body says is looked at with the body; what the head lacks is missed now.
-            if not self.path:
+            if not self.path and not self.form:
                 self._lines(head)
             return partial(self._check_all, now)
         lines = self._lines(head)
@@ -73,7 +80,7 @@ class Signature:
         return partial(self._check_body, self._read_lines(lines, head, now))
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:
-        if self.path or self.parameter:
+        if self.path or self.parameter or self.form:
             raise UsageError(f"a test event for this source: expected its signature {self._where()}")
         if self.id_header is not None:
             draft.add(self.id_header, identity)
@@ -112,8 +119,10 @@ class Signature:
         )
 
     def _where(self) -> str:
+        if self.form:
+            return f"in the parameter {self.form} of the form"
         if self.path:
-            return f"in the field {'.'.join(map(str, self.path))} of the body"
+            return f"in the field {shown_path(self.path)} of the body"
         if self.parameter:
             return f"in the query parameter {self.parameter}"
         return f"in the header {self.headers[0]}"
@@ -174,8 +183,8 @@ class Signature:
         return candidates, stamp
 
     def _check_all(self, now: float, request: Request, content: Content) -> int | None:
-        if self.path:
-            value = content.field(self.path)
+        if self.path or self.form:
+            value = content.field(self.path) if self.form is None else content.parameter(self.form)
             if value is None:
                 raise refused(Reason.MISSING_SIGNATURE, f"expected a signature {self._where()}, got none")
             lines = [value]
@@ -184,8 +193,9 @@ class Signature:
         return self._check_body(self._read_lines(lines, request, now, content), request, content)
 
     def _check_body(self, read: Sequence[tuple[list[bytes], bytes]], request: Request, content: Content) -> int | None:
-        if self.body_digest is not None:
+        if self._is_more_checked:
             self._check_digest(request, content)
+            self._check_recipient(content)
         for candidates, stamp in read:
             if self._hmac is not None:
                 if self.signed.is_body_alone:
@@ -200,6 +210,10 @@ class Signature:
             if matched is not None:
                 return matched.place
         raise refused(Reason.BAD_SIGNATURE, f"the signature {self._where()} doesn't match this request")
+
+    def _check_recipient(self, content: Content) -> None:
+        if self.recipient is not None and content.field(self.recipient[0]) != to_bytes(self.recipient[1]):
+            raise refused(Reason.WRONG_RECIPIENT, "expected a request for the source's recipient, got another's")
 
     def _check_digest(self, request: Request, content: Content) -> None:
         if self.body_digest is not None:
@@ -234,7 +248,7 @@ class Signature:
             return stamps[0]
         stamp = self.timestamp
         if stamp is not None and stamp.path:
-            where = f"in the field {'.'.join(map(str, stamp.path))} of the body"
+            where = f"in the field {shown_path(stamp.path)} of the body"
         else:
             where = f"in the header {(stamp and stamp.header) or self.headers[0]}"
         if not stamps:

@@ -4,11 +4,13 @@ A provider's file may have `{given:NAME}` in one: a key that it asks of its user
 """
 
 import hashlib
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from gateway.verify.content import Content, FieldPath, parse_field_path, require_form
 from gateway.verify.request import Reason, Request, only, refused, to_bytes
@@ -16,7 +18,10 @@ from gateway.verify.tokens import PARAMETER, TOKEN
 
 
 class Part(NamedTuple):
-    """A part of the signed string. `name` is that of a header (in lower case), a parameter, a digest or a field."""
+    """A part of the signed string. `name` is that of a header (in lower case), a parameter, a digest or a field.
+
+    `path` is a field's; of a form's parameter it is how long that must be at least, of an element what it begins with.
+    """
 
     kind: str
     name: bytes = b""
@@ -26,11 +31,17 @@ class Part(NamedTuple):
 
 BODY, TIMESTAMP, ID, URL, SECRET = Part("body"), Part("timestamp"), Part("id"), Part("url"), Part("secret")
 _BARE = {part.kind: part for part in (BODY, TIMESTAMP, ID, URL, SECRET, Part("method"), Part("path"), Part("form"))}
-_DIGESTS = ("sha256", "crc32")
+_OF_BODY = ("sha256", "crc32", "json")
+MAX_LISTED = 64  # headers that a request lists as signed
 EXPECTED = (
     "a string with {body} and, in braces, only timestamp, id, method, path, url, secret, form, body:sha256, "
-    "body:crc32, url:sha256, header:NAME, query:NAME, field:PATH"
+    "body:crc32, body:json, url:sha256, path:encoded, header:NAME, query:NAME, field:PATH, form:NAME, "
+    "listed:NAME,NAME, element:NAME:PREFIX"
 )
+
+
+_PARAMETER = re.compile(rf"({PARAMETER.pattern})(?::(\d{{1,4}}))?")
+_ELEMENT = re.compile(rf"({TOKEN.pattern}):([a-z]+=)")
 
 
 def parse_signed_string(text: str) -> "SignedString":
@@ -39,7 +50,7 @@ def parse_signed_string(text: str) -> "SignedString":
     A query may have a digest of the body: then it is `body_digest` that makes it vouch for the body.
     """
     signed = parse_template(text)
-    if not any(signed.has(kind) for kind in ("body", "form", "field", "url", "query")):
+    if not any(signed.has(kind) for kind in ("body", "form", "parameter", "field", "url", "query")):
         raise ValueError(text)
     return signed
 
@@ -58,16 +69,22 @@ def parse_template(text: str) -> "SignedString":
     return SignedString(tuple(parts), text)
 
 
-def _part(kind: str, argument: str) -> Part:
+def _part(kind: str, argument: str) -> Part:  # noqa: PLR0911 - one for each kind
     if not argument:
         if kind in _BARE:
             return _BARE[kind]
-    elif (kind == "body" and argument in _DIGESTS) or (kind == "url" and argument == "sha256"):
+    elif (kind == "body" and argument in _OF_BODY) or (kind, argument) in {("url", "sha256"), ("path", "encoded")}:
         return Part(kind, argument.encode())
     elif kind == "header" and TOKEN.fullmatch(argument):
         return Part(kind, argument.lower().encode())
     elif (kind == "query" and PARAMETER.fullmatch(argument)) or (kind == "given" and PARAMETER.fullmatch(argument)):
         return Part(kind, argument.encode())
+    elif kind == "form" and (found := _PARAMETER.fullmatch(argument)):
+        return Part("parameter", found[1].encode(), (int(found[2] or 0),))
+    elif kind == "listed" and all(TOKEN.fullmatch(name) for name in argument.split(",")):
+        return Part(kind, argument.lower().encode())
+    elif kind == "element" and (found := _ELEMENT.fullmatch(argument)):
+        return Part(kind, found[1].lower().encode(), (found[2],))
     elif kind == "field":
         bare = argument.removesuffix("?")
         return Part(kind, bare.encode(), parse_field_path(bare), is_optional=bare != argument)
@@ -93,7 +110,7 @@ class SignedString:
         object.__setattr__(self, "is_body_alone", self.parts == (BODY,))
         named = [part.name for part in self.parts if isinstance(part, Part) and part.kind == "header"]
         object.__setattr__(self, "_headers", tuple(named))
-        object.__setattr__(self, "_has_form", self.has("form"))
+        object.__setattr__(self, "_has_form", self.has("form") or self.has("parameter"))
         is_simple = all(isinstance(part, bytes) or part in {TIMESTAMP, BODY} for part in self.parts)
         object.__setattr__(self, "is_simple", is_simple)
         object.__setattr__(self, "needs_head", bool(named) or self._has_form)
@@ -164,7 +181,12 @@ class SigningInput(NamedTuple):
     secret: bytes
 
 
-def _body_digest(part: Part, given: SigningInput) -> bytes:
+def _of_body(part: Part, given: SigningInput) -> bytes:
+    if part.name == b"json":
+        try:
+            return json.dumps(given.request.body.decode(), ensure_ascii=False).encode()
+        except UnicodeDecodeError as error:
+            raise refused(Reason.UNREADABLE_BODY, "expected a body of UTF-8, which is signed, got another") from error
     digest = given.content.digest(part.name.decode())
     return digest if part.name == b"crc32" else digest.hex().encode()
 
@@ -185,6 +207,44 @@ def only_parameter(request: Request, name: str) -> bytes:
     return to_bytes(found[0])
 
 
+def _path(part: Part, given: SigningInput) -> bytes:
+    path, query = given.request.path, given.request.query
+    if not part.name:
+        return to_bytes(path)
+    # As encodeURI and Node's querystring.escape do it, the latter first, and only to the query.
+    whole = f"{path}?{quote(query, safe=_UNESCAPED)}" if query else path
+    return quote(whole, safe=_UNESCAPED + ";,/?:@&=+$#").encode()
+
+
+def _parameter(part: Part, given: SigningInput) -> bytes:
+    name, least = part.name.decode(), int(part.path[0])
+    value = given.content.parameter(name)
+    if value is None or len(value) < least:
+        expected = f"expected the form's parameter {name}, which is signed, with {least or 1} characters or more"
+        raise refused(Reason.UNREADABLE_BODY, f"{expected}, got {'none' if value is None else 'fewer'}")
+    return value
+
+
+def _listed(part: Part, given: SigningInput) -> bytes:
+    """Return the headers that a header lists, and those that are always signed, by name and value."""
+    always = part.name.split(b",")
+    listed = only(given.request, always[0]).lower().split(b",")
+    names = sorted({*always, *[name.strip(b" ") for name in listed]})
+    if len(names) > MAX_LISTED:
+        raise refused(Reason.MALFORMED_SIGNATURE, f"expected at most {MAX_LISTED} headers that are signed, got more")
+    return b";".join([name + b":" + only(given.request, name).strip() for name in names])
+
+
+def _element(part: Part, given: SigningInput) -> bytes:
+    mark = str(part.path[0]).encode()
+    elements = [element.strip(b" ") for element in only(given.request, part.name).split(b",", MAX_LISTED)]
+    found = [element.removeprefix(mark) for element in elements if element.startswith(mark)]
+    if len(found) != 1 or not found[0].isascii():
+        expected = f"expected one {mark.decode()} in the header {part.name.decode()}, which is signed"
+        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got {len(found) or 'none'}")
+    return json.dumps(found[0].decode()).encode()
+
+
 def _json_field(part: Part, given: SigningInput) -> bytes:
     value = given.content.field(part.path)
     if value is None and not part.is_optional:
@@ -192,14 +252,18 @@ def _json_field(part: Part, given: SigningInput) -> bytes:
     return value or b""
 
 
+_UNESCAPED = "-_.!~*'()"
 _FIELDS: Mapping[str, Callable[[Part, SigningInput], bytes]] = {
-    "body": _body_digest,
+    "body": _of_body,
     "method": lambda _, given: to_bytes(given.request.method),
-    "path": lambda _, given: to_bytes(given.request.path),
+    "path": _path,
     "url": _url,
     "secret": lambda _, given: given.secret,
     "form": lambda _, given: given.content.sorted_form(),
     "query": lambda part, given: only_parameter(given.request, part.name.decode()),
     "field": _json_field,
+    "parameter": _parameter,
+    "listed": _listed,
+    "element": _element,
     "header": lambda part, given: only(given.request, part.name),  # it was there once when the head was checked
 }

@@ -104,6 +104,11 @@ class Verifier:
         return self.respond_to_handshake.respond(request, self.handshake_keys.at(now))
 
     @property
+    def is_pending(self) -> bool:
+        """Return whether a token is awaited that is to be shown to operators."""
+        return self.respond_to_handshake is not None and self.respond_to_handshake.shows_token
+
+    @property
     def handshake_methods(self) -> tuple[str, ...]:
         """Return the methods of the requests that may be a handshake without being verified."""
         return () if self.respond_to_handshake is None else self.respond_to_handshake.methods
@@ -166,16 +171,16 @@ class PendingVerification:
         """Return by what it is verified, if any of the body checks passes. Raises as `Verifier.verify` does."""
         content = Content(request, keys, self._now)
         refusals: list[RefusedError] = []
-        needed: str | None = None
+        needed: tuple[str, bytes] | None = None
         for check_body, results in self._open:
             try:
                 verified = results[check_body(request, content)]
             except KeyNeededError as error:
-                needed = needed or error.url
+                needed = needed or (error.url, error.asking)
             except RefusedError as error:
                 refusals.append(error.with_traceback(None))
             else:
                 return verified
         if needed is not None:
-            raise KeyNeededError(needed)
+            raise KeyNeededError(*needed)
         raise most_specific([*refusals, *self._refusals])

@@ -65,8 +65,8 @@ def test_where_nobody_answers_it_says_so(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "admin", "told"),
     [
-        (["/metrics"], "", "expected /livez or /readyz, got '/metrics'"),
-        (["/livez", "/readyz"], "", "expected /livez or /readyz, got '/livez /readyz'"),
+        (["/metrics"], "", "expected /livez or /readyz or /handshakes, got '/metrics'"),
+        (["/livez", "/readyz"], "", "expected /livez or /readyz or /handshakes, got '/livez /readyz'"),
         ([], "nowhere", "GATEWAY_ADMIN: expected host:port, got 'nowhere'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jwt
+import orjson
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric import ec, padding
 
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
@@ -43,6 +46,9 @@ def a_source(name: str = "bank", *hosts: str) -> Source:
 
 
 RULES = some_rules(a_source(), a_source("shop"))
+PLAID = build_verifier({"scheme": "plaid", "client_id": "5f1b", "api_secret": "hush-hush-hush-hush"})
+PLAIDS_KEY = ec.derive_private_key(11, ec.SECP256R1())
+KID = "bfbd5111-8e33-4643-8ced-b2e642a72f3c"
 CERTIFICATE = a_certificate(the_key(), since=NOW - 86400, until=NOW + 86400)
 
 
@@ -61,12 +67,16 @@ class Vendor:
     port: int = 0
     response: bytes | None = b""
     asked: list[bytes] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     may_respond: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                self.asked.append(await reader.readuntil(b"\r\n\r\n"))
+                head = await reader.readuntil(b"\r\n\r\n")
+                self.asked.append(head)
+                if head.startswith(b"POST "):
+                    self.bodies.append(await reader.readuntil(b"}"))
                 await self.may_respond.wait()
                 writer.write(self.response or b"")
                 await writer.drain()
@@ -103,10 +113,12 @@ async def a_vendor(
     guard = EgressGuard(egress or Egress())
     async with Client(guard, resolver=Resolver(lambda _: ("127.0.0.1",)), tls=contexts[1]) as client:
 
-        async def fetch(url: str, *, timeout: float, limit: int) -> bytes:
+        async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
             assert url.startswith("https://")
             host, _, path = url.removeprefix("https://").partition("/")
-            return await client.fetch(f"https://{host}:{vendor.port}/{path}", timeout=timeout, limit=limit)
+            return await client.fetch(
+                f"https://{host}:{vendor.port}/{path}", timeout=timeout, limit=limit, asking=asking
+            )
 
         try:
             yield vendor, fetch
@@ -342,7 +354,7 @@ async def test_nothing_waits_beyond_the_deadline(monkeypatch: pytest.MonkeyPatch
 async def test_a_request_that_needs_ever_more_keys_gets_two() -> None:
     asked: list[str] = []
 
-    async def fetch(url: str, **_: float) -> bytes:
+    async def fetch(url: str, **_: Any) -> bytes:
         asked.append(url)
         raise UnfetchedError("none")
 
@@ -386,3 +398,26 @@ async def test_a_document_is_fetched_over_tls_alone(contexts: Contexts) -> None:
 
 
 ONLY_BANK = some_rules(a_source())
+
+
+async def test_plaids_key_is_asked_for_once_by_a_post_and_no_secret_is_logged(
+    contexts: Contexts, authority: Authority, tmp_path: Path
+) -> None:
+    claims = {"iat": int(NOW), "request_body_sha256": hashlib.sha256(PING).hexdigest()}
+    token = jwt.encode(claims, PLAIDS_KEY, algorithm="ES256", headers={"kid": KID})
+    entry = orjson.loads(jwt.algorithms.ECAlgorithm.to_jwk(PLAIDS_KEY.public_key()))
+    document = orjson.dumps({"key": {**entry, "kid": KID, "expired_at": None}})
+    plaid = (authority.server(tmp_path, "production.plaid.com"), contexts[1])
+    async with a_vendor(plaid, ok(document)) as (vendor, fetch), receiving(fetch) as world:
+        world.rules[0] = some_rules(Source(name="bank", path="/in/bank", verifier=PLAID))
+        for _ in range(2):
+            sent = a_request("/in/bank", f"Plaid-Verification: {token}", body=PING)
+            assert (await world.exchange(sent)).status == 202
+        assert [head.partition(b"\r\n")[0] for head in vendor.asked] == [b"POST /webhook_verification_key/get HTTP/1.1"]
+        assert b"\r\ncontent-type: application/json\r\n" in vendor.asked[0].lower()
+        assert [orjson.loads(body) for body in vendor.bodies] == [
+            {"client_id": "5f1b", "secret": "hush-hush-hush-hush", "key_id": KID}
+        ]
+        [line] = lines(world, "key_fetched")
+        assert line["url"] == f"https://production.plaid.com/webhook_verification_key/get#{KID}"
+        assert "hush" not in str(world.lines)

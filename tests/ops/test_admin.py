@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from gateway.engine.unavailable_partitions import Unread
 from gateway.log.base import ALL, Partition
 from gateway.model import LogNearlyFullError, LogUnavailableError
+from gateway.ops import admin
 from gateway.ops.admin import admin_application
 from gateway.telemetry.metrics import Metrics
 
@@ -59,6 +60,7 @@ async def world() -> AsyncIterator[World]:
         unready=lambda: made.unready,
         unread=lambda: made.unread,
         notes=lambda: made.notes,
+        tokens=lambda: {"notion": ["secret_1", "secret_2"]},
         ping_timeout=0.05,
     )
     async with TestClient(TestServer(application)) as client:
@@ -148,3 +150,25 @@ async def test_metrics_are_exposed_for_prometheus(world: World) -> None:
 async def test_a_head_request_is_refused_as_it_would_get_the_body(world: World) -> None:
     async with world.client.head("/metrics") as response:
         assert response.status == 405
+
+
+async def test_tokens_are_for_this_machine_alone(world: World) -> None:
+    assert await world.get("/handshakes") == (200, '{"tokens":{"notion":["secret_1","secret_2"]}}')
+    port = world.client.port
+    for headers, status in (
+        ({"Host": f"localhost:{port}"}, 200),
+        ({"Host": f"[::1]:{port}"}, 200),
+        ({"Host": f"0.0.0.0:{port}"}, 200),
+        ({"Host": "gateway.example.com"}, 403),  # a page in a browser here, by a name of its own
+        ({"X-Forwarded-For": "192.0.2.1"}, 403),
+        ({"Forwarded": "for=192.0.2.1"}, 403),
+        ({"Via": "1.1 proxy"}, 403),
+    ):
+        async with world.client.get("/handshakes", headers=headers) as response:
+            assert response.status == status, headers
+            assert ("secret" in await response.text()) == (status == 200)
+
+
+async def test_tokens_are_not_shown_to_another_machine(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "_LOOPBACK", ("192.0.2.1",))
+    assert (await world.get("/handshakes"))[0] == 403

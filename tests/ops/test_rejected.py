@@ -2,13 +2,17 @@
 
 import asyncio
 import gzip
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import jwt
+import orjson
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typing_extensions import override
@@ -570,7 +574,8 @@ async def test_a_key_that_a_request_names_is_fetched_once(world: World) -> None:
     source = Source(name="shop", path="/in/shop", verifier=verifier, id=Expression("body.id"))
     asked: list[str] = []
 
-    async def fetch(url: str, *, timeout: float, limit: int) -> bytes:
+    async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
+        assert not asking
         asked.append(url)
         assert timeout < 60
         assert limit < 1 << 20
@@ -593,3 +598,25 @@ async def test_a_key_that_a_request_names_is_fetched_once(world: World) -> None:
     assert asked.count("https://keys.example.com/v1/a") == 1
     with pytest.raises(RefusedError):
         verifier.check_head(Request("POST", "/", "", (), b""), now=NOW)
+
+
+async def test_plaid_is_asked_again_for_the_key_of_a_refused_token(world: World) -> None:
+    """With the credentials of today's rules, by a POST as for any other token."""
+    verifier = build_verifier({"scheme": "plaid", "client_id": "5f1b", "api_secret": "hush-hush-hush-hush"})
+    source = Source(name="shop", path="/in/shop", verifier=verifier, id=Expression("body.id"))
+    key = ec.derive_private_key(11, ec.SECP256R1())
+    body = b'{"id":1}'
+    claims = {"iat": int(NOW), "request_body_sha256": hashlib.sha256(body).hexdigest()}
+    token = jwt.encode(claims, key, algorithm="ES256", headers={"kid": "k-1"})
+    entry = orjson.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key()))
+    asked: list[tuple[str, Any]] = []
+
+    async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:  # noqa: ARG001 - as it is
+        asked.append((url, orjson.loads(asking)))
+        return orjson.dumps({"key": {**entry, "kid": "k-1", "expired_at": None}})
+
+    await world.refuse(Request("POST", "/in/shop", "", ((b"Plaid-Verification", token.encode()),), body))
+    report = await world.retry(source=source, fetch=fetch)
+    assert report.outcomes == {Outcome.ADMITTED: 1}
+    expected = {"client_id": "5f1b", "secret": "hush-hush-hush-hush", "key_id": "k-1"}
+    assert asked == [("https://production.plaid.com/webhook_verification_key/get#k-1", expected)]

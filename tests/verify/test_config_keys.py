@@ -40,7 +40,8 @@ def test_a_scheme_must_be_known() -> None:
     check({"scheme": "githb", "secrets": ["s"]}, (("scheme",), "unknown scheme 'githb', did you mean 'github'?"))
     ((path, message),) = problems({"scheme": "qqq"})
     assert path == ("scheme",)
-    expected = "expected one of hmac, hash, public-key, token, jwt, basic, bearer, none, or a provider's name"
+    generic = "hmac, hash, public-key, token, jwt, http-message-signature, basic, bearer, none"
+    expected = f"expected one of {generic}, or a provider's name"
     assert message == f"unknown scheme 'qqq', {expected} (`gateway providers` lists them)"
 
 
@@ -97,15 +98,15 @@ def test_each_key_of_hmac_says_what_it_expects() -> None:
     check(
         {"scheme": "hmac"},
         ((), "expected the key 'secrets', got none"),
-        ((), "expected one of header, query, field, got none"),
+        ((), "expected one of header, query, field, form, got none"),
     )
     check_hmac({"header": "X S"}, (("header",), "expected a header's name, got 'X S'"))
     check_hmac({"header": ["X", "Y Z"]}, (("header",), "expected a header's name, got 'Y Z'"))
     check_hmac({"header": []}, (("header",), "expected a header's name, got an empty list"))
-    check_hmac({"field": "a.b"}, ((), "expected one of header, query, field, got header and field"))
+    check_hmac({"field": "a.b"}, ((), "expected one of header, query, field, form, got header and field"))
     check_hmac({"header": "X-{n}-Y"})
     check_hmac({"algorithm": "md5"}, (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"))
-    check_hmac({"encoding": 64}, (("encoding",), "expected one of hex, base64, base64url, got 64"))
+    check_hmac({"encoding": 64}, (("encoding",), "expected one of hex, hex-upper, base64, base64url, got 64"))
     check_hmac({"prefix": ""}, (("prefix",), "expected a string of printable ASCII characters, got ''"))
     check_hmac({"separator": "é"}, (("separator",), "expected a string of printable ASCII characters, got 'é'"))
     check_hmac({"id_header": False}, (("id_header",), "expected a header's name, got false"))

@@ -10,9 +10,10 @@ import pytest
 
 from gateway.model import RefusedError
 from gateway.verify.handshakes import HANDSHAKES, MAX_CHALLENGE, MAX_HANDSHAKE_BYTES, HandshakeResponse
+from gateway.verify.presets import SchemeError
 from gateway.verify.request import Request
 from gateway.verify.verifier import Verifier
-from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier
+from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier, reason
 
 
 def with_handshake(name: str, **config: Any) -> Verifier:
@@ -151,6 +152,91 @@ def test_event_grids_validation_gets_exactly_200() -> None:
         assert answer("event-grid", other, aeg_event_type="SubscriptionValidation") is None
 
 
+# ---- By the body alone, while the source is pending ----
+
+TOKEN = b'{"verification_token":"secret_tMrlL1qK5vuQAh1b6cZGhFChZTSYJlce98V0pYn7yBl"}'
+
+
+def pending(**config: Any) -> Verifier:
+    return a_verifier("notion", secrets=None, pending=True, **config)
+
+
+def test_notions_token_is_shown_while_the_source_is_pending() -> None:
+    """https://developers.notion.com/reference/webhooks#step-2-validating-the-subscription."""
+    verifier = pending()
+    assert verifier.is_pending
+    [(path, message)] = verifier.warnings
+    assert (path, message.partition(",")[0]) == (("pending",), "expected the secret instead")
+    verifier.verify(a_request(body=TOKEN), now=NOW)
+    response = verifier.handshake(a_request(body=TOKEN), now=NOW)
+    assert response == HandshakeResponse(token="secret_tMrlL1qK5vuQAh1b6cZGhFChZTSYJlce98V0pYn7yBl")
+    assert "secret_" not in repr(response)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b'{"verification_token":7}',
+        b'{"verification_token":"short"}',
+        b'{"verification_token":"with spaces in its middle"}',
+        b'{"verification_token":"' + b"x" * 257 + b'"}',
+        TOKEN[:-1] + b',"type":"page.created"}',
+        b'{"type":"page.created"}',
+        TOKEN + b" " * MAX_HANDSHAKE_BYTES,
+    ],
+)
+def test_nothing_but_a_token_is_accepted_unsigned(body: bytes) -> None:
+    """So that none of it can become an event, pending or not."""
+    for verifier in (pending(), a_verifier("notion", secrets=[SECRET], pending=True)):
+        assert reason(verifier, a_request(body=body)) == "missing_signature"
+        assert verifier.handshake(a_request(body=body), now=NOW) is None
+
+
+def test_what_is_verified_by_pending_alone_is_always_a_handshake() -> None:
+    """Else an event would be stored that nobody has signed."""
+    verifier = pending()
+    for request in (a_request(body=TOKEN), a_request([("X-Notion-Signature", "sha256=x")], body=TOKEN)):
+        is_accepted = reason(verifier, request) == "accepted"
+        assert is_accepted == (verifier.handshake(request, now=NOW) is not None) or request.headers
+    assert reason(verifier, a_request([("X-Notion-Signature", "sha256=x")], body=TOKEN)) == "missing_signature"
+
+
+def test_a_token_is_refused_once_nobody_waits_for_it() -> None:
+    for verifier in (a_verifier("notion", secrets=[SECRET]), a_verifier("notion", secrets=[SECRET], pending=False)):
+        assert not verifier.is_pending
+        assert reason(verifier, a_request(body=TOKEN)) == "missing_signature"
+        assert verifier.handshake(a_request(body=TOKEN), now=NOW) is None
+
+
+def test_events_are_verified_by_the_secrets_beside_pending() -> None:
+    verifier, body = a_verifier("notion", secrets=[SECRET], pending=True), b'{"type":"page.created"}'
+    signature = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    for value, expected in ((signature, "accepted"), ("0" * 64, "bad_signature")):
+        assert reason(verifier, a_request([("X-Notion-Signature", f"sha256={value}")], body=body)) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, "expected the key 'secrets', or 'pending' until its token is known, got neither"),
+        ({"pending": False}, "expected the key 'secrets', or 'pending' until its token is known, got neither"),
+        ({"pending": "yes"}, "pending: expected true or false, got 'yes'"),
+        ({"scheme": "github", "secrets": [SECRET], "pending": True}, "unknown key 'pending'"),
+        (
+            {"scheme": "token", "header": "X-T", "secrets": [SECRET], "handshake": "notion"},
+            "handshake: expected one of",
+        ),
+    ],
+)
+def test_what_may_be_pending(config: dict[str, Any], expected: str) -> None:
+    given = {"scheme": "notion", "secrets": None, **config}
+    with pytest.raises(SchemeError) as caught:
+        a_verifier(**given)
+    assert expected in str(caught.value)
+
+
 # ---- By the head alone ----
 
 
@@ -180,6 +266,28 @@ def test_x_gets_no_signature_of_what_could_be_an_event(token: str) -> None:
     """Else anybody could have an event signed: its signature is made as the response is."""
     with pytest.raises(RefusedError, match="expected a crc_token"):
         unverified("x", "GET", f"crc_token={token}")
+
+
+ASANAS = "b537207f20cbfa02357cf448134da559e8bd39d61597dcd5631b8012eae53e81"
+
+
+def test_asanas_secret_comes_back_in_its_header() -> None:
+    """https://developers.asana.com/docs/webhooks-guide#the-webhook-handshake: 200 or 204, and the same header."""
+    expected = HandshakeResponse(headers=(("X-Hook-Secret", ASANAS),))
+    assert unverified("asana", "POST", X_Hook_Secret=ASANAS) == expected
+    assert unverified("asana", "POST") is None
+    assert unverified("asana", "POST", X_Hook_Secret=ASANAS, X_Hook_Signature="0" * 64) is None
+    for other in ("", "x" * 257, "a b", 'a"b', "é"):
+        assert unverified("asana", "POST", X_Hook_Secret=other) is None
+
+
+def test_a_secret_that_a_stranger_sends_to_asanas_handshake_verifies_nothing() -> None:
+    """It is sent back, and that is all: the rules' secrets are those that count."""
+    verifier, body = a_verifier("asana"), b'{"events":[]}'
+    assert verifier.unverified_handshake(a_request([("X-Hook-Secret", ASANAS)]), now=NOW) is not None
+    for secret, expected in ((ASANAS, "bad_signature"), (SECRET, "accepted")):
+        signature = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+        assert reason(verifier, a_request([("X-Hook-Signature", signature)], body=body)) == expected
 
 
 def test_oktas_challenge_comes_back_in_json() -> None:

@@ -14,7 +14,8 @@ A file has the keys that `providers:` in the rules has, too:
     dedupe      for how long a repeated event is a duplicate, where a source doesn't say: an hour, for a provider that
                 repeats by itself what wasn't answered in time. None where an identity comes again only because someone
                 asked for it, as by GitHub's "Redeliver" and GitLab's "Resend Request"
-    asks        further keys that a source gives, each with what it is; `{given:NAME}` in `signed` stands for one
+    asks        further keys that a source gives, each with what it is; `{given:NAME}` in `signed`, `prefix` and
+                `recipient` stands for one
     sends       headers beside the signature that the provider sends, for signing test events
     handshake   the name of one in handshakes.py
     split       `body` or `body.PATH`: the list of events in a body; `id` and `type` are then of one of them
@@ -71,6 +72,8 @@ class Way(NamedTuple):
     @property
     def needs_url(self) -> bool:
         """Return whether the address that the sender was given is signed."""
+        if self.scheme == "http-message-signature":
+            return True
         templates = [template for _, template in self.values.get("claims", ())]
         return any(each.has("url") for each in (*templates, self.values.get("signed")) if each is not None)
 
@@ -125,6 +128,7 @@ class Preset:
                 own["public_keys"] = given["public_keys"]
             if self.asks and "signed" in way.values:
                 own["signed"] = way.values["signed"].with_given(given)
+            own |= self._with_given(way, given)
             if self.asks and "claims" in way.values:
                 own["claims"] = tuple([(name, each.with_given(given)) for name, each in way.values["claims"]])
             own |= {name: given[name] for name in OF_PRESETS.get(way.scheme, ()) if name in given}
@@ -132,6 +136,17 @@ class Preset:
                 own["tolerance"] = given["tolerance"]
             ways.append(way._replace(values={**way.values, **own}))
         return ways
+
+    def _with_given(self, way: Way, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a signature's prefix and a request's recipient with what is asked in them."""
+        own: dict[str, Any] = {}
+        for name, _ in self.asks:
+            mark, value = f"{{given:{name}}}", str(given.get(name, ""))
+            if mark.encode() in way.values.get("prefix", b""):
+                own["prefix"] = way.values["prefix"].replace(mark.encode(), value.encode())
+            if way.values.get("recipient", {}).get("is") == mark:
+                own["recipient"] = {**way.values["recipient"], "is": value}
+        return own
 
 
 UNCONFIRMED = "unconfirmed"
@@ -158,8 +173,11 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
             return None
     if (handshake := entry.get("handshake")) is not None and handshake not in HANDSHAKES:
         where.below("handshake").report(f"expected one of {', '.join(HANDSHAKES)}, got {handshake!r}")
+        return None
     sends = _texts(entry.get("sends", {}), "headers", where.below("sends"))
     asks = _texts(entry.get("asks", {}), "keys", where.below("asks"))
+    if isinstance(handshake, str) and asks is not None and (missing := {*HANDSHAKES[handshake].asks} - {*dict(asks)}):
+        where.below("asks").report(f"expected {', '.join(missing)} with this handshake, got none")
     ways = _ways(entry.get("verify"), where.below("verify"))
     if ways is None or sends is None or asks is None:
         return None
