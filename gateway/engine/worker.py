@@ -120,8 +120,8 @@ class Worker:
         self._stopped.set()
 
     def reload(self) -> None:
-        """Apply new rules: limits at once, topics with the next fetch."""
-        self._dispatch.set_limits()
+        """Apply new rules: to what waits at once, topics with the next fetch."""
+        self._dispatch.reload()
         for member in (self._router, *[member for member, _ in self._ordered.values()]):
             member.reload()
         self._changed.set()

@@ -308,6 +308,33 @@ async def test_a_key_that_halts_is_logged_with_its_event_and_so_is_its_end() -> 
 
 
 @virtual
+async def test_a_blocked_key_is_blocked_since_its_first_attempt_whatever_is_kicked() -> None:
+    policy = a_policy(schedule=(60.0,), max_attempts=2, max_age=3600.0)
+    world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[503])
+    await world.put(*keyed(1, 2))
+    async with operated(world) as control, running(world, world.worker(control)) as worker:
+        await asyncio.sleep(1)
+        [key] = worker.blocked_keys[PLACE]
+        first = key.delivery.attempts[0].at
+        kinds = []
+        for _ in range(4):
+            await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+            await asyncio.sleep(10)
+            [key] = worker.blocked_keys[PLACE]
+            kinds.append(key.halted is not None)
+            assert key.halted or key.since == first
+        assert kinds == [True, False, True, False]
+        await world.log.rebalance(GROUP)
+        await asyncio.sleep(1)
+        assert [each.since for each in worker.blocked_keys[PLACE]] == [first]
+        world.client.scripts["ci"] = [200, 503]
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+        await asyncio.sleep(10)
+        [key] = worker.blocked_keys[PLACE]
+        assert (key.delivery.event.id, key.since) == ("k0.1", key.delivery.attempts[0].at)
+
+
+@virtual
 async def test_a_halted_key_continues_once_the_rules_do_not_halt() -> None:
     policy = a_policy(schedule=(1.0,), max_attempts=1)
     world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[503, 200])
