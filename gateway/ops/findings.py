@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gateway.engine.control.state import Control
 from gateway.engine.unavailable_partitions import name_of
 from gateway.log.base import NO_TOPIC, Partition
+from gateway.model import DeadReason
 from gateway.rules.rules import Rules
 
 NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9)
@@ -74,6 +75,29 @@ def pause_steps(control: Control, route: str, destination: str, rules: Rules | N
         if command is not None and command.state == "paused":
             steps += resume_steps(kind, name, rules)
     return tuple(steps)
+
+
+DEAD_BY_THEN = "; if it still isn't by then, they become dead letters (route_removed)"
+"""Follows that something isn't in the rules, beside the time until which deliveries wait for that."""
+
+
+def unknown_name_steps(route: str, destination: str, rules: Rules | None) -> tuple[str, ...]:
+    """Return what to do about deliveries of a route or destination that the rules of processes lack."""
+    missing = [
+        f"{kind} {name}"
+        for kind, name, names in (
+            ("route", route, () if rules is None else rules.routes),
+            ("destination", destination, () if rules is None else rules.destinations),
+        )
+        if rules is not None and name not in names
+    ]
+    return (
+        f"# put {' and '.join(missing)} back into the rules, and they are delivered"
+        if missing
+        else "# do all processes have these rules? (rules_reloaded, rules_refused)",
+        "# what has become a dead letter:",
+        f"gateway dead list --route {route} --destination {destination} --reason {DeadReason.ROUTE_REMOVED}",
+    )
 
 
 REFUSALS = ("401", "403")

@@ -29,9 +29,7 @@ def test_an_ordered_delivery_goes_on_within_a_second_after_its_name_is_back(miss
             await world.put(*keyed(1, 3)[2:])
             await asyncio.sleep(1)
             assert by_key(world) == {"k0": [0, 0, 1, 2]}, "also what came behind it"
-            ordered_at = [
-                at for at, (name, *_) in zip(world.client.at, world.client.made, strict=True) if name == "ci"
-            ]
+            ordered_at = [at for at, (name, *_) in zip(world.client.at, world.client.made, strict=True) if name == "ci"]
             assert ordered_at[1] < back_at + 0.5
         assert await unfinished(world) == 0
 

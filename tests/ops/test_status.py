@@ -31,12 +31,12 @@ from gateway.ops.status import (
     add_dead_letters,
     dead_letter_findings,
     paused_findings,
-    unfinished_findings,
     unpaused_findings,
     unread_findings,
     waiting_deliveries,
     waiting_findings,
 )
+from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
 from gateway.telemetry.metrics import REJECTIONS
 from gateway.verify.request import Reason

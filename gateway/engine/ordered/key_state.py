@@ -1,6 +1,6 @@
-"""What is known of a key's head delivery beside its record."""
+"""What is known of a key's head delivery beside its record, and of an ordered route."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gateway.engine.partition_tracker import PendingDelivery
@@ -58,3 +58,14 @@ class Blocked:
     """Why the head isn't attempted any more, if so."""
     since: float
     """When the key halted, or else when its head was first attempted, whatever was kicked since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteState:
+    """What a process knows of an ordered route to a destination."""
+
+    blocked: Sequence[Blocked]
+    partitions: int
+    """The number of the topic's partitions that are this process's."""
+    unknown_since: float | None
+    """Since when its rules lack the route or the destination."""

@@ -67,7 +67,7 @@ class OrderedRoute(Member):
         self.route, self.destination = target
         self.topic = services.topics.ordered(*target)
         self._appended: dict[Tracker, DuplicateAppends] = {}
-        self._unknown_since: float | None = None
+        self.unknown_since: float | None = None  # since when the rules lack the route or its destination
         self._update_unknown_since()
         # Invariant: each key's head item is ready, in the dispatcher, under way or halted, and none of the others is.
         # Of keys in `_former` none is: their last attempt in a topic that was recreated since is still in flight.
@@ -108,9 +108,9 @@ class OrderedRoute(Member):
         """Track since when the rules lack the route or its destination."""
         rules = self._services.rules()
         if self.route in rules.routes and self.destination in rules.destinations:
-            self._unknown_since = None
-        elif self._unknown_since is None:
-            self._unknown_since = self._log.now()
+            self.unknown_since = None
+        elif self.unknown_since is None:
+            self.unknown_since = self._log.now()
 
     # Partitions.
 
@@ -223,7 +223,7 @@ class OrderedRoute(Member):
             await self._woken.wait()
             self._woken.clear()
             while self._ready and not self._is_draining:
-                is_known = self._unknown_since is None
+                is_known = self.unknown_since is None
                 if is_known and self._services.control.paused_by(self.route, self.destination):
                     await self._services.sleep(IDLE_TICK)
                     continue
@@ -242,8 +242,8 @@ class OrderedRoute(Member):
                     item.ownership_checked_at = asked_at
                     if item.record.tracker.is_live:
                         item.metadata = NO_METADATA
-                        if self._unknown_since is not None:
-                            since = max(self._unknown_since, item.record.appended_at)
+                        if self.unknown_since is not None:
+                            since = max(self.unknown_since, item.record.appended_at)
                             item.metadata = RecordMetadata(unknown_since=since)
                         if self._is_still_matched(item):
                             self._dispatch.admit(item, now)
@@ -379,17 +379,17 @@ class OrderedRoute(Member):
         """Return why nothing of this route is sent to the destination now; "" if nothing holds it."""
         if self._services.control.paused_by(self.route, self.destination):
             return SpillReason.PAUSED.value
-        if self._unknown_since is not None:
+        if self.unknown_since is not None:
             return SpillReason.UNKNOWN_NAME.value
         return self._dispatch.holds.spill_reason(self.destination)
 
     def _end_halted_of_removed_route(self) -> None:
         """Dead-letter what has halted on a route that has been gone for so long that it isn't expected back."""
-        if self._unknown_since is None:
+        if self.unknown_since is None:
             return
         lapsed = self._log.now() - UNKNOWN_MAX_AGE
         for head in self._halted_heads():
-            if max(self._unknown_since, head.record.appended_at) < lapsed:
+            if max(self.unknown_since, head.record.appended_at) < lapsed:
                 head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._log_released(head, "route_removed")
                 self._make_ready(head)
