@@ -39,7 +39,7 @@ from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.model import NO_METADATA, LogLostError, RecordMetadata, SpillReason, event_id
 from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, Pause, StoredCommand
-from gateway.ops.kick_report import parked_text
+from gateway.ops.kick_report import parked_besides, parked_text
 from gateway.ops.output import rfc3339, when
 from gateway.ops.provider_guide import ProviderGuide, provider_guides
 from gateway.ops.send import ask_status
@@ -1703,12 +1703,40 @@ def test_a_name_unknown_to_the_rules_is_refused_with_the_nearest(run: Run) -> No
     assert "none.yaml can't be read" in err
 
 
-def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any) -> None:
-    delivery = a_delivery(event=an_event(source=source, received_at=NOW), **fields)
+def write_waiting(*, parked_by: str = "", source: str = "github", event_id: str = "evt_1", **fields: Any) -> None:
+    delivery = a_delivery(event=an_event(id=event_id, source=source, received_at=NOW), **fields)
     note = RecordMetadata(by=parked_by, why=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME)
     topic = TOPICS.parked if parked_by else TOPICS.retry("5s")
     value = delivery.event.body
     on_log(lambda log: log.append(topic, key=b"ci", value=value, headers=encode_delivery(delivery, note, at=NOW)))
+
+
+@pytest.mark.usefixtures("log")
+def test_what_a_kick_has_expedited_and_was_parked_meanwhile_is_counted_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expedited = 2
+
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
+        return placed.command.with_state("done", count=2, tried=0, waiting_by_reason={"paused": expedited})
+
+    monkeypatch.setattr(ControlClient, "finished", ended)
+    run("destination", "pause", "ci")
+    for number in range(expedited):
+        write_waiting(parked_by="destination/ci", event_id=f"evt_{number}")
+    told = "kicked destination ci: 0 tried now, 2 wait (paused); it is paused\n  gateway destination resume ci\n"
+    assert run("destination", "kick", "ci")[:2] == (0, told)
+    others = 3
+    for number in range(others):
+        write_waiting(parked_by="destination/ci", event_id=f"evt_other_{number}")
+    told = "kicked destination ci: 0 tried now, 2 wait (paused); 3 are parked: it is paused\n"
+    assert run("destination", "kick", "ci")[1] == told + "  gateway destination resume ci\n"
+    (told,) = lines(run("destination", "kick", "ci", "--json")[1])
+    assert (told["waiting"], told["parked"]) == ({"paused": expedited}, {"destination/ci": others})
+    assert parked_besides(
+        ControlRecord(kind="kick", name="route/build", state="done", at=0.0, waiting_by_reason={"paused": 4}),
+        {"route/build": 3, "destination/ci": 2},
+    ) == {"route/build": 1}
 
 
 @pytest.mark.usefixtures("log")
@@ -1720,8 +1748,9 @@ def test_a_kick_of_a_paused_name_reports_parked_ones_and_the_next_step(
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     run("destination", "pause", "ci")
-    for _ in range(3):
-        write_waiting(parked_by="destination/ci")
+    for number in range(3):
+        write_waiting(parked_by="destination/ci", event_id=f"evt_{number}")
+    write_waiting(parked_by="destination/ci", event_id="evt_0", successor=2)  # a crash has written it twice
     told = (
         "kicked destination ci: nothing else was waiting; 3 are parked: it is paused\n  gateway destination resume ci\n"
     )

@@ -10,7 +10,7 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.model import UsageError
 from gateway.ops.control_client import CONFIRMED_WITHIN, ControlClient, StoredCommand
-from gateway.ops.kick_report import dead_in, describe_kick, parked_text, paused_text, unread_text
+from gateway.ops.kick_report import dead_in, describe_kick, parked_besides, parked_text, paused_text, unread_text
 from gateway.ops.ordered_backlog import OrderedBacklog, OrderedOutcome, ordered_backlog_of, ordered_outcome_of
 from gateway.ops.output import count, rfc3339, when
 from gateway.ops.status import parked_counts
@@ -58,25 +58,27 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
         client = ControlClient(log, call.topics)
         if action == "pause":
             return await _pause(call, client, name)
-        parked: dict[str, int] = {}
+        parked: Mapping[str, int] = {}
         paused_names: Collection[str] = ()
         unread: dict[Partition, str] = {}
         before = await ordered_backlog_of(log, call.topics, name)
         if action == "kick" and call.arguments.wait:
-            control = await client.control()
-            parked |= await parked_counts(log, call.topics, control, name, unread)
-            paused_names = _paused_names(control, name, before, rules)
+            paused_names = _paused_names(await client.control(), name, before, rules)
         placed = await (client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
             call.output.print(f"{shown} isn't paused: there is nothing to do")
             if call.output.json:
                 call.output.line({"name": name, "state": "active", "count": 0})
             return 0
+        done = await wait_for_outcome(call, client, placed)
+        if action == "kick" and done is not None:
+            # Once it has ended: it says itself what was parked meanwhile of what it had expedited.
+            counts = await parked_counts(log, call.topics, await client.control(), name, unread)
+            parked = parked_besides(done, counts)
         held = Held(
             parked=parked_text(shown, parked, len(unread)),
             paused=paused_text(shown, [each for each in paused_names if each not in parked]),
         )
-        done = await wait_for_outcome(call, client, placed)
         ordered = OrderedOutcome()
         if done is not None and before.count:
             ordered = await ordered_outcome_of(log, call.topics, before, client, placed)

@@ -266,17 +266,22 @@ async def parked_counts(
 ) -> Mapping[str, int]:
     """Return the number parked of a "route/…" or "destination/…", by the paused name that parked them.
 
-    `unread` is as in `waiting_deliveries`. Raises LogUnavailableError.
+    Each is counted once, as in `waiting_deliveries`, and so is `unread`. Raises LogUnavailableError.
     """
     kind, _, called = name.partition("/")
     found = Counter[str]()
+    seen: set[int] = set()
     paused = {
         command.name for command in control.commands.values() if command.kind == "pause" and command.state == "paused"
     }
     if paused:
         async for stored in _parked(log, topics, control, unread):
             by, delivery = stored.metadata.by, stored.delivery
-            if by in paused and called == (delivery.route if kind == "route" else delivery.destination):
+            life = hash(delivery.life)
+            is_of_name = called == (delivery.route if kind == "route" else delivery.destination)
+            if by in paused and is_of_name and life not in seen:
+                if len(seen) < MAX_DEDUPED:
+                    seen.add(life)
                 found[by] += 1
     return found
 

@@ -23,6 +23,7 @@ from gateway.model import (
 )
 from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
+from gateway.ops.kick_report import parked_besides
 from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.presentation import print_status
 from gateway.ops.process_status import CONFLICTS, keys_status, process_findings
@@ -30,6 +31,7 @@ from gateway.ops.refusal_advice import refusal_of
 from gateway.ops.status import (
     add_dead_letters,
     dead_letter_findings,
+    parked_counts,
     paused_findings,
     unpaused_findings,
     unread_findings,
@@ -44,7 +46,7 @@ from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_ev
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, rules_of, running, virtual
 from tests.memory_log import MemoryLog
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 
 async def _counts(world: World) -> dict[tuple[str, str], int]:
@@ -107,6 +109,33 @@ async def test_parked_deliveries_wait_for_a_resume() -> None:
         await asyncio.sleep(20)
         assert await _counts(world) == {}
     assert len(world.client.made) == 5
+
+
+@pytest.mark.parametrize("after", [0.0, 0.2, 3.8, 4.0, 5.0])
+@pytest.mark.parametrize("waits_for_resume", [True, False])
+def test_a_kick_beside_a_pause_and_a_resume_counts_each_delivery_once(after: float, *, waits_for_resume: bool) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        orders = ControlClient(world.log, TOPICS)
+        async with operated(world) as control, running(world, world.worker(control)):
+            await orders.pause(NAME)
+            await asyncio.sleep(1)
+            await world.put(*events(30))
+            await asyncio.sleep(5)
+            resumed = await orders.resume(NAME)
+            assert resumed is not None
+            if waits_for_resume:
+                await orders.finished(resumed, timeout=10)
+            await asyncio.sleep(after)
+            await orders.pause(NAME)
+            kicked = await orders.finished(await orders.kick(NAME), timeout=30)
+            assert kicked is not None
+            counts = await parked_counts(world.log, TOPICS, await orders.control(), NAME, {})
+            parked = sum(parked_besides(kicked, counts).values())
+            assert (kicked.tried or 0) + sum(kicked.waiting_by_reason.values()) + parked == 30
+            assert kicked.tried == len(world.client.made)
+
+    run(scenario())
 
 
 def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
