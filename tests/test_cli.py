@@ -1024,7 +1024,8 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     code, out, _ = run("dead", "replay", "evt_1", "--timeout", "0s")
     assert (code, out) == (
         1,
-        "the command is recorded; its outcome isn't known yet: it is carried out once a gateway runs\n",
+        "the command is recorded; no gateway has read it within --timeout: is one running? It is carried out once one "
+        "has read it; what came of it:\n  gateway dead list\n",
     )
     code, out, _ = run("dead", "replay", "--reason", "exhausted", "--since", "1h", "--no-wait", "--json")
     assert code == 0
@@ -1459,6 +1460,32 @@ def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
     code, out, _ = run("destination", "pause", "ci")
     assert (code, out.startswith("destination ci is paused already, by ")) == (0, True)
     assert run("route", "pause", "build")[0] == 1, "that one isn't read"
+
+
+@pytest.mark.usefixtures("log")
+def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_has_read_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, follows = "the command is recorded; ", "; what came of it:\n  gateway status ci\n"
+    unread = "no gateway has read it within --timeout: is one running? It is carried out once one has read it"
+    kick = ("destination", "kick", "ci")
+    assert run(*kick, "--timeout", "0s")[:2] == (1, recorded + unread + follows)
+    assert run(*kick, "--no-wait")[:2] == (
+        0,
+        f"{recorded}it is carried out once a running gateway has read it{follows}",
+    )
+    assert "confirmed" not in lines(run(*kick, "--no-wait", "--json")[1])[0]
+    assert lines(run(*kick, "--timeout", "0s", "--json")[1])[0]["confirmed"] is False
+
+    async def read(_: ControlClient, placed: StoredCommand, *, timeout: float) -> None:  # noqa: ARG001 - the signature
+        await asyncio.to_thread(confirm)
+
+    monkeypatch.setattr(ControlClient, "finished", read)
+    told = "a running gateway has read it and carries it out, but hasn't ended within --timeout"
+    assert run(*kick, "--timeout", "2s")[:2] == (1, recorded + told + follows)
+    assert lines(run(*kick, "--timeout", "2s", "--json")[1])[0]["confirmed"] is True
+    out = run("route", "kick", "build", "--timeout", "2s")[1]
+    assert out == f"{recorded}{told}; what came of it:\n  gateway status\n"
 
 
 @pytest.mark.usefixtures("log")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.commands.base import LOG_SETTINGS, Invocation, Run, command, opened_log, wait_arguments
 from gateway.commands.values import Parser
@@ -70,7 +70,8 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
             if call.output.json:
                 call.output.line({"name": name, "state": "active", "count": 0})
             return 0
-        done = await wait_for_outcome(call, client, placed)
+        waited = await wait_for_outcome(call, client, placed)
+        done = waited.done
         if action == "kick" and done is not None:
             # Once it has ended: it says itself what was parked meanwhile of what it had expedited.
             counts = await parked_counts(log, call.topics, await client.control(), name, unread)
@@ -85,8 +86,9 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
         return print_outcome(
             call,
             placed,
-            done,
+            waited,
             lambda command: _outcome_text(shown, action, command, held, ordered, was_paused=placed.was_paused),
+            see=f"gateway status {called}" if kind == "destination" else "gateway status",
             parked=parked,
             ordered=ordered.as_json,
         )
@@ -173,23 +175,37 @@ def not_included_text(done: ControlRecord) -> str:
     return f"; {unread_text(done.unread)}: not included" if done.unread else ""
 
 
-async def wait_for_outcome(call: Invocation, client: ControlClient, placed: StoredCommand) -> ControlRecord | None:
-    """Wait for a command's outcome, unless `--no-wait`; None if there is none in time."""
+class Waited(NamedTuple):
+    """A command's outcome, None without one in time; then also whether a running gateway has read the command."""
+
+    done: ControlRecord | None
+    was_read: bool | None = None
+
+
+async def wait_for_outcome(call: Invocation, client: ControlClient, placed: StoredCommand) -> Waited:
+    """Wait for a command's outcome, unless `--no-wait`."""
     if not call.arguments.wait:
-        return None
+        return Waited(None)
     with call.output.waiting("waiting for the gateway"):
-        return await client.finished(placed, timeout=call.arguments.timeout)
+        done = await client.finished(placed, timeout=call.arguments.timeout)
+    return Waited(done) if done is not None else Waited(None, await client.was_read(placed.offset))
 
 
 def print_outcome(
     call: Invocation,
     placed: StoredCommand,
-    done: ControlRecord | None,
+    waited: Waited,
     text_of: Callable[[ControlRecord], str],
+    *,
+    see: str,
     **more: object,
 ) -> int:
-    """Print a command's outcome, if there is one; values of `more` that aren't empty go into the JSON."""
+    """Print a command's outcome, or without one what is known, and the command `see` that shows what came of it.
+
+    Values of `more` that aren't empty go into the JSON.
+    """
     arguments, output = call.arguments, call.output
+    done, was_read = waited
     command = done or placed.command
     if output.json:
         fields: dict[str, object] = {
@@ -208,13 +224,24 @@ def print_outcome(
             }
         if done and done.unread:
             fields["unreadable_partitions"] = done.unread
+        if was_read is not None:
+            fields["confirmed"] = was_read
         output.line(fields | ({name: value for name, value in more.items() if value} if done else {}))
     elif done:
         for line in text_of(done).splitlines():
             output.print(line)
     else:
-        output.print("the command is recorded; its outcome isn't known yet: it is carried out once a gateway runs")
+        output.print(f"the command is recorded; {_NOT_DONE[was_read]}; what came of it:")
+        output.print(f"  {see}")
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
+
+
+_NOT_DONE = {
+    True: "a running gateway has read it and carries it out, but hasn't ended within --timeout",
+    False: "no gateway has read it within --timeout: is one running? It is carried out once one has read it",
+    None: "it is carried out once a running gateway has read it",
+}
+"""What is known of a command without an outcome, by whether a gateway has read it."""
 
 
 def _check_name(call: Invocation, kind: str, name: str) -> Rules | None:
