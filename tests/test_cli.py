@@ -29,7 +29,15 @@ from gateway.cli import main
 from gateway.commands import COMMANDS
 from gateway.commands.base import REGISTERED
 from gateway.commands.replay import DUE
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, State, decode, tried_name
+from gateway.engine.control.records import (
+    ControlRecord,
+    DeadFilter,
+    Selection,
+    State,
+    announcement_key,
+    decode,
+    tried_name,
+)
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
@@ -1024,8 +1032,7 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     code, out, _ = run("dead", "replay", "evt_1", "--timeout", "0s")
     assert (code, out) == (
         1,
-        "the command is recorded; no gateway has read it within --timeout: is one running? It is carried out once one "
-        "has read it; what came of it:\n  gateway dead list\n",
+        f"the command is recorded; {UNBEGUN}; what came of it:\n  gateway dead list\n",
     )
     code, out, _ = run("dead", "replay", "--reason", "exhausted", "--since", "1h", "--no-wait", "--json")
     assert code == 0
@@ -1463,29 +1470,30 @@ def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
-def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_has_read_it(
+def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_carries_it_out(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded, follows = "the command is recorded; ", "; what came of it:\n  gateway status ci\n"
-    unread = "no gateway has read it within --timeout: is one running? It is carried out once one has read it"
     kick = ("destination", "kick", "ci")
-    assert run(*kick, "--timeout", "0s")[:2] == (1, recorded + unread + follows)
-    assert run(*kick, "--no-wait")[:2] == (
-        0,
-        f"{recorded}it is carried out once a running gateway has read it{follows}",
-    )
-    assert "confirmed" not in lines(run(*kick, "--no-wait", "--json")[1])[0]
-    assert lines(run(*kick, "--timeout", "0s", "--json")[1])[0]["confirmed"] is False
+    assert run(*kick, "--timeout", "0s")[:2] == (1, recorded + UNBEGUN + follows)
+    assert run(*kick, "--no-wait")[:2] == (0, f"{recorded}a gateway that runs or starts carries it out{follows}")
+    assert "begun" not in lines(run(*kick, "--no-wait", "--json")[1])[0]
+    assert lines(run(*kick, "--timeout", "0s", "--json")[1])[0]["begun"] is False
 
-    async def read(_: ControlClient, placed: StoredCommand, *, timeout: float) -> None:  # noqa: ARG001 - the signature
-        await asyncio.to_thread(confirm)
+    async def announced(client: ControlClient, placed: StoredCommand, *, timeout: float) -> None:  # noqa: ARG001 - the signature
+        name = announcement_key(placed.command.key)
+        hold = ControlRecord(kind="marker", name=name, state="done", at=NOW, covers_commands_below=placed.offset + 1)
+        await client._place(hold)
 
-    monkeypatch.setattr(ControlClient, "finished", read)
-    told = "a running gateway has read it and carries it out, but hasn't ended within --timeout"
+    monkeypatch.setattr(ControlClient, "finished", announced)
+    told = "a gateway is carrying it out, which has taken longer than --timeout so far"
     assert run(*kick, "--timeout", "2s")[:2] == (1, recorded + told + follows)
-    assert lines(run(*kick, "--timeout", "2s", "--json")[1])[0]["confirmed"] is True
+    assert lines(run(*kick, "--timeout", "2s", "--json")[1])[0]["begun"] is True
     out = run("route", "kick", "build", "--timeout", "2s")[1]
     assert out == f"{recorded}{told}; what came of it:\n  gateway status\n"
+
+
+UNBEGUN = "no gateway has begun to carry it out within --timeout: is one running? One that runs or starts does it"
 
 
 @pytest.mark.usefixtures("log")

@@ -176,10 +176,10 @@ def not_included_text(done: ControlRecord) -> str:
 
 
 class Waited(NamedTuple):
-    """A command's outcome, None without one in time; then also whether a running gateway has read the command."""
+    """A command's outcome, None without one in time; then also whether a gateway has begun to carry it out."""
 
     done: ControlRecord | None
-    was_read: bool | None = None
+    has_begun: bool | None = None
 
 
 async def wait_for_outcome(call: Invocation, client: ControlClient, placed: StoredCommand) -> Waited:
@@ -188,7 +188,7 @@ async def wait_for_outcome(call: Invocation, client: ControlClient, placed: Stor
         return Waited(None)
     with call.output.waiting("waiting for the gateway"):
         done = await client.finished(placed, timeout=call.arguments.timeout)
-    return Waited(done) if done is not None else Waited(None, await client.was_read(placed.offset))
+    return Waited(done) if done is not None else Waited(None, await client.has_begun(placed))
 
 
 def print_outcome(
@@ -205,7 +205,7 @@ def print_outcome(
     Values of `more` that aren't empty go into the JSON.
     """
     arguments, output = call.arguments, call.output
-    done, was_read = waited
+    done, has_begun = waited
     command = done or placed.command
     if output.json:
         fields: dict[str, object] = {
@@ -224,24 +224,24 @@ def print_outcome(
             }
         if done and done.unread:
             fields["unreadable_partitions"] = done.unread
-        if was_read is not None:
-            fields["confirmed"] = was_read
+        if has_begun is not None:
+            fields["begun"] = has_begun
         output.line(fields | ({name: value for name, value in more.items() if value} if done else {}))
     elif done:
         for line in text_of(done).splitlines():
             output.print(line)
     else:
-        output.print(f"the command is recorded; {_NOT_DONE[was_read]}; what came of it:")
+        output.print(f"the command is recorded; {_NOT_DONE[has_begun]}; what came of it:")
         output.print(f"  {see}")
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
 
 
 _NOT_DONE = {
-    True: "a running gateway has read it and carries it out, but hasn't ended within --timeout",
-    False: "no gateway has read it within --timeout: is one running? It is carried out once one has read it",
-    None: "it is carried out once a running gateway has read it",
+    True: "a gateway is carrying it out, which has taken longer than --timeout so far",
+    False: "no gateway has begun to carry it out within --timeout: is one running? One that runs or starts does it",
+    None: "a gateway that runs or starts carries it out",
 }
-"""What is known of a command without an outcome, by whether a gateway has read it."""
+"""What is known of a command without an outcome, by whether a gateway has begun to carry it out."""
 
 
 def _check_name(call: Invocation, kind: str, name: str) -> Rules | None:

@@ -99,17 +99,18 @@ class ControlClient:
         """
         offset, waited = pause.offset, 0.0
         while True:
-            if offset is not None and await self.was_read(offset):
+            commit = (await self._log.committed(self._topics.group(JOBS_GROUP), self._topics.control)).get(0)
+            if offset is not None and commit is not None and commit.covers(offset):
                 return (await self.control()).commands.get(pause.command.key)
             if waited >= timeout:
                 return None
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
 
-    async def was_read(self, offset: int) -> bool:
-        """Return whether the owner of the jobs, in a running gateway, has read the control record at an offset."""
-        commit = (await self._log.committed(self._topics.group(JOBS_GROUP), self._topics.control)).get(0)
-        return commit is not None and commit.covers(offset)
+    async def has_begun(self, placed: StoredCommand) -> bool:
+        """Return whether a gateway has begun to carry out a command: it has announced it, or published a checkpoint."""
+        control, key = await self.control(), placed.command.key
+        return control.announced(key) is not None or control.commands_covered_below(key) > placed.offset
 
     async def resume(self, name: str) -> StoredCommand | None:
         """Resume a paused name, and have its parked deliveries delivered.
