@@ -536,6 +536,24 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
     assert code == 0
     assert f"event {name}  source github  type push" in out
     assert "✓ build  matched" in out
+    assert "dead letter" not in out
+    assert "dead_letters" not in lines(run("explain", name, "--json")[1])[0]
+    write_dead_letter(event_id("github", "3"))
+    delivery = write_dead_letter(name)
+    out = run("explain", name)[1]
+    assert f"an open dead letter: build → ci  exhausted, 500\n  gateway dead show {delivery}\n" in out
+    assert lines(run("explain", name, "--json")[1])[0]["dead_letters"] == [
+        {
+            "delivery_id": delivery,
+            "route": "build",
+            "destination": "ci",
+            "reason": "exhausted",
+            "last_result": "500",
+        }
+    ]
+    run("dead", "drop", delivery, "--yes", "--no-wait")
+    carry_out(orders()[-1], count=1)
+    assert "dead letter" not in run("explain", name)[1]
     assert run("explain", event_id("github", "2"))[0] == 1
     assert "expected --source with a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
 
@@ -1210,8 +1228,8 @@ def test_deliveries_a_route_already_made_are_counted_and_can_be_skipped(run: Run
     )
     moment = rfc3339(began + 30)
     assert err == (
-        f"route build last changed at {moment} and takes later events itself; "
-        f"use --to {moment} or --undelivered to exclude them\n"
+        f"route build, or the `dedupe` of its sources, last changed at {moment}; it takes later events itself as it "
+        f"is now: use --to {moment} or --undelivered to exclude them\n"
     )
     code, out, err = run(*words, "--undelivered", "--dry-run")
     *_, told, command = out.splitlines()
@@ -1378,6 +1396,44 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
     code, _, err = run("replay", "--follow", "other")
     assert err.endswith(f"got 'other'; under way: {orders()[-1].name}\n")
+
+
+@pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_cancelled_replay_says_how_many_deliveries_it_had_queued(
+    run: Run, monkeypatch: pytest.MonkeyPatch, *, reports: bool
+) -> None:
+    for number in range(9):
+        write_event(f"evt_{number}")
+    run("replay", "--route", "build", "--from", "1h", "--no-wait")
+    (order,) = orders()
+    ledger: list[str] = []
+
+    def queue(number: int, *, is_last: bool = False) -> None:
+        """Queue the next deliveries, and publish that, as the running gateway does."""
+        for _ in range(number):
+            ledger.append(f"evt_{len(ledger)}")
+            write_waiting(event_id=ledger[-1])
+        reached = dict.fromkeys(order.checkpoint, len(ledger))
+        marker = ControlRecord(
+            kind="marker", name=order.key, state="done", at=NOW, checkpoint=reached, count=len(ledger)
+        )
+        give(marker.with_state("cancelled", covers_commands_below=100) if is_last else marker)
+
+    queue(4)
+    if reports:  # what was under way when it was cancelled is still queued, and then told
+        place = ControlClient.cancel
+
+        async def cancel(client: ControlClient, name: str) -> StoredCommand | None:
+            placed = await place(client, name)
+            await asyncio.to_thread(queue, 3, is_last=True)
+            return placed
+
+        monkeypatch.setattr(ControlClient, "cancel", cancel)
+    code, out, _ = run("replay", "--cancel", order.name, "--timeout", "1s")
+    more = "" if reports else " or more: no gateway reported where it stopped"
+    assert (code, out) == (0, f"replay {order.name} is cancelled after {len(ledger)} deliveries{more}\n")
+    assert len(ledger) == (7 if reports else 4)
 
 
 @pytest.mark.usefixtures("log")
@@ -1766,8 +1822,8 @@ def test_what_a_kick_has_expedited_and_was_parked_meanwhile_is_counted_once(
         write_waiting(parked_by="destination/ci", event_id=f"evt_other_{number}")
     told = "kicked destination ci: 0 tried now, 2 wait (paused); 3 are parked: it is paused\n"
     assert run("destination", "kick", "ci")[1] == told + "  gateway destination resume ci\n"
-    (told,) = lines(run("destination", "kick", "ci", "--json")[1])
-    assert (told["waiting"], told["parked"]) == ({"paused": expedited}, {"destination/ci": others})
+    (fields,) = lines(run("destination", "kick", "ci", "--json")[1])
+    assert (fields["waiting"], fields["parked"]) == ({"paused": expedited}, {"destination/ci": others})
     assert parked_besides(
         ControlRecord(kind="kick", name="route/build", state="done", at=0.0, waiting_by_reason={"paused": 4}),
         {"route/build": 3, "destination/ci": 2},

@@ -138,8 +138,11 @@ def waiting_findings(
         is_held = is_open or WAIT_REASONS[SpillReason.THROTTLED] in each.reasons
         after = result_label(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
         is_parked = set(each.reasons) == {WAIT_REASONS[SpillReason.PAUSED]}
-        needs_attention = is_held or now - each.oldest > LATE
+        is_refused = any(reason.startswith(_GOT_REFUSALS) for reason in each.reasons)
+        needs_attention = is_held or is_refused or now - each.oldest > LATE
         opened = {WAIT_REASONS[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
+        if (rate := None if rules is None else _rate(rules, each.destination)) is not None:
+            opened |= dict.fromkeys(_FULL, f": its rate is {rate:g}/s")
         reasons = ", ".join(
             [counted_reason(number, reason, opened.get(reason, "")) for reason, number in each.reasons.most_common(3)]
         )
@@ -150,7 +153,6 @@ def waiting_findings(
             reasons += DEAD_BY_THEN
             steps = unknown_name_steps(each.route, each.destination, rules)
         elif not is_parked:
-            is_refused = any(reason.startswith(_GOT_REFUSALS) for reason in each.reasons)
             steps = (
                 *((credential_step(each.destination),) if is_refused else ()),
                 *ask_owners_step(each.destination, after),
@@ -171,6 +173,15 @@ def waiting_findings(
             )
         )
     return findings
+
+
+_FULL = (WAIT_REASONS[SpillReason.OVERDUE], WAIT_REASONS[SpillReason.LANE_FULL])
+"""Reasons that a destination's rate may explain."""
+
+
+def _rate(rules: Rules, destination: str) -> float | None:
+    found = rules.destinations.get(destination)
+    return None if found is None else found.rate
 
 
 def _unknown_source_finding(backlog: Backlog, now: float) -> Finding:

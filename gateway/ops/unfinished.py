@@ -63,7 +63,7 @@ async def unfinished_findings(
 class _Unfinished(NamedTuple):
     """How many records of a topic aren't finished, when the oldest was appended, and the topic's partitions."""
 
-    count: int
+    number: int
     oldest: float
     partitions: int
 

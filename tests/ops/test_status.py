@@ -42,7 +42,7 @@ from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
 from gateway.telemetry.metrics import REJECTIONS
 from gateway.verify.request import Reason
-from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_event
+from tests.builders import NOW, a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, rules_of, running, virtual
 from tests.memory_log import MemoryLog
@@ -258,6 +258,32 @@ def test_a_count_is_distinct_from_the_status(why: str, attempt: dict[str, Any], 
     tries = (an_attempt(1, **attempt),)
     parked = _waiting(SpillReason.PAUSED, by="route/build")
     assert _found(*[_waiting(why, attempts=tries)] * 2, parked).why == told
+
+
+@pytest.mark.parametrize("why", [SpillReason.OVERDUE, SpillReason.LANE_FULL])
+def test_what_a_rate_slows_down_says_the_rate(why: str) -> None:
+    backlogs = Backlogs()
+    for _ in range(8):
+        backlogs.add(_waiting(why))
+    paced = a_destination("ci", url="http://127.0.0.1:1/ci", rate=1.0)
+    (found,) = waiting_findings(backlogs, NOW, rules_of(a_route(), destinations=[paced]))
+    queue = {SpillReason.OVERDUE: "its queue is slow", SpillReason.LANE_FULL: "its queue is full"}[SpillReason(why)]
+    assert found.why == f"8 wait ({queue}: its rate is 1/s)"
+    (found,) = waiting_findings(backlogs, NOW, rules_of(a_route()))
+    assert found.why == f"8 wait ({queue})"
+
+
+def test_a_refused_credential_needs_attention_at_once_and_comes_before_what_is_over() -> None:
+    def waiting(status: int) -> Finding:
+        fresh = a_delivery(event=an_event(received_at=NOW - 2.0), due=NOW + 60.0, attempts=(an_attempt(status=status),))
+        return _found(StoredDelivery(delivery=fresh, metadata=NO_METADATA, at=NOW))
+
+    refused, failed = waiting(401), waiting(503)
+    assert (refused.needs_attention, failed.needs_attention) == (True, False)
+    assert refused.next == ("# replace our credential for ci first", "gateway destination kick ci")
+    over = Finding(rank=REFUSED, what="rules", why="they are active now", needs_attention=False, since=1.0)
+    assert ranked([over, failed, refused]) == [refused, failed, over]
+    assert ranked([failed, replace(over, needs_attention=True)])[0].what == "rules"
 
 
 def test_one_waits_and_two_wait() -> None:
