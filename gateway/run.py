@@ -37,7 +37,7 @@ from gateway.model import AddressUnavailableError, GatewayError, LogLostError, L
 from gateway.open_log import open_log
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.certificates import undemanded_certificates
-from gateway.ops.process_status import keys_status
+from gateway.ops.process_status import route_status
 from gateway.reload import Reloader, freeze_garbage_collector
 from gateway.required_topics import ensure_topics, missing_topics, specs_of
 from gateway.rules.rules import Rules
@@ -346,7 +346,7 @@ class Gateway:
     def _status(self, now: float) -> Mapping[str, Any]:
         """Return this process's status for `/status`."""
         holds = {} if self._worker is None else self._worker.holds
-        blocked = {} if self._worker is None else self._worker.blocked_keys
+        ordered = {} if self._worker is None else self._worker.ordered_states
         return {
             "version": self._version,
             "role": self._settings.role,
@@ -368,8 +368,8 @@ class Gateway:
                 for name, hold in sorted(holds.items())
             ],
             "ordered": [
-                {"route": route, "destination": destination, **keys_status(keys)}
-                for (route, destination), keys in sorted(blocked.items())
+                {"route": route, "destination": destination, **route_status(state)}
+                for (route, destination), state in sorted(ordered.items())
             ],
             "sources": self.reloader.source_statuses(now),
             "quiet_routes": None if self._worker is None else self.reloader.route_statuses(),

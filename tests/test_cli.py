@@ -31,7 +31,15 @@ from gateway.cli import main
 from gateway.commands import COMMANDS
 from gateway.commands.base import REGISTERED
 from gateway.commands.replay import DUE
-from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, State, decode, tried_name
+from gateway.engine.control.records import (
+    ControlRecord,
+    DeadFilter,
+    Selection,
+    State,
+    announcement_key,
+    decode,
+    tried_name,
+)
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
@@ -41,7 +49,7 @@ from gateway.log.topics import JOBS_GROUP, Topics
 from gateway.model import NO_METADATA, LogLostError, RecordMetadata, SpillReason, event_id
 from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, Pause, StoredCommand
-from gateway.ops.kick_report import parked_text
+from gateway.ops.kick_report import parked_besides, parked_text
 from gateway.ops.output import rfc3339, when
 from gateway.ops.provider_guide import ProviderGuide, provider_guides
 from gateway.ops.send import ask_status
@@ -569,6 +577,24 @@ def test_explain_takes_an_event_of_the_log(run: Run) -> None:
     assert code == 0
     assert f"event {name}  source github  type push" in out
     assert "✓ build  matched" in out
+    assert "dead letter" not in out
+    assert "dead_letters" not in lines(run("explain", name, "--json")[1])[0]
+    write_dead_letter(event_id("github", "3"))
+    delivery = write_dead_letter(name)
+    out = run("explain", name)[1]
+    assert f"an open dead letter: build → ci  exhausted, 500\n  gateway dead show {delivery}\n" in out
+    assert lines(run("explain", name, "--json")[1])[0]["dead_letters"] == [
+        {
+            "delivery_id": delivery,
+            "route": "build",
+            "destination": "ci",
+            "reason": "exhausted",
+            "last_result": "500",
+        }
+    ]
+    run("dead", "drop", delivery, "--yes", "--no-wait")
+    carry_out(orders()[-1], count=1)
+    assert "dead letter" not in run("explain", name)[1]
     assert run("explain", event_id("github", "2"))[0] == 1
     assert "expected --source with a file, an event's id, or the name of a source" in run("explain", "push.json")[2]
 
@@ -1084,7 +1110,7 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     code, out, _ = run("dead", "replay", "evt_1", "--timeout", "0s")
     assert (code, out) == (
         1,
-        "the command is recorded; its outcome isn't known yet: it is carried out once a gateway runs\n",
+        f"the command is recorded; {UNBEGUN}; what came of it:\n  gateway dead list\n",
     )
     code, out, _ = run("dead", "replay", "--reason", "exhausted", "--since", "1h", "--no-wait", "--json")
     assert code == 0
@@ -1262,8 +1288,8 @@ def test_deliveries_a_route_already_made_are_counted_and_can_be_skipped(run: Run
     )
     moment = rfc3339(began + 30)
     assert err == (
-        f"route build last changed at {moment} and takes later events itself; "
-        f"use --to {moment} or --undelivered to exclude them\n"
+        f"route build, or the `dedupe` of its sources, last changed at {moment}; it takes later events itself as it "
+        f"is now: use --to {moment} or --undelivered to exclude them\n"
     )
     code, out, err = run(*words, "--undelivered", "--dry-run")
     *_, told, command = out.splitlines()
@@ -1433,6 +1459,44 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("log")
+@pytest.mark.parametrize("reports", [True, False])
+def test_a_cancelled_replay_says_how_many_deliveries_it_had_queued(
+    run: Run, monkeypatch: pytest.MonkeyPatch, *, reports: bool
+) -> None:
+    for number in range(9):
+        write_event(f"evt_{number}")
+    run("replay", "--route", "build", "--from", "1h", "--no-wait")
+    (order,) = orders()
+    ledger: list[str] = []
+
+    def queue(number: int, *, is_last: bool = False) -> None:
+        """Queue the next deliveries, and publish that, as the running gateway does."""
+        for _ in range(number):
+            ledger.append(f"evt_{len(ledger)}")
+            write_waiting(event_id=ledger[-1])
+        reached = dict.fromkeys(order.checkpoint, len(ledger))
+        marker = ControlRecord(
+            kind="marker", name=order.key, state="done", at=NOW, checkpoint=reached, count=len(ledger)
+        )
+        give(marker.with_state("cancelled", covers_commands_below=100) if is_last else marker)
+
+    queue(4)
+    if reports:  # what was under way when it was cancelled is still queued, and then told
+        place = ControlClient.cancel
+
+        async def cancel(client: ControlClient, name: str) -> StoredCommand | None:
+            placed = await place(client, name)
+            await asyncio.to_thread(queue, 3, is_last=True)
+            return placed
+
+        monkeypatch.setattr(ControlClient, "cancel", cancel)
+    code, out, _ = run("replay", "--cancel", order.name, "--timeout", "1s")
+    more = "" if reports else " or more: no gateway reported where it stopped"
+    assert (code, out) == (0, f"replay {order.name} is cancelled after {len(ledger)} deliveries{more}\n")
+    assert len(ledger) == (7 if reports else 4)
+
+
+@pytest.mark.usefixtures("log")
 def test_a_replay_that_waits_for_a_partition_does_not_call_itself_complete(run: Run) -> None:
     write_event("evt_1")
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
@@ -1519,6 +1583,33 @@ def test_a_pause_is_called_one_once_a_process_has_read_it(run: Run) -> None:
     code, out, _ = run("destination", "pause", "ci")
     assert (code, out.startswith("destination ci is paused already, by ")) == (0, True)
     assert run("route", "pause", "build")[0] == 1, "that one isn't read"
+
+
+@pytest.mark.usefixtures("log")
+def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_carries_it_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded, follows = "the command is recorded; ", "; what came of it:\n  gateway status ci\n"
+    kick = ("destination", "kick", "ci")
+    assert run(*kick, "--timeout", "0s")[:2] == (1, recorded + UNBEGUN + follows)
+    assert run(*kick, "--no-wait")[:2] == (0, f"{recorded}a gateway that runs or starts carries it out{follows}")
+    assert "begun" not in lines(run(*kick, "--no-wait", "--json")[1])[0]
+    assert lines(run(*kick, "--timeout", "0s", "--json")[1])[0]["begun"] is False
+
+    async def announced(client: ControlClient, placed: StoredCommand, *, timeout: float) -> None:  # noqa: ARG001 - the signature
+        name = announcement_key(placed.command.key)
+        hold = ControlRecord(kind="marker", name=name, state="done", at=NOW, covers_commands_below=placed.offset + 1)
+        await client._place(hold)
+
+    monkeypatch.setattr(ControlClient, "finished", announced)
+    told = "a gateway is carrying it out, which has taken longer than --timeout so far"
+    assert run(*kick, "--timeout", "2s")[:2] == (1, recorded + told + follows)
+    assert lines(run(*kick, "--timeout", "2s", "--json")[1])[0]["begun"] is True
+    out = run("route", "kick", "build", "--timeout", "2s")[1]
+    assert out == f"{recorded}{told}; what came of it:\n  gateway status\n"
+
+
+UNBEGUN = "no gateway has begun to carry it out within --timeout: is one running? One that runs or starts does it"
 
 
 @pytest.mark.usefixtures("log")
@@ -1763,12 +1854,40 @@ def test_a_name_unknown_to_the_rules_is_refused_with_the_nearest(run: Run) -> No
     assert "none.yaml can't be read" in err
 
 
-def write_waiting(*, parked_by: str = "", source: str = "github", **fields: Any) -> None:
-    delivery = a_delivery(event=an_event(source=source, received_at=NOW), **fields)
+def write_waiting(*, parked_by: str = "", source: str = "github", event_id: str = "evt_1", **fields: Any) -> None:
+    delivery = a_delivery(event=an_event(id=event_id, source=source, received_at=NOW), **fields)
     note = RecordMetadata(by=parked_by, why=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME)
     topic = TOPICS.parked if parked_by else TOPICS.retry("5s")
     value = delivery.event.body
     on_log(lambda log: log.append(topic, key=b"ci", value=value, headers=encode_delivery(delivery, note, at=NOW)))
+
+
+@pytest.mark.usefixtures("log")
+def test_what_a_kick_has_expedited_and_was_parked_meanwhile_is_counted_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expedited = 2
+
+    async def ended(_: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
+        return placed.command.with_state("done", count=2, tried=0, waiting_by_reason={"paused": expedited})
+
+    monkeypatch.setattr(ControlClient, "finished", ended)
+    run("destination", "pause", "ci")
+    for number in range(expedited):
+        write_waiting(parked_by="destination/ci", event_id=f"evt_{number}")
+    told = "kicked destination ci: 0 tried now, 2 wait (paused); it is paused\n  gateway destination resume ci\n"
+    assert run("destination", "kick", "ci")[:2] == (0, told)
+    others = 3
+    for number in range(others):
+        write_waiting(parked_by="destination/ci", event_id=f"evt_other_{number}")
+    told = "kicked destination ci: 0 tried now, 2 wait (paused); 3 are parked: it is paused\n"
+    assert run("destination", "kick", "ci")[1] == told + "  gateway destination resume ci\n"
+    (fields,) = lines(run("destination", "kick", "ci", "--json")[1])
+    assert (fields["waiting"], fields["parked"]) == ({"paused": expedited}, {"destination/ci": others})
+    assert parked_besides(
+        ControlRecord(kind="kick", name="route/build", state="done", at=0.0, waiting_by_reason={"paused": 4}),
+        {"route/build": 3, "destination/ci": 2},
+    ) == {"route/build": 1}
 
 
 @pytest.mark.usefixtures("log")
@@ -1780,8 +1899,9 @@ def test_a_kick_of_a_paused_name_reports_parked_ones_and_the_next_step(
 
     monkeypatch.setattr(ControlClient, "finished", ended)
     run("destination", "pause", "ci")
-    for _ in range(3):
-        write_waiting(parked_by="destination/ci")
+    for number in range(3):
+        write_waiting(parked_by="destination/ci", event_id=f"evt_{number}")
+    write_waiting(parked_by="destination/ci", event_id="evt_0", successor=2)  # a crash has written it twice
     told = (
         "kicked destination ci: nothing else was waiting; 3 are parked: it is paused\n  gateway destination resume ci\n"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.commands.base import LOG_SETTINGS, Invocation, Run, command, opened_log, wait_arguments
 from gateway.commands.values import Parser
@@ -10,7 +10,7 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.model import UsageError
 from gateway.ops.control_client import CONFIRMED_WITHIN, ControlClient, StoredCommand
-from gateway.ops.kick_report import dead_in, describe_kick, parked_text, paused_text, unread_text
+from gateway.ops.kick_report import dead_in, describe_kick, parked_besides, parked_text, paused_text, unread_text
 from gateway.ops.ordered_backlog import OrderedBacklog, OrderedOutcome, ordered_backlog_of, ordered_outcome_of
 from gateway.ops.output import count, rfc3339, when
 from gateway.ops.status import parked_counts
@@ -58,33 +58,37 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
         client = ControlClient(log, call.topics)
         if action == "pause":
             return await _pause(call, client, name)
-        parked: dict[str, int] = {}
+        parked: Mapping[str, int] = {}
         paused_names: Collection[str] = ()
         unread: dict[Partition, str] = {}
         before = await ordered_backlog_of(log, call.topics, name)
         if action == "kick" and call.arguments.wait:
-            control = await client.control()
-            parked |= await parked_counts(log, call.topics, control, name, unread)
-            paused_names = _paused_names(control, name, before, rules)
+            paused_names = _paused_names(await client.control(), name, before, rules)
         placed = await (client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
             call.output.print(f"{shown} isn't paused: there is nothing to do")
             if call.output.json:
                 call.output.line({"name": name, "state": "active", "count": 0})
             return 0
+        waited = await wait_for_outcome(call, client, placed)
+        done = waited.done
+        if action == "kick" and done is not None:
+            # Once it has ended: it says itself what was parked meanwhile of what it had expedited.
+            counts = await parked_counts(log, call.topics, await client.control(), name, unread)
+            parked = parked_besides(done, counts)
         held = Held(
             parked=parked_text(shown, parked, len(unread)),
             paused=paused_text(shown, [each for each in paused_names if each not in parked]),
         )
-        done = await wait_for_outcome(call, client, placed)
         ordered = OrderedOutcome()
         if done is not None and before.count:
             ordered = await ordered_outcome_of(log, call.topics, before, client, placed)
         return print_outcome(
             call,
             placed,
-            done,
+            waited,
             lambda command: _outcome_text(shown, action, command, held, ordered, was_paused=placed.was_paused),
+            see=f"gateway status {called}" if kind == "destination" else "gateway status",
             parked=parked,
             ordered=ordered.as_json,
         )
@@ -171,23 +175,37 @@ def not_included_text(done: ControlRecord) -> str:
     return f"; {unread_text(done.unread)}: not included" if done.unread else ""
 
 
-async def wait_for_outcome(call: Invocation, client: ControlClient, placed: StoredCommand) -> ControlRecord | None:
-    """Wait for a command's outcome, unless `--no-wait`; None if there is none in time."""
+class Waited(NamedTuple):
+    """A command's outcome, None without one in time; then also whether a gateway has begun to carry it out."""
+
+    done: ControlRecord | None
+    has_begun: bool | None = None
+
+
+async def wait_for_outcome(call: Invocation, client: ControlClient, placed: StoredCommand) -> Waited:
+    """Wait for a command's outcome, unless `--no-wait`."""
     if not call.arguments.wait:
-        return None
+        return Waited(None)
     with call.output.waiting("waiting for the gateway"):
-        return await client.finished(placed, timeout=call.arguments.timeout)
+        done = await client.finished(placed, timeout=call.arguments.timeout)
+    return Waited(done) if done is not None else Waited(None, await client.has_begun(placed))
 
 
 def print_outcome(
     call: Invocation,
     placed: StoredCommand,
-    done: ControlRecord | None,
+    waited: Waited,
     text_of: Callable[[ControlRecord], str],
+    *,
+    see: str,
     **more: object,
 ) -> int:
-    """Print a command's outcome, if there is one; values of `more` that aren't empty go into the JSON."""
+    """Print a command's outcome, or without one what is known, and the command `see` that shows what came of it.
+
+    Values of `more` that aren't empty go into the JSON.
+    """
     arguments, output = call.arguments, call.output
+    done, has_begun = waited
     command = done or placed.command
     if output.json:
         fields: dict[str, object] = {
@@ -206,13 +224,24 @@ def print_outcome(
             }
         if done and done.unread:
             fields["unreadable_partitions"] = done.unread
+        if has_begun is not None:
+            fields["begun"] = has_begun
         output.line(fields | ({name: value for name, value in more.items() if value} if done else {}))
     elif done:
         for line in text_of(done).splitlines():
             output.print(line)
     else:
-        output.print("the command is recorded; its outcome isn't known yet: it is carried out once a gateway runs")
+        output.print(f"the command is recorded; {_NOT_DONE[has_begun]}; what came of it:")
+        output.print(f"  {see}")
     return 0 if (done and done.state != "cancelled") or not arguments.wait else 1
+
+
+_NOT_DONE = {
+    True: "a gateway is carrying it out, which has taken longer than --timeout so far",
+    False: "no gateway has begun to carry it out within --timeout: is one running? One that runs or starts does it",
+    None: "a gateway that runs or starts carries it out",
+}
+"""What is known of a command without an outcome, by whether a gateway has begun to carry it out."""
 
 
 def _check_name(call: Invocation, kind: str, name: str) -> Rules | None:

@@ -192,6 +192,7 @@ async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
             placed,
             ended,
             lambda command: done.format(count(command.count, "dead letter")) + not_included_text(command),
+            see="gateway dead list",
         )
 
 

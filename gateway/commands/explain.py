@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from typing import TYPE_CHECKING
 
 from gateway.commands.base import (
     LOG_SETTINGS,
@@ -18,13 +19,21 @@ from gateway.commands.events import find, position_of_original
 from gateway.commands.values import Parser, header, parameter
 from gateway.log.records import decode_event
 from gateway.model import RefusedError, UsageError
+from gateway.ops.control_client import ControlClient
+from gateway.ops.dead_letters import DeadLetter, open_dead_letters_of
 from gateway.ops.explain import explain, explain_event
+from gateway.ops.kick_report import unread_text
 from gateway.ops.log_search import is_position
 from gateway.ops.presentation import explained_fields, print_explained
 from gateway.ops.source_presentation import print_source, source_fields
 from gateway.ops.verification import verification_of
 from gateway.required_topics import event_topics
 from gateway.text import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.log.base import Partition
 
 EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 
@@ -55,6 +64,8 @@ async def _explain(call: Invocation) -> int:
     rules = rules_without_secrets(rule_file(call))
     is_secret_shown = arguments.show_secrets
     position = duplicate_of = ""
+    dead: Sequence[DeadLetter] = ()
+    unread: dict[Partition, str] = {}
     if EVENT_ID.fullmatch(arguments.event) or is_position(arguments.event, event_topics(rules, call.topics)):
         async with opened_log(call) as log:
             found = await find(call, log, event_topics(rules, call.topics), arguments.event)
@@ -65,7 +76,12 @@ async def _explain(call: Invocation) -> int:
                     found.position,
                     await position_of_original(rules, log, found, decode_event(found.record)),
                 )
-        event = decode_event(found.record)
+            event = decode_event(found.record)
+            with call.output.waiting("looking for its dead letters"):
+                control = await ControlClient(log, call.topics).control()
+                dead = await open_dead_letters_of(log, call.topics, control, event, unread)
+            if unread:
+                call.output.note(f"{unread_text(len(unread))}: its dead letters there aren't shown")
         explained = explain_event(rules, event, now=time.time(), is_secret_shown=is_secret_shown)
     elif arguments.source is None and arguments.event in rules.sources:
         source = rules.sources[arguments.event]
@@ -94,7 +110,7 @@ async def _explain(call: Invocation) -> int:
             call.output.fail(f"the ingress would answer {error.status} ({error.reason}): {error.detail}")
             return 1
     if call.output.json:
-        call.output.line(explained_fields(explained, duplicate_of))
+        call.output.line(explained_fields(explained, duplicate_of, dead))
     else:
-        print_explained(call.output, explained, position, duplicate_of)
+        print_explained(call.output, explained, position, duplicate_of, dead)
     return 0

@@ -240,7 +240,8 @@ def _suggest_end(output: Output, control: Control, rules: Rules, selection: Sele
     told = rfc3339(since)
     if selection.until is None or told < rfc3339(selection.until):  # in milliseconds, as they are told: `--to` has them
         output.note(
-            f"route {selection.route} last changed at {told} and takes later events itself; "
+            f"route {selection.route}, or the `dedupe` of its sources, last changed at {told}; it takes later events "
+            f"itself as it is now: "
             f"use --to {told} or --undelivered to exclude them"
         )
 

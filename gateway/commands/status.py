@@ -24,12 +24,12 @@ from gateway.ops.status import (
     log_unreachable_finding,
     paused_findings,
     process_unreachable_finding,
-    unfinished_findings,
     unpaused_findings,
     unread_findings,
     waiting_deliveries,
     waiting_findings,
 )
+from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import Backlog, Backlogs, LastAttempts
 from gateway.required_topics import missing_topics, specs_of
 from gateway.rules.load import check_rules
@@ -80,9 +80,9 @@ async def _status(call: Invocation) -> int:
                     attempts.add(stored)
                 found += paused_findings(control, rules) + waiting_findings(backlogs, log.now(), rules, control)
                 found += unpaused_findings(backlogs.parked, control, read_at, rules)
-                found += await unfinished_findings(log, call.topics, unread)
                 if asking is not None:
                     statuses, unasked = await asking
+                found += await unfinished_findings(log, call.topics, unread, statuses=statuses, rules=rules)
                 found += await dead_letter_findings(
                     log, call.topics, control, [status for status, _ in statuses], unread, rules=rules
                 )

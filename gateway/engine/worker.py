@@ -12,7 +12,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
-from gateway.engine.ordered.key_state import Blocked
+from gateway.engine.ordered.key_state import RouteState
 from gateway.engine.ordered.route import MAX_TOTAL_MEMORY, MIN_MEMORY, OrderedRoute
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
@@ -120,8 +120,8 @@ class Worker:
         self._stopped.set()
 
     def reload(self) -> None:
-        """Apply new rules: limits at once, topics with the next fetch."""
-        self._dispatch.set_limits()
+        """Apply new rules: to what waits at once, topics with the next fetch."""
+        self._dispatch.reload()
         for member in (self._router, *[member for member, _ in self._ordered.values()]):
             member.reload()
         self._changed.set()
@@ -193,9 +193,14 @@ class Worker:
         return self._dispatch.holds.known
 
     @property
-    def blocked_keys(self) -> Mapping[tuple[str, str], list[Blocked]]:
-        """The keys whose head delivery has failed, by ordered route and destination."""
-        return {target: member.blocked for target, (member, _) in self._ordered.items()}
+    def ordered_states(self) -> Mapping[tuple[str, str], RouteState]:
+        """The keys whose head delivery has failed, and more, by ordered route and destination."""
+        return {
+            target: RouteState(
+                blocked=member.blocked, partitions=len(member.trackers), unknown_since=member.unknown_since
+            )
+            for target, (member, _) in self._ordered.items()
+        }
 
     async def _keep_looking(self) -> None:
         """Check which partitions can't be read."""

@@ -107,6 +107,11 @@ class ControlClient:
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
 
+    async def has_begun(self, placed: StoredCommand) -> bool:
+        """Return whether a gateway has begun to carry out a command: it has announced it, or published a checkpoint."""
+        control, key = await self.control(), placed.command.key
+        return control.announced(key) is not None or control.commands_covered_below(key) > placed.offset
+
     async def resume(self, name: str) -> StoredCommand | None:
         """Resume a paused name, and have its parked deliveries delivered.
 

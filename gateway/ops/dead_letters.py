@@ -13,7 +13,7 @@ from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import StoredDelivery, decode_delivery
 from gateway.log.topics import Topics
-from gateway.model import Attempt, UnreadableRecordError, UsageError, result_label
+from gateway.model import Attempt, Event, UnreadableRecordError, UsageError, result_label
 from gateway.ops.log_search import Found, newest_first
 
 
@@ -134,6 +134,23 @@ async def find_dead_letters(log: Log, topics: Topics, control: Control, name: st
     """Return the dead letters of a delivery or an event, or the one at a position; newest first, with resolved ones."""
     everything = read_dead_letters(log, topics, control, DeadFilter(), include_resolved=True)
     return [letter async for letter in everything if letter.is_called(name)]
+
+
+async def open_dead_letters_of(
+    log: Log, topics: Topics, control: Control, event: Event, unread: dict[Partition, str]
+) -> Sequence[DeadLetter]:
+    """Return an event's open dead letters, newest first, of those since its receipt.
+
+    `unread` is as in `read_dead_letters`. Raises LogUnavailableError.
+    """
+    which = DeadFilter(since=event.received_at - CLOCK_TOLERANCE)
+    found = read_dead_letters(log, topics, control, which, include_resolved=False, unread=unread)
+    async with aclosing(found) as letters:
+        return [letter async for letter in letters if letter.is_called(event.id)]
+
+
+CLOCK_TOLERANCE = 7200.0
+"""Seconds by which the clocks that an event and its dead letter were dated by may differ."""
 
 
 async def deliveries_of(log: Log, topics: Topics, control: Control, names: Sequence[str]) -> tuple[str, ...]:

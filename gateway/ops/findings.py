@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from gateway.engine.control.state import Control
 from gateway.engine.unavailable_partitions import name_of
 from gateway.log.base import NO_TOPIC, Partition
+from gateway.model import DeadReason
 from gateway.rules.rules import Rules
 
 NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9)
@@ -34,10 +35,16 @@ class Finding:
 
 
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the worst first: what is wrong before what isn't, then by rank, then the oldest."""
-    return sorted(
-        findings, key=lambda each: (not each.needs_attention, each.rank, each.since or float("inf"), each.what)
-    )
+    """Return the worst first: what is wrong before what isn't, then by rank, then the oldest.
+
+    Rules that aren't refused any more come last: they are over, and what waits isn't.
+    """
+
+    def key(each: Finding) -> tuple[bool, bool, int, float, str]:
+        is_over = each.rank == REFUSED and not each.needs_attention
+        return not each.needs_attention, is_over, each.rank, each.since or float("inf"), each.what
+
+    return sorted(findings, key=key)
 
 
 def unread_finding(partition: Partition, why: str, reason: str, *, since: float | None = None, by: str = "") -> Finding:
@@ -74,6 +81,29 @@ def pause_steps(control: Control, route: str, destination: str, rules: Rules | N
         if command is not None and command.state == "paused":
             steps += resume_steps(kind, name, rules)
     return tuple(steps)
+
+
+DEAD_BY_THEN = "; if it still isn't by then, they become dead letters (route_removed)"
+"""Follows that something isn't in the rules, beside the time until which deliveries wait for that."""
+
+
+def unknown_name_steps(route: str, destination: str, rules: Rules | None) -> tuple[str, ...]:
+    """Return what to do about deliveries of a route or destination that the rules of processes lack."""
+    missing = [
+        f"{kind} {name}"
+        for kind, name, names in (
+            ("route", route, () if rules is None else rules.routes),
+            ("destination", destination, () if rules is None else rules.destinations),
+        )
+        if rules is not None and name not in names
+    ]
+    return (
+        f"# put {' and '.join(missing)} back into the rules, and they are delivered"
+        if missing
+        else "# do all processes have these rules? (rules_reloaded, rules_refused)",
+        "# what has become a dead letter:",
+        f"gateway dead list --route {route} --destination {destination} --reason {DeadReason.ROUTE_REMOVED}",
+    )
 
 
 REFUSALS = ("401", "403")

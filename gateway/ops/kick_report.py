@@ -41,6 +41,21 @@ def dead_in(done: ControlRecord) -> int:
     return done.dead + done.waiting_by_reason.get(ENDED, 0)
 
 
+def parked_besides(done: ControlRecord, parked: Mapping[str, int]) -> Mapping[str, int]:
+    """Return how many deliveries are parked, by the paused name, without those of which a kick says that they wait.
+
+    `parked` are the counts after it. Where a route and its destination are paused, the destination's pause parks.
+    """
+    counted = done.waiting_by_reason.get(SpillReason.PAUSED, 0)
+    others: dict[str, int] = {}
+    for by in sorted(parked):
+        both = min(counted, parked[by])
+        counted -= both
+        if parked[by] > both:
+            others[by] = parked[by] - both
+    return others
+
+
 def parked_text(shown: str, parked: Mapping[str, int], unread: int) -> tuple[str, str]:
     """Return what stays parked after a kick of "route …" or "destination …", and the commands that resume it."""
     text, commands = "", ""

@@ -27,11 +27,14 @@ if TYPE_CHECKING:  # with aiohttp, which few commands need
 MAX_BODY_LINES = 40
 
 
-def explained_fields(explained: Explained, duplicate_of: str = "") -> dict[str, object]:
+def explained_fields(
+    explained: Explained, duplicate_of: str = "", dead: Sequence[DeadLetter] = ()
+) -> dict[str, object]:
     event = explained.event
     return {
         "event": {"id": event.id, "source": event.source, "type": event.type, "key": event.key},
         **({"duplicate_of": duplicate_of} if duplicate_of else {}),
+        **({"dead_letters": [_dead_fields(each) for each in dead]} if dead else {}),
         "identity": {"from": explained.identified_by or None, "dedupe_seconds": explained.dedupe},
         **({"body_warnings": explained.body_warnings} if explained.body_warnings else {}),
         **({"body_as_read": json.loads(explained.body_as_read)} if explained.body_as_read else {}),
@@ -63,8 +66,28 @@ def explained_fields(explained: Explained, duplicate_of: str = "") -> dict[str, 
     }
 
 
-def print_explained(output: Output, explained: Explained, position: str = "", duplicate_of: str = "") -> None:
-    """Print what happens to an event. One in the log has a `position`, and may be a duplicate of another."""
+def _dead_fields(letter: DeadLetter) -> dict[str, object]:
+    which = letter.properties
+    return {
+        "delivery_id": which.id,
+        "route": which.route,
+        "destination": which.destination,
+        "reason": which.reason,
+        "last_result": letter.last_result,
+    }
+
+
+def print_explained(
+    output: Output,
+    explained: Explained,
+    position: str = "",
+    duplicate_of: str = "",
+    dead: Sequence[DeadLetter] = (),
+) -> None:
+    """Print what happens to an event.
+
+    One in the log has a `position`, may be a duplicate of another, and may have open `dead` letters.
+    """
     event = explained.event
     key = f"  key {event.key}" if event.key is not None else ""
     output.print(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
@@ -84,6 +107,13 @@ def print_explained(output: Output, explained: Explained, position: str = "", du
         mark = ("✓ ", "bold green") if route.is_matched else ("✗ ", "dim")
         output.print(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
         _print_requests(output, route, event)
+    for letter in dead:
+        which = letter.properties
+        output.print(
+            ("an open dead letter: ", "bold red"),
+            f"{which.route} → {which.destination}  {which.reason}, {letter.last_result}",
+        )
+        output.print(f"  gateway dead show {which.id}")
     if not any(route.is_matched for route in explained.routes):
         output.print(("no route matches: the event would be acknowledged and delivered nowhere", "yellow"))
     elif duplicate_of:

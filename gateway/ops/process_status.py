@@ -6,7 +6,7 @@ from shlex import quote
 from typing import Any
 
 from gateway.engine.control.state import Control
-from gateway.engine.ordered.key_state import Blocked
+from gateway.engine.ordered.key_state import Blocked, RouteState
 from gateway.log.base import NO_APPENDS, Partition
 from gateway.log.json_fields import LATEST
 from gateway.model import DeadReason, result_label
@@ -130,7 +130,13 @@ def _log_findings(trouble: Mapping[str, Any], where: str, _: Control) -> Iterabl
 
 
 def _key_findings(keys: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
-    """Yield an ordered route's keys behind a failed delivery: halted until a kick, or blocked until its retry."""
+    """Yield an ordered route's keys behind a failed delivery: halted until a kick, or blocked until its retry.
+
+    Of one that the rules lack, `unfinished_findings` tells all.
+    """
+    if keys.get("unknown_since") is not None:  # an older version doesn't send it
+        return
+    paused = pause_steps(control, keys["route"], keys["destination"])
     for state, rank in (("halted", HALTED), ("blocked", WAITING)):
         if not keys[state]:
             continue
@@ -148,9 +154,9 @@ def _key_findings(keys: Mapping[str, Any], where: str, control: Control) -> Iter
             what=f"{keys['route']} → {keys['destination']}",
             why=f"keys {state}" + (f": {reason}" if reason else "") + (f" after {after}" if after else ""),
             since=longest.get("since"),
-            until=longest.get("until"),
+            until=None if paused else longest.get("until"),
             by=where,
-            next=(*credential, *explain, *pause_steps(control, keys["route"], keys["destination"]), *kick),
+            next=(*credential, *explain, *paused, *kick),
             count=int(keys[state]),
         )
 
@@ -432,11 +438,20 @@ def last_rule_changes(status: Mapping[str, Any], *, before: float) -> tuple[floa
     return (at, changed) if 0 <= at < before else None
 
 
-def keys_status(keys: Sequence[Blocked]) -> Mapping[str, Any]:
-    """Return how many keys of an ordered route are halted, or wait for a retry, and the longest of each.
+def route_status(state: RouteState) -> Mapping[str, Any]:
+    """Return the status of an ordered route: of its keys, and whether the rules have it.
 
     The names are an interface: commands of another version read them.
     """
+    return {
+        **keys_status(state.blocked),
+        "partitions": state.partitions,
+        "unknown_since": state.unknown_since,
+    }
+
+
+def keys_status(keys: Sequence[Blocked]) -> Mapping[str, Any]:
+    """Return how many keys of an ordered route are halted, or wait for a retry, and the longest of each."""
     halted = [key for key in keys if key.halted is not None]
     blocked = [key for key in keys if key.halted is None]
     return {

@@ -4,6 +4,7 @@ It shows what is paused and by whom, and what waits, why and until when. The sta
 breakers, `Retry-After`, halted keys, refused rules) comes from `/status` of its admin address: `process_status.py`.
 """
 
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -13,6 +14,7 @@ from typing import Any
 from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.breaker import FAILURES
+from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE
 from gateway.engine.delivery.outcomes import LATE
 from gateway.engine.delivery.retry_decision import Retry, decide
 from gateway.log.base import Commit, Log, Partition, Record
@@ -22,6 +24,7 @@ from gateway.model import DeadLettered, DeadReason, SpillReason, UnreadableRecor
 from gateway.ops.dead_letters import Group, Groups, read_dead_letters
 from gateway.ops.findings import (
     DEAD,
+    DEAD_BY_THEN,
     HELD,
     NOT_READ,
     PAUSED,
@@ -33,6 +36,7 @@ from gateway.ops.findings import (
     credential_step,
     pause_steps,
     resume_steps,
+    unknown_name_steps,
     unread_finding,
 )
 from gateway.ops.log_search import bounds_of
@@ -134,15 +138,21 @@ def waiting_findings(
         is_held = is_open or WAIT_REASONS[SpillReason.THROTTLED] in each.reasons
         after = result_label(each.last) if is_open and each.last is not None and each.last.result in FAILURES else ""
         is_parked = set(each.reasons) == {WAIT_REASONS[SpillReason.PAUSED]}
-        needs_attention = is_held or now - each.oldest > LATE
+        is_refused = any(reason.startswith(_GOT_REFUSALS) for reason in each.reasons)
+        needs_attention = is_held or is_refused or now - each.oldest > LATE
         opened = {WAIT_REASONS[SpillReason.BREAKER_OPEN]: f" after {after}"} if after else {}
+        if (rate := None if rules is None else _rate(rules, each.destination)) is not None:
+            opened |= dict.fromkeys(_FULL, f": its rate is {rate:g}/s")
         reasons = ", ".join(
             [counted_reason(number, reason, opened.get(reason, "")) for reason, number in each.reasons.most_common(3)]
         )
         steps = () if control is None else pause_steps(control, each.route, each.destination, rules)
         until = None if is_parked or steps else each.due
-        if not is_parked:
-            is_refused = any(reason.startswith(_GOT_REFUSALS) for reason in each.reasons)
+        if {*each.reasons} == {WAIT_REASONS[SpillReason.UNKNOWN_NAME]} and each.unknown_since < math.inf:
+            until = each.unknown_since + UNKNOWN_MAX_AGE
+            reasons += DEAD_BY_THEN
+            steps = unknown_name_steps(each.route, each.destination, rules)
+        elif not is_parked:
             steps = (
                 *((credential_step(each.destination),) if is_refused else ()),
                 *ask_owners_step(each.destination, after),
@@ -163,6 +173,15 @@ def waiting_findings(
             )
         )
     return findings
+
+
+_FULL = (WAIT_REASONS[SpillReason.OVERDUE], WAIT_REASONS[SpillReason.LANE_FULL])
+"""Reasons that a destination's rate may explain."""
+
+
+def _rate(rules: Rules, destination: str) -> float | None:
+    found = rules.destinations.get(destination)
+    return None if found is None else found.rate
 
 
 def _unknown_source_finding(backlog: Backlog, now: float) -> Finding:
@@ -258,17 +277,22 @@ async def parked_counts(
 ) -> Mapping[str, int]:
     """Return the number parked of a "route/…" or "destination/…", by the paused name that parked them.
 
-    `unread` is as in `waiting_deliveries`. Raises LogUnavailableError.
+    Each is counted once, as in `waiting_deliveries`, and so is `unread`. Raises LogUnavailableError.
     """
     kind, _, called = name.partition("/")
     found = Counter[str]()
+    seen: set[int] = set()
     paused = {
         command.name for command in control.commands.values() if command.kind == "pause" and command.state == "paused"
     }
     if paused:
         async for stored in _parked(log, topics, control, unread):
             by, delivery = stored.metadata.by, stored.delivery
-            if by in paused and called == (delivery.route if kind == "route" else delivery.destination):
+            life = hash(delivery.life)
+            is_of_name = called == (delivery.route if kind == "route" else delivery.destination)
+            if by in paused and is_of_name and life not in seen:
+                if len(seen) < MAX_DEDUPED:
+                    seen.add(life)
                 found[by] += 1
     return found
 
@@ -335,38 +359,6 @@ def filter_by_destination(found: Iterable[Finding], name: str, routes: Collectio
         for each in found
         if each.what in what or each.what.endswith(f" → {name}") or each.rank in (NOT_READ, REFUSED)
     ]
-
-
-async def unfinished_findings(log: Log, topics: Topics, unread: dict[Partition, str]) -> list[Finding]:
-    """Return the events, and the deliveries of ordered routes, that aren't finished. Raises LogUnavailableError."""
-    found = []
-    for topic in sorted(await log.topics()):
-        target = topics.ordered_target(topic)
-        if target is None and not topic.startswith(topics.events("")):
-            continue
-        group = topics.group(ROUTER_GROUP) if target is None else topics.ordered_group(*target)
-        commits = await log.committed(group, topic)
-        count, oldest = 0, log.now()
-        for number, (start, end) in (await bounds_of(log, topic, unread)).items():
-            commit = commits.get(number, Commit(start))
-            first = max(start, commit.base)
-            count += max(0, end - first - int.from_bytes(commit.done, "little").bit_count())
-            async with aclosing(_append_times(log, Partition(topic, number), first, min(end, first + 1))) as times:
-                async for at in times:
-                    oldest = min(oldest, at)
-        # Events in flight aren't worth reporting.
-        if count and (target is not None or log.now() - oldest > LATE):
-            what = f"source {topic.removeprefix(topics.events(''))}" if target is None else " → ".join(target)
-            why = "events not yet routed and delivered" if target is None else "waiting for their turn"
-            is_late = log.now() - oldest > LATE
-            found.append(Finding(rank=WAITING, what=what, why=why, needs_attention=is_late, since=oldest, count=count))
-    return found
-
-
-async def _append_times(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[float, None]:
-    async for records in log.scan(partition, start, end):
-        for record in records:
-            yield record.appended_at
 
 
 async def dead_letter_findings(

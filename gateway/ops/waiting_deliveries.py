@@ -48,6 +48,8 @@ class Backlog:
     oldest: float = float("inf")
     due: float = float("inf")
     """When the first of those may be attempted that aren't parked."""
+    unknown_since: float = float("inf")
+    """Since when the rules have lacked the name of the first of those that wait for one."""
     reasons: Counter[str] = field(default_factory=Counter)
     last: Attempt | None = None
     """The newest attempt in the log."""
@@ -60,6 +62,8 @@ class Backlog:
         self.oldest = min(self.oldest, delivery.age_began_at)
         if stored.metadata.why != SpillReason.PAUSED:
             self.due = min(self.due, delivery.due)
+        if stored.metadata.why == SpillReason.UNKNOWN_NAME and stored.metadata.unknown_since is not None:
+            self.unknown_since = min(self.unknown_since, stored.metadata.unknown_since)
         attempt = delivery.attempts[-1] if delivery.attempts else None
         if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):
             self.tried = replace(delivery, event=replace(delivery.event, body=b""))

@@ -289,7 +289,7 @@ async def test_a_key_that_halts_is_logged_with_its_event_and_so_is_its_end() -> 
             await asyncio.sleep(50)
             await world.log.rebalance(GROUP)
             await asyncio.sleep(50)
-            [key] = worker.blocked_keys[PLACE]
+            [key] = worker.ordered_states[PLACE].blocked
             assert key.halted is not None
             assert (key.delivery.event.id, key.halted.reason) == (first.id, "exhausted")
             assert key.since == pytest.approx(began, abs=1.0)
@@ -299,12 +299,39 @@ async def test_a_key_that_halts_is_logged_with_its_event_and_so_is_its_end() -> 
             assert shown["since"] == key.since
             await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
             await asyncio.sleep(5)
-            assert worker.blocked_keys[PLACE] == []
+            assert worker.ordered_states[PLACE].blocked == []
     [halted, released] = [line for line in told if line["event"].startswith("key_")]
     assert halted["event_id"] == released["event_id"] == first.id
     assert (halted["reason"], halted["detail"]) == (key.halted.reason, key.halted.detail)
     assert (released["event"], released["why"]) == ("key_released", "kick")
     assert 99 < released["seconds"] < 105
+
+
+@virtual
+async def test_a_blocked_key_is_blocked_since_its_first_attempt_whatever_is_kicked() -> None:
+    policy = a_policy(schedule=(60.0,), max_attempts=2, max_age=3600.0)
+    world = await a_world(an_ordered_route(halts=True, retry=policy), ci=[503])
+    await world.put(*keyed(1, 2))
+    async with operated(world) as control, running(world, world.worker(control)) as worker:
+        await asyncio.sleep(1)
+        [key] = worker.ordered_states[PLACE].blocked
+        first = key.delivery.attempts[0].at
+        kinds = []
+        for _ in range(4):
+            await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+            await asyncio.sleep(10)
+            [key] = worker.ordered_states[PLACE].blocked
+            kinds.append(key.halted is not None)
+            assert key.halted or key.since == first
+        assert kinds == [True, False, True, False]
+        await world.log.rebalance(GROUP)
+        await asyncio.sleep(1)
+        assert [each.since for each in worker.ordered_states[PLACE].blocked] == [first]
+        world.client.scripts["ci"] = [200, 503]
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+        await asyncio.sleep(10)
+        [key] = worker.ordered_states[PLACE].blocked
+        assert (key.delivery.event.id, key.since) == ("k0.1", key.delivery.attempts[0].at)
 
 
 @virtual

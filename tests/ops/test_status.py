@@ -23,6 +23,7 @@ from gateway.model import (
 )
 from gateway.ops.control_client import ControlClient
 from gateway.ops.findings import HELD, NOT_READ, PAUSED, REFUSED, WAITING, Finding, ranked
+from gateway.ops.kick_report import parked_besides
 from gateway.ops.output import Output, rfc3339, when
 from gateway.ops.presentation import print_status
 from gateway.ops.process_status import CONFLICTS, keys_status, process_findings
@@ -30,22 +31,23 @@ from gateway.ops.refusal_advice import refusal_of
 from gateway.ops.status import (
     add_dead_letters,
     dead_letter_findings,
+    parked_counts,
     paused_findings,
-    unfinished_findings,
     unpaused_findings,
     unread_findings,
     waiting_deliveries,
     waiting_findings,
 )
+from gateway.ops.unfinished import unfinished_findings
 from gateway.ops.waiting_deliveries import MAX_ATTEMPTS_SHOWN, MAX_REASONS, Backlog, Backlogs, LastAttempts
 from gateway.telemetry.metrics import REJECTIONS
 from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.request import Reason
-from tests.builders import NOW, a_delivery, a_policy, a_route, an_attempt, an_event
+from tests.builders import NOW, a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
 from tests.engine.test_jobs import NAME, a_backlog, answers
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, operated, rules_of, running, virtual
 from tests.memory_log import MemoryLog
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 
 async def _counts(world: World) -> dict[tuple[str, str], int]:
@@ -108,6 +110,33 @@ async def test_parked_deliveries_wait_for_a_resume() -> None:
         await asyncio.sleep(20)
         assert await _counts(world) == {}
     assert len(world.client.made) == 5
+
+
+@pytest.mark.parametrize("after", [0.0, 0.2, 3.8, 4.0, 5.0])
+@pytest.mark.parametrize("waits_for_resume", [True, False])
+def test_a_kick_beside_a_pause_and_a_resume_counts_each_delivery_once(after: float, *, waits_for_resume: bool) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        orders = ControlClient(world.log, TOPICS)
+        async with operated(world) as control, running(world, world.worker(control)):
+            await orders.pause(NAME)
+            await asyncio.sleep(1)
+            await world.put(*events(30))
+            await asyncio.sleep(5)
+            resumed = await orders.resume(NAME)
+            assert resumed is not None
+            if waits_for_resume:
+                await orders.finished(resumed, timeout=10)
+            await asyncio.sleep(after)
+            await orders.pause(NAME)
+            kicked = await orders.finished(await orders.kick(NAME), timeout=30)
+            assert kicked is not None
+            counts = await parked_counts(world.log, TOPICS, await orders.control(), NAME, {})
+            parked = sum(parked_besides(kicked, counts).values())
+            assert (kicked.tried or 0) + sum(kicked.waiting_by_reason.values()) + parked == 30
+            assert kicked.tried == len(world.client.made)
+
+    run(scenario())
 
 
 def test_a_pause_says_since_when_by_whom_and_how_it_ends() -> None:
@@ -230,6 +259,32 @@ def test_a_count_is_distinct_from_the_status(why: str, attempt: dict[str, Any], 
     tries = (an_attempt(1, **attempt),)
     parked = _waiting(SpillReason.PAUSED, by="route/build")
     assert _found(*[_waiting(why, attempts=tries)] * 2, parked).why == told
+
+
+@pytest.mark.parametrize("why", [SpillReason.OVERDUE, SpillReason.LANE_FULL])
+def test_what_a_rate_slows_down_says_the_rate(why: str) -> None:
+    backlogs = Backlogs()
+    for _ in range(8):
+        backlogs.add(_waiting(why))
+    paced = a_destination("ci", url="http://127.0.0.1:1/ci", rate=1.0)
+    (found,) = waiting_findings(backlogs, NOW, rules_of(a_route(), destinations=[paced]))
+    queue = {SpillReason.OVERDUE: "its queue is slow", SpillReason.LANE_FULL: "its queue is full"}[SpillReason(why)]
+    assert found.why == f"8 wait ({queue}: its rate is 1/s)"
+    (found,) = waiting_findings(backlogs, NOW, rules_of(a_route()))
+    assert found.why == f"8 wait ({queue})"
+
+
+def test_a_refused_credential_needs_attention_at_once_and_comes_before_what_is_over() -> None:
+    def waiting(status: int) -> Finding:
+        fresh = a_delivery(event=an_event(received_at=NOW - 2.0), due=NOW + 60.0, attempts=(an_attempt(status=status),))
+        return _found(StoredDelivery(delivery=fresh, metadata=NO_METADATA, at=NOW))
+
+    refused, failed = waiting(401), waiting(503)
+    assert (refused.needs_attention, failed.needs_attention) == (True, False)
+    assert refused.next == ("# replace our credential for ci first", "gateway destination kick ci")
+    over = Finding(rank=REFUSED, what="rules", why="they are active now", needs_attention=False, since=1.0)
+    assert ranked([over, failed, refused]) == [refused, failed, over]
+    assert ranked([failed, replace(over, needs_attention=True)])[0].what == "rules"
 
 
 def test_one_waits_and_two_wait() -> None:

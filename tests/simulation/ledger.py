@@ -1016,6 +1016,11 @@ class Ledger:
         is_over = self._is_forgone
         return [row for row, name in stored if math.isinf(self.trails[row.number, name].ended_at) and not is_over(row)]
 
+    def reloaded(self, process: str, asleep: Sequence[str]) -> None:
+        """Check that new rules have woken what waited in a process's memory for a name that is back."""
+        if asleep:
+            self.violate("21 a name that is back is not waited for", f"{process} lets wait {asleep[:3]}")
+
     def at_rest(self, process: str, held: Mapping[str, int]) -> None:
         """Check that a process in which nothing is under way counts nothing as taken: it would take less and less."""
         if any(held.values()):

@@ -18,6 +18,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.breaker import Breaker
 from gateway.engine.delivery.lanes import Budget, Lane
+from gateway.engine.delivery.queues import Queues
 from gateway.engine.group_member import Member
 from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.scan import ScanningJob
@@ -376,6 +377,25 @@ def test_overtaking_an_event_of_former_rules_is_found(monkeypatch: pytest.Monkey
     violation = simulate(plan).violation
     assert violation is not None
     assert violation.invariant.split()[0] in ("1", "2")
+
+
+def test_waiting_on_for_a_name_that_is_back_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In drawn plans, few ordered routes are gone for as long as a retry takes, and come back within the minute."""
+    plan = a_plan(
+        behaves(0.5, "error", status=503, retry_after=None),
+        an_event(1.0, 0),
+        Step(2.0, "reload", {"without": ["r0"], "policies": {}, "lag": 0.0}),
+        behaves(10.0, "healthy"),
+        Step(30.0, "reload", {"without": [], "policies": {}, "lag": 0.0}),
+        horizon=60.0,
+    )
+    [route] = plan.routes
+    plan = replace(plan, routes=(replace(route, is_ordered=True),))
+    assert simulate(plan).violation is None
+    monkeypatch.setattr(Queues, "wake_returned", lambda *_: None)
+    violation = simulate(plan).violation
+    assert violation is not None
+    assert violation.invariant.startswith("21 ")
 
 
 def test_a_member_that_waits_for_deleted_records_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import Origin, encode_event, encode_origin, event_key
 from gateway.log.topics import JOBS_GROUP, TIERS
-from gateway.model import Event, ExpressionError, LogUnavailableError, RetryPolicy, event_id
+from gateway.model import Event, ExpressionError, LogUnavailableError, RetryPolicy, SpillReason, event_id
 from gateway.rules import event_view
 from gateway.rules.conditions import parse_condition
 from gateway.rules.event_view import EventView
@@ -887,7 +887,21 @@ class Process:
             self._rules = rules
             self._go_by(version)
             self._worker.reload()
+            self._world.ledger.reloaded(self.name, self._still_asleep())
             return
+
+    def _still_asleep(self) -> Sequence[str]:
+        """Return what waits in memory for longer, as the rules lacked a name that they have again."""
+        now, rules = self.log.now(), self._rules
+        waiting = [(until, item) for until, _, item in self._worker._dispatch._queues._soon]
+        return [
+            f"{item.delivery.id} until {until - now:.1f} s from now"
+            for until, item in waiting
+            if item.metadata.why == SpillReason.UNKNOWN_NAME
+            and item.delivery.route in rules.routes
+            and item.delivery.destination in rules.destinations
+            and until > now + TIERS["5s"]
+        ]
 
     async def _make_topics(self, rules: Rules) -> None:
         while not self.is_dead:

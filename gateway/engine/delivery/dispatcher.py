@@ -240,6 +240,11 @@ class Dispatcher:
         """Set the lanes' limits according to the active rules and this worker's share of the fleet."""
         self._queues.set_limits(share)
 
+    def reload(self) -> None:
+        """Apply new rules: the lanes' limits, and what waits for a name that they have again is due."""
+        self._queues.set_limits()
+        self._queues.wake_returned(self._log.now())
+
     def _pump(self, lane: Lane, now: float) -> None:
         """Start the attempts that a lane allows."""
         if self._is_draining:

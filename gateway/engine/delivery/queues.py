@@ -15,6 +15,7 @@ from dataclasses import replace
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.lanes import Budget, Lane
 from gateway.engine.partition_tracker import PendingDelivery
+from gateway.model import SpillReason
 from gateway.rules.rules import Destination, Rules
 
 TICK = 0.05
@@ -115,6 +116,17 @@ class Queues:
     def pop_due(self, now: float) -> PendingDelivery | None:
         """Remove and return the delivery that is due first, if one is due."""
         return heapq.heappop(self._soon)[2] if self._soon and self._soon[0][0] <= now else None
+
+    def wake_returned(self, now: float) -> None:
+        """Make due what waits because the rules lacked a name that they have again."""
+        rules = self._rules()
+        for index, (until, count, item) in enumerate(self._soon):
+            delivery = item.delivery
+            is_known = delivery.route in rules.routes and delivery.destination in rules.destinations
+            if item.metadata.why == SpillReason.UNKNOWN_NAME and is_known:
+                item.delivery = replace(delivery, due=min(delivery.due, now))
+                self._soon[index] = (min(until, now), count, item)
+        heapq.heapify(self._soon)
 
     def waiting(self) -> Counter[str]:
         """Count the deliveries that wait until a time, by destination."""

@@ -1,9 +1,11 @@
-"""What is known of a key's head delivery beside its record."""
+"""What is known of a key's head delivery beside its record, and of an ordered route."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from gateway.engine.partition_tracker import PendingDelivery
 from gateway.log.base import Partition
-from gateway.model import Attempt, DeadLettered, Delivery
+from gateway.model import Attempt, DeadLettered, Delivery, Occurrence, SpillReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,37 @@ class KeyState:
     due: float
     outcome: DeadLettered | None
 
+    @classmethod
+    def of(cls, head: PendingDelivery) -> "KeyState":
+        """Return the state of a head whose partition leaves. What waits for a name looks again whether that is back."""
+        delivery = head.delivery
+        due = 0.0 if head.metadata.why == SpillReason.UNKNOWN_NAME else delivery.due
+        return cls(head.record.tracker.partition, delivery.attempts, due, head.outcome)
+
+
+class FirstAttempts:
+    """When head deliveries were first attempted whose attempts a kick has reset since."""
+
+    def __init__(self) -> None:
+        self._times: dict[Occurrence, tuple[Partition, float]] = {}
+
+    def keep(self, partition: Partition, occurrence: Occurrence, attempts: Collection[Attempt]) -> None:
+        """Keep when the first of these attempts was made, before they are reset."""
+        for first in list(attempts)[:1]:
+            self._times.setdefault(occurrence, (partition, first.at))
+
+    def at(self, delivery: Delivery) -> float:
+        """Return when a delivery was first attempted; without an attempt, when its event was received."""
+        first = delivery.attempts[0].at if delivery.attempts else delivery.event.received_at
+        return self._times.get(delivery.occurrence, (None, first))[1]
+
+    def forget(self, occurrence: Occurrence) -> None:
+        self._times.pop(occurrence, None)
+
+    def keep_only(self, partitions: Collection[Partition]) -> None:
+        """Forget the deliveries of all other partitions."""
+        self._times = {which: kept for which, kept in self._times.items() if kept[0] in partitions}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocked:
@@ -24,4 +57,15 @@ class Blocked:
     halted: DeadLettered | None
     """Why the head isn't attempted any more, if so."""
     since: float
-    """When the key halted, or else when its head was first attempted."""
+    """When the key halted, or else when its head was first attempted, whatever was kicked since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteState:
+    """What a process knows of an ordered route to a destination."""
+
+    blocked: Sequence[Blocked]
+    partitions: int
+    """The number of the topic's partitions that are this process's."""
+    unknown_since: float | None
+    """Since when its rules lack the route or the destination."""

@@ -23,7 +23,7 @@ from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges
-from gateway.engine.ordered.key_state import Blocked, KeyState
+from gateway.engine.ordered.key_state import Blocked, FirstAttempts, KeyState
 from gateway.engine.ordered.kick_tally import KickTally, last_result
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
@@ -33,7 +33,6 @@ from gateway.model import (
     NO_METADATA,
     DeadLettered,
     DeadReason,
-    Delivery,
     Event,
     NewerRecordError,
     Occurrence,
@@ -68,7 +67,7 @@ class OrderedRoute(Member):
         self.route, self.destination = target
         self.topic = services.topics.ordered(*target)
         self._appended: dict[Tracker, DuplicateAppends] = {}
-        self._unknown_since: float | None = None
+        self.unknown_since: float | None = None  # since when the rules lack the route or its destination
         self._update_unknown_since()
         # Invariant: each key's head item is ready, in the dispatcher, under way or halted, and none of the others is.
         # Of keys in `_former` none is: their last attempt in a topic that was recreated since is still in flight.
@@ -78,6 +77,7 @@ class OrderedRoute(Member):
         self._woken = asyncio.Event()
         self._key_states: dict[Occurrence, KeyState] = {}
         self._halted_at: dict[Occurrence, float] = {}  # when `key_halted` was logged
+        self._first_attempts = FirstAttempts()
         self._kicked_at = services.control.kicked_at(self.route, self.destination)
         self._kick_tally = KickTally(self.route, self.destination)
         self._gauges = Gauges(services.metrics, self.route, self.destination)
@@ -108,9 +108,9 @@ class OrderedRoute(Member):
         """Track since when the rules lack the route or its destination."""
         rules = self._services.rules()
         if self.route in rules.routes and self.destination in rules.destinations:
-            self._unknown_since = None
-        elif self._unknown_since is None:
-            self._unknown_since = self._log.now()
+            self.unknown_since = None
+        elif self.unknown_since is None:
+            self.unknown_since = self._log.now()
 
     # Partitions.
 
@@ -223,7 +223,7 @@ class OrderedRoute(Member):
             await self._woken.wait()
             self._woken.clear()
             while self._ready and not self._is_draining:
-                is_known = self._unknown_since is None
+                is_known = self.unknown_since is None
                 if is_known and self._services.control.paused_by(self.route, self.destination):
                     await self._services.sleep(IDLE_TICK)
                     continue
@@ -242,8 +242,8 @@ class OrderedRoute(Member):
                     item.ownership_checked_at = asked_at
                     if item.record.tracker.is_live:
                         item.metadata = NO_METADATA
-                        if self._unknown_since is not None:
-                            since = max(self._unknown_since, item.record.appended_at)
+                        if self.unknown_since is not None:
+                            since = max(self.unknown_since, item.record.appended_at)
                             item.metadata = RecordMetadata(unknown_since=since)
                         if self._is_still_matched(item):
                             self._dispatch.admit(item, now)
@@ -265,6 +265,7 @@ class OrderedRoute(Member):
     def finished(self, item: PendingDelivery) -> None:
         super().finished(item)
         self._halted_at.pop(item.delivery.occurrence, None)
+        self._first_attempts.forget(item.delivery.occurrence)
         key = self._key(item)
         queue = self._queues.get(key)
         if self._former.get(key) is item:
@@ -345,7 +346,9 @@ class OrderedRoute(Member):
         heads = [head for head, *_ in self._queues.values() if head.stage is Stage.WAITING]
         if is_kicked:
             results = {head: last_result(head.delivery) for head, *_ in self._queues.values()}
-            self._key_states.clear()  # also those of records that are read after a rebalance
+            for which, known in self._key_states.items():  # those of records that are read after a rebalance
+                self._first_attempts.keep(known.partition, which, known.attempts)
+            self._key_states.clear()
             self._prune_halt_times()
             self._dispatch.withdraw(heads)
             for item in heads:
@@ -376,17 +379,17 @@ class OrderedRoute(Member):
         """Return why nothing of this route is sent to the destination now; "" if nothing holds it."""
         if self._services.control.paused_by(self.route, self.destination):
             return SpillReason.PAUSED.value
-        if self._unknown_since is not None:
+        if self.unknown_since is not None:
             return SpillReason.UNKNOWN_NAME.value
         return self._dispatch.holds.spill_reason(self.destination)
 
     def _end_halted_of_removed_route(self) -> None:
         """Dead-letter what has halted on a route that has been gone for so long that it isn't expected back."""
-        if self._unknown_since is None:
+        if self.unknown_since is None:
             return
         lapsed = self._log.now() - UNKNOWN_MAX_AGE
         for head in self._halted_heads():
-            if max(self._unknown_since, head.record.appended_at) < lapsed:
+            if max(self.unknown_since, head.record.appended_at) < lapsed:
                 head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._log_released(head, "route_removed")
                 self._make_ready(head)
@@ -397,6 +400,7 @@ class OrderedRoute(Member):
         if item.outcome is None:
             return True
         self._log_released(item, "kick")
+        self._first_attempts.keep(item.record.tracker.partition, item.delivery.occurrence, item.delivery.attempts)
         is_matched = True
         if _condition_failed(item):
             is_matched, item.outcome = self._match(item.delivery.event)
@@ -415,7 +419,7 @@ class OrderedRoute(Member):
             Blocked(
                 delivery=head.delivery,
                 halted=head.outcome if head.stage is Stage.WAITING else None,
-                since=self._halted_at.get(head.delivery.occurrence, _first_attempt_at(head.delivery)),
+                since=self._halted_at.get(head.delivery.occurrence, self._first_attempts.at(head.delivery)),
             )
             for head in self._failed_heads()
         ]
@@ -456,8 +460,7 @@ class OrderedRoute(Member):
             if key[0] in partitions:
                 head = queue[0]
                 if head.delivery.attempts or head.outcome is not None:
-                    known = KeyState(key[0], head.delivery.attempts, head.delivery.due, head.outcome)
-                    self._key_states[head.delivery.occurrence] = known
+                    self._key_states[head.delivery.occurrence] = KeyState.of(head)
                 del self._queues[key]
         self._ready = [item for item in self._ready if item.record.tracker.is_live]
 
@@ -476,6 +479,7 @@ class OrderedRoute(Member):
         """Forget the state of partitions that have another owner now."""
         ours = self.trackers.keys() | self._suspended.keys()  # or to be found yet
         self._key_states = {which: known for which, known in self._key_states.items() if known.partition in ours}
+        self._first_attempts.keep_only(ours)
         self._prune_halt_times()
 
     def _prune_halt_times(self) -> None:
@@ -487,10 +491,6 @@ class OrderedRoute(Member):
 def _condition_failed(item: PendingDelivery) -> bool:
     """Return whether the route's condition couldn't be evaluated for its event."""
     return item.outcome is not None and item.outcome.reason is DeadReason.EXPRESSION_ERROR
-
-
-def _first_attempt_at(delivery: Delivery) -> float:
-    return delivery.attempts[0].at if delivery.attempts else delivery.event.received_at
 
 
 def _decoded(record: Record) -> StoredDelivery | UndecodableRecordError | NewerRecordError:

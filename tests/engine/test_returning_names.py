@@ -1,0 +1,71 @@
+"""Names that the rules lack for a while: what waits for them goes on as soon as they are back."""
+
+import asyncio
+
+import pytest
+
+from gateway.model import SpillReason
+from gateway.rules.rules import Route
+from tests.builders import a_route
+from tests.engine.test_ordered import GROUP, an_ordered_route, by_key, keyed, unfinished
+from tests.engine.test_worker import a_world, reload, rules_of, running, virtual
+from tests.virtual_time import now, run
+
+OTHER = a_route("other", to=("audit",))
+
+
+@pytest.mark.parametrize("missing", [OTHER, an_ordered_route(to=("elsewhere",))], ids=["route", "destination"])
+def test_an_ordered_delivery_goes_on_within_a_second_after_its_name_is_back(missing: Route) -> None:
+    async def scenario() -> None:
+        world = await a_world(an_ordered_route(), OTHER, ci=[503, 200])
+        async with running(world) as worker:
+            await world.put(*keyed(1, 2))
+            await asyncio.sleep(1)
+            assert by_key(world) == {"k0": [0]}
+            await reload(world, worker, rules_of(missing, OTHER))
+            await asyncio.sleep(10)
+            await reload(world, worker, rules_of(an_ordered_route(), OTHER))
+            back_at = now()
+            await world.put(*keyed(1, 3)[2:])
+            await asyncio.sleep(1)
+            assert by_key(world) == {"k0": [0, 0, 1, 2]}, "also what came behind it"
+            ordered_at = [at for at, (name, *_) in zip(world.client.at, world.client.made, strict=True) if name == "ci"]
+            assert ordered_at[1] < back_at + 0.5
+        assert await unfinished(world) == 0
+
+    run(scenario())
+
+
+@virtual
+async def test_a_reload_that_does_not_bring_the_name_back_wakes_nothing() -> None:
+    world = await a_world(an_ordered_route(), OTHER, ci=[503, 200])
+    async with running(world) as worker:
+        await world.put(*keyed(1, 1))
+        await asyncio.sleep(1)
+        await reload(world, worker, rules_of(OTHER))
+        await asyncio.sleep(10)
+        for number in range(3):
+            await reload(world, worker, rules_of(a_route(f"new-{number}"), OTHER))
+            await asyncio.sleep(5)
+        assert world.metrics.spills.labels("ci", SpillReason.UNKNOWN_NAME).value == 1
+        assert by_key(world) == {"k0": [0]}
+    assert await unfinished(world) == 1
+
+
+@pytest.mark.parametrize("between", [0.0, 1.0])
+def test_a_partition_that_moves_meanwhile_goes_on_as_well(between: float) -> None:
+    async def scenario() -> None:
+        world = await a_world(an_ordered_route(), OTHER, ci=[503, 200])
+        async with running(world) as worker:
+            await world.put(*keyed(1, 1))
+            await asyncio.sleep(1)
+            await reload(world, worker, rules_of(OTHER))
+            await asyncio.sleep(10)
+            await world.log.rebalance(GROUP)
+            await asyncio.sleep(between)
+            await reload(world, worker, rules_of(an_ordered_route(), OTHER))
+            await asyncio.sleep(1)
+            assert by_key(world) == {"k0": [0, 0]}
+        assert await unfinished(world) == 0
+
+    run(scenario())
