@@ -559,9 +559,13 @@ class World:
                 topics = set(self.rules_versions[-1][0].topics.values())
                 places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
                 ends = {place: self.broker.segments[p].end for place, p in places.items()}
+                part = what.get("part", {})
                 selection = Selection(
                     route=what["route"],
-                    since=at - 1e6,
+                    destination=part.get("destination"),
+                    source=part.get("source"),
+                    since=EPOCH + part["since"] if "since" in part else at - 1e6,
+                    until=EPOCH + part["until"] if "until" in part else None,
                     rate=what["rate"],
                     starts=dict.fromkeys(places, 0),
                     undelivered=what.get("undelivered", False),
@@ -569,7 +573,7 @@ class World:
                 order = ControlRecord(
                     kind="replay", name=name, state="asked", at=at, checkpoint=ends, selection=selection
                 )
-                self.ledger.replayed(name, what["route"], ends, is_of_undelivered=selection.undelivered)
+                self.ledger.replayed(name, selection, ends)
             case _:
                 word, _, which = what["for"].partition("/")
                 segments = {f"{p.topic}/{p.number}": self.broker.segments[p] for p in self.broker.of(TOPICS.dead)}
