@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -48,9 +49,7 @@ class Scene:
 
     async def events(self, count: int, *, source: str = "github", **body: int) -> None:
         made = [
-            an_event(
-                id=f"evt_{len(self.put) + number}", source=source, body={"n": number, **body}, received_at=now()
-            )
+            an_event(id=f"evt_{len(self.put) + number}", source=source, body={"n": number, **body}, received_at=now())
             for number in range(count)
         ]
         self.put += made
@@ -430,7 +429,7 @@ def test_a_replay_that_was_narrowed_proves_nothing_of_what_it_left_out(narrowing
                 await scene.events(2, source="gitlab")
                 world.rules = two_sources(OTHER, a_route(sources=("github", "gitlab"), to=("ci", "mirror")))
                 worker.reload()
-                narrowings: dict[str, dict[str, object]] = {
+                narrowings: dict[str, dict[str, Any]] = {
                     "source": {"source": "github"},
                     "destination": {"destination": "ci"},
                     "until": {"until": between},

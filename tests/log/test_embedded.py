@@ -737,7 +737,7 @@ async def test_nothing_is_acknowledged_into_a_wal_that_is_taken_away_in_the_midd
 
         # Between the check before a store and its write there are microseconds, and nothing public stops it there.
         monkeypatch.setattr(log._writer, "_insert", take_and_insert)
-        with pytest.raises(LogUnavailableError, match="was taken away from its gateway: gateway.db-wal "):
+        with pytest.raises(LogUnavailableError, match=r"was taken away from its gateway: gateway\.db-wal "):
             await append(log, b"a")
         monkeypatch.undo()
         with pytest.raises(LogLostError, match="was taken away from its gateway"):
@@ -758,7 +758,7 @@ async def test_a_log_without_its_wal_is_refused_and_left_as_it_is(
             await append(log, b"a")
     before = contents(path.parent)
     got = "none: it was moved or deleted alone" if take in (wal_deleted, wal_moved) else "one of [0-9]+ bytes"
-    with pytest.raises(UsageError, match=rf"gateway\.db: expected gateway\.db-wal with what was stored last, got {got}"):
+    with pytest.raises(UsageError, match=rf"expected gateway\.db-wal with what was stored last, got {got}"):
         await EmbeddedLog.open(path, owner=owner)
     assert contents(path.parent).items() >= before.items()
     path.with_name("gateway.db-wal").write_bytes(whole)

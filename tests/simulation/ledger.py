@@ -856,7 +856,7 @@ class Ledger:
                 yield other
 
     def replayed(self, name: str, which: Selection, ends: Mapping[str, int]) -> None:
-        """Note that an operator wants events of a route, up to these ends, once more, or what is undelivered of them."""
+        """Note that an operator wants events of a route, up to these ends, once more, or what is undelivered."""
         self._replays.append(_Replay(name, which, ends, self._now()))
 
     def _is_nowhere(self, row: Row, trail: Trail) -> bool:

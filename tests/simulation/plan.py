@@ -63,8 +63,8 @@ REFUSALS = "refusals"
 """Partitions of the shortest tier, or of the dead letters, take no appends though they can be read, one of them or all,
 while a kick, a resume or a replay injects: added to any others."""
 NARROWED = "narrowed"
-"""A route that wasn't there gets a part of what it has missed by a replay that is narrowed, and the rest by others: added
-to any others."""
+"""A route that wasn't there gets a part of what it has missed by a replay that is narrowed, and the rest by others:
+added to any others."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -751,13 +751,14 @@ def _narrowed_replays(random: Random, world: Plan) -> Iterable[Step]:
     yield Step(round(at, 6), "reload", {"without": [], "policies": {}, "lag": random.choice((0.0, 0.5))})
     at += random.choice((1.0, 3.0, 20.0))
     for count in range(random.choice((1, 1, 2))):
-        part = {"destination": random.choice(route.to), "source": random.choice(route.sources)}
+        part: dict[str, Any] = {"destination": random.choice(route.to), "source": random.choice(route.sources)}
         part |= {"since": random.choice(marks), "until": random.choice(marks)}
         if part["since"] >= part["until"]:
             del part[random.choice(("since", "until"))]
         kept = random.sample(sorted(part), random.choice((1, 1, 2, len(part))))
-        again = {"kind": "again", "name": f"n{count}", "route": route.name, "rate": random.choice((None, None, 5.0))}
-        again |= {"undelivered": random.random() < 0.5, "part": {name: part[name] for name in kept}}
+        again: dict[str, Any] = {"kind": "again", "name": f"n{count}", "route": route.name}
+        again |= {"rate": random.choice((None, None, 5.0)), "undelivered": random.random() < 0.5}
+        again["part"] = {name: part[name] for name in kept}
         yield Step(round(at, 6), "order", again)
         yield from _burst(random, world, at + random.uniform(-0.5, 2.0), number)
         number += 20

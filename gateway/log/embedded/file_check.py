@@ -76,9 +76,8 @@ class FileCheck:
         if wal_size < _end_of(frames, page):
             return f"{self._wal} has {wal_size} bytes, and not all that were written: it was truncated"
         if not self._has_what_was_written(frames, page, salts, checksum):
-            if index != self._read_index():
-                return None
-            return f"{self._wal} hasn't the content that was written: it was truncated or overwritten"
+            changed = f"{self._wal} hasn't the content that was written: it was truncated or overwritten"
+            return changed if index == self._read_index() else None
         # A sweep, too, makes the file shorter, but then each page beyond its end is in the WAL, still to be moved.
         # The index has no pages until the first commit, and nothing is moved until then.
         if (self._size is None or size < self._size) and size < (pages * page or self._size or 0):
@@ -157,8 +156,8 @@ def refuse_shortened_wal(path: Path) -> None:
     if frames <= moved or size >= _end_of(frames, LARGEST_PAGE if page == 1 else page):
         return
     raise UsageError(
-        f"{path}: expected {wal.name} with what was stored last, got {got}; bring it back, or run `gateway restore` with "
-        f"a copy; to go on without what was stored last, delete {shm_of(path).name}"
+        f"{path}: expected {wal.name} with what was stored last, got {got}; bring it back, or run `gateway restore` "
+        f"with a copy; to go on without what was stored last, delete {shm_of(path).name}"
     )
 
 
