@@ -859,6 +859,11 @@ class Ledger:
         """Note that an operator wants events of a route, up to these ends, once more, or what is undelivered."""
         self._replays.append(_Replay(name, which, ends, self._now()))
 
+    def place_of(self, number: int) -> Row | None:
+        """Return the record of an event, the last one if it was stored again; None if there is none."""
+        found = [row for rows in self.rows.values() for row in rows.values() if row.number == number]
+        return max([row for row in found if row.stored is None], key=lambda row: row.at, default=None)
+
     def _is_nowhere(self, row: Row, trail: Trail) -> bool:
         """Return whether an event of an unknown source was forgotten: no rules name it, and no record carries it."""
         assert row.event is not None
@@ -1598,7 +1603,7 @@ class _Replay(NamedTuple):
         return (
             row.stored is None
             and row.event is not None
-            and row.offset < self.ends.get(place, 0)
+            and which.starts.get(place, row.offset + 1) <= row.offset < self.ends.get(place, 0)
             and row.appended_at >= which.since
             and (which.until is None or row.appended_at < which.until)
             and which.source in (None, row.event.source)

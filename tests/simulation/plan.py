@@ -763,6 +763,13 @@ def _narrowed_replays(random: Random, world: Plan) -> Iterable[Step]:
         yield from _burst(random, world, at + random.uniform(-0.5, 2.0), number)
         number += 20
         at += random.choice((0.2, 5.0, 30.0)) * random.uniform(0.5, 1.0)
+    if random.random() < 0.5:  # one event of the first two bursts
+        one: dict[str, Any] = {"event": random.choice((9500, 9501, 9520, 9521))}
+        if random.random() < 0.5:
+            one["destination"] = random.choice(route.to)
+        again = {"kind": "again", "name": "n8", "route": route.name, "rate": None, "part": one}
+        yield Step(round(at, 6), "order", again)
+        at += random.choice((0.2, 30.0))
     rest = {"kind": "again", "name": "n9", "route": route.name, "rate": None, "undelivered": True}
     yield Step(round(at, 6), "order", rest)
 
