@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from gateway.telemetry.logs import printable
+from gateway.telemetry.logs import printable, printable_json
 
 PIPE_WIDTH = 160
 """Columns if the width is unknown; rich would assume 80 and wrap the tables."""
@@ -120,11 +120,15 @@ class Output:
 
 
 def json_line(fields: Mapping[str, object]) -> str:
-    """Return a JSON object on one line, without its end. Bytes of a name that aren't UTF-8 are escaped."""
+    """Return a JSON object on one line, without its end.
+
+    Bytes of a name that aren't UTF-8 are escaped, and so is what a terminal would obey: nothing says that it is read by
+    a program.
+    """
     try:
-        return orjson.dumps(fields).decode()
+        return printable_json(orjson.dumps(fields)).decode()
     except orjson.JSONEncodeError:
-        return json.dumps(fields)
+        return printable_json(json.dumps(fields).encode()).decode()
 
 
 def when(at: float) -> str:

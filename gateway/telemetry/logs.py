@@ -104,10 +104,14 @@ def _rendered(line: dict[str, Any]) -> bytes:
         rendered = orjson.dumps(line, default=repr, option=LINE)
     except orjson.JSONEncodeError:  # lone surrogates, integers of more than 64 bits, keys that aren't text
         rendered = orjson.dumps({str(key): _plain(value) for key, value in line.items()}, option=LINE)
-    if rendered.isascii() and b"\x7f" not in rendered:
-        return rendered
-    # JSON allows characters that control a terminal or change the direction of text.
-    return _CONTROLS.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), rendered)
+    return printable_json(rendered)
+
+
+def printable_json(text: bytes) -> bytes:
+    """Escape what JSON allows, though it controls a terminal or changes the direction of text."""
+    if text.isascii() and b"\x7f" not in text:
+        return text
+    return _CONTROLS.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), text)
 
 
 # DEL, C1, the separators of lines and paragraphs, and the controls of text direction, in UTF-8.

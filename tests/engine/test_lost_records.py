@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from gateway.engine.commit_progress import Progress
+from gateway.engine.commit_progress import WINDOW, Progress
 from gateway.engine.control.records import ControlRecord
 from gateway.log.base import Commit, Partition, partition_of
 from gateway.log.topics import DAY, ORDERED_PARTITIONS, ROUTER_GROUP
@@ -139,6 +139,59 @@ async def test_a_blocked_ordered_member_counts_records_deleted_behind_it() -> No
             await delete_all(world, ORDERED)
             await asyncio.sleep(2)
     assert sum(count for name, count in logged_losses(lines) if name == group) == 6
+
+
+@virtual
+async def test_records_deleted_behind_a_full_window_are_counted_though_its_partition_is_paused() -> None:
+    world = await a_world(a_route(is_ordered=True, halts=True, retry=a_policy(max_attempts=1)), ci=[500])
+    world.logger = structlog.get_logger()
+    group = TOPICS.ordered_group("build", "ci")
+
+    async def put(count: int) -> None:
+        await world.put(*[an_event(id=f"evt_{now()}.{n}", key="k", received_at=now()) for n in range(count)])
+        await asyncio.sleep(3)
+
+    with structlog.testing.capture_logs() as lines:
+        async with running(world) as worker:
+            await put(1)
+            ((partition, end),) = [
+                (Partition(ORDERED, number), end)
+                for number, (_, end) in (await world.log.bounds(ORDERED)).items()
+                if end
+            ]
+            world.log.skip_offsets(partition, WINDOW - end - 1)
+            await put(1)
+            ((member, _),) = worker._ordered.values()
+            assert member.trackers[partition].is_paused
+            await put(6)
+            await delete_all(world, ORDERED)
+            await asyncio.sleep(2)
+            assert lost(world, ORDERED) == 6
+    assert logged_losses(lines) == [(group, 6)]
+
+
+@virtual
+async def test_retries_deleted_while_their_tier_is_paused_are_counted() -> None:
+    """A tier is paused once some of its records are taken that aren't due."""
+    retry = a_policy(schedule=(100.0,), max_attempts=5, max_age=86400.0)
+    world = await a_world(a_route(retry=retry), ci=[500, 200] * 20)  # no breaker opens
+    world.logger = structlog.get_logger()
+    tier = TOPICS.retry("80s")
+    with structlog.testing.capture_logs() as lines:
+        async with running(world) as worker:
+            await world.put(*[an_event(id=f"evt_{number}", received_at=now()) for number in range(20)])
+            await asyncio.sleep(5)
+            trackers = [tracker for place, tracker in worker._router.trackers.items() if place.topic == tier]
+            taken = sum([len(tracker.buffered) for tracker in trackers])
+            assert taken == len(world.log.records(tier)) == 10
+            assert all(tracker.is_paused for tracker in trackers if tracker.buffered)
+            await world.put(*[an_event(id=f"evt_{number}", received_at=now()) for number in range(20, 40)])
+            await asyncio.sleep(5)
+            unread = len(world.log.records(tier)) - sum([len(tracker.buffered) for tracker in trackers])
+            await delete_all(world, tier)
+            await asyncio.sleep(5)
+            assert lost(world, tier) == unread > 0
+    assert logged_losses(lines) == [(TOPICS.group(ROUTER_GROUP), unread)]
 
 
 @virtual

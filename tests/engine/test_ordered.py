@@ -505,6 +505,85 @@ async def test_a_key_blocked_for_long_delays_no_other_until_the_window_is_full()
 
 
 @virtual
+async def test_a_blocked_key_with_more_than_a_window_of_unmatched_events_behind_it_stops_nothing() -> None:
+    """What a route doesn't match isn't in its topic: the events' own window goes on, and the key's has room."""
+    world = await a_world(an_ordered_route(match={"type": "push"}))
+    world.client = client = Refusing("bad.0")
+    bad, *others = keys_of_one_partition(3)
+
+    async def put(of: int, number: int) -> None:
+        await world.put(an_event(id=f"k{of}.{number}", key=others[of], received_at=now()))
+
+    await world.put(an_event(id="bad.0", key=bad, received_at=now()), an_event(id="bad.1", key=bad, received_at=now()))
+    async with running(world):
+        await asyncio.sleep(5)
+        for number in range(4):
+            await put(0, number)
+            # Half a window of events that no route matches, the others of its offsets left out for speed.
+            for index in range(200):
+                await world.put(an_event(id=f"none.{number}.{index}", key=bad, type="ping", received_at=now()))
+            for partition in range(6):
+                world.log.skip_offsets(Partition(EVENTS, partition), WINDOW // 2)
+            await put(1, number)
+            await asyncio.sleep(5)
+            assert by_key(world)["k1"] == by_key(world)["k0"] == list(range(number + 1))
+        assert set(by_key(world)["bad"]) == {0}
+        for key in range(100):  # something comes after the last gap of each partition
+            await world.put(an_event(id=f"none.{key}", key=str(key), type="ping", received_at=now()))
+        await asyncio.sleep(5)
+        assert await world.unfinished() == 0, "what is in the route's topic is done here"
+        assert await unfinished(world) == 2
+        ends = [end for _, end in (await world.log.bounds(ORDERED)).values()]
+        assert sum(ends) == 10, "only what it matches"
+        client.refused = ""
+        await asyncio.sleep(60)
+    assert_in_order(by_key(world)["bad"], 2)
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_other_keys_finished_events_behind_a_blocked_one_fill_no_more_than_a_window() -> None:
+    """Up to the window all of them go on at once, and what lies beyond once the key does, in order."""
+    world = await a_world(an_ordered_route())
+    world.client = client = Refusing("bad.0")
+    bad, *others = keys_of_one_partition(5)
+    await world.put(an_event(id="bad.0", key=bad, received_at=now()))
+    async with running(world) as worker:
+        await asyncio.sleep(1)
+        ((member, _),) = worker._ordered.values()
+        tracker = member.trackers[Partition(ORDERED, 0)]
+        tracker.progress.window = 200  # of 16,384 offsets
+        for number in range(60):
+            for of, key in enumerate(others):
+                await world.put(an_event(id=f"k{of}.{number}", key=key, received_at=now()))
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(10)
+        begun = sum([len(tried) for key, tried in by_key(world).items() if key != "bad"])
+        assert 199 <= begun < 240
+        assert set(by_key(world)["bad"]) == {0}
+        client.refused = ""
+        await asyncio.sleep(30)
+    for of in range(4):
+        assert by_key(world)[f"k{of}"] == list(range(60))
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_ten_ordered_routes_read_and_append_what_each_matches_and_nothing_else() -> None:
+    routes = [an_ordered_route(f"build{number}", match={"type": f"t{number}"}) for number in range(10)]
+    world = await a_world(*routes)
+    async with running(world):
+        for number in range(100):
+            kind = f"t{number % 11}"  # the last is for none of them
+            await world.put(an_event(id=f"k.{number}", key="k", type=kind, received_at=now()))
+        await asyncio.sleep(10)
+    assert len(world.client.made) == 91
+    appended = [len(world.log.records(TOPICS.ordered(route.name, "ci"))) for route in routes]
+    assert appended == [10] + [9] * 9
+    assert await world.unfinished() == 0
+
+
+@virtual
 async def test_a_failing_expression_dead_letters_in_its_turn() -> None:
     world = await a_world(an_ordered_route(when="body.n + 1 > 0"))
     values = [0, "x", 2]

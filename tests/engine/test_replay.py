@@ -179,10 +179,15 @@ async def events_of(world: World, count: int, **fields: Any) -> list[Event]:
 async def an_order(
     world: World, name: str = "x", *, ends: int | None = None, places: Mapping[str, int] | None = None, **fields: Any
 ) -> ControlRecord:
-    """ControlRecord a replay of all that there is, or below an offset of each partition, or below those of some."""
+    """Order a replay of all that there is, or below an offset of each partition, or below those of some.
+
+    It begins where its time begins, or at the offset `starts`.
+    """
     values: dict[str, Any] = {"route": "build", "since": 0.0} | fields
     bounds, _ = await world.log.readable(EVENTS)
+    first = values.pop("starts", None)
     starts = await world.log.offsets_at(EVENTS, values["since"], bounds.keys())
+    starts = starts if first is None else dict.fromkeys(starts, first)
     all_of_them = {f"{EVENTS}/{number}": end if ends is None else ends for number, (_, end) in bounds.items()}
     order = ControlRecord(
         kind="replay",

@@ -19,10 +19,22 @@ from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.engine.worker import Worker
 from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import Attempt, Result
-from tests.builders import a_policy, a_route
+from gateway.rules.rules import Rules
+from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_replay import MortalLog, Owner
-from tests.engine.test_worker import EVENTS, TOPICS, ScriptedClient, World, a_world, events, publish, running
-from tests.virtual_time import run
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    ScriptedClient,
+    World,
+    a_world,
+    events,
+    publish,
+    rules_of,
+    running,
+    virtual,
+)
+from tests.virtual_time import now, run
 
 COUNT = 4
 WAITS = 20.0
@@ -64,6 +76,39 @@ async def _waiting() -> tuple[World, Receipts]:
     assert [stored.delivery.route for stored in world.stored(TOPICS.retry("20s"))] == [""] * COUNT
     world.rules = rules
     return world, receipts
+
+
+def _shared(*known: str) -> Rules:
+    """Return rules that know some of two sources that share a topic."""
+    rules = rules_of(a_route(sources=("github", "gitlab")))
+    gitlab = replace(rules.sources["github"], name="gitlab", path="/in/gitlab", topic=EVENTS)
+    sources = {**rules.sources, "gitlab": gitlab}
+    return replace(rules, sources={name: sources[name] for name in known})
+
+
+@virtual
+async def test_an_unknown_sources_event_on_a_shared_topic_waits_in_a_tier_until_its_source_is_known() -> None:
+    world = await a_world(a_route())
+    world.rules = _shared("github")
+    async with running(world):
+        await asyncio.sleep(2)
+        await world.put(an_event(id="evt_unknown", source="gitlab", received_at=now()))
+        await world.put(an_event(id="evt_known", received_at=now()))
+        world.log.fail_appends()  # of its successor: it isn't done before that is stored
+        await asyncio.sleep(2)
+        assert await world.unfinished() == 1
+        world.log.fail_appends(0)
+        await asyncio.sleep(5)
+        (waiting,) = world.stored(TOPICS.retry("20s"))
+        assert (waiting.delivery.event.source, waiting.delivery.route) == ("gitlab", "")
+        assert [event for _, event, _ in world.client.made] == ["evt_known"]
+        await asyncio.sleep(100)  # it is looked for again and again
+        assert [event for _, event, _ in world.client.made] == ["evt_known"]
+        world.rules = _shared("github", "gitlab")
+        await asyncio.sleep(100)
+    assert [event for _, event, _ in world.client.made] == ["evt_known", "evt_unknown"]
+    assert await _unfinished(world) == 0
+    assert not world.dead()
 
 
 async def _unfinished(world: World) -> int:

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Self
@@ -30,6 +30,7 @@ ROOM = 256 * 1024
 """Bytes that are left when a disk is about to be full."""
 TMPFS_MIB = 32
 LARGE = bytes(400_000)
+FULL = pytest.mark.full
 
 
 @pytest.mark.timeout(120)
@@ -156,14 +157,31 @@ def _write(wal: Path, at: int, content: bytes) -> None:
         file.write(content)
 
 
+MOVED = {
+    "gateway.db": (
+        "it isn't there any more: it was moved or deleted",
+        "expected the file to which gateway.db-wal belongs, got none",
+    ),
+    "gateway.db-wal": (
+        "gateway.db-wal isn't there any more: it was moved or deleted",
+        "expected gateway.db-wal with what was stored last, got none",
+    ),
+}
+"""What the gateway says of a file that is moved away, and what the next one says that is started without it."""
+
+
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", MOVED)
 async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_was_acknowledged(
-    embedded_place: LogPlace, folder: Path, table: Table
+    embedded_place: LogPlace, folder: Path, table: Table, name: str
 ) -> None:
-    async with Scenario("file moved", embedded_place, folder, table) as scenario:
+    title = "file moved" if name == "gateway.db" else "WAL moved"
+    async with Scenario(title, embedded_place, folder, table) as scenario:
         [gateway] = scenario.gateways
-        file = embedded_place.path
-        old = file.with_name("old.db")
+        file = embedded_place.path.with_name(name)
+        assert file.exists()
+        old = file.with_name("old")
+        why, refusal = MOVED[name]
         async with scenario.load():
             await scenario.acknowledged(150)
             at = time.time()
@@ -172,17 +190,67 @@ async def test_a_file_that_is_moved_under_its_gateway_ends_it_and_has_all_that_w
             assert await gateway.ended(timeout=15) == 1
             line = gateway.lines("log_lost")[-1]
             assert datetime.fromisoformat(line["timestamp"]).timestamp() < at + 1.5
-            ending = "was taken away from its gateway: it isn't there any more: it was moved or deleted"
+            ending = f"was taken away from its gateway: {why}"
             assert ending in line["error"]
             assert ending in gateway.story().splitlines()[-2]  # what the command itself says, on stderr
             gateway.spawn()
             assert await gateway.ended(timeout=15) == 2
-            assert "expected the file to which gateway.db-wal belongs, got none" in gateway.story()
+            assert refusal in gateway.story()
             old.rename(file)
             await gateway.start()
             scenario.explain(at, time.time(), uncommitted=0)
             await scenario.acknowledged(100)
         await scenario.settle()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "how", ["deleted", "emptied", pytest.param("halved", marks=FULL), pytest.param("replaced", marks=FULL)]
+)
+async def test_a_wal_that_loses_acknowledged_events_under_load_ends_its_gateway_and_no_other_goes_on_without_them(
+    folder: Path, how: str
+) -> None:
+    """Nothing brings those events back. But nobody takes what is left for all that there was."""
+    rules = "version: 1\nsources: {shop: {verify: {scheme: none}}}\n"
+    wal = folder / "gateway.db-wal"
+    statuses: list[int] = []
+
+    async def send() -> None:
+        body = bytes(3000)
+        head = f"POST /in/shop HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        while gateway.is_running:
+            with suppress(OSError, IndexError, asyncio.IncompleteReadError):  # its end
+                statuses.append((await post(gateway.port, head.encode() + body))[0])
+
+    async with GatewayProcess(folder, rules=rules, log=f"sqlite:///{folder / 'gateway.db'}") as gateway:
+        senders = [asyncio.create_task(send()) for _ in range(8)]
+        while statuses.count(202) < 200:  # noqa: ASYNC110 - any of them may be the last one that it takes
+            await asyncio.sleep(0.01)
+        match how:
+            case "deleted":
+                wal.unlink()
+            case "emptied":
+                os.truncate(wal, 0)
+            case "halved":
+                os.truncate(wal, wal.stat().st_size // 2)
+            case _:
+                wal.with_name("copy").write_bytes(wal.read_bytes()[: 50 * 8216])
+                wal.with_name("copy").rename(wal)
+        assert await gateway.ended(timeout=15) == 1
+        await asyncio.wait(senders)
+        (line,) = gateway.lines("log_lost")
+        assert "gateway.db was taken away from its gateway: gateway.db-wal " in line["error"]
+        assert set(statuses) <= {202, 503}
+        left = _contents(folder)
+        gateway.spawn()
+        assert await gateway.ended(timeout=15) == 2
+        assert "gateway.db: expected gateway.db-wal with what was stored last, got " in gateway.story()
+        assert _contents(folder) == left
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Return the log's files, but for that of its lock."""
+    return {file.name: file.read_bytes() for file in folder.glob("gateway.db*") if file.suffix != ".lock"}
 
 
 async def _told_of_refusals(gateway: GatewayProcess, since: float) -> None:

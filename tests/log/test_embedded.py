@@ -558,6 +558,29 @@ def wal_emptied(path: Path) -> None:
     os.truncate(path.with_name("gateway.db-wal"), 0)
 
 
+def wal_moved(path: Path) -> None:
+    path.with_name("gateway.db-wal").rename(path.with_name("old.db-wal"))
+
+
+def wal_cut(path: Path) -> None:
+    """By a byte of what was stored last."""
+    wal = path.with_name("gateway.db-wal")
+    os.truncate(wal, wal.stat().st_size - 1)
+
+
+def wal_replaced(path: Path) -> None:
+    wal = path.with_name("gateway.db-wal")
+    wal.with_name("copy.db-wal").write_bytes(wal.read_bytes())
+    wal.with_name("copy.db-wal").rename(wal)
+
+
+def wal_overwritten(path: Path) -> None:
+    """By another log's, as long as it was."""
+    wal = path.with_name("gateway.db-wal")
+    with wal.open("r+b") as file:
+        file.write(os.urandom(wal.stat().st_size))
+
+
 def index_deleted(path: Path) -> None:
     path.with_name("gateway.db-shm").unlink()
 
@@ -575,6 +598,10 @@ TAKEN: dict[Callable[[Path], None], str] = {
     overwritten: "another file was copied over it",
     wal_deleted: "gateway.db-wal isn't there any more",
     wal_emptied: "gateway.db-wal has 0 bytes",
+    wal_moved: "gateway.db-wal isn't there any more",
+    wal_cut: "gateway.db-wal has [0-9]+ bytes, and not all",
+    wal_replaced: "gateway.db-wal is another file now: it was replaced",
+    wal_overwritten: "gateway.db-wal hasn't the content that was written",
     index_deleted: "gateway.db-shm isn't there any more",
     folder_moved: "it isn't there any more",
 }
@@ -689,6 +716,74 @@ async def test_appends_to_a_moved_file_are_not_acknowledged(path: Path, monkeypa
         monkeypatch.setattr(log._writer, "_insert", insert_and_move)
         with pytest.raises(LogUnavailableError, match="was taken away"):
             await append(log, b"a")
+
+
+WAL_TAKEN = (wal_deleted, wal_moved, wal_emptied, wal_replaced, wal_overwritten)
+
+
+@pytest.mark.parametrize("take", WAL_TAKEN, ids=lambda take: take.__name__)
+async def test_nothing_is_acknowledged_into_a_wal_that_is_taken_away_in_the_middle_of_a_store(
+    path: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[Path], None]
+) -> None:
+    """After a truncation, what is written next makes the WAL as long as it was, with zeros before it."""
+    async with opened(path) as log:
+        for number in range(30):
+            await append(log, b"%d" % number + bytes(3000))
+        insert = log._writer._insert
+
+        def take_and_insert(appends: Any) -> Any:
+            take(path)
+            return insert(appends)
+
+        # Between the check before a store and its write there are microseconds, and nothing public stops it there.
+        monkeypatch.setattr(log._writer, "_insert", take_and_insert)
+        with pytest.raises(LogUnavailableError, match=r"was taken away from its gateway: gateway\.db-wal "):
+            await append(log, b"a")
+        monkeypatch.undo()
+        with pytest.raises(LogLostError, match="was taken away from its gateway"):
+            await log.ping()
+
+
+@pytest.mark.parametrize("owner", [True, False])
+@pytest.mark.parametrize("take", [wal_deleted, wal_moved, wal_emptied, wal_cut], ids=lambda take: take.__name__)
+async def test_a_log_without_its_wal_is_refused_and_left_as_it_is(
+    path: Path, take: Callable[[Path], None], *, owner: bool
+) -> None:
+    async with opened(path) as log:
+        for number in range(30):
+            await append(log, b"%d" % number)
+        whole = path.with_name("gateway.db-wal").read_bytes()
+        take(path)
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"a")
+    before = contents(path.parent)
+    got = "none: it was moved or deleted alone" if take in (wal_deleted, wal_moved) else "one of [0-9]+ bytes"
+    with pytest.raises(UsageError, match=rf"expected gateway\.db-wal with what was stored last, got {got}"):
+        await EmbeddedLog.open(path, owner=owner)
+    assert contents(path.parent).items() >= before.items()
+    path.with_name("gateway.db-wal").write_bytes(whole)
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"%d" % number for number in range(30)]
+
+
+async def test_without_a_wal_that_has_nothing_of_its_own_a_log_is_whole(path: Path) -> None:
+    """All of it is in the file by then; and without its index nobody knows of it."""
+    async with opened(path) as log:
+        await append(log, b"a")
+        log._file.writer.execute("PRAGMA wal_checkpoint").fetchall()
+        wal_deleted(path)
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"b")
+    assert path.with_name("gateway.db-shm").exists()
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"a"]
+        await append(log, b"c")
+        path.with_name("gateway.db-wal").unlink()
+        with pytest.raises(LogUnavailableError):
+            await append(log, b"d")
+    path.with_name("gateway.db-shm").unlink()
+    async with opened(path) as log:
+        assert [record.value for record in await stored(log)] == [b"a"]
 
 
 async def test_a_ping_reports_a_file_that_was_taken_away_though_nobody_appends(path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from gateway.log.kafka.topic_settings import exact_partition_problems
 from gateway.log.topics import TIERS, Topics
 from gateway.model import RulesError
 
@@ -33,6 +34,16 @@ def test_sources_that_share_a_topic_have_one() -> None:
 def test_events_never_share_a_topic_of_the_gateways_own(name: str) -> None:
     with pytest.raises(RulesError, match="expected a name for events"):
         Topics().specs(["gateway.events.github", name])
+
+
+def test_the_control_topic_alone_has_to_keep_one_partition() -> None:
+    """All but the first partition of it would be ignored: no command would be read there."""
+    specs = Topics("x.").specs(["x.events.github"], [("build", "ci")])
+    grown = {spec.name: list(exact_partition_problems(spec, spec.partitions + 1)) for spec in specs}
+    (problem,) = grown.pop("x.control")
+    assert problem.startswith("partitions: expected exactly 1, got 2; records in other partitions are ignored")
+    assert not any(grown.values())
+    assert not [problem for spec in specs for problem in exact_partition_problems(spec, spec.partitions)]
 
 
 @pytest.mark.parametrize("place", [("build", "ci"), ("a.to.b", "c"), ("a", "to.b.c"), ("a_b", "c"), ("x-1", "y..z")])

@@ -105,6 +105,44 @@ async def test_the_results_of_ordered_kicks_are_kept_apart() -> None:
         await publish(log, answer)
 
 
+async def test_an_answer_is_not_that_of_a_second_command_given_before_the_first_was_announced() -> None:
+    log = await a_log()
+    client = ControlClient(log, TOPICS)
+    name, place = "destination/ci", tried_name("build", "ci", 0)
+
+    async def carry_out(covers_below: int, *, at: float, count: int) -> None:
+        marks = (
+            ControlRecord(kind="marker", name=f"hold/kick/{name}", state="done", at=at),
+            ControlRecord(kind="marker", name=place, state="done", at=at, tried=count),
+            ControlRecord(
+                kind="marker",
+                name=f"kick/{name}",
+                state="done",
+                at=at,
+                covers_commands_below=covers_below,
+                count=count,
+            ),
+        )
+        for mark in marks:
+            await publish(log, mark)
+
+    first, second = await client.kick(name), await client.kick(name)
+    assert second.offset == first.offset + 1
+    await carry_out(second.offset, at=1.0, count=7)
+    answer = await client.finished(first, timeout=0)
+    assert answer is not None
+    assert answer.count == 7
+    assert (await client.ordered_outcomes(first))[place].tried == 7
+    assert await client.finished(second, timeout=0) is None
+    await publish(log, ControlRecord(kind="marker", name=f"hold/kick/{name}", state="done", at=2.0))
+    await publish(log, ControlRecord(kind="marker", name=place, state="done", at=2.0, tried=3))
+    assert (await client.ordered_outcomes(second))[place].tried == 3
+    await carry_out(second.offset + 1, at=2.0, count=3)
+    answer = await client.finished(second, timeout=0)
+    assert answer is not None
+    assert answer.count == 3
+
+
 async def test_a_replay_covers_the_dead_letters_at_its_start() -> None:
     log = await a_log()
     for number in range(8):

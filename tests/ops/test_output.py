@@ -8,6 +8,7 @@ import pytest
 
 from gateway.ops.output import Output, body_fields, body_text, hex_dump, json_line, rfc3339
 from gateway.telemetry.logs import printable
+from tests.telemetry.test_logs import CONTROLS
 
 
 def test_foreign_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +21,22 @@ def test_foreign_control_characters_do_not_reach_the_terminal(capsys: pytest.Cap
     assert "a\\x1b[31mbc\\rd" in out
     assert "one\n\\x1b]0;title\\x07two\\x9b" in out
     assert "\\x1b[2J" in out
+
+
+def test_each_control_of_a_terminal_or_of_direction_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(json=False)
+    for char in CONTROLS:
+        text = f"a{char}b"
+        output.print(text, (text, "bold"))
+        output.note(text)
+        output.fail(text)
+        output.table([], [[text]])
+        output.block(text)
+    captured = capsys.readouterr()
+    kept = {"\n", "\t"}  # a block's own
+    assert not set(captured.out + captured.err) & (set(CONTROLS) - kept)
+    for char in set(CONTROLS) - kept:
+        assert f"a{char.encode('unicode_escape').decode()}b" in captured.out
 
 
 def test_markup_in_a_name_is_a_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +98,14 @@ def test_times_for_scripts_are_in_utc() -> None:
 def test_invalid_utf8_in_a_name_is_escaped_in_json() -> None:
     assert json_line({"key": "a\udcff"}) == '{"key": "a\\udcff"}'
     assert json.loads(json_line({"key": "ü"})) == {"key": "ü"}
+
+
+def test_json_has_nothing_in_it_that_a_terminal_takes_for_an_order() -> None:
+    for char in CONTROLS:
+        for fields in ({"key": f"a{char}b"}, {"key": f"a{char}b", "lone": "\udcff"}):
+            text = json_line(fields)
+            assert text.isprintable(), text
+            assert json.loads(text) == fields
 
 
 def test_a_gauge_shows_progress_on_a_terminal(

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine import tiers
-from gateway.engine.control.records import ControlRecord, decode
+from gateway.engine.control.records import ControlRecord, Selection, decode
 from gateway.engine.delivery.lanes import BURST
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
@@ -34,7 +34,7 @@ from gateway.model import (
 )
 from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
-from tests.simulation.plan import GRACEFUL, HANDOVER, RECREATE, RETENTION, Plan, RouteSpec
+from tests.simulation.plan import GRACEFUL, HANDOVER, NARROWED, RECREATE, RETENTION, Plan, RouteSpec
 
 TOPICS = Topics()
 ROUTER = TOPICS.group(ROUTER_GROUP)
@@ -132,6 +132,8 @@ class Row:
     at: float
     writer: str
     value: bytes
+    appended_at: float
+    """By the clock of its partition's leader, as a Unix time."""
     number: int = -1
     event: Event | None = None
     stored: StoredDelivery | None = None
@@ -269,7 +271,7 @@ class Ledger:
         self._evicted_at: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._loose: dict[str, set[Key]] = defaultdict(set)
         """What a process may have in flight from revoked partitions: a late append, an attempt that hangs."""
-        self._replays: list[tuple[str, str, Mapping[str, int], float, bool]] = []
+        self._replays: list[_Replay] = []
         self._kicks: dict[str, dict[int, float]] = {}
         """When kicks were given that aren't answered yet, by key and offset."""
         self._owners_killed = 0
@@ -303,7 +305,7 @@ class Ledger:
                 self._see_order(decode(record.key, record.value), record.offset)
         if not partition.topic.startswith(OF_EVENTS):
             return
-        row = Row(partition, record.offset, self._now(), client.name, record.value)
+        row = Row(partition, record.offset, self._now(), client.name, record.value, record.appended_at)
         row.is_of_evicted = self.is_zombie(client.name)
         self.rows[partition][record.offset] = row
         self._appended[partition, record.offset, record.appended_at] = row
@@ -853,9 +855,14 @@ class Ledger:
             if other.offset < row.offset and row.at - other.at < window + slack:
                 yield other
 
-    def replayed(self, name: str, route: str, ends: Mapping[str, int], *, is_of_undelivered: bool) -> None:
-        """Note that an operator wants the events of a route, up to these ends, once more, or what is undelivered."""
-        self._replays.append((name, route, ends, self._now(), is_of_undelivered))
+    def replayed(self, name: str, which: Selection, ends: Mapping[str, int]) -> None:
+        """Note that an operator wants events of a route, up to these ends, once more, or what is undelivered."""
+        self._replays.append(_Replay(name, which, ends, self._now()))
+
+    def place_of(self, number: int) -> Row | None:
+        """Return the record of an event, the last one if it was stored again; None if there is none."""
+        found = [row for rows in self.rows.values() for row in rows.values() if row.number == number]
+        return max([row for row in found if row.stored is None], key=lambda row: row.at, default=None)
 
     def _is_nowhere(self, row: Row, trail: Trail) -> bool:
         """Return whether an event of an unknown source was forgotten: no rules name it, and no record carries it."""
@@ -1126,11 +1133,12 @@ class Ledger:
                 yield from [row for row in rows.values() if row.event is not None and self.unfinished(row, ROUTER)]
 
     def _check_replays(self) -> None:
-        for name, wanted, ends, since, is_of_undelivered in self._replays:
-            for partition, rows in self.rows.items():
-                end = ends.get(f"{partition.topic}/{partition.number}", 0)
-                for row in rows.values() if end else ():
-                    if row.offset >= end or row.event is None or row.is_deleted or self.may_be_dropped(row):
+        for replay in self._replays:
+            name, which, _, since = replay
+            self._check_part(replay)
+            for rows in self.rows.values():
+                for row in rows.values():
+                    if row.event is None or not replay.is_for(row) or row.is_deleted or self.may_be_dropped(row):
                         continue
                     if any(
                         row.event.source not in version.sources for version in self.rules_versions(since, self._now())
@@ -1142,19 +1150,35 @@ class Ledger:
                             each.stored.metadata for trail in trails for each in trail.rows if each.stored is not None
                         ]
                         is_replayed = any(note.replay == name for note in notes)
-                        if route == wanted and is_of_undelivered:
+                        if route != which.route or which.destination not in (None, to):
+                            continue
+                        if which.undelivered:
                             self._check_undelivered(name, row, trails, is_replayed=is_replayed)
-                        elif route == wanted and not is_replayed:
+                        elif not is_replayed:
                             self.violate("12 nothing is skipped", f"replay {name} left out {route}→{to}", [row])
 
         self._check_ids_of_replays()
+
+    def _check_part(self, replay: "_Replay") -> None:
+        """A replay brings nothing that wasn't asked for: of another route or destination, or of other events."""
+        # Of one whose append was reported as failed there may be two records, and one has its place.
+        wanted = {row.number for row in self._appended.values() if row.stored is None and replay.is_for(row)}
+        for trail in self.trails.values():
+            for row in trail.rows:
+                if row.stored is None or row.stored.metadata.replay != replay.name:
+                    continue
+                delivery = row.stored.delivery
+                is_there = delivery.route == replay.which.route
+                is_there &= replay.which.destination in (None, delivery.destination)
+                if not is_there or row.number not in wanted:
+                    self.violate("12 a replay is of what was asked for", f"replay {replay.name} brought more", [row])
 
     def _check_undelivered(self, name: str, row: Row, trails: Sequence[Trail], *, is_replayed: bool) -> None:
         """Where all is known of how events were routed, a replay brings what nobody has, and nothing else.
 
         A kill within the moment in which a process has new rules and hasn't said so makes that wrong of some events.
         """
-        if not set(self.plan.faults) <= {*GRACEFUL, RECREATE, "reload", "order", "trouble", "gap", "poison"}:
+        if not set(self.plan.faults) <= {*GRACEFUL, RECREATE, NARROWED, "reload", "order", "trouble", "gap", "poison"}:
             return
         if not any(trail.attempts or trail.rows for trail in trails):
             self.violate("31 what is undelivered", f"replay {name} left out what nobody has delivered", [row])
@@ -1568,6 +1592,27 @@ def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
     """Return the offsets that a commit calls done."""
     bits = int.from_bytes(commit.done, "little")
     return [offset for offset in offsets if offset < commit.base or bits >> (offset - commit.base) & 1]
+
+
+class _Replay(NamedTuple):
+    """A replay, which events it is of, up to where, and when it was asked for."""
+
+    name: str
+    which: Selection
+    ends: Mapping[str, int]
+    since: float
+
+    def is_for(self, row: Row) -> bool:
+        """Return whether a record is an event that it is of, whatever the route matches."""
+        which, place = self.which, f"{row.partition.topic}/{row.partition.number}"
+        return (
+            row.stored is None
+            and row.event is not None
+            and which.starts.get(place, row.offset + 1) <= row.offset < self.ends.get(place, 0)
+            and row.appended_at >= which.since
+            and (which.until is None or row.appended_at < which.until)
+            and which.source in (None, row.event.source)
+        )
 
 
 def _is_for(order: ControlRecord, at: float, row: Row) -> bool:

@@ -62,6 +62,9 @@ OFFSETS = "offsets"
 REFUSALS = "refusals"
 """Partitions of the shortest tier, or of the dead letters, take no appends though they can be read, one of them or all,
 while a kick, a resume or a replay injects: added to any others."""
+NARROWED = "narrowed"
+"""A route that wasn't there gets a part of what it has missed by a replay that is narrowed, and the rest by others:
+added to any others."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -165,6 +168,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_recreated_topics(_stream(seed, "remake"), world)
     world = _with_hurried_reloads(_stream(seed, "hurried"), world)
     world = _with_refusals(_stream(seed, "refused"), world)
+    world = _with_narrowed_replays(_stream(seed, "narrowed"), world)
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -185,6 +189,7 @@ def plan_of(seed: int) -> Plan:
         *_moves(_stream(seed, "moves"), world),
         *_unknown_offsets(_stream(seed, "unknown offsets"), world),
         *_refusals(_stream(seed, "refusals"), world),
+        *_narrowed_replays(_stream(seed, "narrowed replays"), world),
     ]
     if RESTARTS.intersection([step.do for step in steps]):
         steps = [step for step in steps if not (step.do == "remake" and step.what["kind"] == "control")]
@@ -333,6 +338,25 @@ def _with_refusals(random: Random, world: Plan) -> Plan:
         return world
     order = () if "order" in world.faults else ("order",)
     return replace(world, faults=(*world.faults, *order, REFUSALS), is_kicked=False)
+
+
+def _with_narrowed_replays(random: Random, world: Plan) -> Plan:
+    """Add replays of a part to some, beside any other fault, or where all that was routed by what rules is known.
+
+    Mostly of a route from two sources and to two destinations, or there were nothing to leave out.
+    """
+    if random.random() > 0.06 or GATEWAY_VERSIONS in world.faults:
+        return world
+    faults = world.faults
+    if random.random() < 0.6:
+        faults = tuple(fault for fault in faults if fault in {*GRACEFUL, "reload", "order", "trouble", "gap"})
+    faults += tuple(fault for fault in ("reload", "order") if fault not in faults)
+    world = replace(world, faults=(*faults, NARROWED), is_kicked=False)
+    if random.random() < 0.2:
+        return world
+    sources = tuple(dict.fromkeys((*world.sources, "s1")))
+    first = replace(world.routes[0], sources=sources, to=tuple(random.sample(sorted(world.destinations), 2)))
+    return replace(world, sources=sources, routes=(first, *world.routes[1:]))
 
 
 def _with_hurried_reloads(random: Random, world: Plan) -> Plan:
@@ -708,6 +732,46 @@ def _refusals(random: Random, world: Plan) -> Iterable[Step]:
         at += random.choice((3.0, 20.0)) * random.random()
         yield replace(orders[1], at=round(at, 6))
         yield replace(end, at=round(at + random.choice((1.0, 30.0)) * random.random(), 6))
+
+
+def _narrowed_replays(random: Random, world: Plan) -> Iterable[Step]:
+    """A route that comes late, a replay of a part of what it has missed, another of that, and one of what is left."""
+    if NARROWED not in world.faults:
+        return
+    route = random.choice((world.routes[0], random.choice(world.routes)))
+    yield Step(0.0, "reload", {"without": [route.name], "policies": {}, "lag": 0.0})
+    at, number = random.uniform(2.0, world.horizon), 9500
+    marks = [round(at, 6)]
+    for _ in range(random.choice((2, 2, 3))):
+        yield from _burst(random, world, at, number)
+        number += 20
+        at += random.uniform(0.5, 5.0)
+        marks.append(round(at, 6))
+        at += 0.1
+    yield Step(round(at, 6), "reload", {"without": [], "policies": {}, "lag": random.choice((0.0, 0.5))})
+    at += random.choice((1.0, 3.0, 20.0))
+    for count in range(random.choice((1, 1, 2))):
+        part: dict[str, Any] = {"destination": random.choice(route.to), "source": random.choice(route.sources)}
+        part |= {"since": random.choice(marks), "until": random.choice(marks)}
+        if part["since"] >= part["until"]:
+            del part[random.choice(("since", "until"))]
+        kept = random.sample(sorted(part), random.choice((1, 1, 2, len(part))))
+        again: dict[str, Any] = {"kind": "again", "name": f"n{count}", "route": route.name}
+        again |= {"rate": random.choice((None, None, 5.0)), "undelivered": random.random() < 0.5}
+        again["part"] = {name: part[name] for name in kept}
+        yield Step(round(at, 6), "order", again)
+        yield from _burst(random, world, at + random.uniform(-0.5, 2.0), number)
+        number += 20
+        at += random.choice((0.2, 5.0, 30.0)) * random.uniform(0.5, 1.0)
+    if random.random() < 0.5:  # one event of the first two bursts
+        one: dict[str, Any] = {"event": random.choice((9500, 9501, 9520, 9521))}
+        if random.random() < 0.5:
+            one["destination"] = random.choice(route.to)
+        again = {"kind": "again", "name": "n8", "route": route.name, "rate": None, "part": one}
+        yield Step(round(at, 6), "order", again)
+        at += random.choice((0.2, 30.0))
+    rest = {"kind": "again", "name": "n9", "route": route.name, "rate": None, "undelivered": True}
+    yield Step(round(at, 6), "order", rest)
 
 
 def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[Step]:

@@ -559,17 +559,28 @@ class World:
                 topics = set(self.rules_versions[-1][0].topics.values())
                 places = {f"{p.topic}/{p.number}": p for p in self.broker.segments if p.topic in topics}
                 ends = {place: self.broker.segments[p].end for place, p in places.items()}
+                starts = dict.fromkeys(places, 0)
+                part = what.get("part", {})
+                if "event" in part:  # from where it is, to there
+                    found = self.ledger.place_of(part["event"])
+                    if found is None:
+                        return
+                    starts = {f"{found.partition.topic}/{found.partition.number}": found.offset}
+                    ends = {place: offset + 1 for place, offset in starts.items()}
                 selection = Selection(
                     route=what["route"],
-                    since=at - 1e6,
+                    destination=part.get("destination"),
+                    source=part.get("source"),
+                    since=EPOCH + part["since"] if "since" in part else at - 1e6,
+                    until=EPOCH + part["until"] if "until" in part else None,
                     rate=what["rate"],
-                    starts=dict.fromkeys(places, 0),
+                    starts=starts,
                     undelivered=what.get("undelivered", False),
                 )
                 order = ControlRecord(
                     kind="replay", name=name, state="asked", at=at, checkpoint=ends, selection=selection
                 )
-                self.ledger.replayed(name, what["route"], ends, is_of_undelivered=selection.undelivered)
+                self.ledger.replayed(name, selection, ends)
             case _:
                 word, _, which = what["for"].partition("/")
                 segments = {f"{p.topic}/{p.number}": self.broker.segments[p] for p in self.broker.of(TOPICS.dead)}

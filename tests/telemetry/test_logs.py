@@ -200,6 +200,25 @@ def test_senders_texts_cannot_control_a_terminal_or_begin_a_line(pipe: tuple[int
     assert r"\u202egnp" in text
 
 
+# C0, DEL, C1, the separators of lines and paragraphs, and the embeddings, overrides and isolates of direction
+# (https://www.unicode.org/reports/tr9/#Directional_Formatting_Characters).
+CONTROLS = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A))]
+
+
+@pytest.mark.parametrize("as_json", [True, False], ids=["json", "text"])
+def test_each_control_of_a_terminal_or_of_direction_is_escaped(pipe: tuple[int, int], *, as_json: bool) -> None:
+    def say() -> None:
+        logger = get_logger("x")
+        for char in CONTROLS:
+            logger.info("request_finished", type=f"a{char}b", types=[f"a{char}b"], lone=f"\udcff{char}b")
+
+    text = logged(pipe, say, as_json=as_json)
+    assert text.count("\n") == len(CONTROLS)
+    assert not set(CONTROLS) & set(text.replace("\n", ""))
+    if as_json:
+        assert [json.loads(line)["type"] for line in text.splitlines()] == [f"a{char}b" for char in CONTROLS]
+
+
 def refuse() -> None:
     raise ValueError(HOSTILE)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gateway.log.embedded.file_check import FileCheck
+from gateway.log.embedded.file_check import FileCheck, refuse_shortened_wal
 from gateway.log.embedded.lock import Lock, prevent_checkpoint, refuse_other_name
 from gateway.log.embedded.statements import APPLICATION_ID, MIN_SQLITE_VERSION, SCHEMA, SCHEMA_VERSION
 from gateway.log.monotonic import MonotonicClock
@@ -41,6 +41,7 @@ class File:
             else:
                 path.stat()  # SQLite would make a file.
                 refuse_other_name(path)
+            refuse_shortened_wal(path)
             self.writer = self._connect()
             try:
                 _prepare(self.writer, path, may_create=is_owner)
