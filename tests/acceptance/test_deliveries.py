@@ -90,12 +90,12 @@ async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_i
 
 
 async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
-    place: LogPlace, folder: Path, *, is_full: bool
+    long_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     count = 2000 if is_full else 200
     async with Sink(path="/ci") as ci, Sink(path="/other") as other:
         rules = PATIENT.format(ci=ci.url, other=other.url)
-        async with _gateway(folder, place, rules) as gateway, operators(place) as orders:
+        async with _gateway(folder, long_place, rules) as gateway, operators(long_place) as orders:
             load = Load(gateway.port, rate=500)
             await load.send(count)
             await all_delivered(load.acknowledged, ci, other, timeout=10)
@@ -121,11 +121,11 @@ async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
             await load.send(count)
             await _carried_out(orders, placed)
             await all_delivered(load.acknowledged, ci, timeout=3 * DUE_MARGIN)
-            await _until_nothing_is_left(place)
+            await _until_nothing_is_left(long_place)
             if is_full:
                 await asyncio.sleep(DUE_MARGIN)
             ledger = Ledger.of(ci, load.acknowledged)
-            report(f"paused, parked, resumed, {place.kind}: {len(exposed)} exposed to the kill", ledger)
+            report(f"paused, parked, resumed, {long_place.kind}: {len(exposed)} exposed to the kill", ledger)
             assert ledger.lost == 0, gateway.story()
             # The kill may repeat what wasn't committed, of which each is parked once more; the resume nothing.
             repeated = {event: times for event, times in deliveries(ci).items() if times > 1}

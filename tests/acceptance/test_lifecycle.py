@@ -74,10 +74,10 @@ async def test_sigterm_under_load_ends_in_time_without_loss_and_without_a_duplic
             assert load.statuses().keys() <= {202, 503, 0}
 
 
-async def test_rules_are_reloaded_under_load_and_bad_ones_are_refused(place: LogPlace, folder: Path) -> None:
+async def test_rules_are_reloaded_under_load_and_bad_ones_are_refused(long_place: LogPlace, folder: Path) -> None:
     async with Sink(path="/first") as first, Sink(path="/second") as second:
         one, other = [text.format(first=first.url, second=second.url) for text in (ONE, OTHER)]
-        async with GatewayProcess(folder, rules=one, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=one, log=long_place.url, prefix=long_place.prefix) as gateway:
             load = Load(gateway.port, rate=300)
             sending = asyncio.create_task(load.send_for(10))
             await first.received(50)
@@ -104,7 +104,7 @@ async def test_rules_are_reloaded_under_load_and_bad_ones_are_refused(place: Log
             counts = deliveries(first) + deliveries(second)
             lost = load.acknowledged.keys() - counts.keys()
             report(
-                f"reloaded twice, {place.kind}: {load.acknowledged_count} acknowledged, {len(lost)} lost, "
+                f"reloaded twice, {long_place.kind}: {load.acknowledged_count} acknowledged, {len(lost)} lost, "
                 f"{sum(counts.values()) - len(counts)} duplicated; {dict(load.statuses())}"
             )
             assert not lost, gateway.story()

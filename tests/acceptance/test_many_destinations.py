@@ -69,6 +69,7 @@ def the_rules(size: Size, url_of: Callable[[int], str]) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(1200)
 async def test_a_fifth_of_all_destinations_dies_and_the_others_do_not_notice(
     long_place: LogPlace, folder: Path, *, is_full: bool

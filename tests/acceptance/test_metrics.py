@@ -77,14 +77,14 @@ async def test_events_times_matched_destinations_are_deliveries_finished_and_pen
 
 
 async def test_counters_of_several_processes_add_up_over_a_chaotic_run(
-    place: LogPlace, tmp_path: Path, *, is_full: bool
+    long_place: LogPlace, tmp_path: Path, *, is_full: bool
 ) -> None:
     """Destinations that fail and come back, one that is gone, a pause: each delivery ends in somebody's books, once.
 
     Nothing is killed: a crash repeats, and counts again what it repeats.
     """
     events = 3000 if is_full else 240
-    count = 3 if place.is_kafka else 1  # a file is one process's
+    count = 3 if long_place.is_kafka else 1  # a file is one process's
     scraped: list[Metrics] = []
     async with Sink(200) as good, Sink(503, 200, 500, 200, 200) as flaky, Sink(410) as gone:
         rules = CHAOS.format(good=good.url, flaky=flaky.url, gone=gone.url)
@@ -94,14 +94,16 @@ async def test_counters_of_several_processes_add_up_over_a_chaotic_run(
             for folder in folders:
                 folder.mkdir()
                 beside = gateways[0] if gateways else None
-                gateway = GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix, beside=beside)
+                gateway = GatewayProcess(
+                    folder, rules=rules, log=long_place.url, prefix=long_place.prefix, beside=beside
+                )
                 gateways.append(await stack.enter_async_context(gateway))
             load = Load(gateways[0].port, rate=300)
             await load.send(events // 2)
-            async with operators(place) as orders:
+            async with operators(long_place) as orders:
                 await orders.pause("destination/good")
             await load.send(events // 2)
-            async with operators(place) as orders:
+            async with operators(long_place) as orders:
                 await orders.resume("destination/good")
             for _ in range(120):
                 scraped = [await gateway.metrics() for gateway in gateways]
@@ -111,7 +113,7 @@ async def test_counters_of_several_processes_add_up_over_a_chaotic_run(
             for gateway in gateways:
                 assert await gateway.stop() == 0
     total = _ended(scraped)
-    report(f"{events} events by {count} processes, {place.kind}: {total:g} deliveries ended")
+    report(f"{events} events by {count} processes, {long_place.kind}: {total:g} deliveries ended")
     assert _sum(scraped, "gateway_events_total") == events == load.statuses()[202]
     assert _sum(scraped, "gateway_requests_total", status="202") == events
     assert _sum(scraped, "gateway_deliveries_total", outcome="delivered") == events * 2

@@ -47,21 +47,21 @@ RECOVERY = 3.0
 
 @pytest.mark.timeout(600)
 async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch_a_kill(
-    place: LogPlace, folder: Path, *, is_full: bool
+    long_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     """The events came before there was the route: whatever its destination gets is the replay's."""
     count, rate = (50_000, 1000.0) if is_full else (2000, 500.0)
-    topics = Topics(place.prefix)
+    topics = Topics(long_place.prefix)
     async with Sink(path="/first") as first, Sink(path="/second") as second:
         rules = LIVE.format(first=first.url, second=second.url)
-        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
             load = Load(gateway.port, rate=1500)
             await load.send(count)
             await all_delivered(load.acknowledged, first, timeout=60)
             assert await gateway.stop() == 0
             gateway.rules.write_text(WITH_ANOTHER.format(first=first.url, second=second.url))
             await gateway.start()
-            log = await open_log(from_sources({"log": place.url}, {}), owner=False)
+            log = await open_log(from_sources({"log": long_place.url}, {}), owner=False)
             try:
                 window = await window_of(log, [topics.events("github")], 0.0, None)
                 selection = Selection(route="another", since=0.0, rate=rate, starts=window.starts)
@@ -87,7 +87,7 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             repeated = Counter(bisect_right([killed_at for killed_at, _ in recoveries], at) for at in again)
             most = rate + 2 * max(1, rate * RATE_STEP)
             batch = min(CHECKPOINT_EVERY, most * CHECKPOINT_INTERVAL)
-            title = f"replay of {count} at {rate:g}/s, killed {KILLS} times, {place.kind}"
+            title = f"replay of {count} at {rate:g}/s, killed {KILLS} times, {long_place.kind}"
             report(
                 f"{title}: {repeated.total()} injected twice, after one kill {max(repeated.values(), default=0)}, "
                 f"at most {busiest} in a second, {len(steps)} steps told",
@@ -106,11 +106,11 @@ async def test_a_replay_that_is_killed_skips_nothing_and_repeats_at_most_a_batch
             assert told == sorted(told)
 
 
-async def test_each_number_that_a_replay_reports_matches_its_destination(place: LogPlace, folder: Path) -> None:
+async def test_each_number_that_a_replay_reports_matches_its_destination(long_place: LogPlace, folder: Path) -> None:
     """A route comes late, while events go on coming; each command's numbers are held against the destination's."""
 
     async def call(*words: str) -> str:
-        flags = (f"--log={place.url}", f"--topic-prefix={place.prefix}", f"--rules={gateway.rules}")
+        flags = (f"--log={long_place.url}", f"--topic-prefix={long_place.prefix}", f"--rules={gateway.rules}")
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "gateway", *words, *flags, cwd=ROOT, stdout=PIPE, stderr=STDOUT
         )
@@ -125,7 +125,7 @@ async def test_each_number_that_a_replay_reports_matches_its_destination(place: 
 
     async with Sink(path="/first") as first, Sink(path="/second") as second:
         rules = LIVE.format(first=first.url, second=second.url)
-        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
             load, stopped = Load(gateway.port, rate=40), asyncio.Event()
             sending = asyncio.create_task(load.send_until(stopped))
             await asyncio.sleep(2)
@@ -160,7 +160,9 @@ async def test_each_number_that_a_replay_reports_matches_its_destination(place: 
             await second.received(2 * len(came) + 1, timeout=30)
             twice = Counter(request.header("gateway-event-id") for request in second.requests)
             assert twice == dict.fromkeys(came, 2) | {event: 3}
-            report(f"replay of what a route missed, {place.kind}: {missed} of {len(came)} queued, each delivered once")
+            report(
+                f"replay of what a route missed, {long_place.kind}: {missed} of {len(came)} queued, each delivered once"
+            )
 
 
 async def _injections(log: Log, topics: Topics, order: ControlRecord) -> tuple[set[str], list[float], int]:

@@ -83,6 +83,7 @@ def packed(event: str) -> bytes:
     return bytes.fromhex(event.removeprefix("evt_"))
 
 
+@pytest.mark.full
 @pytest.mark.timeout(3000)
 async def test_the_processs_resources_return_to_their_start(
     long_place: LogPlace, folder: Path, *, is_full: bool

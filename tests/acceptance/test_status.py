@@ -135,16 +135,16 @@ class Keyed(Load):
         return b'{"n":%d,"k":%d}' % (number, number % 5)
 
 
-async def test_a_kick_of_an_ordered_route_reports_its_responses(place: LogPlace, folder: Path) -> None:
+async def test_a_kick_of_an_ordered_route_reports_its_responses(long_place: LogPlace, folder: Path) -> None:
     answers = [404]
     async with Sink(lambda _: answers[-1]) as two:
         rules = HALTING.format(two=two.url)
-        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
             await Keyed(gateway.port, rate=50).send(20)
             await gateway.until("gateway_ordered_halted_keys", 5)
             assert len(two.requests) == 5
             kick = "gateway destination kick two"
-            told = await _call(gateway, place, kick)
+            told = await _call(gateway, long_place, kick)
             halted, step = told.splitlines()
             assert halted == (
                 "kicked destination two: nothing waited for a retry; "
@@ -152,8 +152,8 @@ async def test_a_kick_of_an_ordered_route_reports_its_responses(place: LogPlace,
             )
             assert step == "  gateway status two"
             assert len(two.requests) == 10
-            await _call(gateway, place, "gateway destination pause two")
-            told = await _call(gateway, place, kick)
+            await _call(gateway, long_place, "gateway destination pause two")
+            told = await _call(gateway, long_place, kick)
             paused, step = told.splitlines()
             assert paused == (
                 "kicked destination two: nothing waited for a retry; it is paused; "
@@ -162,33 +162,33 @@ async def test_a_kick_of_an_ordered_route_reports_its_responses(place: LogPlace,
             assert step == "  gateway destination resume two"
             assert len(two.requests) == 10
             answers.append(200)
-            await _call(gateway, place, "gateway destination resume two")
+            await _call(gateway, long_place, "gateway destination resume two")
             await gateway.until("gateway_ordered_lag_records", 0)
             assert len(await two.received(30)) == 30
 
 
-async def test_an_open_breaker_without_a_delivery_to_probe_it_is_not_wrong(place: LogPlace, folder: Path) -> None:
+async def test_an_open_breaker_without_a_delivery_to_probe_it_is_not_wrong(long_place: LogPlace, folder: Path) -> None:
     answers = [500]
     async with Sink(lambda _: answers[-1]) as three:
         rules = DYING.format(three=three.url)
-        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
             asked = (f"--admin=http://127.0.0.1:{gateway.admin_port}", f"--rules={gateway.rules}")
             await Load(gateway.port, rate=20).send(5)
             await gateway.until("gateway_breaker_open", 1, destination="three")
             answers.append(200)
-            await _call(gateway, place, "gateway dead drop --destination three")
-            told = await _call(gateway, place, "gateway destination kick three")
+            await _call(gateway, long_place, "gateway dead drop --destination three")
+            told = await _call(gateway, long_place, "gateway destination kick three")
             assert "nothing was waiting; where a breaker is open, the next delivery is the probe" in told
-            code, [row] = await _status(place, *asked)
+            code, [row] = await _status(long_place, *asked)
             assert (code, row["what"], row["needs_attention"], row["until"]) == (0, "destination three", False, None)
             assert row["why"].startswith("breaker opened after 500; not tried by this process since ")
             assert row["next"] == []
-            assert await _status(place, *asked) == (code, [row]), "nothing of it moves"
+            assert await _status(long_place, *asked) == (code, [row]), "nothing of it moves"
             for _ in range(3):
                 await Load(gateway.port, rate=20).send(1)
                 await asyncio.sleep(0.3)
             await gateway.until("gateway_breaker_open", 0, destination="three")
-            assert await _status(place, *asked) == (0, [])
+            assert await _status(long_place, *asked) == (0, [])
         assert len(three.requests) == 8
 
 
