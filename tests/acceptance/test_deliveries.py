@@ -53,7 +53,7 @@ DUE_MARGIN = 6.5
 
 
 async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_its_attempts(
-    place: LogPlace, folder: Path
+    long_place: LogPlace, folder: Path
 ) -> None:
     is_down = True
 
@@ -63,7 +63,7 @@ async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_i
             return TOO_EARLY if is_down else 200
         return 200 if attempt == 3 else TOO_EARLY
 
-    async with Sink(script) as ci, _gateway(folder, place, RETRIED.format(ci=ci.url)) as gateway:
+    async with Sink(script) as ci, _gateway(folder, long_place, RETRIED.format(ci=ci.url)) as gateway:
         load = Load(gateway.port, rate=500)
         await load.send(3)
         await ci.received(9)
@@ -74,7 +74,7 @@ async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_i
 
         is_down = False
         before = len(ci.requests)
-        async with operators(place) as orders:
+        async with operators(long_place) as orders:
             await _carried_out(orders, await orders.resolve("replay", DeadFilter(route="build")))
             await ci.received(before + 5, timeout=DUE_MARGIN)
             await _carried_out(orders, await orders.resolve("replay", DeadFilter(route="build")))
@@ -86,7 +86,7 @@ async def test_a_delivery_is_retried_then_dead_lettered_and_a_replay_makes_all_i
         assert finished.count == 0  # what was replayed isn't a dead letter any more
         assert Counter(request.header("gateway-delivery-id") for request in replayed).keys() == set(ids)
         assert Counter(request.header("gateway-attempt") for request in replayed) == {"1": 3, "2": 1, "3": 1}
-        report(f"retry, dead letter, replay, {place.kind}: 3 acknowledged, 3 dead, 3 delivered by the replay")
+        report(f"retry, dead letter, replay, {long_place.kind}: 3 acknowledged, 3 dead, 3 delivered by the replay")
 
 
 async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
@@ -133,10 +133,10 @@ async def test_deliveries_of_a_paused_route_are_parked_and_made_once_on_resume(
             assert set(repeated.values()) <= {2}, gateway.story()
 
 
-async def test_a_kick_retries_waiting_deliveries_at_once(place: LogPlace, folder: Path) -> None:
+async def test_a_kick_retries_waiting_deliveries_at_once(long_place: LogPlace, folder: Path) -> None:
     async with Sink(500, path="/ci") as ci, Sink(path="/other") as other:
         rules = PATIENT.format(ci=ci.url, other=other.url)
-        async with _gateway(folder, place, rules) as gateway, operators(place) as orders:
+        async with _gateway(folder, long_place, rules) as gateway, operators(long_place) as orders:
             load = Load(gateway.port, rate=500)
             await load.send(4)
             await ci.received(4)

@@ -63,16 +63,16 @@ destination waits for a second or more."""
 
 @pytest.mark.timeout(800)
 async def test_destinations_in_every_bad_state_do_not_delay_a_healthy_one(
-    place: LogPlace, folder: Path, *, is_full: bool
+    long_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     if is_full:
         # Every event is six deliveries, five of which are written to the log again; and where that is Kafka, the broker
         # has to have its part of the two cores that gateway, sender and destinations share.
-        rate = 400.0 if place.is_kafka else 600.0
-        await _not_delayed_by(DEAD, place, folder, rate=rate, seconds=30.0, is_full=True)
-        await _not_delayed_by(ALIVE, place, folder, rate=rate, seconds=30.0, is_full=True)
+        rate = 400.0 if long_place.is_kafka else 600.0
+        await _not_delayed_by(DEAD, long_place, folder, rate=rate, seconds=30.0, is_full=True)
+        await _not_delayed_by(ALIVE, long_place, folder, rate=rate, seconds=30.0, is_full=True)
     else:
-        await _not_delayed_by((*DEAD, *ALIVE), place, folder, rate=150.0, seconds=4.0, is_full=False)
+        await _not_delayed_by((*DEAD, *ALIVE), long_place, folder, rate=150.0, seconds=4.0, is_full=False)
 
 
 async def _not_delayed_by(

@@ -150,6 +150,7 @@ async def producer(place: LogPlace) -> AsyncIterator[AIOKafkaProducer]:
         await writer.stop()
 
 
+@pytest.mark.full
 @pytest.mark.timeout(180)
 async def test_foreign_records_stop_no_gateway(kafka_place: LogPlace, folder: Path) -> None:
     await withstood(kafka_place, folder)

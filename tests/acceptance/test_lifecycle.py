@@ -46,12 +46,12 @@ SLOW = Answer(delay=0.2)
 
 
 async def test_sigterm_under_load_ends_in_time_without_loss_and_without_a_duplicate(
-    place: LogPlace, folder: Path, *, is_full: bool
+    long_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     rate = 1000.0 if is_full else 300.0
     async with Sink(SLOW, path="/first") as first, Sink(path="/second") as second:
         rules = RULES.format(first=first.url, second=second.url)
-        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
+        async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
             load = Load(gateway.port, rate=rate)
             sending = asyncio.create_task(load.send_for(5))
             for _ in range(2):
@@ -59,7 +59,7 @@ async def test_sigterm_under_load_ends_in_time_without_loss_and_without_a_duplic
                 began = time.monotonic()
                 code = await gateway.stop()
                 seconds = time.monotonic() - began
-                report(f"SIGTERM under {rate:g}/s, {place.kind}: exit {code} after {seconds:.1f} s")
+                report(f"SIGTERM under {rate:g}/s, {long_place.kind}: exit {code} after {seconds:.1f} s")
                 assert code == 0, gateway.story()
                 assert seconds < DRAIN
                 assert not gateway.lines("drain_cut_short")

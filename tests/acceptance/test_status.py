@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import ClientSession
 from typing_extensions import override
 
@@ -60,14 +61,16 @@ async def _json(place: LogPlace, command: str, *words: str) -> tuple[int, list[d
     return process.returncode, [json.loads(line) for line in out.splitlines()]
 
 
-async def test_each_hold_is_reported_with_its_end_its_author_and_the_next_step(place: LogPlace, folder: Path) -> None:
+async def test_each_hold_is_reported_with_its_end_its_author_and_the_next_step(
+    long_place: LogPlace, folder: Path
+) -> None:
     silence = Answer(status=429, headers=(("Retry-After", "7200"),))
     async with Sink(silence) as busy, Sink(503) as down, Sink(200) as well:
         rules = RULES.format(busy=busy.url, down=down.url, well=well.url)
-        async with GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix) as gateway:
-            async with operators(place) as orders:
+        async with GatewayProcess(folder, rules=rules, log=long_place.url, prefix=long_place.prefix) as gateway:
+            async with operators(long_place) as orders:
                 admin = f"http://127.0.0.1:{gateway.admin_port}"
-                assert await _status(place, "--admin", admin, "--rules", str(gateway.rules)) == (0, [])
+                assert await _status(long_place, "--admin", admin, "--rules", str(gateway.rules)) == (0, [])
                 await orders.pause("route/forgotten")
                 await asyncio.sleep(1)
                 load = Load(gateway.port, rate=20)
@@ -76,7 +79,7 @@ async def test_each_hold_is_reported_with_its_end_its_author_and_the_next_step(p
                 await gateway.until("gateway_parked_backlog", 30)
             async with asyncio.timeout(20):
                 while True:
-                    code, told = await _status(place, "--admin", admin, "--rules", str(gateway.rules))
+                    code, told = await _status(long_place, "--admin", admin, "--rules", str(gateway.rules))
                     if sum(each["count"] or 0 for each in told if "→" in each["what"]) == 90:
                         break
             assert code == 1
@@ -96,7 +99,7 @@ async def test_each_hold_is_reported_with_its_end_its_author_and_the_next_step(p
             async with asyncio.timeout(20):
                 while True:  # an attempt may be under way, and its record not written
                     number = len(down.requests)
-                    code, told = await _status(place, "down")
+                    code, told = await _status(long_place, "down")
                     tries = [each for each in told if "attempt" in each]
                     if len(tries) == min(20, number):
                         break
@@ -361,6 +364,7 @@ async def _condition(gateway: GatewayProcess, rules: str, number: int) -> None:
     await gateway.until("gateway_rules_reloads_total", number, result="ok")
 
 
+@pytest.mark.full
 async def test_a_condition_mistyped_from_the_start_is_reported_with_its_unrouted_events_and_the_remedy(
     long_place: LogPlace, folder: Path
 ) -> None:
@@ -388,6 +392,7 @@ async def test_a_condition_mistyped_from_the_start_is_reported_with_its_unrouted
             assert len(one.requests) == 95
 
 
+@pytest.mark.full
 async def test_a_changed_condition_that_matches_nothing_is_wrong_until_its_missed_events_are_replayed(
     long_place: LogPlace, folder: Path
 ) -> None:
@@ -429,6 +434,7 @@ async def test_a_changed_condition_that_matches_nothing_is_wrong_until_its_misse
             assert (len(one.requests), len(two.requests)) == (101 + 95, 18)
 
 
+@pytest.mark.full
 async def test_mistyped_conditions_are_reported_though_another_route_matches(
     long_place: LogPlace, folder: Path
 ) -> None:
