@@ -1134,7 +1134,7 @@ class Ledger:
 
     def _check_replays(self) -> None:
         for replay in self._replays:
-            name, which, _, since = replay
+            name, which, since = replay.name, replay.which, replay.since
             self._check_part(replay)
             for rows in self.rows.values():
                 for row in rows.values():
@@ -1153,7 +1153,8 @@ class Ledger:
                         if route != which.route or which.destination not in (None, to):
                             continue
                         if which.undelivered:
-                            self._check_undelivered(name, row, trails, is_replayed=is_replayed)
+                            is_unknown = any(self._is_unclear(each, replay, row, to) for each in self._replays)
+                            self._check_undelivered(name, row, trails, is_replayed=is_replayed, is_unknown=is_unknown)
                         elif not is_replayed:
                             self.violate("12 nothing is skipped", f"replay {name} left out {route}→{to}", [row])
 
@@ -1173,14 +1174,29 @@ class Ledger:
                 if not is_there or row.number not in wanted:
                     self.violate("12 a replay is of what was asked for", f"replay {replay.name} brought more", [row])
 
-    def _check_undelivered(self, name: str, row: Row, trails: Sequence[Trail], *, is_replayed: bool) -> None:
+    def _is_unclear(self, earlier: "_Replay", replay: "_Replay", row: Row, to: str) -> bool:
+        """Return whether an earlier replay may have brought an event, or not, since its route changed meanwhile.
+
+        What it has brought by which rules isn't stored, so the fate of what it covers is unknown.
+        """
+        if earlier.since > replay.since or earlier is replay or earlier.which.route != replay.which.route:
+            return False
+        if not earlier.is_for(row) or earlier.which.destination not in (None, to):
+            return False
+        versions = self.rules_versions(earlier.since, earlier.ended)
+        routes = [[route for route in version.routes if route.name == earlier.which.route] for version in versions]
+        return len({tuple([(route.sources, route.types, route.to) for route in each]) for each in routes}) > 1
+
+    def _check_undelivered(
+        self, name: str, row: Row, trails: Sequence[Trail], *, is_replayed: bool, is_unknown: bool
+    ) -> None:
         """Where all is known of how events were routed, a replay brings what nobody has, and nothing else.
 
         A kill within the moment in which a process has new rules and hasn't said so makes that wrong of some events.
         """
         if not set(self.plan.faults) <= {*GRACEFUL, RECREATE, NARROWED, "reload", "order", "trouble", "gap", "poison"}:
             return
-        if not any(trail.attempts or trail.rows for trail in trails):
+        if not is_unknown and not any(trail.attempts or trail.rows for trail in trails):
             self.violate("31 what is undelivered", f"replay {name} left out what nobody has delivered", [row])
         # A dead letter is undelivered, though a replay has delivered its event meanwhile, perhaps under another id.
         is_dead = any(trail.is_dead for trail in trails)
@@ -1217,6 +1233,10 @@ class Ledger:
             self._resolved_at[order.name] = self._now()
             if order.unread:
                 self._incomplete.add(order.name)
+        if order.kind == "replay" and order.state in ("done", "cancelled"):
+            for replay in self._replays:
+                if replay.name == order.name:
+                    replay.ended = min(replay.ended, self._now())
         self._see_kick(order)
         if order.kind == "kick" and order.state == "asked":
             self._kicks.setdefault(order.key, {})[offset] = self._now()
@@ -1594,13 +1614,15 @@ def covers(commit: Commit, offsets: Iterable[int]) -> list[int]:
     return [offset for offset in offsets if offset < commit.base or bits >> (offset - commit.base) & 1]
 
 
-class _Replay(NamedTuple):
-    """A replay, which events it is of, up to where, and when it was asked for."""
+@dataclass(slots=True)
+class _Replay:
+    """A replay, which events it is of, up to where, when it was asked for, and when it was done or cancelled."""
 
     name: str
     which: Selection
     ends: Mapping[str, int]
     since: float
+    ended: float = math.inf
 
     def is_for(self, row: Row) -> bool:
         """Return whether a record is an event that it is of, whatever the route matches."""

@@ -168,6 +168,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     two-log-starts-that-overtake-a-member-at-once   one gets its next record while the other's start is asked
     recreated-topic-as-long-as-it-was-read          its bounds don't show that it is another
     dead-letters-in-a-topic-recreated-after-a-replay    they are below those that the replay has resolved
+    undelivered-after-a-replay-whose-route-changed      by which rules it has brought what isn't stored
     parked-in-a-topic-recreated-after-a-resume          it is below the offset at which the resume ended
     parked-late-in-a-topic-recreated-during-a-resume    it is soon as long as the one that was rescanned
     retried-for-a-route-that-no-longer-matches          it did when the event was read
