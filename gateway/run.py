@@ -25,7 +25,7 @@ from gateway.credentials import kafka_certificate_expiries
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
-from gateway.engine.undecodable_records import newer_record_notices
+from gateway.engine.undecodable_records import UndecodableRecords, newer_record_notices
 from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.ingress import Ingress
@@ -164,7 +164,9 @@ class Gateway:
             rules=lambda: self.reloader.rules,
             log=log,
             topics=self._topics,
-            metrics=self._metrics,
+            undecodable=UndecodableRecords(
+                topics=self._topics, metrics=self._metrics, logger=self._logger, now=log.now
+            ),
             logger=self._logger,
             is_shared=not isinstance(settings.log, EmbeddedTarget),
         )

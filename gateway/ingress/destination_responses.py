@@ -32,7 +32,6 @@ from gateway.model import (
 )
 from gateway.rules.rules import AfterDelivery, Rules
 from gateway.telemetry.log_throttle import LogThrottle
-from gateway.telemetry.metrics import Metrics
 
 MAX_WAITING = 2000
 """Senders that wait in one process; one more gets the default response at once."""
@@ -40,6 +39,9 @@ MAX_APPENDS = 1000
 """Responses for other processes that are being appended; one more is dropped."""
 DRAIN = 1.0
 """Seconds for which a stopping process still waits for destinations."""
+RETRY = 1.0
+"""Seconds until a topic that can't be read is tried again."""
+WARNING_INTERVAL = 60.0
 _OURS = {
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
@@ -49,6 +51,14 @@ _OURS = {
     HTTPStatus.TOO_MANY_REQUESTS,
 }
 """What a destination has against the gateway, not against the sender: it is tried again, or an operator is asked."""
+
+
+class Undecodable(Protocol):
+    """Counts and logs records that can't be decoded."""
+
+    def count_undecodable(self, topic: str, offset: int, error: UndecodableRecordError) -> None: ...
+
+    def report_newer(self, partition: Partition, offset: int, error: NewerRecordError) -> None: ...
 
 
 class Sent(Protocol):
@@ -109,28 +119,30 @@ class DestinationResponses:
         rules: Callable[[], Rules],
         log: Log,
         topics: Topics,
-        metrics: Metrics,
+        undecodable: Undecodable,
         logger: FilteringBoundLogger,
         is_shared: bool,
     ) -> None:
         self._rules = rules
         self._log = log
         self._topic = topics.responses
-        self._metrics = metrics
+        self._undecodable = undecodable
         self._logger = logger
         self._is_shared = is_shared
         self._waiting: dict[EventId, list[Waiting]] = {}
         self._count = 0
         self._is_stopping = False
         self._appends: set[asyncio.Task[None]] = set()
-        self._seldom = LogThrottle()
+        self._seldom = LogThrottle(WARNING_INTERVAL)
         self._consumer: Consumer | None = None
 
     def expect(self, event: EventId, after: AfterDelivery) -> Waiting | None:
-        """Begin to wait, before the event is appended; None if too many do, or the process stops."""
-        if self._count >= MAX_WAITING or self._is_stopping:
+        """Begin to wait, before the event is appended; None if too many do. While the process stops, nothing comes."""
+        if self._count >= MAX_WAITING:
             return None
         waiting = Waiting(self, event, after)
+        if self._is_stopping:
+            waiting.take(None)
         self._waiting.setdefault(event, []).append(waiting)
         self._count += 1
         return waiting
@@ -168,14 +180,10 @@ class DestinationResponses:
         delivery = sent.delivery
         if delivery is None:
             return
-        found = for_sender(response)
-        event, is_taken = delivery.event.id, False
-        for each in self._waiting.get(event, ()):
-            if each.destination == delivery.destination:
-                is_taken = True
-                each.take(found)
+        found, event, destination = for_sender(response), delivery.event.id, delivery.destination
+        is_taken = self._take(event, destination, found)
         if not is_taken and self._is_shared and len(self._appends) < MAX_APPENDS:
-            append = asyncio.get_running_loop().create_task(self._append(event, found))
+            append = asyncio.get_running_loop().create_task(self._append(event, destination, found))
             self._appends.add(append)
             append.add_done_callback(self._appends.discard)
 
@@ -190,20 +198,20 @@ class DestinationResponses:
         while self._consumer is None:
             try:
                 self._consumer = await self._log.consume(group=None, topics=[self._topic], listener=self)
-            except (LogUnavailableError, KeyError) as error:
-                self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
-                await asyncio.sleep(1.0)
+            except LogUnavailableError as error:
+                if self._seldom.count(self._topic, asyncio.get_running_loop().time()):
+                    self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
+                await asyncio.sleep(RETRY)
         try:
             while True:
                 for batch in await self._consumer.fetch(timeout=1.0):
                     for record in batch.records:
                         try:
-                            event, response = decode_response(record)
-                        except (UndecodableRecordError, NewerRecordError) as error:
-                            self._skip(record.offset, error)
-                            continue
-                        for each in self._waiting.get(event, ()):
-                            each.take(response)
+                            self._take(*decode_response(record))
+                        except UndecodableRecordError as error:
+                            self._undecodable.count_undecodable(self._topic, record.offset, error)
+                        except NewerRecordError as error:
+                            self._undecodable.report_newer(batch.partition, record.offset, error)
         finally:
             await self._consumer.close()
 
@@ -226,17 +234,20 @@ class DestinationResponses:
     def _is_needed(self) -> bool:
         return any(map(self._after_delivery, self._rules().sources))
 
+    def _take(self, event: EventId, destination: str, response: DestinationResponse | None) -> bool:
+        """Return whether somebody has waited for it here."""
+        waiting = [each for each in self._waiting.get(event, ()) if each.destination == destination]
+        for each in waiting:
+            each.take(response)
+        return bool(waiting)
+
     def _give_up(self) -> None:
         for waiting in self._waiting.values():
             for each in waiting:
                 each.take(None)
 
-    async def _append(self, event: EventId, response: DestinationResponse | None) -> None:
+    async def _append(self, event: EventId, destination: str, response: DestinationResponse | None) -> None:
         value = b"" if response is None else response.body
         with suppress(GatewayError):  # the sender gets the default response
-            await self._log.append(self._topic, key=event.encode(), value=value, headers=encode_response(response))
-
-    def _skip(self, offset: int, error: GatewayError) -> None:
-        self._metrics.records_undecodable.labels("responses").inc()
-        if count := self._seldom.count(self._topic, self._log.now()):
-            self._logger.error("record_undecodable", topic=self._topic, offset=offset, count=count, error=str(error))
+            headers = encode_response(destination, response)
+            await self._log.append(self._topic, key=event.encode(), value=value, headers=headers)

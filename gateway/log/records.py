@@ -254,28 +254,36 @@ def decode_record_metadata(fields: JsonFields) -> RecordMetadata:
     )
 
 
-def encode_response(response: DestinationResponse | None) -> list[tuple[str, bytes]]:
+def encode_response(destination: str, response: DestinationResponse | None) -> list[tuple[str, bytes]]:
     """Return the headers of a response's record, whose key is the event's id and whose value is the body.
 
-    None says that no response comes.
+    None says that the destination has no response for a sender.
     """
-    headers = [("gw_v", b"%d" % FORMAT), ("gw_status", b"%d" % (0 if response is None else response.status))]
+    headers = [
+        ("gw_v", b"%d" % FORMAT),
+        ("gw_destination", destination.encode()),
+        ("gw_status", b"%d" % (0 if response is None else response.status)),
+    ]
     if response is not None and response.content_type is not None:
         headers.append(("content-type", response.content_type))
     return headers
 
 
-def decode_response(record: Record) -> tuple[EventId, DestinationResponse | None]:
-    """Read a record of `gateway.responses`. Raises UndecodableRecordError or NewerRecordError."""
+def decode_response(record: Record) -> tuple[EventId, str, DestinationResponse | None]:
+    """Read a record of `gateway.responses`: event, destination, response.
+
+    Raises UndecodableRecordError or NewerRecordError.
+    """
     headers = _Headers(record.headers)
     check_format("gw_v", headers.get("gw_v"), FORMAT)
+    destination = headers["gw_destination"].decode("utf-8", "replace")
     status = headers["gw_status"]
     if not _STATUS.fullmatch(status):
         raise UndecodableRecordError("gw_status", "0 or a status", status)
-    event = EventId(record.key.decode("utf-8", "replace"))
-    if status == b"0":
-        return event, None
-    return event, DestinationResponse(status=int(status), content_type=headers.get("content-type"), body=record.value)
+    response = None
+    if status != b"0":
+        response = DestinationResponse(status=int(status), content_type=headers.get("content-type"), body=record.value)
+    return EventId(record.key.decode("utf-8", "replace")), destination, response
 
 
 def fingerprint(event: Event) -> bytes:

@@ -52,11 +52,13 @@ RULES = """
 version: 1
 sources:
   github: {verify: {scheme: github, secrets: ["SECRET"]}, key: body.key}
+  ask: {verify: {scheme: none}, respond: {after_delivery: {destination: first, timeout: 20s}}}
 destinations:
   first: {url: "FIRST"}
   second: {url: "SECOND"}
 routes:
   - {name: ordered, from: github, to: first, order: key}
+  - {name: asked, from: ask, to: first}
   - {name: all, from: github, to: [first, second], retry: {schedule: [1s], max_attempts: 2}}
 """.replace("SECRET", SECRET)
 NEW = RULES.replace("sources:", "sources:\n  shop: {verify: {scheme: none}}").replace(
@@ -234,6 +236,8 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
                 await half.line("rules_reloaded")  # by itself
             assert (await post(ingress.port, signed_post(b"{}", delivery="2", path="/in/shop")))[0] == 202
             await first.received(3)
+            # The destination's own response, and not the default one.
+            assert (await post(ingress.port, signed_post(b"{}", delivery="3", path="/in/ask")))[0] == 200
             for half in (router, ingress):
                 assert await half.stop() == 0, half.story()
                 assert not [line for line in half.lines("topic_misconfigured") if "DescribeConfigs" in line["problem"]]

@@ -361,7 +361,7 @@ def test_a_newer_format_is_distinguished_from_garbage(version: bytes) -> None:
         encode_event(an_event()),
         encode_delivery(a_delivery(), NO_METADATA, at=NOW),
         encode_sightings("github", 1),
-        encode_response(None),
+        encode_response("chat", None),
     ):
         record = a_record([("gw_v", version), *[pair for pair in written[3:] if pair[0] != "gw_v"]])
         assert is_newer(record)
@@ -393,19 +393,21 @@ def test_any_sightings_are_read_and_remembered_or_undecodable(headers: list[tupl
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["gw_v", "gw_status", "content-type"]), st.binary(max_size=20))),
+    st.lists(
+        st.tuples(st.sampled_from(["gw_v", "gw_destination", "gw_status", "content-type"]), st.binary(max_size=20))
+    ),
     st.binary(max_size=20),
     st.binary(max_size=100),
 )
 def test_any_response_is_read_or_undecodable(headers: list[tuple[str, bytes]], key: bytes, value: bytes) -> None:
-    written = [*encode_response(DestinationResponse(status=200, content_type=b"text/plain")), *headers]
+    written = [*encode_response("chat", DestinationResponse(status=200, content_type=b"text/plain")), *headers]
     try:
-        event, response = decode_response(Record(9, NOW, key, value, written))
+        event, destination, response = decode_response(Record(9, NOW, key, value, written))
     except UnreadableRecordError:
         return
     body = b"" if response is None else response.body
-    again = Record(9, NOW, event.encode(), body, encode_response(response))
-    assert decode_response(again) == (event, response)
+    again = Record(9, NOW, event.encode(), body, encode_response(destination, response))
+    assert decode_response(again) == (event, destination, response)
 
 
 def test_sightings_with_an_origin_in_the_future_are_refused() -> None:
