@@ -27,7 +27,7 @@ from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import EventWriter
-from gateway.ingress.key_fetcher import Fetch, KeyFetcher
+from gateway.ingress.key_fetcher import KeyFetcher
 from gateway.ingress.listener import Listener, Wire
 from gateway.ingress.pending_tokens import PendingTokens
 from gateway.ingress.quarantine import HeadRefusedError, Quarantine, Unread
@@ -45,7 +45,7 @@ from gateway.rules.rules import Rules
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
 from gateway.verify.handshakes import HandshakeResponse
-from gateway.verify.remote_keys import KeyNeededError
+from gateway.verify.remote_keys import Fetch, KeyNeededError
 from gateway.verify.request import Request
 from gateway.verify.verifier import Verified
 

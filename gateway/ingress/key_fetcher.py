@@ -11,9 +11,9 @@ they are; each address is fetched once at a time, and few new ones a minute; and
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
@@ -21,23 +21,22 @@ from typing_extensions import override
 from gateway.ingress.body import crowded_out, no_room
 from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
 from gateway.model import RefusedError, UnfetchedError
-from gateway.verify.remote_keys import KeyCache, KeyNeededError, key_unavailable
+from gateway.verify.remote_keys import (
+    MAX_DOCUMENT_BYTES,
+    MAX_KEYS_OF_REQUEST,
+    Fetch,
+    KeyCache,
+    KeyNeededError,
+    key_unavailable,
+)
 from gateway.verify.request import Reason
 
 FETCH_TIMEOUT = 3.0
-ROUNDS = 2  # Keys that one request may need: a vendor that signs twice has one for each signature.
-DEADLINE = ROUNDS * FETCH_TIMEOUT + 1.0
-MAX_DOCUMENT_BYTES = 64 * 1024
+DEADLINE = MAX_KEYS_OF_REQUEST * FETCH_TIMEOUT + 1.0
 FLOOD_INTERVAL = 60.0  # Seconds between lines that say that more keys are asked for than are fetched.
 MAX_WAITING = 500  # Requests: those without a body take no memory that is counted.
 
 T = TypeVar("T")
-
-
-class Fetch(Protocol):
-    """Returns the document at an https address, for a POST of `asking` if there is any. Raises UnfetchedError."""
-
-    def __call__(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> Awaitable[bytes]: ...
 
 
 class KeyFetcher:
@@ -81,7 +80,7 @@ class KeyFetcher:
         self._waiting += 1
         try:
             async with asyncio.timeout(DEADLINE) as body.deadline:
-                for _ in range(ROUNDS):
+                for _ in range(MAX_KEYS_OF_REQUEST):
                     try:
                         return verify()
                     except KeyNeededError as needed:

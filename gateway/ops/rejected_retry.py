@@ -21,7 +21,6 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
@@ -45,7 +44,14 @@ from gateway.rules.batches import split
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Source
 from gateway.verify.kept_proof import revealed
-from gateway.verify.remote_keys import KeyCache, KeyNeededError, key_unavailable
+from gateway.verify.remote_keys import (
+    MAX_DOCUMENT_BYTES,
+    MAX_KEYS_OF_REQUEST,
+    Fetch,
+    KeyCache,
+    KeyNeededError,
+    key_unavailable,
+)
 from gateway.verify.request import Reason, Request, refused
 from gateway.verify.verifier import Verified
 
@@ -53,18 +59,10 @@ BATCH_RECORDS = 100
 BATCH_BYTES = 200 << 10
 """Bytes of bodies appended concurrently. They keep their order, as they never fill a batch of Kafka's producer."""
 DROP_BATCH = 1000
-ROUNDS = 2
-"""Keys that one request may need."""
-FETCH_TIMEOUT, MAX_DOCUMENT_BYTES = 5.0, 64 * 1024
+FETCH_TIMEOUT = 5.0
 
 EventKey = tuple[str, bytes]
 """An event's id, and the digest of its content."""
-
-
-class Fetch(Protocol):
-    """Returns the document at an https address, for a POST of `asking` if there is any. Raises UnfetchedError."""
-
-    def __call__(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> Awaitable[bytes]: ...
 
 
 @dataclass(slots=True)
@@ -124,7 +122,7 @@ class Verification:
     async def _verify(self, sent: Request, at: float) -> Verified:
         """Verify a request as of a time, with the keys that it names."""
         keys = KeyCache()
-        for _ in range(ROUNDS):
+        for _ in range(MAX_KEYS_OF_REQUEST):
             try:
                 return self._source.verifier.verify(sent, now=at, keys=keys)
             except KeyNeededError as needed:

@@ -10,8 +10,9 @@ vendor says which keys are in use. What the request says of the key beside its a
 
 import re
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import orjson
 
@@ -26,9 +27,17 @@ MAX_KEYS = 32  # of a source: vendors have one or two at a time
 MAX_FAILURES = 128
 NEW_PER_MINUTE = 10  # addresses that aren't known yet: anybody may name them, up to those that the vendor's server has
 MAX_URL = 512
+MAX_DOCUMENT_BYTES = 64 * 1024
+MAX_KEYS_OF_REQUEST = 2  # a vendor that signs twice has one for each signature
 _PATH = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")  # neither a query, an escape nor a step upwards
 _LABEL = "[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _HOST = re.compile(rf"(?:(?:{_LABEL}|\*)\.)*{_LABEL}\.[a-z]{{2,}}")
+
+
+class Fetch(Protocol):
+    """Returns the document at an https address, for a POST of `asking` if there is any. Raises UnfetchedError."""
+
+    def __call__(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> Awaitable[bytes]: ...
 
 
 class KeyNeededError(Exception):

@@ -21,7 +21,6 @@ from prometheus_client import CollectorRegistry
 
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_HEADROOM, Ingress
-from gateway.ingress.key_fetcher import Fetch
 from gateway.ingress.listener import Wire as IngressWire
 from gateway.ingress.server import Limits
 from gateway.ingress.tls import ServerTls
@@ -34,6 +33,7 @@ from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Egress, Rules, Source, StoredResponse
 from gateway.rules.templates import Template
 from gateway.telemetry.metrics import Metrics
+from gateway.verify.remote_keys import Fetch
 from gateway.verify.schemes import build_verifier
 
 NOW = 1_764_075_895.25

@@ -20,11 +20,10 @@ from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.client.resolver import Resolver
 from gateway.ingress import key_fetcher
-from gateway.ingress.key_fetcher import MAX_DOCUMENT_BYTES, Fetch
 from gateway.ingress.server import Limits
 from gateway.model import UnfetchedError
 from gateway.rules.rules import Egress, Source
-from gateway.verify.remote_keys import NEW_PER_MINUTE
+from gateway.verify.remote_keys import MAX_DOCUMENT_BYTES, NEW_PER_MINUTE, Fetch
 from gateway.verify.schemes import build_verifier
 from tests.certificates import Authority
 from tests.ingress.test_ingress import NOW, PING, World, a_request, chunked, running, some_rules
