@@ -718,17 +718,18 @@ async def test_appends_to_a_moved_file_are_not_acknowledged(path: Path, monkeypa
             await append(log, b"a")
 
 
-WAL_TAKEN = (wal_deleted, wal_moved, wal_emptied, wal_replaced, wal_overwritten)
+WAL_TAKEN = (wal_deleted, wal_moved, wal_emptied, wal_cut, wal_replaced, wal_overwritten)
 
 
+@pytest.mark.parametrize("owner", [True, False])
 @pytest.mark.parametrize("take", WAL_TAKEN, ids=lambda take: take.__name__)
-async def test_nothing_is_acknowledged_into_a_wal_that_is_taken_away_in_the_middle_of_a_store(
-    path: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[Path], None]
+async def test_a_wal_that_is_taken_away_in_the_middle_of_a_store_ends_it_and_is_refused_from_then_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, take: Callable[[Path], None], *, owner: bool
 ) -> None:
     """After a truncation, what is written next makes the WAL as long as it was, with zeros before it."""
     async with opened(path) as log:
         for number in range(30):
-            await append(log, b"%d" % number + bytes(3000))
+            await append(log, b"%d" % number + b"x" * 3000)
         insert = log._writer._insert
 
         def take_and_insert(appends: Any) -> Any:
@@ -742,6 +743,10 @@ async def test_nothing_is_acknowledged_into_a_wal_that_is_taken_away_in_the_midd
         monkeypatch.undo()
         with pytest.raises(LogLostError, match="was taken away from its gateway"):
             await log.ping()
+    before = contents(path.parent)
+    with pytest.raises(UsageError, match=r"expected gateway\.db-wal with what was stored last, got "):
+        await EmbeddedLog.open(path, owner=owner)
+    assert contents(path.parent).items() >= before.items()
 
 
 @pytest.mark.parametrize("owner", [True, False])
@@ -784,6 +789,22 @@ async def test_without_a_wal_that_has_nothing_of_its_own_a_log_is_whole(path: Pa
     path.with_name("gateway.db-shm").unlink()
     async with opened(path) as log:
         assert [record.value for record in await stored(log)] == [b"a"]
+
+
+async def test_an_index_from_before_the_wal_was_started_anew_refuses_nothing(path: Path) -> None:
+    """A machine that loses its power may keep one: SQLite doesn't sync it."""
+    copies = path.with_name("copies")
+    copies.mkdir()
+    async with opened(path) as log:
+        for number in range(30):
+            await append(log, b"%d" % number)
+        shutil.copyfile(f"{path}-shm", copies / "gateway.db-shm")
+        assert log._file.writer.execute("PRAGMA wal_checkpoint").fetchone()[0] == 0
+        await append(log, b"last")
+        for name in ("gateway.db", "gateway.db-wal"):
+            shutil.copyfile(path.with_name(name), copies / name)
+    async with opened(copies / "gateway.db") as log:
+        assert [record.value for record in await stored(log)] == [*(b"%d" % number for number in range(30)), b"last"]
 
 
 async def test_a_ping_reports_a_file_that_was_taken_away_though_nobody_appends(path: Path) -> None:

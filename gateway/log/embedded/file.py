@@ -41,7 +41,7 @@ class File:
             else:
                 path.stat()  # SQLite would make a file.
                 refuse_other_name(path)
-            refuse_shortened_wal(path)
+            refuse_shortened_wal(path, is_owner=is_owner)
             self.writer = self._connect()
             try:
                 _prepare(self.writer, path, may_create=is_owner)
