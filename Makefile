@@ -1,6 +1,6 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stack stack-down test simulate mutants faults lint format types oracles bench chart docs image lock clean
+.PHONY: help setup demo stack stack-down test simulate mutants faults fuzz lint format types oracles bench chart docs image lock clean
 # The newest that is here of those that are supported. PYTHON names another one, for an environment that is made anew.
 PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do $$python -c "import ensurepip, venv" 2> /dev/null && echo $$python && break; done),python3)
 # Tests and faults start a thousand processes: each would compile the gateway anew.
@@ -41,6 +41,10 @@ test: $(READY) ## format, lint, types, tests
 faults: $(READY) ## real faults under load, each with its ledger (some 30 minutes)
 	-@$(BIN)/python dev/tools.py alertmanager prometheus promtool
 	$(BIN)/python -m pytest tests/faults -q --full
+
+GATEWAY_FUZZ_SECONDS ?= 600
+fuzz: $(READY) ## inputs that nearly fit, for ten minutes of each reader of what strangers send; FUZZ="-k xml" one of them
+	GATEWAY_FUZZ_SECONDS=$(GATEWAY_FUZZ_SECONDS) $(BIN)/python -m pytest tests/fuzz -q -s -n 2 $(FUZZ)
 
 lint: $(READY) ## format check, lint and types, without the tests
 	$(BIN)/ruff format --check .

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.responses import handshake_response, problem_response
@@ -13,11 +13,14 @@ from gateway.verify.client_certificates import CertificateProblem
 from gateway.verify.request import Request
 
 TRANSFER_ENCODING = b"transfer-encoding"
+_VERSIONS = (HttpVersion11, HttpVersion10)
 _CERTIFICATE_REASONS = frozenset(CertificateProblem)
 
 
 def check_head(request: web.BaseRequest, query: str, names: Sequence[bytes], limit: int) -> int:
     """Return the size of the head in bytes, of which `limit` are allowed. Raises RefusedError."""
+    if request.version not in _VERSIONS:  # aiohttp reads a line without a version, and HTTP/2.0, as if it were 1.1
+        raise RefusedError(400, "malformed_request", "expected HTTP/1.1 or HTTP/1.0, got another version")
     if request.method != "POST":
         raise RefusedError(405, "method_not_allowed", f"expected POST, got {request.method[:20]}")
     head_bytes = len(query) + sum([len(name) + len(value) for name, value in request.raw_headers])

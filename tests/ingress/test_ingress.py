@@ -272,6 +272,9 @@ BAD_REQUESTS: dict[str, tuple[bytes, int, str]] = {
     # Not HTTP.
     "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "malformed_request"),
     "an unknown version": (b"POST /in/open HTTP/9.9\r\n\r\n", 400, "malformed_request"),
+    "HTTP/0.9": (a_request("/in/open").replace(b"HTTP/1.1", b"HTTP/0.9"), 400, "malformed_request"),
+    "no version": (a_request("/in/open").replace(b" HTTP/1.1", b""), 400, "malformed_request"),
+    "HTTP/2.0": (a_request("/in/open").replace(b"HTTP/1.1", b"HTTP/2.0"), 400, "malformed_request"),
     "a space in the target": (a_request("/in/open ?x"), 400, "malformed_request"),
     "a header without a name": (a_request("/in/open", ": x"), 400, "malformed_request"),
     "a space before the colon": (a_request("/in/open", "X-A : x"), 400, "malformed_request"),

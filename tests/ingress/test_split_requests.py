@@ -133,7 +133,8 @@ async def test_nothing_is_acknowledged_unless_all_is_stored(splitting: World) ->
     [
         (signed(b'{"records":[]}'), 400, "malformed_batch"),
         (signed(b'{"records":[1,]}'), 400, "malformed_batch"),
-        (signed(b"records"), 400, "body_not_json"),
+        (signed(b"records"), 400, "malformed_batch"),
+        (signed(BODY + BODY), 400, "malformed_batch"),
         (signed(BODY, "Content-Encoding: gzip"), 400, "malformed_content"),
         (signed(gzip.compress(BODY)[:-1], "Content-Encoding: gzip"), 400, "malformed_content"),
         (signed(gzip.compress(b" " * (3 << 20)), "Content-Encoding: gzip"), 413, "content_too_large"),

@@ -61,7 +61,8 @@ def test_of_members_with_one_name_the_last_counts_as_for_every_parser() -> None:
 @pytest.mark.parametrize(
     "body",
     [b"", b"[", b"[1", b"[1,", b"[1,]", b"[,1]", b"[1 2]", b"[1}", b'{"r"', b'{"r":', b'{"r":[1]', b"{r:[1]}", b"\xff",
-     b"[" * 100_000, b'{"r":[1] "x":2}', b'{"r":[1],}', b"[nul]"],
+     b"[" * 100_000, b'{"r":[1] "x":2}', b'{"r":[1],}', b"[nul]",
+     b"[1] [2]", b"[1]\n[2]\n", b"[1],", b'{"r":[1]}{"r":[2]}', b'{"r":[1]} x'],
 )  # fmt: skip
 def test_a_malformed_body_is_refused(body: bytes) -> None:
     for path in ((), ("r",)):

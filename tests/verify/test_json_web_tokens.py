@@ -52,6 +52,23 @@ def test_the_example_of_rfc_7515_is_accepted() -> None:
     assert reason(jim, with_token(RFC_TOKEN), now=1300819380) == "bad_signature"
 
 
+def test_a_short_secret_is_its_vendors_decision_and_a_short_rsa_key_none() -> None:
+    """NIST SP 800-131A has RSA from 2048 bits on; PyJWT takes others, with a warning on stderr."""
+    verifier = a_token_verifier(secrets=["a-short-one"])
+    [(name, token)] = verifier.sign(BODY, now=NOW, id="i", type="t", headers={})
+    assert reason(verifier, a_request([(name, token)])) == "accepted"
+    for bits, found in ((1024, "malformed_signature"), (2048, "accepted")):
+        key = rsa.generate_private_key(65537, bits)
+        keys = KeyCache()
+        published = {**jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": "k"}
+        keys.keep("https://keys.example.com/set", orjson.dumps({"keys": [published]}), NOW)
+        verifier = a_token_verifier(algorithms="RS256", secrets=None, key_set="https://keys.example.com/set")
+        signer = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
+        signed = b".".join([jwt.utils.base64url_encode(each) for each in (b'{"alg":"RS256","kid":"k"}', b"{}")])
+        signed += b"." + jwt.utils.base64url_encode(signer.sign(signed, key))
+        assert reason(verifier, with_token(signed), keys=keys) == found
+
+
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
 def test_a_claim_may_be_the_bodys_digest_and_the_urls(algorithm: str) -> None:
     claims = {"payload_hash": "{body:sha256}", "url_hash": "{url:sha256}", "iss": "Acme"}

@@ -233,7 +233,7 @@ def test_as_much_is_computed_whichever_secret_matches(name: str, monkeypatch: py
             monkeypatch.setattr(module, "hmac", watched)
         real, decoded = json_web_tokens._jws(), Counted()
         watching = SimpleNamespace(decode_complete=decoded.calls(real.decode_complete))
-        monkeypatch.setattr(json_web_tokens, "_jws", lambda watching=watching: watching)
+        monkeypatch.setattr(json_web_tokens, "_jws", lambda watching=watching, **_: watching)
         reason(of_scheme(name, NEW, OLD), request)
         counts.append((watched.count, decoded.count))
         monkeypatch.undo()

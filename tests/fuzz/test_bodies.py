@@ -1,12 +1,6 @@
-"""Each decoder given what nearly fits: it reads it within its bounds, or raises its one error.
-
-`make test` draws some hundred inputs; for ten minutes of one decoder, each time others:
-
-    GATEWAY_FUZZ_SECONDS=600 .venv/bin/python -m pytest tests/bodies/test_fuzz.py -q -s -k decompression
-"""
+"""Each decoder of bodies given what nearly fits: it reads it within its bounds, or raises its one error."""
 
 import gzip
-import os
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,7 +9,6 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.bodies.codings import MAX_CONTENT
@@ -26,9 +19,9 @@ from tests.bodies.test_codings import raw_deflate
 from tests.bodies.test_content import documented
 from tests.bodies.test_forms import BOUNDARY, TYPE, a_form, part
 from tests.bodies.test_xml import TYPES
+from tests.fuzz.inputs import ENOUGH_TIME, damaged, fuzz, made_of
 
-SECONDS = float(os.environ.get("GATEWAY_FUZZ_SECONDS", "0"))
-pytestmark = pytest.mark.timeout(SECONDS + 120)
+pytestmark = ENOUGH_TIME
 MAX_DEPTH = 1100  # orjson's 1024, in a field of a form; of XML a hundred
 MOST_SECONDS = 0.5  # of processor time, for inputs of some kilobytes
 
@@ -95,45 +88,21 @@ TARGETS = {
 }  # fmt: skip
 
 
-@st.composite
-def damaged(draw: st.DrawFn, bodies: st.SearchStrategy[bytes], pieces: Sequence[bytes]) -> bytes:
-    """Draw a body that is changed in a few places: bytes, pieces put in, parts left out, repeated or moved."""
-    body = bytearray(draw(bodies))
-    for _ in range(draw(st.integers(0, 6))):
-        at = draw(st.integers(0, len(body)))
-        end = min(len(body), at + draw(st.integers(0, 40)))
-        match draw(st.sampled_from(["byte", "piece", "cut", "repeat", "move", "end"])):
-            case "byte" if at < len(body):
-                body[at] = draw(st.integers(0, 255))
-            case "piece":
-                body[at:at] = draw(st.sampled_from(pieces))
-            case "cut":
-                del body[at:end]
-            case "repeat":
-                body[at:at] = body[at:end] * draw(st.integers(1, 9))
-            case "move":
-                to = draw(st.integers(0, len(body)))
-                body[to:to] = body[at:end]
-            case _:
-                del body[at:]
-    return bytes(body)
-
-
 def bodies_for(target: Target) -> st.SearchStrategy[bytes]:
-    pieces = st.lists(st.sampled_from(target.pieces), max_size=12).map(b"".join)
-    plain = damaged(st.sampled_from(target.seeds) | pieces | st.binary(max_size=60), target.pieces)
+    plain = made_of(target.seeds, target.pieces)
     packed = st.tuples(st.sampled_from(target.packings), plain).map(lambda drawn: drawn[0](drawn[1]))
     return packed | damaged(packed, target.pieces) | plain
 
 
-def check(body: bytes, coding: str, content_type: str) -> None:
+def check(drawn: tuple[bytes, str, str]) -> None:
+    body, coding, content_type = drawn
     began = time.thread_time()
     try:
         value = read(body, coding, content_type)
     except UnreadableBodyError as error:
-        assert error.status in {400, 413, 415}  # noqa: PT017 - an expected end
-        assert error.reason in REJECTIONS  # noqa: PT017 - an expected end
-        assert len(error.detail) <= 80  # noqa: PT017 - otherwise a dead letter doesn't show it
+        assert error.status in {400, 413, 415}
+        assert error.reason in REJECTIONS
+        assert len(error.detail) <= 80  # otherwise a dead letter doesn't show it
     else:
         assert _values(value) <= MAX_CONTENT
         assert _depth(value) <= MAX_DEPTH
@@ -162,23 +131,8 @@ def _depth(value: Any) -> int:
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_but_the_documented_error_comes_of_any_body(name: str) -> None:
     target = TARGETS[name]
-    count = 0
-
-    @settings(
-        max_examples=1000 if SECONDS else 200,
-        database=None,
-        deadline=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+    fuzz(
+        name,
+        st.tuples(bodies_for(target), st.sampled_from(target.codings), st.sampled_from(target.content_types)),
+        check,
     )
-    @given(bodies_for(target), st.sampled_from(target.codings), st.sampled_from(target.content_types))
-    def fuzz(body: bytes, coding: str, content_type: str) -> None:
-        nonlocal count
-        count += 1
-        check(body, coding, content_type)
-
-    end = time.monotonic() + SECONDS
-    fuzz()
-    while time.monotonic() < end:
-        fuzz()
-    if SECONDS:
-        print(f"{name}: {count:,} inputs")  # noqa: T201 - what ten minutes came to
