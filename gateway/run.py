@@ -274,11 +274,9 @@ class Gateway:
             fetch=fetch,
             responses=self._responses,
         )
-        address, proxies, wire = self._settings.listen, self._settings.wire.proxies, None
+        address, wire = self._settings.listen, Wire(tls=self._tls, proxies=self._settings.wire.proxies, tasks=tasks)
         if self._tls is not None:
             self._tls.trust(self.reloader.rules.client_authorities)
-        if self._tls is not None or proxies:
-            wire = Wire(tls=self._tls, proxies=proxies, tasks=tasks)
         try:
             # Several processes may share the port, unless each has its own log.
             is_shared = not isinstance(self._settings.log, EmbeddedTarget)

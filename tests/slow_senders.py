@@ -1,8 +1,11 @@
-"""Senders that mean no good, in a process of their own: `python -m tests.slow_senders PORT COUNT`.
+"""Senders that mean no good, in a process of their own: `python -m tests.slow_senders PORT COUNT KIND`.
 
-Two of five send a head a byte a second, two a forged head and then a part of a body, and one announces a body that is
-larger than any limit. Each waits until it is refused, and comes again after some seconds. Prints a line once all of
-them have connected.
+held    each sends a forged head and a part of a large body, and nothing more
+slow    two of five send a head a byte a second, two a forged head and then a part of a body, and one announces a body
+        that is larger than any limit
+
+They begin evenly over some seconds. Each waits until it is refused, and comes again after some seconds. Prints a line
+once all of them have connected.
 """
 
 import asyncio
@@ -10,21 +13,36 @@ import resource
 import sys
 from contextlib import suppress
 from itertools import count
+from time import monotonic
 
 HEAD = b"POST /in/github HTTP/1.1\r\nHost: gateway.test\r\nX-GitHub-Event: push\r\nX-GitHub-Delivery: d\r\n"
 FORGED = HEAD + b"X-Hub-Signature-256: sha256=" + b"0" * 64 + b"\r\nContent-Length: %d\r\n\r\n"
 LARGE, TOO_LARGE = 900_000, 10**12  # bytes
 PIECE = 4096  # bytes of a body that are sent
-CONNECTS_PER_SECOND = 1000
+PIECES = (420_000, 420_000, 420_000, 20_000, 500)
+"""Bytes after which senders leave off, by turns: 160 large ones fill a room of 64 MiB, the others what is left."""
 PAUSE = 5.0
-"""Seconds until one that was refused comes again."""
+"""Seconds until one that was refused comes again, of `held` from when it came; all of them begin within as long."""
 
 
-async def send_for_ever(port: int, number: int, connected: set[int]) -> None:
+async def hold_open(port: int, size: int, *, length: int = LARGE) -> None:
+    """Send so much of a body with a forged signature, wait for a response, and come again."""
+    while True:
+        began = monotonic()
+        with suppress(OSError, asyncio.IncompleteReadError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(FORGED % length + b"x" * size)
+                await reader.readuntil(b"\r\n\r\n")
+            finally:
+                writer.close()
+        await asyncio.sleep(max(0.0, began + PAUSE - monotonic()))
+
+
+async def _send_slowly(port: int, number: int) -> None:
     while True:
         with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            connected.add(number)
             try:
                 kind = number % 5
                 if kind < 2:
@@ -48,14 +66,14 @@ async def _drip(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(1.0)
 
 
-async def main(port: int, senders: int) -> None:
-    connected: set[int] = set()
+async def main(port: int, senders: int, kind: str) -> None:
     async with asyncio.TaskGroup() as tasks:
         for number in range(senders):
-            tasks.create_task(send_for_ever(port, number, connected))
-            await asyncio.sleep(1 / CONNECTS_PER_SECOND)
-        while len(connected) < senders:  # noqa: ASYNC110 - a set has no event
-            await asyncio.sleep(0.1)
+            if kind == "held":
+                tasks.create_task(hold_open(port, PIECES[number % len(PIECES)]))
+            else:
+                tasks.create_task(_send_slowly(port, number))
+            await asyncio.sleep(PAUSE / senders)
         sys.stdout.write("connected\n")
         sys.stdout.flush()
 
@@ -64,4 +82,4 @@ if __name__ == "__main__":
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with suppress(KeyboardInterrupt):
-        asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+        asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

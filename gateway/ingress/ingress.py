@@ -109,22 +109,16 @@ class Ingress:
         self._admissions: dict[str, Admission] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._web: Server | None = None
-        self._listener: asyncio.Server | Listener | None = None
+        self._listener: Listener | None = None
 
-    async def start(self, host: str, port: int, *, is_shared: bool = True, wire: Wire | None = None) -> tuple[str, int]:
+    async def start(self, host: str, port: int, *, wire: Wire, is_shared: bool = True) -> tuple[str, int]:
         """Listen, and return the bound address (with the actual port for port 0). Raises OSError if it is in use.
 
-        Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them. `wire` is
-        for connections that begin with TLS or a PROXY header.
+        Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them.
         """
         self._web = Server(self.handle, self._limits, logger=self._logger, metrics=self._metrics)
-        if wire is not None:
-            self._listener = Listener(self._web, wire, refuse=self._refuse_connection, logger=self._logger)
-            return await self._listener.start(host, port, is_shared=is_shared, backlog=BACKLOG)
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._web, host, port, reuse_port=is_shared, backlog=BACKLOG)
-        name = self._listener.sockets[0].getsockname()
-        return name[0], name[1]
+        self._listener = Listener(self._web, wire, refuse=self._refuse_connection, logger=self._logger)
+        return await self._listener.start(host, port, is_shared=is_shared, backlog=BACKLOG)
 
     async def stop(self, timeout: float) -> None:
         """Stop listening, and give requests in progress `timeout` seconds to finish.
@@ -135,14 +129,12 @@ class Ingress:
         self._is_draining = True
         if self._responses is not None:
             self._responses.stop()
-        if self._listener is not None:
+        if self._listener is not None and self._web is not None:
             self._listener.close()
-        if self._web is not None:
             for _ in range(50):
-                if self._web.connections or (isinstance(self._listener, Listener) and self._listener.opening):
+                if self._web.connections or self._listener.opening:
                     await asyncio.sleep(min(KEEPALIVE_GRACE, timeout / 2) / 50)
-            if isinstance(self._listener, Listener):
-                await self._listener.abort()
+            await self._listener.abort()
             self._web.pre_shutdown()
             # aiohttp waits that long for the responses, and then once more for the connections.
             await self._web.shutdown(timeout / 2)

@@ -1,12 +1,12 @@
-"""Accepts connections that begin with more than HTTP: with a PROXY header, a TLS handshake, or both.
+"""Accepts connections, and opens them: after a PROXY header, a TLS handshake, or both, where they begin so.
 
     accept ──▶ a known proxy? ──▶ PROXY header ──▶ TLS handshake ──▶ Connection
     one at a     no: closed       5 s, 1 KiB       5 s
     time                          └─ at most 512 here: the newest is let in ─┘
 
-Plain connections don't come here: the event loop's own server accepts them. Here each is accepted by itself, so that
-all that is ready on the loop has its turn between two of them: a flood of handshakes, each of which costs a signature,
-takes what is left, as it would if its connections were requests.
+Each is accepted by itself, so that all that is ready on the loop has its turn between two of them. The event loop's own
+server accepts all that wait at once: 500 forged requests that come together would delay a good one by 50 ms instead of
+15. And a flood of handshakes, each of which costs a signature, takes what is left.
 
 A header is read from the socket before the loop has it, to the byte: what follows belongs to TLS.
 """
@@ -16,6 +16,7 @@ import errno
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
@@ -41,9 +42,9 @@ Refuse = Callable[[str, str, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
-    """What connections begin with: a PROXY header, if there are networks of `proxies`, then a handshake with `tls`.
+    """What connections begin with: a PROXY header, if there are networks of `proxies`; a handshake, if there is `tls`.
 
-    `tasks` owns what accepts and opens them.
+    `tasks` owns what opens them.
     """
 
     tls: ServerTls | None = None
@@ -64,16 +65,19 @@ class Listener:
         self._logger = logger
         self._opening = OpeningConnections(web.limits.opening)
         self._sockets: list[socket.socket] = []
-        self._accepting: list[asyncio.Task[None]] = []
+        self._backlog = 0
         self._openings: set[asyncio.Task[None]] = set()
 
     @property
     def opening(self) -> int:
         """How many connections aren't open yet."""
-        return len(self._opening)
+        return len(self._openings)
 
     async def start(self, host: str, port: int, *, is_shared: bool, backlog: int) -> tuple[str, int]:
-        """Listen; return the bound address. Raises OSError."""
+        """Listen; return the bound address. Raises OSError.
+
+        At most `backlog` connections wait in the kernel to be accepted: a burst while the loop is busy.
+        """
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         try:
@@ -84,14 +88,20 @@ class Listener:
         except OSError:
             self._close_sockets()
             raise
-        self._accepting = [self._tasks.create_task(self._accept(each), name="ingress-accept") for each in self._sockets]
+        self._backlog = backlog
+        for each in self._sockets:
+            self._watch(each)
         name = self._sockets[0].getsockname()
         return name[0], name[1]
 
     def close(self) -> None:
-        """Stop listening; connections that are about to open may still do so."""
-        for task in self._accepting:
-            task.cancel()
+        """Stop listening; connections that are about to open, or wait to be accepted, may still do so."""
+        loop = asyncio.get_running_loop()
+        for each in self._sockets:
+            loop.remove_reader(each)
+            with suppress(OSError):  # nothing waits any more
+                for _ in range(self._backlog):
+                    self._begin(*each.accept())
         self._close_sockets()
 
     async def abort(self) -> None:
@@ -103,19 +113,28 @@ class Listener:
     def _close_sockets(self) -> None:
         for each in self._sockets:
             each.close()
+        self._sockets = []
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, address = await loop.sock_accept(listening)
-            except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._logger.warning("accept_failed", error=str(error.strerror))
-                    await asyncio.sleep(ACCEPT_PAUSE)
-                continue  # or it was gone before we came to it
-            self._openings.add(self._tasks.create_task(self._open(connection, address[0]), name="ingress-open"))
-            await asyncio.sleep(0)  # asyncio's own loop accepts at once, without a turn for anything else
+    def _watch(self, listening: socket.socket) -> None:
+        if listening in self._sockets:  # not closed meanwhile
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Accept one connection; the loop calls again if others wait, after it has done all else that is ready."""
+        try:
+            connection, address = listening.accept()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                self._logger.warning("accept_failed", error=str(error.strerror))
+                loop = asyncio.get_running_loop()
+                loop.remove_reader(listening)
+                loop.call_later(ACCEPT_PAUSE, self._watch, listening)
+            return  # or it was gone before we came to it
+        self._begin(connection, address)
+
+    def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        connection.setblocking(False)  # noqa: FBT003 - positional in C
+        self._openings.add(self._tasks.create_task(self._open(connection, address[0]), name="ingress-open"))
 
     async def _open(self, connection: socket.socket, address: str) -> None:
         """Have a connection opened, or close it."""

@@ -204,11 +204,8 @@ async def running(
             limits=limits,
             fetch=fetch,
         )
-        async with AsyncExitStack() as stack:
-            wire = None
-            if tls or proxies:
-                tasks = await stack.enter_async_context(asyncio.TaskGroup())
-                wire = IngressWire(tls=tls, proxies=tuple(map(ip_network, proxies)), tasks=tasks)
+        async with asyncio.TaskGroup() as tasks:
+            wire = IngressWire(tls=tls, proxies=tuple(map(ip_network, proxies)), tasks=tasks)
             _, port = await ingress.start("127.0.0.1", 0, wire=wire)
             try:
                 yield World(ingress, log, registry, port, lines, current, tls)
@@ -878,6 +875,39 @@ async def test_a_stopping_ingress_responds_closes_and_takes_nothing_new(world: W
         assert await idle.is_closed()
         await stopping
     assert len(world.log.stored) == 5
+
+
+async def test_connections_that_come_together_leave_requests_their_turn(world: World) -> None:
+    """The kernel has accepted all of them before the loop comes to any."""
+    forged = a_request("/in/github", f"X-Hub-Signature-256: sha256={'0' * 64}", "X-GitHub-Event: ping")
+    async with world.wire() as good:
+        good.send(a_request("/in/crm", CRM))
+        assert (await good.reply()).status == 202
+        before = len(world.ingress._web.connections) if world.ingress._web else 0
+        flood = [socket.create_connection(("127.0.0.1", world.port)) for _ in range(200)]
+        try:
+            for each in flood:
+                each.sendall(forged)
+            good.send(a_request("/in/crm", CRM))
+            assert (await good.reply()).status == 202
+            assert world.ingress._web is not None
+            assert len(world.ingress._web.connections) - before < 40
+            await until(lambda: world.count("rejected_total", source="github", reason="bad_signature") == 200)
+        finally:
+            for each in flood:
+                each.close()
+
+
+async def test_what_waits_to_be_accepted_at_a_stop_is_still_served(world: World) -> None:
+    waiting = [socket.create_connection(("127.0.0.1", world.port)) for _ in range(20)]
+    for each in waiting:
+        each.sendall(a_request("/in/crm", CRM))
+    stopping = asyncio.ensure_future(world.ingress.stop(timeout=5))
+    await until(lambda: len(world.log.stored) == 20)
+    await stopping
+    for each in waiting:
+        assert each.recv(1000).startswith(b"HTTP/1.1 202 ")
+        each.close()
 
 
 async def test_an_ingress_with_no_connection_ends_at_once(world: World) -> None:

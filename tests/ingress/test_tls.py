@@ -12,11 +12,13 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import structlog
 import uvloop
+from typing_extensions import override
 
 from gateway.ingress.ingress import KEEPALIVE_GRACE
 from gateway.ingress.listener import Listener
@@ -266,21 +268,20 @@ async def test_a_head_and_a_body_that_do_not_end_are_refused_in_tls_as_without(p
 
 
 async def test_a_lack_of_descriptors_is_waited_out(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = asyncio.get_running_loop()
-    accept, failures = loop.sock_accept, [errno.EMFILE, errno.ECONNABORTED, errno.ENFILE]
+    failures = [errno.EMFILE, errno.ECONNABORTED, errno.ENFILE]
 
-    async def failing(listening: socket.socket) -> tuple[socket.socket, object]:
-        found = await accept(listening)
-        if failures:
-            found[0].close()
-            raise OSError(failures.pop(0), "too many")
-        return found
+    class Listening(socket.socket):
+        @override
+        def accept(self) -> tuple[socket.socket, Any]:
+            found = super().accept()
+            if failures:
+                found[0].close()
+                raise OSError(failures.pop(0), "too many")
+            return found
 
-    monkeypatch.setattr(loop, "sock_accept", failing)
+    monkeypatch.setattr("gateway.ingress.listener.socket", SimpleNamespace(**{**vars(socket), "socket": Listening}))
     monkeypatch.setattr("gateway.ingress.listener.ACCEPT_PAUSE", 0.01)
     async with serving(pki) as world:
-        async with world.wire():  # the first call isn't patched yet, or is the first to fail
-            pass
         for _ in range(3):
             with suppress(ConnectionError, ssl.SSLError):
                 await status_of(world, pki.client())
