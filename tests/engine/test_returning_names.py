@@ -6,7 +6,7 @@ import pytest
 
 from gateway.model import SpillReason
 from gateway.rules.rules import Route
-from tests.builders import a_route
+from tests.builders import a_policy, a_route
 from tests.engine.test_ordered import GROUP, an_ordered_route, by_key, keyed, unfinished
 from tests.engine.test_worker import a_world, reload, rules_of, running, virtual
 from tests.virtual_time import now, run
@@ -66,6 +66,30 @@ def test_a_partition_that_moves_meanwhile_goes_on_as_well(between: float) -> Non
             await reload(world, worker, rules_of(an_ordered_route(), OTHER))
             await asyncio.sleep(1)
             assert by_key(world) == {"k0": [0, 0]}
+        assert await unfinished(world) == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("has_moved", [False, True], ids=["stays", "moves"])
+def test_a_retry_is_not_hurried_by_a_name_that_left_and_returned_before_it_was_due(*, has_moved: bool) -> None:
+    async def scenario() -> None:
+        route = an_ordered_route(retry=a_policy(schedule=(60.0,), max_attempts=3, max_age=600.0))
+        world = await a_world(route, OTHER, ci=[503, 200])
+        began = now()
+        async with running(world) as worker:
+            await world.put(*keyed(1, 1))
+            await asyncio.sleep(1)
+            await reload(world, worker, rules_of(OTHER))
+            if has_moved:
+                await world.log.rebalance(GROUP)
+            await asyncio.sleep(10)
+            await reload(world, worker, rules_of(route, OTHER))
+            await asyncio.sleep(40)
+            assert by_key(world) == {"k0": [0]}
+            await asyncio.sleep(20)
+            assert by_key(world) == {"k0": [0, 0]}
+            assert world.client.at[-1] == pytest.approx(began + 60, abs=1)
         assert await unfinished(world) == 0
 
     run(scenario())

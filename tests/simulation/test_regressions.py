@@ -175,6 +175,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     retried-for-a-route-with-a-new-destination          the old destination still exists
     second-reload-before-the-first-takes-effect     each lets an ordered route match more
     reload-before-a-returning-partition-is-read     one of its older events is still in flight
+    retry-of-a-route-whose-source-leaves-and-returns    before it is due, and its partition moves meanwhile
     reload-that-moves-a-source-amid-older-events    its old topic is still read, and appended to
     former-topics-commit-beyond-the-end     the recreated topic grows up to it, and a kick takes the records for done
     evicted-member-back-at-a-recreated-tier     the offsets that it finishes are those of new records

@@ -105,7 +105,10 @@ class Dispatcher:
             return None
         rules = self._rules()
         if delivery.route not in rules.routes or delivery.destination not in rules.destinations:
-            self.defer_unknown(item)
+            if delivery.due > now:  # a retry, which a reload that brings the name back mustn't hurry
+                self.defer(item, delivery.due, now)
+            else:
+                self.defer_unknown(item)
             return None
         if self._control.paused_by(delivery.route, delivery.destination):
             self._park(item)
