@@ -104,17 +104,15 @@ class Dispatcher:
             self.end(item, item.outcome)
             return None
         rules = self._rules()
-        if delivery.route not in rules.routes or delivery.destination not in rules.destinations:
-            if delivery.due > now:  # a retry, which a reload that brings the name back mustn't hurry
-                self.defer(item, delivery.due, now)
-            else:
-                self.defer_unknown(item)
-            return None
-        if self._control.paused_by(delivery.route, delivery.destination):
+        is_known = delivery.route in rules.routes and delivery.destination in rules.destinations
+        if is_known and self._control.paused_by(delivery.route, delivery.destination):
             self._park(item)
             return None
-        if delivery.due > now:
+        if delivery.due > now:  # also for a name that the rules lack: one that returns mustn't hurry a retry
             self.defer(item, delivery.due, now)
+            return None
+        if not is_known:
+            self.defer_unknown(item)
             return None
         lane = self._queues.lane(delivery.destination)
         spill = lane.offer(item, now)
