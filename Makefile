@@ -60,7 +60,7 @@ FIRST ?= 0
 simulate: $(READY) ## the engine in SEEDS=10000 simulation runs from FIRST=0 on; makes the first failure small
 	@$(BIN)/python -m tests.simulation --first $(FIRST) --seeds $(SEEDS)
 
-mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (some 8 minutes)
+mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (20 to 30 minutes)
 	@$(BIN)/python -m tests.mutants
 
 oracles: $(READY) ## the vendors' own libraries against ours, on requests drawn anew (installs some 40 of them)
