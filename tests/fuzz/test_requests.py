@@ -119,7 +119,7 @@ HEADERS = damaged(
 
 @pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")  # of a large representation
 @pytest.mark.parametrize("has_header", [False, True], ids=["requests", "proxy_headers"])
-def test_whatever_comes_is_responded_to_and_nothing_breaks(has_header: bool) -> None:  # noqa: FBT001 - drawn by pytest
+def test_whatever_comes_is_responded_to_and_nothing_breaks(*, has_header: bool) -> None:
     """A connection without a PROXY header, where there has to be one, is closed without a word."""
     # A header may take what follows for its own, up to 1,008 bytes; without any, a connection would be idle.
     whole = st.tuples(HEADERS, REQUESTS, st.just(b"X" * 1100)).map(b"".join) if has_header else REQUESTS
@@ -128,7 +128,7 @@ def test_whatever_comes_is_responded_to_and_nothing_breaks(has_header: bool) -> 
         world = runner.run(context.__aenter__())
         good = header() if has_header else b""
         original = world.exchange
-        world.exchange = lambda data: original(good + data)  # type: ignore[method-assign]
+        world.exchange = lambda data: original(good + data)  # type: ignore[method-assign] # each needs the header
         try:
             fuzz(
                 "PROXY headers" if has_header else "requests",

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, TopicSpec
-from gateway.log.embedded import backup, statements
+from gateway.log.embedded import backup, file_check, statements
 from gateway.log.embedded import log as log_module
 from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.consumer import BUFFER_BYTES, Range
@@ -805,6 +805,26 @@ async def test_an_index_from_before_the_wal_was_started_anew_refuses_nothing(pat
             shutil.copyfile(path.with_name(name), copies / name)
     async with opened(copies / "gateway.db") as log:
         assert [record.value for record in await stored(log)] == [*(b"%d" % number for number in range(30)), b"last"]
+
+
+async def test_a_command_that_closes_the_log_while_another_one_looks_at_it_refuses_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path) as log:
+        await append(log, b"a")
+        copy = path.with_name("copies") / path.name
+        copy.parent.mkdir()
+        for name in ("", "-wal", "-shm"):
+            shutil.copyfile(f"{path}{name}", f"{copy}{name}")
+
+    def closed_meanwhile(_: Path) -> Path:
+        with closing(sqlite3.connect(copy)) as other:
+            other.execute("SELECT count(*) FROM records").fetchall()
+        return copy.with_name(f"{copy.name}-wal")
+
+    monkeypatch.setattr("gateway.log.embedded.file_check.wal_of", closed_meanwhile)
+    await asyncio.to_thread(file_check.refuse_shortened_wal, copy, is_owner=False)
+    assert not copy.with_name(f"{copy.name}-wal").exists()
 
 
 async def test_a_ping_reports_a_file_that_was_taken_away_though_nobody_appends(path: Path) -> None:

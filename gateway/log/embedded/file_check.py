@@ -145,11 +145,7 @@ def refuse_shortened_wal(path: Path, *, is_owner: bool) -> None:
     After a crash it reads the WAL as SQLite will, but takes 0.15 s for a thousand frames, which is where SQLite begins
     to reuse a WAL. It leaves that to the owner, if there is another one.
     """
-    try:
-        with shm_of(path).open("rb") as file:
-            index = file.read(INDEX.size)
-    except FileNotFoundError:
-        return
+    index = _read_index(path)
     if not _is_settled(index):
         return
     page, frames, _, _, _, salts, moved = INDEX.unpack(index)
@@ -170,10 +166,21 @@ def refuse_shortened_wal(path: Path, *, is_owner: bool) -> None:
                 return
     except FileNotFoundError:
         got = "none: it was moved or deleted alone"
+    if index != _read_index(path):
+        return  # another process has it open, and has moved frames or closed it meanwhile
     raise UsageError(
         f"{path}: expected {wal.name} with what was stored last, got {got}; bring it back, or run `gateway restore` "
         f"with a copy; to go on without what was stored last, delete {shm_of(path).name}"
     )
+
+
+def _read_index(path: Path) -> bytes:
+    """Return the beginning of a WAL's index; empty if there is none."""
+    try:
+        with shm_of(path).open("rb") as file:
+            return file.read(INDEX.size)
+    except FileNotFoundError:
+        return b""
 
 
 def _intact_frames(wal: BinaryIO, frames: int, page: int, salts: bytes) -> int:
