@@ -7,7 +7,6 @@ Log lines (`rules_reloaded`, `rules_refused`) and `/status` report since when, a
 """
 
 import asyncio
-import gc
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
+from gateway import garbage
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
@@ -267,7 +267,7 @@ class Reloader:
         if lost:
             self._remember_loss(lost, before, log.now())
         self._on_activated(rules)
-        freeze_garbage_collector()
+        garbage.leave_out()
         self._metrics.rules_reloads.labels("ok").inc()
         line: dict[str, Any] = {
             "sources": len(rules.sources),
@@ -324,13 +324,6 @@ class Reloader:
         if self._loss is not None and self._loss_status() is not None:
             loss = self._loss.with_more(routes, before)
         self._loss, self.loss_at = loss, time.monotonic()
-
-
-def freeze_garbage_collector() -> None:
-    """Let the garbage collector examine the rules and their metrics once, instead of at every collection."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 def _stamps(files: Iterable[Path]) -> dict[Path, Stamp | None]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from gateway import garbage
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.credentials import kafka_certificate_expiries
@@ -38,7 +39,7 @@ from gateway.open_log import open_log
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.certificates import undemanded_certificates
 from gateway.ops.process_status import route_status
-from gateway.reload import Reloader, freeze_garbage_collector
+from gateway.reload import Reloader
 from gateway.required_topics import ensure_topics, missing_topics, specs_of
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
@@ -191,7 +192,8 @@ class Gateway:
             background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
             if self._tls is not None:
                 background.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
-            freeze_garbage_collector()
+            garbage.leave_out()
+            background.append(tasks.create_task(garbage.collect(), name="garbage"))
             self._is_ready = True
             self._logger.info(
                 "listening",

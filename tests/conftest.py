@@ -1,6 +1,7 @@
 """What every test has: an event loop that nothing blocks and no task outlives; and, where it asks for one, a broker."""
 
 import asyncio
+import gc
 import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -42,6 +43,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def is_full(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Collect nothing, and let `gc.get_objects` return only what is created from now on."""
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -181,6 +181,7 @@ class Connection(asyncio.Protocol):
         finally:
             self._response_done = None
             self._expiry.cancel()
+            del response_done  # breaks a reference cycle with an error's traceback
         # With bytes left to write, it responded before it had read the request, and would parse the rest as the next.
         if reader.is_reusable and not self._transport.get_write_buffer_size():
             self._pool.release(self)

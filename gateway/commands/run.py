@@ -1,10 +1,10 @@
 """`gateway run`: the gateway process."""
 
-import gc
 import sys
 
 import uvloop
 
+from gateway import garbage
 from gateway.commands.base import SETTINGS, Invocation, command
 from gateway.commands.values import Parser
 from gateway.run import Gateway
@@ -27,10 +27,7 @@ def run_arguments(parser: Parser) -> None:
 def _run(call: Invocation) -> int:
     lines = logs.configure(json=not sys.stdout.isatty(), descriptor=1)
     gateway = Gateway(call.settings, logs.get_logger("gateway"))
-    # An event creates dozens of short-lived objects. By default the collector scans those in flight every 700 of them,
-    # and the modules again and again: a tenth of an event's CPU time.
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 10)
+    garbage.prepare()
     try:
         uvloop.run(gateway.run())
     finally:

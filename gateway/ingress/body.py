@@ -7,6 +7,7 @@ from aiohttp import web
 from typing_extensions import override
 
 from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
+from gateway.ingress.server import forget_frames
 from gateway.model import RefusedError
 
 
@@ -41,9 +42,11 @@ class BodyReader(BodyReservation):
                 raise crowded_out() from None
             raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
         except web.RequestPayloadError as error:
+            forget_frames(error)
             raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
         except (ConnectionError, RuntimeError) as error:
             # aiohttp reports "Connection closed." as a RuntimeError. Nobody will read the response.
+            forget_frames(error)
             raise RefusedError(499, "disconnected", "the sender went away") from error
 
     def _take(self, more: int) -> None:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from gateway.ingress.server import forget_frames
 from gateway.log.base import Log
 from gateway.log.topics import DAY, Topics
 from gateway.model import LogUnavailableError, RecordTooLargeError, RefusedError
@@ -171,7 +172,8 @@ class Quarantine:
             async with asyncio.timeout(READ_SECONDS):
                 while len(body) <= MAX_BODY and (chunk := await stream.readany()):
                     body += chunk
-        except (TimeoutError, web.RequestPayloadError, ConnectionError, RuntimeError):
+        except (TimeoutError, web.RequestPayloadError, ConnectionError, RuntimeError) as error:
+            forget_frames(error)
             self._count(source.name, "incomplete")
             return
         finally:

@@ -54,7 +54,7 @@ def refusal_response(request: web.BaseRequest, refusal: RefusedError, *, allow: 
 
 def _leave_body(request: web.BaseRequest) -> None:
     """Tell the connection that nobody will read what is left of a body."""
-    if isinstance(request.protocol, Connection):
+    if isinstance(request.protocol, Connection) and request.transport is not None:
         request.protocol.unread = request.content
 
 

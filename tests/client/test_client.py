@@ -1,6 +1,7 @@
 """One attempt: what every kind of destination makes of it, and what it leaves behind."""
 
 import asyncio
+import gc
 import ipaddress
 import socket
 import ssl
@@ -228,6 +229,28 @@ async def test_each_fault_has_its_result(client: Client, fault: Fault | Answer, 
         assert (done.result, done.status, done.detail) == (result, None, detail)
         assert done.seconds < 0.3
         await until(lambda: client.open_connections == 0)
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("fault", [*Fault, BROKEN])
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_nothing_of_a_failed_attempt_outlives_it(
+    loop: Callable[[], asyncio.AbstractEventLoop], fault: Fault | Answer, *, used: bool
+) -> None:
+    """What the collector has to find it searches for among all that is there, and meanwhile nothing goes on."""
+
+    async def run() -> list[object]:
+        async with Sink(*[200] * used, fault) as sink:
+            async with Client(OPEN) as client:
+                for _ in range(1 + used):
+                    await attempt(client, sink.url, timeout=0.1)
+            await until(lambda: client.open_connections == 0)
+            await asyncio.sleep(0.01)
+            return [each for each in gc.get_objects() if isinstance(each, connections.Connection)]
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(run()) == []
 
 
 async def test_a_head_decides_whatever_becomes_of_its_body(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

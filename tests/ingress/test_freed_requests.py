@@ -9,12 +9,15 @@ import base64
 import gc
 import gzip
 import hmac
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import uvloop
 
-from gateway.ingress.server import Limits
+from gateway.ingress.server import Connection, Limits
 from gateway.model import Event, RefusedError
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
@@ -23,12 +26,14 @@ from gateway.verify.content import Content
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import PendingVerification
+from tests.certificates import Authority
 from tests.ingress.test_ingress import (
     BAD_REQUESTS,
     CHUNKED,
     CRM,
     NOW,
     PING,
+    World,
     a_request,
     chunked,
     github,
@@ -38,6 +43,8 @@ from tests.ingress.test_ingress import (
 )
 
 GITHUB = f"X-Hub-Signature-256: {github_signature()}"
+PARTIAL = b"POST /in/github HTTP/1.1\r\nHost: hooks.example\r\n"
+WRONG_TOKEN = "X-Token: wrong"
 FORGED = "X-Hub-Signature-256: sha256=" + "0" * 64
 FIELD_MAC = hmac.new(b"key", b"7", "sha256").hexdigest()
 SVIX = ["webhook-id: e1", f"webhook-timestamp: {NOW:.0f}"]
@@ -48,7 +55,7 @@ GZIP, FORM, XML = (
     "Content-Type: application/x-www-form-urlencoded",
     "Content-Type: text/xml",
 )
-OF_A_REQUEST = (Content, Event, EventView, PendingVerification, RefusedError, Request)
+OF_A_REQUEST = (Connection, Content, Event, EventView, PendingVerification, RefusedError, Request)
 
 GOOD_REQUESTS = {
     "signed": github(GITHUB),
@@ -85,6 +92,26 @@ REFUSED = {
 }
 
 
+FORGED_CHUNKS = a_request("/in/github", FORGED, CHUNKED, body=b"")
+ENDS = {
+    "before it says anything": [b""],
+    "amid a head": [PARTIAL],
+    "with a head that is too large": [PARTIAL + b"X-A: " + b"x" * 80_000],
+    "amid a body": [github(GITHUB)[:-1]],
+    "amid a body in chunks": [github(GITHUB, CHUNKED, body=b"5\r\n")],
+    "amid a body that its head has refused": [a_request("/in/crm", WRONG_TOKEN)[:-1]],
+    "with a malformed rest of a body that its head has refused": [
+        a_request("/in/crm", WRONG_TOKEN, CHUNKED, body=b"3\r\nabc\r\n"),
+        b"zz\r\n",
+    ],
+    "before its response": [github(GITHUB)],
+    "with what isn't HTTP, after a good request": [github(GITHUB), b"\x16\x03\x01\r\n\r\n"],
+    "with a malformed rest of a forged body": [FORGED_CHUNKS, b"3\r\nabc\r\nzz\r\n"],
+    "with a malformed rest of a body": [github(GITHUB, CHUNKED, body=b"3\r\nabc\r\n"), b"zz\r\n"],
+}
+LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
 def more_sources() -> list[Source]:
     field = {"scheme": "hmac", "field": "mac", "signed": "{field:n}", "secrets": ["key"]}
     svix = {"scheme": "svix", "secrets": ["whsec_" + base64.b64encode(b"key").decode()]}
@@ -96,17 +123,12 @@ def more_sources() -> list[Source]:
     ]
 
 
-@pytest.fixture
-def _no_collection() -> Iterator[None]:
-    """Collect nothing, and let `gc.get_objects` return only what is created from now on."""
-    gc.freeze()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.unfreeze()
+@pytest.fixture(scope="module")
+def pki() -> Authority:
+    return Authority("servers")
 
 
-@pytest.mark.usefixtures("_no_collection")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("case", [*GOOD_REQUESTS, *REFUSED])
 async def test_nothing_of_a_request_outlives_it(case: str) -> None:
     request, status = (GOOD_REQUESTS[case], 202) if case in GOOD_REQUESTS else REFUSED[case][:2]
@@ -114,10 +136,49 @@ async def test_nothing_of_a_request_outlives_it(case: str) -> None:
         sources = {source.name: source for source in more_sources()}
         world.rules[0] = replace(world.rules[0], sources={**world.rules[0].sources, **sources})
         assert (await world.exchange(request)).status == status
-        server = world.ingress._web
-        assert server is not None
-        async with asyncio.timeout(5):
-            while server.connections:  # noqa: ASYNC110 - what it waits for has no event
-                await asyncio.sleep(0)
+        await _closed(world)
         world.log.stored.clear()
-        assert not [each for each in gc.get_objects() if isinstance(each, OF_A_REQUEST)]
+        assert _left() == []
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("loop", LOOPS, ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("way", ["plain", "TLS", "quarantine"])
+@pytest.mark.parametrize("end", ENDS)
+def test_nothing_of_a_connection_outlives_it(
+    loop: Callable[[], asyncio.AbstractEventLoop], way: str, end: str, pki: Authority, tmp_path: Path
+) -> None:
+    is_tls = way == "TLS"
+    certificates = [pki.file(tmp_path, "hooks.example")] if is_tls else []
+    trust = ssl.create_default_context(cadata=pki.pem) if is_tls else None
+    name = "hooks.example" if is_tls else None
+
+    async def run() -> list[object]:
+        async with running(limits=Limits(head_seconds=0.2), certificates=certificates) as world:
+            rules = world.rules[0]
+            kept = {name: replace(rules.sources[name], quarantine=way == "quarantine") for name in ("github", "crm")}
+            world.rules[0] = replace(rules, sources={**rules.sources, **kept})
+            _, writer = await asyncio.open_connection("127.0.0.1", world.port, ssl=trust, server_hostname=name)
+            for piece in ENDS[end]:
+                writer.write(piece)
+                await asyncio.sleep(0.02)
+            writer.transport.abort()
+            del writer
+            await _closed(world)
+            world.log.stored.clear()
+            return _left()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(run()) == []
+
+
+async def _closed(world: World) -> None:
+    """Wait until no connection is open."""
+    assert world.ingress._web is not None
+    async with asyncio.timeout(5):
+        while world.ingress._web.connections:  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0)
+
+
+def _left() -> list[object]:
+    return [each for each in gc.get_objects() if isinstance(each, OF_A_REQUEST)]

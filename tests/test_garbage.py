@@ -1,0 +1,109 @@
+"""Garbage that only the collector finds goes soon, whatever generation it is in, and no collection takes long."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from gateway import garbage
+
+
+class Node:
+    """An object that refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@asynccontextmanager
+async def collecting() -> AsyncIterator[None]:
+    task = asyncio.create_task(garbage.collect(), name="garbage")
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _gone(node: "weakref.ref[Node]", seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while node() is not None:  # noqa: ASYNC110 - what it waits for has no event
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_new_garbage_goes_at_once() -> None:
+    async with collecting():
+        await _gone(weakref.ref(Node()), 4 * garbage.YOUNG_INTERVAL)
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_garbage_that_was_looked_at_once_goes_soon() -> None:
+    node = Node()
+    gc.collect(0)
+    found = weakref.ref(node)
+    del node
+    async with collecting():
+        await _gone(found, 4 * garbage.MIDDLE_EVERY * garbage.YOUNG_INTERVAL)
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_old_garbage_goes_with_the_next_full_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "YOUNG_INTERVAL", 0.001)
+    monkeypatch.setattr(garbage, "FULL_INTERVAL", 0.3)
+    node = Node()
+    gc.collect()
+    found = weakref.ref(node)
+    del node
+    async with collecting():
+        await asyncio.sleep(0.1)
+        assert found() is not None
+        await _gone(found, 5.0)
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_full_collections_take_a_thousandth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, full = [0.0], []
+
+    def collect(generation: int = 2) -> int:
+        if generation == 2:
+            full.append(now[0])
+            now[0] += 0.5
+        return 0
+
+    async def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 1200.0:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(garbage, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("gateway.garbage.asyncio.sleep", sleep)
+    monkeypatch.setattr("gateway.garbage.gc.collect", collect)
+    with suppress(asyncio.CancelledError):
+        await garbage.collect()
+    assert full == [pytest.approx(60.0, abs=1.0), pytest.approx(560.5, abs=2.0), pytest.approx(1061.0, abs=3.0)]
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_no_collection_but_a_full_one_looks_at_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "YOUNG_INTERVAL", 0.005)
+    kept: list[list[list[int]]] = []
+    looked_at: list[int] = []
+
+    def count(phase: str, info: Mapping[str, int]) -> None:
+        if phase == "start":
+            looked_at.append(sum(len(gc.get_objects(each)) for each in range(info["generation"] + 1)))
+
+    gc.callbacks.append(count)
+    try:
+        async with collecting():
+            for _ in range(500):
+                kept.append([[] for _ in range(100)])
+                await asyncio.sleep(0.001)
+    finally:
+        gc.callbacks.remove(count)
+    assert 0 < max(looked_at) < 500 * 100 / 3
