@@ -30,6 +30,7 @@ MAX_HANDSHAKE_BYTES = 16 * 1024
 MAX_CHALLENGE = 1024  # characters
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,256}")
 _BRAINTREES = re.compile(r"[a-f0-9]{20,32}")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 """A challenge that is signed: no JSON object, and no `v0:…`, can be one."""
 
@@ -297,30 +298,36 @@ def _okta(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
     return None if challenge is None else _json({"verification": challenge})
 
 
-def _challenge_query(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
-    """Dropbox and Nylas: `?challenge=` is sent back as it is.
+def _linkedin(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
+    """https://learn.microsoft.com/en-us/linkedin/shared/api-guide/webhook-validation: at the start and every two hours.
 
-    https://www.dropbox.com/developers/reference/webhooks#documentation
+    The challenge is a UUID, which is no event's signed string: that starts with `hmacsha256=`.
     """
-    challenge = _parameter(request, "challenge")
-    if challenge is None:
+    challenge = _parameter(request, "challengeCode")
+    if challenge is None or not keys.secrets.held:
         return None
-    body = challenge.encode("utf-8", "surrogatepass")
-    return HandshakeResponse(body=body, headers=(("X-Content-Type-Options", "nosniff"),))
+    if not _UUID.fullmatch(challenge):
+        raise refused(Reason.MALFORMED_SIGNATURE, "expected a challengeCode that is a UUID, got something else")
+    signed = hmac.digest(keys.secrets.held[0].key, challenge.encode(), "sha256")
+    return _json({"challengeCode": challenge, "challengeResponse": signed.hex()})
+
+
+def _echo_of(name: str) -> Respond:
+    """Return a handshake that sends a query parameter back as it is, as a text that no browser takes for a page."""
+
+    def respond(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
+        value = _parameter(request, name)
+        if value is None:
+            return None
+        body = value.encode("utf-8", "surrogatepass")
+        return HandshakeResponse(body=body, headers=(("X-Content-Type-Options", "nosniff"),))
+
+    return respond
 
 
 def _exists(_: Request, __: HandshakeKeys) -> HandshakeResponse | None:
     """Trello, SurveyMonkey and Mandrill: a HEAD request asks whether the address exists."""
     return HandshakeResponse()
-
-
-def _microsoft_graph(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
-    """https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks#notificationurl-validation."""
-    token = _parameter(request, "validationToken")
-    if token is None:
-        return None
-    body = token.encode("utf-8", "surrogatepass")
-    return HandshakeResponse(body=body, headers=(("X-Content-Type-Options", "nosniff"),))
 
 
 def _cloudevents(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
@@ -350,10 +357,15 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "x": Handshake(respond=_x, methods=("GET",)),
     "asana": Handshake(respond=_asana, methods=("POST",)),
     "braintree": Handshake(respond=_braintree, methods=("GET",), asks=("public_key",)),
+    "linkedin": Handshake(respond=_linkedin, methods=("GET",)),
     "okta": Handshake(respond=_okta, methods=("GET",)),
-    "challenge-query": Handshake(respond=_challenge_query, methods=("GET",)),
+    # Dropbox (https://www.dropbox.com/developers/reference/webhooks#documentation) and Nylas.
+    "challenge-query": Handshake(respond=_echo_of("challenge"), methods=("GET",)),
+    # https://docs.onfleet.com/reference/webhooks
+    "onfleet": Handshake(respond=_echo_of("check"), methods=("GET",)),
     "head": Handshake(respond=_exists, methods=("HEAD",)),
-    "microsoft-graph": Handshake(respond=_microsoft_graph, methods=("POST",)),
+    # https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks#notificationurl-validation
+    "microsoft-graph": Handshake(respond=_echo_of("validationToken"), methods=("POST",)),
     "cloudevents": Handshake(respond=_cloudevents, methods=("OPTIONS",)),
 }
 """The handshakes, by the name under `handshake:` in a preset."""

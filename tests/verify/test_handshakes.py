@@ -268,6 +268,23 @@ def test_x_gets_no_signature_of_what_could_be_an_event(token: str) -> None:
         unverified("x", "GET", f"crc_token={token}")
 
 
+def test_linkedins_challenge_comes_back_with_its_hmac() -> None:
+    """https://learn.microsoft.com/en-us/linkedin/shared/api-guide/webhook-validation."""
+    code = b"890e4665-4dfe-4ab1-b689-ed553bceeed0"
+    digest = hmac.new(SECRET.encode(), code, hashlib.sha256).hexdigest().encode()
+    expected = b'{"challengeCode":"%b","challengeResponse":"%b"}' % (code, digest)
+    assert unverified("linkedin", "GET", f"challengeCode={code.decode()}&applicationId=1") == HandshakeResponse(
+        content_type="application/json", body=expected
+    )
+    assert unverified("linkedin", "GET", "applicationId=1") is None
+
+
+@pytest.mark.parametrize("code", ["hmacsha256=a", "%7B%7D", "", "890e4665", "890e4665-4dfe-4ab1-b689-ed553bceeed0a"])
+def test_linkedin_gets_no_signature_of_what_could_be_an_event(code: str) -> None:
+    with pytest.raises(RefusedError, match="expected a challengeCode"):
+        unverified("linkedin", "GET", f"challengeCode={code}")
+
+
 ASANAS = "b537207f20cbfa02357cf448134da559e8bd39d61597dcd5631b8012eae53e81"
 
 
@@ -299,12 +316,12 @@ def test_oktas_challenge_comes_back_in_json() -> None:
 
 
 @pytest.mark.parametrize(("name", "method", "parameter"), [
-    ("challenge-query", "GET", "challenge"), ("microsoft-graph", "POST", "validationToken"),
+    ("challenge-query", "GET", "challenge"), ("onfleet", "GET", "check"), ("microsoft-graph", "POST", "validationToken"),
 ])  # fmt: skip
 def test_a_challenge_in_the_query_comes_back_as_text_that_no_browser_takes_for_a_page(
     name: str, method: str, parameter: str
 ) -> None:
-    """https://www.dropbox.com/developers/reference/webhooks#documentation, and Microsoft Graph: URL-decoded."""
+    """URL-decoded, as each wants it: the addresses of their documents are beside their handshakes."""
     response = unverified(name, method, f"{parameter}=a%3Cb%3E+c%C3%A9")
     assert response == HandshakeResponse(body="a<b> cé".encode(), headers=(("X-Content-Type-Options", "nosniff"),))
     assert response.content_type == "text/plain"

@@ -79,10 +79,10 @@ class Way(NamedTuple):
 
 
 class PresetResponse(NamedTuple):
-    """What a provider has to get for an event that is stored; a body of None is ours."""
+    """What a provider has to get for an event that is stored; a body of None is ours, one that is no text is JSON."""
 
     status: int = 202
-    body: str | None = None
+    body: str | Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +207,7 @@ def _response(value: object, where: ConfigPath) -> PresetResponse | None:
             return None
         case {"status": int(status), **rest} if status in STORED_STATUSES and rest.keys() <= {"body"}:
             body = rest.get("body")
-            if body is None or isinstance(body, str):
+            if body is None or isinstance(body, str | dict):
                 return PresetResponse(status, body)
     statuses = ", ".join(map(str, STORED_STATUSES))
     where.report(f"expected a mapping with a status of {statuses}, and perhaps a body, got another")
@@ -294,7 +294,7 @@ def json_schema() -> dict[str, Any]:
             },
             "respond": {
                 "type": "object",
-                "properties": {"status": {"enum": list(STORED_STATUSES)}, "body": {"type": "string"}},
+                "properties": {"status": {"enum": list(STORED_STATUSES)}, "body": {"type": ["string", "object"]}},
                 "required": ["status"],
                 "additionalProperties": False,
                 "description": "The response for an event that is stored, where a source doesn't say.",
