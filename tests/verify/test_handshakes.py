@@ -316,7 +316,8 @@ def test_oktas_challenge_comes_back_in_json() -> None:
 
 
 @pytest.mark.parametrize(("name", "method", "parameter"), [
-    ("challenge-query", "GET", "challenge"), ("onfleet", "GET", "check"), ("microsoft-graph", "POST", "validationToken"),
+    ("challenge-query", "GET", "challenge"), ("onfleet", "GET", "check"),
+    ("microsoft-graph", "POST", "validationToken"),
 ])  # fmt: skip
 def test_a_challenge_in_the_query_comes_back_as_text_that_no_browser_takes_for_a_page(
     name: str, method: str, parameter: str
