@@ -10,6 +10,7 @@ done exactly if it isn't in `unfinished`, and an offset from `next` on exactly i
 in `gone`: deleted by the log behind records that were fetched, and not received yet.
 """
 
+import math
 from collections.abc import Iterator
 
 from gateway.log.base import Assignment, Commit, are_of_different_topics
@@ -139,7 +140,7 @@ class Progress:
 
     def lowest_unfinished(self) -> int | None:
         """Return the lowest offset that was received and isn't finished, None if there is none."""
-        return next(self._unfinished_offsets(), None)
+        return next(self.unfinished_offsets(), None)
 
     def unfinished_count(self) -> int:
         """Return the number of received records that aren't finished."""
@@ -156,9 +157,13 @@ class Progress:
         """Return whether the span from the base to the last received offset is below the window."""
         return self._next - self.base < self.window
 
-    def fullness(self) -> float:
-        """Return that span as a share of the window, 0 to 1."""
-        return min(1.0, (self._next - self.base) / self.window)
+    def last_behind(self, share: float, following: int | None = None) -> int:
+        """Return the highest offset at which an unfinished record is such a share of the window behind.
+
+        Or one that keeps a commit from covering the record that is to be received next, if `following` is its offset.
+        """
+        last = self._next - math.ceil(share * self.window)
+        return last if following is None else max(last, following - WINDOW)
 
     def committable(self, *, is_known: bool = False) -> Commit | None:
         """Return the current commit, None if it equals the last one stored, unless `is_known` asks for it anyway.
@@ -187,7 +192,7 @@ class Progress:
 
         `other` isn't changed; what it received and didn't finish has to be received again here.
         """
-        for offset in list(self._unfinished_offsets()):
+        for offset in list(self.unfinished_offsets()):
             if other.is_done(offset):
                 self.finished(offset)
         self._move_to(max(self._next, other.base))
@@ -254,7 +259,8 @@ class Progress:
             return not self._is_unfinished(offset)
         return bool(self._ahead >> (offset - self._next) & 1) or any(offset in gone for gone in self._gone)
 
-    def _unfinished_offsets(self) -> Iterator[int]:
+    def unfinished_offsets(self) -> Iterator[int]:
+        """Yield the offsets that were received and aren't finished, in ascending order; none may finish meanwhile."""
         for chunk, bits in self._unfinished.items():
             rest = bits
             while rest:

@@ -8,9 +8,10 @@ tracker, so that it is neither repeated nor forgotten.
 import asyncio
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from itertools import islice, takewhile
 from typing import Protocol
 
 from typing_extensions import override
@@ -19,6 +20,8 @@ from gateway.engine.commit_progress import Progress
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.model import NO_METADATA, DeadLettered, Delivery, Life, RecordMetadata
 
+HOLDING_BACK = 1_000
+"""Records whose deliveries are cut short in one iteration of the event loop: each may need an append."""
 ITEM_SIZE = 1024
 """Bytes of memory of a waiting delivery with an attempt or two, without its event."""
 DUPLICATES_KEPT = 4096
@@ -351,12 +354,11 @@ class Tracker:
         pending = None if offset is None else self.pendings.get(offset)
         return None if pending is None else pending.appended_at + (self.delay or 0.0)
 
-    def holding_back(self) -> Iterator[PendingDelivery]:
-        """Yield the deliveries of the lowest unfinished record, which hold the commit window back."""
-        offset = self.progress.lowest_unfinished()
-        pending = None if offset is None else self.pendings.get(offset)
-        if pending is not None:
-            yield from pending.items
+    def holding_back(self, last: int) -> list[PendingDelivery]:
+        """Return deliveries of the lowest unfinished records up to an offset, which hold the commit window back."""
+        offsets = takewhile(lambda offset: offset <= last, self.progress.unfinished_offsets())
+        pendings = [self.pendings[offset] for offset in islice(offsets, HOLDING_BACK) if offset in self.pendings]
+        return [item for pending in pendings for item in pending.items]
 
 
 def to_be_ended(waiting: Iterable[PendingDelivery]) -> list[PendingDelivery]:

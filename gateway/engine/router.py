@@ -70,7 +70,7 @@ REPUBLISH_INTERVAL_TOO_LARGE = 60.0
 TOPIC_CHECK_INTERVAL = 60.0
 """Seconds between looks for topics that only another process's rules had, for a while."""
 CUT_SHORT = 0.75
-"""Share of a window from which on the deliveries of its lowest unfinished record are cut short."""
+"""Share of a window by which an unfinished record is behind when its deliveries are cut short."""
 
 
 class Router(Member):
@@ -454,11 +454,9 @@ class Router(Member):
     @override
     def check_progress(self, tracker: Tracker) -> None:
         super().check_progress(tracker)
-        progress, buffered = tracker.progress, tracker.buffered
-        if progress.fullness() >= CUT_SHORT or (buffered and not progress.reaches(buffered[0].offset)):
-            now = self._log.now()
-            for item in list(tracker.holding_back()):
-                self._dispatch.cut_short(item, now)
+        following = tracker.buffered[0].offset if tracker.buffered else None
+        if items := tracker.holding_back(tracker.progress.last_behind(CUT_SHORT, following)):
+            self._dispatch.cut_short(items, self._log.now())
 
     # Gauges.
 

@@ -159,12 +159,13 @@ def test_the_window_is_the_span_from_the_base_to_the_last_received() -> None:
     progress = a_progress(window=4)
     received(progress, 0, 1)
     assert progress.has_room()
-    assert progress.fullness() == 0.5
+    assert (progress.last_behind(0.5), progress.last_behind(0.75)) == (0, -1)
     progress.finished(1)
     received(progress, 2, 3)
     assert not progress.has_room()
     received(progress, 4)
-    assert progress.fullness() == 1.0
+    assert (progress.last_behind(0.75), progress.last_behind(0.75, WINDOW + 3)) == (2, 3)
+    assert list(progress.unfinished_offsets()) == [0, 2, 3, 4]
     progress.finished(0)
     assert progress.base == 2
     assert progress.has_room()

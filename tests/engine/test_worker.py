@@ -707,6 +707,30 @@ async def test_the_lowest_unfinished_record_is_cut_short_when_the_window_fills()
 
 
 @virtual
+async def test_attempts_that_hang_are_cut_short_together_when_the_window_fills() -> None:
+    """One after the other they would keep the events of others from being read for a quarter of a second each."""
+    names = [f"stuck{number}" for number in range(8)]
+    later = a_policy(schedule=(3600.0,), max_age=86400.0)
+    world = await a_world(
+        *[a_route(name, match={"body.to": name}, to=(name,), retry=later) for name in names],
+        a_route(match={"body.to": "healthy"}),
+        destinations=[a_destination(name, url=f"http://127.0.0.1:1/{name}", timeout=300.0) for name in names],
+        **{name: [1e9] for name in names},
+    )
+    to = [*names * 10, *["healthy"] * 20_000]
+    await world.put(
+        *[an_event(id=f"evt_{n}", key="same", body={"to": name}, received_at=now()) for n, name in enumerate(to)]
+    )
+    async with running(world):
+        began = now()
+        while sum(name not in names for name, _, _ in world.client.made) < 20_000:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        assert now() < began + 1.0
+        await asyncio.sleep(60)
+        assert await world.unfinished() == 0
+
+
+@virtual
 async def test_a_failed_commit_is_retried() -> None:
     world = await a_world(a_route())
     world.log.fail_commits(3)

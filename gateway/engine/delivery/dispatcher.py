@@ -12,7 +12,7 @@ go to a tier or to the parked topic waits in memory instead.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
@@ -221,16 +221,15 @@ class Dispatcher:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
         self._queues.withdraw(items)
 
-    def cut_short(self, item: PendingDelivery, now: float) -> None:
-        """End a delivery that keeps the window from advancing: an attempt as a timeout, a waiting one by way of a tier.
-
-        An attempt gets at least CUT_SHORT_GRACE: most get a response within that time.
-        """
-        if item.scope is not None:
-            item.scope.cut_short(max(0.0, item.stage_began_at + CUT_SHORT_GRACE - now))
-            item.scope = None  # once
-        elif item.stage is Stage.WAITING:
-            self.withdraw([item])
+    def cut_short(self, items: Collection[PendingDelivery], now: float) -> None:
+        """End deliveries that keep the window from advancing: attempts as timeouts, waiting ones by way of a tier."""
+        waiting = [item for item in items if item.scope is None and item.stage is Stage.WAITING]
+        for item in items:
+            if item.scope is not None:
+                item.scope.cut_short(max(0.0, item.stage_began_at + CUT_SHORT_GRACE - now))
+                item.scope = None  # once
+        self.withdraw(waiting)
+        for item in waiting:
             lane = self._queues.lanes.get(item.delivery.destination)
             due = max(now if lane is None else lane.reserve_slot(now), now + TIERS[tiers.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)

@@ -154,6 +154,8 @@ class Queues:
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from where they wait; others are ignored."""
         gone = {id(item): item.delivery.destination for item in items}
+        if not gone:
+            return
         for name in set(gone.values()) & self._lanes.keys():
             self._lanes[name].remove(gone)
         self._soon = [entry for entry in self._soon if id(entry[2]) not in gone]

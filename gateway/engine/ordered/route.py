@@ -452,9 +452,7 @@ class OrderedRoute(Member):
         former = {item.record.tracker for (partition, _), item in self._former.items() if partition in partitions}
         busy = await self._wait_for_busy([*leaving, *former], REVOKE_GRACE)
         now = self._log.now()
-        for pending in busy:
-            for item in pending.items:
-                self._dispatch.cut_short(item, now)
+        self._dispatch.cut_short([item for pending in busy for item in pending.items], now)
         await self._wait_for_busy([*leaving, *former], 1.0)
         for key, queue in list(self._queues.items()):
             if key[0] in partitions:
