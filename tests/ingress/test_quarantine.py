@@ -4,7 +4,7 @@ import asyncio
 import gc
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import ip_network
@@ -399,17 +399,7 @@ async def test_a_token_that_covers_the_body_is_kept_whole() -> None:
             assert (b"Authorization", token.encode()) in kept(world)[0].headers
 
 
-@pytest.fixture
-def _no_collection() -> Iterator[None]:
-    """Collect nothing, and let `gc.get_objects` return only what is created from now on."""
-    gc.freeze()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.unfreeze()
-
-
-@pytest.mark.usefixtures("_no_collection")
+@pytest.mark.usefixtures("no_collection")
 @pytest.mark.parametrize("data", [FORGED, WRONG_TOKEN], ids=["forged", "a wrong token"])
 @pytest.mark.parametrize("is_in_parts", [False, True])
 async def test_nothing_of_a_request_that_is_kept_outlives_it(*, data: bytes, is_in_parts: bool) -> None:

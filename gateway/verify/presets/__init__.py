@@ -19,7 +19,8 @@ A file has the keys that `providers:` in the rules has, too:
     sends       headers beside the signature that the provider sends, for signing test events
     handshake   the name of one in handshakes.py
     split       `body` or `body.PATH`: the list of events in a body; `id` and `type` are then of one of them
-    respond     {status: 200}, and a body where it matters: what it takes for a success, if 202 isn't
+    respond     {status: 200}, and a body where it matters (a text, or a mapping for JSON): what it takes for a success,
+                if 202 isn't
     like        another preset, whose keys count where this one has none
 
     secret      what to enter as the source's `secrets`
