@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Protocol
 
 from typing_extensions import override
@@ -20,6 +20,8 @@ from gateway.engine.commit_progress import Progress
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.model import NO_METADATA, DeadLettered, Delivery, Life, RecordMetadata
 
+HOLDING_BACK = 1_000
+"""Records whose deliveries are cut short in one iteration of the event loop: each may need an append."""
 ITEM_SIZE = 1024
 """Bytes of memory of a waiting delivery with an attempt or two, without its event."""
 DUPLICATES_KEPT = 4096
@@ -353,14 +355,18 @@ class Tracker:
         return None if pending is None else pending.appended_at + (self.delay or 0.0)
 
     def holding_back(self, last: int) -> list[PendingDelivery]:
-        """Return what holds the window back, up to an offset: the lowest unfinished record, and the others' attempts.
+        """Return deliveries of the lowest unfinished records up to an offset, which hold the commit window back.
 
-        What waits isn't among these: by a leader's clock that is ahead, all of a tier may be back from it at once.
+        What waits for the time of its tier isn't among these, but for the lowest record's: by a leader's clock that is
+        ahead, all of the tier may be back from it at once.
         """
         offsets = takewhile(lambda offset: offset <= last, self.progress.unfinished_offsets())
-        pendings = [self.pendings[offset] for offset in offsets if offset in self.pendings]
+        pendings = [self.pendings[offset] for offset in islice(offsets, HOLDING_BACK) if offset in self.pendings]
         return [
-            item for pending in pendings for item in pending.items if item.scope is not None or pending is pendings[0]
+            item
+            for pending in pendings
+            for item in pending.items
+            if self.delay is None or item.is_tried or item.scope is not None or pending is pendings[0]
         ]
 
 

@@ -70,7 +70,7 @@ REPUBLISH_INTERVAL_TOO_LARGE = 60.0
 TOPIC_CHECK_INTERVAL = 60.0
 """Seconds between looks for topics that only another process's rules had, for a while."""
 CUT_SHORT = 0.75
-"""Share of a window by which an unfinished record is behind when its attempts are cut short."""
+"""Share of a window by which an unfinished record is behind when its deliveries are cut short."""
 
 
 class Router(Member):

@@ -731,6 +731,30 @@ async def test_attempts_that_hang_are_cut_short_together_when_the_window_fills()
 
 
 @virtual
+async def test_retries_that_wait_leave_together_when_the_window_fills() -> None:
+    """One after the other they would keep the events of others from being read for as long as they wait."""
+    names = [f"failing{number}" for number in range(20)]
+    soon = a_policy(schedule=(4.0,), max_attempts=3)
+    world = await a_world(
+        *[a_route(name, match={"body.to": name}, to=(name,), retry=soon) for name in names],
+        a_route(match={"body.to": "healthy"}),
+        destinations=[a_destination(name, url=f"http://127.0.0.1:1/{name}") for name in names],
+        **{name: [503] for name in names},
+    )
+    to = [*names * 4, *["healthy"] * 20_000]
+    await world.put(
+        *[an_event(id=f"evt_{n}", key="same", body={"to": name}, received_at=now()) for n, name in enumerate(to)]
+    )
+    async with running(world):
+        began = now()
+        while sum(name not in names for name, _, _ in world.client.made) < 20_000:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.1)
+        assert now() < began + 1.0
+        await asyncio.sleep(600)
+    assert len(world.dead()) == 80
+
+
+@virtual
 async def test_a_failed_commit_is_retried() -> None:
     world = await a_world(a_route())
     world.log.fail_commits(3)

@@ -208,7 +208,7 @@ def _faults(random: Random) -> tuple[str, ...]:
         case "graceful":
             chosen = random.sample((*GRACEFUL, "gap", "skew"), random.randint(1, 4))
         case "trouble":
-            chosen = ("trouble",)
+            chosen = random.choice((("trouble",), ("trouble", "gap")))
         case "light":
             chosen = random.sample(FAULTS, random.randint(1, 3))
         case _:
