@@ -96,7 +96,14 @@ class Ingress:
         self._responses = responses
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
-        self._writer = EventWriter(log=log, metrics=metrics, memory=self._memory, traces=traces, responses=responses)
+        self._writer = EventWriter(
+            log=log,
+            metrics=metrics,
+            memory=self._memory,
+            traces=traces,
+            responses=responses,
+            size_limit=self._body_limit,
+        )
         self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
         """Its `run` is to be running while this serves."""
         self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)

@@ -8,7 +8,8 @@ import orjson
 import pytest
 
 from gateway.rules.rules import Source
-from gateway.verify.handshakes import HANDSHAKES, MAX_CHALLENGE, MAX_HANDSHAKE_BYTES
+from gateway.verify.check import MAX_CHALLENGE
+from gateway.verify.handshakes import HANDSHAKES, MAX_HANDSHAKE_BYTES
 from gateway.verify.schemes import build_verifier
 from tests.ingress.test_ingress import a_request, running, some_rules
 from tests.ingress.test_subscriptions import CERTIFICATE
