@@ -114,6 +114,7 @@ class Ingress:
         self._quota_timer: asyncio.TimerHandle | None = None
         self._cached_rules: Rules | None = None
         self._admissions: dict[str, Admission] = {}
+        self._processes = 1
         self._endpoints: dict[str, Endpoint] = {}
         self._web: Server | None = None
         self._listener: Listener | None = None
@@ -314,16 +315,26 @@ class Ingress:
         # same. So the time doesn't depend on how much of a wrong path is right.
         return self._endpoints.get(path)
 
-    def _use(self, rules: Rules) -> None:
+    def share_rates(self, processes: int) -> None:
+        """Take an equal share of the sources' rates: there are so many ingresses."""
+        self._processes = processes
+        if self._cached_rules is not None:
+            self._set_limits(self._cached_rules)
+
+    def _set_limits(self, rules: Rules) -> None:
         now = perf_counter()
+        for name, admission in self._admissions.items():
+            limits = rules.sources[name].limits
+            rate = None if limits.rate is None else limits.rate / self._processes
+            admission.set_limits(rate=rate, concurrent=limits.concurrent, now=now)
+
+    def _use(self, rules: Rules) -> None:
         self._admissions = {
             name: self._admissions.get(name) or Admission()
             for name, source in rules.sources.items()
             if source.limits.rate is not None or source.limits.concurrent is not None
         }
-        for name, admission in self._admissions.items():
-            limits = rules.sources[name].limits
-            admission.set_limits(rate=limits.rate, concurrent=limits.concurrent, now=now)
+        self._set_limits(rules)
         proxies = Proxies(rules.trusted_proxies, rules.certificate_header)
         self._endpoints = {
             source.path: Endpoint(
