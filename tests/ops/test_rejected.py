@@ -274,6 +274,22 @@ async def test_the_timestamp_is_judged_as_of_the_receipt() -> None:
     assert report.refused == {"stale_timestamp": 1}
 
 
+async def test_an_hour_of_a_missed_rotation_is_admitted_though_its_timestamps_are_too_old_by_now() -> None:
+    """A request a minute, each beside a forged one, and all of them old when an operator comes to it."""
+    world = await World({"scheme": "stripe"}).start()
+    for minute in range(60):
+        world.at = NOW + 60 * minute
+        await world.refuse(world.request(minute), world.request(1000 + minute, secret="nobody's, of 32 bytes or more"))
+    world.at += 3600
+    assert (await world.retry(dry_run=True)).outcomes == {Outcome.ADMITTED: 60}
+    report = await world.retry()
+    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 60}, {"bad_signature": 60})
+    assert bodies(await world.events()) == Counter([b'{"id":"e%d"}' % minute for minute in range(60)])
+    assert (await world.retry()).outcomes == {}
+    with pytest.raises(RefusedError, match="stale_timestamp"):
+        world.source().verifier.verify(world.request(1, at=NOW), now=world.at)
+
+
 async def test_a_secret_that_has_ended_since_verifies_nothing(world: World) -> None:
     await world.refuse(world.request(1))
     world.at += 7200
