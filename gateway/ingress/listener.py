@@ -150,7 +150,7 @@ class Listener:
     def _accept(self, listening: socket.socket) -> None:
         """Accept one connection; the loop calls again if others wait, after it has done all else that is ready."""
         if (excess := self._web.count - self._most) >= 0 and not self._close_silent(1 if excess == 0 else 2):
-            self._warn(0, "every connection has a request in progress")
+            self._warn(0, "too many connections, none of which has been silent for a second")
             self._pause(listening, FULL_PAUSE)
             return
         try:

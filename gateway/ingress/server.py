@@ -122,7 +122,8 @@ class Connection(web.RequestHandler):
     def close_silent(self) -> bool:
         """Close it at once, if nothing has come that isn't read yet; return whether it is closed.
 
-        A client can't know whether a request that it sends at that moment was looked at; at any other it can.
+        A request that its client sends at the same moment is lost, as it would be at the end of any idle connection. Of
+        TLS, the first part of a record that was read is nothing yet: no event loop tells of it.
         """
         transport = self.transport
         if transport is None or _has_unread(transport.get_extra_info("socket")):

@@ -148,7 +148,7 @@ def test_no_connection_is_closed_that_has_anything_of_a_request(
                     assert (await wire.reply()).status == 202
             assert await late == 202
             assert [line["error"] for line in world.lines if line["event"] == "accept_failed"] == [
-                "every connection has a request in progress"
+                "too many connections, none of which has been silent for a second"
             ]
 
     LOOPS[loop](main())
