@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.ingress.admission import Admission
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
+from gateway.ingress.client_address import network_of
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import EventWriter
@@ -106,7 +107,13 @@ class Ingress:
         )
         self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
         """Its `run` is to be running while this serves."""
-        self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
+        self._keys = KeyFetcher(
+            fetch,
+            memory=self._memory,
+            clock=clock,
+            logger=logger,
+            may_log=lambda source: self._take_quota(self._quota, source, "key_not_fetched"),
+        )
         self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
         self._own_quota = LogQuota()
@@ -213,7 +220,9 @@ class Ingress:
             now = self._clock()
             try:
                 verified = (
-                    await self._verify(endpoint, sent) if endpoint.fetches_keys else verifier.verify(sent, now=now)
+                    await self._verify(request, endpoint, sent)
+                    if endpoint.fetches_keys
+                    else verifier.verify(sent, now=now)
                 )
             except RefusedError as refusal:
                 self._keep(request, endpoint, refusal, sent, at=now)
@@ -283,7 +292,7 @@ class Ingress:
                     return sent, pending.verify(sent, endpoint.keys)
             finally:
                 self._memory.close(reader)
-            return sent, await self._verify(endpoint, sent)
+            return sent, await self._verify(request, endpoint, sent)
         except RefusedError as refusal:
             self._keep(request, endpoint, refusal, sent, at=now)
             raise
@@ -295,7 +304,7 @@ class Ingress:
         if self.quarantine.wants(endpoint.source, refusal):
             self.quarantine.keep(endpoint.source, refusal.reason, sent, at=at, sender=endpoint.sender_of(request))
 
-    async def _verify(self, endpoint: Endpoint, sent: Request) -> Verified:
+    async def _verify(self, request: web.BaseRequest, endpoint: Endpoint, sent: Request) -> Verified:
         """Verify a request, with the key that it names if it does; return by what."""
 
         def verify() -> Verified:
@@ -304,7 +313,8 @@ class Ingress:
         try:
             return verify()
         except KeyNeededError:
-            return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify)
+            network = network_of(endpoint.sender_of(request))
+            return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify, network=network)
 
     def _endpoint(self, path: str) -> Endpoint | None:
         rules = self._rules()
