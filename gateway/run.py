@@ -371,8 +371,8 @@ class Gateway:
             "holds": [
                 {
                     "destination": name,
-                    "why": hold.why,
-                    "after": hold.after,
+                    "why": hold.reason,
+                    "after": hold.last_failure,
                     "since": hold.since,
                     "until": None if hold.is_probe_due else hold.until,
                     "untried_since": hold.untried_since,

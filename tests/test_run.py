@@ -9,7 +9,7 @@ import structlog
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from gateway.engine.unavailable_partitions import PATIENCE
+from gateway.engine.unavailable_partitions import UNAVAILABLE_AFTER
 from gateway.log.base import ALL, NO_APPENDS, NO_TOPIC, Partition
 from gateway.log.topics import Topics
 from gateway.required_topics import specs_of
@@ -47,17 +47,17 @@ async def test_an_ingress_alone_reports_partitions_that_refuse_appends(ingress: 
         watching = asyncio.create_task(ingress._watch_partitions(log))
         await until(lambda: ingress._unread() == {LOST: (100.0, "takes no appends: too few replicas")})
         assert lines == []
-        log.time += PATIENCE
+        log.time += UNAVAILABLE_AFTER
         await until(lambda: lines)
         assert (lines[0]["event"], lines[0]["topic"], lines[0]["partitions"]) == (
             "partitions_unavailable",
             LOST.topic,
             ["3"],
         )
-        assert PATIENCE in [gauge.value for _, gauge in ingress._metrics.partition_unread.items()]
+        assert UNAVAILABLE_AFTER in [gauge.value for _, gauge in ingress._metrics.partition_unread.items()]
         log.found = {}
         await until(lambda: len(lines) > 1)
-        assert (lines[1]["event"], lines[1]["seconds"]) == ("partitions_available", PATIENCE)
+        assert (lines[1]["event"], lines[1]["seconds"]) == ("partitions_available", UNAVAILABLE_AFTER)
         assert ingress._unread() == {}
         watching.cancel()
 

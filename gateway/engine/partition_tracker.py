@@ -144,8 +144,8 @@ class PendingDelivery:
     `metadata` goes with it from record to record. `stage_began_at` is when it was queued in its lane, or its attempt
     started. `outcome` is set if its end is decided, but can't be written yet.
     `ownership_checked_at` is when (by the loop's clock) the commit was sent that proves that the partition is ours.
-    `is_tried` is set if it has attempts that aren't in any record yet, `is_doubtful` if its attempt started while it
-    was doubtful whether the destination responds, `is_late` once it was counted as late.
+    `is_tried` is set if it has attempts that aren't in any record yet, `is_unresponsive` if its attempt started while
+    its destination was unresponsive, `is_late` once it was counted as late.
     """
 
     delivery: Delivery
@@ -156,7 +156,7 @@ class PendingDelivery:
     stage_began_at: float = 0.0
     stage: Stage = Stage.NEW
     is_tried: bool = False
-    is_doubtful: bool = False
+    is_unresponsive: bool = False
     is_late: bool = False
     ownership_checked_at: float = -math.inf
     scope: AttemptScope | None = None

@@ -1,8 +1,8 @@
 """The router: matches each event once, dispatches its deliveries, and resumes retries from the tiers.
 
+                        ┌─ of an ordered route ──▶ its topic ────────────────────────────────────▼
     event ──────────▶ match ──▶ one PendingDelivery per route and destination ──▶ dispatch ──▶ done ──▶ commit
-                                     └─ of an ordered route ──▶ its topic ────────────▲
-    tier record ──▶ kept until due ──▶ its PendingDelivery ─────────────────────────┘
+    tier record ──▶ kept until due ──▶ its PendingDelivery ──────────────────────────▲
 
 A record is done when each of its deliveries is; only done records are committed. If a successor can't be written, its
 record stays unfinished, the partition backs up and `gateway_oldest_pending_seconds` rises.

@@ -35,17 +35,17 @@ KEPT_OF_OVERSIZED = 64 * 1024
 """Bytes that are kept of a record that can't be read and is too large for the dead-letter topic."""
 
 
-def always() -> bool:
+def always_true() -> bool:
     """Want a successor whatever happens."""
     return True
 
 
-def never() -> bool:
+def always_false() -> bool:
     """Know that there is no other owner."""
     return False
 
 
-def ignored() -> None:
+def do_nothing() -> None:
     """Do nothing about a failure: it is retried."""
 
 
@@ -80,10 +80,10 @@ class SuccessorWriter:
         topic: str,
         delivery: Delivery,
         metadata: RecordMetadata,
-        is_wanted: Callable[[], bool] = always,
-        is_undecided: Callable[[], bool] = never,
+        is_wanted: Callable[[], bool] = always_true,
+        is_undecided: Callable[[], bool] = always_false,
         *,
-        failed: Callable[[], None] = ignored,
+        failed: Callable[[], None] = do_nothing,
         may_move: bool = False,
     ) -> bool:
         """Store a delivery in a tier or in the parked topic. Return False if it isn't wanted any more.
@@ -106,10 +106,10 @@ class SuccessorWriter:
         self,
         delivery: Delivery,
         outcome: DeadLettered,
-        is_wanted: Callable[[], bool] = always,
-        is_undecided: Callable[[], bool] = never,
+        is_wanted: Callable[[], bool] = always_true,
+        is_undecided: Callable[[], bool] = always_false,
         *,
-        failed: Callable[[], None] = ignored,
+        failed: Callable[[], None] = do_nothing,
         may_move: bool = False,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
@@ -149,17 +149,17 @@ class SuccessorWriter:
         """Append a control record, as an operator's command does."""
         key, value = command.encode()
         topic, partition = self._topics.control_partition
-        await self._append(topic, key, value, [], partition=partition, is_wanted=always, is_undecided=never)
+        await self._append(topic, key, value, [], partition=partition, is_wanted=always_true, is_undecided=always_false)
 
     async def dead_letter_undecodable(
         self,
         topic: str,
         record: Record,
         error: UndecodableRecordError,
-        is_wanted: Callable[[], bool] = always,
-        is_undecided: Callable[[], bool] = never,
+        is_wanted: Callable[[], bool] = always_true,
+        is_undecided: Callable[[], bool] = always_false,
         *,
-        failed: Callable[[], None] = ignored,
+        failed: Callable[[], None] = do_nothing,
         may_move: bool = False,
     ) -> bool:
         """Dead-letter a record that can't be decoded, truncated if it doesn't fit."""
@@ -203,7 +203,7 @@ class SuccessorWriter:
         partition: int | None = None,
         is_wanted: Callable[[], bool],
         is_undecided: Callable[[], bool],
-        failed: Callable[[], None] = ignored,
+        failed: Callable[[], None] = do_nothing,
         is_last: bool = False,
         may_move: bool = False,
     ) -> bool:

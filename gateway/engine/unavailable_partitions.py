@@ -10,7 +10,7 @@ from gateway.log.base import ALL, Log, Partition
 from gateway.model import LogUnavailableError
 from gateway.telemetry.metrics import Metrics
 
-PATIENCE = 5.0
+UNAVAILABLE_AFTER = 5.0
 """Seconds after which it is logged, and jobs continue without: the election of a leader, or a rebalance, takes less."""
 
 Readable = Callable[[str], Awaitable[tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]]]
@@ -47,7 +47,7 @@ class PatientReader:
         self._unread: Mapping[Partition, Unread] = {}
 
     async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
-        """Return what `Log.readable` does. Raises LogUnavailableError for the first PATIENCE seconds of a failure."""
+        """Return what `Log.readable` does. Until UNAVAILABLE_AFTER has passed, raises LogUnavailableError instead."""
         bounds, unreadable = await self._log.readable(topic)
         found = {Partition(topic, number): reason for number, reason in unreadable.items()}
         others = {partition: one for partition, one in self._unread.items() if partition.topic != topic}
@@ -55,7 +55,7 @@ class PatientReader:
         mine = still_unread(self._unread, found, now)
         self._unread = {**others, **mine}
         for partition, (since, reason) in mine.items():
-            if now < since + PATIENCE:
+            if now < since + UNAVAILABLE_AFTER:
                 raise LogUnavailableError(f"{partition.topic}/{partition.number}: {reason}")
         return bounds, unreadable
 
@@ -80,7 +80,7 @@ class UnreadPartitions:
         begun = {
             partition: unread
             for partition, unread in found.items()
-            if partition not in self._logged and now >= unread.since + PATIENCE
+            if partition not in self._logged and now >= unread.since + UNAVAILABLE_AFTER
         }
         for topic, those in _by_topic(begun).items():
             reason = begun[those[0]].reason

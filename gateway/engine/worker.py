@@ -190,7 +190,7 @@ class Worker:
     @property
     def holds(self) -> Mapping[str, Hold]:
         """Which destinations are sent nothing for a while, why, and until when at least."""
-        return self._dispatch.holds.known
+        return self._dispatch.holds.active
 
     @property
     def ordered_states(self) -> Mapping[tuple[str, str], RouteState]:

@@ -65,6 +65,10 @@ class Batch(NamedTuple):
     records: Sequence[Record]
 
 
+LEADER_CLOCK_SKEW = 60.0
+"""Seconds by which the clocks of two partitions' leaders may differ."""
+
+
 class Position(NamedTuple):
     """Where a record was stored, and when by the log's clock (seconds)."""
 

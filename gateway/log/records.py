@@ -56,7 +56,7 @@ _FROM = "gw_from"
 SIGHTING = struct.Struct(">16s8sQQ")
 """A row: the digest of an event's identity, its fingerprint, its offset, and when it was appended (microseconds)."""
 
-MAX_CLOCK_SKEW = 120.0
+ORIGIN_TOLERANCE = 120.0
 """Seconds by which an event may be dated later than the delivery derived from it: the clocks of two brokers dated them.
 """
 
@@ -204,7 +204,7 @@ def origin_of(record: Record) -> Origin | None:
     if found is None:
         return None  # order isn't guaranteed for records of another client
     topic, number, offset, at = found.groups()
-    if float(at) > record.appended_at + MAX_CLOCK_SKEW:
+    if float(at) > record.appended_at + ORIGIN_TOLERANCE:
         return None
     return Origin(Partition(topic.decode("ascii"), int(number)), int(offset), float(at))
 

@@ -143,13 +143,13 @@ async def open_dead_letters_of(
 
     `unread` is as in `read_dead_letters`. Raises LogUnavailableError.
     """
-    which = DeadFilter(since=event.received_at - CLOCK_TOLERANCE)
+    which = DeadFilter(since=event.received_at - RECEIPT_TOLERANCE)
     found = read_dead_letters(log, topics, control, which, include_resolved=False, unread=unread)
     async with aclosing(found) as letters:
         return [letter async for letter in letters if letter.is_called(event.id)]
 
 
-CLOCK_TOLERANCE = 7200.0
+RECEIPT_TOLERANCE = 7200.0
 """Seconds by which the clocks that an event and its dead letter were dated by may differ."""
 
 

@@ -9,7 +9,7 @@ from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
 from gateway.engine.jobs.undelivered import Undelivered
-from gateway.engine.unavailable_partitions import PATIENCE, name_of
+from gateway.engine.unavailable_partitions import UNAVAILABLE_AFTER, name_of
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import NewerRecordError, UsageError
@@ -43,7 +43,7 @@ async def until_elected(
     waited = 0.0
     for topic in sorted(topics):
         _, unread = await log.readable(topic)
-        while unread and waited < PATIENCE:
+        while unread and waited < UNAVAILABLE_AFTER:
             await sleep(POLL_INTERVAL)
             waited += POLL_INTERVAL
             _, unread = await log.readable(topic)

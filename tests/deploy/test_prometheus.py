@@ -228,7 +228,7 @@ def test_the_jobs_of_our_own_configuration_are_known_to_the_alerts_by_name() -> 
 
 def test_a_destination_is_down_by_the_results_that_open_a_breaker() -> None:
     def opens(result: Result) -> bool:
-        breaker = Breaker(BreakerPolicy(failures=1))
+        breaker = Breaker(BreakerPolicy(consecutive_failures=1))
         breaker.record(result, now=0.0)
         return breaker.is_open
 

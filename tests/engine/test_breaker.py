@@ -268,7 +268,7 @@ def test_a_clock_that_steps_back_leaves_the_window_working() -> None:
 
 
 def test_a_policy_can_be_stricter() -> None:
-    breaker = Breaker(BreakerPolicy(failures=1, open_time=1.0, probes=1, slow_start=1))
+    breaker = Breaker(BreakerPolicy(consecutive_failures=1, open_time=1.0, probes=1, slow_start=1))
     record(breaker, Result.TIMEOUT, now=0.0)
     assert breaker.retry_at(0.0) == 1.0
     record(breaker, Result.SUCCESS, Result.SUCCESS, now=1.0)

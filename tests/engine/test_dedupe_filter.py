@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 from typing_extensions import override
 
-from gateway.engine.dedupe.filter import PATIENCE, DuplicateFilter, Reader
+from gateway.engine.dedupe.filter import RESTORE_TIMEOUT, DuplicateFilter, Reader
 from gateway.engine.dedupe.store import FLUSHED_AT_ONCE, MAX_LAG
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
@@ -535,9 +535,9 @@ def test_events_are_passed_and_counted_while_their_past_is_unknown() -> None:
                 reader = world.acquire(second, base=1)
                 began = now()
                 assert not await reader.ready(world.events(1)[0][0])
-                assert now() - began == pytest.approx(PATIENCE)
+                assert now() - began == pytest.approx(RESTORE_TIMEOUT)
                 assert not await reader.ready(world.events(1)[0][0])
-                assert now() - began == pytest.approx(PATIENCE)
+                assert now() - began == pytest.approx(RESTORE_TIMEOUT)
                 assert await world.read(reader, start=1, end=4) == [False, False, True]
                 assert (second.count(), second.gauges()) == ((1, 0, 2), (0, 1))
                 world.log.fails_to_scan = False

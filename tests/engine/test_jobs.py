@@ -1055,7 +1055,7 @@ async def test_a_breaker_with_nothing_left_to_probe_is_reported_as_such_until_th
         assert done is not None
         assert describe_kick(done) == "nothing was waiting; where a breaker is open, the next delivery is the probe"
         await asyncio.sleep(60)
-        assert (worker.holds["ci"].untried_since, worker.holds["ci"].after) == (before, "503")
+        assert (worker.holds["ci"].untried_since, worker.holds["ci"].last_failure) == (before, "503")
         assert world.metrics.breaker_open.labels("ci").value == 1, "only an attempt can close it"
         for event in events(8)[5:]:
             await world.put(event)

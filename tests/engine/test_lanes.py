@@ -172,7 +172,7 @@ def test_a_lane_whose_attempts_hang_is_in_doubt_before_they_time_out() -> None:
 def test_a_lane_that_answers_is_not_in_doubt_however_long_it_takes_between_two() -> None:
     lane = a_lane("slow")
     answered(lane, start(lane, 1), NOW + 9)
-    assert [item.is_doubtful for item in start(lane, 2, NOW + 9)] == [False, False]
+    assert [item.is_unresponsive for item in start(lane, 2, NOW + 9)] == [False, False]
 
 
 @pytest.mark.parametrize("is_retry", [False, True])

@@ -124,7 +124,7 @@ async def test_appends_that_the_log_does_not_take_wait_without_headers_of_their_
             await asyncio.sleep(20)
             assert taken(worker) == 100
             assert MIB <= worker._dispatch._appends.memory_bytes < MIB + 2 * APPEND_OVERHEAD
-            assert len(worker._dispatch._under_way) < MIB / APPEND_OVERHEAD
+            assert len(worker._dispatch._in_flight) < MIB / APPEND_OVERHEAD
             await recovered(world, log)
             assert (worker._router._memory_bytes, worker._dispatch._appends.memory_bytes) == (0, 0)
 

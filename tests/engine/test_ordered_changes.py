@@ -4,7 +4,7 @@ import asyncio
 
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.ordered.route import MAX_TOTAL_MEMORY, REVOKE_GRACE
+from gateway.engine.ordered.route import MAX_TOTAL_MEMORY, ORDERED_REVOKE_GRACE
 from gateway.log.records import encode_event
 from gateway.model import Result
 from tests.builders import a_destination, a_policy, a_route, an_event
@@ -155,7 +155,7 @@ async def test_a_removed_routes_unread_events_are_not_called_done() -> None:
         world.rules = rules_of(OTHER)
         worker.reload()
         world.log.go_on(behind)
-        await asyncio.sleep(2 * REVOKE_GRACE)
+        await asyncio.sleep(2 * ORDERED_REVOKE_GRACE)
     assert await unfinished(world, ("b", "b")) == 5
 
 

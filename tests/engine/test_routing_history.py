@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.engine.commit_progress import Progress
 from gateway.engine.control import routing_history
 from gateway.engine.control.records import ControlRecord, decode
-from gateway.engine.control.routing_history import KEPT, UNUSED, History
+from gateway.engine.control.routing_history import MAX_EPOCHS, UNUSED_RETENTION, History
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
 from gateway.log.base import Commit, Partition
 from gateway.rules.routing_revision import decode as decode_revision
@@ -249,11 +249,11 @@ def test_history_of_deleted_events_is_forgotten() -> None:
     def names(now: float, start: int) -> list[str]:
         return [order.name for order in history.obsolete(now, {PLACE: start})]
 
-    assert names(100.0 + UNUSED, 4) == []
+    assert names(100.0 + UNUSED_RETENTION, 4) == []
     assert names(0.0, 5) == ["a"]
-    assert names(101.0 + UNUSED, 5) == ["a", "e0", "e9"]
-    assert names(UNUSED + 1, 10) == ["a", "b", "e0", "e1"]
-    many = a_history(*[a_reading(f"n{number}", number, number % 2) for number in range(KEPT + 3)])
+    assert names(101.0 + UNUSED_RETENTION, 5) == ["a", "e0", "e9"]
+    assert names(UNUSED_RETENTION + 1, 10) == ["a", "b", "e0", "e1"]
+    many = a_history(*[a_reading(f"n{number}", number, number % 2) for number in range(MAX_EPOCHS + 3)])
     assert [order.name for order in many.obsolete(0.0, {PLACE: 0})] == ["n0", "n1", "n2"]
 
 
@@ -309,5 +309,5 @@ def test_a_revision_is_kept_as_long_as_another_is_stored_as_a_difference_to_it()
         )
     )
     assert history.revision_at(HERE, 3) == changed
-    assert list(history.obsolete(UNUSED + 1, {PLACE: 0})) == []
+    assert list(history.obsolete(UNUSED_RETENTION + 1, {PLACE: 0})) == []
     assert history.encode_revision(EDITIONS[0])[1] == "", "one that has nothing in common is told in full"

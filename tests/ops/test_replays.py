@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.engine.control.records import ControlRecord, Selection
-from gateway.engine.unavailable_partitions import PATIENCE
+from gateway.engine.unavailable_partitions import UNAVAILABLE_AFTER
 from gateway.log.base import ALL, Partition
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_event, event_key
@@ -91,7 +91,7 @@ async def test_a_leader_that_is_being_elected_is_waited_for_and_no_longer() -> N
                 log.find_leader(Partition(EVENTS, 2))
 
         await until_elected(log, [EVENTS, "none", EVENTS], sleep=sleep)
-        assert slept == pytest.approx(min(seconds, PATIENCE))
+        assert slept == pytest.approx(min(seconds, UNAVAILABLE_AFTER))
 
 
 async def test_a_dry_run_finds_a_replays_deliveries() -> None:

@@ -842,10 +842,10 @@ class Process:
         budget = worker._dispatch._queues._budget
         members = [worker._router, *(member for member, _ in worker._ordered.values())]
         return {
-            "attempts": budget._under_way,
+            "attempts": budget._in_flight,
             "retries": budget._retries,
-            "in doubt": budget._doubtful,
-            "bytes under way": budget._bytes_under_way,
+            "unresponsive": budget._unresponsive,
+            "bytes in flight": budget._in_flight_bytes,
             "bytes of appends": worker._dispatch._appends.memory_bytes,
             "bytes of records": sum(member._memory_bytes for member in members),
             "bytes by partition": sum(

@@ -12,16 +12,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from gateway.engine.control.records import ControlRecord, partition_key
-from gateway.log.base import Commit, Partition, Record
+from gateway.log.base import LEADER_CLOCK_SKEW, Commit, Partition, Record
 from gateway.rules.routing_revision import decode, encode
 from gateway.rules.rules import RoutingRevision
 
-KEPT = 200
-"""Epochs remembered per partition, the newest; what was routed before the first of them is unknown."""
-SKEW = 60.0
-"""Seconds by which the clocks of two partitions' leaders may differ."""
-UNUSED = 3600.0
-"""Seconds for which a revision is kept that no epoch names: the process that has written it is about to."""
+MAX_EPOCHS = 200
+"""The newest epochs of each partition that are kept; what was routed before the first of them is unknown."""
+UNUSED_RETENTION = 3600.0
+"""Seconds for which a revision without an epoch is kept: the process that has written it is about to write one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +116,9 @@ class History:
         base = next((name for name, record in reversed(self._revisions.items()) if not record.revision), "")
         before = self.revision(base) if base else None
         if before is not None:
-            text = encode(revision, before)
-            if len(text) < len(self._revisions[base].routes) // 4:
-                return text, base
+            difference = encode(revision, before)
+            if len(difference) < len(self._revisions[base].routes) // 4:
+                return difference, base
         return encode(revision, None), ""
 
     def revision(self, name: str) -> RoutingRevision | None:
@@ -158,7 +156,7 @@ class History:
                 continue
             if may_be:
                 yield self.revision(epoch.revision)
-            may_be = epoch.taken_over_at is not None and record.appended_at <= epoch.taken_over_at + SKEW
+            may_be = epoch.taken_over_at is not None and record.appended_at <= epoch.taken_over_at + LEADER_CLOCK_SKEW
             if not may_be:
                 return
 
@@ -197,7 +195,7 @@ class History:
                 continue
             start = log_starts.get(partition_name, 0)
             for number, epoch in enumerate(reversed(epochs)):
-                if number >= KEPT:
+                if number >= MAX_EPOCHS:
                     break
                 needed.add(epoch.name)
                 if epoch.begins.base <= start and not any(epoch.begins.done):
@@ -210,5 +208,5 @@ class History:
                 yield record
         used |= {self._revisions[name].revision for name in used if name in self._revisions}
         for name, record in self._revisions.items():
-            if name not in used and record.at < now - UNUSED:
+            if name not in used and record.at < now - UNUSED_RETENTION:
                 yield record

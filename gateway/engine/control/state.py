@@ -28,8 +28,8 @@ from gateway.engine.control.routing_history import History
 from gateway.log.base import Partition
 from gateway.model import NewerRecordError
 
-CLOCKS_APART = 1.0
-"""Seconds by which the brokers' clocks may differ."""
+ANNOUNCEMENT_TOLERANCE = 1.0
+"""Seconds after an announcement within which a record may be dated that it covers: the brokers' clocks differ."""
 KICK_HEARTBEAT_TIMEOUT = 20.0
 """Seconds after the last heartbeat of a kick for which what it has announced is reserved for it."""
 _ANNOUNCEMENT, _ANNOUNCED_KICK = announcement_key(""), announcement_key("kick/")
@@ -215,11 +215,11 @@ class Control:
             if command.kind == kind and not self.is_left_to_newer_version(command.key)
         ]
 
-    def is_pending(self, key: str) -> bool:
+    def has_pending(self, key: str) -> bool:
         """Return whether a command with a key still has to be carried out."""
         return key in self._pending
 
-    def is_pending_command(self, command: ControlRecord) -> bool:
+    def is_pending(self, command: ControlRecord) -> bool:
         """Return whether a command is in force and still has to be carried out."""
         return self._pending.get(command.key) == command
 
@@ -337,7 +337,7 @@ class Control:
         partition_name = partition_key(partition)
         for key in (f"kick/destination/{destination}", f"kick/route/{route}"):
             announced = self._checkpoints.get(announcement_key(key))
-            if announced is None or appended_at > announced.at + CLOCKS_APART:
+            if announced is None or appended_at > announced.at + ANNOUNCEMENT_TOLERANCE:
                 continue
             if offset < announced.expedited.get(partition_name, 0):
                 return True
@@ -349,7 +349,7 @@ class Control:
 
     def resolved_by(self, letter: DeadLetterProperties, partition: Partition, offset: int) -> ControlRecord | None:
         """Return the command that replayed or dropped a dead letter, the first one if several did."""
-        found = self._resolved.of(letter, partition, offset)
+        found = self._resolved.resolving(letter, partition, offset)
         return min(found, key=lambda command: command.at, default=None)
 
     def obsolete(self, before: float, log_starts: Mapping[str, int]) -> list[ControlRecord]:
@@ -400,7 +400,7 @@ class _ResolvedIndex:
         else:
             self._by_filter[_kind_of(command.filter)].remove(command)
 
-    def of(self, letter: DeadLetterProperties, partition: Partition, offset: int) -> Iterator[ControlRecord]:
+    def resolving(self, letter: DeadLetterProperties, partition: Partition, offset: int) -> Iterator[ControlRecord]:
         """Yield the commands that resolved a dead letter; of those with the same filter only the first."""
         for command in (*self._by_name.get(letter.id, ()), *self._by_name.get(f"{partition.number}@{offset}", ())):
             if command.is_before_checkpoint(partition, offset, letter.at) and command.is_for(letter):

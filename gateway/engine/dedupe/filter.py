@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.engine.dedupe.index import Verdict
 from gateway.engine.dedupe.store import MICRO, NEVER, Shared, Store
 from gateway.engine.undecodable_records import UndecodableRecords
-from gateway.log.base import Assignment, Log, Partition, Record, partition_of
+from gateway.log.base import LEADER_CLOCK_SKEW, Assignment, Log, Partition, Record, partition_of
 from gateway.log.records import SIGHTING, decode_sightings, fingerprint
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
@@ -28,10 +28,8 @@ from gateway.rules.rules import Rules
 from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
 
-PATIENCE = 2.0
+RESTORE_TIMEOUT = 2.0
 """Seconds after an assignment for which a partition waits for its earlier entries."""
-SKEW = 60.0
-"""Seconds by which the clocks of two partitions' leaders may differ."""
 RESTORED_AT_ONCE = 1_000
 """Entries restored before other tasks run: a millisecond or two."""
 SWEEP_EVERY = 1.0
@@ -75,7 +73,7 @@ class DuplicateFilter:
         partition, commit, log_start, *_ = assignment
         window = self._shared.window(partition.topic)
         # The first record will be older than this moment, but seldom by much.
-        since = round((self._log.now() - SKEW) * MICRO) - window
+        since = round((self._log.now() - LEADER_CLOCK_SKEW) * MICRO) - window
         store = self._stores.get(partition)
         if store is None:
             store = self._stores[partition] = Store(partition, self._is_wanted, self._is_stuck)
@@ -136,7 +134,7 @@ class DuplicateFilter:
         partitions = len(bounds) + len(unread)
         asked = {store: store.request() for store in stores}
         wanted = {number for number in bounds if any(each.has(number) for each in asked.values())}
-        first_at = max(0.0, min([each.since for each in asked.values()]) / MICRO - SKEW)
+        first_at = max(0.0, min([each.since for each in asked.values()]) / MICRO - LEADER_CLOCK_SKEW)
         starts = await self._log.offsets_at(self._topic, first_at, wanted) if wanted else {}
         count, missed = 0, dict(unread)
         for number in sorted(wanted):
@@ -241,15 +239,15 @@ class Reader:
         self._shared = shared
         self._stores = stores
         self._store = store
-        self._patient_until = asyncio.get_running_loop().time() + PATIENCE
+        self._restore_deadline = asyncio.get_running_loop().time() + RESTORE_TIMEOUT
         self.at: int | None = None
         """When the last checked record was appended."""
 
     async def ready(self, first: Record) -> bool:
         """Wait until the entries before the first record that was read are known.
 
-        Return False if they are still unknown `PATIENCE` seconds after the partition was acquired. Then duplicates
-        pass, but nothing else is wrong.
+        Return False if they are still unknown `RESTORE_TIMEOUT` seconds after the partition was acquired. Then
+        duplicates pass, but nothing else is wrong.
         """
         store, windows = self._store, self._shared.windows(self._store.partition.topic)
         if not windows:
@@ -257,7 +255,7 @@ class Reader:
         self.at = round(first.appended_at * MICRO)
         store.forget(round(self._shared.log.now() * MICRO), windows)  # but nothing that this reader needs
         try:
-            async with asyncio.timeout_at(self._patient_until):
+            async with asyncio.timeout_at(self._restore_deadline):
                 while not store.knows(self.at, max(windows.values())) and not store.is_past(self.at):
                     await store.known.wait()
         except TimeoutError:

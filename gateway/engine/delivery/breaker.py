@@ -3,15 +3,15 @@
                5 failures in a row, or half of 20 in 30 s
       CLOSED ────────────────────────────────────────────▶ OPEN ◀──────────────┐
         ▲                                                   │ open time over   │ a probe fails:
-        │ 64 answers                                        ▼                  │ twice the open time
+        │ 64 successes                                      ▼                  │ twice the open time
     RECOVERING ◀──────────────────────────────────────── HALF_OPEN ────────────┘
-        │               3 probes in a row answered
+        │               3 probes in a row succeed
         └─▶ OPEN, twice the open time, by the same rule as CLOSED
 
 An operator's kick ends the open time, and the next one is the first again.
 
-A failure is no answer, a 5xx, or no token to ask with. Every other status is an answer: a 429 throttles and a 404 is
-about the event.
+A failure is no response, a 5xx, or no token to send with the request. Every other status is a success here: a 429
+throttles, and a 404 is about the event.
 """
 
 import math
@@ -26,26 +26,26 @@ FAILURES = frozenset(
 )  # Without EGRESS_REFUSED: it costs the destination nothing, so that holding back would protect nobody.
 
 _BUCKETS = 6  # The window slides in steps of a sixth, in constant memory.
-LEEWAY = 1.0
-"""Seconds by which a time may be earlier than the one before without counting as a step of the clock."""
+MIN_CLOCK_STEP = 1.0
+"""Seconds by which the log's time has to go back to count as a step of the clock: below, it is only estimated anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerPolicy:
     """When a breaker opens and how it closes. The defaults are the same for every destination."""
 
-    failures: int = 5
+    consecutive_failures: int = 5
     """Failures in a row that open it."""
-    share: float = 0.5
-    """The share of failures in the window that opens it, if there were `minimum` results."""
-    minimum: int = 20
+    failure_rate: float = 0.5
+    """The share of failures in the window that opens it, if there were `minimum_results`."""
+    minimum_results: int = 20
     window: float = 30.0
     """Seconds."""
     open_time: float = 5.0
     """Seconds until the first probe; they double with each probe that fails."""
     max_open_time: float = 300.0
     probes: int = 3
-    """Probes in a row that have to be answered, one at a time."""
+    """Probes in a row that have to succeed, one at a time."""
     slow_start: int = 64
     """The concurrency at which the slow start is over."""
 
@@ -68,13 +68,13 @@ class Breaker:
 
     __slots__ = (
         "_bucket",
+        "_consecutive_failures",
         "_down_since",
         "_failed",
-        "_failures_in_a_row",
         "_open_time",
         "_opened_at",
-        "_probes_answered",
         "_ramp",
+        "_successful_probes",
         "_total",
         "policy",
         "state",
@@ -86,9 +86,9 @@ class Breaker:
         self._open_time = policy.open_time
         self._opened_at = 0.0
         self._down_since = 0.0
-        self._probes_answered = 0
+        self._successful_probes = 0
         self._ramp = 1
-        self._failures_in_a_row = 0
+        self._consecutive_failures = 0
         self._bucket = 0
         self._total = [0] * _BUCKETS
         self._failed = [0] * _BUCKETS
@@ -120,7 +120,7 @@ class Breaker:
         """Note that an attempt started, as `allows` permitted."""
         if self.state is State.OPEN and self._is_open_time_over(now):
             self.state = State.HALF_OPEN
-            self._probes_answered = 0
+            self._successful_probes = 0
 
     def record(self, result: Result, now: float) -> None:
         """Note the result of an attempt that was started."""
@@ -131,14 +131,14 @@ class Breaker:
             case State.HALF_OPEN if is_failure:
                 self._open(now)
             case State.HALF_OPEN:
-                self._probes_answered += 1
-                if self._probes_answered >= self.policy.probes:
+                self._successful_probes += 1
+                if self._successful_probes >= self.policy.probes:
                     self.state = State.RECOVERING
                     self._ramp = 1
                     self._forget_results()
             case State.CLOSED | State.RECOVERING:
                 self._count(now, is_failure=is_failure)
-                if is_failure and self._is_too_much():
+                if is_failure and self._should_open():
                     self._open(now)
                 elif not is_failure and self.state is State.RECOVERING:
                     self._recover()
@@ -181,7 +181,7 @@ class Breaker:
     def _is_open_time_over(self, now: float) -> bool:
         # A clock that stepped back ends the wait, rather than prolonging it by the step. A small step doesn't count:
         # the caller may have read the clock before the failure that opened this, and each extra probe doubles the wait.
-        return not self._opened_at - LEEWAY <= now < self._opened_at + self._open_time
+        return not self._opened_at - MIN_CLOCK_STEP <= now < self._opened_at + self._open_time
 
     def _open(self, now: float) -> None:
         if not self.is_open or self.is_kicked:
@@ -195,7 +195,7 @@ class Breaker:
         self._opened_at = now
 
     def _recover(self) -> None:
-        # One more per answer doubles the concurrency with each round trip, as TCP's slow start does (RFC 5681 §3.1).
+        # One more per success doubles the concurrency with each round trip, as TCP's slow start does (RFC 5681 §3.1).
         self._ramp += 1
         if self._ramp >= self.policy.slow_start:
             self.state = State.CLOSED
@@ -212,17 +212,17 @@ class Breaker:
         self._total[bucket % _BUCKETS] += 1
         if is_failure:
             self._failed[bucket % _BUCKETS] += 1
-            self._failures_in_a_row += 1
+            self._consecutive_failures += 1
         else:
-            self._failures_in_a_row = 0
+            self._consecutive_failures = 0
 
-    def _is_too_much(self) -> bool:
-        if self._failures_in_a_row >= self.policy.failures:
+    def _should_open(self) -> bool:
+        if self._consecutive_failures >= self.policy.consecutive_failures:
             return True
         total = sum(self._total)
-        return total >= self.policy.minimum and sum(self._failed) >= self.policy.share * total
+        return total >= self.policy.minimum_results and sum(self._failed) >= self.policy.failure_rate * total
 
     def _forget_results(self) -> None:
-        self._failures_in_a_row = 0
+        self._consecutive_failures = 0
         self._total = [0] * _BUCKETS
         self._failed = [0] * _BUCKETS

@@ -1,10 +1,11 @@
 """Deliveries: where each goes next, its attempts, and what follows from their results.
 
-                    ┌─ paused ──────────────────▶ parked, acknowledged ──▶ done
-                    ├─ not due, or unknown name ─▶ tier, acknowledged ────▶ done
-    PendingDelivery ──admit────┤                                      ┌─ 2xx ───────▶ done
-                    └─ lane: waiting ──▶ attempt ──────────┼─ retryable ─▶ tier, acknowledged ─▶ done
-                          └─ can't take it ─▶ tier ─▶ done └─ ended ─────▶ dead, acknowledged ─▶ done
+                             ┌─ paused ───────────────────▶ parked, acknowledged ──▶ done
+                             ├─ not due, or unknown name ─▶ tier, acknowledged ────▶ done
+    PendingDelivery ──admit──┤                              ┌─ 2xx ───────▶ done
+                             └─ lane: waiting ─┬─▶ attempt ─┼─ retryable ─▶ tier, acknowledged ─▶ done
+                                               │            └─ ended ─────▶ dead, acknowledged ─▶ done
+                                               └─ can't take it ─▶ tier, acknowledged ─▶ done
 
 This acts on the decisions of `lanes`, `retry_decision`, `tiers` and `request`. Records and commits are the business of
 the members of groups: a `Member` passes items in, and is notified when one has ended. If it keeps an order, what would
@@ -86,7 +87,7 @@ class Dispatcher:
         self._holds = Holds(services, self._queues)
         self._pausing: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
-        self._under_way: set[asyncio.Task[None]] = set()  # attempts and appends
+        self._in_flight: set[asyncio.Task[None]] = set()  # attempts and appends
         self._appends = Appends()
         self._is_draining = False
 
@@ -459,7 +460,7 @@ class Dispatcher:
         for item in begun:
             self.move_to_tier(item)
         while (
-            unfinished := len(self._under_way) + self._appends.waiting
+            unfinished := len(self._in_flight) + self._appends.waiting
         ) and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
         if unfinished:
@@ -468,7 +469,7 @@ class Dispatcher:
     def abandon(self) -> None:
         """Cancel the attempts and appends that are still in flight."""
         self._appends.abandon()
-        for task in self._under_way:
+        for task in self._in_flight:
             task.cancel()
 
     def bind(self, task_group: asyncio.TaskGroup) -> None:
@@ -483,7 +484,7 @@ class Dispatcher:
     def spawn(self, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
         """Run an attempt or an append in a task, which a drain waits for."""
         assert self._tasks is not None
-        self._under_way.add(self._tasks.create_task(self._tracked(work), name=name))
+        self._in_flight.add(self._tasks.create_task(self._tracked(work), name=name))
 
     async def _tracked(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
         task = asyncio.current_task()
@@ -491,7 +492,7 @@ class Dispatcher:
         try:
             await work()
         finally:
-            self._under_way.discard(task)
+            self._in_flight.discard(task)
 
 
 def _size_of_write(item: PendingDelivery) -> int:

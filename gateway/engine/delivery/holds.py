@@ -1,4 +1,4 @@
-"""Which destinations are sent nothing for a while, in log lines; and the gauges of each destination."""
+"""The holds of destinations, which are logged as they begin and end; and the gauges of each destination."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ _SPILL_REASONS = {"retry_after": SpillReason.THROTTLED, "breaker_open": SpillRea
 class Hold:
     """Why a destination is sent nothing, since and until when, and whether that was logged.
 
-    `after` is the result of the last attempt that opened its breaker, or kept it open; "" if it isn't the breaker.
+    `last_failure` is the result of the attempt that opened its breaker, or kept it open; "" if it isn't the breaker.
     Once a probe is due, `until` is when a delivery that comes now would be retried, not an end of the hold.
     `untried_since` is the end of the last attempt if only a delivery is missing for that probe: none waits in this
     process.
     """
 
-    why: str
-    after: str = ""
+    reason: str
+    last_failure: str = ""
     since: float
     until: float
     is_probe_due: bool = False
@@ -42,14 +42,14 @@ class Holds:
         self._holds: dict[str, Hold] = {}
 
     @property
-    def known(self) -> Mapping[str, Hold]:
+    def active(self) -> Mapping[str, Hold]:
         """The holds in force, by destination."""
         return self._holds
 
     def spill_reason(self, destination: str) -> str:
         """Return why deliveries to a destination aren't sent now; "" if they are."""
         hold = self._holds.get(destination)
-        return "" if hold is None else _SPILL_REASONS[hold.why].value
+        return "" if hold is None else _SPILL_REASONS[hold.reason].value
 
     def update(self) -> None:
         """Update the holds, and log when one begins and ends."""
@@ -57,26 +57,26 @@ class Holds:
         untried = self._untried(now)
         for name, lane in self._queues.lanes.items():
             current, known = lane.current_hold(now), self._holds.get(name)
-            if known is not None and (current is None or current[0] != known.why):
+            if known is not None and (current is None or current[0] != known.reason):
                 del self._holds[name]
                 if known.is_logged:
                     logger.info(
-                        "destination_released", destination=name, why=known.why, seconds=round(now - known.since, 1)
+                        "destination_released", destination=name, why=known.reason, seconds=round(now - known.since, 1)
                     )
                 known = None
             if current is None:
                 continue
             if known is None:
-                known = self._holds[name] = Hold(why=current[0], since=now, until=current[1])
+                known = self._holds[name] = Hold(reason=current[0], since=now, until=current[1])
             known.until = current[1]
-            known.is_probe_due = known.why == "breaker_open" and lane.is_probe_due(now)
+            known.is_probe_due = known.reason == "breaker_open" and lane.is_probe_due(now)
             known.untried_since = untried.get(name)
-            known.after = lane.failed_by if known.why == "breaker_open" else ""
+            known.last_failure = lane.failed_by if known.reason == "breaker_open" else ""
             if not known.is_logged and max(known.until, now) - known.since >= LOG_HOLDS_FROM:
                 known.is_logged = True
-                after = {"after": known.after} if known.after else {}
+                after = {"after": known.last_failure} if known.last_failure else {}
                 seconds = round(known.until - now, 1)
-                logger.warning("destination_held", destination=name, why=known.why, **after, seconds=seconds)
+                logger.warning("destination_held", destination=name, why=known.reason, **after, seconds=seconds)
 
     def _untried(self, now: float) -> Mapping[str, float]:
         """Return the destinations with a due probe and no waiting delivery, each with the end of its last attempt."""
@@ -101,7 +101,7 @@ class Holds:
             metrics.breaker_open.labels(name).set(lane is not None and lane.breaker.is_open)
             metrics.destination_paused.labels(name).set(control.paused_by("", name) is not None)
             hold = self._holds.get(name)
-            lasts = hold.until - hold.since if hold is not None and hold.why == "retry_after" else 0.0
+            lasts = hold.until - hold.since if hold is not None and hold.reason == "retry_after" else 0.0
             metrics.destination_held.labels(name).set(lasts)
         routes = rules().routes
         for count, name in enumerate(routes, 1):

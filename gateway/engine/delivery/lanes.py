@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from typing_extensions import override
 
-from gateway.engine.delivery.breaker import FAILURES, LEEWAY, Breaker
+from gateway.engine.delivery.breaker import FAILURES, MIN_CLOCK_STEP, Breaker
 from gateway.engine.partition_tracker import PendingDelivery, Stage
 from gateway.model import Attempt, SpillReason, result_label
 
@@ -30,10 +30,10 @@ FAIR_SHARE = 32
 """A lane may take 1/32 of the free attempts and bytes: 124 attempts and 7 MiB if nothing else is in flight."""
 INITIAL_SHARE = 512
 """A lane begins with 1/512 of the free attempts: 8 when idle, never less than 2."""
-DOUBTFUL_SHARE = 4
-"""Destinations that have stopped responding share a quarter of all attempts."""
-DOUBT = 1.0
-"""Seconds without a completed attempt after which it is doubtful whether a destination still responds."""
+UNRESPONSIVE_SHARE = 4
+"""Unresponsive destinations share a quarter of all attempts."""
+UNRESPONSIVE_AFTER = 1.0
+"""Seconds without a completed attempt after which a destination counts as unresponsive."""
 PROVEN_FOR = 10.0
 """Seconds without an attempt after which a destination's proven concurrency is forgotten."""
 BURST = 0.1
@@ -68,7 +68,7 @@ class Spill:
 class Budget:
     """What all lanes of a worker share: attempts, and the bytes of the deliveries in flight.
 
-    Retries never take the half that is reserved for first attempts, destinations that don't respond share a quarter,
+    Retries never take the half that is reserved for first attempts, unresponsive destinations share a quarter,
     and no lane takes more than a fraction of what is still free: the more destinations hang, the less the next one
     gets, so some capacity remains for healthy ones.
     """
@@ -76,40 +76,40 @@ class Budget:
     def __init__(self, *, attempts: int = MAX_ATTEMPTS, size: int = MAX_BYTES) -> None:
         self._attempts = attempts
         self._size = size
-        self._under_way = 0
+        self._in_flight = 0
         self._retries = 0
-        self._doubtful = 0
-        self._bytes_under_way = 0
+        self._unresponsive = 0
+        self._in_flight_bytes = 0
 
     @property
     def initial_concurrency(self) -> int:
         """Maximum concurrent attempts of a destination that hasn't proven its concurrency yet."""
-        return max(2, math.ceil((self._attempts - self._under_way) / INITIAL_SHARE))
+        return max(2, math.ceil((self._attempts - self._in_flight) / INITIAL_SHARE))
 
-    def has_room(self, item: PendingDelivery, *, attempts: int, size: int, is_doubtful: bool) -> bool:
+    def has_room(self, item: PendingDelivery, *, attempts: int, size: int, is_unresponsive: bool) -> bool:
         """Return whether a lane with this many attempts and bytes in flight may also start this one."""
         if item.is_retry and self._retries >= self._attempts // 2:
             return False
-        if is_doubtful and self._doubtful >= self._attempts // DOUBTFUL_SHARE:
+        if is_unresponsive and self._unresponsive >= self._attempts // UNRESPONSIVE_SHARE:
             return False
         if attempts == 0:
-            return self._under_way < self._attempts
-        free = self._attempts - self._under_way
-        free_bytes = self._size - self._bytes_under_way
+            return self._in_flight < self._attempts
+        free = self._attempts - self._in_flight
+        free_bytes = self._size - self._in_flight_bytes
         return attempts < free // FAIR_SHARE and size + item.size <= max(MAX_WAITING_BYTES, free_bytes // FAIR_SHARE)
 
-    def take(self, item: PendingDelivery, *, is_doubtful: bool) -> None:
-        item.is_doubtful = is_doubtful
-        self._under_way += 1
+    def take(self, item: PendingDelivery, *, is_unresponsive: bool) -> None:
+        item.is_unresponsive = is_unresponsive
+        self._in_flight += 1
         self._retries += item.is_retry
-        self._doubtful += is_doubtful
-        self._bytes_under_way += item.size
+        self._unresponsive += is_unresponsive
+        self._in_flight_bytes += item.size
 
     def give_back(self, item: PendingDelivery) -> None:
-        self._under_way -= 1
+        self._in_flight -= 1
         self._retries -= item.is_retry
-        self._doubtful -= item.is_doubtful
-        self._bytes_under_way -= item.size
+        self._unresponsive -= item.is_unresponsive
+        self._in_flight_bytes -= item.size
 
 
 class Slots:
@@ -154,7 +154,7 @@ class Lane:
         self._in_flight_bytes = 0
         self._seconds = 0.05  # of an attempt, smoothed; the initial value hardly matters
         self._tried_at = 0.0  # end of the last attempt
-        self._moved_at = 0.0  # when an attempt last ended, or began with no other in flight
+        self._last_progress_at = 0.0  # when an attempt last ended, or began with no other in flight
         self._proven_concurrency = 0  # concurrent attempts that it has responded to
         self._peak = 0  # most concurrent attempts since there was none
         self._has_failed = False  # the last completed attempt got no response
@@ -246,13 +246,13 @@ class Lane:
         if not self._waiting or self.in_flight >= self._concurrency or self._is_throttled(now):
             return None
         item = self._waiting[0]
-        if not self.in_flight and now - self._moved_at > PROVEN_FOR:
+        if not self.in_flight and now - self._last_progress_at > PROVEN_FOR:
             self._proven_concurrency = 0
-        is_doubtful = self._has_failed or (self.in_flight > 0 and now - self._moved_at > DOUBT)
+        is_unresponsive = self._has_failed or (self.in_flight > 0 and now - self._last_progress_at > UNRESPONSIVE_AFTER)
         if self.in_flight >= self._proven_concurrency and self.in_flight >= self._budget.initial_concurrency:
             return None
         size = self._in_flight_bytes
-        if not self._budget.has_room(item, attempts=self.in_flight, size=size, is_doubtful=is_doubtful):
+        if not self._budget.has_room(item, attempts=self.in_flight, size=size, is_unresponsive=is_unresponsive):
             return None
         if not self.breaker.allows(now, self.in_flight):
             return None
@@ -262,9 +262,9 @@ class Lane:
         self._waiting_bytes -= item.size
         item.stage = Stage.ATTEMPT
         item.stage_began_at = now
-        self._budget.take(item, is_doubtful=is_doubtful)
+        self._budget.take(item, is_unresponsive=is_unresponsive)
         if not self.in_flight:
-            self._moved_at = now
+            self._last_progress_at = now
         self.in_flight += 1
         self._peak = max(self._peak, self.in_flight)
         self._in_flight_bytes += item.size
@@ -291,7 +291,7 @@ class Lane:
             # Waiting during an outage says nothing about the pace afterwards. A recovery is learned at once.
             change = attempt.seconds - self._seconds
             self._seconds += (EWMA_FASTER if change < 0 else EWMA_SLOWER) * change
-        self._moved_at = now
+        self._last_progress_at = now
         self._slow_until = min(self._slow_until, now + MAX_WAIT)
         if attempt.retry_after and not (self._is_throttled(now) and now + attempt.retry_after < self.throttled_until):
             self.throttled_until, self._throttled_at = now + attempt.retry_after, now
@@ -327,7 +327,7 @@ class Lane:
 
     def may_have_recovered(self, now: float) -> bool:
         """Return whether the destination may have recovered: an operator has kicked it, or a probe has just begun."""
-        is_probed = self.in_flight > 0 and now - self._moved_at <= MAX_WAIT and not self.breaker.holds_back(now)
+        is_probed = self.in_flight > 0 and now - self._last_progress_at <= MAX_WAIT and not self.breaker.holds_back(now)
         return is_probed or self.breaker.is_kicked
 
     def reserve_slot(self, now: float) -> float:
@@ -339,14 +339,14 @@ class Lane:
         """Return whether a `Retry-After` is in force. If the clock was set back, its duration restarts now."""
         if self.throttled_until <= now:
             return False
-        if now < self._throttled_at - LEEWAY:
+        if now < self._throttled_at - MIN_CLOCK_STEP:
             self.throttled_until -= self._throttled_at - now
             self._throttled_at = now
         return True
 
     def _is_breaker_blocking(self, now: float) -> bool:
         """Return whether queueing is useless: the breaker is open, and its probe isn't due or gets no response."""
-        is_probe_slow = self.breaker.is_open and self.in_flight > 0 and now - self._moved_at > STALL
+        is_probe_slow = self.breaker.is_open and self.in_flight > 0 and now - self._last_progress_at > STALL
         return is_probe_slow or self.breaker.holds_back(now)
 
     def _slot(self, earliest: float, now: float, *, is_first: bool = False) -> float:
@@ -372,7 +372,7 @@ class Lane:
 
         A hanging probe says nothing about the pace.
         """
-        still = now - self._moved_at if self.in_flight and not self.breaker.is_open else 0.0
+        still = now - self._last_progress_at if self.in_flight and not self.breaker.is_open else 0.0
         learned = self._learned_pace()
         return min(learned, max(MIN_THROUGHPUT, self._concurrency / still)) if still > STALL else learned
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from gateway.engine.control.state import Control
+from gateway.engine.delivery.breaker import MIN_CLOCK_STEP
 from gateway.engine.delivery.lanes import Budget, Lane
 from gateway.engine.partition_tracker import PendingDelivery
 from gateway.model import SpillReason
@@ -21,8 +22,6 @@ from gateway.rules.rules import Destination, Rules
 TICK = 0.05
 """Seconds between checks of lanes with queued deliveries."""
 IDLE_TICK = 0.25
-CLOCK_TOLERANCE = 1.0
-"""Maximum seconds by which the log's time goes back while it is only estimated anew."""
 
 
 class Queues:
@@ -144,7 +143,7 @@ class Queues:
     def _follow_clock(self, now: float) -> None:
         """Wait no longer if the log's time goes back: this machine's was wrong, and the brokers' has become known."""
         back, self._now = self._now - now, now
-        if back <= CLOCK_TOLERANCE:
+        if back <= MIN_CLOCK_STEP:
             return
         self._soon = [(until - back, count, item) for until, count, item in self._soon]
         for _, _, item in self._soon:

@@ -6,7 +6,7 @@ Those that don't fit into the log any more are dead-lettered.
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from gateway.engine.successor_writer import SuccessorWriter, always
+from gateway.engine.successor_writer import SuccessorWriter, always_true
 from gateway.model import (
     DeadLettered,
     DeadReason,
@@ -26,7 +26,7 @@ class Injector:
         self._topic = topic
 
     async def inject(
-        self, deliveries: Iterable[tuple[Delivery, RecordMetadata]], is_wanted: Callable[[], bool] = always
+        self, deliveries: Iterable[tuple[Delivery, RecordMetadata]], is_wanted: Callable[[], bool] = always_true
     ) -> Sequence[bool]:
         """Append deliveries, each with its record metadata.
 

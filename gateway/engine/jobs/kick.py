@@ -60,7 +60,7 @@ class Kicks(ScanningJob):
         shortest = self._topics.retry(tiers.SHORTEST)
 
         def is_wanted() -> bool:
-            return self._owner() is owner and any(control.is_pending(run.command.key) for run in scan.runs)
+            return self._owner() is owner and any(control.has_pending(run.command.key) for run in scan.runs)
 
         # Routers hold back announced records while the kick's heartbeats keep coming. Once they may have released some,
         # it starts over with a new announcement, and with what is committed by then.
@@ -82,7 +82,7 @@ class Kicks(ScanningJob):
             return
         # An evicted owner that didn't know it yet may have completed some of these kicks; their deliveries then
         # come when they are due.
-        scan.runs = [run for run in runs if control.is_pending(run.command.key)]
+        scan.runs = [run for run in runs if control.has_pending(run.command.key)]
         if not scan.runs or not await self._expedite(scan, scan.runs, longer_ends, outcomes):
             if scan.is_heartbeat_overdue and self._owner() is owner:
                 await self._back_off(scan.runs)

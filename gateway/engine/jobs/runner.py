@@ -44,7 +44,7 @@ END_POLL_INTERVAL = 1.0
 """Seconds after which the end of the control topic is queried again, while the follower hasn't come to it."""
 OWNER_POLL_INTERVAL = 0.1
 """Seconds between checks, during waits, whether this process still owns the jobs."""
-REVOKE_GRACE = 2.0
+CHECKPOINT_GRACE = 2.0
 """Seconds that jobs have to reach a checkpoint when their process releases them: an append or two."""
 RESCAN_INTERVAL = 5.0
 """Seconds between rescans for deliveries that a worker parked before it read the resume."""
@@ -155,7 +155,7 @@ class Jobs:
             return {}
         progress, self._progress = self._progress, None
         self._backlog_counts.end()
-        until = asyncio.get_running_loop().time() + REVOKE_GRACE
+        until = asyncio.get_running_loop().time() + CHECKPOINT_GRACE
         while self._is_busy and asyncio.get_running_loop().time() < until:
             await self._sleep(0.01)
         commit = progress.committable()
@@ -240,7 +240,7 @@ class Jobs:
         if progress is None:
             return
         for offset, command in list(self._unfinished.items()):
-            if offset < self._follower.position and not self._follower.control.is_pending_command(command):
+            if offset < self._follower.position and not self._follower.control.is_pending(command):
                 progress.finished(offset)
                 del self._unfinished[offset]
         commit = progress.committable()

@@ -27,7 +27,7 @@ from gateway.engine.jobs.log_reader import (
     TURN,
     records_of,
 )
-from gateway.engine.successor_writer import SuccessorWriter, never
+from gateway.engine.successor_writer import SuccessorWriter, always_false
 from gateway.engine.unavailable_partitions import PatientReader
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import Topics
@@ -236,7 +236,7 @@ class Scan:
         while self.control.checkpoint(key) in (run.last_checkpoint, run.previous_checkpoint):
             covered = self._covered_commands_of(run) if is_last else self.control.commands_covered_below(key)
             # A rescan covers no command; one of a former control topic would be taken for covered.
-            is_open = not is_last and not covered and self.control.is_pending(key)
+            is_open = not is_last and not covered and self.control.has_pending(key)
             checkpoint = ControlRecord(
                 kind="marker",
                 name=key,
@@ -392,8 +392,8 @@ class ScanningJob:
         *,
         is_expedited: bool = False,
         state: State = "asked",
-        should_yield: Callable[[], bool] = never,
-        gives_up: Callable[[], bool] = never,
+        should_yield: Callable[[], bool] = always_false,
+        gives_up: Callable[[], bool] = always_false,
         dead_letter: Callable[[Partition, Record], Awaitable[bool]] = skip_unreadable,
     ) -> Scan:
         return Scan(
@@ -422,7 +422,7 @@ class ScanningJob:
         command = run.command
         if command.kind != "dead":
             await scan.publish_checkpoint(run, "done", is_last=True)
-        elif scan.is_wanted() and self._control.is_pending_command(command):
+        elif scan.is_wanted() and self._control.is_pending(command):
             done = command.with_state(state, count=run.count, latest=run.latest_of_all)
             if scan.newer_at:
                 done = replace(done, checkpoint={**done.checkpoint, **scan.newer_at}, detail=STOPPED_AT_NEWER)

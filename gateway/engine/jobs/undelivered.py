@@ -19,11 +19,10 @@ from enum import Enum, auto
 from hashlib import sha256
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
-from gateway.engine.control.routing_history import SKEW
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.engine.unavailable_partitions import Readable
-from gateway.log.base import Commit, Log, Partition, Record
+from gateway.log.base import LEADER_CLOCK_SKEW, Commit, Log, Partition, Record
 from gateway.log.records import SIGHTING, decode_sightings
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import Event, UnreadableRecordError, UsageError, identity_of
@@ -82,7 +81,7 @@ async def open_dead_letters(
     which = DeadFilter(route=selection.route, destination=selection.destination)
     # A dead letter from before the first event was appended isn't about any of them.
     bounds, unreadable = await readable(topics.dead)
-    starts = await log.offsets_at(topics.dead, max(0.0, selection.since - SKEW), bounds.keys())
+    starts = await log.offsets_at(topics.dead, max(0.0, selection.since - LEADER_CLOCK_SKEW), bounds.keys())
     for number, (first, end) in bounds.items():
         partition = Partition(topics.dead, number)
         ends[f"{topics.dead}/{number}"] = end

@@ -46,7 +46,7 @@ from gateway.rules.rules import Route
 MAX_TOTAL_MEMORY = 128 << 20
 """Bytes of records in memory of all ordered routes of a process; each has its share, so that none stops another."""
 MIN_MEMORY = 4 << 20
-REVOKE_GRACE = 10.0
+ORDERED_REVOKE_GRACE = 10.0
 """Seconds that attempts have to end when partitions are revoked; then their connections are cut. The next owner must
 not start the next delivery of a key while we still send this one."""
 OWNERSHIP_CHECK_AGE = 10.0
@@ -450,7 +450,7 @@ class OrderedRoute(Member):
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         partitions = {tracker.partition for tracker in leaving}
         former = {item.record.tracker for (partition, _), item in self._former.items() if partition in partitions}
-        busy = await self._wait_for_busy([*leaving, *former], REVOKE_GRACE)
+        busy = await self._wait_for_busy([*leaving, *former], ORDERED_REVOKE_GRACE)
         now = self._log.now()
         self._dispatch.cut_short([item for pending in busy for item in pending.items], now)
         await self._wait_for_busy([*leaving, *former], 1.0)
