@@ -170,9 +170,12 @@ def _log_address(log: str, folder: Path) -> Iterator[str]:
 
 def _say(line: dict[str, Any]) -> None:
     reason = f" ({line['reason']}: {line['detail']})" if "reason" in line else ""
+    attempts = (
+        "" if " after " in reason else f" after {line['attempts']} {'attempt' if line['attempts'] == 1 else 'attempts'}"
+    )
     console.print(
         f"  [bold]{line['outcome']}[/]{reason} to {line['destination']} by {line['route']}"
-        f" after {line['attempts']} attempts, {line['seconds']:.1f} s after it came in"
+        f"{attempts}, {line['seconds']:.1f} s after it came in"
     )
 
 

@@ -1,9 +1,9 @@
-"""When Python's garbage collector runs, and over what.
+"""When Python's garbage collector runs, and on which objects.
 
-Python frees an object with its last reference; the collector finds those that refer to each other. It runs when many
-more objects have been created than freed, over all that have come since the last time, and nothing else goes on
-meanwhile. At work about as many are freed as are created, so it hardly runs; if it does, it looks at all that is open.
-With 5,000 slow connections that took 40 to 90 ms every few seconds. So it runs by the clock here, over little: 5 ms.
+Reference counting frees most objects; the collector finds reference cycles, and blocks the event loop meanwhile. By
+default it runs when many more objects were allocated than freed since its last run. Here about as many are freed as are
+allocated, so it runs rarely, and then over everything that is open: with 5,000 slow connections that took 40 to 90 ms,
+every few seconds. So it runs on a timer instead, over few objects each time: 5 ms at most.
 """
 
 import asyncio
@@ -11,25 +11,25 @@ import gc
 from time import perf_counter
 
 YOUNG_INTERVAL = 0.05
-"""Seconds between collections of what has come since the last one."""
+"""Seconds between collections of the young generation."""
 MIDDLE_EVERY = 10
-"""Each so many of these collections is of all that has come since the last such."""
+"""One in so many of these collections is of the middle generation as well."""
 FULL_INTERVAL = 60.0
-"""Seconds at least between collections of everything but the rules, which is what is left of those before."""
+"""Minimum seconds between full collections, which leave out only frozen objects."""
 FULL_SHARE = 1000
-"""The time between these is at least so many times what the last one took."""
+"""The time between full collections is at least so many times the duration of the last one."""
 
 
 def prepare() -> None:
-    """Leave the modules out, and let the collector run by itself only if much comes between two that the clock has."""
-    # By default it looks at the events in flight each time that there are 700 objects more, and at the modules again
-    # and again: a tenth of an event's CPU time.
+    """Freeze what the modules have created, and raise the thresholds: the collector rarely starts by itself then."""
+    # By default it traverses the events in flight after each 700 more objects, and the modules again and again: a
+    # tenth of an event's CPU time.
     gc.freeze()
     gc.set_threshold(10_000, 20, 10)
 
 
-def leave_out() -> None:
-    """Have what there is now looked at once, and not again: the rules, and their metrics."""
+def freeze() -> None:
+    """Collect once, and then freeze what there is, such as the rules and their metrics: it isn't traversed again."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -15,6 +15,6 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     from gateway.log.kafka.log import CLIENT_ID, KafkaLog  # noqa: PLC0415 - an embedded log needs neither
 
     # No other process has this host and admin port, except this one's successor, which takes over its memberships.
-    place = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
+    client_id = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
     security = await load_security(settings.kafka)
-    return await KafkaLog.open(",".join(settings.log.servers), client_id=place, security=security)
+    return await KafkaLog.open(",".join(settings.log.servers), client_id=client_id, security=security)

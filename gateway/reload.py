@@ -267,7 +267,7 @@ class Reloader:
         if lost:
             self._remember_loss(lost, before, log.now())
         self._on_activated(rules)
-        garbage.leave_out()
+        garbage.freeze()
         self._metrics.rules_reloads.labels("ok").inc()
         line: dict[str, Any] = {
             "sources": len(rules.sources),

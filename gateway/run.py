@@ -30,7 +30,7 @@ from gateway.engine.undecodable_records import UndecodableRecords, newer_record_
 from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.ingress import Ingress
-from gateway.ingress.listener import Wire
+from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.rate_share import RateShare
 from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.log.base import Log, Partition
@@ -123,8 +123,8 @@ class Gateway:
         sys.setswitchinterval(SWITCH_INTERVAL)
         await self.reloader.load()
         rules = self.reloader.rules
-        if settings.role is not Role.ROUTER and settings.wire.certificates:
-            self._tls = ServerTls(settings.wire.certificates, metrics=self._metrics, logger=self._logger)
+        if settings.role is not Role.ROUTER and settings.connections.certificates:
+            self._tls = ServerTls(settings.connections.certificates, metrics=self._metrics, logger=self._logger)
             await self._tls.load()
             sys.unraisablehook = without_clients_names(sys.unraisablehook)
         undemanded = (
@@ -202,7 +202,7 @@ class Gateway:
             background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
             if self._tls is not None:
                 background.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
-            garbage.leave_out()
+            garbage.freeze()
             background.append(tasks.create_task(garbage.collect(), name="garbage"))
             self._is_ready = True
             self._logger.info(
@@ -286,13 +286,14 @@ class Gateway:
             fetch=fetch,
             responses=self._responses,
         )
-        address, wire = self._settings.listen, Wire(tls=self._tls, proxies=self._settings.wire.proxies, tasks=tasks)
+        address, proxies = self._settings.listen, self._settings.connections.proxies
+        setup = ConnectionSetup(tls=self._tls, proxies=proxies, tasks=tasks)
         if self._tls is not None:
             self._tls.trust(self.reloader.rules.client_authorities)
         try:
             # Several processes may share the port, unless each has its own log.
             is_shared = not isinstance(self._settings.log, EmbeddedTarget)
-            return Address(*await self._ingress.start(*address, is_shared=is_shared, wire=wire))
+            return Address(*await self._ingress.start(*address, is_shared=is_shared, setup=setup))
         except OSError as error:
             raise cannot_listen("--listen", address, error) from error
 

@@ -105,7 +105,7 @@ class KafkaSecurity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WireSettings:
+class ConnectionSettings:
     """What connections of senders begin with, if it isn't HTTP.
 
     `certificates` are files with the ingress's certificates, and those with their keys, which may be the same: with
@@ -125,7 +125,7 @@ class Settings:
     log: EmbeddedTarget | KafkaTarget = EmbeddedTarget(Path("gateway.db"))
     listen: Address = LISTEN
     admin: Address = ADMIN
-    wire: WireSettings = WireSettings()
+    connections: ConnectionSettings = ConnectionSettings()
     role: Role = Role.ALL
     topic_prefix: str = "gateway."
     dev: bool = False
@@ -138,8 +138,8 @@ class Settings:
     @property
     def log_names(self) -> tuple[str, ...]:
         """Names of the log, with the topics' prefix: two processes that share one of them have the same log."""
-        places = [str(self.log.path.resolve())] if isinstance(self.log, EmbeddedTarget) else self.log.servers
-        return tuple([f"{place} {self.topic_prefix}" for place in places])
+        names = [str(self.log.path.resolve())] if isinstance(self.log, EmbeddedTarget) else self.log.servers
+        return tuple([f"{name} {self.topic_prefix}" for name in names])
 
 
 def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
@@ -173,7 +173,7 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
         log=setting("log", log_target, default.log),
         listen=setting("listen", _address, default.listen),
         admin=setting("admin", _address, default.admin),
-        wire=WireSettings(
+        connections=ConnectionSettings(
             certificates=tuple(zip(certificates, keys, strict=False)),
             proxies=setting("proxy_protocol", _networks, ()),
         ),

@@ -1121,7 +1121,7 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     assert one.checkpoint == {f"{TOPICS.dead}/0": 1}
     assert other.filter.reason == "exhausted"
     assert other.filter.since == pytest.approx(other.at - 3600, abs=5)
-    assert told["order"] == other.key
+    assert told["command"] == other.key
 
 
 @pytest.mark.usefixtures("log")
@@ -1554,7 +1554,7 @@ def test_a_destination_is_paused_and_resumed(run: Run) -> None:
     (paused,) = orders()
     assert (paused.key, paused.state) == ("pause/destination/ci", "paused")
     code, out, _ = run("destination", "resume", "ci", "--no-wait", "--json")
-    assert (code, lines(out)) == (0, [{"order": "pause/destination/ci", "state": "resuming", "count": None}])
+    assert (code, lines(out)) == (0, [{"command": "pause/destination/ci", "state": "resuming", "count": None}])
     carry_out(orders()[-1], count=4)
     assert run("destination", "resume", "ci")[:2] == (0, "destination ci isn't paused: there is nothing to do\n")
 

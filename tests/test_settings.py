@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.model import UsageError
-from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, WireSettings, from_sources
+from gateway.settings import Address, ConnectionSettings, EmbeddedTarget, KafkaTarget, Role, Settings, from_sources
 
 
 def test_nothing_given_is_a_laptop() -> None:
@@ -46,7 +46,7 @@ def test_every_flag_has_a_variable() -> None:
         role=Role.ROUTER,
         topic_prefix="hooks.",
         dev=True,
-        wire=WireSettings(
+        connections=ConnectionSettings(
             certificates=((Path("/tls/a.crt"), Path("/tls/a.key")), (Path("/tls/b.pem"), Path("/tls/b.pem"))),
             proxies=(ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("192.0.2.7")),
         ),
@@ -119,7 +119,7 @@ def test_an_error_is_reported_with_its_place(name: str, text: str, problem: str)
 
 
 def test_a_key_is_in_the_certificates_file_unless_there_is_one_for_each() -> None:
-    assert from_sources({"tls_certificate": "a.pem"}, {}).wire.certificates == ((Path("a.pem"), Path("a.pem")),)
+    assert from_sources({"tls_certificate": "a.pem"}, {}).connections.certificates == ((Path("a.pem"), Path("a.pem")),)
     for certificates, keys, told in (
         ("a,b", "a.key", "2, got 1"),
         (None, "a.key", "0, got 1"),

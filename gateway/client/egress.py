@@ -58,7 +58,7 @@ def _embedded(address: IPv4Address | IPv6Address) -> Iterator[IPv4Address]:
     if isinstance(address, IPv4Address) or address == _LOOPBACK:  # would look like an embedded 0.0.0.1
         return
     number = int(address)
-    for network, shift, mask in _CARRIERS:
+    for network, shift, mask in _IPV4_EMBEDDINGS:
         if address in network:
             yield IPv4Address((number >> shift & 0xFFFFFFFF) ^ mask)
     if number >> 32 & 0xFCFFFFFF == 0x00005EFE:  # noqa: PLR2004 - ISATAP, RFC 5214 §6.1: any prefix, ::0:5efe:a.b.c.d
@@ -100,7 +100,7 @@ _PRIVATE: _Refused = (
 )
 _LOOPBACK = IPv6Address("::1")
 # Network, how far the IPv4 address is from the right, and what it is XORed with.
-_CARRIERS = (
+_IPV4_EMBEDDINGS = (
     (IPv6Network("::ffff:0:0/96"), 0, 0),  # IPv4-mapped: the kernel dials IPv4
     (IPv6Network("::/96"), 0, 0),  # IPv4-compatible, deprecated
     (IPv6Network("::ffff:0:0:0/96"), 0, 0),  # IPv4-translated, RFC 7915

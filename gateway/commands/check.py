@@ -46,12 +46,12 @@ async def _check(call: Invocation) -> int:
         style = "bold red" if problem.severity == "error" else "yellow"
         call.output.print((f"{problem.severity}: ", style), str(problem))
     warnings = len(problems) - len(errors)
-    refused, soon = await asyncio.to_thread(certificate_problems, call.settings.wire.certificates, time.time())
+    refused, soon = await asyncio.to_thread(certificate_problems, call.settings.connections.certificates, time.time())
     for message in refused:
         _print(call.output, "error", "certificate", *message.split(": ", 1))
     if rules is not None:
         warnings += _warn_of_refused_addresses(call.output, rules)
-        soon = [*soon, *undemanded_certificates(rules, has_tls=bool(call.settings.wire.certificates))]
+        soon = [*soon, *undemanded_certificates(rules, has_tls=bool(call.settings.connections.certificates))]
     for message in soon:
         _print(call.output, "warning", "certificate", *message.split(": ", 1))
     warnings += len(soon)

@@ -209,7 +209,7 @@ def print_outcome(
     command = done or placed.command
     if output.json:
         fields: dict[str, object] = {
-            "order": command.key,
+            "command": command.key,
             "state": command.state,
             "count": command.count if done else None,
         }

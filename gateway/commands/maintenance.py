@@ -69,7 +69,7 @@ async def _migrate(call: Invocation) -> int:
 
 
 def backup_arguments(parser: Parser) -> None:
-    about = "the copy to write; an existing file is replaced atomically, of a symbolic link its target"
+    about = "the copy to write; an existing file, or the target of a symbolic link, is replaced atomically"
     parser.add_argument("file", metavar="FILE", help=about)
 
 

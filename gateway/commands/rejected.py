@@ -162,7 +162,7 @@ def drop_arguments(parser: Parser) -> None:
 
 @command(
     "rejected drop",
-    about="mark refused requests as done with",
+    about="dismiss refused requests",
     example="gateway rejected drop --source github --until 1d --yes",
     add_arguments=drop_arguments,
     settings=LOG_SETTINGS,

@@ -22,7 +22,7 @@ from gateway.model import RefusedError
 
 BURST = 1.0
 """Seconds worth of a rate that may come at once; at least one request."""
-LEEWAY = 1e-6
+ROUNDING_ERROR = 1e-6
 """What a token may lack, as times are inexact: a request that comes after its `Retry-After` isn't refused again."""
 
 
@@ -58,9 +58,9 @@ class Admission:
             )
         if self._rate is not None:
             self._refill(now)
-            if self._tokens < 1 - LEEWAY:
+            if self._tokens < 1 - ROUNDING_ERROR:
                 # In whole seconds (RFC 9110, section 10.2.3): the first one at whose end there is a token.
-                seconds = max(1, math.ceil((1 - LEEWAY / 2 - self._tokens) / self._rate))
+                seconds = max(1, math.ceil((1 - ROUNDING_ERROR / 2 - self._tokens) / self._rate))
                 return RefusedError(429, "rate_limited", "expected requests at a lower rate", retry_after=seconds)
         return None
 

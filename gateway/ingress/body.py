@@ -39,7 +39,7 @@ class BodyReader(BodyReservation):
             return bytes(body)
         except TimeoutError:
             if self.is_evicted:
-                raise crowded_out() from None
+                raise evicted() from None
             raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
         except web.RequestPayloadError as error:
             forget_frames(error)
@@ -53,7 +53,7 @@ class BodyReader(BodyReservation):
         if self.size + more > self._limit:
             raise too_large(self._limit)
         if not self._memory.grow(self, more, now=perf_counter()):
-            raise crowded_out() if self.is_evicted else no_room(self._memory)
+            raise evicted() if self.is_evicted else no_room(self._memory)
 
     @override
     def evict(self) -> None:
@@ -66,16 +66,16 @@ def too_large(limit: int) -> RefusedError:
 
 
 def no_room(memory: BodyMemory) -> RefusedError:
-    """Return the refusal of the body that has just got no memory, by what fills it."""
-    if memory.is_held_open:  # by senders that anyone may be: more processes would hold more of them
-        return RefusedError(503, "bodies_held_open", "too many bodies are in progress that haven't arrived")
+    """Return the refusal of a body that has just got no memory: the reason says what uses it."""
+    if memory.is_full_of_slow_bodies:  # anyone may send them: more processes would only hold more
+        return RefusedError(503, "slow_bodies", "too many slow bodies are in progress")
     return RefusedError(503, "overloaded", "too many requests are in progress")
 
 
-def crowded_out() -> RefusedError:
+def evicted() -> RefusedError:
     """Return the refusal of a body that was evicted."""
     # Not a 503, which would mean that we can't serve: the sender kept us waiting.
-    return RefusedError(408, "crowded_out", "expected the body at once, as others need the memory for it")
+    return RefusedError(408, "evicted", "expected the body at once, as others need the memory for it")
 
 
 async def _ask_to_continue(request: web.BaseRequest) -> None:

@@ -1,9 +1,9 @@
 """Memory for the bodies of requests in progress: how much each source may use, and which body is evicted.
 
 A body is *unverified* while it is read: anybody may have sent it. It is *verified* while it waits for its append. One
-that arrives complete with its head is verified at once. Unverified bodies may use half of the memory. If that isn't
-enough, the oldest unverified body of the source with the most unverified bytes is evicted. So a body that arrives at
-once is read, however many are held open, and senders that hold them open to one source take nothing from another.
+that arrives complete with its head is verified at once. Unverified bodies may use half of the memory. Beyond that, the
+oldest unverified body of the source with the most unverified bytes is evicted. So a body that arrives at once is read,
+however many slow ones there are, and the slow bodies of one source don't evict those of another.
 
 Verified bodies are never evicted. A source may use a share of what all of them leave free, so that one whose topic
 accepts no appends doesn't fill the memory. For a large body the share is smaller, which leaves memory for small ones.
@@ -29,8 +29,8 @@ class BodyMemory:
         self._verified = 0
         self._shares: dict[str, Share] = {}
         self._reading: dict[Share, None] = {}  # sources with unverified bodies
-        self.is_held_open = False
-        """Whether the last body without memory lacks it because of unverified ones, which outweigh the verified."""
+        self.is_full_of_slow_bodies = False
+        """Whether the last body that got no memory was refused while unverified bodies used more than verified ones."""
 
     @property
     def free(self) -> int:
@@ -88,7 +88,7 @@ class BodyMemory:
         times = SHARE_OF_LARGE if size > SMALL else SHARE_OF_SMALL
         if share.verified_bytes + size <= times * (self._total - self._verified - size):
             return True
-        self.is_held_open = False  # whatever is unverified: it may be evicted, and takes no part in this
+        self.is_full_of_slow_bodies = False  # unverified bodies play no part in this limit
         return False
 
     def _evict_for(
@@ -110,7 +110,7 @@ class BodyMemory:
                 or oldest is growing
                 or (oldest.share is share and size > SMALL and now < oldest.began + MIN_AGE)
             ):
-                self.is_held_open = unverified > self._verified
+                self.is_full_of_slow_bodies = unverified > self._verified
                 return False
             self.close(oldest)
             oldest.is_evicted = True
@@ -145,4 +145,4 @@ class BodyReservation:
         self.is_evicted = False
 
     def evict(self) -> None:
-        """Called once, when the memory belongs to another body: keep nothing more of this one."""
+        """Called once, when the memory goes to another body: drop what was read of this one."""

@@ -72,9 +72,9 @@ def parse_address(peer: str) -> Address | None:
 
 
 def network_of(address: str) -> str:
-    """Return what one subscriber has of addresses: an IPv4 address, 64 bits of an IPv6 one (RFC 6177).
+    """Return the address prefix of one subscriber: an IPv4 address, or the first 64 bits of an IPv6 one (RFC 6177).
 
-    Whatever is shared by clients is shared by their networks: nobody has more of it for having more addresses.
+    Limits per client apply to its network: having more addresses gives nobody a larger share.
     """
     found = parse_address(address)
     return f"{int(found) >> 64:x}::" if isinstance(found, IPv6Address) else str(found)

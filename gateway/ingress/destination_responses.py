@@ -5,8 +5,8 @@
                             └▶ delivery ─▶ attempt ──┤ taken: in this process
                                                      └ `gateway.responses`: in another one, where there are several
 
-The event is stored before anybody waits, and is delivered as any other, whatever the sender gets. Nothing here is
-needed for that: a response that is lost is one that doesn't come in time.
+The event is stored before its sender waits, and is delivered like any other, whatever the sender gets. Delivery depends
+on nothing here: a lost response is one that doesn't come in time.
 """
 
 import asyncio
@@ -34,15 +34,15 @@ from gateway.rules.rules import AfterDelivery, Rules
 from gateway.telemetry.log_throttle import LogThrottle
 
 MAX_WAITING = 2000
-"""Senders that wait in one process; one more gets the default response at once."""
+"""Waiting senders per process; any other gets the default response at once."""
 MAX_APPENDS = 1000
-"""Responses for other processes that are being appended; one more is dropped."""
+"""Appends of responses in flight, for other processes; any other response is dropped."""
 DRAIN = 1.0
 """Seconds for which a stopping process still waits for destinations."""
 RETRY = 1.0
 """Seconds until a topic that can't be read is tried again."""
 WARNING_INTERVAL = 60.0
-_OURS = {
+_GATEWAY_STATUSES = {
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
     HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
@@ -50,7 +50,7 @@ _OURS = {
     HTTPStatus.TOO_EARLY,
     HTTPStatus.TOO_MANY_REQUESTS,
 }
-"""What a destination has against the gateway, not against the sender: it is tried again, or an operator is asked."""
+"""Client errors about the gateway's own request, not the sender's: retried, or left to an operator."""
 
 
 class Undecodable(Protocol):
@@ -62,7 +62,7 @@ class Undecodable(Protocol):
 
 
 class Sent(Protocol):
-    """A request to a destination, as far as it matters here."""
+    """The part of a request to a destination that is used here."""
 
     @property
     def delivery(self) -> Delivery | None: ...
@@ -70,13 +70,13 @@ class Sent(Protocol):
 
 def for_sender(response: DestinationResponse | None) -> DestinationResponse | None:
     """Return the response if a sender gets it: a success, or a client error that isn't about the gateway."""
-    if response is None or response.status // 100 not in (2, 4) or response.status in _OURS:
+    if response is None or response.status // 100 not in (2, 4) or response.status in _GATEWAY_STATUSES:
         return None
     return response
 
 
 class Waiting:
-    """A sender that waits for what a destination responds to an event; close it."""
+    """A sender that waits for a destination's response to an event; the caller closes it."""
 
     __slots__ = ("_done", "_responses", "_timeout", "destination", "event")
 
@@ -88,9 +88,9 @@ class Waiting:
         self._done: asyncio.Future[DestinationResponse | None] = asyncio.get_running_loop().create_future()
 
     async def response(self, began: float) -> tuple[DestinationResponse | None, str]:
-        """Return the response, if one comes in time, and what became of it, as the metric has it.
+        """Return the response, if one comes in time, and the outcome, as in the metric.
 
-        `began` is when the request came, by `perf_counter`.
+        `began` is when the request was received, by `perf_counter`.
         """
         try:
             async with asyncio.timeout(began + self._timeout - perf_counter()):
@@ -108,7 +108,7 @@ class Waiting:
 
 
 class DestinationResponses:
-    """The senders of one process that wait, and the way of a response to those of another process.
+    """The waiting senders of one process, and how a response gets to those of another one.
 
     `rules` returns the active rules. `is_shared` is whether other processes use the same log.
     """
@@ -133,11 +133,11 @@ class DestinationResponses:
         self._count = 0
         self._is_stopping = False
         self._appends: set[asyncio.Task[None]] = set()
-        self._seldom = LogThrottle(WARNING_INTERVAL)
+        self._throttle = LogThrottle(WARNING_INTERVAL)
         self._consumer: Consumer | None = None
 
     def expect(self, event: EventId, after: AfterDelivery) -> Waiting | None:
-        """Begin to wait, before the event is appended; None if too many do. While the process stops, nothing comes."""
+        """Begin to wait, before the event is appended; None if too many do. A stopping process waits for nothing."""
         if self._count >= MAX_WAITING:
             return None
         waiting = Waiting(self, event, after)
@@ -148,7 +148,7 @@ class DestinationResponses:
         return waiting
 
     def forget(self, waiting: Waiting) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         others = self._waiting.get(waiting.event, [])
         if waiting in others:
             self._count -= 1
@@ -157,7 +157,7 @@ class DestinationResponses:
                 del self._waiting[waiting.event]
 
     def stop(self) -> None:
-        """Let nobody wait longer than a moment from now on."""
+        """End all waits after DRAIN seconds."""
         self._is_stopping = True
         asyncio.get_running_loop().call_later(DRAIN, self._give_up)
 
@@ -176,7 +176,7 @@ class DestinationResponses:
         )
 
     def take(self, sent: Sent, response: DestinationResponse | None) -> None:
-        """Take what a destination has responded; None if nothing, or nothing complete."""
+        """Take a destination's response; None if there was none, or an incomplete one."""
         delivery = sent.delivery
         if delivery is None:
             return
@@ -192,14 +192,14 @@ class DestinationResponses:
         return {} if self._consumer is None else self._consumer.unreadable()
 
     async def follow(self) -> None:
-        """Take the responses that other processes have got, until cancelled."""
+        """Take the responses that other processes have received, until cancelled."""
         while not self._is_shared or not self._is_needed():  # noqa: ASYNC110 - a reload has no event here
             await asyncio.sleep(1.0)
         while self._consumer is None:
             try:
                 self._consumer = await self._log.consume(group=None, topics=[self._topic], listener=self)
             except LogUnavailableError as error:
-                if self._seldom.count(self._topic, asyncio.get_running_loop().time()):
+                if self._throttle.count(self._topic, asyncio.get_running_loop().time()):
                     self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
                 await asyncio.sleep(RETRY)
         try:
@@ -225,7 +225,7 @@ class DestinationResponses:
         """Ignored: nobody waits for what is that old."""
 
     def restarted(self, assignment: Assignment) -> None:
-        """Ignored: what is there is read, whoever wrote it."""
+        """Ignored: the new topic is read like the old one."""
 
     def _after_delivery(self, source: str) -> AfterDelivery | None:
         found = self._rules().sources.get(source)
@@ -235,7 +235,7 @@ class DestinationResponses:
         return any(map(self._after_delivery, self._rules().sources))
 
     def _take(self, event: EventId, destination: str, response: DestinationResponse | None) -> bool:
-        """Return whether somebody has waited for it here."""
+        """Return whether a sender was waiting for it in this process."""
         waiting = [each for each in self._waiting.get(event, ()) if each.destination == destination]
         for each in waiting:
             each.take(response)

@@ -1,9 +1,9 @@
-"""Which connections are closed when there are too many: those that are silent, of whoever has the most. Pure.
+"""Which idle connections are closed when there are too many: those of the network with the most connections. Pure.
 
-A connection is silent while it waits for a request, its first or another; anybody can hold one so for KEEP_ALIVE. As
-long as there is room, nothing is closed before that. If there is none, the one is closed that has been silent for the
-longest time, of the network that has the most connections: so whoever holds many only loses their own; and where each
-network has one, as in a flood from everywhere, the one that is used least.
+A connection is silent while it waits for its first or next request, which it may do for KEEP_ALIVE. Below the limit of
+connections none is closed earlier. At the limit, the network with the most connections loses the one that has been
+silent longest. So a client with many connections only loses its own. In a flood from many networks with one connection
+each, the one that has been silent longest is closed.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Holding(NamedTuple):
-    """What one network has: how many connections (negative), and the silent ones, the longest silent last."""
+    """The connections of one network: their number (negative), and the silent ones, the longest silent last."""
 
     minus_count: int
     oldest: float
@@ -24,12 +24,12 @@ class Holding(NamedTuple):
 
 
 def longest_silent(
-    connections: Iterable[tuple[T, str, float | None]], *, until: float, most: int
+    connections: Iterable[tuple[T, str, float | None]], *, until: float, limit: int
 ) -> list[tuple[T, float]]:
-    """Return up to `most` connections to close, in that order, and since when each is silent.
+    """Return up to `limit` connections to close, in that order, and since when each is silent.
 
-    `connections` have a network, and since when they are silent, None if they aren't. One that became silent after
-    `until` isn't closed: it has just been accepted, or its client has just got a response and may go on.
+    Each of `connections` has a network and a time since which it is silent, None if it isn't. One that became silent
+    after `until` isn't closed: it was just accepted, or its client has just received a response and may send more.
     """
     all_: list[T] = []
     silent: dict[str, list[tuple[float, int]]] = {}
@@ -44,12 +44,12 @@ def longest_silent(
     heap = [Holding(-counts[network], each[-1][0], n, each) for n, (network, each) in enumerate(silent.items())]
     heapify(heap)
     chosen: list[tuple[T, float]] = []
-    while heap and len(chosen) < most:
+    while heap and len(chosen) < limit:
         minus_count, _, number, each = heap[0]
         since, index = each.pop()
         chosen.append((all_[index], since))
         if each:
             heapreplace(heap, Holding(minus_count + 1, each[-1][0], number, each))
-        else:  # whatever else it has is in use
+        else:  # its other connections are in use
             heappop(heap)
     return chosen

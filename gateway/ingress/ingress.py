@@ -29,7 +29,7 @@ from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import EventWriter
 from gateway.ingress.key_fetcher import KeyFetcher
-from gateway.ingress.listener import Listener, Wire
+from gateway.ingress.listener import ConnectionSetup, Listener
 from gateway.ingress.pending_tokens import PendingTokens
 from gateway.ingress.quarantine import HeadRefusedError, Quarantine, Unread
 from gateway.ingress.request_head import check_head, check_source, refusal_response
@@ -106,7 +106,7 @@ class Ingress:
             size_limit=self._body_limit,
         )
         self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
-        """Its `run` is to be running while this serves."""
+        """The caller runs its `run` while this serves."""
         self._keys = KeyFetcher(
             fetch,
             memory=self._memory,
@@ -126,13 +126,13 @@ class Ingress:
         self._web: Server | None = None
         self._listener: Listener | None = None
 
-    async def start(self, host: str, port: int, *, wire: Wire, is_shared: bool = True) -> tuple[str, int]:
+    async def start(self, host: str, port: int, *, setup: ConnectionSetup, is_shared: bool = True) -> tuple[str, int]:
         """Listen, and return the bound address (with the actual port for port 0). Raises OSError if it is in use.
 
         Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them.
         """
         self._web = Server(self.handle, self._limits, logger=self._logger, metrics=self._metrics)
-        self._listener = Listener(self._web, wire, refuse=self._refuse_connection, logger=self._logger)
+        self._listener = Listener(self._web, setup, refuse=self._refuse_connection, logger=self._logger)
         return await self._listener.start(host, port, is_shared=is_shared, backlog=BACKLOG)
 
     async def stop(self, timeout: float) -> None:
@@ -265,7 +265,7 @@ class Ingress:
     async def _answer(self, endpoint: Endpoint, handshake: HandshakeResponse, fields: dict[str, Any]) -> web.Response:
         fields["handshake"] = True
         if handshake.token:
-            self.tokens.show(endpoint.name, handshake.token)
+            self.tokens.add(endpoint.name, handshake.token)
         if handshake.visit:
             await self._keys.visit(endpoint.name, handshake.visit)
         return handshake_response(handshake)

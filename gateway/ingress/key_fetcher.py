@@ -6,11 +6,11 @@
       │                                                               │ yes                            │
       └──────────────────────── cache ◀─────────────────────────────fetch ◀────────────────────────────┘
 
-Whoever sends such a request isn't verified. So the waiting bodies are counted as unverified ones are, and evicted as
-they are; each address is fetched once at a time; and nothing waits longer than DEADLINE.
+The sender of such a request isn't verified. So waiting bodies count as unverified ones, and may be evicted; an address
+is only fetched once at a time; and no request waits longer than DEADLINE.
 
-Anybody may make up addresses, up to those that the vendor's server has, and after a start no key is known yet. So new
-ones are bounded, with some for each network of clients (`key_budget.py`); and so is the room in which requests wait.
+Anybody may make up addresses on the vendor's server, and after a start no key is known. So the rate of new addresses is
+limited, with a reserve for each network of clients (`key_budget.py`), and so is the number of waiting requests.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from typing import TypeVar
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
-from gateway.ingress.body import crowded_out, no_room
+from gateway.ingress.body import evicted, no_room
 from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
 from gateway.ingress.key_budget import KeyBudget
 from gateway.model import RefusedError, UnfetchedError
@@ -38,7 +38,7 @@ from gateway.verify.request import Reason
 
 FETCH_TIMEOUT = 3.0
 DEADLINE = MAX_KEYS_OF_REQUEST * FETCH_TIMEOUT + 1.0
-FLOOD_INTERVAL = 60.0  # Seconds between lines that say that more keys are asked for than are fetched.
+FLOOD_INTERVAL = 60.0  # Seconds between warnings that more keys are named than may be fetched.
 MAX_WAITING = 1000  # Requests, half of them of one network: those without a body take no memory that is counted.
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class KeyFetcher:
         has_room = self._room.has(network, 1, now=asyncio.get_running_loop().time())
         if not has_room or not self._memory.grow(body, size, now=perf_counter()):
             raise no_room(self._memory)
-        debtor = self._room.take(network, 1)
+        holder = self._room.take(network, 1)
         try:
             async with asyncio.timeout(DEADLINE) as body.deadline:
                 for _ in range(MAX_KEYS_OF_REQUEST):
@@ -102,9 +102,9 @@ class KeyFetcher:
         except KeyNeededError as error:
             raise key_unavailable("it would be one too many") from error
         except TimeoutError as error:
-            raise crowded_out() if body.is_evicted else key_unavailable("it didn't come in time") from error
+            raise evicted() if body.is_evicted else key_unavailable("it didn't come in time") from error
         finally:
-            self._room.give_back(debtor, 1)
+            self._room.give_back(holder, 1)
             self._memory.close(body)
 
     async def visit(self, source: str, url: str) -> None:

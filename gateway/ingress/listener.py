@@ -1,15 +1,15 @@
-"""Accepts connections, and opens them: after a PROXY header, a TLS handshake, or both, where they begin so.
+"""Accepts connections and opens them: reads a PROXY header, does a TLS handshake, or both, as configured.
 
     accept ──▶ a known proxy? ──▶ PROXY header ──▶ TLS handshake ──▶ Connection
     one at a     no: closed       5 s, 1 KiB       5 s
     time                          └─ at most 512 here: the newest is let in ─┘
 
-Each is accepted by itself, so that all that is ready on the loop has its turn between two of them. The event loop's own
-server accepts all that wait at once: 500 forged requests that come together would delay a good one by 50 ms instead of
-15. And a flood of handshakes, each of which costs a signature, takes what is left.
+One connection is accepted per iteration of the event loop, so that requests are served between two of them. asyncio's
+own server accepts all that wait at once: 500 forged requests that come together would delay a good one by 50 ms instead
+of 15. And a flood of handshakes, each of which costs a signature, only gets the time that requests leave.
 
-Where there are as many connections as descriptors allow, a silent one is closed for each that is accepted. What all of
-them are is only looked at then, and what was found is used for many.
+At the limit that descriptors set, a silent connection is closed for each one that is accepted. Only then are all
+connections scanned, and one scan serves for many.
 
 A header is read from the socket before the loop has it, to the byte: what follows belongs to TLS.
 """
@@ -39,23 +39,23 @@ from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.logs import trace_of
 
 SHUTDOWN_TIMEOUT = 5.0
-"""Seconds for the other end to say that it has got everything (close_notify), after we have said that we close."""
+"""Seconds to wait for the peer's close_notify after ours."""
 ACCEPT_PAUSE = 1.0
-"""Seconds without accepting, when there is no descriptor or memory for another connection."""
+"""Seconds without accepting, after the system has no descriptor or memory for another connection."""
 FULL_PAUSE = 0.1
 """Seconds without accepting, when there are too many connections and none of them is silent."""
 WARNING_INTERVAL = 60.0
-"""Seconds between lines that say that none is accepted."""
+"""Seconds between warnings that none is accepted."""
 MIN_SILENCE = 1.0
-"""Seconds for which a connection isn't closed that has just been accepted, or has just got its response."""
+"""Seconds that a connection stays open after it was accepted, or after its last response."""
 RESERVED = 5120
-"""Descriptors that aren't for senders, up to a quarter of all: for 4,096 attempts (`PoolLimits`), the log and files."""
+"""Descriptors kept for 4,096 attempts (`PoolLimits`), the log and files; at most a quarter of all."""
 NO_LIMIT = 1 << 20
-"""Connections, where descriptors have none."""
+"""Connections, where descriptors are unlimited."""
 AT_ONCE = 16
-"""Silent connections that are closed when there is no descriptor left: whatever else needs some, may have them."""
+"""Silent connections that are closed when no descriptor is left: others than connections need some, too."""
 SCAN_SHARE = 0.05
-"""Of the loop's time that is spent at most on looking for silent connections."""
+"""Maximum share of the loop's time that is spent on scanning for silent connections."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Refuse = Callable[[str, str, str], None]
@@ -63,10 +63,10 @@ Refuse = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wire:
-    """What connections begin with: a PROXY header, if there are networks of `proxies`; a handshake, if there is `tls`.
+class ConnectionSetup:
+    """How connections are opened: a PROXY header with networks of `proxies`, then a handshake with `tls`.
 
-    `tasks` owns what opens them.
+    The tasks that do so belong to `tasks`.
     """
 
     tls: ServerTls | None = None
@@ -77,18 +77,18 @@ class Wire:
 class Listener:
     """Listens at one address."""
 
-    def __init__(self, web: Server, wire: Wire, *, refuse: Refuse, logger: FilteringBoundLogger) -> None:
+    def __init__(self, web: Server, setup: ConnectionSetup, *, refuse: Refuse, logger: FilteringBoundLogger) -> None:
         self._web = web
-        self._tls = wire.tls
-        self._proxies = Networks(wire.proxies) if wire.proxies else None
-        self._tasks = wire.tasks
+        self._tls = setup.tls
+        self._proxies = Networks(setup.proxies) if setup.proxies else None
+        self._tasks = setup.tasks
         self._seconds = web.limits.opening_seconds
         self._refuse = refuse
         self._logger = logger
-        most = room_for_connections() if web.limits.connections is None else web.limits.connections
-        opening = max(1, min(web.limits.opening, most // 8))
+        limit = room_for_connections() if web.limits.connections is None else web.limits.connections
+        opening = max(1, min(web.limits.opening, limit // 8))
         self._opening = OpeningConnections(opening)
-        self._most = max(1, most - opening)
+        self._limit = max(1, limit - opening)
         self._silent: deque[tuple[Connection, float]] = deque()
         self._next_scan = 0.0
         self._throttle = LogThrottle(WARNING_INTERVAL)
@@ -123,7 +123,7 @@ class Listener:
         return name[0], name[1]
 
     def close(self) -> None:
-        """Stop listening; connections that are about to open, or wait to be accepted, may still do so."""
+        """Stop listening; connections that are opening, or wait to be accepted, may still open."""
         loop = asyncio.get_running_loop()
         for each in self._sockets:
             loop.remove_reader(each)
@@ -133,7 +133,7 @@ class Listener:
         self._close_sockets()
 
     async def abort(self) -> None:
-        """End the connections that aren't open yet."""
+        """Close the connections that aren't open yet."""
         await asyncio.sleep(0)  # one that is cancelled before it has begun wouldn't close its socket
         for task in self._openings:
             task.cancel()
@@ -148,8 +148,8 @@ class Listener:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     def _accept(self, listening: socket.socket) -> None:
-        """Accept one connection; the loop calls again if others wait, after it has done all else that is ready."""
-        if (excess := self._web.count - self._most) >= 0 and not self._close_silent(1 if excess == 0 else 2):
+        """Accept one connection; if others wait, the loop calls this again in its next iteration."""
+        if (excess := self._web.count - self._limit) >= 0 and not self._close_silent(1 if excess == 0 else 2):
             self._warn(0, "too many connections, none of which has been silent for a second")
             self._pause(listening, FULL_PAUSE)
             return
@@ -160,7 +160,7 @@ class Listener:
                 self._warn(error.errno, str(error.strerror))
                 if not self._close_silent(AT_ONCE):
                     self._pause(listening, ACCEPT_PAUSE)
-            return  # or it was gone before we came to it
+            return  # or the client was gone already
         self._begin(connection, address)
 
     def _pause(self, listening: socket.socket, seconds: float) -> None:
@@ -173,7 +173,7 @@ class Listener:
             self._logger.warning("accept_failed", count=count, error=error)
 
     def _close_silent(self, number: int) -> int:
-        """Close up to so many silent connections; return how many."""
+        """Close up to `number` silent connections; return how many."""
         closed = 0
         while closed < number and (self._silent or self._look_for_silent()):
             connection, since = self._silent.popleft()
@@ -185,14 +185,14 @@ class Listener:
         return closed
 
     def _look_for_silent(self) -> bool:
-        """Look at all connections, which takes a moment; return whether some are silent."""
+        """Scan all connections, which takes milliseconds; return whether some are silent."""
         began = asyncio.get_running_loop().time()
         if began < self._next_scan:
             return False
         found = [
             (each, each.network, each.silent_since) for each in self._web.connections if isinstance(each, Connection)
         ]
-        self._silent.extend(longest_silent(found, until=began - MIN_SILENCE, most=max(AT_ONCE, self._most // 8)))
+        self._silent.extend(longest_silent(found, until=began - MIN_SILENCE, limit=max(AT_ONCE, self._limit // 8)))
         ended = asyncio.get_running_loop().time()
         self._next_scan = ended + max(FULL_PAUSE / 2, (ended - began) / SCAN_SHARE)
         return bool(self._silent)
@@ -202,7 +202,7 @@ class Listener:
         self._openings.add(self._tasks.create_task(self._open(connection, address[0]), name="ingress-open"))
 
     async def _open(self, connection: socket.socket, address: str) -> None:
-        """Have a connection opened, or close it."""
+        """Open a connection, or close it and say why."""
         task = asyncio.current_task()
         assert task is not None
         opening = OpeningConnection(task.cancel)
@@ -212,7 +212,7 @@ class Listener:
         except asyncio.CancelledError:
             if not opening.is_evicted:
                 raise
-            self._refuse("crowded_out", opening.address, "expected its handshake to end before many others began")
+            self._refuse("evicted", opening.address, "expected its handshake to end before many others began")
         except ProxyHeaderError as error:
             self._refuse(error.problem, opening.address, str(error))
         except _RefusedError as error:
@@ -261,7 +261,7 @@ class Listener:
             raise _RefusedError("tls_slow", f"expected a TLS handshake within {self._seconds:g} s") from None
 
     async def _read_proxy_header(self, connection: socket.socket, address: str, proxies: Networks) -> str | None:
-        """Return whose connection it is: "" if that isn't told, None if it is the proxy's own."""
+        """Return the client's address: "" if the header doesn't say, None if the connection is the proxy's own."""
         found = parse_address(address)
         if found is None or found not in proxies:
             raise _RefusedError("proxy_untrusted", "expected a connection from the networks of --proxy-protocol")
@@ -296,13 +296,13 @@ async def _read_exactly(connection: socket.socket, size: int) -> bytes:
 
 
 def room_for_connections() -> int:
-    """Return for how many connections this process has descriptors, beside those that it needs itself."""
+    """Return for how many connections this process has descriptors, besides RESERVED."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return NO_LIMIT if soft == resource.RLIM_INFINITY else max(1, soft - min(RESERVED, soft // 4))
 
 
 def _address_of(connection: Connection) -> str:
-    """Return the address of a connection's other end; "" if nobody tells it."""
+    """Return the client address of a connection; "" if it is unknown."""
     if connection.peer is not None:
         return connection.peer
     name = connection.peername
@@ -310,7 +310,7 @@ def _address_of(connection: Connection) -> str:
 
 
 def _bound(family: int, address: tuple[object, ...], *, is_shared: bool) -> socket.socket:
-    """Return a socket as the event loop's own server has it."""
+    """Return a bound socket, with the options of asyncio's own server."""
     found = socket.socket(family, socket.SOCK_STREAM)
     try:
         found.setblocking(False)  # noqa: FBT003 - positional in C

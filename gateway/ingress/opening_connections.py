@@ -1,12 +1,12 @@
-"""Connections that aren't open yet, as their PROXY header or TLS handshake isn't complete: how many, and whose. Pure.
+"""Connections that are opening: their PROXY header or TLS handshake isn't complete. Decides which are evicted. Pure.
 
     accepted ──▶ PROXY header ──▶ TLS handshake ──▶ open
                  └──── at most `Limits.opening` ────┘
 
-Anybody can hold one in this state for some seconds, so that there is a bound. If it is reached, the newest is let in,
-and another one is evicted: the oldest of the network that has the most. So whoever holds many open from one address
-only evicts their own; and where each has one, as in a flood from everywhere, a handshake must end before as many newer
-ones have begun, instead of waiting until they have ended.
+Anybody can keep a connection in this state for some seconds, so their number is bounded. At the bound a new one is
+accepted and another one evicted: the oldest of the network that has the most. So a client with many connections only
+evicts its own. In a flood from many networks, a handshake has to complete before as many newer ones have begun as the
+bound allows; it doesn't have to wait for theirs to complete.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from gateway.ingress.client_address import network_of
 
 
 class OpeningConnection:
-    """One connection, whose it is, and how to end it. `evict` is called at most once, and not after `remove`."""
+    """A connection, its network, and how to close it. `evict` is called at most once, and not after `remove`."""
 
     __slots__ = ("address", "evict", "is_evicted", "network", "number")
 
@@ -28,10 +28,10 @@ class OpeningConnection:
 
 
 class OpeningConnections:
-    """All of them, of one process."""
+    """The opening connections of one process."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._count = 0
         self._next = 0
         self._by_network: dict[str, dict[OpeningConnection, None]] = {}
@@ -40,21 +40,21 @@ class OpeningConnections:
         return self._count
 
     def add(self, connection: OpeningConnection, address: str) -> None:
-        """Let a connection in, evicting another one if there are too many."""
-        if self._count >= self._most:
+        """Add a connection, evicting another one at the limit."""
+        if self._count >= self._limit:
             self._evict()
         self._next += 1
         connection.number = self._next
         self._insert(connection, address)
 
     def move(self, connection: OpeningConnection, address: str) -> None:
-        """Count a connection for the address that its PROXY header tells."""
+        """Count a connection for the client address in its PROXY header."""
         if not connection.is_evicted:
             self._remove(connection)
             self._insert(connection, address)
 
     def remove(self, connection: OpeningConnection) -> None:
-        """Forget a connection that is open, or has failed."""
+        """Remove a connection that is open now, or has failed."""
         if not connection.is_evicted:
             self._remove(connection)
 
@@ -71,9 +71,9 @@ class OpeningConnections:
         self._count -= 1
 
     def _evict(self) -> None:
-        most = max(map(len, self._by_network.values()))
+        largest = max(map(len, self._by_network.values()))
         oldest = min(
-            [next(iter(each)) for each in self._by_network.values() if len(each) == most],
+            [next(iter(each)) for each in self._by_network.values() if len(each) == largest],
             key=lambda connection: connection.number,
         )
         self._remove(oldest)

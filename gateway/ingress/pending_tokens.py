@@ -1,7 +1,7 @@
-"""The tokens that providers have sent to be shown to operators; nobody has verified who sent one.
+"""The verification tokens that providers have sent, for operators to see. None of their senders is verified.
 
-The first few of a source are kept, for as long as its rules say `pending`, in this process's memory alone: in no record
-and no log line, since events are signed with them later.
+The first few of a source are kept as long as its rules say `pending`, in the memory of this process only: no record
+and no log line has them, since events are signed with them later.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from gateway.model import RefusedError
 from gateway.rules.rules import Source
 
 MAX_TOKENS = 8
-"""Of a source: so many may strangers have sent before the provider's, which is the one that it takes back."""
+"""Tokens per source. Strangers may send some before the provider does; the provider only takes its own back."""
 
 
 class PendingTokens:
@@ -22,8 +22,8 @@ class PendingTokens:
         self._logger = logger
         self._tokens: dict[str, list[str]] = {}
 
-    def show(self, source: str, token: str) -> None:
-        """Keep a token for `all`. Raises RefusedError if there is no room for it."""
+    def add(self, source: str, token: str) -> None:
+        """Keep a token, once. Raises RefusedError if the source has MAX_TOKENS others."""
         tokens = self._tokens.setdefault(source, [])
         if token in tokens:
             return

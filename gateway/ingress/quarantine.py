@@ -5,13 +5,12 @@
                                               ▼                ▼
                                           counted          counted
 
-Anybody may send such requests. So nothing waits for what happens here, least of all the sender's response; each source
-has its tokens, of which each network of its senders gets a fair share (`quota.py`); a process has tokens for all
-sources together, of which each gets a fair share; and so has the memory for what isn't stored yet, none of which is
-memory for other bodies. What isn't kept is counted.
+Anybody may send such requests. So nothing waits for the quarantine, least of all a response. Each source has a quota,
+shared fairly between the networks of its senders (`quota.py`); a process has a quota and a memory limit, both shared
+fairly between sources, and separate from the memory for other bodies. A request that isn't kept is counted.
 
-The body of a request that its head alone has refused isn't read before the response: it is read after it, for a moment,
-and only where another secret could have made the request good. Senders that don't go on sending then aren't kept.
+If a request's head alone has refused it, its body is read only after the response, for at most READ_SECONDS, and only
+if another secret could have verified the request. If its sender stops sending then, it isn't kept.
 """
 
 import asyncio
@@ -38,26 +37,26 @@ from gateway.verify.kept_proof import SALT_BYTES, conceal, is_body_secret
 from gateway.verify.request import Reason, Request
 
 REASONS = frozenset({Reason.BAD_SIGNATURE, Reason.BAD_CREDENTIALS, Reason.BAD_KEY, Reason.WRONG_RECIPIENT})
-"""Refusals that another secret, key or recipient in the rules would have prevented. What has no signature, or a stale
-timestamp, is refused by whatever secret, and most of it comes from strangers: it isn't kept."""
+"""Refusals that another secret, key or recipient in the rules might have prevented. A request without a signature, or
+with a stale timestamp, is refused with any secret, and most of those are scans: they aren't kept."""
 UNAUTHORIZED = 401
 MAX_BODY = 256 * 1024
-"""Bytes of a body that is kept whole; of a larger one its beginning is kept."""
+"""Bytes of the largest body that is kept whole; of a larger one only the beginning is."""
 BEGINNING = 4 * 1024
 OVERHEAD = 1024
 """Bytes that a record costs beside its head and body."""
 REQUESTS_PER_SECOND, BURST = 100.0, 2000.0
-"""Of one source; half of the burst for one network."""
+"""Per source; at most half of the burst for one network."""
 BYTES_PER_DAY = 512.0 * 1024 * 1024
-"""Of one source, all of which may come at once; half of it from one network."""
+"""Per source, even all at once; at most half of it for one network."""
 ALL_PER_SECOND, ALL_BURST = 200.0, 4000.0
-"""Of all sources of a process: a few percent of a core."""
+"""Per process: a few percent of a core."""
 ALL_BYTES_PER_DAY = 2 * BYTES_PER_DAY
-"""Of all sources of a process: with a retention of 7 days, a process has at most 8 GiB in the topic."""
+"""Per process: with a retention of 7 days, at most 8 GiB of the topic."""
 MEMORY = 8.0 * 1024 * 1024
-"""Bytes of a process that aren't stored yet."""
+"""Bytes per process that aren't stored yet."""
 READING = 32.0
-"""Bodies that are read after the response, of MAX_BODY each."""
+"""Bodies being read after their responses, of up to MAX_BODY each."""
 READ_SECONDS = 2.0
 AT_ONCE = 32
 """Appends in flight: they share the log's batches."""
@@ -65,7 +64,7 @@ WARNING_INTERVAL = 60.0
 
 
 class HeadRefusedError(RefusedError):
-    """A refusal by the head alone, of a request that may be kept; its body wasn't read."""
+    """The head alone has refused a request that may be kept; its body wasn't read."""
 
     def __init__(self, refusal: RefusedError, source: Source, head: Request, *, at: float, sender: str) -> None:
         super().__init__(refusal.status, refusal.reason, refusal.detail)
@@ -73,7 +72,7 @@ class HeadRefusedError(RefusedError):
 
 
 class Unread(NamedTuple):
-    """A request that its head has refused at a time (Unix seconds), from an address."""
+    """A request that was refused by its head: `at` is when (Unix seconds), `sender` its client's address."""
 
     source: Source
     reason: str
@@ -83,7 +82,7 @@ class Unread(NamedTuple):
 
 
 class Quarantine:
-    """What a process keeps. `run` stores it."""
+    """The quarantine of one process. `run` appends what `keep` has queued."""
 
     def __init__(self, *, log: Log, topics: Topics, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self._log = log
@@ -101,21 +100,21 @@ class Quarantine:
         self._throttle = LogThrottle(WARNING_INTERVAL)
 
     def retain(self, sources: Collection[str]) -> None:
-        """Forget the quotas of sources that are gone. Those that stay keep theirs: a reload is no reason for more."""
+        """Forget the quotas of removed sources. The others keep theirs, so that a reload refills none."""
         self._quotas = {name: quotas for name, quotas in self._quotas.items() if name in sources}
 
     @staticmethod
     def wants(source: Source, refusal: RefusedError) -> bool:
-        """Return whether a request refused so is one to keep."""
+        """Return whether a request with this refusal is to be kept."""
         return source.quarantine and refusal.status == UNAUTHORIZED and refusal.reason in REASONS
 
     def keep(
         self, source: Source, reason: str, sent: Request, *, at: float, sender: str, size: int | None = None
     ) -> None:
-        """Keep a request that was refused at a time (Unix seconds, by the clock of signatures), if there is room.
+        """Keep a refused request, if quotas and memory allow; `at` is when (Unix seconds, by the clock of signatures).
 
-        It is stored later; if it can't be, it is counted. `sender` is the client's address, "" if that can't be told;
-        `size` that of a body that wasn't read.
+        It is stored later, or counted if that fails. `sender` is the client's address, "" if it is unknown; `size` is
+        that of a body that wasn't read.
         """
         size = len(sent.body) if size is None else size
         is_too_large = size > MAX_BODY
@@ -144,7 +143,7 @@ class Quarantine:
             salt=salt,
             credentials=kept.credentials,
             is_body_secret=is_body_secret(source.verifier),
-            # Its client has met it, or the request would have been refused for that.
+            # The client's certificate satisfied this, or the refusal would have another reason.
             certificate="" if source.client_certificate is None else source.client_certificate.digest,
         )
         owner = self._memory.take(source.name, cost)
@@ -154,7 +153,7 @@ class Quarantine:
         self._has_work.set()
 
     async def read_on(self, request: web.BaseRequest, response: web.StreamResponse, unread: Unread) -> None:
-        """Send the response to a request that its head has refused, and keep it if its body comes within a moment."""
+        """Send the response to a request that its head has refused; keep it if its body comes within READ_SECONDS."""
         (source, reason, head, at, sender), stream = unread, request.content
         length = request.content_length or 0
         if length > MAX_BODY:
@@ -162,7 +161,7 @@ class Quarantine:
             return
         if not self._has_room(source.name, network_of(sender), length):
             return
-        if "Expect" in request.headers:  # it waits for a response before it sends its body
+        if "Expect" in request.headers:  # the client sends no body after this response
             self._count(source.name, "incomplete")
             return
         if not self._reading.has(source.name, 1, now=perf_counter()):
@@ -185,7 +184,7 @@ class Quarantine:
         self.keep(source, reason, head._replace(body=bytes(body)), at=at, sender=sender)
 
     async def run(self) -> None:
-        """Store what is kept, until cancelled."""
+        """Append what is queued, until cancelled."""
         while True:
             await self._has_work.wait()
             some = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
@@ -197,7 +196,7 @@ class Quarantine:
                 self._is_idle.set()
 
     async def flush(self, timeout: float) -> None:
-        """Return once everything is stored, or given up, or after a time (seconds)."""
+        """Wait until everything is stored or given up, for `timeout` seconds at most."""
         try:
             async with asyncio.timeout(timeout):
                 await self._is_idle.wait()
@@ -206,7 +205,7 @@ class Quarantine:
                 self._count(each.source, "log_unavailable")
 
     def _has_room(self, source: str, network: str, size: int) -> bool:
-        """Return whether quotas and memory allow so many bytes; count it if they don't."""
+        """Return whether quotas and memory allow `size` bytes; count the request if they don't."""
         now = perf_counter()
         quotas = self._quotas.get(source)
         if quotas is None:
@@ -239,7 +238,7 @@ class Quarantine:
 
 
 class Quotas:
-    """Tokens for requests and for bytes, of which each debtor gets a fair share: a source, or a network of its clients.
+    """Tokens for requests and for bytes, shared fairly between keys: sources, or the networks of one's clients.
 
     A day's worth of bytes may come at once. Times are seconds of a clock that isn't set.
     """
@@ -250,16 +249,16 @@ class Quotas:
         self.requests = FairBucket(capacity=burst, rate=rate, now=now)
         self.bytes = FairBucket(capacity=bytes_per_day, rate=bytes_per_day / DAY, now=now)
 
-    def have(self, debtor: str, size: int, now: float) -> bool:
-        return self.requests.has(debtor, 1, now=now) and self.bytes.has(debtor, size, now=now)
+    def have(self, key: str, size: int, now: float) -> bool:
+        return self.requests.has(key, 1, now=now) and self.bytes.has(key, size, now=now)
 
-    def take(self, debtor: str, size: int) -> None:
-        self.requests.take(debtor, 1)
-        self.bytes.take(debtor, size)
+    def take(self, key: str, size: int) -> None:
+        self.requests.take(key, 1)
+        self.bytes.take(key, size)
 
 
 class _Waiting(NamedTuple):
-    """A request that waits to be stored. `owner` is whose memory its `cost` (bytes) is."""
+    """A queued request. Its `cost` (bytes) of the memory belongs to `owner`."""
 
     source: str
     outcome: str

@@ -1,8 +1,8 @@
-"""Counts the ingresses of a log, since each takes an equal share of a source's `rate`.
+"""Counts the ingresses of a log: each admits an equal share of a source's `rate`.
 
-An ingress reads nothing, so it belongs to no group by itself. While a source has a rate, it joins one just to be
-counted, in which no record is ever fetched. Without a count (before the first one, or where the group may not be
-joined) it takes the whole rate: too much is better than refusing what its sender may send.
+An ingress reads no topic. While a source has a rate, it joins a group only to be counted, and fetches no record in it.
+Without a count (before the first one, or without permission to join the group) it admits the whole rate: too much is
+better than refusing what the sender may send.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from gateway.model import LogUnavailableError
 from gateway.telemetry.log_throttle import LogThrottle
 
 INTERVAL = 5.0
-"""Seconds between counts, and until the group is joined or left after a reload."""
+"""Seconds between counts, and at most until the group is joined or left after a reload."""
 WARNING_INTERVAL = 60.0
 
 
@@ -38,7 +38,7 @@ class RateShare:
         self._is_needed = is_needed
         self._use = use
         self._logger = logger
-        self._seldom = LogThrottle(WARNING_INTERVAL)
+        self._throttle = LogThrottle(WARNING_INTERVAL)
         self._consumer: Consumer | None = None
         self._to_pause: list[Partition] = []
         self._count = 1
@@ -50,7 +50,7 @@ class RateShare:
                 try:
                     await self._turn()
                 except LogUnavailableError as error:  # the last count is used
-                    if self._seldom.count(self._group, asyncio.get_running_loop().time()):
+                    if self._throttle.count(self._group, asyncio.get_running_loop().time()):
                         self._logger.warning("rate_not_shared", group=self._group, error=str(error))
                     await asyncio.sleep(INTERVAL)
         finally:
@@ -65,7 +65,7 @@ class RateShare:
             self._consumer = await self._log.consume(group=self._group, topics=[self._topic], listener=self)
         while self._to_pause:
             self._consumer.pause(self._to_pause.pop())
-        await self._consumer.fetch(timeout=INTERVAL)  # nothing, but sooner after a rebalance
+        await self._consumer.fetch(timeout=INTERVAL)  # no records; it returns early at a rebalance
         count = max(1, await self._log.members(self._group))
         if count != self._count:
             self._count = count

@@ -67,8 +67,8 @@ BATCH_RECORDS = 500
 Show = Callable[[int, str], None]
 Pair = tuple[str, str]
 """An ordered route and one of its destinations."""
-Place = tuple[str, int]
-"""A record of the source: its topic and offset."""
+Original = tuple[str, int]
+"""The record of the source that one was moved from: its topic and offset."""
 Commits = Mapping[tuple[str, str], Mapping[int, Commit]]
 """Group and topic → partition number → its commit."""
 
@@ -118,13 +118,13 @@ class _OffsetMap:
     numbers: "array[int]" = field(default_factory=lambda: array("q"))
     moved_to: "array[int]" = field(default_factory=lambda: array("q"))
 
-    def add(self, record: Record, topic: str, number: int = -1, place: int = -1) -> int:
+    def add(self, record: Record, topic: str, number: int = -1, offset: int = -1) -> int:
         """Add a record, with its position if it is in the target already; return its index."""
         self.offsets.append(record.offset)
         self.digests.append(_digest(record.key, record.value, record.headers))
         self.topics.append(topic)
         self.numbers.append(number)
-        self.moved_to.append(place)
+        self.moved_to.append(offset)
         return len(self.offsets) - 1
 
     def index(self, offset: int) -> int | None:
@@ -142,10 +142,10 @@ class _OffsetMap:
     def has_order(self) -> bool:
         """Return whether each target partition's records are in the order of the source."""
         last: dict[int, int] = {}
-        for number, place in zip(self.numbers, self.moved_to, strict=True):
-            if place < last.get(number, 0):
+        for number, offset in zip(self.numbers, self.moved_to, strict=True):
+            if offset < last.get(number, 0):
                 return False
-            last[number] = place
+            last[number] = offset
         return True
 
 
@@ -187,7 +187,7 @@ class _Migration:
         self._seen: dict[str, DuplicateAppends] = {}
         self._repeated: dict[str, set[int]] = defaultdict(set)
         self._latest: dict[Partition, int] = defaultdict(int)
-        self._anywhere: dict[Place, tuple[Partition, int]] = {}
+        self._anywhere: dict[Original, tuple[Partition, int]] = {}
         self._partitions: dict[str, int] = {}
         # Each with its source and target topics, and its index in `_offset_maps` of the former.
         self._batch: list[tuple[Record, str, str, int]] = []
@@ -289,19 +289,19 @@ class _Migration:
                 found = self._found[partition] = _EarlierMoves()
                 async for records in self._target.scan(partition, start, end):
                     for record in records:
-                        place = self._origin(record)
-                        if place is None:
+                        original = self._origin(record)
+                        if original is None:
                             raise UsageError(
                                 f"{topic}/{number}@{record.offset}: expected only records moved from this log, got "
                                 f"another record, so a gateway has run there; {self._advice}"
                             )
                         if topic in ordered:
-                            found.origins.append(place[1])
+                            found.origins.append(original[1])
                             found.moved_to.append(record.offset)
                         else:
-                            self._anywhere.setdefault(place, (partition, record.offset))
+                            self._anywhere.setdefault(original, (partition, record.offset))
 
-    def _origin(self, record: Record) -> Place | None:
+    def _origin(self, record: Record) -> Original | None:
         origin = dict(record.headers).get(MOVED, b"").split(b" ")
         if len(origin) != 3 or origin[0] != self._id:  # noqa: PLR2004 - its three parts
             return None
@@ -447,10 +447,10 @@ class _Migration:
             headers = encode_sightings(sighted.source, sighted.origin)
             for number, of_partition in sorted(rows.items()):
                 # One record becomes several, distinguished by the partition that each is about.
-                place = f"{topic}:{name}/{number}", record.offset
-                if place not in self._anywhere:
+                original = f"{topic}:{name}/{number}", record.offset
+                if original not in self._anywhere:
                     key = sightings_key(Partition(name, number))
-                    await self._store(topic, key, bytes(of_partition), headers, place)
+                    await self._store(topic, key, bytes(of_partition), headers, original)
                 moved += 1
         return Moved(topic, moved, 0)
 
@@ -490,9 +490,9 @@ class _Migration:
         for command in control.history.records():
             if not (there.history.knows(command.name) or there.history.has_record(command.name)):
                 checkpoint = {
-                    place: end
-                    for place, end in command.checkpoint.items()
-                    if place.rpartition("/")[0] in self._offset_maps
+                    partition_name: end
+                    for partition_name, end in command.checkpoint.items()
+                    if partition_name.rpartition("/")[0] in self._offset_maps
                 }
                 await self._store_control(replace(command, checkpoint=self._translated(checkpoint), done={}))
 
@@ -550,8 +550,8 @@ class _Migration:
     def _translated(self, checkpoint: Mapping[str, int]) -> dict[str, int]:
         """Return the corresponding positions in the target: "topic/partition" → offset."""
         translated: dict[str, int] = {}
-        for place, offset in checkpoint.items():
-            topic = place.rpartition("/")[0]
+        for partition_name, offset in checkpoint.items():
+            topic = partition_name.rpartition("/")[0]
             ends = self._offset_maps[topic].ends(offset, range(self._partitions.get(topic, 0)))
             translated |= {f"{topic}/{number}": end for number, end in ends.items()}
         return translated
@@ -620,12 +620,14 @@ class _Migration:
             offset_map = self._offset_maps[origin]
             offset_map.numbers[index], offset_map.moved_to[index] = result.partition, result.offset
 
-    async def _store(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, place: Place) -> None:
+    async def _store(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, original: Original) -> None:
         self._require_commits({})
-        await self._target.append(topic, key=key, value=value, headers=[*headers, (MOVED, self._origin_header(place))])
+        await self._target.append(
+            topic, key=key, value=value, headers=[*headers, (MOVED, self._origin_header(original))]
+        )
 
-    def _origin_header(self, place: Place) -> bytes:
-        return b"%b %b %d" % (self._id, place[0].encode(), place[1])
+    def _origin_header(self, original: Original) -> bytes:
+        return b"%b %b %d" % (self._id, original[0].encode(), original[1])
 
     def _moved(self, topic: str, unfinished: int | None = None) -> Moved:
         count = len(self._offset_maps[topic].offsets)
@@ -671,14 +673,14 @@ class _Migration:
 
     def _compared(self, partition: Partition, record: Record) -> str | None:
         """Return the topic that a record was moved from; None if it is to be ignored, which is recorded."""
-        place = self._origin(record)
+        original = self._origin(record)
         self._latest[partition] = max(self._latest[partition], int(record.appended_at * 1000))
-        if place is None:
+        if original is None:
             raise UsageError(
                 f"{partition.topic}/{partition.number}@{record.offset}: expected no other writer meanwhile, got "
                 f"another record; stop the writer; {self._advice}"
             )
-        topic, offset = place
+        topic, offset = original
         offset_map = self._offset_maps[topic]
         index = offset_map.index(offset)
         if index is None:

@@ -18,11 +18,11 @@ from gateway.ops.recovery import covers, replayed
 from gateway.ops.route_counts import Past
 
 IMPROBABLE = 0.01
-"""Chance below which a route that matches nothing since its condition changed is wrong."""
+"""A route that matches nothing since its condition changed is reported if that was less probable than this."""
 MIN_EVENTS = 20
-"""Events of which a route without a past has matched none from which on it is reported."""
+"""Minimum number of events for a route without a past to be reported, if it has matched none of them."""
 MAX_ROWS, MAX_NAMES = 5, 20
-"""Routes without a past that are reported one by one, and beyond that, those that are named in one row."""
+"""Routes without a past that get a row each; if there are more, those that are named in a common row."""
 
 Status = tuple[Mapping[str, Any], str]
 """What a process returns at `/status`, and its address."""

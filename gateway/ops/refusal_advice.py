@@ -52,12 +52,12 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             _AGAIN,
         ),
     ),
-    ("bodies_held_open",): Refusal(
+    ("slow_bodies",): Refusal(
         share=SHARE,
         few=FEW_REFUSALS,
         steps=(
             "# unverified senders that don't finish their bodies fill the memory: block them in front of the gateway",
-            "# the log of what is in front of it says who (here they are body_slow, crowded_out or disconnected)",
+            "# the log of what is in front of it says who (here they are body_slow, evicted or disconnected)",
             "# more ingress processes help only if these are your senders, with many large bodies at once",
             _AGAIN,
         ),
@@ -177,7 +177,7 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
             "# can the sender send less, such as a link?",
         ),
     ),
-    ("disconnected", "body_slow", "crowded_out"): Refusal(
+    ("disconnected", "body_slow", "evicted"): Refusal(
         steps=("# the client disconnected, or was too slow; anyone can cause that, and a real sender retries",)
     ),
     (

@@ -169,11 +169,11 @@ def _check_client(source: Source, request: RejectedRequest) -> None:
 
 
 def _with_own_id(event: Event, found: Rejected, request: RejectedRequest, number: int) -> Event:
-    """Give an event without an identity an id made from its request's place: the same in every retry."""
+    """Give an event without an identity an id made from the position of its request: the same in every retry."""
     if identity_of(event.id) is not None:
         return event
-    place = f"{found.partition.topic}/{found.position} {request.at:.6f} {number}"
-    return replace(event, id=event_id(event.source, f"rejected\0{place}"))
+    name = f"{found.partition.topic}/{found.position} {request.at:.6f} {number}"
+    return replace(event, id=event_id(event.source, f"rejected\0{name}"))
 
 
 class RejectedCommand:

@@ -31,9 +31,9 @@ def secret_statuses(
             "until": term.until,
             "left": term.until - now,
             "is_last": term.until >= last[term.key],
-            "events": uses.of(source, place, at),
+            "events": uses.of(source, index, at),
         }
-        for place, term in enumerate(terms)
+        for index, term in enumerate(terms)
         if isfinite(term.until)
     ]
 

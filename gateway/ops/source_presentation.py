@@ -49,7 +49,7 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     for what, listed in (("secret", verification.secrets), ("public key", verification.public_keys)):
         if listed:
             ends = {term.position: term.until for term in verification.terms if term.shown.startswith(what)}
-            told = ", ".join([f"{each}{_until(ends.get(place, inf))}" for place, each in enumerate(listed)])
+            told = ", ".join([f"{each}{_until(ends.get(index, inf))}" for index, each in enumerate(listed)])
             which = ", any of which is accepted" if len(listed) > 1 else ""
             output.print(f"  {count(len(listed), what)}{which}: {told}")
     identified_by = ", else ".join([*origins["id"], IDEMPOTENCY_KEY])

@@ -88,5 +88,5 @@ def resolved_source(rules: Path, name: str) -> tuple[Rules, Source, Sequence[Pro
     source = found.sources.get(name)
     if source is None:
         raise UsageError(f"{rules}: unknown source {name!r}{did_you_mean(name, found.sources)}")
-    place = f"sources.{name}."
-    return found, source, [each for each in problems if each.code == "unresolved" and each.path.startswith(place)]
+    prefix = f"sources.{name}."
+    return found, source, [each for each in problems if each.code == "unresolved" and each.path.startswith(prefix)]

@@ -1,20 +1,20 @@
-"""Which command may work on a partition of `gateway.rejected`, and what became of its requests, by its markers. Pure.
+"""Which command has claimed a partition of `gateway.rejected`, and the outcomes of its requests, by its markers. Pure.
 
-A command claims a partition by a marker. The first claim of a free partition counts, wherever it was given: the log has
-one order. It lasts for LEASE seconds after the last marker of that command, by the log's clock, unless the command ends
-it. So that of a killed command ends by itself, and two never work at once: each looks after every append whether its
-claim had lasted until then, and appends no event in the last part of it (`MARGIN`).
+A command claims a partition by appending a marker. The first claim of a free partition wins, as all processes read the
+markers in the same order. A claim is a lease: it expires LEASE seconds after the command's last marker, by the log's
+clock, or when the command ends it. So the claim of a killed command expires, and two commands never work at once: each
+checks after every append that its claim was still valid, and appends no event in its last MARGIN seconds.
 
-Markers are read from `LOOK_BACK` before now on: any claim that still lasts has a marker since then. A claim that is
-seen without the one it lost to may be taken for one that counts; then the owner's next marker shows that it has the
-partition, and until then nobody else gets it.
+Markers are read from LOOK_BACK seconds ago on, since every valid claim has one after that. A losing claim may then look
+like the winner, if the winner's own claim is older: the owner's next marker corrects that, and until then no other
+command gets the partition.
 """
 
 from gateway.quarantine.records import Kind, Marker, Outcome
 
 LEASE = 60.0
 MARGIN = 20.0
-"""Seconds of a lease in which no event is appended: longer than an append may take (5 s)."""
+"""Last seconds of a lease, in which no event is appended: longer than an append may take (5 s)."""
 LOOK_BACK = 2 * LEASE
 
 
@@ -32,7 +32,7 @@ class Claims:
         self.outcomes.update(marker.outcomes)
         match marker.kind:
             case Kind.CLAIM if self._holder is not None and appended_at < self._until:
-                pass  # lost to the one that holds it
+                pass  # lost: the partition is claimed
             case Kind.END:
                 if self._holder == marker.name:
                     self._holder = None
@@ -40,5 +40,5 @@ class Claims:
                 self._holder, self._by, self._until = marker.name, marker.by, appended_at + LEASE
 
     def holder(self, now: float) -> tuple[str, str, float] | None:
-        """Return the command that has the partition, who gave it, and until when it has it; None if it is free."""
+        """Return the command that has claimed the partition, who ran it, and when its lease expires; None if free."""
         return None if self._holder is None or now >= self._until else (self._holder, self._by, self._until)

@@ -1,17 +1,17 @@
-"""How much is kept, and whose: a token bucket whose tokens are shared fairly among those who take them. Pure.
+"""A token bucket that is shared fairly between keys, such as sources or networks. Pure.
 
-Whoever takes tokens has a debt until they are refilled. The debt of one may be at most what stays free. So if one takes
-as much as it can, that is half of all, and there is as much for the next; of n that do, each has an (n + 1)th. What is
-refilled pays off all debts alike, so that each of n that always ask gets an nth of the rate, and one that asks seldom
-is never refused for those that ask often.
+The tokens that a key has taken are its debt until they are refilled, and a key's debt may not exceed the tokens that
+stay free. So one greedy key gets half of the capacity, and leaves the other half; of n greedy keys each gets 1/(n + 1).
+The refill reduces all debts equally: n greedy keys get 1/n of the rate each, and a key that rarely asks isn't refused
+because of them.
 """
 
 from collections.abc import Hashable
 
 MAX_KEYS = 1024
-"""Debtors that are told apart; all others share one debt."""
+"""Keys with a debt of their own; all others share one."""
 REFILL_INTERVAL = 0.1
-"""Seconds between refills: each looks at all debts."""
+"""Seconds between refills, each of which goes through all debts."""
 _OTHERS = ("others",)
 
 
@@ -28,21 +28,21 @@ class FairBucket:
         self._at = now
 
     def has(self, key: Hashable, cost: float, *, now: float) -> bool:
-        """Return whether this debtor may take so many tokens now; takes none."""
+        """Return whether a key may take `cost` tokens now; takes none."""
         if now >= self._at + REFILL_INTERVAL:
             self._refill(now)
         debt = self._debts.get(self._known(key), 0.0)
         return debt + cost <= self._capacity - self._taken - cost
 
     def take(self, key: Hashable, cost: float) -> Hashable:
-        """Take tokens that `has` has just allowed; return whose debt they are."""
+        """Take tokens that `has` has just allowed; return the key to give them back with, perhaps a shared one."""
         key = self._known(key)
         self._debts[key] = self._debts.get(key, 0.0) + cost
         self._taken += cost
         return key
 
     def give_back(self, key: Hashable, cost: float) -> None:
-        """Give back what was taken, which is this one's debt, as far as it isn't refilled already."""
+        """Give back tokens that `take` returned this key for, as far as they aren't refilled already."""
         left = self._debts.get(key, 0.0) - cost
         if left > 0:
             self._debts[key] = left

@@ -5,9 +5,9 @@ A source's records share a key, and so a partition, in which its requests keep t
     refused request   value: the body, or its beginning
       gw_v            format version, "1"
       gw_rejected     JSON: source, reason, when (Unix seconds, by the clock that signatures were verified by), address,
-                      method, path as people may see it, size of the body, what is missing, salt and digests of
-                      credentials (hexadecimal), whether a credential is in the body, the digest of what was demanded of
-                      the client's certificate (hexadecimal), absent if nothing was
+                      method, path without secrets, size of the body, what is missing, salt and digests of
+                      credentials (hexadecimal), whether a credential is in the body, and the digest of the rules for
+                      the client's certificate (hexadecimal), absent if there were none
       gw_headers      the header pairs as received, without credentials: `name: value`, joined by CRLF
       gw_query        the query string, without credentials
 
@@ -17,7 +17,7 @@ A source's records share a key, and so a partition, in which its requests keep t
 
     claim ──▶ renew, done (each with outcomes, or without) ──▶ … ──▶ end       one command at a time has a partition
 
-A record of another format is nobody's request: it is listed as unreadable, and no command does anything with it.
+A record of another format is listed as unreadable, and ignored by all other commands.
 """
 
 import re
@@ -35,7 +35,7 @@ FORMAT = 1
 MAX_LATER = 300.0
 """Seconds after its receipt within which a request is stored."""
 MAX_EARLIER = 120.0
-"""Seconds by which the receipt may be later than the append: they are by the clocks of two machines."""
+"""Seconds by which the receipt may be later than the append: two machines' clocks dated them."""
 
 
 class Missing(StrEnum):
@@ -45,7 +45,7 @@ class Missing(StrEnum):
     BODY = "body"
     """It is too large: only its beginning was kept."""
     CREDENTIAL = "credential"
-    """It is so short that even its digest would tell what it is."""
+    """It is so short that it could be guessed from its digest."""
 
 
 class Outcome(StrEnum):
@@ -71,7 +71,7 @@ class Kind(StrEnum):
 class RejectedRequest:
     """A request that verification refused, `at` a time (Unix seconds), as it was kept.
 
-    `path` is as people may see it, `size` that of the whole body.
+    `path` is without secrets, `size` that of the whole body.
     """
 
     source: str
@@ -89,12 +89,12 @@ class RejectedRequest:
     credentials: tuple[KeptCredential, ...] = ()
     is_body_secret: bool = False
     certificate: str = ""
-    """The digest of the demand that its client's certificate has met (`ClientCertificates`); "" if there was none."""
+    """The digest of the rules that its client's certificate satisfied (`ClientCertificates`); "" if there were none."""
 
 
 @immutable
 class Marker:
-    """A marker of the command `name`, given `by` somebody."""
+    """A marker of the command `name`, run `by` somebody."""
 
     kind: Kind
     name: str
@@ -155,7 +155,7 @@ def decode(record: Record) -> RejectedRequest | Marker:
 
 def _rejected(fields: JsonFields, headers: dict[str, bytes], record: Record) -> RejectedRequest:
     at = fields.number("at")
-    # It is verified again as if it were that time: it isn't for who wrote the record to say which.
+    # It is verified again as of that time, which whoever wrote the record must not be free to choose.
     if not -MAX_EARLIER <= record.appended_at - at <= MAX_LATER:
         raise fields.error("at", f"a time at most {MAX_LATER:.0f} s before the record was stored")
     size, missing = fields.integer("size"), fields.text("missing")

@@ -12,7 +12,7 @@ from gateway.model import Event, Headers, UnreadableBodyError
 # Maximum steps of about 0.1 µs of all expressions over one view: while they run, the event loop is blocked. Including
 # the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
 MAX_COST = 2_000_000
-HANDING, READING, CONVERTING = 15, 10, 20  # Steps per value: passed to CEL, named by an expression, converted to JSON.
+PASSING, READING, CONVERTING = 15, 10, 20  # Steps per value: passed to CEL, named by an expression, converted to JSON.
 ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
 
 
@@ -224,7 +224,7 @@ def measured(value: object) -> Size:
     """Return a value's size; counting stops once it is too large for CEL."""
     total, longest = 1, 0
     waiting = [value]
-    while waiting and total <= MAX_COST // HANDING:
+    while waiting and total <= MAX_COST // PASSING:
         item = waiting.pop()
         if type(item) is dict:
             total += 2 * len(item)

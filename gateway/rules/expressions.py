@@ -25,7 +25,7 @@ import cel
 import orjson
 
 from gateway.model import ExpressionError, MissingFieldError
-from gateway.rules.event_view import ABSENT, CONVERTING, HANDING, READING, ROOTS, EventView, measured
+from gateway.rules.event_view import ABSENT, CONVERTING, PASSING, READING, ROOTS, EventView, measured
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis, FieldPath, Match, Parts, Scan, gap_in
 from gateway.text import did_you_mean
@@ -33,7 +33,7 @@ from gateway.text import did_you_mean
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 MAX_FIELDS_SHOWN = 20  # Maximum names of an event's fields in a message.
 FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
-LONG_TEXT = 1024  # Characters from which copying a text costs as much as a step.
+LONG_STRING = 1024  # Characters from which copying a string costs as much as a step.
 MAX_CONTEXTS = 8  # If an event's expressions need more different parts of it, one context with everything is used.
 
 
@@ -62,7 +62,7 @@ class Expression:
         program = _compile(self.text)
         analysis = Scan(self.text, _read_literal).analysis()
         if analysis.matches:
-            program = _compile(_with_ours(self.text, analysis.matches))
+            program = _compile(_with_own_matches(self.text, analysis.matches))
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
@@ -127,25 +127,25 @@ class Expression:
     def _execute(self, view: EventView) -> object:
         if self._analysis.is_match:
             return self._is_matched(view)
-        handed = self._handed(view)
-        if handed.size > FEW_VALUES or self._analysis.has_macros:
+        passed = self._context(view)
+        if passed.size > FEW_VALUES or self._analysis.has_macros:
             self._charge(view)
         if not self._patterns:
-            return self._run(handed.context, view)
+            return self._run(passed.context, view)
         matcher = _Matcher(self._patterns, view)
-        handed.context.add_function(_OURS, matcher)
+        passed.context.add_function(_MATCHES, matcher)
         try:
-            return self._run(handed.context, view)
+            return self._run(passed.context, view)
         finally:
             matcher.view = None  # breaks a reference cycle that the garbage collector doesn't see
             if matcher.is_spent:  # also if CEL continued without a result, which doesn't mean "no match"
-                raise self._too_much(_LONG_MATCH)
+                raise self._too_expensive(_LONG_MATCH)
 
     def _run(self, context: cel.Context, view: EventView) -> object:
         try:
             result = self._program.execute(context)
             if type(result) in (dict, list) and not view.spend(CONVERTING * measured(result).total):
-                raise self._too_much("the result has too many values")
+                raise self._too_expensive("the result has too many values")
             return as_json(result)
         except (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError) as error:
             raise self._translated(error, view) from error
@@ -160,26 +160,26 @@ class Expression:
             raise ExpressionError(f"{_shortened(self.text)}: {_NO_MATCHES}")
         is_found = _found(self._patterns[0], text, view)
         if is_found is None:
-            raise self._too_much(_LONG_MATCH)
+            raise self._too_expensive(_LONG_MATCH)
         return is_found
 
-    def _handed(self, view: EventView) -> "_Handed":
+    def _context(self, view: EventView) -> "_PassedContext":
         """Return the CEL context with the parts of the event that this expression names (takes about 25 µs per kB)."""
         contexts = view.contexts
-        handed: _Handed | None = contexts.get(self._analysis.key)
-        if handed is None and len(contexts) >= MAX_CONTEXTS:
-            handed = _hand(view, _WHOLE, dict.fromkeys(ROOTS, _EVERYTHING))
-        if handed is None:
-            handed = _hand(view, self._analysis.key, self._analysis.parts)
-        if handed is None:
-            raise self._too_much("it names too many values")
-        return handed
+        passed: _PassedContext | None = contexts.get(self._analysis.key)
+        if passed is None and len(contexts) >= MAX_CONTEXTS:
+            passed = _build_context(view, _WHOLE, dict.fromkeys(ROOTS, _EVERYTHING))
+        if passed is None:
+            passed = _build_context(view, self._analysis.key, self._analysis.parts)
+        if passed is None:
+            raise self._too_expensive("it names too many values")
+        return passed
 
     def _charge(self, view: EventView) -> None:
         """Refuse expressions that would block the process for too long; CEL can't be interrupted.
 
-        `map` and `filter` copy their result for each element, and naming a list, a mapping or a long text copies it. So
-        with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
+        `map` and `filter` copy their result for each element, and naming a list, a mapping or a long string copies it.
+        So with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
         macro, three times that if lists or mappings are created, which cost more to copy; without any copies, about ten
         for each value.
         """
@@ -188,15 +188,15 @@ class Expression:
         total, longest = 0, 1
         for path in self._analysis.paths:
             value = view.get(path.root, path.steps)
-            if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_TEXT):
+            if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_STRING):
                 exponent = max(exponent, path.loops + copies)
                 size = view.size(value)
                 total += size.total
                 longest = max(longest, size.longest)
         if total and not view.spend(total * max(max(self._analysis.copies, 1) * longest**exponent, READING)):
-            raise self._too_much(f"it names {total} values, {longest} side by side")
+            raise self._too_expensive(f"it names {total} values, {longest} side by side")
 
-    def _too_much(self, why: str) -> ExpressionError:
+    def _too_expensive(self, why: str) -> ExpressionError:
         return ExpressionError(f"{_shortened(self.text)}: too much to compute: {why}")
 
     def _translated(self, error: Exception, view: EventView) -> ExpressionError:
@@ -347,42 +347,42 @@ _EVERYTHING: Parts = {}
 _WHOLE = frozenset(ROOTS)
 
 
-class _Handed(NamedTuple):
+class _PassedContext(NamedTuple):
     """A CEL context with parts of a view, and the number of its values."""
 
     context: cel.Context
     size: int
 
 
-def _hand(view: EventView, key: frozenset[str], parts: Parts) -> _Handed | None:
+def _build_context(view: EventView, key: frozenset[str], parts: Parts) -> _PassedContext | None:
     """Pass parts of the view to CEL, and cache the context in the view; None if that would cost too much."""
     contexts = view.contexts
     if key not in contexts:
         whole: list[object] = []
-        named = {root: _picked(getattr(view, root), wanted, whole) for root, wanted in parts.items()}
+        named = {root: _selected(getattr(view, root), wanted, whole) for root, wanted in parts.items()}
         size = sum([view.size(value).total for value in whole])
-        if view.spend(HANDING * size):
+        if view.spend(PASSING * size):
             context = cel.Context({root: value for root, value in named.items() if value is not ABSENT})
-            contexts[key] = _Handed(context, size)
+            contexts[key] = _PassedContext(context, size)
         else:
             contexts[key] = None
-    handed: _Handed | None = contexts[key]
-    return handed
+    passed: _PassedContext | None = contexts[key]
+    return passed
 
 
-def _picked(value: object, parts: Parts, whole: list[object]) -> object:
+def _selected(value: object, parts: Parts, whole: list[object]) -> object:
     """Return a value reduced to the parts, and collect the values that are included as a whole."""
     if not parts or type(value) is not dict:
         whole.append(value)
         return value
-    return {key: _picked(value[key], below, whole) for key, below in parts.items() if key in value}
+    return {key: _selected(value[key], below, whole) for key, below in parts.items() if key in value}
 
 
-def _with_ours(text: str, matches: Sequence[Match]) -> str:
+def _with_own_matches(text: str, matches: Sequence[Match]) -> str:
     """Replace each `matches('…')` by a call of ours, with the pattern's number."""
     pieces, at = [], 0
     for number, match in enumerate(matches):
-        pieces += [text[at : match.start], f"{_OURS}({number})"]
+        pieces += [text[at : match.start], f"{_MATCHES}({number})"]
         at = match.end
     return "".join([*pieces, text[at:]])
 
@@ -418,7 +418,7 @@ def _reason(error: Exception) -> str:
         return f"{undefined[1]} isn't defined for such a value{takes}"
     if message.startswith("No such overload"):
         return "an operand has the wrong type"
-    if message.startswith(f"Function '{_OURS}'"):
+    if message.startswith(f"Function '{_MATCHES}'"):
         return _NO_MATCHES
     if refused := re.match("(Function '[^']*' error: )(.*)", message, re.DOTALL):
         why = _REFUSAL.match(refused[2])
@@ -432,7 +432,7 @@ _TAKES = {
     "duration": ", only for a string such as '90s'",
 }
 """Hints for functions that are often called with numbers, such as Unix times."""
-_OURS = "matches__"  # not a name of CEL's, and refused by `Scan`
+_MATCHES = "matches__"  # not a name of CEL's, and refused by `Scan`
 _NO_MATCHES = "matches isn't defined for such a value"
 _LONG_MATCH = "its patterns would take too long with such strings"
 _REFUSAL = re.compile(

@@ -128,10 +128,10 @@ def trace_of(error: BaseException) -> str:
 
 def raise_site(error: BaseException) -> str:
     """Return the module and line at which an error was raised."""
-    place = "nowhere"
+    site = "nowhere"
     for frame, line in traceback.walk_tb(error.__traceback__):
-        place = f"{frame.f_globals.get('__name__', '?')}:{line}"
-    return place
+        site = f"{frame.f_globals.get('__name__', '?')}:{line}"
+    return site
 
 
 def _traces(error: BaseException, seen: set[int]) -> Iterator[str]:

@@ -21,7 +21,7 @@ class _Uses:
 
 
 class SecretUses:
-    """Counts of each source and secret, known by its place among those of its source. Times are Unix seconds."""
+    """Counts of each source and secret, known by its index among those of its source. Times are Unix seconds."""
 
     def __init__(self) -> None:
         self._uses: dict[str, dict[int, _Uses]] = {}
@@ -39,5 +39,5 @@ class SecretUses:
         return 0 if uses is None else sum(count for minute, count in uses.minutes if minute > first)
 
     def forget(self, source: str) -> None:
-        """Forget a source whose rules have changed: another secret may be in the place of one."""
+        """Forget a source whose rules have changed: an index may be that of another secret."""
         self._uses.pop(source, None)

@@ -136,7 +136,7 @@ async def test_handshakes_that_are_held_open_refuse_nobody(tmp_path: Path) -> No
         for writer in held:
             writer.close()
         refused = (await gateway.metrics()).sum
-        assert refused("gateway_connections_refused_total", reason="crowded_out") >= 100
+        assert refused("gateway_connections_refused_total", reason="evicted") >= 100
         assert refused("gateway_connections_refused_total", reason="bug") == 0
         assert len(gateway.lines("connection_refused")) <= 3 * PER_KIND
 

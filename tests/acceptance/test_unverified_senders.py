@@ -22,7 +22,7 @@ WARM_UP = 5.0
 PAIRS = 3
 """Pairs of runs, of which one has to hold: what else goes on on a machine is only a reason to fail."""
 MAX_MEMORY = 300 << 20
-REASONS = {"held": ("crowded_out",), "large": ("body_too_large",), "slow": ("head_slow", "body_too_large")}
+REASONS = {"held": ("evicted",), "large": ("body_too_large",), "slow": ("head_slow", "body_too_large")}
 """Why those of each kind are refused."""
 
 

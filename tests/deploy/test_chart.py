@@ -477,7 +477,7 @@ def test_tls_ends_in_the_pods_that_senders_reach(chart: Chart, example: str) -> 
     having = set()
     for name, pod in pods_of(manifests).items():
         [container] = pod["spec"]["containers"]
-        wire = from_sources({}, environment_of(container)).wire
+        wire = from_sources({}, environment_of(container)).connections
         if not wire.certificates:
             assert "tls-" not in json.dumps(pod)
             assert wire.proxies == ()

@@ -208,8 +208,14 @@ def test_the_original_of_a_duplicate_is_logged_once_a_second() -> None:
             await world.read(reader)
             told = [call.kwargs for call in process.logger.calls if call.args == ("event_duplicate",)]
             (record, event), identity = world.events()[2], event_id("stripe", "a")
-            place, duplicate_of = f"events/0@{record.offset}", "events/0@0"
-            first = {"source": "stripe", "event_id": identity, "place": place, "duplicate_of": duplicate_of, "count": 1}
+            position, duplicate_of = f"events/0@{record.offset}", "events/0@0"
+            first = {
+                "source": "stripe",
+                "event_id": identity,
+                "position": position,
+                "duplicate_of": duplicate_of,
+                "count": 1,
+            }
             assert told == [first]
             await asyncio.sleep(2)
             assert reader.is_duplicate(record, event)

@@ -47,7 +47,7 @@ def test_a_refusal_says_whether_slow_senders_or_slow_appends_fill_the_memory() -
     held_open = [unverified(memory, "b", SMALL) for _ in range(24)]
     large = 21 * SMALL
     assert not memory.reserve(memory.share("b"), large, now=0.0)  # "b" has too many in progress
-    assert (no_room(memory).status, no_room(memory).reason) == (503, "bodies_held_open")
+    assert (no_room(memory).status, no_room(memory).reason) == (503, "slow_bodies")
     assert not memory.reserve(memory.share("a"), large, now=0.0)  # the appends of "a" take its share
     assert (no_room(memory).status, no_room(memory).reason) == (503, "overloaded")
     for body in held_open:
@@ -65,7 +65,7 @@ def test_a_growing_body_is_refused_when_memory_is_full() -> None:
     read = unverified(memory, "b", 20 * SMALL)
     other = Body(memory, "b")
     assert not memory.grow(other, 20 * SMALL, now=0.0)
-    assert no_room(memory).reason == "bodies_held_open"
+    assert no_room(memory).reason == "slow_bodies"
 
 
 def test_open_bodies_of_one_source_take_nothing_from_another() -> None:

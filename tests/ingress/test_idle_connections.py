@@ -31,7 +31,7 @@ Run = Callable[[Coroutine[Any, Any, None]], None]
 def closed(*connections: tuple[str, float | None], until: float = 100.0, most: int = 99) -> list[int]:
     """Return the numbers of those that would be closed, in that order."""
     found = [(number, network, since) for number, (network, since) in enumerate(connections)]
-    return [number for number, _ in longest_silent(found, until=until, most=most)]
+    return [number for number, _ in longest_silent(found, until=until, limit=most)]
 
 
 def test_of_one_network_the_longest_silent_go_first() -> None:
@@ -56,7 +56,7 @@ def test_no_more_than_so_many_are_chosen() -> None:
 
 
 def test_since_when_each_is_silent_is_told() -> None:
-    assert longest_silent([("x", "a", 7.0)], until=8.0, most=1) == [("x", 7.0)]
+    assert longest_silent([("x", "a", 7.0)], until=8.0, limit=1) == [("x", 7.0)]
 
 
 # --- On the wire ---

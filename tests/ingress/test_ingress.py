@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_HEADROOM, Ingress
-from gateway.ingress.listener import Wire as IngressWire
+from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.server import Limits
 from gateway.ingress.tls import ServerTls
 from gateway.log.base import Log, Position, Record, RecordHeaders
@@ -205,8 +205,8 @@ async def running(
             fetch=fetch,
         )
         async with asyncio.TaskGroup() as tasks:
-            wire = IngressWire(tls=tls, proxies=tuple(map(ip_network, proxies)), tasks=tasks)
-            _, port = await ingress.start("127.0.0.1", 0, wire=wire)
+            wire = ConnectionSetup(tls=tls, proxies=tuple(map(ip_network, proxies)), tasks=tasks)
+            _, port = await ingress.start("127.0.0.1", 0, setup=wire)
             try:
                 yield World(ingress, log, registry, port, lines, current, tls)
             finally:
@@ -669,7 +669,7 @@ async def test_bodies_that_are_held_open_are_not_taken_for_a_lack_of_capacity() 
         slow.send(a_request(length=19_000, body=b"x" * 16_000))  # and the rest never comes
         refused = await slow.reply()
         assert (refused.status, refused.headers["retry-after"]) == (503, "5")
-        assert world.count("rejected_total", source="open", reason="bodies_held_open") == 1
+        assert world.count("rejected_total", source="open", reason="slow_bodies") == 1
         assert world.count("rejected_total", source="open", reason="overloaded") == 0
 
 
@@ -807,7 +807,7 @@ async def test_open_bodies_make_room_for_new_ones() -> None:
         for wire in stalled[38:]:
             wire.send(b"x" * 1_000)
             assert (await wire.reply()).status == 401
-    assert world.count("rejected_total", source="github", reason="crowded_out") == 38
+    assert world.count("rejected_total", source="github", reason="evicted") == 38
 
 
 async def test_expect_100_continue_is_answered_or_refused_at_once(world: World) -> None:
@@ -1069,7 +1069,7 @@ async def test_requests_that_anybody_may_send_have_a_log_quota(world: World, mon
     monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
 
     def grow(memory: BodyMemory, *_: object, **__: object) -> bool:
-        memory.is_held_open = True
+        memory.is_full_of_slow_bodies = True
         return False
 
     monkeypatch.setattr(BodyMemory, "grow", grow)
@@ -1082,9 +1082,9 @@ async def test_requests_that_anybody_may_send_have_a_log_quota(world: World, mon
             assert (await wire.reply()).status == 503
     await world.ingress.stop(timeout=0.1)
     told = Counter(line["reason"] for line in world.lines if line["event"] == "request_finished")
-    assert told == {"transfer_coding": 10, "bodies_held_open": 10}
+    assert told == {"transfer_coding": 10, "slow_bodies": 10}
     left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "refusals_left_out"}
-    assert left_out == {"transfer_coding": 20, "bodies_held_open": 20}
+    assert left_out == {"transfer_coding": 20, "slow_bodies": 20}
 
 
 async def test_a_verified_sender_for_whom_there_is_no_room_is_logged(

@@ -251,7 +251,7 @@ async def test_a_header_that_does_not_end_closes_its_connection(part: bytes) -> 
 async def test_headers_that_do_not_end_keep_nobody_out() -> None:
     async with behind("127.0.0.1", limits=Limits(opening=4, opening_seconds=60)) as world:
         halves = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(20)]
-        await until(lambda: refusals(world, "crowded_out") == 16)
+        await until(lambda: refusals(world, "evicted") == 16)
         assert await status_of(world, header() + GET) == 200
         for _, writer in halves:
             writer.close()
@@ -266,7 +266,7 @@ async def test_a_flood_behind_a_proxy_evicts_its_own(pki: Pki) -> None:
         for _, writer in flood:
             writer.write(header("198.51.100.1"))
             await asyncio.sleep(0.01)
-        await until(lambda: refusals(world, "crowded_out") == 15)
+        await until(lambda: refusals(world, "evicted") == 15)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(real[0].read(1), 0.05)  # it is still there
         for _, writer in (real, *flood):

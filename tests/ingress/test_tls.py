@@ -21,8 +21,7 @@ import uvloop
 from typing_extensions import override
 
 from gateway.ingress.ingress import KEEPALIVE_GRACE
-from gateway.ingress.listener import Listener
-from gateway.ingress.listener import Wire as IngressWire
+from gateway.ingress.listener import ConnectionSetup, Listener
 from gateway.ingress.server import Limits
 from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.model import UsageError
@@ -229,7 +228,7 @@ async def test_a_handshake_that_drips_ends_at_the_same_time(pki: Pki) -> None:
 async def test_half_handshakes_take_a_bounded_share_and_keep_nobody_out(pki: Pki) -> None:
     async with serving(pki, limits=Limits(opening=8, opening_seconds=60)) as world:
         halves = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(50)]
-        await until(lambda: refusals(world, "crowded_out") == 42)
+        await until(lambda: refusals(world, "evicted") == 42)
         assert world.ingress._listener.opening == 8  # type: ignore[union-attr]
         for _ in range(3):
             assert await status_of(world, pki.client()) == 200
@@ -562,7 +561,7 @@ async def test_a_drain_resets_no_connection(pki: Pki) -> None:
 
 async def test_processes_share_a_port(pki: Pki) -> None:
     async with serving(pki) as world, asyncio.TaskGroup() as tasks:
-        web, wire = world.ingress._web, IngressWire(tls=world.tls, tasks=tasks)
+        web, wire = world.ingress._web, ConnectionSetup(tls=world.tls, tasks=tasks)
         assert web is not None
         other = Listener(web, wire, refuse=lambda *_: None, logger=structlog.get_logger())
         assert await other.start("127.0.0.1", world.port, is_shared=True, backlog=10) == ("127.0.0.1", world.port)
@@ -606,7 +605,7 @@ def test_curl_and_openssl_are_served_on_both_event_loops(pki: Pki, loop: object)
             assert await curled("hooks.example", "/in/crm", "-H", CRM, "-d", "x" * 10_000, "-H", "Expect: 100-continue")
             assert (await curled("c.example", "/healthz"))[0] == 60, "a certificate for another name"
             halves = [await asyncio.open_connection("127.0.0.1", world.port) for _ in range(20)]
-            await until(lambda: refusals(world, "crowded_out") == 16)
+            await until(lambda: refusals(world, "evicted") == 16)
             assert await curled("hooks.example", "/healthz") == (0, "200")
             for _, writer in halves:
                 writer.close()

@@ -982,7 +982,7 @@ def _refused(reason: str, count: int, of_all: float) -> list[Finding]:
 
 BY_ANYBODY = (
     *("transfer_coding", "method_not_allowed", "malformed_request", "malformed_body", "head_slow", "head_too_large"),
-    *("unknown_source", "disconnected", "body_slow", "crowded_out"),
+    *("unknown_source", "disconnected", "body_slow", "evicted"),
 )
 
 
@@ -999,7 +999,7 @@ def test_refusals_that_anybody_can_cause_are_reported_but_not_wrong(reason: str)
         ("bad_signature", 10, 10.0, 11, 100.0),
         ("stale_timestamp", 10, 10.0, 11, 100.0),
         ("overloaded", 10, 10.0, 11, 100.0),
-        ("bodies_held_open", 10, 10.0, 11, 100.0),
+        ("slow_bodies", 10, 10.0, 11, 100.0),
         ("rate_limited", 10, 10.0, 11, 100.0),
         ("concurrency_limited", 10, 10.0, 11, 100.0),
         ("address_refused", 40, 100.0, 51, 100.0),

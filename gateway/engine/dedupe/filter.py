@@ -295,7 +295,7 @@ class Reader:
                 "event_duplicate",
                 source=event.source,
                 event_id=event.id,
-                place=f"{topic}/{number}@{offset}",
+                position=f"{topic}/{number}@{offset}",
                 duplicate_of=None if original is None else f"{topic}/{number}@{original}",
                 count=count,
             )
