@@ -23,7 +23,7 @@ from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.ops.route_counts import RouteCounts
-from gateway.ops.secret_ends import secret_statuses
+from gateway.ops.secret_expiry import secret_statuses
 from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
 from gateway.required_topics import ensure_topics, specs_of
 from gateway.rules.destination_credentials import certificate_expiries

@@ -147,8 +147,8 @@ class Gateway:
             await ensure_topics(log, settings, self.reloader.rules, self._logger, is_start=True)
             self._metrics.log_up.set(1)
             if isinstance(settings.log, KafkaTarget):
-                ends = await asyncio.to_thread(kafka_certificate_expiries, settings.kafka)
-                self._metrics.set_certificate_expiries("kafka", ends)
+                expiries = await asyncio.to_thread(kafka_certificate_expiries, settings.kafka)
+                self._metrics.set_certificate_expiries("kafka", expiries)
             try:
                 await self._serve(log, stack)
             except BaseExceptionGroup as group:

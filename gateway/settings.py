@@ -106,11 +106,11 @@ class KafkaSecurity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSettings:
-    """What connections of senders begin with, if it isn't HTTP.
+    """How connections of senders are opened, unless they begin with HTTP.
 
     `certificates` are files with the ingress's certificates, and those with their keys, which may be the same: with
-    them TLS ends here. The first one is for clients that ask for another name. `proxies` are the networks of those that
-    send a header of the PROXY protocol first, which nobody else may.
+    them TLS is terminated here. The first one is for clients that ask for another name. `proxies` are the networks of
+    those that send a header of the PROXY protocol first, which nobody else may.
     """
 
     certificates: tuple[tuple[Path, Path], ...] = ()

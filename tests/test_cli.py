@@ -433,13 +433,13 @@ def test_every_problem_is_reported_with_its_place(run: Run) -> None:
 
 def test_check_refuses_a_source_whose_secrets_have_all_ended_and_warns_of_one(run: Run) -> None:
     for text, code, told in (
-        ('[{secret: "${SECRET}", until: 2001-01-01}]', 2, "error: ended.yaml:4:"),
-        ('["${SECRET}", {secret: "${SECRET}", until: 2001-01-01}]', 0, "warning: ended.yaml:4:"),
+        ('[{secret: "${SECRET}", until: 2001-01-01}]', 2, "error: expired.yaml:4:"),
+        ('["${SECRET}", {secret: "${SECRET}", until: 2001-01-01}]', 0, "warning: expired.yaml:4:"),
     ):
-        Path("ended.yaml").write_text(RULES.replace('["${SECRET}"]', text))
-        found, out, _ = run("check", "ended.yaml")
+        Path("expired.yaml").write_text(RULES.replace('["${SECRET}"]', text))
+        found, out, _ = run("check", "expired.yaml")
         assert (found, out.startswith(told)) == (code, True), out
-        explained = run("explain", "ended.yaml", "github")[1] if code else ""
+        explained = run("explain", "expired.yaml", "github")[1] if code else ""
         assert "until" in explained or not code
 
 
@@ -454,7 +454,7 @@ def test_check_reads_the_ingresss_certificates(run: Run, monkeypatch: pytest.Mon
     assert code == 0
     told = "warning: --tls-certificate: {}: expected a certificate that is valid for 14 days, got one "
     assert out.splitlines()[0].startswith(told.format("soon.pem") + "until 20")
-    assert out.splitlines()[1].startswith(told.format("over.pem") + "that ended 20")
+    assert out.splitlines()[1].startswith(told.format("over.pem") + "that expired 20")
     assert out.endswith("with 2 warnings\n")
     code, out, _ = run("check", "--tls-certificate", "fine.pem,bad.pem", "--tls-key", "bad.pem,none.pem")
     assert code == 2
@@ -473,7 +473,9 @@ def test_check_warns_of_a_certificate_that_no_client_can_present(run: Run) -> No
     demand = "sources:\n  bank: {verify: {scheme: none}, client_certificate: {ca: '${file:ca.pem}'}}\n"
     rules = RULES.replace("sources:\n", demand, 1)
     Path("bank.yaml").write_text(rules)
-    told = "warning: sources.bank.client_certificate: expected TLS to end here (--tls-certificate) or at a proxy"
+    told = (
+        "warning: sources.bank.client_certificate: expected TLS to be terminated here (--tls-certificate) or at a proxy"
+    )
     assert told in run("check", "bank.yaml")[1]
     assert told not in run("check", "bank.yaml", "--tls-certificate", "tls.pem")[1]
     header = "ingress: {trusted_proxies: [10.0.0.1], certificate_header: {name: Client-Cert, format: pem}}\n"

@@ -608,19 +608,19 @@ PROCESS = Board(
             (of("gateway_certificate_refused"), "{{job}} {{instance}}"),
         ),
         graph(
-            "Secrets that end",
+            "Secret expiry",
             "s",
-            "GatewaySecretEnds",
+            "GatewaySecretExpires",
             "How long the secrets of sources that have an `until` still verify.",
             (
-                f"min by (source, position) ({of('gateway_secret_end_timestamp_seconds')}) - time()",
+                f"min by (source, position) ({of('gateway_secret_expiry_timestamp_seconds')}) - time()",
                 "{{source}} {{position}}",
             ),
         ),
         graph(
             "Events by secret",
             "reqps",
-            "GatewaySecretEnds",
+            "GatewaySecretExpires",
             "Events that each secret verified, by its position in the source's list, where secrets are being rotated.",
             (per_second("gateway_secret_events_total", "source, position"), "{{source}} {{position}}"),
         ),

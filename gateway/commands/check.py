@@ -37,7 +37,7 @@ def check_arguments(parser: Parser) -> None:
 async def _check(call: Invocation) -> int:
     path = rule_file(call)
     rules, found = check_rules(path, resolve=False)
-    problems = [replace(each, severity="error") if each.code == "ended" else each for each in found]
+    problems = [replace(each, severity="error") if each.code == "expired" else each for each in found]
     errors = [problem for problem in problems if problem.severity == "error"]
     for problem in problems:
         fields = asdict(problem)

@@ -1,4 +1,4 @@
-"""Client certificates in headers, as proxies that end TLS set them. Pure.
+"""Client certificates in headers, as proxies that terminate TLS set them. Pure.
 
 xfcc      Hash=…;Cert="-----BEGIN%20CERTIFICATE…";Chain="…"   Envoy, Istio: one element for each proxy, the last one
           is the nearest proxy's (https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_conn_man/headers,

@@ -202,7 +202,7 @@ class Connection(web.RequestHandler):
 
 
 class TlsConnection(Connection):
-    """A connection whose TLS ends here."""
+    """A connection whose TLS is terminated here."""
 
     __slots__ = ("_read_certificate", "certificate")
 

@@ -53,7 +53,7 @@ class ServerTls:
         """Ask new clients for a certificate of these authorities (DER); of none, ask for none."""
         if authorities != self._authorities:
             self._authorities = authorities
-            self._chains.clear()  # no context of before resumes a session
+            self._chains.clear()  # so that no previous context resumes a session
             self._build()
 
     async def watch(self) -> None:
@@ -82,7 +82,9 @@ class ServerTls:
         """Return what `/status` tells: since when new files are refused, and for how long each certificate is valid."""
         return {
             "refused": None if self._refusal is None else dict(zip(("since", "problem"), self._refusal, strict=True)),
-            "ends": [{"name": each.name, "until": each.until, "left": each.until - now} for each in self._certificates],
+            "expiries": [
+                {"name": each.name, "until": each.until, "left": each.until - now} for each in self._certificates
+            ],
         }
 
     def presented(self, connection: ssl.SSLObject) -> VerifiedCertificate | None:
@@ -106,8 +108,8 @@ class ServerTls:
         self._build()
         self._refusal = None
         self._metrics.certificate_refused.set(0)
-        ends = {each.name: each.until for each in sorted(certificates, key=lambda each: each.until, reverse=True)}
-        self._metrics.set_certificate_expiries("ingress", ends)
+        expiries = {each.name: each.until for each in sorted(certificates, key=lambda each: each.until, reverse=True)}
+        self._metrics.set_certificate_expiries("ingress", expiries)
 
     def _build(self) -> None:
         if self._certificates:

@@ -8,12 +8,12 @@ from gateway.engine.control.state import Control
 from gateway.model import UsageError
 from gateway.ops.findings import REFUSED, Finding
 from gateway.ops.output import rfc3339
-from gateway.ops.secret_ends import shown_time
+from gateway.ops.secret_expiry import shown_time
 from gateway.rules.rules import Rules
 from gateway.rules.server_certificates import read_certificates
 
-SOON = 14 * 86400.0
-"""Seconds before its end from which on a certificate is reported, as by the alert."""
+EXPIRY_WARNING = 14 * 86400.0
+"""Seconds before its expiry from which on a certificate is reported, as by the alert."""
 
 
 def undemanded_certificates(rules: Rules, *, has_tls: bool) -> Iterator[str]:
@@ -23,8 +23,8 @@ def undemanded_certificates(rules: Rules, *, has_tls: bool) -> Iterator[str]:
     for name, source in rules.sources.items():
         if source.client_certificate is not None:
             yield (
-                f"sources.{name}.client_certificate: expected TLS to end here (--tls-certificate) or at a proxy "
-                "(`ingress` with trusted_proxies and certificate_header), got neither: every request is refused"
+                f"sources.{name}.client_certificate: expected TLS to be terminated here (--tls-certificate) or at a "
+                "proxy (`ingress` with trusted_proxies and certificate_header), got neither: every request is refused"
             )
 
 
@@ -35,30 +35,30 @@ def certificate_problems(files: Sequence[tuple[Path, Path]], now: float) -> tupl
     except UsageError as error:
         return str(error).splitlines(), ()
     return (), [
-        f"--tls-certificate: {each.file}: expected a certificate that is valid for {shown_time(SOON)}, got one "
-        + (f"until {rfc3339(each.until)}" if each.until > now else f"that ended {rfc3339(each.until)}")
+        f"--tls-certificate: {each.file}: expected a certificate that is valid for {shown_time(EXPIRY_WARNING)}, got "
+        + (f"one until {rfc3339(each.until)}" if each.until > now else f"one that expired {rfc3339(each.until)}")
         for each in certificates
-        if each.until - now < SOON
+        if each.until - now < EXPIRY_WARNING
     ]
 
 
 def certificate_findings(certificates: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield that a process refuses new certificate files, and which of its certificates end soon."""
+    """Yield that a process refuses new certificate files, and which of its certificates expire soon."""
     refusal = certificates["refused"]
     if refusal is not None:
         yield Finding(
             rank=REFUSED,
             what="certificate",
-            why=f"the new files are refused: {refusal['problem']}; the certificate of before is still in use",
+            why=f"the new files are refused: {refusal['problem']}; the previous certificate is still in use",
             since=refusal["since"],
             by=where,
             next=("# correct the files; they are read again as soon as they change",),
         )
-    for each in certificates["ends"]:
+    for each in certificates["expiries"]:
         left = each["left"]
-        if left >= SOON:
+        if left >= EXPIRY_WARNING:
             continue
-        when = f"ends in {shown_time(left)}" if left > 0 else f"ended {shown_time(-left)} ago: senders refuse it"
+        when = f"expires in {shown_time(left)}" if left > 0 else f"expired {shown_time(-left)} ago: senders refuse it"
         yield Finding(
             rank=REFUSED,
             what=f"certificate {each['name']}",

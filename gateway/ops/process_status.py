@@ -28,7 +28,7 @@ from gateway.ops.findings import (
 from gateway.ops.output import rfc3339, when
 from gateway.ops.recovery import Replayed, covered, replayed
 from gateway.ops.refusal_advice import SHARE, refusal_of
-from gateway.ops.secret_ends import secret_findings
+from gateway.ops.secret_expiry import secret_findings
 from gateway.settings import Role
 
 SUPPRESSED = "duplicates that dedupe suppressed"
@@ -423,7 +423,7 @@ def not_asked_finding(statuses: Sequence[Mapping[str, Any]], why: str = "") -> F
 
 
 _KNOWN_TO_ROUTERS = ("holds (Retry-After, open breakers)", "halted and blocked keys", "unrouted and suppressed events")
-_KNOWN_TO_INGRESSES = ("refused requests", "secrets and certificates that end")
+_KNOWN_TO_INGRESSES = ("refused requests", "secrets and certificates that expire")
 _KNOWN_TO_ALL = ("refused rules", "partitions that can't be read")
 """The kinds of findings that only processes know, by role."""
 

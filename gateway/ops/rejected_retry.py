@@ -9,11 +9,11 @@ where its request was kept. So before anything is appended, the log is searched 
 from a dedupe window before the first of the requests on: what is there was sent again by its provider, or admitted by a
 retry that was killed before its marker. While one command has claimed a partition, no other appends for it.
 
-A request is verified as of the time at which it was received: it was fresh then, and each record says when it was
-stored, by the log's clock, which mustn't be much later. A secret that has ended since verifies nothing, and an address
-that the source doesn't allow any more isn't allowed. A client's certificate isn't kept: it is only known that it met
-what was demanded then, so if anything else is demanded now, the request is refused. Whoever sent a request more than
-once within its timestamp's tolerance has sent one event more than once: it is admitted once.
+A request is verified as of the time of its receipt: it was fresh then, and each record says when it was stored, by the
+log's clock, which mustn't be much later. A secret that has expired since verifies nothing, and an address that the
+source doesn't allow any more isn't allowed. A client's certificate isn't kept: it is only known that it met what was
+demanded then, so if anything else is demanded now, the request is refused. Whoever sent a request more than once within
+its timestamp's tolerance has sent one event more than once: it is admitted once.
 """
 
 import asyncio
@@ -113,7 +113,7 @@ class Verification:
                 raise refused(Reason.BAD_CREDENTIALS, "the credential isn't one of today's") from error
             raise
         if verified.secret is not None and verifier.terms[verified.secret].until <= self._today:
-            raise refused(Reason.BAD_SIGNATURE, "the secret that verifies it has ended since")
+            raise refused(Reason.BAD_SIGNATURE, "the secret that verifies it has expired since")
         if verifier.handshake(sent, now=request.at) is not None:
             return []
         bodies = None if source.split is None else split(sent.content(), source.split)

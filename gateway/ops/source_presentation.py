@@ -21,7 +21,7 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
             "signing_methods": [_signing_method_fields(method) for method in verification.signing_methods],
             "secrets": list(verification.secrets),
             "public_keys": list(verification.public_keys),
-            "ends": [
+            "expiries": [
                 {"key": term.key, "position": term.position + 1, "until": rfc3339(term.until)}
                 for term in verification.terms
                 if not isinf(term.until)
@@ -48,8 +48,8 @@ def print_source(output: Output, source: Source, verification: Verification, rou
         output.print("  nothing but the client's certificate" if is_certificate else f"  {_signing_text(method)}")
     for what, listed in (("secret", verification.secrets), ("public key", verification.public_keys)):
         if listed:
-            ends = {term.position: term.until for term in verification.terms if term.shown.startswith(what)}
-            told = ", ".join([f"{each}{_until(ends.get(index, inf))}" for index, each in enumerate(listed)])
+            expiries = {term.position: term.until for term in verification.terms if term.shown.startswith(what)}
+            told = ", ".join([f"{each}{_until(expiries.get(index, inf))}" for index, each in enumerate(listed)])
             which = ", any of which is accepted" if len(listed) > 1 else ""
             output.print(f"  {count(len(listed), what)}{which}: {told}")
     identified_by = ", else ".join([*origins["id"], IDEMPOTENCY_KEY])

@@ -39,7 +39,7 @@ class Advice:
         """Warn, at a time (Unix seconds)."""
         self._warn_of_unused()
         self._warn_of_weak(verifiers)
-        self._warn_of_ends(verifiers, now)
+        self._warn_of_expiry(verifiers, now)
 
     def _warn_of_unused(self) -> None:
         used = {
@@ -76,19 +76,19 @@ class Advice:
                 message = "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted"
                 self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
 
-    def _warn_of_ends(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
-        """Warn about secrets that end.
+    def _warn_of_expiry(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
+        """Warn about secrets that expire.
 
-        A list in which all have ended is no error here: a restart would stop all other sources, too.
+        A list in which all have expired is no error here: a restart would stop all other sources, too.
         """
         for name, verifier in verifiers.items():
             if verifier is None or not verifier.terms:
                 continue
             verify = self.sources[name].node.value["verify"]
-            self.reader.locate(verify, list(endings(verifier.terms, now)), code="ends", severity="warning")
-            message = "expected a secret that hasn't ended, got none: every request is refused"
-            ended = [((key,), message) for key in ended_lists(verifier.terms, now)]
-            self.reader.locate(verify, ended, code="ended", severity="warning")
+            self.reader.locate(verify, list(endings(verifier.terms, now)), code="expiring", severity="warning")
+            message = "expected a secret that hasn't expired, got none: every request is refused"
+            expired = [((key,), message) for key in ended_lists(verifier.terms, now)]
+            self.reader.locate(verify, expired, code="expired", severity="warning")
 
     def _warn_of_weak_path(self, node: Node | None) -> None:
         if node is None or node in self.reader.unresolved or self.reader.secret_lengths.get(node, WEAK) >= WEAK:

@@ -47,23 +47,23 @@ def certificate_expiries(rules: Rules) -> dict[str, float]:
 
     Blocks for a while, so don't call it on the event loop.
     """
-    ends: dict[str, float] = {}
+    expiries: dict[str, float] = {}
     for name, destination in rules.destinations.items():
         tls = None if destination.access is None else destination.access.tls
         if tls is not None:
-            ends |= {f"{name}/{kind}": end for kind, end in expiries_of(tls).items()}
-    return ends
+            expiries |= {f"{name}/{kind}": at for kind, at in expiries_of(tls).items()}
+    return expiries
 
 
 def expiries_of(tls: Tls) -> dict[str, float]:
     """Return when (Unix seconds) `ca` and `certificate` expire; of several in one text, the first to expire."""
     texts = {"ca": tls.ca, "certificate": tls.certificate}
-    found = {kind: _end_of(text) for kind, text in texts.items() if text is not None}
-    return {kind: end for kind, end in found.items() if end is not None}
+    found = {kind: _expiry_of(text) for kind, text in texts.items() if text is not None}
+    return {kind: at for kind, at in found.items() if at is not None}
 
 
 @lru_cache(maxsize=CONTEXTS)
-def _end_of(text: str) -> float | None:
+def _expiry_of(text: str) -> float | None:
     from cryptography import x509  # noqa: PLC0415 - 9 MiB that most gateways don't need
 
     try:

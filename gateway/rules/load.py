@@ -72,7 +72,7 @@ def load_rules(
     """Read a rule file, or raise InvalidRulesError with every problem of it and of what it includes.
 
     References are resolved in `environ` (None: this process's). With `resolve=False` an unresolvable one is a warning,
-    and a placeholder replaces its value. `now` is for warnings about secrets that end (None: the machine's clock).
+    and a placeholder replaces its value. `now` is for warnings about secrets that expire (None: the machine's clock).
     Reads files and may take seconds, so don't call it on the event loop.
     """
     rules, problems, files = _read(path, environ, resolve=resolve, now=now)

@@ -132,10 +132,10 @@ class Source:
     """Whether requests that verification refused are kept, to be verified again."""
 
     @property
-    def secret_ends(self) -> Sequence[float]:
-        """Return until when each of its secrets verifies, if there are several, or one that ends; else nothing."""
-        ends = [term.until for term in self.verifier.terms]
-        return ends if len(ends) > 1 or any(map(isfinite, ends)) else ()
+    def secret_expiries(self) -> Sequence[float]:
+        """Return when each of its secrets expires, if there are several, or one that does; else nothing."""
+        expiries = [term.until for term in self.verifier.terms]
+        return expiries if len(expiries) > 1 or any(map(isfinite, expiries)) else ()
 
     @property
     def awaits_destination(self) -> bool:

@@ -332,7 +332,7 @@ CLIENT_CERTIFICATE = MappingKind(
         Key(
             name="ca",
             kind=PEM,
-            about="The authorities' certificates, in PEM, such as ${file:ca.pem}. Each ends a chain.",
+            about="The authorities' certificates, in PEM, such as ${file:ca.pem}. A chain may end at any of them.",
             is_required=True,
         ),
         Key(
@@ -556,7 +556,7 @@ EGRESS = MappingKind(
 )
 CERTIFICATE_HEADER = MappingKind(
     name="certificate_header",
-    about="The header in which trusted proxies that end TLS pass on the certificate of a client.",
+    about="The header in which trusted proxies that terminate TLS pass on the certificate of a client.",
     keys=(
         Key(
             name="name",

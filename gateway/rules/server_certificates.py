@@ -27,7 +27,7 @@ ALPN = ("http/1.1",)
 class ServerCertificate:
     """A certificate with its chain and its key, as PEM. `names` are its hosts in lower case, also `*.example.com`.
 
-    `until` is when the first certificate of the chain ends, in Unix seconds.
+    `until` is when the first certificate of the chain expires, in Unix seconds.
     """
 
     file: Path
@@ -116,7 +116,7 @@ class ServerNames:
 
 
 def _read(certificate_path: Path, key_path: Path) -> ServerCertificate:
-    from cryptography import x509  # noqa: PLC0415 - 9 MiB, unless TLS ends elsewhere
+    from cryptography import x509  # noqa: PLC0415 - 9 MiB, unless TLS is terminated elsewhere
 
     certificate = blocks("certificate", _text("certificate", certificate_path), "CERTIFICATE")
     key = blocks("key", _text("key", key_path), "PRIVATE KEY")

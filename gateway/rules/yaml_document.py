@@ -72,8 +72,8 @@ Code = Literal[
     "unverified",  # warning: scheme none
     "unused",  # warning: no route uses it
     "weak",  # warning: it protects less than it appears to
-    "ends",  # warning: a secret that has ended, or does soon
-    "ended",  # every secret has ended: an error of `gateway check`, and a warning where rules become active
+    "expiring",  # warning: a secret that has expired, or will soon
+    "expired",  # every secret has expired: an error of `gateway check`, and a warning where rules become active
 ]
 
 

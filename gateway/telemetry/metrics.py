@@ -131,13 +131,13 @@ class To(Protocol):
 
 
 class From(Protocol):
-    """A source, as far as labels go: until when (Unix seconds) each of its secrets verifies, if that is counted.
+    """The part of a source that labels depend on: when (Unix seconds) each of its secrets expires, if that is counted.
 
     With `quarantine`, requests that were refused are kept.
     """
 
     @property
-    def secret_ends(self) -> Sequence[float]: ...
+    def secret_expiries(self) -> Sequence[float]: ...
     @property
     def quarantine(self) -> bool: ...
     @property
@@ -458,9 +458,9 @@ class Metrics(Collector):
         self.certificate_expiry_timestamp = gauge(
             "certificate_expiry_timestamp_seconds", "When the first certificate of a file or text expires.", "name"
         )
-        self.secret_end_timestamp = gauge(
-            "secret_end_timestamp_seconds",
-            "When a secret ends that has an `until`; from then on it verifies nothing.",
+        self.secret_expiry_timestamp = gauge(
+            "secret_expiry_timestamp_seconds",
+            "When a secret with an `until` expires; from then on it verifies nothing.",
             "source",
             "position",
         )
@@ -519,16 +519,16 @@ class Metrics(Collector):
 
     def events_by_secret(self, name: str, source: From) -> Sequence[Counter]:
         """Return the counters of a source's secrets, in their order; none if they aren't told apart."""
-        return [self.secret_events.labels(name, str(position)) for position, _ in enumerate(source.secret_ends, 1)]
+        return [self.secret_events.labels(name, str(position)) for position, _ in enumerate(source.secret_expiries, 1)]
 
-    def set_certificate_expiries(self, owner: str, ends: Mapping[str, float]) -> None:
+    def set_certificate_expiries(self, owner: str, expiries: Mapping[str, float]) -> None:
         """Replace the expiry times of an owner's ("destination", "ingress", "kafka") certificates."""
         family = self.certificate_expiry_timestamp
-        escaped = {f"{owner}/{name}": end for name, end in ends.items()}
+        escaped = {f"{owner}/{name}": at for name, at in expiries.items()}
         for labels in [labels for labels in family if labels[0].startswith(f"{owner}/") and labels[0] not in escaped]:
             del family[labels]
-        for name, end in escaped.items():
-            family.labels(name).set(end)
+        for name, at in escaped.items():
+            family.labels(name).set(at)
 
     def _prepare_source(self, source: str) -> None:
         deduped = (self.duplicates, self.dedupe_conflicts, self.dedupe_undecided)
@@ -548,20 +548,20 @@ class Metrics(Collector):
             _each(self.destination_responses, (name,), RESPONSE_OUTCOMES)
 
     def _prepare_secrets(self, sources: Mapping[str, From]) -> None:
-        ends = {
-            (name, str(position)): end
+        expiries = {
+            (name, str(position)): at
             for name, source in sources.items()
-            for position, end in enumerate(source.secret_ends, 1)
+            for position, at in enumerate(source.secret_expiries, 1)
         }
-        dated = {labels: end for labels, end in ends.items() if isfinite(end)}
-        for labels in self.secret_events.keys() - ends.keys():
+        finite = {labels: at for labels, at in expiries.items() if isfinite(at)}
+        for labels in self.secret_events.keys() - expiries.keys():
             del self.secret_events[labels]
-        for labels in self.secret_end_timestamp.keys() - dated.keys():
-            del self.secret_end_timestamp[labels]
-        for labels in ends:
+        for labels in self.secret_expiry_timestamp.keys() - finite.keys():
+            del self.secret_expiry_timestamp[labels]
+        for labels in expiries:
             self.secret_events.labels(*labels)
-        for labels, end in dated.items():
-            self.secret_end_timestamp.labels(*labels).set(end)
+        for labels, at in finite.items():
+            self.secret_expiry_timestamp.labels(*labels).set(at)
 
     def _prepare_quarantine(self, sources: Collection[str]) -> None:
         for labels in [labels for labels in self.quarantined if labels[0] not in sources]:

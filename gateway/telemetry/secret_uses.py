@@ -1,4 +1,4 @@
-"""How many events each secret of a source has verified within the last hour, where there are several or one ends."""
+"""How many events each secret of a source has verified within the last hour, if it has several, or one that expires."""
 
 from collections import deque
 from dataclasses import dataclass, field

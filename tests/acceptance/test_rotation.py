@@ -114,7 +114,7 @@ async def test_a_rotation_under_load_refuses_nobody(embedded_place: LogPlace, fo
             assert old == before.sum("gateway_secret_events_total", position="2")
             # Before the file changed, the old secret was in both places, and counted at the first.
             assert old + new == len(sender.accepted) + 1
-            assert abs(after.sum("gateway_secret_end_timestamp_seconds") - ends_at) < 1
+            assert abs(after.sum("gateway_secret_expiry_timestamp_seconds") - ends_at) < 1
             assert after.sum("gateway_rejected_total", reason="bad_signature") == 3
             assert gateway.output.read_text().count("rules_reloaded") == 1
 

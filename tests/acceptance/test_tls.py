@@ -1,4 +1,4 @@
-"""A process whose TLS ends at its ingress, under load: certificates and rules change, and it stops."""
+"""A process whose TLS is terminated at its ingress, under load: certificates and rules change, and it stops."""
 
 import asyncio
 import json

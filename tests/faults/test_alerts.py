@@ -346,7 +346,7 @@ async def _sources(scenery: "Scenery") -> None:
     watch.fixed()
     await watch.clear()
     async with (
-        watch.fault("a secret that ends within the hour is used", "GatewaySecretEnds"),
+        watch.fault("a secret that expires within the hour is used", "GatewaySecretExpires"),
         scenery.secret_that_ends("shop", timedelta(minutes=20)),
     ):
         for _ in range(30):

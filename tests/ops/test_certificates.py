@@ -10,26 +10,26 @@ DAY = 86400.0
 
 
 def findings(**certificates: Any) -> list[Finding]:
-    return process_findings({"certificates": {"refused": None, "ends": [], **certificates}}, "a:9090", Control())
+    return process_findings({"certificates": {"refused": None, "expiries": [], **certificates}}, "a:9090", Control())
 
 
 def test_new_files_that_are_refused_are_reported() -> None:
     [found] = findings(refused={"since": 100.0, "problem": "--tls-key: a.pem: expected a file, got: none"})
     assert (found.rank, found.what, found.since, found.by) == (REFUSED, "certificate", 100.0, "a:9090")
-    told = "the new files are refused: --tls-key: a.pem: expected a file, got: none; the certificate of before is still"
+    told = "the new files are refused: --tls-key: a.pem: expected a file, got: none; the previous certificate is still"
     assert found.why == f"{told} in use"
     assert found.needs_attention
 
 
 def test_a_certificate_is_reported_two_weeks_before_it_ends() -> None:
-    def ending(left: float) -> list[Finding]:
-        return findings(ends=[{"name": "hooks.example", "until": 5000.0, "left": left}])
+    def expiring(left: float) -> list[Finding]:
+        return findings(expiries=[{"name": "hooks.example", "until": 5000.0, "left": left}])
 
-    assert ending(14 * DAY) == []
-    [soon] = ending(14 * DAY - 1)
-    assert (soon.what, soon.why) == ("certificate hooks.example", "the ingress's certificate ends in 13 days")
-    [over] = ending(-3600.0)
-    assert (over.why, over.until) == ("the ingress's certificate ended 1 hour ago: senders refuse it", 5000.0)
+    assert expiring(14 * DAY) == []
+    [soon] = expiring(14 * DAY - 1)
+    assert (soon.what, soon.why) == ("certificate hooks.example", "the ingress's certificate expires in 13 days")
+    [over] = expiring(-3600.0)
+    assert (over.why, over.until) == ("the ingress's certificate expired 1 hour ago: senders refuse it", 5000.0)
 
 
 def test_a_process_without_tls_or_of_an_older_version_has_nothing_to_report() -> None:

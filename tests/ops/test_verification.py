@@ -94,7 +94,7 @@ def test_a_sources_verification_is_shown_with_its_secrets_references_not_values(
     verify = source_fields(rotating, verification_of(rules.files, rotating), [])["verify"]
     assert isinstance(verify, dict)
     assert (verify["secrets"], verify["public_keys"]) == (["${NEW}", "${OLD:-***}"], [])
-    assert verify["ends"] == [{"key": "secrets", "position": 2, "until": "2027-02-01T00:00:00.000Z"}]
+    assert verify["expiries"] == [{"key": "secrets", "position": 2, "until": "2027-02-01T00:00:00.000Z"}]
     assert "  credential in the header X-Token\n  1 secret: ${CRM}\n" in told["crm"]
     assert "sha256 signature in the header X-Hub-Signature-256\n  1 secret: ${GITHUB}\n" in told["github"]
     assert "(in Stripe-Signature) at most 1h from now\n" in told["stripe"]

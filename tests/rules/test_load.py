@@ -1226,19 +1226,19 @@ def test_a_secret_that_has_ended_or_soon_does_is_a_warning(tmp_path: Path) -> No
     rules, found = check_rules(path, environ={"SECRET": "a" * 16}, now=now)
     assert rules is not None
     assert {problem.severity for problem in found} == {"warning"}
-    told = [str(problem).removeprefix(f"{path}:") for problem in found if problem.code in ("ends", "ended")]
+    told = [str(problem).removeprefix(f"{path}:") for problem in found if problem.code in ("expiring", "expired")]
     expected = "until: expected a secret for more than 14 days, got one that"
     assert told == [
         f"5:87: sources.soon.verify.secrets[1].{expected} ends within 3 days",
         f"12:18: sources.over.verify.secrets[1].{expected} has ended, and verifies nothing any more",
-        "13:44: sources.dead.verify.secrets: expected a secret that hasn't ended, got none: every request is refused",
+        "13:44: sources.dead.verify.secrets: expected a secret that hasn't expired, got none: every request is refused",
     ]
     # A process that restarts serves all other sources, and the other secrets of these.
     assert load_rules(path, environ={"SECRET": "a" * 16}, now=now).sources.keys() == rules.sources.keys()
     assert rules.warnings
     before, nothing = check_rules(path, environ={"SECRET": "a" * 16}, now=now - 40 * 86400)
     assert before is not None
-    assert not [problem for problem in nothing if problem.code in ("ends", "ended")]
+    assert not [problem for problem in nothing if problem.code in ("expiring", "expired")]
 
 
 def test_the_end_of_a_secret_may_be_a_reference_and_its_secret_is_never_shown(tmp_path: Path) -> None:
@@ -1250,7 +1250,7 @@ def test_the_end_of_a_secret_may_be_a_reference_and_its_secret_is_never_shown(tm
     assert "hush" not in "".join(map(str, found))
     rules, _ = check_rules(path, environ={"SECRET": "hush" * 4, "UNTIL": "2999-01-01"})
     assert rules is not None
-    assert rules.sources["soon"].secret_ends[1] > rules.sources["fine"].secret_ends[0]
+    assert rules.sources["soon"].secret_expiries[1] > rules.sources["fine"].secret_expiries[0]
 
 
 def test_quarantine_is_for_sources_whose_requests_can_be_verified_again(tmp_path: Path) -> None:

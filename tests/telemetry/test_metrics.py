@@ -72,7 +72,7 @@ INTERFACE = {
     "certificate_expiry_timestamp_seconds": ("gauge", "name"),
     "certificate_refused": ("gauge", ""),
     "connections_refused_total": ("counter", "reason"),
-    "secret_end_timestamp_seconds": ("gauge", "source position"),
+    "secret_expiry_timestamp_seconds": ("gauge", "source position"),
     "log_up": ("gauge", ""),
     "event_loop_tasks": ("gauge", ""),
     "build_info": ("gauge", "version role"),
@@ -131,7 +131,7 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
     metrics.secret_events.labels("x", "1").inc()
     metrics.quarantined.labels("x", "kept").inc()
     metrics.destination_responses.labels("x", "sent").inc()
-    metrics.secret_end_timestamp.labels("x", "1").set(1)
+    metrics.secret_expiry_timestamp.labels("x", "1").set(1)
     metrics.partition_unread.labels("x", "0").set(1)
     metrics.retention_left.labels("x").set(1)
     metrics.set_certificate_expiries("destination", {"ci/ca": 1.0})
@@ -385,7 +385,7 @@ def test_secrets_have_series_only_where_there_are_several_or_one_that_ends() -> 
 
     def prepare(*secrets: object) -> tuple[list[str], list[str]]:
         metrics.prepare(replace(rules, sources={"shop": a_rotating_source(*secrets)}))
-        return positions(registry, "secret_events_total"), positions(registry, "secret_end_timestamp_seconds")
+        return positions(registry, "secret_events_total"), positions(registry, "secret_expiry_timestamp_seconds")
 
     ending = {"secret": "old", "until": "2027-01-31T12:00:00Z"}
     assert prepare("only") == ([], [])
@@ -394,9 +394,12 @@ def test_secrets_have_series_only_where_there_are_several_or_one_that_ends() -> 
     metrics.secret_events.labels("shop", "2").inc()
     assert prepare("new", ending) == (["1", "2"], ["2"])
     assert sample(registry, "secret_events_total", source="shop", position="2") == 1
-    assert sample(registry, "secret_end_timestamp_seconds", source="shop", position="2") == 1801396800
+    assert sample(registry, "secret_expiry_timestamp_seconds", source="shop", position="2") == 1801396800
     assert prepare(ending) == (["1"], ["1"])
     assert prepare("only") == ([], [])
     assert prepare("new", ending) == (["1", "2"], ["2"])
     metrics.prepare(rules)
-    assert (positions(registry, "secret_events_total"), positions(registry, "secret_end_timestamp_seconds")) == ([], [])
+    assert (positions(registry, "secret_events_total"), positions(registry, "secret_expiry_timestamp_seconds")) == (
+        [],
+        [],
+    )

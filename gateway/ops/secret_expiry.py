@@ -1,4 +1,4 @@
-"""Secrets of sources that end: what a process knows of those in its rules, and what `gateway status` says of it."""
+"""Secrets of sources that expire: what a process knows of those in its rules, and what `gateway status` says of it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
@@ -10,15 +10,15 @@ from gateway.ops.output import count
 from gateway.telemetry.secret_uses import SecretUses
 from gateway.verify.key_ring import Term
 
-NEAR = 7 * 86400.0
-"""Seconds before its end from which on a secret is reported, as by the alert."""
+EXPIRY_ALERT = 7 * 86400.0
+"""Seconds before its expiry from which on a secret is reported, as by the alert."""
 _UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"))
 
 
 def secret_statuses(
     source: str, terms: Sequence[Term], uses: SecretUses, *, now: float, at: float
 ) -> Sequence[Mapping[str, Any]]:
-    """Return a source's secrets that end, as JSON for `/status`: when, and how many events they verified of late.
+    """Return a source's secrets that expire, as JSON for `/status`: when, and how many events each verified recently.
 
     `now` is that of the clock that signatures are checked by, `at` that of the log. The names are an interface.
     """
@@ -39,23 +39,21 @@ def secret_statuses(
 
 
 def secret_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
-    """Yield which of a source's secrets have ended or do so within a week.
+    """Yield which of a source's secrets have expired or will within a week.
 
-    That is wrong while events verify with one, or if no other is good for longer.
+    That needs attention while events verify with one, or if no other lasts longer.
     """
     for each in source.get("secrets", ()):  # an older version doesn't send it
         name, left, events = source["source"], each["left"], each["events"]
-        if left > NEAR:
+        if left > EXPIRY_ALERT:
             continue
         used = f"{count(events, 'event')} verified with it in the last hour"
         if left > 0:
-            why = f"{each['secret']} ends in {shown_time(left)}, and {used}"
+            why = f"{each['secret']} expires in {shown_time(left)}, and {used}"
         else:
-            why = f"{each['secret']} ended {shown_time(-left)} ago"
+            why = f"{each['secret']} expired {shown_time(-left)} ago"
         if each["is_last"]:
-            why += "; no other is good for longer, so all requests are refused " + (
-                "then" if left > 0 else "since then"
-            )
+            why += "; no other lasts longer, so all requests are refused " + ("then" if left > 0 else "since then")
         yield Finding(
             rank=SOURCE,
             what=f"source {name}",
