@@ -326,7 +326,7 @@ def _echo_of(name: str) -> Respond:
 
 
 def _exists(_: Request, __: HandshakeKeys) -> HandshakeResponse | None:
-    """Trello, SurveyMonkey and Mandrill: a HEAD request asks whether the address exists."""
+    """Trello, SurveyMonkey, Mandrill and Intercom ask by a HEAD request whether the address exists, Mailchimp by a GET."""
     return HandshakeResponse()
 
 
@@ -364,6 +364,7 @@ HANDSHAKES: Mapping[str, Handshake] = {
     # https://docs.onfleet.com/reference/webhooks
     "onfleet": Handshake(respond=_echo_of("check"), methods=("GET",)),
     "head": Handshake(respond=_exists, methods=("HEAD",)),
+    "get": Handshake(respond=_exists, methods=("GET",)),
     # https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks#notificationurl-validation
     "microsoft-graph": Handshake(respond=_echo_of("validationToken"), methods=("POST",)),
     "cloudevents": Handshake(respond=_cloudevents, methods=("OPTIONS",)),

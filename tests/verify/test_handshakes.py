@@ -336,6 +336,20 @@ def test_a_head_request_finds_the_address() -> None:
     assert unverified("head", "HEAD") == HandshakeResponse()
 
 
+def test_a_get_request_finds_the_address() -> None:
+    """Mailchimp saves no webhook otherwise: https://github.com/mailchimp/mailchimp-client-lib-codegen/issues/11."""
+    assert unverified("get", "GET") == HandshakeResponse()
+    assert unverified("get", "GET", "secret=wrong") == HandshakeResponse()
+
+
+@pytest.mark.parametrize(("name", "method"), [("intercom", "HEAD"), ("mailchimp", "GET")])
+def test_who_asks_for_the_address_by_a_method_gets_it_without_a_secret(name: str, method: str) -> None:
+    verifier = a_verifier(name)
+    assert verifier.handshake_methods == (method,)
+    response = verifier.unverified_handshake(a_request()._replace(method=method, body=b""), now=NOW)
+    assert response == HandshakeResponse()
+
+
 def test_cloudevents_senders_ask_by_options() -> None:
     """https://github.com/cloudevents/spec/blob/main/cloudevents/http-webhook.md#42-validation-response."""
     response = unverified(
