@@ -47,7 +47,8 @@ class Part(NamedTuple):
     @property
     def shown(self) -> str:
         """The part as it is written in a template."""
-        words = [self.kind.replace("parameter", "form"), self.name.decode(), *map(str, self.path[: self.kind == "element"])]
+        beside = map(str, self.path) if self.kind == "element" else ()
+        words = [self.kind.replace("parameter", "form"), self.name.decode(), *beside]
         return "{" + ":".join(filter(None, words)) + ("?" if self.is_optional else "") + "}"
 
 
@@ -159,12 +160,14 @@ def _segment(parts: Sequence[bytes | Part], begin: int, end: int, unit: str | No
 
 def _before(parts: Sequence[bytes | Part], index: int, end: int, unit: str | None) -> list[Guard]:
     """Return the guard of a part that is read from the beginning: its end is where first is what follows it."""
-    part, following = parts[index], []
-    for each in parts[index + 1 : end]:
-        if isinstance(each, Part) and (pattern := _pattern(each, unit)) is None:
-            break
-        following.append(re.escape(each) if isinstance(each, bytes) else b"(?:" + pattern.pattern + b")")
+    part = parts[index]
     assert isinstance(part, Part)
+    following: list[bytes] = []
+    for each in parts[index + 1 : end]:
+        pattern = _pattern(each, unit) if isinstance(each, Part) else re.compile(re.escape(each))
+        if pattern is None:
+            break
+        following.append(b"(?:" + pattern.pattern + b")")
     after = parts[index + 1] if index + 1 < end else None
     if following and not (isinstance(after, Part) and _is_of_digits(after, unit)):
         if isinstance(after, bytes) and len(following) == 1:
@@ -199,9 +202,7 @@ def _ambiguous(part: Part, after: bytes | Part | None) -> AmbiguousError:
     )
 
 
-def _last_text(
-    parts: Sequence[bytes | Part], named: Sequence[tuple[int, Part]], end: int, unit: str | None
-) -> int:
+def _last_text(parts: Sequence[bytes | Part], named: Sequence[tuple[int, Part]], end: int, unit: str | None) -> int:
     """Return the place of the last part whose form isn't known, which may be anything; the end if there is none."""
     texts = [index for index, part in named if not _ends_by_itself(part, unit)]
     if not texts:

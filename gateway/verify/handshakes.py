@@ -326,7 +326,7 @@ def _echo_of(name: str) -> Respond:
 
 
 def _exists(_: Request, __: HandshakeKeys) -> HandshakeResponse | None:
-    """Trello, SurveyMonkey, Mandrill and Intercom ask by a HEAD request whether the address exists, Mailchimp by a GET."""
+    """Trello, SurveyMonkey, Mandrill and Intercom ask by HEAD whether the address exists, Mailchimp by GET."""
     return HandshakeResponse()
 
 

@@ -41,8 +41,8 @@ class JsonWebToken:
     Its key is one of `keys`, or in the set (RFC 7517) at the https address `key_set`, fetched when it is needed; or its
     sender is asked for it by `key_request`.
 
-    Every claim in `claims` has to be the string that its template gives, or that boolean; of an `aud` that is a list, one of it. A
-    token without `exp` is good at any time, unless `tolerance` is given, which then counts from its `iat`.
+    Every claim in `claims` has to be the string that its template gives, or that boolean; of an `aud` that is a list,
+    one of it. A token without `exp` is good at any time, unless `tolerance` is given, which then counts from its `iat`.
     """
 
     header: str

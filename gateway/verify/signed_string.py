@@ -17,7 +17,6 @@ from gateway.verify.content import Content, FieldPath, parse_field_path, require
 from gateway.verify.request import Reason, Request, only, refused, to_bytes
 from gateway.verify.tokens import PARAMETER, TOKEN
 
-
 BODY, TIMESTAMP, ID, URL, SECRET = Part("body"), Part("timestamp"), Part("id"), Part("url"), Part("secret")
 _BARE = {part.kind: part for part in (BODY, TIMESTAMP, ID, URL, SECRET, Part("method"), Part("path"), Part("form"))}
 _OF_BODY = ("sha256", "crc32", "json")
@@ -60,7 +59,7 @@ def parse_template(text: str) -> "SignedString":
     return SignedString(tuple(parts), text)
 
 
-def _part(kind: str, argument: str) -> Part:
+def _part(kind: str, argument: str) -> Part:  # noqa: PLR0911 - one for each kind
     if not argument:
         if kind in _BARE:
             return _BARE[kind]
@@ -244,8 +243,12 @@ def _path(part: Part, given: SigningInput) -> bytes:
     if not part.name:
         return to_bytes(path)
     # As encodeURI and Node's querystring.escape do it, the latter first, and only to the query.
-    whole = f"{path}?{quote(query, safe=_UNESCAPED)}" if query else path
-    return quote(whole, safe=_UNESCAPED + ";,/?:@&=+$#").encode()
+    whole = f"{path}?{_quoted(query, _UNESCAPED)}" if query else path
+    return _quoted(whole, _UNESCAPED + ";,/?:@&=+$#").encode()
+
+
+def _quoted(text: str, safe: str) -> str:
+    return quote(text, safe=safe, encoding="utf-8", errors="surrogateescape")
 
 
 def _parameter(part: Part, given: SigningInput) -> bytes:
@@ -264,6 +267,9 @@ def _listed(part: Part, given: SigningInput) -> bytes:
     names = sorted({*always, *[name.strip(b" ") for name in listed]})
     if len(names) > MAX_LISTED:
         raise refused(Reason.MALFORMED_SIGNATURE, f"expected at most {MAX_LISTED} headers that are signed, got more")
+    if not all(TOKEN.fullmatch(name.decode("latin-1")) for name in names):
+        expected = f"expected a list of headers' names in {always[0].decode()}, which are signed"
+        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another")
     text = b";" + b";".join([name + b":" + only(given.request, name).strip() for name in names])
     if any(text.count(b";" + name + b":") > 1 for name in names):  # so that it is read in one way alone
         expected = "expected headers without the name of another signed one in them"

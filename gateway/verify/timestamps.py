@@ -44,7 +44,11 @@ class Timestamp:
     def check(self, text: bytes, now: float) -> None:
         at = self._read(text)
         if at is None:
-            expected = {"s": "Unix seconds (10 digits)", "ms": "Unix milliseconds (13 digits)", "iso": "an RFC 3339 time"}[self.unit]
+            expected = {
+                "s": "Unix seconds (10 digits)",
+                "ms": "Unix milliseconds (13 digits)",
+                "iso": "an RFC 3339 time",
+            }[self.unit]
             raise refused(Reason.MALFORMED_TIMESTAMP, f"expected a timestamp in {expected}, got something else")
         if abs(now - at) > self.tolerance:
             raise refused(

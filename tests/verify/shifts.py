@@ -1,9 +1,11 @@
 """Requests whose signed string is that of another one: bytes of a part moved to its neighbour.
 
-Of `{header:X-Time}.{body}`, the string is split anew wherever a `.` is in it; without anything between the two, anywhere.
+Of `{header:X-Time}.{body}`, the string is split anew wherever a `.` is in it; without anything in between, anywhere.
 """
 
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -35,10 +37,12 @@ def shifts(vector: Vector, data: st.DataObject) -> list[Shift]:
     for index, check, request in accepting(vector):
         if isinstance(check, Signature) and not check.signed.is_body_alone:
             sent = _full_of_marks(vector, index, check, request, data)
-            found += shifts_of(
-                check, sent, vector, lambda cuts: data.draw(st.lists(st.sampled_from(cuts), max_size=MOVES), label="cuts")
-            )
+            found += shifts_of(check, sent, vector, partial(_drawn, data))
     return found
+
+
+def _drawn(data: st.DataObject, cuts: list[int]) -> list[int]:
+    return data.draw(st.lists(st.sampled_from(cuts), max_size=MOVES), label="cuts")
 
 
 def _full_of_marks(vector: Vector, index: int, check: Signature, request: Request, data: st.DataObject) -> Request:
@@ -46,6 +50,8 @@ def _full_of_marks(vector: Vector, index: int, check: Signature, request: Reques
     text = check.signed
     if text.has("form") or text.has("parameter") or text.has("field") or check.body_digest or index:
         return request
+    if text.has("url"):
+        request = request._replace(query=data.draw(st.sampled_from(["", "a=1"]), label="query"))
     words = [each for each in text.parts if isinstance(each, bytes)] + [b"1700000000", b"1", b"2024-01-01T00:00:00Z"]
     words += [value for _, value in request.headers] + [b'{"a":"b"}', b" ", b"?", b"=", request.query.encode()]
     body = b'{"' + b"".join(data.draw(st.lists(st.sampled_from(words), max_size=8), label="body"))
@@ -67,19 +73,20 @@ def signed_by_us(vector: Vector, request: Request, body: bytes) -> Request | Non
     return request._replace(headers=tuple([(n.encode(), v.encode()) for n, v in pairs]), body=body)
 
 
-def shifts_of(
-    check: Signature, sent: Request, vector: Vector, choose: Callable[[list[int]], list[int]]
-) -> list[Shift]:
+def shifts_of(check: Signature, sent: Request, vector: Vector, choose: Callable[[list[int]], list[int]]) -> list[Shift]:
     """Return the requests with the same signed string, at the chosen ones of all places of a split."""
     parts, stamp = check.signed.parts, b""
     if check.timestamp is not None:
-        candidates = check._split(check._lines(sent)[0])[1] if check.timestamp.is_element else []  # noqa: SLF001
-        stamp = candidates[0] if candidates else sent.values(check.timestamp.name)[0] if check.timestamp.name else b""
+        candidates = check._split(check._lines(sent)[0])[1] if check.timestamp.is_element else []
+        if check.timestamp.path:
+            stamp = Content(sent).field(check.timestamp.path) or b""
+        else:
+            stamp = candidates[0] if candidates else sent.values(check.timestamp.name)[0]
     given = SigningInput(sent, Content(sent), stamp, check.public_url or "", b"")
     named = [index for index, part in enumerate(parts) if isinstance(part, Part) and part.kind != "secret"]
     pieces = {index: _piece(check, parts[index], given) for index in named}
     found: list[Shift] = []
-    for left, right in zip(named, named[1:], strict=False):
+    for left, right in pairwise(named):
         between = parts[left + 1 : right]
         literal = b"".join([each for each in between if isinstance(each, bytes)])
         if len(between) != sum(isinstance(each, bytes) for each in between):
@@ -120,7 +127,9 @@ def _place(part: Part, sent: Request, vector: Vector, check: Signature) -> Place
     return found[0] if found else None
 
 
-def _written(part: Part, value: bytes, place: Place | None, check: Signature, sent: Request) -> bytes | None:
+def _written(  # noqa: PLR0911 - one for each kind
+    part: Part, value: bytes, place: Place | None, check: Signature, sent: Request
+) -> bytes | None:
     """Return what is at a place, so that a part has a value; None if nothing is."""
     if place is None or part.name in {b"sha256", b"crc32", b"json"} or part.kind in {"element", "listed", "method"}:
         return None  # a digest, a string of JSON, or what a source takes nothing else of
@@ -130,12 +139,12 @@ def _written(part: Part, value: bytes, place: Place | None, check: Signature, se
         address = (check.public_url or "").encode()
         rest = value.removeprefix(address)
         is_address = value.startswith(address) and (not rest or rest.startswith(b"?"))
-        return rest[1:] if is_address and part.name != b"decoded" or (is_address and b"%" not in rest) else None
+        return rest[1:] if (is_address and part.name != b"decoded") or (is_address and b"%" not in rest) else None
     if part.kind == "path":
         return None  # a source has one
     if part.kind == "timestamp" and check.timestamp is not None and check.timestamp.is_element:
-        stamp = check._split(check._lines(sent)[0])[1][0]  # noqa: SLF001
+        stamp = check._split(check._lines(sent)[0])[1][0]
         return place.value.replace(stamp, value, 1)
-    if place.name.startswith("header ") and any(byte < 0x20 for byte in value):  # noqa: PLR2004 - control characters
+    if place.name.startswith("header ") and any(byte < 0x20 for byte in value):
         return None
     return value
