@@ -233,7 +233,7 @@ def _is_given(part: Part) -> bool:
 def _is_of_digits(part: Part, unit: str | None) -> bool:
     """Return whether a part can be taken for an end of what stands before it, if that ends in digits, too."""
     form = unit if part.kind == "timestamp" else part.form
-    return form not in {"iso", "http-date"} and _pattern(part, unit) is not _STRING
+    return form not in {"iso", "date"} and _pattern(part, unit) is not _STRING
 
 
 def _pattern(part: Part, unit: str | None) -> re.Pattern[bytes] | None:

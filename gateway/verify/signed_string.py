@@ -25,7 +25,7 @@ MAX_LISTED = 64  # headers that a request lists as signed
 EXPECTED = (
     "a string with {body} and, in braces, only timestamp, id, method, path, url, secret, form, body:sha256, "
     "body:crc32, body:json, url:sha256, url:decoded, path:encoded, header:NAME, query:NAME, field:PATH (these three "
-    "also with a form: header:NAME:s, ms, iso, http-date, any or a length), form:NAME, listed:NAME,NAME, "
+    "also with a form: header:NAME:s, ms, iso, date, any or a length), form:NAME, listed:NAME,NAME, "
     "element:NAME:PREFIX"
 )
 

@@ -8,17 +8,19 @@ from datetime import UTC, datetime
 from gateway.verify.content import FieldPath
 from gateway.verify.request import Reason, refused
 
+# RFC 3339, section 5.6, with its T and its Z in capitals, as all of them are sent.
+_ISO = rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)"
+# IMF-fixdate: RFC 9110, section 5.6.7.
+_OF_HTTP = (
+    rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4} "
+    rb"\d\d:\d\d:\d\d GMT"
+)
 FORMS: Mapping[str, re.Pattern[bytes]] = {
     # Digits of ASCII, as many as from 2001 to 2286: no sign, and no bytes of what is signed beside it.
     "s": re.compile(rb"[0-9]{10}"),
     "ms": re.compile(rb"[0-9]{13}"),
-    # RFC 3339, section 5.6, with its T and its Z in capitals, as all of them are sent.
-    "iso": re.compile(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)"),
-    # IMF-fixdate: RFC 9110, section 5.6.7.
-    "http-date": re.compile(
-        rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4} "
-        rb"\d\d:\d\d:\d\d GMT"
-    ),
+    "iso": re.compile(_ISO),
+    "date": re.compile(_ISO + rb"|" + _OF_HTTP),
 }
 """How a time is written. Each has one length, or an end that is known from its beginning and the other way round."""
 
