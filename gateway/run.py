@@ -31,6 +31,7 @@ from gateway.engine.worker import POLL_INTERVAL, Worker
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.ingress import Ingress
 from gateway.ingress.listener import Wire
+from gateway.ingress.rate_share import RateShare
 from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
@@ -183,6 +184,15 @@ class Gateway:
             listen = await self._start_ingress(log, tasks, stack) if settings.role is not Role.ROUTER else None
             if self._ingress is not None:
                 background.append(tasks.create_task(self._ingress.quarantine.run(), name="quarantine"))
+            if self._ingress is not None and not isinstance(settings.log, EmbeddedTarget):
+                share = RateShare(
+                    log=log,
+                    topics=self._topics,
+                    is_needed=lambda: any(source.limits.rate for source in self.reloader.rules.sources.values()),
+                    use=self._ingress.share_rates,
+                    logger=self._logger,
+                )
+                background.append(tasks.create_task(share.run(), name="rate-share"))
             if settings.role is not Role.ROUTER:
                 background.append(tasks.create_task(responses.follow(), name="responses-follow"))
             background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))

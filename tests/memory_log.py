@@ -341,6 +341,9 @@ class MemoryLog:
             if commits and group.startswith(prefix)
         }
 
+    async def members(self, group: str) -> int:
+        return len(self._state.members.get(group, ()))
+
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         missing = [spec for spec in specs if spec.name not in self._state.specs]
         for spec in missing:

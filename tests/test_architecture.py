@@ -116,6 +116,8 @@ PURE = {
     "gateway/ingress/body_memory.py",
     "gateway/ingress/certificate_headers.py",
     "gateway/ingress/client_address.py",
+    "gateway/ingress/idle_connections.py",
+    "gateway/ingress/key_budget.py",
     "gateway/ingress/opening_connections.py",
     "gateway/ingress/pending_tokens.py",
     "gateway/ingress/proxy_protocol.py",

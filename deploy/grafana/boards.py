@@ -181,7 +181,7 @@ OVERVIEW = Board(
             "Connections refused",
             "ops",
             "GatewayCertificateExpires",
-            "Connections that were closed before their PROXY header or TLS handshake, by reason.",
+            "Connections that were closed before they were open, or while idle to let others in, by reason.",
             (per_second("gateway_connections_refused_total", "reason"), "{{reason}}"),
         ),
         graph(

@@ -13,7 +13,7 @@ A body isn't read while its request would be refused in any case (`refusal`); th
 places are all taken by verified requests, so an unverified one can't cause it either. Several requests that were let
 through to their bodies may find fewer tokens than they are when they enter: those are refused then.
 
-An ingress belongs to no group, and doesn't know how many others there are: both limits are those of one process.
+The rate is this process's share of a source's (`rate_share.py`); `concurrent` is each process's own.
 """
 
 import math

@@ -71,6 +71,15 @@ def parse_address(peer: str) -> Address | None:
     return _parsed(IPv6Address if ":" in peer else IPv4Address, peer.partition("%")[0])
 
 
+def network_of(address: str) -> str:
+    """Return what one subscriber has of addresses: an IPv4 address, 64 bits of an IPv6 one (RFC 6177).
+
+    Whatever is shared by clients is shared by their networks: nobody has more of it for having more addresses.
+    """
+    found = parse_address(address)
+    return f"{int(found) >> 64:x}::" if isinstance(found, IPv6Address) else str(found)
+
+
 def _forwarded(element: bytes) -> Address | None:
     found = _FORWARDED.fullmatch(element)
     if found is None:

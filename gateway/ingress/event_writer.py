@@ -14,7 +14,7 @@ from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.responses import Accepted, batch_response, passed_on_response, stored_response
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
-from gateway.model import Event
+from gateway.model import Event, RecordTooLargeError
 from gateway.rules.batches import split
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import StoredResponse
@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # an extra
 class EventWriter:
     """Appends events to the log, once for each of them; no append is retried. Its callers hold the body's memory.
 
-    What it learns of a request goes into the `fields` of its log line.
+    What it learns of a request goes into the `fields` of its log line. `size_limit` is the bytes that an event may have
+    with its headers.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class EventWriter:
         memory: BodyMemory,
         traces: "Traces | None",
         responses: DestinationResponses | None,
+        size_limit: int,
     ) -> None:
         self._log = log
+        self._size_limit = size_limit
         self._metrics = metrics
         self._memory = memory
         self._traces = traces
@@ -76,12 +79,15 @@ class EventWriter:
     ) -> web.StreamResponse:
         """Store each event of a request. If one can't be stored, all are sent again, and have their ids again.
 
-        Raises as `store` does.
+        Raises as `store` does. None is stored if one is too large: it would be so each time, and the others would come
+        again and again.
         """
         bodies = split(sent.content(), endpoint.split or ())
         if bodies is None:
             return await self.store(endpoint, sent, verified, fields)
         head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
+        if max(map(len, bodies)) + head_bytes > self._size_limit:
+            raise RecordTooLargeError
         # Each event has the headers. What was decompressed of the request is gone but for their bodies.
         memory = sum([len(body) for body in bodies]) + len(bodies) * head_bytes
         if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):

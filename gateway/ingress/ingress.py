@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.ingress.admission import Admission
 from gateway.ingress.body import BodyReader, no_room, too_large
 from gateway.ingress.body_memory import BodyMemory
+from gateway.ingress.client_address import network_of
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import EventWriter
@@ -96,10 +97,23 @@ class Ingress:
         self._responses = responses
         self._body_limit = log.max_record_bytes - SUCCESSOR_HEADROOM
         self._memory = BodyMemory(self._limits.in_flight_bytes)
-        self._writer = EventWriter(log=log, metrics=metrics, memory=self._memory, traces=traces, responses=responses)
+        self._writer = EventWriter(
+            log=log,
+            metrics=metrics,
+            memory=self._memory,
+            traces=traces,
+            responses=responses,
+            size_limit=self._body_limit,
+        )
         self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
         """Its `run` is to be running while this serves."""
-        self._keys = KeyFetcher(fetch, memory=self._memory, clock=clock, logger=logger)
+        self._keys = KeyFetcher(
+            fetch,
+            memory=self._memory,
+            clock=clock,
+            logger=logger,
+            may_log=lambda source: self._take_quota(self._quota, source, "key_not_fetched"),
+        )
         self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
         self._own_quota = LogQuota()
@@ -107,6 +121,7 @@ class Ingress:
         self._quota_timer: asyncio.TimerHandle | None = None
         self._cached_rules: Rules | None = None
         self._admissions: dict[str, Admission] = {}
+        self._processes = 1
         self._endpoints: dict[str, Endpoint] = {}
         self._web: Server | None = None
         self._listener: Listener | None = None
@@ -205,7 +220,9 @@ class Ingress:
             now = self._clock()
             try:
                 verified = (
-                    await self._verify(endpoint, sent) if endpoint.fetches_keys else verifier.verify(sent, now=now)
+                    await self._verify(request, endpoint, sent)
+                    if endpoint.fetches_keys
+                    else verifier.verify(sent, now=now)
                 )
             except RefusedError as refusal:
                 self._keep(request, endpoint, refusal, sent, at=now)
@@ -275,7 +292,7 @@ class Ingress:
                     return sent, pending.verify(sent, endpoint.keys)
             finally:
                 self._memory.close(reader)
-            return sent, await self._verify(endpoint, sent)
+            return sent, await self._verify(request, endpoint, sent)
         except RefusedError as refusal:
             self._keep(request, endpoint, refusal, sent, at=now)
             raise
@@ -287,7 +304,7 @@ class Ingress:
         if self.quarantine.wants(endpoint.source, refusal):
             self.quarantine.keep(endpoint.source, refusal.reason, sent, at=at, sender=endpoint.sender_of(request))
 
-    async def _verify(self, endpoint: Endpoint, sent: Request) -> Verified:
+    async def _verify(self, request: web.BaseRequest, endpoint: Endpoint, sent: Request) -> Verified:
         """Verify a request, with the key that it names if it does; return by what."""
 
         def verify() -> Verified:
@@ -296,7 +313,8 @@ class Ingress:
         try:
             return verify()
         except KeyNeededError:
-            return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify)
+            network = network_of(endpoint.sender_of(request))
+            return await self._keys.verify(endpoint.name, endpoint.share, len(sent.body), verify, network=network)
 
     def _endpoint(self, path: str) -> Endpoint | None:
         rules = self._rules()
@@ -307,16 +325,26 @@ class Ingress:
         # same. So the time doesn't depend on how much of a wrong path is right.
         return self._endpoints.get(path)
 
-    def _use(self, rules: Rules) -> None:
+    def share_rates(self, processes: int) -> None:
+        """Take an equal share of the sources' rates: there are so many ingresses."""
+        self._processes = processes
+        if self._cached_rules is not None:
+            self._set_limits(self._cached_rules)
+
+    def _set_limits(self, rules: Rules) -> None:
         now = perf_counter()
+        for name, admission in self._admissions.items():
+            limits = rules.sources[name].limits
+            rate = None if limits.rate is None else limits.rate / self._processes
+            admission.set_limits(rate=rate, concurrent=limits.concurrent, now=now)
+
+    def _use(self, rules: Rules) -> None:
         self._admissions = {
             name: self._admissions.get(name) or Admission()
             for name, source in rules.sources.items()
             if source.limits.rate is not None or source.limits.concurrent is not None
         }
-        for name, admission in self._admissions.items():
-            limits = rules.sources[name].limits
-            admission.set_limits(rate=limits.rate, concurrent=limits.concurrent, now=now)
+        self._set_limits(rules)
         proxies = Proxies(rules.trusted_proxies, rules.certificate_header)
         self._endpoints = {
             source.path: Endpoint(

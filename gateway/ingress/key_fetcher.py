@@ -1,13 +1,16 @@
 """Fetches the keys that requests name, so that they can be verified.
 
-    verify ─▶ KeyNeededError ─▶ memory for the body? ─▶ being fetched? ──yes──▶ wait for it ─┐
-      ▲                            │ no: 503              │ no                               │
-      │                                       within the budget? ──no──▶ 503                 │
-      │                                                   │ yes                              │
-      └──────────────────────── cache ◀─────────────────fetch ◀──────────────────────────────┘
+    verify ─▶ KeyNeededError ─▶ room, and memory for the body? ─▶ being fetched? ──yes──▶ wait for it ─┐
+      ▲                            │ no: 503                          │ no                             │
+      │                                 known, or a token of this network? ──no──▶ 503                 │
+      │                                                               │ yes                            │
+      └──────────────────────── cache ◀─────────────────────────────fetch ◀────────────────────────────┘
 
 Whoever sends such a request isn't verified. So the waiting bodies are counted as unverified ones are, and evicted as
-they are; each address is fetched once at a time, and few new ones a minute; and nothing waits longer than DEADLINE.
+they are; each address is fetched once at a time; and nothing waits longer than DEADLINE.
+
+Anybody may make up addresses, up to those that the vendor's server has, and after a start no key is known yet. So new
+ones are bounded, with some for each network of clients (`key_budget.py`); and so is the room in which requests wait.
 """
 
 import asyncio
@@ -20,7 +23,9 @@ from typing_extensions import override
 
 from gateway.ingress.body import crowded_out, no_room
 from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
+from gateway.ingress.key_budget import KeyBudget
 from gateway.model import RefusedError, UnfetchedError
+from gateway.quarantine.quota import FairBucket
 from gateway.verify.remote_keys import (
     MAX_DOCUMENT_BYTES,
     MAX_KEYS_OF_REQUEST,
@@ -34,13 +39,16 @@ from gateway.verify.request import Reason
 FETCH_TIMEOUT = 3.0
 DEADLINE = MAX_KEYS_OF_REQUEST * FETCH_TIMEOUT + 1.0
 FLOOD_INTERVAL = 60.0  # Seconds between lines that say that more keys are asked for than are fetched.
-MAX_WAITING = 500  # Requests: those without a body take no memory that is counted.
+MAX_WAITING = 1000  # Requests, half of them of one network: those without a body take no memory that is counted.
 
 T = TypeVar("T")
 
 
 class KeyFetcher:
-    """The keys of all sources. `clock` is in Unix seconds. Without `fetch` there are none."""
+    """The keys of all sources. `clock` is in Unix seconds. Without `fetch` there are none.
+
+    `may_log` returns whether there may be another line about a source's keys: strangers cause them.
+    """
 
     def __init__(
         self,
@@ -49,14 +57,17 @@ class KeyFetcher:
         memory: BodyMemory,
         clock: Callable[[], float],
         logger: FilteringBoundLogger,
+        may_log: Callable[[str], bool],
     ) -> None:
         self._fetch = fetch
         self._memory = memory
         self._clock = clock
         self._logger = logger
+        self._may_log = may_log
         self._caches: dict[str, KeyCache] = {}
+        self._budgets: dict[str, KeyBudget] = {}
         self._pending: dict[tuple[str, str], asyncio.Future[None]] = {}
-        self._waiting = 0
+        self._room = FairBucket(capacity=MAX_WAITING, rate=0.0, now=0.0)
         self._warned: dict[str, float] = {}
 
     def cache(self, source: str) -> KeyCache:
@@ -64,34 +75,36 @@ class KeyFetcher:
         return self._caches.setdefault(source, KeyCache())
 
     def retain(self, sources: Collection[str]) -> None:
-        """Forget the keys of all other sources."""
+        """Forget the keys of all other sources. A reload gives those that stay no new tokens."""
         self._caches = {name: cache for name, cache in self._caches.items() if name in sources}
+        self._budgets = {name: budget for name, budget in self._budgets.items() if name in sources}
         self._warned = {name: at for name, at in self._warned.items() if name in sources}
 
-    async def verify(self, source: str, share: Share, size: int, verify: Callable[[], T]) -> T:
+    async def verify(self, source: str, share: Share, size: int, verify: Callable[[], T], *, network: str) -> T:
         """Call `verify` again once the key is there that it needs; return what it returns.
 
-        The body has `size` bytes. Raises what `verify` raises but for KeyNeededError, and RefusedError: 503 if the key
-        can't be had, 408 if others need the body's memory meanwhile.
+        The body has `size` bytes, and is of a client in that network (`network_of`). Raises what `verify` raises but
+        for KeyNeededError, and RefusedError: 503 if the key can't be had, 408 if others need the body's memory.
         """
         body = _WaitingBody(share)
-        if self._waiting >= MAX_WAITING or not self._memory.grow(body, size, now=perf_counter()):
+        has_room = self._room.has(network, 1, now=asyncio.get_running_loop().time())
+        if not has_room or not self._memory.grow(body, size, now=perf_counter()):
             raise no_room(self._memory)
-        self._waiting += 1
+        debtor = self._room.take(network, 1)
         try:
             async with asyncio.timeout(DEADLINE) as body.deadline:
                 for _ in range(MAX_KEYS_OF_REQUEST):
                     try:
                         return verify()
                     except KeyNeededError as needed:
-                        await self._get(source, needed.url, needed.asking)
+                        await self._get(source, network, needed.url, needed.asking)
                 return verify()
         except KeyNeededError as error:
             raise key_unavailable("it would be one too many") from error
         except TimeoutError as error:
             raise crowded_out() if body.is_evicted else key_unavailable("it didn't come in time") from error
         finally:
-            self._waiting -= 1
+            self._room.give_back(debtor, 1)
             self._memory.close(body)
 
     async def visit(self, source: str, url: str) -> None:
@@ -107,7 +120,7 @@ class KeyFetcher:
             ) from error
         self._logger.info("subscription_confirmed", source=source)
 
-    async def _get(self, source: str, url: str, asking: bytes) -> None:
+    async def _get(self, source: str, network: str, url: str, asking: bytes) -> None:
         """Fetch a key into the source's cache, or note there that it can't be had; or wait for whoever does so."""
         pending = self._pending.get((source, url))
         if pending is not None:
@@ -116,7 +129,7 @@ class KeyFetcher:
         keys = self.cache(source)
         if self._fetch is None:
             raise key_unavailable("nothing is fetched here")
-        if not keys.claim(url, self._clock()):
+        if not (keys.knows(url) or self._may_ask(source, network)):
             self._warn_of_flood(source, url)
             raise key_unavailable("too many new ones are asked for")
         pending = self._pending[source, url] = asyncio.get_running_loop().create_future()
@@ -125,15 +138,27 @@ class KeyFetcher:
             keys.keep(url, document, self._clock())
         except UnfetchedError as error:
             keys.fail(url, self._clock(), is_gone=error.is_gone)
-            self._logger.warning("key_not_fetched", source=source, url=url, reason=str(error))
+            self._warn(source, url, str(error))
         except ValueError:
             keys.fail(url, self._clock())
-            self._logger.warning("key_not_fetched", source=source, url=url, reason="expected a key in PEM, got another")
+            self._warn(source, url, "expected a key in PEM, got another")
         else:
             self._logger.info("key_fetched", source=source, url=url)
         finally:  # if cancelled, those that wait fetch it themselves
             del self._pending[source, url]
             pending.set_result(None)
+
+    def _may_ask(self, source: str, network: str) -> bool:
+        """Return whether one more address may be asked from which no key is known; take the token for it."""
+        now = asyncio.get_running_loop().time()
+        budget = self._budgets.get(source)
+        if budget is None:
+            budget = self._budgets[source] = KeyBudget(now)
+        return budget.take(network, now)
+
+    def _warn(self, source: str, url: str, reason: str) -> None:
+        if self._may_log(source):
+            self._logger.warning("key_not_fetched", source=source, url=url, reason=reason)
 
     def _warn_of_flood(self, source: str, url: str) -> None:
         now = perf_counter()

@@ -8,36 +8,58 @@ Each is accepted by itself, so that all that is ready on the loop has its turn b
 server accepts all that wait at once: 500 forged requests that come together would delay a good one by 50 ms instead of
 15. And a flood of handshakes, each of which costs a signature, takes what is left.
 
+Where there are as many connections as descriptors allow, a silent one is closed for each that is accepted. What all of
+them are is only looked at then, and what was found is used for many.
+
 A header is read from the socket before the loop has it, to the byte: what follows belongs to TLS.
 """
 
 import asyncio
 import errno
+import resource
 import socket
 import ssl
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
+from time import perf_counter
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.ingress.client_address import Networks, parse_address
+from gateway.ingress.idle_connections import longest_silent
 from gateway.ingress.opening_connections import OpeningConnection, OpeningConnections
 from gateway.ingress.proxy_protocol import START, ProxyHeaderError, rest_length, source_address
 from gateway.ingress.server import Connection, Server, TlsConnection
 from gateway.ingress.tls import ServerTls
+from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.logs import trace_of
 
 SHUTDOWN_TIMEOUT = 5.0
 """Seconds for the other end to say that it has got everything (close_notify), after we have said that we close."""
 ACCEPT_PAUSE = 1.0
 """Seconds without accepting, when there is no descriptor or memory for another connection."""
+FULL_PAUSE = 0.1
+"""Seconds without accepting, when there are too many connections and none of them is silent."""
+WARNING_INTERVAL = 60.0
+"""Seconds between lines that say that none is accepted."""
+MIN_SILENCE = 1.0
+"""Seconds for which a connection isn't closed that has just been accepted, or has just got its response."""
+RESERVED = 5120
+"""Descriptors that aren't for senders, up to a quarter of all: for 4,096 attempts (`PoolLimits`), the log and files."""
+NO_LIMIT = 1 << 20
+"""Connections, where descriptors have none."""
+AT_ONCE = 16
+"""Silent connections that are closed when there is no descriptor left: whatever else needs some, may have them."""
+SCAN_SHARE = 0.05
+"""Of the loop's time that is spent at most on looking for silent connections."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Refuse = Callable[[str, str, str], None]
-"""Called with the reason, the address and the details of a connection that was closed before it was open."""
+"""Called with the reason, the address and the details of a connection that is closed, while it opens or is idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +85,13 @@ class Listener:
         self._seconds = web.limits.opening_seconds
         self._refuse = refuse
         self._logger = logger
-        self._opening = OpeningConnections(web.limits.opening)
+        most = room_for_connections() if web.limits.connections is None else web.limits.connections
+        opening = max(1, min(web.limits.opening, most // 8))
+        self._opening = OpeningConnections(opening)
+        self._most = max(1, most - opening)
+        self._silent: deque[tuple[Connection, float]] = deque()
+        self._next_scan = 0.0
+        self._throttle = LogThrottle(WARNING_INTERVAL)
         self._sockets: list[socket.socket] = []
         self._backlog = 0
         self._openings: set[asyncio.Task[None]] = set()
@@ -121,16 +149,53 @@ class Listener:
 
     def _accept(self, listening: socket.socket) -> None:
         """Accept one connection; the loop calls again if others wait, after it has done all else that is ready."""
+        if (excess := self._web.count - self._most) >= 0 and not self._close_silent(1 if excess == 0 else 2):
+            self._warn(0, "too many connections, none of which has been silent for a second")
+            self._pause(listening, FULL_PAUSE)
+            return
         try:
             connection, address = listening.accept()
         except OSError as error:
             if error.errno in _EXHAUSTED:
-                self._logger.warning("accept_failed", error=str(error.strerror))
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(listening)
-                loop.call_later(ACCEPT_PAUSE, self._watch, listening)
+                self._warn(error.errno, str(error.strerror))
+                if not self._close_silent(AT_ONCE):
+                    self._pause(listening, ACCEPT_PAUSE)
             return  # or it was gone before we came to it
         self._begin(connection, address)
+
+    def _pause(self, listening: socket.socket, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listening)
+        loop.call_later(seconds, self._watch, listening)
+
+    def _warn(self, kind: int, error: str) -> None:
+        if count := self._throttle.count(kind, perf_counter()):
+            self._logger.warning("accept_failed", count=count, error=error)
+
+    def _close_silent(self, number: int) -> int:
+        """Close up to so many silent connections; return how many."""
+        closed = 0
+        while closed < number and (self._silent or self._look_for_silent()):
+            connection, since = self._silent.popleft()
+            if connection.silent_since == since:
+                address = _address_of(connection)
+                if connection.close_silent():
+                    closed += 1
+                    self._refuse("idle", address, "expected a request before many others connected")
+        return closed
+
+    def _look_for_silent(self) -> bool:
+        """Look at all connections, which takes a moment; return whether some are silent."""
+        began = asyncio.get_running_loop().time()
+        if began < self._next_scan:
+            return False
+        found = [
+            (each, each.network, each.silent_since) for each in self._web.connections if isinstance(each, Connection)
+        ]
+        self._silent.extend(longest_silent(found, until=began - MIN_SILENCE, most=max(AT_ONCE, self._most // 8)))
+        ended = asyncio.get_running_loop().time()
+        self._next_scan = ended + max(FULL_PAUSE / 2, (ended - began) / SCAN_SHARE)
+        return bool(self._silent)
 
     def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
         connection.setblocking(False)  # noqa: FBT003 - positional in C
@@ -178,12 +243,15 @@ class Listener:
         except BaseException:
             connection.close()
             raise
+        network = opening.network
         if self._tls is None:
-            await loop.connect_accepted_socket(partial(Connection, self._web, loop=loop, peer=peer), connection)
+            await loop.connect_accepted_socket(
+                partial(Connection, self._web, loop=loop, peer=peer, network=network), connection
+            )
             return
         try:
             await loop.connect_accepted_socket(
-                partial(TlsConnection, self._web, self._tls.presented, loop=loop, peer=peer),
+                partial(TlsConnection, self._web, self._tls.presented, loop=loop, peer=peer, network=network),
                 connection,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=self._seconds,
@@ -225,6 +293,20 @@ async def _read_exactly(connection: socket.socket, size: int) -> bytes:
             raise EOFError
         data += more
     return data
+
+
+def room_for_connections() -> int:
+    """Return for how many connections this process has descriptors, beside those that it needs itself."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return NO_LIMIT if soft == resource.RLIM_INFINITY else max(1, soft - min(RESERVED, soft // 4))
+
+
+def _address_of(connection: Connection) -> str:
+    """Return the address of a connection's other end; "" if nobody tells it."""
+    if connection.peer is not None:
+        return connection.peer
+    name = connection.peername
+    return name[0] if isinstance(name, tuple) else ""
 
 
 def _bound(family: int, address: tuple[object, ...], *, is_shared: bool) -> socket.socket:

@@ -10,9 +10,8 @@ ones have begun, instead of waiting until they have ended.
 """
 
 from collections.abc import Callable
-from ipaddress import IPv6Address
 
-from gateway.ingress.client_address import parse_address
+from gateway.ingress.client_address import network_of
 
 
 class OpeningConnection:
@@ -80,9 +79,3 @@ class OpeningConnections:
         self._remove(oldest)
         oldest.is_evicted = True
         oldest.evict()
-
-
-def network_of(address: str) -> str:
-    """Return what one subscriber has of addresses: an IPv4 address, 64 bits of an IPv6 one (RFC 6177)."""
-    found = parse_address(address)
-    return f"{int(found) >> 64:x}::" if isinstance(found, IPv6Address) else str(found)

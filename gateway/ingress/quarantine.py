@@ -6,7 +6,7 @@
                                           counted          counted
 
 Anybody may send such requests. So nothing waits for what happens here, least of all the sender's response; each source
-has its tokens, of which each address of its senders gets a fair share (`quota.py`); a process has tokens for all
+has its tokens, of which each network of its senders gets a fair share (`quota.py`); a process has tokens for all
 sources together, of which each gets a fair share; and so has the memory for what isn't stored yet, none of which is
 memory for other bodies. What isn't kept is counted.
 
@@ -24,6 +24,7 @@ from typing import NamedTuple
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
+from gateway.ingress.client_address import network_of
 from gateway.ingress.server import forget_frames
 from gateway.log.base import Log
 from gateway.log.topics import DAY, Topics
@@ -46,9 +47,9 @@ BEGINNING = 4 * 1024
 OVERHEAD = 1024
 """Bytes that a record costs beside its head and body."""
 REQUESTS_PER_SECOND, BURST = 100.0, 2000.0
-"""Of one source; half of the burst for one address."""
+"""Of one source; half of the burst for one network."""
 BYTES_PER_DAY = 512.0 * 1024 * 1024
-"""Of one source, all of which may come at once; half of it from one address."""
+"""Of one source, all of which may come at once; half of it from one network."""
 ALL_PER_SECOND, ALL_BURST = 200.0, 4000.0
 """Of all sources of a process: a few percent of a core."""
 ALL_BYTES_PER_DAY = 2 * BYTES_PER_DAY
@@ -121,10 +122,11 @@ class Quarantine:
         body = sent.body[:BEGINNING] if is_too_large else sent.body
         head_bytes = len(sent.query) + sum([len(name) + len(value) for name, value in sent.headers])
         cost = OVERHEAD + head_bytes + len(body)
-        if not self._has_room(source.name, sender, cost):
+        network = network_of(sender)
+        if not self._has_room(source.name, network, cost):
             return
         self._all.take(source.name, cost)
-        self._quotas[source.name].take(sender, cost)
+        self._quotas[source.name].take(network, cost)
         salt = os.urandom(SALT_BYTES)
         kept = conceal(source.verifier, sent, salt)
         request = RejectedRequest(
@@ -142,6 +144,8 @@ class Quarantine:
             salt=salt,
             credentials=kept.credentials,
             is_body_secret=is_body_secret(source.verifier),
+            # Its client has met it, or the request would have been refused for that.
+            certificate="" if source.client_certificate is None else source.client_certificate.digest,
         )
         owner = self._memory.take(source.name, cost)
         outcome = "too_large" if is_too_large else "kept"
@@ -156,7 +160,7 @@ class Quarantine:
         if length > MAX_BODY:
             self.keep(source, reason, head, at=at, sender=sender, size=length)
             return
-        if not self._has_room(source.name, sender, length):
+        if not self._has_room(source.name, network_of(sender), length):
             return
         if "Expect" in request.headers:  # it waits for a response before it sends its body
             self._count(source.name, "incomplete")
@@ -201,14 +205,14 @@ class Quarantine:
             for each in self._waiting:
                 self._count(each.source, "log_unavailable")
 
-    def _has_room(self, source: str, address: str, size: int) -> bool:
+    def _has_room(self, source: str, network: str, size: int) -> bool:
         """Return whether quotas and memory allow so many bytes; count it if they don't."""
         now = perf_counter()
         quotas = self._quotas.get(source)
         if quotas is None:
             quotas = Quotas(rate=REQUESTS_PER_SECOND, burst=BURST, bytes_per_day=BYTES_PER_DAY, now=now)
             self._quotas[source] = quotas
-        if not (self._all.have(source, size, now) and quotas.have(address, size, now)):
+        if not (self._all.have(source, size, now) and quotas.have(network, size, now)):
             self._count(source, "over_rate")
             return False
         if not self._memory.has(source, size, now=now):
@@ -235,7 +239,7 @@ class Quarantine:
 
 
 class Quotas:
-    """Tokens for requests and for bytes, of which each debtor gets a fair share: an address of a source's, or a source.
+    """Tokens for requests and for bytes, of which each debtor gets a fair share: a source, or a network of its clients.
 
     A day's worth of bytes may come at once. Times are seconds of a clock that isn't set.
     """

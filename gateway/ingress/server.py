@@ -1,7 +1,11 @@
 """Connections: aiohttp's own, with a deadline and a size limit for each request head, and our error responses."""
 
 import asyncio
+import fcntl
 import http.client
+import socket
+import termios
+from array import array
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -38,6 +42,8 @@ class Limits:
     """From the first bytes of a request to the end of its headers."""
     body_seconds: float = 10.0
     """From the end of the headers to the end of the body."""
+    connections: int | None = None
+    """Open ones, whose silent ones are closed to let others in; None for what the descriptors allow."""
     opening: int = 512
     """Connections whose PROXY header or TLS handshake isn't complete."""
     opening_seconds: float = 5.0
@@ -62,6 +68,11 @@ class Server(web.Server):
         self.logger = logger
         self.metrics = metrics
 
+    @property
+    def count(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)
+
     @override
     def __call__(self) -> web.RequestHandler:
         return Connection(self, loop=asyncio.get_running_loop())
@@ -70,9 +81,11 @@ class Server(web.Server):
 class Connection(web.RequestHandler):
     """A connection whose error responses are problems (RFC 9457), and whose errors go to our log."""
 
-    __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "peer", "unread")
+    __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "network", "peer", "unread")
 
-    def __init__(self, server: Server, *, loop: asyncio.AbstractEventLoop, peer: str | None = None) -> None:
+    def __init__(
+        self, server: Server, *, loop: asyncio.AbstractEventLoop, peer: str | None = None, network: str = ""
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -92,6 +105,32 @@ class Connection(web.RequestHandler):
         self.unread: StreamReader | None = None
         self.peer = peer
         """The address of the other end, if a PROXY header tells it; "" if nobody does."""
+        self.network = network
+        """The network of the other end (`network_of`)."""
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when it waits for a request, its first or another, by the loop's clock; None while there is any of one.
+
+        aiohttp notes the time anyway, for `keepalive_timeout`.
+        """
+        waiter = self._waiter
+        if waiter is None or waiter.done() or self._messages or self._head_ends is not None:
+            return None
+        return self._next_keepalive_close_time - KEEP_ALIVE
+
+    def close_silent(self) -> bool:
+        """Close it at once, if nothing has come that isn't read yet; return whether it is closed.
+
+        A request that its client sends at the same moment is lost, as it would be at the end of any idle connection. Of
+        TLS, the first part of a record that was read is nothing yet: no event loop tells of it.
+        """
+        transport = self.transport
+        if transport is None or _has_unread(transport.get_extra_info("socket")):
+            return False
+        self.force_close()
+        transport.abort()  # TLS would wait for the other end to say that it has got everything
+        return True
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -174,8 +213,9 @@ class TlsConnection(Connection):
         *,
         loop: asyncio.AbstractEventLoop,
         peer: str | None,
+        network: str,
     ) -> None:
-        super().__init__(server, loop=loop, peer=peer)
+        super().__init__(server, loop=loop, peer=peer, network=network)
         self._read_certificate = read_certificate
         self.certificate: VerifiedCertificate | None = None
         """The client's, if it was asked for one and has one."""
@@ -192,6 +232,13 @@ def peer_of(request: web.BaseRequest) -> str:
     if isinstance(connection, Connection) and connection.peer is not None:
         return connection.peer
     return request.remote or ""
+
+
+def _has_unread(connection: socket.socket) -> bool:
+    """Return whether the kernel has bytes for us."""
+    waiting = array("i", [0])
+    fcntl.ioctl(connection.fileno(), termios.FIONREAD, waiting)
+    return waiting[0] > 0
 
 
 def forget_frames(error: BaseException | None) -> None:

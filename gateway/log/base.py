@@ -294,6 +294,9 @@ class Log(Protocol):
     async def groups(self, prefix: str) -> Mapping[str, int]:
         """Return the groups with commits whose names have a prefix, each with its number of members."""
 
+    async def members(self, group: str) -> int:
+        """Return how many members a group has, whether it has commits or not; one that was killed, for a while."""
+
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create the topics that are missing and return their names; existing ones aren't changed."""
 

@@ -30,6 +30,8 @@ CONTROL_PARTITION = 0
 
 ROUTER_GROUP = "router"
 JOBS_GROUP = "jobs"
+INGRESS_GROUP = "ingress"
+"""Reads nothing: its members are the ingresses that share the rates of sources."""
 SOURCES_GROUP = "sources"
 """Has no members: its commits name the topics of sources with `topic`, so that each router finds them."""
 

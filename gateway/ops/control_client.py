@@ -25,12 +25,11 @@ from gateway.engine.control.records import (
     decode,
 )
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.log_reader import last_records, records_of
+from gateway.engine.jobs.log_reader import last_append_time, last_records, records_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
 from gateway.model import UnreadableRecordError
-from gateway.ops.log_search import last_append_time
 
 CANCEL_GRACE = 3.0
 """Seconds within which a gateway publishes how far a cancelled command had come."""

@@ -143,17 +143,3 @@ async def _backwards(log: Log, partition: Partition, first: int, end: int) -> As
         size = sum([len(record.value) for record in records])
         piece = max(1, min(LARGEST_PIECE, 4 * piece, piece * PIECE_BYTES // (size or 1)))
         end = start
-
-
-async def last_append_time(log: Log, ends: Mapping[str, int]) -> float | None:
-    """Return when the last record below these ends ("topic/partition" → offset) was appended, by the log's clock.
-
-    None if it isn't known: there is none, or a gap is before each end. Raises LogUnavailableError.
-    """
-    last: float | None = None
-    for partition_name, end in ends.items():
-        topic, _, number = partition_name.rpartition("/")
-        async for records in log.scan(Partition(topic, int(number)), max(0, end - 1), end):
-            for record in records:
-                last = record.appended_at if last is None else max(last, record.appended_at)
-    return last

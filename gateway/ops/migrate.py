@@ -36,7 +36,7 @@ from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_dead_letter
-from gateway.engine.jobs.log_reader import last_records
+from gateway.engine.jobs.log_reader import last_append_time, last_records
 from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
@@ -57,7 +57,6 @@ from gateway.model import (
     UnreadableRecordError,
     UsageError,
 )
-from gateway.ops.log_search import last_append_time
 
 MOVED = "gw_moved"
 """The record header that names the source, the topic and the offset that a record was moved from."""

@@ -10,8 +10,10 @@ from a dedupe window before the first of the requests on: what is there was sent
 retry that was killed before its marker. While one command has claimed a partition, no other appends for it.
 
 A request is verified as of the time at which it was received: it was fresh then, and each record says when it was
-stored, by the log's clock, which mustn't be much later. A secret that has ended since verifies nothing. Whoever sent a
-request more than once within its timestamp's tolerance has sent one event more than once: it is admitted once.
+stored, by the log's clock, which mustn't be much later. A secret that has ended since verifies nothing, and an address
+that the source doesn't allow any more isn't allowed. A client's certificate isn't kept: it is only known that it met
+what was demanded then, so if anything else is demanded now, the request is refused. Whoever sent a request more than
+once within its timestamp's tolerance has sent one event more than once: it is admitted once.
 """
 
 import asyncio
@@ -21,6 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 
 from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
@@ -100,6 +103,7 @@ class Verification:
     async def events(self, found: Rejected, request: RejectedRequest, *, received_at: float) -> list[Event]:
         """Return the events of a request, none if it is a handshake. Raises RefusedError if it is still refused."""
         source, verifier = self._source, self._source.verifier
+        _check_client(source, request)
         kept = Request(request.method, source.path, request.query, request.headers, request.body)
         sent = revealed(verifier, kept, request.credentials, request.salt, now=self._today)
         try:
@@ -143,6 +147,25 @@ class Verification:
                 url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, asking=asking
             )
         return self._documents[url]
+
+
+def _check_client(source: Source, request: RejectedRequest) -> None:
+    """Refuse a request by what is demanded of its client now, as far as is known of it. Raises RefusedError."""
+    if source.allow_from is not None:
+        try:
+            address = ip_address(request.address)
+        except ValueError:  # it couldn't be told, or the record is another's
+            address = None
+        if address is None or not any(address in network for network in source.allow_from):
+            raise RefusedError(403, "address_refused", "expected a request from an address that this source allows")
+    demanded = source.client_certificate
+    if demanded is not None and request.certificate != demanded.digest:
+        raise RefusedError(
+            403,
+            "client_certificate_unknown",
+            "expected a request whose client has shown the certificate that this source demands now, got one that "
+            "met another demand, or none",
+        )
 
 
 def _with_own_id(event: Event, found: Rejected, request: RejectedRequest, number: int) -> Event:

@@ -81,7 +81,7 @@ def sign(
     missing header that is signed, and if there is nothing to forge.
     """
     target = _target(source, url)
-    if is_forged and verifier.scheme == "none":
+    if is_forged and verifier.is_open:
         raise UsageError(f"--forge: expected a source that verifies, got {source.name!r}, which takes everything")
     credential = verifier.signed_query(now=now)
     if is_forged and credential:
@@ -225,7 +225,7 @@ def _with_secret(files: tuple[Path, ...], source: Source, secret: str) -> Verifi
         public_url = node.child("public_url")
         config = _plain(verify)
         if "secrets" not in config:
-            if source.verifier.scheme == "none":
+            if source.verifier.is_open:
                 return source.verifier
             raise OfSenderAloneError
         return build_verifier(

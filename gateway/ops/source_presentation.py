@@ -44,7 +44,7 @@ def print_source(output: Output, source: Source, verification: Verification, rou
     output.print(("source ", "bold"), f"{source.name}  path {source.shown_path}")
     output.print(("verify ", "bold"), f"{verification.scheme}  {verification.location}")
     for method in verification.signing_methods:
-        is_certificate = verification.scheme == "none" and source.client_certificate is not None
+        is_certificate = source.verifier.is_open and source.client_certificate is not None
         output.print("  nothing but the client's certificate" if is_certificate else f"  {_signing_text(method)}")
     for what, listed in (("secret", verification.secrets), ("public key", verification.public_keys)):
         if listed:

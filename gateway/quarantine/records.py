@@ -6,7 +6,8 @@ A source's records share a key, and so a partition, in which its requests keep t
       gw_v            format version, "1"
       gw_rejected     JSON: source, reason, when (Unix seconds, by the clock that signatures were verified by), address,
                       method, path as people may see it, size of the body, what is missing, salt and digests of
-                      credentials (hexadecimal), whether a credential is in the body
+                      credentials (hexadecimal), whether a credential is in the body, the digest of what was demanded of
+                      the client's certificate (hexadecimal), absent if nothing was
       gw_headers      the header pairs as received, without credentials: `name: value`, joined by CRLF
       gw_query        the query string, without credentials
 
@@ -87,6 +88,8 @@ class RejectedRequest:
     salt: bytes
     credentials: tuple[KeptCredential, ...] = ()
     is_body_secret: bool = False
+    certificate: str = ""
+    """The digest of the demand that its client's certificate has met (`ClientCertificates`); "" if there was none."""
 
 
 @immutable
@@ -106,7 +109,7 @@ def key_of(source: str) -> bytes:
 
 def encode_rejected(request: RejectedRequest) -> list[tuple[str, bytes]]:
     """Return the record headers of a refused request; the record's value is its body."""
-    fields = {
+    fields: dict[str, object] = {
         "source": request.source,
         "reason": request.reason,
         "at": request.at,
@@ -122,6 +125,8 @@ def encode_rejected(request: RejectedRequest) -> list[tuple[str, bytes]]:
         ],
         "body_secret": int(request.is_body_secret),
     }
+    if request.certificate:
+        fields["certificate"] = request.certificate
     headers = [
         ("gw_v", b"%d" % FORMAT),
         ("gw_rejected", orjson.dumps(fields)),
@@ -175,6 +180,11 @@ def _rejected(fields: JsonFields, headers: dict[str, bytes], record: Record) -> 
         salt=bytes.fromhex(fields.text("salt", like=_SALT, expected=f"{SALT_BYTES} bytes in hexadecimal")),
         credentials=tuple([_credential(each) for each in fields.each("credentials")]),
         is_body_secret=fields.integer("body_secret", maximum=1) == 1,
+        certificate=(
+            fields.text("certificate", like=_DIGEST, expected="32 bytes in hexadecimal")
+            if fields.has("certificate")
+            else ""
+        ),
     )
 
 

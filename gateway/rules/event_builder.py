@@ -16,6 +16,7 @@ FALLBACK_TYPE = "webhook"
 _OF_WHOLE = frozenset(
     {CONTENT_ENCODING, b"content-length", b"content-md5", b"content-digest", b"digest", b"repr-digest"}
 )
+_BATCH, _ONE = b"application/cloudevents-batch+json", b"application/cloudevents+json"
 IDEMPOTENCY_KEY = "the header Idempotency-Key"
 """Where an identity is looked for last."""
 
@@ -47,7 +48,7 @@ class EventBuilder:
         An identity that isn't read from an event's own body is the request's, and its number is added. Raises
         RefusedError (400) as `event` does, for any of them.
         """
-        kept = [pair for pair in request.headers if pair[0].lower() not in self._of_whole]
+        kept = [_of_one(*pair) for pair in request.headers if pair[0].lower() not in self._of_whole]
         bare = request._replace(headers=tuple(kept), names=None)
         events = []
         for number, body in enumerate(bodies):
@@ -211,6 +212,17 @@ def _idempotency_key(headers: Headers) -> str | None:
         if len(name) == len(b"idempotency-key") and name.lower() == b"idempotency-key":
             return value.decode("utf-8", "surrogateescape") or None
     return None
+
+
+def _of_one(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a header of a batch as that of one of its events: CloudEvents have a content type for each of the two.
+
+    https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md#33-batched-content-mode
+    """
+    media_type, semicolon, parameters = value.partition(b";")
+    if media_type.strip().lower() != _BATCH or name.lower() != b"content-type":
+        return name, value
+    return name, _ONE + semicolon + parameters
 
 
 def _without(query: str, names: frozenset[str]) -> str:

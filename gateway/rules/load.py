@@ -303,7 +303,7 @@ class _Assembly:
             self.reader.locate(node, error.problems)
             self.is_complete = False
             return None
-        if verifier.scheme == "none" and "client_certificate" not in read.values:
+        if verifier.is_open and "client_certificate" not in read.values:
             message = (
                 f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
             )

@@ -310,13 +310,13 @@ RESPOND = MappingKind(
 )
 LIMITS = MappingKind(
     name="limits",
-    about="What a source may send to each process of the ingress.",
+    about="What a source may send.",
     keys=(
         Key(name="body", kind=SIZE, about="Maximum size of a body, as it comes: 256KiB. Beyond it: 413."),
         Key(
             name="rate",
             kind=RATE,
-            about="Maximum rate of verified requests, in each process: 100/s, 10/m, 5/h. Beyond it: 429.",
+            about="Maximum rate of verified requests, to all ingresses together: 100/s, 10/m, 5/h. Beyond it: 429.",
         ),
         Key(
             name="concurrent",

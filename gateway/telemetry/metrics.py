@@ -91,6 +91,7 @@ CONNECTION_REFUSALS = (
     "client_certificate_refused",
     "crowded_out",
     "disconnected",
+    "idle",
     "proxy_header_malformed",
     "proxy_header_missing",
     "proxy_header_slow",
@@ -336,7 +337,9 @@ class Metrics(Collector):
             "outcome",
         )
         self.connections_refused = counter(
-            "connections_refused", "Connections that were closed before their PROXY header or TLS handshake.", "reason"
+            "connections_refused",
+            "Connections that were closed before they were open, or while idle to let others in.",
+            "reason",
         )
         self.events = counter("events", "Events that were acknowledged.", "source")
         self.secret_events = counter(

@@ -34,7 +34,7 @@ _GIVEN = re.compile(rb"[!-z~]+")
 class Part(NamedTuple):
     """A part of the signed string. `name` is that of a header (in lower case), a parameter, a digest or a field.
 
-    `path` is a field's; of a form's parameter it is how long that must be at least, of an element what it begins with.
+    `path` is a field's; of an element it is what that begins with.
     `form` is one of timestamps.FORMS, ANY, or its length in bytes; empty if none is stated.
     """
 

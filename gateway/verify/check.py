@@ -11,6 +11,7 @@ from gateway.verify.request import Request, to_bytes
 # How much a request may make us compare. No provider sends more than a few candidates.
 MAX_LINES = 4  # header lines of one name, each of which may cost an HMAC for each secret
 MAX_CANDIDATES = 16  # signatures or credentials
+MAX_CHALLENGE = 1024  # characters
 
 
 class SigningSpec(NamedTuple):

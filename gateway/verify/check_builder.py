@@ -2,6 +2,7 @@
 
 import binascii
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -31,14 +32,16 @@ K = TypeVar("K")
 LISTS = ("secrets", "public_keys")
 
 
-def build_check(way: Way, where: ConfigPath, public_url: str | None) -> Check | None:
-    """Build a check; None if a value that it needs has a problem."""
+def build_check(
+    way: Way, where: ConfigPath, public_url: str | None, challenge: re.Pattern[str] | None = None
+) -> Check | None:
+    """Build a check; None if a value that it needs has a problem. `challenge` is what the source's handshake signs."""
     values = way.values
     secrets = ring(values.get("secrets", ()), secret_bytes)
     check: Check | None = None
     match way.scheme:
         case "hmac" | "hash" | "public-key" if {"algorithm", "encoding", "signed"} <= values.keys():
-            check = _signature(way.scheme, values, where, public_url)
+            check = _signature(way.scheme, values, where, public_url, challenge)
         case "token":
             check = Credential(
                 header=values.get("header"),
@@ -136,7 +139,13 @@ def _decode(secret: Secret, encoding: str) -> bytes:
     return key
 
 
-def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public_url: str | None) -> Signature | None:
+def _signature(
+    scheme: str,
+    values: Mapping[str, Any],
+    where: ConfigPath,
+    public_url: str | None,
+    challenge: re.Pattern[str] | None,
+) -> Signature | None:
     algorithm = _algorithm(scheme, values, where)
     headers: tuple[str, ...] = values.get("header", ())
     id_header: str | None = values.get("id_header")
@@ -160,6 +169,7 @@ def _signature(scheme: str, values: Mapping[str, Any], where: ConfigPath, public
         signed=signed,
         public_url=public_url,
         body_digest=values.get("body_digest"),
+        challenge=challenge,
     )
 
 

@@ -77,10 +77,16 @@ class ClientCertificates:
     dns: frozenset[str] = frozenset()
     uris: frozenset[str] = frozenset()
     emails: frozenset[str] = frozenset()
+    digest: str = field(init=False, compare=False, repr=False)
+    """Of all of them: that of another demand is another."""
     _fingerprints: frozenset[bytes] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_fingerprints", frozenset(map(fingerprint, self.authorities)))
+        fingerprints = frozenset(map(fingerprint, self.authorities))
+        object.__setattr__(self, "_fingerprints", fingerprints)
+        names = [sorted(each) for each in (self.subjects, self.dns, self.uris, self.emails)]
+        demanded = repr([sorted(fingerprints), *names]).encode("utf-8", "surrogateescape")
+        object.__setattr__(self, "digest", sha256(demanded).hexdigest())
 
     def check(self, presented: VerifiedCertificate | ForwardedCertificate | None, *, now: float) -> str | None:
         """Return the subject of a certificate that is another's; None if it is accepted. `now` is in Unix seconds.

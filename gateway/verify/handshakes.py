@@ -4,8 +4,8 @@ A preset names its handshake, and the logic is here, one function for each. Most
 then answered. The others come without a signature, with another method or nothing but a query: they are answered by
 their head alone, and what is answered is nothing that its sender doesn't know or may not know.
 
-A response that is signed with the source's secret must not sign what its sender chooses: a challenge that could be the
-signed string of an event is refused.
+A response that is signed with the source's secret signs what its sender chooses, who may be anybody. So a challenge has
+a form, `signs`, and an event whose signed string has it is refused.
 """
 
 import base64
@@ -21,18 +21,17 @@ from urllib.parse import parse_qsl
 import orjson
 
 from gateway.model import RefusedError, UnreadableBodyError
+from gateway.verify.check import MAX_CHALLENGE
 from gateway.verify.key_ring import KeyRing
 from gateway.verify.request import Reason, Request, refused
 from gateway.verify.sns import SNS_HOST
 
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
 MAX_HANDSHAKE_BYTES = 16 * 1024
-MAX_CHALLENGE = 1024  # characters
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,256}")
 _BRAINTREES = re.compile(r"[a-f0-9]{20,32}")
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
-"""A challenge that is signed: no JSON object, and no `v0:…`, can be one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +74,8 @@ class Handshake:
 
     One with `methods` is answered by the head of requests with these, unverified; any other after verification. With
     `has_token`, a source takes the key `verify_tokens`. One with `asks` needs these keys of a provider's file. One that
-    `shows_token` is answered while the source is `pending`, unsigned.
+    `shows_token` is answered while the source is `pending`, unsigned. One that `signs` answers with an HMAC, by the
+    source's secret, of a challenge of that form.
     """
 
     respond: Respond = field(repr=False)
@@ -83,6 +83,7 @@ class Handshake:
     has_token: bool = False
     asks: tuple[str, ...] = ()
     shows_token: bool = False
+    signs: re.Pattern[str] | None = None
 
 
 def _text(value: str) -> HandshakeResponse:
@@ -280,8 +281,7 @@ def _asana(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
 def _braintree(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     """https://developer.paypal.com/braintree/docs/guides/webhooks/parse: as its libraries' `verify` does it.
 
-    The challenge is signed as an event is. One that could be an event's payload isn't, and a payload that could be a
-    challenge is refused: the preset takes none of less than 33 characters.
+    The challenge is signed as an event's payload is.
     """
     challenge = _parameter(request, "bt_challenge")
     if challenge is None or not keys.secrets.held:
@@ -299,10 +299,7 @@ def _okta(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
 
 
 def _linkedin(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
-    """https://learn.microsoft.com/en-us/linkedin/shared/api-guide/webhook-validation: at the start and every two hours.
-
-    The challenge is a UUID, which is no event's signed string: that starts with `hmacsha256=`.
-    """
+    """https://learn.microsoft.com/en-us/linkedin/shared/api-guide/webhook-validation: every two hours."""
     challenge = _parameter(request, "challengeCode")
     if challenge is None or not keys.secrets.held:
         return None
@@ -344,7 +341,7 @@ def _cloudevents(request: Request, _: HandshakeKeys) -> HandshakeResponse | None
 
 HANDSHAKES: Mapping[str, Handshake] = {
     "slack": Handshake(respond=_slack),
-    "zoom": Handshake(respond=_zoom),
+    "zoom": Handshake(respond=_zoom, signs=_OPAQUE),
     "discord": Handshake(respond=_discord),
     "twitch": Handshake(respond=_twitch),
     "challenge-json": Handshake(respond=_challenge_json),
@@ -354,10 +351,10 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "sns": Handshake(respond=_sns),
     "notion": Handshake(respond=_notion, shows_token=True),
     "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
-    "x": Handshake(respond=_x, methods=("GET",)),
+    "x": Handshake(respond=_x, methods=("GET",), signs=_OPAQUE),
     "asana": Handshake(respond=_asana, methods=("POST",)),
-    "braintree": Handshake(respond=_braintree, methods=("GET",), asks=("public_key",)),
-    "linkedin": Handshake(respond=_linkedin, methods=("GET",)),
+    "braintree": Handshake(respond=_braintree, methods=("GET",), asks=("public_key",), signs=_BRAINTREES),
+    "linkedin": Handshake(respond=_linkedin, methods=("GET",), signs=_UUID),
     "okta": Handshake(respond=_okta, methods=("GET",)),
     # Dropbox (https://www.dropbox.com/developers/reference/webhooks#documentation) and Nylas.
     "challenge-query": Handshake(respond=_echo_of("challenge"), methods=("GET",)),

@@ -52,7 +52,7 @@ class Concealed(NamedTuple):
 
 def why_not_kept(verifier: Verifier) -> str:
     """Return what it is about a scheme for which its refused requests can't be verified again; "" if they can."""
-    if verifier.scheme == "none":
+    if verifier.is_open:
         return "none, which refuses nothing"
     if any(isinstance(check, JsonWebToken) and not check.covers_body for check in verifier.checks):
         return "a token that is good for any body, and so must not be kept"

@@ -9,7 +9,7 @@ vendor says which keys are in use. What the request says of the key beside its a
 """
 
 import re
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,7 +25,6 @@ PAUSE = 10.0  # seconds for which an address that failed isn't asked again: SNS 
 MAX_IN_SET = 64
 MAX_KEYS = 32  # of a source: vendors have one or two at a time
 MAX_FAILURES = 128
-NEW_PER_MINUTE = 10  # addresses that aren't known yet: anybody may name them, up to those that the vendor's server has
 MAX_URL = 512
 MAX_DOCUMENT_BYTES = 64 * 1024
 MAX_KEYS_OF_REQUEST = 2  # a vendor that signs twice has one for each signature
@@ -166,7 +165,6 @@ class KeyCache:
     def __init__(self) -> None:
         self._keys: OrderedDict[str, tuple[FetchedKey, float]] = OrderedDict()
         self._failures: OrderedDict[str, float] = OrderedDict()
-        self._claims: deque[float] = deque(maxlen=NEW_PER_MINUTE)
 
     @property
     def urls(self) -> Sequence[str]:
@@ -191,14 +189,9 @@ class KeyCache:
             return key
         raise key_unavailable("it could not be fetched")
 
-    def claim(self, url: str, now: float) -> bool:
-        """Return whether an address may be asked now, and count it unless a key is known from there."""
-        if url in self._keys:
-            return True
-        if len(self._claims) == NEW_PER_MINUTE and 0 <= now - self._claims[0] < 60:  # noqa: PLR2004 - a minute
-            return False
-        self._claims.append(now)
-        return True
+    def knows(self, url: str) -> bool:
+        """Return whether a key is known from an address. Of others, anybody may make up as many as they like."""
+        return url in self._keys
 
     def keep(self, url: str, document: bytes, now: float) -> None:
         """Keep the key in a fetched document. Raises ValueError if there is none in it; then nothing is changed."""

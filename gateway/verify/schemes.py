@@ -63,6 +63,7 @@ from gateway.verify.key_ring import Term
 from gateway.verify.message_signatures import HMAC
 from gateway.verify.pending import PendingToken
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
+from gateway.verify.signed_string import SECRET
 from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
@@ -170,9 +171,14 @@ def _build(
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
     tokens = [way.values for way in ways if way.scheme == "token"]
     used = [way for way in ways if way.scheme == "none" or any(way.values.get(name) for name in _PROOFS)]
-    checks = [build_check(way, where, public_url) for way in used]
-    ids = tuple([way.id or preset.id for way in used])
     handshake = HANDSHAKES[preset.handshake] if preset.handshake else None
+    challenge = None if handshake is None else handshake.signs
+    if challenge is not None and any(way.scheme == "jwt" and "secrets" in way.values for way in ways):
+        where.below("handshake" if known is None else "scheme").report(
+            f"expected no handshake that signs challenges by the secrets of a token, got {preset.handshake}"
+        )
+    checks = [build_check(way, where, public_url, challenge) for way in used]
+    ids = tuple([way.id or preset.id for way in used])
     if handshake is not None and handshake.shows_token:
         if given.get("pending"):
             [header] = ways[0].values["header"]
@@ -236,6 +242,8 @@ def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -
         where.below("pending").report(
             "expected the secret instead, once the token is known, got true: until then anybody may send one"
         )
+    for way in ways:
+        _report_weakness(way, where.below("scheme"))
     if given.get("tolerance") == math.inf:
         where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
     for way in ways:
@@ -246,6 +254,23 @@ def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -
                     f"{expected}, got a shorter one, which can be guessed"
                 )
     return tuple(found)
+
+
+def _report_weakness(way: Way, where: ConfigPath) -> None:
+    """Report what makes a signing method prove less than it seems to."""
+    match way.scheme:
+        case "jwt" if "key_set" in way.values and not {name for name, _ in way.values.get("claims", ())} - {"iss"}:
+            where.report(
+                "expected claims of the token, such as aud, got none: every token of whoever publishes the key_set "
+                "is accepted, whomever it was made for"
+            )
+        case "hash" if "signed" in way.values and way.values["signed"].parts[-1] != SECRET:
+            where.report(
+                "expected hmac, or a hash of a string that ends with {secret}, got one that ends with something else: "
+                "whoever has seen a request can append to it (length extension)"
+            )
+        case _:
+            pass
 
 
 def _refuse_contradictions(

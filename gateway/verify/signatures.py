@@ -1,5 +1,6 @@
 """Signatures: where they are in a request, and which string they cover, whatever the algorithm."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -7,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from gateway.model import RefusedError, UsageError
 from gateway.verify.algorithms import Algorithm, Hmac
-from gateway.verify.check import MAX_CANDIDATES, MAX_LINES, BodyCheck, Draft, SigningSpec
+from gateway.verify.check import MAX_CANDIDATES, MAX_CHALLENGE, MAX_LINES, BodyCheck, Draft, SigningSpec
 from gateway.verify.content import Content, FieldPath, shown_path
 from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
 from gateway.verify.signed_string import SignedString, SigningInput, only_parameter
@@ -41,6 +42,8 @@ class Signature:
     form: str | None = None
     recipient: tuple[FieldPath, str] | None = None
     """The field of the body that names whom it is for, and what it has to be."""
+    challenge: re.Pattern[str] | None = None
+    """The form of what the source's handshake signs for anybody: no event's signed string may have it."""
     _is_in_body: bool = field(init=False)
     _is_more_checked: bool = field(init=False)
     """Whether something beside the signature decides."""
@@ -207,6 +210,8 @@ class Signature:
                     text = self.signed.join(stamp, request.body)
                 else:
                     text = self._message(request, content, stamp, b"")
+                if self.challenge is not None:
+                    self._refuse_challenge(text)
                 matched = self._hmac.match_string(candidates, text, content)
             else:
                 matched = self.algorithm.match(candidates, partial(self._message, request, content, stamp), content)
@@ -220,6 +225,15 @@ class Signature:
         stamp = self.timestamp.path if self.timestamp is not None else ()
         recipient = self.recipient[0] if self.recipient is not None else ()
         return tuple([path for path in (*self.signed.field_paths, self.path, stamp, recipient) if path])
+
+    def _refuse_challenge(self, text: bytes) -> None:
+        if (
+            self.challenge is not None
+            and len(text) <= MAX_CHALLENGE
+            and self.challenge.fullmatch(text.decode("latin-1"))
+        ):
+            expected = "expected a signed string that can't be a challenge of the source's handshake"
+            raise refused(Reason.BAD_SIGNATURE, f"{expected}, got one that anybody may have had signed")
 
     def _check_recipient(self, content: Content) -> None:
         if self.recipient is not None and content.field(self.recipient[0]) != to_bytes(self.recipient[1]):

@@ -30,7 +30,6 @@ EXPECTED = (
 )
 
 
-_PARAMETER = re.compile(rf"({PARAMETER.pattern})(?::(\d{{1,4}}))?")
 _ELEMENT = re.compile(rf"({TOKEN.pattern}):([a-z]+=)")
 
 
@@ -69,8 +68,8 @@ def _part(kind: str, argument: str) -> Part:  # noqa: PLR0911 - one for each kin
         return _formed(kind, argument)
     elif kind == "given" and PARAMETER.fullmatch(argument):
         return Part(kind, argument.encode())
-    elif kind == "form" and (found := _PARAMETER.fullmatch(argument)):
-        return Part("parameter", found[1].encode(), (int(found[2] or 0),))
+    elif kind == "form" and PARAMETER.fullmatch(argument):
+        return Part("parameter", argument.encode())
     elif kind == "listed" and all(TOKEN.fullmatch(name) for name in argument.split(",")):
         return Part(kind, argument.lower().encode())
     elif kind == "element" and (found := _ELEMENT.fullmatch(argument)):
@@ -252,11 +251,10 @@ def _quoted(text: str, safe: str) -> str:
 
 
 def _parameter(part: Part, given: SigningInput) -> bytes:
-    name, least = part.name.decode(), int(part.path[0])
+    name = part.name.decode()
     value = given.content.parameter(name)
-    if value is None or len(value) < least:
-        expected = f"expected the form's parameter {name}, which is signed, with {least or 1} characters or more"
-        raise refused(Reason.UNREADABLE_BODY, f"{expected}, got {'none' if value is None else 'fewer'}")
+    if value is None:
+        raise refused(Reason.UNREADABLE_BODY, f"expected the form's parameter {name}, which is signed, got none")
     return value
 
 

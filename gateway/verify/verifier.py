@@ -8,6 +8,7 @@ from gateway.model import RefusedError
 from gateway.verify.check import BodyCheck, Check, Draft, SigningSpec
 from gateway.verify.config_reader import Path
 from gateway.verify.content import Content
+from gateway.verify.credentials import Unverified
 from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeResponse
 from gateway.verify.key_ring import Term
 from gateway.verify.presets import PresetResponse
@@ -61,6 +62,11 @@ class Verifier:
         places = (None, *range(len(self.terms)))
         results = tuple([{place: Verified(identity, place) for place in places} for identity in self.ids])
         object.__setattr__(self, "_results", results)
+
+    @property
+    def is_open(self) -> bool:
+        """Return whether anybody is let in: nothing is verified."""
+        return any(isinstance(check, Unverified) for check in self.checks)
 
     @property
     def signing_specs(self) -> Sequence[SigningSpec]:

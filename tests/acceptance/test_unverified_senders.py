@@ -22,7 +22,7 @@ WARM_UP = 5.0
 PAIRS = 3
 """Pairs of runs, of which one has to hold: what else goes on on a machine is only a reason to fail."""
 MAX_MEMORY = 300 << 20
-REASONS = {"held": ("crowded_out",), "slow": ("head_slow", "body_too_large")}
+REASONS = {"held": ("crowded_out",), "large": ("body_too_large",), "slow": ("head_slow", "body_too_large")}
 """Why those of each kind are refused."""
 
 
@@ -35,10 +35,22 @@ async def test_bodies_that_are_held_open_delay_and_refuse_nobody(
     await _delay_nobody(embedded_place, folder, Attack("held", 500), rate=rate, seconds=seconds, spare=spare)
 
 
+@pytest.mark.timeout(400)
+async def test_bodies_that_are_too_large_delay_and_refuse_nobody(
+    embedded_place: LogPlace, folder: Path, *, is_full: bool
+) -> None:
+    """Some come in chunks until they are refused, some with a length just above the limit, and are sent in full."""
+    rate, seconds, spare, senders = (300.0, 15.0, 0.0, 120) if is_full else (150.0, 3.0, 0.05, 24)
+    await _delay_nobody(embedded_place, folder, Attack("large", senders), rate=rate, seconds=seconds, spare=spare)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(400)
 async def test_five_thousand_slow_connections_delay_and_refuse_nobody(embedded_place: LogPlace, folder: Path) -> None:
-    """Heads a byte a second, bodies held open, bodies that are too large; all come again when they are refused."""
+    """Heads a byte a second, bodies held open, bodies that are too large; all come again when they are refused.
+
+    They have the lowest priority of a processor: why, `tests/slow_senders.py` says.
+    """
     await _delay_nobody(embedded_place, folder, Attack("slow", 5000), rate=300.0, seconds=20.0, spare=0.0)
 
 

@@ -266,21 +266,26 @@ class AheadLog(MemoryLog):
         return now() + self.ahead
 
 
-@virtual
-async def test_dead_letters_stamped_by_a_clock_that_was_ahead_are_replayed() -> None:
-    world = await a_world(a_route())
-    world.log = log = AheadLog(20.0)
-    await log.create(TOPICS.specs([EVENTS]))
-    await a_backlog(world, "dead", 20)
-    log.ahead = 0.0
-    await a_backlog(world, "dead", 20, first=20)
-    orders = ControlClient(world.log, TOPICS)
-    async with operated(world):
-        done = await orders.finished(await orders.resolve("replay", DeadFilter(route="build")), timeout=30)
-        assert done is not None
-        assert done.count == 40
-        await asyncio.sleep(10)
-        assert world.metrics.dead_letter_backlog.value == 0
+@pytest.mark.parametrize("gap", [0, 1, 12, 5000])
+def test_dead_letters_stamped_by_a_clock_that_was_ahead_are_replayed(gap: int) -> None:
+    async def scenario() -> None:
+        world = await a_world(a_route())
+        world.log = log = AheadLog(20.0)
+        await log.create(TOPICS.specs([EVENTS]))
+        await a_backlog(world, "dead", 20)
+        log.ahead = 0.0
+        await a_backlog(world, "dead", 20, first=20)
+        for number in await log.bounds(TOPICS.dead):
+            log.skip_offsets(Partition(TOPICS.dead, number), gap)
+        orders = ControlClient(world.log, TOPICS)
+        async with operated(world):
+            done = await orders.finished(await orders.resolve("replay", DeadFilter(route="build")), timeout=30)
+            assert done is not None
+            assert done.count == 40
+            await asyncio.sleep(10)
+            assert world.metrics.dead_letter_backlog.value == 0
+
+    run(scenario())
 
 
 def test_a_checkpoint_covers_appends_before_its_last_record() -> None:

@@ -1,10 +1,16 @@
 """Inputs that nearly fit, for as long as is asked. `make test` draws some hundred of each; `make fuzz` for ten minutes.
 
+Every input is read twice: once by the clock, and once with each allocation of Python's traced, which is slower. Of all
+inputs together, memory that Python doesn't allocate is bounded as well, by what the process has resident.
+
 GATEWAY_FUZZ_SECONDS=600 .venv/bin/python -m pytest tests/fuzz -q -s -k decompression
 """
 
 import os
+import resource
+import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,6 +19,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 SECONDS = float(os.environ.get("GATEWAY_FUZZ_SECONDS", "0"))
+LEEWAY = 64 << 20
+"""Bytes by which a process may grow beside what one input takes: Hypothesis, what is loaded late, and fragments."""
 ENOUGH_TIME = pytest.mark.timeout(SECONDS + 120)
 
 T = TypeVar("T")
@@ -23,17 +31,20 @@ def fuzz(
     inputs: st.SearchStrategy[T],
     check: Callable[[T], None],
     *,
+    most_memory: int,
     examples: int = 200,
     is_slow: bool = False,
 ) -> None:
     """Check so many inputs; or others for SECONDS, and print how many these were.
 
-    One that `is_slow` isn't made small if it fails.
+    No input may take more than `most_memory` bytes at any moment. One that `is_slow` isn't made small if it fails, and
+    only some of them are traced.
     """
-    count = 0
+    count, peak, is_exceeded = 0, 0, False
+    resident = _most_resident()
 
     @settings(
-        max_examples=1000 if SECONDS else examples,
+        max_examples=(10 * examples if is_slow else 1000) if SECONDS else examples,
         database=None,
         deadline=None,
         phases=(Phase.generate,) if is_slow else (Phase.generate, Phase.shrink),
@@ -41,16 +52,41 @@ def fuzz(
     )
     @given(inputs)
     def run(drawn: T) -> None:
-        nonlocal count
+        nonlocal count, peak, is_exceeded
         count += 1
         check(drawn)
+        if not is_slow or count % 4 == 1 or is_exceeded:  # Hypothesis tries it again
+            taken = memory_of(lambda: check(drawn))
+            peak, is_exceeded = max(peak, taken), is_exceeded or taken >= most_memory
+            assert taken < most_memory, f"expected at most {most_memory} bytes of memory, took {taken}"
 
     end = time.monotonic() + SECONDS
     run()
     while time.monotonic() < end:
         run()
+    grown = _most_resident() - resident
+    assert grown < most_memory + LEEWAY, f"{name}: expected at most {most_memory + LEEWAY} bytes more, got {grown}"
     if SECONDS:
-        print(f"{name}: {count:,} inputs")  # noqa: T201 - what ten minutes came to
+        print(f"{name}: {count:,} inputs, {peak >> 10:,} KiB at most")  # noqa: T201 - what ten minutes came to
+
+
+def memory_of(call: Callable[[], object]) -> int:
+    """Return the most memory (bytes) that a call has had at a moment, of what Python allocates."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def took(began: float) -> float:
+    """Return the processor time since then (seconds, of `thread_time`); 0 while memory is traced, which is slower."""
+    return 0.0 if tracemalloc.is_tracing() else time.thread_time() - began
+
+
+def _most_resident() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @st.composite

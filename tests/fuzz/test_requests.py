@@ -17,6 +17,7 @@ pytestmark = ENOUGH_TIME
 LIMITS = Limits(head_seconds=0.1, body_seconds=0.1, opening_seconds=0.1)
 MOST_SECONDS = 3.0  # from the last byte to the end of the connection; what takes longer hangs
 AT_ONCE = 16
+MOST_MEMORY = 8 << 20  # bytes for as many requests: a head has at most 64 KiB, and a body that is drawn less
 STATUSES = {
     b"100",
     b"200",
@@ -134,6 +135,7 @@ def test_whatever_comes_is_responded_to_and_nothing_breaks(*, has_header: bool) 
                 "PROXY headers" if has_header else "requests",
                 st.lists(in_parts(whole), min_size=AT_ONCE, max_size=AT_ONCE),
                 lambda drawn: runner.run(check(world, drawn, may_be_silent=has_header)),
+                most_memory=MOST_MEMORY,
                 examples=20,
                 is_slow=True,
             )

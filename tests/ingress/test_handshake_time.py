@@ -1,6 +1,7 @@
 """Every handshake is answered within 100 ms, the largest one too: providers wait for seconds at most."""
 
 import asyncio
+import statistics
 import time
 from collections.abc import Mapping
 
@@ -8,7 +9,8 @@ import orjson
 import pytest
 
 from gateway.rules.rules import Source
-from gateway.verify.handshakes import HANDSHAKES, MAX_CHALLENGE, MAX_HANDSHAKE_BYTES
+from gateway.verify.check import MAX_CHALLENGE
+from gateway.verify.handshakes import HANDSHAKES, MAX_HANDSHAKE_BYTES
 from gateway.verify.schemes import build_verifier
 from tests.ingress.test_ingress import a_request, running, some_rules
 from tests.ingress.test_subscriptions import CERTIFICATE
@@ -82,7 +84,7 @@ def test_every_handshake_is_measured() -> None:
 
 @pytest.mark.parametrize("name", HANDSHAKES)
 async def test_a_handshake_is_answered_within_100_milliseconds(name: str) -> None:
-    """From the first byte sent to the last one received, by the clock; the quickest of some tries, on a usual machine.
+    """From the first byte sent to the last one received, by the clock; the median of some tries, on a usual machine.
 
     For SNS without the request by which a subscription is confirmed, which takes as long as AWS does.
     """
@@ -103,4 +105,4 @@ async def test_a_handshake_is_answered_within_100_milliseconds(name: str) -> Non
             assert reply.status in {200, 204}
         assert not world.log.stored
         assert all(line.get("handshake") for line in world.lines if line["event"] == "request_finished")
-    assert min(taken) < WITHIN
+    assert statistics.median(taken) < WITHIN

@@ -3,16 +3,20 @@
 import asyncio
 import base64
 import hashlib
+import itertools
+import random
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import jwt
 import orjson
 import pytest
+import structlog
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
 
@@ -20,14 +24,19 @@ from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.client.resolver import Resolver
 from gateway.ingress import key_fetcher
+from gateway.ingress.body_memory import BodyMemory
+from gateway.ingress.key_budget import AT_ONCE, OWN, PER_SECOND, RESERVE
+from gateway.ingress.key_fetcher import KeyFetcher
 from gateway.ingress.server import Limits
-from gateway.model import UnfetchedError
+from gateway.model import RefusedError, UnfetchedError
 from gateway.rules.rules import Egress, Source
-from gateway.verify.remote_keys import MAX_DOCUMENT_BYTES, NEW_PER_MINUTE, Fetch
+from gateway.telemetry.log_quota import PER_KIND
+from gateway.verify.remote_keys import MAX_DOCUMENT_BYTES, Fetch
 from gateway.verify.schemes import build_verifier
 from tests.certificates import Authority
-from tests.ingress.test_ingress import NOW, PING, World, a_request, chunked, running, some_rules
+from tests.ingress.test_ingress import NOW, PING, Wire, World, a_request, chunked, running, some_rules
 from tests.verify.test_remote_keys import a_certificate, the_key
+from tests.virtual_time import run
 
 HOST = "keys.example.com"
 URL = f"https://{HOST}/v1/a.pem"
@@ -139,7 +148,7 @@ async def until(is_true: Callable[[], bool]) -> None:
 
 
 def waiting(world: World) -> int:
-    return world.ingress._keys._waiting
+    return int(sum(world.ingress._keys._room._debts.values()))
 
 
 async def outcome(world: World, data: bytes) -> tuple[int, str]:
@@ -273,16 +282,108 @@ async def test_an_address_elsewhere_is_never_asked(contexts: Contexts) -> None:
         assert not vendor.asked
 
 
+async def exchange(world: World, data: bytes, address: str) -> int:
+    """Send a request from another address of this machine; return the status of the response."""
+    wire = Wire(*await asyncio.open_connection("127.0.0.1", world.port, local_addr=(address, 0)))
+    try:
+        wire.send(data)
+        return (await wire.reply()).status
+    finally:
+        wire.close()
+
+
 async def test_a_flood_of_addresses_fetches_few_and_takes_no_known_key(contexts: Contexts) -> None:
     async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
         assert (await world.exchange(signed())).status == 202
         vendor.response = FAILURES["no such key"][0]
-        replies = [await world.exchange(signed(f"{URL}{n}")) for n in range(40)]
+        replies = [await world.exchange(signed(f"{URL}{n}")) for n in range(60)]
         assert {reply.status for reply in replies} == {503}
-        assert len(vendor.asked) == NEW_PER_MINUTE
+        shared = AT_ONCE - RESERVE
+        assert shared <= len(vendor.asked) <= shared + OWN
         reasons = [line["reason"] for line in lines(world, "key_not_fetched")]
-        assert (len(reasons), reasons[-1]) == (NEW_PER_MINUTE, "expected few new addresses, got more")
+        assert (len(reasons), reasons[-1]) == (PER_KIND + 1, "expected few new addresses, got more")
         assert (await world.exchange(signed())).status == 202
+
+
+async def test_a_flood_from_another_network_keeps_no_new_key_out(contexts: Contexts) -> None:
+    """It began before, goes on, and takes all that it can get; no key is known yet."""
+    async with a_vendor(contexts, FAILURES["no such key"][0]) as (vendor, fetch), receiving(fetch) as world:
+        numbers, is_over = itertools.count(), False
+
+        async def flood(address: str) -> None:
+            while not is_over:
+                await exchange(world, signed(f"{URL}{next(numbers)}"), address)
+
+        async with asyncio.TaskGroup() as tasks:
+            for address in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
+                tasks.create_task(flood(address))
+            await until(lambda: len(lines(world, "key_not_fetched")) > PER_KIND)  # there are more than are asked for
+            asked = len(vendor.asked)
+            vendor.response = ok()
+            assert (await world.exchange(signed())).status == 202
+            is_over = True
+        assert asked >= AT_ONCE - RESERVE - 3  # one of each may be on its way
+        assert len(vendor.asked) <= AT_ONCE - RESERVE + 3 * OWN + 3
+        assert len(world.log.stored) >= 1
+
+
+async def test_whoever_trusted_proxies_name_is_told_apart(contexts: Contexts) -> None:
+    async with a_vendor(contexts, FAILURES["no such key"][0]) as (vendor, fetch), receiving(fetch) as world:
+        world.rules[0] = replace(RULES, trusted_proxies=(ip_network("127.0.0.0/8"),))
+
+        def forwarded(client: str, url: str) -> bytes:
+            return signed(url).replace(b"X-Key-Url", f"X-Forwarded-For: {client}\r\nX-Key-Url".encode())
+
+        for n in range(60):
+            await world.exchange(forwarded("203.0.113.66", f"{URL}{n}"))
+        vendor.response = ok()
+        assert (await world.exchange(forwarded("203.0.113.66", f"{URL}x"))).status == 503
+        assert (await world.exchange(forwarded("198.51.100.7", URL))).status == 202
+
+
+def test_each_new_key_is_fetched_beside_a_flood_of_hours() -> None:
+    """In virtual time: 29 networks name made-up addresses, at times 20 a second, and the vendor a new one a minute."""
+    attackers = [f"203.0.113.{n}" for n in range(int(RESERVE) // OWN - 1)]
+    draw = random.Random(16)
+    asked: list[str] = []
+
+    async def fetch(url: str, **_: Any) -> bytes:
+        asked.append(url)
+        if "forged" in url:
+            raise UnfetchedError("none", is_gone=True)
+        return CERTIFICATE
+
+    async def main() -> tuple[int, float]:
+        clock = asyncio.get_running_loop().time
+        memory = BodyMemory(1 << 20)
+        keys = KeyFetcher(
+            fetch, memory=memory, clock=lambda: NOW + clock(), logger=structlog.get_logger(), may_log=lambda _: False
+        )
+
+        async def verify(url: str, network: str) -> bool:
+            def verify() -> bool:
+                return keys.cache("bank").get(url, NOW + clock()) is not None
+
+            try:
+                return await keys.verify("bank", memory.share("bank"), 1, verify, network=network)
+            except RefusedError:
+                return False
+
+        verified, minutes = 0, 6 * 60
+        for minute in range(minutes):
+            mine = draw.random()
+            for at in sorted([mine, *[draw.random() for _ in range(20 if minute % 60 else 1200)]]):
+                await asyncio.sleep(max(0.0, 60 * (minute + at) - clock()))
+                if at == mine:
+                    verified += await verify(f"{URL}/{minute}", "198.51.100.7")
+                else:
+                    await verify(f"{URL}/forged/{draw.random()}", draw.choice(attackers))
+        assert verified == minutes
+        return len(asked), clock()
+
+    with structlog.testing.capture_logs():
+        number, seconds = run(main())
+    assert number <= AT_ONCE + PER_SECOND * seconds
 
 
 async def test_a_certificate_that_has_expired_is_no_key(contexts: Contexts) -> None:
@@ -309,18 +410,21 @@ async def test_a_waiting_body_makes_room_for_others(contexts: Contexts) -> None:
         assert world.ingress._memory.free == 20_000
 
 
-async def test_requests_that_wait_are_bounded_by_their_number_too(
+async def test_requests_that_wait_are_bounded_by_their_number_and_none_of_their_networks_has_all_the_room(
     contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_fetcher, "MAX_WAITING", 3)
+    monkeypatch.setattr(key_fetcher, "MAX_WAITING", 7)
     async with a_vendor(contexts, ok()) as (vendor, fetch), receiving(fetch) as world:
         vendor.may_respond.clear()
         async with asyncio.TaskGroup() as tasks:
             first = [tasks.create_task(world.exchange(signed())) for _ in range(3)]
             await until(lambda: waiting(world) == 3)
             assert (await world.exchange(signed())).status == 503
+            elsewhere = tasks.create_task(exchange(world, signed(), "127.0.0.2"))
+            await until(lambda: waiting(world) == 4)
             vendor.may_respond.set()
         assert [reply.result().status for reply in first] == [202] * 3
+        assert elsewhere.result() == 202
 
 
 async def test_if_the_one_that_fetches_is_evicted_another_does(contexts: Contexts) -> None:

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dev.tools import find
-from gateway.ingress.opening_connections import OpeningConnection, OpeningConnections, network_of
+from gateway.ingress.client_address import network_of
+from gateway.ingress.opening_connections import OpeningConnection, OpeningConnections
 from gateway.ingress.proxy_protocol import MAGIC, MAX_REST, START, ProxyHeaderError, rest_length, source_address
 from gateway.ingress.server import Limits
 from tests.ingress.test_ingress import CRM, Wire, World, a_request, running, until

@@ -36,6 +36,9 @@ from tests.ingress.test_ingress import (
     signed,
     until,
 )
+from tests.ingress.test_tls import Pki, connected, demand, pki, serving
+
+__all__ = ["pki"]
 
 NEW_TOKEN = "the-new-token-of-the-crm"
 FORGED = github("X-Hub-Signature-256: sha256=" + "0" * 64)
@@ -120,6 +123,31 @@ async def test_a_request_with_a_bad_signature_is_kept_as_it_came(world: World) -
         salt=request.salt,
     )
     assert outcomes(world) == {"kept": 1}
+
+
+async def test_what_was_demanded_of_the_clients_certificate_is_kept(pki: Pki) -> None:
+    async with serving(pki, clock=lambda: NOW) as world, keeping(world, "github"):
+        demand(world, "github", pki.bank, dns=frozenset({"pay.bank.example"}))
+        client = pki.client(own=pki.own(pki.bank, "pay.bank.example"))
+        async with connected(world, client) as wire:
+            wire.send(FORGED)
+            assert (await wire.reply()).status == 401
+        await until(lambda: bool(kept(world)))
+        demanded = world.rules[0].sources["github"].client_certificate
+        assert demanded is not None
+        assert [request.certificate for request in kept(world)] == [demanded.digest]
+
+
+async def test_the_addresses_of_one_network_share(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "BURST", 20.0)
+    monkeypatch.setattr(quarantine, "REQUESTS_PER_SECOND", 0.0)
+    world.rules[0] = replace(world.rules[0], trusted_proxies=(ip_network("127.0.0.0/8"),))
+    for address in [*[f"2001:db8::{n}" for n in range(30)], "2001:db8:0:1::1"]:
+        forged = github("X-Hub-Signature-256: sha256=" + "0" * 64, f"X-Forwarded-For: {address}")
+        assert (await world.exchange(forged)).status == 401
+    await until(lambda: sum(outcomes(world).values()) == 31)
+    assert outcomes(world) == {"kept": 11, "over_rate": 20}
+    assert kept(world)[-1].address == "2001:db8:0:1::1"
 
 
 async def test_a_body_that_arrives_in_parts_is_kept_too(world: World) -> None:

@@ -212,6 +212,17 @@ async def test_beyond_its_rate_a_source_is_told_when_to_come_again(world: World)
     assert len(world.log.stored) == 2
 
 
+async def test_of_several_ingresses_each_takes_its_part_of_a_rate(world: World) -> None:
+    use(world, "github", limits=limits(rate=1 / 3600))
+    assert await status_of(world, GOOD) == 202
+    world.ingress.share_rates(3)
+    assert (await world.exchange(GOOD)).headers["retry-after"] == "10800", "at once"
+    use(world, "github", limits=limits(rate=1 / 1800))
+    assert (await world.exchange(GOOD)).headers["retry-after"] == "5400", "and after a reload"
+    world.ingress.share_rates(1)
+    assert (await world.exchange(GOOD)).headers["retry-after"] == "1800"
+
+
 async def test_unverified_requests_take_neither_tokens_nor_places() -> None:
     """One token an hour and one place: forged requests, whole and half, leave both to the real sender."""
     async with running() as world, AsyncExitStack() as stack:

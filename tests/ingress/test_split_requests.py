@@ -152,6 +152,36 @@ async def test_a_batch_that_cannot_be_split_is_refused_whole(
     assert splitting.count("rejected_total", source="github", reason=reason) == 1
 
 
+async def test_nothing_of_a_batch_is_stored_if_one_event_is_too_large(splitting: World) -> None:
+    """It is so each time that the batch is sent again: the others would be stored again and again."""
+    room = splitting.ingress._body_limit
+    items = [b'{"id":"a","kind":"opened"}', b'{"id":"b","kind":"x","text":"%b"}' % (b"x" * room)]
+    body = gzip.compress(b'{"records":[' + b",".join(items) + b"]}")
+    assert (await splitting.exchange(signed(body, "Content-Encoding: gzip"))).status == 413
+    assert splitting.log.stored == []
+    assert splitting.count("rejected_total", source="github", reason="body_too_large") == 1
+    assert splitting.ingress._memory.free == splitting.ingress._memory._total
+
+
+@pytest.mark.parametrize(
+    ("of_batch", "of_one"),
+    [
+        ("application/cloudevents-batch+json", b"application/cloudevents+json"),
+        ("Application/CloudEvents-Batch+JSON; charset=utf-8", b"application/cloudevents+json; charset=utf-8"),
+        ("application/json", b"application/json"),
+        ("application/cloudevents-batch+jsonx", b"application/cloudevents-batch+jsonx"),
+    ],
+)
+async def test_an_event_of_a_batch_of_cloudevents_has_the_content_type_of_one(
+    splitting: World, of_batch: str, of_one: bytes
+) -> None:
+    """https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md: it tells both."""
+    reply = await splitting.exchange(signed(BODY, f"Content-Type: {of_batch}"))
+    assert (reply.status, len(splitting.log.stored)) == (202, 2)
+    for stored in splitting.log.stored:
+        assert [value for name, value in stored.event.headers if name.lower() == b"content-type"] == [of_one]
+
+
 async def test_a_batch_has_the_sources_status(splitting: World) -> None:
     source = replace(splitting.rules[0].sources["github"], response=StoredResponse(status=204))
     splitting.rules[0] = replace(splitting.rules[0], sources={"github": source})

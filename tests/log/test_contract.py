@@ -22,7 +22,7 @@ from gateway.log.base import (
     Record,
     TopicSpec,
 )
-from gateway.model import LogUnavailableError, RecordTooLargeError
+from gateway.model import LogUnavailableError, RecordTooLargeError, UsageError
 from tests.log.conftest import Subject
 
 PATIENCE = 20.0  # Seconds; a broker's group takes a few until it has settled.
@@ -613,6 +613,25 @@ async def test_groups_are_found_with_the_number_of_their_members(subject: Subjec
         async with consuming(log, topic, group=group):
             assert await log.groups(f"{subject.prefix}ordered/") == {group: 1, **without}
         assert await log.groups(f"{subject.prefix}ordered/") == {group: 0, **without}
+
+
+async def test_the_members_of_a_group_are_counted_without_a_commit_or_a_partition_for_each(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject)
+        group = f"{subject.prefix}g"
+        assert await log.members(group) == 0
+        async with consuming(log, topic, group=group), consuming(log, topic, group=f"{subject.prefix}other"):
+            assert await log.members(group) == 1
+            try:
+                second = await log.consume(group=group, topics=[topic], listener=Owner())
+            except UsageError:
+                return  # here a group has one member at most
+            async with asyncio.timeout(PATIENCE):
+                while await log.members(group) < 2:
+                    await second.fetch(timeout=0.05)
+            await second.close()
+            assert await log.members(group) == 1
+        assert await log.members(group) == 0
 
 
 async def test_work_that_ends_during_a_revocation_is_committed(subject: Subject) -> None:

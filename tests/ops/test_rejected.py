@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import jwt
@@ -38,16 +39,19 @@ from gateway.quarantine.records import Missing, Outcome, RejectedRequest, encode
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
+from gateway.verify.client_certificates import ClientCertificates, read_authorities
 from gateway.verify.kept_proof import conceal, is_body_secret
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
 from tests.builders import NOW
+from tests.certificates import Authority
 from tests.memory_log import MemoryLog
 
 TOPICS = Topics()
 SALT = b"0123456789abcdef"
 OLD, NEW = "an old secret of more than 32 bytes", "a new secret of more than 32 bytes"
 EVERYTHING = RejectedFilter()
+PLAID = build_verifier({"scheme": "plaid", "client_id": "5f1b", "api_secret": "hush-hush-hush-hush"})
 for _scheme in ("github", "stripe", "slack"):  # their files are read here, and not in the event loop
     build_verifier({"scheme": _scheme, "secrets": [OLD]})
 
@@ -102,7 +106,13 @@ class World:
         headers = tuple([(name.encode(), value.encode()) for name, value in pairs])
         return Request("POST", "/in/shop", verifier.signed_query(now=self.at), headers, body)
 
-    async def refuse(self, *requests: Request, missing: Missing = Missing.NOTHING) -> None:
+    async def refuse(
+        self,
+        *requests: Request,
+        missing: Missing = Missing.NOTHING,
+        address: str = "203.0.113.7",
+        certificate: str = "",
+    ) -> None:
         """Keep requests as the ingress does that has the old secret."""
         old = self.source(OLD)
         for request in requests:
@@ -111,7 +121,7 @@ class World:
                 source="shop",
                 reason="bad_signature",
                 at=self.at,
-                address="203.0.113.7",
+                address=address,
                 method="POST",
                 path="/in/***",
                 query=kept.query,
@@ -122,6 +132,7 @@ class World:
                 salt=SALT,
                 credentials=kept.credentials,
                 is_body_secret=is_body_secret(old.verifier),
+                certificate=certificate,
             )
             headers = encode_rejected(rejected)
             await self.log.append(TOPICS.rejected, key=key_of("shop"), value=request.body, headers=headers)
@@ -263,6 +274,22 @@ async def test_the_timestamp_is_judged_as_of_the_receipt() -> None:
     assert report.refused == {"stale_timestamp": 1}
 
 
+async def test_an_hour_of_a_missed_rotation_is_admitted_though_its_timestamps_are_too_old_by_now() -> None:
+    """A request a minute, each beside a forged one, and all of them old when an operator comes to it."""
+    world = await World({"scheme": "stripe"}).start()
+    for minute in range(60):
+        world.at = NOW + 60 * minute
+        await world.refuse(world.request(minute), world.request(1000 + minute, secret="nobody's, of 32 bytes or more"))
+    world.at += 3600
+    assert (await world.retry(dry_run=True)).outcomes == {Outcome.ADMITTED: 60}
+    report = await world.retry()
+    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 60}, {"bad_signature": 60})
+    assert bodies(await world.events()) == Counter([b'{"id":"e%d"}' % minute for minute in range(60)])
+    assert (await world.retry()).outcomes == {}
+    with pytest.raises(RefusedError, match="stale_timestamp"):
+        world.source().verifier.verify(world.request(1, at=NOW), now=world.at)
+
+
 async def test_a_secret_that_has_ended_since_verifies_nothing(world: World) -> None:
     await world.refuse(world.request(1))
     world.at += 7200
@@ -271,6 +298,33 @@ async def test_a_secret_that_has_ended_since_verifies_nothing(world: World) -> N
     report = await world.retry(source=replace(world.source(), verifier=ended))
     assert report.refused == {"bad_signature": 1}
     assert await world.events() == []
+
+
+async def test_a_request_from_an_address_that_is_not_allowed_any_more_stays_refused(world: World) -> None:
+    for number, address in enumerate(("203.0.113.66", "192.0.2.9", "", "2001:db8::1", "anything")):
+        await world.refuse(world.request(number), address=address)
+    allowed = replace(world.source(), allow_from=(ip_network("192.0.2.0/24"),))
+    report = await world.retry(source=allowed)
+    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 1}, {"address_refused": 4})
+    assert bodies(await world.events()) == Counter([b'{"id":"e1"}'])
+    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 4}
+
+
+async def test_a_request_whose_certificate_met_another_demand_than_todays_stays_refused(world: World) -> None:
+    authority = read_authorities(Authority("bank").pem)
+    demands = [
+        ClientCertificates(authorities=authority),
+        ClientCertificates(authorities=authority, dns=frozenset({"a.example"})),
+        ClientCertificates(authorities=authority, uris=frozenset({"a.example"})),
+        ClientCertificates(authorities=read_authorities(Authority("other").pem)),
+    ]
+    for number, certificate in enumerate(("", *[each.digest for each in demands])):
+        await world.refuse(world.request(number), certificate=certificate)
+    today = ClientCertificates(authorities=authority, dns=frozenset({"a.example"}))
+    report = await world.retry(source=replace(world.source(), client_certificate=today))
+    assert (report.outcomes, report.refused) == ({Outcome.ADMITTED: 1}, {"client_certificate_unknown": 4})
+    assert bodies(await world.events()) == Counter([b'{"id":"e2"}'])
+    assert (await world.retry()).outcomes == {Outcome.ADMITTED: 4}
 
 
 @pytest.mark.parametrize(
@@ -602,8 +656,7 @@ async def test_a_key_that_a_request_names_is_fetched_once(world: World) -> None:
 
 async def test_plaid_is_asked_again_for_the_key_of_a_refused_token(world: World) -> None:
     """With the credentials of today's rules, by a POST as for any other token."""
-    verifier = build_verifier({"scheme": "plaid", "client_id": "5f1b", "api_secret": "hush-hush-hush-hush"})
-    source = Source(name="shop", path="/in/shop", verifier=verifier, id=Expression("body.id"))
+    source = Source(name="shop", path="/in/shop", verifier=PLAID, id=Expression("body.id"))
     key = ec.derive_private_key(11, ec.SECP256R1())
     body = b'{"id":1}'
     claims = {"iat": int(NOW), "request_body_sha256": hashlib.sha256(body).hexdigest()}

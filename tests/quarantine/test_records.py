@@ -52,6 +52,7 @@ def test_a_refused_request_is_read_as_it_was_written() -> None:
         a_rejected(query="", credentials=(), is_body_secret=True),
         a_rejected(missing=Missing.BODY, size=10**7),
         a_rejected(missing=Missing.CREDENTIAL),
+        a_rejected(certificate="5c" * 32),
     ):
         assert decode(a_record(encode_rejected(request), request.body)) == request
 

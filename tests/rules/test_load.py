@@ -603,6 +603,15 @@ def test_a_provider_of_ones_own_is_checked_as_all_else(tmp_path: Path, provider:
     assert any(f"providers.{expected}" in line for line in found), found
 
 
+def test_a_provider_that_lets_everyone_in_is_warned_of_like_none(tmp_path: Path) -> None:
+    own = "providers: {lax: {verify: {scheme: none}}}\nsources: {github: {verify: {scheme: lax}}}\n"
+    [found] = problems(tmp_path, "version: 1\n" + own + DESTINATIONS + ROUTES)
+    assert "sources.github.verify: expected a scheme that verifies, got none: anybody" in found
+    kept = own.replace("lax}", "lax}, quarantine: true")
+    [_, found] = problems(tmp_path, "version: 1\n" + kept + DESTINATIONS + ROUTES)
+    assert "quarantine: expected a scheme whose requests can be verified again, got none" in found
+
+
 def test_a_deceptively_weak_protection_is_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "routes.yaml"
     path.write_text(WEAK)

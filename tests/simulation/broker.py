@@ -622,6 +622,10 @@ class SimulatedLog:
         groups = [group for group in self._broker.groups.values() if group.commits and group.name.startswith(prefix)]
         return {group.name: len(group.members) for group in groups}
 
+    async def members(self, group: str) -> int:
+        await self._ask()
+        return len(self._broker.groups[group].members) if group in self._broker.groups else 0
+
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         await self._ask()
         return self._broker.create(specs)

@@ -182,6 +182,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     duplicates-in-a-recreated-tier              both lie below the position of a reader that takes it for the former one
     kick-whose-scan-meets-a-recreated-tier      it ends before the end that the kick looked up
     attempts-that-hang-before-a-gap             each of them keeps what comes behind it from being read
+    dead-letters-of-a-clock-that-is-ahead-before-a-gap  the last record below the command's end is before the gap
     retries-that-wait-before-a-gap              so does each of these, for as long as it waits
     window-full-of-what-a-clock-that-is-ahead-returns   all of it goes back to its tier, again and again
     events-appended-again-after-retention       an ordered topic has deleted that they came, and the router starts over

@@ -585,7 +585,7 @@ class World:
                 word, _, which = what["for"].partition("/")
                 segments = {f"{p.topic}/{p.number}": self.broker.segments[p] for p in self.broker.of(TOPICS.dead)}
                 ends = {place: segment.end for place, segment in segments.items()}
-                last = [each.records[-1] for each in segments.values() if each.has_from(each.end - 1)]
+                last = [each.records[-1] for each in segments.values() if each.records]
                 order = ControlRecord(
                     kind="dead",
                     name=name,

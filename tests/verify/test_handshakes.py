@@ -3,15 +3,24 @@
 import base64
 import hashlib
 import hmac
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlencode
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.model import RefusedError
-from gateway.verify.handshakes import HANDSHAKES, MAX_CHALLENGE, MAX_HANDSHAKE_BYTES, HandshakeResponse
-from gateway.verify.presets import SchemeError
+from gateway.verify.check import MAX_CHALLENGE
+from gateway.verify.config_reader import ConfigPath, Path
+from gateway.verify.handshakes import HANDSHAKES, MAX_HANDSHAKE_BYTES, HandshakeKeys, HandshakeResponse
+from gateway.verify.key_ring import Held, KeyRing
+from gateway.verify.presets import SchemeError, read_preset
 from gateway.verify.request import Request
+from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier, reason
 
@@ -283,6 +292,97 @@ def test_linkedins_challenge_comes_back_with_its_hmac() -> None:
 def test_linkedin_gets_no_signature_of_what_could_be_an_event(code: str) -> None:
     with pytest.raises(RefusedError, match="expected a challengeCode"):
         unverified("linkedin", "GET", f"challengeCode={code}")
+
+
+_ASKS: Mapping[str, Callable[[str], Request]] = {
+    "x": lambda text: Request(method="GET", path="/in/it", query=urlencode({"crc_token": text}), headers=(), body=b""),
+    "linkedin": lambda text: Request(
+        method="GET", path="/in/it", query=urlencode({"challengeCode": text}), headers=(), body=b""
+    ),
+    "braintree": lambda text: Request(
+        method="GET", path="/in/it", query=urlencode({"bt_challenge": text}), headers=(), body=b""
+    ),
+    "zoom": lambda text: a_request(
+        body=orjson.dumps({"payload": {"plainToken": text}, "event": "endpoint.url_validation"})
+    ),
+}
+"""How each handshake that signs is asked to sign a text."""
+SIGNING = [name for name, handshake in HANDSHAKES.items() if handshake.signs]
+
+
+def test_every_handshake_that_uses_the_secrets_says_what_it_signs() -> None:
+    texts = ["a" * 20, "890e4665-4dfe-4ab1-b689-ed553bceeed0"]
+    asked = [
+        *[ask(text) for ask in _ASKS.values() for text in texts],
+        *[
+            a_request(query=urlencode({name: text}))._replace(method=method)
+            for method in ("GET", "POST", "HEAD", "OPTIONS")
+            for name in ("challenge", "check", "validationToken", "hub.challenge", "token")
+            for text in texts
+        ],
+    ]
+    for name, handshake in HANDSHAKES.items():
+        answers = []
+        for secret in (b"one", b"other"):
+            keys = HandshakeKeys(KeyRing((Held(secret),)), given={"public_key": "k"})
+            for request in asked:
+                with suppress(RefusedError):
+                    answers.append((secret, handshake.respond(request, keys)))
+        signs = {each for secret, each in answers if secret == b"one"} != {
+            each for secret, each in answers if secret == b"other"
+        }
+        assert signs == (handshake.signs is not None), name
+    assert SIGNING == ["zoom", "x", "braintree", "linkedin"]
+
+
+@pytest.mark.parametrize("name", SIGNING)
+@given(data=st.data(), encoding=st.sampled_from(["hex", "base64"]), algorithm=st.sampled_from(["sha256", "sha1"]))
+def test_what_is_signed_as_a_challenge_is_never_an_event(
+    name: str, data: st.DataObject, encoding: str, algorithm: str
+) -> None:
+    """Whatever else the source expects of its events: anybody may have had their signed string signed."""
+    handshake = HANDSHAKES[name]
+    assert handshake.signs is not None
+    challenge = data.draw(st.from_regex(handshake.signs, fullmatch=True).filter(str.isascii))
+    keys = HandshakeKeys(KeyRing((Held(SECRET.encode()),)), given={"public_key": "k"})
+    assert handshake.respond(_ASKS[name](challenge), keys) is not None
+    digest = hmac.digest(SECRET.encode(), challenge.encode(), algorithm)
+    signature = digest.hex() if encoding == "hex" else base64.b64encode(digest).decode()
+    at = data.draw(st.integers(1, len(challenge) - 1)) if len(challenge) > 1 else 0
+    divided = [
+        (f"{{header:X-Head:{at}}}{{body}}", challenge[at:], challenge[:at]),
+        (f"{{body}}{{header:X-Head:{len(challenge) - at}}}", challenge[:at], challenge[at:]),
+    ]
+    for signed, body, head in [("{body}", challenge, ""), *(divided if at else [])]:
+        config = {"algorithm": algorithm, "encoding": encoding, "signed": signed}
+        request = a_request([("X-Signature", signature), ("X-Head", head)], body=body.encode())
+        assert reason(a_verifier(**config), request) == "accepted"
+        with_it = preset_with(name, {"header": "X-Signature", **config})
+        assert reason(with_it, request) == "bad_signature"
+
+
+def preset_with(handshake: str, method: dict[str, Any]) -> Verifier:
+    """Return the verifier of a provider of one's own."""
+    asks = {"asks": {"public_key": "a key"}} if HANDSHAKES[handshake].asks else {}
+    problems: dict[tuple[Path, str], None] = {}
+    preset = read_preset({"verify": method, "handshake": handshake, **asks}, ConfigPath((), problems))
+    assert preset is not None
+    assert not problems
+    given = {"public_key": "k"} if asks else {}
+    return build_verifier({"scheme": "own", "secrets": [SECRET], **given}, providers={"own": preset})
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNING if name != "braintree"])
+def test_a_token_has_no_handshake_that_signs(name: str) -> None:
+    """What is signed of a JSON Web Token may be a challenge."""
+    with pytest.raises(SchemeError, match="handshake: expected no handshake that signs"):
+        a_verifier("jwt", algorithms=["HS256"], handshake=name)
+
+
+def test_a_token_in_xs_challenge_is_what_that_prevents() -> None:
+    head, claims = (base64.urlsafe_b64encode(each).rstrip(b"=") for each in (b'{"alg":"HS256"}', b'{"sub":"1"}'))
+    assert HANDSHAKES["x"].signs is not None
+    assert HANDSHAKES["x"].signs.fullmatch(f"{head.decode()}.{claims.decode()}")
 
 
 ASANAS = "b537207f20cbfa02357cf448134da559e8bd39d61597dcd5631b8012eae53e81"

@@ -22,7 +22,6 @@ from gateway.verify.remote_keys import (
     FRESH,
     MAX_FAILURES,
     MAX_KEYS,
-    NEW_PER_MINUTE,
     PAUSE,
     USABLE,
     KeyCache,
@@ -224,13 +223,14 @@ def test_a_key_that_is_gone_is_forgotten() -> None:
         keys.get(URL, NOW + FRESH)
 
 
-def test_few_new_addresses_may_be_asked_in_a_minute_and_known_ones_always() -> None:
+def test_an_address_is_known_once_it_has_given_a_key() -> None:
     keys = known()
-    asked = [keys.claim(f"{URL}{n}", NOW + n) for n in range(50)]
-    assert asked == [True] * NEW_PER_MINUTE + [False] * (50 - NEW_PER_MINUTE)
-    assert keys.claim(URL, NOW + 50)
-    assert keys.claim(f"{URL}x", NOW + 60)
-    assert not keys.claim(f"{URL}y", NOW + 60)
+    keys.fail(f"{URL}x", NOW)
+    assert (keys.knows(URL), keys.knows(f"{URL}x")) == (True, False)
+    keys.fail(URL, NOW)
+    assert keys.knows(URL)
+    keys.fail(URL, NOW, is_gone=True)
+    assert not keys.knows(URL)
 
 
 def test_the_least_used_make_room() -> None:

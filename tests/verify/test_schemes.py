@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from gateway.model import RefusedError, UsageError
 from gateway.verify import algorithms, credentials
 from gateway.verify.check import MAX_CANDIDATES, MAX_LINES
+from gateway.verify.config_reader import ConfigPath, Path
+from gateway.verify.presets import read_preset
 from gateway.verify.request import Reason
+from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason, refusal
 
@@ -452,6 +455,44 @@ def test_none_accepts_everyone_and_says_so() -> None:
     verifier.verify(a_request(), now=NOW)
     assert verifier.scheme == "none"
     assert verifier.sign(BODY, now=NOW, id="i", type="t", headers={"A": "b"}) == [("A", "b")]
+
+
+def test_what_lets_everyone_in_says_so_whatever_its_name() -> None:
+    problems: dict[tuple[Path, str], None] = {}
+    where = ConfigPath((), problems)
+    own = read_preset({"verify": {"scheme": "none"}}, where)
+    assert own is not None
+    verifier = build_verifier({"scheme": "own"}, providers={"own": own})
+    assert verifier.is_open
+    assert not problems
+    read_preset({"verify": [{"header": "X-Signature"}, {"scheme": "none"}]}, where)
+    [(path, message)] = problems
+    assert path == ("verify", 1, "scheme")
+    assert message.startswith("expected none alone, ")
+
+
+@pytest.mark.parametrize(
+    ("claims", "is_weak"),
+    [
+        ({"aud": "us"}, False),
+        ({"sub": "repo:us/app"}, False),
+        ({"iss": "https://id.example.com"}, True),
+        (None, True),
+    ],
+)
+def test_a_token_for_anybody_is_a_weakness(*, claims: dict[str, str] | None, is_weak: bool) -> None:
+    keys = "https://id.example.com/keys"
+    verifier = a_verifier("jwt", secrets=None, algorithms=["RS256"], key_set=keys, claims=claims)
+    assert any(message.startswith("expected claims of the token") for _, message in verifier.warnings) == is_weak
+
+
+@pytest.mark.parametrize(
+    ("signed", "is_weak"), [("{secret}{body}", True), ("{secret}.{body}.", True), ("{body}{secret}", False)]
+)
+def test_a_hash_that_can_be_extended_is_a_weakness(*, signed: str, is_weak: bool) -> None:
+    """https://en.wikipedia.org/wiki/Length_extension_attack."""
+    verifier = a_verifier("hash", header="X-Signature", signed=signed, secrets=["0123456789abcdef"])
+    assert any("length extension" in message for _, message in verifier.warnings) == is_weak
 
 
 def test_credentials_of_every_scheme_stay_at_the_ingress() -> None:

@@ -53,3 +53,28 @@ async def last_records(log: Log, starts: Mapping[str, int], ends: Mapping[str, i
             async for record in records:
                 found[partition_name] = crc32(repr((record.key, record.value, record.headers)).encode())
     return found
+
+
+async def last_append_time(log: Log, ends: Mapping[str, int]) -> float | None:
+    """Return when the last record below these ends ("topic/partition" → offset) was appended, by the log's clock.
+
+    None if there is none. Raises LogUnavailableError.
+    """
+    times = []
+    for partition_name, end in ends.items():
+        topic, _, number = partition_name.rpartition("/")
+        times.append(await _last_append_time(log, Partition(topic, int(number)), end))
+    return max([time for time in times if time is not None], default=None)
+
+
+async def _last_append_time(log: Log, partition: Partition, end: int) -> float | None:
+    piece = 1
+    while end > 0:  # there may be a gap before the end
+        found: float | None = None
+        async with aclosing(records_of(log, partition, max(0, end - piece), end)) as records:
+            async for record in records:
+                found = record.appended_at
+        if found is not None:
+            return found
+        end, piece = end - piece, 8 * piece
+    return None

@@ -5,6 +5,7 @@ from dataclasses import replace
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.jobs.dead_letters import NEWER, read_dead_letter
 from gateway.engine.jobs.job_progress import NOTHING, Picked
+from gateway.engine.jobs.log_reader import last_append_time
 from gateway.engine.jobs.scan import ScanningJob
 from gateway.log.base import Partition, Record
 from gateway.log.records import decode_delivery
@@ -43,22 +44,10 @@ class DeadLetterResolutions(ScanningJob):
         """
         ends = dict(command.checkpoint)
         for partition_name, (_, first_at) in (await self._first_records([self._topics.dead], [command])).items():
-            last_at = (
-                None
-                if command.latest is None
-                else await self._appended_at(partition_name, ends.get(partition_name, 0) - 1)
-            )
+            below = {partition_name: ends.get(partition_name, 0)}
+            last_at = None if command.latest is None else await last_append_time(self._log, below)
             # The last one was looked at when the command was placed. An earlier one may have a later time: brokers'
             # clocks are set back.
             if (first_at if last_at is None else last_at) > command.covered_until:
                 ends.pop(partition_name, None)
         return ends
-
-    async def _appended_at(self, partition_name: str, offset: int) -> float | None:
-        """Return when a record was appended; None if there is none at this offset."""
-        topic, _, number = partition_name.rpartition("/")
-        at = None
-        async for records in self._log.scan(Partition(topic, int(number)), max(0, offset), offset + 1):
-            for record in records:
-                at = record.appended_at
-        return at

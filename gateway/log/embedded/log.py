@@ -194,6 +194,9 @@ class EmbeddedLog:
         members = [consumer.group for consumer in self._consumers]
         return {name: members.count(name) for name in names}
 
+    async def members(self, group: str) -> int:
+        return sum([consumer.group == group for consumer in self._consumers])
+
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         self._until_done |= {spec.name for spec in specs if spec.until_done}
         return await self.write(statements.create, specs)

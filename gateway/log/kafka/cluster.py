@@ -299,6 +299,18 @@ class Cluster:
 
         return await self._query(f"groups of {prefix}", query)
 
+    async def members(self, group: str) -> int:
+        async def query() -> int:
+            coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, group)
+            described = await self._send(DescribeGroupsRequest([group]), coordinator)
+            count = 0
+            for code, _, _, _, _, members, *_ in described.groups:
+                raise_for(code, group)
+                count += len(members)
+            return count
+
+        return await self._query(f"members of {group}", query)
+
     async def evict(self, group: str, client_id: str) -> None:
         """Remove a client's members from a group.
 

@@ -217,6 +217,9 @@ class KafkaLog:
     async def groups(self, prefix: str) -> Mapping[str, int]:
         return await self._cluster.groups(prefix)
 
+    async def members(self, group: str) -> int:
+        return await self._cluster.members(group)
+
     async def create(self, specs: Sequence[TopicSpec]) -> Sequence[str]:
         """Create the missing topics, with three replicas if there are three brokers, and wait until they have leaders.
 

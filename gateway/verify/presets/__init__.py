@@ -257,6 +257,8 @@ def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
         of_user = {*_OF_USERS, *OF_PRESETS.get(scheme, ())}
         keys = {name: key for name, key in SCHEMES[scheme].items() if name not in of_user}
         bare = {name: each for name, each in config.items() if name not in {"takes", "id"}}
+        if scheme == "none" and len(value) > 1 and isinstance(value, list):
+            here.below("scheme").report("expected none alone, since it accepts what others refuse, got others, too")
         values = read_keys(bare, keys, here)
         refuse_uncovered(values, here)
         refuse_ambiguous(values, here)
