@@ -1,7 +1,7 @@
 # Everything sets itself up: `make demo` and `make test` on a fresh machine need only python3 and make.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo stack stack-down test simulate mutants faults fuzz lint format types oracles bench chart docs image lock clean
-# The newest that is here of those that are supported. PYTHON names another one, for an environment that is made anew.
+.PHONY: help setup demo stack stack-down test simulate mutants faults fuzz lint format types oracles bench chart docs installed image lock clean
+# The newest that is here of those that are supported. PYTHON names another one: the environment is made anew for it.
 PYTHON ?= $(or $(shell for python in python3.13 python3.12 python3.11; do $$python -c "import ensurepip, venv" 2> /dev/null && echo $$python && break; done),python3)
 # Tests and faults start a thousand processes: each would compile the gateway anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -9,13 +9,19 @@ LOG ?= embedded
 BIN := .venv/bin
 CHART := deploy/kubernetes/webhook-gateway
 READY := .venv/ready
+version_of = $(shell $(1) -c 'import sys; print(sys.version)' 2> /dev/null)
+ifneq ($(origin PYTHON),file)
+ifneq ($(call version_of,$(BIN)/python),$(call version_of,$(PYTHON)))
+.PHONY: $(READY)
+endif
+endif
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 $(READY): requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("gateway needs Python 3.11 or newer, got " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
@@ -78,6 +84,10 @@ docs: $(READY) ## these documents as a site, in .site/
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . .site
 	@echo .site/docs/README.html
 
+installed: $(READY) ## what is installed: the wheel in an empty environment, dashboards and alerts in a Prometheus
+	-@$(BIN)/python dev/tools.py alertmanager amtool prometheus promtool
+	$(BIN)/python -m pytest -q --full tests/deploy/test_wheel.py tests/deploy/test_dashboards.py tests/deploy/test_prometheus.py
+
 image: $(READY) ## build the image on a Debian of its own, and try it
 	@$(BIN)/python dev/tools.py buildah debootstrap
 	$(BIN)/python -m pytest tests/deploy/test_image.py -q -s --full
@@ -88,4 +98,4 @@ lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs 
 	uv pip compile pyproject.toml --extra otel --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
 
 clean: ## remove what the other targets made
-	rm -rf .venv .kafka .tools .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .kafka .tools .oracles .site .stack .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

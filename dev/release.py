@@ -1,9 +1,10 @@
-"""What the release of a tag needs: `python dev/release.py check v1.2.3`, `build DIR`, `notes v1.2.3`.
+"""What the release of a tag needs: `python dev/release.py check v1.2.3`, `build DIR`, `notes v1.2.3`, `chart-bom …`.
 
 `.github/workflows/release.yml` calls it; it needs python3 alone, and for `build` a package index.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ class ReleaseError(Exception):
 
 
 def check(tag: str, root: Path = ROOT) -> str:
-    """Return the version of a tag. Raises ReleaseError unless the project and its changelog have the same one."""
+    """Return the version of a tag. Raises ReleaseError unless project, chart and changelog have the same one."""
     found = TAG.fullmatch(tag)
     if found is None:
         raise ReleaseError(f"tag: expected vMAJOR.MINOR.PATCH, got {tag!r}")
@@ -29,6 +30,10 @@ def check(tag: str, root: Path = ROOT) -> str:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
     if project != version:
         raise ReleaseError(f"pyproject.toml: expected version {version} of the tag, got {project}")
+    chart = (root / "deploy/kubernetes/webhook-gateway/Chart.yaml").read_text()
+    for key, found_there in re.findall(r'^(version|appVersion): "?([^"\n]*)"?$', chart, re.MULTILINE):
+        if found_there != version:
+            raise ReleaseError(f"Chart.yaml: expected {key} {version} of the tag, got {found_there}")
     notes(tag, root)
     return version
 
@@ -63,6 +68,32 @@ def build(folder: Path, root: Path = ROOT) -> None:
         _run(tools / "bin/cyclonedx-py", "environment", *project, *bom, env / "bin/python")
 
 
+def chart_bom(version: str, image: str, digest: str) -> str:
+    """Return a bill of materials (CycloneDX 1.6, JSON) of the chart: what it installs is the image of that digest."""
+    name = image.rpartition("/")[2]
+    bom = {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {
+            "component": {"type": "application", "bom-ref": "chart", "name": "webhook-gateway", "version": version}
+        },
+        "components": [
+            {
+                "type": "container",
+                "bom-ref": "image",
+                "name": image,
+                "version": version,
+                # https://github.com/package-url/purl-spec/blob/main/types-doc/oci-definition.md
+                "purl": f"pkg:oci/{name}@{digest.replace(':', '%3A')}?repository_url={image}&tag={version}",
+                "hashes": [{"alg": "SHA-256", "content": digest.removeprefix("sha256:")}],
+            }
+        ],
+        "dependencies": [{"ref": "chart", "dependsOn": ["image"]}],
+    }
+    return json.dumps(bom, indent=2)
+
+
 def _run(*command: object, cwd: Path | None = None) -> None:
     subprocess.run([str(word) for word in command], check=True, cwd=cwd)
 
@@ -73,10 +104,16 @@ def main() -> int:
     commands.add_parser("check", help="whether the tag may be released").add_argument("tag")
     commands.add_parser("notes", help="what the changelog says of it").add_argument("tag")
     commands.add_parser("build", help="the wheel, the source, and what is in them").add_argument("folder", type=Path)
+    bom = commands.add_parser("chart-bom", help="what the chart installs")
+    bom.add_argument("tag")
+    bom.add_argument("image")
+    bom.add_argument("digest")
     arguments = parser.parse_args()
     try:
         if arguments.command == "build":
             build(arguments.folder)
+        elif arguments.command == "chart-bom":
+            sys.stdout.write(chart_bom(arguments.tag.removeprefix("v"), arguments.image, arguments.digest) + "\n")
         else:
             sys.stdout.write({"check": check, "notes": notes}[arguments.command](arguments.tag) + "\n")
     except ReleaseError as error:

@@ -56,12 +56,13 @@ def form_pairs(content: bytes, most: int) -> list[tuple[bytes, bytes]]:
     return [(_unquoted(name), _unquoted(value)) for name, _, value in pairs]
 
 
-def read_multipart(content: bytes, content_type: str) -> dict[str, Any]:
+def read_multipart(content: bytes, content_type: str, *, as_text: bool = False) -> dict[str, Any]:
     """Return the fields of a multipart form, as `gathered`; what comes before and after them is ignored.
 
     A part is its text, one of type `application/json` its value, and a file a mapping with its `filename`,
-    `content_type` (in lower case, without parameters) and `size` in bytes. Raises UnreadableBodyError: 413 for more
-    than MAX_PARTS, 400 for a form that is cut off, for lines that end in no CRLF, and a part without a name.
+    `content_type` (in lower case, without parameters) and `size` in bytes; with `as_text`, JSON is text, too. Raises
+    UnreadableBodyError: 413 for more than MAX_PARTS, 400 for a form that is cut off, for lines that end in no CRLF, and
+    a part without a name.
     """
     if media_type(content_type) != "multipart/form-data":
         raise malformed("expected multipart/form-data, as no other multipart type is read, got another")
@@ -71,7 +72,7 @@ def read_multipart(content: bytes, content_type: str) -> dict[str, Any]:
         raise excessive(f"expected a form of at most {MAX_PARTS} parts, got more")
     if not pieces or re.match(rb"--[ \t]*(?:\r\n|\Z)", pieces[-1]) is None:
         raise malformed("expected a multipart form up to its last boundary, got only part of one")
-    return gathered([_part(piece.lstrip(b" \t")) for piece in pieces[:-1]])
+    return gathered([_part(piece.lstrip(b" \t"), as_text) for piece in pieces[:-1]])
 
 
 def gathered(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def _boundary(content_type: str) -> bytes:
     return boundary.encode("ascii")
 
 
-def _part(piece: bytes) -> tuple[str, Any]:
+def _part(piece: bytes, as_text: bool) -> tuple[str, Any]:  # noqa: FBT001 - of `read_multipart`
     """Read a part, which begins with the end of its boundary's line. Raises UnreadableBodyError (400)."""
     head, blank, value = piece.partition(b"\r\n\r\n")
     if not blank or not piece.startswith(b"\r\n") or len(head) > MAX_PART_HEAD or head.count(b"\r\n") > MAX_PART_LINES:
@@ -143,6 +144,8 @@ def _part(piece: bytes) -> tuple[str, Any]:
         kind = media_type(content_type) or "text/plain"  # RFC 7578 §4.4
         return name, {"filename": _unescaped(filename), "content_type": kind, "size": len(value)}
     text = value.decode(charset or "utf-8", "replace")
+    if as_text:
+        return name, text
     if media_type(content_type) == "application/json":
         return name, _loaded(value, text)
     return name, _valued(name, text)

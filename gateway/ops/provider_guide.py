@@ -8,6 +8,7 @@ from gateway.verify.content import shown_path
 from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, Way
 from gateway.verify.schemes import user_keys
+from gateway.verify.signed_string import SignedString
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,10 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
     )
 
 
+def _claimed(value: SignedString | bool) -> str:  # noqa: FBT001 - a claim that is one
+    return str(value).lower() if isinstance(value, bool) else value.text
+
+
 def _signing(way: Way) -> str:
     values = way.values
     match way.scheme:
@@ -96,7 +101,7 @@ def _signing(way: Way) -> str:
         case "bearer":
             text = "a bearer token, in the header Authorization"
         case "jwt":
-            claims = ", ".join(f"`{claim}` `{template.text}`" for claim, template in values["claims"])
+            claims = ", ".join(f"`{claim}` `{_claimed(each)}`" for claim, each in values["claims"])
             text = f"a JSON Web Token ({', '.join(values['algorithms'])}) with {claims}, {_place(values)}"
         case "plaid-token":
             claims = "`request_body_sha256` `{body:sha256}`"

@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from gateway.verify.algorithms import Algorithm, Hash, Hmac
+from gateway.verify.boundaries import AmbiguousError
 from gateway.verify.check import Check
-from gateway.verify.config_keys import (
-    PLAID_HOSTS,
-    Secret,
-)
+from gateway.verify.config_keys import PLAID_HOSTS, Secret, unit_of
 from gateway.verify.config_reader import ConfigPath
 from gateway.verify.content import FieldPath
 from gateway.verify.credentials import Credential, Unverified
@@ -24,7 +22,7 @@ from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_publi
 from gateway.verify.remote_keys import KeyPlaces
 from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Signature
-from gateway.verify.signed_string import parse_template
+from gateway.verify.signed_string import SignedString, parse_template
 from gateway.verify.sns import SnsSignature
 from gateway.verify.timestamps import Timestamp
 
@@ -61,7 +59,7 @@ def build_check(
         case "bearer":
             check = Credential(header="Authorization", prefix="Bearer ", secrets=secrets)
         case "jwt" if {"algorithms", "claims"} <= values.keys():
-            check = _token(values, public_url)
+            check = _token(values, where, public_url)
         case "http-message-signature" if "algorithm" in values:
             check = _message_signature(values, where, public_url)
         case "plaid-token" if {"client_id", "api_secret", "environment"} <= values.keys():
@@ -75,14 +73,18 @@ def build_check(
     return check
 
 
-def _token(values: Mapping[str, Any], public_url: str | None) -> JsonWebToken:
+def _token(values: Mapping[str, Any], where: ConfigPath, public_url: str | None) -> JsonWebToken:
+    claims = [
+        (name, each if isinstance(each, bool) else _bounded(each, None, where.below("claims").below(name)))
+        for name, each in values["claims"]
+    ]
     kind = "secrets" if values["algorithms"][0] in SYMMETRIC else "public_keys"
     return JsonWebToken(
         header=values.get("header", "Authorization"),
         algorithms=values["algorithms"],
         keys=ring(values.get(kind, ()), secret_bytes),
         key_set=values.get("key_set"),
-        claims=values["claims"],
+        claims=tuple([(name, each) for name, each in claims if each is not None]),
         public_url=public_url,
         leeway=LEEWAY,
         tolerance=values.get("tolerance"),
@@ -149,6 +151,9 @@ def _signature(
     id_header: str | None = values.get("id_header")
     if algorithm is None:
         return None
+    signed = _bounded(values["signed"].with_id_header(id_header), unit_of(values), where.below("signed"))
+    if signed is None:
+        return None
     return Signature(
         headers=headers,
         names=tuple([name.lower().encode() for name in headers]),
@@ -161,11 +166,20 @@ def _signature(
         separator=values.get("separator"),
         timestamp=_timestamp(values),
         id_header=id_header,
-        signed=values["signed"].with_id_header(id_header),
+        signed=signed,
         public_url=public_url,
         body_digest=values.get("body_digest"),
         challenge=challenge,
     )
+
+
+def _bounded(signed: SignedString, unit: str | None, where: ConfigPath) -> SignedString | None:
+    """Return a signed string with its guards; None if none would make it the string of one request alone."""
+    try:
+        return signed.bounded(unit)
+    except AmbiguousError as error:
+        where.report(str(error))
+        return None
 
 
 def _algorithm(scheme: str, values: Mapping[str, Any], where: ConfigPath) -> Algorithm | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gateway.text import kind_of, shown
+from gateway.verify.boundaries import AmbiguousError
 from gateway.verify.config_reader import ConfigPath, InvalidValueError, Key, read_keys
 from gateway.verify.config_values import (
     GIVEN,
@@ -150,6 +151,25 @@ def refuse_uncovered(values: Mapping[str, Any], where: ConfigPath) -> None:
     elif (name := values["body_digest"]) is not None and not signed.covers_parameter(name):
         expected = f"expected {{url}} or {{query:{name}}} in 'signed', as a digest is anybody's unsigned"
         where.below("body_digest").report(f"{expected}, got neither")
+
+
+def refuse_ambiguous(values: Mapping[str, Any], where: ConfigPath) -> None:
+    """Report a signed string, or a template of a claim, that could be that of two requests."""
+    templates = [(where.below("claims").below(name), each) for name, each in values.get("claims", ())]
+    if "signed" in values:
+        templates.append((where.below("signed"), values["signed"]))
+    for place, template in templates:
+        try:
+            if isinstance(template, SignedString):
+                template.bounded(unit_of(values))
+        except AmbiguousError as error:
+            place.report(str(error))
+
+
+def unit_of(values: Mapping[str, Any]) -> str | None:
+    """Return the unit of a signed timestamp; None if there is none."""
+    unit: str | None = (values.get("timestamp") or {}).get("unit")
+    return unit
 
 
 _ALGORITHMS = ("sha256", "sha1", "sha512")
@@ -377,8 +397,8 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
             read_claims,
             {
                 "type": "object",
-                "additionalProperties": {"type": "string"},
-                "description": "Claims, and what each has to be: a string, or a template such as {body:sha256}.",
+                "additionalProperties": {"type": ["string", "boolean"]},
+                "description": "Claims, and what each has to be: a string, a template such as {body:sha256}, or true.",
             },
             default=(),
         ),

@@ -181,16 +181,23 @@ def read_signed(value: object, _: ConfigPath) -> SignedString:
         raise InvalidValueError(EXPECTED, value) from error
 
 
-def read_claims(value: object, where: ConfigPath) -> tuple[tuple[str, SignedString], ...]:
+def read_claims(value: object, where: ConfigPath) -> tuple[tuple[str, SignedString | bool], ...]:
     if not isinstance(value, Mapping):
-        raise InvalidValueError("a mapping of claims to strings", value)
-    claims = []
+        raise InvalidValueError("a mapping of claims to strings or booleans", value)
+    claims: list[tuple[str, SignedString | bool]] = []
     for name, text in value.items():
         try:
-            claims.append((str(name), parse_template(text if isinstance(text, str) else "{")))
+            claims.append((str(name), text if isinstance(text, bool) else parse_template(_template(text))))
         except ValueError:
-            where.below(str(name)).report(f"expected a string, or a template as in 'signed', got {shown(text)}")
+            expected = "expected a string, a template as in 'signed', true or false"
+            where.below(str(name)).report(f"{expected}, got {shown(text)}")
     return tuple(claims)
+
+
+def _template(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise ValueError(value)
 
 
 def read_algorithms(value: object, _: ConfigPath) -> tuple[str, ...]:

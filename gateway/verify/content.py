@@ -5,8 +5,11 @@ decompressed: a signature that isn't of the bytes as they came is refused if the
 """
 
 import hashlib
+import json
 import re
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -92,6 +95,43 @@ class Content:
             raise refused(Reason.UNREADABLE_BODY, f"expected at most {MAX_ITEMS} items in {shown_path(path)}, got more")
         return [_text(_value(item, path[at + 1 :], path), path) for item in items]
 
+    def require_single(self, paths: Sequence[FieldPath]) -> None:
+        """Raise RefusedError if a field that is signed, or one on the way to it, is there twice.
+
+        A JSON object may have a key twice (RFC 8259, section 4), and a signature of its fields fits both: readers take
+        the last or the first. To be called once the signature has been found good, since it parses the body again.
+        """
+        documents: dict[FieldPath, object] = {}
+        for path in paths:
+            begin = path[:1] if path and isinstance(path[0], InForm) else ()
+            if begin not in documents:
+                documents[begin] = self._with_repetitions(begin, paths)
+            value = documents[begin]
+            for name in _below_form(path):
+                if isinstance(value, _Repeating) and name in value.repeated:
+                    expected = f"expected {shown_path(path)}, which is signed, once"
+                    raise refused(Reason.UNREADABLE_BODY, f"{expected}, got the key {name} twice")
+                value = _value(value, (name,), path)
+
+    def _with_repetitions(self, begin: FieldPath, paths: Sequence[FieldPath]) -> object:
+        """Return the JSON of the body, or of a form's parameter, with objects that know what they have twice.
+
+        None if its text can't have any name in the paths twice, in which case it isn't parsed: most haven't.
+        """
+        text = self._request.body if not begin else self._text_in_form(str(begin[0]), self._content_type())
+        whole = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        names = {name.encode() for path in paths for name in _below_form(path) if isinstance(name, str)}
+        if b"\\u" not in whole and all(whole.count(b'"' + name + b'"') <= 1 for name in names):
+            return None
+        try:
+            # Numbers are left as they are: none of them is looked at, and long ones take long.
+            return json.loads(
+                whole.decode(), object_pairs_hook=_object, parse_int=str, parse_float=str, parse_constant=str
+            )
+        except (ValueError, RecursionError) as error:
+            expected = "expected a JSON body that isn't nested too deeply, as fields of it are signed"
+            raise refused(Reason.UNREADABLE_BODY, f"{expected}, got another") from error
+
     def json(self) -> object:
         """Return the JSON body. Raises RefusedError if it is none."""
         return self._parsed(())
@@ -161,16 +201,23 @@ class Content:
         documents = self._in_forms
         if name not in documents:
             self._require_no_coding()
-            content_type = b"".join(self._request.values(b"content-type")[:1]).decode("latin-1")
+            content_type = self._content_type()
             expected = f"expected a form with JSON in its parameter {name}, got another body"
             try:
-                if kind_of(content_type) is Kind.MULTIPART:
-                    documents[name] = _document(read_multipart(self._request.body, content_type).get(name))
-                else:
-                    documents[name] = orjson.loads(self.parameter(name) or b"")
+                documents[name] = orjson.loads(self._text_in_form(name, content_type))
             except (UnreadableBodyError, orjson.JSONDecodeError) as error:
                 raise refused(Reason.UNREADABLE_BODY, expected) from error
         return documents[name]
+
+    def _content_type(self) -> str:
+        return b"".join(self._request.values(b"content-type")[:1]).decode("latin-1")
+
+    def _text_in_form(self, name: str, content_type: str) -> str | bytes:
+        """Return the text of a parameter that is there once, else nothing. Raises as reading a form does."""
+        if kind_of(content_type) is not Kind.MULTIPART:
+            return self.parameter(name) or b""
+        part = read_multipart(self._request.body, content_type, as_text=True).get(name)
+        return part if isinstance(part, str) else ""
 
     def _require_no_coding(self) -> None:
         if self._request.content_codings():
@@ -178,9 +225,19 @@ class Content:
             raise refused(Reason.UNREADABLE_BODY, expected)
 
 
-def _document(part: object) -> object:
-    """Return the JSON of a part of a multipart form; one that is a mapping has been parsed."""
-    return part if isinstance(part, dict) else orjson.loads(part if isinstance(part, str) else "")
+class _Repeating(dict[str, object]):
+    """An object that has keys twice."""
+
+    __slots__ = ("repeated",)
+
+    def __init__(self, pairs: Sequence[tuple[str, object]]) -> None:
+        super().__init__(pairs)
+        self.repeated = {name for name, count in Counter([name for name, _ in pairs]).items() if count > 1}
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Repeating(pairs)
 
 
 def _below_form(path: FieldPath) -> FieldPath:

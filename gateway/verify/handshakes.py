@@ -323,7 +323,7 @@ def _echo_of(name: str) -> Respond:
 
 
 def _exists(_: Request, __: HandshakeKeys) -> HandshakeResponse | None:
-    """Trello, SurveyMonkey and Mandrill: a HEAD request asks whether the address exists."""
+    """Trello, SurveyMonkey, Mandrill and Intercom ask by HEAD whether the address exists, Mailchimp by GET."""
     return HandshakeResponse()
 
 
@@ -361,6 +361,7 @@ HANDSHAKES: Mapping[str, Handshake] = {
     # https://docs.onfleet.com/reference/webhooks
     "onfleet": Handshake(respond=_echo_of("check"), methods=("GET",)),
     "head": Handshake(respond=_exists, methods=("HEAD",)),
+    "get": Handshake(respond=_exists, methods=("GET",)),
     # https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks#notificationurl-validation
     "microsoft-graph": Handshake(respond=_echo_of("validationToken"), methods=("POST",)),
     "cloudevents": Handshake(respond=_cloudevents, methods=("OPTIONS",)),

@@ -41,8 +41,8 @@ class JsonWebToken:
     Its key is one of `keys`, or in the set (RFC 7517) at the https address `key_set`, fetched when it is needed; or its
     sender is asked for it by `key_request`.
 
-    Every claim in `claims` has to be the string that its template gives; of an `aud` that is a list, one of it. A
-    token without `exp` is good at any time, unless `tolerance` is given, which then counts from its `iat`.
+    Every claim in `claims` has to be the string that its template gives, or that boolean; of an `aud` that is a list,
+    one of it. A token without `exp` is good at any time, unless `tolerance` is given, which then counts from its `iat`.
     """
 
     header: str
@@ -50,7 +50,7 @@ class JsonWebToken:
     keys: KeyRing[bytes]
     key_set: str | None
     key_request: "KeyRequest | None" = None
-    claims: tuple[tuple[str, SignedString], ...]
+    claims: tuple[tuple[str, SignedString | bool], ...]
     public_url: str | None
     leeway: float
     tolerance: float | None
@@ -58,7 +58,7 @@ class JsonWebToken:
     @property
     def covers_body(self) -> bool:
         """Whether a claim is compared with the body, so that the token is good for this one alone."""
-        return any(template.covers_body for _, template in self.claims)
+        return any(isinstance(each, SignedString) and each.covers_body for _, each in self.claims)
 
     def check_head(self, head: Request, now: float) -> BodyCheck:
         tokens = head.values(self.header.lower().encode())
@@ -77,10 +77,11 @@ class JsonWebToken:
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:
         if self.algorithms[0] not in SYMMETRIC:
             raise OfSenderAloneError
-        content, payload = Content(request), {"iat": int(now), "exp": int(now) + 60, "jti": identity}
+        content = Content(request)
+        payload: dict[str, object] = {"iat": int(now), "exp": int(now) + 60, "jti": identity}
         for name, template in self.claims:
             given = SigningInput(request, content, b"", self.public_url or "", b"")
-            payload[name] = template.render(given).decode()
+            payload[name] = template if isinstance(template, bool) else template.render(given).decode()
         with _any_length():
             signed = _jws().encode(orjson.dumps(payload), self.keys.first(now), algorithm=self.algorithms[0])
         draft.add(self.header, f"Bearer {signed}" if self.header.lower() == "authorization" else signed)
@@ -169,9 +170,14 @@ class JsonWebToken:
     ) -> int | None:
         given = SigningInput(request, content, b"", self.public_url or "", b"")
         for name, template in self.claims:
-            value, expected = claims.get(name), template.render(given).decode("utf-8", "surrogateescape")
-            values: Sequence[Any] = value if isinstance(value, list) and name == "aud" else [value]
-            if expected not in [each for each in values if isinstance(each, str)]:
+            value = claims.get(name)
+            if isinstance(template, bool):
+                is_expected = value is template  # neither 1 nor "true"
+            else:
+                expected = template.render(given).decode("utf-8", "surrogateescape")
+                values: Sequence[Any] = value if isinstance(value, list) and name == "aud" else [value]
+                is_expected = expected in [each for each in values if isinstance(each, str)]
+            if not is_expected:
                 raise refused(Reason.BAD_SIGNATURE, f"the token's {name} doesn't match this request")
         return place
 

@@ -63,7 +63,7 @@ from gateway.verify.key_ring import Term
 from gateway.verify.message_signatures import HMAC
 from gateway.verify.pending import PendingToken
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
-from gateway.verify.signed_string import ID, SECRET, Part
+from gateway.verify.signed_string import SECRET
 from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
@@ -234,6 +234,10 @@ def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -
     partial = [way for way in ways if "signed" in way.values and not way.values["signed"].covers_body]
     if partial:
         where.below("scheme").report("expected a signature of the whole body, got one of some fields: see its notes")
+    if any(way.values["signed"].covers_checksum_alone for way in ways if "signed" in way.values):
+        where.below("scheme").report(
+            "expected a signature of the body, got one of its CRC-32: whoever has seen a request can make another body"
+        )
     if given.get("pending"):
         where.below("pending").report(
             "expected the secret instead, once the token is known, got true: until then anybody may send one"
@@ -349,6 +353,5 @@ def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], wh
         where.below("timestamp").report("expected {timestamp} in 'signed', as it proves nothing unsigned, got none")
     if signed.has("id") and "id_header" not in config:
         where.below("signed").report("expected the key 'id_header' with {id}, got none")
-    identities = {ID, Part("header", values.get("id_header", "").lower().encode())}
-    if "id_header" in values and not identities & {*signed.parts}:
+    if "id_header" in values and not (signed.has("id") or signed.covers_header(values["id_header"])):
         where.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")

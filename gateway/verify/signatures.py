@@ -51,6 +51,8 @@ class Signature:
     """In one header, as most are: the shortest way through is theirs."""
     _hmac: Hmac | None = field(init=False)
     _length: int = field(init=False)
+    _fields: tuple[FieldPath, ...] = field(init=False)
+    """The fields of the body that are looked at, if these are all of it that is signed."""
     """Of a signature with its prefix, if it is an HMAC's."""
 
     def __post_init__(self) -> None:
@@ -61,6 +63,7 @@ class Signature:
             "_is_more_checked": self.body_digest is not None or self.recipient is not None,
             "_is_plain": len(self.names) == 1 and not is_in_body and self.body_digest is None,
             "_hmac": self.algorithm if is_hmac else None,
+            "_fields": () if self.signed.covers_body or self.body_digest else self._looked_at(),
             "_length": len(self.prefix) + self.algorithm.length if isinstance(self.algorithm, Hmac) else 0,
         }.items():
             object.__setattr__(self, name, value)
@@ -213,8 +216,15 @@ class Signature:
             else:
                 matched = self.algorithm.match(candidates, partial(self._message, request, content, stamp), content)
             if matched is not None:
+                if self._fields:
+                    content.require_single(self._fields)
                 return matched.place
         raise refused(Reason.BAD_SIGNATURE, f"the signature {self._where()} doesn't match this request")
+
+    def _looked_at(self) -> tuple[FieldPath, ...]:
+        stamp = self.timestamp.path if self.timestamp is not None else ()
+        recipient = self.recipient[0] if self.recipient is not None else ()
+        return tuple([path for path in (*self.signed.field_paths, self.path, stamp, recipient) if path])
 
     def _refuse_challenge(self, text: bytes) -> None:
         if (

@@ -10,33 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
 
+from gateway.verify.boundaries import Guard, Part, guards, is_form
 from gateway.verify.content import Content, FieldPath, parse_field_path, require_form
 from gateway.verify.request import Reason, Request, only, refused, to_bytes
 from gateway.verify.tokens import PARAMETER, TOKEN
 
-
-class Part(NamedTuple):
-    """A part of the signed string. `name` is that of a header (in lower case), a parameter, a digest or a field.
-
-    `path` is a field's; of an element it is what that begins with.
-    """
-
-    kind: str
-    name: bytes = b""
-    path: FieldPath = ()
-    is_optional: bool = False
-
-
 BODY, TIMESTAMP, ID, URL, SECRET = Part("body"), Part("timestamp"), Part("id"), Part("url"), Part("secret")
 _BARE = {part.kind: part for part in (BODY, TIMESTAMP, ID, URL, SECRET, Part("method"), Part("path"), Part("form"))}
 _OF_BODY = ("sha256", "crc32", "json")
+_OF_ADDRESS = {("url", "sha256"), ("url", "decoded"), ("path", "encoded")}
 MAX_LISTED = 64  # headers that a request lists as signed
 EXPECTED = (
     "a string with {body} and, in braces, only timestamp, id, method, path, url, secret, form, body:sha256, "
-    "body:crc32, body:json, url:sha256, path:encoded, header:NAME, query:NAME, field:PATH, form:NAME, "
-    "listed:NAME,NAME, element:NAME:PREFIX"
+    "body:crc32, body:json, url:sha256, url:decoded, path:encoded, header:NAME, query:NAME, field:PATH (these three "
+    "also with a form: header:NAME:s, ms, iso, date, any or a length), form:NAME, listed:NAME,NAME, "
+    "element:NAME:PREFIX"
 )
 
 
@@ -72,11 +62,11 @@ def _part(kind: str, argument: str) -> Part:  # noqa: PLR0911 - one for each kin
     if not argument:
         if kind in _BARE:
             return _BARE[kind]
-    elif (kind == "body" and argument in _OF_BODY) or (kind, argument) in {("url", "sha256"), ("path", "encoded")}:
+    elif (kind == "body" and argument in _OF_BODY) or (kind, argument) in _OF_ADDRESS:
         return Part(kind, argument.encode())
-    elif kind == "header" and TOKEN.fullmatch(argument):
-        return Part(kind, argument.lower().encode())
-    elif (kind == "query" and PARAMETER.fullmatch(argument)) or (kind == "given" and PARAMETER.fullmatch(argument)):
+    elif kind in {"header", "query", "field"}:
+        return _formed(kind, argument)
+    elif kind == "given" and PARAMETER.fullmatch(argument):
         return Part(kind, argument.encode())
     elif kind == "form" and PARAMETER.fullmatch(argument):
         return Part("parameter", argument.encode())
@@ -84,9 +74,20 @@ def _part(kind: str, argument: str) -> Part:  # noqa: PLR0911 - one for each kin
         return Part(kind, argument.lower().encode())
     elif kind == "element" and (found := _ELEMENT.fullmatch(argument)):
         return Part(kind, found[1].lower().encode(), (found[2],))
-    elif kind == "field":
-        bare = argument.removesuffix("?")
-        return Part(kind, bare.encode(), parse_field_path(bare), is_optional=bare != argument)
+    raise ValueError(kind)
+
+
+def _formed(kind: str, argument: str) -> Part:
+    """Return a part that may have a form, which follows its name."""
+    name, colon, form = argument.partition(":")
+    if not colon or is_form(form):
+        if kind == "header" and TOKEN.fullmatch(name):
+            return Part(kind, name.lower().encode(), form=form)
+        if kind == "query" and PARAMETER.fullmatch(name):
+            return Part(kind, name.encode(), form=form)
+        if kind == "field":
+            bare = name.removesuffix("?")
+            return Part(kind, bare.encode(), parse_field_path(bare), is_optional=bare != name, form=form)
     raise ValueError(kind)
 
 
@@ -97,6 +98,8 @@ class SignedString:
     parts: tuple[bytes | Part, ...]
     text: str = field(default="{body}", compare=False)
     """The template as it is written."""
+    guards: tuple[Guard, ...] = ()
+    """What keeps the string from being that of another request, too. `bounded` finds them."""
     is_body_alone: bool = field(init=False)
     _headers: tuple[bytes, ...] = field(init=False)
     _has_form: bool = field(init=False)
@@ -119,15 +122,31 @@ class SignedString:
         return any(part.kind in {"body", "form"} for part in self.parts if isinstance(part, Part))
 
     @property
+    def covers_checksum_alone(self) -> bool:
+        """Whether it has nothing of the body but its CRC-32, with which anybody can make another body."""
+        return {part.name for part in self.parts if isinstance(part, Part) and part.kind == "body"} == {b"crc32"}
+
+    @property
     def header_names(self) -> Sequence[bytes]:
         """Return the headers that are signed, in lower case."""
         return self._headers
+
+    @property
+    def field_paths(self) -> Sequence[FieldPath]:
+        """Return where the fields of the JSON body are that are signed."""
+        return [part.path for part in self.parts if isinstance(part, Part) and part.kind == "field"]
 
     def has(self, kind: str) -> bool:
         return any(part.kind == kind for part in self.parts if isinstance(part, Part))
 
     def covers_parameter(self, name: str) -> bool:
-        return self.has("url") or Part("query", name.encode()) in self.parts
+        return self.has("url") or self._names("query", name.encode())
+
+    def covers_header(self, name: str) -> bool:
+        return self._names("header", name.lower().encode())
+
+    def _names(self, kind: str, name: bytes) -> bool:
+        return any((part.kind, part.name) == (kind, name) for part in self.parts if isinstance(part, Part))
 
     def with_id_header(self, name: str | None) -> "SignedString":
         """Return the string with the header for `{id}`."""
@@ -141,6 +160,10 @@ class SignedString:
             for part in self.parts
         ]
         return SignedString(tuple(parts), self.text)
+
+    def bounded(self, unit: str | None) -> "SignedString":
+        """Return the string with its guards; `unit` is that of its timestamp. Raises AmbiguousError."""
+        return SignedString(self.parts, self.text, guards(self.parts, unit))
 
     def check_head(self, head: Request) -> None:
         """Raise RefusedError unless each header that is signed is there once, and a form is one."""
@@ -156,8 +179,11 @@ class SignedString:
         )
 
     def render(self, given: "SigningInput") -> bytes:
-        """Return the string for a request. Raises RefusedError if a part of it is missing."""
-        pieces = []
+        """Return the string for a request.
+
+        Raises RefusedError if a part of it is missing, or if it could be the string of another request, too.
+        """
+        pieces: list[bytes] = []
         for part in self.parts:
             if isinstance(part, bytes):
                 pieces.append(part)
@@ -167,7 +193,10 @@ class SignedString:
                 pieces.append(given.request.body)
             else:
                 pieces.append(_FIELDS[part.kind](part, given))
-        return b"".join(pieces)
+        whole = b"".join(pieces)
+        for guard in self.guards:
+            guard.check(pieces, whole, given.request, given.url)
+        return whole
 
 
 class SigningInput(NamedTuple):
@@ -195,6 +224,8 @@ def _url(part: Part, given: SigningInput) -> bytes:
     if not urlsplit(url).path:
         url += request.path
     whole = to_bytes(f"{url}?{request.query}" if request.query else url)
+    if part.name == b"decoded":
+        return _HUBSPOTS.sub(lambda found: unquote_to_bytes(found[0]), whole)
     return hashlib.sha256(whole).hexdigest().encode() if part.name else whole
 
 
@@ -211,8 +242,12 @@ def _path(part: Part, given: SigningInput) -> bytes:
     if not part.name:
         return to_bytes(path)
     # As encodeURI and Node's querystring.escape do it, the latter first, and only to the query.
-    whole = f"{path}?{quote(query, safe=_UNESCAPED)}" if query else path
-    return quote(whole, safe=_UNESCAPED + ";,/?:@&=+$#").encode()
+    whole = f"{path}?{_quoted(query, _UNESCAPED)}" if query else path
+    return _quoted(whole, _UNESCAPED + ";,/?:@&=+$#").encode()
+
+
+def _quoted(text: str, safe: str) -> str:
+    return quote(text, safe=safe, encoding="utf-8", errors="surrogateescape")
 
 
 def _parameter(part: Part, given: SigningInput) -> bytes:
@@ -230,7 +265,14 @@ def _listed(part: Part, given: SigningInput) -> bytes:
     names = sorted({*always, *[name.strip(b" ") for name in listed]})
     if len(names) > MAX_LISTED:
         raise refused(Reason.MALFORMED_SIGNATURE, f"expected at most {MAX_LISTED} headers that are signed, got more")
-    return b";".join([name + b":" + only(given.request, name).strip() for name in names])
+    if not all(TOKEN.fullmatch(name.decode("latin-1")) for name in names):
+        expected = f"expected a list of headers' names in {always[0].decode()}, which are signed"
+        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another")
+    text = b";" + b";".join([name + b":" + only(given.request, name).strip() for name in names])
+    if any(text.count(b";" + name + b":") > 1 for name in names):  # so that it is read in one way alone
+        expected = "expected headers without the name of another signed one in them"
+        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got such a value")
+    return text[1:]
 
 
 def _element(part: Part, given: SigningInput) -> bytes:
@@ -251,6 +293,11 @@ def _json_field(part: Part, given: SigningInput) -> bytes:
 
 
 _UNESCAPED = "-_.!~*'()"
+_HUBSPOTS = re.compile(rb"%(?:3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)")
+"""What HubSpot decodes in an address before it signs it: `: / ? @ ! $ ' ( ) * , ;`.
+
+https://developers.hubspot.com/docs/apps/developer-platform/build-apps/authentication/request-validation
+"""
 _FIELDS: Mapping[str, Callable[[Part, SigningInput], bytes]] = {
     "body": _of_body,
     "method": lambda _, given: to_bytes(given.request.method),

@@ -25,8 +25,20 @@ _SIGNED: Mapping[str, tuple[str, ...]] = {
     "SubscriptionConfirmation": _CONFIRMATION,
     "UnsubscribeConfirmation": _CONFIRMATION,
 }
+_BESIDE = ("Signature", "SignatureVersion", "SigningCertURL")
 # A region alone: with any label, the bucket `sns` of S3 would be such a host, as sns.s3-us-west-2.amazonaws.com.
-SNS_HOST = r"sns\.[a-z]{2}(?:-[a-z]{2,12}){1,2}-[0-9]{1,2}\.amazonaws\.com(?:\.cn)?"
+_REGIONS = {
+    r"cn-[a-z]{2,12}": "amazonaws.com.cn",
+    r"eusc-de-[a-z]{2,12}": "amazonaws.eu",
+    r"us-iso-[a-z]{2,12}": "c2s.ic.gov",
+    r"us-isob-[a-z]{2,12}": "sc2s.sgov.gov",
+    r"eu-isoe-[a-z]{2,12}": "cloud.adc-e.uk",
+    r"us-isof-[a-z]{2,12}": "csp.hci.ic.gov",
+    r"(?!cn-)[a-z]{2}(?:-gov)?-[a-z]{2,12}": "amazonaws.com",
+}
+"""The regions of AWS's partitions, and the domain of each: `partitions.json` and `endpoints.json` of botocore 1.43."""
+_PLACES = [rf"{name}-[0-9]{{1,2}}\.{re.escape(domain)}" for name, domain in _REGIONS.items()]
+SNS_HOST = rf"sns\.(?:{'|'.join(_PLACES)})"
 """The hosts of SNS, as a pattern."""
 _CERTIFICATE = re.compile(rf"https://{SNS_HOST}/SimpleNotificationService-[A-Za-z0-9]{{1,64}}\.pem")
 
@@ -65,10 +77,12 @@ class SnsSignature:
             raise refused(
                 Reason.MALFORMED_SIGNATURE, "expected Signature to be 256 to 1024 bytes in base64, got another"
             )
-        signed = "".join([f"{name}\n{_text(fields, name)}\n" for name in _SIGNED[kind] if not _is_absent(fields, name)])
+        names = [name for name in _SIGNED[kind] if not _is_absent(fields, name)]
+        signed = "".join([f"{name}\n{_signed_text(fields, name)}\n" for name in names])
         key = fetched_key(_certificate(fields), algorithm, content)
         if not key.verifies(signature, signed.encode()):
             raise refused(Reason.BAD_SIGNATURE, "the signature in the field Signature doesn't match this message")
+        content.require_single([(name,) for name in (*_SIGNED[kind], *_BESIDE)])
 
 
 def _text(fields: Mapping[str, object], name: str) -> str:
@@ -76,6 +90,18 @@ def _text(fields: Mapping[str, object], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
         raise refused(Reason.UNREADABLE_BODY, f"expected {name} to be a string, got something else")
+    return value
+
+
+def _signed_text(fields: Mapping[str, object], name: str) -> str:
+    """Return a field of which the signed string has a line, after one with its name.
+
+    A message may be several lines. If any other field could be, what is in a message could be taken for other fields;
+    SNS allows no line breaks in a subject: https://docs.aws.amazon.com/sns/latest/api/API_Publish.html.
+    """
+    value = _text(fields, name)
+    if name != "Message" and "\n" in value:
+        raise refused(Reason.UNREADABLE_BODY, f"expected {name} to be one line, got several")
     return value
 
 
@@ -87,6 +113,6 @@ def _certificate(fields: Mapping[str, object]) -> str:
     url = _text(fields, "SigningCertURL")
     if len(url) > MAX_URL or not _CERTIFICATE.fullmatch(url):
         raise refused(
-            Reason.BAD_KEY, "expected SigningCertURL to be a certificate of SNS at amazonaws.com, got another"
+            Reason.BAD_KEY, "expected SigningCertURL to be a certificate of SNS at a domain of AWS, got another"
         )
     return url

@@ -17,6 +17,8 @@ from tests.deploy.test_prometheus import OURS, RUNBOOKS, SUFFIX, Tool, alerts, m
 from tests.test_documents import anchors
 
 SCRAPE_EVERY = 0.5
+HEALTHY_FOR = 330.0
+"""Seconds: five minutes is what most alerts wait for."""
 DATA_TIMEOUT = 60.0
 PANELS = [pytest.param(panel, id=f"{board.uid}: {panel.title}") for board in BOARDS for panel in board.panels]
 UNITS = {"none", "s", "bytes", "reqps", "ops", "percentunit"}
@@ -99,16 +101,17 @@ def test_the_metrics_of_the_gateway_are_on_a_dashboard() -> None:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("webhooks", id="any job"),
-        pytest.param("", id="a job for each role", marks=pytest.mark.full),
+        pytest.param(("webhooks", "embedded"), id="any job"),
+        pytest.param(("webhooks", "kafka"), id="a job of two roles", marks=pytest.mark.full),
+        pytest.param(("", "kafka"), id="a job for each role", marks=pytest.mark.full),
     ],
 )
 def stack(tool: Tool, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """Return a gateway under load and faults, on the embedded log, with a Prometheus that scrapes it."""
+    """Return a gateway under load and faults, with a Prometheus that scrapes it: one process, or one for each role."""
     for name in ("prometheus", "alertmanager"):
         tool(name)
-    folder = tmp_path_factory.mktemp("stack") / "state"
-    stack = Stack(folder, log="embedded", scrape_every=SCRAPE_EVERY, job=request.param)
+    folder, (job, log) = tmp_path_factory.mktemp("stack") / "state", request.param
+    stack = Stack(folder, log=log, scrape_every=SCRAPE_EVERY, job=job)
     stack.up()
     yield stack
     stack.down()
@@ -130,6 +133,25 @@ def test_every_rule_is_evaluated_without_a_failure(stack: Stack) -> None:
 def test_a_gateway_that_answers_is_not_down_whatever_its_job_is_called(stack: Stack) -> None:
     assert ask(stack.prometheus, "gateway_build_info") != []
     assert ask(stack.prometheus, 'ALERTS{alertname=~"GatewayAllDown|GatewayProcessDown"}') == []
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_nothing_fires_of_a_gateway_to_which_nothing_happens(tool: Tool, tmp_path: Path) -> None:
+    """For longer than most alerts wait: it starts without events, and Prometheus knows nothing of its past."""
+    for name in ("prometheus", "alertmanager"):
+        tool(name)
+    stack = Stack(tmp_path / "state", log="kafka", scrape_every=SCRAPE_EVERY, job="webhooks", has_traffic=False)
+    stack.up()
+    try:
+        until = time.monotonic() + HEALTHY_FOR
+        while time.monotonic() < until:
+            assert ask(stack.prometheus, 'ALERTS{alertstate="firing"}') == []
+            time.sleep(1)
+        assert len(ask(stack.prometheus, "gateway_build_info")) == 2
+        assert health_of_rules(stack) == {"ok"}
+    finally:
+        stack.down()
 
 
 def health_of_rules(stack: Stack) -> set[str]:

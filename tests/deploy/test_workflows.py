@@ -1,5 +1,6 @@
 """What .github/ says is so: its workflows are valid, pin what they use, and call what is there."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from dev.release import ReleaseError, check, notes
+from dev.release import ReleaseError, chart_bom, check, notes
 from tests.deploy.chart import ROOT
 
 GITHUB = ROOT / ".github"
 Tool = Callable[[str], Path]
+CHART = "deploy/kubernetes/webhook-gateway/Chart.yaml"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 
 
@@ -89,6 +91,8 @@ def project(tmp_path: Path) -> Path:
         "## [1.2.2]",
     )
     (tmp_path / "CHANGELOG.md").write_text("\n\n".join([*sections, "- Old.\n"]))
+    (tmp_path / CHART).parent.mkdir(parents=True)
+    (tmp_path / CHART).write_text("name: webhook-gateway\nversion: 1.2.3\nappVersion: 1.2.3\n")
     return tmp_path
 
 
@@ -109,6 +113,32 @@ def test_release_notes_are_the_changelogs_section(project: Path) -> None:
 def test_a_tag_that_is_not_this_version_is_not_released(project: Path, tag: str, message: str) -> None:
     with pytest.raises(ReleaseError, match=re.escape(message)):
         check(tag, project)
+
+
+@pytest.mark.parametrize("key", ["version", "appVersion"])
+def test_a_chart_of_another_version_is_not_released(project: Path, key: str) -> None:
+    chart = project / CHART
+    chart.write_text(re.sub(rf"^{key}: .*", f"{key}: 1.2.2", chart.read_text(), flags=re.MULTILINE))
+    with pytest.raises(ReleaseError, match=rf"Chart.yaml: expected {key} 1.2.3 of the tag, got 1.2.2"):
+        check("v1.2.3", project)
+
+
+def test_the_chart_installs_the_image_of_a_digest() -> None:
+    digest = "sha256:" + "0a" * 32
+    bom = json.loads(chart_bom("1.2.3", "ghcr.io/example/webhook-gateway", digest))
+    [image] = bom["components"]
+    assert image["purl"].startswith(f"pkg:oci/webhook-gateway@sha256%3A{'0a' * 32}?")
+    assert image["hashes"] == [{"alg": "SHA-256", "content": "0a" * 32}]
+    assert bom["metadata"]["component"]["version"] == image["version"] == "1.2.3"
+
+
+def test_what_cannot_be_taken_back_is_published_last() -> None:
+    jobs = yaml.safe_load((GITHUB / "workflows/release.yml").read_text())["jobs"]
+    publishing = [
+        name for name, job in jobs.items() if any("publish --trusted" in step.get("run", "") for step in job["steps"])
+    ]
+    assert publishing == ["publish"]
+    assert set(jobs["publish"]["needs"]) == jobs.keys() - {"check", "publish"}
 
 
 def test_a_version_without_notes_is_not_released(project: Path) -> None:

@@ -179,6 +179,12 @@ DOCUMENTED: Mapping[str, Documented] = {
         TEXT,
         b"",
     ),
+    "get": Documented(
+        "https://github.com/mailchimp/mailchimp-client-lib-codegen/issues/11",
+        a_head("GET", "secret=a1b2c3"),
+        TEXT,
+        b"",
+    ),
     "microsoft-graph": Documented(
         "https://learn.microsoft.com/en-us/graph/change-notifications-delivery-webhooks#notificationurl-validation",
         a_head("POST", "validationToken=Validation%3a+Testing+client+application+reachability"),

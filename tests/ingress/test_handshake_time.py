@@ -58,6 +58,7 @@ REQUESTS: Mapping[str, bytes] = {
     "challenge-query": a_head("GET", f"challenge={LONG}"),
     "onfleet": a_head("GET", f"check={LONG}"),
     "head": a_head("HEAD"),
+    "get": a_head("GET"),
     "microsoft-graph": a_head("POST", f"validationToken={LONG}"),
     "cloudevents": a_head("OPTIONS", "", f"WebHook-Request-Origin: {LONG}", "WebHook-Request-Rate: 120"),
 }

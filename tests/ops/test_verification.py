@@ -23,7 +23,7 @@ sources:
       timestamp: {header: X-Time}
       tolerance: 2m
       id_header: X-Id
-      signed: "{id}{timestamp}{body}"
+      signed: "{id}.{timestamp}.{body}"
       secrets: ["${file:secrets/shop}", "${OLD:-a-default-secret-of-old}", written-out-secret, "whsec_${NEW}"]
   open: {verify: {scheme: none}}
   rotating:

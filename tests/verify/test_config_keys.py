@@ -131,7 +131,7 @@ def test_a_signed_string_covers_the_body_and_has_only_known_parts(signed: str) -
 
 def test_a_digest_of_the_body_is_signed_in_the_query() -> None:
     digest = {"query": "sha"}
-    signed = {"signed": "{header:X-A}{query:sha}"}
+    signed = {"signed": "{header:X-A}.{query:sha}"}
     check_hmac({**signed, "body_digest": digest})
     check_hmac(signed, (("signed",), "expected {body} in it, or the key 'body_digest', got neither"))
     unsigned = "expected {url} or {query:sha} in 'signed', as a digest is anybody's unsigned, got neither"
@@ -160,16 +160,16 @@ def test_tolerances_are_durations() -> None:
 
 def test_keys_that_need_each_other() -> None:
     check_hmac(
-        {"signed": "{timestamp}{id}{body}", "tolerance": "5m"},
+        {"signed": "{timestamp}{id}.{body}", "tolerance": "5m"},
         (("signed",), "expected the key 'timestamp' with {timestamp}, got none"),
         (("signed",), "expected the key 'id_header' with {id}, got none"),
         (("tolerance",), "expected the key 'timestamp' with it, got none"),
     )
     unsigned = (("id_header",), "expected {id} in 'signed', as an identity is anybody's unsigned, got none")
     check_hmac({"id_header": "X-I"}, unsigned)
-    check_hmac({"id_header": "X-I", "signed": "{header:X-Other}{body}"}, unsigned)
-    check_hmac({"id_header": "X-I", "signed": "{header:x-i}{body}"})
-    check_hmac({"id_header": "X-I", "signed": "{id}{body}"})
+    check_hmac({"id_header": "X-I", "signed": "{header:X-Other}.{body}"}, unsigned)
+    check_hmac({"id_header": "X-I", "signed": "{header:x-i}.{body}"})
+    check_hmac({"id_header": "X-I", "signed": "{id}.{body}"})
     check_hmac(
         {"timestamp": {"header": "X-T"}},
         (("timestamp",), "expected {timestamp} in 'signed', as it proves nothing unsigned, got none"),
@@ -306,7 +306,7 @@ CONFIGS: list[dict[str, Any]] = [
     {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "surprise": 1},
     {
         "scheme": "hmac", "header": "X-S", "secrets": ["s"], "separator": ",", "id_header": "X-I", "tolerance": "1m",
-        "timestamp": {"prefix": "t=", "unit": "ms"}, "signed": "{timestamp}{id}{body}",
+        "timestamp": {"prefix": "t=", "unit": "ms"}, "signed": "{timestamp}{id}.{body}",
     },
     {"scheme": "hmac", "header": "X-S", "secrets": ["s"], "timestamp": {"unit": "s"}, "signed": "{timestamp}{body}"},
     {"scheme": "public-key", "header": "X-S", "algorithm": "ed25519", "public_keys": [ED25519]},

@@ -348,12 +348,12 @@ def test_what_is_signed_as_a_challenge_is_never_an_event(
     assert handshake.respond(_ASKS[name](challenge), keys) is not None
     digest = hmac.digest(SECRET.encode(), challenge.encode(), algorithm)
     signature = digest.hex() if encoding == "hex" else base64.b64encode(digest).decode()
-    at = data.draw(st.integers(0, len(challenge)))
-    for signed, body, head in (
-        ("{body}", challenge, ""),
-        ("{header:X-Head}{body}", challenge[at:], challenge[:at]),
-        ("{body}{header:X-Head}", challenge[:at], challenge[at:]),
-    ):
+    at = data.draw(st.integers(1, len(challenge) - 1)) if len(challenge) > 1 else 0
+    divided = [
+        (f"{{header:X-Head:{at}}}{{body}}", challenge[at:], challenge[:at]),
+        (f"{{body}}{{header:X-Head:{len(challenge) - at}}}", challenge[:at], challenge[at:]),
+    ]
+    for signed, body, head in [("{body}", challenge, ""), *(divided if at else [])]:
         config = {"algorithm": algorithm, "encoding": encoding, "signed": signed}
         request = a_request([("X-Signature", signature), ("X-Head", head)], body=body.encode())
         assert reason(a_verifier(**config), request) == "accepted"
@@ -434,6 +434,20 @@ def test_a_challenge_in_the_query_comes_back_as_text_that_no_browser_takes_for_a
 
 def test_a_head_request_finds_the_address() -> None:
     assert unverified("head", "HEAD") == HandshakeResponse()
+
+
+def test_a_get_request_finds_the_address() -> None:
+    """Mailchimp saves no webhook otherwise: https://github.com/mailchimp/mailchimp-client-lib-codegen/issues/11."""
+    assert unverified("get", "GET") == HandshakeResponse()
+    assert unverified("get", "GET", "secret=wrong") == HandshakeResponse()
+
+
+@pytest.mark.parametrize(("name", "method"), [("intercom", "HEAD"), ("mailchimp", "GET")])
+def test_who_asks_for_the_address_by_a_method_gets_it_without_a_secret(name: str, method: str) -> None:
+    verifier = a_verifier(name)
+    assert verifier.handshake_methods == (method,)
+    response = verifier.unverified_handshake(a_request()._replace(method=method, body=b""), now=NOW)
+    assert response == HandshakeResponse()
 
 
 def test_cloudevents_senders_ask_by_options() -> None:

@@ -101,6 +101,18 @@ def test_an_audience_may_be_one_of_several() -> None:
     assert reason(verifier, with_token(a_token())) == "bad_signature"
 
 
+@pytest.mark.parametrize("expected", [True, False])
+def test_a_claim_may_be_a_boolean_and_nothing_like_one(expected: bool) -> None:  # noqa: FBT001 - a test's
+    verifier = a_token_verifier(claims={"email_verified": expected})
+    assert reason(verifier, with_token(a_token(email_verified=expected))) == "accepted"
+    others: list[Any] = [not expected, int(expected), str(expected).lower(), None, [expected], {}]
+    for other in others:
+        assert reason(verifier, with_token(a_token(email_verified=other))) == "bad_signature"
+    assert reason(verifier, with_token(a_token())) == "bad_signature"
+    pairs = verifier.sign(BODY, now=NOW, id="1", type="t", headers={})
+    assert reason(verifier, a_request(pairs)) == "accepted"
+
+
 @pytest.mark.parametrize(
     ("claims", "expected"),
     [
@@ -177,8 +189,13 @@ def test_tokens_by_private_keys() -> None:
         ({"algorithms": "RS256", "secrets": [KEY]}, "expected the key 'public_keys' or 'key_set' with RS256, got none"),
         ({"algorithms": "HS256", "public_keys": ["x"]}, "expected the key 'secrets' with HS256, got none"),
         ({"algorithms": "HS256", "secrets": [KEY], "public_keys": ["x"]}, "public_keys: expected none with HS256"),
-        ({"algorithms": "HS256", "secrets": [KEY], "claims": ["a"]}, "claims: expected a mapping of claims to strings"),
-        ({"algorithms": "HS256", "secrets": [KEY], "claims": {"a": "{no}"}}, "claims.a: expected a string, or a"),
+        ({"algorithms": "HS256", "secrets": [KEY], "claims": ["a"]}, "claims: expected a mapping of claims to"),
+        ({"algorithms": "HS256", "secrets": [KEY], "claims": {"a": "{no}"}}, "claims.a: expected a string, a temp"),
+        ({"algorithms": "HS256", "secrets": [KEY], "claims": {"a": 1}}, "claims.a: expected a string, a temp"),
+        (
+            {"algorithms": "HS256", "secrets": [KEY], "claims": {"a": "{header:X-A}{body:sha256}{body}"}},
+            "claims.a: expected a character between {header:x-a} and {body:sha256}",
+        ),
         ({"algorithms": "HS256", "secrets": [KEY], "claims": {"u": "{url}"}}, "expected the source's public_url"),
         ({"secrets": [KEY]}, "expected the key 'algorithms', got none"),
     ],

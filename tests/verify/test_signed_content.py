@@ -34,8 +34,8 @@ def signed_fields(signed: str, **config: Any) -> Verifier:
 
 
 def test_a_signature_may_be_in_the_body_and_cover_fields_of_it() -> None:
-    verifier = signed_fields("{field:event.at}{field:event.kind}")
-    body = as_json(event={"at": 17, "kind": "sold"}, signature=over(b"17sold"))
+    verifier = signed_fields("{field:event.at}|{field:event.kind}")
+    body = as_json(event={"at": 17, "kind": "sold"}, signature=over(b"17|sold"))
     assert reason(verifier, a_request(body=body)) == "accepted"
     assert reason(verifier, a_request(body=body.replace(b"sold", b"gone"))) == "bad_signature"
     assert reason(verifier, a_request(body=as_json(event={}))) == "missing_signature"
@@ -85,7 +85,7 @@ def test_a_body_that_is_not_json_is_refused(body: bytes) -> None:
 
 @given(st.binary(max_size=100))
 def test_no_body_does_more_than_be_refused(body: bytes) -> None:
-    assert reason(signed_fields("{field:x}{body}"), a_request(body=body)) != "accepted"
+    assert reason(signed_fields("{field:x}.{body}"), a_request(body=body)) != "accepted"
 
 
 def test_a_timestamp_may_be_in_the_signed_body() -> None:

@@ -76,11 +76,28 @@ def test_a_subject_is_signed_if_there_is_one(version: str) -> None:
 
 
 def test_fields_that_run_into_each_other_are_another_message() -> None:
-    """Message and Subject are only told apart by line breaks; what is between them is signed as well."""
-    request = signed(Message="a", Subject="b\nTimestamp\nc")
+    """Fields are only told apart by line breaks, which a message alone may have."""
+    request = signed(Message="a\nMessageId\nb\nSubject\nc")
+    assert reason(VERIFIER, request, keys=KEYS) == "accepted"
     message = json.loads(request.body)
-    del message["Subject"]
-    assert reason(VERIFIER, sent({**message, "Message": "a\nSubject\nb"}), keys=KEYS) == "bad_signature"
+    other = {"Message": "a", "MessageId": "b", "Subject": f"c\nMessageId\n{message['MessageId']}"}
+    assert refusal(VERIFIER, sent({**message, **other})).detail == "expected Subject to be one line, got several"
+
+
+@pytest.mark.parametrize("name", ["Message", "Type", "TopicArn", "Signature", "SigningCertURL"])
+def test_a_message_has_each_signed_field_once(name: str) -> None:
+    request = signed()
+    other = b'{"%b":"other",' % name.encode() + request.body[1:]
+    error = refusal_of(request._replace(body=other))
+    assert error == f"expected {name}, which is signed, once, got the key {name} twice"
+    unsigned = b'{"UnsubscribeURL":"a","UnsubscribeURL":"b",' + request.body[1:]
+    assert reason(VERIFIER, request._replace(body=unsigned), keys=KEYS) == "accepted"
+
+
+def refusal_of(request: Request) -> str:
+    with pytest.raises(RefusedError) as caught:
+        VERIFIER.verify(request, now=NOW, keys=KEYS)
+    return caught.value.detail
 
 
 def test_only_strings_are_signed() -> None:
@@ -112,14 +129,24 @@ def test_another_topic_is_refused_before_a_key_is_asked_for() -> None:
     "https://sns.us-east-1.amazonaws.com/SimpleNotificationService-1.pem?x",
     "https://sns.us-east-1.amazonaws.com/?Action=x/SimpleNotificationService-1.pem",
     "https://sns.us-east-1.amazonaws.com/SimpleNotificationService-1.pem\n", "", "x",
+    "https://sns.us-east-1.amazonaws.com.cn/SimpleNotificationService-1.pem",
+    "https://sns.us-east-1.amazonaws.eu/SimpleNotificationService-1.pem",
+    "https://sns.eusc-de-east-1.amazonaws.com/SimpleNotificationService-1.pem",
+    "https://sns.s3.eusc-de-east-1.amazonaws.eu/SimpleNotificationService-1.pem",
+    "https://sns.us-iso-east-1.sc2s.sgov.gov/SimpleNotificationService-1.pem",
 ])  # fmt: skip
 def test_a_certificate_elsewhere_is_refused(url: str) -> None:
     assert reason(VERIFIER, signed(SigningCertURL=url)) == "bad_key"
 
 
 @pytest.mark.parametrize(
-    "host", ["us-gov-west-1.amazonaws.com", "cn-north-1.amazonaws.com.cn", "ap-southeast-5.amazonaws.com"]
-)
+    "host",
+    [
+        "us-gov-west-1.amazonaws.com", "cn-northwest-1.amazonaws.com.cn", "ap-southeast-5.amazonaws.com",
+        "eusc-de-east-1.amazonaws.eu", "us-iso-west-1.c2s.ic.gov", "us-isob-east-1.sc2s.sgov.gov",
+        "eu-isoe-west-1.cloud.adc-e.uk", "us-isof-south-1.csp.hci.ic.gov",
+    ],
+)  # fmt: skip
 def test_each_region_has_certificates(host: str) -> None:
     url = f"https://sns.{host}/SimpleNotificationService-9c6465fa7f48f5cacd23014631ec1136.pem"
     assert reason(VERIFIER, signed(SigningCertURL=url)) == url

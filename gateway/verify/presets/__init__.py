@@ -46,9 +46,10 @@ from typing_extensions import override
 
 from gateway.model import STORED_STATUSES, RulesError
 from gateway.text import did_you_mean, kind_of, parse_duration
-from gateway.verify.config_keys import OF_PRESETS, SCHEMES, refuse_uncovered
+from gateway.verify.config_keys import OF_PRESETS, SCHEMES, refuse_ambiguous, refuse_uncovered
 from gateway.verify.config_reader import ConfigPath, Path, read_keys
 from gateway.verify.handshakes import HANDSHAKES
+from gateway.verify.signed_string import SignedString
 
 
 class SchemeError(RulesError):
@@ -76,7 +77,9 @@ class Way(NamedTuple):
         if self.scheme == "http-message-signature":
             return True
         templates = [template for _, template in self.values.get("claims", ())]
-        return any(each.has("url") for each in (*templates, self.values.get("signed")) if each is not None)
+        return any(
+            each.has("url") for each in (*templates, self.values.get("signed")) if isinstance(each, SignedString)
+        )
 
 
 class PresetResponse(NamedTuple):
@@ -131,7 +134,12 @@ class Preset:
                 own["signed"] = way.values["signed"].with_given(given)
             own |= self._with_given(way, given)
             if self.asks and "claims" in way.values:
-                own["claims"] = tuple([(name, each.with_given(given)) for name, each in way.values["claims"]])
+                own["claims"] = tuple(
+                    [
+                        (name, each.with_given(given) if isinstance(each, SignedString) else each)
+                        for name, each in way.values["claims"]
+                    ]
+                )
             own |= {name: given[name] for name in OF_PRESETS.get(way.scheme, ()) if name in given}
             if "tolerance" in given and "timestamp" in way.values:
                 own["tolerance"] = given["tolerance"]
@@ -253,6 +261,7 @@ def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
             here.below("scheme").report("expected none alone, since it accepts what others refuse, got others, too")
         values = read_keys(bare, keys, here)
         refuse_uncovered(values, here)
+        refuse_ambiguous(values, here)
         ways.append(Way(scheme, values, config.get("takes"), config.get("id")))
     return tuple(ways)
 

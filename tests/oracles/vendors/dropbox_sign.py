@@ -35,4 +35,7 @@ def sign(draw: random.Random) -> Signed:
 def accepts(request: Request, signed: Signed) -> bool:
     document = request.body.partition(b"\r\n\r\n")[2].partition(b"\r\n--")[0]
     event = {"event": {"event_metadata": None, **orjson.loads(document)["event"]}}
-    return bool(EventCallbackHelper.is_valid(signed.config["secrets"][0], EventCallbackRequest.init(event)))
+    try:
+        return bool(EventCallbackHelper.is_valid(signed.config["secrets"][0], EventCallbackRequest.init(event)))
+    except ValueError:  # no type of an event any more
+        return False
