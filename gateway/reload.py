@@ -153,7 +153,7 @@ class Reloader:
             []
             if self._settings.role is Role.ROUTER  # verifies nothing
             else secret_statuses(
-                name, self.rules.sources[name].verifier.terms, self._metrics.secret_uses, now=time.time(), at=now
+                name, self.rules.sources[name].verifier.lifetimes, self._metrics.secret_uses, now=time.time(), at=now
             )
         )
         return {**status, "refused": refused, "secrets": secrets}

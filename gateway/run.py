@@ -272,9 +272,9 @@ class Gateway:
         return self._client
 
     async def _start_ingress(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> Address:
-        async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
+        async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:
             client = await self._open_client(log, stack)
-            return await client.fetch(url, timeout=timeout, limit=limit, asking=asking)
+            return await client.fetch(url, timeout=timeout, limit=limit, request_body=request_body)
 
         self._ingress = Ingress(
             rules=lambda: self.reloader.rules,

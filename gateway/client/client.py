@@ -167,20 +167,20 @@ class Client:
             self._tokens.accepted(token)
         return response
 
-    async def fetch(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
+    async def fetch(self, url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:
         """Return the document of at most `limit` bytes at an https address, within `timeout` seconds from now.
 
-        With `asking`, it is the response to a POST of that JSON. Redirects aren't followed. Raises UnfetchedError,
-        whose text has nothing of the response, ValueError for an address that isn't https.
+        With `request_body`, it is the response to a POST of that JSON. Redirects aren't followed. Raises
+        UnfetchedError, whose text has nothing of the response, ValueError for an address that isn't https.
         """
         origin, _, _ = _locate(url)
         if not origin.is_tls:
             raise ValueError("address of a document: expected https")
-        start = _start(url, "", "POST" if asking else "GET")
-        head = encode_head(start, (USER_AGENT, *((_JSON,) if asking else ())), len(asking))
+        start = _start(url, "", "POST" if request_body else "GET")
+        head = encode_head(start, (USER_AGENT, *((_JSON,) if request_body else ())), len(request_body))
         reader = partial(ResponseReader, needs_body=True, limit=limit)
         try:
-            response = await self._exchange(origin, head, asking, self._loop.time() + timeout, reader)
+            response = await self._exchange(origin, head, request_body, self._loop.time() + timeout, reader)
         except FailedError as failure:
             raise UnfetchedError(failure.detail) from failure
         status = response.status

@@ -266,8 +266,8 @@ class Ingress:
         fields["handshake"] = True
         if handshake.token:
             self.tokens.add(endpoint.name, handshake.token)
-        if handshake.visit:
-            await self._keys.visit(endpoint.name, handshake.visit)
+        if handshake.confirm_url:
+            await self._keys.confirm(endpoint.name, handshake.confirm_url)
         return handshake_response(handshake)
 
     async def _read_and_verify(

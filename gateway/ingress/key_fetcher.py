@@ -97,7 +97,7 @@ class KeyFetcher:
                     try:
                         return verify()
                     except KeyNeededError as needed:
-                        await self._get(source, network, needed.url, needed.asking)
+                        await self._get(source, network, needed.url, needed.request_body)
                 return verify()
         except KeyNeededError as error:
             raise key_unavailable("it would be one too many") from error
@@ -107,7 +107,7 @@ class KeyFetcher:
             self._room.give_back(holder, 1)
             self._memory.close(body)
 
-    async def visit(self, source: str, url: str) -> None:
+    async def confirm(self, source: str, url: str) -> None:
         """Request an address by which a verified sender asks for a confirmation. Raises RefusedError: 503."""
         if self._fetch is None:
             raise key_unavailable("nothing is fetched here")
@@ -120,7 +120,7 @@ class KeyFetcher:
             ) from error
         self._logger.info("subscription_confirmed", source=source)
 
-    async def _get(self, source: str, network: str, url: str, asking: bytes) -> None:
+    async def _get(self, source: str, network: str, url: str, request_body: bytes) -> None:
         """Fetch a key into the source's cache, or note there that it can't be had; or wait for whoever does so."""
         pending = self._pending.get((source, url))
         if pending is not None:
@@ -134,7 +134,9 @@ class KeyFetcher:
             raise key_unavailable("too many new ones are asked for")
         pending = self._pending[source, url] = asyncio.get_running_loop().create_future()
         try:
-            document = await self._fetch(url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, asking=asking)
+            document = await self._fetch(
+                url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, request_body=request_body
+            )
             keys.keep(url, document, self._clock())
         except UnfetchedError as error:
             keys.fail(url, self._clock(), is_gone=error.is_gone)

@@ -11,9 +11,7 @@ from gateway.ops.output import rfc3339
 from gateway.ops.secret_expiry import shown_time
 from gateway.rules.rules import Rules
 from gateway.rules.server_certificates import read_certificates
-
-EXPIRY_WARNING = 14 * 86400.0
-"""Seconds before its expiry from which on a certificate is reported, as by the alert."""
+from gateway.verify.key_ring import EXPIRY_WARNING
 
 
 def undemanded_certificates(rules: Rules, *, has_tls: bool) -> Iterator[str]:

@@ -112,7 +112,7 @@ class Verification:
             if request.credentials and sent is kept and error.reason == Reason.MISSING_CREDENTIALS:
                 raise refused(Reason.BAD_CREDENTIALS, "the credential isn't one of today's") from error
             raise
-        if verified.secret is not None and verifier.terms[verified.secret].until <= self._today:
+        if verified.secret is not None and verifier.lifetimes[verified.secret].until <= self._today:
             raise refused(Reason.BAD_SIGNATURE, "the secret that verifies it has expired since")
         if verifier.handshake(sent, now=request.at) is not None:
             return []
@@ -131,7 +131,7 @@ class Verification:
                 return self._source.verifier.verify(sent, now=at, keys=keys)
             except KeyNeededError as needed:
                 try:
-                    keys.keep(needed.url, await self._document(needed.url, needed.asking), at)
+                    keys.keep(needed.url, await self._document(needed.url, needed.request_body), at)
                 except (UnfetchedError, ValueError) as error:
                     raise key_unavailable(str(error)) from error
         try:
@@ -139,12 +139,12 @@ class Verification:
         except KeyNeededError as error:
             raise key_unavailable("it would be one too many") from error
 
-    async def _document(self, url: str, asking: bytes) -> bytes:
+    async def _document(self, url: str, request_body: bytes) -> bytes:
         if url not in self._documents:
             if self._fetch is None:
                 raise key_unavailable("nothing is fetched here")
             self._documents[url] = await self._fetch(
-                url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, asking=asking
+                url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, request_body=request_body
             )
         return self._documents[url]
 

@@ -8,7 +8,7 @@ from gateway.engine.control.state import Control
 from gateway.ops.findings import SOURCE, Finding
 from gateway.ops.output import count
 from gateway.telemetry.secret_uses import SecretUses
-from gateway.verify.key_ring import Term
+from gateway.verify.key_ring import SecretLifetime
 
 EXPIRY_ALERT = 7 * 86400.0
 """Seconds before its expiry from which on a secret is reported, as by the alert."""
@@ -16,25 +16,25 @@ _UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"))
 
 
 def secret_statuses(
-    source: str, terms: Sequence[Term], uses: SecretUses, *, now: float, at: float
+    source: str, lifetimes: Sequence[SecretLifetime], uses: SecretUses, *, now: float, at: float
 ) -> Sequence[Mapping[str, Any]]:
     """Return a source's secrets that expire, as JSON for `/status`: when, and how many events each verified recently.
 
     `now` is that of the clock that signatures are checked by, `at` that of the log. The names are an interface.
     """
     last: dict[str, float] = {}
-    for term in terms:
-        last[term.key] = max(term.until, last.get(term.key, 0.0))
+    for lifetime in lifetimes:
+        last[lifetime.key] = max(lifetime.until, last.get(lifetime.key, 0.0))
     return [
         {
-            "secret": term.shown,
-            "until": term.until,
-            "left": term.until - now,
-            "is_last": term.until >= last[term.key],
+            "secret": lifetime.shown,
+            "until": lifetime.until,
+            "left": lifetime.until - now,
+            "is_last": lifetime.until >= last[lifetime.key],
             "events": uses.of(source, index, at),
         }
-        for index, term in enumerate(terms)
-        if isfinite(term.until)
+        for index, lifetime in enumerate(lifetimes)
+        if isfinite(lifetime.until)
     ]
 
 

@@ -22,9 +22,9 @@ def source_fields(source: Source, verification: Verification, routes: Sequence[s
             "secrets": list(verification.secrets),
             "public_keys": list(verification.public_keys),
             "expiries": [
-                {"key": term.key, "position": term.position + 1, "until": rfc3339(term.until)}
-                for term in verification.terms
-                if not isinf(term.until)
+                {"key": lifetime.key, "position": lifetime.position + 1, "until": rfc3339(lifetime.until)}
+                for lifetime in verification.lifetimes
+                if not isinf(lifetime.until)
             ],
             "defined_at": verification.location,
         },
@@ -48,7 +48,11 @@ def print_source(output: Output, source: Source, verification: Verification, rou
         output.print("  nothing but the client's certificate" if is_certificate else f"  {_signing_text(method)}")
     for what, listed in (("secret", verification.secrets), ("public key", verification.public_keys)):
         if listed:
-            expiries = {term.position: term.until for term in verification.terms if term.shown.startswith(what)}
+            expiries = {
+                lifetime.position: lifetime.until
+                for lifetime in verification.lifetimes
+                if lifetime.shown.startswith(what)
+            }
             told = ", ".join([f"{each}{_until(expiries.get(index, inf))}" for index, each in enumerate(listed)])
             which = ", any of which is accepted" if len(listed) > 1 else ""
             output.print(f"  {count(len(listed), what)}{which}: {told}")

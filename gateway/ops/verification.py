@@ -12,7 +12,7 @@ from gateway.rules.rules import Rules, Source
 from gateway.rules.yaml_document import Node, Problem, read_document
 from gateway.text import did_you_mean
 from gateway.verify.check import SigningSpec
-from gateway.verify.key_ring import Term
+from gateway.verify.key_ring import SecretLifetime
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 
@@ -21,14 +21,14 @@ _REFERENCE = re.compile(r"\$\$\{|\$\{(?!\{)[^}]*\}")
 class Verification:
     """`secrets` are the references of each, with `***` for literal text; `location` is where `verify` is.
 
-    `public_keys` are the same, and `terms` those of both, in this order.
+    `public_keys` are the same, and `lifetimes` those of both, in this order.
     """
 
     scheme: str
     signing_methods: Sequence[SigningSpec]
     secrets: Sequence[str]
     public_keys: Sequence[str]
-    terms: Sequence[Term]
+    lifetimes: Sequence[SecretLifetime]
     location: str
 
 
@@ -42,7 +42,7 @@ def verification_of(files: Sequence[Path], source: Source) -> Verification:
         signing_methods=source.verifier.signing_specs,
         secrets=_masked(verify, "secrets"),
         public_keys=_masked(verify, "public_keys"),
-        terms=source.verifier.terms,
+        lifetimes=source.verifier.lifetimes,
         location="" if verify is None else f"{verify.file}:{verify.line}",
     )
 

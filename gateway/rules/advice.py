@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 from gateway.rules.build import names_of
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
 from gateway.rules.yaml_document import Node
-from gateway.verify.key_ring import ended_lists, endings
+from gateway.verify.key_ring import expired_lists, expiring_secrets
 from gateway.verify.schemes import WEAK
 from gateway.verify.verifier import Verifier
 
@@ -82,12 +82,14 @@ class Advice:
         A list in which all have expired is no error here: a restart would stop all other sources, too.
         """
         for name, verifier in verifiers.items():
-            if verifier is None or not verifier.terms:
+            if verifier is None or not verifier.lifetimes:
                 continue
             verify = self.sources[name].node.value["verify"]
-            self.reader.locate(verify, list(endings(verifier.terms, now)), code="expiring", severity="warning")
+            self.reader.locate(
+                verify, list(expiring_secrets(verifier.lifetimes, now)), code="expiring", severity="warning"
+            )
             message = "expected a secret that hasn't expired, got none: every request is refused"
-            expired = [((key,), message) for key in ended_lists(verifier.terms, now)]
+            expired = [((key,), message) for key in expired_lists(verifier.lifetimes, now)]
             self.reader.locate(verify, expired, code="expired", severity="warning")
 
     def _warn_of_weak_path(self, node: Node | None) -> None:

@@ -134,7 +134,7 @@ class Source:
     @property
     def secret_expiries(self) -> Sequence[float]:
         """Return when each of its secrets expires, if there are several, or one that does; else nothing."""
-        expiries = [term.until for term in self.verifier.terms]
+        expiries = [lifetime.until for lifetime in self.verifier.lifetimes]
         return expiries if len(expiries) > 1 or any(map(isfinite, expiries)) else ()
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from gateway.model import UsageError
 from gateway.verify.content import Content
-from gateway.verify.key_ring import Held, KeyRing
+from gateway.verify.key_ring import KeyEntry, KeyRing
 
 Message = Callable[[bytes], bytes]
 """Returns the signed string; its argument is the secret, for strings that contain it."""
@@ -32,7 +32,7 @@ class Algorithm(Protocol):
     def fits(self, candidate: bytes) -> bool:
         """Return whether a string could be one of its signatures."""
 
-    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[Any] | None:
+    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> KeyEntry[Any] | None:
         """Return the first key with which any candidate is a signature of the message; None if it is with none."""
 
     def sign(self, message: Message, now: float) -> bytes:
@@ -59,20 +59,20 @@ class Hmac:
     def fits(self, candidate: bytes) -> bool:
         return len(candidate) == self.length
 
-    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[bytes] | None:
+    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> KeyEntry[bytes] | None:
         return self.match_string(candidates, message(b""), content)
 
-    def match_string(self, candidates: Sequence[bytes], signed: bytes, content: Content) -> Held[bytes] | None:
+    def match_string(self, candidates: Sequence[bytes], signed: bytes, content: Content) -> KeyEntry[bytes] | None:
         """Do what `match` does, with the message itself: on the path of most events."""
         keys = self.keys
-        matched: Held[bytes] | None = None
-        for held in keys.held if keys.is_endless else keys.at(content.now):
-            expected = self._signature(held.key, signed, content)
+        matched: KeyEntry[bytes] | None = None
+        for entry in keys.entries if keys.never_expires else keys.at(content.now):
+            expected = self._signature(entry.key, signed, content)
             is_matched = False
             for candidate in candidates:  # all of them: the time taken doesn't depend on which one matches
                 is_matched |= hmac.compare_digest(candidate, expected)
             if is_matched:
-                matched = matched or held
+                matched = matched or entry
         return matched
 
     def sign(self, message: Message, now: float) -> bytes:
@@ -107,11 +107,11 @@ class Hash:
     def fits(self, candidate: bytes) -> bool:
         return len(candidate) == self.length
 
-    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[bytes] | None:
-        matched: Held[bytes] | None = None
-        for held in self.secrets.at(content.now):
-            if _any_is(self._signature(message(held.key)), candidates):
-                matched = matched or held
+    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> KeyEntry[bytes] | None:
+        matched: KeyEntry[bytes] | None = None
+        for entry in self.secrets.at(content.now):
+            if _any_is(self._signature(message(entry.key)), candidates):
+                matched = matched or entry
         return matched
 
     def sign(self, message: Message, now: float) -> bytes:

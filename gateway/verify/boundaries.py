@@ -63,7 +63,7 @@ def is_form(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """What the part at a place of the string has to be, for the string to be read in one way.
+    """What the part at `index` has to be for the string to be unambiguous.
 
     It is of a form; or it ends where first `follows` or `mark` is; or it begins after the last `mark`; or it is an
     address beside the body.
@@ -203,7 +203,7 @@ def _ambiguous(part: Part, after: bytes | Part | None) -> AmbiguousError:
 
 
 def _last_text(parts: Sequence[bytes | Part], named: Sequence[tuple[int, Part]], end: int, unit: str | None) -> int:
-    """Return the place of the last part whose form isn't known, which may be anything; the end if there is none."""
+    """Return the index of the last part whose form isn't known, which may be anything; the end if there is none."""
     texts = [index for index, part in named if not _ends_by_itself(part, unit)]
     if not texts:
         return end

@@ -29,9 +29,9 @@ class SigningSpec(NamedTuple):
 
 
 BodyCheck = Callable[[Request, Content], int | None]
-"""Returns the place of the secret that verifies the whole request, or raises RefusedError.
+"""Returns the index of the secret that verifies the whole request, or raises RefusedError.
 
-The place is that among all secrets of the source, from 0; None if it is none that the rules list.
+The index is that among all secrets of the source, from 0; None if it is none that the rules list.
 """
 
 
@@ -45,7 +45,7 @@ class Check(Protocol):
         """Add to the draft the headers that make `verify` return. Raises UsageError if only the sender can."""
 
     def query(self, now: float) -> str:
-        """Return the query string that carries the credential; empty if none does. Raises UsageError if all ended."""
+        """Return the query string with the credential, empty without one. Raises UsageError if all have expired."""
 
     def signing_spec(self) -> SigningSpec:
         """Describe where the signature or credential is."""
@@ -75,6 +75,6 @@ def nothing_to_check(request: Request, content: Content) -> None:
 
 
 @cache
-def checked_with(place: int | None) -> BodyCheck:
-    """Return what is left to check of a request that the head alone has verified, by the secret at this place."""
-    return lambda request, content: place  # noqa: ARG005 - a check's signature
+def checked_with(index: int | None) -> BodyCheck:
+    """Return what is left to check of a request that the head alone has verified, by the secret with this index."""
+    return lambda request, content: index  # noqa: ARG005 - a check's signature

@@ -15,18 +15,18 @@ from gateway.verify.content import FieldPath
 from gateway.verify.credentials import Credential, Unverified
 from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken, KeyRequest
-from gateway.verify.key_ring import Held, KeyRing
+from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.message_signatures import HMAC, MessageSignature, read_message_key, secret_message_key
 from gateway.verify.presets import Way
 from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_public_key
-from gateway.verify.remote_keys import KeyPlaces
+from gateway.verify.remote_keys import KeyLocations
 from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Signature
 from gateway.verify.signed_string import SignedString, parse_template
 from gateway.verify.sns import SnsSignature
 from gateway.verify.timestamps import Timestamp
 
-LEEWAY = 60.0  # of the times in a token
+JWT_LEEWAY = 60.0  # of the times in a token
 DEFAULT_TOLERANCE = 300.0  # as in the libraries of Standard Webhooks, Stripe and Slack
 K = TypeVar("K")
 LISTS = ("secrets", "public_keys")
@@ -53,7 +53,8 @@ def build_check(
         case "basic" if "username" in values:
             user = to_bytes(values["username"])
             pairs = [
-                each._replace(key=binascii.b2a_base64(user + b":" + each.key, newline=False)) for each in secrets.held
+                each._replace(key=binascii.b2a_base64(user + b":" + each.key, newline=False))
+                for each in secrets.entries
             ]
             check = Credential(header="Authorization", prefix="Basic ", secrets=KeyRing(tuple(pairs)))
         case "bearer":
@@ -86,7 +87,7 @@ def _token(values: Mapping[str, Any], where: ConfigPath, public_url: str | None)
         key_set=values.get("key_set"),
         claims=tuple([(name, each) for name, each in claims if each is not None]),
         public_url=public_url,
-        leeway=LEEWAY,
+        leeway=JWT_LEEWAY,
         tolerance=values.get("tolerance"),
     )
 
@@ -102,7 +103,7 @@ def _plaid_token(values: Mapping[str, Any]) -> JsonWebToken:
         ),
         claims=(("request_body_sha256", parse_template("{body:sha256}")),),
         public_url=None,
-        leeway=LEEWAY,
+        leeway=JWT_LEEWAY,
         tolerance=300.0,
     )
 
@@ -117,7 +118,7 @@ def _message_signature(values: Mapping[str, Any], where: ConfigPath, public_url:
                     key = secret_message_key(_decode(written, values.get("secret_encoding", "raw")), written.keyid)
                 else:
                     key = read_message_key(written.text, algorithm, written.keyid)
-                keys.append(Held(key, written.place, written.until))
+                keys.append(KeyEntry(key, written.secret_index, written.until))
             except ValueError as error:
                 where.below(name).below(written.position).report(f"{error}, got something else")
     return MessageSignature(
@@ -206,7 +207,9 @@ def _public_keys(values: Mapping[str, Any], where: ConfigPath) -> KeyRing[Public
     keys = []
     for written in values.get("public_keys", ()):
         try:
-            keys.append(Held(read_public_key(written.text, values["algorithm"]), written.place, written.until))
+            keys.append(
+                KeyEntry(read_public_key(written.text, values["algorithm"]), written.secret_index, written.until)
+            )
         except ValueError as error:
             where.below("public_keys").below(written.position).report(f"{error}, got something else")
     return KeyRing(tuple(keys))
@@ -219,7 +222,7 @@ def _key_url(given: Mapping[str, Any] | None) -> KeyUrl | None:
     return KeyUrl(
         header=given["header"].lower().encode() if "header" in given else None,
         path=given.get("field", ()),
-        places=KeyPlaces(hosts=given["hosts"], path=given["path"]),
+        locations=KeyLocations(hosts=given["hosts"], path=given["path"]),
     )
 
 
@@ -245,14 +248,14 @@ def _decoded(values: Mapping[str, Any], where: ConfigPath) -> KeyRing[bytes]:
     keys = []
     for secret in values["secrets"]:
         try:
-            keys.append(Held(_decode(secret, values["secret_encoding"]), secret.place, secret.until))
+            keys.append(KeyEntry(_decode(secret, values["secret_encoding"]), secret.secret_index, secret.until))
         except ValueError as error:
             where.below("secrets").below(secret.position).report(f"{error}, got a string that isn't")
     return KeyRing(tuple(keys))
 
 
 def ring(secrets: Sequence[Secret], read: Callable[[Secret], K]) -> KeyRing[K]:
-    return KeyRing(tuple([Held(read(each), each.place, each.until) for each in secrets]))
+    return KeyRing(tuple([KeyEntry(read(each), each.secret_index, each.until) for each in secrets]))
 
 
 def secret_bytes(secret: Secret) -> bytes:

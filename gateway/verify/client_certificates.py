@@ -1,11 +1,11 @@
 """Which certificates of clients (mutual TLS) a source accepts. Pure.
 
-What is presented here has been proved before, since whoever ends TLS has seen a signature by the certificate's key:
+The client has proved that it has the certificate's key, to whatever terminates TLS:
 
-    TLS ends at the ingress    OpenSSL has verified the chain, up to an authority of *some* source: whether that is one
-                               of this source's is decided here
-    TLS ends at a proxy        a header has the certificate; the chain is verified here, by `cryptography`, as proxies
-                               may pass on certificates that they haven't verified
+    TLS at the ingress    OpenSSL has verified the chain, up to an authority of *some* source: whether that is one
+                          of this source's is decided here
+    TLS at a proxy        a header has the certificate; the chain is verified here, by `cryptography`, as proxies
+                          may pass on certificates that they haven't verified
 
 `cryptography` is imported with the first certificate: without one, it costs nothing at startup.
 """
@@ -40,7 +40,7 @@ class CertificateProblem(StrEnum):
 
 
 class Names(NamedTuple):
-    """Whom a certificate is for, and when it ends (Unix seconds). The subject is as RFC 4514 writes it."""
+    """Whom a certificate is for, and when it expires (Unix seconds). The subject is as RFC 4514 writes it."""
 
     subject: str
     dns: frozenset[str]
@@ -69,7 +69,7 @@ class ForwardedCertificate:
 class ClientCertificates:
     """The certificates that a source accepts: those of the `authorities` (DER), for one of the names if there are any.
 
-    Each authority is the end of a chain, also one that isn't self-signed.
+    A chain may end at each authority, also one that isn't self-signed.
     """
 
     authorities: tuple[bytes, ...] = field(repr=False)
@@ -198,18 +198,18 @@ class _Chains:
         self._known: dict[tuple[tuple[bytes, ...], ForwardedCertificate], tuple[float, float]] = {}
 
     def until(self, authorities: tuple[bytes, ...], presented: ForwardedCertificate, now: float) -> float | None:
-        """Return when the first certificate of the chain ends; None if there is no chain to one of the authorities."""
+        """Return when the first certificate of the chain expires; None without a chain to one of the authorities."""
         key = authorities, presented
-        begins, ends = self._known.get(key, (0.0, 0.0))
-        if not begins <= now < ends:
+        begins, expires = self._known.get(key, (0.0, 0.0))
+        if not begins <= now < expires:
             found = _verified(authorities, presented, now)
             if found is None:
                 return None
-            begins, ends = found
+            begins, expires = found
             if len(self._known) >= REMEMBERED:
                 del self._known[next(iter(self._known))]
             self._known[key] = found
-        return ends
+        return expires
 
 
 _chains = _Chains()

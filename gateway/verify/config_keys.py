@@ -50,21 +50,21 @@ from gateway.verify.sns import TOPIC
 class Secret(NamedTuple):
     """A secret or a public key, its position in the list, and until when it verifies.
 
-    `place` is that among all secrets and public keys of the source; None in a provider's file. `keyid` is what its
-    sender calls it in a message signature, if that is known.
+    `secret_index` is that among all secrets and public keys of the source; None in a provider's file. `keyid` is what
+    its sender calls it in a message signature, if that is known.
     """
 
     position: int
     text: str
     until: float = math.inf
-    place: int | None = None
+    secret_index: int | None = None
     keyid: str | None = None
 
 
 def _list_of(
-    what: str, *, may_end: bool = False, may_have_id: bool = False
+    what: str, *, may_expire: bool = False, may_have_id: bool = False
 ) -> Callable[[object, ConfigPath], tuple[Secret, ...]]:
-    """Return how a list of texts is parsed; an item may be a mapping of a text and its end, or its end and its id."""
+    """Return how a list of strings is parsed; an item may be a mapping of a string, its expiry, and its id."""
 
     def read(value: object, where: ConfigPath) -> tuple[Secret, ...]:
         # Nothing here shows a value: a malformed secret, such as a number without quotes, is still a secret.
@@ -75,7 +75,7 @@ def _list_of(
         for index, each in enumerate(value):
             here = where.below(index)
             given: dict[str, Any] = {}
-            if may_end and isinstance(each, Mapping):
+            if may_expire and isinstance(each, Mapping):
                 given = _mapped(each, _NAMED_KEYS if may_have_id else _DATED_KEYS, here)
             else:
                 given["secret"] = read_text(each, here)
@@ -158,12 +158,12 @@ def refuse_ambiguous(values: Mapping[str, Any], where: ConfigPath) -> None:
     templates = [(where.below("claims").below(name), each) for name, each in values.get("claims", ())]
     if "signed" in values:
         templates.append((where.below("signed"), values["signed"]))
-    for place, template in templates:
+    for here, template in templates:
         try:
             if isinstance(template, SignedString):
                 template.bounded(unit_of(values))
         except AmbiguousError as error:
-            place.report(str(error))
+            here.report(str(error))
 
 
 def unit_of(values: Mapping[str, Any]) -> str | None:
@@ -216,18 +216,20 @@ def _secrets_schema(keys: Mapping[str, Key]) -> dict[str, Any]:
 
 _SECRETS = _secrets_schema(_DATED_KEYS)
 SECRETS = Key(
-    _list_of("secrets", may_end=True),
+    _list_of("secrets", may_expire=True),
     {**_SECRETS, "description": "Any of them will do, for rotation; the first one signs test events."},
     is_required=True,
 )
 PUBLIC_KEYS = Key(
-    _list_of("public keys", may_end=True),
+    _list_of("public keys", may_expire=True),
     {**_SECRETS, "description": "As PEM or base64, of Ed25519 also the 32 bytes in hex or base64; any will do."},
 )
 VERIFY_TOKENS = Key(
     _list_of("tokens"), {**_TEXTS, "description": "The tokens of the handshake (Meta's verify token); any will do."}
 )
-_HANDSHAKES = [name for name, handshake in HANDSHAKES.items() if not handshake.asks and not handshake.shows_token]
+_HANDSHAKES = [
+    name for name, handshake in HANDSHAKES.items() if not handshake.required_keys and not handshake.shows_token
+]
 HANDSHAKE = Key(one_of(_HANDSHAKES), {"enum": _HANDSHAKES, "description": "The provider's handshake that is answered."})
 PENDING = Key(
     read_pending,
@@ -413,9 +415,9 @@ _SCHEMES: Mapping[str, Mapping[str, Key]] = {
             {"enum": list(MESSAGE_ALGORITHMS), "description": "The algorithm of the signature."},
             is_required=True,
         ),
-        "secrets": Key(_list_of("secrets", may_end=True, may_have_id=True), _NAMED_SECRETS),
+        "secrets": Key(_list_of("secrets", may_expire=True, may_have_id=True), _NAMED_SECRETS),
         "secret_encoding": _choice(SECRET_ENCODINGS, "raw", "How the secrets are written."),
-        "public_keys": Key(_list_of("public keys", may_end=True, may_have_id=True), _NAMED_SECRETS),
+        "public_keys": Key(_list_of("public keys", may_expire=True, may_have_id=True), _NAMED_SECRETS),
         "key_set": _KEY_SET,
         "covered": Key(
             read_covered,

@@ -141,14 +141,14 @@ class Content:
         values = self._request.values(name)
         return values[0] if len(values) == 1 else None
 
-    def fetched_key(self, url: str, key_id: str | None = None, asking: bytes = b"") -> FetchedKey:
+    def fetched_key(self, url: str, key_id: str | None = None, request_body: bytes = b"") -> FetchedKey:
         """Return the key at an address, good now, or the set of keys that has one of that id, if there is one.
 
         Raises KeyNeededError if it must be fetched, or RefusedError.
         """
         if self._keys is None:
-            raise KeyNeededError(url, asking)
-        key = self._keys.get(url, self.now, key_id, asking)
+            raise KeyNeededError(url, request_body)
+        key = self._keys.get(url, self.now, key_id, request_body)
         key.check(self.now)
         return key
 

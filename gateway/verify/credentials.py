@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 from gateway.model import UsageError
 from gateway.verify.check import MAX_CANDIDATES, BodyCheck, Draft, SigningSpec, checked_with, nothing_to_check
 from gateway.verify.content import Content, FieldPath
-from gateway.verify.key_ring import Held, KeyRing
+from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.request import Reason, Request, refused, to_bytes
 
 
@@ -48,7 +48,7 @@ class Credential:
         return checked_with(self._check(self.given(head), now))
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - as above
-        known = {held.key for held in self.secrets.at(now)}
+        known = {entry.key for entry in self.secrets.at(now)}
         if self.path and not {*Content(request).fields(self.path)} <= known:
             raise UsageError(f"a test event for this source: expected its {self._what()}")
         if self.header is not None:
@@ -74,24 +74,26 @@ class Credential:
         found = content.fields(self.path)
         if not found or None in found:
             raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
-        places = [self._check([] if value is None else [value], content.now) for value in found]
-        return max([place for place in places if place is not None], default=None)  # of several, the one to be replaced
+        indexes = [self._check([] if value is None else [value], content.now) for value in found]
+        return max(
+            [index for index in indexes if index is not None], default=None
+        )  # of several, the one to be replaced
 
     def _check(self, given: Sequence[bytes], now: float) -> int | None:
-        """Return the place of the secret that is among what was given. Raises RefusedError."""
+        """Return the index of the secret that is among what was given. Raises RefusedError."""
         if not given:
             raise refused(Reason.MISSING_CREDENTIALS, f"expected {self._what()}, got none")
-        matched: Held[bytes] | None = None
+        matched: KeyEntry[bytes] | None = None
         if len(given) <= MAX_CANDIDATES:
             known = self.secrets.at(now)
             for value in given:
-                for held in known:
+                for entry in known:
                     # No early exit: the time taken doesn't depend on which one matched.
-                    if hmac.compare_digest(value, held.key):
-                        matched = matched or held
+                    if hmac.compare_digest(value, entry.key):
+                        matched = matched or entry
         if matched is None:
             raise refused(Reason.BAD_CREDENTIALS, f"expected a known {self._what()}, got another one")
-        return matched.place
+        return matched.secret_index
 
     def given(self, request: Request) -> list[bytes]:
         """Return what a request's head has as the credential, without the prefix, as it is compared."""

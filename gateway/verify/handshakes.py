@@ -29,7 +29,7 @@ from gateway.verify.sns import SNS_HOST
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
 MAX_HANDSHAKE_BYTES = 16 * 1024
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,256}")
-_BRAINTREES = re.compile(r"[a-f0-9]{20,32}")
+_BRAINTREE_CHALLENGE = re.compile(r"[a-f0-9]{20,32}")
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 
@@ -38,28 +38,28 @@ _OPAQUE = re.compile(r"[A-Za-z0-9_=+/.-]{1,256}")
 class HandshakeResponse:
     """The response that the ingress sends instead of appending an event.
 
-    With `visit`, that address has to be requested first: by that the provider learns that it is wanted. With `token`,
-    that is to be shown to operators.
+    With `confirm_url`, that address has to be requested first, to confirm a subscription. A `token` is shown to
+    operators.
     """
 
     status: int = 200
     content_type: str = "text/plain"
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
-    visit: str = ""
+    confirm_url: str = ""
     token: str = field(default="", repr=False)
 
 
 class HandshakeKeys(NamedTuple):
-    """What a handshake needs of its source: its secrets, the tokens that it was given for this, and what was asked."""
+    """What a handshake needs of its source: its secrets, its verify tokens, and other keys of its `verify:`."""
 
     secrets: KeyRing[bytes] = KeyRing()
     verify_tokens: Sequence[bytes] = ()
-    given: Mapping[str, str] = MappingProxyType({})
+    parameters: Mapping[str, str] = MappingProxyType({})
 
     def at(self, now: float) -> "HandshakeKeys":
         """Return those that verify at a time (Unix seconds)."""
-        if self.secrets.is_endless:
+        if self.secrets.never_expires:
             return self
         return self._replace(secrets=KeyRing(tuple(self.secrets.at(now))))
 
@@ -73,15 +73,15 @@ class Handshake:
     """A provider's handshake.
 
     One with `methods` is answered by the head of requests with these, unverified; any other after verification. With
-    `has_token`, a source takes the key `verify_tokens`. One with `asks` needs these keys of a provider's file. One that
-    `shows_token` is answered while the source is `pending`, unsigned. One that `signs` answers with an HMAC, by the
-    source's secret, of a challenge of that form.
+    `has_token`, a source takes the key `verify_tokens`; with `required_keys`, a provider's `asks:` must have these. One
+    that `shows_token` is answered while the source is `pending`, unsigned. One that `signs` answers with an HMAC, by
+    the source's secret, of a challenge of that form.
     """
 
     respond: Respond = field(repr=False)
     methods: tuple[str, ...] = ()
     has_token: bool = False
-    asks: tuple[str, ...] = ()
+    required_keys: tuple[str, ...] = ()
     shows_token: bool = False
     signs: re.Pattern[str] | None = None
 
@@ -145,9 +145,9 @@ def _zoom(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     if payload.get("event") != "endpoint.url_validation" or not isinstance(inner, dict):
         return None
     token = inner.get("plainToken")
-    if not isinstance(token, str) or not _OPAQUE.fullmatch(token) or not keys.secrets.held:
+    if not isinstance(token, str) or not _OPAQUE.fullmatch(token) or not keys.secrets.entries:
         return None
-    signed = hmac.digest(keys.secrets.held[0].key, token.encode(), "sha256")
+    signed = hmac.digest(keys.secrets.entries[0].key, token.encode(), "sha256")
     return _json({"plainToken": token, "encryptedToken": signed.hex()})
 
 
@@ -217,7 +217,7 @@ def _sns(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
         case "SubscriptionConfirmation":
             url = payload.get("SubscribeURL")
             if isinstance(url, str) and _SUBSCRIBE.fullmatch(url):
-                return HandshakeResponse(visit=url)
+                return HandshakeResponse(confirm_url=url)
             raise RefusedError(400, "bad_handshake", "expected SubscribeURL to be an address of SNS, got another")
         case "UnsubscribeConfirmation":
             return HandshakeResponse()
@@ -257,11 +257,11 @@ def _meta(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
 def _x(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     """https://docs.x.com/x-api/webhooks/introduction: a challenge-response check, hourly and whenever X likes."""
     token = _parameter(request, "crc_token")
-    if token is None or not keys.secrets.held:
+    if token is None or not keys.secrets.entries:
         return None
     if not _OPAQUE.fullmatch(token):
         raise refused(Reason.MALFORMED_SIGNATURE, "expected a crc_token of letters and digits, got something else")
-    digest = hmac.digest(keys.secrets.held[0].key, token.encode(), "sha256")
+    digest = hmac.digest(keys.secrets.entries[0].key, token.encode(), "sha256")
     return _json({"response_token": f"sha256={base64.b64encode(digest).decode()}"})
 
 
@@ -284,12 +284,12 @@ def _braintree(request: Request, keys: HandshakeKeys) -> HandshakeResponse | Non
     The challenge is signed as an event's payload is.
     """
     challenge = _parameter(request, "bt_challenge")
-    if challenge is None or not keys.secrets.held:
+    if challenge is None or not keys.secrets.entries:
         return None
-    if not _BRAINTREES.fullmatch(challenge):
+    if not _BRAINTREE_CHALLENGE.fullmatch(challenge):
         raise refused(Reason.MALFORMED_SIGNATURE, "expected a bt_challenge of 20 to 32 hexadecimal digits, got another")
-    key = hashlib.sha1(keys.secrets.held[0].key, usedforsecurity=False).digest()
-    return _text(f"{keys.given.get('public_key', '')}|{hmac.digest(key, challenge.encode(), 'sha1').hex()}")
+    key = hashlib.sha1(keys.secrets.entries[0].key, usedforsecurity=False).digest()
+    return _text(f"{keys.parameters.get('public_key', '')}|{hmac.digest(key, challenge.encode(), 'sha1').hex()}")
 
 
 def _okta(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
@@ -301,11 +301,11 @@ def _okta(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
 def _linkedin(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     """https://learn.microsoft.com/en-us/linkedin/shared/api-guide/webhook-validation: every two hours."""
     challenge = _parameter(request, "challengeCode")
-    if challenge is None or not keys.secrets.held:
+    if challenge is None or not keys.secrets.entries:
         return None
     if not _UUID.fullmatch(challenge):
         raise refused(Reason.MALFORMED_SIGNATURE, "expected a challengeCode that is a UUID, got something else")
-    signed = hmac.digest(keys.secrets.held[0].key, challenge.encode(), "sha256")
+    signed = hmac.digest(keys.secrets.entries[0].key, challenge.encode(), "sha256")
     return _json({"challengeCode": challenge, "challengeResponse": signed.hex()})
 
 
@@ -353,7 +353,9 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
     "x": Handshake(respond=_x, methods=("GET",), signs=_OPAQUE),
     "asana": Handshake(respond=_asana, methods=("POST",)),
-    "braintree": Handshake(respond=_braintree, methods=("GET",), asks=("public_key",), signs=_BRAINTREES),
+    "braintree": Handshake(
+        respond=_braintree, methods=("GET",), required_keys=("public_key",), signs=_BRAINTREE_CHALLENGE
+    ),
     "linkedin": Handshake(respond=_linkedin, methods=("GET",), signs=_UUID),
     "okta": Handshake(respond=_okta, methods=("GET",)),
     # Dropbox (https://www.dropbox.com/developers/reference/webhooks#documentation) and Nylas.

@@ -18,7 +18,7 @@ import orjson
 from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.check import BodyCheck, Draft, SigningSpec, checked_with
 from gateway.verify.content import Content
-from gateway.verify.key_ring import Held, KeyRing
+from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.request import Reason, Request, refused
 from gateway.verify.signed_string import SignedString, SigningInput
 
@@ -70,9 +70,9 @@ class JsonWebToken:
         token = tokens[0][len(_BEARER) :] if tokens[0][: len(_BEARER)].lower() == _BEARER else tokens[0]
         if self.key_set is not None or self.key_request is not None:
             return partial(self._check_all, token, now)
-        claims, place = self._claims(token, self.keys.at(now))
+        claims, index = self._claims(token, self.keys.at(now))
         self._check_times(claims, now)
-        return partial(self._check_claims, claims, place) if self.claims else checked_with(place)
+        return partial(self._check_claims, claims, index) if self.claims else checked_with(index)
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:
         if self.algorithms[0] not in SYMMETRIC:
@@ -100,13 +100,13 @@ class JsonWebToken:
         if self.key_request is None:
             key = content.fetched_key(self.key_set or "", key_id).by_id.get(key_id)
         else:
-            url, asking = self.key_request.of(key_id)
-            key = content.fetched_key(url, asking=asking).by_id.get(key_id)
+            url, request_body = self.key_request.of(key_id)
+            key = content.fetched_key(url, request_body=request_body).by_id.get(key_id)
         if key is None:
             raise refused(Reason.BAD_KEY, f"expected a key that its sender has published {self._where()}, got another")
-        claims, place = self._claims(token, (Held(key),))
+        claims, index = self._claims(token, (KeyEntry(key),))
         self._check_times(claims, now)
-        return self._check_claims(claims, place, request, content)
+        return self._check_claims(claims, index, request, content)
 
     def _key_id(self, token: bytes) -> str:
         """Return the `kid` of a token (RFC 7515, section 4.1.4)."""
@@ -120,18 +120,18 @@ class JsonWebToken:
             return key_id
         raise refused(Reason.MALFORMED_SIGNATURE, f"expected a token with a key's id {self._where()}, got another")
 
-    def _claims(self, token: bytes, keys: Sequence[Held[Any]]) -> tuple[Mapping[str, Any], int | None]:
-        """Return what a token claims, and the place of the key that verifies it. Raises RefusedError if none does."""
+    def _claims(self, token: bytes, keys: Sequence[KeyEntry[Any]]) -> tuple[Mapping[str, Any], int | None]:
+        """Return what a token claims, and the index of the key that verifies it. Raises RefusedError if none does."""
         from jwt.exceptions import DecodeError, InvalidKeyError, InvalidSignatureError, PyJWTError  # noqa: PLC0415
 
         found: list[tuple[Any, int | None]] = []
         malformed: Exception | None = None
         jws = _jws(refuses_short_keys=self.algorithms[0] not in SYMMETRIC)
-        for held in keys:  # all of them: the time taken doesn't depend on which one matched
+        for entry in keys:  # all of them: the time taken doesn't depend on which one matched
             try:
                 with _any_length():
-                    decoded = jws.decode_complete(token, held.key, algorithms=list(self.algorithms))
-                found.append((orjson.loads(decoded["payload"]), held.place))
+                    decoded = jws.decode_complete(token, entry.key, algorithms=list(self.algorithms))
+                found.append((orjson.loads(decoded["payload"]), entry.secret_index))
             except InvalidSignatureError:
                 continue
             except (DecodeError, InvalidKeyError, PyJWTError, TypeError, ValueError) as error:
@@ -166,7 +166,7 @@ class JsonWebToken:
                 raise refused(Reason.STALE_TIMESTAMP, f"{expected}, got one of {now - times['iat']:.0f} s ago")
 
     def _check_claims(
-        self, claims: Mapping[str, Any], place: int | None, request: Request, content: Content
+        self, claims: Mapping[str, Any], index: int | None, request: Request, content: Content
     ) -> int | None:
         given = SigningInput(request, content, b"", self.public_url or "", b"")
         for name, template in self.claims:
@@ -179,7 +179,7 @@ class JsonWebToken:
                 is_expected = expected in [each for each in values if isinstance(each, str)]
             if not is_expected:
                 raise refused(Reason.BAD_SIGNATURE, f"the token's {name} doesn't match this request")
-        return place
+        return index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

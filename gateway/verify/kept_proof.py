@@ -97,10 +97,10 @@ def revealed(
             for each in credentials
             if (each.name, each.is_header) == (_name(check), check.header is not None)
         ]
-        for held in check.secrets.at(now) if digests else ():
-            digest = _digest(held.key, salt)
+        for entry in check.secrets.at(now) if digests else ():
+            digest = _digest(entry.key, salt)
             if any(hmac.compare_digest(digest, each) for each in digests):
-                return check.carried(request, held.key)
+                return check.carried(request, entry.key)
     return request
 
 

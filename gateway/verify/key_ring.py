@@ -14,8 +14,8 @@ from typing import Generic, NamedTuple, TypeVar
 from gateway.model import UsageError
 from gateway.verify.config_reader import Path
 
-SOON = 14 * 86400.0
-"""Seconds before its end from which on `gateway check` warns of a secret."""
+EXPIRY_WARNING = 14 * 86400.0
+"""Seconds before its expiry from which on `gateway check` warns of a secret or a certificate."""
 UNTIL = r"\d{4}-\d\d-\d\d([Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d))?"
 """A date, or a time of RFC 3339 (section 5.6)."""
 EXPECTED_UNTIL = "a date such as 2027-01-31 or a time such as 2027-01-31T12:00:00Z"
@@ -36,10 +36,10 @@ def parse_until(text: str) -> float:
         raise ValueError(text) from error
 
 
-class Term(NamedTuple):
-    """How long one of a source's secrets verifies: the key of its list in the rules, its position there, and its end.
+class SecretLifetime(NamedTuple):
+    """Until when one of a source's secrets verifies, the key of its list in the rules, and its position there.
 
-    The position begins at 0. `until` is in Unix seconds, infinite for a secret without an end.
+    The position begins at 0. `until` is in Unix seconds, infinite for a secret that never expires.
     """
 
     key: str
@@ -52,14 +52,14 @@ class Term(NamedTuple):
         return f"{'public key' if self.key == 'public_keys' else 'secret'} {self.position + 1}"
 
 
-class Held(NamedTuple, Generic[K]):
-    """A key, its place among all of its source's, and until when it verifies.
+class KeyEntry(NamedTuple, Generic[K]):
+    """A key, its index among all keys of its source, and until when it verifies.
 
-    The place is None for a key that the rules don't list: the provider's own, or one that was fetched.
+    The index is None for a key that the rules don't list: the provider's own, or one that was fetched.
     """
 
     key: K
-    place: int | None = None
+    secret_index: int | None = None
     until: float = math.inf
 
 
@@ -67,39 +67,42 @@ class Held(NamedTuple, Generic[K]):
 class KeyRing(Generic[K]):
     """The keys of a signing method, in the order of their list."""
 
-    held: tuple[Held[K], ...] = field(default=(), repr=False)
-    is_endless: bool = field(init=False, compare=False, repr=False)
+    entries: tuple[KeyEntry[K], ...] = field(default=(), repr=False)
+    never_expires: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_endless", all(each.until == math.inf for each in self.held))
+        object.__setattr__(self, "never_expires", all(each.until == math.inf for each in self.entries))
 
-    def at(self, now: float) -> Sequence[Held[K]]:
+    def at(self, now: float) -> Sequence[KeyEntry[K]]:
         """Return those that verify at a time (Unix seconds)."""
-        if self.is_endless:
-            return self.held
-        return [each for each in self.held if now < each.until]
+        if self.never_expires:
+            return self.entries
+        return [each for each in self.entries if now < each.until]
 
     def first(self, now: float) -> K:
-        """Return the one that signs test events. Raises UsageError if all have ended."""
+        """Return the one that signs test events. Raises UsageError if all have expired."""
         for each in self.at(now):
             return each.key
-        raise UsageError("a test event for this source: expected a secret that hasn't ended, got none")
+        raise UsageError("a test event for this source: expected a secret that hasn't expired, got none")
 
 
-def endings(terms: Sequence[Term], now: float) -> Iterator[tuple[Path, str]]:
-    """Yield which secrets are over or are soon: the path below `verify`, and the text. Not those of `ended_lists`."""
-    ended = ended_lists(terms, now)
-    for term in terms:
-        if term.until - now < SOON and term.key not in ended:
-            days = math.ceil((term.until - now) / 86400)
-            soon = f"one that ends within {'a day' if days == 1 else f'{days} days'}"
-            got = soon if now < term.until else "one that has ended, and verifies nothing any more"
-            yield (term.key, term.position, "until"), f"expected a secret for more than 14 days, got {got}"
+def expiring_secrets(lifetimes: Sequence[SecretLifetime], now: float) -> Iterator[tuple[Path, str]]:
+    """Yield which secrets have expired or will soon: their path below `verify`, and a message.
+
+    Those of `expired_lists` are left out.
+    """
+    expired = expired_lists(lifetimes, now)
+    for lifetime in lifetimes:
+        if lifetime.until - now < EXPIRY_WARNING and lifetime.key not in expired:
+            days = math.ceil((lifetime.until - now) / 86400)
+            soon = f"one that expires within {'a day' if days == 1 else f'{days} days'}"
+            got = soon if now < lifetime.until else "one that has expired, and verifies nothing any more"
+            yield (lifetime.key, lifetime.position, "until"), f"expected a secret for more than 14 days, got {got}"
 
 
-def ended_lists(terms: Sequence[Term], now: float) -> Sequence[str]:
-    """Return the lists in which every secret is over: nothing verifies by them."""
+def expired_lists(lifetimes: Sequence[SecretLifetime], now: float) -> Sequence[str]:
+    """Return the lists in which every secret has expired: nothing verifies with them."""
     last: dict[str, float] = {}
-    for term in terms:
-        last[term.key] = max(term.until, last.get(term.key, -math.inf))
+    for lifetime in lifetimes:
+        last[lifetime.key] = max(lifetime.until, last.get(lifetime.key, -math.inf))
     return [key for key, until in last.items() if until <= now]

@@ -21,7 +21,7 @@ from gateway.model import RefusedError, UsageError
 from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.check import BodyCheck, Draft, SigningSpec
 from gateway.verify.content import MAX_PARAMETERS, Content
-from gateway.verify.key_ring import Held, KeyRing
+from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.public_keys import PublicKey, public_key, read_public_key
 from gateway.verify.remote_keys import KeyNeededError
 from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
@@ -92,16 +92,16 @@ class MessageSignature:
         candidates = self._read(head, now)
         if self.key_set is not None:
             return partial(self._check_by_set, self.key_set, candidates)
-        matched: tuple[_Candidate, Held[MessageKey]] | None = None
+        matched: tuple[_Candidate, KeyEntry[MessageKey]] | None = None
         known = self.keys.at(now)
         for candidate in candidates:
-            for held in known:  # all of them: the time taken doesn't depend on which one matched
-                if held.key.id in (None, candidate.key_id) and held.key.verifies(candidate.signature, candidate.base):
-                    matched = matched or (candidate, held)
+            for entry in known:  # all of them: the time taken doesn't depend on which one matched
+                if entry.key.id in (None, candidate.key_id) and entry.key.verifies(candidate.signature, candidate.base):
+                    matched = matched or (candidate, entry)
         if matched is None:
             raise refused(Reason.BAD_SIGNATURE, "the signature in the header Signature doesn't match this request")
-        candidate, held = matched
-        return partial(self._check_body, head, candidate, held.place)
+        candidate, entry = matched
+        return partial(self._check_body, head, candidate, entry.secret_index)
 
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:  # noqa: ARG002 - of the protocol
         key = self.keys.first(now) if self.algorithm == HMAC else None
@@ -219,13 +219,13 @@ class MessageSignature:
             raise refused(Reason.BAD_SIGNATURE, f"expected a signature that covers {', '.join(missing)}, got another")
 
     def _check_body(
-        self, head: Request, candidate: _Candidate, place: int | None, request: Request, content: Content
+        self, head: Request, candidate: _Candidate, index: int | None, request: Request, content: Content
     ) -> int | None:
         if candidate.covers_body:
             _check_digest(head, content)
         elif request.body:
             raise refused(Reason.BAD_SIGNATURE, "expected a signature that covers content-digest, got another")
-        return place
+        return index
 
     def _check_by_set(
         self, key_set: str, candidates: Sequence[_Candidate], request: Request, content: Content

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from gateway.verify.algorithms import Message, OfSenderAloneError
 from gateway.verify.content import Content, FieldPath
 from gateway.verify.encodings import ENCODINGS
-from gateway.verify.key_ring import Held, KeyRing
-from gateway.verify.remote_keys import KeyPlaces
+from gateway.verify.key_ring import KeyEntry, KeyRing
+from gateway.verify.remote_keys import KeyLocations
 from gateway.verify.request import Reason, refused
 
 MAX_KEY_BYTES = 16 * 1024  # of a key as it is written; one of RSA with 8192 bits has 1.5 KiB
@@ -74,21 +74,22 @@ class PublicKeys:
     def fits(self, candidate: bytes) -> bool:
         return decode_signature(candidate, self.algorithm, self.encoding) is not None
 
-    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> Held[PublicKey] | None:
+    def match(self, candidates: Sequence[bytes], message: Message, content: Content) -> KeyEntry[PublicKey] | None:
         signed = message(b"")
         signatures = self._signatures(candidates)
         # No secrets: whoever knows the keys sees by itself which one it is.
         return next(
-            (held for held in self._known(content) if any(held.key.verifies(each, signed) for each in signatures)), None
+            (entry for entry in self._known(content) if any(entry.key.verifies(each, signed) for each in signatures)),
+            None,
         )
 
     def sign(self, message: Message, now: float) -> bytes:  # noqa: ARG002 - of the protocol
         raise OfSenderAloneError
 
-    def _known(self, content: Content) -> Sequence[Held[PublicKey]]:
+    def _known(self, content: Content) -> Sequence[KeyEntry[PublicKey]]:
         if self.key_url is None:
             return self.keys.at(content.now)
-        return (Held(fetched_key(self.key_url.read(content), self.algorithm, content)),)
+        return (KeyEntry(fetched_key(self.key_url.read(content), self.algorithm, content)),)
 
     def _signatures(self, candidates: Sequence[bytes]) -> list[bytes]:
         if len(candidates) > MAX_TRIED:
@@ -104,7 +105,7 @@ class KeyUrl:
 
     header: bytes | None = None
     path: FieldPath = ()
-    places: KeyPlaces
+    locations: KeyLocations
 
     def read(self, content: Content) -> str:
         """Return the address, one of the vendor's. Raises RefusedError."""
@@ -112,7 +113,7 @@ class KeyUrl:
         if text is None:
             where = f"in the field {'.'.join(map(str, self.path))}" if self.header is None else self.header.decode()
             raise refused(Reason.BAD_KEY, f"expected the address of a key {where}, got none")
-        return self.places.url(text)
+        return self.locations.url(text)
 
 
 def fetched_key(url: str, algorithm: str, content: Content) -> PublicKey:

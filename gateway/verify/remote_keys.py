@@ -34,22 +34,22 @@ _HOST = re.compile(rf"(?:(?:{_LABEL}|\*)\.)*{_LABEL}\.[a-z]{{2,}}")
 
 
 class Fetch(Protocol):
-    """Returns the document at an https address, for a POST of `asking` if there is any. Raises UnfetchedError."""
+    """Returns the document at an https address, for a POST of `request_body` if there is any. Raises UnfetchedError."""
 
-    def __call__(self, url: str, *, timeout: float, limit: int, asking: bytes = b"") -> Awaitable[bytes]: ...
+    def __call__(self, url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> Awaitable[bytes]: ...
 
 
 class KeyNeededError(Exception):
-    """A signature can't be verified before the key at `url` is fetched; with `asking`, by a POST of that JSON there."""
+    """A signature can't be verified before the key at `url` is fetched: by a POST if there is a `request_body`."""
 
-    def __init__(self, url: str, asking: bytes = b"") -> None:
+    def __init__(self, url: str, request_body: bytes = b"") -> None:
         super().__init__(url)
         self.url = url
-        self.asking = asking
+        self.request_body = request_body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeyPlaces:
+class KeyLocations:
     """The addresses at which a vendor has its keys: https, one of the hosts, a path that starts so."""
 
     hosts: tuple[str, ...]
@@ -171,7 +171,7 @@ class KeyCache:
         """The addresses of the keys that are known."""
         return list(self._keys)
 
-    def get(self, url: str, now: float, key_id: str | None = None, asking: bytes = b"") -> FetchedKey:
+    def get(self, url: str, now: float, key_id: str | None = None, request_body: bytes = b"") -> FetchedKey:
         """Return the key at an address. Raises KeyNeededError if it must be fetched, RefusedError if it can't be.
 
         A set without the key of that id is fetched again, unless it has just been: anybody may make up ids.
@@ -184,7 +184,7 @@ class KeyCache:
                 return key
         failed_at = self._failures.get(url)
         if failed_at is None or not 0 <= now - failed_at < PAUSE:
-            raise KeyNeededError(url, asking)
+            raise KeyNeededError(url, request_body)
         if key is not None and 0 <= now - fetched_at < USABLE:
             return key
         raise key_unavailable("it could not be fetched")

@@ -59,7 +59,7 @@ from gateway.verify.config_reader import ConfigPath, Key, Path, read_keys
 from gateway.verify.encodings import decode_secret
 from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
 from gateway.verify.json_web_tokens import SYMMETRIC
-from gateway.verify.key_ring import Term
+from gateway.verify.key_ring import SecretLifetime
 from gateway.verify.message_signatures import HMAC
 from gateway.verify.pending import PendingToken
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
@@ -156,7 +156,7 @@ def _build(
         hint = did_you_mean(scheme, (*GENERIC, *PRESETS, *providers)) or generic
         where.below("scheme").report(f"unknown scheme {shown(scheme)}{hint}")
         return None
-    given = _placed(read_keys(config, user_keys(scheme, known), where))
+    given = _indexed(read_keys(config, user_keys(scheme, known), where))
     if known is None:
         header = given.get("id_header")
         identity = header and f'headers["{header.lower()}"]'
@@ -204,7 +204,9 @@ def _build(
             tuple([secret_bytes(each) for each in given.get("verify_tokens", ())]),
             {name: given[name] for name, _ in preset.asks if name in given},
         ),
-        terms=tuple([Term(name, each.position, each.until) for name in LISTS for each in given.get(name, ())]),
+        lifetimes=tuple(
+            [SecretLifetime(name, each.position, each.until) for name in LISTS for each in given.get(name, ())]
+        ),
         dedupe=preset.dedupe,
         response=preset.response,
         split=preset.split,
@@ -213,12 +215,12 @@ def _build(
     )
 
 
-def _placed(given: dict[str, Any]) -> dict[str, Any]:
-    """Give each secret and public key of a source its place among all of them."""
+def _indexed(given: dict[str, Any]) -> dict[str, Any]:
+    """Give each secret and public key of a source its index among all of them."""
     count = 0
     for name in LISTS:
         if name in given:
-            given[name] = tuple([each._replace(place=count + place) for place, each in enumerate(given[name])])
+            given[name] = tuple([each._replace(secret_index=count + index) for index, each in enumerate(given[name])])
             count += len(given[name])
     return given
 

@@ -218,7 +218,7 @@ class Signature:
             if matched is not None:
                 if self._fields:
                     content.require_single(self._fields)
-                return matched.place
+                return matched.secret_index
         raise refused(Reason.BAD_SIGNATURE, f"the signature {self._where()} doesn't match this request")
 
     def _looked_at(self) -> tuple[FieldPath, ...]:

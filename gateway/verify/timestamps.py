@@ -43,8 +43,8 @@ class Timestamp:
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_element", self.header is None and not self.path)
 
-    def check(self, text: bytes, now: float) -> None:
-        at = self._read(text)
+    def check(self, value: bytes, now: float) -> None:
+        at = self._read(value)
         if at is None:
             expected = {
                 "s": "Unix seconds (10 digits)",
@@ -64,14 +64,14 @@ class Timestamp:
             return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return str(int(now * 1000) if self.unit == "ms" else int(now))
 
-    def _read(self, text: bytes) -> float | None:
+    def _read(self, value: bytes) -> float | None:
         if self.unit != "iso":
             length, per_second = (13, 1000) if self.unit == "ms" else (10, 1)
             # `isdigit` of bytes is ASCII only, so that neither signs, underscores nor other scripts' digits pass.
-            return int(text) / per_second if len(text) == length and text.isdigit() else None
-        if not FORMS["iso"].fullmatch(text):
+            return int(value) / per_second if len(value) == length and value.isdigit() else None
+        if not FORMS["iso"].fullmatch(value):
             return None
         try:
-            return datetime.fromisoformat(text.decode("ascii")).timestamp()
+            return datetime.fromisoformat(value.decode("ascii")).timestamp()
         except ValueError:
             return None

@@ -10,7 +10,7 @@ from gateway.verify.config_reader import Path
 from gateway.verify.content import Content
 from gateway.verify.credentials import Unverified
 from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeResponse
-from gateway.verify.key_ring import Term
+from gateway.verify.key_ring import SecretLifetime
 from gateway.verify.presets import PresetResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request, most_specific
@@ -19,7 +19,7 @@ from gateway.verify.request import Request, most_specific
 class Verified(NamedTuple):
     """By what a request was verified: where its identity is (CEL; None if nowhere), and by which secret.
 
-    `secret` is the secret's place in the verifier's `terms`; None if it isn't one of them. Only operators may know it.
+    `secret` is the secret's index in the verifier's `lifetimes`, None if it isn't there. Only operators may know it.
     """
 
     identity: str | None
@@ -34,9 +34,9 @@ class Verifier:
     identity's place for each of the checks, since each signing method covers other headers.
     The headers (lower-case names) and query parameters that carry a credential must go no further than the ingress.
     `dedupe` is for how many seconds a repeated event should be treated as a duplicate; None if the provider never
-    redelivers automatically. `terms` are those of the source's secrets, then of its public keys. With `fetches_keys`, a
-    request may need a key that has to be fetched. `warnings` are what makes it weaker than it looks: the path below
-    `verify`, and the text.
+    redelivers automatically. `lifetimes` are those of the source's secrets, then of its public keys. With
+    `fetches_keys`, a request may need a key that has to be fetched. `warnings` are what makes it weaker than it looks:
+    the path below `verify`, and the text.
     """
 
     scheme: str
@@ -52,15 +52,15 @@ class Verifier:
     dedupe: float | None = None
     response: PresetResponse | None = None
     split: tuple[str, ...] | None = None
-    terms: tuple[Term, ...] = field(default=(), repr=False)
+    lifetimes: tuple[SecretLifetime, ...] = field(default=(), repr=False)
     fetches_keys: bool = False
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)
     _results: tuple[Mapping[int | None, Verified], ...] = field(init=False, compare=False, repr=False)
-    """For each check, by the place of the secret: what a request is verified by. Made once, for all requests."""
+    """For each check, by the index of the secret: what a request is verified by. Made once, for all requests."""
 
     def __post_init__(self) -> None:
-        places = (None, *range(len(self.terms)))
-        results = tuple([{place: Verified(identity, place) for place in places} for identity in self.ids])
+        indexes = (None, *range(len(self.lifetimes)))
+        results = tuple([{index: Verified(identity, index) for index in indexes} for identity in self.ids])
         object.__setattr__(self, "_results", results)
 
     @property
@@ -143,8 +143,8 @@ class Verifier:
         """Return `headers`, followed by those that the sender would add: identity, type, timestamp, signature.
 
         A given header takes precedence over ours, and is what gets signed; so a forged one stays forged. Signs with the
-        first secret that hasn't ended. An identity or type that the scheme has in the body must be there already.
-        Raises UsageError for a signed header that only the caller can know, and if every secret has ended.
+        first secret that hasn't expired. An identity or type that the scheme has in the body must be there already.
+        Raises UsageError for a signed header that only the caller can know, and if every secret has expired.
         """
         draft = Draft(headers)
         for name, template in self.sends:
@@ -182,7 +182,7 @@ class PendingVerification:
             try:
                 verified = results[check_body(request, content)]
             except KeyNeededError as error:
-                needed = needed or (error.url, error.asking)
+                needed = needed or (error.url, error.request_body)
             except RefusedError as error:
                 refusals.append(error.with_traceback(None))
             else:

@@ -132,10 +132,10 @@ async def a_server(folder: Path) -> AsyncIterator[tuple[Server, Fetch]]:
     trusted = ssl.create_default_context(cadata=authority.pem)
     async with Client(EgressGuard(Egress()), resolver=Resolver(lambda _: ("127.0.0.1",)), tls=trusted) as client:
 
-        async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
+        async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:
             path = url.removeprefix(f"https://{HOST}")
             there = f"https://{HOST}:{server.port}{path}"
-            return await client.fetch(there, timeout=timeout, limit=limit, asking=asking)
+            return await client.fetch(there, timeout=timeout, limit=limit, request_body=request_body)
 
         try:
             yield server, fetch

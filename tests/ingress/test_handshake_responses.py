@@ -235,7 +235,7 @@ async def test_a_handshakes_response_is_the_documented_one_to_the_byte_and_comes
     """
     url, request, headers, body = DOCUMENTED[name]
 
-    async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:  # noqa: ARG001 - as it is
+    async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:  # noqa: ARG001 - as it is
         return CERTIFICATE
 
     taken: list[float] = []

@@ -67,8 +67,8 @@ REQUESTS: Mapping[str, bytes] = {
 def a_source(name: str) -> Source:
     tokens = {"verify_tokens": [TOKEN]} if HANDSHAKES[name].has_token else {}
     verify: dict[str, object] = {"scheme": "token", "header": "X-Token", "handshake": name, **tokens}
-    if HANDSHAKES[name].asks:
-        verify = {"scheme": name, **dict.fromkeys(HANDSHAKES[name].asks, "p")}
+    if HANDSHAKES[name].required_keys:
+        verify = {"scheme": name, **dict.fromkeys(HANDSHAKES[name].required_keys, "p")}
     if HANDSHAKES[name].shows_token:
         verify = {"scheme": name, "pending": True}
     verifier = VERIFIER if name == "sns" else build_verifier({**verify, "secrets": [TOKEN]})
@@ -89,7 +89,7 @@ async def test_a_handshake_is_answered_within_100_milliseconds(name: str) -> Non
     For SNS without the request by which a subscription is confirmed, which takes as long as AWS does.
     """
 
-    async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:  # noqa: ARG001 - as it is
+    async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:  # noqa: ARG001 - as it is
         return CERTIFICATE
 
     taken = []

@@ -121,11 +121,11 @@ async def a_vendor(
     guard = EgressGuard(egress or Egress())
     async with Client(guard, resolver=Resolver(lambda _: ("127.0.0.1",)), tls=contexts[1]) as client:
 
-        async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
+        async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:
             assert url.startswith("https://")
             host, _, path = url.removeprefix("https://").partition("/")
             return await client.fetch(
-                f"https://{host}:{vendor.port}/{path}", timeout=timeout, limit=limit, asking=asking
+                f"https://{host}:{vendor.port}/{path}", timeout=timeout, limit=limit, request_body=request_body
             )
 
         try:

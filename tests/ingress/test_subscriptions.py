@@ -20,7 +20,7 @@ async def receiving(fails: Callable[[str], bool] = lambda _: False) -> AsyncIter
     """Serve a source of SNS; the list is of the addresses that were requested."""
     asked: list[str] = []
 
-    async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:  # noqa: ARG001 - of the protocol
+    async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:  # noqa: ARG001 - of the protocol
         asked.append(url)
         if fails(url):
             raise UnfetchedError("sns.us-west-2.amazonaws.com: expected a document, got 403 Forbidden")

@@ -294,7 +294,7 @@ async def test_a_secret_that_has_ended_since_verifies_nothing(world: World) -> N
     await world.refuse(world.request(1))
     world.at += 7200
     ended = build_verifier({"scheme": "github", "secrets": [{"secret": NEW, "until": "2023-11-14T23:00:00Z"}]})
-    assert NOW < ended.terms[0].until < world.at
+    assert NOW < ended.lifetimes[0].until < world.at
     report = await world.retry(source=replace(world.source(), verifier=ended))
     assert report.refused == {"bad_signature": 1}
     assert await world.events() == []
@@ -628,8 +628,8 @@ async def test_a_key_that_a_request_names_is_fetched_once(world: World) -> None:
     source = Source(name="shop", path="/in/shop", verifier=verifier, id=Expression("body.id"))
     asked: list[str] = []
 
-    async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:
-        assert not asking
+    async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:
+        assert not request_body
         asked.append(url)
         assert timeout < 60
         assert limit < 1 << 20
@@ -664,8 +664,8 @@ async def test_plaid_is_asked_again_for_the_key_of_a_refused_token(world: World)
     entry = orjson.loads(jwt.algorithms.ECAlgorithm.to_jwk(key.public_key()))
     asked: list[tuple[str, Any]] = []
 
-    async def fetch(url: str, *, timeout: float, limit: int, asking: bytes = b"") -> bytes:  # noqa: ARG001 - as it is
-        asked.append((url, orjson.loads(asking)))
+    async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:  # noqa: ARG001 - as it is
+        asked.append((url, orjson.loads(request_body)))
         return orjson.dumps({"key": {**entry, "kid": "k-1", "expired_at": None}})
 
     await world.refuse(Request("POST", "/in/shop", "", ((b"Plaid-Verification", token.encode()),), body))

@@ -1229,8 +1229,8 @@ def test_a_secret_that_has_ended_or_soon_does_is_a_warning(tmp_path: Path) -> No
     told = [str(problem).removeprefix(f"{path}:") for problem in found if problem.code in ("expiring", "expired")]
     expected = "until: expected a secret for more than 14 days, got one that"
     assert told == [
-        f"5:87: sources.soon.verify.secrets[1].{expected} ends within 3 days",
-        f"12:18: sources.over.verify.secrets[1].{expected} has ended, and verifies nothing any more",
+        f"5:87: sources.soon.verify.secrets[1].{expected} expires within 3 days",
+        f"12:18: sources.over.verify.secrets[1].{expected} has expired, and verifies nothing any more",
         "13:44: sources.dead.verify.secrets: expected a secret that hasn't expired, got none: every request is refused",
     ]
     # A process that restarts serves all other sources, and the other secrets of these.

@@ -17,7 +17,7 @@ from gateway.model import RefusedError
 from gateway.verify.check import MAX_CHALLENGE
 from gateway.verify.config_reader import ConfigPath, Path
 from gateway.verify.handshakes import HANDSHAKES, MAX_HANDSHAKE_BYTES, HandshakeKeys, HandshakeResponse
-from gateway.verify.key_ring import Held, KeyRing
+from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.presets import SchemeError, read_preset
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
@@ -324,7 +324,7 @@ def test_every_handshake_that_uses_the_secrets_says_what_it_signs() -> None:
     for name, handshake in HANDSHAKES.items():
         answers = []
         for secret in (b"one", b"other"):
-            keys = HandshakeKeys(KeyRing((Held(secret),)), given={"public_key": "k"})
+            keys = HandshakeKeys(KeyRing((KeyEntry(secret),)), parameters={"public_key": "k"})
             for request in asked:
                 with suppress(RefusedError):
                     answers.append((secret, handshake.respond(request, keys)))
@@ -344,7 +344,7 @@ def test_what_is_signed_as_a_challenge_is_never_an_event(
     handshake = HANDSHAKES[name]
     assert handshake.signs is not None
     challenge = data.draw(st.from_regex(handshake.signs, fullmatch=True).filter(str.isascii))
-    keys = HandshakeKeys(KeyRing((Held(SECRET.encode()),)), given={"public_key": "k"})
+    keys = HandshakeKeys(KeyRing((KeyEntry(SECRET.encode()),)), parameters={"public_key": "k"})
     assert handshake.respond(_ASKS[name](challenge), keys) is not None
     digest = hmac.digest(SECRET.encode(), challenge.encode(), algorithm)
     signature = digest.hex() if encoding == "hex" else base64.b64encode(digest).decode()
@@ -363,7 +363,7 @@ def test_what_is_signed_as_a_challenge_is_never_an_event(
 
 def preset_with(handshake: str, method: dict[str, Any]) -> Verifier:
     """Return the verifier of a provider of one's own."""
-    asks = {"asks": {"public_key": "a key"}} if HANDSHAKES[handshake].asks else {}
+    asks = {"asks": {"public_key": "a key"}} if HANDSHAKES[handshake].required_keys else {}
     problems: dict[tuple[Path, str], None] = {}
     preset = read_preset({"verify": method, "handshake": handshake, **asks}, ConfigPath((), problems))
     assert preset is not None

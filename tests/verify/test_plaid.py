@@ -47,7 +47,7 @@ def test_a_key_is_asked_for_by_its_id_and_with_the_credentials() -> None:
         plaid().verify(signed(), now=NOW, keys=KeyCache())
     assert caught.value.url == URL
     expected = {"client_id": "5f1b", "secret": "hush-of-30-characters-01234567", "key_id": KID}
-    assert orjson.loads(caught.value.asking) == expected
+    assert orjson.loads(caught.value.request_body) == expected
     assert "hush" not in str(caught.value)
     assert "hush" not in repr(plaid().checks)
     with pytest.raises(KeyNeededError) as caught:
@@ -58,7 +58,7 @@ def test_a_key_is_asked_for_by_its_id_and_with_the_credentials() -> None:
 def test_a_body_that_came_later_asks_for_the_same_key() -> None:
     with pytest.raises(KeyNeededError) as caught:
         plaid().check_head(signed(), now=NOW).verify(signed(), KeyCache())
-    assert (caught.value.url, orjson.loads(caught.value.asking)["key_id"]) == (URL, KID)
+    assert (caught.value.url, orjson.loads(caught.value.request_body)["key_id"]) == (URL, KID)
 
 
 def test_a_token_of_the_body_is_accepted() -> None:
@@ -132,7 +132,7 @@ def test_a_made_up_id_takes_no_known_key() -> None:
 
 def test_nothing_is_asked_where_no_keys_are_kept() -> None:
     with pytest.raises(KeyNeededError):
-        Content(signed()).fetched_key(URL, asking=b"{}")
+        Content(signed()).fetched_key(URL, request_body=b"{}")
 
 
 @pytest.mark.parametrize(

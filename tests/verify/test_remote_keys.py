@@ -25,8 +25,8 @@ from gateway.verify.remote_keys import (
     PAUSE,
     USABLE,
     KeyCache,
+    KeyLocations,
     KeyNeededError,
-    KeyPlaces,
     is_host,
     read_document,
 )
@@ -116,7 +116,7 @@ def test_another_address_is_refused_and_not_asked(url: str) -> None:
 
 
 def test_a_path_alone_is_the_first_hosts() -> None:
-    places = KeyPlaces(hosts=("a.example.com", "b.example.com"), path="/keys/")
+    places = KeyLocations(hosts=("a.example.com", "b.example.com"), path="/keys/")
     assert places.url(b"/keys/x") == "https://a.example.com/keys/x"
     assert places.url(b"https://b.example.com/keys/x") == "https://b.example.com/keys/x"
     for bad in (b"/other/x", b"//keys/x", b"/keys/../x"):
@@ -125,7 +125,7 @@ def test_a_path_alone_is_the_first_hosts() -> None:
 
 
 def test_a_star_is_one_label() -> None:
-    places = KeyPlaces(hosts=("*.example.com",))
+    places = KeyLocations(hosts=("*.example.com",))
     assert places.url(b"https://api-2.example.com/x") == "https://api-2.example.com/x"
     for host in (b"example.com", b"a.b.example.com", b".example.com", b"-.example.com", b"a/.example.com"):
         with pytest.raises(RefusedError):
@@ -283,7 +283,7 @@ def test_no_damaged_certificate_crashes_the_reader() -> None:
 @given(text=st.one_of(st.binary(max_size=600), st.from_regex(r"https://keys\.example\.com/v1/[ -~]*").map(str.encode)))
 def test_what_is_asked_is_below_the_path_of_a_listed_host(text: bytes) -> None:
     try:
-        url = KeyPlaces(hosts=("keys.example.com",), path="/v1/").url(text)
+        url = KeyLocations(hosts=("keys.example.com",), path="/v1/").url(text)
     except RefusedError:
         return
     assert url.startswith("https://keys.example.com/v1/")

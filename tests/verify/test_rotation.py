@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gateway.model import UsageError
 from gateway.verify import algorithms, credentials, json_web_tokens
-from gateway.verify.key_ring import Term, ended_lists, endings, parse_until
+from gateway.verify.key_ring import SecretLifetime, expired_lists, expiring_secrets, parse_until
 from gateway.verify.presets import SchemeError
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
@@ -151,7 +151,7 @@ def test_each_provider_takes_secrets_that_end(vector: Vector) -> None:
         return vector.verifier(**lists)
 
     verified = ending("9999-12-30").verify(vector.request, now=vector.now, keys=vector.keys)
-    assert verified.secret in range(len(vector.verifier().terms))
+    assert verified.secret in range(len(vector.verifier().lifetimes))
     assert verified.identity == vector.verifier().verify(vector.request, now=vector.now, keys=vector.keys).identity
     assert reason(ending("2001-01-01"), vector.request, now=vector.now, keys=vector.keys) != "accepted"
 
@@ -175,21 +175,21 @@ def test_a_position_is_that_of_the_sources_list_whatever_the_method_takes_of_it(
     signed = a_request(a_verifier("gitlab", secrets=[WHSEC]).sign(BODY, now=NOW, id="m", type="t", headers={}))
     for secrets in ([NEW, WHSEC], [WHSEC, NEW], [OLD, WHSEC, NEW]):
         verifier = a_verifier("gitlab", secrets=secrets)
-        places = [verifier.verify(sent, now=NOW).secret for sent in (token, signed)]
-        assert places == [secrets.index(NEW), secrets.index(WHSEC)]
+        indexes = [verifier.verify(sent, now=NOW).secret for sent in (token, signed)]
+        assert indexes == [secrets.index(NEW), secrets.index(WHSEC)]
 
 
 def test_a_request_without_a_listed_secret_has_none() -> None:
     assert a_verifier("none").verify(a_request(), now=NOW) == (None, None)
-    assert a_verifier("none").terms == ()
+    assert a_verifier("none").lifetimes == ()
 
 
 def test_public_keys_are_counted_after_the_secrets() -> None:
     verifier = build_verifier({"scheme": "hmac", "header": "X", "secrets": [OLD, until(NEW, "2027-01-31")]})
     end = 1801440000.0  # 2027-02-01T00:00:00Z
-    assert verifier.terms == (Term("secrets", 0), Term("secrets", 1, end))
-    assert [term.shown for term in verifier.terms] == ["secret 1", "secret 2"]
-    assert Term("public_keys", 0).shown == "public key 1"
+    assert verifier.lifetimes == (SecretLifetime("secrets", 0), SecretLifetime("secrets", 1, end))
+    assert [lifetime.shown for lifetime in verifier.lifetimes] == ["secret 1", "secret 2"]
+    assert SecretLifetime("public_keys", 0).shown == "public key 1"
 
 
 # ---- Nobody outside learns it ----
@@ -266,10 +266,10 @@ def test_no_representation_shows_one() -> None:
 @pytest.mark.parametrize("name", ["hmac", "hash", "token", "basic", "bearer", "jwt"])
 def test_the_first_secret_that_has_not_ended_signs(name: str) -> None:
     verifier = of_scheme(name, until(OLD), NEW)
-    for now, place in ((NOW - 1, 0), (NOW, 1)):
+    for now, index in ((NOW - 1, 0), (NOW, 1)):
         sent = a_request(verifier.sign(BODY, now=now, id="1", type="t", headers={}))
-        assert verifier.verify(sent, now=now).secret == place
-    with pytest.raises(UsageError, match="expected a secret that hasn't ended, got none"):
+        assert verifier.verify(sent, now=now).secret == index
+    with pytest.raises(UsageError, match="expected a secret that hasn't expired, got none"):
         of_scheme(name, until(OLD)).sign(BODY, now=NOW, id="1", type="t", headers={})
 
 
@@ -364,18 +364,22 @@ def test_a_weak_secret_is_weak_with_an_end_too() -> None:
 
 
 def test_what_ends_soon_is_told_14_days_before() -> None:
-    terms = (Term("secrets", 0), Term("secrets", 1, NOW))
-    assert list(endings(terms, NOW - 14 * DAY)) == []
+    lifetimes = (SecretLifetime("secrets", 0), SecretLifetime("secrets", 1, NOW))
+    assert list(expiring_secrets(lifetimes, NOW - 14 * DAY)) == []
     path = ("secrets", 1, "until")
     expected = "expected a secret for more than 14 days, got one that"
-    assert list(endings(terms, NOW - 14 * DAY + 1)) == [(path, f"{expected} ends within 14 days")]
-    assert list(endings(terms, NOW - 5)) == [(path, f"{expected} ends within a day")]
-    assert list(endings(terms, NOW)) == [(path, f"{expected} has ended, and verifies nothing any more")]
+    assert list(expiring_secrets(lifetimes, NOW - 14 * DAY + 1)) == [(path, f"{expected} expires within 14 days")]
+    assert list(expiring_secrets(lifetimes, NOW - 5)) == [(path, f"{expected} expires within a day")]
+    assert list(expiring_secrets(lifetimes, NOW)) == [(path, f"{expected} has expired, and verifies nothing any more")]
 
 
 def test_a_list_has_ended_with_the_last_of_its_secrets() -> None:
-    terms = (Term("secrets", 0, NOW - 5), Term("secrets", 1, NOW), Term("public_keys", 0))
-    assert ended_lists(terms, NOW - 1) == []
-    assert ended_lists(terms, NOW) == ["secrets"]
-    assert list(endings(terms, NOW)) == []
-    assert ended_lists((), NOW) == []
+    lifetimes = (
+        SecretLifetime("secrets", 0, NOW - 5),
+        SecretLifetime("secrets", 1, NOW),
+        SecretLifetime("public_keys", 0),
+    )
+    assert expired_lists(lifetimes, NOW - 1) == []
+    assert expired_lists(lifetimes, NOW) == ["secrets"]
+    assert list(expiring_secrets(lifetimes, NOW)) == []
+    assert expired_lists((), NOW) == []

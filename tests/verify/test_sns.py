@@ -158,7 +158,7 @@ def test_a_confirmation_is_verified_and_no_event(kind: str) -> None:
     VERIFIER.verify(request, now=NOW, keys=KEYS)
     response = VERIFIER.handshake(request, now=NOW)
     assert response is not None
-    assert response.visit == (SUBSCRIBE if kind == "SubscriptionConfirmation" else "")
+    assert response.confirm_url == (SUBSCRIBE if kind == "SubscriptionConfirmation" else "")
     assert VERIFIER.handshake(signed(), now=NOW) is None
     message = json.loads(signed(Type=kind).body)
     assert reason(VERIFIER, sent({**message, "Token": "x"}), keys=KEYS) == "bad_signature"

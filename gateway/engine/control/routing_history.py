@@ -160,23 +160,23 @@ class History:
             if not may_be:
                 return
 
-    def since(self, route: str, text: str, partition_names: Mapping[str, int]) -> float | None:
+    def since(self, route: str, definition: str, partition_names: Mapping[str, int]) -> float | None:
         """Return since when all of these partitions are routed by a route as it is now; None if they always were.
 
-        `text` is the route as in a revision. Partitions without a history are ignored.
+        `definition` is the route as in a revision. Partitions without a history are ignored.
         """
         began = [
             at
             for partition_name in partition_names
-            if (at := self._since(route, text, self._epochs.get(partition_name, [])))
+            if (at := self._since(route, definition, self._epochs.get(partition_name, [])))
         ]
         return max(began, default=None)
 
-    def _since(self, route: str, text: str, epochs: list[RoutingEpoch]) -> float | None:
+    def _since(self, route: str, definition: str, epochs: list[RoutingEpoch]) -> float | None:
         at: float | None = None
         for epoch in reversed(epochs):
             revision = self.revision(epoch.revision)
-            if revision is None or revision.routes.get(route) != text:
+            if revision is None or revision.routes.get(route) != definition:
                 return at
             at = epoch.at
         return None

@@ -185,7 +185,11 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
         return None
     sends = _texts(entry.get("sends", {}), "headers", where.below("sends"))
     asks = _texts(entry.get("asks", {}), "keys", where.below("asks"))
-    if isinstance(handshake, str) and asks is not None and (missing := {*HANDSHAKES[handshake].asks} - {*dict(asks)}):
+    if (
+        isinstance(handshake, str)
+        and asks is not None
+        and (missing := {*HANDSHAKES[handshake].required_keys} - {*dict(asks)})
+    ):
         where.below("asks").report(f"expected {', '.join(missing)} with this handshake, got none")
     ways = _ways(entry.get("verify"), where.below("verify"))
     if ways is None or sends is None or asks is None:
