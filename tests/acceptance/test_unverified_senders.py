@@ -40,7 +40,7 @@ async def test_bodies_that_are_too_large_delay_and_refuse_nobody(
     embedded_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     """Some come in chunks until they are refused, some with a length just above the limit, and are sent in full."""
-    rate, seconds, spare, senders = (300.0, 15.0, 0.0, 120) if is_full else (150.0, 3.0, 0.05, 24)
+    rate, seconds, spare, senders = (300.0, 15.0, 0.0, 120) if is_full else (150.0, 3.0, 0.1, 12)
     await _delay_nobody(embedded_place, folder, Attack("large", senders), rate=rate, seconds=seconds, spare=spare)
 
 
