@@ -175,7 +175,7 @@ def _say(line: dict[str, Any]) -> None:
     )
     console.print(
         f"  [bold]{line['outcome']}[/]{reason} to {line['destination']} by {line['route']}"
-        f"{attempts}, {line['seconds']:.1f} s after it came in"
+        f"{attempts}, {line['seconds']:.1f} s after its receipt"
     )
 
 

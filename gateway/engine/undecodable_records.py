@@ -35,13 +35,13 @@ class UndecodableRecords:
         self._metrics = metrics
         self._logger = logger
         self._now = now
-        self._seldom = LogThrottle()
+        self._throttle = LogThrottle()
         self._reported_to: dict[Partition, int] = {}
 
     def count_undecodable(self, topic: str, offset: int, error: UndecodableRecordError) -> None:
         """Count and log a record that is dead-lettered or skipped. Called once for each, by whoever does that."""
         self._metrics.records_undecodable.labels(self._topics.kind_of(topic)).inc()
-        if count := self._seldom.count(topic, self._now()):
+        if count := self._throttle.count(topic, self._now()):
             self._logger.error("record_undecodable", topic=topic, offset=offset, count=count, error=str(error))
 
     def report_newer(self, partition: Partition, offset: int, error: NewerRecordError) -> None:
@@ -49,7 +49,7 @@ class UndecodableRecords:
         if offset <= self._reported_to.get(partition, -1):
             return
         self._reported_to[partition] = offset
-        if count := self._seldom.count(("newer", partition.topic), self._now()):
+        if count := self._throttle.count(("newer", partition.topic), self._now()):
             self._logger.error(
                 "record_version_unsupported",
                 topic=partition.topic,

@@ -235,7 +235,7 @@ class RejectedCommand:
         return self._ended(total)
 
     async def drop(self, which: RejectedFilter) -> Report:
-        """Mark open requests, whether they can be read or not, as done with. Raises and reports as `retry` does."""
+        """Dismiss open requests, whether they can be read or not. Raises and reports as `retry` does."""
         starts = await self._ends()
         chosen: dict[Partition, list[int]] = defaultdict(list)
         async with aclosing(self._read(which)) as history:

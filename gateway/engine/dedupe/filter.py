@@ -287,7 +287,7 @@ class Reader:
 
     def _log_duplicate(self, event: Event, row: bytes, window: int) -> None:
         """Log the original of a duplicate: one line a second and source, with the number of duplicates."""
-        count = self._shared.seldom.count(event.source, asyncio.get_running_loop().time())
+        count = self._shared.throttle.count(event.source, asyncio.get_running_loop().time())
         if count:
             (topic, number), (_, _, offset, _) = self._store.partition, SIGHTING.unpack(row)
             original = self._store.index_of(event.source).original(row, window)

@@ -46,7 +46,7 @@ class Shared:
     rules: Callable[[], Rules]
     metrics: Metrics
     logger: FilteringBoundLogger
-    seldom: LogThrottle = field(default_factory=LogThrottle)
+    throttle: LogThrottle = field(default_factory=LogThrottle)
 
     def windows(self, topic: str) -> dict[str, int]:
         """Return the windows, in microseconds, of the sources that append to a topic and have one."""

@@ -162,7 +162,7 @@ class Breaker:
     def retry_at(self, now: float) -> float:
         """Return the earliest time for which a delivery that isn't allowed now can be put off.
 
-        It is the next probe's while open, one open time from now while a probe is under way, else `now`.
+        It is the next probe's while open, one open time from now while a probe is in flight, else `now`.
         """
         match self.state:
             case State.OPEN if not self._is_open_time_over(now):
