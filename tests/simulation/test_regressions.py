@@ -171,6 +171,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     undelivered-after-a-replay-whose-route-changed      by which rules it has brought what isn't stored
     parked-in-a-topic-recreated-after-a-resume          it is below the offset at which the resume ended
     parked-late-in-a-topic-recreated-during-a-resume    it is soon as long as the one that was rescanned
+    delivered-before-one-with-other-rules-goes-on       a replay can't know of it, as its record wasn't done
     retried-for-a-route-that-no-longer-matches          it did when the event was read
     retried-for-a-route-with-a-new-destination          the old destination still exists
     second-reload-before-the-first-takes-effect     each lets an ordered route match more
