@@ -52,7 +52,7 @@ def certificate_findings(certificates: Mapping[str, Any], where: str, _: Control
             by=where,
             next=("# correct the files; they are read again as soon as they change",),
         )
-    for each in certificates["expiries"]:
+    for each in certificates.get("expiries", ()):  # absent from a version that named it otherwise
         left = each["left"]
         if left >= EXPIRY_WARNING:
             continue
