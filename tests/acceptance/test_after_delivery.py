@@ -180,6 +180,9 @@ async def test_a_crash_while_a_sender_waits_loses_no_event(embedded_place: LogPl
         async with aiohttp.ClientSession() as session:
             asking = asyncio.gather(*[ask(session, url, number) for number in range(20)], return_exceptions=True)
             await chat.received(5)
+            async with asyncio.timeout(10):
+                while (await gateway.metrics()).sum("gateway_events_total") < 20:  # noqa: ASYNC110 - it has no event
+                    await asyncio.sleep(0.02)
             gateway.kill()
             chat.answer(Answer(body=b"done"))
             assert all(isinstance(answer, aiohttp.ClientError) for answer in await asking)

@@ -28,6 +28,7 @@ from aiokafka import AIOKafkaConsumer
 
 from dev.kafka import Broker, Cluster
 from gateway.engine.committer import COMMIT_AFTER, COMMIT_GAP
+from gateway.engine.delivery.lanes import MAX_WAITING
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.faults.accounts import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess
@@ -51,6 +52,8 @@ Table = Callable[[str, Account], None]
 """Takes an account with its title."""
 CONCURRENCY = 50
 """Maximum number of requests in flight to a destination, by default."""
+JOINING = 5.0
+"""Seconds in which others may have taken over a gateway's partitions before it is woken."""
 ANSWERED = 0.2
 """Seconds within which a request gets its response, unless the connection is cut."""
 GONE, TOO_EARLY = 410, 425
@@ -195,7 +198,8 @@ class Scenario:
         """Stop all of its threads for `seconds`.
 
         Others may do again what it hadn't committed, and what it does in its first `explains` seconds afterwards, if it
-        was evicted from its group and has not heard of it.
+        was evicted from its group and has not heard of it. Then it may also defer what has waited in its lanes, while
+        others deliver it: that comes again from a tier.
         """
         at = time.time()
         gateway.signal(signal.SIGSTOP)
@@ -206,7 +210,8 @@ class Scenario:
         if explains:
             name, woken = self._names[gateway], time.time()
             zombie = Incident(since=woken, until=woken + explains, gateway=name, is_zombie=True)
-            self._incidents += [Incident.crash(at, name), zombie]
+            deferred = Incident(since=woken - JOINING, until=woken + explains, at_most=MAX_WAITING)
+            self._incidents += [Incident.crash(at, name), zombie, deferred]
 
     async def restart(self, gateway: GatewayProcess) -> None:
         """Stop it gracefully and start it again: no reason for a duplicate."""

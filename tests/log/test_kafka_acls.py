@@ -51,7 +51,7 @@ CODES = {"Read": 3, "Write": 4, "Create": 5, "Delete": 6, "Describe": 8, "Descri
 RULES = """
 version: 1
 sources:
-  github: {verify: {scheme: github, secrets: ["SECRET"]}, key: body.key}
+  github: {verify: {scheme: github, secrets: ["SECRET"]}, key: body.key, limits: {rate: 100/s}}
   ask: {verify: {scheme: none}, respond: {after_delivery: {destination: first, timeout: 20s}}}
 destinations:
   first: {url: "FIRST"}
@@ -238,9 +238,23 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
             await first.received(3)
             # The destination's own response, and not the default one.
             assert (await post(ingress.port, signed_post(b"{}", delivery="3", path="/in/ask")))[0] == 200
+            assert ingress.lines("rate_not_shared") == []
             for half in (router, ingress):
                 assert await half.stop() == 0, half.story()
                 assert not [line for line in half.lines("topic_misconfigured") if "DescribeConfigs" in line["problem"]]
+
+
+@pytest.mark.full
+async def test_an_ingress_that_may_not_be_counted_takes_events_in(
+    guarded: Guarded, prefix: str, tmp_path: Path
+) -> None:
+    rights = documented(prefix)
+    await guarded.allow({**rights, "ingress": [right for right in rights["ingress"] if right.kind == "topics"]})
+    rules = to(RULES, NOWHERE, NOWHERE)
+    assert await make_topics(guarded, tmp_path, rules, prefix) == 0
+    async with guarded.gateway(tmp_path, "ingress", rules=rules, prefix=prefix) as ingress:
+        assert "authoriz" in (await ingress.line("rate_not_shared"))["error"].lower()
+        assert (await post(ingress.port, signed_post(b'{"key":"a"}', delivery="1")))[0] == 202
 
 
 def custom(topic: str, prefix: str) -> Mapping[str, list[Right]]:
@@ -361,7 +375,7 @@ async def test_jobs_continue_without_the_rights_to_a_topic_named_in_records(guar
         for record in (history, *replays):
             await append_control_record(log, topics, record)
         follower = Follower(log, topics, Metrics(CollectorRegistry()), QUIET)
-        rules = rules_of(a_route())
+        rules = await asyncio.to_thread(rules_of, a_route())
         jobs = Jobs(
             log=log,
             topics=topics,
