@@ -7,14 +7,12 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import NamedTuple
 
+from gateway.engine.jobs.log_reader import records_backwards
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import decode_event, fingerprint
 from gateway.model import Event, UnreadableRecordError, identity_of
 
 _POSITION = re.compile(r"(?P<topic>.+)/(?P<number>\d+)@(?P<offset>\d+)")
-FIRST_PIECE = 50  # offsets
-LARGEST_PIECE = 5_000
-PIECE_BYTES = 1024 * 1024
 """Approximate bytes read ahead per partition: the size of the last piece determines the length of the next."""
 
 
@@ -134,12 +132,6 @@ async def original_of(log: Log, found: Found, event: Event, window: float) -> Fo
 
 
 async def _backwards(log: Log, partition: Partition, first: int, end: int) -> AsyncGenerator[Found, None]:
-    piece = FIRST_PIECE
-    while end > first:
-        start = max(first, end - piece)
-        records = [record async for batch in log.scan(partition, start, end) for record in batch]
-        for record in reversed(records):
+    async with aclosing(records_backwards(log, partition, first, end)) as records:
+        async for record in records:
             yield Found(partition, record)
-        size = sum([len(record.value) for record in records])
-        piece = max(1, min(LARGEST_PIECE, 4 * piece, piece * PIECE_BYTES // (size or 1)))
-        end = start

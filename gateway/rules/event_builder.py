@@ -219,10 +219,10 @@ def _of_one(name: bytes, value: bytes) -> tuple[bytes, bytes]:
 
     https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md#33-batched-content-mode
     """
-    media_type, semicolon, parameters = value.partition(b";")
-    if media_type.strip().lower() != _BATCH or name.lower() != b"content-type":
+    if name.lower() != b"content-type":
         return name, value
-    return name, _ONE + semicolon + parameters
+    media_type, semicolon, parameters = value.partition(b";")
+    return name, _ONE + semicolon + parameters if media_type.strip().lower() == _BATCH else value
 
 
 def _without(query: str, names: frozenset[str]) -> str:

@@ -51,9 +51,9 @@ class Signature:
     """In one header, as most are: the shortest way through is theirs."""
     _hmac: Hmac | None = field(init=False)
     _length: int = field(init=False)
+    """Of a signature with its prefix, if it is an HMAC's."""
     _fields: tuple[FieldPath, ...] = field(init=False)
     """The fields of the body that are looked at, if these are all of it that is signed."""
-    """Of a signature with its prefix, if it is an HMAC's."""
 
     def __post_init__(self) -> None:
         is_in_body = bool(self.path or self.form or (self.timestamp is not None and self.timestamp.path))
@@ -211,7 +211,7 @@ class Signature:
                 else:
                     text = self._message(request, content, stamp, b"")
                 if self.challenge is not None:
-                    self._refuse_challenge(text)
+                    _refuse_challenge(self.challenge, text)
                 matched = self._hmac.match_string(candidates, text, content)
             else:
                 matched = self.algorithm.match(candidates, partial(self._message, request, content, stamp), content)
@@ -225,15 +225,6 @@ class Signature:
         stamp = self.timestamp.path if self.timestamp is not None else ()
         recipient = self.recipient[0] if self.recipient is not None else ()
         return tuple([path for path in (*self.signed.field_paths, self.path, stamp, recipient) if path])
-
-    def _refuse_challenge(self, text: bytes) -> None:
-        if (
-            self.challenge is not None
-            and len(text) <= MAX_CHALLENGE
-            and self.challenge.fullmatch(text.decode("latin-1"))
-        ):
-            expected = "expected a signed string that can't be a challenge of the source's handshake"
-            raise refused(Reason.BAD_SIGNATURE, f"{expected}, got one that anybody may have had signed")
 
     def _check_recipient(self, content: Content) -> None:
         if self.recipient is not None and content.field(self.recipient[0]) != to_bytes(self.recipient[1]):
@@ -283,3 +274,9 @@ class Signature:
         if self.signed.is_body_alone:
             return request.body
         return self.signed.render(SigningInput(request, content, stamp, self.public_url or "", secret))
+
+
+def _refuse_challenge(challenge: re.Pattern[str], text: bytes) -> None:
+    if len(text) <= MAX_CHALLENGE and challenge.fullmatch(text.decode("latin-1")):
+        expected = "expected a signed string that can't be a challenge of the source's handshake"
+        raise refused(Reason.BAD_SIGNATURE, f"{expected}, got one that anybody may have had signed")

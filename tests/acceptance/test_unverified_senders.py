@@ -31,7 +31,7 @@ async def test_bodies_that_are_held_open_delay_and_refuse_nobody(
     embedded_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     """500 senders each forge a signature, send half a body, say nothing more, and come again when they are refused."""
-    rate, seconds, spare = (300.0, 15.0, 0.0) if is_full else (150.0, 2.0, 0.25)
+    rate, seconds, spare = (300.0, 15.0, 0.0) if is_full else (150.0, 3.0, 0.05)
     await _delay_nobody(embedded_place, folder, Attack("held", 500), rate=rate, seconds=seconds, spare=spare)
 
 
@@ -40,7 +40,7 @@ async def test_bodies_that_are_too_large_delay_and_refuse_nobody(
     embedded_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
     """Some come in chunks until they are refused, some with a length just above the limit, and are sent in full."""
-    rate, seconds, spare, senders = (300.0, 15.0, 0.0, 120) if is_full else (150.0, 2.0, 0.25, 12)
+    rate, seconds, spare, senders = (300.0, 15.0, 0.0, 120) if is_full else (150.0, 3.0, 0.05, 12)
     await _delay_nobody(embedded_place, folder, Attack("large", senders), rate=rate, seconds=seconds, spare=spare)
 
 

@@ -28,7 +28,6 @@ from aiokafka import AIOKafkaConsumer
 
 from dev.kafka import Broker, Cluster
 from gateway.engine.committer import COMMIT_AFTER, COMMIT_GAP
-from gateway.engine.delivery.lanes import MAX_WAITING
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.faults.accounts import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess
@@ -201,6 +200,7 @@ class Scenario:
         was evicted from its group and has not heard of it. Then it may also defer what has waited in its lanes, while
         others deliver it: that comes again from a tier.
         """
+        before = await gateway.metrics()
         at = time.time()
         gateway.signal(signal.SIGSTOP)
         try:
@@ -210,8 +210,19 @@ class Scenario:
         if explains:
             name, woken = self._names[gateway], time.time()
             zombie = Incident(since=woken, until=woken + explains, gateway=name, is_zombie=True)
-            deferred = Incident(since=woken - JOINING, until=woken + explains, at_most=MAX_WAITING)
-            self._incidents += [Incident.crash(at, name), zombie, deferred]
+            self._incidents += [Incident.crash(at, name), zombie]
+            await asyncio.sleep(explains)
+            after = await gateway.metrics()
+            for destination in ("first", "second"):
+                deferred = [each.sum("gateway_spills_total", destination=destination) for each in (before, after)]
+                self._incidents.append(
+                    Incident(
+                        since=woken - JOINING,
+                        until=woken + explains,
+                        destination=destination,
+                        at_most=deferred[1] - deferred[0],
+                    )
+                )
 
     async def restart(self, gateway: GatewayProcess) -> None:
         """Stop it gracefully and start it again: no reason for a duplicate."""

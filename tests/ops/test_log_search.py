@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engine.dedupe.index import DedupeIndex, Verdict
+from gateway.engine.jobs.log_reader import FIRST_PIECE, LARGEST_PIECE
 from gateway.log.base import TopicSpec
 from gateway.log.records import SIGHTING, decode_event, encode_event, fingerprint
 from gateway.model import event_id, identity_of
-from gateway.ops.log_search import FIRST_PIECE, LARGEST_PIECE, newest_first, original_of
+from gateway.ops.log_search import newest_first, original_of
 from tests.builders import an_event
 from tests.memory_log import MemoryLog
 

@@ -6,6 +6,9 @@ from zlib import crc32
 
 from gateway.log.base import Log, Partition, Record
 
+FIRST_PIECE = 50  # offsets
+LARGEST_PIECE = 5_000
+PIECE_BYTES = 1024 * 1024
 CHECKPOINT_EVERY = 500
 """Deliveries after which a checkpoint is due: the most that are repeated after a kill. Those of one event stay
 together, so it may be a few more."""
@@ -39,6 +42,20 @@ async def records_of(log: Log, partition: Partition, start: int, end: int) -> As
             await batches.aclose()
 
 
+async def records_backwards(
+    log: Log, partition: Partition, first: int, end: int, *, piece: int = FIRST_PIECE
+) -> AsyncGenerator[Record, None]:
+    """Yield the records of a range, the last one first. `piece` offsets are read at first, then more and more."""
+    while end > first:
+        start = max(first, end - piece)
+        records = [record async for batch in log.scan(partition, start, end) for record in batch]
+        for record in reversed(records):
+            yield record
+        size = sum([len(record.value) for record in records])
+        piece = max(1, min(LARGEST_PIECE, 4 * piece, piece * PIECE_BYTES // (size or 1)))
+        end = start
+
+
 async def last_records(log: Log, starts: Mapping[str, int], ends: Mapping[str, int]) -> dict[str, int]:
     """Return a checksum of the last record of each range ("topic/partition" → offset); without those that have none.
 
@@ -63,18 +80,9 @@ async def last_append_time(log: Log, ends: Mapping[str, int]) -> float | None:
     times = []
     for partition_name, end in ends.items():
         topic, _, number = partition_name.rpartition("/")
-        times.append(await _last_append_time(log, Partition(topic, int(number)), end))
-    return max([time for time in times if time is not None], default=None)
-
-
-async def _last_append_time(log: Log, partition: Partition, end: int) -> float | None:
-    piece = 1
-    while end > 0:  # there may be a gap before the end
-        found: float | None = None
-        async with aclosing(records_of(log, partition, max(0, end - piece), end)) as records:
+        reader = records_backwards(log, Partition(topic, int(number)), 0, end, piece=1)
+        async with aclosing(reader) as records:  # there may be a gap before the end
             async for record in records:
-                found = record.appended_at
-        if found is not None:
-            return found
-        end, piece = end - piece, 8 * piece
-    return None
+                times.append(record.appended_at)
+                break
+    return max(times, default=None)
