@@ -121,6 +121,7 @@ class RoutingHistoryUpdates:
             done=done,
             revision=what.revision.name,
             latest=next(iter(what.epochs.values())).taken_over_at,
+            number=self._history.last_number + 1,
         )
 
     def _note(self, partition: Partition, epoch: _Epoch) -> None:

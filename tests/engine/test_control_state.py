@@ -1,6 +1,6 @@
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 import pytest
@@ -156,6 +156,31 @@ def test_a_kick_reserves_its_announced_retries_until_answered() -> None:
             control.decode_and_apply(*order.encode(), offset)
         assert control.is_kick_pending("build", "ci", place, 6) is not bool(answers)
         assert not control.is_kick_pending("build", "ci", place, 7)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("pause", "route/build"), ("kick", "destination/ci")])
+def test_an_early_checkpoint_that_is_appended_after_the_last_one_leaves_its_command_ended(
+    kind: Literal["pause", "kick"], name: str
+) -> None:
+    """It is the try of an append that had no answer. What has overwritten the last one has to be overwritten again."""
+    command = ControlRecord(kind=kind, name=name, state="resuming" if kind == "pause" else "asked", at=1.5)
+    early = ControlRecord(kind="marker", name=command.key, state="asked", at=2.0, checkpoint={"gateway.parked/0": 3})
+    last = replace(early, state="done", at=3.0, checkpoint={"gateway.parked/0": 9}, covers_commands_below=6)
+    control = Control()
+    for offset, record in enumerate((command, early, last), 5):
+        control.decode_and_apply(*record.encode(), offset)
+    assert not control.overwritten_checkpoints()
+    control.decode_and_apply(*early.encode(), 8)
+    assert not control.has_pending(command.key)
+    assert control.checkpoint(command.key) == last.checkpoint
+    assert list(control.overwritten_checkpoints()) == [last]
+    control.decode_and_apply(*last.encode(), 9)
+    assert not control.overwritten_checkpoints()
+    # The next command's own is no late one.
+    for offset, record in enumerate((replace(command, at=4.0), replace(early, at=5.0)), 10):
+        control.decode_and_apply(*record.encode(), offset)
+    assert control.has_pending(command.key)
+    assert not control.overwritten_checkpoints()
 
 
 def test_a_kick_reserves_its_announced_retries_while_its_heartbeats_come() -> None:

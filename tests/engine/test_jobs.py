@@ -616,6 +616,29 @@ async def test_a_cancelled_replay_reports_exactly_its_injections() -> None:
 
 
 @virtual
+async def test_an_early_checkpoint_that_is_appended_late_is_overwritten_again() -> None:
+    """Else a process that starts once the topic is compacted takes the resume for pending, for ever."""
+    world = await a_world(a_route())
+    async with operated(world) as control, running(world, world.worker(control)):
+        await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
+        await asyncio.sleep(1)
+        await world.put(*events(4))
+        await asyncio.sleep(3)
+        command = ControlRecord(kind="pause", name=NAME, state="resuming", at=now())
+        await publish(world, command)
+        await asyncio.sleep(3)
+        assert not control.has_pending(command.key)
+        await publish(world, ControlRecord(kind="marker", name=command.key, state="asked", at=command.at))
+        await asyncio.sleep(3)
+    compacted = {record.key: record for record in world.log.records(TOPICS.control)}
+    fresh = Control()
+    for record in compacted.values():
+        fresh.decode_and_apply(record.key, record.value, record.offset)
+    assert fresh.commands[command.key].state == "active"
+    assert fresh.commands[command.key].count == 4
+
+
+@virtual
 async def test_an_ordered_routes_backlog_is_reported_as_uncounted() -> None:
     world = await a_world(a_route(is_ordered=True, to=("ci",)), a_route("other", to=("audit",)))
     orders = ControlClient(world.log, TOPICS)

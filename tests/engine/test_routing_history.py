@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -22,6 +23,8 @@ from tests.engine.test_worker import rules_of
 
 HERE = Partition("events", 0)
 PLACE = "events/0"
+LOOKED_AT = 50
+"""Offsets whose revisions are compared."""
 EDITIONS = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(3)]
 
 
@@ -60,6 +63,12 @@ class Process:
     """Offset → the revision by which it was routed here."""
 
 
+def revisions_of(history: History) -> list[str | None]:
+    """Return the name of each offset's revision."""
+    found = [history.revision_at(HERE, offset) for offset in range(LOOKED_AT)]
+    return [None if revision is None else revision.name for revision in found]
+
+
 class Model:
     """Two processes that take turns in reading a partition. Either may be killed, and get new rules at any time."""
 
@@ -68,6 +77,9 @@ class Model:
         self.commit = Commit(0)
         self.routed: dict[int, int] = {}
         """Offset → the revision by which it was routed in the end."""
+        self.published: list[ControlRecord] = []
+        self.seen: list[tuple[str, list[str | None]]] = [self._look()]
+        """The last epoch's name and each offset's revision, before the first epoch was published and after each."""
         self._is_told_late = is_told_late
         self._count = 0
         self._processes = [
@@ -86,6 +98,11 @@ class Model:
             order = self.now.readings.record(what, float(self._count))
             self.now.readings.mark_published(what, order.name)
             self.history.apply(roundtripped(order))
+            self.published.append(order)
+            self.seen.append(self._look())
+
+    def _look(self) -> tuple[str, list[str | None]]:
+        return self.history.last_name(), revisions_of(self.history)
 
     def read(self, count: int) -> None:
         last = self.now.progress.last_received
@@ -158,6 +175,41 @@ def test_of_each_event_that_is_done_the_rules_are_known_by_which_it_was_routed(
     is_told_late: bool,  # noqa: FBT001 - drawn
 ) -> None:
     hold(plan, is_told_late=is_told_late)
+
+
+@settings(max_examples=400)
+@given(st.lists(steps, max_size=40), st.lists(st.integers(0, 20), max_size=3))
+def test_an_epoch_that_is_appended_again_late_hides_none_of_those_after_it(
+    plan: list[tuple[Any, Any]], late: list[int]
+) -> None:
+    """It is the try of an append that had no answer, and compaction leaves nothing of the other try."""
+    model = Model(is_told_late=False)
+    for step, value in plan:
+        step(model, value)
+    records = model.published + [model.published[each] for each in late if each < len(model.published)]
+    compacted = {record.name: (offset, record) for offset, record in enumerate(records)}
+    fresh = a_history(*[record for _, record in sorted(compacted.values(), key=itemgetter(0))])
+    assert revisions_of(fresh) == model.seen[-1][1]
+
+
+@settings(max_examples=400)
+@given(st.lists(steps, max_size=40), st.data())
+def test_what_was_known_between_two_epochs_is_what_was_known_then(plan: list[tuple[Any, Any]], data: Any) -> None:
+    model = Model(is_told_late=False)
+    for step, value in plan:
+        step(model, value)
+    begin = data.draw(st.integers(0, len(model.seen) - 1))
+    end = data.draw(st.integers(begin, len(model.seen) - 1))
+    first, last = model.seen[begin][0], model.seen[end][0]
+
+    def between(offset: int, first: str, last: str | None) -> set[str | None]:
+        found = model.history.revisions_between(HERE, offset, first, last)
+        return {None if revision is None else revision.name for revision in found}
+
+    for offset in range(LOOKED_AT):
+        assert between(offset, first, last) == {names[offset] for _, names in model.seen[begin : end + 1]}
+        every = {names[offset] for _, names in model.seen}
+        assert between(offset, "", None) == between(offset, "forgotten", "forgotten") == every
 
 
 def test_records_in_flight_as_a_partition_returns_keep_their_routing() -> None:

@@ -404,6 +404,51 @@ async def test_a_replay_whose_route_changed_meanwhile_proves_no_delivery() -> No
             assert set(await scene.counts()) == {Fate.UNKNOWN}
 
 
+@virtual
+async def test_a_replay_that_left_events_to_a_router_which_then_had_other_rules_proves_no_delivery() -> None:
+    """It came before they were routed, and by the rules of that time they were going to be delivered."""
+    async with a_scene(OTHER, a_route()) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(3)
+        await scene.events(8)
+        assert (await scene.replay("early")).count == 0
+        world.rules = rules_of(OTHER)
+        async with running(world, world.worker(control)) as worker:
+            await asyncio.sleep(5)
+            scene.reload(worker, OTHER, a_route())
+            assert await scene.counts() == {Fate.UNDELIVERED: 8}
+            await scene.replay("rest")
+            assert await scene.counts() == {Fate.ENDED: 8}
+        assert scene.delivered() == [1] * 8
+
+
+@virtual
+async def test_a_replay_during_which_the_routing_changed_proves_nothing() -> None:
+    """A part of the events is judged by the rules before, a part by those after, and which isn't stored."""
+    async with a_scene(OTHER) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(3)
+        await scene.events(40)
+        world.rules = rules_of(OTHER, a_route())
+        order = await an_order(world, "x", rate=5.0, undelivered=True)
+        await asyncio.sleep(3)
+        world.log.fail_commits()
+        doomed = asyncio.create_task(world.worker(control).run())
+        await ended(control, "x")
+        doomed.cancel()
+        await asyncio.gather(doomed, return_exceptions=True)
+        del world.log._state.members[TOPICS.group(ROUTER_GROUP)]
+        world.log.fail_commits(0)
+        world.rules = rules_of(OTHER)
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(60)
+        world.rules = rules_of(OTHER, a_route())
+        assert 0 < control.commands[order.key].count < 40
+        assert await scene.counts() == {Fate.UNKNOWN: 40}
+
+
 def two_sources(*routes: Route) -> Rules:
     """Return rules with two sources that share a topic."""
     rules = rules_of(*routes)

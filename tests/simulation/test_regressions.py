@@ -169,6 +169,8 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     recreated-topic-as-long-as-it-was-read          its bounds don't show that it is another
     dead-letters-in-a-topic-recreated-after-a-replay    they are below those that the replay has resolved
     undelivered-after-a-replay-whose-route-changed      by which rules it has brought what isn't stored
+    undelivered-before-it-was-routed-by-other-rules     a replay leaves it to a router that is killed before it reads it
+    resume-whose-early-checkpoint-is-appended-late      compaction leaves that one, and nothing of the last
     parked-in-a-topic-recreated-after-a-resume          it is below the offset at which the resume ended
     parked-late-in-a-topic-recreated-during-a-resume    it is soon as long as the one that was rescanned
     delivered-before-one-with-other-rules-goes-on       a replay can't know of it, as its record wasn't done

@@ -169,9 +169,10 @@ class ControlRecord:
     has been recreated since.
 
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
-    replay's checkpoint has its route in `routes`, if that hasn't changed since its start. `done` are the completion
-    bitmaps beyond the offsets of an epoch's `checkpoint`, `latest` is when it began with an owner that another one had
-    been before.
+    replay's checkpoint has its route in `routes`, if that hasn't changed since its start, and in `epochs` the last
+    records of epochs at its start and at the checkpoint: it has judged what is undelivered by these. `done` are the
+    completion bitmaps beyond the offsets of an epoch's `checkpoint`, `latest` is when it began with an owner that
+    another one had been before, and `number` is one more than its router knew of.
     """
 
     kind: Kind
@@ -201,6 +202,8 @@ class ControlRecord:
     latest: float | None = None
     latest_by_partition: Mapping[str, float] = field(default_factory=dict)
     last_records: Mapping[str, int] = field(default_factory=dict)
+    epochs: tuple[str, str] | None = None
+    number: int = 0
 
     @property
     def key(self) -> str:
@@ -246,7 +249,12 @@ class ControlRecord:
             body["selection"] = asked
         texts = {"detail": self.detail, "edition": self.revision, "routes": self.routes, "by": self.by}
         body |= {name: text for name, text in texts.items() if text}
-        numbers = {"answered": self.covers_commands_below, "unread": self.unread, "dead": self.dead}
+        numbers = {
+            "answered": self.covers_commands_below,
+            "unread": self.unread,
+            "dead": self.dead,
+            "number": self.number,
+        }
         body |= {name: number for name, number in numbers.items() if number}
         by_partition = {
             "hurried": self.expedited,
@@ -267,6 +275,8 @@ class ControlRecord:
         }
         if self.latest is not None:
             body["latest"] = self.latest
+        if self.epochs is not None:
+            body["epochs"] = {"first": self.epochs[0], "last": self.epochs[1]}
         return self.key.encode(), orjson.dumps(body)
 
     def with_state(self, state: State, **changes: Any) -> "ControlRecord":  # noqa: ANN401 - the fields of a ControlRecord
@@ -312,6 +322,8 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         latest=_time(body, "latest"),
         latest_by_partition=_times(body, "latest_by_place") if body.has("latest_by_place") else {},
         last_records=_offsets(body, "last") if body.has("last") else {},
+        epochs=_epochs(body.inside("epochs")) if body.has("epochs") else None,
+        number=body.integer("number") if body.has("number") else 0,
     )
 
 
@@ -350,6 +362,10 @@ def _bits(fields: JsonFields) -> Mapping[str, bytes]:
         }
     except ValueError:
         raise UndecodableRecordError(fields.where, "bits in base64", "something else") from None
+
+
+def _epochs(fields: JsonFields) -> tuple[str, str]:
+    return fields.text("first"), fields.text("last")
 
 
 def _counts(fields: JsonFields, name: str) -> Mapping[str, int]:

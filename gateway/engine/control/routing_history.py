@@ -8,6 +8,7 @@ revision that an event was matched by is that of the last epoch that begins at o
 if the event was already done when the epoch began.
 """
 
+from bisect import insort_right
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,10 @@ class RoutingEpoch:
     at: float = 0.0
     taken_over_at: float | None = None
     name: str = ""
+    number: int = 0
+    """One more than its router knew of. By this they are ordered: a try without an answer may be appended late."""
+    count: int = 0
+    """How many epochs were read here up to this one."""
 
     def covers(self, offset: int) -> bool:
         return offset >= self.begins.base and not self.begins.covers(offset)
@@ -52,6 +57,10 @@ class History:
         self._epochs: dict[str, list[RoutingEpoch]] = {}
         self._revisions: dict[str, ControlRecord] = {}
         self._routed: dict[str, ControlRecord] = {}
+        self._counts: dict[str, int] = {}  # name of a record in `_routed` → how many were read up to it
+        self._count = 0
+        self.last_number = 0
+        """The highest number of an epoch."""
         self._decoded: dict[str, RoutingRevision | None] = {}
 
     def apply(self, record: ControlRecord) -> None:
@@ -67,6 +76,9 @@ class History:
             self._forget(record.name)
         elif record.name not in self._routed:
             self._routed[record.name] = record
+            self._count += 1
+            self._counts[record.name] = self._count
+            self.last_number = max(self.last_number, record.number)
             for partition_name, offset in record.checkpoint.items():
                 begins = Commit(offset, record.done.get(partition_name, b""))
                 epoch = RoutingEpoch(
@@ -75,11 +87,14 @@ class History:
                     at=record.at,
                     taken_over_at=record.latest,
                     name=record.name,
+                    number=record.number or self.last_number,
+                    count=self._count,
                 )
-                self._epochs.setdefault(partition_name, []).append(epoch)
+                insort_right(self._epochs.setdefault(partition_name, []), epoch, key=lambda each: each.number)
 
     def _forget(self, name: str) -> None:
         record = self._routed.pop(name, None)
+        self._counts.pop(name, None)
         for partition_name in record.checkpoint if record is not None else ():
             left = [epoch for epoch in self._epochs[partition_name] if epoch.name != name]
             if left:
@@ -90,6 +105,10 @@ class History:
     def records(self) -> list[ControlRecord]:
         """Return all records in force, oldest first."""
         return [*self._revisions.values(), *self._routed.values()]
+
+    def last_name(self) -> str:
+        """Return the name of the last `routed` record, "" if there is none."""
+        return next(reversed(self._routed), "")
 
     def partitions(self) -> dict[str, dict[str, int]]:
         """Return the partitions with a history: topic → "topic/partition" → number."""
@@ -147,6 +166,22 @@ class History:
             if epoch.covers(offset):
                 return self.revision(epoch.revision)
         return None
+
+    def revisions_between(
+        self, partition: Partition, offset: int, first: str, last: str | None
+    ) -> Iterator[RoutingRevision | None]:
+        """Yield what `revision_at` returned from when `first` was the last `routed` record until `last` was.
+
+        "" is before all of them; of one that isn't known, it may have been at any time.
+        """
+        begin = self._counts.get(first, 0)
+        end = 0 if last == "" else self._counts.get(last or "", self._count)
+        for epoch in reversed(self._epochs.get(partition_key(partition), ())):
+            if epoch.count <= end and epoch.covers(offset):
+                yield self.revision(epoch.revision)
+                if epoch.count <= begin:
+                    return
+        yield None
 
     def may_have_been_routed_before(self, partition: Partition, record: Record) -> Iterator[RoutingRevision | None]:
         """Yield the other revisions by which an event may have been routed before, by owners that didn't finish it."""

@@ -56,6 +56,7 @@ class Control:
         self.history = History()
         self._paused: frozenset[str] = frozenset()
         self._checkpoints: dict[str, ControlRecord] = {}
+        self._overwritten: dict[str, ControlRecord] = {}  # by name: last checkpoints, in the topic, by an earlier one
         self._last_heartbeats: dict[
             str, float
         ] = {}  # key of a kick → when its last checkpoint or announcement was read
@@ -140,9 +141,15 @@ class Control:
         name = checkpoint.name
         if checkpoint.state == "deleted":
             self._checkpoints.pop(name, None)
+            self._overwritten.pop(name, None)
             self._last_heartbeats.pop(name, None)
             return
-        before, self._checkpoints[name] = self._checkpoints.get(name), checkpoint
+        before = self._checkpoints.get(name)
+        if before is not None and self._is_late(before, checkpoint):
+            self._overwritten[name] = before
+            return
+        self._overwritten.pop(name, None)
+        self._checkpoints[name] = checkpoint
         command = self._pending.get(name)
         is_answered = checkpoint.state == "done" and self._offsets.get(name, 0) < checkpoint.covers_commands_below
         if command is not None and command.kind in ("pause", "kick") and is_answered:
@@ -170,6 +177,12 @@ class Control:
             self._update_resolution(name)
         if name.startswith("replay/"):
             self._update_cancellation(name)
+
+    def _is_late(self, before: ControlRecord, checkpoint: ControlRecord) -> bool:
+        """Return whether a checkpoint was appended late, by a try without an answer: its commands had ended by then."""
+        offset = self._offsets.get(checkpoint.name)
+        covered = before.covers_commands_below
+        return offset is not None and checkpoint.covers_commands_below < covered and offset < covered
 
     def _update_cancellation(self, key: str) -> None:
         """Update whether the last checkpoint of a cancelled replay is missing."""
@@ -236,6 +249,13 @@ class Control:
             if not self.is_left_to_newer_version(key)
         ]
 
+    def overwritten_checkpoints(self) -> Collection[ControlRecord]:
+        """Return the last checkpoints that are to be published again, as earlier ones were appended late.
+
+        Otherwise processes that start later take the commands for pending, once the topic is compacted.
+        """
+        return self._overwritten.values()
+
     def checkpoint(self, key: str) -> Mapping[str, int]:
         """Return up to where the jobs of a command have scanned: "topic/partition" → offset."""
         command = self._checkpoints.get(key)
@@ -276,6 +296,11 @@ class Control:
         """Return a replay's route as in a routing revision; "" if it has changed meanwhile, or is unknown."""
         command = self._checkpoints.get(key)
         return "" if command is None else command.routes
+
+    def judged_by(self, key: str) -> tuple[str, str] | None:
+        """Return the epochs by which a replay has judged what is undelivered, the first and the last; else None."""
+        command = self._checkpoints.get(key)
+        return None if command is None else command.epochs
 
     def kicked_at(self, route: str, destination: str) -> float:
         """Return when the last kick of either was announced, by the log's clock then; 0.0 if none was.

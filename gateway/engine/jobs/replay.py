@@ -187,6 +187,7 @@ class Replays:
         if remaining and remaining == unreadable.keys() and len(unreadable) == checkpoint_unreadable:
             self._wait(command, reason_of(unreadable))
             return
+        first_epoch = self._control.history.last_name()
         open_dead, undelivered = OpenDeadLetters(route=selection.route), None
         if selection.undelivered:
             readable = self._patient_reader.readable
@@ -198,6 +199,7 @@ class Replays:
             )
             missed |= open_dead.unreadable | sighted.unreadable
         is_new = not checkpoint or checkpoint == selection.starts
+        judged_by = None if is_new else self._control.judged_by(command.key)
         run = ReplayProgress(
             command=command,
             selection=selection,
@@ -213,6 +215,7 @@ class Replays:
             unreadable=unreadable,
             checkpoint_unreadable=checkpoint_unreadable,
             missed=missed,
+            first_epoch=judged_by[0] if judged_by is not None else first_epoch,
         )
         self.under_way = command.key
         try:
@@ -457,6 +460,7 @@ class Replays:
                 checkpoint=dict(run.positions),
                 count=run.count,
                 routes=run.route_revision or "",
+                epochs=(run.first_epoch, self._control.history.last_name()),
                 unread=len(run.unreadable),
                 detail=", ".join(sorted(run.missed)),
             )

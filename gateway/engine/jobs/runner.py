@@ -271,6 +271,8 @@ class Jobs:
         for command in control.unacknowledged_cancellations():
             if self._replays.under_way != command.key:
                 yield command.key, command, partial(self._cancelled.publish_last_checkpoint, command, owner)
+        for checkpoint in control.overwritten_checkpoints():
+            yield checkpoint.key, None, partial(self._publish, checkpoint)
         if "rescan" in self._running:
             return  # it gives way to a resume: both would inject the same
         room = MAX_JOBS_PER_KIND - self._count("pause/")

@@ -5,7 +5,7 @@
     routed by a revision in which the route matches it ──────▶ ended: delivered, on its way, or given up on purpose
     ... if that revision isn't known ────────────────────────▶ unknown
     ... of an ordered route, but perhaps by another before ──▶ unknown: what came after it may have gone first
-    a replay of the route, as it was then, has covered it ───▶ ended
+    a replay of the route, as it was then, has covered it ───▶ ended, unless it left it to a router of other rules
     else: the route was different, or there was none ────────▶ undelivered
 
 The first that applies counts.
@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from hashlib import sha256
+from typing import NamedTuple
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
 from gateway.engine.control.state import Control
@@ -30,7 +31,7 @@ from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import PastRoute, past_route
-from gateway.rules.rules import Route, Rules
+from gateway.rules.rules import Route, RoutingRevision, Rules
 
 BEFORE = 3600.0
 """Seconds before a selection's time from which on dedupe entries are read. For events older than all of them nothing is
@@ -251,28 +252,55 @@ class Undelivered:
         """Return the fate of an event's delivery by the route to a destination."""
         if self._dead.of(event, destination):
             return Fate.UNDELIVERED
-        view = EventView.of(event)
+        which = _Candidate(partition, record, event, EventView.of(event), destination)
         revision = self._history.revision_at(partition, record.offset)
-        text = None if revision is None else revision.routes.get(self._route)
-        known = Fate.UNKNOWN if revision is None else self._by(text, view, destination)
-        if known is Fate.ENDED and text is not None and self._was_dropped_as_duplicate(text, partition, record, event):
-            known = Fate.UNDELIVERED
-        if known is Fate.ENDED and self._may_have_been_overtaken(partition, record, view, destination):
-            known = Fate.UNKNOWN
+        routed = self._routed_by(revision, which)
+        if routed is not Fate.ENDED:
+            return self._after_replays(routed, which, is_judged_by_routing=True)
+        text = "" if revision is None else revision.routes[self._route]
+        if self._was_dropped_as_duplicate(text, which):
+            return self._after_replays(Fate.UNDELIVERED, which, is_judged_by_routing=False)
+        if self._may_have_been_overtaken(which):
+            return self._after_replays(Fate.UNKNOWN, which, is_judged_by_routing=False)
+        return Fate.ENDED
+
+    def _after_replays(self, known: Fate, which: "_Candidate", *, is_judged_by_routing: bool) -> Fate:
+        """Return what replays have made of a fate. A replay of the undelivered has injected what is UNDELIVERED.
+
+        With `is_judged_by_routing` that follows from the routing history, which it may have known less of.
+        """
         fate = known
-        if fate is Fate.ENDED:
-            return fate
         for replay in self._replays:
-            if not replay.covers(partition, record, event, destination):
+            if not replay.covers(which):
                 continue
-            replayed = self._by(replay.text, view, destination) if replay.text else Fate.UNKNOWN
-            if replayed is Fate.ENDED and (known is Fate.UNDELIVERED or not replay.is_of_undelivered):
+            replayed = self._by(replay.text, which.view, which.destination) if replay.text else Fate.UNKNOWN
+            if replayed is Fate.ENDED and replay.is_of_undelivered:
+                if known is Fate.UNKNOWN:
+                    continue
+                if is_judged_by_routing:
+                    replayed = self._judged_by(replay, which)
+            if replayed is Fate.ENDED:
                 return Fate.ENDED
             if replayed is Fate.UNKNOWN:
                 fate = Fate.UNKNOWN
         return fate
 
-    def _may_have_been_overtaken(self, partition: Partition, record: Record, view: EventView, destination: str) -> bool:
+    def _judged_by(self, replay: "_Replay", which: "_Candidate") -> Fate:
+        """Return ENDED if a replay of the undelivered has injected, or will inject, an event that it covers.
+
+        UNDELIVERED if it left the event to the router, which then had other rules; UNKNOWN if they changed during the
+        replay.
+        """
+        partition, offset = which.partition, which.record.offset
+        if not replay.has_scanned(partition, offset):
+            return Fate.ENDED
+        revisions = self._history.revisions_between(partition, offset, *replay.judged_by)
+        was_missed = {self._routed_by(revision, which) is Fate.UNDELIVERED for revision in revisions}
+        if len(was_missed) > 1:
+            return Fate.UNKNOWN
+        return Fate.ENDED if was_missed == {True} else Fate.UNDELIVERED
+
+    def _may_have_been_overtaken(self, which: "_Candidate") -> bool:
         """Return whether the route is ordered, and an earlier owner may have read the event for others alone.
 
         If that owner then appended what came after it, the event wasn't delivered when it was read again.
@@ -280,21 +308,25 @@ class Undelivered:
         route = self._rules().routes.get(self._route)
         if route is None or route.order is None:
             return False
-        for revision in self._history.may_have_been_routed_before(partition, record):
-            text = None if revision is None else revision.routes.get(self._route)
-            if revision is None or self._by(text, view, destination) is not Fate.ENDED:
-                return True
-        return False
+        revisions = self._history.may_have_been_routed_before(which.partition, which.record)
+        return any(self._routed_by(revision, which) is not Fate.ENDED for revision in revisions)
 
-    def _was_dropped_as_duplicate(self, text: str, partition: Partition, record: Record, event: Event) -> bool:
+    def _was_dropped_as_duplicate(self, text: str, which: "_Candidate") -> bool:
         """Return whether an event was dropped as a duplicate, and isn't one by the active rules."""
         then, _ = self._known[text]
+        event = which.event
         if self._sighted is None or then is None or event.source not in then.deduped or identity_of(event.id) is None:
             return False
-        if not self._sighted.was_dropped_as_duplicate(partition, record.offset):
+        if not self._sighted.was_dropped_as_duplicate(which.partition, which.record.offset):
             return False
         source = self._rules().sources.get(event.source)
         return source is None or source.dedupe is None or not EventBuilder(source).reproduces_id_of(event)
+
+    def _routed_by(self, revision: RoutingRevision | None, which: "_Candidate") -> Fate:
+        """Return the fate of an event that was routed by a revision, UNKNOWN if that isn't known."""
+        if revision is None:
+            return Fate.UNKNOWN
+        return self._by(revision.routes.get(self._route), which.view, which.destination)
 
     def _by(self, text: str | None, view: EventView, destination: str) -> Fate:
         """Return the fate of an event that was routed by a revision with the route as `text`, None if without it."""
@@ -314,6 +346,16 @@ class Undelivered:
         return Fate.ENDED if table.match(view) else Fate.UNDELIVERED
 
 
+class _Candidate(NamedTuple):
+    """An event and a destination, whose fate is asked for."""
+
+    partition: Partition
+    record: Record
+    event: Event
+    view: EventView
+    destination: str
+
+
 class _Replay:
     """The events that a replay has covered, or will cover if it `is_foretold`, and its route as in a routing revision.
 
@@ -327,15 +369,22 @@ class _Replay:
         self._reach = command.checkpoint if is_through else control.checkpoint(command.key)
         self.text = control.replayed_as(command.key)
         self.is_of_undelivered = command.selection.undelivered
+        self.judged_by = control.judged_by(command.key) or ("", None)
+        """The first and the last routing epoch by which it has decided what is undelivered, as far as it has scanned.
+        """
+        self._scanned = control.checkpoint(command.key)
 
-    def covers(self, partition: Partition, record: Record, event: Event, destination: str) -> bool:
-        which, partition_name = self._selection, partition_key(partition)
+    def has_scanned(self, partition: Partition, offset: int) -> bool:
+        return offset < self._scanned.get(partition_key(partition), 0)
+
+    def covers(self, asked: _Candidate) -> bool:
+        which, partition_name, record = self._selection, partition_key(asked.partition), asked.record
         return (
             which.starts.get(partition_name, record.offset + 1) <= record.offset < self._reach.get(partition_name, 0)
             and which.since <= record.appended_at
             and (which.until is None or record.appended_at < which.until)
-            and which.source in (None, event.source)
-            and which.destination in (None, destination)
+            and which.source in (None, asked.event.source)
+            and which.destination in (None, asked.destination)
         )
 
 
