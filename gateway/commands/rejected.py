@@ -1,6 +1,7 @@
 """`gateway rejected`: requests that verification refused, and that were kept."""
 
 import argparse
+import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from gateway.ops.rejected_presentation import (
     report_fields,
 )
 from gateway.ops.rejected_retry import RejectedCommand, Report, text_of
-from gateway.ops.verification import resolved_source
+from gateway.ops.verification import defaults_used, resolved_source
 
 if TYPE_CHECKING:
     from gateway.log.base import Partition
@@ -131,7 +132,7 @@ def retry_arguments(parser: Parser) -> None:
 async def _rejected_retry(call: Invocation) -> int:
     arguments = call.arguments
     rules, source, missing = resolved_source(call.settings.rules, arguments.source)
-    if missing:
+    if missing := [*missing, *defaults_used(rules.files, source.name, os.environ)]:
         raise UsageError("\n".join(map(str, missing)))
     async with opened_log(call) as log:
         which = _filter(arguments, now=log.now())

@@ -15,7 +15,6 @@ from gateway.ingress.responses import Accepted, batch_response, passed_on_respon
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
 from gateway.model import Event, RecordTooLargeError
-from gateway.rules.batches import split
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import StoredResponse
 from gateway.telemetry.metrics import Metrics
@@ -82,11 +81,11 @@ class EventWriter:
         Raises as `store` does. None is stored if one is too large: it would be so each time, and the others would come
         again and again.
         """
-        bodies = split(sent.content(), endpoint.split or ())
+        bodies = endpoint.source.split_body(sent)
         if bodies is None:
             return await self.store(endpoint, sent, verified, fields)
         head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
-        if max(map(len, bodies)) + head_bytes > self._size_limit:
+        if max(map(len, bodies), default=0) + head_bytes > self._size_limit:
             raise RecordTooLargeError
         # Each event has the headers. What was decompressed of the request is gone but for their bodies.
         memory = sum([len(body) for body in bodies]) + len(bodies) * head_bytes
@@ -100,7 +99,8 @@ class EventWriter:
             appends = [
                 asyncio.ensure_future(self._append(endpoint, event, verified.secret, fields)) for event in events
             ]
-            await asyncio.wait(appends)
+            if appends:
+                await asyncio.wait(appends)
             for append in appends:
                 append.result()
         finally:

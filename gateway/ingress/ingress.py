@@ -41,7 +41,7 @@ from gateway.ingress.responses import (
 from gateway.ingress.server import Limits, Server
 from gateway.log.base import Log
 from gateway.log.topics import Topics
-from gateway.model import LogUnavailableError, RecordTooLargeError, RefusedError
+from gateway.model import SUCCESSOR_HEADROOM, LogUnavailableError, RecordTooLargeError, RefusedError
 from gateway.rules.rules import Rules
 from gateway.telemetry.log_quota import LogQuota
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
@@ -53,8 +53,6 @@ from gateway.verify.verifier import Verified
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Span, Traces
 
-# A successor (a retry or dead-letter record) carries more headers than the event, and has to fit as well.
-SUCCESSOR_HEADROOM = 64 * 1024
 # Connections that may wait to be accepted: a burst of new ones while the event loop is busy for some milliseconds.
 BACKLOG = 1024
 # Seconds for which a stopping process still serves open connections.

@@ -24,12 +24,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mappi
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from itertools import chain
+from typing import NamedTuple
 
 from gateway.engine.jobs.log_reader import records_of
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import decode_event, encode_event, event_key, fingerprint
 from gateway.log.topics import Topics
 from gateway.model import (
+    SUCCESSOR_HEADROOM,
     Event,
     LogUnavailableError,
     RecordTooLargeError,
@@ -43,7 +46,6 @@ from gateway.ops.control_client import who
 from gateway.ops.rejected import Rejected, RejectedFilter, read_rejected
 from gateway.ops.rejected_claims import Claim, ClaimLostError
 from gateway.quarantine.records import MAX_LATER, Marker, Missing, Outcome, RejectedRequest, decode
-from gateway.rules.batches import split
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Source
 from gateway.verify.kept_proof import revealed
@@ -63,6 +65,8 @@ BATCH_BYTES = 200 << 10
 """Bytes of bodies appended concurrently. They keep their order, as they never fill a batch of Kafka's producer."""
 DROP_BATCH = 1000
 FETCH_TIMEOUT = 5.0
+MAX_UNFETCHED = 10
+"""Addresses of keys that couldn't be fetched after which no other is tried: each may take all of its time."""
 
 EventKey = tuple[str, bytes]
 """An event's id, and the digest of its content."""
@@ -98,10 +102,11 @@ class Verification:
         self._today = today
         self._fetch = fetch
         self._documents: dict[str, bytes] = {}
+        self._unfetched: dict[str, str] = {}  # address → why
         self._builder = EventBuilder(source)
 
-    async def events(self, found: Rejected, request: RejectedRequest, *, received_at: float) -> list[Event]:
-        """Return the events of a request, none if it is a handshake. Raises RefusedError if it is still refused."""
+    async def events(self, found: Rejected, request: RejectedRequest, *, received_at: float) -> list[Event] | None:
+        """Return the events of a request, None if it is a handshake. Raises RefusedError if it is still refused."""
         source, verifier = self._source, self._source.verifier
         _check_client(source, request)
         kept = Request(request.method, source.path, request.query, request.headers, request.body)
@@ -115,8 +120,8 @@ class Verification:
         if verified.secret is not None and verifier.lifetimes[verified.secret].until <= self._today:
             raise refused(Reason.BAD_SIGNATURE, "the secret that verifies it has expired since")
         if verifier.handshake(sent, now=request.at) is not None:
-            return []
-        bodies = None if source.split is None else split(sent.content(), source.split)
+            return None
+        bodies = source.split_body(sent)
         if bodies is None:
             events = [self._builder.event(sent, received_at=received_at, identity_expression=verified.identity)]
         else:
@@ -143,9 +148,17 @@ class Verification:
         if url not in self._documents:
             if self._fetch is None:
                 raise key_unavailable("nothing is fetched here")
-            self._documents[url] = await self._fetch(
-                url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, request_body=request_body
-            )
+            if url in self._unfetched:
+                raise key_unavailable(self._unfetched[url])
+            if len(self._unfetched) >= MAX_UNFETCHED:
+                raise key_unavailable(f"{MAX_UNFETCHED} addresses couldn't be fetched, so no other is tried")
+            try:
+                self._documents[url] = await self._fetch(
+                    url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, request_body=request_body
+                )
+            except (UnfetchedError, ValueError) as error:
+                self._unfetched[url] = str(error)
+                raise
         return self._documents[url]
 
 
@@ -272,7 +285,7 @@ class RejectedCommand:
             self.report.missing[found.missing] += 1
         else:
             try:
-                return await verification.events(found, found.request, received_at=self._log.now())
+                return await verification.events(found, found.request, received_at=self._log.now()) or []
             except RefusedError as error:
                 self.report.refused[error.reason] += 1
         return None
@@ -284,10 +297,10 @@ class RejectedCommand:
         for partition, offsets in sorted(passing.items()):
             async with aclosing(_these(self._log, partition, sorted(offsets))) as requests:
                 async for found in requests:
-                    outcome, fresh = await self._judge(verification, present, found)
-                    if outcome is not None:
-                        self.report.outcomes[outcome] += 1
-                        self.report.events += len(fresh)
+                    judged = await self._judge(verification, present, found)
+                    if judged is not None:
+                        self.report.outcomes[judged.outcome] += 1
+                        self.report.events += len(judged.fresh)
 
     async def _with_claim(
         self,
@@ -330,60 +343,74 @@ class RejectedCommand:
         """Append the events of some requests that aren't in the log yet, and store what became of the requests."""
         await claim.ensure()
         await present.look()
-        known: list[tuple[int, Outcome]] = []
-        fresh: list[tuple[int, list[Event]]] = []
-        for found in batch:
-            outcome, events = await self._judge(verification, present, found)
-            if outcome is Outcome.ADMITTED:
-                fresh.append((found.record.offset, events))
-            elif outcome is not None:
-                known.append((found.record.offset, outcome))
+        judged = [each for found in batch if (each := await self._judge(verification, present, found)) is not None]
         await claim.ensure()
         claim.check()
-        appends = [self._append(present.topic, event) for _, events in fresh for event in events]
-        results = iter(await asyncio.gather(*appends))
-        admitted: list[tuple[int, Outcome]] = []
-        failure: LogUnavailableError | None = None
-        for offset, events in fresh:
-            errors = [error for error in [next(results) for _ in events] if error is not None]
-            failure = failure or next((each for each in errors if isinstance(each, LogUnavailableError)), None)
-            if not errors:
-                admitted.append((offset, Outcome.ADMITTED))
-                self.report.events += len(events)
-            elif isinstance(errors[0], RecordTooLargeError):
-                self._refuse("body_too_large")
-        # What is in the log already may be there only since another of this batch was to be appended.
-        outcomes = admitted if failure is not None else [*admitted, *known]
+        results = iter(
+            await asyncio.gather(*[self._append(present.topic, event) for each in judged for event in each.fresh])
+        )
+        errors = [[error for error in [next(results) for _ in each.fresh] if error is not None] for each in judged]
+        failure = next((each for each in chain(*errors) if isinstance(each, LogUnavailableError)), None)
+        outcomes = self._outcomes(judged, errors, present, is_available=failure is None)
         self.report.outcomes.update([outcome for _, outcome in outcomes])
         if outcomes:
             await claim.store(outcomes)
         if failure is not None:
             raise failure
 
+    def _outcomes(
+        self,
+        judged: Sequence["_Judged"],
+        errors: Sequence[Sequence[LogUnavailableError | RecordTooLargeError]],
+        present: "_PresentEvents",
+        *,
+        is_available: bool,
+    ) -> list[tuple[int, Outcome]]:
+        """Return what became of requests, by their offsets; count those with an event that the log finds too large."""
+        outcomes: list[tuple[int, Outcome]] = []
+        for each, failed in zip(judged, errors, strict=True):
+            if any(isinstance(error, RecordTooLargeError) for error in failed):
+                self._refuse("body_too_large")
+                present.found.difference_update(map(_key_of, each.events))
+            elif each.outcome is Outcome.ADMITTED and not failed:
+                outcomes.append((each.offset, each.outcome))
+                self.report.events += len(each.fresh)
+        # What is in the log already may be there only since another of this batch was to be appended.
+        for each in judged:
+            if each.outcome is not Outcome.ADMITTED and is_available:
+                if present.found.issuperset(map(_key_of, each.events)):
+                    outcomes.append((each.offset, each.outcome))
+                else:
+                    self._refuse("body_too_large")
+        return outcomes
+
     def _refuse(self, reason: str) -> None:
         """Count a request that passed at first, and can't be admitted all the same."""
         self.report.refused[reason] += 1
         self._refused_late += 1
 
-    async def _judge(
-        self, verification: Verification, present: "_PresentEvents", found: Rejected
-    ) -> tuple[Outcome | None, list[Event]]:
-        """Return what becomes of a request, and its events that aren't in the log; None if it is refused after all."""
+    async def _judge(self, verification: Verification, present: "_PresentEvents", found: Rejected) -> "_Judged | None":
+        """Return what becomes of a request, unless an event fails; None if it is refused after all."""
         if found.request is None:
-            return None, []
+            return None
         try:
             events = await verification.events(found, found.request, received_at=self._log.now())
         except RefusedError as error:
             self._refuse(error.reason)
-            return None, []
-        if not events:
-            return Outcome.HANDSHAKE, []
+            return None
+        if events is None:
+            return _Judged(found.record.offset, Outcome.HANDSHAKE, [], [])
+        # As at the ingress, none of a batch is stored if one is too large.
+        if max(map(_size_of, events), default=0) > self._log.max_record_bytes - SUCCESSOR_HEADROOM:
+            self._refuse("body_too_large")
+            return None
         fresh = []
         for event in events:
             if (key := _key_of(event)) not in present.found:
                 present.found.add(key)
                 fresh.append(event)
-        return (Outcome.ADMITTED if fresh else Outcome.PRESENT), fresh
+        outcome = Outcome.ADMITTED if fresh or not events else Outcome.PRESENT
+        return _Judged(found.record.offset, outcome, events, fresh)
 
     async def _append(self, topic: str, event: Event) -> LogUnavailableError | RecordTooLargeError | None:
         try:
@@ -391,6 +418,15 @@ class RejectedCommand:
         except (LogUnavailableError, RecordTooLargeError) as error:
             return error
         return None
+
+
+class _Judged(NamedTuple):
+    """What becomes of a request, its events, and those that aren't in the log."""
+
+    offset: int
+    outcome: Outcome
+    events: Sequence[Event]
+    fresh: Sequence[Event]
 
 
 class _PresentEvents:
@@ -427,6 +463,10 @@ class _PresentEvents:
             return  # the router sets it aside
         if key in self.wanted:
             self.found.add(key)
+
+
+def _size_of(event: Event) -> int:
+    return len(event.body) + len(event.query) + sum([len(name) + len(value) for name, value in event.headers])
 
 
 def _key_of(event: Event) -> EventKey:

@@ -1,7 +1,7 @@
 """How a source is verified, as its rule file says: the origin of each secret, never its value."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,26 @@ def masked_secret(written: object) -> str:
         masked += f"${{{name}:-{MASK}}}" if has_default and not name.startswith("file:") else found[0]
         end = found.end()
     return masked + (MASK if end < len(text) or not masked else "")
+
+
+def defaults_used(files: Sequence[Path], name: str, environ: Mapping[str, str]) -> Sequence[Problem]:
+    """Return the references of a source for which their default counts here: a gateway's environment may have others.
+
+    What such a default verifies, the gateway may have refused with good reason: it is in the rules for all to read.
+    """
+    problems: list[Problem] = []
+    written = written_source(files, name)
+    nodes = [] if written is None else [written]
+    while nodes:
+        node = nodes.pop()
+        value = node.value
+        nodes += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        for found in _REFERENCE.finditer(value) if isinstance(value, str) else ():
+            variable, has_default, _ = found[0][2:-1].partition(":-")
+            if has_default and not variable.startswith("file:") and not environ.get(variable):
+                message = f"expected the environment variable {variable} as the gateway has it, got none"
+                problems.append(node.problem("unresolved", message))
+    return problems
 
 
 def resolved_source(rules: Path, name: str) -> tuple[Rules, Source, Sequence[Problem]]:

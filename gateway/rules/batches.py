@@ -19,7 +19,7 @@ _decode = json.JSONDecoder().raw_decode
 def split(body: bytes, path: Sequence[str]) -> list[bytes] | None:
     """Return the items of the list at a path of the JSON body; None if there is no list, so that it is one event.
 
-    Raises RefusedError (400) for a body that isn't one JSON value, an empty list, and for more than MAX_EVENTS.
+    Raises RefusedError for a body that isn't one JSON value (400), and for more than MAX_EVENTS (413).
     """
     try:
         text = body.decode("utf-8")
@@ -34,8 +34,6 @@ def split(body: bytes, path: Sequence[str]) -> list[bytes] | None:
         at = _member(text, at, name)
     if not isinstance(value, list):
         return None
-    if not value:
-        raise RefusedError(400, "malformed_batch", "expected a list with an event, got an empty one")
     if len(value) > MAX_EVENTS:
         raise RefusedError(413, "batch_too_large", f"expected at most {MAX_EVENTS} events, got more")
     return _items(text, at, len(value))

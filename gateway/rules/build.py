@@ -47,6 +47,7 @@ def source_of(
         topic=read.values.get("topic"),
         dedupe=read.values.get("dedupe", verifier.dedupe),
         split=split_of(read.values.get("split"), verifier.split),
+        batch_type=verifier.batch_type if "split" not in read.values else None,
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
         quarantine=read.values.get("quarantine", False),

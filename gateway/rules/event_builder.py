@@ -1,6 +1,8 @@
 """Builds events from verified requests: id, type and key, by the source's expressions and the scheme's defaults."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import unquote_plus
 
 from gateway.bodies.codings import CONTENT_ENCODING
@@ -45,16 +47,27 @@ class EventBuilder:
     ) -> list[Event]:
         """Build the events of a verified request that has several: these are their bodies, which aren't compressed.
 
-        An identity that isn't read from an event's own body is the request's, and its number is added. Raises
-        RefusedError (400) as `event` does, for any of them.
+        An identity that isn't read from an event's own body is the request's, and its number is added; also where an
+        expression may read either. Raises RefusedError (400) as `event` does, for any of them.
         """
         kept = [_of_one(*pair) for pair in request.headers if pair[0].lower() not in self._of_whole]
         bare = request._replace(headers=tuple(kept), names=None)
-        events = []
-        for number, body in enumerate(bodies):
-            event = self._event(bare._replace(body=body), received_at, identity_expression, request, number)
-            events.append(event)
+        whole = _Whole(request, None)
+        build = partial(self._event, received_at=received_at, identity_expression=identity_expression)
+        events = [build(bare._replace(body=body), whole=whole, number=at) for at, body in enumerate(bodies)]
+        if len({event.id for event in events}) < len(events):
+            whole = _Whole(request, self._identity_of(request, identity_expression))
+            events = [build(bare._replace(body=body), whole=whole, number=at) for at, body in enumerate(bodies)]
         return events
+
+    def _identity_of(self, request: Request, identity_expression: str | None) -> str | None:
+        """Return the identity of a whole request with several events, None if it has none of its own."""
+        given = _Input(self._source.name, request, request.headers, request.lower_names(), request.query)
+        try:
+            identity = self._ids[identity_expression].read(given)
+        except RefusedError:
+            identity = None
+        return identity or _idempotency_key(request.headers)
 
     def event(self, request: Request, *, received_at: float, identity_expression: str | None = None) -> Event:
         """Build the event of a verified request, without the headers and parameters that carry a credential.
@@ -69,7 +82,7 @@ class EventBuilder:
         request: Request,
         received_at: float,
         identity_expression: str | None,
-        whole: Request | None = None,
+        whole: "_Whole | None" = None,
         number: int = 0,
     ) -> Event:
         name, verifier = self._source.name, self._source.verifier
@@ -84,9 +97,10 @@ class EventBuilder:
         if whole is None or field.reads_body:
             identity = field.read(given)
         else:  # of the request, signature's headers included
-            identity = field.read(_Input(name, whole, whole.headers, whole.lower_names(), whole.query))
+            sent = whole.request
+            identity = field.read(_Input(name, sent, sent.headers, sent.lower_names(), sent.query))
         identity = identity or _idempotency_key(headers)
-        if whole is not None and identity and not field.reads_body:
+        if whole is not None and identity and (not field.reads_body or identity == whole.identity):
             identity = f"{identity}#{number}"
         return Event(
             id=event_id(name, identity),
@@ -125,6 +139,13 @@ class EventBuilder:
             if field.text is not None and field.read(given):
                 return field.text
         return IDEMPOTENCY_KEY if _idempotency_key(request.headers) else ""
+
+
+class _Whole(NamedTuple):
+    """A request that has several events, and the identity that it has itself, if that is to be told from theirs."""
+
+    request: Request
+    identity: str | None
 
 
 class _Input:
@@ -192,7 +213,8 @@ class _Field:
             return None
 
     def _evaluate(self, expression: Expression, view: EventView) -> str | None:
-        if self._reads_body and (unreadable := view.unreadable) is not None:
+        # What a provider sends in a header isn't looked for in the body.
+        if self._is_configured and self._reads_body and (unreadable := view.unreadable) is not None:
             raise RefusedError(unreadable.status, unreadable.reason, f"{self._name}: {unreadable.detail}")
         try:
             return expression.as_text(view)

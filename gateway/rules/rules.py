@@ -11,11 +11,13 @@ from ssl import SSLContext
 from typing import Literal
 
 from gateway.model import RetryPolicy
+from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
 from gateway.rules.expressions import Expression
 from gateway.rules.route_table import RouteTable
 from gateway.rules.templates import Template
 from gateway.verify.client_certificates import CHAIN_SUFFIX, ClientCertificates
+from gateway.verify.request import Request
 from gateway.verify.verifier import Verifier
 
 RESERVED_HEADERS = frozenset(
@@ -108,7 +110,8 @@ class Source:
     `path` may be a secret: `shown_path` is for people, and for telemetry. `allow_from` are the networks of its clients,
     none of them IPv4-mapped; None if it takes requests from anywhere. `client_certificate` is None if a client needs no
     certificate.
-    `split` is the path of the list of events in a body; None if a request is one event.
+    `split` is the path of the list of events in a body; None if a request is one event. With a `batch_type`, that is so
+    of requests with that media type alone.
     """
 
     name: str
@@ -128,8 +131,19 @@ class Source:
     """Headers (lower-case names) that proxies set for the ingress: they go no further, whoever sends them."""
     limits: SourceLimits = SourceLimits()
     split: tuple[str, ...] | None = None
+    batch_type: str | None = None
     quarantine: bool = False
     """Whether requests that verification refused are kept, to be verified again."""
+
+    def split_body(self, request: Request) -> list[bytes] | None:
+        """Return the bodies of a request's events; None if it is one event. Raises RefusedError as `split` does."""
+        if self.split is None:
+            return None
+        if self.batch_type is not None:
+            types = request.values(b"content-type")
+            if len(types) != 1 or types[0].partition(b";")[0].strip().lower() != self.batch_type.encode():
+                return None
+        return split(request.content(), self.split)
 
     @property
     def secret_expiries(self) -> Sequence[float]:

@@ -210,6 +210,7 @@ def _build(
         dedupe=preset.dedupe,
         response=preset.response,
         split=preset.split,
+        batch_type=preset.batch_type,
         fetches_keys=any({"key_url", "key_set", "topics", "api_secret"} & way.values.keys() for way in used),
         warnings=_weaknesses(preset, ways, given),
     )

@@ -52,6 +52,7 @@ class Verifier:
     dedupe: float | None = None
     response: PresetResponse | None = None
     split: tuple[str, ...] | None = None
+    batch_type: str | None = None
     lifetimes: tuple[SecretLifetime, ...] = field(default=(), repr=False)
     fetches_keys: bool = False
     warnings: tuple[tuple[Path, str], ...] = field(default=(), compare=False)

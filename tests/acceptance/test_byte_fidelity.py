@@ -10,8 +10,8 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from gateway.engine.control.records import DeadFilter
-from gateway.ingress.ingress import SUCCESSOR_HEADROOM
 from gateway.log.embedded.log import MAX_RECORD_BYTES
+from gateway.model import SUCCESSOR_HEADROOM
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post

@@ -20,14 +20,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gateway.ingress.body_memory import BodyMemory
-from gateway.ingress.ingress import KEEPALIVE_GRACE, SUCCESSOR_HEADROOM, Ingress
+from gateway.ingress.ingress import KEEPALIVE_GRACE, Ingress
 from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.server import Limits
 from gateway.ingress.tls import ServerTls
 from gateway.log.base import Log, Position, Record, RecordHeaders
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
-from gateway.model import Event, GatewayError, LogUnavailableError, RecordTooLargeError, event_id
+from gateway.model import SUCCESSOR_HEADROOM, Event, GatewayError, LogUnavailableError, RecordTooLargeError, event_id
 from gateway.rules.expressions import Expression
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Egress, Rules, Source, StoredResponse

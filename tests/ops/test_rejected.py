@@ -21,7 +21,15 @@ from typing_extensions import override
 from gateway.log.base import Partition, Position, RecordHeaders
 from gateway.log.records import decode_event, encode_event, event_key
 from gateway.log.topics import Topics
-from gateway.model import Event, LogUnavailableError, RefusedError, UnfetchedError, UsageError
+from gateway.model import (
+    SUCCESSOR_HEADROOM,
+    Event,
+    LogUnavailableError,
+    RecordTooLargeError,
+    RefusedError,
+    UnfetchedError,
+    UsageError,
+)
 from gateway.ops.rejected import (
     Rejected,
     RejectedFilter,
@@ -33,7 +41,7 @@ from gateway.ops.rejected import (
     shown_headers,
     shown_query,
 )
-from gateway.ops.rejected_retry import RejectedCommand, Report, text_of
+from gateway.ops.rejected_retry import MAX_UNFETCHED, RejectedCommand, Report, text_of
 from gateway.quarantine.claims import LEASE
 from gateway.quarantine.records import Missing, Outcome, RejectedRequest, encode_rejected, key_of
 from gateway.rules.event_builder import EventBuilder
@@ -66,6 +74,7 @@ class Killable(MemoryLog):
     kill_at = -1
     is_stored = False
     is_dead = False
+    largest_event = 1 << 20
 
     @override
     async def append(
@@ -73,6 +82,8 @@ class Killable(MemoryLog):
     ) -> Position:
         if self.is_dead:
             raise Killed
+        if topic == TOPICS.events("shop") and len(value) > self.largest_event:
+            raise RecordTooLargeError(topic)
         self.kill_at -= 1
         if self.kill_at == 0:
             self.is_dead = True
@@ -368,8 +379,8 @@ async def test_a_batch_is_split_and_each_of_its_events_is_admitted_once() -> Non
     world.log.is_dead = False
     assert len(await world.events()) == 2
     report = await world.retry()
-    assert report.outcomes == {Outcome.ADMITTED: 1}
-    assert (report.events, report.refused) == (1, {"malformed_batch": 1})
+    assert report.outcomes == {Outcome.ADMITTED: 2}
+    assert (report.events, report.refused) == (1, {})
     assert bodies(await world.events()) == Counter([b'{"id":"a"}', b'{"id":"b"}', b'{"id":"c"}'])
 
 
@@ -652,6 +663,57 @@ async def test_a_key_that_a_request_names_is_fetched_once(world: World) -> None:
     assert asked.count("https://keys.example.com/v1/a") == 1
     with pytest.raises(RefusedError):
         verifier.check_head(Request("POST", "/", "", (), b""), now=NOW)
+
+
+async def test_addresses_that_cannot_be_fetched_are_tried_once_and_only_a_few(world: World) -> None:
+    """Whoever sends requests may name any on an allowed host, and each may take as long as a fetch may."""
+    verifier = build_verifier(
+        {
+            "scheme": "public-key",
+            "algorithm": "ed25519",
+            "header": "X-Sig",
+            "encoding": "hex",
+            "signed": "{body}",
+            "key_url": {"header": "X-Key", "hosts": ["keys.example.com"], "path": "/v1/"},
+        }
+    )
+    source = Source(name="shop", path="/in/shop", verifier=verifier)
+    asked: Counter[str] = Counter()
+
+    async def fetch(url: str, **_: object) -> bytes:
+        asked[url] += 1
+        raise UnfetchedError("timeout")
+
+    names = [*range(MAX_UNFETCHED * 2), 0, 0]
+    pairs = [((b"X-Sig", b"00" * 64), (b"X-Key", b"https://keys.example.com/v1/%d" % name)) for name in names]
+    await world.refuse(*[Request("POST", "/in/shop", "", headers, b"{}") for headers in pairs])
+    report = await world.retry(source=source, fetch=fetch)
+    assert report.refused == {"key_unavailable": len(names)}
+    assert [*asked.values()] == [1] * MAX_UNFETCHED
+
+
+@pytest.mark.parametrize("limited", ["log", "topic"])
+async def test_what_is_too_large_is_neither_stored_nor_said_to_be(limited: str) -> None:
+    """Of a request with several events none is, as at the ingress; a topic's own limit shows only in its refusal."""
+    world = await World(split=("records",), id=Expression("body.id")).start()
+    large, other = [b'{"id":"%b","text":"%b"}' % (name, b"x" * 60_000) for name in (b"large", b"other")]
+    batch = b'{"records":[{"id":"small"},%b]}' % other
+    copies = [world.request(0, body=large) for _ in range(3)]
+    good = world.request(1)
+    await world.refuse(*copies, world.request(2, body=batch), good)
+    if limited == "log":
+        world.log.max_record_bytes = SUCCESSOR_HEADROOM + 50_000
+    else:
+        world.log.largest_event = 50_000
+    report = await world.retry()
+    assert report.outcomes == {Outcome.ADMITTED: 1}
+    assert report.refused == {"body_too_large": 4}
+    assert bodies(await world.events()) == {good.body: 1} | ({b'{"id":"small"}': 1} if limited == "topic" else {})
+    world.log.max_record_bytes = 1 << 20
+    world.log.largest_event = 1 << 20
+    report = await world.retry()
+    assert report.outcomes == {Outcome.ADMITTED: 2, Outcome.PRESENT: 2}
+    assert bodies(await world.events()) == {good.body: 1, large: 1, other: 1, b'{"id":"small"}': 1}
 
 
 async def test_plaid_is_asked_again_for_the_key_of_a_refused_token(world: World) -> None:

@@ -174,6 +174,29 @@ def test_a_retry_needs_the_source_and_its_secrets(run: Run, monkeypatch: pytest.
     assert "SECRET" in err
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        '"${CRM:-known-to-all-who-read-the-rules}"',
+        '{secret: "${CRM:-known-to-all-who-read-the-rules}", until: 2099-01-01}',
+    ],
+)
+def test_a_retry_verifies_with_no_default_that_the_gateway_may_not_have(
+    run: Run, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """A default is in the rules: a forgery that the gateway has refused would be admitted."""
+    Path("routes.yaml").write_text(RULES.replace('"${CRM}"', written))
+    refuse("crm", 1, secret="known-to-all-who-read-the-rules")
+    refuse("github", 2)
+    monkeypatch.delenv("CRM")
+    code, _, err = run("retry", "crm")
+    assert code == 2
+    assert "expected the environment variable CRM as the gateway has it, got none" in err
+    assert run("retry", "github")[1] == "1 admitted\n"
+    monkeypatch.setenv("CRM", NEW)
+    assert run("retry", "crm")[1] == "1 still refused (bad_credentials)\n"
+
+
 def test_drop_needs_to_be_told_which(run: Run) -> None:
     refuse("github", 1)
     code, _, err = run("drop")

@@ -19,6 +19,7 @@ A file has the keys that `providers:` in the rules has, too:
     sends       headers beside the signature that the provider sends, for signing test events
     handshake   the name of one in handshakes.py
     split       `body` or `body.PATH`: the list of events in a body; `id` and `type` are then of one of them
+    batch_type  the media type of the requests that are split, if others are one event whatever their body is
     respond     {status: 200}, and a body where it matters (a text, or a mapping for JSON): what it takes for a success,
                 if 202 isn't
     like        another preset, whose keys count where this one has none
@@ -105,6 +106,7 @@ class Preset:
     dedupe: float | None = None
     response: PresetResponse | None = None
     split: tuple[str, ...] | None = None
+    batch_type: str | None = None
     about: Mapping[str, Any]
 
     @property
@@ -162,7 +164,7 @@ UNCONFIRMED = "unconfirmed"
 _CEL = ("id", "type")
 _ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
 _OF_USERS = ("secrets", "handshake", "verify_tokens")
-KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "respond", "split", "like", *_ABOUT)
+KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "respond", "split", "batch_type", "like", *_ABOUT)
 
 
 def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None:
@@ -176,7 +178,7 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
     for name in entry:
         if name not in KEYS:
             where.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), KEYS)}")
-    for name in (*_CEL, "handshake"):
+    for name in (*_CEL, "handshake", "batch_type"):
         if name in entry and not isinstance(entry[name], str):
             where.below(name).report(f"expected a string, got {kind_of(entry[name])}")
             return None
@@ -194,7 +196,7 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
     ways = _ways(entry.get("verify"), where.below("verify"))
     if ways is None or sends is None or asks is None:
         return None
-    values: dict[str, Any] = {name: entry[name] for name in (*_CEL, "handshake") if name in entry}
+    values: dict[str, Any] = {name: entry[name] for name in (*_CEL, "handshake", "batch_type") if name in entry}
     return Preset(
         ways=ways,
         asks=asks,
@@ -316,6 +318,7 @@ def json_schema() -> dict[str, Any]:
                 "description": "The response for an event that is stored, where a source doesn't say.",
             },
             "split": {**text, "description": "The list in a body of which each item is an event: body or body.PATH."},
+            "batch_type": {**text, "description": "The media type of the requests that are split; default: any."},
             "sends": {
                 "type": "object",
                 "additionalProperties": {"type": "string"},
