@@ -115,7 +115,7 @@ class Ingress:
         self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
         self._own_quota = LogQuota()
-        """For refusals of verified senders, which are our fault: no stranger's lines leave them out."""
+        """For 5xx responses to verified senders: unverified ones can't suppress their lines."""
         self._quota_timer: asyncio.TimerHandle | None = None
         self._cached_rules: Rules | None = None
         self._admissions: dict[str, Admission] = {}
@@ -157,7 +157,10 @@ class Ingress:
             self._log_suppressed()
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Respond to a request, count it, and log it in one line; of many similar refusals, only the first ones."""
+        """Respond to a request, count it, and log it in one line.
+
+        Of many similar refusals or handshakes, only the first ones have a line: anyone may send them.
+        """
         began = perf_counter()
         path, _, query = request.raw_path.partition("?")
         if not path.startswith("/"):  # the absolute form, RFC 9112 §3.2.2
@@ -231,6 +234,7 @@ class Ingress:
         fields["is_verified"] = True
         body = sent.body
         self._admit(endpoint, len(body))
+        fields["admission"] = endpoint.admission  # until there is a response
         try:
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)
@@ -247,8 +251,6 @@ class Ingress:
             raise RefusedError(413, "body_too_large", "the event is larger than the log allows") from error
         finally:
             self._memory.release(endpoint.share, len(body))
-            if endpoint.admission is not None:
-                endpoint.admission.leave()
 
     def _admit(self, endpoint: Endpoint, size: int) -> None:
         """Give a verified request its place and its memory. Raises RefusedError, having given neither."""
@@ -378,6 +380,8 @@ class Ingress:
         source = fields["source"]
         if (waiting := fields.pop("waits", None)) is not None:
             waiting.close()
+        if (admission := fields.pop("admission", None)) is not None:
+            admission.leave()
         trace_id = None if self._traces is None else _end_span(fields)
         if endpoint is not None and fields["status"] == endpoint.status and "handshake" not in fields:
             endpoint.accepted.inc()
@@ -397,7 +401,8 @@ class Ingress:
         # A bug has no reason, and always has its line.
         is_server_error = fields.pop("is_verified", False) and fields["status"] >= _SERVER_ERROR
         quota = self._own_quota if is_server_error else self._quota
-        if "reason" in fields and not self._take_quota(quota, source, fields["reason"]):
+        reason = fields.get("reason", "handshake" if "handshake" in fields else "")
+        if reason and not self._take_quota(quota, source, reason):
             return
         self._logger.info("request_finished", **fields)
 
@@ -415,7 +420,7 @@ class Ingress:
     def _log_suppressed(self) -> None:
         self._quota_timer = None
         for source, reason, count in (*self._own_quota.next_window(), *self._quota.next_window()):
-            self._logger.info("refusals_left_out", source=source, reason=reason, count=count)
+            self._logger.info("lines_suppressed", source=source, reason=reason, count=count)
 
 
 def _end_span(fields: dict[str, Any]) -> str | None:

@@ -1031,18 +1031,32 @@ async def test_many_refusals_that_are_alike_are_logged_by_their_number(
             wire.send(a_request(f"/wp-admin/{number}.php") + a_request("/in/crm") + a_request("/in/crm", CRM))
             for expected in (404, 401, 202):
                 assert (await wire.reply()).status == expected
-        await until(lambda: any(line["event"] == "refusals_left_out" for line in world.lines))
+        await until(lambda: any(line["event"] == "lines_suppressed" for line in world.lines))
     statuses = Counter(line["status"] for line in world.lines if line["event"] == "request_finished")
     assert statuses[202] == 60  # nothing crowds these out
     await world.ingress.stop(timeout=0.1)
     left_out = Counter[int]()
     for line in world.lines:
-        if line["event"] == "refusals_left_out":
+        if line["event"] == "lines_suppressed":
             left_out[401 if line["source"] == "crm" else 404] += line["count"]
             assert (line["source"], line["reason"]) in {("", "unknown_source"), ("crm", "missing_credentials")}
     assert statuses + left_out == Counter({202: 60, 404: 60, 401: 60})
     assert statuses[404] < 60
     assert world.count("rejected_total", source="", reason="unknown_source") == 60
+
+
+async def test_handshakes_that_anybody_may_send_are_logged_by_their_number(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
+    for _ in range(30):
+        assert (await world.exchange(a_request("/in/graph?validationToken=abc"))).status == 200
+    await world.ingress.stop(timeout=0.1)
+    finished = [line for line in world.lines if line["event"] == "request_finished"]
+    assert [(line["source"], line["handshake"]) for line in finished] == [("graph", True)] * 10
+    [suppressed] = [line for line in world.lines if line["event"] == "lines_suppressed"]
+    assert (suppressed["source"], suppressed["reason"], suppressed["count"]) == ("graph", "handshake", 20)
+    assert world.count("requests_total", source="graph", status="200") == 30
 
 
 async def test_the_gateways_own_faults_are_logged_whatever_strangers_send_and_counted(
@@ -1059,7 +1073,7 @@ async def test_the_gateways_own_faults_are_logged_whatever_strangers_send_and_co
         assert (await world.exchange(a_request())).status == 503
     assert [(line["status"], line["reason"]) for line in world.lines] == [(503, "log_unavailable")] * 10
     await world.ingress.stop(timeout=0.1)
-    left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "refusals_left_out"}
+    left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "lines_suppressed"}
     assert left_out == {"log_unavailable": 20, "missing_credentials": 22, "unknown_source": 23}
     assert world.count("rejected_total", source="open", reason="log_unavailable") == 30
 
@@ -1083,7 +1097,7 @@ async def test_requests_that_anybody_may_send_have_a_log_quota(world: World, mon
     await world.ingress.stop(timeout=0.1)
     told = Counter(line["reason"] for line in world.lines if line["event"] == "request_finished")
     assert told == {"transfer_coding": 10, "slow_bodies": 10}
-    left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "refusals_left_out"}
+    left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "lines_suppressed"}
     assert left_out == {"transfer_coding": 20, "slow_bodies": 20}
 
 

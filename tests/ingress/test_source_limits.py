@@ -1,10 +1,11 @@
 """What a source demands beside a signature, over real connections: addresses, a secret path, and its limits."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import ip_network
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from typing_extensions import override
@@ -12,7 +13,7 @@ from typing_extensions import override
 from gateway.ingress.ingress import Ingress
 from gateway.ingress.server import Limits
 from gateway.model import LogUnavailableError, RecordTooLargeError
-from gateway.rules.rules import SourceLimits
+from gateway.rules.rules import AfterDelivery, SourceLimits, StoredResponse
 from gateway.verify.check import BodyCheck
 from gateway.verify.credentials import Unverified
 from gateway.verify.handshakes import Handshake, HandshakeResponse
@@ -31,6 +32,9 @@ from tests.ingress.test_ingress import (
     running,
     until,
 )
+
+if TYPE_CHECKING:
+    from gateway.ingress.destination_responses import DestinationResponses
 
 ELSEWHERE, HERE = ip_network("192.0.2.0/24"), ip_network("127.0.0.0/8")
 GOOD = github(f"X-Hub-Signature-256: {github_signature()}")
@@ -254,6 +258,42 @@ async def test_beyond_its_requests_in_progress_a_source_waits_and_no_other(world
         assert [(await wire.reply()).status for wire in (first, second, other)] == [202, 202, 202]
     assert await status_of(world, GOOD) == 202
     assert world.count("rejected_total", source="github", reason="concurrency_limited") == 1
+
+
+class HeldResponses:
+    """A destination that responds once it may."""
+
+    def __init__(self) -> None:
+        self.may_respond = asyncio.Event()
+        self.waiting = 0
+
+    def expect(self, *_: object) -> "HeldResponses":
+        self.waiting += 1
+        return self
+
+    async def response(self, _: float) -> tuple[None, str]:
+        await self.may_respond.wait()
+        return None, "timeout"
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+async def test_a_request_that_waits_for_its_destination_is_in_progress(world: World) -> None:
+    responses = HeldResponses()
+    world.ingress._writer._responses = cast("DestinationResponses", responses)
+    response = StoredResponse(after_delivery=AfterDelivery(destination="chat", timeout=5.0))
+    use(world, "github", limits=limits(concurrent=1), response=response)
+    async with world.wire() as first:
+        first.send(GOOD)
+        await until(lambda: responses.waiting == 1)
+        assert await status_of(world, GOOD) == 503
+        assert world.ingress._memory.free == Limits().in_flight_bytes, "its event is stored"
+        responses.may_respond.set()
+        assert (await first.reply()).status == 202
+    assert await status_of(world, GOOD) == 202
+    assert progress(world.ingress) == 0
 
 
 async def test_requests_that_were_let_through_to_their_bodies_share_what_is_left(world: World) -> None:
