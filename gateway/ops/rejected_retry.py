@@ -9,11 +9,8 @@ where its request was kept. So before anything is appended, the log is searched 
 from a dedupe window before the first of the requests on: what is there was sent again by its provider, or admitted by a
 retry that was killed before its marker. While one command has claimed a partition, no other appends for it.
 
-A request is verified as of the time of its receipt: it was fresh then, and each record says when it was stored, by the
-log's clock, which mustn't be much later. A secret that has expired since verifies nothing, and an address that the
-source doesn't allow any more isn't allowed. A client's certificate isn't kept: it is only known that it met what was
-demanded then, so if anything else is demanded now, the request is refused. Whoever sent a request more than once within
-its timestamp's tolerance has sent one event more than once: it is admitted once.
+Whoever sent a request more than once within its timestamp's tolerance has sent one event more than once: it is
+admitted once.
 """
 
 import asyncio
@@ -23,7 +20,6 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from itertools import chain
 from typing import NamedTuple
 
@@ -37,37 +33,22 @@ from gateway.model import (
     LogUnavailableError,
     RecordTooLargeError,
     RefusedError,
-    UnfetchedError,
     UnreadableRecordError,
-    event_id,
-    identity_of,
 )
 from gateway.ops.control_client import who
 from gateway.ops.rejected import Rejected, RejectedFilter, read_rejected
 from gateway.ops.rejected_claims import Claim, ClaimLostError
-from gateway.quarantine.records import MAX_LATER, Marker, Missing, Outcome, RejectedRequest, decode
-from gateway.rules.event_builder import EventBuilder
+from gateway.ops.rejected_verification import RepeatedVerification
+from gateway.quarantine.records import MAX_LATER, Marker, Missing, Outcome, decode
 from gateway.rules.rules import Source
-from gateway.verify.kept_proof import revealed
 from gateway.verify.remote_keys import (
-    MAX_DOCUMENT_BYTES,
-    MAX_KEYS_OF_REQUEST,
     Fetch,
-    KeyCache,
-    KeyNeededError,
-    key_unavailable,
 )
-from gateway.verify.request import Reason, Request, refused
-from gateway.verify.verifier import Verified
 
 BATCH_RECORDS = 100
 BATCH_BYTES = 200 << 10
 """Bytes of bodies appended concurrently. They keep their order, as they never fill a batch of Kafka's producer."""
 DROP_BATCH = 1000
-FETCH_TIMEOUT = 5.0
-MAX_UNFETCHED = 10
-"""Addresses of keys that couldn't be fetched after which no other is tried: each may take all of its time."""
-
 EventKey = tuple[str, bytes]
 """An event's id, and the digest of its content."""
 
@@ -92,101 +73,6 @@ class Report:
     @property
     def is_complete(self) -> bool:
         return not self.problem and not self.left
-
-
-class Verification:
-    """Verifies refused requests of a source again. `today` is in Unix seconds, by the clock of this machine."""
-
-    def __init__(self, source: Source, *, today: float, fetch: Fetch | None = None) -> None:
-        self._source = source
-        self._today = today
-        self._fetch = fetch
-        self._documents: dict[str, bytes] = {}
-        self._unfetched: dict[str, str] = {}  # address → why
-        self._builder = EventBuilder(source)
-
-    async def events(self, found: Rejected, request: RejectedRequest, *, received_at: float) -> list[Event] | None:
-        """Return the events of a request, None if it is a handshake. Raises RefusedError if it is still refused."""
-        source, verifier = self._source, self._source.verifier
-        _check_client(source, request)
-        kept = Request(request.method, source.path, request.query, request.headers, request.body)
-        sent = revealed(verifier, kept, request.credentials, request.salt, now=self._today)
-        try:
-            verified = await self._verify(sent, request.at)
-        except RefusedError as error:
-            if request.credentials and sent is kept and error.reason == Reason.MISSING_CREDENTIALS:
-                raise refused(Reason.BAD_CREDENTIALS, "the credential isn't one of today's") from error
-            raise
-        if verified.secret is not None and verifier.lifetimes[verified.secret].until <= self._today:
-            raise refused(Reason.BAD_SIGNATURE, "the secret that verifies it has expired since")
-        if verifier.handshake(sent, now=request.at) is not None:
-            return None
-        bodies = source.split_body(sent)
-        if bodies is None:
-            events = [self._builder.event(sent, received_at=received_at, identity_expression=verified.identity)]
-        else:
-            events = self._builder.events(sent, bodies, received_at=received_at, identity_expression=verified.identity)
-        return [_with_own_id(event, found, request, number) for number, event in enumerate(events)]
-
-    async def _verify(self, sent: Request, at: float) -> Verified:
-        """Verify a request as of a time, with the keys that it names."""
-        keys = KeyCache()
-        for _ in range(MAX_KEYS_OF_REQUEST):
-            try:
-                return self._source.verifier.verify(sent, now=at, keys=keys)
-            except KeyNeededError as needed:
-                try:
-                    keys.keep(needed.url, await self._document(needed.url, needed.request_body), at)
-                except (UnfetchedError, ValueError) as error:
-                    raise key_unavailable(str(error)) from error
-        try:
-            return self._source.verifier.verify(sent, now=at, keys=keys)
-        except KeyNeededError as error:
-            raise key_unavailable("it would be one too many") from error
-
-    async def _document(self, url: str, request_body: bytes) -> bytes:
-        if url not in self._documents:
-            if self._fetch is None:
-                raise key_unavailable("nothing is fetched here")
-            if url in self._unfetched:
-                raise key_unavailable(self._unfetched[url])
-            if len(self._unfetched) >= MAX_UNFETCHED:
-                raise key_unavailable(f"{MAX_UNFETCHED} addresses couldn't be fetched, so no other is tried")
-            try:
-                self._documents[url] = await self._fetch(
-                    url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, request_body=request_body
-                )
-            except (UnfetchedError, ValueError) as error:
-                self._unfetched[url] = str(error)
-                raise
-        return self._documents[url]
-
-
-def _check_client(source: Source, request: RejectedRequest) -> None:
-    """Refuse a request by what is demanded of its client now, as far as is known of it. Raises RefusedError."""
-    if source.allow_from is not None:
-        try:
-            address = ip_address(request.address)
-        except ValueError:  # it couldn't be told, or the record is another's
-            address = None
-        if address is None or not any(address in network for network in source.allow_from):
-            raise RefusedError(403, "address_refused", "expected a request from an address that this source allows")
-    demanded = source.client_certificate
-    if demanded is not None and request.certificate != demanded.digest:
-        raise RefusedError(
-            403,
-            "client_certificate_unknown",
-            "expected a request whose client has shown the certificate that this source demands now, got one that "
-            "met another demand, or none",
-        )
-
-
-def _with_own_id(event: Event, found: Rejected, request: RejectedRequest, number: int) -> Event:
-    """Give an event without an identity an id made from the position of its request: the same in every retry."""
-    if identity_of(event.id) is not None:
-        return event
-    name = f"{found.partition.topic}/{found.position} {request.at:.6f} {number}"
-    return replace(event, id=event_id(event.source, f"rejected\0{name}"))
 
 
 class RejectedCommand:
@@ -220,7 +106,7 @@ class RejectedCommand:
 
         Raises LogUnavailableError if the requests can't be read. What fails later is the report's `problem`.
         """
-        report, verification = self.report, Verification(source, today=self._clock(), fetch=fetch)
+        report, verification = self.report, RepeatedVerification(source, today=self._clock(), fetch=fetch)
         present = _PresentEvents(self._log, source.topic or self._topics.events(source.name))
         starts = await self._ends()
         passing: dict[Partition, list[int]] = defaultdict(list)
@@ -277,7 +163,7 @@ class RejectedCommand:
             report.problem = f"{topic}/{number}: not read: {reason}"
         return report
 
-    async def _verified(self, verification: Verification, found: Rejected) -> list[Event] | None:
+    async def _verified(self, verification: RepeatedVerification, found: Rejected) -> list[Event] | None:
         """Return the events of an open request that may be admitted; count any other."""
         if found.request is None:
             self.report.unreadable += 1
@@ -291,7 +177,7 @@ class RejectedCommand:
         return None
 
     async def _foresee(
-        self, verification: Verification, present: "_PresentEvents", passing: Mapping[Partition, Sequence[int]]
+        self, verification: RepeatedVerification, present: "_PresentEvents", passing: Mapping[Partition, Sequence[int]]
     ) -> None:
         await present.look()
         for partition, offsets in sorted(passing.items()):
@@ -338,7 +224,7 @@ class RejectedCommand:
             self.report.problem = str(error)  # the claim ends by itself
 
     async def _admit(
-        self, verification: Verification, present: "_PresentEvents", claim: Claim, batch: Sequence[Rejected]
+        self, verification: RepeatedVerification, present: "_PresentEvents", claim: Claim, batch: Sequence[Rejected]
     ) -> None:
         """Append the events of some requests that aren't in the log yet, and store what became of the requests."""
         await claim.ensure()
@@ -389,7 +275,9 @@ class RejectedCommand:
         self.report.refused[reason] += 1
         self._refused_late += 1
 
-    async def _judge(self, verification: Verification, present: "_PresentEvents", found: Rejected) -> "_Judged | None":
+    async def _judge(
+        self, verification: RepeatedVerification, present: "_PresentEvents", found: Rejected
+    ) -> "_Judged | None":
         """Return what becomes of a request, unless an event fails; None if it is refused after all."""
         if found.request is None:
             return None

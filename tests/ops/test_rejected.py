@@ -41,7 +41,8 @@ from gateway.ops.rejected import (
     shown_headers,
     shown_query,
 )
-from gateway.ops.rejected_retry import MAX_UNFETCHED, RejectedCommand, Report, text_of
+from gateway.ops.rejected_retry import RejectedCommand, Report, text_of
+from gateway.ops.rejected_verification import MAX_UNFETCHED
 from gateway.quarantine.claims import LEASE
 from gateway.quarantine.records import Missing, Outcome, RejectedRequest, encode_rejected, key_of
 from gateway.rules.event_builder import EventBuilder
