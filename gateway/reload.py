@@ -332,7 +332,7 @@ def _stamps(files: Iterable[Path]) -> dict[Path, Stamp | None]:
     for file in files:
         try:
             stat = file.stat()
-            stamps[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            stamps[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns)
         except OSError:
             stamps[file] = None
     return stamps

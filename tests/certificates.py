@@ -30,17 +30,19 @@ class Authority:
         life: timedelta = timedelta(days=1),
         subject: str | None = None,
         purpose: x509.ObjectIdentifier | None = None,
+        alternatives: bytes | None = None,
     ) -> tuple[str, str]:
         """Return a certificate for names and addresses, and its private key. Its life may have ended.
 
         `subject` is as in RFC 4514; without it, it is the first name. `purpose` is an extended key usage.
+        `alternatives` are the alternative names as they are, in DER.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         common = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0] if names else "nobody")])
         whom = common if subject is None else x509.Name.from_rfc4514_string(subject)
         locked = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
         private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, locked).decode()
-        return self._sign(whom, key.public_key(), names, life=life, purpose=purpose), private
+        return self._sign(whom, key.public_key(), names, life=life, purpose=purpose, alternatives=alternatives), private
 
     def server(
         self, folder: Path, *names: str, clients: "Authority | None" = None, least: ssl.TLSVersion | None = None
@@ -70,6 +72,7 @@ class Authority:
         is_authority: bool = False,
         life: timedelta = timedelta(days=1),
         purpose: x509.ObjectIdentifier | None = None,
+        alternatives: bytes | None = None,
     ) -> str:
         now = datetime.now(UTC)
         ours = self._key.public_key()
@@ -88,6 +91,9 @@ class Authority:
         )
         if is_authority:
             builder = builder.add_extension(_SIGNING, critical=True)
+        elif alternatives is not None:
+            raw = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, alternatives)
+            builder = builder.add_extension(raw, critical=False)
         else:
             builder = builder.add_extension(x509.SubjectAlternativeName(list(map(_alternative, names))), critical=False)
         if purpose is not None:

@@ -5,6 +5,7 @@ files ──changed, and stable──▶ read ──▶ contexts of new connecti
 """
 
 import asyncio
+import math
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,8 @@ from gateway.verify.client_certificates import VerifiedCertificate, fingerprint
 
 WATCH_INTERVAL = 1.0
 """Seconds between checks of the files."""
+REREAD_INTERVAL = 10.0
+"""Seconds after which files that couldn't be used are read again, as that may have been the disk's fault."""
 MAX_SESSIONS = 20_480
 """Certificates of clients whose chain is remembered: OpenSSL keeps as many sessions of TLS 1.2."""
 
@@ -37,6 +40,7 @@ class ServerTls:
         self._names: ServerNames
         self._watch: Watch
         self._refusal: tuple[float, str] | None = None
+        self._reread_at = math.inf
         self._chains: dict[bytes, frozenset[bytes]] = {}
 
     @property
@@ -62,18 +66,22 @@ class ServerTls:
             await self.poll()
 
     async def poll(self) -> None:
-        """Look at the files, and read them if they have changed and are stable."""
+        """Look at the files, and read them if they have changed and are stable, or again if they were refused."""
         stamps = await asyncio.to_thread(_stamps, self._files)
-        if not self._watch.observe(stamps):
+        if not self._watch.observe(stamps) and time.monotonic() < self._reread_at:
             return
         self._watch.mark_read(stamps)
         try:
             certificates = await asyncio.to_thread(read_certificates, self._files)
         except UsageError as error:
             problems = str(error).splitlines()
-            self._refusal = (time.time() if self._refusal is None else self._refusal[0], problems[0])
+            before, self._refusal = self._refusal, (time.time(), problems[0])
+            if before is not None:
+                self._refusal = before[0], problems[0]
+            self._reread_at = time.monotonic() + REREAD_INTERVAL
             self._metrics.certificate_refused.set(1)
-            self._logger.error("certificate_refused", problems=problems)
+            if before != self._refusal:
+                self._logger.error("certificate_refused", problems=problems)
             return
         self._use(certificates)
         self._logger.info("certificate_reloaded", names=[each.name for each in certificates])
@@ -106,7 +114,7 @@ class ServerTls:
     def _use(self, certificates: tuple[ServerCertificate, ...]) -> None:
         self._certificates = certificates
         self._build()
-        self._refusal = None
+        self._refusal, self._reread_at = None, math.inf
         self._metrics.certificate_refused.set(0)
         expiries = {each.name: each.until for each in sorted(certificates, key=lambda each: each.until, reverse=True)}
         self._metrics.set_certificate_expiries("ingress", expiries)
@@ -146,7 +154,7 @@ def _stamps(files: Sequence[tuple[Path, Path]]) -> dict[Path, Stamp | None]:
     for file in [path for pair in files for path in pair]:
         try:
             stat = file.stat()
-            stamps[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            stamps[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns)
         except OSError:
             stamps[file] = None
     return stamps

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from gateway.rules.rules import Destination, DestinationAccess, Egress, Route, Rules, Source
 
-Stamp = tuple[int, int, int]
-"""Changes with a file's content."""
+Stamp = tuple[int, int, int, int]
+"""Changes with a file's content, and with who may read it."""
 Stamps = Mapping[Path, Stamp | None]
 """None for a missing file."""
 

@@ -241,6 +241,8 @@ def _verified(
         chain = verifier.verify(leaf, intermediates).chain
     except verification.VerificationError:
         return None
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):  # in what it names
+        raise malformed_certificate() from None
     return (
         max(each.not_valid_before_utc.timestamp() for each in chain),
         min(each.not_valid_after_utc.timestamp() for each in chain),

@@ -166,6 +166,22 @@ def test_any_other_certificate_is_refused(pem: str) -> None:
     assert caught.value.reason == "client_certificate_refused"
 
 
+@pytest.mark.parametrize(
+    "alternatives",
+    [
+        bytes.fromhex("3004a3023000"),  # an X.400 address
+        bytes.fromhex("30058703010203"),  # an IP address of three bytes
+    ],
+)
+@pytest.mark.parametrize("dns", [[], ["shop.example"]])
+def test_a_certificate_with_names_that_cannot_be_read_is_malformed(alternatives: bytes, dns: Sequence[str]) -> None:
+    """Its authority may sign anything; what can't be read is no bug of ours."""
+    leaf, _ = ROOT.issue("shop", alternatives=alternatives)
+    with pytest.raises(RefusedError) as caught:
+        check(leaf, dns=frozenset(dns))
+    assert (caught.value.status, caught.value.reason) == (403, "client_certificate_malformed")
+
+
 def test_a_certificate_that_signs_none_is_no_authority() -> None:
     """A client can't issue certificates with its own."""
     impostor = Authority("hooks.bank.example")

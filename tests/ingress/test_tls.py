@@ -357,6 +357,52 @@ async def test_a_broken_certificate_leaves_the_one_of_before(pki: Pki, tmp_path:
         assert await status_of(world, pki.client(), name="again.example") == 200
 
 
+async def test_a_key_that_may_be_read_at_last_is_read(
+    pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content was there before, and only who may read it changes."""
+    file = tmp_path / "tls.pem"
+    file.write_text("".join(pki.servers.issue("old.example")))
+    async with running(certificates=[file], clock=time.time) as world:
+        assert world.tls is not None
+        monkeypatch.setattr("gateway.ingress.tls.read_certificates", refused)
+        file.write_text("".join(pki.servers.issue("new.example")))
+        for _ in range(5):
+            await world.tls.poll()
+        assert world.count("certificate_refused") == 1
+        monkeypatch.setattr("gateway.ingress.tls.read_certificates", read_certificates)
+        file.chmod(0o640)
+        for _ in range(2):
+            await world.tls.poll()
+        assert await status_of(world, pki.client(), name="new.example") == 200
+        assert [line["event"] for line in world.lines if line["event"].startswith("certificate_")] == [
+            "certificate_refused",
+            "certificate_reloaded",
+        ]
+
+
+async def test_a_certificate_that_could_not_be_read_for_a_moment_is_read_again(
+    pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tls.pem"
+    file.write_text("".join(pki.servers.issue("old.example")))
+    async with running(certificates=[file], clock=time.time) as world:
+        assert world.tls is not None
+        monkeypatch.setattr("gateway.ingress.tls.read_certificates", refused)
+        monkeypatch.setattr("gateway.ingress.tls.REREAD_INTERVAL", 0.0)
+        file.write_text("".join(pki.servers.issue("new.example")))
+        for _ in range(5):
+            await world.tls.poll()
+        monkeypatch.setattr("gateway.ingress.tls.read_certificates", read_certificates)
+        await world.tls.poll()
+        assert await status_of(world, pki.client(), name="new.example") == 200
+        assert [line["event"] for line in world.lines].count("certificate_refused") == 1, "one problem, one line"
+
+
+def refused(_: object) -> Any:
+    raise UsageError("tls.pem: Too many open files")
+
+
 def test_unusable_files_are_reported_without_their_content(pki: Pki, tmp_path: Path) -> None:
     certificate, key = pki.servers.issue("hooks.example")
     (tmp_path / "a.pem").write_text(certificate)
