@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isinf
 from typing import Any
 
+from gateway.rules.value_kinds import shown_duration
+from gateway.verify.check_builder import DEFAULT_TOLERANCE
 from gateway.verify.content import shown_path
 from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, Way
@@ -112,10 +115,19 @@ def _signing(way: Way) -> str:
             kinds = {"hmac": "HMAC-{}", "hash": "{} of a string with the secret"}
             kind = kinds.get(way.scheme, "{}").format(str(values.get("algorithm", way.scheme)).upper())
             signed = values["signed"].text.replace("\n", "\\n") if "signed" in values else "the request"
-            text = f"{kind} in {values.get('encoding', 'its own form')} of `{signed}`, {_place(values)}"
+            text = f"{kind} in {values.get('encoding', 'its own form')} of `{signed}`, {_place(values)}{_time(values)}"
     if "key_url" in values:
         text += f", with the key at the address {_place(values['key_url'])}"
     return text + (f", with a secret that starts with `{way.takes}`" if way.takes else "")
+
+
+def _time(values: Mapping[str, Any]) -> str:
+    if "timestamp" not in values:
+        return ""
+    tolerance, place = values.get("tolerance", DEFAULT_TOLERANCE), values["timestamp"]
+    limit = "from any time" if isinf(tolerance) else f"at most {shown_duration(tolerance)} from now"
+    where = _place(place) if place.keys() & {"header", "field"} else "beside it"
+    return f"; timestamp {where}, {limit}"
 
 
 def _place(values: Mapping[str, Any]) -> str:

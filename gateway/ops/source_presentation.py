@@ -92,10 +92,10 @@ def _limits_text(source: Source) -> str:
     limits = source.limits
     parts = [
         *([] if limits.body is None else [f"bodies of at most {limits.body:,} bytes"]),
-        *([] if limits.rate is None else [f"{limits.rate:.4g} verified requests a second"]),
-        *([] if limits.concurrent is None else [f"{limits.concurrent} of them in progress"]),
+        *([] if limits.rate is None else [f"{limits.rate:.4g} verified requests a second, over all processes"]),
+        *([] if limits.concurrent is None else [f"{limits.concurrent} of them in progress in each process"]),
     ]
-    return f"in each process: {', '.join(parts)}" if parts else ""
+    return ", ".join(parts)
 
 
 def _signing_method_fields(method: SigningSpec) -> dict[str, object]:

@@ -19,9 +19,9 @@ def test_keys_that_are_fetched_are_told_with_where_their_address_is() -> None:
     paypal = provider_guide("paypal", PRESETS["paypal"])
     (signing,) = paypal.signing
     assert signing == (
-        "RSA-SHA256 in base64 of `{header:PAYPAL-TRANSMISSION-ID}|{header:PAYPAL-TRANSMISSION-TIME}|{given:webhook_id}|"
-        "{body:crc32}`, in the header `PAYPAL-TRANSMISSION-SIG`, with the key at the address in the header "
-        "`PAYPAL-CERT-URL`"
+        "RSA-SHA256 in base64 of `{header:PAYPAL-TRANSMISSION-ID}|{timestamp}|{given:webhook_id}|{body:crc32}`, in the "
+        "header `PAYPAL-TRANSMISSION-SIG`; timestamp in the header `PAYPAL-TRANSMISSION-TIME`, from any time, with the "
+        "key at the address in the header `PAYPAL-CERT-URL`"
     )
     assert paypal.snippet.splitlines()[-1] == '    verify: {scheme: paypal, webhook_id: "${PAYPAL_WEBHOOK_ID}"}'
     sns = provider_guide("sns", PRESETS["sns"])

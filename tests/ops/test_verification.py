@@ -115,8 +115,8 @@ def test_a_secret_path_is_shown_by_its_reference(
     told = capsys.readouterr().out
     assert told.startswith("source hidden  path /in/hidden/${NEW}\n")
     assert "\nallow_from 192.0.2.0/24, 198.51.100.7/32\n" in told
-    limits = "bodies of at most 262,144 bytes, 0.5 verified requests a second, 20 of them in progress"
-    assert f"\nlimits in each process: {limits}\n" in told
+    limits = "bodies of at most 262,144 bytes, 0.5 verified requests a second, over all processes"
+    assert f"\nlimits {limits}, 20 of them in progress in each process\n" in told
     fields = source_fields(source, verification, [])
     assert fields["path"] == "/in/hidden/${NEW}"
     assert fields["allow_from"] == ["192.0.2.0/24", "198.51.100.7/32"]

@@ -15,7 +15,7 @@ FILE, SECRET = Path("routes.yaml"), Path("secret")
 
 
 def stamps(size: int, *, secret: int | None = 1) -> Stamps:
-    return {FILE: (size, size, 1), SECRET: None if secret is None else (secret, secret, 1)}
+    return {FILE: (size, size, 1, 1), SECRET: None if secret is None else (secret, secret, 1, 1)}
 
 
 def test_files_that_are_as_they_were_read_are_left_alone() -> None:
