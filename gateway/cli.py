@@ -1,6 +1,7 @@
 """The command line: finds the command, runs it, and returns its exit code.
 
-Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 unknown (`status` alone: no process responded), 130
+interrupted.
 """
 
 import argparse
