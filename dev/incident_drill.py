@@ -338,7 +338,7 @@ async def play(staged: Incident, folder: Path, log: str | None, seconds: float) 
             for task in (sending, staging):
                 task.cancel()
             await asyncio.wait((sending, staging))
-            await asyncio.sleep(2)  # what was accepted last is on its way
+            await asyncio.sleep(2)  # what was accepted last is on its method
     told = account(staged, scene)
     (folder / "account.txt").write_text(told)
     sys.stdout.write(told)

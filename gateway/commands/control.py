@@ -32,7 +32,7 @@ def _runner_of(kind: str, action: str) -> Run:
 
 def control_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="its name in routes.yaml")
-    parser.add_argument("--force", action="store_true", help="do it even if the rules have no such name")
+    parser.add_argument("--force", action="store_true", help="also if the rules here have no such name")
     wait_arguments(parser)
 
 

@@ -10,7 +10,7 @@ from gateway.verify.presets import PRESETS
 
 
 def _arguments(parser: Parser) -> None:
-    parser.add_argument("provider", nargs="?", metavar="NAME", help="one of them, with all that is known of it")
+    parser.add_argument("provider", nargs="?", metavar="NAME", help="show this one in detail")
 
 
 @command(

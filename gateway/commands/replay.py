@@ -54,7 +54,7 @@ def replay_arguments(parser: Parser) -> None:
         dest="until",
         type=moment,
         metavar="WHEN",
-        help="… and before then, likewise (default: now)",
+        help="only events stored before then (default: now)",
     )
     parser.add_argument("--destination", metavar="NAME", help="deliver to this destination only")
     parser.add_argument("--source", metavar="NAME", help="events of this source only")

@@ -54,7 +54,7 @@ def status_arguments(parser: Parser) -> None:
 
 @command(
     "status",
-    about="show what keeps deliveries from going out, the worst first",
+    about="show what blocks deliveries, worst first",
     example="gateway status --admin 127.0.0.1:9090",
     add_arguments=status_arguments,
     settings=("rules", *LOG_SETTINGS),

@@ -169,7 +169,7 @@ class Ingress:
         if endpoint is None and path == "/healthz":
             return self._health(request)
         fields: dict[str, Any] = {"source": endpoint.name if endpoint else NO_SOURCE, "status": 500}  # if we have a bug
-        unread: Unread | None = None  # not its refusal, which would refer to this frame
+        unread: Unread | None = None  # not its refusal: kept here, that would be a cycle through its traceback
         try:
             handshake = None
             if endpoint is not None and endpoint.has_head_checks:

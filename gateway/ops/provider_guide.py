@@ -9,7 +9,7 @@ from gateway.rules.value_kinds import shown_duration
 from gateway.verify.check_builder import DEFAULT_TOLERANCE
 from gateway.verify.content import shown_path
 from gateway.verify.handshakes import HANDSHAKES
-from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, Way
+from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SigningMethod
 from gateway.verify.schemes import user_keys
 from gateway.verify.signed_string import SignedString
 
@@ -74,7 +74,7 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
         name=name,
         title=about.get("title", name),
         docs=(docs,) if isinstance(docs, str) else tuple(docs),
-        signing=tuple([_signing(way) for way in preset.ways]),
+        signing=tuple([_signing(method) for method in preset.methods]),
         identity=preset.id or "",
         type=preset.type or "",
         dedupe_seconds=preset.dedupe,
@@ -94,9 +94,9 @@ def _claimed(value: SignedString | bool) -> str:  # noqa: FBT001 - a claim that 
     return str(value).lower() if isinstance(value, bool) else value.text
 
 
-def _signing(way: Way) -> str:
-    values = way.values
-    match way.scheme:
+def _signing(method: SigningMethod) -> str:
+    values = method.values
+    match method.scheme:
         case "token":
             text = f"a secret, {_place(values)}"
         case "basic":
@@ -113,12 +113,12 @@ def _signing(way: Way) -> str:
             text = "RSA-SHA1 or RSA-SHA256, as its version says, in the field `Signature` of the body"
         case _:
             kinds = {"hmac": "HMAC-{}", "hash": "{} of a string with the secret"}
-            kind = kinds.get(way.scheme, "{}").format(str(values.get("algorithm", way.scheme)).upper())
+            kind = kinds.get(method.scheme, "{}").format(str(values.get("algorithm", method.scheme)).upper())
             signed = values["signed"].text.replace("\n", "\\n") if "signed" in values else "the request"
             text = f"{kind} in {values.get('encoding', 'its own form')} of `{signed}`, {_place(values)}{_time(values)}"
     if "key_url" in values:
         text += f", with the key at the address {_place(values['key_url'])}"
-    return text + (f", with a secret that starts with `{way.takes}`" if way.takes else "")
+    return text + (f", with a secret that starts with `{method.secret_prefix}`" if method.secret_prefix else "")
 
 
 def _time(values: Mapping[str, Any]) -> str:

@@ -162,7 +162,7 @@ _REFUSALS: Mapping[tuple[str, ...], Refusal] = {
         share=SHARE,
         few=FEW_REFUSALS,
         steps=(
-            "# its verified requests reach the `limits` of source {name}: `rate` of all processes, `concurrent` of each:",
+            "# its verified requests reach `limits` of source {name}: `rate` of all processes, `concurrent` of each:",
             _EXPLAIN,
             "# too many in progress may also mean that the event log is slow: gateway_append_duration_seconds",
             _AGAIN,

@@ -426,7 +426,7 @@ class Metrics(Collector):
         ).labels()
         self.parked_backlog = gauge("parked_backlog", "Deliveries that wait for what is paused to be resumed.").labels()
         self.breaker_open = gauge(
-            "breaker_open", "1 from the failures that open the breaker until three probes in a row succeed.", "destination"
+            "breaker_open", "1 from the failures that open it until three probes in a row succeed.", "destination"
         )
         self.destination_paused = gauge("destination_paused", "1 while an operator has paused it.", "destination")
         self.route_paused = gauge("route_paused", "1 while an operator has paused it.", "route")

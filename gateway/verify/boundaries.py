@@ -3,12 +3,12 @@
 A signature covers a string, and a request is what that is read back as. Of `{header:X-Time}{body}`, whoever has seen
 one request can move bytes of the body into the header, and the signature stays good. So a signed string has to be
 readable in one way alone. One part of it may be anything: the body or the form, else the last part. Those before it
-are read from the string's beginning, and those after it from its end, each by its form (Unix seconds have ten digits),
-or by what stands between it and its neighbour, which it mustn't have in itself. `{secret}` stands for such a mark, too:
-nobody else knows it.
+are read from the string's beginning, and those after it from its end, each by its format (Unix seconds have ten
+digits), or by what stands between it and its neighbour, which it mustn't have in itself. `{secret}` stands for such a
+mark, too: nobody else knows it.
 
 Two kinds of strings can't be read so, because their vendors define them: the names and values of `{form}`, also after
-the query of a `{url}`, as Twilio and Mandrill sign them; and neighbours of the form `any`.
+the query of a `{url}`, as Twilio and Mandrill sign them; and neighbours of the format `any`.
 """
 
 import re
@@ -19,10 +19,10 @@ from typing import NamedTuple
 from gateway.model import RefusedError
 from gateway.verify.content import FieldPath
 from gateway.verify.request import Reason, Request, refused
-from gateway.verify.timestamps import FORMS
+from gateway.verify.timestamps import FORMATS
 
 ANY = "any"
-"""The form of a part that is read as what remains between those before and after it."""
+"""The format of a part that is read as what remains between those before and after it."""
 MAX_LENGTH = 999
 _QUERY = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:@/?%-]*")  # RFC 3986, section 3.4
 _OF_QUERIES = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:@/?%-]")
@@ -35,20 +35,20 @@ class Part(NamedTuple):
     """A part of the signed string. `name` is that of a header (in lower case), a parameter, a digest or a field.
 
     `path` is a field's; of an element it is what that begins with.
-    `form` is one of timestamps.FORMS, ANY, or its length in bytes; empty if none is stated.
+    `format` is one of timestamps.FORMATS, ANY, or its length in bytes; empty if none is stated.
     """
 
     kind: str
     name: bytes = b""
     path: FieldPath = ()
     is_optional: bool = False
-    form: str = ""
+    format: str = ""
 
     @property
     def shown(self) -> str:
         """The part as it is written in a template."""
         beside = map(str, self.path) if self.kind == "element" else ()
-        words = [self.kind.replace("parameter", "form"), self.name.decode(), *beside]
+        words = [self.kind.replace("form_field", "form"), self.name.decode(), *beside]
         return "{" + ":".join(filter(None, words)) + ("?" if self.is_optional else "") + "}"
 
 
@@ -56,22 +56,22 @@ class AmbiguousError(ValueError):
     """A template's strings can be read in several ways; its text says where, and what would help."""
 
 
-def is_form(text: str) -> bool:
-    """Return whether a part's form may be written so."""
-    return text in FORMS or text == ANY or (text.isdecimal() and text.isascii() and 0 < int(text) <= MAX_LENGTH)
+def is_format(text: str) -> bool:
+    """Return whether a part's format may be written so."""
+    return text in FORMATS or text == ANY or (text.isdecimal() and text.isascii() and 0 < int(text) <= MAX_LENGTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """What the part at `index` has to be for the string to be unambiguous.
 
-    It is of a form; or it ends where first `follows` or `mark` is; or it begins after the last `mark`; or it is an
+    It has a format; or it ends where first `follows` or `mark` is; or it begins after the last `mark`; or it is an
     address beside the body.
     """
 
     part: Part
     index: int
-    form: re.Pattern[bytes] | None = None
+    format: re.Pattern[bytes] | None = None
     follows: re.Pattern[bytes] | None = None
     mark: bytes = b""
     is_before_body: bool = False
@@ -80,9 +80,9 @@ class Guard:
     def check(self, pieces: Sequence[bytes], whole: bytes, request: Request, url: str) -> None:
         """Raise RefusedError unless the part is so. `pieces` make up the `whole` string; `url` is the source's."""
         piece = pieces[self.index]
-        if self.form is not None:
-            if not self.form.fullmatch(piece):
-                raise self._refusal(f"of the form {self.part.form}")
+        if self.format is not None:
+            if not self.format.fullmatch(piece):
+                raise self._refusal(f"of the format {self.part.format}")
         elif self.is_before_body:
             self._check_before_body(request)
         elif self.is_after_free:
@@ -120,7 +120,7 @@ class Guard:
                 raise self._refusal("without anything like what follows it")
 
     def _refusal(self, what: str) -> RefusedError:
-        reason = Reason.MALFORMED_TIMESTAMP if self.part.form in FORMS else Reason.MALFORMED_SIGNATURE
+        reason = Reason.MALFORMED_TIMESTAMP if self.part.format in FORMATS else Reason.MALFORMED_SIGNATURE
         return refused(reason, f"expected {self.part.shown}, which is signed, {what}, got another")
 
 
@@ -140,7 +140,7 @@ def _segment(parts: Sequence[bytes | Part], begin: int, end: int, unit: str | No
     named = [(index, part) for index, part in enumerate(parts[:end]) if index >= begin and isinstance(part, Part)]
     free = [(index, part) for index, part in named if _is_free(part)]
     if len(free) > 1:
-        if all(part.form == ANY for _, part in named):
+        if all(part.format == ANY for _, part in named):
             return []  # neighbours of which it is stated that nothing depends on where one of them ends
         raise AmbiguousError(
             f"expected one part that may be anything, got {free[0][1].shown} and {free[1][1].shown}: "
@@ -149,8 +149,8 @@ def _segment(parts: Sequence[bytes | Part], begin: int, end: int, unit: str | No
     at = free[0][0] if free else _last_text(parts, named, end, unit)
     found: list[Guard] = []
     for index, part in named:
-        if part.form and part.form != ANY:
-            found.append(Guard(part=part, index=index, form=_pattern(part, unit)))
+        if part.format and part.format != ANY:
+            found.append(Guard(part=part, index=index, format=_pattern(part, unit)))
         elif index < at and not _ends_by_itself(part, unit):
             found += _before(parts, index, end, unit)
         elif index > at and not _begins_by_itself(part, unit):
@@ -195,7 +195,7 @@ def _after(parts: Sequence[bytes | Part], index: int, at: int) -> Guard:
 def _ambiguous(part: Part, after: bytes | Part | None) -> AmbiguousError:
     neighbour = after.shown if isinstance(after, Part) else "what follows"
     texts = [each for each in (part, after) if isinstance(each, Part) and each.kind in {"header", "query", "field"}]
-    help_ = f", or a form as in {texts[0].shown[:-1]}:s}}" if texts else ""
+    help_ = f", or a format as in {texts[0].shown[:-1]}:s}}" if texts else ""
     return AmbiguousError(
         f"expected a character between {part.shown} and {neighbour}{help_}, got neither: bytes could be moved from "
         "one to the other"
@@ -203,7 +203,7 @@ def _ambiguous(part: Part, after: bytes | Part | None) -> AmbiguousError:
 
 
 def _last_text(parts: Sequence[bytes | Part], named: Sequence[tuple[int, Part]], end: int, unit: str | None) -> int:
-    """Return the index of the last part whose form isn't known, which may be anything; the end if there is none."""
+    """Return the index of the last part whose format isn't known, which may be anything; the end if there is none."""
     texts = [index for index, part in named if not _ends_by_itself(part, unit)]
     if not texts:
         return end
@@ -212,7 +212,7 @@ def _last_text(parts: Sequence[bytes | Part], named: Sequence[tuple[int, Part]],
 
 
 def _is_free(part: Part) -> bool:
-    return part.form == ANY or part.kind == "form" or (part.kind == "body" and not part.name)
+    return part.format == ANY or part.kind == "form" or (part.kind == "body" and not part.name)
 
 
 def _ends_by_itself(part: Part, unit: str | None) -> bool:
@@ -232,16 +232,16 @@ def _is_given(part: Part) -> bool:
 
 def _is_of_digits(part: Part, unit: str | None) -> bool:
     """Return whether a part can be taken for an end of what stands before it, if that ends in digits, too."""
-    form = unit if part.kind == "timestamp" else part.form
-    return form not in {"iso", "date"} and _pattern(part, unit) is not _STRING
+    format_ = unit if part.kind == "timestamp" else part.format
+    return format_ not in {"iso", "date"} and _pattern(part, unit) is not _STRING
 
 
 def _pattern(part: Part, unit: str | None) -> re.Pattern[bytes] | None:
     """Return what a part is, if its end is known from its beginning; None if it isn't, or the rules have it."""
     if part.kind == "timestamp":
-        return FORMS[unit or "s"]
-    if part.form and part.form != ANY:
-        return FORMS.get(part.form) or re.compile(b".{%d}" % int(part.form), re.DOTALL)
+        return FORMATS[unit or "s"]
+    if part.format and part.format != ANY:
+        return FORMATS.get(part.format) or re.compile(b".{%d}" % int(part.format), re.DOTALL)
     if part.kind in {"body", "url"} and part.name == b"sha256":
         return _DIGEST
     if part.kind == "element" or (part.kind == "body" and part.name == b"json"):

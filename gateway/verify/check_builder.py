@@ -17,7 +17,7 @@ from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken, KeyRequest
 from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.message_signatures import HMAC, MessageSignature, read_message_key, secret_message_key
-from gateway.verify.presets import Way
+from gateway.verify.presets import SigningMethod
 from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_public_key
 from gateway.verify.remote_keys import KeyLocations
 from gateway.verify.request import to_bytes
@@ -33,15 +33,15 @@ LISTS = ("secrets", "public_keys")
 
 
 def build_check(
-    way: Way, where: ConfigPath, public_url: str | None, challenge: re.Pattern[str] | None = None
+    method: SigningMethod, where: ConfigPath, public_url: str | None, challenge: re.Pattern[str] | None = None
 ) -> Check | None:
     """Build a check; None if a value that it needs has a problem. `challenge` is what the source's handshake signs."""
-    values = way.values
+    values = method.values
     secrets = ring(values.get("secrets", ()), secret_bytes)
     check: Check | None = None
-    match way.scheme:
+    match method.scheme:
         case "hmac" | "hash" | "public-key" if {"algorithm", "encoding", "signed"} <= values.keys():
-            check = _signature(way.scheme, values, where, public_url, challenge)
+            check = _signature(method.scheme, values, where, public_url, challenge)
         case "token":
             check = Credential(
                 header=values.get("header"),
@@ -177,7 +177,7 @@ def _signature(
 def _bounded(signed: SignedString, unit: str | None, where: ConfigPath) -> SignedString | None:
     """Return a signed string with its guards; None if none would make it the string of one request alone."""
     try:
-        return signed.bounded(unit)
+        return signed.with_guards(unit)
     except AmbiguousError as error:
         where.report(str(error))
         return None

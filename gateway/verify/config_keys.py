@@ -146,7 +146,7 @@ def refuse_uncovered(values: Mapping[str, Any], where: ConfigPath) -> None:
     if signed is None:
         return
     if "body_digest" not in values:
-        if not (signed.covers_body or signed.has("field") or signed.has("parameter")):
+        if not (signed.covers_body or signed.has("field") or signed.has("form_field")):
             where.below("signed").report("expected {body} in it, or the key 'body_digest', got neither")
     elif (name := values["body_digest"]) is not None and not signed.covers_parameter(name):
         expected = f"expected {{url}} or {{query:{name}}} in 'signed', as a digest is anybody's unsigned"
@@ -161,7 +161,7 @@ def refuse_ambiguous(values: Mapping[str, Any], where: ConfigPath) -> None:
     for here, template in templates:
         try:
             if isinstance(template, SignedString):
-                template.bounded(unit_of(values))
+                template.with_guards(unit_of(values))
         except AmbiguousError as error:
             here.report(str(error))
 

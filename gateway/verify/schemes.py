@@ -62,7 +62,7 @@ from gateway.verify.json_web_tokens import SYMMETRIC
 from gateway.verify.key_ring import SecretLifetime
 from gateway.verify.message_signatures import HMAC
 from gateway.verify.pending import PendingToken
-from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, Way
+from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, SigningMethod
 from gateway.verify.signed_string import SECRET
 from gateway.verify.verifier import Verifier
 
@@ -111,9 +111,11 @@ def user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
         return GENERIC[scheme]
     preset = preset or PRESETS[scheme]
     keys: dict[str, Key] = {}
-    if any("secrets" in SCHEMES[way.scheme] and "key_set" not in way.values for way in preset.ways):
+    if any("secrets" in SCHEMES[method.scheme] and "key_set" not in method.values for method in preset.methods):
         keys["secrets"] = SECRETS
-    signed = [way.values for way in preset.ways if way.scheme == "public-key" and "key_url" not in way.values]
+    signed = [
+        method.values for method in preset.methods if method.scheme == "public-key" and "key_url" not in method.values
+    ]
     if signed:  # a provider's own key may be replaced, by that of its sandbox
         keys["public_keys"] = PUBLIC_KEYS._replace(is_required=not all("public_keys" in each for each in signed))
     if preset.has_timestamp:
@@ -122,8 +124,8 @@ def user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
         keys["verify_tokens"] = VERIFY_TOKENS
     if preset.handshake and HANDSHAKES[preset.handshake].shows_token:
         keys["secrets"], keys["pending"] = SECRETS._replace(is_required=False), PENDING
-    for way in preset.ways:
-        keys |= OF_PRESETS.get(way.scheme, {})
+    for method in preset.methods:
+        keys |= OF_PRESETS.get(method.scheme, {})
     return keys | {name: asked_key(what) for name, what in preset.asks}
 
 
@@ -160,28 +162,28 @@ def _build(
     if known is None:
         header = given.get("id_header")
         identity = header and f'headers["{header.lower()}"]'
-        preset = Preset(ways=(), id=identity, handshake=given.get("handshake"), about={})
-        ways = [Way(scheme, given)]
+        preset = Preset(methods=(), id=identity, handshake=given.get("handshake"), about={})
+        methods = [SigningMethod(scheme, given)]
         _refuse_contradictions(scheme, config, given, where)
     else:
         preset = known
-        ways = preset.with_secrets(given)
-    if not public_url and any(way.needs_url for way in ways):
+        methods = preset.with_secrets(given)
+    if not public_url and any(method.needs_url for method in methods):
         where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
-    tokens = [way.values for way in ways if way.scheme == "token"]
-    used = [way for way in ways if way.scheme == "none" or any(way.values.get(name) for name in _PROOFS)]
+    tokens = [method.values for method in methods if method.scheme == "token"]
+    used = [method for method in methods if method.scheme == "none" or any(method.values.get(name) for name in _PROOFS)]
     handshake = HANDSHAKES[preset.handshake] if preset.handshake else None
     challenge = None if handshake is None else handshake.signs
-    if challenge is not None and any(way.scheme == "jwt" and "secrets" in way.values for way in ways):
+    if challenge is not None and any(method.scheme == "jwt" and "secrets" in method.values for method in methods):
         where.below("handshake" if known is None else "scheme").report(
             f"expected no handshake that signs challenges by the secrets of a token, got {preset.handshake}"
         )
-    checks = [build_check(way, where, public_url, challenge) for way in used]
-    ids = tuple([way.id or preset.id for way in used])
+    checks = [build_check(method, where, public_url, challenge) for method in used]
+    ids = tuple([method.id or preset.id for method in used])
     if handshake is not None and handshake.shows_token:
         if given.get("pending"):
-            [header] = ways[0].values["header"]
+            [header] = methods[0].values["header"]
             checks.append(PendingToken(respond=handshake.respond, header=header))
             ids += (preset.id,)
         else:
@@ -211,8 +213,8 @@ def _build(
         response=preset.response,
         split=preset.split,
         batch_type=preset.batch_type,
-        fetches_keys=any({"key_url", "key_set", "topics", "api_secret"} & way.values.keys() for way in used),
-        warnings=_weaknesses(preset, ways, given),
+        fetches_keys=any({"key_url", "key_set", "topics", "api_secret"} & method.values.keys() for method in used),
+        warnings=_weaknesses(preset, methods, given),
     )
 
 
@@ -226,32 +228,32 @@ def _indexed(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -> tuple[tuple[Path, str], ...]:
+def _weaknesses(
+    preset: Preset, methods: Sequence[SigningMethod], given: Mapping[str, Any]
+) -> tuple[tuple[Path, str], ...]:
     found: dict[tuple[Path, str], None] = {}
     where = ConfigPath((), found)
     if preset.about.get("evidence") == UNCONFIRMED:
         where.below("scheme").report(
-            "expected a scheme that was compared with a signature of the provider's own, got one made by its "
-            "documentation alone: see that its events are accepted"
+            "written from the provider's documentation alone, and not compared with a signature of its own: "
+            "see that its events are accepted"
         )
-    partial = [way for way in ways if "signed" in way.values and not way.values["signed"].covers_body]
+    partial = [method for method in methods if "signed" in method.values and not method.values["signed"].covers_body]
     if partial:
         where.below("scheme").report("expected a signature of the whole body, got one of some fields: see its notes")
-    if any(way.values["signed"].covers_checksum_alone for way in ways if "signed" in way.values):
+    if any(method.values["signed"].covers_checksum_alone for method in methods if "signed" in method.values):
         where.below("scheme").report(
             "expected a signature of the body, got one of its CRC-32: whoever has seen a request can make another body"
         )
     if given.get("pending"):
-        where.below("pending").report(
-            "expected the secret instead, once the token is known, got true: until then anybody may send one"
-        )
-    for way in ways:
-        _report_weakness(way, where.below("scheme"))
+        where.below("pending").report("accepts a token from anybody: replace it with the secret once you have it")
+    for method in methods:
+        _report_weakness(method, where.below("scheme"))
     if given.get("tolerance") == math.inf:
         where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
-    for way in ways:
-        for secret in way.values.get("secrets", ()):
-            if len(decode_secret(secret.text, way.values.get("secret_encoding", "raw"))) < WEAK:
+    for method in methods:
+        for secret in method.values.get("secrets", ()):
+            if len(decode_secret(secret.text, method.values.get("secret_encoding", "raw"))) < WEAK:
                 expected = f"expected a secret of at least {WEAK} bytes"
                 where.below("secrets").below(secret.position).report(
                     f"{expected}, got a shorter one, which can be guessed"
@@ -259,15 +261,17 @@ def _weaknesses(preset: Preset, ways: Sequence[Way], given: Mapping[str, Any]) -
     return tuple(found)
 
 
-def _report_weakness(way: Way, where: ConfigPath) -> None:
+def _report_weakness(method: SigningMethod, where: ConfigPath) -> None:
     """Report what makes a signing method prove less than it seems to."""
-    match way.scheme:
-        case "jwt" if "key_set" in way.values and not {name for name, _ in way.values.get("claims", ())} - {"iss"}:
+    match method.scheme:
+        case "jwt" if "key_set" in method.values and not {name for name, _ in method.values.get("claims", ())} - {
+            "iss"
+        }:
             where.report(
                 "expected claims of the token, such as aud, got none: every token of whoever publishes the key_set "
                 "is accepted, whomever it was made for"
             )
-        case "hash" if "signed" in way.values and way.values["signed"].parts[-1] != SECRET:
+        case "hash" if "signed" in method.values and method.values["signed"].parts[-1] != SECRET:
             where.report(
                 "expected hmac, or a hash of a string that ends with {secret}, got one that ends with something else: "
                 "whoever has seen a request can append to it (length extension)"
@@ -290,7 +294,7 @@ def _refuse_contradictions(
     if signed is not None:
         _refuse_unsigned(config, values, where)
         if signed.has("given"):
-            where.below("signed").report("expected no {given:…}, which is for a provider's file, got it")
+            where.below("signed").report("expected no {given:…}, which only a provider's definition may have")
         if scheme == "hmac" and signed.has("secret"):
             where.below("signed").report("expected no {secret} with hmac, which is keyed with it, got it")
         if scheme == "hash" and not signed.has("secret"):
@@ -298,7 +302,7 @@ def _refuse_contradictions(
     if scheme in _REFUSE_KEYS:
         _REFUSE_KEYS[scheme](config, values, where)
     elif "tolerance" in config and "timestamp" not in config:
-        where.below("tolerance").report("expected the key 'timestamp' with it, got none")
+        where.below("tolerance").report("expected the key 'timestamp' beside 'tolerance', got none")
     if {"prefix", "position"} & values.get("timestamp", {}).keys() and "separator" not in config:
         where.below("timestamp").report("expected the key 'separator' with a timestamp's prefix, got none")
 
@@ -306,9 +310,9 @@ def _refuse_contradictions(
 def _refuse_unused_tokens(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
     has_token = values.get("handshake") is not None and HANDSHAKES[values["handshake"]].has_token
     if has_token and "verify_tokens" not in config:
-        where.below("handshake").report("expected the key 'verify_tokens' with it, got none")
+        where.below("handshake").report("expected the key 'verify_tokens' with this handshake, got none")
     if "verify_tokens" in config and not has_token:
-        where.below("verify_tokens").report("expected the key 'handshake' with one that has tokens, got none")
+        where.below("verify_tokens").report("expected a 'handshake' that has tokens beside it, got none")
 
 
 def _refuse_mixed_keys(_: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
@@ -323,9 +327,9 @@ def _refuse_mixed_keys(_: Mapping[str, object], values: Mapping[str, Any], where
             expected = f"expected the key {' or '.join(map(repr, needed_ones))} with {', '.join(values['algorithms'])}"
             where.report(f"{expected}, got {' and '.join(found) or 'none'}")
         if needed == "secrets" and "key_set" in values:
-            where.below("key_set").report(f"expected none with {', '.join(values['algorithms'])}, got one")
+            where.below("key_set").report(f"expected no 'key_set' with {', '.join(values['algorithms'])}, got one")
         if other in values:
-            where.below(other).report(f"expected none with {', '.join(values['algorithms'])}, got some")
+            where.below(other).report(f"expected no {other!r} with {', '.join(values['algorithms'])}, got some")
 
 
 def _refuse_other_keys(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
@@ -340,7 +344,7 @@ def _refuse_other_keys(config: Mapping[str, object], values: Mapping[str, Any], 
     usable = {*needed, "secret_encoding"} if needed == ("secrets",) else {*needed}
     for name in ("secrets", "secret_encoding", "public_keys", "key_set"):
         if name in config and name not in usable:
-            where.below(name).report(f"expected none with {values['algorithm']}, got some")
+            where.below(name).report(f"expected no {name!r} with {values['algorithm']}, got some")
 
 
 _REFUSE_KEYS = {"jwt": _refuse_mixed_keys, "http-message-signature": _refuse_other_keys}
@@ -357,4 +361,6 @@ def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], wh
     if signed.has("id") and "id_header" not in config:
         where.below("signed").report("expected the key 'id_header' with {id}, got none")
     if "id_header" in values and not (signed.has("id") or signed.covers_header(values["id_header"])):
-        where.below("id_header").report("expected {id} in 'signed', as an identity is anybody's unsigned, got none")
+        where.below("id_header").report(
+            "expected {id} in 'signed', as anyone could choose an unsigned identity, got none"
+        )

@@ -1,6 +1,7 @@
 """The string that a signature covers, written as a template such as `{timestamp}.{body}`.
 
-A provider's file may have `{given:NAME}` in one: a key that it asks of its user.
+A provider's file may have `{given:NAME}` in one: a key that it asks of its user. `{listed:NAME,…}` are the headers that
+the first one lists, as Contentful signs them; `{element:NAME:PREFIX}` is an element of a header's list.
 """
 
 import hashlib
@@ -12,20 +13,20 @@ from string import Formatter
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
 
-from gateway.verify.boundaries import Guard, Part, guards, is_form
+from gateway.verify.boundaries import Guard, Part, guards, is_format
 from gateway.verify.content import Content, FieldPath, parse_field_path, require_form
 from gateway.verify.request import Reason, Request, only, refused, to_bytes
 from gateway.verify.tokens import PARAMETER, TOKEN
 
 BODY, TIMESTAMP, ID, URL, SECRET = Part("body"), Part("timestamp"), Part("id"), Part("url"), Part("secret")
 _BARE = {part.kind: part for part in (BODY, TIMESTAMP, ID, URL, SECRET, Part("method"), Part("path"), Part("form"))}
-_OF_BODY = ("sha256", "crc32", "json")
-_OF_ADDRESS = {("url", "sha256"), ("url", "decoded"), ("path", "encoded")}
+_BODY_MODIFIERS = ("sha256", "crc32", "json")
+_URL_MODIFIERS = {("url", "sha256"), ("url", "decoded"), ("path", "encoded")}
 MAX_LISTED = 64  # headers that a request lists as signed
 EXPECTED = (
     "a string with {body} and, in braces, only timestamp, id, method, path, url, secret, form, body:sha256, "
     "body:crc32, body:json, url:sha256, url:decoded, path:encoded, header:NAME, query:NAME, field:PATH (these three "
-    "also with a form: header:NAME:s, ms, iso, date, any or a length), form:NAME, listed:NAME,NAME, "
+    "also with a format: header:NAME:s, ms, iso, date, any or a length), form:NAME, listed:NAME,NAME, "
     "element:NAME:PREFIX"
 )
 
@@ -34,12 +35,12 @@ _ELEMENT = re.compile(rf"({TOKEN.pattern}):([a-z]+=)")
 
 
 def parse_signed_string(text: str) -> "SignedString":
-    """Parse a template. Raises ValueError if it isn't one, or vouches for nothing that is delivered.
+    """Parse a template. Raises ValueError if it isn't one, or covers no part of what is delivered.
 
-    A query may have a digest of the body: then it is `body_digest` that makes it vouch for the body.
+    A query may have a digest of the body: then it is `body_digest` that makes it cover the body.
     """
     signed = parse_template(text)
-    if not any(signed.has(kind) for kind in ("body", "form", "parameter", "field", "url", "query")):
+    if not any(signed.has(kind) for kind in ("body", "form", "form_field", "field", "url", "query")):
         raise ValueError(text)
     return signed
 
@@ -62,14 +63,14 @@ def _part(kind: str, argument: str) -> Part:  # noqa: PLR0911 - one for each kin
     if not argument:
         if kind in _BARE:
             return _BARE[kind]
-    elif (kind == "body" and argument in _OF_BODY) or (kind, argument) in _OF_ADDRESS:
+    elif (kind == "body" and argument in _BODY_MODIFIERS) or (kind, argument) in _URL_MODIFIERS:
         return Part(kind, argument.encode())
     elif kind in {"header", "query", "field"}:
-        return _formed(kind, argument)
+        return _part_with_format(kind, argument)
     elif kind == "given" and PARAMETER.fullmatch(argument):
         return Part(kind, argument.encode())
     elif kind == "form" and PARAMETER.fullmatch(argument):
-        return Part("parameter", argument.encode())
+        return Part("form_field", argument.encode())
     elif kind == "listed" and all(TOKEN.fullmatch(name) for name in argument.split(",")):
         return Part(kind, argument.lower().encode())
     elif kind == "element" and (found := _ELEMENT.fullmatch(argument)):
@@ -77,17 +78,17 @@ def _part(kind: str, argument: str) -> Part:  # noqa: PLR0911 - one for each kin
     raise ValueError(kind)
 
 
-def _formed(kind: str, argument: str) -> Part:
-    """Return a part that may have a form, which follows its name."""
-    name, colon, form = argument.partition(":")
-    if not colon or is_form(form):
+def _part_with_format(kind: str, argument: str) -> Part:
+    """Return a part that may have a format, which follows its name."""
+    name, colon, format_ = argument.partition(":")
+    if not colon or is_format(format_):
         if kind == "header" and TOKEN.fullmatch(name):
-            return Part(kind, name.lower().encode(), form=form)
+            return Part(kind, name.lower().encode(), format=format_)
         if kind == "query" and PARAMETER.fullmatch(name):
-            return Part(kind, name.encode(), form=form)
+            return Part(kind, name.encode(), format=format_)
         if kind == "field":
             bare = name.removesuffix("?")
-            return Part(kind, bare.encode(), parse_field_path(bare), is_optional=bare != name, form=form)
+            return Part(kind, bare.encode(), parse_field_path(bare), is_optional=bare != name, format=format_)
     raise ValueError(kind)
 
 
@@ -99,7 +100,7 @@ class SignedString:
     text: str = field(default="{body}", compare=False)
     """The template as it is written."""
     guards: tuple[Guard, ...] = ()
-    """What keeps the string from being that of another request, too. `bounded` finds them."""
+    """Checks against ambiguous concatenation: no two requests have the same string. `with_guards` finds them."""
     is_body_alone: bool = field(init=False)
     _headers: tuple[bytes, ...] = field(init=False)
     _has_form: bool = field(init=False)
@@ -112,7 +113,7 @@ class SignedString:
         object.__setattr__(self, "is_body_alone", self.parts == (BODY,))
         named = [part.name for part in self.parts if isinstance(part, Part) and part.kind == "header"]
         object.__setattr__(self, "_headers", tuple(named))
-        object.__setattr__(self, "_has_form", self.has("form") or self.has("parameter"))
+        object.__setattr__(self, "_has_form", self.has("form") or self.has("form_field"))
         is_simple = all(isinstance(part, bytes) or part in {TIMESTAMP, BODY} for part in self.parts)
         object.__setattr__(self, "is_simple", is_simple)
         object.__setattr__(self, "needs_head", bool(named) or self._has_form)
@@ -161,7 +162,7 @@ class SignedString:
         ]
         return SignedString(tuple(parts), self.text)
 
-    def bounded(self, unit: str | None) -> "SignedString":
+    def with_guards(self, unit: str | None) -> "SignedString":
         """Return the string with its guards; `unit` is that of its timestamp. Raises AmbiguousError."""
         return SignedString(self.parts, self.text, guards(self.parts, unit))
 
@@ -178,7 +179,7 @@ class SignedString:
             [part if isinstance(part, bytes) else body if part.kind == "body" else stamp for part in self.parts]
         )
 
-    def render(self, given: "SigningInput") -> bytes:
+    def render(self, inputs: "SigningInput") -> bytes:
         """Return the string for a request.
 
         Raises RefusedError if a part of it is missing, or if it could be the string of another request, too.
@@ -188,14 +189,14 @@ class SignedString:
             if isinstance(part, bytes):
                 pieces.append(part)
             elif part is TIMESTAMP:
-                pieces.append(given.stamp)
+                pieces.append(inputs.stamp)
             elif part is BODY:
-                pieces.append(given.request.body)
+                pieces.append(inputs.request.body)
             else:
-                pieces.append(_FIELDS[part.kind](part, given))
+                pieces.append(_FIELDS[part.kind](part, inputs))
         whole = b"".join(pieces)
         for guard in self.guards:
-            guard.check(pieces, whole, given.request, given.url)
+            guard.check(pieces, whole, inputs.request, inputs.url)
         return whole
 
 
@@ -209,23 +210,23 @@ class SigningInput(NamedTuple):
     secret: bytes
 
 
-def _of_body(part: Part, given: SigningInput) -> bytes:
+def _of_body(part: Part, inputs: SigningInput) -> bytes:
     if part.name == b"json":
         try:
-            return json.dumps(given.request.body.decode(), ensure_ascii=False).encode()
+            return json.dumps(inputs.request.body.decode(), ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
-            raise refused(Reason.UNREADABLE_BODY, "expected a body of UTF-8, which is signed, got another") from error
-    digest = given.content.digest(part.name.decode())
+            raise refused(Reason.UNREADABLE_BODY, "expected a signed body in UTF-8, got another encoding") from error
+    digest = inputs.content.digest(part.name.decode())
     return digest if part.name == b"crc32" else digest.hex().encode()
 
 
-def _url(part: Part, given: SigningInput) -> bytes:
-    request, url = given.request, given.url
+def _url(part: Part, inputs: SigningInput) -> bytes:
+    request, url = inputs.request, inputs.url
     if not urlsplit(url).path:
         url += request.path
     whole = to_bytes(f"{url}?{request.query}" if request.query else url)
     if part.name == b"decoded":
-        return _HUBSPOTS.sub(lambda found: unquote_to_bytes(found[0]), whole)
+        return _HUBSPOT_DECODED_ESCAPES.sub(lambda found: unquote_to_bytes(found[0]), whole)
     return hashlib.sha256(whole).hexdigest().encode() if part.name else whole
 
 
@@ -237,8 +238,8 @@ def only_parameter(request: Request, name: str) -> bytes:
     return to_bytes(found[0])
 
 
-def _path(part: Part, given: SigningInput) -> bytes:
-    path, query = given.request.path, given.request.query
+def _path(part: Part, inputs: SigningInput) -> bytes:
+    path, query = inputs.request.path, inputs.request.query
     if not part.name:
         return to_bytes(path)
     # As encodeURI and Node's querystring.escape do it, the latter first, and only to the query.
@@ -250,34 +251,34 @@ def _quoted(text: str, safe: str) -> str:
     return quote(text, safe=safe, encoding="utf-8", errors="surrogateescape")
 
 
-def _parameter(part: Part, given: SigningInput) -> bytes:
+def _form_field(part: Part, inputs: SigningInput) -> bytes:
     name = part.name.decode()
-    value = given.content.parameter(name)
+    value = inputs.content.parameter(name)
     if value is None:
-        raise refused(Reason.UNREADABLE_BODY, f"expected the form's parameter {name}, which is signed, got none")
+        raise refused(Reason.UNREADABLE_BODY, f"expected the signed form field {name}, got none")
     return value
 
 
-def _listed(part: Part, given: SigningInput) -> bytes:
+def _listed(part: Part, inputs: SigningInput) -> bytes:
     """Return the headers that a header lists, and those that are always signed, by name and value."""
     always = part.name.split(b",")
-    listed = only(given.request, always[0]).lower().split(b",")
+    listed = only(inputs.request, always[0]).lower().split(b",")
     names = sorted({*always, *[name.strip(b" ") for name in listed]})
     if len(names) > MAX_LISTED:
         raise refused(Reason.MALFORMED_SIGNATURE, f"expected at most {MAX_LISTED} headers that are signed, got more")
     if not all(TOKEN.fullmatch(name.decode("latin-1")) for name in names):
         expected = f"expected a list of headers' names in {always[0].decode()}, which are signed"
         raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another")
-    text = b";" + b";".join([name + b":" + only(given.request, name).strip() for name in names])
+    text = b";" + b";".join([name + b":" + only(inputs.request, name).strip() for name in names])
     if any(text.count(b";" + name + b":") > 1 for name in names):  # so that it is read in one way alone
-        expected = "expected headers without the name of another signed one in them"
-        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got such a value")
+        expected = "expected signed headers whose values don't contain another one's name"
+        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got one that does")
     return text[1:]
 
 
-def _element(part: Part, given: SigningInput) -> bytes:
+def _element(part: Part, inputs: SigningInput) -> bytes:
     mark = str(part.path[0]).encode()
-    elements = [element.strip(b" ") for element in only(given.request, part.name).split(b",", MAX_LISTED)]
+    elements = [element.strip(b" ") for element in only(inputs.request, part.name).split(b",", MAX_LISTED)]
     found = [element.removeprefix(mark) for element in elements if element.startswith(mark)]
     if len(found) != 1 or not found[0].isascii():
         expected = f"expected one {mark.decode()} in the header {part.name.decode()}, which is signed"
@@ -285,30 +286,30 @@ def _element(part: Part, given: SigningInput) -> bytes:
     return json.dumps(found[0].decode()).encode()
 
 
-def _json_field(part: Part, given: SigningInput) -> bytes:
-    value = given.content.field(part.path)
+def _json_field(part: Part, inputs: SigningInput) -> bytes:
+    value = inputs.content.field(part.path)
     if value is None and not part.is_optional:
         raise refused(Reason.UNREADABLE_BODY, f"expected {part.name.decode()}, which is signed, got none")
     return value or b""
 
 
 _UNESCAPED = "-_.!~*'()"
-_HUBSPOTS = re.compile(rb"%(?:3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)")
+_HUBSPOT_DECODED_ESCAPES = re.compile(rb"%(?:3A|2F|3F|40|21|24|27|28|29|2A|2C|3B)")
 """What HubSpot decodes in an address before it signs it: `: / ? @ ! $ ' ( ) * , ;`.
 
 https://developers.hubspot.com/docs/apps/developer-platform/build-apps/authentication/request-validation
 """
 _FIELDS: Mapping[str, Callable[[Part, SigningInput], bytes]] = {
     "body": _of_body,
-    "method": lambda _, given: to_bytes(given.request.method),
+    "method": lambda _, inputs: to_bytes(inputs.request.method),
     "path": _path,
     "url": _url,
-    "secret": lambda _, given: given.secret,
-    "form": lambda _, given: given.content.sorted_form(),
-    "query": lambda part, given: only_parameter(given.request, part.name.decode()),
+    "secret": lambda _, inputs: inputs.secret,
+    "form": lambda _, inputs: inputs.content.sorted_form(),
+    "query": lambda part, inputs: only_parameter(inputs.request, part.name.decode()),
     "field": _json_field,
-    "parameter": _parameter,
+    "form_field": _form_field,
     "listed": _listed,
     "element": _element,
-    "header": lambda part, given: only(given.request, part.name),  # it was there once when the head was checked
+    "header": lambda part, inputs: only(inputs.request, part.name),  # it was there once when the head was checked
 }

@@ -15,7 +15,7 @@ _OF_HTTP = (
     rb"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4} "
     rb"\d\d:\d\d:\d\d GMT"
 )
-FORMS: Mapping[str, re.Pattern[bytes]] = {
+FORMATS: Mapping[str, re.Pattern[bytes]] = {
     # Digits of ASCII, as many as from 2001 to 2286: no sign, and no bytes of what is signed beside it.
     "s": re.compile(rb"[0-9]{10}"),
     "ms": re.compile(rb"[0-9]{13}"),
@@ -69,7 +69,7 @@ class Timestamp:
             length, per_second = (13, 1000) if self.unit == "ms" else (10, 1)
             # `isdigit` of bytes is ASCII only, so that neither signs, underscores nor other scripts' digits pass.
             return int(value) / per_second if len(value) == length and value.isdigit() else None
-        if not FORMS["iso"].fullmatch(value):
+        if not FORMATS["iso"].fullmatch(value):
             return None
         try:
             return datetime.fromisoformat(value.decode("ascii")).timestamp()

@@ -31,7 +31,7 @@ def test_the_same_dictionaries_are_read_and_written() -> None:
 
 
 def has_another_spelling(text: str) -> bool:
-    """Return whether bytes in it are written in another way than the one that we read."""
+    """Return whether bytes in it are written in another method than the one that we read."""
     written = re.findall(r":([A-Za-z0-9+/=]*):", text)
     return any(
         each != binascii.b2a_base64(binascii.a2b_base64(each + "=="), newline=False).decode() for each in written

@@ -630,8 +630,8 @@ def test_a_deceptively_weak_protection_is_a_warning(tmp_path: Path) -> None:
         (
             "sources.later.verify.scheme",
             (
-                "expected a scheme that was compared with a signature of the provider's own, got one made by its "
-                "documentation alone: see that its events are accepted"
+                "written from the provider's documentation alone, and not compared with a signature of its own: "
+                "see that its events are accepted"
             ),
         ),
         (

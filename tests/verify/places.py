@@ -177,7 +177,7 @@ def of_part(  # noqa: C901, PLR0912 - one case for each kind of part
                 yield from (_fields(request, stamp.path) if stamp.path else [_header(request, stamp.name or names[0])])
         case "body" | "form":
             yield _body(request)
-        case "parameter":
+        case "form_field":
             yield _form(request, part.name.decode())
         case "query":
             yield _query(request)

@@ -48,7 +48,7 @@ def _drawn(data: st.DataObject, cuts: list[int]) -> list[int]:
 def _full_of_marks(vector: Vector, index: int, check: Signature, request: Request, data: st.DataObject) -> Request:
     """Return a request with a body full of separators and of the other parts; the vector's if we can't sign."""
     text = check.signed
-    if text.has("form") or text.has("parameter") or text.has("field") or check.body_digest or index:
+    if text.has("form") or text.has("form_field") or text.has("field") or check.body_digest or index:
         return request
     if text.has("url"):
         request = request._replace(query=data.draw(st.sampled_from(["", "a=1"]), label="query"))

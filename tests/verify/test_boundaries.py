@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.verify.presets import SchemeError
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
-from gateway.verify.timestamps import FORMS
+from gateway.verify.timestamps import FORMATS
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier, reason, refusal
 
@@ -40,15 +40,15 @@ def problem(signed: str, **config: Any) -> str:
 @pytest.mark.parametrize(
     ("signed", "between"),
     [
-        ("{header:X-A}{body}", "{header:x-a} and {body}, or a form as in {header:x-a:s}"),
-        ("{body}{header:X-A}", "{body} and {header:x-a}, or a form as in {header:x-a:s}"),
-        ("{header:X-A}{header:X-B}.{body}", "{header:x-a} and {header:x-b}, or a form as in {header:x-a:s}"),
-        ("{header:X-A}{header:X-B:36}.{body}", "{header:x-a} and {header:x-b}, or a form as in {header:x-a:s}"),
-        ("{field:a}{field:b}", "{field:a} and {field:b}, or a form as in {field:a:s}"),
-        ("{query:a}{body}", "{query:a} and {body}, or a form as in {query:a:s}"),
+        ("{header:X-A}{body}", "{header:x-a} and {body}, or a format as in {header:x-a:s}"),
+        ("{body}{header:X-A}", "{body} and {header:x-a}, or a format as in {header:x-a:s}"),
+        ("{header:X-A}{header:X-B}.{body}", "{header:x-a} and {header:x-b}, or a format as in {header:x-a:s}"),
+        ("{header:X-A}{header:X-B:36}.{body}", "{header:x-a} and {header:x-b}, or a format as in {header:x-a:s}"),
+        ("{field:a}{field:b}", "{field:a} and {field:b}, or a format as in {field:a:s}"),
+        ("{query:a}{body}", "{query:a} and {body}, or a format as in {query:a:s}"),
         ("{body:crc32}{body}", "{body:crc32} and {body}"),
-        ("{url}{header:X-A}.{body}", "{url} and {header:x-a}, or a form as in {header:x-a:s}"),
-        ("{secret}{header:X-A}{body}", "{header:x-a} and {body}, or a form as in {header:x-a:s}"),
+        ("{url}{header:X-A}.{body}", "{url} and {header:x-a}, or a format as in {header:x-a:s}"),
+        ("{secret}{header:X-A}{body}", "{header:x-a} and {body}, or a format as in {header:x-a:s}"),
     ],
 )
 def test_parts_that_nothing_divides_are_refused(signed: str, between: str) -> None:
@@ -289,10 +289,10 @@ def test_a_deep_body_whose_fields_are_signed_ends_in_a_refusal() -> None:
 # ---- The forms ----
 
 
-@given(st.sampled_from(sorted(FORMS)), st.data())
+@given(st.sampled_from(sorted(FORMATS)), st.data())
 def test_a_form_ends_where_its_beginning_says_and_begins_where_its_end_says(form: str, data: st.DataObject) -> None:
     """Neither the beginning nor the end of a time is a time: this is what a string is read by."""
-    pattern = FORMS[form]
+    pattern = FORMATS[form]
     text = data.draw(st.from_regex(pattern, fullmatch=True))
     for cut in range(1, len(text)):
         assert not pattern.fullmatch(text[:cut])

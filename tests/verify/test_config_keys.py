@@ -163,9 +163,9 @@ def test_keys_that_need_each_other() -> None:
         {"signed": "{timestamp}{id}.{body}", "tolerance": "5m"},
         (("signed",), "expected the key 'timestamp' with {timestamp}, got none"),
         (("signed",), "expected the key 'id_header' with {id}, got none"),
-        (("tolerance",), "expected the key 'timestamp' with it, got none"),
+        (("tolerance",), "expected the key 'timestamp' beside 'tolerance', got none"),
     )
-    unsigned = (("id_header",), "expected {id} in 'signed', as an identity is anybody's unsigned, got none")
+    unsigned = (("id_header",), "expected {id} in 'signed', as anyone could choose an unsigned identity, got none")
     check_hmac({"id_header": "X-I"}, unsigned)
     check_hmac({"id_header": "X-I", "signed": "{header:X-Other}.{body}"}, unsigned)
     check_hmac({"id_header": "X-I", "signed": "{header:x-i}.{body}"})

@@ -175,7 +175,7 @@ def test_notions_token_is_shown_while_the_source_is_pending() -> None:
     verifier = pending()
     assert verifier.is_pending
     [(path, message)] = verifier.warnings
-    assert (path, message.partition(",")[0]) == (("pending",), "expected the secret instead")
+    assert (path, message.partition(":")[0]) == (("pending",), "accepts a token from anybody")
     verifier.verify(a_request(body=TOKEN), now=NOW)
     response = verifier.handshake(a_request(body=TOKEN), now=NOW)
     assert response == HandshakeResponse(token="secret_tMrlL1qK5vuQAh1b6cZGhFChZTSYJlce98V0pYn7yBl")

@@ -188,7 +188,10 @@ def test_tokens_by_private_keys() -> None:
         ({"algorithms": ["HS256", "RS256"], "secrets": [KEY]}, "algorithms: expected one or several of"),
         ({"algorithms": "RS256", "secrets": [KEY]}, "expected the key 'public_keys' or 'key_set' with RS256, got none"),
         ({"algorithms": "HS256", "public_keys": ["x"]}, "expected the key 'secrets' with HS256, got none"),
-        ({"algorithms": "HS256", "secrets": [KEY], "public_keys": ["x"]}, "public_keys: expected none with HS256"),
+        (
+            {"algorithms": "HS256", "secrets": [KEY], "public_keys": ["x"]},
+            "public_keys: expected no 'public_keys' with HS256",
+        ),
         ({"algorithms": "HS256", "secrets": [KEY], "claims": ["a"]}, "claims: expected a mapping of claims to"),
         ({"algorithms": "HS256", "secrets": [KEY], "claims": {"a": "{no}"}}, "claims.a: expected a string, a temp"),
         ({"algorithms": "HS256", "secrets": [KEY], "claims": {"a": 1}}, "claims.a: expected a string, a temp"),
@@ -294,8 +297,11 @@ def test_a_symmetric_key_in_a_set_verifies_nothing() -> None:
             {"key_set": SET, "public_keys": ["x"]},
             "expected the key 'public_keys' or 'key_set' with RS256, got public_keys and",
         ),
-        ({"key_set": SET, "secrets": ["x"]}, "secrets: expected none with RS256, got some"),
-        ({"key_set": SET, "algorithms": "HS256", "secrets": ["x"]}, "key_set: expected none with HS256, got one"),
+        ({"key_set": SET, "secrets": ["x"]}, "secrets: expected no 'secrets' with RS256, got some"),
+        (
+            {"key_set": SET, "algorithms": "HS256", "secrets": ["x"]},
+            "key_set: expected no 'key_set' with HS256, got one",
+        ),
     ],
 )
 def test_where_a_set_is_belongs_to_the_rules(config: dict[str, Any], expected: str) -> None:

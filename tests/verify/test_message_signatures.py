@@ -616,7 +616,7 @@ def test_a_test_event_that_lacks_a_covered_header_is_refused() -> None:
         ({"public_url": None}, "expected the source's public_url, since the address that the sender knows is signed"),
         ({"algorithm": "rsa-sha256"}, "algorithm: expected one of hmac-sha256, ed25519, ecdsa-p256-sha256"),
         ({"algorithm": "hmac-sha256", "secrets": None}, "expected the key 'secrets' with hmac-sha256, got none"),
-        ({"algorithm": "hmac-sha256", "key_set": SET}, "key_set: expected none with hmac-sha256, got some"),
+        ({"algorithm": "hmac-sha256", "key_set": SET}, "key_set: expected no 'key_set' with hmac-sha256, got some"),
         ({"algorithm": "hmac-sha256", "secrets": [""]}, "secrets.0: expected a non-empty string, got a blank"),
         ({"algorithm": "hmac-sha256", "secrets": ["="]}, "secrets.0: expected base64, got something else"),
         (
@@ -625,11 +625,11 @@ def test_a_test_event_that_lacks_a_covered_header_is_refused() -> None:
         ),
         (
             {"algorithm": "ed25519", "public_keys": [ED25519], "secrets": ["s"]},
-            "secrets: expected none with ed25519, got some",
+            "secrets: expected no 'secrets' with ed25519, got some",
         ),
         (
             {"algorithm": "ed25519", "public_keys": [ED25519], "secret_encoding": "hex"},
-            "secret_encoding: expected none with ed25519, got some",
+            "secret_encoding: expected no 'secret_encoding' with ed25519, got some",
         ),
         ({"covered": []}, "covered: expected a list of 1 to 64 components such as @method or content-type, got"),
         ({"covered": ["@status"]}, "covered.0: expected a component of a request, such as @target-uri, date or"),

@@ -39,7 +39,7 @@ def test_a_preset_says_what_people_need_to_know(name: str) -> None:
     about = PRESETS[name].about
     assert {"title", "docs", "secret", "setup", "evidence"} <= about.keys()
     evidence = about["evidence"]
-    is_credential = all(way.scheme in {"token", "basic", "bearer"} for way in PRESETS[name].ways)
+    is_credential = all(method.scheme in {"token", "basic", "bearer"} for method in PRESETS[name].methods)
     if is_credential and evidence != "unconfirmed" and evidence.keys() == {"documents"}:
         return  # there is no signature to compare
     assert evidence == "unconfirmed" or evidence.keys() <= {"sdk", "vector"}
@@ -181,7 +181,7 @@ def test_an_unsigned_type_is_read_only_where_the_vendor_has_no_signed_one() -> N
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_expressions_of_a_preset_are_header_names_and_paths_that_compile(name: str) -> None:
     preset = PRESETS[name]
-    for text in (preset.id, preset.type, *[way.id for way in preset.ways]):
+    for text in (preset.id, preset.type, *[method.id for method in preset.methods]):
         if text is not None:
             Expression(text)
             assert re.search(r"body\b|headers\['[a-z0-9-]+'\]", text)

@@ -352,14 +352,14 @@ def test_paypals_certificates_are_at_one_place(url: str) -> None:
 def test_a_users_own_template_cant_ask() -> None:
     with pytest.raises(SchemeError) as caught:
         a_remote_verifier(signed="{given:webhook_id}{body}")
-    assert str(caught.value) == "verify.signed: expected no {given:…}, which is for a provider's file, got it"
+    assert str(caught.value) == "verify.signed: expected no {given:…}, which only a provider's definition may have"
 
 
 def test_a_provider_has_a_key_of_its_own_or_asks_for_one() -> None:
     for name, preset in PRESETS.items():
-        for way in preset.ways:
-            if way.scheme == "public-key":
-                places = {"public_keys", "key_url"} & way.values.keys()
+        for method in preset.methods:
+            if method.scheme == "public-key":
+                places = {"public_keys", "key_url"} & method.values.keys()
                 assert len(places) <= 1, name
                 if not places:
                     with pytest.raises(SchemeError, match="expected the key 'public_keys'"):

@@ -90,7 +90,7 @@ def covers(vector: Vector) -> str:
         match check:
             case Signature():
                 is_body |= check.signed.covers_body or check.body_digest is not None
-                is_fields |= check.signed.has("field") or check.signed.has("parameter")
+                is_fields |= check.signed.has("field") or check.signed.has("form_field")
             case JsonWebToken():
                 is_body |= check.covers_body
             case SnsSignature():
@@ -114,16 +114,16 @@ def test_what_is_not_covered_may_be_anything(vector: Vector) -> None:
 
 def test_every_signing_method_of_a_preset_accepts_a_vector() -> None:
     used = {(vector.scheme, ways_in_use(vector)[index]) for vector in VECTORS for index, _, _ in accepting(vector)}
-    ways = {(name, index) for name, preset in PRESETS.items() for index in range(len(preset.ways))}
-    assert ways - used == ONE_CHECK_OF_SEVERAL
+    methods = {(name, index) for name, preset in PRESETS.items() for index in range(len(preset.methods))}
+    assert methods - used == ONE_CHECK_OF_SEVERAL
 
 
 def ways_in_use(vector: Vector) -> list[int]:
     """Return which of the preset's signing methods the checks of a vector's verifier are: those that have a key."""
     secrets = tuple([Secret(place, text) for place, text in enumerate(vector.config.get("secrets", ()))])
-    ways = PRESETS[vector.scheme].with_secrets({**vector.config, "secrets": secrets})
+    methods = PRESETS[vector.scheme].with_secrets({**vector.config, "secrets": secrets})
     proofs = ("secrets", "public_keys", "key_url", "key_set", "topics", "api_secret")
-    return [index for index, way in enumerate(ways) if any(way.values.get(name) for name in proofs)]
+    return [index for index, method in enumerate(methods) if any(method.values.get(name) for name in proofs)]
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=name_of)

@@ -5,9 +5,9 @@ A file has the keys that `providers:` in the rules has, too:
     title       the provider's name
     docs        the address of its documentation; or a list of them
     verify      the keys of a source's `verify:` but for its secrets, `scheme: hmac` by default; or a list of such
-                mappings, any of which will do. One that has `takes` gets the secrets that start so, and the others then
-                get the rest; one that has `id` says where the identity is of what is signed by it. `public_keys` are
-                here if they are the same for everybody; a source may name others
+                mappings, any of which will do. One that has `secret_prefix` gets the secrets that start so, and the
+                others then get the rest; one that has `id` says where the identity is of what is signed by it.
+                `public_keys` are here if they are the same for everybody; a source may name others
     id, type    CEL: what identifies an event, and what kind it is. No `id` where the provider sends nothing that is
                 certain to differ between two events: a wrong identity loses events, a missing one only repeats them.
                 The type is a signed one if the provider says it there at all: THREAT_MODEL.md names the others
@@ -61,15 +61,15 @@ class SchemeError(RulesError):
         self.problems = tuple(problems)
 
 
-class Way(NamedTuple):
+class SigningMethod(NamedTuple):
     """One signing method of a scheme: a generic scheme with its keys' values, in a preset without the secrets.
 
-    `takes` is the prefix of the secrets that it uses. `id` is where its identity is, if not where the preset says.
+    `secret_prefix` is that of the secrets that it uses. `id` is where its identity is, if not where the preset says.
     """
 
     scheme: str
     values: Mapping[str, Any]
-    takes: str | None = None
+    secret_prefix: str | None = None
     id: str | None = None
 
     @property
@@ -97,7 +97,7 @@ class Preset:
     `about` is what people need to know of it, by the keys of its file.
     """
 
-    ways: tuple[Way, ...]
+    methods: tuple[SigningMethod, ...]
     id: str | None = None
     type: str | None = None
     asks: tuple[tuple[str, str], ...] = ()
@@ -111,52 +111,56 @@ class Preset:
 
     @property
     def has_timestamp(self) -> bool:
-        return any("timestamp" in way.values for way in self.ways)
+        return any("timestamp" in method.values for method in self.methods)
 
     @property
     def needs_url(self) -> bool:
         """Return whether the address that the sender was given is signed."""
-        return any(way.needs_url for way in self.ways)
+        return any(method.needs_url for method in self.methods)
 
-    def with_secrets(self, given: Mapping[str, Any]) -> list[Way]:
+    def with_secrets(self, given: Mapping[str, Any]) -> list[SigningMethod]:
         """Return the signing methods with what the user gave: secrets, public keys, tolerance, and what is asked."""
-        marks = tuple([way.takes for way in self.ways if way.takes])
-        ways = []
-        for way in self.ways:
+        marks = tuple([method.secret_prefix for method in self.methods if method.secret_prefix])
+        methods = []
+        for method in self.methods:
             own: dict[str, Any] = {}
-            if "secrets" in SCHEMES[way.scheme]:
+            if "secrets" in SCHEMES[method.scheme]:
                 own["secrets"] = [
                     secret
                     for secret in given.get("secrets", ())
-                    if (secret.text.startswith(way.takes) if way.takes else not secret.text.startswith(marks))
+                    if (
+                        secret.text.startswith(method.secret_prefix)
+                        if method.secret_prefix
+                        else not secret.text.startswith(marks)
+                    )
                 ]
-            if "public_keys" in SCHEMES[way.scheme] and "public_keys" in given:
+            if "public_keys" in SCHEMES[method.scheme] and "public_keys" in given:
                 own["public_keys"] = given["public_keys"]
-            if self.asks and "signed" in way.values:
-                own["signed"] = way.values["signed"].with_given(given)
-            own |= self._with_given(way, given)
-            if self.asks and "claims" in way.values:
+            if self.asks and "signed" in method.values:
+                own["signed"] = method.values["signed"].with_given(given)
+            own |= self._with_given(method, given)
+            if self.asks and "claims" in method.values:
                 own["claims"] = tuple(
                     [
                         (name, each.with_given(given) if isinstance(each, SignedString) else each)
-                        for name, each in way.values["claims"]
+                        for name, each in method.values["claims"]
                     ]
                 )
-            own |= {name: given[name] for name in OF_PRESETS.get(way.scheme, ()) if name in given}
-            if "tolerance" in given and "timestamp" in way.values:
+            own |= {name: given[name] for name in OF_PRESETS.get(method.scheme, ()) if name in given}
+            if "tolerance" in given and "timestamp" in method.values:
                 own["tolerance"] = given["tolerance"]
-            ways.append(way._replace(values={**way.values, **own}))
-        return ways
+            methods.append(method._replace(values={**method.values, **own}))
+        return methods
 
-    def _with_given(self, way: Way, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_given(self, method: SigningMethod, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return a signature's prefix and a request's recipient with what is asked in them."""
         own: dict[str, Any] = {}
         for name, _ in self.asks:
             mark, value = f"{{given:{name}}}", str(given.get(name, ""))
-            if mark.encode() in way.values.get("prefix", b""):
-                own["prefix"] = way.values["prefix"].replace(mark.encode(), value.encode())
-            if way.values.get("recipient", {}).get("is") == mark:
-                own["recipient"] = {**way.values["recipient"], "is": value}
+            if mark.encode() in method.values.get("prefix", b""):
+                own["prefix"] = method.values["prefix"].replace(mark.encode(), value.encode())
+            if method.values.get("recipient", {}).get("is") == mark:
+                own["recipient"] = {**method.values["recipient"], "is": value}
         return own
 
 
@@ -193,12 +197,12 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
         and (missing := {*HANDSHAKES[handshake].required_keys} - {*dict(asks)})
     ):
         where.below("asks").report(f"expected {', '.join(missing)} with this handshake, got none")
-    ways = _ways(entry.get("verify"), where.below("verify"))
-    if ways is None or sends is None or asks is None:
+    methods = _signing_methods(entry.get("verify"), where.below("verify"))
+    if methods is None or sends is None or asks is None:
         return None
     values: dict[str, Any] = {name: entry[name] for name in (*_CEL, "handshake", "batch_type") if name in entry}
     return Preset(
-        ways=ways,
+        methods=methods,
         asks=asks,
         sends=sends,
         dedupe=_dedupe(entry.get("dedupe"), where.below("dedupe")),
@@ -246,11 +250,11 @@ def _dedupe(value: object, where: ConfigPath) -> float | None:
         return None
 
 
-def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
+def _signing_methods(value: object, where: ConfigPath) -> tuple[SigningMethod, ...] | None:
     if not isinstance(value, Mapping | list) or not value:
         where.report(f"expected the signing method, or a list of them, got {kind_of(value)}")
         return None
-    ways = []
+    methods = []
     for index, config in enumerate(value if isinstance(value, list) else [value]):
         here = where.below(index) if isinstance(value, list) else where
         if not isinstance(config, Mapping):
@@ -262,14 +266,14 @@ def _ways(value: object, where: ConfigPath) -> tuple[Way, ...] | None:
             return None
         of_user = {*_OF_USERS, *OF_PRESETS.get(scheme, ())}
         keys = {name: key for name, key in SCHEMES[scheme].items() if name not in of_user}
-        bare = {name: each for name, each in config.items() if name not in {"takes", "id"}}
+        bare = {name: each for name, each in config.items() if name not in {"secret_prefix", "id"}}
         if scheme == "none" and len(value) > 1 and isinstance(value, list):
             here.below("scheme").report("expected none alone, since it accepts what others refuse, got others, too")
         values = read_keys(bare, keys, here)
         refuse_uncovered(values, here)
         refuse_ambiguous(values, here)
-        ways.append(Way(scheme, values, config.get("takes"), config.get("id")))
-    return tuple(ways)
+        methods.append(SigningMethod(scheme, values, config.get("secret_prefix"), config.get("id")))
+    return tuple(methods)
 
 
 _DESCRIPTIONS = {
@@ -289,8 +293,8 @@ _DESCRIPTIONS = {
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a preset, for editors: only roughly of `verify`, which depends on its scheme."""
     text = {"type": "string", "minLength": 1}
-    way = {"type": "object", "properties": {"scheme": {"enum": list(SCHEMES)}}}
-    ways = {"anyOf": [way, {"type": "array", "items": way, "minItems": 1}]}
+    method = {"type": "object", "properties": {"scheme": {"enum": list(SCHEMES)}}}
+    methods = {"anyOf": [method, {"type": "array", "items": method, "minItems": 1}]}
     return {
         "type": "object",
         "description": "How a provider signs, identifies and repeats its events.",
@@ -325,7 +329,7 @@ def json_schema() -> dict[str, Any]:
                 "description": "Headers beside the signature, for test events.",
             },
             "verify": {
-                **ways,
+                **methods,
                 "description": "The keys of a source's `verify`, but for the secrets; or a list of such.",
             },
         },
