@@ -42,11 +42,11 @@ class Member(ABC):
     """Whether the deliveries of a key are made in order; if so, those that have to wait do so in memory."""
 
     def __init__(
-        self, services: Services, dispatch: Dispatcher, duplicates: DuplicateFilter | None, group: str, *, memory: int
+        self, services: Services, dispatcher: Dispatcher, duplicates: DuplicateFilter | None, group: str, *, memory: int
     ) -> None:
         self._services = services
         self._log = services.log
-        self._dispatch = dispatch
+        self._dispatcher = dispatcher
         self._duplicates = duplicates
         self._readers: dict[Tracker, Reader] = {}  # of partitions of events
         self._group = group
@@ -145,7 +145,7 @@ class Member(ABC):
         """Stop reading, and start no waiting delivery any more; return those that are to end here all the same."""
         self._is_draining = True
         waiting = [item for tracker in (*self.trackers.values(), *self._suspended.values()) for item in tracker.waiting]
-        self._dispatch.withdraw(waiting)
+        self._dispatcher.withdraw(waiting)
         return to_be_ended(waiting)
 
     async def close(self, *, patiently: bool = False) -> None:
@@ -161,9 +161,9 @@ class Member(ABC):
             finally:
                 self._consumer = None
 
-    def forget_partitions(self, besides: Collection[Partition] = ()) -> None:
-        """Forget the suspended partitions, `besides` these: they aren't coming back."""
-        for partition in self._suspended.keys() - set(besides):
+    def forget_partitions(self, excluding: Collection[Partition] = ()) -> None:
+        """Forget the suspended partitions, `excluding` these: they aren't coming back."""
+        for partition in self._suspended.keys() - set(excluding):
             self._lose(self._suspended.pop(partition))
 
     # The listener of the consumer.
@@ -186,7 +186,7 @@ class Member(ABC):
             self.trackers[partition] = tracker
             if assignment.is_stale:
                 self._committer.hasten()
-        self.forget_partitions(besides=without_position)
+        self.forget_partitions(excluding=without_position)
         self.assignment_changed()
         now = self._log.now()
         for item in returning:
@@ -205,7 +205,7 @@ class Member(ABC):
             tracker.buffered.clear()
         self._leaving += leaving
         waiting = [item for tracker in leaving for item in tracker.waiting]
-        self._dispatch.withdraw(waiting)
+        self._dispatcher.withdraw(waiting)
         await self._let_attempts_end(leaving, waiting)
         commits = await self._committer.last_commits(leaving)
         for tracker in leaving:
@@ -227,7 +227,7 @@ class Member(ABC):
         if tracker is not None:
             tracker.ownership = Ownership.LEAVING
             tracker.buffered.clear()
-            self._dispatch.withdraw(tracker.waiting)
+            self._dispatcher.withdraw(tracker.waiting)
             self._lose(tracker)
         self.assigned([assignment], without_position=list(self._suspended))
 
@@ -241,7 +241,7 @@ class Member(ABC):
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         """Wait for attempts and appends. Waiting deliveries that the next owner mustn't repeat move to a tier."""
         for item in to_be_ended(waiting):
-            self._dispatch.move_to_tier(item)
+            self._dispatcher.move_to_tier(item)
         await self._wait_for_busy(leaving, REVOKE_GRACE)
 
     async def _wait_for_busy(self, leaving: Iterable[Tracker], patience: float) -> list[PendingRecord]:
@@ -267,7 +267,7 @@ class Member(ABC):
                     pending.unfinished -= 1
             if pending.unfinished == 0:
                 self._release_memory(pending)
-        self._dispatch.release_waiting_appends(tracker)
+        self._dispatcher.release_waiting_appends(tracker)
 
     # Reading.
 
@@ -387,7 +387,7 @@ class Member(ABC):
         """Leave a record in a newer format unfinished: no commit passes it until a newer version processes it."""
         tracker = pending.tracker
         tracker.newer.add(pending.offset)
-        self._dispatch.undecodable.report_newer(tracker.partition, pending.offset, error)
+        self._dispatcher.undecodable.report_newer(tracker.partition, pending.offset, error)
 
     def pause(self, tracker: Tracker) -> None:
         if self._consumer is not None and tracker.is_live and not tracker.is_paused:

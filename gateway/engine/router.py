@@ -76,15 +76,15 @@ CUT_SHORT = 0.75
 class Router(Member):
     """The member of the group that reads all events and all tiers."""
 
-    def __init__(self, services: Services, dispatch: Dispatcher, duplicates: DuplicateFilter) -> None:
-        super().__init__(services, dispatch, duplicates, services.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
+    def __init__(self, services: Services, dispatcher: Dispatcher, duplicates: DuplicateFilter) -> None:
+        super().__init__(services, dispatcher, duplicates, services.topics.group(ROUTER_GROUP), memory=MAX_BYTES)
         self._tiers = {services.topics.retry(name): delay for name, delay in TIERS.items()}
         self._partitions = 0
         self._is_counted = True
         self._history_updates = RoutingHistoryUpdates(services.control.history)
         self._has_to_publish = asyncio.Event()
         self._published_revisions: set[str] = set()
-        self._appender = OrderedAppender(services, dispatch)
+        self._appender = OrderedAppender(services, dispatcher)
         self._ordered = ordered_rules(services.rules())
 
     @override
@@ -133,7 +133,7 @@ class Router(Member):
     @override
     def assignment_changed(self) -> None:
         self._is_counted = False
-        self._dispatch.set_limits(self.share)
+        self._dispatcher.set_limits(self.share)
 
     @property
     def share(self) -> float:
@@ -162,9 +162,9 @@ class Router(Member):
         return commits
 
     @override
-    def forget_partitions(self, besides: Collection[Partition] = ()) -> None:
-        super().forget_partitions(besides)
-        self._history_updates.forget_revoked(besides)
+    def forget_partitions(self, excluding: Collection[Partition] = ()) -> None:
+        super().forget_partitions(excluding)
+        self._history_updates.forget_revoked(excluding)
 
     @override
     def reload(self) -> None:
@@ -228,13 +228,13 @@ class Router(Member):
         if tracker.delay is not None and not pending.was_source_unknown:
             args = (delivery.route, delivery.destination, tracker.partition, pending.offset)
             if control.was_injected_by_kick(*args, pending.appended_at):
-                self._dispatch.finish_silently(item)
+                self._dispatcher.finish(item)
                 return
             if control.is_kick_pending(*args):
-                self._dispatch.wait(item, now + KICK_POLL_INTERVAL)
+                self._dispatcher.hold_in_memory(item, now + KICK_POLL_INTERVAL)
                 return
         if delivery.route:
-            self._dispatch.admit(item, now)
+            self._dispatcher.dispatch(item, now)
             return
         # Its deliveries keep its successor number: otherwise their retries would look like duplicates of it.
         pending.items.clear()
@@ -288,7 +288,7 @@ class Router(Member):
         try:
             event = decode_event(record)
         except UndecodableRecordError as error:
-            self._dispatch.dead_letter_undecodable(pending, record, error)
+            self._dispatcher.dead_letter_undecodable(pending, record, error)
             return None
         except NewerRecordError as error:
             self.leave_to_newer_version(pending, error)
@@ -324,7 +324,7 @@ class Router(Member):
             nowhere = Delivery(
                 id=delivery_id(event.id, "", ""), event=event, route="", destination="", successor=successor
             )
-            self._dispatch.defer_unknown(pending.add(nowhere, metadata=metadata))
+            self._dispatcher.defer_unknown(pending.add(nowhere, metadata=metadata))
             return None
         matches = rules.table.match(EventView.of(event))
         self._services.metrics.count_routed(event, [route.name for route, _ in matches])
@@ -349,9 +349,9 @@ class Router(Member):
             if is_ordered:
                 self._append_in_order(item, outcome, origin)
             elif outcome is not None:
-                self._dispatch.end(item, outcome)
+                self._dispatcher.end(item, outcome)
             else:
-                lane = self._dispatch.admit(item, now)
+                lane = self._dispatcher.dispatch(item, now)
                 congested = lane if lane is not None and lane.needs_backpressure else congested
         return congested
 
@@ -428,7 +428,7 @@ class Router(Member):
         try:
             stored = decode_delivery(record)
         except UndecodableRecordError as error:
-            self._dispatch.dead_letter_undecodable(pending, record, error)
+            self._dispatcher.dead_letter_undecodable(pending, record, error)
             return
         except NewerRecordError as error:
             self.leave_to_newer_version(pending, error)
@@ -447,7 +447,7 @@ class Router(Member):
         if now < min(delivery.due, stored.at + delay) and not is_expedited:
             # The clock of this partition's leader is behind: released now, the delivery would circle through the tier.
             # If instead the clock of the process that stored it was ahead, by an hour say, it waits no longer for that.
-            self._dispatch.wait(item, min(stored.at, now) + delay)
+            self._dispatcher.hold_in_memory(item, min(stored.at, now) + delay)
         else:
             self.resume(item, now)
 
@@ -456,21 +456,21 @@ class Router(Member):
         super().check_progress(tracker)
         following = tracker.buffered[0].offset if tracker.buffered else None
         if items := tracker.holding_back(tracker.progress.last_behind(CUT_SHORT, following)):
-            self._dispatch.cut_short(items, self._log.now())
+            self._dispatcher.cut_short(items, self._log.now())
 
     # Gauges.
 
     async def _keep_gauges(self) -> None:
         turn = 0
         while not self._is_draining:
-            self._dispatch.holds.update()
+            self._dispatcher.holds.update()
             if turn % max(1, len(self._services.rules().destinations) // DESTINATIONS_PER_UPDATE) == 0:
-                await self._dispatch.holds.set_gauges()
+                await self._dispatcher.holds.set_gauges()
             turn += 1
             if not self._is_counted:
                 with suppress(LogUnavailableError):  # retried next time
                     await self._count_partitions(self.subscribed)
-                    self._dispatch.set_limits(self.share)
+                    self._dispatcher.set_limits(self.share)
             metrics = self._services.metrics
             lag = self.lag()
             oldest = self.oldest_pending(self._log.now())
@@ -481,7 +481,7 @@ class Router(Member):
             for partition, tracker in self.trackers.items():
                 left[self._services.topics.kind_of(partition.topic)] += len(tracker.newer)
             for kind, count in left.items():
-                self._dispatch.undecodable.set_newer_count(kind, count)
+                self._dispatcher.undecodable.set_newer_count(kind, count)
             for tier in TIERS:
                 metrics.retry_backlog.labels(tier).set(lag.get(self._services.topics.retry(tier), 0))
             await self._services.sleep(GAUGE_INTERVAL)

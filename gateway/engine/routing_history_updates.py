@@ -72,9 +72,9 @@ class RoutingHistoryUpdates:
         """Forget what was tracked of a revoked partition: its topic was recreated."""
         self._revoked.pop(partition, None)
 
-    def forget_revoked(self, besides: Collection[Partition] = ()) -> None:
-        """Forget the revoked partitions, `besides` these: they aren't coming back."""
-        self._revoked = {partition: epoch for partition, epoch in self._revoked.items() if partition in besides}
+    def forget_revoked(self, excluding: Collection[Partition] = ()) -> None:
+        """Forget the revoked partitions, `excluding` these: they aren't coming back."""
+        self._revoked = {partition: epoch for partition, epoch in self._revoked.items() if partition in excluding}
 
     def reloaded(self, revision: RoutingRevision, taken: Mapping[Partition, int | None]) -> None:
         """Begin an epoch of each partition, if needed; `taken` is the last record of each that was tracked."""

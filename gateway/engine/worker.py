@@ -68,11 +68,11 @@ class Worker:
             sleep=sleep,
             traces=traces,
         )
-        self._dispatch = Dispatcher(self._services, client)
+        self._dispatcher = Dispatcher(self._services, client)
         self._duplicates = DuplicateFilter(
             log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep
         )
-        self._router = Router(self._services, self._dispatch, self._duplicates)
+        self._router = Router(self._services, self._dispatcher, self._duplicates)
         self._ordered: dict[tuple[str, str], tuple[OrderedRoute, asyncio.Task[None]]] = {}
         self._unread = UnreadPartitions(metrics, logger)
         self._gauged: AbstractSet[str] = frozenset()
@@ -85,11 +85,11 @@ class Worker:
     async def run(self) -> None:
         """Route and deliver until `stop`, then drain and commit. Errors of the log and bugs propagate."""
         async with asyncio.TaskGroup() as tasks:
-            self._dispatch.bind(tasks)
+            self._dispatcher.bind(tasks)
             await self._begin()
             loops = [
                 tasks.create_task(self._router.run(), name="router"),
-                tasks.create_task(self._dispatch.run(), name="dispatch"),
+                tasks.create_task(self._dispatcher.run(), name="dispatch"),
                 tasks.create_task(self._duplicates.run(), name="duplicates"),
                 tasks.create_task(self._keep_ordered(tasks), name="ordered"),
                 tasks.create_task(self._keep_looking(), name="unread"),
@@ -121,7 +121,7 @@ class Worker:
 
     def reload(self) -> None:
         """Apply new rules: to what waits at once, topics with the next fetch."""
-        self._dispatch.reload()
+        self._dispatcher.reload()
         for member in (self._router, *[member for member, _ in self._ordered.values()]):
             member.reload()
         self._changed.set()
@@ -157,7 +157,7 @@ class Worker:
         for member, _ in self._ordered.values():
             member.set_memory_limit(memory)
         for target in () if self._stopped.is_set() else sorted(set(wanted).difference(self._ordered)):
-            member = OrderedRoute(self._services, self._dispatch, target, memory=memory)
+            member = OrderedRoute(self._services, self._dispatcher, target, memory=memory)
             self._ordered[target] = member, tasks.create_task(member.run(), name="ordered-" + "-".join(target))
 
     async def _targets_with_leftovers(self, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
@@ -190,7 +190,7 @@ class Worker:
     @property
     def holds(self) -> Mapping[str, Hold]:
         """Which destinations are sent nothing for a while, why, and until when at least."""
-        return self._dispatch.holds.active
+        return self._dispatcher.holds.active
 
     @property
     def ordered_states(self) -> Mapping[tuple[str, str], RouteState]:
@@ -242,9 +242,9 @@ class Worker:
         ordered = [member for member, _ in self._ordered.values()]
         for member in ordered:
             member.stop_reading()
-        await self._dispatch.drain(self._router.stop_reading(), until)
+        await self._dispatcher.drain(self._router.stop_reading(), until)
         # Before their loops end: one may be leaving its group already, to join it for other topics.
         await asyncio.gather(*[member.close() for member in (self._router, *ordered)])
         for task in [*loops, *[task for _, task in self._ordered.values()]]:
             task.cancel()
-        self._dispatch.abandon()
+        self._dispatcher.abandon()

@@ -32,7 +32,7 @@ class Predecessors:
 
     def _begin(self, key: str, predecessor: object) -> None:
         append = self.appends.begin(
-            "tier", key.encode(), SIZE, predecessor=predecessor, on_admitted=lambda: self._begin(key, predecessor)
+            "tier", key.encode(), SIZE, predecessor=predecessor, when_granted=lambda: self._begin(key, predecessor)
         )
         if append is not None:
             self.in_flight.append((key, append))
@@ -148,11 +148,11 @@ def test_a_predecessor_that_is_looked_at_again_waits_only_once() -> None:
     predecessors.put("a", PART)
     calls: list[str] = []
     assert (
-        predecessors.appends.begin("tier", b"a", SIZE, predecessor="lost", on_admitted=lambda: calls.append("lost"))
+        predecessors.appends.begin("tier", b"a", SIZE, predecessor="lost", when_granted=lambda: calls.append("lost"))
         is None
     )
-    predecessors.appends.admit_waiting("lost")
-    predecessors.appends.admit_waiting("lost")
+    predecessors.appends.grant_waiting("lost")
+    predecessors.appends.grant_waiting("lost")
     assert (calls, predecessors.appends.waiting) == (["lost"], 0)
     predecessors.end_all()
 

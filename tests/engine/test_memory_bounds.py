@@ -92,7 +92,7 @@ async def _counted(count: int, fan_out: int, headers: int) -> None:
         finally:
             tracemalloc.stop()
         assert taken(worker) == count
-        assert 0.55 < traced / (worker._router._memory_bytes + worker._dispatch._appends.memory_bytes) < 1.1
+        assert 0.55 < traced / (worker._router._memory_bytes + worker._dispatcher._appends.memory_bytes) < 1.1
         await recovered(world, log)
         assert worker._router._memory_bytes == 0
 
@@ -123,10 +123,10 @@ async def test_appends_that_the_log_does_not_take_wait_without_headers_of_their_
         async with running(world) as worker:
             await asyncio.sleep(20)
             assert taken(worker) == 100
-            assert MIB <= worker._dispatch._appends.memory_bytes < MIB + 2 * APPEND_OVERHEAD
-            assert len(worker._dispatch._in_flight) < MIB / APPEND_OVERHEAD
+            assert MIB <= worker._dispatcher._appends.memory_bytes < MIB + 2 * APPEND_OVERHEAD
+            assert len(worker._dispatcher._in_flight) < MIB / APPEND_OVERHEAD
             await recovered(world, log)
-            assert (worker._router._memory_bytes, worker._dispatch._appends.memory_bytes) == (0, 0)
+            assert (worker._router._memory_bytes, worker._dispatcher._appends.memory_bytes) == (0, 0)
 
 
 @virtual
@@ -203,7 +203,7 @@ async def test_appends_to_a_leaderless_partition_are_freed_with_their_own_partit
     await world.put(*[an_event(id=f"evt_{n}", received_at=now(), key=f"k{n}") for n in range(300)])
     async with running(world) as worker:
         await asyncio.sleep(60)
-        assert worker._dispatch._appends.waiting > 200
+        assert worker._dispatcher._appends.waiting > 200
         before = taken(worker)
         async with running(world):
             await asyncio.sleep(60)
@@ -289,7 +289,7 @@ async def test_a_lost_partition_leaves_no_memory_with_records_that_cannot_be_dec
             for _ in range(100):
                 await world.log.append(tier, key=b"k", value=bytes(10_000), headers=[], partition=partition)
         await asyncio.sleep(20)
-        appends = first._dispatch._appends
+        appends = first._dispatcher._appends
         before = appends.waiting
         assert before > 200
         async with running(world):

@@ -41,7 +41,7 @@ from gateway.log.base import (
     partition_of,
 )
 from gateway.log.kafka import appender as appender_module
-from gateway.log.kafka.appender import MIN_REFUSAL_AGE
+from gateway.log.kafka.appender import MIN_FAILURE_AGE
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, QUERY_TIMEOUT, REQUEST_TIMEOUT
 from gateway.log.kafka.connection import METADATA_AGE, _passed, limit_aiokafka_log
@@ -1330,7 +1330,7 @@ async def test_a_ping_reports_appends_that_lack_replicas_until_there_are_enough(
         await append(log, each, b"a")
     accepting |= {Partition(topic, 0): False, Partition(topic, 1): False, Partition(other, 0): False}
     log._appender._failed_append(topic, NotEnoughReplicasError())
-    await asyncio.sleep(MIN_REFUSAL_AGE)
+    await asyncio.sleep(MIN_FAILURE_AGE)
     for _ in range(2):
         with pytest.raises(LogUnavailableError, match=rf"append to {topic}: .*NotEnoughReplicas"):
             await log.ping()
@@ -1388,7 +1388,7 @@ async def test_a_successful_append_ends_its_partitions_refusal(log: KafkaLog) ->
     log._appender._failed_append(topic, RequestTimedOutError(), 0)
     await append(log, topic, b"a")
     assert await log.refusing() == {}
-    assert not log._appender._refusals
+    assert not log._appender._failures
 
 
 async def test_where_all_is_refused_no_partition_is_reported(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1402,7 +1402,7 @@ async def test_where_all_is_refused_no_partition_is_reported(log: KafkaLog, monk
     monkeypatch.setattr(log._cluster, "accepting", asked)
     for number in (0, 1):
         log._appender._failed_append(topic, NotEnoughReplicasError(), number)
-    await asyncio.sleep(MIN_REFUSAL_AGE)
+    await asyncio.sleep(MIN_FAILURE_AGE)
     assert await log.refusing() == {}
     with pytest.raises(LogUnavailableError):
         await log.ping()
@@ -1425,13 +1425,13 @@ async def test_a_deleted_topics_refusal_is_not_the_logs(kafka: str, log: KafkaLo
     await until(is_gone)
     for error in (NotLeaderForPartitionError(), KafkaTimeoutError()):
         log._appender._failed_append(topic, error, 0)
-        await asyncio.sleep(MIN_REFUSAL_AGE)
+        await asyncio.sleep(MIN_FAILURE_AGE)
         await log.ping()
         assert await log.refusing() == {}
     if not is_alone:
         log._appender._failed_append(other, RequestTimedOutError())
         log._appender._failed_append(topic, NotLeaderForPartitionError(), 0)
-        await asyncio.sleep(MIN_REFUSAL_AGE)
+        await asyncio.sleep(MIN_FAILURE_AGE)
         with pytest.raises(LogUnavailableError, match=rf"append to {other}: .*RequestTimedOut"):
             await log.ping()
     await log.create([TopicSpec(name=topic, partitions=1, retention=3600.0)])
@@ -1459,14 +1459,14 @@ async def test_a_refusal_that_brokers_know_nothing_of_is_forgotten_after_a_while
     monkeypatch.setattr(appender_module, "UNEXPLAINED_MAX_AGE", 1.0)
     appender._failed_append(topic, RequestTimedOutError())
     await log.ping()
-    await asyncio.sleep(MIN_REFUSAL_AGE)
+    await asyncio.sleep(MIN_FAILURE_AGE)
     with pytest.raises(LogUnavailableError, match=r"got .*RequestTimedOut"):
         await log.ping()
     await asyncio.sleep(1.0)
     await log.ping()
     appender._failed_append(topic, RequestTimedOutError())
     await append(log, topic, b"b")
-    await asyncio.sleep(MIN_REFUSAL_AGE)
+    await asyncio.sleep(MIN_FAILURE_AGE)
     await log.ping()
 
 

@@ -267,7 +267,7 @@ def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:
         delivery, rules = item.delivery, self._services.rules()
         names = [route.name for route, _ in rules.table.match(EventView.of(delivery.event))]
         if delivery.route in rules.routes and delivery.route not in names:
-            self._dispatch.finish_silently(item)
+            self._dispatcher.finish(item)
         else:
             resume(self, item, now)
 
@@ -281,7 +281,7 @@ def removed_destinations_get_nothing(patch: pytest.MonkeyPatch) -> None:
     def picky(self: Router, item: PendingDelivery, now: float) -> None:
         route = self._services.rules().routes.get(item.delivery.route)
         if route is not None and item.delivery.destination not in route.destinations:
-            self._dispatch.finish_silently(item)
+            self._dispatcher.finish(item)
         else:
             resume(self, item, now)
 

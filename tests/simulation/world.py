@@ -839,14 +839,14 @@ class Process:
     def held(self) -> Mapping[str, int]:
         """Return what it counts as taken, of what all its destinations and its readers share."""
         worker = self._worker
-        budget = worker._dispatch._queues._budget
+        budget = worker._dispatcher._queues._budget
         members = [worker._router, *(member for member, _ in worker._ordered.values())]
         return {
             "attempts": budget._in_flight,
             "retries": budget._retries,
             "unresponsive": budget._unresponsive,
             "bytes in flight": budget._in_flight_bytes,
-            "bytes of appends": worker._dispatch._appends.memory_bytes,
+            "bytes of appends": worker._dispatcher._appends.memory_bytes,
             "bytes of records": sum(member._memory_bytes for member in members),
             "bytes by partition": sum(
                 abs(tracker.memory_bytes) for member in members for tracker in member.trackers.values()
@@ -904,7 +904,7 @@ class Process:
     def _still_asleep(self) -> Sequence[str]:
         """Return what waits in memory for longer, as the rules lacked a name that they have again."""
         now, rules = self.log.now(), self._rules
-        waiting = [(until, item) for until, _, item in self._worker._dispatch._queues._soon]
+        waiting = [(until, item) for until, _, item in self._worker._dispatcher._queues._soon]
         return [
             f"{item.delivery.id} until {until - now:.1f} s from now"
             for until, item in waiting

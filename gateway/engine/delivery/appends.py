@@ -82,9 +82,9 @@ class Appends:
         return len(self._waiting)
 
     def begin(
-        self, topic: str, key: bytes, size: int, *, predecessor: object, on_admitted: Callable[[], None]
+        self, topic: str, key: bytes, size: int, *, predecessor: object, when_granted: Callable[[], None]
     ) -> Append | None:
-        """Take memory for an append. If it has to wait, return None, and call `on_admitted` when it may begin.
+        """Take memory for an append. If it has to wait, return None, and call `when_granted` when it may begin.
 
         `predecessor` is what the append's record continues: one append of it may wait.
         """
@@ -92,7 +92,7 @@ class Appends:
         if channel is None:
             channel = self._channels[topic, key] = _Channel((topic, key))
         if self._taken >= MAX_BYTES_IN_APPENDS or not channel.may_begin:
-            channel.waiting[predecessor] = on_admitted
+            channel.waiting[predecessor] = when_granted
             self._waiting[predecessor] = channel
             self._queue(channel)
             return None
@@ -103,7 +103,7 @@ class Appends:
         return Append(channel, size)
 
     def mark_failed(self, append: Append) -> None:
-        """Stop admitting appends to the channel of a failed append, and move its memory to the overflow allowance."""
+        """Begin no more appends in the channel of a failed append, and move its memory to the overflow allowance."""
         channel = append.channel
         if not append.is_active:
             append.is_active = True
@@ -150,8 +150,8 @@ class Appends:
         self._begin_waiting(channel)
         self._forget_if_empty(channel)
 
-    def admit_waiting(self, predecessor: object) -> None:
-        """Call `on_admitted` now, if an append of this predecessor waits."""
+    def grant_waiting(self, predecessor: object) -> None:
+        """Call `when_granted` now, if an append of this predecessor waits."""
         channel = self._waiting.pop(predecessor, None)
         if channel is not None:
             channel.waiting.pop(predecessor)()
@@ -189,7 +189,7 @@ class Appends:
             channel = self._turns.popleft()
             channel.is_queued = False
             if channel.waiting and channel.may_begin:
-                self.admit_waiting(next(iter(channel.waiting)))
+                self.grant_waiting(next(iter(channel.waiting)))
                 self._queue(channel)
 
     def _forget_if_empty(self, channel: _Channel) -> None:

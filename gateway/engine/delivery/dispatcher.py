@@ -2,7 +2,7 @@
 
                              ┌─ paused ───────────────────▶ parked, acknowledged ──▶ done
                              ├─ not due, or unknown name ─▶ tier, acknowledged ────▶ done
-    PendingDelivery ──admit──┤                              ┌─ 2xx ───────▶ done
+    PendingDelivery─dispatch─┤                              ┌─ 2xx ───────▶ done
                              └─ lane: waiting ─┬─▶ attempt ─┼─ retryable ─▶ tier, acknowledged ─▶ done
                                                │            └─ ended ─────▶ dead, acknowledged ─▶ done
                                                └─ can't take it ─▶ tier, acknowledged ─▶ done
@@ -59,7 +59,7 @@ PAUSE_POLL_INTERVAL = 1.0
 CUT_SHORT_GRACE = 0.25
 """Minimum duration of an attempt that is cut short: a gap in the log may fill the window at any point of an attempt."""
 RETRIES_AT_ONCE = 4
-"""Retries admitted before yielding: a new event may wait for several such rounds; a retry was delayed anyway."""
+"""Retries dispatched before yielding: a new event may wait for several such rounds; a retry was delayed anyway."""
 UNKNOWN_RETRY_DELAY = 60.0
 UNKNOWN_MAX_AGE = 3600.0
 """Seconds during which a name that the rules lack may be explained by a rolling deployment."""
@@ -68,7 +68,7 @@ BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 
 
 class Dispatcher:
-    """Every delivery of one process, from `admit` to its end or its successor, of which the member is notified."""
+    """Every delivery of one process, from `dispatch` to its end or its successor, of which the member is notified."""
 
     def __init__(self, services: Services, client: Client) -> None:
         self._log = log = services.log
@@ -98,7 +98,7 @@ class Dispatcher:
 
     # Entry points.
 
-    def admit(self, item: PendingDelivery, now: float) -> Lane | None:
+    def dispatch(self, item: PendingDelivery, now: float) -> Lane | None:
         """Send a delivery to where it can go now; return its lane if it was queued there."""
         delivery = item.delivery
         if item.outcome is not None:
@@ -109,7 +109,7 @@ class Dispatcher:
         if is_known and self._control.paused_by(delivery.route, delivery.destination):
             self._park(item)
             return None
-        if delivery.due > now:  # also for a name that the rules lack: one that returns mustn't hurry a retry
+        if delivery.due > now:  # also for a name that the rules lack: if it returns, a retry mustn't come early
             self.defer(item, delivery.due, now)
             return None
         if not is_known:
@@ -145,7 +145,7 @@ class Dispatcher:
             self._write_successor(item, self._topics.dead, outcome)
         else:
             self._outcomes.ended(item, outcome, item.delivery.attempts[-1].number, self._log.now())
-            self._finish(item)
+            self.finish(item)
 
     def dead_letter_undecodable(self, pending: PendingRecord, record: Record, error: UndecodableRecordError) -> None:
         """Dead-letter a record that can't be decoded."""
@@ -167,9 +167,9 @@ class Dispatcher:
             return
         pending.unfinished = 1
         size = APPEND_OVERHEAD + pending.size // 3
-        on_admitted = partial(self.dead_letter_undecodable, pending, record, error)
+        when_granted = partial(self.dead_letter_undecodable, pending, record, error)
         topic = self._topics.dead
-        append = self._appends.begin(topic, record.key, size, predecessor=pending, on_admitted=on_admitted)
+        append = self._appends.begin(topic, record.key, size, predecessor=pending, when_granted=when_granted)
         if append is not None:
             self.spawn(partial(write, append), "worker-successor")
 
@@ -178,30 +178,26 @@ class Dispatcher:
         self._outcomes.record_late(item, max(due, now))
         tracker = item.record.tracker
         if tracker.owner.keeps_order:
-            self.wait(item, due)
+            self.hold_in_memory(item, due)
             return
         tier = tiers.plan(due, now)
         # Not repeatedly: the record would stay unfinished for as long as its delivery fails.
         is_fresh = now < item.record.taken_at + MAX_STAY_IN_MEMORY
         is_held = is_fresh and tracker.is_live and not self._is_draining
         if tier is None and is_held and tracker.owner.has_room_for(tracker):
-            self.wait(item, due)
+            self.hold_in_memory(item, due)
         else:
             self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
 
-    def wait(self, item: PendingDelivery, until: float) -> None:
+    def hold_in_memory(self, item: PendingDelivery, until: float) -> None:
         """Keep a delivery in memory until a time. Its member then resumes it, if the partition is still ours."""
         tracker = item.record.tracker
         if tracker.is_lost:
-            self._finish(item)
+            self.finish(item)
             return
         item.stage = Stage.WAITING
         if tracker.is_live:
             self._queues.wait(item, until)
-
-    def finish_silently(self, item: PendingDelivery) -> None:
-        """Finish a delivery without an outcome: another record or owner continues it, or its route doesn't match it."""
-        self._finish(item)
 
     def move_to_tier(self, item: PendingDelivery) -> None:
         """Write a delivery to a tier. Otherwise the next owner would repeat its record's other deliveries."""
@@ -216,7 +212,7 @@ class Dispatcher:
         """Finish what waits to be appended of a lost partition. Appends in flight detect it themselves."""
         for pending in [each for each in lost.pendings.values() if each.tracker is lost]:
             for predecessor in (pending, *pending.items):  # itself, if it can't be decoded
-                self._appends.admit_waiting(predecessor)
+                self._appends.grant_waiting(predecessor)
 
     def withdraw(self, items: Iterable[PendingDelivery]) -> None:
         """Remove deliveries from the queues; those that aren't in one are ignored."""
@@ -311,7 +307,7 @@ class Dispatcher:
         """Act on the verdict on an attempt."""
         if isinstance(verdict, Delivered):
             self._outcomes.ended(item, verdict, attempt.number, now)
-            self._finish(item)
+            self.finish(item)
             return
         item.metadata = NO_METADATA
         item.is_tried = True
@@ -373,7 +369,7 @@ class Dispatcher:
         name = self._control.paused_by(item.delivery.route, item.delivery.destination)
         assert name is not None
         if item.record.tracker.owner.keeps_order:
-            self.wait(item, self._log.now() + PAUSE_POLL_INTERVAL)
+            self.hold_in_memory(item, self._log.now() + PAUSE_POLL_INTERVAL)
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
         item.metadata = RecordMetadata(by=name, why=SpillReason.PAUSED)
@@ -384,14 +380,14 @@ class Dispatcher:
         tracker = item.record.tracker
         item.outcome = outcome
         if tracker.is_lost:
-            self._finish(item)  # another owner reads it again; only the memory is released
+            self.finish(item)  # another owner reads it again; only the memory is released
         elif not tracker.is_writable:
             item.stage = Stage.WAITING
         else:
             item.stage = Stage.APPEND
-            on_admitted = partial(self._write_successor, item, topic, outcome)
+            when_granted = partial(self._write_successor, item, topic, outcome)
             key, size = key_of(item.delivery), _size_of_write(item)
-            append = self._appends.begin(topic, key, size, predecessor=item, on_admitted=on_admitted)
+            append = self._appends.begin(topic, key, size, predecessor=item, when_granted=when_granted)
             if append is not None:
                 write = self._write if self._traces is None else partial(self._write_traced, self._traces)
                 self.spawn(partial(write, item, topic, outcome, append), "worker-successor")
@@ -414,7 +410,7 @@ class Dispatcher:
             if is_stored:
                 made = delivery.attempts[-1].number if delivery.attempts else 0
                 self._outcomes.ended(item, outcome, made, self._log.now())
-        self._finish(item)
+        self.finish(item)
         self._appends.finish(append, is_stored=is_stored)
 
     async def _write_traced(
@@ -425,7 +421,8 @@ class Dispatcher:
                 span.set_attributes({"gateway.reason": outcome.reason})
             await self._write(item, topic, outcome, append)
 
-    def _finish(self, item: PendingDelivery) -> None:
+    def finish(self, item: PendingDelivery) -> None:
+        """Finish a delivery that has ended, or that another record or owner continues, or that no rule wants."""
         item.stage = Stage.FINISHED
         item.record.unfinished -= 1
         item.record.tracker.owner.finished(item)
@@ -451,13 +448,13 @@ class Dispatcher:
                 for spill in lane.pop_overdue(now):
                     self._spill(spill, now)
 
-    async def drain(self, begun: Iterable[PendingDelivery], until: float) -> None:
+    async def drain(self, started: Iterable[PendingDelivery], until: float) -> None:
         """Stop starting attempts, write the given deliveries to a tier, and wait for attempts and appends in flight.
 
         `until` is in the loop's time; what isn't finished then is left to the next owner.
         """
         self._is_draining = True
-        for item in begun:
+        for item in started:
             self.move_to_tier(item)
         while (
             unfinished := len(self._in_flight) + self._appends.waiting

@@ -100,9 +100,9 @@ class _Queue:
 class OrderedAppender:
     """All such queues of a process. An enqueued item ends by its append, as too large, or as another owner's."""
 
-    def __init__(self, services: Services, dispatch: Dispatcher) -> None:
+    def __init__(self, services: Services, dispatcher: Dispatcher) -> None:
         self._services = services
-        self._dispatch = dispatch
+        self._dispatcher = dispatcher
         self._queues: dict[tuple[Partition | None, Partition], _Queue] = {}
         self._partition_counts: dict[str, int] = {}  # topic → the number of partitions that its keys are spread over
         self._unassigned: dict[str, deque[_Entry]] = {}
@@ -119,7 +119,7 @@ class OrderedAppender:
         is_asked = topic in self._unassigned
         self._unassigned.setdefault(topic, deque()).append(entry)
         if not is_asked:
-            self._dispatch.spawn(lambda: self._learn_partition_count(topic), "sequence-learn")
+            self._dispatcher.spawn(lambda: self._learn_partition_count(topic), "sequence-learn")
 
     async def _learn_partition_count(self, topic: str) -> None:
         """Find out how many partitions a topic has; then assign the entries that came meanwhile to queues."""
@@ -144,7 +144,7 @@ class OrderedAppender:
             if topic in self._partition_counts:
                 self._assign_queue(entry, topic)
             else:
-                self._dispatch.finish_silently(entry.item)
+                self._dispatcher.finish(entry.item)
 
     def _assign_queue(self, entry: _Entry, topic: str) -> None:
         key = order_key(entry.item.delivery.event).encode("utf-8", "surrogateescape")
@@ -156,7 +156,7 @@ class OrderedAppender:
         queue.entries.append(entry)
         if not queue.is_busy:
             queue.is_busy = True
-            self._dispatch.spawn(lambda: self._append(queue), "sequence-append")
+            self._dispatcher.spawn(lambda: self._append(queue), "sequence-append")
 
     async def _append(self, queue: _Queue) -> None:
         """Append a queue's entries, until it is empty."""
@@ -165,7 +165,7 @@ class OrderedAppender:
         while True:
             batch = self._next_batch(queue, limit)
             if not batch:
-                if not queue.entries or (self._dispatch.is_draining and not queue.entries[0].is_worth_waiting_for):
+                if not queue.entries or (self._dispatcher.is_draining and not queue.entries[0].is_worth_waiting_for):
                     queue.is_busy = False
                     return
                 await self._services.sleep(POLL_INTERVAL)
@@ -177,7 +177,7 @@ class OrderedAppender:
                     limit = 1  # to find out which of them it is
                     continue
                 queue.entries.popleft()
-                self._dispatch.end(batch[0].item, DeadLettered(reason=DeadReason.TOO_LARGE, detail=str(error)))
+                self._dispatcher.end(batch[0].item, DeadLettered(reason=DeadReason.TOO_LARGE, detail=str(error)))
             except LogUnavailableError as error:
                 self._log_retry(queue.partition.topic, str(error))
                 await self._services.sleep(pause)
@@ -186,7 +186,7 @@ class OrderedAppender:
             else:
                 for entry in batch:
                     queue.entries.popleft()
-                    self._dispatch.finish_silently(entry.item)
+                    self._dispatcher.finish(entry.item)
             pause, limit = FIRST_PAUSE, BATCH_RECORDS
 
     def _log_retry(self, topic: str, error: str) -> None:
@@ -197,7 +197,7 @@ class OrderedAppender:
         """Return the first entries that may be appended; forget those that another owner reads again."""
         entries = queue.entries
         while entries and entries[0].item.record.tracker.is_lost:
-            self._dispatch.finish_silently(entries.popleft().item)
+            self._dispatcher.finish(entries.popleft().item)
         batch: list[_Entry] = []
         size = 0
         for entry in entries:

@@ -62,15 +62,15 @@ class OrderedRoute(Member):
 
     keeps_order = True
 
-    def __init__(self, services: Services, dispatch: Dispatcher, target: tuple[str, str], *, memory: int) -> None:
-        super().__init__(services, dispatch, None, services.topics.ordered_group(*target), memory=memory)
+    def __init__(self, services: Services, dispatcher: Dispatcher, target: tuple[str, str], *, memory: int) -> None:
+        super().__init__(services, dispatcher, None, services.topics.ordered_group(*target), memory=memory)
         self.route, self.destination = target
         self.topic = services.topics.ordered(*target)
         self._appended: dict[Tracker, DuplicateAppends] = {}
         self.unknown_since: float | None = None  # since when the rules lack the route or its destination
         self._update_unknown_since()
         # Invariant: each key's head item is ready, in the dispatcher, under way or halted, and none of the others is.
-        # Of keys in `_former` none is: their last attempt in a topic that was recreated since is still in flight.
+        # For a key in `_former`, no item is: an attempt from before the topic was recreated is still in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: list[PendingDelivery] = []
         self._former: dict[tuple[Partition, str], PendingDelivery] = {}
@@ -85,7 +85,7 @@ class OrderedRoute(Member):
 
     @override
     def loops(self) -> Iterable[tuple[str, Loop]]:
-        return (*super().loops(), ("admit", self._admit_loop))
+        return (*super().loops(), ("dispatch", self._dispatch_loop))
 
     @override
     async def wanted(self) -> frozenset[str]:
@@ -166,7 +166,7 @@ class OrderedRoute(Member):
         if is_duplicate:
             self.done(pending)
         elif isinstance(content, UndecodableRecordError):
-            self._dispatch.dead_letter_undecodable(pending, record, content)
+            self._dispatcher.dead_letter_undecodable(pending, record, content)
         elif isinstance(content, NewerRecordError):
             self.leave_to_newer_version(pending, content)
         elif origin is None and tracker.is_duplicate_record(content.delivery, record.offset):
@@ -217,7 +217,7 @@ class OrderedRoute(Member):
 
     # Attempts, in order.
 
-    async def _admit_loop(self) -> None:
+    async def _dispatch_loop(self) -> None:
         """Dispatch ready deliveries once a commit sent after they became ready has been accepted."""
         while True:
             await self._woken.wait()
@@ -246,14 +246,14 @@ class OrderedRoute(Member):
                             since = max(self.unknown_since, item.record.appended_at)
                             item.metadata = RecordMetadata(unknown_since=since)
                         if self._is_still_matched(item):
-                            self._dispatch.admit(item, now)
+                            self._dispatcher.dispatch(item, now)
                         else:
-                            self._dispatch.finish_silently(item)
+                            self._dispatcher.finish(item)
 
     @override
     def resume(self, item: PendingDelivery, now: float) -> None:
         if item.record.tracker.is_lost:
-            self._dispatch.finish_silently(item)
+            self._dispatcher.finish(item)
         else:
             self._make_ready(item)
 
@@ -346,11 +346,11 @@ class OrderedRoute(Member):
         heads = [head for head, *_ in self._queues.values() if head.stage is Stage.WAITING]
         if is_kicked:
             results = {head: last_result(head.delivery) for head, *_ in self._queues.values()}
-            for which, known in self._key_states.items():  # those of records that are read after a rebalance
-                self._first_attempts.keep(known.partition, which, known.attempts)
+            for occurrence, state in self._key_states.items():  # those of records that are read after a rebalance
+                self._first_attempts.keep(state.partition, occurrence, state.attempts)
             self._key_states.clear()
             self._prune_halt_times()
-            self._dispatch.withdraw(heads)
+            self._dispatcher.withdraw(heads)
             for item in heads:
                 if self._reset_for_retry(item) and id(item) not in ready:
                     self._make_ready(item)
@@ -373,7 +373,7 @@ class OrderedRoute(Member):
         rate = None if destination is None else destination.rate
         heads = {head for head, *_ in self._queues.values()}
         for outcome in self._kick_tally.take_outcomes(self._log.now(), heads, self._hold_reason(), rate):
-            self._dispatch.spawn(partial(self._services.publish, outcome), "ordered-kick")
+            self._dispatcher.spawn(partial(self._services.publish, outcome), "ordered-kick")
 
     def _hold_reason(self) -> str:
         """Return why nothing of this route is sent to the destination now; "" if nothing holds it."""
@@ -381,15 +381,15 @@ class OrderedRoute(Member):
             return SpillReason.PAUSED.value
         if self.unknown_since is not None:
             return SpillReason.UNKNOWN_NAME.value
-        return self._dispatch.holds.spill_reason(self.destination)
+        return self._dispatcher.holds.spill_reason(self.destination)
 
     def _end_halted_of_removed_route(self) -> None:
-        """Dead-letter what has halted on a route that has been gone for so long that it isn't expected back."""
+        """Dead-letter what has halted on a route that has been gone for longer than a rolling deployment takes."""
         if self.unknown_since is None:
             return
-        lapsed = self._log.now() - UNKNOWN_MAX_AGE
+        cutoff = self._log.now() - UNKNOWN_MAX_AGE
         for head in self._halted_heads():
-            if max(self.unknown_since, head.record.appended_at) < lapsed:
+            if max(self.unknown_since, head.record.appended_at) < cutoff:
                 head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._log_released(head, "route_removed")
                 self._make_ready(head)
@@ -409,7 +409,7 @@ class OrderedRoute(Member):
         item.delivery = replace(item.delivery, attempts=(), replayed_at=self._log.now())
         if not is_matched:
             self._ready = [other for other in self._ready if other is not item]
-            self._dispatch.finish_silently(item)
+            self._dispatcher.finish(item)
         return is_matched
 
     @property
@@ -439,8 +439,8 @@ class OrderedRoute(Member):
         )
 
     @override
-    def forget_partitions(self, besides: Collection[Partition] = ()) -> None:
-        super().forget_partitions(besides)
+    def forget_partitions(self, excluding: Collection[Partition] = ()) -> None:
+        super().forget_partitions(excluding)
         is_ordered = (self.route, self.destination) in self._services.rules().ordered
         self._gauges.clear(are_deleted=not is_ordered)
 
@@ -452,7 +452,7 @@ class OrderedRoute(Member):
         former = {item.record.tracker for (partition, _), item in self._former.items() if partition in partitions}
         busy = await self._wait_for_busy([*leaving, *former], ORDERED_REVOKE_GRACE)
         now = self._log.now()
-        self._dispatch.cut_short([item for pending in busy for item in pending.items], now)
+        self._dispatcher.cut_short([item for pending in busy for item in pending.items], now)
         await self._wait_for_busy([*leaving, *former], 1.0)
         for key, queue in list(self._queues.items()):
             if key[0] in partitions:
@@ -476,14 +476,14 @@ class OrderedRoute(Member):
     def assignment_changed(self) -> None:
         """Forget the state of partitions that have another owner now."""
         ours = self.trackers.keys() | self._suspended.keys()  # or to be found yet
-        self._key_states = {which: known for which, known in self._key_states.items() if known.partition in ours}
+        self._key_states = {key: state for key, state in self._key_states.items() if state.partition in ours}
         self._first_attempts.keep_only(ours)
         self._prune_halt_times()
 
     def _prune_halt_times(self) -> None:
         """Drop the halt times of keys that are no longer tracked."""
         ours = {head.delivery.occurrence for head, *_ in self._queues.values()} | self._key_states.keys()
-        self._halted_at = {which: at for which, at in self._halted_at.items() if which in ours}
+        self._halted_at = {key: at for key, at in self._halted_at.items() if key in ours}
 
 
 def _condition_failed(item: PendingDelivery) -> bool:

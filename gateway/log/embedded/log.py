@@ -27,7 +27,7 @@ from gateway.log.base import (
 from gateway.log.embedded import statements
 from gateway.log.embedded.consumer import EmbeddedConsumer, Range
 from gateway.log.embedded.file import File
-from gateway.log.embedded.writer import Append, Commits, Group, Stored, Work, Writer, post
+from gateway.log.embedded.writer import Append, AppendBatch, OffsetCommits, Stored, Work, Writer, post
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
 
 MAX_RECORD_BYTES = 1_047_564  # A Kafka broker's default limit (1,048,588), less 1 KiB for its framing.
@@ -54,7 +54,7 @@ class EmbeddedLog:
         self._loop = asyncio.get_running_loop()
         self._writer = Writer(file, self._loop, self._appended)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="log-reader")
-        self._group = Group()
+        self._group = AppendBatch()
         self._waiting_bytes = 0
         self._consumers: list[EmbeddedConsumer] = []
         self._polling: asyncio.TimerHandle | None = None
@@ -251,7 +251,7 @@ class EmbeddedLog:
         """Store a member's commits together with the next appends, without an extra fsync."""
         self._check_open()
         future: asyncio.Future[None] = self._loop.create_future()
-        self._next_group().commits.append(Commits(member, rows, future))
+        self._next_group().commits.append(OffsetCommits(member, rows, future))
         await future
 
     async def read(self, work: Callable[..., T], *args: object) -> T:
@@ -283,7 +283,7 @@ class EmbeddedLog:
         if self._is_closed:
             raise LogUnavailableError(f"{self._file.path}: expected an open log, got a closed one")
 
-    def _next_group(self) -> Group:
+    def _next_group(self) -> AppendBatch:
         """Return the group of appends of this iteration of the event loop."""
         group = self._group
         if group.is_empty:
@@ -293,11 +293,11 @@ class EmbeddedLog:
     def _submit_group(self) -> None:
         group = self._group
         if not group.is_empty:
-            self._group = Group()
+            self._group = AppendBatch()
             group.timer = self._loop.call_later(self._append_timeout, self._expire, group)
             self._writer.put(group)
 
-    def _expire(self, group: Group) -> None:
+    def _expire(self, group: AppendBatch) -> None:
         group.is_expired = True
         for future in group.futures:
             if not future.done():
@@ -311,7 +311,9 @@ class EmbeddedLog:
         group.appends.clear()
         group.commits.clear()
 
-    def _appended(self, groups: Sequence[Group], results: Sequence[Stored], tails: Sequence[statements.Chunk]) -> None:
+    def _appended(
+        self, groups: Sequence[AppendBatch], results: Sequence[Stored], tails: Sequence[statements.Chunk]
+    ) -> None:
         for group in groups:
             self._waiting_bytes -= group.size
             if group.timer is not None:

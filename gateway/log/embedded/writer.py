@@ -19,7 +19,7 @@ from gateway.log.embedded.file import File, error_text
 from gateway.log.embedded.statements import Chunk, Requeue
 from gateway.model import LogLostError, LogNearlyFullError
 
-COMMIT_BYTES = 4 << 20  # Bytes after which a transaction takes no further groups.
+MAX_TRANSACTION_BYTES = 4 << 20  # Bytes after which a transaction takes no further groups.
 DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 SMALL_BYTES = 4 << 10  # Size of a small append, with its headers: most are smaller.
 SMALL_PROBE_INTERVAL = 10.0  # Seconds for which a stored small append shows that others fit: probing takes space.
@@ -38,7 +38,7 @@ class Append(NamedTuple):
     future: asyncio.Future[Position]
 
 
-class Commits(NamedTuple):
+class OffsetCommits(NamedTuple):
     """A member's commits: (topic, base, completion bitmap in hexadecimal)."""
 
     member: str
@@ -47,11 +47,11 @@ class Commits(NamedTuple):
 
 
 @dataclass(slots=True)
-class Group:
+class AppendBatch:
     """The appends and commits of one iteration of the event loop; not stored if it expires in the queue."""
 
     appends: list[Append] = field(default_factory=list)
-    commits: list[Commits] = field(default_factory=list)
+    commits: list[OffsetCommits] = field(default_factory=list)
     size: int = 0
     timer: asyncio.TimerHandle | None = None
     is_expired: bool = False
@@ -85,13 +85,13 @@ class Writer:
         self,
         file: File,
         loop: asyncio.AbstractEventLoop,
-        appended: Callable[[Sequence[Group], Sequence[Stored], Sequence[Chunk]], None],
+        appended: Callable[[Sequence[AppendBatch], Sequence[Stored], Sequence[Chunk]], None],
     ) -> None:
         self.consumed: frozenset[str] = frozenset()
         self._file = file
         self._loop = loop
         self._appended = appended
-        self._queue: SimpleQueue[Group | Work] = SimpleQueue()
+        self._queue: SimpleQueue[AppendBatch | Work] = SimpleQueue()
         self._topics: dict[str, tuple[int, int]] = {}  # name → (id, next offset), as last seen
         self._refused_bytes = (
             0  # Largest group of appends, in bytes, that was refused, until one of that size is stored.
@@ -101,7 +101,7 @@ class Writer:
         self._thread = Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
-    def put(self, item: Group | Work) -> None:
+    def put(self, item: AppendBatch | Work) -> None:
         self._queue.put(item)
 
     def ping(self, connection: sqlite3.Connection) -> None:
@@ -128,7 +128,7 @@ class Writer:
     def stop(self, timeout: float) -> bool:
         """Finish the queued work and end the thread; return whether that took less than `timeout` seconds."""
         self._is_stopping = True
-        self._queue.put(Group())  # wakes the thread
+        self._queue.put(AppendBatch())  # wakes the thread
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -140,14 +140,14 @@ class Writer:
             if work is not None:
                 self._run_work(work)
 
-    def _next_batch(self) -> tuple[list[Group], Work | None]:
-        groups: list[Group] = []
+    def _next_batch(self) -> tuple[list[AppendBatch], Work | None]:
+        groups: list[AppendBatch] = []
         size = 0
         item = self._queue.get()
-        while isinstance(item, Group):
+        while isinstance(item, AppendBatch):
             groups.append(item)
             size += item.size
-            if size >= COMMIT_BYTES:
+            if size >= MAX_TRANSACTION_BYTES:
                 return groups, None
             try:
                 item = self._queue.get_nowait()
@@ -167,7 +167,7 @@ class Writer:
             else:
                 post(self._loop, _resolve, work.future, result, None)
 
-    def _store(self, groups: Sequence[Group]) -> None:
+    def _store(self, groups: Sequence[AppendBatch]) -> None:
         in_time = [group for group in groups if not group.is_expired]
         appends = [append for group in in_time for append in group.appends]
         commits = [commit for group in in_time for commit in group.commits]
@@ -207,11 +207,11 @@ class Writer:
         elif size:
             self._small_fits_until = monotonic() + SMALL_PROBE_INTERVAL
 
-    def _commit(self, commits: Sequence[Commits]) -> None:
+    def _commit(self, commits: Sequence[OffsetCommits]) -> None:
         for member, rows, _ in commits:
             statements.commit(self._file.writer, member, rows)
 
-    def _commit_alone(self, commits: Sequence[Commits], error: Exception) -> list[Stored]:
+    def _commit_alone(self, commits: Sequence[OffsetCommits], error: Exception) -> list[Stored]:
         """Store commits without the appends for which the disk had no space: they need almost none."""
         if _is_disk_full(error):
             try:

@@ -17,7 +17,7 @@ from aiokafka.errors import (
     RecordListTooLargeError,
     UnknownTopicOrPartitionError,
 )
-from aiokafka.structs import RecordMetadata
+from aiokafka.structs import RecordMetadata as ProducedRecord
 
 from gateway.log.base import ALL, NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
 from gateway.log.kafka.broker_clock import BrokerClock
@@ -33,8 +33,8 @@ SURELY_FITS = 524_288  # Smaller values aren't measured with their headers: the 
 MAX_BATCH_BYTES = 524_288  # With the default of 16 KiB and one request in flight, throughput falls to an eighth.
 IN_ORDER_BYTES = 262_144  # Maximum record bytes in one ordered batch; less than a batch holds, so that all fit.
 SWEEP_INTERVAL = 0.25  # Seconds between searches for appends that have waited too long.
-MIN_REFUSAL_AGE = 0.25  # Seconds without a success before the log counts as refusing: another partition may accept.
-UNEXPLAINED_MAX_AGE = 10.0  # Seconds after which a refusal is forgotten for which the brokers give no reason.
+MIN_FAILURE_AGE = 0.25  # Seconds without a success before the log counts as refusing: another partition may accept.
+UNEXPLAINED_MAX_AGE = 10.0  # Seconds after which a failure is forgotten for which the brokers give no reason.
 PARTITION_MAX_AGE = 3.0  # The same for one partition, while others accept appends.
 
 log = structlog.get_logger(__name__)
@@ -58,8 +58,8 @@ class Appender:
         self._finished: asyncio.Event | None = None  # Set by the last append in flight, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
         self._failing_since: float | None = None
-        self._refusal: _Refusal | None = None
-        self._refusals: dict[Partition, _Refusal] = {}
+        self._failure: _AppendFailure | None = None
+        self._failures: dict[Partition, _AppendFailure] = {}
         self._appended_to: set[str] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._metadata_lock = asyncio.Lock()
@@ -86,8 +86,8 @@ class Appender:
                 raise UnknownTopicOrPartitionError(f"{topic}/{partition}")
             where = partitions[partition_of(key, len(partitions)) if partition is None else partition]
             # For a known topic and partition, producer.send does nothing else, but takes 3 µs more.
-            accumulator, patience = producer._message_accumulator, 0.8 * self._append_timeout
-            future = await accumulator.add_message(where, key, value, patience, None, headers)
+            accumulator, timeout = producer._message_accumulator, 0.8 * self._append_timeout
+            future = await accumulator.add_message(where, key, value, timeout, None, headers)
             self._pending.append((started, future))
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
@@ -140,11 +140,11 @@ class Appender:
         if self._finished is not None and not self._in_flight:
             self._finished.set()
 
-    def _acknowledged(self, stored: RecordMetadata) -> float:
+    def _acknowledged(self, stored: ProducedRecord) -> float:
         """Handle an acknowledgement; return when the record was appended."""
-        self._failing_since = self._refusal = None
-        if self._refusals:
-            self._refusals.pop(Partition(stored.topic, stored.partition), None)
+        self._failing_since = self._failure = None
+        if self._failures:
+            self._failures.pop(Partition(stored.topic, stored.partition), None)
         assert stored.timestamp is not None  # the broker returns it
         at = stored.timestamp / 1000
         if at != self._last_timestamp and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
@@ -153,55 +153,58 @@ class Appender:
         return at
 
     async def check_appends(self) -> None:
-        """Return unless appends are refused. Raises LogUnavailableError with the reason, or if no broker responds.
+        """Return unless appends fail. Raises LogUnavailableError with the reason, or if no broker responds.
 
         A process that a load balancer avoids gets no appends to try. So the brokers are asked whether there are enough
-        replicas by now; they know of no other reason, so a refusal for one is forgotten after a while. What a topic
-        refuses that doesn't exist is no refusal of the log.
+        replicas by now; they know of no other reason, so a failure for one is forgotten after a while. That a
+        topic doesn't exist is no failure of the log.
         """
-        refusal = self._refusal
-        if refusal is None or self._loop.time() < refusal.began + MIN_REFUSAL_AGE:
+        failure = self._failure
+        if failure is None or self._loop.time() < failure.began + MIN_FAILURE_AGE:
             return
         accepting, missing = await self._accepting()
-        if self._refusal is not refusal:
+        if self._failure is not failure:
             return  # an append has succeeded meanwhile
         for topic in missing:
-            refusal.reasons.pop(topic, None)
-        if not refusal.reasons:
-            self._refusal = None
+            failure.reasons.pop(topic, None)
+        if not failure.reasons:
+            self._failure = None
             return
         if not any(accepting.values()):
-            refusal.is_explained = True
-            raise LogUnavailableError(refusal.reason)
+            failure.is_confirmed = True
+            raise LogUnavailableError(failure.reason)
         if not all(accepting.values()):
             return  # one partition's missing replicas stop no other
-        if not refusal.is_explained and self._loop.time() < refusal.last + UNEXPLAINED_MAX_AGE:
-            raise LogUnavailableError(refusal.reason)
-        self._refusal = None
+        if not failure.is_confirmed and self._loop.time() < failure.last + UNEXPLAINED_MAX_AGE:
+            raise LogUnavailableError(failure.reason)
+        self._failure = None
 
     async def refusing(self) -> Mapping[Partition, str]:
         """Return which partitions refuse appends while others accept them, and why.
 
         If all refuse them, it is empty, and `check_appends` raises the reason.
         """
-        if not self._refusals:
+        if not self._failures:
             return {}
         accepting: Mapping[Partition, bool] = {}
         missing: Collection[str] = ()
         with contextlib.suppress(LogUnavailableError):
             accepting, missing = await self._accepting()
         now = self._loop.time()
-        has_success = self._refusal is None or now < self._refusal.began + MIN_REFUSAL_AGE
+        has_success = self._failure is None or now < self._failure.began + MIN_FAILURE_AGE
         if not has_success and len(set(accepting.values())) <= 1:
-            self._refusals.clear()
-        for partition, refusal in list(self._refusals.items()):
+            self._failures.clear()
+        for partition, failure in list(self._failures.items()):
             if partition.topic in missing:
-                del self._refusals[partition]
+                del self._failures[partition]
             elif not accepting.get(partition, True):
-                refusal.is_explained = True
-            elif accepting if refusal.is_explained else now >= refusal.last + PARTITION_MAX_AGE:
-                del self._refusals[partition]
-        return {partition: refusal.reason for partition, refusal in self._refusals.items()}
+                failure.is_confirmed = True
+            else:
+                could_ask = bool(accepting)
+                is_over = could_ask if failure.is_confirmed else now >= failure.last + PARTITION_MAX_AGE
+                if is_over:
+                    del self._failures[partition]
+        return {partition: failure.reason for partition, failure in self._failures.items()}
 
     async def _accepting(self) -> tuple[Mapping[Partition, bool], Collection[str]]:
         """Return whether each partition that had appends accepts them, and which of their topics are missing."""
@@ -301,12 +304,12 @@ class Appender:
             self._replacing = asyncio.create_task(self._replace_producer(), name="kafka-producer-replaced")
         reason = f"append to {topic}: expected an acknowledgement, got {message_of(error)}"
         if not is_of_topic:
-            if self._refusal is None:
-                self._refusal = _Refusal(began=now)
-            self._refusal.refused(topic, reason, now)
+            if self._failure is None:
+                self._failure = _AppendFailure(began=now)
+            self._failure.add(topic, reason, now)
         if number is not None and not isinstance(error, UnknownTopicOrPartitionError):
-            its = self._refusals.setdefault(Partition(topic, number), _Refusal(began=now))
-            its.refused(topic, f"{NO_APPENDS}: {message_of(error)}", now)
+            failure = self._failures.setdefault(Partition(topic, number), _AppendFailure(began=now))
+            failure.add(topic, f"{NO_APPENDS}: {message_of(error)}", now)
         return ForbiddenError(reason) if isinstance(error, MISCONFIGURED) else LogUnavailableError(reason)
 
     async def _replace_producer(self) -> None:
@@ -335,22 +338,22 @@ class Appender:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Refusal:
-    """Refused appends, with no success since. `is_explained`: the brokers have confirmed the reason."""
+class _AppendFailure:
+    """Failed appends, with no success since. `is_confirmed`: the brokers have confirmed the reason."""
 
     began: float
     last: float = 0.0
     reasons: dict[str, str] = field(default_factory=dict)
-    """By topic, the last one refused is the last."""
-    is_explained: bool = False
+    """By topic, in the order of the last failures."""
+    is_confirmed: bool = False
 
     @property
     def reason(self) -> str:
-        """Why the last one was refused."""
+        """Why the last one failed."""
         return next(reversed(self.reasons.values()))
 
-    def refused(self, topic: str, reason: str, now: float) -> None:
-        """Add a refusal."""
+    def add(self, topic: str, reason: str, now: float) -> None:
+        """Add a failure."""
         self.last = now
         self.reasons.pop(topic, None)
         self.reasons[topic] = reason
