@@ -27,9 +27,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds and events: under a minute")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     parser.add_argument("--only", metavar="NAME", action="append", choices=list(SECTIONS), help="this section alone")
+    parser.add_argument("--beside", metavar="PYTHON", default="", help="only compare with another environment's Python")
     options = parser.parse_args()
     plan = QUICK if options.quick else FULL
-    sections = options.only or list(SECTIONS)
+    sections = ["interpreters"] if options.beside else options.only or list(SECTIONS)
     console = Console(stderr=True)
     load = os.getloadavg()[0]
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
@@ -45,7 +46,7 @@ def main() -> int:
             stack.callback(broker.stop)
             servers = broker.address
         progress = stack.enter_context(Progress(*columns, console=console, transient=True, refresh_per_second=4))
-        bench = Bench(plan, folder, servers, progress)
+        bench = Bench(plan, folder, servers, progress, other=options.beside)
         figures = uvloop.run(bench.run(sections))
     machine: dict[str, object] = {
         "cores": os.cpu_count(),
@@ -56,13 +57,14 @@ def main() -> int:
     if options.json:
         print(orjson.dumps({"machine": machine, "figures": figures}, option=orjson.OPT_INDENT_2).decode())
     else:
-        _show(figures, machine)
+        _show(figures, machine, other=options.beside)
     return 0
 
 
-def _show(figures: list[Figure], machine: dict[str, object]) -> None:
-    table = Table(title="gateway compared with bare aiohttp + aiokafka", title_justify="left")
-    for heading in ("figure", "gateway", "bare", "ratio", "goal", ""):
+def _show(figures: list[Figure], machine: dict[str, object], *, other: str) -> None:
+    title = f"gateway compared with itself on {other}" if other else "gateway compared with bare aiohttp + aiokafka"
+    table = Table(title=title, title_justify="left")
+    for heading in ("figure", "gateway", "other" if other else "bare", "ratio", "goal", ""):
         table.add_column(heading, justify="left" if heading in {"figure", ""} else "right", no_wrap=True)
     section = ""
     for figure in figures:

@@ -1,6 +1,7 @@
 """The measurements: sections of figures, each with its goal if it has one."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -85,8 +86,10 @@ class Contestant(NamedTuple):
 class Bench:
     """Runs sections one after the other, in the loop that also sends and receives."""
 
-    def __init__(self, plan: Plan, folder: Path, servers: str, progress: Progress) -> None:
+    def __init__(self, plan: Plan, folder: Path, servers: str, progress: Progress, *, other: str = "") -> None:
         self._plan = plan
+        self._other = other
+        """Another interpreter, with what the gateway needs."""
         self._folder = folder
         self._servers = servers
         self._progress = progress
@@ -99,7 +102,7 @@ class Bench:
         figures: list[Figure] = []
         try:
             for name in sections:
-                figures += await SECTIONS[name](self)
+                figures += await (Bench.interpreters if name == "interpreters" else SECTIONS[name])(self)
         finally:
             self._destination.close()
         return figures
@@ -160,6 +163,23 @@ class Bench:
                 unit="/s",
             ),
         ]
+
+    async def interpreters(self) -> list[Figure]:
+        """Compare the gateway on this interpreter with the gateway on the other one."""
+        figures: list[Figure] = []
+        for role, name in (("ingress", "ingress"), ("all", "whole path")):
+            async with AsyncExitStack() as stack:
+                contestants = [
+                    await self._join(stack, gateway_, delivers=role == "all")
+                    for gateway_ in (
+                        self._gateway(f"{role}-here", role=role),
+                        self._gateway(f"{role}-other", role=role, python=self._other),
+                    )
+                ]
+                our, their = await self._compare(f"{name}, two interpreters", contestants)
+            title = f"{name}, Kafka: CPU an event"
+            figures.append(Figure(section="interpreters", name=title, value=our.cpu, reference=their.cpu, unit="µs"))
+        return figures
 
     async def routes(self) -> list[Figure]:
         counts = (10, 1_000, 10_000)
@@ -285,10 +305,26 @@ class Bench:
         return figures
 
     def _gateway(
-        self, name: str, *, is_embedded: bool = False, role: str = "all", routes: int = 10, ordered: int = 0
+        self,
+        name: str,
+        *,
+        is_embedded: bool = False,
+        role: str = "all",
+        routes: int = 10,
+        ordered: int = 0,
+        python: str = sys.executable,
     ) -> MeasuredProcess:
         log = f"sqlite:///{self._folder / name}.db" if is_embedded else f"kafka://{self._servers}"
-        return gateway(name, self._folder, log=log, destination=self._port, role=role, routes=routes, ordered=ordered)
+        return gateway(
+            name,
+            self._folder,
+            log=log,
+            destination=self._port,
+            role=role,
+            routes=routes,
+            ordered=ordered,
+            python=python,
+        )
 
     async def _create(self, topic: str) -> None:
         log = await KafkaLog.open(self._servers)

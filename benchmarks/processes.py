@@ -21,11 +21,11 @@ STOP_TIMEOUT = 35.0  # The gateway drains for 25 s at most.
 class MeasuredProcess:
     """A process with an HTTP port; its output goes to a file. A context manager that ends it."""
 
-    def __init__(self, name: str, command: Sequence[str], folder: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], folder: Path, *, python: str = sys.executable) -> None:
         self._output = folder / f"{name}.out"
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command],
+                [python, "-m", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -81,6 +81,7 @@ def gateway(
     fan_out: int = 1,
     ordered: int = 0,
     prefix: str | None = None,
+    python: str = sys.executable,
 ) -> MeasuredProcess:
     """Start a gateway. Each event has `fan_out` deliveries; gateways with the same `prefix` share topics and groups.
 
@@ -97,7 +98,7 @@ def gateway(
         "--topic-prefix": f"{prefix or name}.",
     }
     command = ["gateway", "run", "--dev", *[f"{flag}={value}" for flag, value in options.items()]]
-    return MeasuredProcess(name, command, folder)
+    return MeasuredProcess(name, command, folder, python=python)
 
 
 def bare_pipeline(
