@@ -5,9 +5,10 @@ from typing import Any
 
 import orjson
 
-from gateway.model import Attempt, Delivery, DeliveryId, Event, EventId, Result, RetryPolicy, delivery_id, event_id
+from gateway.model import Attempt, Delivery, DeliveryId, Event, EventId, Result, delivery_id, event_id
 from gateway.rules.conditions import parse_condition
 from gateway.rules.expressions import Expression
+from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import Destination, RequestTemplate, Route
 
 NOW = 1_700_000_000.0

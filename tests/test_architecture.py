@@ -124,7 +124,7 @@ PURE = {
     "gateway/engine/delivery/breaker.py",
     "gateway/engine/dedupe/index.py",
     "gateway/engine/jobs/shared_identities.py",
-    "gateway/engine/delivery/lanes.py",
+    "gateway/engine/delivery/destination_lanes.py",
     "gateway/engine/alternate_partitions.py",
     "gateway/engine/commit_progress.py",
     "gateway/engine/delivery/retry_decision.py",
@@ -344,11 +344,11 @@ def test_pure_modules_have_no_clock_chance_or_io(imports: list[Import]) -> None:
 def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
     for file, source in {
         "model.py": "import time\n",
-        "log/base.py": "from gateway import model\nfrom gateway.engine.delivery.lanes import Lane\n",
+        "log/base.py": "from gateway import model\nfrom gateway.engine.delivery.destination_lanes import Lane\n",
         "log/kafka/errors.py": "import aiokafka.errors\n",
-        "engine/delivery/lanes.py": "def wait():\n    from time import sleep\n",
+        "engine/delivery/destination_lanes.py": "def wait():\n    from time import sleep\n",
         "engine/worker.py": "from .router import Router\nfrom ..cli import main\nfrom aiokafka import TopicPartition\n",
-        "engine/jobs/kick.py": "from gateway.engine.delivery.lanes import Lane\n",
+        "engine/jobs/kick.py": "from gateway.engine.delivery.destination_lanes import Lane\n",
         "rules/load.py": "import gateway.verify.schemes\n",
         "verify/schemes.py": "import gateway.rules.load\n",
     }.items():
@@ -358,15 +358,15 @@ def test_a_forbidden_import_is_found(tmp_path: Path) -> None:
     imports = imports_under(tmp_path)
     assert [problem.split(": expected")[0] for problem in against_the_arrows(imports)] == [
         "gateway/engine/worker.py:2: imports gateway.cli.main",
-        "gateway/log/base.py:2: imports gateway.engine.delivery.lanes.Lane",
+        "gateway/log/base.py:2: imports gateway.engine.delivery.destination_lanes.Lane",
         "gateway/verify/schemes.py:1: imports gateway.rules.load",
     ]
     assert [problem.split(": expected")[0] for problem in against_the_arrows_of_the_engine(imports)] == [
-        "gateway/engine/jobs/kick.py:1: imports gateway.engine.delivery.lanes.Lane"
+        "gateway/engine/jobs/kick.py:1: imports gateway.engine.delivery.destination_lanes.Lane"
     ]
     assert beside_the_only_user(imports) == [
         "gateway/engine/worker.py:3: imports aiokafka.TopicPartition: expected only gateway/log/kafka/ to"
     ]
     assert [problem.split(": expected")[0] for problem in impure(imports)] == [
-        "gateway/engine/delivery/lanes.py:2: imports time.sleep"
+        "gateway/engine/delivery/destination_lanes.py:2: imports time.sleep"
     ]

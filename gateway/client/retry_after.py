@@ -1,7 +1,7 @@
 """`Retry-After`: how long a destination asks us to wait.
 
 What a delivery does with it is decided in `engine/delivery/retry_decision.py`; for how long its destination gets
-nothing, in `engine/delivery/lanes.py`.
+nothing, in `engine/delivery/destination_lanes.py`.
 """
 
 from datetime import UTC, datetime

@@ -14,17 +14,10 @@ from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
 from gateway.model import DeadReason, UsageError
 from gateway.ops.control_client import ControlClient
+from gateway.ops.dead_letter_presentation import group_row, letter_content, letter_fields, letter_row, print_letter
 from gateway.ops.dead_letters import Groups, deliveries_of, find_dead_letters, read_dead_letters
 from gateway.ops.output import Output, count
-from gateway.ops.presentation import (
-    Row,
-    group_row,
-    letter_content,
-    letter_fields,
-    letter_row,
-    print_letter,
-    print_rows,
-)
+from gateway.ops.presentation import Row, print_rows
 
 
 def filter_arguments(parser: Parser) -> None:

@@ -21,8 +21,8 @@ from gateway.engine import tiers
 from gateway.engine.control.append import append_control_record
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.dedupe.filter import DuplicateFilter
+from gateway.engine.delivery.destination_lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
-from gateway.engine.delivery.lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.outcomes import is_late
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.event_topics import topics_with_events

@@ -1,17 +1,15 @@
-"""How commands show events, dead letters and explanations: as JSON fields for scripts, as text for people."""
+"""How commands show events and explanations: as JSON fields for scripts, as text for people."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from gateway.client.request import Outbound
 from gateway.log.base import TopicSpec
-from gateway.log.records import encode_record_metadata
 from gateway.model import Event
-from gateway.ops.dead_letters import DeadLetter, Group, result_of
+from gateway.ops.dead_letters import DeadLetter, result_of
 from gateway.ops.explain import Explained, ExplainedRoute
 from gateway.ops.findings import Finding
 from gateway.ops.log_search import Found
@@ -213,7 +211,7 @@ def replay_fields(progress: Progress) -> dict[str, object]:
 
 Row = Mapping[str, str | Text]
 """A row of a table: column title → content."""
-NUMBERS = ("letters", "attempts", "bytes", "partitions")
+NUMBERS = ("count", "attempts", "bytes", "partitions")
 """Columns that are aligned to the right."""
 
 
@@ -275,114 +273,11 @@ def print_event(output: Output, event: Event, position: str, duplicate_of: str =
         )
         output.print(("  " + text, "yellow"))
     about = {"source": event.source, "type": event.type, "key": event.key, "received": when(event.received_at)}
-    _print_fields(output, {**about, "query": event.query or None, "stored at": position})
+    print_fields(output, {**about, "query": event.query or None, "stored at": position})
     for name, value in event.headers:
         output.print((f"  {header_text(name)}: ", "dim"), header_text(value))
     output.print()
     output.block(body_text(event.body))
-
-
-def letter_fields(letter: DeadLetter) -> dict[str, object]:
-    fields: dict[str, object] = {
-        "at": rfc3339(letter.properties.at),
-        "status": letter.status,
-        "reason": letter.properties.reason,
-        "topic": letter.partition.topic,
-        "partition": letter.partition.number,
-        "offset": letter.record.offset,
-    }
-    if letter.decoded is None:
-        return fields | {"detail": letter.problem, "attempts": 0}
-    delivery = letter.decoded.delivery
-    last = delivery.attempts[-1] if delivery.attempts else None
-    return fields | {
-        "delivery_id": delivery.id,
-        "event_id": delivery.event.id,
-        "source": delivery.event.source,
-        "type": delivery.event.type,
-        "route": delivery.route,
-        "destination": delivery.destination,
-        "detail": letter.decoded.metadata.detail,
-        "attempts": last.number if last else 0,
-        "last_result": letter.last_result if last else None,
-    }
-
-
-def letter_content(letter: DeadLetter) -> dict[str, object]:
-    if letter.decoded is None:
-        headers = [[name, header_text(value)] for name, value in letter.record.headers]
-        return {"record_headers": headers, **body_fields(letter.record.value)}
-    delivery, event = letter.decoded.delivery, letter.decoded.delivery.event
-    return {
-        "key": event.key,
-        "received_at": rfc3339(event.received_at),
-        "note": encode_record_metadata(letter.decoded.metadata),
-        "attempts": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
-        **event_content(event),
-    }
-
-
-def letter_row(letter: DeadLetter, *, with_status: bool) -> Row:
-    what, attempts, result = f"{letter.position}: {letter.problem}", "", ""
-    if letter.decoded is not None:
-        delivery, result = letter.decoded.delivery, letter.last_result
-        what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
-        attempts = str(delivery.attempts[-1].number if delivery.attempts else 0)
-    cells = {
-        "when": when(letter.properties.at).replace(" ", "\n"),
-        "route → destination, delivery, event": what,
-        "reason": letter.properties.reason,
-        "attempts": attempts,
-        "last result": result,
-    }
-    return cells | ({"status": letter.status} if with_status else {})
-
-
-def group_row(group: Group) -> Row:
-    return {
-        "letters": f"{group.count:,}",
-        "reason": group.reason,
-        "last result": group.last_result,
-        "route → destination": f"{group.route} → {group.destination}" if group.route else "",
-        "oldest": when(group.oldest),
-        "newest": when(group.newest),
-    }
-
-
-def print_letter(output: Output, letter: DeadLetter) -> None:
-    if letter.decoded is None:
-        output.print(("dead letter ", "bold"), letter.position)
-        _print_fields(
-            output, {"reason": f"{letter.properties.reason}: {letter.problem}", "written": when(letter.properties.at)}
-        )
-        for name, value in letter.record.headers:
-            output.print((f"  {name}: ", "dim"), header_text(value))
-        output.print()
-        output.block(body_text(letter.record.value))
-        return
-    delivery, metadata = letter.decoded.delivery, encode_record_metadata(letter.decoded.metadata)
-    reason, detail = metadata.pop("reason", ""), metadata.pop("detail", "")
-    output.print(("dead letter ", "bold"), delivery.id)
-    resolved_at = f", {when(letter.resolved_by.at)}" if letter.resolved_by else ""
-    _print_fields(
-        output,
-        {
-            "route": f"{delivery.route} → {delivery.destination}",
-            "reason": f"{reason}: {detail}" if detail else reason,
-            "written": when(letter.properties.at),
-            "status": letter.status + resolved_at,
-            **metadata,
-        },
-    )
-    rows = [
-        (str(attempt.number), when(attempt.at), f"{attempt.seconds:.3f}", result_of(attempt))
-        for attempt in delivery.attempts
-    ]
-    if rows:
-        output.print()
-        output.table(["attempt", "at", "seconds", "result"], rows, right=("attempt", "seconds"))
-    output.print()
-    print_event(output, delivery.event, f"{letter.partition.topic}/{letter.position}")
 
 
 def print_status(output: Output, findings: Sequence[Finding], attempts: Sequence[AttemptInfo]) -> None:
@@ -444,7 +339,7 @@ def _joined(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     return joined
 
 
-def _print_fields(output: Output, fields: Mapping[str, str | None]) -> None:
+def print_fields(output: Output, fields: Mapping[str, str | None]) -> None:
     for name, value in fields.items():
         if value is not None:
             output.print((f"  {name:<12}", "dim"), value)

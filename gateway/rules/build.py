@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gateway.model import RetryPolicy
 from gateway.rules.destination_credentials import basic_authorization
+from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import (
     AfterDelivery,
     CertificateHeader,

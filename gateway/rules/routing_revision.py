@@ -12,9 +12,9 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from gateway.model import RetryPolicy
 from gateway.rules.conditions import parse_condition, written
 from gateway.rules.expressions import Expression
+from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import Route, RoutingRevision, Rules
 
 SHORTEST = 4

@@ -10,10 +10,10 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Literal
 
-from gateway.model import RetryPolicy
 from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
 from gateway.rules.expressions import Expression
+from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
 from gateway.rules.templates import Template
 from gateway.verify.client_certificates import CHAIN_SUFFIX, ClientCertificates

@@ -24,8 +24,8 @@ from gateway.model import (
     Event,
     EventId,
     Result,
-    RetryPolicy,
 )
+from gateway.rules.retry_policy import RetryPolicy
 
 NOW = 1_700_000_000.0
 STEADY = RetryPolicy(jitter=0.0)

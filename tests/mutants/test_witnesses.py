@@ -29,7 +29,7 @@ from gateway.rules.rules import Rules
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry.metrics import Metrics
 from tests.builders import NOW, a_delivery, a_destination, a_policy, a_route, an_attempt, an_event
-from tests.engine.test_lanes import a_lane, an_item, start
+from tests.engine.test_destination_lanes import a_lane, an_item, start
 from tests.engine.test_worker import (
     QUIET,
     TOPICS,

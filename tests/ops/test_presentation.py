@@ -10,10 +10,11 @@ from gateway.engine.control.state import Control
 from gateway.log.base import TopicSpec
 from gateway.log.records import encode_delivery, encode_event
 from gateway.model import RecordMetadata
+from gateway.ops.dead_letter_presentation import group_row, letter_row
 from gateway.ops.dead_letters import DeadLetter, Groups, read_dead_letters
 from gateway.ops.log_search import newest_first
 from gateway.ops.output import Output, when
-from gateway.ops.presentation import event_row, group_row, letter_row, print_rows, topic_row
+from gateway.ops.presentation import event_row, print_rows, topic_row
 from tests.builders import NOW, a_delivery, an_attempt, an_event
 from tests.engine.test_worker import EVENTS, TOPICS
 from tests.memory_log import MemoryLog
@@ -48,7 +49,7 @@ async def test_each_cell_of_a_group_an_event_and_a_topic_is_under_its_title() ->
     for letter in await _letters():
         groups.add(letter)
     group = next(group_row(each) for each in groups.largest_first() if each.route)
-    assert (group["letters"], group["reason"], group["last result"]) == ("1", "gone", "410")
+    assert (group["count"], group["reason"], group["last result"]) == ("1", "gone", "410")
     assert (group["route → destination"], group["oldest"]) == ("build → ci", when(NOW))
 
     log = MemoryLog(now=lambda: NOW)

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.log.topics import Topics
-from gateway.model import Disposition, RefusedError, RetryPolicy, RulesError
+from gateway.model import Disposition, RefusedError, RulesError
 from gateway.required_topics import specs_of
 from gateway.rules.conditions import parse_condition
 from gateway.rules.expressions import Expression
 from gateway.rules.load import InvalidRulesError, check_rules, load_rules
+from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import Destination, Egress, RequestTemplate, Rules, SourceLimits
 from gateway.rules.templates import Template
 from gateway.rules.yaml_document import Problem

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.model import RetryPolicy
 from gateway.rules.load import check_rules
+from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import Destination
 from gateway.rules.schema import DESTINATION, RETRY, json_schema
 from gateway.rules.schema_reader import SchemaReader

@@ -17,7 +17,7 @@ from typing_extensions import override
 from gateway.client.request import Outbound
 from gateway.engine import tiers
 from gateway.engine.control.records import ControlRecord, Selection, decode
-from gateway.engine.delivery.lanes import BURST
+from gateway.engine.delivery.destination_lanes import BURST
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.log.base import Assignment, Commit, Partition, Record

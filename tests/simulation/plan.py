@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from gateway.engine.commit_progress import WINDOW
-from gateway.engine.delivery.lanes import MAX_BYTES
+from gateway.engine.delivery.destination_lanes import MAX_BYTES
 from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 
 FAULTS = (

@@ -17,7 +17,7 @@ from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.breaker import Breaker
-from gateway.engine.delivery.lanes import Budget, Lane
+from gateway.engine.delivery.destination_lanes import Budget, Lane
 from gateway.engine.delivery.queues import Queues
 from gateway.engine.group_member import Member
 from gateway.engine.jobs.injector import Injector

@@ -27,7 +27,7 @@ from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import appends
-from gateway.engine.delivery.lanes import MAX_WAIT
+from gateway.engine.delivery.destination_lanes import MAX_WAIT
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.jobs import replay, replay_progress, scan
 from gateway.engine.jobs.runner import Jobs
@@ -36,10 +36,11 @@ from gateway.engine.worker import Worker
 from gateway.log.base import Partition, RecordHeaders, TopicSpec
 from gateway.log.records import Origin, encode_event, encode_origin, event_key
 from gateway.log.topics import JOBS_GROUP, TIERS
-from gateway.model import Event, ExpressionError, LogUnavailableError, RetryPolicy, SpillReason, event_id
+from gateway.model import Event, ExpressionError, LogUnavailableError, SpillReason, event_id
 from gateway.rules import event_view
 from gateway.rules.conditions import parse_condition
 from gateway.rules.event_view import EventView
+from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.telemetry.metrics import Metrics

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.model import DeadReason, Result, RetryPolicy, SpillReason
+from gateway.model import DeadReason, Result, SpillReason
+from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.telemetry.metrics import QUARANTINE, REJECTIONS, Metrics, content_type_for, exposition, process_registry

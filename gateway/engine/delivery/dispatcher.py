@@ -7,9 +7,9 @@
                                                │            └─ ended ─────▶ dead, acknowledged ─▶ done
                                                └─ can't take it ─▶ tier, acknowledged ─▶ done
 
-This acts on the decisions of `lanes`, `retry_decision`, `tiers` and `request`. Records and commits are the business of
-the members of groups: a `Member` passes items in, and is notified when one has ended. If it keeps an order, what would
-go to a tier or to the parked topic waits in memory instead.
+This acts on the decisions of `destination_lanes`, `retry_decision`, `tiers` and `request`. Records and commits are the
+business of the members of groups: a `Member` passes items in, and is notified when one has ended. If it keeps an order,
+what would go to a tier or to the parked topic waits in memory instead.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.appends import APPEND_OVERHEAD, Append, Appends
 from gateway.engine.delivery.attempts import Attempts
+from gateway.engine.delivery.destination_lanes import Lane, Spill
 from gateway.engine.delivery.holds import Holds
-from gateway.engine.delivery.lanes import Lane, Spill
 from gateway.engine.delivery.outcomes import Outcomes
 from gateway.engine.delivery.queues import Queues
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gateway.engine.control.state import Control
 from gateway.engine.delivery.breaker import MIN_CLOCK_STEP
-from gateway.engine.delivery.lanes import Budget, Lane
+from gateway.engine.delivery.destination_lanes import Budget, Lane
 from gateway.engine.partition_tracker import PendingDelivery
 from gateway.model import SpillReason
 from gateway.rules.rules import Destination, Rules

@@ -28,8 +28,8 @@ from gateway.model import (
     Disposition,
     Dropped,
     Result,
-    RetryPolicy,
 )
+from gateway.rules.retry_policy import RetryPolicy
 
 # A refusal is retried for as long as a bad deployment takes to be rolled back. Five attempts of the default schedule
 # (0 s, 5 s, 35 s, 2.6 min, 12.6 min) fit into it.

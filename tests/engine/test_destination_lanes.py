@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.engine.delivery.lanes import MAX_ATTEMPTS, MAX_LEARNED_DELAY, SLOT_BUCKET, Budget, Lane
+from gateway.engine.delivery.destination_lanes import MAX_ATTEMPTS, MAX_LEARNED_DELAY, SLOT_BUCKET, Budget, Lane
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import Attempt, Result
