@@ -23,7 +23,7 @@ from tests.engine.test_worker import rules_of
 
 HERE = Partition("events", 0)
 PLACE = "events/0"
-LOOKED_AT = 50
+LOOKED_AT = 40
 """Offsets whose revisions are compared."""
 EDITIONS = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(3)]
 
@@ -177,7 +177,7 @@ def test_of_each_event_that_is_done_the_rules_are_known_by_which_it_was_routed(
     hold(plan, is_told_late=is_told_late)
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(st.lists(steps, max_size=40), st.lists(st.integers(0, 20), max_size=3))
 def test_an_epoch_that_is_appended_again_late_hides_none_of_those_after_it(
     plan: list[tuple[Any, Any]], late: list[int]
@@ -192,7 +192,7 @@ def test_an_epoch_that_is_appended_again_late_hides_none_of_those_after_it(
     assert revisions_of(fresh) == model.seen[-1][1]
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(st.lists(steps, max_size=40), st.data())
 def test_what_was_known_between_two_epochs_is_what_was_known_then(plan: list[tuple[Any, Any]], data: Any) -> None:
     model = Model(is_told_late=False)
