@@ -22,10 +22,10 @@ Life = tuple[Occurrence, float]
 """A delivery's occurrence, and when its age began if it was replayed, else 0."""
 
 STORED_STATUSES = (200, 201, 202, 204)
+"""The statuses by which a sender may learn that its event is stored."""
 SUCCESSOR_HEADROOM = 64 * 1024
 """Bytes by which an event is smaller than the log's records may be: a successor (a retry or dead-letter record) carries
 more headers, and has to fit as well."""
-"""The statuses by which a sender may learn that its event is stored."""
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 """The names that sources, routes and destinations may have, in rules and in records; `value_kinds.py` describes it."""
 SHOWN = 60

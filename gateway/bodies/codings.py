@@ -34,7 +34,9 @@ def decompressed(body: bytes, field: str, limit: int = MAX_CONTENT) -> bytes:
         raise malformed(f"expected at most {MAX_CODINGS} content codings, got more")
     if any(name not in _KNOWN for name in names):
         # The name isn't shown: whoever sent it chose it.
-        raise UnreadableBodyError(415, "content_coding", "expected gzip, deflate or no content coding, got another")
+        raise UnreadableBodyError(
+            415, "content_coding", "expected gzip, deflate or no content coding, got something else"
+        )
     left = limit
     for undone, name in enumerate(reversed(names), start=1):
         left -= len(body)

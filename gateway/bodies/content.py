@@ -28,7 +28,7 @@ def read(body: bytes, content_encoding: str, content_type: str) -> object:
         try:
             return orjson.loads(content.removeprefix(_BYTE_ORDER_MARK))
         except orjson.JSONDecodeError:
-            raise UnreadableBodyError(400, NOT_JSON, "expected a JSON body, got another") from None
+            raise UnreadableBodyError(400, NOT_JSON, "expected a JSON body, got something else") from None
     if kind is Kind.FORM:
         return read_form(content)
     return read_multipart(content, content_type) if kind is Kind.MULTIPART else read_xml(content, content_type)

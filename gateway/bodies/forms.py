@@ -65,7 +65,7 @@ def read_multipart(content: bytes, content_type: str, *, as_text: bool = False) 
     a part without a name.
     """
     if media_type(content_type) != "multipart/form-data":
-        raise malformed("expected multipart/form-data, as no other multipart type is read, got another")
+        raise malformed("expected multipart/form-data, as no other multipart type is read, got something else")
     delimiter = b"\r\n--" + _boundary(content_type)
     _, *pieces = (b"\r\n" + content).split(delimiter, MAX_PARTS + 2)
     if len(pieces) > MAX_PARTS + 1:
@@ -123,7 +123,7 @@ def _part(piece: bytes, as_text: bool) -> tuple[str, Any]:  # noqa: FBT001 - of 
     """Read a part, which begins with the end of its boundary's line. Raises UnreadableBodyError (400)."""
     head, blank, value = piece.partition(b"\r\n\r\n")
     if not blank or not piece.startswith(b"\r\n") or len(head) > MAX_PART_HEAD or head.count(b"\r\n") > MAX_PART_LINES:
-        raise malformed("expected parts with a head of their own, got another")
+        raise malformed("expected parts with a head of their own, got something else")
     fields: dict[str, str] = {}
     for line in re.sub(r"\r\n[ \t]+", " ", head.decode("utf-8", "replace")).split("\r\n"):
         field, _, text = line.partition(":")
@@ -135,7 +135,7 @@ def _part(piece: bytes, as_text: bool) -> tuple[str, Any]:  # noqa: FBT001 - of 
     except ValueError as error:
         raise malformed("expected parts with their parameters in their heads, got others") from error
     if media_type(fields.get("content-disposition", "")) != "form-data" or "name" not in disposition:
-        raise malformed("expected parts that are fields of a form, each with a name, got another")
+        raise malformed("expected parts that are fields of a form, each with a name, got something else")
     name = _unescaped(disposition["name"])
     filename = disposition.get("filename", disposition.get("filename*"))
     if filename is not None:

@@ -51,7 +51,7 @@ def read_xml(content: bytes, content_type: str) -> dict[str, Any]:
     except UnreadableBodyError:
         raise
     except (ExpatError, ValueError) as error:
-        raise malformed("expected well-formed XML, got another") from error
+        raise malformed("expected well-formed XML, got something else") from error
     return gathered(document.root)
 
 
@@ -89,7 +89,7 @@ class _Document:
 
     def refuse_type(self, *_: object) -> None:
         """Called for no document whose prolog has been checked."""
-        raise malformed("expected XML without a document type, got another")
+        raise malformed("expected XML without a document type, got one with it")
 
 
 def _check_prolog(text: str) -> None:
@@ -101,7 +101,7 @@ def _check_prolog(text: str) -> None:
             break
         at = piece.end()
     if not text.startswith("<", at) or text.startswith(("<!", "<?"), at):
-        raise malformed("expected XML that begins with its element, without a document type, got another")
+        raise malformed("expected XML that begins with an element, not a document type, got another start")
 
 
 def _local(name: str) -> str:

@@ -188,7 +188,9 @@ class Client:
             is_gone = status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
             raise UnfetchedError(f"{origin.host}: expected a document, got {_phrase(status)}", is_gone=is_gone)
         if response.body is None:
-            raise UnfetchedError(f"{origin.host}: expected a complete document of at most {limit} bytes, got another")
+            raise UnfetchedError(
+                f"{origin.host}: expected a complete document of at most {limit} bytes, got something else"
+            )
         return response.body
 
     async def request_token(self, outbound: Outbound, deadline: float) -> ResponseReader:

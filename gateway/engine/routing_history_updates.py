@@ -45,6 +45,7 @@ class RoutingHistoryUpdates:
 
     def __init__(self, history: History) -> None:
         self._history = history
+        self._number = 0  # of the last record
         self._epochs: dict[Partition, _Epoch] = {}
         self._past: list[tuple[Partition, _Epoch]] = []  # ended, and not published yet
         self._revoked: dict[Partition, _Epoch] = {}
@@ -109,6 +110,7 @@ class RoutingHistoryUpdates:
 
     def record(self, what: Unpublished, at: float) -> ControlRecord:
         """Return the record to publish."""
+        self._number = max(self._number, self._history.last_number) + 1
         checkpoint, done = begins_by_partition({partition: epoch.begins for partition, epoch in what.epochs.items()})
         content = repr((what.revision.name, sorted(checkpoint.items()), sorted(done.items())))
         name = f"{int(at * 1000):x}-{hashlib.blake2b(content.encode(), digest_size=6).hexdigest()}"
@@ -121,7 +123,7 @@ class RoutingHistoryUpdates:
             done=done,
             revision=what.revision.name,
             latest=next(iter(what.epochs.values())).taken_over_at,
-            number=self._history.last_number + 1,
+            number=self._number,
         )
 
     def _note(self, partition: Partition, epoch: _Epoch) -> None:

@@ -1,13 +1,13 @@
 """The aiohttp application that senders see.
 
-address → limits → check the head → read → verify → admit → handshake? → identify → append
+client → head → body → verify → admit → handshake? → identify → append
 
 Built on `web.Server` with a dispatch of its own, which costs a third less than an application's router, and without
 automatic decompression, since a signature covers the bytes as they came.
 
-What is absent on purpose: the body isn't read if the headers already rule the request out (for the quarantine not
-before the response), and isn't parsed before it is verified; no append is retried; there is no 2xx before the append
-has returned. Nothing waits for the quarantine.
+Deliberately absent: the body isn't read if the headers already rule the request out (for the quarantine not before the
+response), and before it is verified it is parsed only where the signature, or a pending source's token, is in it; no
+append is retried; there is no 2xx before the append has returned. No response waits for the quarantine.
 """
 
 import asyncio
@@ -114,7 +114,7 @@ class Ingress:
         )
         self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
-        self._own_quota = LogQuota()
+        self._server_error_quota = LogQuota()
         """For 5xx responses to verified senders: unverified ones can't suppress their lines."""
         self._quota_timer: asyncio.TimerHandle | None = None
         self._cached_rules: Rules | None = None
@@ -193,7 +193,7 @@ class Ingress:
         if self._is_draining:
             response.force_close()
         if unread is not None:
-            await self.quarantine.read_on(request, response, unread)
+            await self.quarantine.respond_and_keep(request, response, unread)
         return response
 
     async def _receive(
@@ -400,7 +400,7 @@ class Ingress:
         fields["seconds"] = round(seconds, 6)
         # A bug has no reason, and always has its line.
         is_server_error = fields.pop("is_verified", False) and fields["status"] >= _SERVER_ERROR
-        quota = self._own_quota if is_server_error else self._quota
+        quota = self._server_error_quota if is_server_error else self._quota
         reason = fields.get("reason", "handshake" if "handshake" in fields else "")
         if reason and not self._take_quota(quota, source, reason):
             return
@@ -419,7 +419,7 @@ class Ingress:
 
     def _log_suppressed(self) -> None:
         self._quota_timer = None
-        for source, reason, count in (*self._own_quota.next_window(), *self._quota.next_window()):
+        for source, reason, count in (*self._server_error_quota.next_window(), *self._quota.next_window()):
             self._logger.info("lines_suppressed", source=source, reason=reason, count=count)
 
 

@@ -143,7 +143,7 @@ class KeyFetcher:
             self._warn(source, url, str(error))
         except ValueError:
             keys.fail(url, self._clock())
-            self._warn(source, url, "expected a key in PEM, got another")
+            self._warn(source, url, "expected a key in PEM, got something else")
         else:
             self._logger.info("key_fetched", source=source, url=url)
         finally:  # if cancelled, those that wait fetch it themselves

@@ -152,7 +152,7 @@ class Quarantine:
         self._is_idle.clear()
         self._has_work.set()
 
-    async def read_on(self, request: web.BaseRequest, response: web.StreamResponse, unread: Unread) -> None:
+    async def respond_and_keep(self, request: web.BaseRequest, response: web.StreamResponse, unread: Unread) -> None:
         """Send the response to a request that its head has refused; keep it if its body comes within READ_SECONDS."""
         (source, reason, head, at, sender), stream = unread, request.content
         length = request.content_length or 0

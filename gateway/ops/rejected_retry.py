@@ -102,7 +102,7 @@ class RejectedCommand:
     async def retry(
         self, source: Source, which: RejectedFilter, *, fetch: Fetch | None = None, dry_run: bool = False
     ) -> Report:
-        """Verify a source's open requests again, and admit those that pass: all but `left` have an outcome then.
+        """Verify a source's open requests again, and admit those that pass: all but those `left` have an outcome.
 
         Raises LogUnavailableError if the requests can't be read. What fails later is the report's `problem`.
         """
@@ -123,7 +123,7 @@ class RejectedCommand:
             return self._ended(0)
         await present.begin(oldest - MAX_LATER - (source.dedupe or 0.0))
         if dry_run:
-            await self._foresee(verification, present, passing)
+            await self._dry_run(verification, present, passing)
             return self._ended(report.outcomes.total() + self._refused_late)
         for partition, offsets in sorted(passing.items()):
             await self._with_claim(
@@ -176,7 +176,7 @@ class RejectedCommand:
                 self.report.refused[error.reason] += 1
         return None
 
-    async def _foresee(
+    async def _dry_run(
         self, verification: RepeatedVerification, present: "_PresentEvents", passing: Mapping[Partition, Sequence[int]]
     ) -> None:
         await present.look()
@@ -261,7 +261,7 @@ class RejectedCommand:
             elif each.outcome is Outcome.ADMITTED and not failed:
                 outcomes.append((each.offset, each.outcome))
                 self.report.events += len(each.fresh)
-        # What is in the log already may be there only since another of this batch was to be appended.
+        # `present.found` has what was to be appended, too: if that failed, a copy of it isn't stored either.
         for each in judged:
             if each.outcome is not Outcome.ADMITTED and is_available:
                 if present.found.issuperset(map(_key_of, each.events)):
@@ -380,13 +380,13 @@ def text_of(report: Report, *, is_dry: bool = False) -> str:
     parts: Iterable[tuple[int, str]] = (
         (report.outcomes[Outcome.ADMITTED], "would be admitted" if is_dry else "admitted"),
         (report.outcomes[Outcome.PRESENT], "already in the log"),
-        (report.outcomes[Outcome.HANDSHAKE], "a handshake, which nobody waits for any more"),
+        (report.outcomes[Outcome.HANDSHAKE], "no longer awaited (handshake)"),
         (report.outcomes[Outcome.DROPPED], "dropped"),
         (report.elsewhere, "resolved by another command meanwhile"),
         (report.missing[Missing.BODY], "too large to keep whole"),
-        (report.missing[Missing.CREDENTIAL], "whose credential was too short to keep"),
+        (report.missing[Missing.CREDENTIAL], "with a credential too short to keep"),
         (report.unreadable, "unreadable"),
-        (report.left, "left"),
+        (report.left, "not processed"),
     )
     shown = [f"{number:,} {what}" for number, what in parts if number]
     shown[1:1] = refused_ if report.outcomes[Outcome.ADMITTED] else []

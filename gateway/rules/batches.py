@@ -25,7 +25,9 @@ def split(body: bytes, path: Sequence[str]) -> list[bytes] | None:
         text = body.decode("utf-8")
         value = json.loads(text)  # all of it: what comes after a list would be lost
     except (ValueError, RecursionError) as error:
-        raise RefusedError(400, "malformed_batch", "expected a JSON body, which is to be split, got another") from error
+        raise RefusedError(
+            400, "malformed_batch", "expected a JSON body, which is to be split, got something else"
+        ) from error
     at = _skip(text, 0)
     for name in path:
         if not isinstance(value, dict) or name not in value:

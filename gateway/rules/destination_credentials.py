@@ -103,7 +103,7 @@ def present(context: ssl.SSLContext, certificate: str, key: str) -> None:
         if is_encrypted:
             raise TlsError("key", "expected a private key without a passphrase, got an encrypted one") from None
         if isinstance(error, ssl.SSLError) and error.reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
-            raise TlsError("key", "expected the private key of the certificate, got another") from None
+            raise TlsError("key", "expected the private key of the certificate, got something else") from None
         message = f"expected a certificate and a private key that can be used, got others{_reason(error)}"
         raise TlsError("certificate", message) from None
 

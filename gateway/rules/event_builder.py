@@ -7,6 +7,7 @@ from urllib.parse import unquote_plus
 
 from gateway.bodies.codings import CONTENT_ENCODING
 from gateway.model import Event, ExpressionError, Headers, RefusedError, event_id
+from gateway.rules.batches import MAX_EVENTS
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Source
@@ -125,9 +126,17 @@ class EventBuilder:
             method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
         )
         try:
-            return self.event(request, received_at=event.received_at).id == event.id
+            if self.event(request, received_at=event.received_at).id == event.id:
+                return True
         except RefusedError:
             return False
+        if self._source.split is None:
+            return False
+        # As an item of a request that has its identity: the item's number isn't stored.
+        identity = self._identity_of(request, None)
+        return identity is not None and any(
+            event_id(self._source.name, f"{identity}#{number}") == event.id for number in range(MAX_EVENTS)
+        )
 
     def identified_by(self, request: Request) -> str:
         """Return the expression by which a request's identity is found; "" if it has none.

@@ -102,7 +102,7 @@ class Guard:
         if _OF_QUERIES.match(begin) if request.query else begin == b"?":
             raise refused(
                 Reason.UNREADABLE_BODY,
-                "expected a body that can't be taken for more of the address's query, which is signed, got another",
+                "expected a body that can't be taken for more of the address's signed query, got something else",
             )
 
     def _check_end(self, pieces: Sequence[bytes], whole: bytes, request: Request) -> None:
@@ -121,7 +121,7 @@ class Guard:
 
     def _refusal(self, what: str) -> RefusedError:
         reason = Reason.MALFORMED_TIMESTAMP if self.part.format in FORMATS else Reason.MALFORMED_SIGNATURE
-        return refused(reason, f"expected {self.part.shown}, which is signed, {what}, got another")
+        return refused(reason, f"expected {self.part.shown}, which is signed, {what}, got something else")
 
 
 def guards(parts: Sequence[bytes | Part], unit: str | None) -> tuple[Guard, ...]:

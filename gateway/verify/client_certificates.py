@@ -101,7 +101,7 @@ class ClientCertificates:
         elif not self._fingerprints.isdisjoint(presented.chain):
             until = names_of(presented.certificate).until
         if until is None:
-            message = "expected a client certificate that this source's authorities have issued, got another"
+            message = "expected a client certificate that this source's authorities have issued, got something else"
             raise _refused(CertificateProblem.REFUSED, message)
         if until <= now:  # the connection is older than that
             raise _refused(
@@ -127,7 +127,9 @@ def fingerprint(certificate: bytes) -> bytes:
 
 def refused_name() -> RefusedError:
     """Return the refusal of a certificate of the right authority, for somebody else."""
-    return _refused(CertificateProblem.REFUSED, "expected a client certificate for a name that may send, got another's")
+    return _refused(
+        CertificateProblem.REFUSED, "expected a client certificate for a name that may send, got something else's"
+    )
 
 
 def malformed_certificate() -> RefusedError:

@@ -130,7 +130,7 @@ class Content:
             )
         except (ValueError, RecursionError) as error:
             expected = "expected a JSON body that isn't nested too deeply, as fields of it are signed"
-            raise refused(Reason.UNREADABLE_BODY, f"{expected}, got another") from error
+            raise refused(Reason.UNREADABLE_BODY, f"{expected}, got something else") from error
 
     def json(self) -> object:
         """Return the JSON body. Raises RefusedError if it is none."""
@@ -191,7 +191,7 @@ class Content:
             try:
                 self._json = orjson.loads(self._request.body)
             except orjson.JSONDecodeError as error:
-                expected = f"expected a JSON body{' with ' if path else ''}{shown_path(path)}, got another"
+                expected = f"expected a JSON body{' with ' if path else ''}{shown_path(path)}, got something else"
                 raise refused(Reason.UNREADABLE_BODY, expected) from error
         return self._json
 
@@ -248,7 +248,7 @@ def require_form(request: Request) -> None:
     """Raise RefusedError unless the head says that the body is a form."""
     content_type = b"".join(request.values(b"content-type")[:1]).decode("latin-1")
     if kind_of(content_type) is not Kind.FORM:
-        raise refused(Reason.UNREADABLE_BODY, f"expected a body of {FORM}, which is signed, got another")
+        raise refused(Reason.UNREADABLE_BODY, f"expected a body of {FORM}, which is signed, got something else")
 
 
 def shown_path(path: FieldPath) -> str:

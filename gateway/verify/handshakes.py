@@ -1,11 +1,13 @@
 """Handshakes: requests by which a provider asks whether an address is ours, before it sends events. They are no events.
 
-A preset names its handshake, and the logic is here, one function for each. Most are verified as an event is, and only
-then answered. The others come without a signature, with another method or nothing but a query: they are answered by
-their head alone, and what is answered is nothing that its sender doesn't know or may not know.
+A preset names its handshake, and the logic is here, one function for each. There are three kinds. Most are verified as
+an event is, and only then answered. Others come without a signature: they are answered by their head (method, query,
+headers) alone. Of a source that is `pending`, the token in the body is answered, and kept to be shown. The response to
+whoever isn't verified reveals nothing that the sender doesn't already have, or isn't entitled to.
 
-A response that is signed with the source's secret signs what its sender chooses, who may be anybody. So a challenge has
-a form, `signs`, and an event whose signed string has it is refused.
+A response that is signed with the source's secret signs what its sender chooses, who may be anybody. So a challenge
+must match `signed_challenge`, and an event whose signed string matches it is refused: else a response could be used as
+an event's signature.
 """
 
 import base64
@@ -23,7 +25,7 @@ import orjson
 from gateway.model import RefusedError, UnreadableBodyError
 from gateway.verify.check import MAX_CHALLENGE
 from gateway.verify.key_ring import KeyRing
-from gateway.verify.request import Reason, Request, refused
+from gateway.verify.request import Reason, Request
 from gateway.verify.sns import SNS_HOST
 
 # A handshake is a few hundred bytes; a larger body isn't parsed to find out.
@@ -74,8 +76,8 @@ class Handshake:
 
     One with `methods` is answered by the head of requests with these, unverified; any other after verification. With
     `has_token`, a source takes the key `verify_tokens`; with `required_keys`, a provider's `asks:` must have these. One
-    that `shows_token` is answered while the source is `pending`, unsigned. One that `signs` answers with an HMAC, by
-    the source's secret, of a challenge of that form.
+    that `shows_token` is answered while the source is `pending`, unsigned. One with a `signed_challenge` answers with
+    an HMAC, by the source's secret, of a challenge that matches it.
     """
 
     respond: Respond = field(repr=False)
@@ -83,7 +85,7 @@ class Handshake:
     has_token: bool = False
     required_keys: tuple[str, ...] = ()
     shows_token: bool = False
-    signs: re.Pattern[str] | None = None
+    signed_challenge: re.Pattern[str] | None = None
 
 
 def _text(value: str) -> HandshakeResponse:
@@ -218,7 +220,9 @@ def _sns(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
             url = payload.get("SubscribeURL")
             if isinstance(url, str) and _SUBSCRIBE.fullmatch(url):
                 return HandshakeResponse(confirm_url=url)
-            raise RefusedError(400, "bad_handshake", "expected SubscribeURL to be an address of SNS, got another")
+            raise RefusedError(
+                400, "bad_handshake", "expected SubscribeURL to be an address of SNS, got something else"
+            )
         case "UnsubscribeConfirmation":
             return HandshakeResponse()
         case _:
@@ -260,7 +264,7 @@ def _x(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     if token is None or not keys.secrets.entries:
         return None
     if not _OPAQUE.fullmatch(token):
-        raise refused(Reason.MALFORMED_SIGNATURE, "expected a crc_token of letters and digits, got something else")
+        raise RefusedError(400, "bad_handshake", "expected a crc_token of letters and digits, got something else")
     digest = hmac.digest(keys.secrets.entries[0].key, token.encode(), "sha256")
     return _json({"response_token": f"sha256={base64.b64encode(digest).decode()}"})
 
@@ -287,7 +291,9 @@ def _braintree(request: Request, keys: HandshakeKeys) -> HandshakeResponse | Non
     if challenge is None or not keys.secrets.entries:
         return None
     if not _BRAINTREE_CHALLENGE.fullmatch(challenge):
-        raise refused(Reason.MALFORMED_SIGNATURE, "expected a bt_challenge of 20 to 32 hexadecimal digits, got another")
+        raise RefusedError(
+            400, "bad_handshake", "expected a bt_challenge of 20 to 32 hexadecimal digits, got something else"
+        )
     key = hashlib.sha1(keys.secrets.entries[0].key, usedforsecurity=False).digest()
     return _text(f"{keys.parameters.get('public_key', '')}|{hmac.digest(key, challenge.encode(), 'sha1').hex()}")
 
@@ -304,7 +310,7 @@ def _linkedin(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None
     if challenge is None or not keys.secrets.entries:
         return None
     if not _UUID.fullmatch(challenge):
-        raise refused(Reason.MALFORMED_SIGNATURE, "expected a challengeCode that is a UUID, got something else")
+        raise RefusedError(400, "bad_handshake", "expected a challengeCode that is a UUID, got something else")
     signed = hmac.digest(keys.secrets.entries[0].key, challenge.encode(), "sha256")
     return _json({"challengeCode": challenge, "challengeResponse": signed.hex()})
 
@@ -341,7 +347,7 @@ def _cloudevents(request: Request, _: HandshakeKeys) -> HandshakeResponse | None
 
 HANDSHAKES: Mapping[str, Handshake] = {
     "slack": Handshake(respond=_slack),
-    "zoom": Handshake(respond=_zoom, signs=_OPAQUE),
+    "zoom": Handshake(respond=_zoom, signed_challenge=_OPAQUE),
     "discord": Handshake(respond=_discord),
     "twitch": Handshake(respond=_twitch),
     "challenge-json": Handshake(respond=_challenge_json),
@@ -351,12 +357,12 @@ HANDSHAKES: Mapping[str, Handshake] = {
     "sns": Handshake(respond=_sns),
     "notion": Handshake(respond=_notion, shows_token=True),
     "meta": Handshake(respond=_meta, methods=("GET",), has_token=True),
-    "x": Handshake(respond=_x, methods=("GET",), signs=_OPAQUE),
+    "x": Handshake(respond=_x, methods=("GET",), signed_challenge=_OPAQUE),
     "asana": Handshake(respond=_asana, methods=("POST",)),
     "braintree": Handshake(
-        respond=_braintree, methods=("GET",), required_keys=("public_key",), signs=_BRAINTREE_CHALLENGE
+        respond=_braintree, methods=("GET",), required_keys=("public_key",), signed_challenge=_BRAINTREE_CHALLENGE
     ),
-    "linkedin": Handshake(respond=_linkedin, methods=("GET",), signs=_UUID),
+    "linkedin": Handshake(respond=_linkedin, methods=("GET",), signed_challenge=_UUID),
     "okta": Handshake(respond=_okta, methods=("GET",)),
     # Dropbox (https://www.dropbox.com/developers/reference/webhooks#documentation) and Nylas.
     "challenge-query": Handshake(respond=_echo_of("challenge"), methods=("GET",)),

@@ -103,7 +103,9 @@ class JsonWebToken:
             url, request_body = self.key_request.of(key_id)
             key = content.fetched_key(url, request_body=request_body).by_id.get(key_id)
         if key is None:
-            raise refused(Reason.BAD_KEY, f"expected a key that its sender has published {self._where()}, got another")
+            raise refused(
+                Reason.BAD_KEY, f"expected a key that its sender has published {self._where()}, got something else"
+            )
         claims, index = self._claims(token, (KeyEntry(key),))
         self._check_times(claims, now)
         return self._check_claims(claims, index, request, content)
@@ -118,7 +120,9 @@ class JsonWebToken:
             key_id = None
         if isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID:
             return key_id
-        raise refused(Reason.MALFORMED_SIGNATURE, f"expected a token with a key's id {self._where()}, got another")
+        raise refused(
+            Reason.MALFORMED_SIGNATURE, f"expected a token with a key's id {self._where()}, got something else"
+        )
 
     def _claims(self, token: bytes, keys: Sequence[KeyEntry[Any]]) -> tuple[Mapping[str, Any], int | None]:
         """Return what a token claims, and the index of the key that verifies it. Raises RefusedError if none does."""
@@ -138,11 +142,13 @@ class JsonWebToken:
                 malformed = error  # or the key is of another algorithm than the token, while one replaces the other
         if not found and malformed is not None:
             expected = f"expected a JSON Web Token of {', '.join(self.algorithms)} {self._where()}"
-            raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another") from malformed
+            raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got something else") from malformed
         if not found:
             raise refused(Reason.BAD_SIGNATURE, f"the token {self._where()} isn't signed with a known key")
         if not isinstance(found[0][0], dict):
-            raise refused(Reason.MALFORMED_SIGNATURE, f"expected a token with claims {self._where()}, got another")
+            raise refused(
+                Reason.MALFORMED_SIGNATURE, f"expected a token with claims {self._where()}, got something else"
+            )
         return found[0]
 
     def _check_times(self, claims: Mapping[str, Any], now: float) -> None:
@@ -197,7 +203,7 @@ class KeyRequest:
         """Return the address, whose fragment is the key's id for us, and the body. Raises RefusedError."""
         if not _PLAIN_ID.fullmatch(key_id):  # anybody may make one up: nothing but an id is sent on
             raise refused(
-                Reason.MALFORMED_SIGNATURE, "expected a token with a key's id of letters and digits, got another"
+                Reason.MALFORMED_SIGNATURE, "expected a token with a key's id of letters and digits, got something else"
             )
         fields = {"client_id": self.client_id, "secret": self.api_secret, "key_id": key_id}
         return f"https://{self.host}/webhook_verification_key/get#{key_id}", orjson.dumps(fields)

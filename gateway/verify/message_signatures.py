@@ -172,9 +172,9 @@ class MessageSignature:
                 expected = f"expected a string of at most {MAX_KEY_ID} characters as {name} of the signature"
                 raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got something else")
         if self.tag is not None and texts["tag"] != self.tag:
-            raise refused(Reason.MISSING_SIGNATURE, "expected a signature with the source's tag, got another")
+            raise refused(Reason.MISSING_SIGNATURE, "expected a signature with the source's tag, got something else")
         if texts["alg"] not in (None, self.algorithm):
-            raise refused(Reason.MALFORMED_SIGNATURE, f"expected a signature of {self.algorithm}, got another")
+            raise refused(Reason.MALFORMED_SIGNATURE, f"expected a signature of {self.algorithm}, got something else")
         self._check_times(parameters, now)
         components = [_component(item) for item in described.items]
         covered = set(components)
@@ -216,7 +216,9 @@ class MessageSignature:
             if _bare("@target-uri") not in covered and not {_bare(name) for name in address} <= covered:
                 missing.append(f"@target-uri or {' and '.join(address)}")
         if missing:
-            raise refused(Reason.BAD_SIGNATURE, f"expected a signature that covers {', '.join(missing)}, got another")
+            raise refused(
+                Reason.BAD_SIGNATURE, f"expected a signature that covers {', '.join(missing)}, got something else"
+            )
 
     def _check_body(
         self, head: Request, candidate: _Candidate, index: int | None, request: Request, content: Content
@@ -224,7 +226,7 @@ class MessageSignature:
         if candidate.covers_body:
             _check_digest(head, content)
         elif request.body:
-            raise refused(Reason.BAD_SIGNATURE, "expected a signature that covers content-digest, got another")
+            raise refused(Reason.BAD_SIGNATURE, "expected a signature that covers content-digest, got something else")
         return index
 
     def _check_by_set(
@@ -255,7 +257,7 @@ class MessageSignature:
             verifies = public_message_key(key, self.algorithm, None).verifies
         except ValueError as error:
             expected = f"expected a key of {self.algorithm} that its sender has published"
-            raise refused(Reason.BAD_KEY, f"{expected}, got another") from error
+            raise refused(Reason.BAD_KEY, f"{expected}, got something else") from error
         return verifies(candidate.signature, candidate.base)
 
 
@@ -436,7 +438,7 @@ def _dictionary(head: Request, name: str, missing: Reason) -> dict[str, Item | I
     try:
         return parse_dictionary(text)
     except ValueError as error:
-        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another") from error
+        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got something else") from error
 
 
 def _encoded(text: str) -> str:
@@ -448,7 +450,9 @@ def _check_digest(head: Request, content: Content) -> None:
     digests = _dictionary(head, "Content-Digest", Reason.MISSING_HEADER)
     known = [(algorithm, digests[name]) for name, algorithm in _DIGESTS.items() if name in digests]
     if not known:
-        raise refused(Reason.MALFORMED_SIGNATURE, f"expected a Content-Digest of {' or '.join(_DIGESTS)}, got another")
+        raise refused(
+            Reason.MALFORMED_SIGNATURE, f"expected a Content-Digest of {' or '.join(_DIGESTS)}, got something else"
+        )
     for algorithm, given in known:
         value = given.value if isinstance(given, Item) else None
         if not isinstance(value, bytes) or not hmac.compare_digest(value, content.digest(algorithm)):

@@ -121,7 +121,7 @@ def fetched_key(url: str, algorithm: str, content: Content) -> PublicKey:
     try:
         return public_key(content.fetched_key(url).key, algorithm)
     except ValueError as error:
-        raise refused(Reason.BAD_KEY, f"expected {_KINDS[algorithm].key} at its address, got another") from error
+        raise refused(Reason.BAD_KEY, f"expected {_KINDS[algorithm].key} at its address, got something else") from error
 
 
 def decode_signature(text: bytes, algorithm: str, encoding: str) -> bytes | None:

@@ -70,7 +70,7 @@ class KeyLocations:
         url = f"https://{self.hosts[0]}{written}" if written.startswith("/") else written
         if len(url) > MAX_URL or not self._pattern.fullmatch(url):
             expected = f"expected the key's address to be https://{' or '.join(self.hosts)} and a path in {self.path}"
-            raise refused(Reason.BAD_KEY, f"{expected}, got another")
+            raise refused(Reason.BAD_KEY, f"{expected}, got something else")
         return url
 
 

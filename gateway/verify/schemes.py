@@ -174,7 +174,7 @@ def _build(
     tokens = [method.values for method in methods if method.scheme == "token"]
     used = [method for method in methods if method.scheme == "none" or any(method.values.get(name) for name in _PROOFS)]
     handshake = HANDSHAKES[preset.handshake] if preset.handshake else None
-    challenge = None if handshake is None else handshake.signs
+    challenge = None if handshake is None else handshake.signed_challenge
     if challenge is not None and any(method.scheme == "jwt" and "secrets" in method.values for method in methods):
         where.below("handshake" if known is None else "scheme").report(
             f"expected no handshake that signs challenges by the secrets of a token, got {preset.handshake}"

@@ -228,7 +228,7 @@ class Signature:
 
     def _check_recipient(self, content: Content) -> None:
         if self.recipient is not None and content.field(self.recipient[0]) != to_bytes(self.recipient[1]):
-            raise refused(Reason.WRONG_RECIPIENT, "expected a request for the source's recipient, got another's")
+            raise refused(Reason.WRONG_RECIPIENT, "expected a request for the source's recipient, got something else's")
 
     def _check_digest(self, request: Request, content: Content) -> None:
         if self.body_digest is not None:

@@ -268,7 +268,7 @@ def _listed(part: Part, inputs: SigningInput) -> bytes:
         raise refused(Reason.MALFORMED_SIGNATURE, f"expected at most {MAX_LISTED} headers that are signed, got more")
     if not all(TOKEN.fullmatch(name.decode("latin-1")) for name in names):
         expected = f"expected a list of headers' names in {always[0].decode()}, which are signed"
-        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got another")
+        raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got something else")
     text = b";" + b";".join([name + b":" + only(inputs.request, name).strip() for name in names])
     if any(text.count(b";" + name + b":") > 1 for name in names):  # so that it is read in one way alone
         expected = "expected signed headers whose values don't contain another one's name"

@@ -66,16 +66,20 @@ class SnsSignature:
         fields = message if isinstance(message, dict) else {}
         kind, topic = _text(fields, "Type"), _text(fields, "TopicArn")
         if kind not in _SIGNED:
-            raise refused(Reason.UNREADABLE_BODY, f"expected Type to be one of {', '.join(_SIGNED)}, got another")
+            raise refused(
+                Reason.UNREADABLE_BODY, f"expected Type to be one of {', '.join(_SIGNED)}, got something else"
+            )
         if topic not in self.topics:  # before a key is fetched for it
-            raise refused(Reason.WRONG_RECIPIENT, "expected a message of one of the source's topics, got another's")
+            raise refused(
+                Reason.WRONG_RECIPIENT, "expected a message of one of the source's topics, got something else's"
+            )
         algorithm = _ALGORITHMS.get(_text(fields, "SignatureVersion"))
         if algorithm is None:
-            raise refused(Reason.MALFORMED_SIGNATURE, "expected SignatureVersion to be 1 or 2, got another")
+            raise refused(Reason.MALFORMED_SIGNATURE, "expected SignatureVersion to be 1 or 2, got something else")
         signature = decode_signature(_text(fields, "Signature").encode(), algorithm, "base64")
         if signature is None:
             raise refused(
-                Reason.MALFORMED_SIGNATURE, "expected Signature to be 256 to 1024 bytes in base64, got another"
+                Reason.MALFORMED_SIGNATURE, "expected Signature to be 256 to 1024 bytes in base64, got something else"
             )
         names = [name for name in _SIGNED[kind] if not _is_absent(fields, name)]
         signed = "".join([f"{name}\n{_signed_text(fields, name)}\n" for name in names])
@@ -113,6 +117,6 @@ def _certificate(fields: Mapping[str, object]) -> str:
     url = _text(fields, "SigningCertURL")
     if len(url) > MAX_URL or not _CERTIFICATE.fullmatch(url):
         raise refused(
-            Reason.BAD_KEY, "expected SigningCertURL to be a certificate of SNS at a domain of AWS, got another"
+            Reason.BAD_KEY, "expected SigningCertURL to be a certificate of SNS at a domain of AWS, got something else"
         )
     return url

@@ -176,10 +176,32 @@ def test_an_early_checkpoint_that_is_appended_after_the_last_one_leaves_its_comm
     assert list(control.overwritten_checkpoints()) == [last]
     control.decode_and_apply(*last.encode(), 9)
     assert not control.overwritten_checkpoints()
-    # The next command's own is no late one.
-    for offset, record in enumerate((replace(command, at=4.0), replace(early, at=5.0)), 10):
+    # The next command's own is no late one; the former command's is, still.
+    own = replace(early, at=5.0, checkpoint={"gateway.parked/0": 12}, covers_commands_below=6)
+    for offset, record in enumerate((replace(command, at=4.0), own), 10):
         control.decode_and_apply(*record.encode(), offset)
+    assert not control.overwritten_checkpoints()
+    control.decode_and_apply(*early.encode(), 12)
     assert control.has_pending(command.key)
+    assert control.checkpoint(command.key) == own.checkpoint
+    assert list(control.overwritten_checkpoints()) == [own]
+    control.forget_offsets()
+    assert not control.overwritten_checkpoints(), "it would cover commands of the recreated topic"
+
+
+def test_a_replays_early_checkpoint_that_is_appended_late_takes_nothing_back() -> None:
+    command = replace(ORDERS["replay"], state="asked")
+    early = ControlRecord(kind="marker", name=command.key, state="done", at=2.0, checkpoint={"a/0": 3}, count=1)
+    last = replace(early, checkpoint={"a/0": 3, "b/0": 4}, count=2, known_below=(7, 8))
+    control = Control()
+    for offset, record in enumerate((command, early, last, early)):
+        control.decode_and_apply(*record.encode(), offset)
+    assert control.checkpoint(command.key) == last.checkpoint
+    assert control.known_below(command.key) == (7, 8)
+    assert list(control.overwritten_checkpoints()) == [last]
+    further = replace(last, checkpoint={"a/0": 5, "b/0": 4})
+    control.decode_and_apply(*further.encode(), 4)
+    assert control.checkpoint(command.key) == further.checkpoint
     assert not control.overwritten_checkpoints()
 
 

@@ -1,7 +1,8 @@
 """Which rules an event was routed by: what routers publish, and what is derived from it."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
@@ -78,8 +79,8 @@ class Model:
         self.routed: dict[int, int] = {}
         """Offset → the revision by which it was routed in the end."""
         self.published: list[ControlRecord] = []
-        self.seen: list[tuple[str, list[str | None]]] = [self._look()]
-        """The last epoch's name and each offset's revision, before the first epoch was published and after each."""
+        self.seen = [revisions_of(self.history)]
+        """Each offset's revision, before the first epoch was published and after each."""
         self._is_told_late = is_told_late
         self._count = 0
         self._processes = [
@@ -97,12 +98,9 @@ class Model:
             self._count += 1
             order = self.now.readings.record(what, float(self._count))
             self.now.readings.mark_published(what, order.name)
-            self.history.apply(roundtripped(order))
+            self.history.apply(roundtripped(order), len(self.published))
             self.published.append(order)
-            self.seen.append(self._look())
-
-    def _look(self) -> tuple[str, list[str | None]]:
-        return self.history.last_name(), revisions_of(self.history)
+            self.seen.append(revisions_of(self.history))
 
     def read(self, count: int) -> None:
         last = self.now.progress.last_received
@@ -189,7 +187,7 @@ def test_an_epoch_that_is_appended_again_late_hides_none_of_those_after_it(
     records = model.published + [model.published[each] for each in late if each < len(model.published)]
     compacted = {record.name: (offset, record) for offset, record in enumerate(records)}
     fresh = a_history(*[record for _, record in sorted(compacted.values(), key=itemgetter(0))])
-    assert revisions_of(fresh) == model.seen[-1][1]
+    assert revisions_of(fresh) == model.seen[-1]
 
 
 @settings(max_examples=100)
@@ -198,18 +196,38 @@ def test_what_was_known_between_two_epochs_is_what_was_known_then(plan: list[tup
     model = Model(is_told_late=False)
     for step, value in plan:
         step(model, value)
-    begin = data.draw(st.integers(0, len(model.seen) - 1))
-    end = data.draw(st.integers(begin, len(model.seen) - 1))
-    first, last = model.seen[begin][0], model.seen[end][0]
+    begin = data.draw(st.integers(0, len(model.published)))
+    end = data.draw(st.integers(begin, len(model.published)))
 
-    def between(offset: int, first: str, last: str | None) -> set[str | None]:
+    def between(offset: int, first: int, last: float) -> set[str | None]:
         found = model.history.revisions_between(HERE, offset, first, last)
         return {None if revision is None else revision.name for revision in found}
 
     for offset in range(LOOKED_AT):
-        assert between(offset, first, last) == {names[offset] for _, names in model.seen[begin : end + 1]}
-        every = {names[offset] for _, names in model.seen}
-        assert between(offset, "", None) == between(offset, "forgotten", "forgotten") == every
+        assert between(offset, begin, end) == {names[offset] for names in model.seen[begin : end + 1]}
+        assert between(offset, 0, math.inf) == {names[offset] for names in model.seen}
+
+
+def test_in_a_recreated_control_topic_what_was_known_precedes_what_is_new() -> None:
+    """A process that starts then numbers its epochs from the beginning."""
+    history = a_history(*[replace(a_reading(str(number), 0, 0), number=number) for number in range(1, 50)])
+    history.forget_offsets()
+    history.apply(roundtripped(replace(a_reading("new", 0, 1), number=1)), 3)
+    assert revisions_of(history)[0] == "e1"
+    assert history.last_number == 1
+    assert [revision and revision.name for revision in history.revisions_between(HERE, 0, 3, 3)] == ["e0"]
+
+
+def test_epochs_that_are_published_together_have_numbers_of_their_own() -> None:
+    history = a_history()
+    readings = RoutingHistoryUpdates(history)
+    numbers = []
+    for revision in (EDITIONS[0], EDITIONS[1]):
+        readings.took_over(HERE, Commit(0), revision, 0.0)
+        what = readings.unpublished()
+        assert what is not None
+        numbers.append(readings.record(what, 0.0).number)
+    assert numbers == [1, 2]
 
 
 def test_records_in_flight_as_a_partition_returns_keep_their_routing() -> None:

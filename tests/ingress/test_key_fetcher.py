@@ -214,14 +214,14 @@ FAILURES: dict[str, tuple[bytes | None, str]] = {
         b"HTTP/1.1 302 Found\r\nLocation: https://keys.example.com/v1/b.pem\r\nContent-Length: 0\r\n\r\n",
         f"{HOST}: expected a document, got 302 Found",
     ),
-    "no key": (ok(b"<html>busy</html>"), "expected a key in PEM, got another"),
+    "no key": (ok(b"<html>busy</html>"), "expected a key in PEM, got something else"),
     "too much": (
         ok(b"#" * (MAX_DOCUMENT_BYTES + 1) + CERTIFICATE),
-        f"{HOST}: expected a complete document of at most 65536 bytes, got another",
+        f"{HOST}: expected a complete document of at most 65536 bytes, got something else",
     ),
     "too little": (
         ok()[:-300],
-        f"{HOST}: expected a complete document of at most 65536 bytes, got another",
+        f"{HOST}: expected a complete document of at most 65536 bytes, got something else",
     ),
     "no HTTP": (b"SSH-2.0-OpenSSH\r\n", f"{HOST}: malformed response: expected the head of an HTTP/1.1 response"),
     "nothing": (None, f"{HOST}: expected a response, got none in time"),

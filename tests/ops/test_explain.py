@@ -130,7 +130,7 @@ def test_an_event_that_the_ingress_would_refuse_is_refused(tmp_path: Path) -> No
         explained(tmp_path, b"text", source="crm")
 
 
-UNREAD, GOT, A_PART = "rules can't read the body: expected ", ", got another", ", got only part of one"
+UNREAD, GOT, A_PART = "rules can't read the body: expected ", ", got something else", ", got only part of one"
 
 
 @pytest.mark.parametrize(

@@ -217,12 +217,11 @@ async def test_a_report_is_exact(world: World) -> None:
     await world.refuse(world.request(31), missing=Missing.CREDENTIAL)
     report = await world.retry()
     assert text_of(report) == (
-        "12 admitted, 3 still refused (bad_signature), 1 too large to keep whole, "
-        "1 whose credential was too short to keep"
+        "12 admitted, 3 still refused (bad_signature), 1 too large to keep whole, 1 with a credential too short to keep"
     )
     again = await world.retry()
     assert text_of(again) == (
-        "3 still refused (bad_signature), 1 too large to keep whole, 1 whose credential was too short to keep"
+        "3 still refused (bad_signature), 1 too large to keep whole, 1 with a credential too short to keep"
     )
     assert len(await world.events()) == 12
     assert text_of(await world.command().drop(EVERYTHING)) == "5 dropped"

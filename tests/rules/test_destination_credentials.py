@@ -268,7 +268,7 @@ def test_an_unusable_credential_is_reported_with_its_place(tmp_path: Path, ours:
         (
             BOTH,
             {"C": certificate, "K": other},
-            "'${K} | tls.key: expected the private key of the certificate, got another",
+            "'${K} | tls.key: expected the private key of the certificate, got something else",
         ),
         (
             BOTH,

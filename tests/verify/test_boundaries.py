@@ -111,7 +111,7 @@ def test_what_divides_two_parts_must_not_be_in_the_first() -> None:
     assert reason(verifier, sent(b"1.a.b", b"a.b", X_Time="1")) == "accepted"
     refused = refusal(verifier, sent(b"1.a.b", b"b", X_Time="1.a"))
     assert (refused.reason, refused.detail) == (
-        "malformed_signature", "expected {header:x-time}, which is signed, without '.' in it, got another",
+        "malformed_signature", "expected {header:x-time}, which is signed, without '.' in it, got something else",
     )  # fmt: skip
 
 

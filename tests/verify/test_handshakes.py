@@ -307,7 +307,7 @@ _ASKS: Mapping[str, Callable[[str], Request]] = {
     ),
 }
 """How each handshake that signs is asked to sign a text."""
-SIGNING = [name for name, handshake in HANDSHAKES.items() if handshake.signs]
+SIGNING = [name for name, handshake in HANDSHAKES.items() if handshake.signed_challenge]
 
 
 def test_every_handshake_that_uses_the_secrets_says_what_it_signs() -> None:
@@ -331,7 +331,7 @@ def test_every_handshake_that_uses_the_secrets_says_what_it_signs() -> None:
         signs = {each for secret, each in answers if secret == b"one"} != {
             each for secret, each in answers if secret == b"other"
         }
-        assert signs == (handshake.signs is not None), name
+        assert signs == (handshake.signed_challenge is not None), name
     assert SIGNING == ["zoom", "x", "braintree", "linkedin"]
 
 
@@ -342,8 +342,8 @@ def test_what_is_signed_as_a_challenge_is_never_an_event(
 ) -> None:
     """Whatever else the source expects of its events: anybody may have had their signed string signed."""
     handshake = HANDSHAKES[name]
-    assert handshake.signs is not None
-    challenge = data.draw(st.from_regex(handshake.signs, fullmatch=True).filter(str.isascii))
+    assert handshake.signed_challenge is not None
+    challenge = data.draw(st.from_regex(handshake.signed_challenge, fullmatch=True).filter(str.isascii))
     keys = HandshakeKeys(KeyRing((KeyEntry(SECRET.encode()),)), parameters={"public_key": "k"})
     assert handshake.respond(_ASKS[name](challenge), keys) is not None
     digest = hmac.digest(SECRET.encode(), challenge.encode(), algorithm)
@@ -381,8 +381,8 @@ def test_a_token_has_no_handshake_that_signs(name: str) -> None:
 
 def test_a_token_in_xs_challenge_is_what_that_prevents() -> None:
     head, claims = (base64.urlsafe_b64encode(each).rstrip(b"=") for each in (b'{"alg":"HS256"}', b'{"sub":"1"}'))
-    assert HANDSHAKES["x"].signs is not None
-    assert HANDSHAKES["x"].signs.fullmatch(f"{head.decode()}.{claims.decode()}")
+    assert HANDSHAKES["x"].signed_challenge is not None
+    assert HANDSHAKES["x"].signed_challenge.fullmatch(f"{head.decode()}.{claims.decode()}")
 
 
 ASANAS = "b537207f20cbfa02357cf448134da559e8bd39d61597dcd5631b8012eae53e81"

@@ -169,10 +169,10 @@ class ControlRecord:
     has been recreated since.
 
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
-    replay's checkpoint has its route in `routes`, if that hasn't changed since its start, and in `epochs` the last
-    records of epochs at its start and at the checkpoint: it has judged what is undelivered by these. `done` are the
-    completion bitmaps beyond the offsets of an epoch's `checkpoint`, `latest` is when it began with an owner that
-    another one had been before, and `number` is one more than its router knew of.
+    replay's checkpoint has its route in `routes`, if that hasn't changed since its start. In that of a replay of the
+    undelivered, `known_below` is up to which offsets of the control topic it knew the routing, at its start and now.
+    `done` are the completion bitmaps beyond the offsets of an epoch's `checkpoint`, `latest` is when it began with an
+    owner that another one had been before, and `number` is one more than its router knew of.
     """
 
     kind: Kind
@@ -202,7 +202,7 @@ class ControlRecord:
     latest: float | None = None
     latest_by_partition: Mapping[str, float] = field(default_factory=dict)
     last_records: Mapping[str, int] = field(default_factory=dict)
-    epochs: tuple[str, str] | None = None
+    known_below: tuple[int, int] | None = None
     number: int = 0
 
     @property
@@ -275,8 +275,8 @@ class ControlRecord:
         }
         if self.latest is not None:
             body["latest"] = self.latest
-        if self.epochs is not None:
-            body["epochs"] = {"first": self.epochs[0], "last": self.epochs[1]}
+        if self.known_below is not None:
+            body["known_below"] = {"first": self.known_below[0], "last": self.known_below[1]}
         return self.key.encode(), orjson.dumps(body)
 
     def with_state(self, state: State, **changes: Any) -> "ControlRecord":  # noqa: ANN401 - the fields of a ControlRecord
@@ -322,7 +322,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         latest=_time(body, "latest"),
         latest_by_partition=_times(body, "latest_by_place") if body.has("latest_by_place") else {},
         last_records=_offsets(body, "last") if body.has("last") else {},
-        epochs=_epochs(body.inside("epochs")) if body.has("epochs") else None,
+        known_below=_first_and_last(body.inside("known_below")) if body.has("known_below") else None,
         number=body.integer("number") if body.has("number") else 0,
     )
 
@@ -364,8 +364,8 @@ def _bits(fields: JsonFields) -> Mapping[str, bytes]:
         raise UndecodableRecordError(fields.where, "bits in base64", "something else") from None
 
 
-def _epochs(fields: JsonFields) -> tuple[str, str]:
-    return fields.text("first"), fields.text("last")
+def _first_and_last(fields: JsonFields) -> tuple[int, int]:
+    return fields.integer("first"), fields.integer("last")
 
 
 def _counts(fields: JsonFields, name: str) -> Mapping[str, int]:

@@ -10,7 +10,7 @@ if the event was already done when the epoch began.
 
 from bisect import insort_right
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.log.base import LEADER_CLOCK_SKEW, Commit, Partition, Record
@@ -37,8 +37,8 @@ class RoutingEpoch:
     name: str = ""
     number: int = 0
     """One more than its router knew of. By this they are ordered: a try without an answer may be appended late."""
-    count: int = 0
-    """How many epochs were read here up to this one."""
+    stored_at: int = -1
+    """The offset of its record in the control topic; -1 if that has been recreated since."""
 
     def covers(self, offset: int) -> bool:
         return offset >= self.begins.base and not self.begins.covers(offset)
@@ -57,14 +57,12 @@ class History:
         self._epochs: dict[str, list[RoutingEpoch]] = {}
         self._revisions: dict[str, ControlRecord] = {}
         self._routed: dict[str, ControlRecord] = {}
-        self._counts: dict[str, int] = {}  # name of a record in `_routed` → how many were read up to it
-        self._count = 0
         self.last_number = 0
         """The highest number of an epoch."""
         self._decoded: dict[str, RoutingRevision | None] = {}
 
-    def apply(self, record: ControlRecord) -> None:
-        """Apply a `rules` or `routed` record."""
+    def apply(self, record: ControlRecord, offset: int = 0) -> None:
+        """Apply a `rules` or `routed` record, with its offset in the control topic."""
         if record.kind == "rules":
             self._decoded.pop(record.name, None)
             if record.state == "deleted":
@@ -76,11 +74,9 @@ class History:
             self._forget(record.name)
         elif record.name not in self._routed:
             self._routed[record.name] = record
-            self._count += 1
-            self._counts[record.name] = self._count
             self.last_number = max(self.last_number, record.number)
-            for partition_name, offset in record.checkpoint.items():
-                begins = Commit(offset, record.done.get(partition_name, b""))
+            for partition_name, base in record.checkpoint.items():
+                begins = Commit(base, record.done.get(partition_name, b""))
                 epoch = RoutingEpoch(
                     revision=record.revision,
                     begins=begins,
@@ -88,13 +84,12 @@ class History:
                     taken_over_at=record.latest,
                     name=record.name,
                     number=record.number or self.last_number,
-                    count=self._count,
+                    stored_at=offset,
                 )
                 insort_right(self._epochs.setdefault(partition_name, []), epoch, key=lambda each: each.number)
 
     def _forget(self, name: str) -> None:
         record = self._routed.pop(name, None)
-        self._counts.pop(name, None)
         for partition_name in record.checkpoint if record is not None else ():
             left = [epoch for epoch in self._epochs[partition_name] if epoch.name != name]
             if left:
@@ -106,9 +101,13 @@ class History:
         """Return all records in force, oldest first."""
         return [*self._revisions.values(), *self._routed.values()]
 
-    def last_name(self) -> str:
-        """Return the name of the last `routed` record, "" if there is none."""
-        return next(reversed(self._routed), "")
+    def forget_offsets(self) -> None:
+        """Begin again with a recreated topic: what is known remains so, as if it preceded the new records."""
+        self.last_number = 0
+        self._epochs = {
+            partition_name: [replace(epoch, number=0, stored_at=-1) for epoch in epochs]
+            for partition_name, epochs in self._epochs.items()
+        }
 
     def partitions(self) -> dict[str, dict[str, int]]:
         """Return the partitions with a history: topic → "topic/partition" → number."""
@@ -168,18 +167,13 @@ class History:
         return None
 
     def revisions_between(
-        self, partition: Partition, offset: int, first: str, last: str | None
+        self, partition: Partition, offset: int, first: int, last: float
     ) -> Iterator[RoutingRevision | None]:
-        """Yield what `revision_at` returned from when `first` was the last `routed` record until `last` was.
-
-        "" is before all of them; of one that isn't known, it may have been at any time.
-        """
-        begin = self._counts.get(first, 0)
-        end = 0 if last == "" else self._counts.get(last or "", self._count)
+        """Yield what `revision_at` returned while the control topic was read up to offsets from `first` to `last`."""
         for epoch in reversed(self._epochs.get(partition_key(partition), ())):
-            if epoch.count <= end and epoch.covers(offset):
+            if epoch.stored_at < last and epoch.covers(offset):
                 yield self.revision(epoch.revision)
-                if epoch.count <= begin:
+                if epoch.stored_at < first:
                     return
         yield None
 

@@ -101,8 +101,11 @@ class Control:
         self.recreations += 1
         self._offsets = dict.fromkeys(self._offsets, -1)
         self._checkpoints = {
-            name: replace(checkpoint, covers_commands_below=0) for name, checkpoint in self._checkpoints.items()
+            name: replace(checkpoint, covers_commands_below=0, known_below=None)
+            for name, checkpoint in self._checkpoints.items()
         }
+        self._overwritten.clear()
+        self.history.forget_offsets()
 
     def offset_of(self, key: str) -> int | None:
         """Return where the command of a key is in the control topic."""
@@ -115,7 +118,7 @@ class Control:
     def apply(self, command: ControlRecord, offset: int = 0) -> None:
         """Apply the next record of the control topic, decoded, with its offset there."""
         if command.kind in ("rules", "routed"):
-            self.history.apply(command)
+            self.history.apply(command, offset)
             return
         if command.kind == "marker":
             self._apply_checkpoint(command)
@@ -179,10 +182,16 @@ class Control:
             self._update_cancellation(name)
 
     def _is_late(self, before: ControlRecord, checkpoint: ControlRecord) -> bool:
-        """Return whether a checkpoint was appended late, by a try without an answer: its commands had ended by then."""
-        offset = self._offsets.get(checkpoint.name)
-        covered = before.covers_commands_below
-        return offset is not None and checkpoint.covers_commands_below < covered and offset < covered
+        """Return whether a checkpoint of a command was appended late, by a try without an answer.
+
+        A later one covers no fewer commands, and one of a replay is nowhere behind.
+        """
+        if checkpoint.name not in self._offsets:
+            return False
+        if checkpoint.name.startswith("replay/"):
+            later = checkpoint.checkpoint
+            return any(offset > later.get(name, 0) for name, offset in before.checkpoint.items())
+        return checkpoint.covers_commands_below < before.covers_commands_below
 
     def _update_cancellation(self, key: str) -> None:
         """Update whether the last checkpoint of a cancelled replay is missing."""
@@ -297,10 +306,10 @@ class Control:
         command = self._checkpoints.get(key)
         return "" if command is None else command.routes
 
-    def judged_by(self, key: str) -> tuple[str, str] | None:
-        """Return the epochs by which a replay has judged what is undelivered, the first and the last; else None."""
+    def known_below(self, key: str) -> tuple[int, int] | None:
+        """Return up to which offsets a replay knew the control topic, at its start and at its checkpoint; else None."""
         command = self._checkpoints.get(key)
-        return None if command is None else command.epochs
+        return None if command is None else command.known_below
 
     def kicked_at(self, route: str, destination: str) -> float:
         """Return when the last kick of either was announced, by the log's clock then; 0.0 if none was.

@@ -96,6 +96,7 @@ class Replays:
         control: Control,
         successors: SuccessorWriter,
         injector: Injector,
+        position: Callable[[], int],
         publish: Callable[[ControlRecord], Awaitable[object]],
         caught_up: Callable[[], Awaitable[None]],
         owner: Callable[[], object | None],
@@ -110,6 +111,7 @@ class Replays:
         self._control = control
         self._successors = successors
         self._injector = injector
+        self._position = position
         self._publish = publish
         self._caught_up = caught_up
         self._owner = owner
@@ -187,7 +189,7 @@ class Replays:
         if remaining and remaining == unreadable.keys() and len(unreadable) == checkpoint_unreadable:
             self._wait(command, reason_of(unreadable))
             return
-        first_epoch = self._control.history.last_name()
+        known_below, recreations = self._position(), self._control.recreations
         open_dead, undelivered = OpenDeadLetters(route=selection.route), None
         if selection.undelivered:
             readable = self._patient_reader.readable
@@ -199,7 +201,8 @@ class Replays:
             )
             missed |= open_dead.unreadable | sighted.unreadable
         is_new = not checkpoint or checkpoint == selection.starts
-        judged_by = None if is_new else self._control.judged_by(command.key)
+        if not is_new:
+            known_below, _ = self._control.known_below(command.key) or (0, 0)
         run = ReplayProgress(
             command=command,
             selection=selection,
@@ -215,7 +218,8 @@ class Replays:
             unreadable=unreadable,
             checkpoint_unreadable=checkpoint_unreadable,
             missed=missed,
-            first_epoch=judged_by[0] if judged_by is not None else first_epoch,
+            known_below=known_below,
+            recreations=recreations,
         )
         self.under_way = command.key
         try:
@@ -460,7 +464,7 @@ class Replays:
                 checkpoint=dict(run.positions),
                 count=run.count,
                 routes=run.route_revision or "",
-                epochs=(run.first_epoch, self._control.history.last_name()),
+                known_below=self._known_below(run),
                 unread=len(run.unreadable),
                 detail=", ".join(sorted(run.missed)),
             )
@@ -481,6 +485,12 @@ class Replays:
                 run.last_checkpoint, run.checkpoint_count = checkpoint.checkpoint, checkpoint.count
                 run.checkpoint_unreadable = checkpoint.unread
         run.checkpoint_at = self._log.now()
+
+    def _known_below(self, run: ReplayProgress) -> tuple[int, int] | None:
+        """Return up to where the control topic was read when it began, and now; None if other replays don't need it."""
+        if not run.selection.undelivered or run.recreations != self._control.recreations:
+            return None
+        return run.known_below, self._position()
 
     def _is_overtaken(self, run: ReplayProgress) -> bool:
         checkpoint = self._control.checkpoint(run.command.key)

@@ -23,7 +23,8 @@ class ReplayProgress:
     letters whose deliveries were injected since, and `resolved_count` the number of these deliveries. `unreadable` are
     the partitions of events that it skips for now, `checkpoint_unreadable` is their number in the last checkpoint,
     `missed` are those of dead letters and dedupe entries that it couldn't read. `route_revision` is the route as in a
-    routing revision, "" once that has changed; `first_epoch` is the last routing epoch when it began.
+    routing revision, "" once that has changed; `known_below` is up to which offset the control topic had been read
+    when it began, by how often that had been recreated (`recreations`).
     `identities` are those of the current partition, once they matter. `next_at` is in the loop's time: the log's steps
     a little when its estimate of the brokers' clock is corrected, which would distort a rate.
     """
@@ -41,7 +42,8 @@ class ReplayProgress:
     unreadable: Mapping[str, str]
     checkpoint_unreadable: int
     missed: frozenset[str]
-    first_epoch: str
+    known_below: int
+    recreations: int
     route_revision: str | None = None
     next_at: float = 0.0
     since_backlog_check: int = CHECKPOINT_EVERY

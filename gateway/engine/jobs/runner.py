@@ -99,6 +99,7 @@ class Jobs:
             control=follower.control,
             successors=self._successors,
             injector=self._injector,
+            position=lambda: follower.position,
             publish=self._append_record,
             caught_up=self._caught_up,
             owner=lambda: self._progress,

@@ -248,7 +248,7 @@ class Scan:
                 detail=run.detail if is_last else "",
                 covers_commands_below=covered,
                 routes=self.control.replayed_as(key),
-                epochs=self.control.judged_by(key),
+                known_below=self.control.known_below(key),
                 tried=None if run.outcome is None else run.outcome.tried,
                 delivered=None if run.outcome is None else run.outcome.delivered,
                 waiting_by_reason={} if run.outcome is None else run.outcome.waiting_by_reason,

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from hashlib import sha256
+from math import inf
 from typing import NamedTuple
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, partition_key
@@ -294,8 +295,12 @@ class Undelivered:
         partition, offset = which.partition, which.record.offset
         if not replay.has_scanned(partition, offset):
             return Fate.ENDED
-        revisions = self._history.revisions_between(partition, offset, *replay.judged_by)
-        was_missed = {self._routed_by(revision, which) is Fate.UNDELIVERED for revision in revisions}
+        revisions = self._history.revisions_between(partition, offset, *replay.known_below)
+        # Most of up to 200 revisions have the route as others have it: its condition is evaluated once for each kind.
+        kinds = {None if revision is None else (revision.routes.get(self._route),) for revision in revisions}
+        was_missed = {
+            kind is not None and self._by(*kind, which.view, which.destination) is Fate.UNDELIVERED for kind in kinds
+        }
         if len(was_missed) > 1:
             return Fate.UNKNOWN
         return Fate.ENDED if was_missed == {True} else Fate.UNDELIVERED
@@ -369,10 +374,9 @@ class _Replay:
         self._reach = command.checkpoint if is_through else control.checkpoint(command.key)
         self.text = control.replayed_as(command.key)
         self.is_of_undelivered = command.selection.undelivered
-        self.judged_by = control.judged_by(command.key) or ("", None)
-        """The first and the last routing epoch by which it has decided what is undelivered, as far as it has scanned.
-        """
-        self._scanned = control.checkpoint(command.key)
+        self.known_below = control.known_below(command.key) or (0, inf)
+        """Up to which offsets of the control topic it knew the routing, from its start to where it has scanned."""
+        self._scanned = command.checkpoint if command.state == "done" else control.checkpoint(command.key)
 
     def has_scanned(self, partition: Partition, offset: int) -> bool:
         return offset < self._scanned.get(partition_key(partition), 0)

@@ -229,7 +229,7 @@ def _response(value: object, where: ConfigPath) -> PresetResponse | None:
             if body is None or isinstance(body, str | dict):
                 return PresetResponse(status, body)
     statuses = ", ".join(map(str, STORED_STATUSES))
-    where.report(f"expected a mapping with a status of {statuses}, and perhaps a body, got another")
+    where.report(f"expected a mapping with a status of {statuses}, and perhaps a body, got something else")
     return None
 
 
