@@ -1,6 +1,6 @@
 """How many requests of one source are admitted: tokens of its `rate`, and places of its `concurrent`. Pure.
 
-    head ──▶ would it be refused? ──▶ body ──▶ verified ──▶ enter: a token and a place ──▶ append ──▶ leave
+    head ──▶ would it be refused? ──▶ body ──▶ verified ──▶ enter: a token and a place ──▶ response ──▶ leave
 
 Only a verified request takes a token or a place, when it enters. If requests took them before, whoever reaches the path
 could take all: a flood with forged signatures would use the rate up, and some connections that stall would hold the

@@ -401,7 +401,8 @@ class Ingress:
         # A bug has no reason, and always has its line.
         is_server_error = fields.pop("is_verified", False) and fields["status"] >= _SERVER_ERROR
         quota = self._server_error_quota if is_server_error else self._quota
-        reason = fields.get("reason", "handshake" if "handshake" in fields else "")
+        is_handshake = "handshake" in fields and fields["status"] < _SERVER_ERROR
+        reason = fields.get("reason", "handshake" if is_handshake else "")
         if reason and not self._take_quota(quota, source, reason):
             return
         self._logger.info("request_finished", **fields)

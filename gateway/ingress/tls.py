@@ -68,7 +68,8 @@ class ServerTls:
     async def poll(self) -> None:
         """Look at the files, and read them if they have changed and are stable, or again if they were refused."""
         stamps = await asyncio.to_thread(_stamps, self._files)
-        if not self._watch.observe(stamps) and time.monotonic() < self._reread_at:
+        has_changed = self._watch.observe(stamps)
+        if not has_changed and not (self._watch.is_at_rest and time.monotonic() >= self._reread_at):
             return
         self._watch.mark_read(stamps)
         try:
@@ -80,7 +81,7 @@ class ServerTls:
                 self._refusal = before[0], problems[0]
             self._reread_at = time.monotonic() + REREAD_INTERVAL
             self._metrics.certificate_refused.set(1)
-            if before != self._refusal:
+            if has_changed or before != self._refusal:
                 self._logger.error("certificate_refused", problems=problems)
             return
         self._use(certificates)

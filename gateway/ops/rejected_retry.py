@@ -257,7 +257,7 @@ class RejectedCommand:
         for each, failed in zip(judged, errors, strict=True):
             if any(isinstance(error, RecordTooLargeError) for error in failed):
                 self._refuse("body_too_large")
-                present.found.difference_update(map(_key_of, each.events))
+                present.found.difference_update(map(_key_of, each.fresh))
             elif each.outcome is Outcome.ADMITTED and not failed:
                 outcomes.append((each.offset, each.outcome))
                 self.report.events += len(each.fresh)

@@ -6,6 +6,7 @@ certificate isn't kept: it is only known that it met what was demanded then, so 
 request is refused.
 """
 
+import time
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -27,8 +28,8 @@ from gateway.verify.request import Reason, Request, refused
 from gateway.verify.verifier import Verified
 
 FETCH_TIMEOUT = 5.0
-MAX_UNFETCHED = 10
-"""Addresses of keys that couldn't be fetched after which no other is tried: each may take all of its time."""
+MAX_FAILING = 60.0
+"""Seconds that addresses of keys which couldn't be fetched have taken in all after which no other is tried."""
 
 
 class RepeatedVerification:
@@ -40,6 +41,7 @@ class RepeatedVerification:
         self._fetch = fetch
         self._documents: dict[str, bytes] = {}
         self._unfetched: dict[str, str] = {}  # address → why
+        self._failing = 0.0  # seconds that these have taken
         self._builder = EventBuilder(source)
 
     async def events(self, found: Rejected, request: RejectedRequest, *, received_at: float) -> list[Event] | None:
@@ -87,14 +89,16 @@ class RepeatedVerification:
                 raise key_unavailable("nothing is fetched here")
             if url in self._unfetched:
                 raise key_unavailable(self._unfetched[url])
-            if len(self._unfetched) >= MAX_UNFETCHED:
-                raise key_unavailable(f"{MAX_UNFETCHED} addresses couldn't be fetched, so no other is tried")
+            if self._failing >= MAX_FAILING:
+                raise key_unavailable("nothing else is fetched, as that has failed for long: retry fewer requests")
+            began = time.monotonic()
             try:
                 self._documents[url] = await self._fetch(
                     url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, request_body=request_body
                 )
             except (UnfetchedError, ValueError) as error:
                 self._unfetched[url] = str(error)
+                self._failing += time.monotonic() - began
                 raise
         return self._documents[url]
 

@@ -78,13 +78,15 @@ def masked_secret(written: object) -> str:
 
 
 def defaults_used(files: Sequence[Path], name: str, environ: Mapping[str, str]) -> Sequence[Problem]:
-    """Return the references of a source for which their default counts here: a gateway's environment may have others.
+    """Return the references of a source's verification for which their default counts here.
 
-    What such a default verifies, the gateway may have refused with good reason: it is in the rules for all to read.
+    The gateway's environment may have others. What such a default verifies, it may have refused with good reason: the
+    default is in the rules for all to read.
     """
     problems: list[Problem] = []
     written = written_source(files, name)
-    nodes = [] if written is None else [written]
+    keys = ("verify", "allow_from", "client_certificate")
+    nodes = [] if written is None else [node for key in keys if (node := written.child(key)) is not None]
     while nodes:
         node = nodes.pop()
         value = node.value

@@ -29,6 +29,7 @@ from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import delivery_id, event_id
 from gateway.rules.expressions import Expression
+from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import RequestTemplate, Route, Rules
 from gateway.rules.templates import Template
 from tests.builders import a_policy, a_route, an_event
@@ -421,6 +422,38 @@ async def test_a_replay_that_left_events_to_a_router_which_then_had_other_rules_
             await scene.replay("rest")
             assert await scene.counts() == {Fate.ENDED: 8}
         assert scene.delivered() == [1] * 8
+
+
+@virtual
+async def test_a_replay_that_an_older_version_began_proves_nothing_of_what_it_may_have_left() -> None:
+    """Its checkpoint doesn't say what it knew of the routing; the next owner knows more."""
+    async with a_scene(OTHER, a_route()) as scene:
+        world, control = scene.world, scene.owner.control
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(3)
+        await scene.events(8)
+        await scene.owner.stop()
+        order = await an_order(world, "x", undelivered=True)
+        begun = {f"{EVENTS}/{number}": end for number, (_, end) in (await world.log.bounds(EVENTS)).items()}
+        first = next(name for name, end in begun.items() if end)
+        text = routing_revision(world.rules).routes["build"]
+        await publish(
+            world,
+            ControlRecord(
+                kind="marker", name=order.key, state="done", at=now(), checkpoint={first: begun[first]}, routes=text
+            ),
+        )
+        world.rules = rules_of(OTHER)
+        async with running(world, world.worker(control)):
+            await asyncio.sleep(5)
+        world.rules = rules_of(OTHER, a_route())
+        scene.owner = Owner(world)
+        await scene.owner.start()
+        async with running(world, world.worker(scene.owner.control)):
+            await ended(scene.owner.control, "x")
+            await asyncio.sleep(10)
+        assert await scene.counts() == {Fate.UNKNOWN: 8}
+        assert sum(scene.delivered()) == 8 - begun[first]
 
 
 @virtual

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from gateway.model import LogUnavailableError
+from gateway.rules.event_builder import EventBuilder
 from gateway.rules.expressions import Expression
 from gateway.rules.load import load_rules
 from gateway.rules.rules import StoredResponse
@@ -253,6 +254,18 @@ async def test_items_that_have_the_identity_of_their_request_have_ids_of_their_o
     first, again = [(await splitting.exchange(signed(body, *headers))).json["ids"] for _ in range(2)]
     assert first == again
     assert len({*first}) == 3
+
+
+async def test_an_items_id_is_known_again(splitting: World) -> None:
+    """As that of an event which `dedupe` has dropped must be, lest a replay takes it for another one's."""
+    source = replace(splitting.rules[0].sources["github"], id=None)
+    splitting.rules[0] = replace(splitting.rules[0], sources={"github": source})
+    await splitting.exchange(signed())
+    stored = [each.event for each in splitting.log.stored]
+    assert len({event.id for event in stored}) == len(stored) == 2
+    assert all(EventBuilder(source).reproduces_id_of(event) for event in stored)
+    other = replace(source, id=Expression("body.kind"))
+    assert not any(EventBuilder(other).reproduces_id_of(event) for event in stored)
 
 
 async def test_items_with_one_identity_of_their_own_are_copies(splitting: World) -> None:

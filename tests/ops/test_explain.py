@@ -144,7 +144,7 @@ UNREAD, GOT, A_PART = "rules can't read the body: expected ", ", got something e
         (
             b"text/xml",
             b"<!DOCTYPE a><a/>",
-            (f"{UNREAD}XML that begins with its element, without a document type{GOT}",),
+            (f"{UNREAD}XML that begins with an element, not a document type, got another start",),
         ),
         (b"application/x-www-form-urlencoded", b"tag=a&tag=b&n=1", ()),
         (b"application/json", b'{"tag": ["a", "b"]}', ()),

@@ -582,6 +582,20 @@ def test_a_provider_of_ones_own_does_what_a_preset_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("provider", "batch_type"),
+    [
+        ("like: cloudevents", "application/cloudevents-batch+json"),
+        ("like: cloudevents, split: body.events", None),
+        ("like: cloudevents, batch_type: Application/JSON", "application/json"),
+    ],
+)
+def test_a_batchs_media_type_is_that_of_its_list(tmp_path: Path, provider: str, batch_type: str | None) -> None:
+    source = "shop: {verify: {scheme: acme, secrets: [s3cret-s3cret-s3cret]}}"
+    rules = load(tmp_path, f"version: 1\nproviders: {{acme: {{{provider}}}}}\nsources:\n  {source}\n")
+    assert rules.sources["shop"].batch_type == batch_type
+
+
+@pytest.mark.parametrize(
     ("provider", "expected"),
     [
         ("acme: 7", "acme: expected a mapping with `verify`, as in a source, but for the secrets, got 7"),
@@ -592,6 +606,8 @@ def test_a_provider_of_ones_own_does_what_a_preset_does(tmp_path: Path) -> None:
         ("acme: {verify: {scheme: bearer}, ids: x}", "acme.ids: unknown key 'ids', did you mean 'id'?"),
         ("acme: {verify: {scheme: bearer}, id: 'body.'}", "acme.id: expected a CEL expression, got 'body.'"),
         ("acme: {verify: [{scheme: bearer, id: '1 +'}]}", "acme.verify[0].id: expected a CEL expression, got '1 +'"),
+        ("acme: {like: cloudevents, batch_type: json}", "acme.batch_type: expected a media type such as application/"),
+        ("acme: {like: stripe, batch_type: a/b}", "acme.batch_type: expected the key 'split' beside it, got none"),
         ("acme: {like: sripe}", "acme.like: expected a provider's name, got 'sripe', did you mean 'stripe'?"),
         ("acme: {verify: {scheme: bearer}, handshake: xx}", "acme.handshake: expected one of slack, zoom"),
         ("acme: {verify: {scheme: bearer}, dedupe: soon}", "acme.dedupe: expected a duration such as 1h, got 'soon'"),

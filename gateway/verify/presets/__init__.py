@@ -51,6 +51,7 @@ from gateway.verify.config_keys import OF_PRESETS, SCHEMES, refuse_ambiguous, re
 from gateway.verify.config_reader import ConfigPath, Path, read_keys
 from gateway.verify.handshakes import HANDSHAKES
 from gateway.verify.signed_string import SignedString
+from gateway.verify.tokens import TOKEN
 
 
 class SchemeError(RulesError):
@@ -165,6 +166,7 @@ class Preset:
 
 
 UNCONFIRMED = "unconfirmed"
+_MEDIA_TYPE = re.compile(rf"{TOKEN.pattern}/{TOKEN.pattern}")
 _CEL = ("id", "type")
 _ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
 _OF_USERS = ("secrets", "handshake", "verify_tokens")
@@ -173,16 +175,14 @@ KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "respond", "spl
 
 def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None:
     """Parse a preset; problems are reported, and None is returned if one is essential."""
-    entry = dict(entry)
-    if (base := entry.get("like")) is not None:
-        if base not in PRESETS:
-            where.below("like").report(f"expected a provider's name, got {base!r}{did_you_mean(str(base), PRESETS)}")
-            return None
-        entry = {**_entry(str(base)), **entry}
+    own = _with_base(entry, where)
+    if own is None:
+        return None
+    entry = own
     for name in entry:
         if name not in KEYS:
             where.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), KEYS)}")
-    for name in (*_CEL, "handshake", "batch_type"):
+    for name in (*_CEL, "handshake"):
         if name in entry and not isinstance(entry[name], str):
             where.below(name).report(f"expected a string, got {kind_of(entry[name])}")
             return None
@@ -200,7 +200,7 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
     methods = _signing_methods(entry.get("verify"), where.below("verify"))
     if methods is None or sends is None or asks is None:
         return None
-    values: dict[str, Any] = {name: entry[name] for name in (*_CEL, "handshake", "batch_type") if name in entry}
+    values: dict[str, Any] = {name: entry[name] for name in (*_CEL, "handshake") if name in entry}
     return Preset(
         methods=methods,
         asks=asks,
@@ -208,9 +208,23 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
         dedupe=_dedupe(entry.get("dedupe"), where.below("dedupe")),
         response=_response(entry.get("respond"), where.below("respond")),
         split=_split(entry.get("split"), where.below("split")),
+        batch_type=_batch_type(entry, where.below("batch_type")),
         about={name: entry[name] for name in _ABOUT if name in entry},
         **values,
     )
+
+
+def _with_base(entry: Mapping[Any, object], where: ConfigPath) -> dict[Any, object] | None:
+    """Return the keys of a preset, and those of the one that it is `like`; None, reported, if that isn't known."""
+    if (base := entry.get("like")) is None:
+        return dict(entry)
+    if base not in PRESETS:
+        where.below("like").report(f"expected a provider's name, got {base!r}{did_you_mean(str(base), PRESETS)}")
+        return None
+    inherited = dict(_entry(str(base)))
+    if "split" in entry:
+        inherited.pop("batch_type", None)  # that of another list
+    return {**inherited, **entry}
 
 
 def _texts(value: object, what: str, where: ConfigPath) -> tuple[tuple[str, str], ...] | None:
@@ -239,6 +253,18 @@ def _split(value: object, where: ConfigPath) -> tuple[str, ...] | None:
     if isinstance(value, str) and re.fullmatch(r"body(\.[A-Za-z_$][\w$-]*)*", value):
         return tuple(value.split(".")[1:])
     where.report(f"expected body or body.PATH, got {value!r}")
+    return None
+
+
+def _batch_type(entry: Mapping[Any, object], where: ConfigPath) -> str | None:
+    value = entry.get("batch_type")
+    if value is None:
+        return None
+    if "split" not in entry:
+        where.report("expected the key 'split' beside it, got none")
+    if isinstance(value, str) and _MEDIA_TYPE.fullmatch(value):
+        return value.lower()
+    where.report(f"expected a media type such as application/json, got {value!r}")
     return None
 
 
