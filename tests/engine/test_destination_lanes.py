@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.engine.delivery.destination_lanes import MAX_ATTEMPTS, MAX_LEARNED_DELAY, SLOT_BUCKET, Budget, Lane
+from gateway.engine.delivery.destination_lanes import MAX_ATTEMPTS, MAX_LEARNED_DELAY, RETURN_BUCKET, Budget, Lane
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import Attempt, Result
@@ -248,7 +248,7 @@ def test_a_delivery_spilled_again_takes_one_place() -> None:
         after = due(lane, now, is_retry=True)
         longest = max(longest, after)
         heapq.heappush(backlog, now + after)
-    assert longest <= 2 * (100 / 10 + SLOT_BUCKET)
+    assert longest <= 2 * (100 / 10 + RETURN_BUCKET)
 
 
 @pytest.mark.parametrize("is_retry", [True, False], ids=["to this worker", "to another, or in memory"])
@@ -257,7 +257,7 @@ def test_places_are_over_when_their_time_is(*, is_retry: bool) -> None:
     lane = a_lane(rate=10.0)
     for second in range(5000):
         due(lane, NOW + second, is_retry=is_retry)
-    assert due(lane, NOW + 5000 + SLOT_BUCKET) < 1
+    assert due(lane, NOW + 5000 + RETURN_BUCKET) < 1
 
 
 def test_deliveries_spilled_during_slow_responses_return_in_minutes() -> None:

@@ -44,14 +44,14 @@ EWMA_FASTER, EWMA_SLOWER = 0.3, 0.1
 """Weights of the smoothed attempt duration, when it falls and when it rises."""
 STALL = 0.1
 """Seconds without a completed attempt after which a lane's learned pace isn't relied on any more."""
-LONGEST_STALL = 30.0
+MAX_STALL_DELAY = 30.0
 """Maximum delay of a spill due to a stall (no attempt in flight is completing). A destination that hangs for longer
 opens the breaker or lowers the learned pace."""
 MAX_LEARNED_DELAY, MAX_RETURN_RATE = 300.0, 500
 """Maximum delay of a spill that follows from the learned pace alone; longer only if the backlog would otherwise return
 faster than 500 a second."""
-SLOT_BUCKET = 5.0
-"""Width, in seconds, of the buckets in which reserved slots are counted: the delay of the shortest tier."""
+RETURN_BUCKET = 5.0
+"""Width, in seconds, of the buckets in which scheduled returns are counted: the delay of the shortest tier."""
 MIN_THROUGHPUT = 1.0
 """Lower bound of the pace that a lane assumes, in deliveries a second: bounds the delay of a spill."""
 
@@ -112,26 +112,26 @@ class Budget:
         self._in_flight_bytes -= item.size
 
 
-class Slots:
-    """The slots that spills have reserved, until they are due.
+class ScheduledReturns:
+    """The returns of spilled deliveries that are scheduled, until they are due.
 
-    Nobody reports that a slot was used (its spill may come back to another worker, end, or reserve another one), so
-    slots expire by time only.
+    Nobody reports that one took place (its delivery may come back to another worker, end, or be spilled again), so they
+    expire by time only.
     """
 
     def __init__(self) -> None:
         self._counts: dict[int, int] = {}
-        self._ends: list[int] = []  # a heap of the keys of `_counts`, in units of SLOT_BUCKET
+        self._ends: list[int] = []  # a heap of the keys of `_counts`, in units of RETURN_BUCKET
         self._count = 0
 
     def outstanding(self, now: float) -> int:
-        """Return how many slots aren't due yet."""
-        while self._ends and self._ends[0] * SLOT_BUCKET <= now:
+        """Return how many aren't due yet."""
+        while self._ends and self._ends[0] * RETURN_BUCKET <= now:
             self._count -= self._counts.pop(heapq.heappop(self._ends))
         return self._count
 
     def reserve(self, due: float) -> None:
-        end = math.ceil(due / SLOT_BUCKET)
+        end = math.ceil(due / RETURN_BUCKET)
         if end not in self._counts:
             self._counts[end] = 0
             heapq.heappush(self._ends, end)
@@ -140,7 +140,7 @@ class Slots:
 
 
 class Lane:
-    """One destination in one worker. `share` is this worker's part of the fleet's limits (0 < share ≤ 1)."""
+    """One destination in one worker: its queue, its concurrency and its pace."""
 
     def __init__(self, name: str, budget: Budget, *, concurrency: int, rate: float | None) -> None:
         self.name = name
@@ -157,9 +157,9 @@ class Lane:
         self._last_progress_at = 0.0  # when an attempt last ended, or began with no other in flight
         self._proven_concurrency = 0  # concurrent attempts that it has responded to
         self._peak = 0  # most concurrent attempts since there was none
-        self._has_failed = False  # the last completed attempt got no response
+        self._got_no_response = False  # the last completed attempt got no response
         self.failed_by = ""  # the result of the last attempt that the breaker counted as a failure
-        self._slots = Slots()
+        self._returns = ScheduledReturns()
         self._slow_until = 0.0
         self._tokens = 0.0
         self._tokens_at = 0.0
@@ -170,7 +170,7 @@ class Lane:
         return f"<Lane {self.name}: {len(self._waiting)} waiting, {self.in_flight} in flight, {self.breaker.state}>"
 
     def set_limits(self, *, concurrency: int, rate: float | None, share: float = 1.0) -> None:
-        """Set the limits of the whole fleet; this worker applies its `share` of them."""
+        """Set the limits of the whole fleet; this worker applies its `share` of them (0 < share ≤ 1)."""
         self._concurrency = max(1, math.ceil(concurrency * share))
         self._rate = None if rate is None else rate * share
         self._burst = 1.0 if self._rate is None else max(1.0, self._rate * BURST)
@@ -179,17 +179,17 @@ class Lane:
         """Forget the failures and the throttle: the destination's definition has changed."""
         self.breaker = Breaker()
         self.throttled_until = 0.0
-        self._has_failed = False
-        self._slots = Slots()
+        self._got_no_response = False
+        self._returns = ScheduledReturns()
 
     def kick(self) -> None:
         """End the holds that an operator may end: `Retry-After` and the open breaker.
 
-        Rate and concurrency still apply. Spilled deliveries come back with the kick, so their slots are freed.
+        Rate and concurrency still apply. Spilled deliveries come back with the kick: none is scheduled any more.
         """
         self.breaker.kick()
         self.throttled_until = 0.0
-        self._slots = Slots()
+        self._returns = ScheduledReturns()
 
     def current_hold(self, now: float) -> tuple[str, float] | None:
         """Return why it is sent nothing now ("retry_after" or "breaker_open"), and the earliest end of that hold."""
@@ -198,7 +198,7 @@ class Lane:
         return ("breaker_open", self.breaker.retry_at(now)) if self.breaker.is_open else None
 
     def is_probe_due(self, now: float) -> bool:
-        """Return whether the breaker is open, and no longer for a time: the next attempt is a probe."""
+        """Return whether the breaker is open and its time has elapsed, so that the next attempt is a probe."""
         return self.breaker.is_open and not self.breaker.holds_back(now) and not self._is_throttled(now)
 
     def untried_since(self, now: float) -> float | None:
@@ -212,12 +212,14 @@ class Lane:
     def offer(self, item: PendingDelivery, now: float) -> Spill | None:
         """Queue a delivery, or return a spill that says when to offer it again."""
         if self._is_breaker_blocking(now):
-            return Spill(item=item, reason=SpillReason.BREAKER_OPEN, due=self._slot(self.breaker.retry_at(now), now))
+            return Spill(
+                item=item, reason=SpillReason.BREAKER_OPEN, due=self._return_time(self.breaker.retry_at(now), now)
+            )
         if self._is_throttled(now):
-            return Spill(item=item, reason=SpillReason.THROTTLED, due=self._slot(self.throttled_until, now))
+            return Spill(item=item, reason=SpillReason.THROTTLED, due=self._return_time(self.throttled_until, now))
         is_full = len(self._waiting) >= MAX_WAITING or self._waiting_bytes + item.size > MAX_WAITING_BYTES
         if is_full and self._waiting and (item.is_retry or self._pace(now) < FAST or now < self._slow_until):
-            return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._slot(now, now))
+            return Spill(item=item, reason=SpillReason.LANE_FULL, due=self._return_time(now, now))
         item.stage_began_at = now
         item.stage = Stage.WAITING
         self._waiting.append(item)
@@ -248,7 +250,9 @@ class Lane:
         item = self._waiting[0]
         if not self.in_flight and now - self._last_progress_at > PROVEN_FOR:
             self._proven_concurrency = 0
-        is_unresponsive = self._has_failed or (self.in_flight > 0 and now - self._last_progress_at > UNRESPONSIVE_AFTER)
+        is_unresponsive = self._got_no_response or (
+            self.in_flight > 0 and now - self._last_progress_at > UNRESPONSIVE_AFTER
+        )
         if self.in_flight >= self._proven_concurrency and self.in_flight >= self._budget.initial_concurrency:
             return None
         size = self._in_flight_bytes
@@ -279,8 +283,8 @@ class Lane:
         if attempt.result in FAILURES:
             self.failed_by = result_label(attempt)
         self._tried_at = now
-        self._has_failed = attempt.status is None
-        if self._has_failed:
+        self._got_no_response = attempt.status is None
+        if self._got_no_response:
             self._proven_concurrency //= 2
         else:
             # As TCP's congestion window (RFC 5681, 7661): a response allows one more, if the window is in use.
@@ -314,7 +318,7 @@ class Lane:
                 reason, earliest = SpillReason.OVERDUE, now
             else:
                 break
-            spills.append(Spill(item=item, reason=reason, due=self._slot(earliest, now, is_first=True)))
+            spills.append(Spill(item=item, reason=reason, due=self._return_time(earliest, now, is_first=True)))
             self._drop_first()
         return spills
 
@@ -330,10 +334,10 @@ class Lane:
         is_probed = self.in_flight > 0 and now - self._last_progress_at <= MAX_WAIT and not self.breaker.holds_back(now)
         return is_probed or self.breaker.is_kicked
 
-    def reserve_slot(self, now: float) -> float:
-        """Reserve a slot for a delivery that has to leave the queue now; return when it is due."""
+    def schedule_return(self, now: float) -> float:
+        """Schedule the return of a delivery that has to leave the queue now; return when it is due."""
         until = self.throttled_until if self._is_throttled(now) else now
-        return self._slot(max(until, self.breaker.retry_at(now)), now)
+        return self._return_time(max(until, self.breaker.retry_at(now)), now)
 
     def _is_throttled(self, now: float) -> bool:
         """Return whether a `Retry-After` is in force. If the clock was set back, its duration restarts now."""
@@ -349,22 +353,22 @@ class Lane:
         is_probe_slow = self.breaker.is_open and self.in_flight > 0 and now - self._last_progress_at > STALL
         return is_probe_slow or self.breaker.holds_back(now)
 
-    def _slot(self, earliest: float, now: float, *, is_first: bool = False) -> float:
-        # Each spill reserves its own slot, so that a backlog of any size comes back at the pace of the destination
-        # instead of all at once, again and again.
-        # The number of outstanding slots counts, not their times: a faster destination gets its backlog faster.
-        # A new delivery's slot comes after everything queued; that of the queue's head doesn't.
-        ahead = self._slots.outstanding(now) + (0 if is_first else len(self._waiting))
+    def _return_time(self, earliest: float, now: float, *, is_first: bool = False) -> float:
+        # Each spilled delivery has a time of its own, so that a backlog of any size comes back at the destination's
+        # pace, instead of all at once, again and again.
+        # The number of scheduled returns counts, not their times: a faster destination gets its backlog faster.
+        # A new delivery's comes after everything queued; that of the queue's head doesn't.
+        ahead = self._returns.outstanding(now) + (0 if is_first else len(self._waiting))
         learned = ahead / self._learned_pace()
         # A learned pace counts for minutes only, or the backlog of a bad hour would take days after the recovery. A
-        # configured `rate` is deliberate, so it may exceed the limit. Slots past the limit are spread over its second
+        # configured `rate` is deliberate, so it may exceed the limit. Those past the limit are spread over its second
         # half, so they don't all return at once.
         longest = max(MAX_LEARNED_DELAY, ahead / MAX_RETURN_RATE, ahead / self._rate if self._rate else 0.0)
         if learned > longest:
             learned = longest / 2 + learned % (longest / 2)
-        # A stall may end at any moment, so it adds at most LONGEST_STALL.
-        due = max(earliest, now) + max(learned, min(ahead / self._pace(now), LONGEST_STALL))
-        self._slots.reserve(due)
+        # A stall may end at any moment, so it adds at most MAX_STALL_DELAY.
+        due = max(earliest, now) + max(learned, min(ahead / self._pace(now), MAX_STALL_DELAY))
+        self._returns.reserve(due)
         return due
 
     def _pace(self, now: float) -> float:

@@ -228,7 +228,7 @@ class Dispatcher:
         self.withdraw(waiting)
         for item in waiting:
             lane = self._queues.lanes.get(item.delivery.destination)
-            due = max(now if lane is None else lane.reserve_slot(now), now + TIERS[tiers.SHORTEST])
+            due = max(now if lane is None else lane.schedule_return(now), now + TIERS[tiers.SHORTEST])
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
     # Attempts.
