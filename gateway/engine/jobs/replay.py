@@ -456,18 +456,8 @@ class Replays:
             or run.count != run.checkpoint_count
             or len(run.unreadable) != run.checkpoint_unreadable
         ):
-            checkpoint = ControlRecord(
-                kind="marker",
-                name=command.key,
-                state="done",
-                at=self._log.now(),
-                checkpoint=dict(run.positions),
-                count=run.count,
-                routes=run.route_revision or "",
-                known_below=self._known_below(run),
-                unread=len(run.unreadable),
-                detail=", ".join(sorted(run.missed)),
-            )
+            is_known = run.recreations == self._control.recreations
+            checkpoint = run.checkpoint(at=self._log.now(), known_below=self._position() if is_known else None)
             try:
                 if run.resolved:
                     await self._publish(
@@ -485,12 +475,6 @@ class Replays:
                 run.last_checkpoint, run.checkpoint_count = checkpoint.checkpoint, checkpoint.count
                 run.checkpoint_unreadable = checkpoint.unread
         run.checkpoint_at = self._log.now()
-
-    def _known_below(self, run: ReplayProgress) -> tuple[int, int] | None:
-        """Return up to where the control topic was read when it began, and now; None if other replays don't need it."""
-        if not run.selection.undelivered or run.recreations != self._control.recreations:
-            return None
-        return run.known_below, self._position()
 
     def _is_overtaken(self, run: ReplayProgress) -> bool:
         checkpoint = self._control.checkpoint(run.command.key)

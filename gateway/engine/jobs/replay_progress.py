@@ -54,6 +54,25 @@ class ReplayProgress:
     resolved_count: int = 0
     identities: Identities | None = None
 
+    def checkpoint(self, *, at: float, known_below: int | None) -> ControlRecord:
+        """Return the checkpoint to publish. `known_below` is up to where the control topic is read now.
+
+        It is None if that has been recreated since: then nobody can tell what it knew of the routing.
+        """
+        knew = None if known_below is None or not self.selection.undelivered else (self.known_below, known_below)
+        return ControlRecord(
+            kind="marker",
+            name=self.command.key,
+            state="done",
+            at=at,
+            checkpoint=dict(self.positions),
+            count=self.count,
+            routes=self.route_revision or "",
+            known_below=knew,
+            unread=len(self.unreadable),
+            detail=", ".join(sorted(self.missed)),
+        )
+
     @property
     def deliveries(self) -> int:
         return sum([len(matched.destinations) for matched in self.batch])
