@@ -318,8 +318,12 @@ def provider(config: Mapping[str, object]) -> Preset:
     preset = read_preset(config, where)
     if preset is not None:
         many = isinstance(config.get("verify"), list)
-        ways = [(("verify", index) if many else ("verify",), way.id) for index, way in enumerate(preset.methods)]
-        for path, text in ((("id",), preset.id), (("type",), preset.type), *[((*at, "id"), text) for at, text in ways]):
+        methods = [(("verify", index) if many else ("verify",), each.id) for index, each in enumerate(preset.methods)]
+        for path, text in (
+            (("id",), preset.id),
+            (("type",), preset.type),
+            *[((*at, "id"), text) for at, text in methods],
+        ):
             try:
                 Expression(text or "''")
             except ExpressionError as error:
