@@ -8,10 +8,11 @@ import pytest
 from typing_extensions import override
 
 from gateway.client.request import Outbound
+from gateway.log.base import Partition
 from gateway.log.records import encode_delivery
 from gateway.log.topics import TIERS
 from gateway.model import NO_METADATA, Attempt
-from tests.builders import a_delivery, a_policy, a_route
+from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
 from tests.engine.test_worker import EVENTS, TOPICS, Answer, ScriptedClient, a_world, events, running, virtual
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now, run
@@ -96,6 +97,35 @@ async def test_a_wait_in_memory_ends_in_time_though_the_clock_is_set_back() -> N
         await asyncio.sleep(5.0)
     assert [number for _, _, number in world.client.made] == [1, 2]
     assert 2.9 < world.client.at[1] - world.client.at[0] < 3.5
+
+
+@pytest.mark.parametrize("is_cut_first", [True, False])
+def test_an_attempt_that_is_cut_short_took_its_time_though_the_clock_is_set_back(*, is_cut_first: bool) -> None:
+    """By the clock it would have ended before it began: a record with that can't be read, and counts as nobody's."""
+    run(_cut_short(is_cut_first=is_cut_first))
+
+
+async def _cut_short(*, is_cut_first: bool) -> None:
+    later = a_policy(schedule=(HOUR,), max_age=5 * HOUR)
+    stuck = a_destination("stuck", url="http://127.0.0.1:1/stuck", timeout=300.0)
+    world = await a_world(a_route(to=("stuck",), retry=later), destinations=[stuck], stuck=[1e9])
+    world.log = log = UnsynchronizedLog(now=now)
+    await log.create(TOPICS.specs([EVENTS], world.rules.ordered))
+    first, second = [an_event(id=f"evt_{number}", key="same", received_at=now()) for number in range(2)]
+    await world.put(first)
+    [number] = [number for number, (_, end) in (await log.bounds(EVENTS)).items() if end]
+    async with running(world):
+        await asyncio.sleep(0.1)
+        if not is_cut_first:
+            log.clock.ahead = 0.0
+        log.skip_offsets(Partition(EVENTS, number), 17_000)
+        await world.put(second)
+        await asyncio.sleep(0.1)
+        log.clock.ahead = 0.0
+        await asyncio.sleep(5.0)
+        stored = [each for tier in TIERS for each in world.stored(TOPICS.retry(tier))]
+    [attempt] = [attempt for each in stored for attempt in each.delivery.attempts]
+    assert 0.2 <= attempt.seconds < 1.0
 
 
 @virtual

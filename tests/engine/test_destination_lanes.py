@@ -95,6 +95,12 @@ def test_deliveries_spilled_together_are_due_at_the_destinations_pace() -> None:
     assert [later - earlier for earlier, later in pairwise(dues)] == pytest.approx([1 / 5] * 29)
 
 
+def test_what_is_queued_waits_no_longer_where_the_clock_goes_back() -> None:
+    lane = a_lane(rate=5.0)
+    start(lane, 31, NOW + 3600)
+    assert len(lane.pop_overdue(NOW)) == 30
+
+
 def test_the_silence_that_was_asked_for_lasts_as_long_where_the_clock_goes_back() -> None:
     lane = a_lane()
     (item,) = start(lane, 1, NOW + 3600)

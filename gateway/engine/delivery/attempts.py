@@ -44,6 +44,8 @@ class Attempts:
         """Make an attempt. Its start time is by the log's clock, whatever the client's is."""
         number = item.delivery.next_number
         scope = item.scope = AttemptScope()
+        loop = asyncio.get_running_loop()
+        began = loop.time()  # the log's clock may be corrected meanwhile
         try:
             attempt = await self._client.attempt(outbound, timeout=timeout, number=number)
         except asyncio.CancelledError:
@@ -52,7 +54,7 @@ class Attempts:
             return Attempt(
                 number=number,
                 at=now,
-                seconds=self._log.now() - now,
+                seconds=loop.time() - began,
                 result=Result.TIMEOUT,
                 detail="cut short: the partition's window is full",
             )

@@ -314,7 +314,7 @@ class Lane:
                 reason, earliest = SpillReason.THROTTLED, self.throttled_until
             elif self._is_breaker_blocking(now):
                 reason, earliest = SpillReason.BREAKER_OPEN, self.breaker.retry_at(now)
-            elif now - item.stage_began_at > MAX_WAIT:
+            elif abs(now - item.stage_began_at) > MAX_WAIT:  # or the clock was set back, and nobody knows how long
                 reason, earliest = SpillReason.OVERDUE, now
             else:
                 break

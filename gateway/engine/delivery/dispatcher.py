@@ -223,7 +223,8 @@ class Dispatcher:
         waiting = [item for item in items if item.scope is None and item.stage is Stage.WAITING]
         for item in items:
             if item.scope is not None:
-                item.scope.cut_short(max(0.0, item.stage_began_at + CUT_SHORT_GRACE - now))
+                left = item.stage_began_at + CUT_SHORT_GRACE - now
+                item.scope.cut_short(min(max(0.0, left), CUT_SHORT_GRACE))  # the clock may have been set back
                 item.scope = None  # once
         self.withdraw(waiting)
         for item in waiting:
