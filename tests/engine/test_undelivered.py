@@ -663,6 +663,30 @@ async def test_a_duplicate_that_the_current_rules_tell_apart_is_undelivered() ->
         assert set(ids).isdisjoint(delivery_id(event_id("github", str(number)), "build", "ci") for number in range(3))
 
 
+@virtual
+async def test_a_replay_by_whose_rules_an_event_was_a_duplicate_does_not_prove_that_it_was_delivered() -> None:
+    """It left the copies out, as they were ones by the identity of that time; then that is corrected."""
+    async with a_scene(a_route()) as scene:
+        world = scene.world
+        source = replace(world.rules.sources["github"], id=Expression("body.customer"), dedupe=3600.0)
+        world.rules = replace(world.rules, sources={"github": source})
+        async with running(world, world.worker(scene.owner.control)) as worker:
+            for number in range(12):
+                customer = str(number % 3)
+                event = an_event(
+                    id=event_id("github", customer), body={"customer": customer}, headers={"X-Number": str(number)}
+                )
+                await world.put(event)
+            await asyncio.sleep(3)
+            assert (await scene.replay("early")).count == 0
+            corrected = replace(source, id=Expression("headers['x-number']"))
+            world.rules = replace(world.rules, sources={"github": corrected})
+            worker.reload()
+            assert await scene.counts() == {Fate.ENDED: 3, Fate.UNKNOWN: 9}
+            world.rules = replace(world.rules, sources={"github": source})
+            assert await scene.counts() == {Fate.ENDED: 12}
+
+
 # Partitions that can't be read
 
 

@@ -170,7 +170,8 @@ class ControlRecord:
 
     `revision` is the routing revision of an epoch; in a `rules` record, the one that `routes` is a difference to. A
     replay's checkpoint has its route in `routes`, if that hasn't changed since its start. In that of a replay of the
-    undelivered, `known_below` is up to which offsets of the control topic it knew the routing, at its start and now.
+    undelivered, `known_below` is up to which offsets of the control topic it knew the routing, at its start and now,
+    and `identities` how its sources identified events, if that hasn't changed since its start.
     `done` are the completion bitmaps beyond the offsets of an epoch's `checkpoint`, `latest` is when it began with an
     owner that another one had been before, and `number` is one more than its router knew of.
     """
@@ -203,6 +204,7 @@ class ControlRecord:
     latest_by_partition: Mapping[str, float] = field(default_factory=dict)
     last_records: Mapping[str, int] = field(default_factory=dict)
     known_below: tuple[int, int] | None = None
+    identities: str = ""
     number: int = 0
 
     @property
@@ -248,6 +250,7 @@ class ControlRecord:
                 del asked["undelivered"]
             body["selection"] = asked
         texts = {"detail": self.detail, "edition": self.revision, "routes": self.routes, "by": self.by}
+        texts["identities"] = self.identities
         body |= {name: text for name, text in texts.items() if text}
         numbers = {
             "answered": self.covers_commands_below,
@@ -322,6 +325,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         latest=_time(body, "latest"),
         latest_by_partition=_times(body, "latest_by_place") if body.has("latest_by_place") else {},
         last_records=_offsets(body, "last") if body.has("last") else {},
+        identities=body.text("identities") if body.has("identities") else "",
         known_below=_first_and_last(body.inside("known_below")) if body.has("known_below") else None,
         number=body.integer("number") if body.has("number") else 0,
     )

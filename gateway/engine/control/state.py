@@ -311,6 +311,11 @@ class Control:
         command = self._checkpoints.get(key)
         return None if command is None else command.known_below
 
+    def identities_of(self, key: str) -> str:
+        """Return how a replay's sources identified events; "" if that has changed meanwhile, or is unknown."""
+        command = self._checkpoints.get(key)
+        return "" if command is None else command.identities
+
     def kicked_at(self, route: str, destination: str) -> float:
         """Return when the last kick of either was announced, by the log's clock then; 0.0 if none was.
 

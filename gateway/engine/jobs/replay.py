@@ -210,6 +210,7 @@ class Replays:
             matcher=Matcher(selection, undelivered),
             open_dead=open_dead,
             route_revision=None if is_new else self._control.replayed_as(command.key),
+            identities_by=None if is_new else self._control.identities_of(command.key),
             positions=positions,
             count=count,
             last_checkpoint=checkpoint,
@@ -312,6 +313,8 @@ class Replays:
         """Add an event to the current batch, if it is to be replayed."""
         now = run.matcher.route_revision
         run.route_revision = now if run.route_revision in (None, now) else ""
+        now = run.matcher.identities
+        run.identities_by = now if run.identities_by in (None, now) else ""
         matched, partition_name = await self._match(run, partition, record), partition_key(partition)
         if matched is not None and run.identities is None and identity_of(matched.event.id) is not None:
             run.identities = await self._identities_before(run, partition, record.offset)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from gateway.engine.control.records import Selection
-from gateway.engine.jobs.undelivered import Fate, Undelivered
+from gateway.engine.jobs.undelivered import Fate, Undelivered, identities_of
 from gateway.log.base import Partition, Record
 from gateway.log.records import decode_event
 from gateway.model import (
@@ -43,6 +43,8 @@ class Matcher:
         self.destinations: tuple[str, ...] = ()
         self.route_revision = ""
         """The route as in a routing revision."""
+        self.identities = ""
+        """How the route's sources identify events, as in `identities_of`."""
         self._selection = selection
         self._undelivered = undelivered
         self._route: Route | None = None
@@ -60,6 +62,7 @@ class Matcher:
             return f"expected a destination {destination} of route {name}, got rules without it"
         self.destinations = route.destinations if destination is None else (destination,)
         self.route_revision = routing_revision(rules).routes[name]
+        self.identities = identities_of(rules, route)
         self._route = route
         self._table = RouteTable((route,))
         return None

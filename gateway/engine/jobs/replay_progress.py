@@ -23,8 +23,8 @@ class ReplayProgress:
     letters whose deliveries were injected since, and `resolved_count` the number of these deliveries. `unreadable` are
     the partitions of events that it skips for now, `checkpoint_unreadable` is their number in the last checkpoint,
     `missed` are those of dead letters and dedupe entries that it couldn't read. `route_revision` is the route as in a
-    routing revision, "" once that has changed; `known_below` is up to which offset the control topic had been read
-    when it began, by how often that had been recreated (`recreations`).
+    routing revision, and `identities_by` how its sources identify events, "" once that has changed; `known_below` is up
+    to which offset the control topic had been read when it began, by how often that had been recreated (`recreations`).
     `identities` are those of the current partition, once they matter. `next_at` is in the loop's time: the log's steps
     a little when its estimate of the brokers' clock is corrected, which would distort a rate.
     """
@@ -45,6 +45,7 @@ class ReplayProgress:
     known_below: int
     recreations: int
     route_revision: str | None = None
+    identities_by: str | None = None
     next_at: float = 0.0
     since_backlog_check: int = CHECKPOINT_EVERY
     batch: list[Matched] = field(default_factory=list)
@@ -69,6 +70,7 @@ class ReplayProgress:
             count=self.count,
             routes=self.route_revision or "",
             known_below=knew,
+            identities=self.identities_by or "" if self.selection.undelivered else "",
             unread=len(self.unreadable),
             detail=", ".join(sorted(self.missed)),
         )

@@ -249,6 +249,7 @@ class Scan:
                 covers_commands_below=covered,
                 routes=self.control.replayed_as(key),
                 known_below=self.control.known_below(key),
+                identities=self.control.identities_of(key),
                 tried=None if run.outcome is None else run.outcome.tried,
                 delivered=None if run.outcome is None else run.outcome.delivered,
                 waiting_by_reason={} if run.outcome is None else run.outcome.waiting_by_reason,

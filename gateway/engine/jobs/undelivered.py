@@ -135,6 +135,16 @@ def injected_by(command: ControlRecord, control: Control) -> int:
     return count
 
 
+def identities_of(rules: Rules, route: Route) -> str:
+    """Return a digest of how the sources of a route identify events, and of which `dedupe` drops duplicates."""
+    known = [
+        (name, source.dedupe, EventBuilder(source).expression_texts()["id"])
+        for name in sorted(route.sources)
+        if (source := rules.sources.get(name)) is not None
+    ]
+    return sha256(repr(known).encode()).hexdigest()[:16]
+
+
 class Sighted:
     """Which events of some partitions were let through, by `gateway.dedupe`: duplicates have no entry there."""
 
@@ -247,6 +257,7 @@ class Undelivered:
         self._rules = rules
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(command, control, is_foretold=not key) for command in replays]
+        self._identified_by: tuple[Rules | None, str] = None, ""
         self._known: dict[str, tuple[PastRoute | None, RouteTable[Route] | None]] = {}
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
@@ -280,11 +291,20 @@ class Undelivered:
                     continue
                 if is_judged_by_routing:
                     replayed = self._judged_by(replay, which)
+                elif replay.identities != self._identities():
+                    replayed = Fate.UNKNOWN  # it may have taken the event for a duplicate
             if replayed is Fate.ENDED:
                 return Fate.ENDED
             if replayed is Fate.UNKNOWN:
                 fate = Fate.UNKNOWN
         return fate
+
+    def _identities(self) -> str:
+        rules = self._rules()
+        if rules is not self._identified_by[0]:
+            route = rules.routes.get(self._route)
+            self._identified_by = rules, "" if route is None else identities_of(rules, route)
+        return self._identified_by[1]
 
     def _judged_by(self, replay: "_Replay", which: "_Candidate") -> Fate:
         """Return ENDED if a replay of the undelivered has injected, or will inject, an event that it covers.
@@ -376,6 +396,7 @@ class _Replay:
         self.is_of_undelivered = command.selection.undelivered
         self.known_below = control.known_below(command.key) or (0, inf)
         """Up to which offsets of the control topic it knew the routing, from its start to where it has scanned."""
+        self.identities = control.identities_of(command.key)
         self._scanned = command.checkpoint if command.state == "done" else control.checkpoint(command.key)
 
     def has_scanned(self, partition: Partition, offset: int) -> bool:
