@@ -1366,7 +1366,11 @@ class Ledger:
                 of_operators = [each for each in resolved_by if not each[0].filter.records]
                 if len(of_operators) < len(resolved_by) and not self._is_replayed(row):
                     self.violate("12 nothing is skipped", "a replay resolved what it has not queued", [row])
-                order, at = next(iter(of_operators), (None, 0.0))
+                # A drop that couldn't read all may have left this one open, for the next command.
+                binding = [
+                    each for each in of_operators if each[0].action != "drop" or each[0].name not in self._incomplete
+                ]
+                order, at = next(iter(binding), (None, 0.0))
                 if order is None or order.action == "drop":
                     continue
                 is_replayed = True
