@@ -24,6 +24,8 @@ PAIRS = 3
 MAX_MEMORY = 300 << 20
 REASONS = {"held": ("evicted",), "large": ("body_too_large",), "slow": ("head_slow", "body_too_large")}
 """Why those of each kind are refused."""
+ATTACKS = 100
+"""More than so many are refused for each of these reasons, or nothing was tried."""
 
 
 @pytest.mark.timeout(400)
@@ -172,10 +174,17 @@ async def _answers(place: LogPlace, folder: Path, attack: "Attack | None", *, ra
         while not sending.done():
             memory = max(memory, process.memory_info().rss)
             await asyncio.wait([sending], timeout=0.5)
-        metrics = await gateway.metrics()
+        sent_for = seconds
+        # They have to be there, and to make room: where much else runs, that takes them longer.
+        while attack is not None and min((refused := await _refused(gateway, attack)).values()) <= ATTACKS:
+            assert sent_for < 5 * seconds, refused
+            await load.send_for(1.0)
+            sent_for += 1.0
     assert load.statuses().keys() == {202}, gateway.story()
-    if attack is not None:  # they were there, and had to make room
-        refused = {reason: metrics.sum("gateway_rejected_total", reason=reason) for reason in REASONS[attack.kind]}
-        assert min(refused.values()) > 100, refused
     times = sorted([sent.answered_at - sent.at for sent in load.answers[begun:]])
-    return Answers(times[int(0.99 * (len(times) - 1))], len(times) / seconds, memory)
+    return Answers(times[int(0.99 * (len(times) - 1))], len(times) / sent_for, memory)
+
+
+async def _refused(gateway: GatewayProcess, attack: "Attack") -> dict[str, float]:
+    metrics = await gateway.metrics()
+    return {reason: metrics.sum("gateway_rejected_total", reason=reason) for reason in REASONS[attack.kind]}

@@ -117,11 +117,13 @@ def settle(
     dead: Collection[tuple[str, str]],
     stored: Mapping[str, int],
     incidents: Collection[Incident],
+    deferred: Mapping[tuple[str, str], Sequence[float]] | None = None,
 ) -> Account:
     """Return the account.
 
     `acknowledged` has the time of each event's 202, `bodies` what was sent, `dead` the (event, destination) of the dead
-    letters, `stored` the number of an event's records in the log, if it isn't one.
+    letters, `stored` the number of an event's records in the log, if it isn't one. `deferred` has when a delivery was
+    stored in a retry topic without an attempt: if its gateway was killed just then, its event is read again as well.
     """
     wanted = {(event, destination) for event in acknowledged for destination in destinations}
     delivered = {(one.event, one.destination) for one in arrivals if one.status // 100 == 2}
@@ -141,6 +143,11 @@ def settle(
         inherited = max(0, len(before) - lives)
         odd = max(0, extra - inherited)
         odd -= reasons[destination].use(odd, sorted(found), before)
+        if attempt == 1 and odd:
+            stored_at = (deferred or {}).get((event, destination), ())
+            left = min(odd, sum(_is_before_crash(at, incidents) for at in stored_at))
+            odd -= left
+            allowed += left
         reasons[destination].count(found, before)
         duplicated += extra
         allowed += inherited
@@ -172,6 +179,10 @@ def settle(
         latest=latest,
         oddities=(*oddities[:5], *map(str, sorted(incidents, key=lambda one: one.since))) if oddities else (),
     )
+
+
+def _is_before_crash(at: float, incidents: Collection[Incident]) -> bool:
+    return any(each.gateway and not each.is_zombie and each.since <= at <= each.until for each in incidents)
 
 
 class Written(NamedTuple):

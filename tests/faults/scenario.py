@@ -17,7 +17,7 @@ import itertools
 import signal
 import sqlite3
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
@@ -28,6 +28,7 @@ from aiokafka import AIOKafkaConsumer
 
 from dev.kafka import Broker, Cluster
 from gateway.engine.committer import COMMIT_AFTER, COMMIT_GAP
+from gateway.log.topics import TIERS
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.faults.accounts import COMMIT_WINDOW, Account, Arrival, Incident, number_of, settle
 from tests.gateway_process import COMMAND, ROOT, GatewayProcess
@@ -296,6 +297,7 @@ class Scenario:
             dead=await dead_letters(self.place),
             stored=await stored(self.place),
             incidents=self._incidents,
+            deferred=await deferred(self.place),
         )
         self._table(self.title, account)
         assert statuses.keys() <= {202, 503, NO_ANSWER}, f"{statuses}\n{self.story()}"
@@ -408,23 +410,47 @@ async def dead_letters(place: LogPlace) -> set[tuple[str, str]]:
 
 
 async def stored(place: LogPlace) -> Counter[str]:
-    """Count the records of each event in the log, with another client than the gateway's."""
-    topic = f"{place.prefix}events.github"
+    """Count the records of each event in the log."""
+    records = await _records(place, [f"{place.prefix}events.github"])
+    return Counter(headers["ce_id"] for _, headers in records)
+
+
+async def deferred(place: LogPlace) -> dict[tuple[str, str], list[float]]:
+    """Return when deliveries were stored in retry topics without an attempt, by event and destination."""
+    found: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for at, headers in await _records(place, [f"{place.prefix}retry.{tier}" for tier in TIERS]):
+        delivery = orjson.loads(headers["gw_delivery"])
+        if not delivery["attempts"]:
+            found[headers["ce_id"], delivery["destination"]].append(at)
+    return found
+
+
+async def _records(place: LogPlace, topics: Sequence[str]) -> list[tuple[float, dict[str, str]]]:
+    """Return when each record of these topics was appended, and its headers, with another client than the gateway's."""
     if not place.is_kafka:
         with closing(sqlite3.connect(place.path)) as connection:
             rows = connection.execute(
-                "SELECT headers FROM records JOIN topics ON topics.id = records.id >> 48 WHERE name = ?", (topic,)
+                "SELECT at, headers FROM records JOIN topics ON topics.id = records.id >> 48 "
+                f"WHERE name IN ({','.join('?' * len(topics))})",
+                topics,
             ).fetchall()
-        return Counter(dict(orjson.loads(headers))["ce_id"] for (headers,) in rows)
-    found: Counter[str] = Counter()
-    consumer = AIOKafkaConsumer(topic, bootstrap_servers=place.servers, auto_offset_reset="earliest")
+        return [(at / 1e6, dict(orjson.loads(headers))) for at, headers in rows]
+    found: list[tuple[float, dict[str, str]]] = []
+    consumer = AIOKafkaConsumer(*topics, bootstrap_servers=place.servers, auto_offset_reset="earliest")
     await consumer.start()
     try:
+        begins = await consumer.beginning_offsets(consumer.assignment())
         ends = await consumer.end_offsets(consumer.assignment())
         async with asyncio.timeout(COMMAND_TIMEOUT):
-            while found.total() < sum(ends.values()):
+            while len(found) < sum(ends.values()) - sum(begins.values()):
                 for records in (await consumer.getmany(timeout_ms=1000)).values():
-                    found.update(dict(record.headers)["ce_id"].decode() for record in records)
+                    found += [
+                        (
+                            record.timestamp / 1e3,
+                            {name: value.decode(errors="replace") for name, value in record.headers},
+                        )
+                        for record in records
+                    ]
     finally:
         await consumer.stop()
     return found

@@ -46,6 +46,7 @@ def an_account(
     incidents: Sequence[Incident] = (),
     stored: Mapping[str, int] | None = None,
     destinations: Sequence[str] = ("ci",),
+    deferred: Mapping[tuple[str, str], Sequence[float]] | None = None,
 ) -> Account:
     return settle(
         acknowledged=SENT,
@@ -56,6 +57,7 @@ def an_account(
         dead=dead,
         stored=stored or {},
         incidents=incidents,
+        deferred=deferred,
     )
 
 
@@ -97,6 +99,19 @@ def test_a_crash_explains_its_gateways_last_deliveries() -> None:
         (Incident.crash(104.0, "g1"), 1),
     ):
         assert an_account(again, incidents=[crash]).unexplained == unexplained, crash
+
+
+def test_a_crash_explains_what_comes_from_a_retry_topic_as_well_as_from_its_event() -> None:
+    """It was deferred in the moment before, and then its gateway was killed, and read its event again."""
+    crash = Incident.crash(100.0, "g1")
+    late = [an_arrival("one", at=103.0), an_arrival("one", at=107.0), an_arrival("two")]
+    place = ("one", "ci")
+    assert an_account(late, incidents=[crash]).unexplained == 1
+    assert an_account(late, incidents=[crash], deferred={place: [99.9]}).unexplained == 0
+    assert an_account(late, incidents=[crash], deferred={place: [103.5]}).unexplained == 1
+    assert an_account(late, deferred={place: [99.9]}).unexplained == 1
+    thrice = [*late, an_arrival("one", at=108.0)]
+    assert an_account(thrice, incidents=[crash], deferred={place: [99.9]}).unexplained == 1
 
 
 def test_a_crash_explains_one_duplicate() -> None:
