@@ -634,6 +634,15 @@ async def test_a_replay_of_the_undelivered_that_is_killed_skips_nothing() -> Non
         assert counts[60:] == [1] * 60
 
 
+async def put_customers(world: World) -> None:
+    """Store twelve events of three customers, by whom their source identifies them."""
+    for number in range(12):
+        customer = str(number % 3)
+        await world.put(
+            an_event(id=event_id("github", customer), body={"customer": customer}, headers={"X-Number": str(number)})
+        )
+
+
 @virtual
 async def test_a_duplicate_that_the_current_rules_tell_apart_is_undelivered() -> None:
     """An identity that made distinct events equal: the rules are corrected, and the dropped ones are delivered."""
@@ -642,12 +651,7 @@ async def test_a_duplicate_that_the_current_rules_tell_apart_is_undelivered() ->
         source = replace(world.rules.sources["github"], id=Expression("body.customer"), dedupe=3600.0)
         world.rules = replace(world.rules, sources={"github": source})
         async with running(world, world.worker(scene.owner.control)) as worker:
-            for number in range(12):
-                customer = str(number % 3)
-                event = an_event(
-                    id=event_id("github", customer), body={"customer": customer}, headers={"X-Number": str(number)}
-                )
-                await world.put(event)
+            await put_customers(world)
             await asyncio.sleep(3)
             assert len(world.client.made) == 3
             assert await scene.counts() == {Fate.ENDED: 12}, "they are copies still"
@@ -671,12 +675,7 @@ async def test_a_replay_by_whose_rules_an_event_was_a_duplicate_does_not_prove_t
         source = replace(world.rules.sources["github"], id=Expression("body.customer"), dedupe=3600.0)
         world.rules = replace(world.rules, sources={"github": source})
         async with running(world, world.worker(scene.owner.control)) as worker:
-            for number in range(12):
-                customer = str(number % 3)
-                event = an_event(
-                    id=event_id("github", customer), body={"customer": customer}, headers={"X-Number": str(number)}
-                )
-                await world.put(event)
+            await put_customers(world)
             await asyncio.sleep(3)
             assert (await scene.replay("early")).count == 0
             corrected = replace(source, id=Expression("headers['x-number']"))

@@ -59,6 +59,14 @@ TOPICS = Topics()
 SALT = b"0123456789abcdef"
 OLD, NEW = "an old secret of more than 32 bytes", "a new secret of more than 32 bytes"
 EVERYTHING = RejectedFilter()
+BY_FETCHED_KEY = {
+    "scheme": "public-key",
+    "algorithm": "ed25519",
+    "header": "X-Sig",
+    "encoding": "hex",
+    "signed": "{body}",
+    "key_url": {"header": "X-Key", "hosts": ["keys.example.com"], "path": "/v1/"},
+}
 PLAID = build_verifier({"scheme": "plaid", "client_id": "5f1b", "api_secret": "hush-hush-hush-hush"})
 for _scheme in ("github", "stripe", "slack"):  # their files are read here, and not in the event loop
     build_verifier({"scheme": _scheme, "secrets": [OLD]})
@@ -625,16 +633,7 @@ async def test_credentials_are_not_shown() -> None:
 async def test_a_key_that_a_request_names_is_fetched_once(world: World) -> None:
     key = Ed25519PrivateKey.generate()
     pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    verifier = build_verifier(
-        {
-            "scheme": "public-key",
-            "algorithm": "ed25519",
-            "header": "X-Sig",
-            "encoding": "hex",
-            "signed": "{body}",
-            "key_url": {"header": "X-Key", "hosts": ["keys.example.com"], "path": "/v1/"},
-        }
-    )
+    verifier = build_verifier(BY_FETCHED_KEY)
     source = Source(name="shop", path="/in/shop", verifier=verifier, id=Expression("body.id"))
     asked: list[str] = []
 
@@ -668,16 +667,7 @@ async def test_addresses_that_cannot_be_fetched_are_tried_once_and_only_for_a_wh
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever sends requests may name any on an allowed host, and each may take as long as a fetch may."""
-    verifier = build_verifier(
-        {
-            "scheme": "public-key",
-            "algorithm": "ed25519",
-            "header": "X-Sig",
-            "encoding": "hex",
-            "signed": "{body}",
-            "key_url": {"header": "X-Key", "hosts": ["keys.example.com"], "path": "/v1/"},
-        }
-    )
+    verifier = build_verifier(BY_FETCHED_KEY)
     source = Source(name="shop", path="/in/shop", verifier=verifier)
     asked: Counter[str] = Counter()
 
