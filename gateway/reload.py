@@ -9,7 +9,7 @@ Log lines (`rules_reloaded`, `rules_refused`) and `/status` report since when, a
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -27,9 +27,10 @@ from gateway.ops.secret_expiry import secret_statuses
 from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
 from gateway.required_topics import ensure_topics, specs_of
 from gateway.rules.destination_credentials import certificate_expiries
+from gateway.rules.file_stamps import stamps_of
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.watch import Changes, Loss, Refusal, Stamp, Watch, changes, lost_routes
+from gateway.rules.watch import Changes, Loss, Refusal, Watch, changes, lost_routes
 from gateway.settings import Role, Settings
 from gateway.telemetry.metrics import Metrics
 
@@ -180,10 +181,10 @@ class Reloader:
     async def load(self) -> None:
         """Read the first rules. Later writes count as changes, even while the log is still being opened."""
         self._read_at = time.monotonic()
-        before = await asyncio.to_thread(_stamps, [self._settings.rules])
+        before = await asyncio.to_thread(stamps_of, [self._settings.rules])
         rules = await asyncio.to_thread(load_rules, self._settings.rules)
         self.activate(rules, await asyncio.to_thread(certificate_expiries, rules))
-        self._watch = Watch(await asyncio.to_thread(_stamps, self._watched) | before)
+        self._watch = Watch(await asyncio.to_thread(stamps_of, self._watched) | before)
 
     def activate(self, rules: Rules, certificates: Mapping[str, float]) -> None:
         self.rules = rules
@@ -207,7 +208,7 @@ class Reloader:
         """Check the rule files, and read them if they have changed and are stable, or on request."""
         # Stamped before reading: a change while we read is noticed at the next check.
         at = log.now()
-        before = await asyncio.to_thread(_stamps, self._watched)
+        before = await asyncio.to_thread(stamps_of, self._watched)
         is_due = self._watch.observe(before)
         if self._watch.is_at_rest and not self._is_refused:
             self._unchanged_at = at
@@ -215,7 +216,7 @@ class Reloader:
             return
         self.reload_requested.clear()
         self.retry_at = math.inf if await self.read(log) else now + RELOAD_RETRY_INTERVAL
-        seen = await asyncio.to_thread(_stamps, self._watched) | before
+        seen = await asyncio.to_thread(stamps_of, self._watched) | before
         self._watch.mark_read({file: seen[file] for file in self._watched})
 
     @property
@@ -227,7 +228,7 @@ class Reloader:
         problems = str(error).splitlines()
         file = Path(error.problems[0].file) if isinstance(error, InvalidRulesError) else self._settings.rules
         file = file.absolute()
-        stamp = (await asyncio.to_thread(_stamps, [file]))[file]
+        stamp = (await asyncio.to_thread(stamps_of, [file]))[file]
         since = log.now() if self._unchanged_at is None else self._unchanged_at
         if self._refusal is not None and self._is_refused:
             since = self._refusal.since
@@ -324,18 +325,6 @@ class Reloader:
         if self._loss is not None and self._loss_status() is not None:
             loss = self._loss.with_more(routes, before)
         self._loss, self.loss_at = loss, time.monotonic()
-
-
-def _stamps(files: Iterable[Path]) -> dict[Path, Stamp | None]:
-    """Return stamps that change with the files' content, also when a symbolic link points to another file."""
-    stamps: dict[Path, Stamp | None] = {}
-    for file in files:
-        try:
-            stat = file.stat()
-            stamps[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns)
-        except OSError:
-            stamps[file] = None
-    return stamps
 
 
 def _rfc3339(at: float) -> str:

@@ -9,14 +9,16 @@ import math
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.model import UsageError
+from gateway.rules.file_stamps import stamps_of
 from gateway.rules.server_certificates import ServerCertificate, ServerNames, read_certificates
-from gateway.rules.watch import Stamp, Watch
+from gateway.rules.watch import Watch
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.client_certificates import VerifiedCertificate, fingerprint
 
@@ -33,6 +35,7 @@ class ServerTls:
 
     def __init__(self, files: Sequence[tuple[Path, Path]], *, metrics: Metrics, logger: FilteringBoundLogger) -> None:
         self._files = files
+        self._paths = list(chain(*files))
         self._metrics = metrics
         self._logger = logger
         self._certificates: tuple[ServerCertificate, ...] = ()
@@ -49,7 +52,7 @@ class ServerTls:
 
     async def load(self) -> None:
         """Read the files for the first time. Raises UsageError."""
-        before = await asyncio.to_thread(_stamps, self._files)
+        before = await asyncio.to_thread(stamps_of, self._paths)
         self._use(await asyncio.to_thread(read_certificates, self._files))
         self._watch = Watch(before)
 
@@ -67,7 +70,7 @@ class ServerTls:
 
     async def poll(self) -> None:
         """Look at the files, and read them if they have changed and are stable, or again if they were refused."""
-        stamps = await asyncio.to_thread(_stamps, self._files)
+        stamps = await asyncio.to_thread(stamps_of, self._paths)
         has_changed = self._watch.observe(stamps)
         if not has_changed and not (self._watch.is_at_rest and time.monotonic() >= self._reread_at):
             return
@@ -76,9 +79,8 @@ class ServerTls:
             certificates = await asyncio.to_thread(read_certificates, self._files)
         except UsageError as error:
             problems = str(error).splitlines()
-            before, self._refusal = self._refusal, (time.time(), problems[0])
-            if before is not None:
-                self._refusal = before[0], problems[0]
+            before = self._refusal
+            self._refusal = (time.time() if before is None else before[0], problems[0])
             self._reread_at = time.monotonic() + REREAD_INTERVAL
             self._metrics.certificate_refused.set(1)
             if has_changed or before != self._refusal:
@@ -148,14 +150,3 @@ def _verified_chain(connection: ssl.SSLObject) -> Sequence[bytes]:
 
 
 _DER = 2  # ENCODING_DER of `_ssl`
-
-
-def _stamps(files: Sequence[tuple[Path, Path]]) -> dict[Path, Stamp | None]:
-    stamps: dict[Path, Stamp | None] = {}
-    for file in [path for pair in files for path in pair]:
-        try:
-            stat = file.stat()
-            stamps[file] = (stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns)
-        except OSError:
-            stamps[file] = None
-    return stamps

@@ -9,8 +9,7 @@ where its request was kept. So before anything is appended, the log is searched 
 from a dedupe window before the first of the requests on: what is there was sent again by its provider, or admitted by a
 retry that was killed before its marker. While one command has claimed a partition, no other appends for it.
 
-Whoever sent a request more than once within its timestamp's tolerance has sent one event more than once: it is
-admitted once.
+A sender that repeats a request within its timestamp's tolerance has sent one event: it is admitted once.
 """
 
 import asyncio

@@ -2,14 +2,9 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
+from gateway.rules.file_stamps import Stamps
 from gateway.rules.rules import Destination, DestinationAccess, Egress, Route, Rules, Source
-
-Stamp = tuple[int, int, int, int]
-"""Changes with a file's content, and with who may read it."""
-Stamps = Mapping[Path, Stamp | None]
-"""None for a missing file."""
 
 MAX_UNSTABLE_LOOKS = 10
 """Observations after which files that keep changing are read anyway."""

@@ -3,7 +3,7 @@
 A preset names its handshake, and the logic is here, one function for each. There are three kinds. Most are verified as
 an event is, and only then answered. Others come without a signature: they are answered by their head (method, query,
 headers) alone. Of a source that is `pending`, the token in the body is answered, and kept to be shown. The response to
-whoever isn't verified reveals nothing that the sender doesn't already have, or isn't entitled to.
+an unverified sender reveals nothing that it doesn't already have, or isn't entitled to.
 
 A response that is signed with the source's secret signs what its sender chooses, who may be anybody. So a challenge
 must match `signed_challenge`, and an event whose signed string matches it is refused: else a response could be used as

@@ -362,18 +362,11 @@ async def test_a_key_that_may_be_read_at_last_is_read(
 ) -> None:
     """Its content was there before, and only who may read it changes."""
     file = tmp_path / "tls.pem"
-    file.write_text("".join(pki.servers.issue("old.example")))
-    async with running(certificates=[file], clock=time.time) as world:
-        assert world.tls is not None
-        monkeypatch.setattr("gateway.ingress.tls.read_certificates", refused)
-        file.write_text("".join(pki.servers.issue("new.example")))
-        for _ in range(5):
-            await world.tls.poll()
+    async with renewed_in_vain(pki, tmp_path, monkeypatch) as (world, tls):
         assert world.count("certificate_refused") == 1
-        monkeypatch.setattr("gateway.ingress.tls.read_certificates", read_certificates)
         file.chmod(0o640)
         for _ in range(2):
-            await world.tls.poll()
+            await tls.poll()
         assert await status_of(world, pki.client(), name="new.example") == 200
         assert [line["event"] for line in world.lines if line["event"].startswith("certificate_")] == [
             "certificate_refused",
@@ -384,23 +377,32 @@ async def test_a_key_that_may_be_read_at_last_is_read(
 async def test_a_certificate_that_could_not_be_read_for_a_moment_is_read_again(
     pki: Pki, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "tls.pem"
-    file.write_text("".join(pki.servers.issue("old.example")))
-    async with running(certificates=[file], clock=time.time) as world:
-        assert world.tls is not None
-        monkeypatch.setattr("gateway.ingress.tls.read_certificates", refused)
-        monkeypatch.setattr("gateway.ingress.tls.REREAD_INTERVAL", 0.0)
-        file.write_text("".join(pki.servers.issue("new.example")))
-        for _ in range(5):
-            await world.tls.poll()
-        monkeypatch.setattr("gateway.ingress.tls.read_certificates", read_certificates)
-        await world.tls.poll()
+    monkeypatch.setattr("gateway.ingress.tls.REREAD_INTERVAL", 0.0)
+    async with renewed_in_vain(pki, tmp_path, monkeypatch) as (world, tls):
+        await tls.poll()
         assert await status_of(world, pki.client(), name="new.example") == 200
         assert [line["event"] for line in world.lines].count("certificate_refused") == 1, "one problem, one line"
 
 
-def refused(_: object) -> Any:
-    raise UsageError("tls.pem: Too many open files")
+@asynccontextmanager
+async def renewed_in_vain(
+    pki: Pki, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[World, ServerTls]]:
+    """Run an ingress that couldn't read its new certificate, and can from now on."""
+
+    def refused(_: object) -> Any:
+        raise UsageError("tls.pem: Too many open files")
+
+    file = folder / "tls.pem"
+    file.write_text("".join(pki.servers.issue("old.example")))
+    async with running(certificates=[file], clock=time.time) as world:
+        assert world.tls is not None
+        with monkeypatch.context() as patched:
+            patched.setattr("gateway.ingress.tls.read_certificates", refused)
+            file.write_text("".join(pki.servers.issue("new.example")))
+            for _ in range(5):
+                await world.tls.poll()
+        yield world, world.tls
 
 
 def test_unusable_files_are_reported_without_their_content(pki: Pki, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.rules.file_stamps import Stamps
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.watch import MAX_UNSTABLE_LOOKS, Changes, Stamps, Watch, changes
+from gateway.rules.watch import MAX_UNSTABLE_LOOKS, Changes, Watch, changes
 from gateway.verify.config_keys import GENERIC
 from gateway.verify.presets import PRESETS
 from gateway.verify.schemes import build_verifier

@@ -249,8 +249,13 @@ class ControlRecord:
             if not self.selection.undelivered:
                 del asked["undelivered"]
             body["selection"] = asked
-        texts = {"detail": self.detail, "edition": self.revision, "routes": self.routes, "by": self.by}
-        texts["identities"] = self.identities
+        texts = {
+            "detail": self.detail,
+            "edition": self.revision,
+            "routes": self.routes,
+            "identities": self.identities,
+            "by": self.by,
+        }
         body |= {name: text for name, text in texts.items() if text}
         numbers = {
             "answered": self.covers_commands_below,
