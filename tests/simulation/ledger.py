@@ -920,14 +920,23 @@ class Ledger:
         What came after the event may then be appended already when its reader leaves it to another one uncommitted, or
         when one reads it that was evicted and doesn't know. By the rules before, that is: by which the event isn't for
         the route, and by which the process that appended what came after it has read both. What is read by the new
-        rules has to wait until the event is committed.
+        rules has to wait until the event is committed: after that, it is the record of one that was evicted alone.
         """
         assert row.stored is not None
         assert event.event is not None
         target = row.stored.delivery.route, row.stored.delivery.destination
+        committed = self._readings.committed.get(event.number)
+        is_nobodys = (
+            row.is_of_evicted
+            and committed is not None
+            and event.event.source in committed.sources
+            and target not in committed.targets(event.event)
+        )
         for other in self._before_in_spite_of_order(row):
             if not (event.is_left or row.is_of_evicted or other.is_of_evicted):
                 continue
+            if is_nobodys:
+                return True
             before = [each.version for each in self._readings_by(other.writer, event)]
             if not before:  # nobody looks where an event of an unknown source is to go
                 versions = self.rules_versions(event.at, other.at, other.writer)

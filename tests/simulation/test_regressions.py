@@ -182,6 +182,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     retry-of-a-route-whose-source-leaves-and-returns    before it is due, and its partition moves meanwhile
     reload-that-moves-a-source-amid-older-events    its old topic is still read, and appended to
     former-topics-commit-beyond-the-end     the recreated topic grows up to it, and a kick takes the records for done
+    evicted-reader-goes-by-rules-that-came-back  its successor left the event out by those before, and went on
     evicted-member-back-at-a-recreated-tier     the offsets that it finishes are those of new records
     duplicates-in-a-recreated-tier              both lie below the position of a reader that takes it for the former one
     kick-whose-scan-meets-a-recreated-tier      it ends before the end that the kick looked up
