@@ -8,8 +8,9 @@ import orjson
 from gateway.model import Attempt, Delivery, DeliveryId, Event, EventId, Result, delivery_id, event_id
 from gateway.rules.conditions import parse_condition
 from gateway.rules.expressions import Expression
+from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.retry_policy import RetryPolicy
-from gateway.rules.rules import Destination, RequestTemplate, Route
+from gateway.rules.rules import Destination, Route
 
 NOW = 1_700_000_000.0
 

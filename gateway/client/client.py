@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from http import HTTPStatus
 from string import punctuation
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 from yarl import URL
@@ -32,6 +32,7 @@ from gateway.client.request import USER_AGENT, Outbound, Senders
 from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, literal_address
 from gateway.client.retry_after import parse_retry_after
 from gateway.model import Attempt, DestinationResponse, Headers, Result, UnfetchedError
+from gateway.rules.request_templates import Method
 from gateway.rules.rules import DestinationAccess, Proxy, Tls
 
 _JSON = (b"Content-Type", b"application/json")
@@ -129,9 +130,9 @@ class Client:
         response: ResponseReader | None = None
         try:
             if outbound.access is None or outbound.access.oauth2 is None:
-                response = await self._post(outbound, started + timeout, reader)
+                response = await self._send(outbound, started + timeout, reader)
             else:
-                response = await self._post_with_token(outbound, outbound.access, started + timeout, reader)
+                response = await self._send_with_token(outbound, outbound.access, started + timeout, reader)
         except FailedError as failure:
             result, detail = failure.result, failure.detail
         except NoTokenError as error:
@@ -152,17 +153,17 @@ class Client:
         )
         return attempt, response
 
-    async def _post_with_token(
+    async def _send_with_token(
         self, outbound: Outbound, access: DestinationAccess, deadline: float, reader: Callable[[], ResponseReader]
     ) -> ResponseReader:
         token = await self._tokens.get(outbound.url, access, deadline)
-        response = await self._post(_authorized(outbound, token), deadline, reader)
+        response = await self._send(_authorized(outbound, token), deadline, reader)
         if response.status == HTTPStatus.UNAUTHORIZED:
             newer = await self._tokens.renew(outbound.url, access, deadline, token)
             if newer is None:
                 return response
             token = newer
-            response = await self._post(_authorized(outbound, token), deadline, reader)
+            response = await self._send(_authorized(outbound, token), deadline, reader)
         if response.status != HTTPStatus.UNAUTHORIZED:
             self._tokens.accepted(token)
         return response
@@ -173,11 +174,14 @@ class Client:
         With `request_body`, it is the response to a POST of that JSON. Redirects aren't followed. Raises
         UnfetchedError, whose text has nothing of the response, ValueError for an address that isn't https.
         """
-        origin, _, _ = _locate(url)
+        address = _locate(url)
+        origin = address.origin
         if not origin.is_tls:
             raise ValueError("address of a document: expected https")
-        start = _start(url, "", "POST" if request_body else "GET")
-        head = encode_head(start, (USER_AGENT, *((_JSON,) if request_body else ())), len(request_body))
+        if request_body:
+            head = encode_head(address.start, (USER_AGENT, _JSON), len(request_body))
+        else:
+            head = encode_head(address.start_of(Method.GET), (USER_AGENT,), None)
         reader = partial(ResponseReader, needs_body=True, limit=limit)
         try:
             response = await self._exchange(origin, head, request_body, self._loop.time() + timeout, reader)
@@ -196,20 +200,21 @@ class Client:
     async def request_token(self, outbound: Outbound, deadline: float) -> ResponseReader:
         """Send a request for a token. Raises NoTokenError."""
         try:
-            return await self._post(outbound, deadline, partial(ResponseReader, needs_body=True))
+            return await self._send(outbound, deadline, partial(ResponseReader, needs_body=True))
         except FailedError as failure:
             raise NoTokenError(failure.detail, timed_out=self._loop.time() >= deadline) from failure
 
-    async def _post(
+    async def _send(
         self, outbound: Outbound, deadline: float, reader: Callable[[], ResponseReader] = ResponseReader
     ) -> ResponseReader:
-        access = outbound.access
-        origin, start, added = (
-            _locate(outbound.url) if access is None else _locate_via(outbound.url, access.tls, access.proxy)
-        )
-        body = outbound.body
-        head = encode_head(start, (*outbound.headers, *added) if added else outbound.headers, len(body))
-        return await self._exchange(origin, head, body, deadline, reader)
+        access, body = outbound.access, outbound.body
+        address = _locate(outbound.url) if access is None else _locate_via(outbound.url, access.tls, access.proxy)
+        start = address.start
+        if outbound.method is not Method.POST or outbound.path or outbound.query:
+            start = address.start_of(outbound.method, outbound.path, outbound.query)
+        headers = (*outbound.headers, *address.headers) if address.headers else outbound.headers
+        head = encode_head(start, headers, len(body) if body or outbound.method.has_content else None)
+        return await self._exchange(address.origin, head, body, deadline, reader)
 
     async def _exchange(
         self, origin: Origin, head: bytes, body: bytes, deadline: float, reader: Callable[[], ResponseReader]
@@ -357,31 +362,51 @@ async def _connect_first(connect: Callable[[str], Awaitable[T]], addresses: list
     return await connect(last)
 
 
+class _Address(NamedTuple):
+    """A URL as the client needs it: its origin, the parts of a request line, and headers for a proxy.
+
+    `start` is how a POST to the URL itself begins.
+    """
+
+    origin: Origin
+    scheme_and_host: str
+    """Of a request that goes to a proxy (RFC 9112 §3.2.2), else empty."""
+    path: str
+    query: str
+    host: str
+    headers: Headers
+    start: bytes
+
+    def start_of(self, method: Method, path: str = "", query: str = "") -> bytes:
+        """Return how a request begins whose path and query are those of the URL and these, percent-encoded."""
+        path = (self.path.removesuffix("/") if path else self.path) + path
+        query = "&".join(filter(None, (self.query, query)))
+        target = quote((path or "/") + (f"?{query}" if query else ""), safe=punctuation)
+        return f"{method} {self.scheme_and_host}{target} HTTP/1.1\r\nHost: {self.host}\r\n".encode("ascii")
+
+
 @lru_cache(maxsize=16384)
-def _locate(url: str) -> tuple[Origin, bytes, Headers]:
-    """Return a URL's origin, the start of each request to it, and additional headers."""
+def _locate(url: str) -> _Address:
     parsed = URL(url)
     if parsed.raw_host is None or parsed.port is None:
         raise ValueError("destination url: expected http or https with a host")
+    # As the operators wrote it: yarl would unquote unreserved characters, and a token may be compared as text.
+    parts = urlsplit(url)
     origin = Origin(parsed.raw_host, parsed.port, parsed.scheme == "https")
-    return origin, _start(url, ""), ()
+    address = _Address(origin, "", parts.path, parts.query, str(parsed.host_port_subcomponent), (), b"")
+    return address._replace(start=address.start_of(Method.POST))
 
 
 @lru_cache(maxsize=16384)
-def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> tuple[Origin, bytes, Headers]:
-    """Do the same with own TLS settings or a proxy. Without TLS, the request goes to the proxy (RFC 9112 §3.2.2)."""
-    origin, start, _ = _locate(url)
-    origin = origin._replace(tls=tls if origin.is_tls else None, proxy=proxy)
+def _locate_via(url: str, tls: Tls | None, proxy: Proxy | None) -> _Address:
+    """Do the same with own TLS settings or a proxy. Without TLS, the request goes to the proxy."""
+    address = _locate(url)
+    origin = address.origin
+    address = address._replace(origin=origin._replace(tls=tls if origin.is_tls else None, proxy=proxy))
     if proxy is None or origin.is_tls:
-        return origin, start, ()
-    return origin, _start(url, "http://" + str(URL(url).host_port_subcomponent)), _proxy_headers(proxy)
-
-
-def _start(url: str, origin: str, method: str = "POST") -> bytes:
-    # As the operators wrote it: yarl would unquote unreserved characters, and a token may be compared as text.
-    parts = urlsplit(url)
-    target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=punctuation)
-    return f"{method} {origin}{target} HTTP/1.1\r\nHost: {URL(url).host_port_subcomponent}\r\n".encode("ascii")
+        return address
+    address = address._replace(scheme_and_host=f"http://{address.host}", headers=_proxy_headers(proxy))
+    return address._replace(start=address.start_of(Method.POST))
 
 
 def _connect_request(origin: Origin, proxy: Proxy) -> bytes:

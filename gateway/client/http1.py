@@ -1,4 +1,4 @@
-"""HTTP/1.1 framing, as far as a POST and its response need it: bytes out, bytes in, no I/O.
+"""HTTP/1.1 framing, as far as a request and its response need it: bytes out, bytes in, no I/O.
 
 We write requests ourselves because header bytes must be preserved: aiohttp's client takes text, encodes it as UTF-8 and
 drops bytes that weren't UTF-8. And because it is cheap: the response's body is only counted, and kept only on request.
@@ -19,15 +19,18 @@ class MalformedResponseError(Exception):
     """The destination's response isn't HTTP/1.1."""
 
 
-def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: int) -> bytes:
+def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> bytes:
     """Return the head of a request whose body has `length` bytes; `start` is the request line with `Host`, CRLF each.
 
-    Raises ValueError for a header with a control character that would end it: what follows could be a second request.
+    A length of None is for a method that has no body (RFC 9110 §8.6). Raises ValueError for a header with a control
+    character that would end it: what follows could be a second request.
     """
     fields = list(map(b": ".join, headers))
-    fields.append(b"Content-Length: %d\r\n\r\n" % length)
-    head = start + b"\r\n".join(fields)
+    if length is not None:
+        fields.append(b"Content-Length: %d" % length)
     lines = len(fields) + 3  # the request line, Host, and the empty one
+    fields.append(b"\r\n")
+    head = start + b"\r\n".join(fields)
     if head.count(b"\n") != lines or head.count(b"\r") != lines or b"\0" in head:
         raise ValueError("request head: expected header values without CR, LF and NUL, got one with them")
     return head

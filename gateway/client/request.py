@@ -3,23 +3,24 @@
 Without a template, a destination gets what it would have got from the provider: the body, and the header pairs in
 order, with repeats, byte for byte. Omitted are headers of a single connection (RFC 9110 §7.6.1), those that the client
 computes (Host, Content-Length), credentials (cookies, authorization), and headers that servers trust because their own
-proxy sets them (X-Forwarded-For), unless the destination asks for them. If the route has its own body, none of the
-sender's headers are sent: no signature matches that body, and the others would be a stranger's text in our request.
-The event's query string isn't sent: a destination's URL is up to the operators, and no provider's signature covers a
-new one.
+proxy sets them (X-Forwarded-For), unless the destination asks for them. If the route has its own body, or sends none,
+none of the sender's headers are sent: no signature matches that body, and the others would be a stranger's text in our
+request. The event's query string isn't sent: a destination's URL is up to the operators, and no provider's signature
+covers a new one.
 """
 
 import hmac
 import re
 from base64 import b64encode
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import field
 from importlib.metadata import version
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gateway.model import Delivery, DestinationResponse, ExpressionError, Headers, TraceContext, immutable
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import AbsentFieldError
+from gateway.rules.request_templates import MAX_TARGET, Method, RequestTemplate
 from gateway.rules.rules import (
     OPT_IN_HEADERS,
     OPT_IN_PREFIXES,
@@ -27,27 +28,38 @@ from gateway.rules.rules import (
     SIGNATURE_HEADER_PREFIX,
     Destination,
     DestinationAccess,
-    RequestTemplate,
 )
-from gateway.rules.templates import Template
+from gateway.rules.templates import MAX_RESULT
 
+T = TypeVar("T")
 USER_AGENT = (b"user-agent", f"webhook-gateway/{version('webhook-gateway')}".encode())
 """The default user agent: GitHub's API and some firewalls refuse a request without one."""
 
 
 @immutable
 class Outbound:
-    """A POST. The client adds Host and Content-Length. Its URL and headers may have secrets, and aren't in its `repr`.
+    """A request, to which the client adds Host and Content-Length. Its `repr` has nothing that may be a secret.
 
-    `access` is how the URL is reached, if it needs more than its address; with OAuth2 the client adds Authorization.
-    `delivery` is what it is sent for.
+    `path` and `query`, percent-encoded, are added at the end of those that the URL has. `access` is how the URL is
+    reached, if it needs more than its address; with OAuth2 the client adds Authorization. `delivery` is what it is sent
+    for.
     """
 
     url: str = field(repr=False)
     headers: Headers = field(repr=False)
     body: bytes = field(repr=False)
+    method: Method = Method.POST
+    path: str = field(default="", repr=False)
+    query: str = field(default="", repr=False)
     access: DestinationAccess | None = field(default=None, repr=False)
     delivery: Delivery | None = field(default=None, repr=False)
+
+    @property
+    def address(self) -> str:
+        """The URL with the added path and query, for people."""
+        base, _, query = self.url.partition("?")
+        queries = "&".join(filter(None, (query, self.query)))
+        return (base.removesuffix("/") if self.path else base) + self.path + (f"?{queries}" if queries else "")
 
 
 class Senders(Protocol):
@@ -71,26 +83,29 @@ def compose(
     """Build the request of a delivery's next attempt, at `now`.
 
     Headers replace earlier ones of the same name, in this order: the provider's, the template's, the destination's,
-    ours. With a template's body there are none of the provider's. Ours are `gateway-event-id`, `gateway-delivery-id`,
-    `gateway-route`, `gateway-attempt`, and if the destination has signing secrets `webhook-id` (the delivery's),
-    `webhook-timestamp` and `webhook-signature`; and `user-agent` if there is no other. A valid `traceparent` is
-    forwarded; with a `trace`, it and `tracestate` are ours instead.
+    ours. Where the event's own bytes aren't sent, there are none of the provider's. Ours are `gateway-event-id`,
+    `gateway-delivery-id`, `gateway-route`, `gateway-attempt`, and if the destination has signing secrets `webhook-id`
+    (the delivery's), `webhook-timestamp` and `webhook-signature`; and `user-agent` if there is no other. A valid
+    `traceparent` is forwarded; with a `trace`, it and `tracestate` are ours instead.
 
     Raises ExpressionError if the template can't be rendered, or a header's value has control characters.
     """
     event = delivery.event
     body = event.body
+    method, path, query = Method.POST, "", ""
     headers: list[tuple[bytes, bytes]] | None = None
     added: dict[bytes, tuple[bytes, bytes]] = {}
     if template is not None:
         view = EventView.of(event)
-        if template.body is not None:
+        method = template.method
+        path, query = _resource(template, view)
+        if not template.sends_event:
             headers = []
-            added[b"user-agent"] = USER_AGENT
-            body, content_type = _render(template.body, view, "request.body")
-            added[b"content-type"] = (b"content-type", (content_type or "text/plain; charset=utf-8").encode())
+            body, own = _own_body(template, view)
+            added |= own
         for name, value in template.headers:
-            _add(added, name, _render(value, view, f"request.headers.{name}")[0], "request.headers")
+            content, _ = _rendered(value.render_bytes, view, f"request.headers.{name}")
+            _add(added, name, content, "request.headers")
     for name, text in destination.headers:
         _add(added, name, text.encode("utf-8", "surrogateescape"), f"destinations.{destination.name}.headers")
     if headers is None:
@@ -110,7 +125,14 @@ def compose(
     if destination.sign:
         headers += sign(delivery.id.encode(), body, destination.sign, now=now)
     return Outbound(
-        url=destination.url, headers=tuple(headers), body=body, access=destination.access, delivery=delivery
+        url=destination.url,
+        headers=tuple(headers),
+        body=body,
+        method=method,
+        path=path,
+        query=query,
+        access=destination.access,
+        delivery=delivery,
     )
 
 
@@ -166,9 +188,36 @@ def _forwarded_headers(
     return kept
 
 
-def _render(template: Template, view: EventView, where: str) -> tuple[bytes, str | None]:
+def _resource(template: RequestTemplate, view: EventView) -> tuple[str, str]:
+    """Return the path and the query that a route adds to a destination's URL."""
+    path = "" if template.path is None else _rendered(template.path.render, view, "request.path")
+    query = "" if template.query is None else _rendered(template.query.render, view, "request.query")
+    if len(path) + len(query) > MAX_TARGET:
+        raise ExpressionError(f"request.path: expected at most {MAX_TARGET} bytes, with the query, got more")
+    return path, query
+
+
+def _own_body(template: RequestTemplate, view: EventView) -> tuple[bytes, dict[bytes, tuple[bytes, bytes]]]:
+    """Return the body that a route sends instead of the event's, which may be none, and its headers."""
+    added = {b"user-agent": USER_AGENT}
+    if template.form is not None:
+        form = _rendered(template.form.render, view, "request.form").encode()
+        if len(form) > MAX_RESULT:
+            raise ExpressionError(f"request.form: expected at most {MAX_RESULT} bytes, got {len(form)}")
+        return form, added | _content_type("application/x-www-form-urlencoded")
+    if template.body is not None:
+        body, content_type = _rendered(template.body.render_bytes, view, "request.body")
+        return body, added | _content_type(content_type or "text/plain; charset=utf-8")
+    return b"", added
+
+
+def _content_type(value: str) -> dict[bytes, tuple[bytes, bytes]]:
+    return {b"content-type": (b"content-type", value.encode())}
+
+
+def _rendered(render: Callable[[EventView], T], view: EventView, where: str) -> T:
     try:
-        return template.render_bytes(view)
+        return render(view)
     except ExpressionError as error:
         hint = f" ({error.hint})" if isinstance(error, AbsentFieldError) and error.hint else ""
         raise ExpressionError(f"{where}: {error}{hint}") from error

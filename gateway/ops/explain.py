@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import orjson
 
@@ -173,7 +173,12 @@ class _Mask:
                 for name, value in request.headers
             ]
             request = replace(
-                request, url=self.url(request.url), headers=tuple(headers), body=self._bytes(request.body)
+                request,
+                url=self.url(request.url),
+                path=self._text(request.path),
+                query=self._text(request.query),
+                headers=tuple(headers),
+                body=self._bytes(request.body),
             )
         return replace(
             planned,
@@ -196,6 +201,7 @@ def _forms(secret: str) -> Iterator[str]:
     for is_ascii in (False, True):
         yield json.dumps(secret, ensure_ascii=is_ascii)[1:-1]
     yield repr(secret)[1:-1]  # as quoted in a condition
+    yield quote(secret, safe="", errors="replace")  # in a path, a query, a form
 
 
 def _plan(event: Event, route: Route, destination: Destination, now: float) -> Planned:

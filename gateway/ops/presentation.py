@@ -50,8 +50,8 @@ def explained_fields(
                     if planned.request is None
                     else {
                         "destination": planned.destination,
-                        "method": "POST",
-                        "url": planned.request.url,
+                        "method": planned.request.method,
+                        "url": planned.request.address,
                         "headers": _joined(planned.request.headers),
                         "not_forwarded": _not_forwarded(event, planned.request),
                         **body_fields(planned.request.body),
@@ -142,15 +142,18 @@ def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None
             if planned.available_fields:
                 output.print(f"      {planned.available_fields}")
             continue
-        output.print(f"    {planned.destination}: ", ("POST ", "bold cyan"), planned.request.url)
-        for name, value in planned.request.headers:
+        request = planned.request
+        output.print(f"    {planned.destination}: ", (f"{request.method} ", "bold cyan"), request.address)
+        for name, value in request.headers:
             output.print((f"      {header_text(name)}: ", "dim"), header_text(value))
-        if not_forwarded := _not_forwarded(event, planned.request):
+        if not_forwarded := _not_forwarded(event, request):
             output.print((f"      not forwarded of the sender's headers: {', '.join(not_forwarded)}", "dim"))
-        if planned.request.body == event.body:
+        if not request.body:
+            output.print(("      no body", "dim"))
+        elif request.body == event.body:
             output.print((f"      the event's own body, {len(event.body):,} bytes", "dim"))
         else:
-            output.block("\n".join(f"      {line}" for line in body_text(planned.request.body).splitlines()))
+            output.block("\n".join(f"      {line}" for line in body_text(request.body).splitlines()))
 
 
 def _not_forwarded(event: Event, request: Outbound) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.rules.destination_credentials import basic_authorization
+from gateway.rules.request_templates import RequestTemplate, parameters
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import (
     AfterDelivery,
@@ -13,7 +14,6 @@ from gateway.rules.rules import (
     DestinationAccess,
     OAuth2,
     Proxy,
-    RequestTemplate,
     Route,
     Source,
     SourceLimits,
@@ -142,7 +142,10 @@ def route_of(name: str, read: ParsedMapping) -> Route:
 
 
 def _request(read: ParsedMapping) -> RequestTemplate:
-    return RequestTemplate(headers=tuple(read.values.get("headers", {}).items()), body=read.values.get("body"))
+    values = read.values
+    known: dict[str, Any] = {key: values[key] for key in ("method", "path", "body") if key in values}
+    known |= {key: parameters(values[key]) for key in ("query", "form") if key in values}
+    return RequestTemplate(headers=tuple(values.get("headers", {}).items()), **known)
 
 
 def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:

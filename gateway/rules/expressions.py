@@ -101,7 +101,7 @@ class Expression:
             return False
         if isinstance(value, bool):
             return value
-        raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {_kind(value)}")
+        raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {kind_of(value)}")
 
     def as_text(self, view: EventView) -> str | None:
         """Return the value as an id, a type or a key: a string as it is, a number or boolean as JSON.
@@ -121,7 +121,7 @@ class Expression:
         if value is ABSENT:
             return None
         if isinstance(value, dict | list):
-            raise ExpressionError(f"{_shortened(self.text)}: expected a string or number, got {_kind(value)}")
+            raise ExpressionError(f"{_shortened(self.text)}: expected a string or number, got {kind_of(value)}")
         return None if value is None else as_text(value)
 
     def _execute(self, view: EventView) -> object:
@@ -248,7 +248,7 @@ class AbsentFieldError(MissingFieldError):
         if gap.depth == 0:
             hint = self._view.why_no_body
         elif not gap.is_between_fields:
-            hint = f"{parent} is {_kind(gap.parent)}"
+            hint = f"{parent} is {kind_of(gap.parent)}"
         elif isinstance(gap.parent, list):
             hint = f"check with size({parent})"
         elif gap.key.isidentifier():
@@ -267,7 +267,7 @@ class AbsentFieldError(MissingFieldError):
         if isinstance(gap.parent, list):
             return f"{parent} has {len(gap.parent):,} {'element' if len(gap.parent) == 1 else 'elements'}"
         if not isinstance(gap.parent, dict):
-            return f"{parent} is {_kind(gap.parent)}"
+            return f"{parent} is {kind_of(gap.parent)}"
         names = [_shortened(name) for name in list(gap.parent)[:MAX_FIELDS_SHOWN]]
         rest = len(gap.parent) - len(names)
         return f"{parent} has: {', '.join(names) or 'nothing'}{f' and {rest:,} more' if rest else ''}"
@@ -305,8 +305,8 @@ def dumps(value: object) -> bytes:
         raise ExpressionError(f"expected a JSON value: {error}") from error
 
 
-def _kind(value: object) -> str:
-    """Return a value's type, since an event's values mustn't be logged."""
+def kind_of(value: object) -> str:
+    """Return a value's type for a message, since an event's values mustn't be logged."""
     names = {str: "a string", bool: "a boolean", list: "a list", dict: "a mapping", type(None): "null"}
     return names.get(type(value), "a number")
 

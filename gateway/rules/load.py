@@ -23,6 +23,7 @@ from gateway.rules.build import (
     split_of,
 )
 from gateway.rules.destination_credentials import TlsError, tls_of
+from gateway.rules.request_templates import Method
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
@@ -187,6 +188,7 @@ class _Assembly:
             self._check_after_delivery(name, read, verifiers[name])
         for route in self.routes.values():
             self._check_order(route)
+            self._check_request(route)
         for name, read in self.destinations.items():
             self._check_transport(name, read)
         if self.reader.has_errors or not self.is_complete:
@@ -353,6 +355,18 @@ class _Assembly:
                 if source is not None and source.node.child("key") is None:
                     message = f"`order: key` needs a `key` of each source, got none at {name!r}"
                     self.reader.report(route.node.value["order"], "value", message, at_key=True)
+
+    def _check_request(self, route: ParsedMapping) -> None:
+        request = route.values.get("request")
+        own = [] if request is None else [key for key in ("body", "form") if key in request.node.value]
+        if request is None or not own:
+            return
+        if len(own) > 1:
+            message = "expected `body` or `form`, got both"
+            self.reader.report(request.node.value["form"], "value", message, at_key=True)
+        if request.values.get("method") is Method.GET:
+            message = f"expected no `{own[0]}` with `method: GET`, which has none, got one"
+            self.reader.report(request.node.value[own[0]], "value", message, at_key=True)
 
     def _check_after_delivery(self, name: str, read: ParsedMapping, verifier: Verifier | None) -> None:
         """Refuse a destination to which no route sends this source's events, and two answers to several events."""

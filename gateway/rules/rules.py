@@ -13,6 +13,7 @@ from typing import Literal
 from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
 from gateway.rules.expressions import Expression
+from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
 from gateway.rules.templates import Template
@@ -245,14 +246,6 @@ class Destination:
     rate: float | None = None
     access: DestinationAccess | None = field(default=None, repr=False)
     on_gone: OnGone = OnGone.DEAD_LETTER
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestTemplate:
-    """What a route sends instead of the raw bytes. `body` is None if only headers are added."""
-
-    headers: tuple[tuple[str, Template], ...] = ()
-    body: Template | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Any, assert_never
 
 from gateway.model import STORED_STATUSES, Disposition
 from gateway.rules.conditions import parse_condition
+from gateway.rules.request_templates import Method, PathTemplate, parameter
 from gateway.rules.rules import CertificateFormat, OnGone, TokenEndpointAuthMethod
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import (
@@ -463,10 +464,40 @@ RETRY = MappingKind(
         ),
     ),
 )
+PARAMETERS = Table(
+    "a mapping of parameters",
+    TEXT,
+    Tree(
+        "a string, a number, a boolean, a list of these or null",
+        (str, int, float, list, type(None)),
+        parameter,
+        {"type": ["string", "number", "boolean", "array", "null"]},
+        is_template=True,
+    ),
+)
 REQUEST = MappingKind(
     name="request",
     about="What is sent instead of the raw bytes. Strings may contain ${{ CEL }}.",
     keys=(
+        Key(
+            name="method",
+            kind=choice(*Method, parse=Method),
+            about="The method. Without a body or form of its own, GET and DELETE have none.",
+            default="POST",
+        ),
+        Key(
+            name="path",
+            kind=Tree(
+                "a path such as /customers/${{ body.id }}", str, PathTemplate, {"type": "string"}, is_template=True
+            ),
+            about="A path to add to the destination's. What expressions give is percent-encoded.",
+        ),
+        Key(
+            name="query",
+            kind=PARAMETERS,
+            about="Parameters to add to the destination's query: strings, numbers, booleans, a list for several of one "
+            "name, null for none.",
+        ),
         Key(
             name="headers",
             kind=Table(
@@ -480,6 +511,11 @@ REQUEST = MappingKind(
             name="body",
             kind=Tree("any value", object, Template, {}, is_template=True),
             about="A string is sent as text/plain, anything else as JSON.",
+        ),
+        Key(
+            name="form",
+            kind=PARAMETERS,
+            about="Instead of a body, a form (application/x-www-form-urlencoded), with values as in `query`.",
         ),
     ),
 )

@@ -71,7 +71,7 @@ def _compiled(value: object, path: tuple[str | int, ...]) -> object:
     try:
         match value:
             case str():
-                pieces = _pieces(value)
+                pieces = pieces_of(value)
                 return value if not pieces else pieces[0] if len(pieces) == 1 else _Interpolated(pieces)
             case dict():
                 values = {key: _compiled(item, (*path, key)) for key, item in value.items()}
@@ -88,18 +88,25 @@ def _compiled(value: object, path: tuple[str | int, ...]) -> object:
         raise TemplateError(path, str(error)) from error
 
 
-def _pieces(text: str) -> tuple[str | Expression, ...]:
-    """Split a string at its expressions; empty if it has none."""
+def pieces_of(text: str) -> tuple[str | Expression, ...]:
+    """Split a string at its expressions; empty if it has none. `$${{` is a literal `${{`.
+
+    Raises ExpressionError for one that doesn't compile.
+    """
     pieces: list[str | Expression] = []
-    at = 0
+    literal, at = "", 0
     while (start := text.find("${{", at)) >= 0:
+        if text.startswith("$", start - 1) and start > at:
+            literal += text[at:start] + "{{"
+            at = start + 3
+            continue
         end = _end(text, start + 3)
-        if start > at:
-            pieces.append(text[at:start])
+        if literal := literal + text[at:start]:
+            pieces.append(literal)
         pieces.append(Expression(text[start + 3 : end].strip()))
-        at = end + 2
-    if at and at < len(text):
-        pieces.append(text[at:])
+        literal, at = "", end + 2
+    if at and (literal := literal + text[at:]):
+        pieces.append(literal)
     return tuple(pieces)
 
 

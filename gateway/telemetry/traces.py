@@ -136,12 +136,12 @@ class Traces:
         }
         return self._start(f"process {topic}", _parent(event), SpanKind.CONSUMER, attributes)
 
-    def attempt(self, delivery: Delivery, url: str) -> "Span":
+    def attempt(self, delivery: Delivery, method: str, url: str) -> "Span":
         """Begin the span of a delivery's next attempt."""
         host, port = _place(url)
         number = delivery.next_number
         attributes: dict[str, Value] = {
-            "http.request.method": "POST",
+            "http.request.method": method,
             "server.address": host,
             "server.port": port,
             "messaging.message.id": delivery.event.id,
@@ -150,7 +150,7 @@ class Traces:
         }
         if number > 1:
             attributes["http.request.resend_count"] = number - 1
-        return self._start(f"POST {delivery.destination}", _parent(delivery.event), SpanKind.CLIENT, attributes)
+        return self._start(f"{method} {delivery.destination}", _parent(delivery.event), SpanKind.CLIENT, attributes)
 
     def _start(
         self,

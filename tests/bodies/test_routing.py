@@ -12,7 +12,8 @@ from gateway.log.records import fingerprint
 from gateway.model import Event, ExpressionError, identity_of
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.expressions import Expression
-from gateway.rules.rules import RequestTemplate, Source
+from gateway.rules.request_templates import RequestTemplate
+from gateway.rules.rules import Source
 from gateway.rules.templates import Template
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier

@@ -25,6 +25,7 @@ from gateway.client.egress import EgressGuard
 from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver
 from gateway.model import Attempt, DestinationResponse, Headers, Result
+from gateway.rules.request_templates import Method
 from gateway.rules.rules import Egress
 from tests.sink import Answer, Fault, Sink
 
@@ -100,6 +101,43 @@ async def test_bytes_reach_the_wire_as_they_came(client: Client) -> None:
         body,
     ]
     assert bytes(received) == b"\r\n".join(expected)
+
+
+@pytest.mark.parametrize(
+    ("parts", "target"),
+    [
+        (("/", "", ""), b"/"),
+        (("/", "/a%20b", ""), b"/a%20b"),
+        (("/api/", "/a", "b=%26"), b"/api/a?b=%26"),
+        (("/api?key=x", "/a/", "b=1"), b"/api/a/?key=x&b=1"),
+        (("/api?key=x", "", "b=1"), b"/api?key=x&b=1"),
+        (("/api/", "", ""), b"/api/"),
+    ],
+)
+@pytest.mark.parametrize("method", Method)
+@pytest.mark.parametrize("body", [b"", b"{}"])
+async def test_each_method_and_target_reaches_the_wire(
+    client: Client, method: Method, body: bytes, parts: tuple[str, str, str], target: bytes
+) -> None:
+    url, path, query = parts
+    received = bytearray()
+
+    async def record(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"\r\n\r\n" not in received or not received.endswith(body):
+            received.extend(await reader.read(65536))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(record) as address:
+        request = Outbound(url=f"http://{address}{url}", headers=(), body=body, method=method, path=path, query=query)
+        done = await client.attempt(request, timeout=5, number=1)
+    assert done.result is Result.SUCCESS
+    has_length = bool(body) or method in ("POST", "PUT", "PATCH")
+    lines = [
+        method.encode() + b" " + target + b" HTTP/1.1",
+        b"Host: " + address.encode(),
+        *([b"Content-Length: %d" % len(body)] if has_length else []),
+    ]
+    assert bytes(received) == b"\r\n".join([*lines, b"", body])
 
 
 @pytest.mark.parametrize("size", [0, 1, 70_000, 5_000_000])

@@ -10,7 +10,8 @@ from standardwebhooks import Webhook
 
 from gateway.client.request import USER_AGENT, compose, sign
 from gateway.model import Attempt, Delivery, Event, EventId, ExpressionError, Headers, Result, delivery_id
-from gateway.rules.rules import Destination, DestinationAccess, Proxy, RequestTemplate
+from gateway.rules.request_templates import Method, PathTemplate, RequestTemplate, parameters
+from gateway.rules.rules import Destination, DestinationAccess, Proxy
 from gateway.rules.templates import Template
 
 NOW = 1_700_000_000.9
@@ -291,6 +292,48 @@ def test_a_template_of_headers_only_keeps_the_body_and_its_headers() -> None:
     assert outbound.headers == (*kept, USER_AGENT, (b"X-N", b"1"), (b"x-hub-signature-256", b"none"), *OURS)
 
 
+def test_a_form_is_encoded_and_has_nothing_of_the_senders() -> None:
+    fields = {"e-mail": "${{ body.a.b }}+1@x&y=1", "n": "${{ body.n }}", "fixed": ["a", 1]}
+    form = parameters({name: Template(value) for name, value in fields.items()})
+    outbound = compose(a_delivery(DESCRIBING[0], DESCRIBING[-1]), CI, RequestTemplate(form=form), now=NOW)
+    assert outbound.body == b"e-mail=c%0Ad%2B1%40x%26y%3D1&n=1&fixed=a&fixed=1"
+    assert outbound.headers == (USER_AGENT, (b"content-type", b"application/x-www-form-urlencoded"), *OURS)
+
+
+def test_a_path_and_a_query_are_added_and_the_event_goes_through() -> None:
+    template = RequestTemplate(
+        method=Method.PUT,
+        path=PathTemplate("/items/${{ body.a.b }}"),
+        query=parameters({"n": Template("${{ body.n }}")}),
+    )
+    destination = replace(CI, url="https://ci.internal/api/?key=a%2Fb")
+    outbound = compose(a_delivery(DESCRIBING[0], DESCRIBING[-1]), destination, template, now=NOW)
+    assert outbound.body is EVENT.body
+    assert (outbound.method, outbound.url) == ("PUT", destination.url)
+    assert outbound.address == "https://ci.internal/api/items/c%0Ad?key=a%2Fb&n=1"
+    assert (b"X-Hub-Signature-256", b"sha256=x") in outbound.headers
+
+
+@pytest.mark.parametrize("method", [Method.GET, Method.DELETE])
+def test_a_request_without_a_body_has_nothing_of_the_senders(method: Method) -> None:
+    outbound = compose(a_delivery(*DESCRIBING), CI, RequestTemplate(method=method), now=NOW)
+    assert (outbound.method, outbound.body, outbound.headers) == (method, b"", (USER_AGENT, *OURS))
+
+
+def test_a_delete_may_have_a_body() -> None:
+    template = RequestTemplate(method=Method.DELETE, body=Template({"n": "${{ body.n }}"}))
+    assert compose(a_delivery(), CI, template, now=NOW).body == b'{"n":1}'
+
+
+def test_a_target_may_not_be_longer_than_servers_take() -> None:
+    event = replace(EVENT, body=b'"' + b"x" * 4000 + b'"')
+    template = RequestTemplate(path=PathTemplate("/${{ body }}"), query=parameters({"a": Template("${{ body }}")}))
+    with pytest.raises(ExpressionError, match=r"request\.path: expected at most 8000 bytes, with the query, got more"):
+        compose(a_delivery(event=event), CI, template, now=NOW)
+    alone = replace(template, query=None)
+    assert len(compose(a_delivery(event=event), CI, alone, now=NOW).path) == 4001
+
+
 def test_the_signature_covers_the_templates_body() -> None:
     destination = replace(CI, sign=(b"k" * 32,))
     outbound = compose(a_delivery(), destination, RequestTemplate(body=Template({"new": True})), now=NOW)
@@ -303,6 +346,13 @@ def test_the_signature_covers_the_templates_body() -> None:
         (RequestTemplate(body=Template("${{ body.missing }}")), "request.body: "),
         (RequestTemplate(headers=(("X-A", Template("${{ body.missing }}")),)), "request.headers.X-A: "),
         (RequestTemplate(headers=(("X-A", Template("${{ body.a.b }}")),)), "request.headers.X-A: expected a value"),
+        (RequestTemplate(path=PathTemplate("/${{ body.missing }}")), "request.path: "),
+        (
+            RequestTemplate(path=PathTemplate("/${{ body.a }}")),
+            "request.path: expected a string, a number",
+        ),
+        (RequestTemplate(query=parameters({"x": Template("${{ body.a }}")})), "request.query: x: expected a string"),
+        (RequestTemplate(form=parameters({"x": Template("${{ body.missing }}")})), "request.form: "),
     ],
 )
 def test_a_rendering_failure_is_reported_with_its_place(template: RequestTemplate, where: str) -> None:

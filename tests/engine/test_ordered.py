@@ -20,7 +20,8 @@ from gateway.model import Attempt, Event, Result
 from gateway.ops.control_client import ControlClient
 from gateway.ops.ordered_backlog import ordered_backlog_of, ordered_outcome_of
 from gateway.ops.process_status import keys_status
-from gateway.rules.rules import RequestTemplate, Route
+from gateway.rules.request_templates import RequestTemplate
+from gateway.rules.rules import Route
 from gateway.rules.templates import Template
 from tests.builders import a_destination, a_policy, a_route, an_event
 from tests.engine.test_worker import (

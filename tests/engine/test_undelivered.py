@@ -29,8 +29,9 @@ from gateway.log.base import Partition
 from gateway.log.topics import ROUTER_GROUP
 from gateway.model import delivery_id, event_id
 from gateway.rules.expressions import Expression
+from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.routing_revision import routing_revision
-from gateway.rules.rules import RequestTemplate, Route, Rules
+from gateway.rules.rules import Route, Rules
 from gateway.rules.templates import Template
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, ended, owning

@@ -35,8 +35,9 @@ from gateway.model import (
     Result,
     UndecodableRecordError,
 )
+from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.route_table import RouteTable
-from gateway.rules.rules import Destination, Egress, OnGone, RequestTemplate, Route, Rules, Source
+from gateway.rules.rules import Destination, Egress, OnGone, Route, Rules, Source
 from gateway.rules.templates import Template
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier

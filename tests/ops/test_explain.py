@@ -184,9 +184,11 @@ routes:
       body: {key: "${SECRET}", text: "${{ body.n }} by ${SECRET}", plain: "${PLAIN:-shown by default}"}
   - {name: typed, from: github, match: {body.token: "${SECRET}"}, to: chat}
   - {name: raw, from: github, to: chat}
+  - {name: sent, from: github, to: chat, request: {path: "/${{ '${PATH_KEY}' }}/x", query: {key: "${SECRET}"}}}
+  - {name: filled, from: github, to: chat, request: {form: {key: "${SECRET}", n: "${{ body.n }}"}}}
 """)
     secret = "s'e\"cré\\t"
-    environ = {"SECRET": secret, "CHAT_URL": "https://chat.test/T0/B1?x=1"}
+    environ = {"SECRET": secret, "PATH_KEY": "s crite", "CHAT_URL": "https://chat.test/T0/B1?x=1"}
     rules = load_rules(tmp_path / "routes.yaml", environ=environ)
 
     def told(*, is_secret_shown: bool) -> str:
@@ -195,13 +197,15 @@ routes:
             rules, source="github", headers=(), query="", body=body, now=1e9, is_secret_shown=is_secret_shown
         )
         requests = [planned.request for route in result.routes for planned in route.requests]
-        parts = [(request.url, request.headers, request.body) for request in requests if request]
+        parts = [(request.address, request.headers, request.body) for request in requests if request]
         return repr([(route.name, route.reason) for route in result.routes]) + repr(parts)
 
     masked = told(is_secret_shown=False)
     assert "cr" not in masked
     assert "T0" not in masked
     assert "https://chat.test/***/***?***" in masked
+    assert "https://chat.test/***/***/***/x?***&key=***" in masked
+    assert "key=***&n=1" in masked
     assert "Bearer ***" in masked
     assert '"text":"1 by ***"' in masked
     assert '"plain":"shown by default"' in masked

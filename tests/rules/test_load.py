@@ -18,8 +18,9 @@ from gateway.required_topics import specs_of
 from gateway.rules.conditions import parse_condition
 from gateway.rules.expressions import Expression
 from gateway.rules.load import InvalidRulesError, check_rules, load_rules
+from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.retry_policy import RetryPolicy
-from gateway.rules.rules import Destination, Egress, RequestTemplate, Rules, SourceLimits
+from gateway.rules.rules import Destination, Egress, Rules, SourceLimits
 from gateway.rules.templates import Template
 from gateway.rules.yaml_document import Problem
 from gateway.verify.request import Request
@@ -422,6 +423,37 @@ BROKEN = {
             "routes.yaml:9:16: routes[0].request.body.x[1]: expected CEL in ${{ … }}, got '${{ bdy.a }}': "
             "unknown name 'bdy' at character 1, did you mean 'body'?"
         ),
+    ],
+    "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    request:\n      method: post\n"
+    "      path: a/${{ body.a }}\n      query: {a: {b: 1}, b: [[1]]}\n      form: {a: '${{ body.a }'}\n"
+    "  - {name: b, from: github, to: ci, request: {method: GET, path: '/a b', body: {a: 1}}}\n"
+    "  - {name: c, from: github, to: ci, request: {path: '/${{ a }}', body: a, form: {a: b}}}\n"
+    + SOURCES
+    + DESTINATIONS: [
+        "routes.yaml:7:15: routes[0].request.method: expected one of POST, PUT, PATCH, DELETE, GET, got 'post'",
+        "routes.yaml:8:13: routes[0].request.path: expected a path that begins with /, got one that doesn't",
+        (
+            "routes.yaml:9:18: routes[0].request.query.a: expected a string, a number, a boolean, a list of "
+            "these or null, got a mapping"
+        ),
+        (
+            "routes.yaml:9:29: routes[0].request.query.b: expected a list of strings, numbers and booleans, got "
+            "something else in it"
+        ),
+        (
+            "routes.yaml:10:17: routes[0].request.form.a: expected CEL in ${{ … }}, got '${{ body.a }': expected "
+            "}} after ${{ at character 1, got the end of the text"
+        ),
+        (
+            "routes.yaml:11:66: routes[1].request.path: expected a path with what RFC 3986 allows in it (a space "
+            "is %20), got one with more"
+        ),
+        "routes.yaml:11:74: routes[1].request.body: expected no `body` with `method: GET`, which has none, got one",
+        (
+            "routes.yaml:12:53: routes[2].request.path: expected CEL in ${{ … }}, got '/${{ a }}': unknown name "
+            "'a' at character 1"
+        ),
+        "routes.yaml:12:75: routes[2].request.form: expected `body` or `form`, got both",
     ],
     "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    retry:\n      scedule: [5s]\n"
     "      max_attempts: 0\n      max_age: 5x\n      jitter: 2\n      results: {404: rety, 200: drop, timout: drop}\n"

@@ -207,7 +207,7 @@ def test_spans_that_the_queue_drops_are_counted(some_traces: Callable[..., Trace
     registry = CollectorRegistry()
     traces = some_traces(metrics=Metrics(registry))
     for _ in range(MAX_WAITING + 3000):
-        traces.attempt(a_delivery(), "https://hooks.example.com/secret").end_attempt(None)
+        traces.attempt(a_delivery(), "POST", "https://hooks.example.com/secret").end_attempt(None)
     dropped = registry.get_sample_value("gateway_spans_total", {"result": "dropped"})
     assert dropped is not None
     assert 0 < dropped <= 3000

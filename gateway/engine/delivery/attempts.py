@@ -7,6 +7,7 @@ from gateway.client.request import Outbound, compose
 from gateway.engine.partition_tracker import AttemptScope, PendingDelivery
 from gateway.engine.services import Client, Services
 from gateway.model import Attempt, Event, Result
+from gateway.rules.request_templates import Method
 from gateway.rules.rules import Destination, Route
 from gateway.telemetry.metrics import Histogram
 
@@ -26,7 +27,8 @@ class Attempts:
         Raises ExpressionError if the request can't be rendered.
         """
         delivery = item.delivery
-        span = None if self._traces is None else self._traces.attempt(delivery, destination.url)
+        method = Method.POST if route.request is None else route.request.method
+        span = None if self._traces is None else self._traces.attempt(delivery, method, destination.url)
         attempt: Attempt | None = None
         try:
             trace = None if span is None else span.context

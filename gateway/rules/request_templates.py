@@ -1,0 +1,158 @@
+"""What a route sends instead of the event's own request: method, path, query, and a body or a form.
+
+What an event has in a path or a query is percent-encoded (RFC 3986): it can add neither a segment nor a parameter, nor
+change the host. A segment can't become empty, `.` or `..`, by which a request would be for another resource.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from urllib.parse import quote, unquote, urlencode
+
+from gateway.model import ExpressionError
+from gateway.rules.event_view import EventView
+from gateway.rules.expressions import Expression, as_text, kind_of
+from gateway.rules.templates import Template, pieces_of
+
+MAX_TARGET = 8000  # bytes of a path and query: RFC 9110 §4.1 asks everybody to take that many.
+_LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+_NOT_A_NAME = frozenset(("", ".", ".."))
+_Segment = tuple[str | Expression, ...]
+
+
+class Method(StrEnum):
+    """A request's method; without a body of its own, GET and DELETE have none."""
+
+    POST = "POST"
+    PUT = "PUT"
+    PATCH = "PATCH"
+    DELETE = "DELETE"
+    GET = "GET"
+
+    @property
+    def has_content(self) -> bool:
+        """Return whether a request has a body even if none is written: the event's own bytes."""
+        return self is not Method.GET and self is not Method.DELETE
+
+
+@dataclass(frozen=True, slots=True)
+class PathTemplate:
+    """A path such as `/customers/${{ body.id }}`, for the end of a destination's.
+
+    Raises ValueError if it doesn't begin with `/`, has a character that paths don't have, or a segment `.` or `..`;
+    ExpressionError for an expression that doesn't compile.
+    """
+
+    text: str
+    _segments: tuple[_Segment, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        segments = list(_segments(pieces_of(self.text) or (self.text,)))
+        if segments[0] or len(segments) == 1:
+            raise ValueError("expected a path that begins with /, got one that doesn't")
+        for segment in segments:
+            match segment:
+                case [str(literal)] if unquote(literal) in _NOT_A_NAME:
+                    raise ValueError(f"expected a path without the segments . and .., got one with {literal}")
+                case _:
+                    pass
+        object.__setattr__(self, "_segments", tuple(segments[1:]))
+
+    def render(self, view: EventView) -> str:
+        """Return the path, percent-encoded.
+
+        Raises ExpressionError for a value that isn't a string, a number or a boolean, and for a segment that would be
+        empty, `.` or `..`; MissingFieldError for a missing field.
+        """
+        return "".join(["/" + _rendered_segment(segment, view) for segment in self._segments])
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of a query or a form, by name. Their values are templates."""
+
+    templates: tuple[tuple[str, Template], ...]
+
+    def render(self, view: EventView) -> str:
+        """Return `a=1&b=2`: a list is a parameter for each of its items, and null is none.
+
+        Raises ExpressionError for a mapping, and for a list of anything but strings, numbers and booleans;
+        MissingFieldError for a missing field.
+        """
+        pairs: list[tuple[str, str]] = []
+        for name, template in self.templates:
+            value = template.render(view)
+            if value is None:
+                continue
+            try:
+                items = value if isinstance(value, list) else [value]
+                pairs += [(name, _scalar_text(item)) for item in items]
+            except ExpressionError as error:
+                raise ExpressionError(f"{name}: {error}") from error
+        return urlencode(pairs, errors="replace", quote_via=quote, safe="")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestTemplate:
+    """What a route sends instead of the raw bytes. At most one of `body` and `form`; without, the method decides."""
+
+    method: Method = Method.POST
+    path: PathTemplate | None = None
+    query: Parameters | None = None
+    headers: tuple[tuple[str, Template], ...] = ()
+    body: Template | None = None
+    form: Parameters | None = None
+
+    @property
+    def sends_event(self) -> bool:
+        """Return whether the event's own bytes are the body, so that the sender's headers belong to it."""
+        return self.body is None and self.form is None and self.method.has_content
+
+
+def parameter(value: object) -> Template:
+    """Return the template of a parameter. Raises ValueError, and TemplateError as a template does."""
+    if any(isinstance(item, list | dict | None) for item in (value if isinstance(value, list) else ())):
+        raise ValueError("expected a list of strings, numbers and booleans, got something else in it")
+    return Template(value)
+
+
+def parameters(templates: Mapping[str, Template]) -> Parameters:
+    return Parameters(tuple(templates.items()))
+
+
+def _segments(pieces: tuple[str | Expression, ...]) -> list[_Segment]:
+    """Split a path at the slashes of its literal parts; before the first one is an empty segment."""
+    segments: list[list[str | Expression]] = [[]]
+    for piece in pieces:
+        if isinstance(piece, Expression):
+            segments[-1].append(piece)
+            continue
+        if not _LITERAL.fullmatch(piece):
+            raise ValueError("expected a path with what RFC 3986 allows in it (a space is %20), got one with more")
+        first, *others = piece.split("/")
+        if first:
+            segments[-1].append(first)
+        segments += [[each] if each else [] for each in others]
+    return [tuple(segment) for segment in segments]
+
+
+def _rendered_segment(segment: _Segment, view: EventView) -> str:
+    if not segment or (len(segment) == 1 and isinstance(segment[0], str)):
+        return "".join(map(str, segment))
+    text = "".join(
+        [
+            piece if isinstance(piece, str) else quote(_scalar_text(piece.evaluate(view)), safe="", errors="replace")
+            for piece in segment
+        ]
+    )
+    if unquote(text) in _NOT_A_NAME:
+        got = f"'{unquote(text)}'" if text else "an empty one"
+        raise ExpressionError(f"expected a segment of a path, got {got}")
+    return text
+
+
+def _scalar_text(value: object) -> str:
+    if isinstance(value, list | dict) or value is None:
+        raise ExpressionError(f"expected a string, a number or a boolean, got {kind_of(value)}")
+    return as_text(value)
