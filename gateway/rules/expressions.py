@@ -10,7 +10,8 @@ The only user of the CEL library. An expression sees these variables, whose valu
 
 A *missing field* is one that the event doesn't have, including a step into null or another scalar. Null is a value.
 The library's `size` of a string counts UTF-8 bytes instead of code points as specified. Its `matches` compiles the
-pattern at each call, so ours replaces it (`patterns.py`): the pattern is a string literal, compiled once.
+pattern at each call, so ours replaces it (`patterns.py`): the pattern is a string literal, compiled once. The functions
+of `functions.py` are called likewise.
 """
 
 import base64
@@ -19,6 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 import cel
@@ -26,8 +28,9 @@ import orjson
 
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.event_view import ABSENT, CONVERTING, PASSING, READING, ROOTS, EventView, measured
+from gateway.rules.functions import FUNCTIONS, Function, cost
 from gateway.rules.patterns import Pattern
-from gateway.rules.scanner import Analysis, FieldPath, Match, Parts, Scan, gap_in
+from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in
 from gateway.text import did_you_mean
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
@@ -54,19 +57,17 @@ class Expression:
     _program: cel.Program = field(init=False, compare=False, repr=False)
     _analysis: Analysis = field(init=False, compare=False, repr=False)
     _path: FieldPath | None = field(init=False, compare=False, repr=False)
-    _patterns: tuple[Pattern, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.text) > MAX_TEXT:
             raise ExpressionError(f"expected at most {MAX_TEXT} characters, got {len(self.text)}")
         program = _compile(self.text)
         analysis = Scan(self.text, _read_literal).analysis()
-        if analysis.matches:
-            program = _compile(_with_own_matches(self.text, analysis.matches))
+        if analysis.edits:
+            program = _compile(_edited(self.text, analysis.edits))
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
-        object.__setattr__(self, "_patterns", tuple([match.pattern for match in analysis.matches]))
 
     @property
     def reads_body(self) -> bool:
@@ -101,7 +102,7 @@ class Expression:
             return False
         if isinstance(value, bool):
             return value
-        raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {kind_of(value)}")
+        raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {json_type(value)}")
 
     def as_text(self, view: EventView) -> str | None:
         """Return the value as an id, a type or a key: a string as it is, a number or boolean as JSON.
@@ -121,7 +122,7 @@ class Expression:
         if value is ABSENT:
             return None
         if isinstance(value, dict | list):
-            raise ExpressionError(f"{_shortened(self.text)}: expected a string or number, got {kind_of(value)}")
+            raise ExpressionError(f"{_shortened(self.text)}: expected a string or number, got {json_type(value)}")
         return None if value is None else as_text(value)
 
     def _execute(self, view: EventView) -> object:
@@ -130,16 +131,21 @@ class Expression:
         passed = self._context(view)
         if passed.size > FEW_VALUES or self._analysis.has_macros:
             self._charge(view)
-        if not self._patterns:
+        if not self._analysis.calls:
             return self._run(passed.context, view)
-        matcher = _Matcher(self._patterns, view)
-        passed.context.add_function(_MATCHES, matcher)
+        calls = _Calls(self._analysis, view)
+        for name in self._analysis.calls:
+            passed.context.add_function(name, partial(calls.call, name))
         try:
             return self._run(passed.context, view)
+        except ExpressionError as error:
+            if calls.refusal is None or isinstance(error, MissingFieldError):
+                raise
+            raise ExpressionError(f"{_shortened(self.text)}: {calls.refusal}") from error
         finally:
-            matcher.view = None  # breaks a reference cycle that the garbage collector doesn't see
-            if matcher.is_spent:  # also if CEL continued without a result, which doesn't mean "no match"
-                raise self._too_expensive(_LONG_MATCH)
+            calls.view = None  # breaks a reference cycle that the garbage collector doesn't see
+            if calls.is_spent:  # also if CEL continued without a result, which doesn't mean "no match"
+                raise self._too_expensive(_LONG_MATCH if self._analysis.patterns else _LONG_CALLS)
 
     def _run(self, context: cel.Context, view: EventView) -> object:
         try:
@@ -158,7 +164,7 @@ class Expression:
             raise AbsentFieldError(path, view)
         if type(text) is not str:
             raise ExpressionError(f"{_shortened(self.text)}: {_NO_MATCHES}")
-        is_found = _found(self._patterns[0], text, view)
+        is_found = _found(self._analysis.patterns[0], text, view)
         if is_found is None:
             raise self._too_expensive(_LONG_MATCH)
         return is_found
@@ -248,7 +254,7 @@ class AbsentFieldError(MissingFieldError):
         if gap.depth == 0:
             hint = self._view.why_no_body
         elif not gap.is_between_fields:
-            hint = f"{parent} is {kind_of(gap.parent)}"
+            hint = f"{parent} is {json_type(gap.parent)}"
         elif isinstance(gap.parent, list):
             hint = f"check with size({parent})"
         elif gap.key.isidentifier():
@@ -267,7 +273,7 @@ class AbsentFieldError(MissingFieldError):
         if isinstance(gap.parent, list):
             return f"{parent} has {len(gap.parent):,} {'element' if len(gap.parent) == 1 else 'elements'}"
         if not isinstance(gap.parent, dict):
-            return f"{parent} is {kind_of(gap.parent)}"
+            return f"{parent} is {json_type(gap.parent)}"
         names = [_shortened(name) for name in list(gap.parent)[:MAX_FIELDS_SHOWN]]
         rest = len(gap.parent) - len(names)
         return f"{parent} has: {', '.join(names) or 'nothing'}{f' and {rest:,} more' if rest else ''}"
@@ -305,7 +311,7 @@ def dumps(value: object) -> bytes:
         raise ExpressionError(f"expected a JSON value: {error}") from error
 
 
-def kind_of(value: object) -> str:
+def json_type(value: object) -> str:
     """Return a value's type for a message, since an event's values mustn't be logged."""
     names = {str: "a string", bool: "a boolean", list: "a list", dict: "a mapping", type(None): "null"}
     return names.get(type(value), "a number")
@@ -316,25 +322,68 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 80 else text[:79] + "…"  # noqa: PLR2004 - a line of a terminal
 
 
-class _Matcher:
-    """`matches` of one expression over one view, which CEL calls with a string and a pattern's number."""
+class _Calls:
+    """The calls of our functions of one expression over one view. `refusal` is why the last one failed, if it did.
 
-    __slots__ = ("_patterns", "is_spent", "view")
+    CEL prints an exception that a function raises: a result that it can't convert, such as ABSENT, is an error as well.
+    """
 
-    def __init__(self, patterns: Sequence[Pattern], view: EventView) -> None:
-        self._patterns = patterns
+    __slots__ = ("_analysis", "is_spent", "refusal", "view")
+
+    def __init__(self, analysis: Analysis, view: EventView) -> None:
+        self._analysis = analysis
         self.view: EventView | None = view
         self.is_spent = False
+        self.refusal: str | None = None
 
-    def __call__(self, text: object, number: int) -> object:
-        """Return whether it matches; a result that CEL can't convert is an error (it would print an exception)."""
-        if type(text) is not str or self.view is None or self.is_spent:
+    def call(self, name: str, *arguments: object) -> object:
+        view = self.view
+        if view is None or self.is_spent:
             return ABSENT
-        is_found = _found(self._patterns[number], text, self.view)
-        if is_found is None:
+        function = name.removesuffix("__")
+        try:
+            match function:
+                case "matches" | "extract":
+                    return self._search(function, view, *arguments)
+                case "default":
+                    return self._default(view, *arguments)
+                case _:
+                    return self._charged(FUNCTIONS[function], view, arguments)
+        except ExpressionError as error:
+            self.refusal = f"{function}: {error}"
+            return ABSENT
+
+    def _charged(self, function: Function, view: EventView, arguments: tuple[object, ...]) -> object:
+        if view.spend(function.steps + sum(map(cost, arguments))):
+            result = function.call(*arguments)
+            if view.spend(cost(result)):
+                return result
+        self.is_spent = True
+        return ABSENT
+
+    def _search(self, function: str, view: EventView, *arguments: object) -> object:
+        text, number = arguments
+        if type(text) is not str or type(number) is not int:
+            self.refusal = f"{function} isn't defined for such a value"
+            return ABSENT
+        pattern, data = self._analysis.patterns[number], text.encode("utf-8", "surrogatepass")
+        if not view.spend(pattern.cost(len(data))):
             self.is_spent = True
             return ABSENT
-        return is_found
+        return pattern.is_in(data) if function == "matches" else pattern.extract(data).decode("utf-8", "replace")
+
+    def _default(self, view: EventView, *arguments: object) -> object:
+        """Return the value of a path by its number, or else the other argument, where it is missing or null."""
+        number, otherwise = arguments
+        assert isinstance(number, int)
+        path = self._analysis.paths[number]
+        value = view.get(path.root, path.steps)
+        if value is ABSENT or value is None:
+            return otherwise
+        if view.spend(PASSING * view.size(value).total):
+            return value
+        self.is_spent = True
+        return ABSENT
 
 
 def _found(pattern: Pattern, text: str, view: EventView) -> bool | None:
@@ -378,12 +427,11 @@ def _selected(value: object, parts: Parts, whole: list[object]) -> object:
     return {key: _selected(value[key], below, whole) for key, below in parts.items() if key in value}
 
 
-def _with_own_matches(text: str, matches: Sequence[Match]) -> str:
-    """Replace each `matches('…')` by a call of ours, with the pattern's number."""
+def _edited(text: str, edits: Sequence[Edit]) -> str:
     pieces, at = [], 0
-    for number, match in enumerate(matches):
-        pieces += [text[at : match.start], f"{_MATCHES}({number})"]
-        at = match.end
+    for edit in edits:
+        pieces += [text[at : edit.start], edit.text]
+        at = edit.end
     return "".join([*pieces, text[at:]])
 
 
@@ -418,8 +466,6 @@ def _reason(error: Exception) -> str:
         return f"{undefined[1]} isn't defined for such a value{takes}"
     if message.startswith("No such overload"):
         return "an operand has the wrong type"
-    if message.startswith(f"Function '{_MATCHES}'"):
-        return _NO_MATCHES
     if refused := re.match("(Function '[^']*' error: )(.*)", message, re.DOTALL):
         why = _REFUSAL.match(refused[2])
         message = refused[1] + (why[0] if why else "an argument that it doesn't take")
@@ -428,12 +474,11 @@ def _reason(error: Exception) -> str:
 
 
 _TAKES = {
-    "timestamp": ", only for a string in RFC 3339 ('2026-01-02T03:04:05Z')",
     "duration": ", only for a string such as '90s'",
 }
 """Hints for functions that are often called with numbers, such as Unix times."""
-_MATCHES = "matches__"  # not a name of CEL's, and refused by `Scan`
 _NO_MATCHES = "matches isn't defined for such a value"
+_LONG_CALLS = "its functions would take too long with such values"
 _LONG_MATCH = "its patterns would take too long with such strings"
 _REFUSAL = re.compile(
     "string parse error: [a-z ]+|(unsigned )?integer overflow|premature end of input|input [a-z ]+|trailing input"

@@ -23,10 +23,10 @@ class Pattern:
 
     __slots__ = ("_regexp", "_size")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, captures: bool = False) -> None:
         options = re2.Options()
         options.max_mem = MAX_MEMORY
-        options.never_capture = True
+        options.never_capture = not captures
         options.log_errors = False
         try:
             self._regexp = re2.compile(text, options)
@@ -38,6 +38,14 @@ class Pattern:
     def cost(self, length: int) -> int:
         """Return the maximum steps for a string of `length` bytes."""
         return CALL + length * self._size // BYTES_IN_A_STEP
+
+    def extract(self, text: bytes) -> bytes:
+        """Return what the pattern's first group matches, or without groups the pattern; empty if nothing does."""
+        found = self._regexp.search(text)
+        if found is None:
+            return b""
+        content: bytes | None = found.group(1 if self._regexp.groups else 0)
+        return content or b""
 
     def is_in(self, text: bytes) -> bool:
         """Return whether the pattern matches some part of the text, which is UTF-8."""

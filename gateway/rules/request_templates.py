@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlencode
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import Expression, as_text, kind_of
+from gateway.rules.expressions import Expression, as_text, json_type
 from gateway.rules.templates import Template, pieces_of
 
 MAX_TARGET = 8000  # bytes of a path and query: RFC 9110 §4.1 asks everybody to take that many.
@@ -154,5 +154,5 @@ def _rendered_segment(segment: _Segment, view: EventView) -> str:
 
 def _scalar_text(value: object) -> str:
     if isinstance(value, list | dict) or value is None:
-        raise ExpressionError(f"expected a string, a number or a boolean, got {kind_of(value)}")
+        raise ExpressionError(f"expected a string, a number or a boolean, got {json_type(value)}")
     return as_text(value)

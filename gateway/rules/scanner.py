@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import ABSENT, ROOTS, EventView, Step
+from gateway.rules.functions import FUNCTIONS, Function
 from gateway.rules.patterns import Pattern
 from gateway.text import did_you_mean
 
@@ -32,13 +33,17 @@ _WORDS = frozenset(
     ("true", "false", "null", "in", "bool", "bytes", "double", "int", "list", "map", "null_type", "string", "uint")
 )
 _FUNCTIONS = frozenset(
-    ("bytes", "double", "duration", "dyn", "has", "int", "size", "string", "timestamp", "type", "uint")
+    (
+        *("bytes", "default", "double", "duration", "dyn", "has", "int", "size", "string", "type", "uint"),
+        *[name for name, function in FUNCTIONS.items() if not function.is_method],
+    )
 )
 _MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
 _COPYING_MACROS = frozenset(("exists_one", "existsOne", "filter", "map"))
 _METHODS = frozenset(
     (
-        *("contains", "endsWith", "matches", "size", "startsWith"),
+        *("contains", "endsWith", "extract", "matches", "size", "startsWith"),
+        *[name for name, function in FUNCTIONS.items() if function.is_method],
         *("getDate", "getDayOfMonth", "getDayOfWeek", "getDayOfYear", "getFullYear", "getHours"),
         *("getMilliseconds", "getMinutes", "getMonth", "getSeconds"),
     )
@@ -97,23 +102,26 @@ def gap_in(path: FieldPath, view: EventView) -> Gap:
     return Gap(depth, view.get(path.root, path.steps[: depth - 1]), path.steps[depth - 1])
 
 
-class Match(NamedTuple):
-    """A call of `matches`, from its name to its closing bracket."""
+class Edit(NamedTuple):
+    """What replaces a part of the text before CEL gets it: a call of a function of ours."""
 
     start: int
     end: int
-    pattern: Pattern
+    text: str
 
 
 class Analysis(NamedTuple):
     """The analysis of an expression.
 
-    `is_path`: it is only a plain path; `is_match`: it is only a plain path followed by `matches`.
+    `is_path`: it is only a plain path; `is_match`: it is only a plain path followed by `matches`. `calls` are the
+    functions of ours that it calls, by the names that `edits` give them.
     """
 
     paths: tuple[FieldPath, ...]
     is_path: bool
-    matches: tuple[Match, ...]
+    edits: tuple[Edit, ...]
+    calls: frozenset[str]
+    patterns: tuple[Pattern, ...]
     is_match: bool
     has_macros: bool
     copies: int
@@ -138,7 +146,11 @@ class Scan:
         self._brackets: list[str | None] = []  # open brackets; a macro's with its variable
         self._paths: list[FieldPath] = []
         self._macros: list[str] = []
-        self._matches: list[Match] = []
+        self._edits: list[Edit] = []
+        self._calls: set[str] = set()
+        self._patterns: list[Pattern] = []
+        self._defaulted: Token | None = None
+        """The root of a path that `default` may replace."""
         self._makes_values = False
 
     def analysis(self) -> Analysis:
@@ -162,9 +174,11 @@ class Scan:
         return Analysis(
             paths=tuple(self._paths),
             is_path=end == self._at,
-            matches=tuple(self._matches),
+            edits=tuple(self._edits),
+            calls=frozenset(self._calls),
+            patterns=tuple(self._patterns),
             # `.`, `matches`, `(`, the pattern, `)`
-            is_match=len(self._matches) == 1 and end + 5 == self._at and self._tokens[end].text == ".",
+            is_match=self._calls == {own_name("matches")} and end + 5 == self._at and self._tokens[end].text == ".",
             has_macros=bool(self._macros),
             copies=sum([macro in _COPYING_MACROS for macro in self._macros]) * (3 if self._makes_values else 1),
             parts=parts,
@@ -184,8 +198,7 @@ class Scan:
                 as_method = f", expected the method x.{token.text}(…)" if token.text in _METHODS else ""
                 near = as_method or did_you_mean(token.text, known | _MACROS)
                 raise _at(token, f"unknown function '{token.text}'", near)
-            if token.text == "matches":
-                self._match(token)
+            self._call(token)
         elif self._tokens[self._at].text == "{" and token.text != "in":
             raise _at(token, f"expected a mapping such as {{'a': 1}}, got a '{token.text}' of protocol buffers")
         elif is_member or token.text in _WORDS or token.text in self._brackets:
@@ -206,16 +219,51 @@ class Scan:
         self._macros.append(token.text)
         self._at += 3
 
-    def _match(self, name: Token) -> None:
+    def _call(self, name: Token) -> None:
+        """Have a function of ours called by its own name."""
+        function = FUNCTIONS.get(name.text)
+        if name.text in ("matches", "extract"):
+            self._pattern(name)
+        elif name.text == "default":
+            self._default(name)
+        elif function is not None:
+            count = self._count_arguments() + function.is_method
+            if not function.least <= count <= function.most:
+                raise _at(name, f"{name.text}: expected {_arguments(function)}, got {count - function.is_method}")
+            self._edits.append(Edit(name.start, name.start + len(name.text), own_name(name.text)))
+            self._calls.add(own_name(name.text))
+
+    def _count_arguments(self) -> int:
+        """Return the number of arguments in the brackets that are open next."""
+        depth, count = 0, 0
+        for token in self._tokens[self._at :]:
+            depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
+            if not depth:
+                break
+            count += token.text == "," and depth == 1
+        return 0 if self._tokens[self._at + 1].text == ")" else count + 1
+
+    def _default(self, name: Token) -> None:
+        """Have the path that is the first argument looked up by us, as CEL fails where it is missing."""
+        root = self._tokens[self._at + 1]
+        if root.text not in ROOTS or self._count_arguments() != 2:  # noqa: PLR2004 - the path and what replaces it
+            raise _at(name, "default: expected a path such as body.a.b and a value, got something else")
+        self._defaulted = root
+        self._edits.append(Edit(name.start, name.start + len(name.text), own_name(name.text)))
+        self._calls.add(own_name(name.text))
+
+    def _pattern(self, name: Token) -> None:
         """Compile the pattern once. One from the event would be controlled by the sender, and compiled at each call."""
         _, literal, end = self._tokens[self._at : self._at + 3]
         if literal.kind not in ("raw", "text", "line") or literal.text[0] in "bB" or end.text != ")":
-            raise _at(literal, "expected the pattern of matches() as one string literal, got something else")
+            raise _at(literal, f"expected the pattern of {name.text}() as one string literal, got something else")
         try:
-            pattern = Pattern(self._read_literal(literal.text))
+            pattern = Pattern(self._read_literal(literal.text), captures=name.text == "extract")
         except ExpressionError as error:
             raise _at(literal, str(error)) from error
-        self._matches.append(Match(name.start, end.start + 1, pattern))
+        self._edits.append(Edit(name.start, end.start + 1, f"{own_name(name.text)}({len(self._patterns)})"))
+        self._calls.add(own_name(name.text))
+        self._patterns.append(pattern)
 
     def _path(self, root: Token) -> None:
         """Read the steps `.a['b'][0]`, as far as they are literal."""
@@ -237,6 +285,11 @@ class Scan:
             self._refuse_hyphens(root)
         if root.text == "headers" and steps and (name := steps[0].key or "") != name.lower():
             raise _at(root, f"expected a header's name in lower case, got '{name}'")
+        if root is self._defaulted:
+            last = self._tokens[self._at - 1]
+            if self._tokens[self._at].text != ",":
+                raise _at(root, "default: expected a path such as body.a.b, got an expression")
+            self._edits.append(Edit(root.start, last.start + len(last.text), str(len(self._paths))))
         self._paths.append(FieldPath(root.text, tuple(steps), self._loops, self._at))
 
     def _refuse_hyphens(self, root: Token) -> None:
@@ -250,6 +303,17 @@ class Scan:
         if written.kind != "sign" and "-" in name:
             plain = name.lower() if root.text == "headers" else name
             raise _at(root, f"expected {root.text}['{plain}'], got {root.text}.{name}")
+
+
+def own_name(function: str) -> str:
+    """Return the name by which CEL calls a function of ours: no name of CEL's, and refused in the rules."""
+    return f"{function}__"
+
+
+def _arguments(function: Function) -> str:
+    least, most = function.least - function.is_method, function.most - function.is_method
+    count = f"{least}" if least == most else f"{least} to {most}"
+    return f"{count} argument{'' if most == 1 else 's'}"
 
 
 def _add_part(parts: dict[str, Parts], path: FieldPath) -> None:

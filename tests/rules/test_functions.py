@@ -1,0 +1,179 @@
+"""Functions of expressions: the examples of docs/rules.md, what each refuses, and that none takes long."""
+
+import hashlib
+import re
+import time
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.model import ExpressionError
+from gateway.rules.event_view import EventView
+from gateway.rules.expressions import Expression
+from gateway.rules.functions import FUNCTIONS
+from tests.machine_speed import as_usual
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "rules.md"
+SECTION = DOCUMENT.read_text().partition("### Functions\n")[2].partition("\n## ")[0]
+EVENT = re.findall(r"```json\n(.*?)```", SECTION, re.DOTALL)[0].encode()
+EXAMPLES = re.findall(r"^\| `(.*)` \| `(.*)` \|$", SECTION, re.MULTILINE)
+
+
+def value_of(text: str, body: object = None) -> object:
+    content = EVENT if body is None else orjson.dumps(body)
+    return Expression(text).evaluate(EventView(source="s", headers=(), query="", body=content))
+
+
+@pytest.mark.parametrize(("text", "expected"), EXAMPLES, ids=[text for text, _ in EXAMPLES])
+def test_each_example_of_the_documentation_is_true(text: str, expected: str) -> None:
+    assert value_of(text) == orjson.loads(expected)
+
+
+def test_each_function_has_an_example() -> None:
+    named = {name for text, _ in EXAMPLES for name in re.findall(r"(\w+)\(", text)}
+    assert named >= {*FUNCTIONS, "default", "extract"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("body.amount.lower()", "lower: expected a string"),
+        ("body.repo.split('')", "split: expected a separator, got an empty string"),
+        ("('a' + body.big).split('a')", "split: expected at most 10,000 parts, got more"),
+        ("body.repo.substring(5, 4)", "substring: expected positions within the string's 8 characters, got others"),
+        ("body.repo.substring(-1)", "substring: expected positions within the string's 8 characters, got others"),
+        ("body.repo.substring(9)", "substring: expected positions within the string's 8 characters, got others"),
+        ("body.repo.substring(1.5)", "substring: expected an integer"),
+        ("body.repo.replace('', 'a')", "replace: expected a string to replace, got an empty one"),
+        (
+            "body.big.replace('a', body.repo)",
+            "replace: expected a result of at most 1,048,576 characters",
+        ),
+        ("body.repo.join(',')", "join: expected a list"),
+        ("[body.big, body.big].join(body.big)", "join: expected a result of at most 1,048,576 characters"),
+        ("url(body.wide)", "url: expected a result of at most 1,048,576 characters"),
+        ("body.repo.truncate(0)", "truncate: expected at least 1 character, got fewer"),
+        ("'%s'.format([])", "format: expected a value for each %s, %d and %.2f, got fewer"),
+        ("'%s'.format([1, 2])", "format: expected a %s, %d or %.2f for each value, got fewer"),
+        ("'%x'.format([1])", "format: expected %s, %d, %.2f or %%, got another %"),
+        ("'%d'.format(['a'])", "format: expected a number"),
+        ("'%s'.format('a')", "format: expected the values as a list"),
+        (
+            "'%s%s%s'.format([body.big, body.big, body.big])",
+            "format: expected a result of at most 1,048,576 characters",
+        ),
+        ("money('1999', 'eur')", "money: expected a number"),
+        ("money(19.99, 'eur')", "money: expected an integer"),
+        ("money(1999, 'euro')", "money: expected a currency of three letters, as ISO 4217 has them"),
+        ("date('yesterday')", "date: expected a time as RFC 3339 has it, such as 2026-01-02T03:04:05Z"),
+        ("date(body.at, '%Q')", "date: expected a format of at most 100 characters"),
+        ("date(body.at, '%Y', 'Berlin')", "date: expected a time zone such as Europe/Berlin"),
+        ("date(body.at, '%Y', '../../etc/passwd')", "date: expected a time zone such as Europe/Berlin"),
+        (
+            "date(1767323045000)",
+            "date: expected Unix seconds of the years 1 to 9999, got others",
+        ),
+        ("timestamp('2026-01-02')", "timestamp: expected a time as RFC 3339 has it"),
+        ("timestamp(true)", "timestamp: expected a number"),
+        ("json(1.0 / 0.0) + base64(body.tags)", "base64: expected a string"),
+        ("default(body.repo, '').foo.lower()", None),
+    ],
+)
+def test_what_a_function_cannot_take_is_told(text: str, message: str | None) -> None:
+    body = {**orjson.loads(EVENT), "big": "a" * 400_000, "wide": "☕" * 200_000}
+    with pytest.raises(ExpressionError) as raised:
+        value_of(text, body)
+    if message is not None:
+        shown = text if len(text) <= 80 else text[:79] + "…"
+        assert str(raised.value).startswith(f"{shown}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lower(body.a)", r"unknown function 'lower' at character 1, expected the method x\.lower\(…\)"),
+        ("body.a.lower(1)", "lower: expected 0 arguments, got 1 at character 8"),
+        ("body.a.replace('a')", "replace: expected 2 arguments, got 1"),
+        ("body.a.substring()", "substring: expected 1 to 2 arguments, got 0"),
+        ("url()", "url: expected 1 argument, got 0"),
+        ("date([1, 2], '', '', '')", "date: expected 1 to 3 arguments, got 4"),
+        ("default('a', 1)", "default: expected a path such as body.a.b and a value, got something else"),
+        ("default(body.a)", "default: expected a path such as body.a.b and a value, got something else"),
+        ("default(body.a + 1, 1)", "default: expected a path such as body.a.b, got an expression"),
+        ("body.l.map(c, default(c.x, 1))", "default: expected a path such as body.a.b and a value"),
+        ("body.a.extract(body.b)", r"expected the pattern of extract\(\) as one string literal, got something else"),
+        ("body.a.extract('(')", "expected a pattern that RE2 accepts"),
+        ("body.a.lower__()", "unknown function 'lower__'"),
+    ],
+)
+def test_a_call_that_cannot_be_right_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ExpressionError, match=message):
+        Expression(text)
+
+
+def test_a_missing_field_stays_a_missing_field() -> None:
+    view = EventView(source="s", headers=(), query="", body=EVENT)
+    assert Expression("body.nothing.lower() == 'x'").is_true(view) is False
+    assert Expression("body.amount.lower() == 'x' || true").is_true(view) is True  # as CEL has it
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("default(body.by, {}).name", "Ann O'Neill"),
+        ("default(headers['x-a'], 'none')", "none"),
+        ("default(body.tags[1], '') + default(body.tags[2], '!')", "b!"),
+        ("default(body.repo.name, 'no mapping')", "no mapping"),
+        ("default(body.none, 'null')", "null"),
+        ("default(body.tags, []).map(t, t.upper())", ["A", "B"]),
+        ("[default(body['repo'], 1), default(body.x, default(body.y, 2))]", ["acme/app", 2]),
+        ("default(body.repo, '(') + ')'", "acme/app)"),
+    ],
+)
+def test_default_replaces_what_is_missing_or_null(text: str, expected: object) -> None:
+    assert value_of(text, {**orjson.loads(EVENT), "none": None}) == expected
+
+
+@given(st.text(max_size=50), st.text(min_size=1, max_size=5), st.text(max_size=5))
+def test_texts_of_any_kind_are_taken_as_python_takes_them(text: str, old: str, new: str) -> None:
+    body = {"text": text, "old": old, "new": new}
+    if any("\ud800" <= each <= "\udfff" for each in text + old + new):
+        return  # JSON has none
+    assert value_of("body.text.replace(body.old, body.new)", body) == text.replace(old, new)
+    assert value_of("body.text.split(body.old).join(body.old)", body) == text
+    assert value_of("sha256(body.text)", body) == hashlib.sha256(text.encode()).hexdigest()
+    assert value_of("json(body.text)", body) == orjson.dumps(text).decode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "body.l.map(x, body.big.upper()).size() > 0",
+        "body.l.map(x, body.big.replace('a', 'bb')).size() > 0",
+        "body.l.exists(x, body.l.exists(y, url(y).lower() == sha256(body.big)))",
+        "body.l.map(x, body.l.join(body.small)).size() > 0",
+        "body.l.map(x, json(body.l)).size() > 0",
+        "body.l.exists(x, body.big.extract('(a|b)*a(a|b){100}c') == 'x')",
+        "body.l.exists(x, body.l.exists(y, date(body.at, '%Y%m%d%H%M%S%f%B%A', 'Europe/Berlin') == ''))",
+        "body.l.exists(x, default(body.l, []) == [])",
+        "body.l.exists(x, '%s%s%s'.format([body.big, body.big, x]) == '')",
+        "body.l.exists(x, body.big.split('a') == [])",
+    ],
+)
+def test_no_function_takes_time_that_anybody_notices(text: str) -> None:
+    """The figure of the threat model: a quarter of a second of an event's expressions together."""
+    expression = Expression(text)
+    body = {"l": ["a"] * 3_000, "big": "ab" * 150_000, "small": "b" * 300, "at": 1767323045}
+    content = orjson.dumps(body)
+
+    def seconds() -> float:
+        view = EventView(source="s", headers=(), query="", body=content)
+        began = time.process_time()
+        with pytest.raises(ExpressionError, match=r"too much to compute|characters|at most 10,000"):
+            expression.evaluate(view)
+        return time.process_time() - began
+
+    assert as_usual(seconds) < 0.25
