@@ -12,6 +12,7 @@ _MODULES = {
     "run": ("run",),
     "check": ("check", "schema"),
     "explain": ("explain",),
+    "test": ("test",),
     "providers": ("providers",),
     "send": ("send", "receive"),
     "topics": ("topics create", "topics check"),

@@ -8,6 +8,7 @@ from typing import Any, assert_never
 from gateway.model import STORED_STATUSES, Disposition
 from gateway.rules.conditions import parse_condition
 from gateway.rules.request_templates import Method, PathTemplate, parameter
+from gateway.rules.rule_tests import TESTS
 from gateway.rules.rules import CertificateFormat, OnGone, TokenEndpointAuthMethod
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import (
@@ -565,7 +566,6 @@ ROUTE = MappingKind(
             default="dead_letter",
         ),
     ),
-    later=("tests",),
 )
 EGRESS = MappingKind(
     name="egress",
@@ -641,6 +641,12 @@ INCLUDED_KEYS = (
     Key(name="sources", kind=Table("a mapping of sources", NAME, SOURCE), about="Who sends."),
     Key(name="destinations", kind=Table("a mapping of destinations", NAME, DESTINATION), about="Who receives."),
     Key(name="routes", kind=Several("a list of routes", ROUTE, may_be_empty=True), about="What goes where."),
+    Key(
+        name="tests",
+        kind=TESTS,
+        about="What the rules should do with events: `gateway test` tries it.",
+        is_of_tests=True,
+    ),
 )
 _VERSION_KIND = Scalar(f"the version {VERSION}", _version, {"const": VERSION})
 ROOT = MappingKind(

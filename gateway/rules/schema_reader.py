@@ -187,7 +187,7 @@ class SchemaReader:
     def _plain(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # any JSON
         """Return a value of any shape without locations, with its references resolved."""
         value = node.value
-        if isinstance(value, str):
+        if isinstance(value, str) and not kind.is_raw:
             text = self.text(node, is_template=kind.is_template)
             return text if text is not None else kind.unresolved or value
         if isinstance(value, list):
@@ -227,12 +227,12 @@ class SchemaReader:
         values: dict[str, Any] = {}
         for name, child in self._entries(node):
             key = record.by_name.get(name)
+            if key and key.is_of_tests:
+                continue
             if key:
                 value = self.read(child, key.kind)
                 if value is not ABSENT:
                     values[name] = value
-            elif name in record.later:
-                self.report(child, "unsupported", "not supported yet", at_key=True)
             else:
                 guess = did_you_mean(name, record.by_name)
                 self.report(child, "unknown_key", f"unknown key {name[:SHOWN]!r}{guess}", at_key=True)

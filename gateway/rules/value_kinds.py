@@ -47,7 +47,7 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A value of any shape, parsed as a whole. `is_template` leaves `${{ … }}` alone."""
+    """A value of any shape, parsed as a whole. `is_template` leaves `${{ … }}` alone, `is_raw` references as well."""
 
     expected: str
     shape: type | tuple[type, ...]
@@ -55,6 +55,7 @@ class Tree:
     json: Mapping[str, object]
     _: KW_ONLY
     is_template: bool = False
+    is_raw: bool = False
     unresolved: str | None = None
     """Placeholder for a string with unresolvable references, while checking; None leaves the string as written."""
 
@@ -99,16 +100,17 @@ class Key:
     about: str
     default: object = None
     is_required: bool = False
+    is_of_tests: bool = False
+    """Read by `gateway test` alone: a mistake in it doesn't make rules unusable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MappingKind:
-    """A mapping with known keys. `later` are planned keys that this version doesn't support."""
+    """A mapping with known keys."""
 
     name: str
     about: str
     keys: tuple[Key, ...]
-    later: tuple[str, ...] = ()
     is_choice: bool = False
     """Exactly one of the keys is written."""
     by_name: Mapping[str, Key] = field(init=False, repr=False)

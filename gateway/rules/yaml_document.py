@@ -63,7 +63,6 @@ Code = Literal[
     "value",  # expected …, got …
     "unknown_key",
     "missing_key",
-    "unsupported",  # a key that this version doesn't support
     "unknown_name",  # no such source or destination
     "duplicate",
     "expression",  # CEL
