@@ -13,6 +13,7 @@ _MODULES = {
     "check": ("check", "schema"),
     "explain": ("explain",),
     "test": ("test",),
+    "diff": ("diff",),
     "providers": ("providers",),
     "send": ("send", "receive"),
     "topics": ("topics create", "topics check"),

@@ -19,7 +19,7 @@ from gateway.text import did_you_mean
 
 MAX_SHOWN = 200  # characters of a value in a difference
 _FORM = "application/x-www-form-urlencoded"
-_CHANGING = ("gateway-delivery-id", "gateway-event-id", "webhook-id", "webhook-signature", "webhook-timestamp")
+CHANGING_HEADERS = ("gateway-delivery-id", "gateway-event-id", "webhook-id", "webhook-signature", "webhook-timestamp")
 """Headers that a snapshot doesn't have, beside our own user agent: they are of one event, or one moment."""
 
 Snapshots = dict[str, object]
@@ -55,18 +55,18 @@ def run_test(rules: Rules, test: RuleTest, snapshots: Snapshots, *, now: float) 
     except RefusedError as error:
         refused = f"event: the ingress would answer {error.status} ({error.reason}): {error.detail}"
         return TestResult(test=test, differences=(refused,), matched=())
-    differences = [*_of_routes(test.routes, explained, rules)]
+    found = [*_of_routes(test.routes, explained, rules)]
     for number, expected in enumerate(test.requests):
-        differences += _of_request(f"requests[{number}]", expected, explained, rules)
+        found += _of_request(f"requests[{number}]", expected, explained, rules)
     snapshot = None
     if test.has_snapshot:
         snapshot = _snapshot(explained)
         if test.name not in snapshots:
-            differences.append("snapshot: expected one, got none: `gateway test --update` writes it")
+            found.append("snapshot: expected one, got none: `gateway test --update` writes it")
         else:
-            differences += _differences("snapshot", snapshots[test.name], snapshot)
+            found += differences("snapshot", snapshots[test.name], snapshot)
     matched = tuple([route.name for route in explained.routes if route.is_matched])
-    return TestResult(test=test, differences=tuple(differences), matched=matched, snapshot=snapshot)
+    return TestResult(test=test, differences=tuple(found), matched=matched, snapshot=snapshot)
 
 
 def untested_routes(rules: Rules, results: Sequence[TestResult]) -> list[str]:
@@ -178,13 +178,13 @@ def _of_made(where: str, expected: ExpectedRequest, request: Outbound) -> Iterat
     for key, value in expected.fields.items():
         match key:
             case "method" | "url":
-                yield from _differences(f"{where}.{key}", value, request.method if key == "method" else request.address)
+                yield from differences(f"{where}.{key}", value, request.method if key == "method" else request.address)
             case "headers":
                 yield from _of_headers(f"{where}.headers", value, request)
             case "body":
-                yield from _differences(f"{where}.body", value, _body(request, value))
+                yield from differences(f"{where}.body", value, body_of(request, value))
             case "body_has":
-                yield from _differences(f"{where}.body_has", value, _body(request, value), is_part=True)
+                yield from differences(f"{where}.body_has", value, body_of(request, value), is_part=True)
             case _:
                 pass
 
@@ -201,7 +201,7 @@ def _of_headers(where: str, expected: Mapping[str, str | None], request: Outboun
             yield f"{where}.{name}: expected {_shown(value)}, got {_shown(found)}"
 
 
-def _body(request: Outbound, expected: object = None) -> object:
+def body_of(request: Outbound, expected: object = None) -> object:
     """Return a body to compare: as text where text is expected, else a form's fields or JSON, if it is one of these."""
     if isinstance(expected, str):
         return body_text(request.body)
@@ -235,32 +235,35 @@ def _snapshot(explained: Explained) -> object:
                 | {
                     "method": str(request.method),
                     "url": request.address,
-                    "headers": [f"{name}: {value}" for name, value in headers if name.lower() not in _CHANGING],
-                    "body": _body(request),
+                    "headers": [f"{name}: {value}" for name, value in headers if name.lower() not in CHANGING_HEADERS],
+                    "body": body_of(request),
                 }
             )
     return {"routes": [route.name for route in explained.routes if route.is_matched], "requests": requests}
 
 
-def _differences(where: str, expected: object, got: object, *, is_part: bool = False) -> Iterator[str]:
+def differences(
+    where: str, expected: object, got: object, *, is_part: bool = False, words: tuple[str, str] = ("expected", "got")
+) -> Iterator[str]:
     """Yield where two JSON values differ; with `is_part`, mappings of the second may have more fields."""
+    first, second = words
     if isinstance(expected, dict) and isinstance(got, dict):
         for key, value in expected.items():
             if key in got:
-                yield from _differences(f"{where}.{key}", value, got[key], is_part=is_part)
+                yield from differences(f"{where}.{key}", value, got[key], is_part=is_part, words=words)
             else:
-                yield f"{where}.{key}: expected {_shown(value)}, got none"
+                yield f"{where}.{key}: {first} {_shown(value)}, {second} none"
         for key in () if is_part else got.keys() - expected.keys():
-            yield f"{where}.{key}: expected none, got {_shown(got[key])}"
+            yield f"{where}.{key}: {first} none, {second} {_shown(got[key])}"
     elif isinstance(expected, list) and isinstance(got, list):
         for index, (value, found) in enumerate(zip(expected, got, strict=False)):
-            yield from _differences(f"{where}[{index}]", value, found, is_part=is_part)
+            yield from differences(f"{where}[{index}]", value, found, is_part=is_part, words=words)
         for index in range(len(got), len(expected)):
-            yield f"{where}[{index}]: expected {_shown(expected[index])}, got none"
+            yield f"{where}[{index}]: {first} {_shown(expected[index])}, {second} none"
         for index in range(len(expected), len(got)):
-            yield f"{where}[{index}]: expected none, got {_shown(got[index])}"
+            yield f"{where}[{index}]: {first} none, {second} {_shown(got[index])}"
     elif not _is_equal(expected, got):
-        yield f"{where}: expected {_shown(expected)}, got {_shown(got)}"
+        yield f"{where}: {first} {_shown(expected)}, {second} {_shown(got)}"
 
 
 def _is_equal(expected: object, got: object) -> bool:

@@ -1,0 +1,159 @@
+"""`gateway diff`: what other rules would do with recent events."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.values import Parser, duration
+from gateway.log.records import decode_event
+from gateway.model import UnreadableRecordError, UsageError
+from gateway.ops.log_search import newest_first
+from gateway.ops.output import Output, count
+from gateway.ops.rule_diff import RouteDiff, RuleDiff, events_in, rule_file_of
+from gateway.required_topics import event_topics
+from gateway.rules.load import load_rules
+from gateway.rules.rules import Rules
+
+MAX_EVENTS = 1_000_000
+"""Maximum number of events compared, the newest first."""
+COLUMNS = ("before", "after", "gained", "lost", "changed")
+KINDS = ("lost", "changed", "gained")
+MAX_DIFFERENCES = 8  # of a sample
+
+
+def diff_arguments(parser: Parser) -> None:
+    about = "a rule file, or REVISION:PATH of Git, such as HEAD:routes.yaml"
+    parser.add_argument("old", metavar="OLD", help=about)
+    parser.add_argument("new", metavar="NEW", help="the same")
+    events = parser.add_mutually_exclusive_group(required=True)
+    events.add_argument(
+        "--events", type=Path, metavar="FILE", help="with these events: lines of `gateway events show --json`"
+    )
+    events.add_argument(
+        "--since", type=duration, metavar="DURATION", help="with the events that were stored in the last DURATION"
+    )
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write a summary for a pull request there")
+
+
+@command(
+    "diff",
+    about="compare what two versions of the rules do with the same events: by route, what is gained, lost and changed",
+    example="gateway diff HEAD:routes.yaml routes.yaml --since 1h",
+    add_arguments=diff_arguments,
+    settings=LOG_SETTINGS,
+)
+async def _diff(call: Invocation) -> int:
+    arguments, output = call.arguments, call.output
+    with ExitStack() as stack:
+        # Without this machine's variables: no message shows a secret, and both versions have the same placeholders.
+        old, new = (
+            load_rules(stack.enter_context(rule_file_of(name)), environ={}, resolve=False)
+            for name in (arguments.old, arguments.new)
+        )
+    diff = RuleDiff(old, new, now=time.time())
+    if arguments.events is not None:
+        _compare_file(output, diff, arguments.events)
+    else:
+        await _compare_log(call, diff, old, new)
+    changed = {name: route for name, route in diff.routes.items() if route.is_changed}
+    if output.json:
+        for name, route in diff.routes.items():
+            output.line({"route": name, **{key: getattr(route, key) for key in COLUMNS}, "samples": route.samples})
+    _print(output, diff, changed)
+    if arguments.markdown is not None:
+        arguments.markdown.write_text("\n".join(_markdown(diff, changed)) + "\n")
+    return 1 if changed else 0
+
+
+def _compare_file(output: Output, diff: RuleDiff, path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UsageError(f"{path}: expected a file of events, got: {error.strerror}") from error
+    with output.gauge("comparing", size) as show:
+        done = 0
+        for event in events_in(path):
+            diff.add(event)
+            done += len(event.body)
+            if diff.events % 100 == 0:
+                show(min(done, size), f"{diff.events:,} events")
+
+
+async def _compare_log(call: Invocation, diff: RuleDiff, old: Rules, new: Rules) -> None:
+    topics = [*dict.fromkeys([*event_topics(new, call.topics), *event_topics(old, call.topics)])]
+    async with opened_log(call) as log:
+        now = log.now()
+        since = now - call.arguments.since
+        with call.output.gauge("comparing", int(call.arguments.since)) as show:
+            async with aclosing(newest_first(log, topics, since=since)) as records:
+                async for found in records:
+                    try:
+                        diff.add(decode_event(found.record))
+                    except UnreadableRecordError:
+                        continue  # no rules change what becomes of it
+                    if diff.events % 100 == 0:
+                        show(int(now - found.record.appended_at), f"{diff.events:,} events")
+                    if diff.events >= MAX_EVENTS:
+                        call.output.note(f"only the newest {MAX_EVENTS:,} events were compared")
+                        break
+
+
+def _print(output: Output, diff: RuleDiff, changed: dict[str, RouteDiff]) -> None:
+    if changed:
+        rows = [(name, *[f"{getattr(route, key):,}" for key in COLUMNS]) for name, route in changed.items()]
+        output.table(["route", *COLUMNS], rows, right=COLUMNS)
+        output.print()
+        for name, route in changed.items():
+            for sample in _samples(route):
+                output.print((f"{sample.kind} ", "bold"), f"{name}: {sample.event} {sample.what[0]}")
+                if sample.what[1:]:
+                    output.block("\n".join(f"  {line}" for line in sample.what[1:MAX_DIFFERENCES]))
+    output.print(_summary(diff, changed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    kind: str
+    event: str
+    what: tuple[str, ...]
+
+
+def _samples(route: RouteDiff) -> Iterator[_Sample]:
+    for kind in KINDS:
+        for event, what in route.samples.get(kind, ()):
+            yield _Sample(kind, event, what)
+
+
+def _summary(diff: RuleDiff, changed: dict[str, RouteDiff]) -> str:
+    routes = f"{len(changed)} of {count(len(diff.routes), 'route')} changed" if changed else "no route changed"
+    before, after = diff.unrouted["before"], diff.unrouted["after"]
+    unrouted = f"; {after:,} without a route" if after + before else ""
+    return f"{count(diff.events, 'event')}: {routes}{unrouted}{f', {before:,} before' if before != after else ''}"
+
+
+def _markdown(diff: RuleDiff, changed: dict[str, RouteDiff]) -> Iterator[str]:
+    """Yield the lines of a summary, for a pull request."""
+    yield "### What these rules change"
+    yield ""
+    yield f"{_summary(diff, changed)}."
+    if not changed:
+        return
+    yield ""
+    yield f"| route | {' | '.join(COLUMNS)} |"
+    yield f"|---|{'--:|' * len(COLUMNS)}"
+    for name, route in changed.items():
+        yield f"| {name} | {' | '.join(f'{getattr(route, key):,}' for key in COLUMNS)} |"
+    yield ""
+    for name, route in changed.items():
+        yield f"<details><summary>{name}</summary>"
+        yield ""
+        yield "```"
+        for sample in _samples(route):
+            yield f"{sample.kind}: {sample.event} {sample.what[0]}"
+            yield from [f"  {line}".replace("```", "'''") for line in sample.what[1:MAX_DIFFERENCES]]
+        yield "```"
+        yield ""
+        yield "</details>"

@@ -1,0 +1,232 @@
+"""`gateway diff`: what other rules would do with the same events, a route at a time."""
+
+import io
+import json
+import subprocess
+import tarfile
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gateway.client.request import Outbound, compose
+from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError, delivery_id
+from gateway.ops.output import header_text
+from gateway.ops.rule_tests import CHANGING_HEADERS, body_of, differences
+from gateway.rules.event_builder import EventBuilder
+from gateway.rules.event_view import EventView
+from gateway.rules.rules import Route, Rules
+from gateway.verify.request import Request
+
+MAX_SAMPLES = 3
+MAX_LINE = 64 << 20  # bytes of an event in a file
+GIT_TIMEOUT = 60.0
+
+Matched = tuple[Route, ExpressionError | None]
+"""A route that matches an event, or whose condition failed."""
+Deliveries = dict[tuple[str, str], Matched]
+"""Those of an event, by route and destination."""
+
+
+@dataclass(slots=True)
+class RouteDiff:
+    """What becomes of a route's deliveries. `samples` are, by kind of change, some events' ids and what differs."""
+
+    before: int = 0
+    after: int = 0
+    gained: int = 0
+    lost: int = 0
+    changed: int = 0
+    samples: dict[str, list[tuple[str, tuple[str, ...]]]] = field(default_factory=dict)
+
+    @property
+    def is_changed(self) -> bool:
+        return bool(self.gained or self.lost or self.changed)
+
+    def add(self, kind: str, event: Event, what: tuple[str, ...]) -> None:
+        setattr(self, kind, getattr(self, kind) + 1)
+        samples = self.samples.setdefault(kind, [])
+        if len(samples) < MAX_SAMPLES:
+            samples.append((event.id, what))
+
+
+class RuleDiff:
+    """Compares two versions of the rules, event by event. Requests are compared only where their rules differ."""
+
+    def __init__(self, old: Rules, new: Rules, *, now: float) -> None:
+        self.events = 0
+        self.unrouted: Counter[str] = Counter()
+        """How many events no route takes, `before` and `after`."""
+        self.routes: dict[str, RouteDiff] = {}
+        """By route: of both versions, those of the new one first."""
+        for name in (*new.routes, *old.routes):
+            self.routes.setdefault(name, RouteDiff())
+        self._old, self._new, self._now = old, new, now
+        self._builders = [
+            {name: EventBuilder(source) for name, source in rules.sources.items()} for rules in (old, new)
+        ]
+        self._same_source = {
+            name
+            for name in old.sources.keys() & new.sources.keys()
+            if self._builders[0][name].expression_texts() == self._builders[1][name].expression_texts()
+        }
+
+    def add(self, event: Event) -> None:
+        """Compare what both versions would do with an event."""
+        self.events += 1
+        if event.source in self._same_source:
+            view = EventView.of(event)
+            before, after = self._deliveries(self._old, view), self._deliveries(self._new, view)
+            events = (event, event)
+        else:
+            events = self._read(0, event), self._read(1, event)
+            before, after = (
+                self._deliveries(rules, EventView.of(each)) if event.source in rules.sources else {}
+                for rules, each in zip((self._old, self._new), events, strict=True)
+            )
+        self.unrouted["before"] += not before
+        self.unrouted["after"] += not after
+        for key in before | after:
+            route, destination = key
+            counted = self.routes[route]
+            counted.before += key in before
+            counted.after += key in after
+            if key not in before:
+                counted.add("gained", event, (f"to {destination}",))
+            elif key not in after:
+                counted.add("lost", event, (f"to {destination}",))
+            elif found := self._request_differences(destination, before[key], after[key], events):
+                counted.add("changed", event, (f"to {destination}", *found))
+
+    def _deliveries(self, rules: Rules, view: EventView) -> Deliveries:
+        if view.source not in rules.sources:
+            return {}
+        return {
+            (route.name, destination): (route, error)
+            for route, error in rules.table.match(view)
+            for destination in route.destinations
+        }
+
+    def _read(self, side: int, event: Event) -> Event:
+        """Return the event as these rules identify and classify it, if they can."""
+        builder = self._builders[side].get(event.source)
+        rules = (self._old, self._new)[side]
+        if builder is None:
+            return event
+        path = rules.sources[event.source].path
+        request = Request(method="POST", path=path, query=event.query, headers=event.headers, body=event.body)
+        try:
+            return builder.event(request, received_at=event.received_at)
+        except RefusedError:
+            return event
+
+    def _request_differences(
+        self, destination: str, before: Matched, after: Matched, events: tuple[Event, Event]
+    ) -> list[str]:
+        """Return where the requests of one delivery differ."""
+        is_same = before[0].request == after[0].request and before[1] is after[1] and events[0] is events[1]
+        if is_same and self._old.destinations[destination] == self._new.destinations[destination]:
+            return []
+        old = self._composed(self._old, before, destination, events[0])
+        new = self._composed(self._new, after, destination, events[1])
+        return list(differences("request", old, new, words=("was", "is")))
+
+    def _composed(self, rules: Rules, matched: Matched, destination: str, event: Event) -> dict[str, object]:
+        route, problem = matched
+        if problem is not None:
+            return {"error": f"when: {problem}"}
+        delivery = Delivery(
+            id=delivery_id(event.id, route.name, destination), event=event, route=route.name, destination=destination
+        )
+        try:
+            request = compose(delivery, rules.destinations[destination], route.request, now=self._now)
+        except ExpressionError as error:
+            return {"error": str(error)}
+        return _shown_request(request)
+
+
+def _shown_request(request: Outbound) -> dict[str, object]:
+    headers = {
+        header_text(name).lower(): header_text(value)
+        for name, value in request.headers
+        if header_text(name).lower() not in CHANGING_HEADERS
+    }
+    return {
+        "method": str(request.method),
+        "url": request.address,
+        "headers": headers,
+        "body": body_of(request),
+    }
+
+
+def events_in(path: Path) -> Iterator[Event]:
+    """Yield the events in a file: lines of JSON as `gateway events show --json` prints them. Raises UsageError."""
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+            if not line.strip():
+                continue
+            try:
+                yield _event_of(json.loads(line))
+            except (ValueError, LookupError, TypeError, AttributeError):
+                expected = "expected an event as `gateway events show --json` prints it"
+                raise UsageError(f"{path}:{number}: {expected}, got something else") from None
+
+
+def _event_of(fields: Mapping[str, object]) -> Event:
+    body, encoded = fields.get("body"), fields.get("body_base64")
+    pairs = fields["headers"]
+    if not isinstance(pairs, list) or not isinstance(body if encoded is None else encoded, str):
+        raise TypeError
+    return Event(
+        id=EventId(str(fields["id"])),
+        source=str(fields["source"]),
+        type=str(fields["type"]),
+        key=None if fields.get("key") is None else str(fields["key"]),
+        received_at=0.0,
+        headers=tuple([(name.encode("latin-1"), value.encode()) for name, value in pairs]),
+        query=str(fields["query"]),
+        body=b64decode(str(encoded)) if encoded is not None else str(body).encode(),
+    )
+
+
+@contextmanager
+def rule_file_of(name: str) -> Iterator[Path]:
+    """Give a rule file: a path, or `REVISION:PATH` of Git, whose folder is written to a temporary one meanwhile.
+
+    Raises UsageError.
+    """
+    path = Path(name)
+    revision, colon, inside = name.partition(":")
+    if path.exists() or not colon or not revision:
+        yield path
+        return
+    if revision.startswith("-"):
+        raise UsageError(f"{name}: expected a revision of Git before the colon, got an option")
+    root = _git("rev-parse", "--show-toplevel").decode().strip()
+    folder = str(Path(inside).parent)
+    archive = _git("-C", root, "archive", "--format=tar", revision, *([] if folder == "." else [folder]))
+    with TemporaryDirectory(prefix="gateway-diff-") as target:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+            files.extractall(target, filter="data")
+        found = Path(target) / inside
+        if not found.exists():
+            raise UsageError(f"{name}: expected a rule file in that revision, got none")
+        yield found
+
+
+def _git(*arguments: str) -> bytes:
+    try:
+        done = subprocess.run(  # noqa: S603 - of the user's own arguments, none of which is an option
+            ["git", *arguments],  # noqa: S607 - the user's
+            capture_output=True,
+            check=False,
+            timeout=GIT_TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"git {' '.join(arguments)}: {error}") from error
+    if done.returncode:
+        raise UsageError(f"git {' '.join(arguments)}: {done.stderr.decode('utf-8', 'replace').strip()}")
+    return done.stdout
