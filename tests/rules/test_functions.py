@@ -161,12 +161,15 @@ def test_texts_of_any_kind_are_taken_as_python_takes_them(text: str, old: str, n
         "body.l.exists(x, default(body.l, []) == [])",
         "body.l.exists(x, '%s%s%s'.format([body.big, body.big, x]) == '')",
         "body.l.exists(x, body.big.split('a') == [])",
+        "body.long.all(x, body.hundred.all(y, sha256(x) != ''))",
+        "body.long.all(x, body.hundred.all(y, (x + 'c').upper().lower() != ''))",
     ],
 )
 def test_no_function_takes_time_that_anybody_notices(text: str) -> None:
     """The figure of the threat model: a quarter of a second of an event's expressions together."""
     expression = Expression(text)
     body = {"l": ["a"] * 3_000, "big": "ab" * 150_000, "small": "b" * 300, "at": 1767323045}
+    body |= {"long": ["ab" * 50_000] * 8, "hundred": [1] * 100}
     content = orjson.dumps(body)
 
     def seconds() -> float:
