@@ -4,12 +4,13 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 
 from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rule_file, rule_file_argument
 from gateway.commands.values import Parser, duration
 from gateway.ops.certificates import certificate_problems, undemanded_certificates
+from gateway.ops.check_reports import FORMATS, without_allowed
 from gateway.ops.identities import Seen, identities_of
 from gateway.ops.output import Output, count
 from gateway.ops.refused_addresses import refused_addresses
@@ -17,6 +18,7 @@ from gateway.required_topics import event_topics, specs_of
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 from gateway.rules.schema import json_schema
+from gateway.rules.yaml_document import Code, Problem, Severity
 
 
 def check_arguments(parser: Parser) -> None:
@@ -25,6 +27,10 @@ def check_arguments(parser: Parser) -> None:
         "also check that these rules give distinct identities to the events stored in the last DURATION (such as 1h)"
     )
     parser.add_argument("--since", type=duration, metavar="DURATION", help=about)
+    parser.add_argument("--strict", action="store_true", help="fail for warnings, too, unless a comment allows them")
+    parser.add_argument(
+        "--format", choices=("text", *FORMATS), default="text", help="for a CI system: github or sarif (default: text)"
+    )
 
 
 @command(
@@ -35,94 +41,133 @@ def check_arguments(parser: Parser) -> None:
     settings=(*LOG_SETTINGS, "tls_certificate", "tls_key"),
 )
 async def _check(call: Invocation) -> int:
-    path = rule_file(call)
+    path, output = rule_file(call), call.output
     rules, found = check_rules(path, resolve=False)
     problems = [replace(each, severity="error") if each.code == "expired" else each for each in found]
-    errors = [problem for problem in problems if problem.severity == "error"]
-    for problem in problems:
-        fields = asdict(problem)
-        if call.output.json:
-            call.output.line({key: fields[key] for key in CHECKED})
-        style = "bold red" if problem.severity == "error" else "yellow"
-        call.output.print((f"{problem.severity}: ", style), str(problem))
-    warnings = len(problems) - len(errors)
-    refused, soon = await asyncio.to_thread(certificate_problems, call.settings.connections.certificates, time.time())
-    for message in refused:
-        _print(call.output, "error", "certificate", *message.split(": ", 1))
-    if rules is not None:
-        warnings += _warn_of_refused_addresses(call.output, rules)
-        soon = [*soon, *undemanded_certificates(rules, has_tls=bool(call.settings.connections.certificates))]
-    for message in soon:
-        _print(call.output, "warning", "certificate", *message.split(": ", 1))
-    warnings += len(soon)
-    failures: Sequence[str] = ()
-    if rules is not None and not errors and call.arguments.since is not None:
-        warned, failures = await _check_identities(call, rules)
-        warnings += warned
-    if errors or refused:
-        call.output.print((f"{path}: {count(len(errors) + len(refused), 'error')}", "bold red"))
+    problems += await asyncio.to_thread(_certificates, call, rules)
+    problems += [] if rules is None else _refused_addresses(rules)
+    seen: Mapping[str, Seen] = {}
+    if rules is not None and call.arguments.since is not None and not _errors(problems):
+        seen = await _identities(call, rules)
+    problems, allowed = without_allowed(problems)
+    identities = list(_of_identities(seen))
+    shown = [*problems, *identities]
+    if call.arguments.format == "text":
+        _print_problems(output, problems)
+        if seen:
+            _print_identities(output, seen)
+            _print_problems(output, identities)
+    else:
+        sys.stdout.write(FORMATS[call.arguments.format](shown))
+        output = Output(json=True)  # which leaves out what people read
+    if errors := len(_errors(problems)):
+        output.print((f"{path}: {count(errors, 'error')}", "bold red"))
         return 2
-    with_warnings = f", with {count(warnings, 'warning')}" if warnings else ""
+    return _conclude(call, output, rules, seen, (shown, allowed))
+
+
+def _conclude(
+    call: Invocation,
+    output: Output,
+    rules: Rules | None,
+    seen: Mapping[str, Seen],
+    found: tuple[Sequence[Problem], int],
+) -> int:
+    """Print what it amounts to without an error in the rules, and return the exit code."""
+    path = rule_file(call)
+    problems, allowed = found
+    warnings = sum(problem.severity == "warning" for problem in problems)
+    more = f", with {count(warnings, 'warning')}" if warnings else ""
+    more += f", {count(allowed, 'warning')} allowed" if allowed else ""
     if rules is None:
-        call.output.print(f"{path}: no error{with_warnings}; what depends on unresolved references wasn't checked")
-        return 0
+        output.print(f"{path}: no error{more}; what depends on unresolved references wasn't checked")
+        return 1 if warnings and call.arguments.strict else 0
     specs_of(rules, call.topics)  # raises if a source uses one of the gateway's own topics
     sizes = {"source": rules.sources, "destination": rules.destinations, "route": rules.routes}
     counted = ", ".join(count(len(found), what) for what, found in sizes.items())
-    if failures:
-        call.output.print((f"{path}: {counted}: {' and '.join(failures)}", "bold red"), with_warnings)
-        return 1
-    call.output.print(f"{path}: {counted}: ", ("ok", "bold green"), with_warnings)
-    return 0
+    if _errors(problems):
+        output.print((f"{path}: {counted}: {_what_failed(seen)}", "bold red"), more)
+    elif warnings and call.arguments.strict:
+        output.print(f"{path}: {counted}: ", (f"{count(warnings, 'warning')}, which --strict refuses", "bold red"))
+    else:
+        output.print(f"{path}: {counted}: ", ("ok", "bold green"), more)
+        return 0
+    return 1
 
 
-def _warn_of_refused_addresses(output: Output, rules: Rules) -> int:
-    """Print which destinations have a literal address that no delivery may reach; return their number."""
-    refused = list(refused_addresses(rules))
-    for name, reason in refused:
-        message = f"expected an address that deliveries may reach; {reason}, so no request is made (egress_refused)"
-        _print(output, "warning", "egress", f"destinations.{name}.url", message)
-    return len(refused)
+def _what_failed(seen: Mapping[str, Seen]) -> str:
+    failures = []
+    if conflicts := sum(bool(each.conflict()) for each in seen.values()):
+        failures.append(f"the identities of {count(conflicts, 'source')} are the same for different events")
+    if unidentified := sum(each.is_unidentified for each in seen.values()):
+        failures.append(f"the `id` of {count(unidentified, 'source')} is in none of the events")
+    return " and ".join(failures)
 
 
-def _print(output: Output, severity: str, code: str, where: str, message: str) -> None:
-    """Print a problem that isn't of the rule files alone."""
-    if output.json:
-        line = {"path": where, "code": code, "severity": severity, "message": message}
-        output.line(dict.fromkeys(CHECKED) | line)
-    output.print((f"{severity}: ", "bold red" if severity == "error" else "yellow"), f"{where}: {message}")
+def _errors(problems: Sequence[Problem]) -> list[Problem]:
+    return [problem for problem in problems if problem.severity == "error"]
 
 
-async def _check_identities(call: Invocation, rules: Rules) -> tuple[int, Sequence[str]]:
-    """Print whether the sources' identities distinguish the events in the log.
+def _print_problems(output: Output, problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        if output.json:
+            fields = asdict(problem)
+            place = dict.fromkeys(CHECKED) if not problem.file else {}
+            output.line({key: fields[key] or place.get(key, fields[key]) for key in CHECKED})
+        style = "bold red" if problem.severity == "error" else "yellow"
+        output.print((f"{problem.severity}: ", style), str(problem))
 
-    Return the number of warnings, and the failures, each with its number of sources.
-    """
-    output = call.output
+
+def _elsewhere(code: Code, where: str, message: str, severity: Severity = "warning") -> Problem:
+    """Return a problem that isn't of the rule files alone."""
+    return Problem(file="", line=0, column=0, path=where, message=message, code=code, severity=severity)
+
+
+def _certificates(call: Invocation, rules: Rules | None) -> list[Problem]:
+    """Return what is wrong with the ingress's certificates. Reads files."""
+    certificates = call.settings.connections.certificates
+    refused, soon = certificate_problems(certificates, time.time())
+    if rules is not None:
+        soon = [*soon, *undemanded_certificates(rules, has_tls=bool(certificates))]
+    located: list[tuple[Severity, str]] = [("error", each) for each in refused]
+    located += [("warning", each) for each in soon]
+    found: list[Problem] = []
+    for severity, text in located:
+        where, _, message = text.partition(": ")
+        found.append(_elsewhere("certificate", where, message, severity))
+    return found
+
+
+def _refused_addresses(rules: Rules) -> list[Problem]:
+    """Return which destinations have a literal address that no delivery may reach."""
+    expected = "expected an address that deliveries may reach"
+    return [
+        _elsewhere(
+            "egress", f"destinations.{name}.url", f"{expected}; {reason}, so no request is made (egress_refused)"
+        )
+        for name, reason in refused_addresses(rules)
+    ]
+
+
+async def _identities(call: Invocation, rules: Rules) -> Mapping[str, Seen]:
+    """Return what identifies the events in the log, by source."""
     async with opened_log(call) as log:
         since = log.now() - call.arguments.since
         with call.output.waiting("reading the log"):
-            found = await identities_of(log, event_topics(rules, call.topics), since, rules.sources)
-    _print_identities(output, found)
-    warned = conflicts = unidentified = 0
-    for name, seen in sorted(found.items()):
-        conflict, absence, problem = seen.conflict(), seen.absence(), seen.problem()
-        conflicts += bool(conflict)
-        unidentified += seen.is_unidentified
-        messages = [(conflict, True), (absence, seen.is_unidentified), (problem, False)]
-        for what, is_error in messages:
-            if not what:
-                continue
-            warned += not is_error
-            severity = "error" if is_error else "warning"
-            message = f"{what}; `gateway explain {name}` shows what identifies its events"
-            _print(output, severity, "identity", f"sources.{name}.id", message)
-    failures = []
-    if conflicts:
-        failures.append(f"the identities of {count(conflicts, 'source')} are the same for different events")
-    if unidentified:
-        failures.append(f"the `id` of {count(unidentified, 'source')} is in none of the events")
-    return warned, failures
+            return await identities_of(log, event_topics(rules, call.topics), since, rules.sources)
+
+
+def _of_identities(seen: Mapping[str, Seen]) -> Iterator[Problem]:
+    for name, each in sorted(seen.items()):
+        messages: list[tuple[str, Severity]] = [
+            (each.conflict(), "error"),
+            (each.absence(), "error" if each.is_unidentified else "warning"),
+            (each.problem(), "warning"),
+        ]
+        for what, severity in messages:
+            if what:
+                message = f"{what}; `gateway explain {name}` shows what identifies its events"
+                yield _elsewhere("identity", f"sources.{name}.id", message, severity)
 
 
 def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:

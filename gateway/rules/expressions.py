@@ -17,10 +17,13 @@ of `functions.py` are called likewise.
 import base64
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import cel
@@ -68,6 +71,11 @@ class Expression:
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
+
+    @property
+    def as_part(self) -> str:
+        """The text for a place within another expression."""
+        return f"({self.text})" if self._path is None else self.text
 
     @property
     def reads_body(self) -> bool:
@@ -235,6 +243,30 @@ class Expression:
         return None
 
 
+@contextmanager
+def naming(named: Mapping[str, str]) -> Iterator[None]:
+    """Let expressions that are parsed meanwhile use these texts by their names; see `parse`."""
+    before = _NAMED.set(named)
+    try:
+        yield
+    finally:
+        _NAMED.reset(before)
+
+
+def parse(text: str) -> Expression:
+    """Return an expression as it is written in the rules, with those that it names (`let`) in the place of their names.
+
+    Raises ExpressionError as Expression does, with positions in the text as it is written.
+    """
+    named = _NAMED.get()
+    if not named or len(text) > MAX_TEXT:
+        return Expression(text)
+    _compile(text)
+    scan = Scan(text, _read_literal, named)
+    scan.analysis()
+    return Expression(_edited(text, scan.named_edits))
+
+
 class AbsentFieldError(MissingFieldError):
     """A literal path leads to a field that the event doesn't have."""
 
@@ -392,6 +424,7 @@ def _found(pattern: Pattern, text: str, view: EventView) -> bool | None:
     return pattern.is_in(data) if view.spend(pattern.cost(len(data))) else None
 
 
+_NAMED: ContextVar[Mapping[str, str]] = ContextVar("named", default=MappingProxyType({}))
 _EVERYTHING: Parts = {}
 _WHOLE = frozenset(ROOTS)
 

@@ -1,7 +1,8 @@
 """Analyses a CEL expression without its syntax tree, which the library doesn't provide: names, paths, macros."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
@@ -48,6 +49,9 @@ _METHODS = frozenset(
         *("getMilliseconds", "getMinutes", "getMonth", "getSeconds"),
     )
 )
+
+
+_TAKEN = frozenset((*ROOTS, *_WORDS, *_FUNCTIONS, *_MACROS, *_METHODS))
 
 
 class Token(NamedTuple):
@@ -138,9 +142,14 @@ def tokens(text: str, start: int = 0) -> Iterator[Token]:
 class Scan:
     """Finds the names, paths and macros in a valid expression. Raises ExpressionError for unknown names."""
 
-    def __init__(self, text: str, read_literal: Callable[[str], str]) -> None:
-        """`read_literal` returns the value of a CEL string literal."""
+    def __init__(
+        self, text: str, read_literal: Callable[[str], str], named: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`read_literal` returns the value of a CEL string literal; `named` are texts that stand for names."""
         self._read_literal = read_literal
+        self._named = named
+        self.named_edits: list[Edit] = []
+        """What replaces the names of other expressions."""
         self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
         self._at = 0
         self._brackets: list[str | None] = []  # open brackets; a macro's with its variable
@@ -205,8 +214,10 @@ class Scan:
             return
         elif token.text in ROOTS:
             self._path(token)
+        elif token.text in self._named:
+            self.named_edits.append(Edit(token.start, token.start + len(token.text), self._named[token.text]))
         else:
-            raise _at(token, f"unknown name '{token.text}'", did_you_mean(token.text, ROOTS))
+            raise _at(token, f"unknown name '{token.text}'", did_you_mean(token.text, (*ROOTS, *self._named)))
 
     def _macro(self, token: Token) -> None:
         """Skip `(x,`, after which the macro's variable is defined."""
@@ -303,6 +314,11 @@ class Scan:
         if written.kind != "sign" and "-" in name:
             plain = name.lower() if root.text == "headers" else name
             raise _at(root, f"expected {root.text}['{plain}'], got {root.text}.{name}")
+
+
+def is_free_name(name: str) -> bool:
+    """Return whether an expression may be given this name."""
+    return name.isascii() and name.isidentifier() and name not in _TAKEN and not name.endswith("__")
 
 
 def own_name(function: str) -> str:

@@ -26,6 +26,7 @@ from gateway.rules.value_kinds import (
     _USER,
     CEL,
     DURATION_STEP,
+    EXPRESSION_NAME,
     FILE_REF,
     HEADER,
     NAME,
@@ -542,6 +543,12 @@ ROUTE = MappingKind(
             about="Paths (type, source, headers.…, query.…, body.…) with their conditions, all of which must hold: "
             "a value, a list of values, a glob, or tests {is, gt, gte, lt, lte, exists, not}; "
             "any_of and all_of have lists of such mappings, not has one.",
+        ),
+        Key(
+            name="let",
+            kind=Table("a mapping of CEL expressions", EXPRESSION_NAME, CEL),
+            about="CEL expressions by name: the others of the route, and those after them, may use the names.",
+            names_expressions=True,
         ),
         Key(name="when", kind=CEL, about="CEL, for conditions that match can't express."),
         Key(

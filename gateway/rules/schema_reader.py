@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, assert_never
 
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError
+from gateway.rules.expressions import naming
 from gateway.rules.value_kinds import Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
 from gateway.text import did_you_mean
@@ -209,25 +211,57 @@ class SchemaReader:
             return self._mismatch(node, kind.expected)
         table: dict[Any, Any] = {}
         for name, child in self._entries(node, has_number_keys=kind.has_number_keys):
-            try:
-                key = kind.key.parse(name)
-            except ValueError as error:
-                guess = did_you_mean(name, kind.key.choices)
-                message = str(error) or f"expected {kind.key.expected}, got {name[:SHOWN]!r}{guess}"
-                self.report(child, "value", message, at_key=True)
-                key = ABSENT
-            value = self.read(child, kind.value)
+            key, value = self._table_entry(name, child, kind)
             if key is not ABSENT and value is not ABSENT:
                 table[key] = value
         return table
 
+    def _table_entry(self, name: str, child: Node, kind: Table) -> tuple[Any, Any]:
+        key: Any = ABSENT
+        try:
+            key = kind.key.parse(name)
+        except ValueError as error:
+            guess = did_you_mean(name, kind.key.choices)
+            message = str(error) or f"expected {kind.key.expected}, got {name[:SHOWN]!r}{guess}"
+            self.report(child, "value", message, at_key=True)
+        return key, self.read(child, kind.value)
+
     def _record(self, node: Node, record: MappingKind) -> Any:  # noqa: ANN401 # a ParsedMapping
         if not isinstance(node.value, dict):
             return self._mismatch(node, "a mapping")
+        named = self._named_expressions(node, record)
+        with naming(named) if named else nullcontext():
+            values = self._values(node, record)
+        if record.is_choice and (len(node.value) > 1 or not node.value):
+            names = ", ".join(record.by_name)
+            self.report(node, "value", f"expected exactly one of {names}, got {len(node.value) or 'none'}")
+        for key in record.keys:
+            if key.is_required and key.name not in node.value:
+                self.report(node, "missing_key", f"expected the key {key.name!r}, got none")
+        return ParsedMapping(node, values)
+
+    def _named_expressions(self, node: Node, record: MappingKind) -> dict[str, str]:
+        """Read the expressions that the others of a mapping may name; each may name those before it."""
+        named: dict[str, str] = {}
+        for key in record.keys:
+            child = node.value.get(key.name)
+            if not key.names_expressions or child is None or not isinstance(key.kind, Table):
+                continue
+            if not isinstance(child.value, dict):
+                self._mismatch(child, key.kind.expected)
+                continue
+            for name, written in self._entries(child):
+                with naming(named):
+                    known, value = self._table_entry(name, written, key.kind)
+                if known is not ABSENT:  # one with a problem has been reported: its name is no other
+                    named = {**named, known: "null" if value is ABSENT else value.as_part}
+        return named
+
+    def _values(self, node: Node, record: MappingKind) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, child in self._entries(node):
             key = record.by_name.get(name)
-            if key and key.is_of_tests:
+            if key and (key.is_of_tests or key.names_expressions):
                 continue
             if key:
                 value = self.read(child, key.kind)
@@ -236,13 +270,7 @@ class SchemaReader:
             else:
                 guess = did_you_mean(name, record.by_name)
                 self.report(child, "unknown_key", f"unknown key {name[:SHOWN]!r}{guess}", at_key=True)
-        if record.is_choice and (len(node.value) > 1 or not node.value):
-            names = ", ".join(record.by_name)
-            self.report(node, "value", f"expected exactly one of {names}, got {len(node.value) or 'none'}")
-        for key in record.keys:
-            if key.is_required and key.name not in node.value:
-                self.report(node, "missing_key", f"expected the key {key.name!r}, got none")
-        return ParsedMapping(node, values)
+        return values
 
     def _entries(self, node: Node, *, has_number_keys: bool = False) -> Iterator[tuple[str, Node]]:
         for name, child in node.value.items():

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import Expression, as_json, as_text, dumps
+from gateway.rules.expressions import Expression, as_json, as_text, dumps, parse
 from gateway.rules.scanner import tokens
 
 MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
@@ -103,7 +103,7 @@ def pieces_of(text: str) -> tuple[str | Expression, ...]:
         end = _end(text, start + 3)
         if literal := literal + text[at:start]:
             pieces.append(literal)
-        pieces.append(Expression(text[start + 3 : end].strip()))
+        pieces.append(parse(text[start + 3 : end].strip()))
         literal, at = "", end + 2
     if at and (literal := literal + text[at:]):
         pieces.append(literal)

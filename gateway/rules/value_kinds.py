@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 import yarl
 
 from gateway.model import NAME_PATTERN, STORED_STATUSES, ExpressionError
-from gateway.rules.expressions import Expression
+from gateway.rules.expressions import Expression, parse
 from gateway.rules.rules import RESERVED_HEADERS, Proxy, cgi_normalized, is_opt_in_header
+from gateway.rules.scanner import is_free_name
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
 from gateway.verify.client_certificates import normal_email, normal_subject
@@ -100,6 +101,8 @@ class Key:
     about: str
     default: object = None
     is_required: bool = False
+    names_expressions: bool = False
+    """Its expressions are read first, and the others of the mapping may use them by their names."""
     is_of_tests: bool = False
     """Read by `gateway test` alone: a mistake in it doesn't make rules unusable."""
 
@@ -310,7 +313,14 @@ def _result(value: object) -> str:
 
 
 def _expression(value: object) -> Expression:
-    return Expression(_text(value))
+    return parse(_text(value))
+
+
+def _expression_name(value: object) -> str:
+    name = _text(value)
+    if not is_free_name(name):
+        raise ValueError
+    return name
 
 
 def provider(config: Mapping[str, object]) -> Preset:
@@ -412,6 +422,11 @@ def or_off(kind: Scalar) -> Scalar:
 
 TEXT = Scalar("a string", _text, {"type": "string"})
 CEL = Scalar("a CEL expression", _expression, {"type": "string"})
+EXPRESSION_NAME = Scalar(
+    "a name of letters, digits and _, which isn't one of CEL's or of the event's",
+    _expression_name,
+    {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+)
 NAME = Scalar(
     "a name of lower-case letters, digits, '-', '_' and '.', at most 63, that starts with a letter or a digit",
     matching(NAME_PATTERN),

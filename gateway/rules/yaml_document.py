@@ -72,6 +72,9 @@ Code = Literal[
     "unused",  # warning: no route uses it
     "weak",  # warning: it protects less than it appears to
     "expiring",  # warning: a secret that has expired, or will soon
+    "certificate",  # of the ingress
+    "egress",  # warning: an address that no delivery may reach
+    "identity",  # of the events in the log
     "expired",  # every secret has expired: an error of `gateway check`, and a warning where rules become active
 ]
 

@@ -374,7 +374,7 @@ BROKEN = {
     + SOURCES
     + DESTINATIONS: [
         "routes.yaml:6:5: routes[0].order: `order: key` needs a `key` of each source, got none at 'github'",
-        "routes.yaml:7:5: routes[0].tests: not supported yet",
+        "routes.yaml:7:5: routes[0].tests: unknown key 'tests'",
     ],
     "version: 1\nsources:\n"
     "  a: {respond: {after_delivery: {destination: cii}}, verify: {scheme: bearer, secrets: [0123456789abcdef]}}\n"
