@@ -14,6 +14,7 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import field
+from functools import partial
 from importlib.metadata import version
 from typing import Protocol, TypeVar
 
@@ -191,7 +192,9 @@ def _forwarded_headers(
 def _resource(template: RequestTemplate, view: EventView) -> tuple[str, str]:
     """Return the path and the query that a route adds to a destination's URL."""
     path = "" if template.path is None else _rendered(template.path.render, view, "request.path")
-    query = "" if template.query is None else _rendered(template.query.render, view, "request.query")
+    query = ""
+    if template.query is not None:
+        query = _rendered(partial(template.query.render, limit=MAX_TARGET), view, "request.query")
     if len(path) + len(query) > MAX_TARGET:
         raise ExpressionError(f"request.path: expected at most {MAX_TARGET} bytes, with the query, got more")
     return path, query
@@ -201,7 +204,7 @@ def _own_body(template: RequestTemplate, view: EventView) -> tuple[bytes, dict[b
     """Return the body that a route sends instead of the event's, which may be none, and its headers."""
     added = {b"user-agent": USER_AGENT}
     if template.form is not None:
-        form = _rendered(template.form.render, view, "request.form").encode()
+        form = _rendered(partial(template.form.render, limit=MAX_RESULT), view, "request.form").encode()
         if len(form) > MAX_RESULT:
             raise ExpressionError(f"request.form: expected at most {MAX_RESULT} bytes, got {len(form)}")
         return form, added | _content_type("application/x-www-form-urlencoded")

@@ -48,9 +48,9 @@ def diff_arguments(parser: Parser) -> None:
 async def _diff(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     with ExitStack() as stack:
-        # Without this machine's variables: no message shows a secret, and both versions have the same placeholders.
+        # Without what this machine has: no message shows a secret, and both versions have the same placeholders.
         old, new = (
-            load_rules(stack.enter_context(rule_file_of(name)), environ={}, resolve=False)
+            load_rules(stack.enter_context(rule_file_of(name)), environ={}, resolve=False, reads_secrets=False)
             for name in (arguments.old, arguments.new)
         )
     diff = RuleDiff(old, new, now=time.time())
@@ -152,8 +152,8 @@ def _markdown(diff: RuleDiff, changed: dict[str, RouteDiff]) -> Iterator[str]:
         yield ""
         yield "```"
         for sample in _samples(route):
-            yield f"{sample.kind}: {sample.event} {sample.what[0]}"
-            yield from [f"  {line}".replace("```", "'''") for line in sample.what[1:MAX_DIFFERENCES]]
+            lines = [f"{sample.kind}: {sample.event} {sample.what[0]}", *sample.what[1:MAX_DIFFERENCES]]
+            yield "\n  ".join(lines).replace("```", "'''")
         yield "```"
         yield ""
         yield "</details>"

@@ -1,7 +1,7 @@
 """`gateway explain`: what the gateway would do with an event, computed by the code that does it."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -12,7 +12,8 @@ from gateway.client.request import Outbound, compose
 from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedError, UsageError, delivery_id
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import NO_BODY, EventView
-from gateway.rules.expressions import AbsentFieldError
+from gateway.rules.expressions import AbsentFieldError, Expression
+from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.rules import Destination, Route, Rules
 from gateway.text import did_you_mean
 from gateway.verify.request import Request
@@ -106,7 +107,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
             requests=tuple(requests),
             halts=rules.routes[found.name].on_exhausted == "halt",
         )
-        routes.append(explained if mask is None else mask.route(explained, rules.destinations))
+        routes.append(explained if mask is None else mask.route(explained, rules))
     view = EventView.of(event)
     try:
         identified_by = EventBuilder(sender).identified_by(request)
@@ -148,9 +149,33 @@ class _Mask:
         known = {form for secret in secrets if len(secret) >= MIN_SECRET for form in _forms(secret)}
         self._secrets = [word.encode("utf-8", "surrogateescape") for word in sorted(known, key=len, reverse=True)]
 
-    def route(self, route: ExplainedRoute, destinations: Mapping[str, Destination]) -> ExplainedRoute:
-        requests = tuple([self._planned(planned, destinations[planned.destination]) for planned in route.requests])
-        return replace(route, reason=self._text(route.reason), requests=requests)
+    def route(self, explained: ExplainedRoute, rules: Rules) -> ExplainedRoute:
+        template = rules.routes[explained.name].request
+        requests = [
+            self._planned(self._computed(planned, template), rules.destinations[planned.destination])
+            for planned in explained.requests
+        ]
+        return replace(explained, reason=self._text(explained.reason), requests=tuple(requests))
+
+    def _computed(self, planned: Planned, template: RequestTemplate | None) -> Planned:
+        """Mask each part of a request with an expression that has a secret in it: what is computed may tell it."""
+        request = planned.request
+        if request is None or template is None:
+            return planned
+        secret = {name.lower().encode() for name, value in template.headers if self._is_in(value.expressions)}
+        headers = [(name, MASK.encode() if name.lower() in secret else value) for name, value in request.headers]
+        request = replace(request, headers=tuple(headers))
+        if template.path is not None and self._is_in(template.path.expressions):
+            request = replace(request, path=f"/{MASK}")
+        if template.query is not None and self._is_in(template.query.expressions):
+            request = replace(request, query=MASK)
+        own = template.body or template.form
+        if own is not None and self._is_in(own.expressions):
+            request = replace(request, body=MASK.encode())
+        return replace(planned, request=request)
+
+    def _is_in(self, expressions: Iterable[Expression]) -> bool:
+        return any(self._text(each.text) != each.text for each in expressions)
 
     def url(self, url: str) -> str:
         """Return scheme, host and the first part of the path; that is masked too if any of the URL is a reference."""

@@ -127,8 +127,9 @@ class RuleDiff:
         self, destination: str, before: Matched, after: Matched, events: tuple[Event, Event]
     ) -> list[str]:
         """Return where the requests of one delivery differ."""
-        is_same = before[0].request == after[0].request and before[1] is after[1] and events[0] is events[1]
-        if is_same and self._old.destinations[destination] == self._new.destinations[destination]:
+        has_own = before[0].request or after[0].request or before[1] or after[1]
+        is_event = not has_own and events[0] is events[1]
+        if is_event and self._old.destinations[destination] == self._new.destinations[destination]:
             return []
         old = self._composed(self._old, before, destination, events[0])
         new = self._composed(self._new, after, destination, events[1])
@@ -203,11 +204,15 @@ def rule_file_of(name: str) -> Iterator[Path]:
     if path.exists() or not colon or not revision:
         yield path
         return
-    if revision.startswith("-"):
-        raise UsageError(f"{name}: expected a revision of Git before the colon, got an option")
     root = _git("rev-parse", "--show-toplevel").decode().strip()
     folder = str(Path(inside).parent)
-    archive = _git("-C", root, "archive", "--format=tar", revision, *([] if folder == "." else [folder]))
+    try:
+        commit = _git("-C", root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+    except UsageError:
+        raise UsageError(f"{name}: expected a revision of Git before the colon, got {revision!r}") from None
+    archive = _git(
+        "-C", root, "archive", "--format=tar", commit.decode().strip(), "--", *([] if folder == "." else [folder])
+    )
     with TemporaryDirectory(prefix="gateway-diff-") as target:
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
             files.extractall(target, filter="data")

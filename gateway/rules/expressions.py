@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -31,9 +30,8 @@ import orjson
 
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.event_view import ABSENT, CONVERTING, PASSING, READING, ROOTS, EventView, measured
-from gateway.rules.functions import FUNCTIONS, Function, cost
-from gateway.rules.patterns import Pattern
-from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in
+from gateway.rules.function_calls import NO_MATCHES, Calls, is_found_in
+from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in, without_comments
 from gateway.text import did_you_mean
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
@@ -75,7 +73,8 @@ class Expression:
     @property
     def as_part(self) -> str:
         """The text for a place within another expression."""
-        return f"({self.text})" if self._path is None else self.text
+        text = without_comments(self.text)
+        return f"({text})" if self._path is None else text
 
     @property
     def reads_body(self) -> bool:
@@ -141,9 +140,9 @@ class Expression:
             self._charge(view)
         if not self._analysis.calls:
             return self._run(passed.context, view)
-        calls = _Calls(self._analysis, view)
-        for name in self._analysis.calls:
-            passed.context.add_function(name, partial(calls.call, name))
+        calls = Calls(self._analysis, view)
+        for name, function in calls.functions():
+            passed.context.add_function(name, function)
         try:
             return self._run(passed.context, view)
         except ExpressionError as error:
@@ -171,8 +170,8 @@ class Expression:
         if text is ABSENT:
             raise AbsentFieldError(path, view)
         if type(text) is not str:
-            raise ExpressionError(f"{_shortened(self.text)}: {_NO_MATCHES}")
-        is_found = _found(self._analysis.patterns[0], text, view)
+            raise ExpressionError(f"{_shortened(self.text)}: {NO_MATCHES}")
+        is_found = is_found_in(self._analysis.patterns[0], text, view)
         if is_found is None:
             raise self._too_expensive(_LONG_MATCH)
         return is_found
@@ -354,76 +353,6 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 80 else text[:79] + "…"  # noqa: PLR2004 - a line of a terminal
 
 
-class _Calls:
-    """The calls of our functions of one expression over one view. `refusal` is why the last one failed, if it did.
-
-    CEL prints an exception that a function raises: a result that it can't convert, such as ABSENT, is an error as well.
-    """
-
-    __slots__ = ("_analysis", "is_spent", "refusal", "view")
-
-    def __init__(self, analysis: Analysis, view: EventView) -> None:
-        self._analysis = analysis
-        self.view: EventView | None = view
-        self.is_spent = False
-        self.refusal: str | None = None
-
-    def call(self, name: str, *arguments: object) -> object:
-        view = self.view
-        if view is None or self.is_spent:
-            return ABSENT
-        function = name.removesuffix("__")
-        try:
-            match function:
-                case "matches" | "extract":
-                    return self._search(function, view, *arguments)
-                case "default":
-                    return self._default(view, *arguments)
-                case _:
-                    return self._charged(FUNCTIONS[function], view, arguments)
-        except ExpressionError as error:
-            self.refusal = f"{function}: {error}"
-            return ABSENT
-
-    def _charged(self, function: Function, view: EventView, arguments: tuple[object, ...]) -> object:
-        if view.spend(function.steps + sum(map(cost, arguments))):
-            result = function.call(*arguments)
-            if view.spend(cost(result)):
-                return result
-        self.is_spent = True
-        return ABSENT
-
-    def _search(self, function: str, view: EventView, *arguments: object) -> object:
-        text, number = arguments
-        if type(text) is not str or type(number) is not int:
-            self.refusal = f"{function} isn't defined for such a value"
-            return ABSENT
-        pattern, data = self._analysis.patterns[number], text.encode("utf-8", "surrogatepass")
-        if not view.spend(pattern.cost(len(data))):
-            self.is_spent = True
-            return ABSENT
-        return pattern.is_in(data) if function == "matches" else pattern.extract(data).decode("utf-8", "replace")
-
-    def _default(self, view: EventView, *arguments: object) -> object:
-        """Return the value of a path by its number, or else the other argument, where it is missing or null."""
-        number, otherwise = arguments
-        assert isinstance(number, int)
-        path = self._analysis.paths[number]
-        value = view.get(path.root, path.steps)
-        if value is ABSENT or value is None:
-            return otherwise
-        if view.spend(PASSING * view.size(value).total):
-            return value
-        self.is_spent = True
-        return ABSENT
-
-
-def _found(pattern: Pattern, text: str, view: EventView) -> bool | None:
-    """Search for a pattern, charged to the view; None if that has too few steps left."""
-    data = text.encode("utf-8", "surrogatepass")
-    return pattern.is_in(data) if view.spend(pattern.cost(len(data))) else None
-
-
 _NAMED: ContextVar[Mapping[str, str]] = ContextVar("named", default=MappingProxyType({}))
 _EVERYTHING: Parts = {}
 _WHOLE = frozenset(ROOTS)
@@ -510,7 +439,6 @@ _TAKES = {
     "duration": ", only for a string such as '90s'",
 }
 """Hints for functions that are often called with numbers, such as Unix times."""
-_NO_MATCHES = "matches isn't defined for such a value"
 _LONG_CALLS = "its functions would take too long with such values"
 _LONG_MATCH = "its patterns would take too long with such strings"
 _REFUSAL = re.compile(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -151,7 +152,7 @@ def _url(value: object) -> str:
 
 def _json(value: object) -> str:
     try:
-        return _checked(orjson.dumps(value).decode())
+        return _checked(orjson.dumps(value, option=orjson.OPT_UTC_Z).decode())
     except TypeError:
         raise ExpressionError("expected a value that JSON has") from None
 
@@ -177,11 +178,18 @@ def _date(value: object, pattern: object = "%Y-%m-%d %H:%M", zone: object = "UTC
     text, name = _text(pattern), _text(zone)
     if len(text) > 100 or not re.fullmatch(f"(?:{_DIRECTIVES.pattern})*", text, re.DOTALL):  # noqa: PLR2004 - a line
         raise ExpressionError("expected a format of at most 100 characters, with %Y %m %d %H %M %S and the like")
+    at = _timestamp(value)
     try:
-        local = _timestamp(value).astimezone(ZoneInfo(name))
-    except (KeyError, OSError, ValueError, OverflowError):
+        local = at.astimezone(_zone(name))
+    except (KeyError, OSError, ValueError):
         raise ExpressionError("expected a time zone such as Europe/Berlin") from None
     return _DIRECTIVES.sub(lambda found: local.strftime(found[0]) if len(found[0]) > 1 else found[0], text)
+
+
+@lru_cache(maxsize=1024)
+def _zone(name: str) -> ZoneInfo:
+    """Return a time zone, which is a file the first time; there are some 600."""
+    return ZoneInfo(name)
 
 
 def _timestamp(value: object) -> datetime:

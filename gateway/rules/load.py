@@ -68,15 +68,21 @@ class InvalidRulesError(RulesError):
 
 
 def load_rules(
-    path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = True, now: float | None = None
+    path: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    resolve: bool = True,
+    now: float | None = None,
+    reads_secrets: bool = True,
 ) -> Rules:
     """Read a rule file, or raise InvalidRulesError with every problem of it and of what it includes.
 
     References are resolved in `environ` (None: this process's). With `resolve=False` an unresolvable one is a warning,
-    and a placeholder replaces its value. `now` is for warnings about secrets that expire (None: the machine's clock).
+    and a placeholder replaces its value; without `reads_secrets`, each `${file:…}` is one. `now` is for warnings about
+    secrets that expire (None: the machine's clock).
     Reads files and may take seconds, so don't call it on the event loop.
     """
-    rules, problems, files = _read(path, environ, resolve=resolve, now=now)
+    rules, problems, files = _read(path, environ, resolve=resolve, now=now, reads_secrets=reads_secrets)
     if rules is None:
         raise InvalidRulesError(problems, files)
     return rules
@@ -95,9 +101,9 @@ def check_rules(
 
 
 def _read(
-    path: Path, environ: Mapping[str, str] | None, *, resolve: bool, now: float | None
+    path: Path, environ: Mapping[str, str] | None, *, resolve: bool, now: float | None, reads_secrets: bool = True
 ) -> tuple[Rules | None, list[Problem], Sequence[Path]]:
-    reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve)
+    reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve, reads_secrets=reads_secrets)
     with _no_collection():
         rules = _Assembly(reader, list(_read_files(reader, path, ROOT, set()))).rules(
             time.time() if now is None else now

@@ -5,7 +5,7 @@ change the host. A segment can't become empty, `.` or `..`, by which a request w
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import quote, unquote, urlencode
@@ -45,7 +45,7 @@ class PathTemplate:
     """
 
     text: str
-    _segments: tuple[_Segment, ...] = field(init=False, compare=False, repr=False)
+    _segments: tuple[_Segment, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         segments = list(_segments(pieces_of(self.text) or (self.text,)))
@@ -58,6 +58,11 @@ class PathTemplate:
                 case _:
                     pass
         object.__setattr__(self, "_segments", tuple(segments[1:]))
+
+    @property
+    def expressions(self) -> Iterator[Expression]:
+        """Yield its expressions."""
+        yield from [piece for segment in self._segments for piece in segment if isinstance(piece, Expression)]
 
     def render(self, view: EventView) -> str:
         """Return the path, percent-encoded.
@@ -74,22 +79,33 @@ class Parameters:
 
     templates: tuple[tuple[str, Template], ...]
 
-    def render(self, view: EventView) -> str:
+    @property
+    def expressions(self) -> Iterator[Expression]:
+        """Yield their expressions."""
+        for _, template in self.templates:
+            yield from template.expressions
+
+    def render(self, view: EventView, limit: int) -> str:
         """Return `a=1&b=2`: a list is a parameter for each of its items, and null is none.
 
-        Raises ExpressionError for a mapping, and for a list of anything but strings, numbers and booleans;
-        MissingFieldError for a missing field.
+        Raises ExpressionError for a mapping, for a list of anything but strings, numbers and booleans, and for more
+        than `limit` bytes; MissingFieldError for a missing field.
         """
         pairs: list[tuple[str, str]] = []
+        length = 0
         for name, template in self.templates:
             value = template.render(view)
             if value is None:
                 continue
-            try:
-                items = value if isinstance(value, list) else [value]
-                pairs += [(name, _scalar_text(item)) for item in items]
-            except ExpressionError as error:
-                raise ExpressionError(f"{name}: {error}") from error
+            for item in value if isinstance(value, list) else [value]:
+                try:
+                    text = _scalar_text(item)
+                except ExpressionError as error:
+                    raise ExpressionError(f"{name}: {error}") from error
+                length += len(name) + len(text) + 2  # before anything is encoded, which takes longer
+                if length > limit:
+                    raise ExpressionError(f"expected at most {limit:,} bytes, got more")
+                pairs.append((name, text))
         return urlencode(pairs, errors="replace", quote_via=quote, safe="")
 
 
@@ -140,16 +156,18 @@ def _segments(pieces: tuple[str | Expression, ...]) -> list[_Segment]:
 def _rendered_segment(segment: _Segment, view: EventView) -> str:
     if not segment or (len(segment) == 1 and isinstance(segment[0], str)):
         return "".join(map(str, segment))
-    text = "".join(
-        [
-            piece if isinstance(piece, str) else quote(_scalar_text(piece.evaluate(view)), safe="", errors="replace")
-            for piece in segment
-        ]
-    )
+    text = "".join([piece if isinstance(piece, str) else _encoded(piece.evaluate(view)) for piece in segment])
     if unquote(text) in _NOT_A_NAME:
         got = f"'{unquote(text)}'" if text else "an empty one"
         raise ExpressionError(f"expected a segment of a path, got {got}")
     return text
+
+
+def _encoded(value: object) -> str:
+    text = _scalar_text(value)
+    if len(text) > MAX_TARGET:
+        raise ExpressionError(f"expected at most {MAX_TARGET:,} characters, got {len(text):,}")
+    return quote(text, safe="", errors="replace")
 
 
 def _scalar_text(value: object) -> str:

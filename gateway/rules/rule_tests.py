@@ -5,6 +5,7 @@ They are in `tests:` of the rule files, or in files of their own. References suc
 """
 
 import json
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,10 +244,10 @@ def _captured(reader: SchemaReader, path: Path, read: ParsedMapping) -> GivenEve
             source=read.values.get("source", fields["source"]),
             headers=tuple([(name.encode("latin-1"), value.encode()) for name, value in fields["headers"]]),
             query=fields["query"],
-            body=fields["body"].encode(),
+            body=b64decode(fields["body_base64"]) if "body_base64" in fields else fields["body"].encode(),
         )
     except (ValueError, LookupError, TypeError, AttributeError):
-        message = "expected what `gateway events show --json` prints of an event in UTF-8, got something else"
+        message = "expected what `gateway events show --json` prints of an event, got something else"
         reader.report(node, "value", message)
         return None
 

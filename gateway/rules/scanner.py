@@ -51,7 +51,14 @@ _METHODS = frozenset(
 )
 
 
-_TAKEN = frozenset((*ROOTS, *_WORDS, *_FUNCTIONS, *_MACROS, *_METHODS))
+_RESERVED = frozenset(
+    (
+        *("as", "break", "const", "continue", "else", "for", "function", "if", "import", "let", "loop", "namespace"),
+        *("package", "return", "var", "void", "while"),
+    )
+)
+"""https://github.com/google/cel-spec/blob/master/doc/langdef.md#syntax."""
+_TAKEN = frozenset((*ROOTS, *_WORDS, *_FUNCTIONS, *_MACROS, *_METHODS, *_RESERVED))
 
 
 class Token(NamedTuple):
@@ -128,6 +135,8 @@ class Analysis(NamedTuple):
     patterns: tuple[Pattern, ...]
     is_match: bool
     has_macros: bool
+    depth: int
+    """How many macros are inside each other."""
     copies: int
     parts: dict[str, Parts]
     key: frozenset[str]
@@ -137,6 +146,11 @@ def tokens(text: str, start: int = 0) -> Iterator[Token]:
     for found in _TOKEN.finditer(text, start):
         if found.lastgroup != "space":
             yield Token(found.lastgroup or "", found.group(), found.start())
+
+
+def without_comments(text: str) -> str:
+    """Return an expression with a space for each comment."""
+    return "".join([" " if found.group().startswith("//") else found.group() for found in _TOKEN.finditer(text)])
 
 
 class Scan:
@@ -155,6 +169,7 @@ class Scan:
         self._brackets: list[str | None] = []  # open brackets; a macro's with its variable
         self._paths: list[FieldPath] = []
         self._macros: list[str] = []
+        self._depth = 0
         self._edits: list[Edit] = []
         self._calls: set[str] = set()
         self._patterns: list[Pattern] = []
@@ -189,6 +204,7 @@ class Scan:
             # `.`, `matches`, `(`, the pattern, `)`
             is_match=self._calls == {own_name("matches")} and end + 5 == self._at and self._tokens[end].text == ".",
             has_macros=bool(self._macros),
+            depth=self._depth,
             copies=sum([macro in _COPYING_MACROS for macro in self._macros]) * (3 if self._makes_values else 1),
             parts=parts,
             key=frozenset(path.text for path in self._paths),
@@ -225,6 +241,7 @@ class Scan:
         if variable.text in ROOTS:
             raise _at(variable, f"expected a new name, got '{variable.text}'")
         self._brackets.append(variable.text)
+        self._depth = max(self._depth, self._loops)
         if self._loops > MAX_NESTING:
             raise _at(token, f"expected at most {MAX_NESTING} macros inside each other, got more")
         self._macros.append(token.text)
@@ -257,7 +274,8 @@ class Scan:
     def _default(self, name: Token) -> None:
         """Have the path that is the first argument looked up by us, as CEL fails where it is missing."""
         root = self._tokens[self._at + 1]
-        if root.text not in ROOTS or self._count_arguments() != 2:  # noqa: PLR2004 - the path and what replaces it
+        is_path = root.text in ROOTS or root.text in self._named  # for which a path may stand
+        if not is_path or self._count_arguments() != 2:  # noqa: PLR2004 - the path and what replaces it
             raise _at(name, "default: expected a path such as body.a.b and a value, got something else")
         self._defaulted = root
         self._edits.append(Edit(name.start, name.start + len(name.text), own_name(name.text)))

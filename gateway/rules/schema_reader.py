@@ -45,8 +45,10 @@ class NameRef:
 class SchemaReader:
     """Reads files by the schema; collects problems instead of stopping at the first."""
 
-    def __init__(self, environ: Mapping[str, str], *, is_strict: bool) -> None:
+    def __init__(self, environ: Mapping[str, str], *, is_strict: bool, reads_secrets: bool = True) -> None:
+        """Without `reads_secrets`, no `${file:…}` is read: it counts as unresolved."""
         self.environ = environ
+        self._reads_secrets = reads_secrets
         self.is_strict = is_strict
         self.problems: list[Problem] = []
         self.files: dict[Path, None] = {}
@@ -121,6 +123,9 @@ class SchemaReader:
 
     def _secret(self, node: Node, path: Path) -> str | None:
         self.files[path] = None  # also if missing: it may appear later
+        if not self._reads_secrets:
+            self._unresolved(node, f"{path} isn't read here")
+            return None
         try:
             return _content(path)
         except ValueError as error:

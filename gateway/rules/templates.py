@@ -1,5 +1,6 @@
 """JSON values with `${{ CEL }}` inside: the bodies and headers that a route sends instead of the event's own."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ class Template:
     """
 
     value: object
-    _compiled: object = field(init=False, compare=False, repr=False)
+    _compiled: object = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_compiled", _compiled(self.value, ()))
@@ -36,6 +37,11 @@ class Template:
     @property
     def has_expressions(self) -> bool:
         return self._compiled is not self.value
+
+    @property
+    def expressions(self) -> Iterator[Expression]:
+        """Yield its expressions."""
+        yield from _expressions_in(self._compiled)
 
     def render(self, view: EventView) -> object:
         """Return the value with its expressions evaluated.
@@ -86,6 +92,19 @@ def _compiled(value: object, path: tuple[str | int, ...]) -> object:
         raise
     except (ExpressionError, ValueError) as error:
         raise TemplateError(path, str(error)) from error
+
+
+def _expressions_in(compiled: object) -> Iterator[Expression]:
+    match compiled:
+        case Expression():
+            yield compiled
+        case _Interpolated():
+            yield from [piece for piece in compiled.pieces if isinstance(piece, Expression)]
+        case dict() | list():
+            for item in compiled.values() if isinstance(compiled, dict) else compiled:
+                yield from _expressions_in(item)
+        case _:
+            pass
 
 
 def pieces_of(text: str) -> tuple[str | Expression, ...]:

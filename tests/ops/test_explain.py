@@ -186,6 +186,14 @@ routes:
   - {name: raw, from: github, to: chat}
   - {name: sent, from: github, to: chat, request: {path: "/${{ '${PATH_KEY}' }}/x", query: {key: "${SECRET}"}}}
   - {name: filled, from: github, to: chat, request: {form: {key: "${SECRET}", n: "${{ body.n }}"}}}
+  - name: computed
+    from: github
+    to: chat
+    request:
+      headers: {Authorization: "Basic ${{ base64('u:${PATH_KEY}') }}", X-Own: "1"}
+      path: /${{ sha256('${PATH_KEY}') }}
+      query: {a: "${{ '${PATH_KEY}'.upper() }}"}
+      body: {key: "${{ '${PATH_KEY}'.replace('s', 'z') }}"}
 """)
     secret = "s'e\"cré\\t"
     environ = {"SECRET": secret, "PATH_KEY": "s crite", "CHAT_URL": "https://chat.test/T0/B1?x=1"}
@@ -204,8 +212,14 @@ routes:
     assert "cr" not in masked
     assert "T0" not in masked
     assert "https://chat.test/***/***?***" in masked
-    assert "https://chat.test/***/***/***/x?***&key=***" in masked
+    assert "https://chat.test/***/***/***?***&key=***" in masked
     assert "key=***&n=1" in masked
+    assert "https://chat.test/***/***/***?***&***" in masked
+    assert "crite" not in masked
+    assert "CRITE" not in masked
+    assert "dTpzIGNyaXRl" not in masked
+    assert "X-Own" in masked
+    assert "dTpzIGNyaXRl" in told(is_secret_shown=True)
     assert "Bearer ***" in masked
     assert '"text":"1 by ***"' in masked
     assert '"plain":"shown by default"' in masked

@@ -97,6 +97,17 @@ def test_a_changed_request_is_shown_where_it_differs(compare: Compare) -> None:
     assert counts(routes["told"]) == (2, 2, 0, 0, 0)
 
 
+@pytest.mark.usefixtures("compare")
+def test_what_a_name_stands_for_is_a_change(tmp_path: Path) -> None:
+    rules = RULES.replace("match: {type: order.*}", "let: {v: body.id, yes: 'true'}, match: {type: order.*}")
+    rules = rules.replace('"${{ body.id }}"', '"${{ v }}", f: true')
+    (tmp_path / "old.yaml").write_text(rules)
+    (tmp_path / "other.yaml").write_text(rules.replace("v: body.id", "v: body.kind").replace("f: true", "f: 1"))
+    assert main(["diff", "old.yaml", "other.yaml", "--events", "events"]) == 1
+    (tmp_path / "other.yaml").write_text(rules.replace("f: true", "f: 1"))
+    assert main(["diff", "old.yaml", "other.yaml", "--events", "events"]) == 1
+
+
 def test_a_changed_destination_changes_each_route_to_it(compare: Compare) -> None:
     _, routes, said = compare({"https://chat.example/in": "https://chat.example/new"})
     assert counts(routes["told"]) == (2, 2, 0, 0, 1)
@@ -147,11 +158,13 @@ def test_a_revision_of_git_is_read_with_what_it_includes(compare: Compare, tmp_p
     assert counts(routes["more"]) == (3, 0, 0, 3, 0)
     code, _, said = compare({}, old="nothing:rules/routes.yaml")
     assert code == 2
-    assert "not a valid object name" in said
+    assert said == "error: nothing:rules/routes.yaml: expected a revision of Git before the colon, got 'nothing'\n"
     code, _, said = compare({}, old="HEAD:rules/none.yaml")
     assert code == 2
     assert said == "error: HEAD:rules/none.yaml: expected a rule file in that revision, got none\n"
     assert compare({}, old="--output=x:rules/routes.yaml")[0] == 2
+    assert compare({}, old="HEAD:--output=x/routes.yaml")[0] == 2
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

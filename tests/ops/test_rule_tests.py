@@ -179,6 +179,9 @@ def test_an_event_may_be_in_a_file_or_captured(attempt: Try, tmp_path: Path) -> 
     of_file = a_test(expect % 1, "{source: shop, file: ../body.json}", "a")
     captured = a_test(expect % 2, "{captured: ../event.json}", "b")
     assert attempt(of_file + captured)[0] == 0
+    fields["body_base64"] = "eyJraW5kIjogIm9yZGVyLnBhaWQiLCAiaWQiOiAyfQ=="
+    (tmp_path / "event.json").write_text(json.dumps(fields))
+    assert attempt(captured)[0] == 0
     (tmp_path / "event.json").write_text('{"source": "shop"}')
     code, told = attempt(captured)
     assert code == 2
@@ -277,6 +280,16 @@ def test_a_mistake_in_a_test_does_not_make_rules_unusable(attempt: Try, capsys: 
     assert any("routes.yaml:" in line and "tests[0]" in line for line in told)
     assert main(["check"]) == 0
     assert "tests" not in capsys.readouterr().out
+
+
+def test_no_file_of_a_secret_is_read(attempt: Try, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s3cret")
+    rules = RULES.replace("${KEY:-none}", "${file:key}")
+    code, told = attempt(a_test("{requests: [{route: order, to: chat, headers: {X-Key: other}}]}"), rules=rules)
+    assert code == 1
+    assert "s3cret" not in "".join(told)
+    assert attempt(a_test("{snapshot: true}"), "--update", rules=rules)[0] == 0
+    assert "s3cret" not in (tmp_path / "tests" / "shop.snapshots.json").read_text()
 
 
 def test_the_tests_of_our_own_rules_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,9 @@ def a_view() -> EventView:
             "19.99 EUR",
         ),
         ("{a: 1 + 2}", "a * 2", "(1 + 2) * 2", 6),
+        ("{a: '1 + 2 // three'}", "a * 2", "(1 + 2  ) * 2", 6),
+        ("{w: 'body.who // the sender'}", "w + w", "body.who   + body.who  ", "annann"),
+        ("{o: body.data.object}", "default(o.none, 'no') + default(o.cur, '')", None, "noeur"),
         ("{l: body.data.object.l}", "l.map(who, who.who)", "body.data.object.l.map(who, who.who)", ["jo"]),
         ("{who: body.who}", "body.data.object.l.map(who, who.who)[0] + who", None, "joann"),
         ("{who: body.who}", "body.who + 'who' + {'who': who}.who", None, "annwhoann"),
@@ -85,7 +88,7 @@ def test_everything_of_a_route_may_use_the_names_wherever_they_are_written(tmp_p
     assert request.form is not None
     view = a_view()
     assert route.when.is_true(view)
-    assert (request.path.render(view), request.form.render(view)) == ("/ann", "f=ann")
+    assert (request.path.render(view), request.form.render(view, 100)) == ("/ann", "f=ann")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,11 @@ def test_everything_of_a_route_may_use_the_names_wherever_they_are_written(tmp_p
         (
             "let: {body: 1}",
             "9:11: routes[0].let.body: expected a name of letters, digits and _, which isn't one of CEL's",
+        ),
+        ("let: {package: '1'}", "9:11: routes[0].let.package: expected a name of letters"),
+        (
+            "let: {t: 'body.n + 1'}\n    when: default(t, 1) == 1",
+            "10:11: routes[0].when: expected a CEL expression, got",
         ),
         ("let: {size: '1'}", "9:11: routes[0].let.size: expected a name of letters"),
         ("let: {a-b: '1'}", "9:11: routes[0].let.a-b: expected a name of letters"),

@@ -1,5 +1,7 @@
 """Paths, queries and forms that a route fills in: what an event has can't reach beyond its own place in them."""
 
+import time
+from functools import partial
 from urllib.parse import parse_qsl, unquote
 
 import orjson
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.event_view import EventView
 from gateway.rules.request_templates import Parameters, PathTemplate, parameter
-from gateway.rules.templates import Template
+from gateway.rules.templates import MAX_RESULT, Template
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     ["", ".", "..", "../..", "a/b", "a?b=1", "a#b", "a&b=1", "%2e%2e", "\\..\\", "a\r\nHost: b", "\0", "é☕", "//evil"]
@@ -38,17 +40,33 @@ def test_a_value_is_one_segment_of_a_path_whatever_it_has(value: str) -> None:
 def test_a_value_is_one_parameter_whatever_it_has(values: list[object]) -> None:
     names = [f"a&{number}=" for number in range(len(values))]
     templates = {name: Template(f"${{{{ body[{number}] }}}}") for number, name in enumerate(names)}
-    rendered = Parameters(tuple(templates.items())).render(a_view(values))
+    rendered = Parameters(tuple(templates.items())).render(a_view(values), MAX_RESULT)
     texts = [value if isinstance(value, str) else orjson.dumps(value).decode() for value in values]
     expected = [pair for pair, value in zip(zip(names, texts, strict=True), values, strict=True) if value is not None]
     assert parse_qsl(rendered, keep_blank_values=True) == expected
     assert rendered.isascii()
 
 
+def test_what_is_too_long_is_refused_before_it_is_encoded() -> None:
+    many = a_view({"tags": [1] * 400_000, "long": "é" * 400_000})
+    took = 0.0
+    for _ in range(3):  # the body is parsed once
+        began = time.process_time()
+        for render in (
+            partial(Parameters((("tag", Template("${{ body.tags }}")),)).render, many, 8_000),
+            partial(Parameters((("tag", Template("${{ body.long }}")),)).render, many, 8_000),
+            partial(PathTemplate("/${{ body.long }}").render, many),
+        ):
+            with pytest.raises(ExpressionError, match="expected at most 8,000 "):
+                render()
+        took = time.process_time() - began
+    assert took < 0.02
+
+
 def test_a_list_repeats_its_parameter() -> None:
     tags = Parameters((("tag", Template("${{ body.tags }}")), ("fixed", Template(["a b", 2]))))
-    assert tags.render(a_view({"tags": ["x&y", 1, True]})) == "tag=x%26y&tag=1&tag=true&fixed=a%20b&fixed=2"
-    assert tags.render(a_view({"tags": []})) == "fixed=a%20b&fixed=2"
+    assert tags.render(a_view({"tags": ["x&y", 1, True]}), MAX_RESULT) == "tag=x%26y&tag=1&tag=true&fixed=a%20b&fixed=2"
+    assert tags.render(a_view({"tags": []}), MAX_RESULT) == "fixed=a%20b&fixed=2"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +76,7 @@ def test_a_list_repeats_its_parameter() -> None:
 def test_what_is_no_text_is_no_parameter(body: object, got: str) -> None:
     template = Parameters((("tag", Template("${{ body.a }}")),))
     with pytest.raises(ExpressionError, match=f"^tag: expected a string, a number or a boolean, got {got}$"):
-        template.render(a_view(body))
+        template.render(a_view(body), MAX_RESULT)
 
 
 @pytest.mark.parametrize(("value", "got"), [([1], "a list"), ({}, "a mapping"), (None, "null")])
