@@ -11,7 +11,7 @@ from gateway.cli import main
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
-from tests.sink import Request, Sink
+from tests.sink import Sink
 
 RULES = (
     SOURCES
@@ -61,24 +61,20 @@ BODY = orjson.dumps(
 
 async def test_each_request_is_made_as_its_route_says(place: LogPlace, folder: Path) -> None:
     async with AsyncExitStack() as stack:
-        crm = await stack.enter_async_context(Sink(500, 200, path="/"))
+        crm = await stack.enter_async_context(Sink(200, path="/"))
         rules = RULES.format(crm=crm.url)
         gateway = await stack.enter_async_context(
             GatewayProcess(folder, rules=rules, log=place.url, prefix=place.prefix)
         )
         status, _ = await post(gateway.port, signed_post(BODY, delivery="1"))
         assert status == 202
-        await crm.received(6)  # the first one failed, and is repeated
+        await crm.received(5)
         await gateway.stop()
     told = folder / "told.yaml"
     await asyncio.to_thread(told.write_text, rules)
     assert await asyncio.to_thread(main, ["test", str(told)]) == 0
-    made: dict[str, list[Request]] = {}
-    for request in crm.requests:
-        made.setdefault(request.header("gateway-route") or "", []).append(request)
-    repeated = [each for each in made.values() if len(each) > 1]
-    assert [(first.target, first.body) == (second.target, second.body) for [(first, second)] in [repeated]] == [True]
-    put, patch, delete, get, form = [made[name][-1] for name in ("put", "patch", "delete", "get", "form")]
+    made = {request.header("gateway-route"): request for request in crm.requests}
+    put, patch, delete, get, form = [made[name] for name in ("put", "patch", "delete", "get", "form")]
     assert (put.method, put.target) == ("PUT", "/api/people/..%2Fa%26b?key=k&tag=x%20y&tag=1")
     assert orjson.loads(put.body) == {"total": "19.99 USD", "at": "2026-01-02"}
     assert (put.header("if-match"), put.header("x-github-event")) == ("7", None)
