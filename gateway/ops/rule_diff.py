@@ -4,13 +4,13 @@ import io
 import json
 import subprocess
 import tarfile
-from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from gateway.client.request import Outbound, compose
 from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError, delivery_id
@@ -18,6 +18,7 @@ from gateway.ops.output import header_text
 from gateway.ops.rule_tests import CHANGING_HEADERS, body_of, differences
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
+from gateway.rules.rule_tests import captured_event
 from gateway.rules.rules import Route, Rules
 from gateway.verify.request import Request
 
@@ -54,7 +55,7 @@ class RouteDiff:
 
 
 class RuleDiff:
-    """Compares two versions of the rules, event by event. Requests are compared only where their rules differ."""
+    """Compares two versions of the rules, event by event."""
 
     def __init__(self, old: Rules, new: Rules, *, now: float) -> None:
         self.events = 0
@@ -77,16 +78,10 @@ class RuleDiff:
     def add(self, event: Event) -> None:
         """Compare what both versions would do with an event."""
         self.events += 1
-        if event.source in self._same_source:
-            view = EventView.of(event)
-            before, after = self._deliveries(self._old, view), self._deliveries(self._new, view)
-            events = (event, event)
-        else:
-            events = self._read(0, event), self._read(1, event)
-            before, after = (
-                self._deliveries(rules, EventView.of(each)) if event.source in rules.sources else {}
-                for rules, each in zip((self._old, self._new), events, strict=True)
-            )
+        is_read_alike = event.source in self._same_source
+        events = (event, event) if is_read_alike else (self._read(0, event), self._read(1, event))
+        # Each with a view of its own, since the expressions over one view have a common limit.
+        before, after = self._deliveries(self._old, events[0]), self._deliveries(self._new, events[1])
         self.unrouted["before"] += not before
         self.unrouted["after"] += not after
         for key in before | after:
@@ -101,12 +96,12 @@ class RuleDiff:
             elif found := self._request_differences(destination, before[key], after[key], events):
                 counted.add("changed", event, (f"to {destination}", *found))
 
-    def _deliveries(self, rules: Rules, view: EventView) -> Deliveries:
-        if view.source not in rules.sources:
+    def _deliveries(self, rules: Rules, event: Event) -> Deliveries:
+        if event.source not in rules.sources:
             return {}
         return {
             (route.name, destination): (route, error)
-            for route, error in rules.table.match(view)
+            for route, error in rules.table.match(EventView.of(event))
             for destination in route.destinations
         }
 
@@ -176,20 +171,17 @@ def events_in(path: Path) -> Iterator[Event]:
                 raise UsageError(f"{path}:{number}: {expected}, got something else") from None
 
 
-def _event_of(fields: Mapping[str, object]) -> Event:
-    body, encoded = fields.get("body"), fields.get("body_base64")
-    pairs = fields["headers"]
-    if not isinstance(pairs, list) or not isinstance(body if encoded is None else encoded, str):
-        raise TypeError
+def _event_of(fields: Mapping[str, Any]) -> Event:
+    given = captured_event(fields)
     return Event(
         id=EventId(str(fields["id"])),
-        source=str(fields["source"]),
+        source=given.source,
         type=str(fields["type"]),
         key=None if fields.get("key") is None else str(fields["key"]),
         received_at=0.0,
-        headers=tuple([(name.encode("latin-1"), value.encode()) for name, value in pairs]),
-        query=str(fields["query"]),
-        body=b64decode(str(encoded)) if encoded is not None else str(body).encode(),
+        headers=given.headers,
+        query=given.query,
+        body=given.body,
     )
 
 

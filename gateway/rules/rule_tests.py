@@ -7,7 +7,7 @@ They are in `tests:` of the rule files, or in files of their own. References suc
 import json
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,17 +239,26 @@ def _captured(reader: SchemaReader, path: Path, read: ParsedMapping) -> GivenEve
     if content is None:
         return None
     try:
-        fields = json.loads(content)
-        return GivenEvent(
-            source=read.values.get("source", fields["source"]),
-            headers=tuple([(name.encode("latin-1"), value.encode()) for name, value in fields["headers"]]),
-            query=fields["query"],
-            body=b64decode(fields["body_base64"]) if "body_base64" in fields else fields["body"].encode(),
-        )
+        found = captured_event(json.loads(content))
+        return replace(found, source=read.values.get("source", found.source))
     except (ValueError, LookupError, TypeError, AttributeError):
         message = "expected what `gateway events show --json` prints of an event, got something else"
         reader.report(node, "value", message)
         return None
+
+
+def captured_event(fields: Mapping[str, Any]) -> GivenEvent:
+    """Return the event in the fields that `gateway events show --json` prints.
+
+    Raises ValueError, LookupError, TypeError or AttributeError for anything else.
+    """
+    encoded = fields.get("body_base64")
+    return GivenEvent(
+        source=str(fields["source"]),
+        headers=tuple([(name.encode("latin-1"), value.encode()) for name, value in fields["headers"]]),
+        query=str(fields["query"]),
+        body=b64decode(encoded) if encoded is not None else fields["body"].encode(),
+    )
 
 
 def _content(reader: SchemaReader, node: Node, path: Path) -> bytes | None:
