@@ -53,10 +53,10 @@ async def _check(call: Invocation) -> int:
     identities = list(_of_identities(seen))
     shown = [*problems, *identities]
     if call.arguments.format == "text":
-        _print_problems(output, problems)
+        print_problems(output, problems)
         if seen:
             _print_identities(output, seen)
-            _print_problems(output, identities)
+            print_problems(output, identities)
     else:
         sys.stdout.write(FORMATS[call.arguments.format](shown))
         output = Output(json=True)  # which leaves out what people read
@@ -108,7 +108,8 @@ def _errors(problems: Sequence[Problem]) -> list[Problem]:
     return [problem for problem in problems if problem.severity == "error"]
 
 
-def _print_problems(output: Output, problems: Sequence[Problem]) -> None:
+def print_problems(output: Output, problems: Sequence[Problem]) -> None:
+    """Print what is wrong, one a line; of what isn't in a file, JSON has no place."""
     for problem in problems:
         if output.json:
             fields = asdict(problem)

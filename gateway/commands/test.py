@@ -1,11 +1,11 @@
 """`gateway test`: whether the rules do with events what their tests say."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from gateway.commands.base import Invocation, command, rule_file, rule_file_argument
-from gateway.commands.check import CHECKED
+from gateway.commands.check import print_problems
 from gateway.commands.values import Parser
 from gateway.model import UsageError
 from gateway.ops.output import Output, count
@@ -20,7 +20,6 @@ from gateway.ops.rule_tests import (
 from gateway.rules.load import load_rules
 from gateway.rules.rule_tests import RuleTest, read_tests
 from gateway.rules.rules import Rules
-from gateway.rules.yaml_document import Problem
 
 MAX_UNTESTED = 20  # routes that are named
 
@@ -77,8 +76,7 @@ def _read(call: Invocation, path: Path, rules: Rules) -> tuple[list[RuleTest], b
         raise UsageError("--update: expected all tests, as it writes all snapshots of a file, got --only")
     files = arguments.tests or sorted((path.parent / "tests").glob("*.yaml"))
     tests, problems = read_tests([file for file in rules.files if file.suffix in (".yaml", ".yml")], files)
-    for problem in problems:
-        _print_problem(call.output, problem)
+    print_problems(call.output, problems)
     chosen = [test for test in tests if arguments.only is None or arguments.only in test.name]
     if not chosen and not problems:
         named = f" with {arguments.only!r} in their name" if arguments.only is not None else ""
@@ -115,10 +113,3 @@ def _update(output: Output, results: list[TestResult]) -> list[TestResult]:
         replace(result, differences=tuple([each for each in result.differences if not each.startswith("snapshot")]))
         for result in results
     ]
-
-
-def _print_problem(output: Output, problem: Problem) -> None:
-    if output.json:
-        fields = asdict(problem)
-        output.line({key: fields[key] for key in CHECKED})
-    output.print((f"{problem.severity}: ", "bold red" if problem.severity == "error" else "yellow"), str(problem))
