@@ -107,7 +107,7 @@ class Reloader:
 
     def route_statuses(self) -> Mapping[str, Any]:
         """Return which routes have matched nothing since their conditions changed."""
-        return self.route_counts.status(self.rules, at=time.monotonic())
+        return self.route_counts.status(self.rules, now=time.time(), at=time.monotonic())
 
     def _refusal_status(self) -> Mapping[str, Any] | None:
         """Return which rules are refused, or were refused recently."""

@@ -77,10 +77,14 @@ class Advice:
                 self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
 
     def _warn_of_expiry(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
-        """Warn about secrets that expire.
+        """Warn about secrets that expire, and routes that have.
 
         A list in which all have expired is no error here: a restart would stop all other sources, too.
         """
+        for route in self.routes.values():
+            if (at := route.values.get("expires")) is not None and at <= now:
+                message = "the route has expired: it matches no event any more"
+                self.reader.report(route.node.value["expires"], "expiring", message, severity="warning")
         for name, verifier in verifiers.items():
             if verifier is None or not verifier.lifetimes:
                 continue
@@ -118,9 +122,10 @@ def _credential(read: ParsedMapping) -> str | None:
     """Return where a destination's requests have a credential; None if they don't seem to have one."""
     if "auth" in read.values:
         return "`auth`"
-    headers = read.node.child("headers")
-    for name, node in headers.value.items() if headers else ():
-        if _CREDENTIAL.search(name) or "${" in node.value.replace("$${", ""):
+    own = read.node.child("headers")
+    written = {name: node.value for name, node in own.value.items()} if own else {}
+    for name in read.values.get("headers", ()):  # one of `defaults` has its value alone
+        if _CREDENTIAL.search(name) or "${" in written.get(name, "").replace("$${", ""):
             return f"`headers.{name}`"
     for name, _ in parse_qsl(urlsplit(read.values["url"]).query):
         if _CREDENTIAL.search(name):

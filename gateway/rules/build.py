@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.rules.destination_credentials import basic_authorization
+from gateway.rules.eligibility import Eligibility
 from gateway.rules.request_templates import RequestTemplate, parameters
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import (
@@ -137,8 +138,15 @@ def route_of(name: str, read: ParsedMapping) -> Route:
         destinations=names_of(read, "to"),
         request=_request(request) if request else None,
         retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if "order" in read.values else {})),
+        eligibility=_eligibility(read),
         **{key: read.values[key] for key in ("order", "on_exhausted") if key in read.values},
     )
+
+
+def _eligibility(read: ParsedMapping) -> Eligibility | None:
+    values = {key: read.values[key] for key in ("enabled", "sample", "expires") if key in read.values}
+    found = Eligibility(**values)
+    return None if found == Eligibility() else found
 
 
 def _request(read: ParsedMapping) -> RequestTemplate:

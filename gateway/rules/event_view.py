@@ -56,6 +56,7 @@ class EventView:
         "contexts",
         "id",
         "key",
+        "received_at",
         "source",
         "type",
     )
@@ -71,8 +72,10 @@ class EventView:
         type: str = "",  # noqa: A002 - the expressions' own word
         key: str | None = None,
         names: Sequence[bytes] | None = None,
+        received_at: float = 0.0,
     ) -> None:
         self.source = source
+        self.received_at = received_at
         self.id = _readable(id)
         self.type = _readable(type)
         self.key = None if key is None else _readable(key)
@@ -98,6 +101,7 @@ class EventView:
             id=event.id,
             type=event.type,
             key=event.key,
+            received_at=event.received_at,
         )
 
     @property

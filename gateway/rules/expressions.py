@@ -266,6 +266,11 @@ def parse(text: str) -> Expression:
     return Expression(_edited(text, scan.named_edits))
 
 
+def check_syntax(text: str) -> None:
+    """Raise ExpressionError for text that isn't CEL, with the position; names aren't looked at."""
+    _compile(text)
+
+
 class AbsentFieldError(MissingFieldError):
     """A literal path leads to a field that the event doesn't have."""
 

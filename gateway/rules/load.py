@@ -22,7 +22,9 @@ from gateway.rules.build import (
     source_of,
     split_of,
 )
+from gateway.rules.defaults import fill_destination, fill_route, inherited
 from gateway.rules.destination_credentials import TlsError, tls_of
+from gateway.rules.foreach import expand
 from gateway.rules.request_templates import Method
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
@@ -124,16 +126,25 @@ def _no_collection() -> Iterator[None]:
 
 
 def _read_files(
-    reader: SchemaReader, path: Path, record: MappingKind, read_before: set[Path], above: tuple[Path, ...] = ()
+    reader: SchemaReader,
+    path: Path,
+    record: MappingKind,
+    read_before: set[Path],
+    *,
+    above: tuple[Path, ...] = (),
+    defaults: ParsedMapping | None = None,
 ) -> Iterator[ParsedMapping]:
-    """Read a file and then those that it includes; each is read only once."""
+    """Read a file and then those that it includes; each is read only once. All of its defaults are in its values."""
     reader.files[path] = None
     read_before.add(path.resolve())
     root = read_document(path, reader.problems)
+    if root is not None:
+        expand(root, reader.problems)
     read = ABSENT if root is None else reader.read(root, record)
     if read is ABSENT:
         reader.has_gaps = True
         return
+    read.values["defaults"] = defaults = inherited(defaults, read.values.get("defaults"))
     yield read
     above = (*above, path)
     for use in read.values.get("include", ()):
@@ -143,7 +154,7 @@ def _read_files(
                 message = f"include cycle: {cycle}"
                 reader.report(use.node, "include", message)
             elif file.resolve() not in read_before:
-                yield from _read_files(reader, file, INCLUDED, read_before, above)
+                yield from _read_files(reader, file, INCLUDED, read_before, above=above, defaults=defaults)
 
 
 def _find(reader: SchemaReader, use: NameRef, folder: Path) -> list[Path]:
@@ -183,6 +194,7 @@ class _Assembly:
         """Return the rules, or None if something is wrong or missing; the problems are then in the reader."""
         for file in self.files:
             self._collect(file)
+            self._fill(file)
         self._check_paths()
         verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
         demanded = {name: self._client_certificates(read) for name, read in self.sources.items()}
@@ -243,6 +255,19 @@ class _Assembly:
             )
         if ingress := file.values.get("ingress"):
             self._collect_ingress(ingress)
+
+    def _fill(self, file: ParsedMapping) -> None:
+        """Add to what a file has what its defaults say."""
+        defaults = file.values["defaults"]
+        if defaults is None:
+            return
+        for destination in file.values.get("destinations", {}).values():
+            fill_destination(destination, defaults)
+        for route in file.values.get("routes", ()):
+            fill_route(route, defaults)
+            for destination in route.values.get("to", ()):
+                if isinstance(destination, ParsedMapping):
+                    fill_destination(destination, defaults)
 
     def _collect_ingress(self, read: ParsedMapping) -> None:
         self.trusted_proxies = read.values.get("trusted_proxies", ())
@@ -410,7 +435,11 @@ class _Assembly:
                 for name in read.values.get("headers", ()):
                     if name.lower().startswith(beginning):
                         message = f"expected no {shown} where a destination has `{key}`, got {name!r}"
-                        self.reader.report(read.node.value["headers"].value[name], "value", message, at_key=True)
+                        own = read.node.child("headers")
+                        if where := own and own.child(name):
+                            self.reader.report(where, "value", message, at_key=True)
+                        else:
+                            self.reader.report(read.node, "value", f"{message} in `defaults`", at_key=True)
 
     def _check_transport(self, name: str, read: ParsedMapping) -> None:
         """Check the keys of a destination's headers, proxy and TLS, and build its TLS context."""

@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.conditions import AllOf, AnyOf, Condition, Field, OneOf, Path, key_of
+from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 
@@ -37,6 +38,9 @@ class Matchable(Protocol):
 
     @property
     def when(self) -> Expression | None: ...
+
+    @property
+    def eligibility(self) -> Eligibility | None: ...
 
 
 class RouteTable(Generic[_R]):
@@ -68,6 +72,8 @@ class RouteTable(Generic[_R]):
         matched: list[tuple[_R, ExpressionError | None]] = []
         for number in index.candidates(view):
             route = self._routes[number]
+            if route.eligibility is not None and not route.eligibility.holds(view):
+                continue
             if route.match is not None and not route.match.holds(view):
                 continue
             error: ExpressionError | None = None
@@ -98,7 +104,9 @@ def _explained(route: Matchable, view: EventView) -> Explanation:
     reason: str | None = None
     if view.source not in route.sources:
         reason = f"from: expected {' or '.join(route.sources)}, got {view.source}"
-    elif route.match is not None:
+    elif route.eligibility is not None:
+        reason = route.eligibility.why_not(view)
+    if reason is None and route.match is not None:
         reason = route.match.why_not(view)
     if reason is None and route.when is not None:
         try:

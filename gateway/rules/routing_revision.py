@@ -12,6 +12,7 @@ from base64 import b64decode, b64encode
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from gateway.rules import eligibility
 from gateway.rules.conditions import parse_condition, written
 from gateway.rules.expressions import Expression
 from gateway.rules.retry_policy import RetryPolicy
@@ -109,6 +110,7 @@ def past_route(name: str, text: str) -> PastRoute | None:
                 destinations=tuple(destinations),
                 request=None,
                 retry=RetryPolicy(),
+                eligibility=eligibility.read(document),
             )
         except Exception:  # noqa: BLE001 - the parsers expect what YAML can contain; this may be anything
             route = None
@@ -125,6 +127,8 @@ def _text_of(route: Route, deduped: set[str], secrets: list[str]) -> str:
     document: dict[str, Any] = {"from": sorted(set(route.sources)), "to": sorted(set(route.destinations))}
     if not deduped.isdisjoint(route.sources):
         document["dedupe"] = sorted(deduped.intersection(route.sources))
+    if route.eligibility is not None:
+        document |= route.eligibility.written()
     condition: dict[str, Any] = {}
     if route.match is not None:
         condition["match"] = written(route.match)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
+from gateway.rules.eligibility import Eligibility
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.retry_policy import RetryPolicy
@@ -263,6 +264,8 @@ class Route:
     """With "key", the deliveries of one source and key are made one after another at each destination."""
     on_exhausted: Literal["dead_letter", "halt"] = "dead_letter"
     """After an ordered delivery has finally failed: the key's next one starts, or the key is halted."""
+    eligibility: Eligibility | None = None
+    """Which events it takes at all; None if that is every one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -274,12 +274,34 @@ class Scan:
     def _default(self, name: Token) -> None:
         """Have the path that is the first argument looked up by us, as CEL fails where it is missing."""
         root = self._tokens[self._at + 1]
-        is_path = root.text in ROOTS or root.text in self._named  # for which a path may stand
+        is_item = root.text in self._brackets
+        is_path = is_item or root.text in ROOTS or root.text in self._named  # for which a path may stand
         if not is_path or self._count_arguments() != 2:  # noqa: PLR2004 - the path and what replaces it
             raise _at(name, "default: expected a path such as body.a.b and a value, got something else")
+        if is_item:
+            self._default_in_item(name, root)
+            return
         self._defaulted = root
         self._edits.append(Edit(name.start, name.start + len(name.text), own_name(name.text)))
         self._calls.add(own_name(name.text))
+
+    def _default_in_item(self, name: Token, root: Token) -> None:
+        """Have CEL itself look for the path, since the item of a macro is known to nobody else."""
+        steps, end = self._steps(self._at + 2)
+        comma = self._tokens[end]
+        if comma.text != ",":
+            raise _at(root, f"default: expected a path such as {root.text}.a.b, got an expression")
+        path, conditions = root.text, []
+        for key, position in steps:
+            if key is None:
+                conditions += [f"type({path}) == list", f"size({path}) > {position}"]
+                path += f"[{position}]"
+            else:
+                quote = "'" if '"' in key else '"'
+                conditions += [f"type({path}) == map", f"{quote}{key}{quote} in {path}"]
+                path += f"[{quote}{key}{quote}]"
+        conditions.append(f"{path} != null")
+        self._edits.append(Edit(name.start, comma.start + 1, f"({' && '.join(conditions)} ? {path} :"))
 
     def _pattern(self, name: Token) -> None:
         """Compile the pattern once. One from the event would be controlled by the sender, and compiled at each call."""
@@ -296,20 +318,7 @@ class Scan:
 
     def _path(self, root: Token) -> None:
         """Read the steps `.a['b'][0]`, as far as they are literal."""
-        steps: list[Step] = []
-        while True:
-            sign, inner, end = self._tokens[self._at : self._at + 3]
-            if sign.text == "." and inner.kind == "name" and end.text != "(":
-                steps.append(Step(inner.text, -1))
-                self._at += 2
-            elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
-                steps.append(Step(literal[2], -1))
-                self._at += 3
-            elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
-                steps.append(Step(None, int(inner.text)))
-                self._at += 3
-            else:
-                break
+        steps, self._at = self._steps(self._at)
         if root.text in ("headers", "query") and len(steps) == 1 and self._tokens[self._at - 1].kind == "name":
             self._refuse_hyphens(root)
         if root.text == "headers" and steps and (name := steps[0].key or "") != name.lower():
@@ -320,6 +329,23 @@ class Scan:
                 raise _at(root, "default: expected a path such as body.a.b, got an expression")
             self._edits.append(Edit(root.start, last.start + len(last.text), str(len(self._paths))))
         self._paths.append(FieldPath(root.text, tuple(steps), self._loops, self._at))
+
+    def _steps(self, at: int) -> tuple[list[Step], int]:
+        """Return the steps that begin at a token, and the index of the token after them."""
+        steps: list[Step] = []
+        while True:
+            sign, inner, end = self._tokens[at : at + 3]
+            if sign.text == "." and inner.kind == "name" and end.text != "(":
+                steps.append(Step(inner.text, -1))
+                at += 2
+            elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
+                steps.append(Step(literal[2], -1))
+                at += 3
+            elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
+                steps.append(Step(None, int(inner.text)))
+                at += 3
+            else:
+                return steps, at
 
     def _refuse_hyphens(self, root: Token) -> None:
         """Report how to write `headers.x-id`, which CEL parses as a subtraction."""

@@ -3,10 +3,12 @@
 `load.py` reads files by it, and `json_schema()` exports it for editors. The kinds are in `value_kinds.py`.
 """
 
+import re
 from typing import Any, assert_never
 
 from gateway.model import STORED_STATUSES, Disposition
 from gateway.rules.conditions import parse_condition
+from gateway.rules.defaults import OF_DESTINATIONS
 from gateway.rules.request_templates import Method, PathTemplate, parameter
 from gateway.rules.rule_tests import TESTS
 from gateway.rules.rules import CertificateFormat, OnGone, TokenEndpointAuthMethod
@@ -70,6 +72,7 @@ from gateway.rules.value_kinds import (
 )
 from gateway.verify import presets, schemes
 from gateway.verify.config_keys import GENERIC
+from gateway.verify.key_ring import EXPECTED_UNTIL, parse_until
 from gateway.verify.tokens import TOKEN
 
 VERSION = 1
@@ -87,6 +90,22 @@ def _boolean(value: object) -> bool:
     return value
 
 
+def _share(value: object) -> float:
+    found = _SHARE.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 0 < float(found[1]) <= 100:  # noqa: PLR2004 - per cent
+        raise ValueError
+    return float(found[1]) / 100
+
+
+def _expires(value: object) -> float:
+    try:
+        return parse_until(value if isinstance(value, str) else "")
+    except ValueError:
+        raise ValueError from None  # its own message is the text
+
+
+BOOLEAN = Scalar("true or false", _boolean, {"type": "boolean"})
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%", re.ASCII)
 _WINDOW = or_off(duration(1, 7 * 86400))
 SIGN = MappingKind(
     name="sign",
@@ -414,7 +433,7 @@ SOURCE = MappingKind(
         Key(name="respond", kind=RESPOND, about=RESPOND.about),
         Key(
             name="quarantine",
-            kind=Scalar("true or false", _boolean, {"type": "boolean"}),
+            kind=BOOLEAN,
             about="Whether requests whose signature or credential was refused are kept for 7 days, "
             "to be verified again by `gateway rejected retry`.",
             default=False,
@@ -527,6 +546,15 @@ ROUTE = MappingKind(
     keys=(
         Key(name="name", kind=NAME, about="Its name: a label of metrics, and part of keys.", is_required=True),
         Key(
+            name="foreach",
+            kind=Several(
+                "a list of values, or of mappings with values",
+                Tree("a value", (str, int, float, dict), lambda item: item, {}, is_raw=True),
+            ),
+            about="The route is written once for each item: `${{ each }}`, or `${{ each.name }}` of a mapping, is "
+            "replaced everywhere in it.",
+        ),
+        Key(
             name="from",
             kind=Several("a source's name or a list of them", NAME_REF, may_be_one=True),
             about="The source, or a list of sources.",
@@ -551,6 +579,23 @@ ROUTE = MappingKind(
             names_expressions=True,
         ),
         Key(name="when", kind=CEL, about="CEL, for conditions that match can't express."),
+        Key(
+            name="enabled",
+            kind=BOOLEAN,
+            about="With false, it matches no event; what it has matched before is still delivered.",
+            default=True,
+        ),
+        Key(
+            name="sample",
+            kind=Scalar("a share such as 10% or 0.5%", _share, pattern(_SHARE)),
+            about="The share of the events that it takes, by their ids: each route with the same share takes the same.",
+            default="100%",
+        ),
+        Key(
+            name="expires",
+            kind=Scalar(EXPECTED_UNTIL, _expires, {"type": "string"}),
+            about="It matches no event that is received from then on; what it has matched before is still delivered.",
+        ),
         Key(
             name="to",
             kind=Several("a destination or a list of them", NameOr(NAME_REF, INLINE_DESTINATION), may_be_one=True),
@@ -634,6 +679,14 @@ PROVIDER = Tree(
     provider,
     {"$ref": "#/$defs/provider"},
 )
+DEFAULTS = MappingKind(
+    name="defaults",
+    about="What routes and destinations have if they don't say it, in this file and in those that it includes.",
+    keys=(
+        Key(name="retry", kind=RETRY, about="Of routes; a key that a route has under `retry` replaces it there."),
+        *[key for key in DESTINATION_KEYS if key.name in {"headers", *OF_DESTINATIONS}],
+    ),
+)
 INCLUDED_KEYS = (
     Key(
         name="include",
@@ -645,6 +698,7 @@ INCLUDED_KEYS = (
         kind=Table("a mapping of providers", NAME, PROVIDER),
         about="Providers that aren't known yet: a source's `scheme` may be one.",
     ),
+    Key(name="defaults", kind=DEFAULTS, about=DEFAULTS.about),
     Key(name="sources", kind=Table("a mapping of sources", NAME, SOURCE), about="Who sends."),
     Key(name="destinations", kind=Table("a mapping of destinations", NAME, DESTINATION), about="Who receives."),
     Key(name="routes", kind=Several("a list of routes", ROUTE, may_be_empty=True), about="What goes where."),

@@ -1,15 +1,21 @@
-"""JSON values with `${{ CEL }}` inside: the bodies and headers that a route sends instead of the event's own."""
+"""JSON values with `${{ CEL }}` inside: the bodies and headers that a route sends instead of the event's own.
 
-from collections.abc import Iterator
+A mapping with `for`, `as` and `do` is a list, or with `join` a string, with what is under `do` for each item. Each of
+the expressions in there is evaluated once, by CEL's `map` over the list, and not once for each item.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import Expression, as_json, as_text, dumps, parse
-from gateway.rules.scanner import tokens
+from gateway.rules.expressions import Expression, as_json, as_text, check_syntax, dumps, json_type, parse
+from gateway.rules.scanner import is_free_name, tokens, without_comments
 
 MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
+LOOP = frozenset(("for", "as", "do"))
+"""The keys of a mapping that stands for a list; with `join` for a string."""
 
 
 class TemplateError(ExpressionError):
@@ -25,7 +31,9 @@ class Template:
     """A JSON-like value with `${{ CEL }}` inside its strings (not in mapping keys).
 
     A string that consists of one expression becomes the expression's value, of any type; in others, strings are
-    inserted as they are, and other values as JSON. Raises TemplateError for the first one that doesn't compile.
+    inserted as they are, and other values as JSON. A list over the event's values is `for: CEL`, `as: NAME` of an item
+    in the expressions under `do`, and what is under `do` for each. Raises TemplateError for the first one that doesn't
+    compile.
     """
 
     value: object
@@ -48,7 +56,7 @@ class Template:
 
         Raises ExpressionError, and MissingFieldError for a missing field: an incomplete body isn't sent.
         """
-        return _rendered(self._compiled, view) if self.has_expressions else self.value
+        return _Rendering(view).of(self._compiled) if self.has_expressions else self.value
 
     def render_bytes(self, view: EventView) -> tuple[bytes, str | None]:
         """Return the body to send and its content type: a string as UTF-8 and None, anything else as JSON.
@@ -72,18 +80,36 @@ class _Interpolated(NamedTuple):
     pieces: tuple[str | Expression, ...]
 
 
-def _compiled(value: object, path: tuple[str | int, ...]) -> object:
+class _Loop(NamedTuple):
+    """A list of `do` for each item, or with `join` a string of them; `size` is the length of `do` as it is written."""
+
+    items: Expression
+    do: object
+    join: str | None
+    size: int
+
+
+class _Scope(NamedTuple):
+    """A loop around an expression: the text of its list, and the name of an item."""
+
+    items: str
+    name: str
+
+
+def _compiled(value: object, path: tuple[str | int, ...], scopes: tuple[_Scope, ...] = ()) -> object:
     """Replace strings by compiled expressions; a value without any is returned itself. Raises TemplateError."""
     try:
         match value:
             case str():
-                pieces = pieces_of(value)
+                pieces = pieces_of(value, scopes)
                 return value if not pieces else pieces[0] if len(pieces) == 1 else _Interpolated(pieces)
+            case dict() if value.keys() >= LOOP and value.keys() <= {*LOOP, "join"}:
+                return _loop(value, path, scopes)
             case dict():
-                values = {key: _compiled(item, (*path, key)) for key, item in value.items()}
+                values = {key: _compiled(item, (*path, key), scopes) for key, item in value.items()}
                 return value if all(values[key] is value[key] for key in value) else values
             case list():
-                items = [_compiled(item, (*path, index)) for index, item in enumerate(value)]
+                items = [_compiled(item, (*path, index), scopes) for index, item in enumerate(value)]
                 return value if all(new is old for new, old in zip(items, value, strict=True)) else items
             case _:
                 dumps(as_json(value))
@@ -94,12 +120,45 @@ def _compiled(value: object, path: tuple[str | int, ...]) -> object:
         raise TemplateError(path, str(error)) from error
 
 
+def _loop(value: dict[str, object], path: tuple[str | int, ...], scopes: tuple[_Scope, ...]) -> _Loop:
+    items, name, join = value["for"], value["as"], value.get("join")
+    if not isinstance(items, str):
+        raise TemplateError((*path, "for"), "expected a CEL expression of a list")
+    if not isinstance(name, str) or not is_free_name(name):
+        expected = "expected a name of letters, digits and _, which isn't one of CEL's or of the event's"
+        raise TemplateError((*path, "as"), expected)
+    if join is not None and not isinstance(join, str):
+        raise TemplateError((*path, "join"), "expected a string to join strings with")
+    try:
+        compiled = _scoped(items, scopes)
+    except ExpressionError as error:
+        raise TemplateError((*path, "for"), str(error)) from error
+    do = _compiled(value["do"], (*path, "do"), (*scopes, _Scope(without_comments(items), name)))
+    return _Loop(compiled, do, join, len(dumps(as_json(value["do"]))))
+
+
+def _scoped(text: str, scopes: Sequence[_Scope]) -> Expression:
+    """Compile an expression inside loops: its value is a list of its values, within one of these for each outer loop.
+
+    By itself it is only checked for its own syntax first, so that a message has the positions of what is written.
+    """
+    if scopes:
+        check_syntax(text)
+        text = f"({without_comments(text)})"
+    for items, name in reversed(scopes):
+        text = f"({items}).map({name}, {text})"
+    return parse(text)
+
+
 def _expressions_in(compiled: object) -> Iterator[Expression]:
     match compiled:
         case Expression():
             yield compiled
         case _Interpolated():
             yield from [piece for piece in compiled.pieces if isinstance(piece, Expression)]
+        case _Loop():
+            yield compiled.items
+            yield from _expressions_in(compiled.do)
         case dict() | list():
             for item in compiled.values() if isinstance(compiled, dict) else compiled:
                 yield from _expressions_in(item)
@@ -107,7 +166,7 @@ def _expressions_in(compiled: object) -> Iterator[Expression]:
             pass
 
 
-def pieces_of(text: str) -> tuple[str | Expression, ...]:
+def pieces_of(text: str, scopes: Sequence[_Scope] = ()) -> tuple[str | Expression, ...]:
     """Split a string at its expressions; empty if it has none. `$${{` is a literal `${{`.
 
     Raises ExpressionError for one that doesn't compile.
@@ -122,7 +181,7 @@ def pieces_of(text: str) -> tuple[str | Expression, ...]:
         end = _end(text, start + 3)
         if literal := literal + text[at:start]:
             pieces.append(literal)
-        pieces.append(parse(text[start + 3 : end].strip()))
+        pieces.append(_scoped(text[start + 3 : end].strip(), scopes))
         literal, at = "", end + 2
     if at and (literal := literal + text[at:]):
         pieces.append(literal)
@@ -142,18 +201,56 @@ def _end(text: str, start: int) -> int:
     raise ExpressionError(f"expected }}}} after ${{{{ at character {start - 2}, got the end of the text")
 
 
-def _rendered(compiled: object, view: EventView) -> object:
-    match compiled:
-        case Expression():
-            return compiled.evaluate(view)
-        case _Interpolated():
-            texts = [piece if isinstance(piece, str) else as_text(piece.evaluate(view)) for piece in compiled.pieces]
-            if sum(map(len, texts)) > MAX_RESULT:
-                raise ExpressionError(f"expected a string of at most {MAX_RESULT} characters, got more")
-            return "".join(texts)
-        case dict():
-            return {key: _rendered(item, view) for key, item in compiled.items()}
-        case list():
-            return [_rendered(item, view) for item in compiled]
-        case _:
-            return compiled
+class _Rendering:
+    """One evaluation of a template. What is inside loops is evaluated for all of their items at the first of them."""
+
+    def __init__(self, view: EventView) -> None:
+        self._view = view
+        self._values: dict[int, object] = {}
+        self._indexes: list[int] = []
+        self._left = MAX_RESULT
+
+    def of(self, compiled: object) -> object:
+        match compiled:
+            case Expression():
+                return self._value(compiled)
+            case _Interpolated():
+                texts = [piece if isinstance(piece, str) else as_text(self._value(piece)) for piece in compiled.pieces]
+                if sum(map(len, texts)) > MAX_RESULT:
+                    raise ExpressionError(f"expected a string of at most {MAX_RESULT} characters, got more")
+                return "".join(texts)
+            case _Loop():
+                return self._each(compiled)
+            case dict():
+                return {key: self.of(item) for key, item in compiled.items()}
+            case list():
+                return [self.of(item) for item in compiled]
+            case _:
+                return compiled
+
+    def _value(self, expression: Expression) -> object:
+        if not self._indexes:
+            return expression.evaluate(self._view)
+        if id(expression) not in self._values:
+            self._values[id(expression)] = expression.evaluate(self._view)
+        value = self._values[id(expression)]
+        for index in self._indexes:
+            value = value[index]  # type: ignore[index] # lists, since it is what `map` has made of each
+        return value
+
+    def _each(self, loop: _Loop) -> object:
+        items = self._value(loop.items)
+        if not isinstance(items, list):
+            raise ExpressionError(f"for: expected a list, got {json_type(items)}")
+        self._left -= len(items) * loop.size
+        if self._left < 0:
+            raise ExpressionError(f"for: expected at most {MAX_RESULT} characters, got more")
+        self._indexes.append(0)
+        try:
+            made: list[object] = []
+            for index in range(len(items)):
+                self._indexes[-1] = index
+                made.append(self.of(loop.do))
+        finally:
+            self._indexes.pop()
+        return made if loop.join is None else loop.join.join(map(as_text, made))

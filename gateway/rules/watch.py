@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from gateway.rules.eligibility import Eligibility
 from gateway.rules.file_stamps import Stamps
 from gateway.rules.rules import Destination, DestinationAccess, Egress, Route, Rules, Source
 
@@ -161,7 +162,7 @@ def _fields(source: Source | None) -> tuple[object, ...] | None:
 
 
 def _condition(route: Route) -> tuple[object, ...]:
-    return route.sources, route.match, route.when
+    return route.sources, route.match, route.when, route.eligibility
 
 
 def _identity(source: Source | None) -> tuple[object, ...] | None:
@@ -173,10 +174,11 @@ def _identity(source: Source | None) -> tuple[object, ...] | None:
 
 
 def _aim(route: Route) -> tuple[object, ...]:
-    return route.sources, route.match, route.when, route.destinations
+    return *_condition(route), route.destinations
 
 
 _Kind = Source | Destination | Route | Egress
+_Differing = _Kind | DestinationAccess | Eligibility
 _KEYS: Mapping[str, str] = {
     "verifier": "verify",
     "sources": "from",
@@ -187,18 +189,20 @@ _KEYS: Mapping[str, str] = {
 """Names in a rule file of fields that are called something else in code."""
 
 
-def _keys(before: _Kind | DestinationAccess, after: _Kind | DestinationAccess) -> str:
+def _keys(before: _Kind, after: _Kind) -> str:
     """Return the rule file's keys in which two versions of an object differ."""
     return ", ".join(dict.fromkeys(_differing(before, after)))
 
 
-def _differing(before: _Kind | DestinationAccess, after: _Kind | DestinationAccess) -> Iterator[str]:
+def _differing(before: _Differing, after: _Differing) -> Iterator[str]:
     for each in fields(before):
         old, new = getattr(before, each.name), getattr(after, each.name)
         if not each.compare or old == new:
             continue
         if each.name == "access":
             yield from _differing(old or DestinationAccess(), new or DestinationAccess())
+        elif each.name == "eligibility":
+            yield from _differing(old or Eligibility(), new or Eligibility())
         elif each.name == "headers":  # `auth` writes one of them
             changed = {name.lower() for name, _ in set(old) ^ set(new)}
             yield from ["auth"] * ("authorization" in changed)

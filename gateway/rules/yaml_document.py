@@ -71,7 +71,7 @@ Code = Literal[
     "unverified",  # warning: scheme none
     "unused",  # warning: no route uses it
     "weak",  # warning: it protects less than it appears to
-    "expiring",  # warning: a secret that has expired, or will soon
+    "expiring",  # warning: a secret that has expired, or will soon, or a route that has
     "certificate",  # of the ingress
     "egress",  # warning: an address that no delivery may reach
     "identity",  # of the events in the log

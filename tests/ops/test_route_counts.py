@@ -59,7 +59,7 @@ class Running:
 
     def status(self, part: str) -> dict[str, Any]:
         """Return what is sent of each route; of a group it is the same for each."""
-        sent = self.counts.status(self.rules, at=self.now)[part]
+        sent = self.counts.status(self.rules, now=self.now, at=self.now)[part]
         return {name: each for each in sent for name in ([each["route"]] if "route" in each else each["routes"])}
 
 
@@ -71,7 +71,7 @@ def process(tmp_path: Path) -> Running:
 def test_routes_that_have_matched_nothing_since_the_process_started_are_sent_in_groups(process: Running) -> None:
     process.route(95, "orders")
     process.route(9)
-    assert process.counts.status(process.rules, at=0.0) == {
+    assert process.counts.status(process.rules, now=0.0, at=0.0) == {
         "new": [
             {
                 "since": None,

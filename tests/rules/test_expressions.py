@@ -635,7 +635,7 @@ def test_a_field_that_is_missing_in_a_template_is_an_error() -> None:
 
 def test_the_documented_handling_of_absent_fields_is_true() -> None:
     document = (Path(__file__).parent.parent.parent / "docs/rules.md").read_text()
-    (text,) = re.findall(r"^```yaml\n(request:\n.*?)^```", document, re.MULTILINE | re.DOTALL)
+    _, text = re.findall(r"^```yaml\n(request:\n.*?)^```", document, re.MULTILINE | re.DOTALL)
     template = Template(yaml.safe_load(text)["request"]["body"])
     absent = a_view({"customer": {"id": 7}, "items": []})
     assert template.render(absent) == {"customer": 7, "phone": None, "first": "nothing", "trace": "none"}

@@ -107,7 +107,8 @@ def test_what_a_function_cannot_take_is_told(capfd: pytest.CaptureFixture[str], 
         ("default('a', 1)", "default: expected a path such as body.a.b and a value, got something else"),
         ("default(body.a)", "default: expected a path such as body.a.b and a value, got something else"),
         ("default(body.a + 1, 1)", "default: expected a path such as body.a.b, got an expression"),
-        ("body.l.map(c, default(c.x, 1))", "default: expected a path such as body.a.b and a value"),
+        ("body.l.map(c, default(c.x + 1, 1))", "default: expected a path such as c.a.b, got an expression"),
+        ("body.l.map(c, default(d.x, 1))", "default: expected a path such as body.a.b and a value"),
         ("body.a.extract(body.b)", r"expected the pattern of extract\(\) as one string literal, got something else"),
         ("body.a.extract('(')", "expected a pattern that RE2 accepts"),
         ("body.a.lower__()", "unknown function 'lower__'"),
@@ -147,6 +148,24 @@ def test_a_missing_field_stays_a_missing_field() -> None:
 )
 def test_default_replaces_what_is_missing_or_null(text: str, expected: object) -> None:
     assert value_of(text, {**orjson.loads(EVENT), "none": None}) == expected
+
+
+ITEMS = [{"a": {"b": 1}}, {"a": {"b": None}}, {"a": "s"}, {"a": [5]}, {}, {"x-y": 7}, "s", None, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("default(c.a.b, 0)", [1, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("default(c.a[0], 0)", [0, 0, 0, 5, 0, 0, 0, 0, 0]),
+        ("default(c['x-y'], 0)", [0, 0, 0, 0, 0, 7, 0, 0, 0]),
+        ("default(c, 'null')", [*ITEMS[:7], "null", 3]),
+        ("default(c.a.b, default(c['x-y'], default(body.none, '-')))", [1, "-", "-", "-", "-", 7, "-", "-", "-"]),
+        ("[c].map(d, default(d.a.b, default(c['x-y'], 0)))[0]", [1, 0, 0, 0, 0, 7, 0, 0, 0]),
+    ],
+)
+def test_default_replaces_what_an_item_does_not_have(text: str, expected: object) -> None:
+    assert value_of(f"body.items.map(c, {text})", {"items": ITEMS, "none": None}) == expected
 
 
 @given(st.text(max_size=50), st.text(min_size=1, max_size=5), st.text(max_size=5))

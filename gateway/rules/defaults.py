@@ -1,0 +1,47 @@
+"""`defaults:`: what the routes and destinations of a file, and of those that it includes, have if they don't say it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.rules.schema_reader import ParsedMapping
+
+OF_DESTINATIONS = ("timeout", "concurrency", "rate")
+"""Keys besides `headers` that a destination takes over as they are."""
+
+
+def inherited(above: ParsedMapping | None, own: ParsedMapping | None) -> ParsedMapping | None:
+    """Return the defaults of a file: its own, and where it has none, those of the file that includes it."""
+    if above is None or own is None:
+        return own or above
+    values = above.values | own.values
+    if "retry" in above.values and "retry" in own.values:
+        values["retry"] = _filled(own.values["retry"], above.values["retry"].values)
+    if headers := _with_headers(above.values, own.values):
+        values["headers"] = headers
+    return ParsedMapping(own.node, values)
+
+
+def fill_route(route: ParsedMapping, defaults: ParsedMapping) -> None:
+    """Add to a route's policy of retries what it doesn't say."""
+    if retry := defaults.values.get("retry"):
+        own = route.values.get("retry")
+        route.values["retry"] = retry if own is None else _filled(own, retry.values)
+
+
+def fill_destination(destination: ParsedMapping, defaults: ParsedMapping) -> None:
+    """Add to a destination what it doesn't say. A header of its own replaces one of the same name."""
+    for key in OF_DESTINATIONS:
+        if key in defaults.values:
+            destination.values.setdefault(key, defaults.values[key])
+    if headers := _with_headers(defaults.values, destination.values):
+        destination.values["headers"] = headers
+
+
+def _filled(own: ParsedMapping, defaults: Mapping[str, Any]) -> ParsedMapping:
+    return ParsedMapping(own.node, {**defaults, **own.values})
+
+
+def _with_headers(above: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, str]:
+    mine: dict[str, str] = own.get("headers", {})
+    names = {name.lower() for name in mine}
+    return {name: value for name, value in above.get("headers", {}).items() if name.lower() not in names} | mine

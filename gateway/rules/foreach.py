@@ -1,0 +1,106 @@
+"""`foreach:`: one written route for each item of a list, before anything else is read of it.
+
+`${{ each }}`, or `${{ each.name }}` of an item that is a mapping, is replaced wherever the route has it; a string that
+is nothing else becomes the value, of any type. What is replaced may be inside an expression, so no value can end a
+string of CEL.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from gateway.rules.yaml_document import MAX_VALUES, Node, Problem
+from gateway.text import did_you_mean
+
+KEY = "foreach"
+_EACH = re.compile(r"\$\{\{\s*each(?:\.([A-Za-z_][A-Za-z0-9_]*))?\s*\}\}", re.ASCII)
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f'\"\\`]")
+_Values = Mapping[str | None, object]
+"""Of one item: by name, or under None if it is a value itself."""
+
+
+def expand(root: Node, problems: list[Problem]) -> None:
+    """Replace the routes of a document that have `foreach`; a route whose `foreach` has a problem is left out."""
+    routes = root.child("routes")
+    if routes is None or not isinstance(routes.value, list):
+        return
+    if any(isinstance(route.value, dict) and KEY in route.value for route in routes.value):
+        expansion = _Expansion(problems)
+        routes.value = [each for route in routes.value for each in expansion.of(route)]
+
+
+class _Expansion:
+    def __init__(self, problems: list[Problem]) -> None:
+        self._problems = problems
+        self._left = MAX_VALUES
+
+    def of(self, route: Node) -> Iterator[Node]:
+        if not isinstance(route.value, dict) or KEY not in route.value:
+            yield route
+            return
+        written, name = route.value[KEY], route.child("name")
+        items = self._items(written)
+        if len(items) > 1 and name is not None and not (isinstance(name.value, str) and _EACH.search(name.value)):
+            self._report(name, "expected a name with ${{ each }} in it, got the same one for each route")
+            return
+        for values in items:
+            copy = self._copy(route, values)
+            if self._left < 0:
+                self._report(written, f"expected at most {MAX_VALUES} values in all routes together, got more")
+                return
+            del copy.value[KEY]
+            yield copy
+
+    def _items(self, written: Node) -> list[_Values]:
+        if not isinstance(written.value, list) or not written.value:
+            self._report(written, "expected a list of values, or of mappings with values, with at least one item")
+            return []
+        items: list[_Values] = []
+        for item in written.value:
+            named: dict[str | None, Node] = {**item.value} if isinstance(item.value, dict) else {None: item}
+            for node in named.values():
+                if isinstance(node.value, list | dict) or node.value is None:
+                    self._report(node, "expected a string, a number, true or false")
+                elif isinstance(node.value, str) and _UNSAFE.search(node.value):
+                    self._report(node, "expected a string without quotes, backslashes and control characters")
+            items.append({key: node.value for key, node in named.items()})
+        return items
+
+    def _copy(self, node: Node, values: _Values) -> Node:
+        copy = Node(file=node.file, path=node.path, line=node.line, column=node.column)
+        copy.key_location, copy.has_text_key, copy.is_broken = node.key_location, node.has_text_key, node.is_broken
+        self._left -= 1
+        if self._left < 0:
+            return copy
+        match node.value:
+            case dict():
+                copy.value = {
+                    key: child if key == KEY else self._copy(child, values) for key, child in node.value.items()
+                }
+            case list():
+                copy.value = [self._copy(child, values) for child in node.value]
+            case str() if "each" in node.value:
+                copy.value = self._replaced(copy, node.value, values)
+            case _:
+                copy.value = node.value
+        return copy
+
+    def _replaced(self, node: Node, text: str, values: _Values) -> object:
+        for found in _EACH.finditer(text):
+            if found[1] not in values:
+                names = [f"each.{name}" if name else "each" for name in values]
+                hint = did_you_mean(f"each.{found[1]}", names) or f", expected {' or '.join(names)}"
+                self._report(node, f"unknown name '{'each' if found[1] is None else f'each.{found[1]}'}'{hint}")
+                node.is_broken = True
+                return text
+        if whole := _EACH.fullmatch(text):
+            return values[whole[1]]
+        return _EACH.sub(lambda found: _text(values[found[1]]), text)
+
+    def _report(self, node: Node, message: str) -> None:
+        problem = node.problem("value", message)
+        if problem not in self._problems:  # the same of each item
+            self._problems.append(problem)
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,138 @@
+"""`foreach:`: one written route for many."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.rules.event_view import EventView
+from gateway.rules.load import check_rules, load_rules
+from gateway.rules.rules import Rules
+from tests.builders import an_event
+
+RULES = """
+version: 1
+sources: {shop: {verify: {scheme: none}}}
+destinations: {tenant-acme: {url: "http://127.0.0.1:1/"}, tenant-beta: {url: "http://127.0.0.1:1/"}}
+routes:
+  - name: first
+    from: shop
+    to: tenant-acme
+"""
+MANY = """
+  - foreach: [acme, beta]
+    name: orders-${{ each }}
+    from: shop
+    match: {body.tenant: "${{ each }}"}
+    to: tenant-${{each}}
+"""
+MAPPINGS = """
+  - foreach:
+      - {tenant: acme, least: 10, url: "${ACME_URL}", share: 10%}
+      - {tenant: beta, least: 2.5, url: "http://127.0.0.1:3/", share: 100%}
+    name: orders-${{ each.tenant }}
+    from: shop
+    sample: ${{ each.share }}
+    match: {body.amount: {gte: "${{ each.least }}"}}
+    when: body.tenant == '${{ each.tenant }}' && body.n > ${{ each.least }}
+    to: {name: "own-${{ each.tenant }}", url: "${{ each.url }}"}
+    request: {body: {text: "${{ each.tenant }}: ${{ body.text }}", least: "${{ each.least }}"}}
+"""
+
+
+def load(folder: Path, routes: str) -> Rules:
+    (file := folder / "routes.yaml").write_text(RULES + routes)
+    return load_rules(file, environ={"ACME_URL": "http://127.0.0.1:2/secret"})
+
+
+def problems(folder: Path, routes: str) -> list[str]:
+    (file := folder / "routes.yaml").write_text(RULES + routes)
+    rules, found = check_rules(file, environ={})
+    assert rules is None
+    return [str(each).partition("routes.yaml:")[2] for each in found if each.severity == "error"]
+
+
+def test_a_list_of_values(tmp_path: Path) -> None:
+    rules = load(tmp_path, MANY)
+    assert list(rules.routes) == ["first", "orders-acme", "orders-beta"]
+    assert rules.routes["orders-beta"].destinations == ("tenant-beta",)
+    view = EventView.of(an_event(source="shop", body={"tenant": "beta"}))
+    assert [route.name for route, _ in rules.table.match(view)] == ["first", "orders-beta"]
+
+
+def test_a_list_of_mappings_in_every_key(tmp_path: Path) -> None:
+    rules = load(tmp_path, MAPPINGS)
+    acme, beta = rules.routes["orders-acme"], rules.routes["orders-beta"]
+    assert rules.destinations["own-acme"].url == "http://127.0.0.1:2/secret"
+    assert rules.destinations["own-beta"].url == "http://127.0.0.1:3/"
+    assert acme.eligibility is not None
+    assert acme.eligibility.sample == 0.1
+    assert beta.eligibility is None
+    view = EventView.of(an_event(source="shop", body={"tenant": "beta", "amount": 3, "n": 2.6, "text": "hi"}))
+    assert beta.match is not None
+    assert beta.match.holds(view)
+    assert beta.when is not None
+    assert beta.when.is_true(view)
+    assert beta.request is not None
+    assert beta.request.body is not None
+    assert beta.request.body.render(view) == {"text": "beta: hi", "least": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("routes", "messages"),
+    [
+        (
+            MANY.replace("orders-${{ each }}", "orders"),
+            ["11:11: routes[1].name: expected a name with ${{ each }} in it, got the same one for each route"],
+        ),
+        (
+            MANY.replace("tenant-${{each}}", "tenant-${{each.name}}"),
+            ["14:9: routes[1].to: unknown name 'each.name', did you mean 'each'?"],
+        ),
+        (
+            MAPPINGS.replace("${{ each.share }}", "${{ each.part }}"),
+            [
+                "15:13: routes[1].sample: unknown name 'each.part', did you mean 'each.share'?",
+            ],
+        ),
+        (
+            MANY.replace("[acme, beta]", "[]"),
+            ["10:14: routes[1].foreach: expected a list of values, or of mappings with values, with at least one item"],
+        ),
+        (
+            MANY.replace("[acme, beta]", "acme"),
+            ["10:14: routes[1].foreach: expected a list of values, or of mappings with values, with at least one item"],
+        ),
+        (
+            MANY.replace("beta]", "[beta]]"),
+            ["10:21: routes[1].foreach[1]: expected a string, a number, true or false"],
+        ),
+        (
+            MANY.replace("beta]", '"be\'ta"]'),
+            [
+                "10:21: routes[1].foreach[1]: expected a string without quotes, backslashes and control characters",
+            ],
+        ),
+        (
+            MANY.replace("beta]", "gamma]"),
+            ["14:9: routes[1].to: unknown destination 'tenant-gamma', did you mean 'tenant-acme'?"],
+        ),
+        (
+            MANY.replace("[acme, beta]", "[acme, acme]"),
+            ["11:11: routes[1].name: duplicate route 'orders-acme', first defined at FILE:11:11"],
+        ),
+    ],
+)
+def test_mistakes(routes: str, messages: list[str], tmp_path: Path) -> None:
+    found = [each.replace(str(tmp_path / "routes.yaml"), "FILE") for each in problems(tmp_path, routes)]
+    assert found[: len(messages)] == messages
+
+
+def test_it_makes_no_more_values_than_a_file_may_have(tmp_path: Path) -> None:
+    items = ", ".join(f"t{number}" for number in range(2000))
+    body = ", ".join(f"k{number}: 1" for number in range(600))
+    name = "a-${{ each }}"
+    (found,) = problems(
+        tmp_path,
+        f"  - {{foreach: [{items}], name: '{name}', from: shop, to: tenant-acme, request: {{body: {{{body}}}}}}}",
+    )
+    assert "values in all routes together, got more" in found
