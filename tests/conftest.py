@@ -4,7 +4,10 @@ import asyncio
 import gc
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from math import ceil
 from typing import Any, TypeVar
 
 import hypothesis
@@ -27,13 +30,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: takes long, and runs with --full alone")
+    config.addinivalue_line(
+        "markers",
+        "rotated(share=1/3, group=None): of the function's cases, or of all tests of a module with this group, a run "
+        "takes this share, drawn from the commit; --full, and whoever names tests, takes all",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--full"):
-        left_out = [item for item in items if item.get_closest_marker("full")]
+        left_out = {item for item in items if item.get_closest_marker("full")}
+        if not config.option.keyword and not any("::" in argument for argument in config.args):
+            left_out |= _out_of_turn([item for item in items if item not in left_out])
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+def _out_of_turn(items: Iterable[pytest.Item]) -> set[pytest.Item]:
+    """Return the rotated tests that aren't of this commit's share."""
+    groups: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
+    shares: dict[tuple[str, str], float] = {}
+    for item in items:
+        if marker := item.get_closest_marker("rotated"):
+            name = marker.kwargs.get("group") or getattr(item, "originalname", item.name)
+            group = (item.path.as_posix(), name)
+            groups[group].append(item)
+            shares[group] = marker.kwargs.get("share", 1 / 3)
+    left_out: set[pytest.Item] = set()
+    for group, its in groups.items():
+        taken = random.Random(f"{drawn()} {group[1]}").sample(its, ceil(len(its) * shares[group]))
+        left_out |= set(its).difference(taken)
+    return left_out
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

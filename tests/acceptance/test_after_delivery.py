@@ -82,6 +82,7 @@ def check_echoes(answers: list[tuple[float, int, str, bytes]], first: int = 0) -
     assert found == [(422 if n % 5 == 4 else 200, "text/x-echo", b"number %d" % n) for n in numbers]
 
 
+@pytest.mark.rotated(share=1 / 2)
 async def test_many_senders_at_once_get_the_responses_to_their_events(place: LogPlace, folder: Path) -> None:
     async with destinations(echo) as (chat, audit):
         async with GatewayProcess(folder, rules=rules(chat, audit), log=place.url, prefix=place.prefix) as gateway:

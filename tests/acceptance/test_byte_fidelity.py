@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import orjson
+import pytest
 from aiokafka import AIOKafkaConsumer
 
 from gateway.engine.control.records import DeadFilter
@@ -39,6 +40,7 @@ HEADERS = (
 )
 
 
+@pytest.mark.rotated(share=1 / 2)
 async def test_bodies_and_headers_are_identical_at_first_after_a_retry_after_a_replay_and_in_the_topic(
     place: LogPlace, folder: Path
 ) -> None:

@@ -133,6 +133,7 @@ async def told(gateways: Sequence[GatewayProcess]) -> list[str]:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.rotated(share=1 / 2)
 async def test_duplicates_are_delivered_once_through_a_rebalance_and_a_crash(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:

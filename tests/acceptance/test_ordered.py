@@ -74,6 +74,7 @@ class Destination:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.rotated(share=1 / 2)
 async def test_the_order_of_each_key_holds_through_crashes_rebalances_and_retries(
     place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:

@@ -103,6 +103,7 @@ def ledger(sink: Sink) -> Counter[int]:
 
 
 @pytest.mark.timeout(150)
+@pytest.mark.rotated(share=1 / 2)
 async def test_each_event_of_a_vendor_that_rotated_first_is_delivered_once_beside_a_flood(
     place: LogPlace, folder: Path
 ) -> None:

@@ -6,6 +6,8 @@ Bodies, query strings and headers are in the records, and nowhere else.
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
+
 from gateway.log.base import Partition
 from gateway.log.topics import Topics
 from gateway.open_log import open_log
@@ -50,6 +52,7 @@ def a_post(where: str, header: str) -> bytes:
     return f"POST /in/{where} HTTP/1.1\r\nHost: gateway.test\r\n{header}\r\nContent-Length: 2\r\n\r\n{{}}".encode()
 
 
+@pytest.mark.rotated(share=1 / 2)
 async def test_no_secret_is_in_a_record_a_log_line_or_a_metric(place: LogPlace, folder: Path) -> None:
     def script(request: Request) -> int:
         return 503 if request.header("gateway-attempt") == "1" else 200

@@ -434,6 +434,7 @@ async def _killed_at(append: int, *, is_stored: bool, count: int, **fields: Any)
 
 
 @pytest.mark.parametrize("is_stored", [False, True], ids=["unstored", "stored"])
+@pytest.mark.rotated(share=1 / 2)
 def test_an_owner_killed_at_any_append_skips_nothing_and_repeats_at_most_a_batch(*, is_stored: bool) -> None:
     """With a rate, a batch is what is injected in a second."""
     for append in range(1, 95):
@@ -444,6 +445,7 @@ def test_an_owner_killed_at_any_append_skips_nothing_and_repeats_at_most_a_batch
 
 
 @pytest.mark.parametrize("append", [1, 99, 100, 101, 499, 500, 501, 502, 503, 700, 1001, 1002, 1003, 1004, 1005])
+@pytest.mark.rotated
 def test_an_owner_killed_without_a_rate_repeats_at_most_500(append: int) -> None:
     for is_stored in (False, True):
         skipped, repeated, told = run(_killed_at(append, is_stored=is_stored, count=1001))
