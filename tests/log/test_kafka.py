@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import os
+import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
+import aiokafka.client
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
@@ -375,6 +377,69 @@ async def test_a_scan_reads_a_compacted_topic(kafka: str, log: KafkaLog) -> None
     assert 2 in offsets, "expected the only record of its key to be kept"
     assert [record.offset async for batch in log.scan(partition, 0, 2) for record in batch] == []
     assert [record.offset async for batch in log.scan(partition, 1, 3) for record in batch] == [2]
+
+
+# Scans
+
+
+async def scanned(log: KafkaLog, partition: Partition, start: int = 0, end: int = 1 << 40) -> list[Record]:
+    return [record async for batch in log.scan(partition, start, end) for record in batch]
+
+
+async def test_scans_after_the_first_open_no_connection(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job scans dozens of partitions, one after another, and a console is full of them."""
+    topic, opened = await make_topic(log, partitions=3), list[str]()
+    for number in range(3):
+        await log.append_in_order(Partition(topic, number), [NewRecord(b"", b"%d" % number, [])])
+    module: Any = aiokafka.client
+    create_conn = module.create_conn
+
+    async def counted(host: str, *rest: Any, **more: Any) -> Any:
+        opened.append(host)
+        return await create_conn(host, *rest, **more)
+
+    monkeypatch.setattr(module, "create_conn", counted)
+    assert [record.value for record in await scanned(log, Partition(topic, 0))] == [b"0"]
+    assert opened
+    opened.clear()
+    at_once = await asyncio.gather(*[scanned(log, Partition(topic, number)) for number in (0, 1, 2, 1)])
+    assert [record.value for records in at_once for record in records] == [b"0", b"1", b"2", b"1"]
+    assert not opened
+
+
+async def test_a_scan_goes_on_behind_records_that_are_deleted_under_it(kafka: str, log: KafkaLog) -> None:
+    partition = Partition(await make_topic(log), 0)
+    for _ in range(6):
+        await log.append_in_order(partition, [NewRecord(b"", random.randbytes(900_000), [])])  # a fetch of its own
+    found: list[int] = []
+    async for batch in log.scan(partition, 0, 6):
+        found += [record.offset for record in batch]
+        if found == [0]:
+            async with administering(kafka) as admin:
+                await admin.delete_records({TopicPartition(*partition): RecordsToDelete(before_offset=4)})
+    assert found == [0, 4, 5]
+
+
+async def test_a_scan_that_finds_nothing_new_fails_in_time(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    partition = Partition(await make_topic(log), 0)
+    await append(log, partition.topic, b"0")
+
+    async def beyond(partitions: Sequence[Partition], at: int) -> Mapping[Partition, int]:
+        return dict.fromkeys(partitions, 0 if at == EARLIEST else 9)  # as of a log that has lost its end since
+
+    monkeypatch.setattr(log._cluster, "offsets", beyond)
+    await took(QUERY_TIMEOUT + 1, scanned(log, partition, 5), raises=LogUnavailableError)
+    assert [record.value for record in await scanned(log, partition, 0, 1)] == [b"0"]
+
+
+async def test_a_closed_log_scans_nothing(kafka: str) -> None:
+    log = await KafkaLog.open(kafka)
+    partition = Partition(await make_topic(log), 0)
+    await append(log, partition.topic, b"0")
+    await scanned(log, partition)
+    await log.close()
+    with pytest.raises(LogUnavailableError):
+        await scanned(log, partition)
 
 
 # Rebalances
@@ -1271,6 +1336,39 @@ async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_reported(cl
         await until(is_whole)
         assert await log.offsets_at(topic, log.now() + 60) == {0: 1, 1: 2, 2: 3}
     finally:
+        await log.close()
+        gc.collect()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_scan_asks_a_partitions_new_leader(cluster: Cluster) -> None:
+    """The one before is known from the last scan; it hangs, is gone, and is back as a follower."""
+    partition = Partition(f"t{uuid4().hex}", 0)
+    async with administering(cluster.address) as admin:
+        settings = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": "1"}
+        places = NewTopic(partition.topic, -1, -1, replica_assignments={0: [2, 3]}, topic_configs=settings)
+        await admin.create_topics([places])
+    await cluster.until_whole()
+    log = await KafkaLog.open(cluster.address)
+
+    async def is_read() -> bool:
+        try:
+            return [record.value for record in await scanned(log, partition)] == [b"0"]
+        except LogUnavailableError:
+            return False
+
+    try:
+        await log.append_in_order(partition, [NewRecord(b"", b"0", [])])
+        assert await is_read()
+        for take_away in (cluster.nodes[2].kill, cluster.nodes[3].kill):
+            await asyncio.to_thread(take_away)
+            await until(is_read)
+            await asyncio.to_thread(cluster.heal)
+            await cluster.until_whole()
+            assert await is_read()
+    finally:
+        await asyncio.to_thread(cluster.heal)
         await log.close()
         gc.collect()
 

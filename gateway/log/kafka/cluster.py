@@ -157,6 +157,14 @@ class Cluster:
 
         return await self._query("topics", query)
 
+    async def leader(self, partition: Partition) -> int:
+        """Return the broker that leads a partition. Raises KafkaError: the caller tries again."""
+        for topic in topics_of(await self._send(TopicMetadataRequest([partition.topic]))):
+            raise_for(topic.error_code, topic.name)
+            if (leader := topic.leaders.get(partition.number, -1)) >= 0:
+                return leader
+        raise LeaderNotAvailableError(f"{partition.topic}/{partition.number}: no leader")
+
     async def offsets(self, partitions: Collection[Partition], at: int) -> Mapping[Partition, int]:
         """Return each partition's first offset (EARLIEST), the one after its last (LATEST), or the first at a time.
 

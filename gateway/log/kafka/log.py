@@ -6,8 +6,7 @@ import itertools
 import math
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 
-from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError, KafkaTimeoutError
+from aiokafka.errors import KafkaError
 
 from gateway.log.base import (
     CLOCK,
@@ -25,9 +24,10 @@ from gateway.log.base import (
 from gateway.log.kafka.appender import MAX_RECORD_BYTES, Appender
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster
-from gateway.log.kafka.connection import PLAIN, Connection, Security, aiokafka_silenced, limit_aiokafka_log, stop
-from gateway.log.kafka.consumer import FETCH_RECORDS, FETCH_WAIT, KafkaConsumer, new_consumer, records_of, slices_of
-from gateway.log.kafka.errors import message_of, translated_errors
+from gateway.log.kafka.connection import PLAIN, Connection, Security, aiokafka_silenced, limit_aiokafka_log
+from gateway.log.kafka.consumer import KafkaConsumer
+from gateway.log.kafka.errors import message_of
+from gateway.log.kafka.scanner import Scanner
 from gateway.log.kafka.topic_settings import retention_of
 from gateway.model import ForbiddenError, LogUnavailableError, UsageError
 
@@ -46,6 +46,7 @@ class KafkaLog:
         self._connection = connection
         self._clock = BrokerClock()
         self._cluster = Cluster(connection)
+        self._scanner = Scanner(connection, self._cluster)
         self._appender = Appender(connection, cluster=self._cluster, clock=self._clock, append_timeout=append_timeout)
         self._clock_attempts = itertools.count()
         self._evicted_groups: set[str] = set()
@@ -128,36 +129,8 @@ class KafkaLog:
             raise
         return consumer
 
-    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
-        if partition.number not in (await self._cluster.describe([partition.topic])).get(partition.topic, {}):
-            return
-        first = await self._cluster.offsets([partition], EARLIEST)
-        after_last = await self._cluster.offsets([partition], LATEST)
-        start, end = max(start, first[partition]), min(end, after_last[partition])
-        if start >= end:
-            return
-        where = TopicPartition(*partition)
-        kafka = new_consumer(self._connection, None)
-        try:
-            with translated_errors(f"scan {partition.topic}/{partition.number}"):
-                await kafka.start()
-                kafka.assign([where])
-                kafka.seek(where, start)
-                moved_at = self._loop.time()
-                while start < end:
-                    # The position and not the last record shows the end: gaps may follow the last record.
-                    async with asyncio.timeout(QUERY_TIMEOUT):
-                        found = await kafka.getmany(timeout_ms=1000 * FETCH_WAIT, max_records=FETCH_RECORDS)
-                        position = await kafka.position(where)
-                    for records in slices_of(records_of(found.get(where, ()))):
-                        if within := [record for record in records if record.offset < end]:
-                            yield within
-                    if position > start:
-                        start, moved_at = position, self._loop.time()
-                    elif self._loop.time() > moved_at + QUERY_TIMEOUT:
-                        raise KafkaTimeoutError(f"no record after offset {start}")
-        finally:
-            await stop(kafka)
+    def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        return self._scanner.scan(partition, start, end)
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
         described = await self._cluster.describe(topics, skip_forbidden=True)
@@ -263,7 +236,7 @@ class KafkaLog:
     async def close(self) -> None:
         """Finish the appends in flight, and close the consumers that are still open and the connections, within 5 s."""
         closing = [consumer.close() for consumer in self._consumers]
-        results = await asyncio.gather(*closing, self._appender.close(), return_exceptions=True)
+        results = await asyncio.gather(*closing, self._appender.close(), self._scanner.close(), return_exceptions=True)
         await self._cluster.close()
         for result in results:
             if isinstance(result, BaseException):
