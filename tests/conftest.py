@@ -52,7 +52,7 @@ def _out_of_turn(items: Iterable[pytest.Item]) -> set[pytest.Item]:
     shares: dict[tuple[str, str], float] = {}
     for item in items:
         if marker := item.get_closest_marker("rotated"):
-            name = marker.kwargs.get("group") or getattr(item, "originalname", item.name)
+            name: str = marker.kwargs.get("group") or getattr(item, "originalname", None) or item.name
             group = (item.path.as_posix(), name)
             groups[group].append(item)
             shares[group] = marker.kwargs.get("share", 1 / 3)

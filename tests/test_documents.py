@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dev import providers
+from dev import messages, providers
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 
 ROOT = Path(__file__).parent.parent
@@ -160,3 +160,4 @@ def test_existing_names_are_found() -> None:
 
 def test_the_document_of_providers_is_the_one_of_the_presets() -> None:
     assert providers.DOCUMENT.read_text() == providers.document(), "run `python -m dev.providers`"
+    assert messages.DOCUMENT.read_text() == messages.document(), "run `python -m dev.messages`"

@@ -16,12 +16,12 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import field
 from functools import partial
 from importlib.metadata import version
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from gateway.model import Delivery, DestinationResponse, ExpressionError, Headers, TraceContext, immutable
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import AbsentFieldError
-from gateway.rules.request_templates import MAX_TARGET, Method, RequestTemplate
+from gateway.rules.request_templates import MAX_TARGET, MessageTemplate, Method, RequestTemplate
 from gateway.rules.rules import (
     OPT_IN_HEADERS,
     OPT_IN_PREFIXES,
@@ -98,12 +98,10 @@ def compose(
     added: dict[bytes, tuple[bytes, bytes]] = {}
     if template is not None:
         view = EventView.of(event)
-        method = template.method
-        path, query = _resource(template, view)
-        if not template.sends_event:
-            headers = []
-            body, own = _own_body(template, view)
-            added |= own
+        own = _message(template.message, view) if template.message is not None else _own_request(template, view)
+        method, path, query = template.method, own.path, own.query
+        if own.body is not None:
+            headers, body, added = [], own.body, own.headers
         for name, value in template.headers:
             content, _ = _rendered(value.render_bytes, view, f"request.headers.{name}")
             _add(added, name, content, "request.headers")
@@ -187,6 +185,30 @@ def _forwarded_headers(
     if b"user-agent" not in added and (b"user-agent" not in names or b"user-agent" in dropped):
         kept.append(USER_AGENT)
     return kept
+
+
+class _OwnRequest(NamedTuple):
+    """What a route sends instead of the event's request; a `body` of None is the event's own."""
+
+    path: str
+    query: str
+    body: bytes | None
+    headers: dict[bytes, tuple[bytes, bytes]]
+
+
+def _message(template: MessageTemplate, view: EventView) -> _OwnRequest:
+    message = _rendered(template.render, view, "request")
+    headers = {b"user-agent": USER_AGENT, **_content_type(message.content_type)}
+    for name, text in message.headers:
+        _add(headers, name, text.encode(), "request")
+    return _OwnRequest(message.path, message.query, message.content, headers)
+
+
+def _own_request(template: RequestTemplate, view: EventView) -> _OwnRequest:
+    path, query = _resource(template, view)
+    if template.sends_event:
+        return _OwnRequest(path, query, None, {})
+    return _OwnRequest(path, query, *_own_body(template, view))
 
 
 def _resource(template: RequestTemplate, view: EventView) -> tuple[str, str]:

@@ -169,9 +169,11 @@ class _Mask:
             request = replace(request, path=f"/{MASK}")
         if template.query is not None and self._is_in(template.query.expressions):
             request = replace(request, query=MASK)
-        own = template.body or template.form
+        own = template.body or template.form or template.message
         if own is not None and self._is_in(own.expressions):
             request = replace(request, body=MASK.encode())
+            if template.message is not None and request.path:
+                request = replace(request, path=f"/{MASK}")
         return replace(planned, request=request)
 
     def _is_in(self, expressions: Iterable[Expression]) -> bool:

@@ -6,6 +6,8 @@ from typing import Any
 
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.eligibility import Eligibility
+from gateway.rules.messages import MESSAGE_PRESETS
+from gateway.rules.messages.preset import PresetMessage
 from gateway.rules.request_templates import RequestTemplate, parameters
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import (
@@ -151,6 +153,11 @@ def _eligibility(read: ParsedMapping) -> Eligibility | None:
 
 def _request(read: ParsedMapping) -> RequestTemplate:
     values = read.values
+    if "preset" in values:
+        headers = tuple(values.get("headers", {}).items())
+        preset = MESSAGE_PRESETS[values["preset"]]
+        fields = {each.name: values[each.name] for each in preset.fields if each.name in values}
+        return RequestTemplate(headers=headers, message=PresetMessage(preset, fields))
     known: dict[str, Any] = {key: values[key] for key in ("method", "path", "body") if key in values}
     known |= {key: parameters(values[key]) for key in ("query", "form") if key in values}
     return RequestTemplate(headers=tuple(values.get("headers", {}).items()), **known)

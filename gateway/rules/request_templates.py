@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlencode
 
 from gateway.model import ExpressionError
@@ -109,9 +110,33 @@ class Parameters:
         return urlencode(pairs, errors="replace", quote_via=quote, safe="")
 
 
+class Message(NamedTuple):
+    """The request of a message. `path` and `query` are percent-encoded; `content` is in the form of `content_type`."""
+
+    content: bytes
+    content_type: str = "application/json"
+    path: str = ""
+    query: str = ""
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class MessageTemplate(Protocol):
+    """A request as a service expects it; see `messages/`."""
+
+    @property
+    def expressions(self) -> Iterator[Expression]:
+        """Yield its expressions."""
+
+    def render(self, view: EventView) -> Message:
+        """Return the request for an event. Raises ExpressionError, and MissingFieldError for a missing field."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTemplate:
-    """What a route sends instead of the raw bytes. At most one of `body` and `form`; without, the method decides."""
+    """What a route sends instead of the raw bytes. At most one of `body` and `form`; without, the method decides.
+
+    A `message` is all of it, but for `headers`.
+    """
 
     method: Method = Method.POST
     path: PathTemplate | None = None
@@ -119,11 +144,12 @@ class RequestTemplate:
     headers: tuple[tuple[str, Template], ...] = ()
     body: Template | None = None
     form: Parameters | None = None
+    message: MessageTemplate | None = None
 
     @property
     def sends_event(self) -> bool:
         """Return whether the event's own bytes are the body, so that the sender's headers belong to it."""
-        return self.body is None and self.form is None and self.method.has_content
+        return self.body is None and self.form is None and self.message is None and self.method.has_content
 
 
 def parameter(value: object) -> Template:

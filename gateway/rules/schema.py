@@ -9,6 +9,8 @@ from typing import Any, assert_never
 from gateway.model import STORED_STATUSES, Disposition
 from gateway.rules.conditions import parse_condition
 from gateway.rules.defaults import OF_DESTINATIONS
+from gateway.rules.messages import MESSAGE_PRESETS
+from gateway.rules.messages.field_kinds import field_kind
 from gateway.rules.request_templates import Method, PathTemplate, parameter
 from gateway.rules.rule_tests import TESTS
 from gateway.rules.rules import CertificateFormat, OnGone, TokenEndpointAuthMethod
@@ -39,6 +41,7 @@ from gateway.rules.value_kinds import (
     SIZE,
     TEXT,
     URL,
+    ByKey,
     Key,
     Kind,
     MappingKind,
@@ -540,6 +543,26 @@ REQUEST = MappingKind(
         ),
     ),
 )
+_REQUEST_HEADERS = next(key for key in REQUEST.keys if key.name == "headers")
+REQUEST_OR_MESSAGE = ByKey(
+    key="preset",
+    kinds={
+        name: MappingKind(
+            name=f"request_{name}",
+            about=f"{preset.about} The destination's URL: {preset.url}.",
+            keys=(
+                Key(name="preset", kind=choice(name), about="The service that it is for.", is_required=True),
+                *[
+                    Key(name=each.name, kind=field_kind(each), about=each.about, is_required=each.is_required)
+                    for each in preset.fields
+                ],
+                _REQUEST_HEADERS,
+            ),
+        )
+        for name, preset in MESSAGE_PRESETS.items()
+    },
+    otherwise=REQUEST,
+)
 ROUTE = MappingKind(
     name="route",
     about="Which events of which sources go to which destinations.",
@@ -602,7 +625,7 @@ ROUTE = MappingKind(
             about="Names of destinations, or destinations defined in place.",
             is_required=True,
         ),
-        Key(name="request", kind=REQUEST, about="Without it the raw bytes go through untouched."),
+        Key(name="request", kind=REQUEST_OR_MESSAGE, about="Without it the raw bytes go through untouched."),
         Key(name="retry", kind=RETRY, about=RETRY.about),
         Key(
             name="order",
@@ -767,7 +790,7 @@ def _object_schema(record: MappingKind, definitions: dict[str, object]) -> dict[
     }
 
 
-def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object]:
+def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object]:  # noqa: PLR0911 - one for each kind
     match kind:
         case Scalar():
             # A string without further conditions already allows a reference.
@@ -783,6 +806,8 @@ def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object
             return {"type": "object", "propertyNames": dict(kind.key.json), "additionalProperties": value}
         case NameOr():
             return {"anyOf": [_kind_schema(kind.name, definitions), _kind_schema(kind.record, definitions)]}
+        case ByKey():
+            return {"anyOf": [_kind_schema(each, definitions) for each in (kind.otherwise, *kind.kinds.values())]}
         case MappingKind():
             if kind.name not in definitions:
                 definitions[kind.name] = {}  # a placeholder, in case a mapping contains itself

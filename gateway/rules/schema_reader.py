@@ -10,7 +10,7 @@ from typing import Any, assert_never
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError
 from gateway.rules.expressions import naming
-from gateway.rules.value_kinds import Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
+from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
 from gateway.text import did_you_mean
 from gateway.verify.presets import SchemeError
@@ -141,7 +141,7 @@ class SchemaReader:
         """Return a parsed value, or ABSENT if there is a problem, which is reported."""
         return ABSENT if node.is_broken else self._read(node, kind)
 
-    def _read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401 # what the kind says
+    def _read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401, PLR0911 # what the kind says
         match kind:
             case Scalar():
                 return self._scalar(node, kind)
@@ -153,6 +153,8 @@ class SchemaReader:
                 return self._table(node, kind)
             case NameOr():
                 return self.read(node, kind.record if isinstance(node.value, dict) else kind.name)
+            case ByKey():
+                return self._by_key(node, kind)
             case MappingKind():
                 return self._record(node, kind)
         assert_never(kind)
@@ -230,6 +232,15 @@ class SchemaReader:
             message = str(error) or f"expected {kind.key.expected}, got {name[:SHOWN]!r}{guess}"
             self.report(child, "value", message, at_key=True)
         return key, self.read(child, kind.value)
+
+    def _by_key(self, node: Node, kind: ByKey) -> Any:  # noqa: ANN401 # a ParsedMapping
+        chosen = node.child(kind.key) if isinstance(node.value, dict) else None
+        if chosen is None:
+            return self._record(node, kind.otherwise)
+        if isinstance(chosen.value, str) and chosen.value in kind.kinds:
+            return self._record(node, kind.kinds[chosen.value])
+        guess = did_you_mean(chosen.value, kind.kinds) if isinstance(chosen.value, str) else ""
+        return self._mismatch(chosen, f"one of {', '.join(kind.kinds)}", got=f"{_shown(chosen)}{guess}")
 
     def _record(self, node: Node, record: MappingKind) -> Any:  # noqa: ANN401 # a ParsedMapping
         if not isinstance(node.value, dict):

@@ -4,7 +4,7 @@ A mapping with `for`, `as` and `do` is a list, or with `join` a string, with wha
 the expressions in there is evaluated once, by CEL's `map` over the list, and not once for each item.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -51,12 +51,12 @@ class Template:
         """Yield its expressions."""
         yield from _expressions_in(self._compiled)
 
-    def render(self, view: EventView) -> object:
-        """Return the value with its expressions evaluated.
+    def render(self, view: EventView, escape: Callable[[str], str] = str) -> object:
+        """Return the value with its expressions evaluated; `escape` is for strings that they give, wherever they are.
 
         Raises ExpressionError, and MissingFieldError for a missing field: an incomplete body isn't sent.
         """
-        return _Rendering(view).of(self._compiled) if self.has_expressions else self.value
+        return _Rendering(view, escape).of(self._compiled) if self.has_expressions else self.value
 
     def render_bytes(self, view: EventView) -> tuple[bytes, str | None]:
         """Return the body to send and its content type: a string as UTF-8 and None, anything else as JSON.
@@ -204,8 +204,9 @@ def _end(text: str, start: int) -> int:
 class _Rendering:
     """One evaluation of a template. What is inside loops is evaluated for all of their items at the first of them."""
 
-    def __init__(self, view: EventView) -> None:
+    def __init__(self, view: EventView, escape: Callable[[str], str]) -> None:
         self._view = view
+        self._escape = escape
         self._values: dict[int, object] = {}
         self._indexes: list[int] = []
         self._left = MAX_RESULT
@@ -213,9 +214,12 @@ class _Rendering:
     def of(self, compiled: object) -> object:
         match compiled:
             case Expression():
-                return self._value(compiled)
+                return self._escaped(self._value(compiled))
             case _Interpolated():
-                texts = [piece if isinstance(piece, str) else as_text(self._value(piece)) for piece in compiled.pieces]
+                texts = [
+                    piece if isinstance(piece, str) else self._escape(as_text(self._value(piece)))
+                    for piece in compiled.pieces
+                ]
                 if sum(map(len, texts)) > MAX_RESULT:
                     raise ExpressionError(f"expected a string of at most {MAX_RESULT} characters, got more")
                 return "".join(texts)
@@ -237,6 +241,19 @@ class _Rendering:
         for index in self._indexes:
             value = value[index]  # type: ignore[index] # lists, since it is what `map` has made of each
         return value
+
+    def _escaped(self, value: object) -> object:
+        if self._escape is str:
+            return value
+        match value:
+            case str():
+                return self._escape(value)
+            case dict():
+                return {self._escape(key): self._escaped(item) for key, item in value.items()}
+            case list():
+                return [self._escaped(item) for item in value]
+            case _:
+                return value
 
     def _each(self, loop: _Loop) -> object:
         items = self._value(loop.items)

@@ -122,7 +122,16 @@ class MappingKind:
         object.__setattr__(self, "by_name", {key.name: key for key in self.keys})
 
 
-Kind = Scalar | Tree | Several | Table | NameOr | MappingKind
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByKey:
+    """A mapping of one of several kinds, by the value of a key that each but `otherwise` has."""
+
+    key: str
+    kinds: Mapping[str, MappingKind]
+    otherwise: MappingKind
+
+
+Kind = Scalar | Tree | Several | Table | NameOr | MappingKind | ByKey
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
 _DNS_NAME = re.compile(r"[A-Za-z0-9_*-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")

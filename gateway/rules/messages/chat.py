@@ -1,0 +1,205 @@
+"""Messages for people: Slack, Microsoft Teams, Discord and Google Chat."""
+
+import html
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.model import ExpressionError
+from gateway.rules.expressions import dumps
+from gateway.rules.messages.preset import (
+    Field,
+    Kind,
+    MessagePreset,
+    as_message,
+    cut,
+    escaped_html,
+    fitted,
+)
+from gateway.rules.request_templates import Message
+
+_MARKDOWN = re.compile(r"([\\`*_~|\[\]()<>#@:+-])")
+
+
+def _fields(markup: str, *, title: int, text: int, fact: int) -> tuple[Field, ...]:
+    """Return the fields of a chat, with the limits of each."""
+    return (
+        Field(name="title", kind=Kind.LINE, about="A heading, in one line.", limit=title),
+        Field(name="text", kind=Kind.TEXT, about=f"What has happened{markup}.", limit=text),
+        Field(name="facts", kind=Kind.FACTS, about="Names with their values, such as `Branch: main`.", limit=fact),
+        Field(name="url", kind=Kind.URL, about="Where a button leads."),
+        Field(name="button", kind=Kind.LINE, about="What is on the button: `Open`.", limit=75),
+    )
+
+
+def _expect_content(values: Mapping[str, Any]) -> None:
+    if not (values.get("title") or values.get("text") or _facts(values)):
+        raise ExpressionError("expected something in title, text or facts, got nothing")
+
+
+def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in values.get("facts", ()) if value.strip()]
+
+
+# --- Slack ---
+
+
+def _slack(values: Mapping[str, Any]) -> Message:
+    _expect_content(values)
+    title, text = values.get("title", ""), values.get("text", "")
+    blocks: list[dict[str, Any]] = []
+    if title:
+        blocks.append({"type": "header", "text": {"type": "plain_text", "text": title}})
+    if text.strip():
+        blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": text}})
+    facts = [{"type": "mrkdwn", "text": cut(f"*{name}*\n{value}", 2000)} for name, value in _facts(values)[:30]]
+    blocks += [{"type": "section", "fields": facts[at : at + 10]} for at in range(0, len(facts), 10)]
+    if "url" in values:
+        label = {"type": "plain_text", "text": values.get("button") or "Open"}
+        blocks.append({"type": "actions", "elements": [{"type": "button", "text": label, "url": values["url"]}]})
+    summary = title or text or ", ".join(f"{name}: {value}" for name, value in _facts(values))
+    body = {"text": cut(summary, 3000), "blocks": blocks, "unfurl_links": False, "unfurl_media": False}
+    return as_message(body | ({"channel": values["channel"]} if "channel" in values else {}))
+
+
+def _escaped_mrkdwn(text: str) -> str:
+    """Escape what mentions, links and commands begin with: these three, and no quotes, of which no entity is known.
+
+    https://docs.slack.dev/messaging/formatting-message-text#escaping
+    """
+    return html.escape(text, quote=False)
+
+
+SLACK = MessagePreset(
+    name="slack",
+    about="A message in Block Kit, for an incoming webhook, or with `channel` for chat.postMessage.",
+    url="https://hooks.slack.com/services/…, or https://slack.com/api/chat.postMessage with `auth: {bearer: …}`",
+    source="https://docs.slack.dev/reference/block-kit/blocks",
+    fields=(
+        *_fields(", in mrkdwn: `*bold*`, `<https://…|link>`", title=150, text=3000, fact=1900),
+        Field(name="channel", kind=Kind.LINE, about="The channel's id, for chat.postMessage.", limit=80),
+    ),
+    build=_slack,
+    escape=_escaped_mrkdwn,
+)
+
+
+# --- Microsoft Teams ---
+
+
+def _teams(values: Mapping[str, Any]) -> Message:
+    _expect_content(values)
+    return Message(fitted(values.get("text", ""), 27_000, lambda text: dumps(_card(values, text))))
+
+
+def _card(values: Mapping[str, Any], text: str) -> dict[str, Any]:
+    body: list[dict[str, Any]] = []
+    if title := values.get("title"):
+        body.append(_runs({"text": title, "weight": "Bolder", "size": "Large"}))
+    body += [_runs({"text": each}) for each in text.split("\n")[:200] if each.strip()]
+    for name, value in _facts(values)[:20]:
+        body.append(_runs({"text": f"{name}: ", "weight": "Bolder"}, {"text": value}))
+    card: dict[str, Any] = {
+        "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.4",
+        "body": body,
+    }
+    if "url" in values:
+        card["actions"] = [{"type": "Action.OpenUrl", "title": values.get("button") or "Open", "url": values["url"]}]
+    return {
+        "type": "message",
+        "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive", "content": card}],
+    }
+
+
+def _runs(*runs: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of a card. A TextRun has no Markdown, and no mention: a TextBlock would read both."""
+    return {"type": "RichTextBlock", "inlines": [{"type": "TextRun", **run} for run in runs]}
+
+
+TEAMS = MessagePreset(
+    name="teams",
+    about="An Adaptive Card, for the workflow that posts to a channel when a webhook request is received.",
+    url="what the workflow shows: https://….logic.azure.com/workflows/…",
+    source="https://learn.microsoft.com/microsoftteams/platform/webhooks-and-connectors/how-to/connectors-using",
+    fields=_fields(", without markup", title=500, text=20_000, fact=1000),
+    build=_teams,
+)
+
+
+# --- Discord ---
+
+
+def _discord(values: Mapping[str, Any]) -> Message:
+    _expect_content(values)
+    embed: dict[str, Any] = {}
+    left = 6000  # characters of all texts of an embed together
+    if title := values.get("title"):
+        embed["title"] = title
+        left -= len(title)
+    facts: list[dict[str, Any]] = []
+    for name, value in _facts(values)[:25]:
+        if len(name) + len(value) <= left - 1000:
+            facts.append({"name": cut(name, 256), "value": value, "inline": True})
+            left -= len(name) + len(value)
+    if text := values.get("text", "").strip():
+        embed["description"] = cut(text, min(4096, left))
+    if facts:
+        embed["fields"] = facts
+    if "url" in values:
+        # Only a title or an author is a link.
+        link = {"author": {"name": values.get("button") or "Open", "url": values["url"]}}
+        embed |= {"url": values["url"]} if title else link
+    return as_message({"embeds": [embed], "allowed_mentions": {"parse": []}})
+
+
+def _escaped_markdown(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+DISCORD = MessagePreset(
+    name="discord",
+    about="A message with an embed, which mentions nobody.",
+    url="https://discord.com/api/webhooks/…",
+    source="https://discord.com/developers/docs/resources/webhook#execute-webhook",
+    fields=_fields(", in Markdown", title=256, text=4096, fact=1024),
+    build=_discord,
+    escape=_escaped_markdown,
+)
+
+
+# --- Google Chat ---
+
+
+def _google_chat(values: Mapping[str, Any]) -> Message:
+    _expect_content(values)
+    return Message(fitted(values.get("text", ""), 31_000, lambda text: dumps(_cards(values, text))))
+
+
+def _cards(values: Mapping[str, Any], text: str) -> dict[str, Any]:
+    widgets: list[dict[str, Any]] = []
+    if text.strip():
+        widgets.append({"textParagraph": {"text": text}})
+    for name, value in _facts(values)[:50]:
+        widgets.append({"decoratedText": {"topLabel": name, "text": value, "wrapText": True}})
+    if "url" in values:
+        button = {"text": values.get("button") or "Open", "onClick": {"openLink": {"url": values["url"]}}}
+        widgets.append({"buttonList": {"buttons": [button]}})
+    card: dict[str, Any] = {}
+    if title := values.get("title"):
+        card["header"] = {"title": title}
+    if widgets:
+        card["sections"] = [{"widgets": widgets}]
+    return {"cardsV2": [{"cardId": "event", "card": card}]}
+
+
+GOOGLE_CHAT = MessagePreset(
+    name="google-chat",
+    about="A message with a card.",
+    url="https://chat.googleapis.com/v1/spaces/…/messages?key=…&token=…",
+    source="https://developers.google.com/workspace/chat/api/reference/rest/v1/cards",
+    fields=_fields(", with tags: `<b>`, `<i>`, `<a href>`", title=200, text=20_000, fact=1000),
+    build=_google_chat,
+    escape=escaped_html,
+)

@@ -1,0 +1,89 @@
+"""Mail by the APIs of SendGrid and Postmark: a text, to addresses of which none can add another.
+
+Postmark's is documented at https://postmarkapp.com/developer/api/email-api.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.model import ExpressionError
+from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message
+from gateway.rules.request_templates import Message
+
+_ADDRESS = re.compile(r"[^\s@,;:<>()\[\]\\\"]+@[^\s@,;:<>()\[\]\\\"]+")
+_NAMED = re.compile(r"(?P<name>[^<>\"\\]*?)\s*<(?P<address>[^<>]*)>")
+MAX_RECIPIENTS = 50
+"""Of Postmark; SendGrid takes 1,000."""
+
+
+def _parsed(text: str, where: str) -> tuple[str, str]:
+    """Return the name and the address of `Name <address>`, or "" and the address."""
+    named = _NAMED.fullmatch(text)
+    name, address = (named["name"], named["address"]) if named else ("", text)
+    if not _ADDRESS.fullmatch(address):
+        raise ExpressionError(f"{where}: expected one address, such as jo@acme.example, got something else")
+    return name.strip(), address
+
+
+def _email(values: Mapping[str, Any]) -> Message:
+    to = [_parsed(each, "to") for each in values["to"]]
+    if not 0 < len(to) <= MAX_RECIPIENTS:
+        raise ExpressionError(f"to: expected 1 to {MAX_RECIPIENTS} addresses, got {len(to)}")
+    if not values["subject"] or not values["text"].strip():
+        raise ExpressionError("expected a subject and a text with something in them, got an empty one")
+    sender = _parsed(values["from"], "from")
+    reply_to = _parsed(values["reply_to"], "reply_to") if "reply_to" in values else None
+    if values["service"] == "postmark":
+        body = {
+            "From": _written(sender),
+            "To": ", ".join(map(_written, to)),
+            "Subject": values["subject"],
+            "TextBody": values["text"],
+            **({"ReplyTo": _written(reply_to)} if reply_to else {}),
+            **({"MessageStream": values["stream"]} if "stream" in values else {}),
+        }
+    else:
+        body = {
+            "personalizations": [{"to": list(map(_as_object, to))}],
+            "from": _as_object(sender),
+            "subject": values["subject"],
+            "content": [{"type": "text/plain", "value": values["text"]}],
+            **({"reply_to": _as_object(reply_to)} if reply_to else {}),
+        }
+    return as_message(body)
+
+
+def _written(who: tuple[str, str]) -> str:
+    name, address = who
+    return f'"{name}" <{address}>' if name else address
+
+
+def _as_object(who: tuple[str, str]) -> dict[str, str]:
+    name, address = who
+    return {"email": address, "name": name} if name else {"email": address}
+
+
+EMAIL_API = MessagePreset(
+    name="email-api",
+    about="A mail of plain text by SendGrid or Postmark.",
+    url="https://api.sendgrid.com/v3/mail/send with `auth: {bearer: …}`, or https://api.postmarkapp.com/email with "
+    "`headers: {X-Postmark-Server-Token: …}`",
+    source="https://www.twilio.com/docs/sendgrid/api-reference/mail-send/mail-send",
+    fields=(
+        Field(
+            name="service",
+            kind=Kind.CHOICE,
+            about="`sendgrid` or `postmark`.",
+            is_required=True,
+            choices=("sendgrid", "postmark"),
+        ),
+        Field(name="from", kind=Kind.LINE, about="An address, or `Name <address>`.", is_required=True),
+        Field(name="to", kind=Kind.LINES, about="An address, or a list of at most 50.", is_required=True),
+        Field(name="reply_to", kind=Kind.LINE, about="Where answers go."),
+        Field(name="subject", kind=Kind.LINE, about="The subject, in one line.", is_required=True, limit=500),
+        Field(name="text", kind=Kind.TEXT, about="The text, without markup.", is_required=True, limit=500_000),
+        Field(name="stream", kind=Kind.LINE, about="Postmark's message stream; `outbound` without it."),
+    ),
+    build=_email,
+)

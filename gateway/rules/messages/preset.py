@@ -1,0 +1,246 @@
+"""What presets of messages are made of: fields, how their values are read, and the request that comes out."""
+
+import html
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from gateway.model import ExpressionError
+from gateway.rules.event_view import EventView
+from gateway.rules.expressions import Expression, as_text, dumps, json_type
+from gateway.rules.request_templates import Message, PathTemplate
+from gateway.rules.templates import MAX_RESULT, Template
+
+MAX_URL = 2000
+"""Characters: Slack takes 3,000, Discord, Teams and browsers some 2,000."""
+MAX_LINE = 10_000
+"""Characters that an event may have in a field without a limit."""
+MAX_ITEMS = 100
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb]")
+"""Control characters but for tab and line feed, and those that change the direction of what is around them."""
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_LINES = re.compile(r"\s*\n\s*")
+_IN_URL = "%/:?#[]@!$&'()*+,;=~"
+_ENTITY = re.compile(r"&[#a-z0-9]{0,8}$")
+
+
+class Kind(Enum):
+    """How the value of a field is written, and read."""
+
+    LINE = auto()
+    """A string; line breaks become spaces."""
+    TEXT = auto()
+    """A string, of any number of lines."""
+    URL = auto()
+    """An http or https URL."""
+    PATH = auto()
+    """Segments of a path: what expressions give is one of them, or a part of one."""
+    CHOICE = auto()
+    """One of `choices`."""
+    NUMBER = auto()
+    """An integer."""
+    LINES = auto()
+    """A string or a list of them."""
+    FACTS = auto()
+    """A mapping of names to strings."""
+    JSON = auto()
+    """A mapping with anything in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """A field of a preset. `limit` is in characters of what it is cut to, for the kinds that are strings."""
+
+    name: str
+    kind: Kind
+    about: str
+    is_required: bool = False
+    choices: tuple[str, ...] = ()
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagePreset:
+    """A kind of message. `url` is what the destination's is, and `source` where the service documents all this.
+
+    `escape` is for what events have in a field of text, by the rules of the service. `build` gets the values of the
+    fields that are written, by name: a list of pairs of those that are FACTS.
+    """
+
+    name: str
+    about: str
+    url: str
+    source: str
+    fields: tuple[Field, ...]
+    build: Callable[[Mapping[str, Any]], Message]
+    escape: Callable[[str], str] = str
+
+    @property
+    def by_name(self) -> Mapping[str, Field]:
+        return {each.name: each for each in self.fields}
+
+
+@dataclass(frozen=True, slots=True)
+class PresetMessage:
+    """A message of a preset, with the templates of its fields by name."""
+
+    preset: MessagePreset
+    templates: Mapping[str, Template | PathTemplate]
+    _fields: Mapping[str, Field] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_fields", self.preset.by_name)
+
+    @property
+    def expressions(self) -> Iterator[Expression]:
+        """Yield its expressions."""
+        for template in self.templates.values():
+            yield from template.expressions
+
+    def render(self, view: EventView) -> Message:
+        """Return the request for an event.
+
+        Raises ExpressionError, with the field's name, for a value that isn't of its kind, and for more than 1 MiB;
+        MissingFieldError for a missing field.
+        """
+        values: dict[str, Any] = {}
+        for name, template in self.templates.items():
+            try:
+                value = self._value(self._fields[name], template, view)
+            except ExpressionError as error:
+                error.args = (f"{name}: {error}",)
+                raise
+            if value is not None:
+                values[name] = value
+        message = self.preset.build(values)
+        if len(message.content) > MAX_RESULT:
+            raise ExpressionError(f"expected a body of at most {MAX_RESULT} bytes, got {len(message.content)}")
+        return message
+
+    def _value(self, known: Field, template: Template | PathTemplate, view: EventView) -> object:
+        if isinstance(template, PathTemplate):
+            path = template.render(view)
+            if "%2F" in path:
+                raise ExpressionError("expected a value without /, got one with it: it would be another path")
+            return path
+        escape: Callable[[str], str] = str
+        if known.kind in _ESCAPED:
+            escape = partial(self._escaped, limit=MAX_LINE if known.limit is None else known.limit)
+        return _READ[known.kind](template.render(view, escape), known)
+
+    def _escaped(self, text: str, *, limit: int) -> str:
+        # What is cut off later anyway isn't looked at.
+        return self.preset.escape(visible(text[: limit + 1]))
+
+
+def visible(text: str) -> str:
+    """Return a text without control characters and those that change the direction of the text around them."""
+    return _UNSEEN.sub("", _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n")))
+
+
+def line(text: str) -> str:
+    """Return a text in one line."""
+    return _LINES.sub(" ", text).strip()
+
+
+def cut(text: str, limit: int | None) -> str:
+    """Return what fits of a text, ended by `…`; an entity (`&amp;`) and a backslash with its character stay whole."""
+    if limit is None or len(text) <= limit:
+        return text
+    kept = _ENTITY.sub("", text[: limit - 1])
+    backslashes = len(kept) - len(kept.rstrip("\\"))
+    return (kept[:-1] if backslashes % 2 else kept) + "…"
+
+
+def fitted(text: str, limit: int, build: Callable[[str], bytes]) -> bytes:
+    """Return what `build` makes of as much of a text as keeps it within `limit` bytes."""
+    content = build(text)
+    while len(content) > limit and text:
+        surplus = len(content) - limit
+        text = cut(text, max(1, len(text) - max(1, surplus // 4)))  # no character takes more than 4 bytes, but escapes
+        text = "" if text == "…" else text
+        content = build(text)
+    return content
+
+
+def url(text: str) -> str:
+    """Return a URL that can end no attribute or link: what isn't of a URL's characters is percent-encoded.
+
+    Raises ExpressionError for one that isn't http or https, or is too long.
+    """
+    try:
+        parts = urlsplit(text.strip())
+        is_web = bool(parts.hostname) and parts.scheme in {"http", "https"}
+    except ValueError:
+        is_web = False
+    if not is_web:
+        raise ExpressionError("expected an http or https URL, got something else")
+    encoded = quote(visible(text.strip()), safe=_IN_URL, errors="replace")
+    if len(encoded) > MAX_URL:
+        raise ExpressionError(f"expected a URL of at most {MAX_URL:,} characters, got {len(encoded):,}")
+    return encoded
+
+
+def escaped_html(text: str) -> str:
+    """Escape what begins an entity or a tag, or ends an attribute."""
+    return html.escape(text)
+
+
+def as_message(body: object, **more: Any) -> Message:  # noqa: ANN401 - the fields of Message
+    """Return a message with a body in JSON."""
+    return Message(dumps(body), **more)
+
+
+def _string(value: object) -> str:
+    if isinstance(value, list | dict) or value is None:
+        raise ExpressionError(f"expected a string, got {json_type(value)}")
+    return visible(as_text(value))
+
+
+def _read_choice(value: object, known: Field) -> object:
+    if value not in known.choices:
+        raise ExpressionError(f"expected one of {', '.join(known.choices)}, got another value")
+    return value
+
+
+def _read_number(value: object, _: Field) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ExpressionError(f"expected an integer, got {json_type(value)}")
+    return value
+
+
+def _read_line(value: object, known: Field) -> str:
+    return cut(line(_string(value)), known.limit)
+
+
+def _read_lines(value: object, known: Field) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    return [_read_line(item, known) for item in items[:MAX_ITEMS]]
+
+
+def _read_mapping(value: object, _: Field) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise ExpressionError(f"expected a mapping, got {json_type(value)}")
+    return value
+
+
+def _read_facts(value: object, known: Field) -> list[tuple[str, str]]:
+    facts = list(_read_mapping(value, known).items())[:MAX_ITEMS]
+    return [(name, cut(_string(item), known.limit)) for name, item in facts if item is not None]
+
+
+_READ: Mapping[Kind, Callable[[object, Field], object]] = {
+    Kind.LINE: _read_line,
+    Kind.TEXT: lambda value, known: cut(_string(value), known.limit),
+    Kind.URL: lambda value, _: url(_string(value)),
+    Kind.CHOICE: _read_choice,
+    Kind.NUMBER: _read_number,
+    Kind.LINES: _read_lines,
+    Kind.FACTS: _read_facts,
+    Kind.JSON: _read_mapping,
+}
+_ESCAPED = frozenset((Kind.LINE, Kind.TEXT, Kind.LINES, Kind.FACTS))
