@@ -10,6 +10,8 @@ import pytest
 
 from dev import messages, providers
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
+from gateway.rules.load import check_rules
+from gateway.rules.schema import ROOT as ROOT_KIND
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "THREAT_MODEL.md"] + [
@@ -161,3 +163,35 @@ def test_existing_names_are_found() -> None:
 def test_the_document_of_providers_is_the_one_of_the_presets() -> None:
     assert providers.DOCUMENT.read_text() == providers.document(), "run `python -m dev.providers`"
     assert messages.DOCUMENT.read_text() == messages.document(), "run `python -m dev.messages`"
+
+
+BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ROOT_KEYS = frozenset(key.name for key in ROOT_KIND.keys)
+MANY_BLOCKS = 20
+
+
+def rule_blocks() -> Iterator[tuple[str, str]]:
+    """Yield where a block of rules is, or a part of them, and its text as a whole rule file."""
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
+        for number, text in enumerate(BLOCK.findall(document.read_text())):
+            where, keys = f"{document.name}-{number}", set(re.findall(r"^([a-z_]+):", text, re.MULTILINE))
+            if keys == {"request"}:
+                indented = "".join(f"    {line}\n" for line in text.splitlines())
+                yield where, f"version: 1\nroutes:\n  - name: r\n    from: s\n    to: d\n{indented}"
+            elif keys and keys <= ROOT_KEYS:
+                yield where, text if "version" in keys else f"version: 1\n{text}"
+
+
+@pytest.mark.parametrize(("where", "text"), [*rule_blocks()], ids=[where for where, _ in rule_blocks()])
+def test_a_block_of_rules_is_right(where: str, text: str, tmp_path: Path) -> None:  # noqa: ARG001
+    (file := tmp_path / "routes.yaml").write_text(text)
+    (tmp_path / "routes.d").mkdir()
+    _, problems = check_rules(file, environ={})
+    # Of a part, the rest may be elsewhere.
+    assert [
+        str(each) for each in problems if each.severity == "error" and each.code not in {"unknown_name", "include"}
+    ] == []
+
+
+def test_most_blocks_are_of_rules() -> None:
+    assert len(list(rule_blocks())) >= MANY_BLOCKS

@@ -311,7 +311,7 @@ class SchemaReader:
         """Report problems that another module found in a value, each with the path to it."""
         for steps, message in problems:
             location = _descend(node, steps)
-            if location in self.unresolved:
+            if location in self.unresolved or location.child("secret") in self.unresolved:
                 continue  # the placeholder is at fault
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
             self.report(location, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)

@@ -880,6 +880,25 @@ def test_checking_only_warns_of_unresolved_references(tmp_path: Path) -> None:
     assert load_rules(path, environ={}, resolve=False).warnings == rules.warnings
 
 
+def test_an_unresolved_public_key_is_no_wrong_one(tmp_path: Path) -> None:
+    text = """
+    version: 1
+    sources:
+      partner:
+        public_url: https://hooks.example/in/partner
+        verify:
+          scheme: http-message-signature
+          algorithm: ed25519
+          covered: ["@method"]
+          public_keys: [{secret: "${KEY}", keyid: key-1}, "${OLD}"]
+    """
+    (path := tmp_path / "routes.yaml").write_text(dedent(text))
+    _, found = check_rules(path, environ={})
+    assert {problem.code for problem in found} == {"unresolved"}
+    wrong = {"KEY": "no key", "OLD": "no key"}
+    assert "value" in {problem.code for problem in check_rules(path, environ=wrong)[1]}
+
+
 def test_rules_that_hang_on_an_unresolved_reference_are_none_without_an_error(tmp_path: Path) -> None:
     path = tmp_path / "routes.yaml"
     path.write_text(GOOD.replace("name: build", "name: '${NAME}'"))
