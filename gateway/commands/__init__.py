@@ -12,6 +12,8 @@ _MODULES = {
     "run": ("run",),
     "check": ("check", "schema"),
     "explain": ("explain",),
+    "init": ("init",),
+    "fmt": ("fmt",),
     "test": ("test",),
     "diff": ("diff",),
     "providers": ("providers",),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 
 from gateway.rules.yaml_document import Problem
@@ -48,7 +49,7 @@ def _comment(problem: Problem, files: dict[str, Sequence[str]]) -> str | None:
             files[problem.file] = ()
     lines = files[problem.file]
     own = lines[problem.line - 1 : problem.line]
-    above = [line for line in lines[max(0, problem.line - 2) : problem.line - 1] if line.lstrip().startswith("#")]
+    above = takewhile(lambda line: line.lstrip().startswith("#"), reversed(lines[: problem.line - 1]))
     for line in (*own, *above):
         found = _ALLOWED.search(line)
         if found and problem.code in re.split(r"\s*,\s*", found[1]):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -178,7 +179,7 @@ def _event_of(fields: Mapping[str, Any]) -> Event:
         source=given.source,
         type=str(fields["type"]),
         key=None if fields.get("key") is None else str(fields["key"]),
-        received_at=0.0,
+        received_at=datetime.fromisoformat(str(fields["at"])).timestamp() if fields.get("at") else 0.0,
         headers=given.headers,
         query=given.query,
         body=given.body,

@@ -135,13 +135,30 @@ class Node:
 
 def read_document(path: Path, problems: list[Problem]) -> Node | None:
     """Read a file's only document, adding to the problems; None if it can't be read."""
-    file = str(path)
+    text = text_of(path, problems)
+    return None if text is None else parse_document(str(path), text, problems)
+
+
+def text_of(path: Path, problems: list[Problem]) -> str | None:
+    """Return a file's text, adding to the problems; None if it can't be read, or isn't text."""
     try:
-        return _Builder(file, problems).build(_compose(_decode(path)), "", 0)
+        return _decode(path)
     except _UnreadableError as error:
-        location = Node(file=file, path="", line=error.line, column=error.column)
-        problems.append(location.problem("document", error.message))
+        problems.append(_problem_of(str(path), error))
         return None
+
+
+def parse_document(file: str, text: str, problems: list[Problem]) -> Node | None:
+    """Read the only document of a text, adding to the problems; None if it can't be read. `file` is its name."""
+    try:
+        return _Builder(file, problems).build(_compose(text), "", 0)
+    except _UnreadableError as error:
+        problems.append(_problem_of(file, error))
+        return None
+
+
+def _problem_of(file: str, error: "_UnreadableError") -> Problem:
+    return Node(file=file, path="", line=error.line, column=error.column).problem("document", error.message)
 
 
 def scalar(text: str) -> Any:  # noqa: ANN401 # any scalar of YAML

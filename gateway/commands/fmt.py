@@ -1,0 +1,34 @@
+"""`gateway fmt`: rule files in one form."""
+
+from pathlib import Path
+
+from gateway.commands.base import Invocation, command
+from gateway.commands.values import Parser
+from gateway.ops.output import count
+from gateway.ops.rule_format import formatted
+
+
+def _arguments(parser: Parser) -> None:
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="rule files (default: routes.yaml)")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file isn't formatted")
+
+
+@command(
+    "fmt",
+    about="format rule files: indentation, blank lines and line ends; comments, quotes and order stay",
+    example="gateway fmt routes.yaml routes.d/*.yaml --check",
+    add_arguments=_arguments,
+)
+def _fmt(call: Invocation) -> int:
+    arguments, output = call.arguments, call.output
+    files: list[Path] = arguments.files or [Path("routes.yaml")]
+    texts = {file: formatted(file) for file in files}  # all are readable before the first is written
+    changed = [file for file, text in texts.items() if file.read_bytes() != text.encode()]
+    for file in changed:
+        if not arguments.check:
+            file.write_bytes(texts[file].encode())
+        if output.json:
+            output.line({"file": str(file)})
+        output.print(f"{file}: {'not formatted' if arguments.check else 'formatted'}")
+    output.print(f"{count(len(files), 'file')}: {'ok' if not changed else f'{len(changed)} changed'}")
+    return 1 if changed and arguments.check else 0

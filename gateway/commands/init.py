@@ -1,0 +1,46 @@
+"""`gateway init`: rules, a test and a CI job to begin with."""
+
+import sys
+from pathlib import Path
+
+from gateway.commands.base import Invocation, command
+from gateway.commands.values import Parser
+from gateway.model import UsageError
+from gateway.ops.starter import RULES, starter
+
+
+def _arguments(parser: Parser) -> None:
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(), metavar="FOLDER", help="where (default: here)")
+    parser.add_argument("--provider", metavar="NAME", help="who sends; `gateway providers` lists them")
+    parser.add_argument("--to", metavar="URL", help="where its events go")
+
+
+@command(
+    "init",
+    about="write rules to begin with, a test of them, and a CI job; asks for what isn't given",
+    example="gateway init --provider github --to https://ci.example/hooks",
+    add_arguments=_arguments,
+)
+def _init(call: Invocation) -> int:
+    arguments, output = call.arguments, call.output
+    provider = arguments.provider or _ask("--provider", "Who sends? A provider's name, such as github: ")
+    to = arguments.to or _ask("--to", "Where to? A URL, such as https://ci.example/hooks: ")
+    files = {arguments.folder / path: text for path, text in starter(provider, to).items()}
+    if existing := [str(path) for path in files if path.exists()]:
+        raise UsageError(f"expected a folder without these files, got {', '.join(existing)}")
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        if output.json:
+            output.line({"file": str(path)})
+        output.print(("written ", "bold"), str(path))
+    rules = arguments.folder / RULES
+    output.print(f"next: `gateway test {rules}`; `gateway run --rules {rules}`; `gateway providers {provider}`")
+    return 0
+
+
+def _ask(flag: str, question: str) -> str:
+    if not sys.stdin.isatty():
+        raise UsageError(f"{flag}: expected one, got none, and nobody to ask")
+    print(question, end="", file=sys.stderr, flush=True)  # noqa: T201 - a question
+    return sys.stdin.readline().strip()

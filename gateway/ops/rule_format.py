@@ -1,0 +1,54 @@
+"""Formats rule files: indentation, blank lines and line ends. Comments, quotes, order and line breaks stay."""
+
+import io
+import re
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from gateway.model import UsageError
+from gateway.rules.yaml_document import Node, Problem, parse_document, text_of
+
+NEVER = 1 << 20
+"""A line's maximum width: none is broken, since people break them better."""
+_BLANK_LINES = re.compile(r"\n{3,}")
+_START = re.compile(r"^---(\s|$)", re.MULTILINE)
+
+
+def formatted(path: Path) -> str:
+    """Return a file's text as it should be: what it says is the same.
+
+    Raises UsageError, with the location, for what isn't YAML as rules have it.
+    """
+    problems: list[Problem] = []
+    text = text_of(path, problems)
+    before = None if text is None else parse_document(str(path), text, problems)
+    if text is None or before is None or problems:
+        raise UsageError("\n".join(map(str, sorted(problems))))
+    written = _dumped(text.replace("\r\n", "\n"))
+    # A string of several lines may have blank lines of its own.
+    for candidate in (_BLANK_LINES.sub("\n\n", written), written):
+        after = parse_document(str(path), candidate, [])
+        if after is not None and _plain(after) == _plain(before):
+            return candidate
+    raise UsageError(f"{path}: expected the same content after formatting, got another; the file stays as it is")
+
+
+def _dumped(text: str) -> str:
+    yaml = YAML(typ="rt")
+    yaml.version = (1, 2)
+    yaml.preserve_quotes = True
+    yaml.width = NEVER
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    out = io.StringIO()
+    yaml.dump(yaml.load(text), out)
+    written = out.getvalue().removeprefix("%YAML 1.2\n")  # for the parser: no file has to say it
+    if not _START.search(text):
+        written = written.removeprefix("---\n")
+    return written.strip("\n") + "\n"
+
+
+def _plain(node: Node) -> object:
+    if isinstance(node.value, dict):
+        return [(key, _plain(child)) for key, child in node.value.items()]
+    return [_plain(item) for item in node.value] if isinstance(node.value, list) else node.value

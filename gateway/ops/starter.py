@@ -1,0 +1,113 @@
+"""The files that a new set of rules begins with: a route from a provider, its test, and a job for CI that passes."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import wrap
+from urllib.parse import urlsplit
+
+from gateway.model import UsageError
+from gateway.ops.provider_guide import provider_guide
+from gateway.rules.load import check_rules
+from gateway.rules.value_kinds import http_url
+from gateway.text import did_you_mean
+from gateway.verify.presets import PRESETS
+
+_NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
+RULES, TESTS, JOB = Path("routes.yaml"), Path("tests/first.yaml"), Path(".github/workflows/rules.yml")
+
+
+def starter(provider: str, to: str) -> dict[Path, str]:
+    """Return the files, by their paths within a folder. Raises UsageError for an unknown provider, or no URL."""
+    if provider not in PRESETS:
+        hint = did_you_mean(provider, PRESETS) or "; `gateway providers` lists those that are known"
+        raise UsageError(f"expected a provider's name, got {provider!r}{hint}")
+    try:
+        http_url(to)
+    except ValueError as error:
+        raise UsageError(f"--to: {error}") from error
+    guide = provider_guide(provider, PRESETS[provider])
+    name = _NOT_IN_A_NAME.sub("-", (urlsplit(to).hostname or "").lower()).strip("-")[:63] or "destination"
+    route = f"{provider}-to-{name}"[:63].rstrip("-")
+    setup = [f"# {line}" for line in wrap(f"At {guide.title}: {guide.setup}", 100)] if guide.setup else []
+    address = json.dumps(to)
+    lines = [
+        "version: 1",
+        *setup,
+        *guide.snippet.splitlines(),
+        "destinations:",
+        f"  {name}:",
+        f"    url: {address}",
+        "    timeout: 10s",
+        "routes:",
+        f"  - name: {route}",
+        f"    from: {provider}",
+        "    # match: {type: …}   # which of its events; without it, all",
+        f"    to: {name}",
+        "",
+    ]
+    return {
+        RULES: "\n".join(_with_allowances(lines)),
+        TESTS: "\n".join(
+            [
+                "tests:",
+                f"  - name: an event of {guide.title} is sent on",
+                "    event:",
+                f"      source: {provider}",
+                "      body: {example: true}",
+                "    expect:",
+                f"      routes: [{route}]",
+                "      requests:",
+                f"        - route: {route}",
+                f"          url: {address}",
+                "",
+            ]
+        ),
+        JOB: _JOB.format(version=version("webhook-gateway")),
+    }
+
+
+def _with_allowances(lines: list[str]) -> Iterator[str]:
+    """Yield the lines with a comment for each warning: what to know of the provider, and what isn't set here."""
+    with TemporaryDirectory(prefix="gateway-init-") as folder:
+        file = Path(folder) / RULES
+        file.write_text("\n".join(lines))
+        _, problems = check_rules(file, environ={})
+    reasons: dict[int, dict[str, str]] = defaultdict(dict)
+    for problem in problems:
+        is_unset = problem.code == "unresolved"
+        reasons[problem.line][problem.code] = "set where the gateway runs" if is_unset else problem.message
+    for number, line in enumerate(lines, 1):
+        indent = line[: len(line) - len(line.lstrip())]
+        yield from [f"{indent}# allow {code}: {reason}" for code, reason in reasons[number].items()]
+        yield line
+
+
+_JOB = """\
+name: rules
+on:
+  push:
+    branches: [main]
+  pull_request:
+permissions:
+  contents: read
+jobs:
+  check:
+    runs-on: ubuntu-24.04
+    timeout-minutes: 10
+    steps:
+      - uses: actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1
+        with:
+          persist-credentials: false
+      - uses: actions/setup-python@5fda3b95a4ea91299a34e894583c3862153e4b97 # v7.0.0
+        with:
+          python-version: "3.13"
+      - run: python -m pip install webhook-gateway=={version}
+      - run: gateway fmt --check routes.yaml
+      - run: gateway check routes.yaml --strict --format github
+      - run: gateway test routes.yaml
+"""

@@ -1,0 +1,56 @@
+"""What `gateway init` writes is right for each provider: checked strictly, formatted, tested."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.model import UsageError
+from gateway.ops.check_reports import without_allowed
+from gateway.ops.rule_format import formatted
+from gateway.ops.rule_tests import run_test
+from gateway.ops.starter import JOB, RULES, TESTS, starter
+from gateway.rules.load import check_rules
+from gateway.rules.rule_tests import read_tests
+from gateway.verify.presets import PRESETS
+
+
+def write(folder: Path, provider: str, to: str) -> None:
+    for path, text in starter(provider, to).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+
+
+@pytest.mark.parametrize("provider", PRESETS)
+def test_what_is_written_passes_its_own_job(provider: str, tmp_path: Path) -> None:
+    write(tmp_path, provider, f"https://{provider}.acme.example/hooks?a=1&b=%22")
+    rules, problems = check_rules(tmp_path / RULES, environ={})
+    assert without_allowed(problems)[0] == []
+    for path in (RULES, TESTS):
+        assert formatted(tmp_path / path) == (tmp_path / path).read_text()
+    assert max(map(len, (tmp_path / RULES).read_text().splitlines())) <= 200
+    tests, wrong = read_tests([], [tmp_path / TESTS])
+    assert wrong == []
+    if rules is None:
+        return  # a placeholder is no public key: with keys there are rules
+    (result,) = [run_test(rules, test, {}, now=0.0) for test in tests]
+    assert result.differences == ()
+
+
+def test_the_job_runs_the_commands(tmp_path: Path) -> None:
+    write(tmp_path, "github", "https://ci.example/")
+    job = (tmp_path / JOB).read_text()
+    for each in ("gateway fmt --check", "gateway check routes.yaml --strict", "gateway test routes.yaml"):
+        assert each in job
+
+
+@pytest.mark.parametrize(
+    ("provider", "to", "message"),
+    [
+        ("gihub", "https://a.example/", "expected a provider's name, got 'gihub', did you mean 'github'?"),
+        ("x-unknown-x", "https://a.example/", "expected a provider's name, got 'x-unknown-x'; `gateway providers`"),
+        ("github", "ftp://a", "--to: expected an http or https URL, got the scheme 'ftp'"),
+    ],
+)
+def test_what_it_cannot_write(provider: str, to: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        starter(provider, to)
