@@ -171,10 +171,11 @@ def _of_planned(where: str, expected: ExpectedRequest, planned: Planned | None, 
     elif request is None:
         yield f"{where}: expected a request, got a dead letter (expression_error): {problem}"
     else:
-        yield from _of_made(where, expected, request)
+        yield from request_differences(where, expected, request)
 
 
-def _of_made(where: str, expected: ExpectedRequest, request: Outbound) -> Iterator[str]:
+def request_differences(where: str, expected: ExpectedRequest, request: Outbound) -> Iterator[str]:
+    """Yield how a request differs from what is expected of it, each difference with its place below `where`."""
     for key, value in expected.fields.items():
         match key:
             case "method" | "url":

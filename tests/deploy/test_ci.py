@@ -26,8 +26,7 @@ tests:
     expect: {routes: [build]}
 """
 EVENT = (
-    '{"id":"evt_1","source":"github","type":"push","at":"2026-01-02T03:04:05Z","headers":[],"query":"",'
-    '"body":"{}"}\n'
+    '{"id":"evt_1","source":"github","type":"push","at":"2026-01-02T03:04:05Z","headers":[],"query":"","body":"{}"}\n'
 )
 
 
