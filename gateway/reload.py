@@ -190,6 +190,7 @@ class Reloader:
         self.rules = rules
         self._watched = set(rules.files)
         self._metrics.prepare(rules)
+        self._metrics.set_owners(rules.contacts)
         self._metrics.set_certificate_expiries("destination", certificates)
         self._metrics.rules_loaded_timestamp.set(time.time())
         self._metrics.rules_refused.set(0)

@@ -14,7 +14,7 @@ from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import NO_BODY, EventView
 from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.request_templates import RequestTemplate
-from gateway.rules.rules import Destination, Route, Rules
+from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
 from gateway.text import did_you_mean
 from gateway.verify.request import Request
 
@@ -44,6 +44,7 @@ class ExplainedRoute:
     is_matched: bool
     reason: str
     requests: tuple[Planned, ...] = ()
+    contact: Contact = NOBODY
     halts: bool = False
     """Whether a delivery that fails for good halts its key (`on_exhausted: halt`), and becomes no dead letter."""
 
@@ -105,6 +106,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
             is_matched=found.matched,
             reason=found.reason,
             requests=tuple(requests),
+            contact=rules.contacts.get(("route", found.name), NOBODY),
             halts=rules.routes[found.name].on_exhausted == "halt",
         )
         routes.append(explained if mask is None else mask.route(explained, rules))

@@ -41,6 +41,8 @@ def explained_fields(
                 "name": route.name,
                 "matched": route.is_matched,
                 "reason": route.reason,
+                "owner": route.contact.owner or None,
+                "runbook": route.contact.runbook or None,
                 "requests": [
                     {
                         "destination": planned.destination,
@@ -104,6 +106,8 @@ def print_explained(
     for route in explained.routes:
         mark = ("✓ ", "bold green") if route.is_matched else ("✗ ", "dim")
         output.print(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
+        if route.is_matched and any(route.contact):
+            output.print((f"    owner: {', '.join(filter(None, route.contact))}", "dim"))
         _print_requests(output, route, event)
     for letter in dead:
         which = letter.properties

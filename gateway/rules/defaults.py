@@ -3,10 +3,26 @@
 from collections.abc import Mapping
 from typing import Any
 
+from gateway.rules.rules import Contact
 from gateway.rules.schema_reader import ParsedMapping
 
 OF_DESTINATIONS = ("timeout", "concurrency", "rate")
 """Keys besides `headers` that a destination takes over as they are."""
+
+
+def inherit(file: ParsedMapping, parent: ParsedMapping | None) -> None:
+    """Add to what a file says what the one that includes it says, of defaults and of who answers for it."""
+    above: Mapping[str, Any] = {} if parent is None else parent.values
+    file.values["defaults"] = inherited(above.get("defaults"), file.values.get("defaults"))
+    if "owner" not in file.values:  # another owner has another runbook
+        file.values |= {key: above[key] for key in ("owner", "runbook") if key in above and key not in file.values}
+
+
+def contact_of(read: ParsedMapping, file: ParsedMapping) -> Contact:
+    """Return who answers for what a file defines."""
+    own = [key for key in ("owner", "runbook") if key in read.values]
+    values = {**file.values, **read.values} if "owner" not in own else read.values
+    return Contact(values.get("owner", ""), values.get("runbook", ""))
 
 
 def inherited(above: ParsedMapping | None, own: ParsedMapping | None) -> ParsedMapping | None:

@@ -22,15 +22,17 @@ from gateway.rules.build import (
     source_of,
     split_of,
 )
-from gateway.rules.defaults import fill_destination, fill_route, inherited
+from gateway.rules.defaults import contact_of, fill_destination, fill_route, inherit
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.foreach import expand
+from gateway.rules.policy import check_policy
 from gateway.rules.request_templates import Method
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
     SIGNATURE_HEADER_PREFIX,
     CertificateHeader,
+    Contact,
     Egress,
     Rules,
     Tls,
@@ -132,9 +134,9 @@ def _read_files(
     read_before: set[Path],
     *,
     above: tuple[Path, ...] = (),
-    defaults: ParsedMapping | None = None,
+    parent: ParsedMapping | None = None,
 ) -> Iterator[ParsedMapping]:
-    """Read a file and then those that it includes; each is read only once. All of its defaults are in its values."""
+    """Read a file and then those that it includes; each is read only once. What it inherits is in its values."""
     reader.files[path] = None
     read_before.add(path.resolve())
     root = read_document(path, reader.problems)
@@ -144,7 +146,7 @@ def _read_files(
     if read is ABSENT:
         reader.has_gaps = True
         return
-    read.values["defaults"] = defaults = inherited(defaults, read.values.get("defaults"))
+    inherit(read, parent)
     yield read
     above = (*above, path)
     for use in read.values.get("include", ()):
@@ -154,7 +156,7 @@ def _read_files(
                 message = f"include cycle: {cycle}"
                 reader.report(use.node, "include", message)
             elif file.resolve() not in read_before:
-                yield from _read_files(reader, file, INCLUDED, read_before, above=above, defaults=defaults)
+                yield from _read_files(reader, file, INCLUDED, read_before, above=above, parent=read)
 
 
 def _find(reader: SchemaReader, use: NameRef, folder: Path) -> list[Path]:
@@ -209,6 +211,8 @@ class _Assembly:
             self._check_request(route)
         for name, read in self.destinations.items():
             self._check_transport(name, read)
+        if policy := self.files[0].values.get("policy") if self.files else None:
+            check_policy(policy, list(self.files[1:]), self.reader)
         if self.reader.has_errors or not self.is_complete:
             return None
         Advice(self.reader, self.sources, self.destinations, self.routes).give(verifiers, now)
@@ -228,6 +232,7 @@ class _Assembly:
             certificate_header=self.certificate_header,
             table=RouteTable(routes.values()),
             files=tuple(self.reader.files),
+            contacts=self._contacts(),
             warnings=tuple(map(str, sorted(self.reader.problems))),
             secret_values=frozenset(self.reader.secret_values),
         )
@@ -255,6 +260,19 @@ class _Assembly:
             )
         if ingress := file.values.get("ingress"):
             self._collect_ingress(ingress)
+
+    def _contacts(self) -> Mapping[tuple[str, str], Contact]:
+        found: dict[tuple[str, str], Contact] = {}
+        for file in self.files:
+            destinations = {**file.values.get("destinations", {})}
+            for route in file.values.get("routes", ()):
+                inline = [each for each in route.values.get("to", ()) if isinstance(each, ParsedMapping)]
+                destinations |= {each.values["name"]: each for each in inline}
+            routes = {route.values["name"]: route for route in file.values.get("routes", ())}
+            its = (("source", file.values.get("sources", {})), ("destination", destinations), ("route", routes))
+            for kind, reads in its:
+                found |= {(kind, name): contact_of(read, file) for name, read in reads.items()}
+        return {key: contact for key, contact in found.items() if any(contact)}
 
     def _fill(self, file: ParsedMapping) -> None:
         """Add to what a file has what its defaults say."""

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from math import isfinite
 from pathlib import Path
 from ssl import SSLContext
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
@@ -309,6 +309,16 @@ class RoutingRevision:
     routes: Mapping[str, str]
 
 
+class Contact(NamedTuple):
+    """Who answers for a source, a route or a destination, and the URL of what to do when it fails; "" if unknown."""
+
+    owner: str = ""
+    runbook: str = ""
+
+
+NOBODY = Contact()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """One version of the rules, complete and consistent: every name that is used is defined."""
@@ -324,6 +334,8 @@ class Rules:
     """Networks of the proxies whose `X-Forwarded-For` counts, and whose `certificate_header`."""
     certificate_header: CertificateHeader | None = None
     warnings: tuple[str, ...] = ()
+    contacts: Mapping[tuple[str, str], Contact] = field(default_factory=dict)
+    """Of those that have one, by kind ("source", "route", "destination") and name."""
     secret_values: frozenset[str] = field(default=frozenset(), repr=False)
     """The substituted values of `${…}` references, which are treated as secrets."""
     routing_revision: RoutingRevision | None = field(default=None, compare=False, repr=False)

@@ -4,6 +4,7 @@
 """
 
 import re
+from dataclasses import replace
 from typing import Any, assert_never
 
 from gateway.model import STORED_STATUSES, Disposition
@@ -11,6 +12,7 @@ from gateway.rules.conditions import parse_condition
 from gateway.rules.defaults import OF_DESTINATIONS
 from gateway.rules.messages import MESSAGE_PRESETS
 from gateway.rules.messages.field_kinds import field_kind
+from gateway.rules.policy import FORBIDDEN, REQUIRED
 from gateway.rules.request_templates import Method, PathTemplate, parameter
 from gateway.rules.rule_tests import TESTS
 from gateway.rules.rules import CertificateFormat, OnGone, TokenEndpointAuthMethod
@@ -62,6 +64,7 @@ from gateway.rules.value_kinds import (
     _subject,
     choice,
     duration,
+    http_url,
     integer,
     matching,
     number,
@@ -107,6 +110,12 @@ def _expires(value: object) -> float:
         raise ValueError from None  # its own message is the text
 
 
+def _owner(value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 100 or not value.isprintable():  # noqa: PLR2004 - a label
+        raise ValueError
+    return value
+
+
 BOOLEAN = Scalar("true or false", _boolean, {"type": "boolean"})
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%", re.ASCII)
 _WINDOW = or_off(duration(1, 7 * 86400))
@@ -130,6 +139,14 @@ SIGN = MappingKind(
             is_required=True,
         ),
     ),
+)
+CONTACT_KEYS = (
+    Key(
+        name="owner",
+        kind=Scalar("a name of at most 100 printable characters", _owner, {"type": "string"}),
+        about="Who answers for it, in alerts and dead letters: a team, a channel.",
+    ),
+    Key(name="runbook", kind=Scalar(URL.expected, http_url, URL.json), about="What to do when it fails: a URL."),
 )
 _BASIC_KEYS = (
     Key(
@@ -222,6 +239,7 @@ PROXY_AUTH = MappingKind(
     name="proxy_auth", about="A user's name and password at the proxy (RFC 7617).", keys=_BASIC_KEYS
 )
 DESTINATION_KEYS = (
+    *CONTACT_KEYS,
     Key(name="url", kind=URL, about="Where to POST. The host is never templated.", is_required=True),
     Key(
         name="headers",
@@ -407,6 +425,7 @@ SOURCE = MappingKind(
             about="How the sender is verified.",
             is_required=True,
         ),
+        *CONTACT_KEYS,
         Key(name="id", kind=CEL, about="CEL: what identifies an event. Default: what the scheme's vendor documents."),
         Key(name="type", kind=CEL, about="CEL: the event's type. Default: what the scheme's vendor documents."),
         Key(name="key", kind=CEL, about="CEL: the order key, such as body.repository.full_name."),
@@ -633,6 +652,7 @@ ROUTE = MappingKind(
             about="`key`: the events of a source's key are delivered to each destination one after another, in order. "
             "Every source needs a `key`; `max_age` is 1h by default.",
         ),
+        *CONTACT_KEYS,
         Key(
             name="on_exhausted",
             kind=choice("dead_letter", "halt"),
@@ -722,6 +742,10 @@ INCLUDED_KEYS = (
         about="Providers that aren't known yet: a source's `scheme` may be one.",
     ),
     Key(name="defaults", kind=DEFAULTS, about=DEFAULTS.about),
+    *[
+        replace(key, about=f"{key.about} For all that this file and those that it includes have.")
+        for key in CONTACT_KEYS
+    ],
     Key(name="sources", kind=Table("a mapping of sources", NAME, SOURCE), about="Who sends."),
     Key(name="destinations", kind=Table("a mapping of destinations", NAME, DESTINATION), about="Who receives."),
     Key(name="routes", kind=Several("a list of routes", ROUTE, may_be_empty=True), about="What goes where."),
@@ -730,6 +754,30 @@ INCLUDED_KEYS = (
         kind=TESTS,
         about="What the rules should do with events: `gateway test` tries it.",
         is_of_tests=True,
+    ),
+)
+_GLOB = Scalar("a string, in which * matches any characters", str, {"type": "string"})
+POLICY = MappingKind(
+    name="policy",
+    about="What the files that this one includes may do.",
+    keys=(
+        Key(
+            name="hosts",
+            kind=Several("a list of hosts", _GLOB),
+            about="The hosts of their destinations and token endpoints: `*.acme.example`.",
+        ),
+        Key(name="paths", kind=Several("a list of paths", _GLOB), about="The paths of their sources: `/in/team-*`."),
+        Key(name="max_rate", kind=RATE, about="The most that `rate` of a destination may be; each then needs one."),
+        Key(
+            name="require",
+            kind=Several("a list of keys", choice(*REQUIRED)),
+            about="`owner`, `runbook`: what each source, destination and route has, itself or from its file.",
+        ),
+        Key(
+            name="forbid",
+            kind=Several("a list", choice(*FORBIDDEN)),
+            about="`unverified`: sources with `scheme: none`. `headers`: of destinations and requests.",
+        ),
     ),
 )
 _VERSION_KIND = Scalar(f"the version {VERSION}", _version, {"const": VERSION})
@@ -741,6 +789,7 @@ ROOT = MappingKind(
         *INCLUDED_KEYS,
         Key(name="egress", kind=EGRESS, about=EGRESS.about),
         Key(name="ingress", kind=INGRESS, about=INGRESS.about),
+        Key(name="policy", kind=POLICY, about=POLICY.about),
     ),
 )
 INCLUDED = MappingKind(

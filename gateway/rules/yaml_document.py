@@ -75,6 +75,7 @@ Code = Literal[
     "certificate",  # of the ingress
     "egress",  # warning: an address that no delivery may reach
     "identity",  # of the events in the log
+    "policy",  # an included file does what the root file's policy forbids
     "expired",  # every secret has expired: an error of `gateway check`, and a warning where rules become active
 ]
 

@@ -467,6 +467,14 @@ class Metrics(Collector):
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log responds and accepts all appends.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")
+        self.owner_info = gauge(
+            "owner_info",
+            "1, with who answers for a source, a route or a destination, and the runbook.",
+            "kind",
+            "name",
+            "owner",
+            "runbook",
+        )
 
         _each(self.requests, (NO_SOURCE,), STATUSES)
         _each(self.rejected, (NO_SOURCE,), ("head_slow", "head_too_large", "malformed_request", "unknown_source"))
@@ -516,6 +524,14 @@ class Metrics(Collector):
             }
             for family in self._families:
                 family.retain(names)
+
+    def set_owners(self, contacts: Mapping[tuple[str, str], tuple[str, str]]) -> None:
+        """Replace who answers for what: (kind, name) → (owner, runbook)."""
+        wanted = {(*what, *who) for what, who in contacts.items()}
+        for labels in set(self.owner_info) - wanted:
+            del self.owner_info[labels]
+        for each in wanted:
+            self.owner_info.labels(*each).set(1)
 
     def events_by_secret(self, name: str, source: From) -> Sequence[Counter]:
         """Return the counters of a source's secrets, in their order; none if they aren't told apart."""

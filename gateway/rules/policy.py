@@ -1,0 +1,88 @@
+"""`policy:` of the root file: what the files that it includes may do, and what they have to say."""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.rules.build import path_of
+from gateway.rules.defaults import contact_of
+from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader
+from gateway.rules.yaml_document import Node
+
+REQUIRED = ("owner", "runbook")
+FORBIDDEN = ("unverified", "headers")
+
+
+def check_policy(policy: ParsedMapping, included: list[ParsedMapping], reader: SchemaReader) -> None:
+    """Report what included files do against the policy. Values that can't be resolved here aren't judged."""
+    by = _Policy(policy.values, reader, policy.node.file)
+    for file in included:
+        for name, source in file.values.get("sources", {}).items():
+            by.check_source(name, source)
+            by.check_contact(source, file)
+        destinations = [*file.values.get("destinations", {}).values(), *_inline(file)]
+        for destination in destinations:
+            by.check_destination(destination)
+            by.check_contact(destination, file)
+        for route in file.values.get("routes", ()):
+            by.check_contact(route, file)
+            if request := route.values.get("request"):
+                by.check_headers(request)
+
+
+def _inline(file: ParsedMapping) -> Iterator[ParsedMapping]:
+    for route in file.values.get("routes", ()):
+        yield from [each for each in route.values.get("to", ()) if not isinstance(each, NameRef)]
+
+
+class _Policy:
+    def __init__(self, values: dict[str, Any], reader: SchemaReader, file: str) -> None:
+        self._values = values
+        self._reader = reader
+        self._file = file
+
+    def check_source(self, name: str, read: ParsedMapping) -> None:
+        config = read.values.get("verify", {})
+        if "unverified" in self._values.get("forbid", ()) and config.get("scheme") == "none":
+            self._report(read.node.value["verify"], "a scheme that verifies, got none")
+        path, node = path_of(name, read), read.node.child("path")
+        paths = self._values.get("paths")
+        if paths is not None and (node is None or "${" not in str(node.value)) and not _is_one(path, paths):
+            self._report(node or read.node, f"a path such as {' or '.join(paths)}, got {path}")
+
+    def check_destination(self, read: ParsedMapping) -> None:
+        self.check_headers(read)
+        self._check_host(read, "url")
+        oauth2 = auth.values.get("oauth2") if (auth := read.values.get("auth")) else None
+        if oauth2:
+            self._check_host(oauth2, "token_url")
+        limit, rate = self._values.get("max_rate"), read.values.get("rate")
+        if limit is not None and (rate is None or rate > limit):
+            got = "none" if rate is None else f"{rate:g}/s"
+            self._report(read.node.child("rate") or read.node, f"a rate of at most {limit:g}/s, got {got}")
+
+    def check_headers(self, read: ParsedMapping) -> None:
+        headers = read.node.child("headers")
+        if headers is not None and "headers" in self._values.get("forbid", ()):
+            self._report(headers, "no headers, got some")
+
+    def check_contact(self, read: ParsedMapping, file: ParsedMapping) -> None:
+        contact = contact_of(read, file)
+        for key in self._values.get("require", ()):
+            if not getattr(contact, key):
+                self._report(read.node, f"`{key}`, here or in the file, got none")
+
+    def _check_host(self, read: ParsedMapping, key: str) -> None:
+        hosts, node = self._values.get("hosts"), read.node.child(key)
+        if hosts is None or node is None or key not in read.values or node in self._reader.unresolved:
+            return
+        if not _is_one(urlsplit(read.values[key]).hostname or "", hosts):
+            self._report(node, f"a host such as {' or '.join(hosts)}, got another")
+
+    def _report(self, node: Node, expected: str) -> None:
+        self._reader.report(node, "policy", f"expected {expected}: the policy of {self._file}")
+
+
+def _is_one(text: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(text, pattern) for pattern in patterns)
