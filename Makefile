@@ -69,7 +69,7 @@ simulate: $(READY) ## the engine in SEEDS=10000 simulation runs from FIRST=0 on;
 mutants: $(READY) ## bugs that a tired engineer could write: each has to be noticed (20 to 30 minutes)
 	@$(BIN)/python -m tests.mutants
 
-oracles: $(READY) ## the vendors' own libraries against ours, on requests drawn anew (installs some 40 of them)
+oracles: $(READY) ## the vendors' own libraries against ours, on requests drawn anew (installs some 50 of them)
 	$(PYTHON) -m venv .oracles && .oracles/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/oracles.txt
 	GATEWAY_ORACLES=1 GATEWAY_MUTATIONS=10000 PYTHONPATH=.:$$(echo .oracles/lib/python*/site-packages) $(BIN)/python -m pytest -q --timeout 600 tests/oracles tests/verify/test_vectors.py
 
@@ -96,6 +96,7 @@ lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs 
 	uv pip compile pyproject.toml --extra otel --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/run.txt
 	uv pip compile deploy/image/build.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/build.txt
 	uv pip compile pyproject.toml --extra otel --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
+	uv pip compile requirements/oracles.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/oracles.txt -c requirements/dev.txt
 
 clean: ## remove what the other targets made
 	rm -rf .venv .kafka .tools .oracles .site .stack .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

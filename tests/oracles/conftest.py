@@ -2,10 +2,23 @@
 
 import os
 import random
+from collections.abc import Generator
 
-collect_ignore = [] if "GATEWAY_ORACLES" in os.environ else ["test_oracles.py", "test_structured_fields.py"]
+import pytest
+
+_NEED_LIBRARIES = ["test_messages.py", "test_oracles.py", "test_structured_fields.py"]
+collect_ignore = [] if "GATEWAY_ORACLES" in os.environ else _NEED_LIBRARIES
 SEED = int(os.environ.get("GATEWAY_TEST_SEED") or random.SystemRandom().randrange(10**9))
 
 
 def pytest_report_header() -> str:
     return f"oracles: GATEWAY_TEST_SEED={SEED}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"oracles: GATEWAY_TEST_SEED={SEED}")
+        raise

@@ -5,17 +5,20 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.model import ExpressionError
-from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message, escaped_html
+from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message, escaped_html, facts_within
 from gateway.rules.request_templates import Message
+
+MAX_DETAILS = 8000
+"""Characters of all names and values of Opsgenie's details together."""
 
 
 def _pagerduty(values: Mapping[str, Any]) -> Message:
     action = values.get("action", "trigger")
     event = {"routing_key": values["routing_key"], "event_action": action}
-    if "dedup_key" in values:
+    if values.get("dedup_key"):
         event["dedup_key"] = values["dedup_key"]
     if action != "trigger":
-        if "dedup_key" not in values:
+        if "dedup_key" not in event:
             raise ExpressionError(f"expected a dedup_key to {action}, got none")
         return as_message(event)
     if not values.get("summary"):
@@ -72,6 +75,7 @@ PAGERDUTY = MessagePreset(
         Field(name="button", kind=Kind.LINE, about="The text of the link: `Open`.", limit=255),
     ),
     build=_pagerduty,
+    max_bytes=512 * 1024,  # https://developer.pagerduty.com/docs/events-api-v2/overview/#size-limits
 )
 
 
@@ -88,7 +92,7 @@ def _opsgenie(values: Mapping[str, Any]) -> Message:
     alert = {key: values[key] for key in kept if values.get(key)}
     if "tags" in alert:
         alert["tags"] = [tag for tag in alert["tags"][:20] if tag]
-    if facts := values.get("facts"):
+    if facts := facts_within(values.get("facts", ()), MAX_DETAILS, lambda fact: len(fact[0]) + len(fact[1])):
         alert["details"] = dict(facts)
     return as_message(alert)
 
@@ -115,7 +119,7 @@ OPSGENIE = MessagePreset(
             choices=("P1", "P2", "P3", "P4", "P5"),
         ),
         Field(name="tags", kind=Kind.LINES, about="A tag, or a list of at most 20.", limit=50),
-        Field(name="facts", kind=Kind.FACTS, about="Names with their values.", limit=1000),
+        Field(name="facts", kind=Kind.FACTS, about="Names with their values; 8,000 characters in all.", limit=1000),
         Field(name="entity", kind=Kind.LINE, about="What it is related to.", limit=512),
         Field(name="source", kind=Kind.LINE, about="Where it is from.", limit=100),
     ),

@@ -5,10 +5,13 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from gateway.model import ExpressionError
+from gateway.rules.expressions import dumps
 from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message
 from gateway.rules.request_templates import Message
 
 MAX_PROPERTIES = 10
+MAX_PAYLOAD = 65_535
+"""Bytes: `The total size of the JSON payload must be less than 64KB.`"""
 FORM = "application/x-www-form-urlencoded"
 
 
@@ -16,9 +19,13 @@ def _github(values: Mapping[str, Any]) -> Message:
     repository: str = values["repository"]
     if repository.count("/") != 2:  # noqa: PLR2004 - one before each of its two parts
         raise ExpressionError("repository: expected an owner and a name, such as acme/app, got something else")
+    if not values["event_type"]:
+        raise ExpressionError("event_type: expected a string with something in it, got an empty one")
     payload = values.get("payload", {})
     if len(payload) > MAX_PROPERTIES:
         raise ExpressionError(f"payload: expected at most {MAX_PROPERTIES} keys, got {len(payload)}")
+    if (size := len(dumps(payload))) > MAX_PAYLOAD:
+        raise ExpressionError(f"payload: expected at most {MAX_PAYLOAD:,} bytes, got {size:,}")
     return as_message(
         {"event_type": values["event_type"], "client_payload": payload},
         path=f"/repos{repository}/dispatches",
@@ -40,7 +47,9 @@ GITHUB_DISPATCH = MessagePreset(
             is_required=True,
             limit=100,
         ),
-        Field(name="payload", kind=Kind.JSON, about="`github.event.client_payload`: at most 10 keys."),
+        Field(
+            name="payload", kind=Kind.JSON, about="`github.event.client_payload`: at most 10 keys, and less than 64 KB."
+        ),
     ),
     build=_github,
 )

@@ -2,18 +2,20 @@
 
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.model import ExpressionError
 from gateway.rules.expressions import dumps
 from gateway.rules.messages.preset import (
+    Fact,
     Field,
     Kind,
     MessagePreset,
     as_message,
     cut,
     escaped_html,
+    facts_within,
     fitted,
 )
 from gateway.rules.request_templates import Message
@@ -33,12 +35,17 @@ def _fields(markup: str, *, title: int, text: int, fact: int) -> tuple[Field, ..
 
 
 def _expect_content(values: Mapping[str, Any]) -> None:
-    if not (values.get("title") or values.get("text") or _facts(values)):
+    if not (values.get("title") or values.get("text", "").strip() or _facts(values)):
         raise ExpressionError("expected something in title, text or facts, got nothing")
 
 
-def _facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(values: Mapping[str, Any]) -> list[Fact]:
     return [(name, value) for name, value in values.get("facts", ()) if value.strip()]
+
+
+def _json_size(overhead: int) -> Callable[[Fact], int]:
+    """Return what measures a fact's bytes in JSON, with those of what is around its name and value."""
+    return lambda fact: len(dumps(fact)) + overhead
 
 
 # --- Slack ---
@@ -50,9 +57,9 @@ def _slack(values: Mapping[str, Any]) -> Message:
     blocks: list[dict[str, Any]] = []
     if title:
         blocks.append({"type": "header", "text": {"type": "plain_text", "text": title}})
-    if text.strip():
-        blocks.append({"type": "section", "text": {"type": "mrkdwn", "text": text}})
-    facts = [{"type": "mrkdwn", "text": cut(f"*{name}*\n{value}", 2000)} for name, value in _facts(values)[:30]]
+    if text := text.strip():
+        blocks.append({"type": "section", "text": _mrkdwn(text)})
+    facts = [_mrkdwn(cut(f"*{name}*\n{value}", 2000)) for name, value in _facts(values)[:30]]
     blocks += [{"type": "section", "fields": facts[at : at + 10]} for at in range(0, len(facts), 10)]
     if "url" in values:
         label = {"type": "plain_text", "text": values.get("button") or "Open"}
@@ -60,6 +67,14 @@ def _slack(values: Mapping[str, Any]) -> Message:
     summary = title or text or ", ".join(f"{name}: {value}" for name, value in _facts(values))
     body = {"text": cut(summary, 3000), "blocks": blocks, "unfurl_links": False, "unfurl_media": False}
     return as_message(body | ({"channel": values["channel"]} if "channel" in values else {}))
+
+
+def _mrkdwn(text: str) -> dict[str, Any]:
+    """Return a text whose links and mentions are those in `<…>`: without `verbatim`, Slack makes some of plain words.
+
+    https://docs.slack.dev/reference/block-kit/composition-objects/text-object
+    """
+    return {"type": "mrkdwn", "text": text, "verbatim": True}
 
 
 def _escaped_mrkdwn(text: str) -> str:
@@ -97,7 +112,7 @@ def _card(values: Mapping[str, Any], text: str) -> dict[str, Any]:
     if title := values.get("title"):
         body.append(_runs({"text": title, "weight": "Bolder", "size": "Large"}))
     body += [_runs({"text": each}) for each in text.split("\n")[:200] if each.strip()]
-    for name, value in _facts(values)[:20]:
+    for name, value in facts_within(_facts(values)[:20], 18_000, _json_size(120)):
         body.append(_runs({"text": f"{name}: ", "weight": "Bolder"}, {"text": value}))
     card: dict[str, Any] = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
@@ -138,19 +153,18 @@ def _discord(values: Mapping[str, Any]) -> Message:
     if title := values.get("title"):
         embed["title"] = title
         left -= len(title)
-    facts: list[dict[str, Any]] = []
-    for name, value in _facts(values)[:25]:
-        if len(name) + len(value) <= left - 1000:
-            facts.append({"name": cut(name, 256), "value": value, "inline": True})
-            left -= len(name) + len(value)
-    if text := values.get("text", "").strip():
-        embed["description"] = cut(text, min(4096, left))
-    if facts:
-        embed["fields"] = facts
     if "url" in values:
         # Only a title or an author is a link.
-        link = {"author": {"name": values.get("button") or "Open", "url": values["url"]}}
-        embed |= {"url": values["url"]} if title else link
+        author = values.get("button") or "Open"
+        embed |= {"url": values["url"]} if title else {"author": {"name": author, "url": values["url"]}}
+        left -= 0 if title else len(author)
+    facts = [(cut(name, 256), value) for name, value in _facts(values)[:25]]
+    facts = facts_within(facts, left - 1000, lambda fact: len(fact[0]) + len(fact[1]))
+    if facts:
+        embed["fields"] = [{"name": name, "value": value, "inline": True} for name, value in facts]
+        left -= sum(len(name) + len(value) for name, value in facts)
+    if text := values.get("text", "").strip():
+        embed["description"] = cut(text, min(4096, left))
     return as_message({"embeds": [embed], "allowed_mentions": {"parse": []}})
 
 
@@ -181,7 +195,7 @@ def _cards(values: Mapping[str, Any], text: str) -> dict[str, Any]:
     widgets: list[dict[str, Any]] = []
     if text.strip():
         widgets.append({"textParagraph": {"text": text}})
-    for name, value in _facts(values)[:50]:
+    for name, value in facts_within(_facts(values)[:50], 18_000, _json_size(70)):
         widgets.append({"decoratedText": {"topLabel": name, "text": value, "wrapText": True}})
     if "url" in values:
         button = {"text": values.get("button") or "Open", "onClick": {"openLink": {"url": values["url"]}}}

@@ -4,7 +4,7 @@ Postmark's is documented at https://postmarkapp.com/developer/api/email-api.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.model import ExpressionError
@@ -27,7 +27,7 @@ def _parsed(text: str, where: str) -> tuple[str, str]:
 
 
 def _email(values: Mapping[str, Any]) -> Message:
-    to = [_parsed(each, "to") for each in values["to"]]
+    to = _unique(_parsed(each, "to") for each in values["to"])
     if not 0 < len(to) <= MAX_RECIPIENTS:
         raise ExpressionError(f"to: expected 1 to {MAX_RECIPIENTS} addresses, got {len(to)}")
     if not values["subject"] or not values["text"].strip():
@@ -45,13 +45,22 @@ def _email(values: Mapping[str, Any]) -> Message:
         }
     else:
         body = {
-            "personalizations": [{"to": list(map(_as_object, to))}],
+            # SendGrid takes no , and ; in the name of a recipient: what is after them was once another address.
+            "personalizations": [{"to": [_as_object((re.sub(" *[,;]+", "", name), mail)) for name, mail in to]}],
             "from": _as_object(sender),
             "subject": values["subject"],
             "content": [{"type": "text/plain", "value": values["text"]}],
             **({"reply_to": _as_object(reply_to)} if reply_to else {}),
         }
     return as_message(body)
+
+
+def _unique(people: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return them without the second of an address, which SendGrid refuses, in whatever case."""
+    unique: dict[str, tuple[str, str]] = {}
+    for name, address in people:
+        unique.setdefault(address.lower(), (name, address))
+    return list(unique.values())
 
 
 def _written(who: tuple[str, str]) -> str:

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -20,6 +20,8 @@ MAX_URL = 2000
 MAX_LINE = 10_000
 """Characters that an event may have in a field without a limit."""
 MAX_ITEMS = 100
+Fact = tuple[str, str]
+"""A name and its value."""
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb]")
 """Control characters but for tab and line feed, and those that change the direction of what is around them."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -68,7 +70,7 @@ class MessagePreset:
     """A kind of message. `url` is what the destination's is, and `source` where the service documents all this.
 
     `escape` is for what events have in a field of text, by the rules of the service. `build` gets the values of the
-    fields that are written, by name: a list of pairs of those that are FACTS.
+    fields that are written, by name: a list of pairs of those that are FACTS. `max_bytes` is of the body.
     """
 
     name: str
@@ -78,6 +80,7 @@ class MessagePreset:
     fields: tuple[Field, ...]
     build: Callable[[Mapping[str, Any]], Message]
     escape: Callable[[str], str] = str
+    max_bytes: int = MAX_RESULT
 
     @property
     def by_name(self) -> Mapping[str, Field]:
@@ -104,8 +107,8 @@ class PresetMessage:
     def render(self, view: EventView) -> Message:
         """Return the request for an event.
 
-        Raises ExpressionError, with the field's name, for a value that isn't of its kind, and for more than 1 MiB;
-        MissingFieldError for a missing field.
+        Raises ExpressionError, with the field's name, for a value that isn't of its kind, and for more than the
+        preset's `max_bytes`; MissingFieldError for a missing field.
         """
         values: dict[str, Any] = {}
         for name, template in self.templates.items():
@@ -117,8 +120,9 @@ class PresetMessage:
             if value is not None:
                 values[name] = value
         message = self.preset.build(values)
-        if len(message.content) > MAX_RESULT:
-            raise ExpressionError(f"expected a body of at most {MAX_RESULT} bytes, got {len(message.content)}")
+        if len(message.content) > self.preset.max_bytes:
+            limit = self.preset.max_bytes
+            raise ExpressionError(f"expected a body of at most {limit} bytes, got {len(message.content)}")
         return message
 
     def _value(self, known: Field, template: Template | PathTemplate, view: EventView) -> object:
@@ -165,6 +169,16 @@ def fitted(text: str, limit: int, build: Callable[[str], bytes]) -> bytes:
         text = "" if text == "…" else text
         content = build(text)
     return content
+
+
+def facts_within(facts: Iterable[Fact], limit: int, size: Callable[[Fact], int]) -> list[Fact]:
+    """Return those facts that still fit into a limit, in the unit of `size`: what is too large is left out."""
+    kept = []
+    for fact in facts:
+        if size(fact) <= limit:
+            kept.append(fact)
+            limit -= size(fact)
+    return kept
 
 
 def url(text: str) -> str:
@@ -228,7 +242,7 @@ def _read_mapping(value: object, _: Field) -> Mapping[str, object]:
     return value
 
 
-def _read_facts(value: object, known: Field) -> list[tuple[str, str]]:
+def _read_facts(value: object, known: Field) -> list[Fact]:
     facts = list(_read_mapping(value, known).items())[:MAX_ITEMS]
     return [(name, cut(_string(item), known.limit)) for name, item in facts if item is not None]
 
