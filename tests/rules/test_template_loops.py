@@ -145,6 +145,12 @@ def test_many_items_take_a_bounded_time(count: int) -> None:
     assert time.perf_counter() - began < 1
 
 
+def test_what_is_too_long_is_not_made_first() -> None:
+    view = EventView.of(an_event(body={"items": [0] * 30_000}))
+    with pytest.raises(ExpressionError, match="for: expected at most 1048576 characters, got more"):
+        Template(loop("body.items", {"text": "x" * 2000})).render(view)
+
+
 def test_each_expression_is_evaluated_once_for_all_items() -> None:
     template = Template(loop("body.items", {"n": "${{ c.n * 2 }}"}))
     view = EventView.of(an_event(body={"items": [{"n": number} for number in range(400)]}))
