@@ -16,7 +16,7 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_a_recipe_is_right_and_tested(path: Path) -> None:
-    rules, problems = check_rules(path, environ={})
+    rules, problems = check_rules(path, environ={}, lints=True)
     assert without_allowed(problems)[0] == []
     assert rules is not None
     tests, wrong = read_tests([path], [])

@@ -27,7 +27,9 @@ def check_arguments(parser: Parser) -> None:
         "also check that these rules give distinct identities to the events stored in the last DURATION (such as 1h)"
     )
     parser.add_argument("--since", type=duration, metavar="DURATION", help=about)
-    parser.add_argument("--strict", action="store_true", help="fail for warnings, too, unless a comment allows them")
+    parser.add_argument(
+        "--strict", action="store_true", help="look closer, and fail for warnings, too, unless a comment allows them"
+    )
     parser.add_argument(
         "--format", choices=("text", *FORMATS), default="text", help="for a CI system: github or sarif (default: text)"
     )
@@ -42,7 +44,7 @@ def check_arguments(parser: Parser) -> None:
 )
 async def _check(call: Invocation) -> int:
     path, output = rule_file(call), call.output
-    rules, found = check_rules(path, resolve=False)
+    rules, found = check_rules(path, resolve=False, lints=call.arguments.strict)
     problems = [replace(each, severity="error") if each.code == "expired" else each for each in found]
     problems += await asyncio.to_thread(_certificates, call, rules)
     problems += [] if rules is None else _refused_addresses(rules)

@@ -43,6 +43,7 @@ def starter(provider: str, to: str) -> dict[Path, str]:
         f"  {name}:",
         f"    url: {address}",
         "    timeout: 10s",
+        "    rate: 50/s",
         "routes:",
         f"  - name: {route}",
         f"    from: {provider}",
@@ -76,7 +77,7 @@ def _with_allowances(lines: list[str]) -> Iterator[str]:
     with TemporaryDirectory(prefix="gateway-init-") as folder:
         file = Path(folder) / RULES
         file.write_text("\n".join(lines))
-        _, problems = check_rules(file, environ={})
+        _, problems = check_rules(file, environ={}, lints=True)
     reasons: dict[int, dict[str, str]] = defaultdict(dict)
     for problem in problems:
         is_unset = problem.code == "unresolved"

@@ -64,11 +64,11 @@ class Advice:
                     if len(key) < WEAK:
                         message = f"expected a secret of at least {WEAK} bytes, got a shorter one, which can be guessed"
                         self.reader.report(node, "weak", message, severity="warning")
-            if _is_in_the_clear(read.values["url"]) and (credential := _credential(read)):
+            if is_in_the_clear(read.values["url"]) and (credential := credential_of(read)):
                 message = f"expected https with {credential}, got http: it is sent unencrypted"
                 self.reader.report(read.node.value["url"], "weak", message, severity="warning")
             oauth2 = auth.values.get("oauth2") if (auth := read.values.get("auth")) else None
-            if oauth2 and _is_in_the_clear(oauth2.values["token_url"]):
+            if oauth2 and is_in_the_clear(oauth2.values["token_url"]):
                 message = "expected https with `client_secret`, got http: it is sent unencrypted"
                 self.reader.report(oauth2.node.value["token_url"], "weak", message, severity="warning")
             proxy = read.values.get("proxy")
@@ -103,7 +103,7 @@ class Advice:
         self.reader.report(node, "weak", message, severity="warning")
 
 
-def _is_in_the_clear(url: str) -> bool:
+def is_in_the_clear(url: str) -> bool:
     """Return whether a URL's requests are sent unencrypted to another machine. An unresolved one has no scheme yet."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
@@ -118,7 +118,7 @@ def _is_this_machine(host: str) -> bool:
         return False
 
 
-def _credential(read: ParsedMapping) -> str | None:
+def credential_of(read: ParsedMapping) -> str | None:
     """Return where a destination's requests have a credential; None if they don't seem to have one."""
     if "auth" in read.values:
         return "`auth`"

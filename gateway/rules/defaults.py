@@ -1,6 +1,6 @@
 """`defaults:`: what the routes and destinations of a file, and of those that it includes, have if they don't say it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.rules.rules import Contact
@@ -23,6 +23,20 @@ def contact_of(read: ParsedMapping, file: ParsedMapping) -> Contact:
     own = [key for key in ("owner", "runbook") if key in read.values]
     values = {**file.values, **read.values} if "owner" not in own else read.values
     return Contact(values.get("owner", ""), values.get("runbook", ""))
+
+
+def contacts_of(files: Iterable[ParsedMapping]) -> Mapping[tuple[str, str], Contact]:
+    """Return who answers for what, by kind and name, of what has somebody who does."""
+    found: dict[tuple[str, str], Contact] = {}
+    for file in files:
+        routes = file.values.get("routes", ())
+        uses = [use for route in routes for use in route.values.get("to", ())]
+        its = [("source", *each) for each in file.values.get("sources", {}).items()]
+        its += [("destination", *each) for each in file.values.get("destinations", {}).items()]
+        its += [("destination", use.values["name"], use) for use in uses if isinstance(use, ParsedMapping)]
+        its += [("route", route.values["name"], route) for route in routes]
+        found |= {(kind, name): contact_of(read, file) for kind, name, read in its}
+    return {key: contact for key, contact in found.items() if any(contact)}
 
 
 def inherited(above: ParsedMapping | None, own: ParsedMapping | None) -> ParsedMapping | None:

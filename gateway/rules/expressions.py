@@ -31,6 +31,7 @@ import orjson
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.event_view import ABSENT, CONVERTING, PASSING, READING, ROOTS, EventView, measured
 from gateway.rules.function_calls import NO_MATCHES, Calls, is_found_in
+from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in, without_comments
 from gateway.text import did_you_mean
 
@@ -75,6 +76,11 @@ class Expression:
         """The text for a place within another expression."""
         text = without_comments(self.text)
         return f"({text})" if self._path is None else text
+
+    @property
+    def patterns(self) -> Sequence[Pattern]:
+        """The patterns that it looks for."""
+        return self._analysis.patterns
 
     @property
     def reads_body(self) -> bool:

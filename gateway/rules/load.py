@@ -22,9 +22,10 @@ from gateway.rules.build import (
     source_of,
     split_of,
 )
-from gateway.rules.defaults import contact_of, fill_destination, fill_route, inherit
+from gateway.rules.defaults import contacts_of, fill_destination, fill_route, inherit
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.foreach import expand
+from gateway.rules.lints import Lints
 from gateway.rules.policy import check_policy
 from gateway.rules.request_templates import Method
 from gateway.rules.route_table import RouteTable
@@ -32,7 +33,6 @@ from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
     SIGNATURE_HEADER_PREFIX,
     CertificateHeader,
-    Contact,
     Egress,
     Rules,
     Tls,
@@ -93,25 +93,39 @@ def load_rules(
 
 
 def check_rules(
-    path: Path, *, environ: Mapping[str, str] | None = None, resolve: bool = False, now: float | None = None
+    path: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    resolve: bool = False,
+    now: float | None = None,
+    lints: bool = False,
 ) -> tuple[Rules | None, list[Problem]]:
     """Return the rules as `load_rules` does, and all problems, warnings included, by file and location.
+
+    With `lints` they include what is valid, and could be better.
 
     No rules are returned if there is an error, or if something essential (such as a route's name) is an unresolved
     reference.
     """
-    rules, problems, _ = _read(path, environ, resolve=resolve, now=now)
+    rules, problems, _ = _read(path, environ, resolve=resolve, now=now, lints=lints)
     return rules, problems
 
 
 def _read(
-    path: Path, environ: Mapping[str, str] | None, *, resolve: bool, now: float | None, reads_secrets: bool = True
+    path: Path,
+    environ: Mapping[str, str] | None,
+    *,
+    resolve: bool,
+    now: float | None,
+    reads_secrets: bool = True,
+    lints: bool = False,
 ) -> tuple[Rules | None, list[Problem], Sequence[Path]]:
     reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve, reads_secrets=reads_secrets)
     with _no_collection():
-        rules = _Assembly(reader, list(_read_files(reader, path, ROOT, set()))).rules(
-            time.time() if now is None else now
-        )
+        assembly = _Assembly(reader, list(_read_files(reader, path, ROOT, set())))
+        rules = assembly.rules(time.time() if now is None else now)
+        if lints and rules is not None:
+            Lints(reader, assembly.destinations, assembly.routes).give()
     return rules, sorted(reader.problems), tuple(reader.files)
 
 
@@ -232,7 +246,7 @@ class _Assembly:
             certificate_header=self.certificate_header,
             table=RouteTable(routes.values()),
             files=tuple(self.reader.files),
-            contacts=self._contacts(),
+            contacts=contacts_of(self.files),
             warnings=tuple(map(str, sorted(self.reader.problems))),
             secret_values=frozenset(self.reader.secret_values),
         )
@@ -260,19 +274,6 @@ class _Assembly:
             )
         if ingress := file.values.get("ingress"):
             self._collect_ingress(ingress)
-
-    def _contacts(self) -> Mapping[tuple[str, str], Contact]:
-        found: dict[tuple[str, str], Contact] = {}
-        for file in self.files:
-            destinations = {**file.values.get("destinations", {})}
-            for route in file.values.get("routes", ()):
-                inline = [each for each in route.values.get("to", ()) if isinstance(each, ParsedMapping)]
-                destinations |= {each.values["name"]: each for each in inline}
-            routes = {route.values["name"]: route for route in file.values.get("routes", ())}
-            its = (("source", file.values.get("sources", {})), ("destination", destinations), ("route", routes))
-            for kind, reads in its:
-                found |= {(kind, name): contact_of(read, file) for name, read in reads.items()}
-        return {key: contact for key, contact in found.items() if any(contact)}
 
     def _fill(self, file: ParsedMapping) -> None:
         """Add to what a file has what its defaults say."""

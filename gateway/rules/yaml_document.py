@@ -72,6 +72,11 @@ Code = Literal[
     "unused",  # warning: no route uses it
     "weak",  # warning: it protects less than it appears to
     "expiring",  # warning: a secret that has expired, or will soon, or a route that has
+    "plain",  # warning of --strict: http without a credential
+    "unlimited",  # the same: a destination without a rate
+    "unreachable",  # the same: a route whose conditions exclude each other
+    "matchable",  # the same: a `when` that `match` can say
+    "slow",  # the same: a pattern that takes long
     "certificate",  # of the ingress
     "egress",  # warning: an address that no delivery may reach
     "identity",  # of the events in the log

@@ -17,7 +17,7 @@ sources:
   github:
     # allow unresolved: set where the gateway runs
     verify: {scheme: github, secrets: ["${GITHUB_SECRET}"]}
-destinations: {ci: {url: "https://ci.example/"}}
+destinations: {ci: {url: "https://ci.example/", rate: 5/s}}
 routes:
   - {name: build, from: github, match: {type: push}, to: ci}
 tests:
@@ -107,7 +107,9 @@ def test_rules_that_are_right_pass(runner: Runner) -> None:
 
 
 def test_a_warning_fails_where_it_is_strict_and_stands_at_its_line(runner: Runner) -> None:
-    runner.write(RULES.replace("destinations: {ci", "destinations: {unused: {url: 'https://x.example/'}, ci"))
+    runner.write(
+        RULES.replace("destinations: {ci", "destinations: {unused: {url: 'https://x.example/', rate: 1/s}, ci")
+    )
     code, printed = runner.run("Check")
     assert code == 1
     assert "::warning file=routes.yaml,line=6" in printed

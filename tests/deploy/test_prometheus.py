@@ -244,7 +244,9 @@ def test_an_alert_has_a_severity_a_description_and_a_runbook(name: str) -> None:
     alert = alerts()[name]
     assert alert["labels"]["severity"] in SEVERITIES
     is_of_rules = not {"source", "route", "destination"}.isdisjoint(labels(alert))
-    assert set(alert["annotations"]) == {"summary", "description", "runbook_url"} | ({"owner"} if is_of_rules else set())
+    assert set(alert["annotations"]) == {"summary", "description", "runbook_url"} | (
+        {"owner"} if is_of_rules else set()
+    )
     assert "{{" in alert["annotations"]["summary"] + alert["annotations"]["description"] or not labels(alert), name
     document, _, anchor = alert["annotations"]["runbook_url"].partition("#")
     assert (ROOT / document, anchor) == (RUNBOOKS, name.lower())

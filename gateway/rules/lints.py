@@ -1,0 +1,104 @@
+"""What `gateway check --strict` adds: rules that are valid, and could be safer, plainer or faster."""
+
+import re
+from collections.abc import Mapping
+
+from gateway.rules.advice import credential_of, is_in_the_clear
+from gateway.rules.conditions import AllOf, AnyOf, Compare, Condition, Every, Field, OneOf, Path, Test
+from gateway.rules.expressions import Expression
+from gateway.rules.schema_reader import ParsedMapping, SchemaReader
+from gateway.rules.yaml_document import Node
+
+LONG_TEXT = 10_000
+"""Bytes of the text for which a pattern's time is told."""
+SLOW = 200_000
+"""Steps of 0.1 µs from which a pattern is slow, a tenth of what all expressions over an event may take."""
+_PATH = r"(?:type|source|(?:headers|query|body)(?:\.[A-Za-z_]\w*|\[(?:\d+|'[^'\\]*'|\"[^\"\\]*\")\])+)"
+_LITERAL = r"(?:'[^'\\]*'|\"[^\"\\]*\"|-?\d+(?:\.\d+)?|true|false|null)"
+_MATCHABLE = re.compile(
+    rf"\s*(?:{_PATH}\s*(?:==|<=|>=|<|>)\s*{_LITERAL}|{_PATH}\.startsWith\({_LITERAL}\)|has\({_PATH}\))\s*", re.ASCII
+)
+_PRIVATE = re.compile(r"https?://(?:[^./:]+|[^/:]+\.(?:local|internal|svc|cluster\.local|localhost))(?::\d+)?(?:/|$)")
+
+
+class Lints:
+    """Reports to the reader what is doubtful in complete rules, beyond what `Advice` warns of."""
+
+    def __init__(
+        self, reader: SchemaReader, destinations: Mapping[str, ParsedMapping], routes: Mapping[str, ParsedMapping]
+    ) -> None:
+        self._reader = reader
+        self._destinations = destinations
+        self._routes = routes
+
+    def give(self) -> None:
+        """Report all of it, as warnings."""
+        for read in self._destinations.values():
+            self._of_destination(read)
+        for read in self._routes.values():
+            self._of_route(read)
+
+    def _of_destination(self, read: ParsedMapping) -> None:
+        url, node = read.values["url"], read.node.value["url"]
+        if is_in_the_clear(url) and not _PRIVATE.match(url) and not credential_of(read):
+            self._warn(node, "plain", "expected https, got http: what is sent can be read and changed on the way")
+        if "rate" not in read.values:
+            message = "expected a `rate`, got none: a burst of events, or a backlog, comes as fast as it can"
+            self._reader.report(read.node, "unlimited", message, severity="warning", at_key=True)
+
+    def _of_route(self, read: ParsedMapping) -> None:
+        match, when = read.values.get("match"), read.values.get("when")
+        if match is not None and _is_impossible(match):
+            self._warn(read.node.value["match"], "unreachable", "no event can satisfy all of these conditions")
+        if not isinstance(when, Expression):
+            return
+        node = read.node.value["when"]
+        if when.text.strip() == "false":
+            self._warn(node, "unreachable", "no event can satisfy this; `enabled: false` says so")
+        elif all(_MATCHABLE.fullmatch(part) for part in re.split(r"&&", when.text)):
+            self._warn(node, "matchable", "expected `match` for what it can say, got CEL: `match` is indexed")
+        slowest = max([pattern.cost(LONG_TEXT) for pattern in when.patterns], default=0)
+        if slowest > SLOW:
+            message = (
+                f"expected a pattern that takes at most {SLOW // 10_000} ms for a text of 10 kB, got one that may "
+            )
+            self._warn(node, "slow", f"{message}take {slowest / 10_000:.0f} ms")
+
+    def _warn(self, node: Node, code: str, message: str) -> None:
+        self._reader.report(node, code, message, severity="warning")  # type: ignore[arg-type] # one of the codes
+
+
+def _is_impossible(condition: Condition) -> bool:
+    """Return whether no event can satisfy a condition, as far as that is plain to see."""
+    match condition:
+        case AllOf(conditions):
+            by_path: dict[Path, list[Test]] = {}
+            for each in _flattened(condition):
+                if isinstance(each, Field):
+                    its = each.test.tests if isinstance(each.test, Every) else (each.test,)
+                    by_path.setdefault(each.path, []).extend(its)
+            return any(map(_is_impossible, conditions)) or any(map(_exclude_each_other, by_path.values()))
+        case AnyOf(conditions):
+            return all(map(_is_impossible, conditions))
+        case Field(_, Every(tests)):
+            return _exclude_each_other(list(tests))
+        case _:
+            return False
+
+
+def _flattened(condition: AllOf) -> list[Condition]:
+    return [
+        inner for each in condition.conditions for inner in (_flattened(each) if isinstance(each, AllOf) else [each])
+    ]
+
+
+def _exclude_each_other(tests: list[Test]) -> bool:
+    """Return whether no value passes all of these tests of one path."""
+    values = [test for test in tests if isinstance(test, OneOf) and not test.globs]
+    if values and not frozenset.intersection(*[test.keys for test in values]):
+        return True
+    bounds = [test for test in tests if isinstance(test, Compare)]
+    least = max([test.bound for test in bounds if test.operator.startswith("gt")], default=float("-inf"))
+    most = min([test.bound for test in bounds if test.operator.startswith("lt")], default=float("inf"))
+    is_open = any(test.operator in {"gt", "lt"} and test.bound == least == most for test in bounds)
+    return least > most or is_open
