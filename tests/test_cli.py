@@ -774,6 +774,17 @@ def test_check_fails_where_an_id_is_in_no_event_or_is_refused_in_all(run: Run) -
     assert run("check", "tried.yaml", "--since", "1h")[0] == 0
 
 
+@pytest.mark.usefixtures("log")
+def test_a_strict_check_names_a_field_that_no_recent_event_had(run: Run) -> None:
+    for number in range(12):
+        write_event(event_id("github", str(number)), headers={"X-GitHub-Delivery": str(number)}, body={"ref": "main"})
+    Path("tried.yaml").write_text(f"{RULES}  - {{name: mistyped, from: github, match: {{body.reff: main}}, to: ci}}\n")
+    told = "routes.mistyped.match: expected body.reff in an event, got 12 events that fit otherwise, all without it"
+    code, out, _ = run("check", "tried.yaml", "--since", "1h", "--strict")
+    assert (code, told in out) == (1, True)
+    assert told not in run("check", "tried.yaml", "--since", "1h")[1]
+
+
 def test_explain_shows_an_events_identity_and_whether_it_is_deduplicated(run: Run) -> None:
     told = json.loads(run("explain", "--json", *EXPLAIN, "push.json")[1])
     assert told["identity"] == {"from": "headers['x-github-delivery']", "dedupe_seconds": None}

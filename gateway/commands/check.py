@@ -14,6 +14,7 @@ from gateway.ops.check_reports import FORMATS, without_allowed
 from gateway.ops.identities import Seen, identities_of
 from gateway.ops.output import Output, count
 from gateway.ops.refused_addresses import refused_addresses
+from gateway.ops.unseen_fields import UnseenFields
 from gateway.required_topics import event_topics, specs_of
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
@@ -49,10 +50,11 @@ async def _check(call: Invocation) -> int:
     problems += await asyncio.to_thread(_certificates, call, rules)
     problems += [] if rules is None else _refused_addresses(rules)
     seen: Mapping[str, Seen] = {}
-    if rules is not None and call.arguments.since is not None and not _errors(problems):
-        seen = await _identities(call, rules)
+    unseen = None if rules is None else UnseenFields(rules)
+    if unseen is not None and call.arguments.since is not None and not _errors(problems):
+        seen = await _identities(call, unseen)
     problems, allowed = without_allowed(problems)
-    identities = list(_of_identities(seen))
+    identities = [*_of_identities(seen), *(_of_unseen(unseen) if unseen is not None and call.arguments.strict else ())]
     shown = [*problems, *identities]
     if call.arguments.format == "text":
         print_problems(output, problems)
@@ -152,12 +154,13 @@ def _refused_addresses(rules: Rules) -> list[Problem]:
     ]
 
 
-async def _identities(call: Invocation, rules: Rules) -> Mapping[str, Seen]:
-    """Return what identifies the events in the log, by source."""
+async def _identities(call: Invocation, unseen: UnseenFields) -> Mapping[str, Seen]:
+    """Return what identifies the events in the log, by source; look also for what they have of the rules' fields."""
+    rules = unseen.rules
     async with opened_log(call) as log:
         since = log.now() - call.arguments.since
         with call.output.waiting("reading the log"):
-            return await identities_of(log, event_topics(rules, call.topics), since, rules.sources)
+            return await identities_of(log, event_topics(rules, call.topics), since, rules.sources, also=unseen.add)
 
 
 def _of_identities(seen: Mapping[str, Seen]) -> Iterator[Problem]:
@@ -171,6 +174,14 @@ def _of_identities(seen: Mapping[str, Seen]) -> Iterator[Problem]:
             if what:
                 message = f"{what}; `gateway explain {name}` shows what identifies its events"
                 yield _elsewhere("identity", f"sources.{name}.id", message, severity)
+
+
+def _of_unseen(unseen: UnseenFields) -> Iterator[Problem]:
+    for each in unseen.found():
+        message = (
+            f"expected {each.path} in an event, got {count(each.lacking, 'event')} that fit otherwise, all without it"
+        )
+        yield _elsewhere("unseen", f"routes.{each.route}.{each.where}", message)
 
 
 def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:

@@ -4,7 +4,7 @@ Identities are derived again by the local rules, so rules with another `id` can 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -175,9 +175,12 @@ class Seen:
 
 
 async def identities_of(
-    log: Log, topics: Iterable[str], since: float, sources: Mapping[str, Source]
+    log: Log, topics: Iterable[str], since: float, sources: Mapping[str, Source], also: Callable[[Event], None]
 ) -> dict[str, Seen]:
-    """Read the events appended since then, at most the newest `MAX_EVENTS_READ`; return what each source sent."""
+    """Read the events appended since then, at most the newest `MAX_EVENTS_READ`; return what each source sent.
+
+    `also` is called with each of them, the newest first.
+    """
     found: dict[str, Seen] = {}
     looked = 0
     async with aclosing(newest_first(log, sorted(topics), since=since)) as history:
@@ -194,4 +197,5 @@ async def identities_of(
             if event.source not in found:
                 found[event.source] = Seen(sources[event.source])
             found[event.source].add(event, each.position)
+            also(event)
     return found

@@ -147,6 +147,14 @@ class RequestTemplate:
     message: MessageTemplate | None = None
 
     @property
+    def expressions(self) -> Iterator[Expression]:
+        """Yield all of its expressions."""
+        parts = (self.path, self.query, *[value for _, value in self.headers], self.body, self.form, self.message)
+        for part in parts:
+            if part is not None:
+                yield from part.expressions
+
+    @property
     def sends_event(self) -> bool:
         """Return whether the event's own bytes are the body, so that the sender's headers belong to it."""
         return self.body is None and self.form is None and self.message is None and self.method.has_content

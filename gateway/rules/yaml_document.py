@@ -80,6 +80,7 @@ Code = Literal[
     "certificate",  # of the ingress
     "egress",  # warning: an address that no delivery may reach
     "identity",  # of the events in the log
+    "unseen",  # warning of --strict and --since: a field that no event had
     "policy",  # an included file does what the root file's policy forbids
     "expired",  # every secret has expired: an error of `gateway check`, and a warning where rules become active
 ]
