@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from time import monotonic
@@ -20,12 +20,14 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.errors import (
+    KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     NotEnoughReplicasError,
     NotLeaderForPartitionError,
     RequestTimedOutError,
 )
+from aiokafka.protocol.fetch import FetchResponse_v11
 from typing_extensions import override
 
 from dev.kafka import Broker, Cluster
@@ -430,6 +432,93 @@ async def test_a_scan_that_finds_nothing_new_fails_in_time(log: KafkaLog, monkey
     monkeypatch.setattr(log._cluster, "offsets", beyond)
     await took(QUERY_TIMEOUT + 1, scanned(log, partition, 5), raises=LogUnavailableError)
     assert [record.value for record in await scanned(log, partition, 0, 1)] == [b"0"]
+
+
+async def test_a_scan_ends_where_all_that_is_left_is_deleted(kafka: str, log: KafkaLog) -> None:
+    partition = Partition(await make_topic(log), 0)
+    for _ in range(4):
+        await log.append_in_order(partition, [NewRecord(b"", random.randbytes(900_000), [])])
+    found: list[int] = []
+    async with asyncio.timeout(QUERY_TIMEOUT / 2):
+        async for batch in log.scan(partition, 0, 4):
+            found += [record.offset for record in batch]
+            if found == [0]:
+                async with administering(kafka) as admin:
+                    await admin.delete_records({TopicPartition(*partition): RecordsToDelete(before_offset=4)})
+    assert found == [0]
+
+
+async def test_a_scan_waits_while_a_quota_is_used_up(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker then answers without any topic: KIP-219."""
+    partition, waits = Partition(await make_topic(log), 0), list[float]()
+    await append(log, partition.topic, b"0")
+    await scanned(log, partition)
+    client: Any = log._scanner._client
+    send, answers = client.send, [FetchResponse_v11(150, 0, 0, []), FetchResponse_v11(0, 0, 0, [])]
+
+    async def throttled(*request: Any) -> Any:
+        waits.append(monotonic())
+        return answers.pop(0) if answers else await send(*request)
+
+    monkeypatch.setattr(client, "send", throttled)
+    assert [record.value for record in await scanned(log, partition)] == [b"0"]
+    assert waits[1] - waits[0] > 0.14
+    assert len(waits) == 3
+
+
+async def test_a_scan_asks_anew_who_leads_where_a_replica_has_nothing(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A former leader that has fallen behind answers as if it were the end: followers serve consumers, too."""
+    partition, asked = Partition(await make_topic(log), 0), list[Partition]()
+    await append(log, partition.topic, b"0")
+    await scanned(log, partition)
+    client: Any = log._scanner._client
+    send, lags = client.send, [True, True]
+    leader = log._cluster.leader
+
+    async def lagging(*request: Any) -> Any:
+        if not lags:
+            return await send(*request)
+        lags.pop()
+        return FetchResponse_v11(0, 0, 0, [(partition.topic, [(0, 0, 0, 0, 0, [], -1, b"")])])
+
+    async def counted(which: Partition) -> int:
+        asked.append(which)
+        return await leader(which)
+
+    monkeypatch.setattr(client, "send", lagging)
+    monkeypatch.setattr(log._cluster, "leader", counted)
+    assert [record.value for record in await scanned(log, partition)] == [b"0"]
+    assert asked == [partition] * 2
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_log_that_is_closed_amid_a_scan_leaves_nothing(
+    kafka: str, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    log = await KafkaLog.open(kafka)
+    partition = Partition(await make_topic(log), 0)
+    await append(log, partition.topic, b"0")
+    await scanned(log, partition)
+    client: Any = log._scanner._client
+    send, is_asked = client.send, asyncio.Event()
+
+    async def hanging(node: int, request: Any) -> Any:
+        is_asked.set()
+        await asyncio.sleep(0.3)
+        if fails:
+            raise KafkaConnectionError
+        return await send(node, request)  # which connects again
+
+    monkeypatch.setattr(client, "send", hanging)
+    scan = asyncio.create_task(scanned(log, partition))
+    await is_asked.wait()
+    await log.close()
+    with pytest.raises(LogUnavailableError) if fails else nullcontext():
+        await scan
+    assert not [each for each in client._conns.values() if each.connected()]
+    assert client._sync_task is None
 
 
 async def test_a_closed_log_scans_nothing(kafka: str) -> None:
@@ -1343,7 +1432,7 @@ async def test_of_a_topic_whose_nodes_go_the_rest_can_be_read_and_is_reported(cl
 @pytest.mark.timeout(180)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_scan_asks_a_partitions_new_leader(cluster: Cluster) -> None:
-    """The one before is known from the last scan; it hangs, is gone, and is back as a follower."""
+    """The one before is known from the last scan; one hangs, one is gone, and they are back as followers."""
     partition = Partition(f"t{uuid4().hex}", 0)
     async with administering(cluster.address) as admin:
         settings = {"message.timestamp.type": "LogAppendTime", "min.insync.replicas": "1"}
@@ -1361,7 +1450,7 @@ async def test_a_scan_asks_a_partitions_new_leader(cluster: Cluster) -> None:
     try:
         await log.append_in_order(partition, [NewRecord(b"", b"0", [])])
         assert await is_read()
-        for take_away in (cluster.nodes[2].kill, cluster.nodes[3].kill):
+        for take_away in (cluster.nodes[2].pause, cluster.nodes[3].kill):
             await asyncio.to_thread(take_away)
             await until(is_read)
             await asyncio.to_thread(cluster.heal)

@@ -75,12 +75,14 @@ class Cluster:
         self.topic_ids: dict[str, str] = {}
         """The id of each topic, as of the last query of its offsets; those that brokers don't tell are missing."""
         self._former_topic_ids: set[str] = set()
+        self._is_closed = False
         self._avoided_until: dict[int | None, float] = {}  # broker → until when others are preferred
 
     async def start(self) -> None:
         await self._client.bootstrap()
 
     async def close(self) -> None:
+        self._is_closed = True
         await stop(self._client)
 
     @property
@@ -423,6 +425,8 @@ class Cluster:
         return await self._query("configuration of topics", query) if topics else {}
 
     async def _send(self, request: Request[Any], node: int | None = None) -> Any:  # noqa: ANN401 - built by version
+        if self._is_closed:  # a request would connect again
+            raise LogUnavailableError("expected a log that is open, got one that was closed")
         asked = self._any_node() if node is None else node
         try:
             response = await self._client.send(asked, request)

@@ -5,6 +5,7 @@ cluster of three brokers, 0.3 s on a busy one, and a kick looks at every partiti
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from itertools import islice
 
@@ -18,18 +19,36 @@ from aiokafka.record.memory_records import MemoryRecords
 from gateway.log.base import Partition, Record
 from gateway.log.kafka.cluster import EARLIEST, LATEST, QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
-from gateway.log.kafka.consumer import FETCH_BYTES, FETCH_RECORDS, FETCH_TIMEOUT, FETCH_WAIT, records_of, slices_of
+from gateway.log.kafka.consumer import FETCH_BYTES, FETCH_RECORDS, FETCH_WAIT, records_of, slices_of
 from gateway.log.kafka.errors import MISCONFIGURED, is_of_a_closed_connection, raise_for, translated_errors
 from gateway.model import LogUnavailableError
 
+FETCH_TIMEOUT = 2.5
+"""Seconds for one broker: if it hangs there is time to ask another, and its connection is closed."""
+AT_ONCE = 4
+"""Requests to one broker at a time, which answers one after the other."""
+METADATA_AGE = 300_000  # milliseconds
+
+
+class _ThrottledError(KafkaError):
+    """A quota is used up: the answer is empty, and the next one comes after some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"a quota is used up for {seconds:g} s")
+        self.seconds = max(seconds, RETRY_BACKOFF)
+
 
 class Scanner:
-    """Scans of one process. Any number may run at once; aiokafka closes a connection that idles for 9 minutes."""
+    """Scans of one process; any number may run at once."""
 
     def __init__(self, connection: Connection, cluster: Cluster) -> None:
-        self._client = AIOKafkaClient(**connection.options, request_timeout_ms=int(1000 * FETCH_TIMEOUT))
+        # Nobody needs its metadata afresh by itself: who has failed is asked again.
+        options = {**connection.options, "metadata_max_age_ms": METADATA_AGE}
+        self._client = AIOKafkaClient(**options, request_timeout_ms=int(1000 * FETCH_TIMEOUT))
+        self._loop = asyncio.get_running_loop()
         self._cluster = cluster
         self._leaders: dict[Partition, int] = {}
+        self._slots: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
         self._connecting = asyncio.Lock()
         self._has_failed = False
         self._is_closed = False
@@ -50,49 +69,61 @@ class Scanner:
             self._cluster.offsets([partition], EARLIEST), self._cluster.offsets([partition], LATEST)
         )
         start, end = max(start, first[partition]), min(end, after_last[partition])
-        with translated_errors(f"scan {partition.topic}/{partition.number}"):
-            while start < end:
-                fetched = await self._fetch(partition, start)
-                unread = (record for record in fetched)
-                while some := records_of(islice(unread, FETCH_RECORDS)):
-                    for records in slices_of(some):
-                        if within := [record for record in records if record.offset < end]:
-                            yield within
-                    await asyncio.sleep(0)  # What is left is decoded without waiting for anything.
-                start = fetched.next_fetch_offset  # The last record doesn't show the end: gaps may follow it.
+        try:
+            with translated_errors(f"scan {partition.topic}/{partition.number}"):
+                while start < end and (fetched := await self._fetch(partition, start, end)) is not None:
+                    unread = (record for record in fetched)
+                    while some := records_of(islice(unread, FETCH_RECORDS)):
+                        for records in slices_of(some):
+                            if within := [record for record in records if record.offset < end]:
+                                yield within
+                        await asyncio.sleep(0)  # What is left is decoded without waiting for anything.
+                    if fetched.next_fetch_offset <= start:
+                        raise KafkaTimeoutError(f"no record from offset {start} on")
+                    start = fetched.next_fetch_offset  # The last record doesn't show the end: gaps may follow it.
+        finally:
+            if self._is_closed:  # A request that was in flight may have connected again.
+                await stop(self._client)
 
     def _expect_open(self) -> None:
         """Raise LogUnavailableError after `close`: a request would connect again."""
         if self._is_closed:
             raise LogUnavailableError("expected a log that is open, got one that was closed")
 
-    async def _fetch(self, partition: Partition, offset: int) -> PartitionRecords:
-        """Return what follows an offset: maybe no record, but always where to go on."""
+    async def _fetch(self, partition: Partition, offset: int, end: int) -> PartitionRecords | None:
+        """Return what follows an offset: maybe no record, but where to go on. None if all of it is deleted."""
         last: Exception = KafkaTimeoutError(f"no record from offset {offset} on")
-        try:
-            async with asyncio.timeout(QUERY_TIMEOUT):
-                while True:
-                    try:
-                        if found := await self._fetch_once(partition, offset):
-                            return found
-                        continue
-                    except MISCONFIGURED:
-                        raise
-                    except OffsetOutOfRangeError as error:
-                        last = error
-                        first = await self._cluster.offsets([partition], EARLIEST)
-                        offset = max(offset, first[partition])  # What was the first may be deleted meanwhile.
-                    except KafkaError as error:
-                        last = error
-                    except RuntimeError as error:
-                        if not is_of_a_closed_connection(error):
-                            raise
-                        last = error
-                    self._leaders.pop(partition, None)
-                    self._has_failed = True
-                    await asyncio.sleep(RETRY_BACKOFF)
-        except TimeoutError as error:
-            raise last from error
+        left = QUERY_TIMEOUT
+        while left > 0:
+            began, waited = self._loop.time(), 0.0
+            try:
+                leader = await self._leader(partition)
+                asked_at = self._loop.time()
+                async with self._slots[leader]:
+                    waited = self._loop.time() - asked_at
+                    is_led = self._leaders.get(partition) == leader  # or another scan has found out that it hangs
+                    if is_led and (found := await self._fetch_once(leader, partition, offset)):
+                        return found
+            except _ThrottledError as error:
+                await asyncio.sleep(error.seconds)
+                continue
+            except OffsetOutOfRangeError as error:
+                last = error
+                first = await self._cluster.offsets([partition], EARLIEST)
+                offset = max(offset, first[partition])  # What was the first may be deleted meanwhile.
+                if offset >= end:
+                    return None
+            except MISCONFIGURED:
+                raise
+            except (KafkaError, RuntimeError) as error:
+                if not isinstance(error, KafkaError) and not is_of_a_closed_connection(error):
+                    raise
+                last = error
+            # Also without an error: to a replica that lags, this is the end.
+            self._leaders.pop(partition, None)
+            await asyncio.sleep(RETRY_BACKOFF)
+            left -= self._loop.time() - began - waited
+        raise last
 
     async def _leader(self, partition: Partition) -> int:
         """Return the broker to ask, as the last scan found it; if that failed, where it is now."""
@@ -100,14 +131,15 @@ class Scanner:
             return known
         leader = await self._cluster.leader(partition)
         async with self._connecting:
+            self._expect_open()
             if self._has_failed or self._client.cluster.broker_metadata(leader) is None:
-                await self._client.bootstrap()
                 self._has_failed = False
+                await self._client.bootstrap()
         self._leaders[partition] = leader
         return leader
 
-    async def _fetch_once(self, partition: Partition, offset: int) -> PartitionRecords | None:
-        leader = await self._leader(partition)
+    async def _fetch_once(self, leader: int, partition: Partition, offset: int) -> PartitionRecords | None:
+        """Return None if the broker has nothing from there on."""
         self._expect_open()
         request = FetchRequest(
             int(1000 * FETCH_WAIT),
@@ -116,11 +148,19 @@ class Scanner:
             READ_UNCOMMITTED,
             [(partition.topic, [(partition.number, offset, FETCH_BYTES)])],
         )
+        is_answered = False
         try:
             response = await self._client.send(leader, request)
+            is_answered = True
         except KeyError as error:
             # Raised by client.send when the connection that it waited for is already replaced.
             raise NodeNotReadyError(f"node {leader}") from error
+        finally:
+            if not is_answered:  # also if the caller has waited for long enough
+                self._leaders = {each: its for each, its in self._leaders.items() if its != leader}
+                self._has_failed = True
+        if not response.topics:
+            raise _ThrottledError(response.throttle_time_ms / 1000)
         ((_, ((_, code, *_, found),)),) = response.topics
         raise_for(code, f"{partition.topic}/{partition.number}")
         records = MemoryRecords(found)
