@@ -4,11 +4,12 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 
 from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rule_file, rule_file_argument
 from gateway.commands.values import Parser, duration
+from gateway.model import Event
 from gateway.ops.certificates import certificate_problems, undemanded_certificates
 from gateway.ops.check_reports import FORMATS, without_allowed
 from gateway.ops.identities import Seen, identities_of
@@ -52,7 +53,7 @@ async def _check(call: Invocation) -> int:
     seen: Mapping[str, Seen] = {}
     unseen = None if rules is None else UnseenFields(rules)
     if unseen is not None and call.arguments.since is not None and not _errors(problems):
-        seen = await _identities(call, unseen)
+        seen = await _identities(call, unseen.rules, unseen.add if call.arguments.strict else lambda _: None)
     problems, allowed = without_allowed(problems)
     identities = [*_of_identities(seen), *(_of_unseen(unseen) if unseen is not None and call.arguments.strict else ())]
     shown = [*problems, *identities]
@@ -154,13 +155,12 @@ def _refused_addresses(rules: Rules) -> list[Problem]:
     ]
 
 
-async def _identities(call: Invocation, unseen: UnseenFields) -> Mapping[str, Seen]:
-    """Return what identifies the events in the log, by source; look also for what they have of the rules' fields."""
-    rules = unseen.rules
+async def _identities(call: Invocation, rules: Rules, also: Callable[[Event], None]) -> Mapping[str, Seen]:
+    """Return what identifies the events in the log, by source; `also` is called with each of them."""
     async with opened_log(call) as log:
         since = log.now() - call.arguments.since
         with call.output.waiting("reading the log"):
-            return await identities_of(log, event_topics(rules, call.topics), since, rules.sources, also=unseen.add)
+            return await identities_of(log, event_topics(rules, call.topics), since, rules.sources, also=also)
 
 
 def _of_identities(seen: Mapping[str, Seen]) -> Iterator[Problem]:

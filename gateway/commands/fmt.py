@@ -1,5 +1,6 @@
 """`gateway fmt`: rule files in one form."""
 
+import shutil
 from pathlib import Path
 
 from gateway.commands.base import Invocation, command
@@ -26,7 +27,10 @@ def _fmt(call: Invocation) -> int:
     changed = [file for file, text in texts.items() if file.read_bytes() != text.encode()]
     for file in changed:
         if not arguments.check:
-            file.write_bytes(texts[file].encode())
+            beside = file.with_name(f".{file.name}.new")
+            beside.write_bytes(texts[file].encode())
+            shutil.copymode(file, beside)
+            beside.replace(file.resolve())  # A running gateway never reads half of it.
         if output.json:
             output.line({"file": str(file)})
         output.print(f"{file}: {'not formatted' if arguments.check else 'formatted'}")

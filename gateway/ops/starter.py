@@ -31,10 +31,11 @@ def starter(provider: str, to: str) -> dict[Path, str]:
     except ValueError as error:
         raise UsageError(f"--to: {error}") from error
     guide = provider_guide(provider, PRESETS[provider])
-    name = _NOT_IN_A_NAME.sub("-", (urlsplit(to).hostname or "").lower()).strip("-")[:63] or "destination"
+    name = _NOT_IN_A_NAME.sub("-", (urlsplit(to).hostname or "").lower()).strip("-")[:60] or "destination"
+    name = f"to-{name}" if name[0].isdigit() else name  # a number would be no string in YAML
     route = f"{provider}-to-{name}"[:63].rstrip("-")
     setup = [f"# {line}" for line in wrap(f"At {guide.title}: {guide.setup}", 100)] if guide.setup else []
-    address = json.dumps(to)
+    address = json.dumps(to, ensure_ascii=False)
     lines = [
         "version: 1",
         *setup,

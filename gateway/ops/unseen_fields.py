@@ -4,7 +4,7 @@ An event tells of a field what it would of the whole condition: only those count
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gateway.model import Event, ExpressionError
@@ -15,7 +15,7 @@ from gateway.rules.rules import Route, Rules
 
 MIN_EVENTS = 10
 """Events that lack a field, of those that have all else, from which it is told."""
-MAX_EVENTS = 2000
+MAX_EVENTS = 500
 """Events of a source that are looked at, the newest."""
 
 
@@ -34,6 +34,7 @@ class UnseenFields:
     """What events have of the fields that the routes of some rules read."""
 
     rules: Rules
+    _by_source: dict[str, Sequence[Route]] = field(default_factory=dict)
     _events: Counter[str] = field(default_factory=Counter)
     _has: set[tuple[str, str, str]] = field(default_factory=set)
     _lacks: Counter[tuple[str, str, str]] = field(default_factory=Counter)
@@ -44,9 +45,14 @@ class UnseenFields:
         if self._events[event.source] > MAX_EVENTS:
             return
         view = EventView.of(event)
-        for route in self.rules.routes.values():
-            if event.source in route.sources:
+        for route in self._routes_of(event.source):
+            if route.eligibility is None or route.eligibility.holds(view):
                 self._look(route, view)
+
+    def _routes_of(self, source: str) -> Sequence[Route]:
+        if source not in self._by_source:
+            self._by_source[source] = [route for route in self.rules.routes.values() if source in route.sources]
+        return self._by_source[source]
 
     def found(self) -> Iterator[Unseen]:
         """Yield the fields that no event had, in the order of the rules."""

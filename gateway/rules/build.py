@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from gateway.model import ExpressionError
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.eligibility import Eligibility
+from gateway.rules.event_view import EventView
 from gateway.rules.messages import MESSAGE_PRESETS
 from gateway.rules.messages.preset import PresetMessage
 from gateway.rules.request_templates import RequestTemplate, parameters
@@ -161,6 +163,20 @@ def _request(read: ParsedMapping) -> RequestTemplate:
     known: dict[str, Any] = {key: values[key] for key in ("method", "path", "body") if key in values}
     known |= {key: parameters(values[key]) for key in ("query", "form") if key in values}
     return RequestTemplate(headers=tuple(values.get("headers", {}).items()), **known)
+
+
+def message_problem(read: ParsedMapping) -> str:
+    """Return why no event can be sent as this message; "" if that isn't plain to see."""
+    message = _request(read).message
+    needed = [each.name for each in MESSAGE_PRESETS[read.values["preset"]].fields if each.is_required]
+    is_whole = read.node.value.keys() == read.values.keys() >= set(needed)  # else there is a problem already
+    if message is None or not is_whole or any(message.expressions):
+        return ""
+    try:
+        message.render(EventView(source="", headers=(), query="", body=b""))
+    except ExpressionError as error:
+        return str(error)
+    return ""
 
 
 def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:

@@ -39,7 +39,7 @@ MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and ta
 MAX_FIELDS_SHOWN = 20  # Maximum names of an event's fields in a message.
 FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
 LONG_STRING = 1024  # Characters from which copying a string costs as much as a step.
-_MAY_BE_MISSING = re.compile(r"\b(?:has|default|in|size|exists)\b|\|\||\?")
+_MAY_BE_MISSING = re.compile(r"\b(?:has|default|in|size|exists)\b|\|\||&&|\?")
 MAX_CONTEXTS = 8  # If an event's expressions need more different parts of it, one context with everything is used.
 
 

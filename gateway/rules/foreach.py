@@ -12,7 +12,7 @@ from gateway.rules.yaml_document import MAX_VALUES, Node, Problem
 from gateway.text import did_you_mean
 
 KEY = "foreach"
-_EACH = re.compile(r"\$\{\{\s*each(?:\.([A-Za-z_][A-Za-z0-9_]*))?\s*\}\}", re.ASCII)
+_EACH = re.compile(r"(?<!\$)\$\{\{\s*each(?:\.([A-Za-z_][A-Za-z0-9_]*))?\s*\}\}", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f'\"\\`]")
 _Values = Mapping[str | None, object]
 """Of one item: by name, or under None if it is a value itself."""
@@ -42,8 +42,11 @@ class _Expansion:
         if len(items) > 1 and name is not None and not (isinstance(name.value, str) and _EACH.search(name.value)):
             self._report(name, "expected a name with ${{ each }} in it, got the same one for each route")
             return
+        before = len(self._problems)
         for values in items:
             copy = self._copy(route, values)
+            if len(self._problems) > before:
+                return
             if self._left < 0:
                 self._report(written, f"expected at most {MAX_VALUES} values in all routes together, got more")
                 return
@@ -55,6 +58,7 @@ class _Expansion:
             self._report(written, "expected a list of values, or of mappings with values, with at least one item")
             return []
         items: list[_Values] = []
+        before = len(self._problems)
         for item in written.value:
             named: dict[str | None, Node] = {**item.value} if isinstance(item.value, dict) else {None: item}
             for node in named.values():
@@ -63,7 +67,7 @@ class _Expansion:
                 elif isinstance(node.value, str) and _UNSAFE.search(node.value):
                     self._report(node, "expected a string without quotes, backslashes and control characters")
             items.append({key: node.value for key, node in named.items()})
-        return items
+        return items if len(self._problems) == before else []
 
     def _copy(self, node: Node, values: _Values) -> Node:
         copy = Node(file=node.file, path=node.path, line=node.line, column=node.column)
@@ -73,6 +77,9 @@ class _Expansion:
             return copy
         match node.value:
             case dict():
+                for key, child in node.value.items():
+                    if _EACH.search(key):
+                        self._report(child, "expected a key without ${{ each }}, which is replaced in values alone")
                 copy.value = {
                     key: child if key == KEY else self._copy(child, values) for key, child in node.value.items()
                 }
@@ -90,16 +97,13 @@ class _Expansion:
                 names = [f"each.{name}" if name else "each" for name in values]
                 hint = did_you_mean(f"each.{found[1]}", names) or f", expected {' or '.join(names)}"
                 self._report(node, f"unknown name '{'each' if found[1] is None else f'each.{found[1]}'}'{hint}")
-                node.is_broken = True
                 return text
         if whole := _EACH.fullmatch(text):
             return values[whole[1]]
         return _EACH.sub(lambda found: _text(values[found[1]]), text)
 
     def _report(self, node: Node, message: str) -> None:
-        problem = node.problem("value", message)
-        if problem not in self._problems:  # the same of each item
-            self._problems.append(problem)
+        self._problems.append(node.problem("value", message))
 
 
 def _text(value: object) -> str:

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.rules.build import path_of
+from gateway.rules.build import path_of, shown_path_of
 from gateway.rules.defaults import contact_of
 from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader
 from gateway.rules.yaml_document import Node
@@ -18,6 +18,8 @@ def check_policy(policy: ParsedMapping, included: list[ParsedMapping], reader: S
     """Report what included files do against the policy. Values that can't be resolved here aren't judged."""
     by = _Policy(policy.values, reader, policy.node.file)
     for file in included:
+        if (own := file.node.child("defaults")) is not None:
+            by.check_headers(ParsedMapping(own, {}))
         for name, source in file.values.get("sources", {}).items():
             by.check_source(name, source)
             by.check_contact(source, file)
@@ -48,19 +50,21 @@ class _Policy:
             self._report(read.node.value["verify"], "a scheme that verifies, got none")
         path, node = path_of(name, read), read.node.child("path")
         paths = self._values.get("paths")
-        if paths is not None and (node is None or "${" not in str(node.value)) and not _is_one(path, paths):
-            self._report(node or read.node, f"a path such as {' or '.join(paths)}, got {path}")
+        if paths is not None and node not in self._reader.unresolved and not _is_one(path, paths):
+            self._report(node or read.node, f"a path such as {' or '.join(paths)}, got {shown_path_of(name, read)}")
 
     def check_destination(self, read: ParsedMapping) -> None:
         self.check_headers(read)
         self._check_host(read, "url")
+        if proxy := read.values.get("proxy"):
+            self._check_host_of(read.node.value["proxy"], proxy.host)
         oauth2 = auth.values.get("oauth2") if (auth := read.values.get("auth")) else None
         if oauth2:
             self._check_host(oauth2, "token_url")
-        limit, rate = self._values.get("max_rate"), read.values.get("rate")
-        if limit is not None and (rate is None or rate > limit):
+        limit, rate, node = self._values.get("max_rate"), read.values.get("rate"), read.node.child("rate")
+        if limit is not None and node not in self._reader.unresolved and (rate is None or rate > limit):
             got = "none" if rate is None else f"{rate:g}/s"
-            self._report(read.node.child("rate") or read.node, f"a rate of at most {limit:g}/s, got {got}")
+            self._report(node or read.node, f"a rate of at most {limit:g}/s, got {got}")
 
     def check_headers(self, read: ParsedMapping) -> None:
         headers = read.node.child("headers")
@@ -74,10 +78,13 @@ class _Policy:
                 self._report(read.node, f"`{key}`, here or in the file, got none")
 
     def _check_host(self, read: ParsedMapping, key: str) -> None:
-        hosts, node = self._values.get("hosts"), read.node.child(key)
-        if hosts is None or node is None or key not in read.values or node in self._reader.unresolved:
-            return
-        if not _is_one(urlsplit(read.values[key]).hostname or "", hosts):
+        node = read.node.child(key)
+        if node is not None and key in read.values and node not in self._reader.unresolved:
+            self._check_host_of(node, urlsplit(read.values[key]).hostname or "")
+
+    def _check_host_of(self, node: Node, host: str) -> None:
+        hosts = self._values.get("hosts")
+        if hosts is not None and not _is_one(host.lower(), tuple([each.lower() for each in hosts])):
             self._report(node, f"a host such as {' or '.join(hosts)}, got another")
 
     def _report(self, node: Node, expected: str) -> None:

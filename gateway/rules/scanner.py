@@ -12,6 +12,7 @@ from gateway.rules.patterns import Pattern
 from gateway.text import did_you_mean
 
 MAX_NESTING = 3  # macros inside macros
+MAX_STEPS = 8  # of a path in an item of which `default` is asked: each is looked for from the beginning
 
 
 # A tree of mapping keys; an empty one means everything below.
@@ -291,15 +292,16 @@ class Scan:
         comma = self._tokens[end]
         if comma.text != ",":
             raise _at(root, f"default: expected a path such as {root.text}.a.b, got an expression")
+        if len(steps) > MAX_STEPS:
+            raise _at(root, f"default: expected a path of at most {MAX_STEPS} steps, got {len(steps)}")
         path, conditions = root.text, []
         for key, position in steps:
             if key is None:
                 conditions += [f"type({path}) == list", f"size({path}) > {position}"]
                 path += f"[{position}]"
             else:
-                quote = "'" if '"' in key else '"'
-                conditions += [f"type({path}) == map", f"{quote}{key}{quote} in {path}"]
-                path += f"[{quote}{key}{quote}]"
+                conditions += [f"type({path}) == map", f"'{key}' in {path}"]
+                path += f"['{key}']"
         conditions.append(f"{path} != null")
         self._edits.append(Edit(name.start, comma.start + 1, f"({' && '.join(conditions)} ? {path} :"))
 

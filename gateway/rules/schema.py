@@ -112,8 +112,19 @@ def _expires(value: object) -> float:
 
 def _owner(value: object) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 100 or not value.isprintable():  # noqa: PLR2004 - a label
-        raise ValueError
-    return value
+        raise ValueError("expected a name of at most 100 printable characters, got another string")
+    return _public(value)
+
+
+def _runbook(value: object) -> str:
+    return http_url(_public(value))
+
+
+def _public(value: object) -> str:
+    """Refuse a reference, which may be a secret: this is a label of a metric."""
+    if "${" in str(value):
+        raise ValueError("expected a string without references, got one with ${…}, which everybody would see")
+    return str(value)
 
 
 BOOLEAN = Scalar("true or false", _boolean, {"type": "boolean"})
@@ -143,10 +154,14 @@ SIGN = MappingKind(
 CONTACT_KEYS = (
     Key(
         name="owner",
-        kind=Scalar("a name of at most 100 printable characters", _owner, {"type": "string"}),
-        about="Who answers for it, in alerts and dead letters: a team, a channel.",
+        kind=Tree("a string", str, _owner, {"type": "string"}, is_raw=True),
+        about="Who answers for it, in `explain`, a metric and alerts: a team, a channel.",
     ),
-    Key(name="runbook", kind=Scalar(URL.expected, http_url, URL.json), about="What to do when it fails: a URL."),
+    Key(
+        name="runbook",
+        kind=Tree("a URL", str, _runbook, {"type": "string", "pattern": "^https?://"}, is_raw=True),
+        about="What to do when it fails: a URL.",
+    ),
 )
 _BASIC_KEYS = (
     Key(

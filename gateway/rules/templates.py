@@ -4,6 +4,7 @@ A mapping with `for`, `as` and `do` is a list, or with `join` a string, with wha
 the expressions in there is evaluated once, by CEL's `map` over the list, and not once for each item.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from gateway.rules.expressions import Expression, as_json, as_text, check_syntax
 from gateway.rules.scanner import is_free_name, tokens, without_comments
 
 MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
+_POSITION = re.compile(r"at character (\d+)")
 LOOP = frozenset(("for", "as", "do"))
 """The keys of a mapping that stands for a list; with `join` for a string."""
 
@@ -51,8 +53,10 @@ class Template:
         """Yield its expressions."""
         yield from _expressions_in(self._compiled)
 
-    def render(self, view: EventView, escape: Callable[[str], str] = str) -> object:
-        """Return the value with its expressions evaluated; `escape` is for strings that they give, wherever they are.
+    def render(self, view: EventView, escape: Callable[[str, str], str] | None = None) -> object:
+        """Return the value with its expressions evaluated.
+
+        `escape` is for the strings that they give, wherever they are, with the literal text right before.
 
         Raises ExpressionError, and MissingFieldError for a missing field: an incomplete body isn't sent.
         """
@@ -103,7 +107,7 @@ def _compiled(value: object, path: tuple[str | int, ...], scopes: tuple[_Scope, 
             case str():
                 pieces = pieces_of(value, scopes)
                 return value if not pieces else pieces[0] if len(pieces) == 1 else _Interpolated(pieces)
-            case dict() if value.keys() >= LOOP and value.keys() <= {*LOOP, "join"}:
+            case dict() if value.keys() >= LOOP:
                 return _loop(value, path, scopes)
             case dict():
                 values = {key: _compiled(item, (*path, key), scopes) for key, item in value.items()}
@@ -121,6 +125,8 @@ def _compiled(value: object, path: tuple[str | int, ...], scopes: tuple[_Scope, 
 
 
 def _loop(value: dict[str, object], path: tuple[str | int, ...], scopes: tuple[_Scope, ...]) -> _Loop:
+    if others := value.keys() - LOOP - {"join"}:
+        raise TemplateError(path, f"expected for, as, do and join in a loop, got {', '.join(sorted(others))}, too")
     items, name, join = value["for"], value["as"], value.get("join")
     if not isinstance(items, str):
         raise TemplateError((*path, "for"), "expected a CEL expression of a list")
@@ -142,12 +148,18 @@ def _scoped(text: str, scopes: Sequence[_Scope]) -> Expression:
 
     By itself it is only checked for its own syntax first, so that a message has the positions of what is written.
     """
-    if scopes:
-        check_syntax(text)
-        text = f"({without_comments(text)})"
+    if not scopes:
+        return parse(text)
+    check_syntax(text)
+    before, whole = 1, f"({without_comments(text)})"
     for items, name in reversed(scopes):
-        text = f"({items}).map({name}, {text})"
-    return parse(text)
+        around = f"({items}).map({name}, "
+        before, whole = before + len(around), f"{around}{whole})"
+    try:
+        return parse(whole)
+    except ExpressionError as error:
+        own = _POSITION.sub(lambda found: f"at character {int(found[1]) - before}", str(error))
+        raise ExpressionError(own) from error
 
 
 def _expressions_in(compiled: object) -> Iterator[Expression]:
@@ -204,7 +216,7 @@ def _end(text: str, start: int) -> int:
 class _Rendering:
     """One evaluation of a template. What is inside loops is evaluated for all of their items at the first of them."""
 
-    def __init__(self, view: EventView, escape: Callable[[str], str]) -> None:
+    def __init__(self, view: EventView, escape: Callable[[str, str], str] | None) -> None:
         self._view = view
         self._escape = escape
         self._values: dict[int, object] = {}
@@ -216,10 +228,7 @@ class _Rendering:
             case Expression():
                 return self._escaped(self._value(compiled))
             case _Interpolated():
-                texts = [
-                    piece if isinstance(piece, str) else self._escape(as_text(self._value(piece)))
-                    for piece in compiled.pieces
-                ]
+                texts = list(self._texts(compiled.pieces))
                 if sum(map(len, texts)) > MAX_RESULT:
                     raise ExpressionError(f"expected a string of at most {MAX_RESULT} characters, got more")
                 return "".join(texts)
@@ -242,14 +251,25 @@ class _Rendering:
             value = value[index]  # type: ignore[index] # lists, since it is what `map` has made of each
         return value
 
+    def _texts(self, pieces: Sequence[str | Expression]) -> Iterator[str]:
+        before = ""
+        for piece in pieces:
+            if isinstance(piece, str):
+                before = piece
+                yield piece
+            else:
+                text = as_text(self._value(piece))
+                yield text if self._escape is None else self._escape(text, before)
+                before = ""
+
     def _escaped(self, value: object) -> object:
-        if self._escape is str:
+        if self._escape is None:
             return value
         match value:
             case str():
-                return self._escape(value)
+                return self._escape(value, "")
             case dict():
-                return {self._escape(key): self._escaped(item) for key, item in value.items()}
+                return {self._escape(key, ""): self._escaped(item) for key, item in value.items()}
             case list():
                 return [self._escaped(item) for item in value]
             case _:

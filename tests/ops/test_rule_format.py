@@ -125,3 +125,36 @@ def test_what_it_says_stays(text: str, tmp_path: Path) -> None:
     file.write_text(once)
     assert formatted(file) == once
     assert text.count("#") == once.count("#")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version: 1\nroutes: [\n  # one\n  {name: r},  # two\n  # three\n]\n",
+        "# head\n---\nversion: 1\n",
+    ],
+)
+def test_a_comment_that_would_be_lost_is_not(text: str, tmp_path: Path) -> None:
+    (file := tmp_path / "routes.yaml").write_text(text)
+    once = tried(file)
+    is_refused = "expected the same content and comments after formatting" in once
+    assert is_refused or re.findall("#.*", once) == re.findall("#.*", text)
+
+
+def test_a_tab_before_a_comment_is_no_traceback(tmp_path: Path) -> None:
+    (file := tmp_path / "routes.yaml").write_text("a: b\t# c\n")
+    once = tried(file)
+    assert "# c" in once or once.startswith(f"{file}: expected YAML that can be formatted")
+
+
+def tried(file: Path) -> str:
+    """Return a file's text when it is formatted, or why it isn't."""
+    try:
+        return formatted(file)
+    except UsageError as error:
+        return str(error)
+
+
+def test_null_stays_written(tmp_path: Path) -> None:
+    (file := tmp_path / "routes.yaml").write_text("a: null\nb: {c: ~}\n")
+    assert formatted(file) == "a: null\nb: {c: null}\n"

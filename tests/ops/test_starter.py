@@ -22,7 +22,11 @@ def write(folder: Path, provider: str, to: str) -> None:
 
 @pytest.mark.parametrize("provider", PRESETS)
 def test_what_is_written_passes_its_own_job(provider: str, tmp_path: Path) -> None:
-    write(tmp_path, provider, f"https://{provider}.acme.example/hooks?a=1&b=%22")
+    passes(tmp_path, provider, f"https://{provider}.acme.example/hooks?a=1&b=%22")
+
+
+def passes(tmp_path: Path, provider: str, to: str) -> None:
+    write(tmp_path, provider, to)
     rules, problems = check_rules(tmp_path / RULES, environ={}, lints=True)
     assert without_allowed(problems)[0] == []
     for path in (RULES, TESTS):
@@ -34,6 +38,13 @@ def test_what_is_written_passes_its_own_job(provider: str, tmp_path: Path) -> No
         return  # a placeholder is no public key: with keys there are rules
     (result,) = [run_test(rules, test, {}, now=0.0) for test in tests]
     assert result.differences == ()
+
+
+@pytest.mark.parametrize(
+    "to", ["https://[::1]/x", "https://10.0.0.1:8443/", "https://ci.example/\U0001f600", "https://EX\u00c4MPLE.com/"]
+)
+def test_any_address_makes_rules_that_are_right(to: str, tmp_path: Path) -> None:
+    passes(tmp_path, "github", to)
 
 
 def test_the_job_runs_the_commands(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.ops.unseen_fields import MAX_EVENTS, MIN_EVENTS, Unseen, UnseenFields
+from gateway.rules.eligibility import Eligibility
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Egress, Route, Rules
@@ -57,12 +58,20 @@ def test_a_mistyped_field_of_a_condition_and_of_a_request() -> None:
         Unseen(route="build", where="when", path="body.b", lacking=MIN_EVENTS)
     ]
     assert found({"a": 1}, when="has(body.b) && body.b > 1") == []
+    assert found({"a": 1}, when="type == 'create' && body.b > 1") == []
     assert found({"a": 1}, match={"type": "create"}, when="body.b > 1") == []
     template = RequestTemplate(body=Template({"x": "${{ body.a }}", "y": "${{ body.c }} ${{ default(body.d, 1) }}"}))
     assert found({"a": 1}, request=template) == [
         Unseen(route="build", where="request", path="body.c", lacking=MIN_EVENTS)
     ]
     assert found({"a": 1}, request=template, when="body.a == 2") == []
+
+
+def test_a_route_that_takes_no_event_misses_no_field() -> None:
+    unseen = unseen_of(replace(a_route(match={"body.x": 1}), eligibility=Eligibility(enabled=False)))
+    for _ in range(MIN_EVENTS):
+        unseen.add(an_event(body={}))
+    assert list(unseen.found()) == []
 
 
 def test_only_the_newest_events_and_routes_of_the_source_are_looked_at() -> None:

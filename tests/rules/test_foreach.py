@@ -1,5 +1,6 @@
 """`foreach:`: one written route for many."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,38 @@ def test_it_makes_no_more_values_than_a_file_may_have(tmp_path: Path) -> None:
         f"  - {{foreach: [{items}], name: '{name}', from: shop, to: tenant-acme, request: {{body: {{{body}}}}}}}",
     )
     assert "values in all routes together, got more" in found
+
+
+@pytest.mark.parametrize(
+    ("routes", "message"),
+    [
+        (
+            MANY.replace("{body.tenant:", '{"body.${{ each }}":'),
+            "expected a key without ${{ each }}, which is replaced",
+        ),
+        (MANY.replace("beta]", "null]"), "expected a string, a number, true or false"),
+    ],
+)
+def test_what_cannot_be_replaced_is_told_once(routes: str, message: str, tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, routes)
+    assert message in found
+
+
+def test_many_mistyped_names_take_no_time(tmp_path: Path) -> None:
+    items = ", ".join(f"t{number}" for number in range(400))
+    body = ", ".join(f'k{number}: "${{{{ each.nope }}}}"' for number in range(400))
+    began = time.perf_counter()
+    found = problems(
+        tmp_path,
+        f"  - {{foreach: [{items}], name: 'a-${{{{ each }}}}', from: shop, to: tenant-acme, request: {{body: {{{body}}}}}}}",  # noqa: E501
+    )
+    assert len(found) == 400
+    assert time.perf_counter() - began < 5
+
+
+def test_an_escape_is_left_alone(tmp_path: Path) -> None:
+    rules = load(tmp_path, MANY.replace("    to:", "    request: {body: '$${{ each }} ${{ each }}'}\n    to:"))
+    request = rules.routes["orders-acme"].request
+    assert request is not None
+    assert request.body is not None
+    assert request.body.render(EventView.of(an_event(source="shop"))) == "${{ each }} acme"

@@ -101,6 +101,19 @@ def test_what_the_policy_allows(tmp_path: Path) -> None:
             "{name: a, from: a, request: {headers: {A: b}},",
             "9: routes[0].request.headers: expected no headers, got some",
         ),
+        (
+            "owner: team-a",
+            "owner: team-a\ndefaults: {headers: {A: b}}",
+            "3: defaults.headers: expected no headers, got some",
+        ),
+        ("rate: 50/s", "rate: 50/s, proxy: 'http://evil.example:1'", f"6: destinations.a.proxy: {NO_HOST}"),
+        (
+            "path: /in/team-a",
+            "path: '${X:-/in/other}'",
+            "4: sources.a.path: expected a path such as /in/team-*, got ${X:-***}",
+        ),
+        ("rate: 50/s", "rate: '${UNSET}'", ""),
+        ("https://ci.acme.example/", "https://CI.Acme.Example/", ""),
         (', runbook: "https://wiki.example/b"', "", None),
         ("runbook: https://wiki.example/a", "", None),
     ],
@@ -110,6 +123,8 @@ def test_what_the_policy_forbids(before: str, after: str, expected: str | None, 
     found = errors(write(tmp_path, GOOD.replace(before, after)))
     if expected is None:
         assert found
+    elif not expected:
+        assert found == []
     else:
         assert found == [expected]
 
@@ -126,6 +141,13 @@ def test_what_is_required_may_be_the_files(tmp_path: Path) -> None:
 def test_the_root_file_is_bound_by_nothing(tmp_path: Path) -> None:
     assert errors(write(tmp_path, "")) == ["1: : expected a mapping, got an empty file"]
     assert errors(write(tmp_path, "version: 1")) == []
+
+
+def test_who_answers_is_no_reference(tmp_path: Path) -> None:
+    """It is a label of a metric."""
+    for text in ("owner: '${TEAM}'", "runbook: 'https://wiki.example/${TEAM}'"):
+        (found,) = errors(write(tmp_path, text))
+        assert found.endswith("expected a string without references, got one with ${…}, which everybody would see")
 
 
 def test_an_included_file_makes_no_policy(tmp_path: Path) -> None:

@@ -60,10 +60,6 @@ def loop(items: str, do: object, name: str = "c", **more: object) -> dict[str, o
         (loop("body.commits", "${{ default(c.by.name, 'somebody') }}"), ["somebody", "Jo"]),
         (loop("body.commits", "${{ c.added.join('|') }}"), ["x.py|y.py", ""]),
         ({"for": "body.commits", "as": "c"}, {"for": "body.commits", "as": "c"}),
-        (
-            {"for": "body.commits", "as": "c", "do": "x", "more": 1},
-            {"for": "body.commits", "as": "c", "do": "x", "more": 1},
-        ),
     ],
 )
 def test_what_a_loop_makes(body: object, expected: object) -> None:
@@ -95,7 +91,9 @@ def test_a_name_under_let_may_be_looped_over_and_is_hidden_by_an_item_of_its_nam
 @pytest.mark.parametrize(
     ("body", "path", "message"),
     [
-        (loop("body.commits", "${{ d.id }}"), ("do",), "unknown name 'd'"),
+        (loop("body.commits", "${{ d.id }}"), ("do",), "unknown name 'd' at character 1"),
+        (loop("body.commits", "a ${{ c.id + no(c) }}"), ("do",), "unknown function 'no' at character 8"),
+        (loop("body.commits", "x", sep=1), (), "expected for, as, do and join in a loop, got sep, too"),
         ({"a": [loop("body.commits", "${{ c. }}")]}, ("a", 0, "do"), "syntax error at character"),
         (loop("body.", "x"), ("for",), "syntax error"),
         (loop("commits", "x"), ("for",), "unknown name 'commits'"),

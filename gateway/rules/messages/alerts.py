@@ -1,11 +1,11 @@
 """Alerts and annotations: PagerDuty, Opsgenie and Grafana."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from gateway.model import ExpressionError
-from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message, escaped_html, facts_within
+from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message, escaped_html, facts_within, segment
 from gateway.rules.request_templates import Message
 
 MAX_DETAILS = 8000
@@ -57,6 +57,7 @@ PAGERDUTY = MessagePreset(
             kind=Kind.LINE,
             about="What the alert is about: events with the same key are one alert.",
             limit=255,
+            is_exact=True,
         ),
         Field(name="summary", kind=Kind.LINE, about="What has happened, in one line.", is_required=True, limit=1024),
         Field(name="source", kind=Kind.LINE, about="Where: a host, a service.", limit=1024),
@@ -85,7 +86,7 @@ def _opsgenie(values: Mapping[str, Any]) -> Message:
         if not alias:
             raise ExpressionError("alias: expected one to close, got none")
         note = {key: values[key] for key in ("source",) if values.get(key)}
-        return as_message(note, path=f"/{quote(alias, safe='')}/close", query="identifierType=alias")
+        return as_message(note, path=f"/{segment(alias)}/close", query="identifierType=alias")
     if not values.get("message"):
         raise ExpressionError("message: expected a string with something in it, got an empty one")
     kept = ("message", "alias", "description", "tags", "entity", "source", "priority")
@@ -110,7 +111,13 @@ OPSGENIE = MessagePreset(
             choices=("create", "close"),
         ),
         Field(name="message", kind=Kind.LINE, about="What has happened, in one line.", is_required=True, limit=130),
-        Field(name="alias", kind=Kind.LINE, about="What the alert is about: one alias is one open alert.", limit=512),
+        Field(
+            name="alias",
+            kind=Kind.LINE,
+            about="What the alert is about: one alias is one open alert.",
+            limit=512,
+            is_exact=True,
+        ),
         Field(name="description", kind=Kind.TEXT, about="More of it.", limit=15_000),
         Field(
             name="priority",
@@ -150,4 +157,5 @@ GRAFANA_ANNOTATION = MessagePreset(
     ),
     build=_grafana,
     escape=escaped_html,
+    link_after=re.compile(r"(?:href\s*=\s*[\"']?|<)$"),
 )

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from gateway.model import ExpressionError
 from gateway.rules.expressions import dumps
-from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message
+from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message, form, segment
 from gateway.rules.request_templates import Message
 
 MAX_PROPERTIES = 10
@@ -39,13 +38,20 @@ GITHUB_DISPATCH = MessagePreset(
     url="https://api.github.com with `auth: {bearer: …}`",
     source="https://docs.github.com/rest/repos/repos#create-a-repository-dispatch-event",
     fields=(
-        Field(name="repository", kind=Kind.PATH, about="The owner and the name: `acme/app`.", is_required=True),
+        Field(
+            name="repository",
+            kind=Kind.PATH,
+            about="The owner and the name: `acme/app`.",
+            is_required=True,
+            may_be_one=True,
+        ),
         Field(
             name="event_type",
             kind=Kind.LINE,
             about="The type that the workflow's `types` has.",
             is_required=True,
             limit=100,
+            is_exact=True,
         ),
         Field(
             name="payload", kind=Kind.JSON, about="`github.event.client_payload`: at most 10 keys, and less than 64 KB."
@@ -58,8 +64,8 @@ GITHUB_DISPATCH = MessagePreset(
 def _gitlab(values: Mapping[str, Any]) -> Message:
     pairs = [("token", values["token"]), ("ref", values["ref"])]
     pairs += [(f"variables[{name}]", value) for name, value in values.get("variables", ())]
-    path = f"/api/v4/projects/{quote(values['project'], safe='')}/trigger/pipeline"
-    return Message(urlencode(pairs).encode(), content_type=FORM, path=path)
+    path = f"/api/v4/projects/{segment(values['project'])}/trigger/pipeline"
+    return Message(form(pairs), content_type=FORM, path=path)
 
 
 GITLAB_TRIGGER = MessagePreset(
@@ -69,14 +75,14 @@ GITLAB_TRIGGER = MessagePreset(
     source="https://docs.gitlab.com/ci/triggers/",
     fields=(
         Field(name="project", kind=Kind.LINE, about="The project's id, or its path: `acme/app`.", is_required=True),
-        Field(name="ref", kind=Kind.LINE, about="The branch or tag.", is_required=True, limit=255),
+        Field(name="ref", kind=Kind.LINE, about="The branch or tag.", is_required=True, limit=255, is_exact=True),
         Field(
             name="token",
             kind=Kind.LINE,
             about="The trigger token: a reference, such as ${GITLAB_TRIGGER}.",
             is_required=True,
         ),
-        Field(name="variables", kind=Kind.FACTS, about="Variables of the pipeline.", limit=10_000),
+        Field(name="variables", kind=Kind.FACTS, about="Variables of the pipeline.", limit=10_000, is_exact=True),
     ),
     build=_gitlab,
 )
@@ -88,7 +94,7 @@ def _jenkins(values: Mapping[str, Any]) -> Message:
         parameters.append(("token", values["token"]))
     job = values["job"].replace("/", "/job/")
     path = f"{job}/{'buildWithParameters' if values.get('parameters') else 'build'}"
-    return Message(urlencode(parameters).encode(), content_type=FORM, path=path)
+    return Message(form(parameters), content_type=FORM, path=path)
 
 
 JENKINS = MessagePreset(
@@ -98,7 +104,7 @@ JENKINS = MessagePreset(
     source="https://www.jenkins.io/doc/book/using/remote-access-api/",
     fields=(
         Field(name="job", kind=Kind.PATH, about="The job, in its folders: `apps/deploy`.", is_required=True),
-        Field(name="parameters", kind=Kind.FACTS, about="Parameters of the build.", limit=100_000),
+        Field(name="parameters", kind=Kind.FACTS, about="Parameters of the build.", limit=100_000, is_exact=True),
         Field(name="token", kind=Kind.LINE, about="The token of the job, if it is triggered by one: a reference."),
     ),
     build=_jenkins,

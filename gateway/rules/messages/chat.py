@@ -48,6 +48,9 @@ def _json_size(overhead: int) -> Callable[[Fact], int]:
     return lambda fact: len(dumps(fact)) + overhead
 
 
+MAX_LINES = 200
+"""Of a card of Teams, each of which is an element."""
+
 # --- Slack ---
 
 
@@ -92,10 +95,11 @@ SLACK = MessagePreset(
     source="https://docs.slack.dev/reference/block-kit/blocks",
     fields=(
         *_fields(", in mrkdwn: `*bold*`, `<https://…|link>`", title=150, text=3000, fact=1900),
-        Field(name="channel", kind=Kind.LINE, about="The channel's id, for chat.postMessage.", limit=80),
+        Field(name="channel", kind=Kind.LINE, about="The channel's id, for chat.postMessage.", limit=80, is_exact=True),
     ),
     build=_slack,
     escape=_escaped_mrkdwn,
+    link_after=re.compile(r"<$"),
 )
 
 
@@ -104,14 +108,15 @@ SLACK = MessagePreset(
 
 def _teams(values: Mapping[str, Any]) -> Message:
     _expect_content(values)
-    return Message(fitted(values.get("text", ""), 27_000, lambda text: dumps(_card(values, text))))
+    text = "\n".join(values.get("text", "").split("\n")[:MAX_LINES])
+    return Message(fitted(text, 27_000, lambda text: dumps(_card(values, text))))
 
 
 def _card(values: Mapping[str, Any], text: str) -> dict[str, Any]:
     body: list[dict[str, Any]] = []
     if title := values.get("title"):
         body.append(_runs({"text": title, "weight": "Bolder", "size": "Large"}))
-    body += [_runs({"text": each}) for each in text.split("\n")[:200] if each.strip()]
+    body += [_runs({"text": each}) for each in text.split("\n") if each.strip()]
     for name, value in facts_within(_facts(values)[:20], 18_000, _json_size(120)):
         body.append(_runs({"text": f"{name}: ", "weight": "Bolder"}, {"text": value}))
     card: dict[str, Any] = {
@@ -180,6 +185,7 @@ DISCORD = MessagePreset(
     fields=_fields(", in Markdown", title=256, text=4096, fact=1024),
     build=_discord,
     escape=_escaped_markdown,
+    link_after=re.compile(r"\]\($"),
 )
 
 
@@ -216,4 +222,5 @@ GOOGLE_CHAT = MessagePreset(
     fields=_fields(", with tags: `<b>`, `<i>`, `<a href>`", title=200, text=20_000, fact=1000),
     build=_google_chat,
     escape=escaped_html,
+    link_after=re.compile(r"(?:href\s*=\s*[\"']?|<)$"),
 )

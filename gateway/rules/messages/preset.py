@@ -2,12 +2,12 @@
 
 import html
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
@@ -63,6 +63,15 @@ class Field:
     is_required: bool = False
     choices: tuple[str, ...] = ()
     limit: int | None = None
+    may_be_one: bool = False
+    """Of a path: one value may be both of its two segments, with the slash in it."""
+    is_exact: bool = False
+    """It names something: what is too long is refused, and not cut."""
+
+    @property
+    def most(self) -> int:
+        """The most characters that a value may have, or be cut to."""
+        return MAX_LINE if self.limit is None else self.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +89,8 @@ class MessagePreset:
     fields: tuple[Field, ...]
     build: Callable[[Mapping[str, Any]], Message]
     escape: Callable[[str], str] = str
+    link_after: re.Pattern[str] | None = None
+    """What is written before an address in a text's own markup: what an event has there is a web address, or fails."""
     max_bytes: int = MAX_RESULT
 
     @property
@@ -128,15 +139,18 @@ class PresetMessage:
     def _value(self, known: Field, template: Template | PathTemplate, view: EventView) -> object:
         if isinstance(template, PathTemplate):
             path = template.render(view)
+            if known.may_be_one and path.count("/") + path.count("%2F") == 2:  # noqa: PLR2004 - of two segments
+                path = "".join(["/" + segment(unquote(each)) for each in path[1:].replace("%2F", "/").split("/")])
             if "%2F" in path:
                 raise ExpressionError("expected a value without /, got one with it: it would be another path")
             return path
-        escape: Callable[[str], str] = str
-        if known.kind in _ESCAPED:
-            escape = partial(self._escaped, limit=MAX_LINE if known.limit is None else known.limit)
+        escape = partial(self._escaped, limit=known.most) if known.kind in _ESCAPED else None
         return _READ[known.kind](template.render(view, escape), known)
 
-    def _escaped(self, text: str, *, limit: int) -> str:
+    def _escaped(self, text: str, before: str, *, limit: int) -> str:
+        link_after = self.preset.link_after
+        if link_after is not None and link_after.search(before):
+            return self.preset.escape(url(text))
         # What is cut off later anyway isn't looked at.
         return self.preset.escape(visible(text[: limit + 1]))
 
@@ -163,12 +177,17 @@ def cut(text: str, limit: int | None) -> str:
 def fitted(text: str, limit: int, build: Callable[[str], bytes]) -> bytes:
     """Return what `build` makes of as much of a text as keeps it within `limit` bytes."""
     content = build(text)
-    while len(content) > limit and text:
-        surplus = len(content) - limit
-        text = cut(text, max(1, len(text) - max(1, surplus // 4)))  # no character takes more than 4 bytes, but escapes
-        text = "" if text == "…" else text
-        content = build(text)
-    return content
+    if len(content) <= limit:
+        return content
+    fits, least, most = build(""), 0, len(text)
+    while least < most:
+        middle = (least + most + 1) // 2
+        content = build(cut(text, middle))
+        if len(content) <= limit:
+            fits, least = content, middle
+        else:
+            most = middle - 1
+    return fits
 
 
 def facts_within(facts: Iterable[Fact], limit: int, size: Callable[[Fact], int]) -> list[Fact]:
@@ -209,6 +228,24 @@ def as_message(body: object, **more: Any) -> Message:  # noqa: ANN401 - the fiel
     return Message(dumps(body), **more)
 
 
+def segment(text: str) -> str:
+    """Return a text as one segment of a path, percent-encoded. Raises ExpressionError for what is none."""
+    if text in {"", ".", ".."}:
+        raise ExpressionError(f"expected a segment of a path, got {text!r}")
+    return quote(text, safe="", errors="replace")
+
+
+def form(pairs: Sequence[tuple[str, str]]) -> bytes:
+    """Return the parameters of a form."""
+    return urlencode(pairs, errors="replace", quote_via=quote, safe="").encode()
+
+
+def _shortened(text: str, known: Field) -> str:
+    if known.is_exact and len(text) > known.most:
+        raise ExpressionError(f"expected at most {known.most:,} characters, got more")
+    return cut(text, known.limit)
+
+
 def _string(value: object) -> str:
     if isinstance(value, list | dict) or value is None:
         raise ExpressionError(f"expected a string, got {json_type(value)}")
@@ -228,7 +265,7 @@ def _read_number(value: object, _: Field) -> int:
 
 
 def _read_line(value: object, known: Field) -> str:
-    return cut(line(_string(value)), known.limit)
+    return _shortened(line(_string(value)), known)
 
 
 def _read_lines(value: object, known: Field) -> list[str]:
@@ -243,13 +280,15 @@ def _read_mapping(value: object, _: Field) -> Mapping[str, object]:
 
 
 def _read_facts(value: object, known: Field) -> list[Fact]:
-    facts = list(_read_mapping(value, known).items())[:MAX_ITEMS]
-    return [(name, cut(_string(item), known.limit)) for name, item in facts if item is not None]
+    facts = list(_read_mapping(value, known).items())
+    if known.is_exact and len(facts) > MAX_ITEMS:
+        raise ExpressionError(f"expected at most {MAX_ITEMS} keys, got {len(facts)}")
+    return [(name, _shortened(_string(item), known)) for name, item in facts[:MAX_ITEMS] if item is not None]
 
 
 _READ: Mapping[Kind, Callable[[object, Field], object]] = {
     Kind.LINE: _read_line,
-    Kind.TEXT: lambda value, known: cut(_string(value), known.limit),
+    Kind.TEXT: lambda value, known: _shortened(_string(value), known),
     Kind.URL: lambda value, _: url(_string(value)),
     Kind.CHOICE: _read_choice,
     Kind.NUMBER: _read_number,
