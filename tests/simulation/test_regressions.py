@@ -186,6 +186,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     evicted-member-back-at-a-recreated-tier     the offsets that it finishes are those of new records
     duplicates-in-a-recreated-tier              both lie below the position of a reader that takes it for the former one
     kick-whose-scan-meets-a-recreated-tier      it ends before the end that the kick looked up
+    kick-behind-one-whose-tier-was-recreated    what the first scanned there vouches for nothing that came before
     attempts-that-hang-before-a-gap             each of them keeps what comes behind it from being read
     dead-letters-of-a-clock-that-is-ahead-before-a-gap  the last record below the command's end is before the gap
     retries-that-wait-before-a-gap              so does each of these, for as long as it waits

@@ -29,7 +29,7 @@ from gateway.engine.jobs.log_reader import (
 )
 from gateway.engine.successor_writer import SuccessorWriter, always_false
 from gateway.engine.unavailable_partitions import PatientReader
-from gateway.log.base import Log, Partition, Record
+from gateway.log.base import Log, Partition, Record, are_of_different_topics
 from gateway.log.topics import Topics
 from gateway.model import Delivery, LogUnavailableError, NewerRecordError
 from gateway.rules.rules import Rules
@@ -79,6 +79,8 @@ class Scan:
     """The first record of a partition in a newer format: scan and checkpoints end before it."""
     unreadable: set[str] = field(default_factory=set)
     """Partitions that couldn't be read, as "topic/partition": no checkpoint passes their records."""
+    topic_ids: dict[str, str] = field(default_factory=dict)
+    """The topics' ids as of when their ends were read."""
     flushed: dict[str, int] = field(default_factory=dict)
     """The offset to which each partition has been scanned and its deliveries injected."""
     flush_began: float = 0.0
@@ -103,6 +105,9 @@ class Scan:
         self._turn_until = self.log.now() + TURN
         bounds, unreadable = await self.log.readable(topic)
         self.unreadable |= {partition_key(Partition(topic, number)) for number in unreadable}
+        if are_of_different_topics(self.topic_ids.get(topic, ""), self.log.topic_id(topic)):
+            # Nothing is left of what was to be scanned, and the checkpoint covers nothing of what has come since.
+            return await self.flush()
         for number, (first, after_last) in sorted(bounds.items()):
             partition = Partition(topic, number)
             partition_name = partition_key(partition)
@@ -453,6 +458,7 @@ class ScanningJob:
         """
         bounds, unreadable = await self._patient_reader.readable(topic)
         scan.unreadable |= {f"{topic}/{number}" for number in unreadable}
+        scan.topic_ids[topic] = self._log.topic_id(topic)
         return {f"{topic}/{number}": end for number, (_, end) in bounds.items()}
 
     def _successor_of(self, delivery: Delivery, *, immediately: bool) -> Delivery:
