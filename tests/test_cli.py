@@ -517,7 +517,7 @@ def test_explain_shows_the_fate_of_an_event(run: Run, words: tuple[str, ...]) ->
     assert event == {"id": event["id"], "source": "github", "type": "push", "key": "shop"}
     build, customers = told["routes"]
     (request,) = build.pop("requests")
-    assert build == {"name": "build", "matched": True, "reason": "matched"}
+    assert build == {"name": "build", "matched": True, "reason": "matched", "owner": None, "runbook": None}
     assert list(request) == ["destination", "method", "url", "headers", "not_forwarded", "body"]
     assert request["not_forwarded"] == []
     assert (request["destination"], request["method"], request["body"]) == ("ci", "POST", '{"repo": "shop"}')
@@ -527,6 +527,8 @@ def test_explain_shows_the_fate_of_an_event(run: Run, words: tuple[str, ...]) ->
         "name": "customers",
         "matched": False,
         "reason": "from: expected crm, got github",
+        "owner": None,
+        "runbook": None,
         "requests": [],
     }
 

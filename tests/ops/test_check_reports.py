@@ -17,8 +17,8 @@ sources:
   open:
     verify: {scheme: none}%s
 destinations:
-%s  spare: {url: "https://spare.example/in"}
-  chat: {url: "https://chat.example/in"}
+%s  spare: {url: "https://spare.example/in", rate: 9/s}
+  chat: {url: "https://chat.example/in", rate: 9/s}
 routes: [{name: told, from: open, to: chat}]
 """
 UNVERIFIED = "routes.yaml:4:5"
