@@ -166,4 +166,4 @@ class Scanner:
         records = MemoryRecords(found)
         if not records.has_next():
             return None
-        return PartitionRecords(TopicPartition(*partition), records, None, offset, None, None, True, READ_UNCOMMITTED)  # noqa: FBT003
+        return PartitionRecords(TopicPartition(*partition), records, None, offset, None, None, True, READ_UNCOMMITTED)  # noqa: FBT003 - of aiokafka
