@@ -7,7 +7,7 @@ from gateway.rules.advice import credential_of, is_in_the_clear
 from gateway.rules.conditions import AllOf, AnyOf, Compare, Condition, Every, Field, OneOf, Path, Test
 from gateway.rules.expressions import Expression
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
-from gateway.rules.yaml_document import Node
+from gateway.rules.yaml_document import Code, Node
 
 LONG_TEXT = 10_000
 """Bytes of the text for which a pattern's time is told."""
@@ -64,8 +64,8 @@ class Lints:
             )
             self._warn(node, "slow", f"{message}take {slowest / 10_000:.0f} ms")
 
-    def _warn(self, node: Node, code: str, message: str) -> None:
-        self._reader.report(node, code, message, severity="warning")  # type: ignore[arg-type] # one of the codes
+    def _warn(self, node: Node, code: Code, message: str) -> None:
+        self._reader.report(node, code, message, severity="warning")
 
 
 def _is_impossible(condition: Condition) -> bool:

@@ -407,15 +407,11 @@ class _Assembly:
                     message = f"`order: key` needs a `key` of each source, got none at {name!r}"
                     self.reader.report(route.node.value["order"], "value", message, at_key=True)
 
-    def _check_message(self, request: ParsedMapping) -> None:
-        """Report what a message of which everything is written would be refused for."""
-        if problem := message_problem(request):
-            self.reader.report(request.node, "value", problem)
-
     def _check_request(self, route: ParsedMapping) -> None:
         request = route.values.get("request")
         if request is not None and "preset" in request.values:
-            self._check_message(request)
+            if problem := message_problem(request):
+                self.reader.report(request.node, "value", problem)
             return
         own = [] if request is None else [key for key in ("body", "form") if key in request.node.value]
         if request is None or not own:

@@ -87,7 +87,7 @@ def test_without_defaults_nothing_changes(tmp_path: Path) -> None:
     ("root", "message"),
     [
         (
-            "destinations: {d: {url: 'http://127.0.0.1:1/', auth: {bearer: {token: t}}}}\n"  # noqa: ISC004
+            "destinations: {d: {url: 'http://127.0.0.1:1/', auth: {bearer: {token: t}}}}\n"  # noqa: ISC004 - one document
             "defaults: {headers: {Authorization: x}}\nroutes: []",
             "expected no Authorization where a destination has `auth`, got 'Authorization' in `defaults`",
         ),

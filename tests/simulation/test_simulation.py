@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited:RuntimeWarning"
 )
 
-SEEDS = 120
+SEEDS = 240
 CHUNK = 20
 
 
