@@ -125,6 +125,7 @@ class DeadReason(StrEnum):
     PERMANENT = "permanent"
     GONE = "gone"
     EXPRESSION_ERROR = "expression_error"
+    UNKNOWN_DESTINATION = "unknown_destination"
     ROUTE_REMOVED = "route_removed"
     UNDECODABLE = "undecodable"
     TOO_LARGE = "too_large"
@@ -141,6 +142,7 @@ class SpillReason(StrEnum):
     WINDOW_FULL = "window_full"
     PAUSED = "paused"
     UNKNOWN_NAME = "unknown_name"
+    DELAYED = "delayed"
 
 
 @immutable
@@ -149,8 +151,8 @@ class Delivery:
 
     `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
     event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start.
-    `replayed_at` is when it was replayed, or a kick reset its attempts, and 0 otherwise: its age then counts from the
-    event's receipt.
+    `replayed_at` is when it was replayed, or a kick reset its attempts, or until when its route delays it, and 0
+    otherwise: its age then counts from the event's receipt.
     """
 
     id: DeliveryId
@@ -179,8 +181,21 @@ class Delivery:
 
     @property
     def age_began_at(self) -> float:
-        """When it was replayed, else when its event was received."""
+        """When it was replayed, or its route's delay is over; else when its event was received."""
         return self.replayed_at or self.event.received_at
+
+    @property
+    def is_delayed(self) -> bool:
+        """Whether nothing but its route's `delay` keeps it from being attempted, until it is due."""
+        return not self.attempts and self.due == self.replayed_at > self.event.received_at
+
+    @property
+    def kicked_with(self) -> tuple[str, str]:
+        """The route and the destination whose kick expedites its record: what a route delays, no destination's does.
+
+        A record's only: what has become of its delivery in memory since then says nothing about a kick.
+        """
+        return self.route, "" if self.is_delayed else self.destination
 
 
 @immutable

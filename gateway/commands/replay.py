@@ -282,11 +282,11 @@ async def _count_replay(
         async with aclosing(would_replay(log, rules, selection, window, known)) as looked:
             async for number, matched in looked:
                 show(number, count(sum([each.count for each in counts.values()]), "event"))
-                if matched is not None and matched.error is None:
-                    chosen = matched.undelivered() if selection.undelivered else matched
-                    counts[matched.event.source, matched.event.type].add(matched, chosen.destinations)
-                    destinations.update(chosen.destinations)
-                failing += matched is not None and matched.error is not None
+                failing += matched is not None and any(target.end for target in matched.targets)
+                if matched is not None and (attempted := matched.attempted()).targets:
+                    to = (attempted.undelivered() if selection.undelivered else attempted).destinations
+                    counts[matched.event.source, matched.event.type].add(attempted, to)
+                    destinations.update(to)
     total = _Counted(*[sum(numbers) for numbers in zip(*[astuple(each) for each in counts.values()], strict=True)])
     if output.json:
         for (source, type_), each in sorted(counts.items()):
@@ -297,7 +297,8 @@ async def _count_replay(
     if rows:
         output.table(["source", "type", "events"], rows, right=("events",))
     if failing:
-        output.note(f"for {count(failing, 'event')} the route's condition fails: each would become another dead letter")
+        what = "the route's condition" if route.choice is None else "the route's condition, or `to`,"
+        output.note(f"for {count(failing, 'event')} {what} fails: each would become another dead letter")
     output.print(_fates_text(total))
     output.print(f"would queue {_queued_text(total.count, destinations)}; nothing was done")
     return total.deliveries
@@ -379,9 +380,10 @@ async def _replay_event(call: Invocation) -> int:
         event = decode_event(found.record)
         routes = _routes_of(arguments, rules, event)
         for route in routes:
-            to = route.destinations if arguments.destination is None else (arguments.destination,)
+            targets = route.targets(EventView.of(event), None)
+            to = [name for name, end in targets if end is None and arguments.destination in (None, name)]
             if arguments.dry_run:
-                what = f"{count(len(to), 'delivery')}: {event.id} by {route.name} to {', '.join(to)}"
+                what = f"{count(len(to), 'delivery')}: {event.id} by {route.name} to {', '.join(to) or 'nowhere'}"
                 output.print(f"would queue {what}; nothing was done")
                 if output.json:
                     output.line({"event": event.id, "route": route.name, "destinations": list(to)})

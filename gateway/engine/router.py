@@ -21,6 +21,7 @@ from gateway.engine import tiers
 from gateway.engine.control.append import append_control_record
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.dedupe.filter import DuplicateFilter
+from gateway.engine.deliveries_of_event import plan, plan_rest
 from gateway.engine.delivery.destination_lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.outcomes import is_late
@@ -37,17 +38,16 @@ from gateway.log.topics import ROUTER_GROUP, TIERS
 from gateway.model import (
     NO_METADATA,
     DeadLettered,
-    DeadReason,
     Delivery,
     Event,
     LogUnavailableError,
     NewerRecordError,
     RecordMetadata,
     RecordTooLargeError,
+    SpillReason,
     UndecodableRecordError,
     delivery_id,
 )
-from gateway.rules.event_view import EventView
 from gateway.rules.routing_revision import routing_revision
 
 GAUGE_INTERVAL, DESTINATIONS_PER_UPDATE = 1.0, 1000
@@ -225,22 +225,22 @@ class Router(Member):
     def resume(self, item: PendingDelivery, now: float) -> None:
         delivery, pending = item.delivery, item.record
         control, tracker = self._services.control, pending.tracker
-        if tracker.delay is not None and not pending.was_source_unknown:
-            args = (delivery.route, delivery.destination, tracker.partition, pending.offset)
+        if tracker.delay is not None and not pending.was_routed_here:
+            args = (*pending.kicked_with, tracker.partition, pending.offset)
             if control.was_injected_by_kick(*args, pending.appended_at):
                 self._dispatcher.finish(item)
                 return
             if control.is_kick_pending(*args):
                 self._dispatcher.hold_in_memory(item, now + KICK_POLL_INTERVAL)
                 return
-        if delivery.route:
+        if delivery.route and (delivery.destination or delivery.route not in self._services.rules().routes):
             self._dispatcher.dispatch(item, now)
             return
         # Its deliveries keep its successor number: otherwise their retries would look like duplicates of it.
         pending.items.clear()
         pending.unfinished = 0
-        pending.was_source_unknown = True
-        self._fan_out(pending, delivery.event, item.metadata, delivery.successor, now=now, origin=None)
+        pending.was_routed_here = True
+        self._fan_out(pending, delivery.event, item, now=now, origin=None)
 
     @override
     async def on_batch(self, tracker: Tracker, batch: Batch) -> None:
@@ -299,12 +299,10 @@ class Router(Member):
         traces = self._services.traces
         origin = Origin(tracker.partition, record.offset, record.appended_at)
         if traces is None:
-            return self._fan_out(pending, event, NO_METADATA, 0, now=now, origin=origin)
+            return self._fan_out(pending, event, None, now=now, origin=origin)
         topic, partition = tracker.partition
         with traces.process(event, group=self._group, topic=topic, partition=partition, offset=record.offset) as span:
-            congested = self._fan_out(
-                pending, replace(event, trace=span.context), NO_METADATA, 0, now=now, origin=origin
-            )
+            congested = self._fan_out(pending, replace(event, trace=span.context), None, now=now, origin=origin)
             span.set_attributes({"gateway.routes": sorted({item.delivery.route for item in pending.items})})
         return congested
 
@@ -312,34 +310,33 @@ class Router(Member):
         self,
         pending: PendingRecord,
         event: Event,
-        metadata: RecordMetadata,
-        successor: int,
+        predecessor: PendingDelivery | None,
         *,
         now: float,
         origin: Origin | None,
     ) -> Lane | None:
-        """Create an event's deliveries and dispatch each. Without an `origin`, the event can't be ordered any more."""
+        """Create an event's deliveries and dispatch each. Without an `origin`, the event can't be ordered any more.
+
+        A `predecessor` had no destination yet, and perhaps no route.
+        """
         rules = self._services.rules()
-        if event.source not in rules.sources:
-            nowhere = Delivery(
-                id=delivery_id(event.id, "", ""), event=event, route="", destination="", successor=successor
-            )
+        before = None if predecessor is None else predecessor.delivery
+        is_routed = before is not None and bool(before.route)
+        if event.source not in rules.sources and not is_routed:
+            nowhere = before or Delivery(id=delivery_id(event.id, "", ""), event=event, route="", destination="")
+            metadata = NO_METADATA if predecessor is None else predecessor.metadata
             self._dispatcher.defer_unknown(pending.add(nowhere, metadata=metadata))
             return None
-        matches = rules.table.match(EventView.of(event))
-        self._services.metrics.count_routed(event, [route.name for route, _ in matches])
+        if before is not None and is_routed:
+            planned = plan_rest(event, rules.routes[before.route], before)
+        else:
+            planned, routes = plan(event, rules, before)
+            self._services.metrics.count_routed(event, routes)
         items: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
-        for route, error in matches:
-            outcome = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
-            for name in route.destinations:
-                delivery = Delivery(
-                    id=delivery_id(event.id, route.name, name),
-                    event=event,
-                    route=route.name,
-                    destination=name,
-                    successor=successor,
-                )
-                items.append((pending.add(delivery), outcome, route.order is not None))
+        for delivery, outcome, is_ordered in planned:
+            if outcome is None and delivery.due > now:
+                self._services.metrics.spills.labels(delivery.destination, SpillReason.DELAYED).inc()
+            items.append((pending.add(delivery), outcome, is_ordered))
         if not items:
             self.done(pending)
             return None
@@ -437,9 +434,10 @@ class Router(Member):
         if tracker.is_duplicate_record(delivery, record.offset):
             self.done(pending)
             return
+        pending.kicked_with = delivery.kicked_with
         is_expedited = stored.metadata.is_expedited
         metadata = replace(stored.metadata, is_expedited=False) if is_expedited else stored.metadata
-        args = (delivery.route, delivery.destination, tracker.partition, record.offset, record.appended_at)
+        args = (*pending.kicked_with, tracker.partition, record.offset, record.appended_at)
         if self._services.control.is_expedited(*args):
             delivery = replace(delivery, due=min(delivery.due, now))
         item = pending.add(delivery, is_retry=True, metadata=metadata)

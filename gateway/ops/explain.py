@@ -9,12 +9,23 @@ import orjson
 
 from gateway.bodies.media_types import Kind, kind_of
 from gateway.client.request import Outbound, compose
-from gateway.model import Delivery, Event, ExpressionError, Headers, RefusedError, UsageError, delivery_id
+from gateway.model import (
+    DeadReason,
+    Delivery,
+    Event,
+    ExpressionError,
+    Headers,
+    RefusedError,
+    UsageError,
+    delivery_id,
+    shown,
+)
+from gateway.rules.destination_choice import UndeclaredDestinationError
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import NO_BODY, EventView
 from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.request_templates import RequestTemplate
-from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
+from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules, Target
 from gateway.text import did_you_mean
 from gateway.verify.request import Request
 
@@ -25,14 +36,16 @@ MIN_SECRET = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """The first request of one delivery, or the `problem` that dead-letters it instead.
+    """The first request of one delivery, or the `problem` that dead-letters it instead, for a `reason`.
 
-    If a field is missing, `available_fields` lists the existing ones.
+    The destination is "" if the event names none that is declared. If a field is missing, `available_fields` lists the
+    existing ones.
     """
 
     destination: str
     request: Outbound | None
     problem: str = ""
+    reason: DeadReason = DeadReason.EXPRESSION_ERROR
     available_fields: str = ""
 
 
@@ -93,14 +106,13 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     if sender is None:
         raise UsageError(f"{event.id}: expected an event of a source in the rules, got one of {event.source!r}")
     request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
-    failed = {route.name for route, error in rules.table.match(EventView.of(event)) if error is not None}
+    view = EventView.of(event)
+    matched = rules.table.match(view)
+    fine = {route.name: route.targets(view, None) for route, error in matched if error is None}
     mask = None if is_secret_shown else _Mask(rules.secret_values)
     routes = []
-    for found in rules.table.explain(EventView.of(event)):
-        requests: list[Planned] = []
-        if found.matched and found.name not in failed:
-            route = rules.routes[found.name]
-            requests = [_plan(event, route, rules.destinations[name], now) for name in route.destinations]
+    for found in rules.table.explain(EventView.of(event), matched):
+        requests = [_plan(event, rules, found.name, target, now) for target in fine.get(found.name, ())]
         explained = ExplainedRoute(
             name=found.name,
             is_matched=found.matched,
@@ -110,7 +122,6 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
             halts=rules.routes[found.name].on_exhausted == "halt",
         )
         routes.append(explained if mask is None else mask.route(explained, rules))
-    view = EventView.of(event)
     try:
         identified_by = EventBuilder(sender).identified_by(request)
     except RefusedError:
@@ -154,7 +165,7 @@ class _Mask:
     def route(self, explained: ExplainedRoute, rules: Rules) -> ExplainedRoute:
         template = rules.routes[explained.name].request
         requests = [
-            self._planned(self._computed(planned, template), rules.destinations[planned.destination])
+            self._planned(self._computed(planned, template), rules.destinations.get(planned.destination))
             for planned in explained.requests
         ]
         return replace(explained, reason=self._text(explained.reason), requests=tuple(requests))
@@ -193,9 +204,9 @@ class _Mask:
         masked = urlunsplit((parts.scheme, parts.netloc, f"/{path}", MASK if parts.query else "", ""))
         return self._text(masked)
 
-    def _planned(self, planned: Planned, destination: Destination) -> Planned:
+    def _planned(self, planned: Planned, destination: Destination | None) -> Planned:
         request = planned.request
-        if request is not None:
+        if request is not None and destination is not None:
             secret = {name.lower().encode() for name, _ in destination.headers} | {b"webhook-signature"}
             headers = [
                 (name, MASK.encode() if name.lower() in secret else self._bytes(value))
@@ -233,7 +244,24 @@ def _forms(secret: str) -> Iterator[str]:
     yield quote(secret, safe="", errors="replace")  # in a path, a query, a form
 
 
-def _plan(event: Event, route: Route, destination: Destination, now: float) -> Planned:
+def _undeclared(event: Event, route: Route) -> str:
+    """Return which name an event gives that isn't declared; "" if it gives another, or none."""
+    try:
+        if route.choice is not None:
+            route.choice.of(EventView.of(event))
+    except UndeclaredDestinationError as error:
+        return f"{error} name, {shown(error.name)}" if error.name else ""
+    except ExpressionError:
+        pass
+    return ""
+
+
+def _plan(event: Event, rules: Rules, route_name: str, target: Target, now: float) -> Planned:
+    route = rules.routes[route_name]
+    if target.end is not None:
+        problem = _undeclared(event, route) or target.end.detail
+        return Planned(destination=target.destination, request=None, problem=problem, reason=target.end.reason)
+    destination = rules.destinations[target.destination]
     delivery = Delivery(
         id=delivery_id(event.id, route.name, destination.name),
         event=event,

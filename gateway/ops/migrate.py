@@ -417,9 +417,8 @@ class _Migration:
             except UnreadableRecordError:
                 pass  # the router dead-letters it
             else:
-                if control.was_injected_by_kick(
-                    delivery.route, delivery.destination, partition, record.offset, record.appended_at
-                ):
+                args = (*delivery.kicked_with, partition, record.offset, record.appended_at)
+                if control.was_injected_by_kick(*args):
                     continue  # it was injected again
                 tier = tiers.plan(delivery.due, self._target.now())
             await self._move(topic, self._topics.retry(tier or tiers.SHORTEST), record)

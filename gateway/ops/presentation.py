@@ -45,8 +45,9 @@ def explained_fields(
                 "runbook": route.contact.runbook or None,
                 "requests": [
                     {
-                        "destination": planned.destination,
+                        "destination": planned.destination or None,
                         "error": planned.problem,
+                        "reason": planned.reason,
                         "available_fields": planned.available_fields or None,
                     }
                     if planned.request is None
@@ -141,8 +142,8 @@ def _identity_text(explained: Explained) -> str:
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
     for planned in route.requests:
         if planned.request is None:
-            end = "halts its key (expression_error): " if route.halts else "dead-lettered as expression_error: "
-            output.print(f"    {planned.destination}: ", (end, "red"), planned.problem)
+            end = f"halts its key ({planned.reason}): " if route.halts else f"dead-lettered as {planned.reason}: "
+            output.print(f"    {planned.destination or 'no destination'}: ", (end, "red"), planned.problem)
             if planned.available_fields:
                 output.print(f"      {planned.available_fields}")
             continue

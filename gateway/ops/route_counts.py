@@ -94,7 +94,8 @@ class RouteCounts:
     def status(self, rules: Rules, *, now: float, at: float) -> Mapping[str, Any]:
         """Return the routes that have matched nothing since their conditions changed, as JSON for `/status`.
 
-        One that is disabled, has expired or takes a sample isn't among them: it may well match nothing.
+        One that is disabled, has expired, takes a sample or catches what others leave isn't among them: it may well
+        match nothing.
 
         `new` has those that matched nothing before either, grouped, as they may be thousands; `changed` those that did,
         and `missed` what such routes didn't match for a while, within the last hour.
@@ -102,7 +103,7 @@ class RouteCounts:
         groups: dict[tuple[float | None, int, tuple[str, ...]], list[str]] = {}
         changed: list[Mapping[str, Any]] = []
         for name, route in rules.routes.items():
-            if route.eligibility is not None and not route.eligibility.takes_all(now):
+            if route.catch_all or (route.eligibility is not None and not route.eligibility.takes_all(now)):
                 continue
             start, matched = self._starts.get(name), self._totals.matched.get(name, 0)
             if matched > (0 if start is None else start.matched):

@@ -20,15 +20,15 @@ from gateway.ops.rule_tests import CHANGING_HEADERS, body_of, differences
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.rule_tests import captured_event
-from gateway.rules.rules import Route, Rules
+from gateway.rules.rules import Route, Rules, Target
 from gateway.verify.request import Request
 
 MAX_SAMPLES = 3
 MAX_LINE = 64 << 20  # bytes of an event in a file
 GIT_TIMEOUT = 60.0
 
-Matched = tuple[Route, ExpressionError | None]
-"""A route that matches an event, or whose condition failed."""
+Matched = tuple[Route, str]
+"""A route that takes an event, and why its delivery ends without an attempt, "" if it doesn't."""
 Deliveries = dict[tuple[str, str], Matched]
 """Those of an event, by route and destination."""
 
@@ -87,23 +87,25 @@ class RuleDiff:
         self.unrouted["after"] += not after
         for key in before | after:
             route, destination = key
+            shown = destination or "no destination"
             counted = self.routes[route]
             counted.before += key in before
             counted.after += key in after
             if key not in before:
-                counted.add("gained", event, (f"to {destination}",))
+                counted.add("gained", event, (f"to {shown}",))
             elif key not in after:
-                counted.add("lost", event, (f"to {destination}",))
+                counted.add("lost", event, (f"to {shown}",))
             elif found := self._request_differences(destination, before[key], after[key], events):
-                counted.add("changed", event, (f"to {destination}", *found))
+                counted.add("changed", event, (f"to {shown}", *found))
 
     def _deliveries(self, rules: Rules, event: Event) -> Deliveries:
         if event.source not in rules.sources:
             return {}
+        view = EventView.of(event)
         return {
-            (route.name, destination): (route, error)
-            for route, error in rules.table.match(EventView.of(event))
-            for destination in route.destinations
+            (route.name, target.destination): (route, _problem(error, target))
+            for route, error in rules.table.match(view)
+            for target in route.targets(view, error)
         }
 
     def _read(self, side: int, event: Event) -> Event:
@@ -133,8 +135,8 @@ class RuleDiff:
 
     def _composed(self, rules: Rules, matched: Matched, destination: str, event: Event) -> dict[str, object]:
         route, problem = matched
-        if problem is not None:
-            return {"error": f"when: {problem}"}
+        if problem:
+            return {"error": problem}
         delivery = Delivery(
             id=delivery_id(event.id, route.name, destination), event=event, route=route.name, destination=destination
         )
@@ -143,6 +145,12 @@ class RuleDiff:
         except ExpressionError as error:
             return {"error": str(error)}
         return _shown_request(request)
+
+
+def _problem(error: ExpressionError | None, target: Target) -> str:
+    if error is not None:
+        return f"when: {error}"
+    return "" if target.end is None else target.end.detail
 
 
 def _shown_request(request: Outbound) -> dict[str, object]:

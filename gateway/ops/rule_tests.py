@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import orjson
 
 from gateway.client.request import USER_AGENT, Outbound
-from gateway.model import RefusedError, UsageError
+from gateway.model import DeadReason, RefusedError, UsageError
 from gateway.ops.explain import Explained, ExplainedRoute, Planned, explain
 from gateway.ops.output import body_text, header_text
 from gateway.rules.rule_tests import ExpectedRequest, RuleTest
@@ -146,17 +146,22 @@ def _of_request(where: str, expected: ExpectedRequest, explained: Explained, rul
         yield f"{where}.route: unknown route {expected.route!r}{did_you_mean(expected.route, rules.routes)}"
         return
     destinations = rules.routes[route.name].destinations
-    if expected.to is None and len(destinations) > 1:
-        yield f"{where}: expected `to`, one of {', '.join(destinations)}, got none"
+    chosen = [each.destination for each in route.requests] if rules.routes[route.name].choice else [*destinations]
+    if expected.to is None and len(chosen) > 1:
+        yield f"{where}: expected `to`, one of {', '.join(chosen)}, got none"
         return
-    to = expected.to or destinations[0]
-    if to not in destinations:
+    to = expected.to or next(iter(chosen), "")
+    if expected.to is not None and to not in destinations:
         yield f"{where}.to: expected a destination of {route.name} ({', '.join(destinations)}), got {to!r}"
         return
     if not route.is_matched:
         yield f"{where}: expected a request of {route.name}, got none: {route.reason}"
         return
     planned = next((each for each in route.requests if each.destination == to), None)
+    if planned is None and route.requests:
+        ends = [each.problem for each in route.requests if not each.destination]
+        yield f"{where}.to: expected {to}, got {', '.join(ends or chosen)}"
+        return
     yield from _of_planned(where, expected, planned, route)
 
 
@@ -169,7 +174,8 @@ def _of_planned(where: str, expected: ExpectedRequest, planned: Planned | None, 
         if request is not None or error not in problem:
             yield f"{where}.error: expected {_shown(error)}, got {_shown(got)}"
     elif request is None:
-        yield f"{where}: expected a request, got a dead letter (expression_error): {problem}"
+        reason = DeadReason.EXPRESSION_ERROR if planned is None else planned.reason
+        yield f"{where}: expected a request, got a dead letter ({reason}): {problem}"
     else:
         yield from request_differences(where, expected, request)
 

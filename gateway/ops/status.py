@@ -242,9 +242,7 @@ async def waiting_deliveries(
             is_over = (
                 _was_resumed(control, stored, partition, record)
                 if topic == topics.parked
-                else control.was_injected_by_kick(
-                    delivery.route, delivery.destination, partition, record.offset, record.appended_at
-                )
+                else control.was_injected_by_kick(*delivery.kicked_with, partition, record.offset, record.appended_at)
             )
             life = hash(delivery.life)
             if not is_over and life not in seen:
@@ -389,12 +387,19 @@ def _finding_for_group(
 ) -> Finding:
     which = f"--reason {group.reason}"
     if group.route:  # or it is a record that can't be read
-        which = f"--route {group.route} --destination {group.destination} {which}"
+        to = f"--destination {group.destination} " if group.destination else ""
+        which = f"--route {group.route} {to}{which}"
     steps = [f"gateway dead list {which}"]
     gone = _missing_name(group, rules)
     if group.reason == DeadReason.EXPRESSION_ERROR and group.event:
         steps = [f"# {gone}: restore it first"] if gone else []
         steps += _expression_steps(group, which, statuses, control)
+    elif group.reason == DeadReason.UNKNOWN_DESTINATION and not gone:
+        steps += [
+            *([f"gateway explain {group.event}"] if group.event else []),
+            f"# once the rules have that destination, or an `otherwise` for route {group.route}:",
+            f"gateway dead replay {which}",
+        ]
     elif gone:
         steps += [
             f"# {gone}: restore it first, or they end as route_removed again:",
@@ -409,7 +414,9 @@ def _finding_for_group(
         steps += [once, f"gateway dead replay {which}"]
     return Finding(
         rank=DEAD,
-        what=f"{group.route} → {group.destination}" if group.route else _WITHOUT_ROUTE[bool(group.event)],
+        what=f"{group.route} → {group.destination or 'no destination'}"
+        if group.route
+        else _WITHOUT_ROUTE[bool(group.event)],
         why=f"dead letters: {group.reason}" + (f", {group.last_result}" if group.last_result else ""),
         since=group.oldest,
         next=tuple(steps),
@@ -423,7 +430,7 @@ def _missing_name(group: Group, rules: Rules | None) -> str:
         return ""
     if group.route not in rules.routes:
         return f"the local rules have no route {group.route}"
-    is_there = group.destination in rules.destinations
+    is_there = not group.destination or group.destination in rules.destinations
     return "" if is_there else f"the local rules have no destination {group.destination}"
 
 
@@ -445,7 +452,7 @@ def _expression_steps(group: Group, which: str, statuses: Iterable[Mapping[str, 
         if change.startswith(f"route {group.route}: ")
     ]
     steps = [*dict.fromkeys(steps), f"gateway explain {group.event}"]
-    if group.last_result.startswith(("request.", "destinations.")):
+    if group.last_result.startswith(("request.", "destinations.", "to: ")):
         return [
             *steps,
             "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",

@@ -24,6 +24,7 @@ WAIT_REASONS: Mapping[str, str] = {
     SpillReason.WINDOW_FULL: "its partition was nearly blocked",
     SpillReason.PAUSED: "paused",
     SpillReason.UNKNOWN_NAME: "not in the rules",
+    SpillReason.DELAYED: "delayed by its route",
 }
 
 
@@ -75,6 +76,8 @@ class Backlog:
 
 def reason_of_waiting(stored: StoredDelivery) -> str:
     """Return why a delivery waits: as its record says, else what its last attempt got."""
+    if stored.delivery.is_delayed and stored.metadata.why != SpillReason.PAUSED:
+        return WAIT_REASONS[SpillReason.DELAYED]
     if stored.metadata.why:
         return WAIT_REASONS.get(stored.metadata.why, stored.metadata.why)
     if not stored.delivery.attempts:

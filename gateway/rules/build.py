@@ -1,10 +1,11 @@
 """Builds sources, destinations and routes of what was read from the rule files, and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gateway.model import ExpressionError
+from gateway.rules.destination_choice import DestinationChoice, fitting
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
@@ -25,7 +26,7 @@ from gateway.rules.rules import (
     StoredResponse,
     Tls,
 )
-from gateway.rules.schema_reader import NameRef, ParsedMapping, without_values
+from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, TemplateRef, without_values
 from gateway.rules.templates import Template
 from gateway.verify.client_certificates import ClientCertificates
 from gateway.verify.presets import PresetResponse
@@ -34,6 +35,7 @@ from gateway.verify.verifier import Verifier
 # Shorter than for other routes, since a delivery that keeps failing blocks its key and holds back the partition's
 # commit.
 ORDERED_MAX_AGE = 3600.0
+_AS_WRITTEN = ("order", "on_exhausted", "choice", "fixed", "stop", "catch_all", "delay")
 
 
 def source_of(
@@ -143,7 +145,7 @@ def route_of(name: str, read: ParsedMapping) -> Route:
         request=_request(request) if request else None,
         retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if "order" in read.values else {})),
         eligibility=_eligibility(read),
-        **{key: read.values[key] for key in ("order", "on_exhausted") if key in read.values},
+        **{key: read.values[key] for key in _AS_WRITTEN if key in read.values},
     )
 
 
@@ -187,8 +189,47 @@ def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:
 
 
 def names_of(route: ParsedMapping, key: str) -> tuple[str, ...]:
-    uses = route.values.get(key, ())
+    return _names(route.values.get(key, ()))
+
+
+def _names(uses: Iterable[NameRef | ParsedMapping]) -> tuple[str, ...]:
     return tuple([use.name if isinstance(use, NameRef) else use.values.get("name", "") for use in uses])
+
+
+def choose_destinations(route: ParsedMapping, declared: Iterable[str], reader: SchemaReader) -> None:
+    """Replace a template in a route's `to` by the names that it can give, and keep it as the value `choice`."""
+    uses = route.values.get("to", ())
+    templates = [use for use in uses if isinstance(use, TemplateRef)]
+    otherwise: NameRef | None = route.values.get("otherwise")
+    if not templates:
+        if otherwise is not None:
+            message = "`otherwise` needs a template in `to`, got none"
+            reader.report(route.node.value["otherwise"], "value", message, at_key=True)
+        return
+    written, *others = templates
+    for other in others:
+        reader.report(other.node, "value", "expected one template in `to`, got another: a route of its own may have it")
+    candidates = fitting(written.template, declared)
+    if not candidates and not reader.has_gaps:
+        message = "expected a template of declared destinations' names, got one that none of them fits"
+        reader.report(written.node, "unknown_name", message)
+    if "order" in route.values:
+        message = "expected names of destinations with `order: key`, got a template"
+        reader.report(written.node, "value", message)
+    fixed = tuple([use for use in uses if not isinstance(use, TemplateRef)])
+    names = _names(fixed)
+    added = [NameRef(name, written.node) for name in candidates if name not in names]
+    if otherwise is not None and otherwise.name not in {*names, *candidates}:
+        added.append(otherwise)
+    route.values |= {
+        "to": (*fixed, *added),
+        "fixed": names,
+        "choice": DestinationChoice(
+            name=written.template,
+            candidates=frozenset(candidates),
+            otherwise=None if otherwise is None else otherwise.name,
+        ),
+    }
 
 
 def path_of(name: str, source: ParsedMapping) -> str:

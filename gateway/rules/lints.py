@@ -1,10 +1,12 @@
 """What `gateway check --strict` adds: rules that are valid, and could be safer, plainer or faster."""
 
+import json
 import re
 from collections.abc import Mapping
 
 from gateway.rules.advice import credential_of, is_in_the_clear
-from gateway.rules.conditions import AllOf, AnyOf, Compare, Condition, Every, Field, OneOf, Path, Test
+from gateway.rules.build import names_of
+from gateway.rules.conditions import AllOf, AnyOf, Compare, Condition, Every, Field, OneOf, Path, Test, written
 from gateway.rules.expressions import Expression
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
 from gateway.rules.yaml_document import Code, Node
@@ -37,6 +39,7 @@ class Lints:
             self._of_destination(read)
         for read in self._routes.values():
             self._of_route(read)
+        self._of_stops()
 
     def _of_destination(self, read: ParsedMapping) -> None:
         url, node = read.values["url"], read.node.value["url"]
@@ -64,8 +67,33 @@ class Lints:
             )
             self._warn(node, "slow", f"{message}take {slowest / 10_000:.0f} ms")
 
+    def _of_stops(self) -> None:
+        """Report routes to which one with `stop` above them leaves nothing, as far as that is plain to see."""
+        stops: dict[tuple[bool, str, str], list[tuple[str, frozenset[str]]]] = {}
+        for name, read in self._routes.items():
+            own, sources = _conditions_of(read), names_of(read, "from")
+            is_catch_all = read.values.get("catch_all", False)
+            above: set[str] = set()
+            for number, source in enumerate(sources):
+                candidates = [each for key in (*own, "") for each in stops.get((is_catch_all, source, key), ())]
+                taking = {stop for stop, conditions in candidates if conditions <= own}
+                above = taking if not number else above & taking
+            if above:
+                message = f"no event gets here: {min(above)}, above it, has `stop` and takes all of them"
+                self._warn(read.node.value["name"], "unreachable", message)
+            if read.values.get("stop") and not read.values.keys() & {"enabled", "sample", "expires"}:
+                for source in sources:
+                    stops.setdefault((is_catch_all, source, min(own, default="")), []).append((name, own))
+
     def _warn(self, node: Node, code: Code, message: str) -> None:
         self._reader.report(node, code, message, severity="warning")
+
+
+def _conditions_of(read: ParsedMapping) -> frozenset[str]:
+    """Return what has to hold for a route, each condition as it is written."""
+    match, when = read.values.get("match"), read.values.get("when")
+    every = _flattened(match) if isinstance(match, AllOf) else [] if match is None else [match]
+    return frozenset([json.dumps(written(each)) for each in every] + ([] if when is None else [when.text]))
 
 
 def _is_impossible(condition: Condition) -> bool:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from gateway.model import RulesError
 from gateway.rules.advice import Advice
 from gateway.rules.build import (
+    choose_destinations,
     client_certificates_of,
     destination_of,
-    message_problem,
     names_of,
     path_of,
     route_of,
@@ -28,7 +28,7 @@ from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.foreach import expand
 from gateway.rules.lints import Lints
 from gateway.rules.policy import check_policy
-from gateway.rules.request_templates import Method
+from gateway.rules.route_checks import check_order, check_request
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
@@ -212,6 +212,8 @@ class _Assembly:
         for file in self.files:
             self._collect(file)
             self._fill(file)
+        for route in self._routes():
+            choose_destinations(route, self.written["destination"], self.reader)
         self._check_paths()
         verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
         demanded = {name: self._client_certificates(read) for name, read in self.sources.items()}
@@ -222,8 +224,8 @@ class _Assembly:
         for name, read in self.sources.items():
             self._check_after_delivery(name, read, verifiers[name])
         for route in self.routes.values():
-            self._check_order(route)
-            self._check_request(route)
+            check_order(route, self.sources, self.reader)
+            check_request(route, self.reader)
         for name, read in self.destinations.items():
             self._check_transport(name, read)
         if policy := self.files[0].values.get("policy") if self.files else None:
@@ -395,33 +397,6 @@ class _Assembly:
                     guess = did_you_mean(use.name, known) if len(self.reader.problems) < MAX_GUESSES else ""
                     self.reader.report(use.node, "unknown_name", f"unknown {what} {use.name!r}{guess}")
                 seen.add(use.name)
-
-    def _check_order(self, route: ParsedMapping) -> None:
-        if "on_exhausted" in route.values and "order" not in route.values:
-            message = "`on_exhausted` needs `order: key`, got none"
-            self.reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
-        if "order" in route.values:
-            for name in names_of(route, "from"):
-                source = self.sources.get(name)
-                if source is not None and source.node.child("key") is None:
-                    message = f"`order: key` needs a `key` of each source, got none at {name!r}"
-                    self.reader.report(route.node.value["order"], "value", message, at_key=True)
-
-    def _check_request(self, route: ParsedMapping) -> None:
-        request = route.values.get("request")
-        if request is not None and "preset" in request.values:
-            if problem := message_problem(request):
-                self.reader.report(request.node, "value", problem)
-            return
-        own = [] if request is None else [key for key in ("body", "form") if key in request.node.value]
-        if request is None or not own:
-            return
-        if len(own) > 1:
-            message = "expected `body` or `form`, got both"
-            self.reader.report(request.node.value["form"], "value", message, at_key=True)
-        if request.values.get("method") is Method.GET:
-            message = f"expected no `{own[0]}` with `method: GET`, which has none, got one"
-            self.reader.report(request.node.value[own[0]], "value", message, at_key=True)
 
     def _check_after_delivery(self, name: str, read: ParsedMapping, verifier: Verifier | None) -> None:
         """Refuse a destination to which no route sends this source's events, and two answers to several events."""

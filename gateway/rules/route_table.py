@@ -42,6 +42,12 @@ class Matchable(Protocol):
     @property
     def eligibility(self) -> Eligibility | None: ...
 
+    @property
+    def stop(self) -> bool: ...
+
+    @property
+    def catch_all(self) -> bool: ...
+
 
 class RouteTable(Generic[_R]):
     """The routes of one version of the rules, in file order.
@@ -55,22 +61,25 @@ class RouteTable(Generic[_R]):
     def __init__(self, routes: Iterable[_R]) -> None:
         self._routes = tuple(routes)
         numbers: dict[str, list[int]] = {}
+        catch_alls: dict[str, list[int]] = {}
         for number, route in enumerate(self._routes):
             for source in dict.fromkeys(route.sources):
-                numbers.setdefault(source, []).append(number)
+                (catch_alls if route.catch_all else numbers).setdefault(source, []).append(number)
         self._indexes = {source: _Index(self._routes, of_source) for source, of_source in numbers.items()}
+        self._catch_alls = {source: _Index(self._routes, of_source) for source, of_source in catch_alls.items()}
 
     def match(self, view: EventView) -> list[tuple[_R, ExpressionError | None]]:
-        """Return the routes that match, in file order.
+        """Return the routes that take an event, in file order.
 
         A route whose `when` failed, but not because of a missing field, is returned with the error: its deliveries are
         dead-lettered, since it is unknown whether it matched.
         """
-        index = self._indexes.get(view.source)
-        if index is None:
-            return []
-        matched: list[tuple[_R, ExpressionError | None]] = []
-        for number in index.candidates(view):
+        matched = self._taken(self._indexes.get(view.source), view)
+        return matched or self._taken(self._catch_alls.get(view.source), view)
+
+    def _taken(self, index: "_Index | None", view: EventView) -> list[tuple[_R, ExpressionError | None]]:
+        taken: list[tuple[_R, ExpressionError | None]] = []
+        for number in () if index is None else index.candidates(view):
             route = self._routes[number]
             if route.eligibility is not None and not route.eligibility.holds(view):
                 continue
@@ -83,12 +92,22 @@ class RouteTable(Generic[_R]):
                         continue
                 except ExpressionError as failure:
                     error = failure
-            matched.append((route, error))
-        return matched
+            taken.append((route, error))
+            if route.stop:
+                break
+        return taken
 
-    def explain(self, view: EventView) -> list["Explanation"]:
-        """Return for every route whether it matches, as in `match`, and the first condition that fails."""
-        return [_explained(route, view) for route in self._routes]
+    def explain(self, view: EventView, matched: Sequence[tuple[_R, ExpressionError | None]]) -> list["Explanation"]:
+        """Return for every route whether it takes an event, and the first condition that fails.
+
+        `matched` is what `match` returned, of another view: what is computed over one is limited.
+        """
+        errors = {route.name: error for route, error in matched}
+        last = matched[-1][0] if matched else None
+        return [
+            _taken(route, errors[route.name]) if route.name in errors else _not_taken(route, view, last)
+            for route in self._routes
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +119,12 @@ class Explanation:
     reason: str
 
 
-def _explained(route: Matchable, view: EventView) -> Explanation:
+def _taken(route: Matchable, error: ExpressionError | None) -> Explanation:
+    reason = "matched" if error is None else f"when: failed: {error}"
+    return Explanation(name=route.name, matched=True, reason=reason)
+
+
+def _not_taken(route: Matchable, view: EventView, last: Matchable | None) -> Explanation:
     reason: str | None = None
     if view.source not in route.sources:
         reason = f"from: expected {' or '.join(route.sources)}, got {view.source}"
@@ -113,11 +137,13 @@ def _explained(route: Matchable, view: EventView) -> Explanation:
             if not route.when.is_true(view):
                 route.when.evaluate(view)  # raises an error that names a missing field
                 reason = f"when: false: {route.when.text}"
-        except MissingFieldError as error:
-            reason = f"when: {error}"
         except ExpressionError as error:
-            return Explanation(name=route.name, matched=True, reason=f"when: failed: {error}")
-    return Explanation(name=route.name, matched=reason is None, reason=reason or "matched")
+            reason = f"when: {error}" if isinstance(error, MissingFieldError) or last is None else None
+    if reason is None:
+        assert last is not None, route.name  # else it would have been taken
+        is_left_over = route.catch_all and not last.catch_all
+        reason = f"catch_all: {last.name} takes it" if is_left_over else f"stop: {last.name}, above it, takes it"
+    return Explanation(name=route.name, matched=False, reason=reason)
 
 
 class _Index:

@@ -9,11 +9,14 @@ import hashlib
 import json
 import zlib
 from base64 import b64decode, b64encode
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from gateway.rules import eligibility
 from gateway.rules.conditions import parse_condition, written
+from gateway.rules.destination_choice import read_choice
 from gateway.rules.expressions import Expression
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import Route, RoutingRevision, Rules
@@ -34,6 +37,8 @@ class PastRoute:
     """Those of `sources` whose duplicates weren't delivered."""
     destinations: frozenset[str]
     route: Route | None
+    is_alone: bool = True
+    """Whether the route alone decides what it takes, and no route with `stop` above it, or any other."""
 
 
 def routing_revision(rules: Rules) -> RoutingRevision:
@@ -42,11 +47,50 @@ def routing_revision(rules: Rules) -> RoutingRevision:
         return rules.routing_revision
     secrets = [secret for secret in rules.secret_values if len(secret) >= SHORTEST]
     deduped = {name for name, source in rules.sources.items() if source.dedupe is not None}
-    routes = {name: _text_of(route, deduped, secrets) for name, route in sorted(rules.routes.items())}
+    routes = dict(sorted(_texts(rules, deduped, secrets)))
     digest = hashlib.blake2b(digest_size=8)
     for name, text in routes.items():
         digest.update(f"{name}\0{text}\0".encode("utf-8", "surrogatepass"))
     return RoutingRevision(digest.hexdigest(), routes)
+
+
+def _texts(rules: Rules, deduped: set[str], secrets: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield each route's name and text, with a digest of the routes that decide whether it gets an event."""
+    own = {name: _document_of(route, deduped, secrets) for name, route in rules.routes.items()}
+    every: defaultdict[str, _Above] = defaultdict(_Above)
+    above: defaultdict[str, _Above] = defaultdict(_Above)
+    if any(route.catch_all for route in rules.routes.values()):
+        for name, route in rules.routes.items():
+            for source in set(route.sources):
+                every[source].add(own[name])
+    for name, route in rules.routes.items():
+        document, sources = own[name], sorted(set(route.sources))
+        others = [found for source in sources if (found := (every if route.catch_all else above)[source]).count]
+        if others:
+            document = document | {"others": _digest("".join([each.digest for each in others]))}
+            document |= {"hidden": True} if any(each.is_hidden for each in others) else {}
+        if route.stop:
+            for source in sources:
+                above[source].add(own[name])
+        yield name, json.dumps(document, separators=(",", ":"))
+
+
+@dataclass(slots=True)
+class _Above:
+    """The routes of a source that may take an event from others."""
+
+    digest: str = ""
+    count: int = 0
+    is_hidden: bool = False
+
+    def add(self, document: dict[str, Any]) -> None:
+        self.digest = _digest(self.digest + json.dumps(document))
+        self.count += 1
+        self.is_hidden = self.is_hidden or "hidden" in document
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def encode(revision: RoutingRevision, base: RoutingRevision | None) -> str:
@@ -111,25 +155,47 @@ def past_route(name: str, text: str) -> PastRoute | None:
                 request=None,
                 retry=RetryPolicy(),
                 eligibility=eligibility.read(document),
+                **_choice_of(document.get("choice"), destinations),
             )
         except Exception:  # noqa: BLE001 - the parsers expect what YAML can contain; this may be anything
             route = None
     return PastRoute(
-        sources=frozenset(sources), deduped=frozenset(deduped), destinations=frozenset(destinations), route=route
+        sources=frozenset(sources),
+        deduped=frozenset(deduped),
+        destinations=frozenset(destinations),
+        route=route,
+        is_alone="others" not in document,
     )
+
+
+def _choice_of(written: object, destinations: list[str]) -> dict[str, Any]:
+    """Return the fields of a route about the choice of a destination. Raises ValueError for anything else."""
+    if written is None:
+        return {}
+    if not isinstance(written, dict) or not _are_texts(written.get("fixed")):
+        raise ValueError("expected a choice of destinations")
+    return {"choice": read_choice(written, destinations), "fixed": tuple(written["fixed"])}
+
+
+def is_decided_by_others(text: str) -> bool:
+    """Return whether a route of a revision takes an event only if certain others don't."""
+    return "others" in json.loads(text)
 
 
 def _are_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-def _text_of(route: Route, deduped: set[str], secrets: list[str]) -> str:
+def _document_of(route: Route, deduped: set[str], secrets: list[str]) -> dict[str, Any]:
     document: dict[str, Any] = {"from": sorted(set(route.sources)), "to": sorted(set(route.destinations))}
     if not deduped.isdisjoint(route.sources):
         document["dedupe"] = sorted(deduped.intersection(route.sources))
     if route.eligibility is not None:
         document |= route.eligibility.written()
+    document |= {key: True for key in ("stop", "catch_all") if getattr(route, key)}
     condition: dict[str, Any] = {}
+    if route.choice is not None:
+        condition["choice"] = route.choice.written() | {"fixed": route.fixed}
     if route.match is not None:
         condition["match"] = written(route.match)
     if route.when is not None:
@@ -137,4 +203,4 @@ def _text_of(route: Route, deduped: set[str], secrets: list[str]) -> str:
     plain = json.dumps(condition, ensure_ascii=False)
     if any(secret in plain or json.dumps(secret)[1:-1] in plain for secret in secrets):
         condition = {"hidden": True}
-    return json.dumps(document | condition, separators=(",", ":"))
+    return document | condition

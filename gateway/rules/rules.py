@@ -10,9 +10,12 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Literal, NamedTuple
 
+from gateway.model import DeadLettered, DeadReason, ExpressionError
 from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
+from gateway.rules.destination_choice import DestinationChoice, UndeclaredDestinationError
 from gateway.rules.eligibility import Eligibility
+from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.retry_policy import RetryPolicy
@@ -249,6 +252,16 @@ class Destination:
     on_gone: OnGone = OnGone.DEAD_LETTER
 
 
+class Target(NamedTuple):
+    """A destination of an event, or with an `end` how its delivery ends without an attempt.
+
+    The destination is "" if the event names none that is declared.
+    """
+
+    destination: str
+    end: DeadLettered | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A route: its sources, its conditions on events, its destinations, its retry policy and request."""
@@ -258,6 +271,7 @@ class Route:
     match: Condition | None
     when: Expression | None
     destinations: tuple[str, ...]
+    """All to which it may deliver; with a `choice`, each event goes to some of them."""
     request: RequestTemplate | None
     retry: RetryPolicy
     order: Literal["key"] | None = None
@@ -266,6 +280,42 @@ class Route:
     """After an ordered delivery has finally failed: the key's next one starts, or the key is halted."""
     eligibility: Eligibility | None = None
     """Which events it takes at all; None if that is every one."""
+    choice: DestinationChoice | None = None
+    """Which of the destinations that aren't `fixed` an event goes to."""
+    fixed: tuple[str, ...] = ()
+    """With a `choice`, the destinations of every event."""
+    stop: bool = False
+    """Whether an event that it takes goes to none of the routes after it."""
+    catch_all: bool = False
+    """Whether it takes only events that no other route takes."""
+    delay: float = 0.0
+    """Seconds from an event's receipt until it may be delivered."""
+
+    def is_chosen(self, destination: str) -> bool:
+        """Return whether only some events go to a destination, or whether it stands for none that is declared."""
+        return self.choice is not None and destination not in self.fixed
+
+    def targets(self, view: EventView, error: ExpressionError | None) -> tuple[Target, ...]:
+        """Return where an event goes that the route takes, or whose condition failed with an `error`."""
+        end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+        if self.choice is None:
+            return tuple([Target(name, end) for name in self.destinations])
+        return *[Target(name, end) for name in self.fixed], *self.chosen(view, end)
+
+    def chosen(self, view: EventView, end: DeadLettered | None = None) -> tuple[Target, ...]:
+        """Return where an event goes for which a destination is chosen: not where it goes anyway.
+
+        Without a `choice`, that is everywhere.
+        """
+        if self.choice is None:
+            return self.targets(view, None)
+        try:
+            name = self.choice.of(view)
+        except ExpressionError as error:
+            is_undeclared = isinstance(error, UndeclaredDestinationError)
+            reason = DeadReason.UNKNOWN_DESTINATION if is_undeclared else DeadReason.EXPRESSION_ERROR
+            return (Target("", end or DeadLettered(reason=reason, detail=str(error))),)
+        return () if name in self.fixed else (Target(name, end),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

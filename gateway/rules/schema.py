@@ -655,9 +655,47 @@ ROUTE = MappingKind(
         ),
         Key(
             name="to",
-            kind=Several("a destination or a list of them", NameOr(NAME_REF, INLINE_DESTINATION), may_be_one=True),
-            about="Names of destinations, or destinations defined in place.",
+            kind=Several(
+                "a destination or a list of them",
+                NameOr(
+                    NAME_REF,
+                    INLINE_DESTINATION,
+                    Tree(
+                        "a name with ${{ … }} in it",
+                        str,
+                        Template,
+                        {"type": "string", "pattern": r"\$\{\{"},
+                        is_template=True,
+                    ),
+                ),
+                may_be_one=True,
+            ),
+            about="Names of destinations, or destinations defined in place. One name may be a template, such as "
+            "tenant-${{ body.tenant }}, that gives the name of a declared destination.",
             is_required=True,
+        ),
+        Key(
+            name="otherwise",
+            kind=NAME_REF,
+            about="The destination of an event for which the template in `to` gives no declared name; without it, that "
+            "delivery is a dead letter (`unknown_destination`).",
+        ),
+        Key(
+            name="stop",
+            kind=BOOLEAN,
+            about="With true, an event that it takes goes to none of the routes below it, in the order of the files.",
+            default=False,
+        ),
+        Key(
+            name="catch_all",
+            kind=BOOLEAN,
+            about="With true, it takes only events that no route without `catch_all` takes.",
+            default=False,
+        ),
+        Key(
+            name="delay",
+            kind=duration(1, 86400),
+            about="How long after its receipt an event is delivered: 5m. Its age, for `max_age`, begins then.",
         ),
         Key(name="request", kind=REQUEST_OR_MESSAGE, about="Without it the raw bytes go through untouched."),
         Key(name="retry", kind=RETRY, about=RETRY.about),
@@ -869,7 +907,8 @@ def _kind_schema(kind: Kind, definitions: dict[str, object]) -> dict[str, object
             value = _kind_schema(kind.value, definitions)
             return {"type": "object", "propertyNames": dict(kind.key.json), "additionalProperties": value}
         case NameOr():
-            return {"anyOf": [_kind_schema(kind.name, definitions), _kind_schema(kind.record, definitions)]}
+            kinds = (kind.name, kind.record, kind.template)
+            return {"anyOf": [_kind_schema(each, definitions) for each in kinds]}
         case ByKey():
             return {"anyOf": [_kind_schema(each, definitions) for each in (kind.otherwise, *kind.kinds.values())]}
         case MappingKind():

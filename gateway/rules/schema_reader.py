@@ -10,6 +10,7 @@ from typing import Any, assert_never
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError
 from gateway.rules.expressions import naming
+from gateway.rules.templates import Template
 from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
 from gateway.text import did_you_mean
@@ -19,6 +20,7 @@ MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
 
 _REFERENCE = re.compile(r"\$\$\{|\$\{\{|\$\{([^}]*)\}?")
+_TEMPLATE = re.compile(r"(?<!\$)\$\{\{")
 _DEFAULT = re.compile(r":-[^}]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
@@ -39,6 +41,14 @@ class NameRef:
     """A use of a name, with its location."""
 
     name: str
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateRef:
+    """A use of the name that a template gives, with its location."""
+
+    template: Template
     node: Node
 
 
@@ -152,7 +162,7 @@ class SchemaReader:
             case Table():
                 return self._table(node, kind)
             case NameOr():
-                return self.read(node, kind.record if isinstance(node.value, dict) else kind.name)
+                return self._name_or(node, kind)
             case ByKey():
                 return self._by_key(node, kind)
             case MappingKind():
@@ -232,6 +242,12 @@ class SchemaReader:
             message = str(error) or f"expected {kind.key.expected}, got {name[:SHOWN]!r}{guess}"
             self.report(child, "value", message, at_key=True)
         return key, self.read(child, kind.value)
+
+    def _name_or(self, node: Node, kind: NameOr) -> Any:  # noqa: ANN401 # a NameRef, a TemplateRef, a ParsedMapping
+        if not isinstance(node.value, str) or not _TEMPLATE.search(node.value):
+            return self.read(node, kind.record if isinstance(node.value, dict) else kind.name)
+        template = self.read(node, kind.template)
+        return template if template is ABSENT else TemplateRef(template, node)
 
     def _by_key(self, node: Node, kind: ByKey) -> Any:  # noqa: ANN401 # a ParsedMapping
         chosen = node.child(kind.key) if isinstance(node.value, dict) else None

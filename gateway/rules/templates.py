@@ -53,6 +53,17 @@ class Template:
         """Yield its expressions."""
         yield from _expressions_in(self._compiled)
 
+    @property
+    def pieces(self) -> Sequence[str | Expression]:
+        """Return what a string consists of."""
+        match self._compiled:
+            case _Interpolated(pieces):
+                return pieces
+            case str() | Expression():
+                return (self._compiled,)
+            case _:
+                raise TypeError("expected a template that is a string")
+
     def render(self, view: EventView, escape: Callable[[str, str], str] | None = None) -> object:
         """Return the value with its expressions evaluated.
 

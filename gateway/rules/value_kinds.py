@@ -86,10 +86,11 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class NameOr:
-    """The name of something, or its definition in place."""
+    """The name of something, a template of it, or its definition in place."""
 
     name: Scalar
     record: "MappingKind"
+    template: Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

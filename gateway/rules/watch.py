@@ -153,7 +153,20 @@ def _with_other_conditions(old: Rules, new: Rules) -> frozenset[str]:
         is_other = before is None or _condition(before) != _condition(after)
         if is_other or not others.isdisjoint(after.sources):
             found.add(name)
-    return frozenset(found)
+    return frozenset(found | _affected(old, new, found))
+
+
+def _affected(old: Rules, new: Rules, changed: set[str]) -> set[str]:
+    """Return the routes that others decide about (`stop`, `catch_all`), where those are other ones than before."""
+    either = [*old.routes.values(), *new.routes.values()]
+    others = [route for route in either if route.name in changed or route.name not in new.routes]
+    stopped = {source for route in others if route.stop for source in route.sources}
+    taken = {source for route in others if not route.catch_all for source in route.sources}
+    return {
+        route.name
+        for route in new.routes.values()
+        if not (taken if route.catch_all else stopped).isdisjoint(route.sources)
+    }
 
 
 def _fields(source: Source | None) -> tuple[object, ...] | None:
@@ -162,7 +175,7 @@ def _fields(source: Source | None) -> tuple[object, ...] | None:
 
 
 def _condition(route: Route) -> tuple[object, ...]:
-    return route.sources, route.match, route.when, route.eligibility
+    return route.sources, route.match, route.when, route.eligibility, route.stop, route.catch_all
 
 
 def _identity(source: Source | None) -> tuple[object, ...] | None:
@@ -174,7 +187,7 @@ def _identity(source: Source | None) -> tuple[object, ...] | None:
 
 
 def _aim(route: Route) -> tuple[object, ...]:
-    return *_condition(route), route.destinations
+    return *_condition(route), route.destinations, route.choice
 
 
 _Kind = Source | Destination | Route | Egress
@@ -183,6 +196,7 @@ _KEYS: Mapping[str, str] = {
     "verifier": "verify",
     "sources": "from",
     "destinations": "to",
+    "choice": "to",
     "oauth2": "auth",
     "is_private_allowed": "private",
 }
@@ -199,6 +213,8 @@ def _differing(before: _Differing, after: _Differing) -> Iterator[str]:
         old, new = getattr(before, each.name), getattr(after, each.name)
         if not each.compare or old == new:
             continue
+        if each.name == "fixed":
+            continue  # `to` has it
         if each.name == "access":
             yield from _differing(old or DestinationAccess(), new or DestinationAccess())
         elif each.name == "eligibility":

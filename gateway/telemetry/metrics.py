@@ -107,6 +107,8 @@ RELOADS = ("ok", "error")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
 # An undecodable record has no route.
 DEAD_REASONS = tuple([reason for reason in DeadReason if reason is not DeadReason.UNDECODABLE])
+NO_DESTINATION = ""
+"""The destination of a delivery whose event names none that is declared."""
 SPANS = ("exported", "failed", "dropped")
 
 # A webhook is acknowledged in about a millisecond, and must be within seconds; destinations may take a minute.
@@ -124,10 +126,12 @@ Labels = tuple[str, ...]
 
 
 class To(Protocol):
-    """A route, as far as labels go."""
+    """A route, as far as labels go. With a `choice`, an event may name no destination that is declared."""
 
     @property
     def destinations(self) -> Collection[str]: ...
+    @property
+    def choice(self) -> object | None: ...
 
 
 class From(Protocol):
@@ -504,7 +508,9 @@ class Metrics(Collector):
         those of the last call.
         """
         sources, destinations = frozenset(rules.sources), frozenset(rules.destinations)
-        pairs = frozenset([(route, to) for route, each in rules.routes.items() for to in each.destinations])
+        pairs = frozenset([(route, to) for route, each in rules.routes.items() for to in each.destinations]).union(
+            [(route, NO_DESTINATION) for route, each in rules.routes.items() if each.choice is not None]
+        )
         old_sources, old_destinations, old_pairs = self._names
         self._names = sources, destinations, pairs
         for source in sources - old_sources:

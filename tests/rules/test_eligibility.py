@@ -29,7 +29,7 @@ NOON = 1_798_804_800.0  # 2027-01-01T12:00:00Z
 
 def matched(table: RouteTable[Route], event_id: str = "evt_1", at: float = NOON) -> bool:
     view = EventView.of(an_event(id=event_id, received_at=at))
-    (explanation,) = table.explain(view)
+    (explanation,) = table.explain(view, table.match(view))
     assert explanation.matched == bool(table.match(view))
     return explanation.matched
 
@@ -39,7 +39,8 @@ def table_of(eligibility: Eligibility | None) -> RouteTable[Route]:
 
 
 def reason(eligibility: Eligibility, at: float = NOON) -> str:
-    (explanation,) = table_of(eligibility).explain(EventView.of(an_event(id="evt_1", received_at=at)))
+    view = EventView.of(an_event(id="evt_1", received_at=at))
+    (explanation,) = table_of(eligibility).explain(view, [])
     return explanation.reason
 
 

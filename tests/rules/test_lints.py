@@ -93,6 +93,50 @@ def test_a_route_that_an_event_may_reach(route: str, tmp_path: Path) -> None:
     assert found(tmp_path, route=route) == []
 
 
+STOPS = """
+version: 1
+defaults: {{rate: 5/s}}
+sources:
+  shop: {{verify: {{scheme: hmac, header: X-S, secrets: [abcdefghijklmnopqrst]}}}}
+  crm: {{verify: {{scheme: hmac, header: X-S, secrets: [abcdefghijklmnopqrst]}}}}
+destinations: {{d: {{url: "https://d.example/"}}}}
+routes:
+  - {{name: first, to: d, {destination}}}
+  - {{name: below, to: d, {route}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "below", "is_reached"),
+    [
+        ("from: [shop, crm], stop: true", "from: shop, match: {type: a}", False),
+        ("from: [shop, crm], stop: true", "from: [crm, shop]", False),
+        (
+            "from: shop, stop: true, match: {type: a}",
+            "from: shop, match: {body.n: 1, type: a}, when: 'size(body.l) > 0'",
+            False,
+        ),
+        ("from: shop, stop: true, when: 'size(body.l) > 0'", "from: shop, when: 'size(body.l) > 0'", False),
+        (
+            "from: shop, stop: true, match: {type: a, body.n: 1}",
+            "from: shop, match: {all_of: [{type: a}, {body.n: 1}]}",
+            False,
+        ),
+        ("from: shop, stop: true, catch_all: true", "from: shop, catch_all: true", False),
+        ("from: shop, stop: true", "from: [shop, crm]", True),
+        ("from: shop", "from: shop", True),
+        ("from: shop, stop: true, match: {type: a}", "from: shop, match: {type: b}", True),
+        ("from: shop, stop: true, match: {type: a}, sample: 10%", "from: shop, match: {type: a}", True),
+        ("from: shop, stop: true, match: {type: a, body.n: 1}", "from: shop, match: {type: a}", True),
+        ("from: shop, stop: true, catch_all: true", "from: shop", True),
+        ("from: shop, stop: true, match: {type: a}", "from: shop, catch_all: true", True),
+    ],
+)
+def test_a_route_to_which_another_leaves_nothing(first: str, below: str, is_reached: bool, tmp_path: Path) -> None:  # noqa: FBT001 - of a table
+    told = [each for each in found(tmp_path, destination=first, route=below, rules=STOPS) if each[0] != "unused"]
+    assert told == ([] if is_reached else [("unreachable", "routes[1].name")])
+
+
 @pytest.mark.parametrize(
     ("when", "is_matchable"),
     [

@@ -251,6 +251,7 @@ class Ledger:
         self.dead_values: set[bytes] = set()
         self.commits: dict[tuple[str, Partition], Commit] = {}
         self.appended = Counter[str]()
+        self._delays = {route.name: route.delay for route in plan.routes}
         self.touched: set[str] = set()
         """Names of which an order may repeat deliveries."""
         self.expedited: dict[str, float] = {}
@@ -343,7 +344,7 @@ class Ledger:
         expected = self.events[row.number]
         if replace(delivery.event, received_at=expected.received_at) != expected:
             self.violate("6 bytes", "the event of a successor isn't what was received", [row])
-        if delivery.replayed_at:
+        if delivery.replayed_at and not self._began_after_delay(delivery):
             trail.lives.add(delivery.replayed_at)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
@@ -360,6 +361,11 @@ class Ledger:
             why = self._why_not(reason, row, delivery, trail)
             if why:
                 self.violate("7 ends have their reason", f"dead as {reason}, but {why}", self._told(trail))
+
+    def _began_after_delay(self, delivery: Delivery) -> bool:
+        """Return whether a delivery's age begins when its route's delay is over, and not with a replay."""
+        delay = self._delays.get(delivery.route, 0.0)
+        return delay > 0 and delivery.replayed_at == delivery.event.received_at + delay
 
     def _see_times(self, row: Row, delivery: Delivery, trail: Trail) -> None:
         """Check that what is told of an attempt is the log's time, whatever the clock of the process says."""
@@ -742,6 +748,7 @@ class Ledger:
     def _see_when(self, made: ObservedAttempt, trail: Trail) -> None:
         """Check that an attempt isn't early, and isn't one too many."""
         policies = [route for force in self.in_force for route in force.version.routes if route.name == made.route]
+        self._see_delay(made, trail, policies)
         if policies and made.attempt > max(policy.max_attempts for policy in policies):
             self.violate("7 attempts", "more attempts than the policy allows", trail.attempts)
         before = [each for each in trail.attempts if each.attempt == made.attempt - 1]
@@ -757,11 +764,22 @@ class Ledger:
         ends = [each.ended + _least_delay(each, policies) for each in before if each.ended is not None]
         if not ends or made.began < min(ends) - 0.01:
             self.violate("7 not before it is due", "an attempt is early", trail.attempts)
-        latest = self.events[made.number].received_at - EPOCH + max(policy.max_age for policy in policies)
+        begins = self.events[made.number].received_at - EPOCH + self._delays.get(made.route, 0.0)
+        latest = begins + max(policy.max_age for policy in policies)
         if ends and min(ends) > latest + 0.1 and not trail.lives:
             self.violate("7 nothing is tried for ever", f"planned {min(ends) - latest:.3f} s too late", trail.attempts)
 
     # What is finished.
+
+    def _see_delay(self, made: ObservedAttempt, trail: Trail, policies: Sequence[RouteSpec]) -> None:
+        """Check that an event isn't delivered before its route's delay is over, unless that route was kicked."""
+        is_sure = not self.plan.skew and self._is_time_sure and made.is_timed
+        is_kicked = made.began >= self.expedited.get(f"route/{made.route}", math.inf)
+        if made.attempt > 1 or not policies or not is_sure or is_kicked or trail.lives:
+            return
+        due = self.events[made.number].received_at - EPOCH + min(policy.delay for policy in policies)
+        if made.began < due - 0.01:
+            self.violate("39 not before its delay is over", f"{due - made.began:.3f} s early", trail.attempts)
 
     def rules_versions(self, since: float, until: float, process: str | None = None) -> Iterator[RulesVersion]:
         """Yield the versions of the rules by which some process went in that time, or this one."""
@@ -1336,6 +1354,9 @@ class Ledger:
                 delivery = row.stored.delivery
                 if name not in (f"route/{delivery.route}", f"destination/{delivery.destination}"):
                     continue
+                is_untried = not delivery.attempts and delivery.due == delivery.replayed_at
+                if name.startswith("destination/") and is_untried and self._began_after_delay(delivery):
+                    continue  # its route delays it
                 if self.unfinished(row, ROUTER):
                     left[partition] = self._told(self.trails[row.number, delivery.id])
         if len(left) > answer.unread:
@@ -1366,6 +1387,7 @@ class Ledger:
                 if row.stored is not None
                 and row.partition.topic.startswith(TOPICS.retry(""))
                 and row.stored.delivery.replayed_at not in {0.0, *replays}
+                and not self._began_after_delay(row.stored.delivery)
             ]
             is_replayed = False
             for row in trail.rows:
@@ -1567,10 +1589,9 @@ class Ledger:
                 continue
             if limits["concurrency"] < 50 or limits["rate"] is not None or at[made.number] < STARTED_WITHIN:
                 continue
-            if made.began - at[made.number] > LATE:
-                self.violate(
-                    "15 isolation", f"a healthy destination waited {made.began - at[made.number]:.2f} s", [made]
-                )
+            waited = made.began - at[made.number] - self._delays.get(made.route, 0.0)
+            if waited > LATE:
+                self.violate("15 isolation", f"a healthy destination waited {waited:.2f} s", [made])
 
     def _check_breakers(self) -> None:
         """After five failures in a row, one at a time, and never closer than the first open time, until a success.

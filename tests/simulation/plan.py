@@ -92,6 +92,7 @@ class RouteSpec:
     jitter: float
     is_ordered: bool = False
     halts: bool = False
+    delay: float = 0.0
 
     def matches(self, source: str, kind: str) -> bool:
         return source in self.sources and (self.types is None or kind in self.types)
@@ -169,6 +170,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_hurried_reloads(_stream(seed, "hurried"), world)
     world = _with_refusals(_stream(seed, "refused"), world)
     world = _with_narrowed_replays(_stream(seed, "narrowed"), world)
+    world = _with_delays(_stream(seed, "delays"), world)
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -357,6 +359,18 @@ def _with_narrowed_replays(random: Random, world: Plan) -> Plan:
     sources = tuple(dict.fromkeys((*world.sources, "s1")))
     first = replace(world.routes[0], sources=sources, to=tuple(random.sample(sorted(world.destinations), 2)))
     return replace(world, sources=sources, routes=(first, *world.routes[1:]))
+
+
+def _with_delays(random: Random, world: Plan) -> Plan:
+    """Delay what some routes deliver, beside any fault; a kick of their destinations leaves that alone."""
+    if random.random() > 0.1 or all(route.is_ordered for route in world.routes):
+        return world
+    delays = (1.0, 3.0, 8.0, 30.0, *((200.0,) if world.is_long else ()))
+    routes = [
+        route if route.is_ordered or random.random() < 0.3 else replace(route, delay=random.choice(delays))
+        for route in world.routes
+    ]
+    return replace(world, routes=tuple(routes), is_kicked=False)
 
 
 def _with_hurried_reloads(random: Random, world: Plan) -> Plan:

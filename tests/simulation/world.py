@@ -286,7 +286,7 @@ class World:
         One more delay and one more attempt are enough, after a breaker that stays open for about as long as it has been
         open before. A name that is gone is waited for for an hour, and so are clocks that were wrong, and replays.
         """
-        longest = max([1.2 * max(route.schedule) for route in self.plan.routes], default=0.0)
+        longest = max([1.2 * max(route.schedule) + route.delay for route in self.plan.routes], default=0.0)
         if {"reload", "order", "skew"} & set(self.plan.faults) or {"step", "append"} <= set(self.plan.faults):
             return 3 * 3600.0 + longest * max([route.max_attempts for route in self.plan.routes], default=0)
         return 300.0 + 2 * self.plan.horizon + longest
@@ -625,7 +625,7 @@ class World:
                 route = replace(route, schedule=tuple(schedule), max_attempts=attempts, max_age=age)
             if route.name in toggled:
                 route = replace(route, is_ordered=not route.is_ordered, halts=False)
-            routes.append(route)
+            routes.append(replace(route, delay=0.0) if route.is_ordered else route)
         version = RulesVersion(
             number=len(self.rules_versions),
             sources=frozenset(name for name in self.plan.sources if name not in without),
@@ -1030,6 +1030,7 @@ def _route(spec: RouteSpec) -> Route:
             schedule=spec.schedule, max_attempts=spec.max_attempts, max_age=spec.max_age, jitter=spec.jitter
         ),
         order="key" if spec.is_ordered else None,
+        delay=spec.delay,
         on_exhausted="halt" if spec.halts else "dead_letter",
     )
 

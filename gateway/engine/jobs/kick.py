@@ -211,9 +211,10 @@ class Kicks(ScanningJob):
             if stored is None:
                 return NOTHING
             delivery = stored.delivery
-            names = (f"route/{delivery.route}", f"destination/{delivery.destination}")
+            route, destination = delivery.kicked_with
+            names = (f"route/{route}", f"destination/{destination}")
             matching_runs = [run for run in runs if run.command.name in names and not run.is_covered(partition, record)]
-            args = (delivery.route, delivery.destination, partition, record.offset, record.appended_at)
+            args = (route, destination, partition, record.offset, record.appended_at)
             if not matching_runs or self._control.was_injected_by_kick(*args):
                 return NOTHING
             for run in matching_runs:
@@ -242,7 +243,8 @@ class Kicks(ScanningJob):
                     stored = None if commit.covers(record.offset) or is_newer(record) else delivery_in(record)
                     if stored is None or stored.metadata.is_expedited or outcomes.is_superseded(stored.delivery):
                         continue  # an earlier kick has counted it, or it is counted where it waits now
-                    for name in (f"route/{stored.delivery.route}", f"destination/{stored.delivery.destination}"):
+                    route, destination = stored.delivery.kicked_with
+                    for name in (f"route/{route}", f"destination/{destination}"):
                         if name in named:
                             named[name].count += 1
                             outcomes.track(name, stored.delivery, partition_name, record.offset)

@@ -49,8 +49,6 @@ from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import decode_event
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import (
-    DeadLettered,
-    DeadReason,
     Delivery,
     ForbiddenError,
     GatewayError,
@@ -413,8 +411,8 @@ class Replays:
                 metadata,
             )
             for matched in run.batch
-            if matched.error is None
-            for destination in matched.destinations
+            for destination, end in matched.targets
+            if end is None
         ]
         stored = await self._injector.inject(deliveries, is_wanted)
         if not all(stored):
@@ -422,13 +420,14 @@ class Replays:
                 run.count += sum(stored)
             return False
         for matched in run.batch:
-            if matched.error is not None and not await self._dead_letter(run, matched, is_wanted):
+            if not await self._dead_letter(run, matched, is_wanted):
                 return False
+        route = self._rules().routes.get(run.selection.route)
         for matched in run.batch:
-            for destination in matched.destinations:
-                letters = run.open_dead.of(matched.event, destination)
+            for destination, end in matched.targets:
+                letters = run.open_dead.of(matched.event, destination, route)
                 run.resolved += letters
-                run.resolved_count += bool(letters) and matched.error is None
+                run.resolved_count += bool(letters) and end is None
         run.count += len(deliveries)
         run.since_backlog_check += len(deliveries)
         if run.selection.rate is not None:
@@ -441,13 +440,12 @@ class Replays:
         return True
 
     async def _dead_letter(self, run: ReplayProgress, matched: Matched, is_wanted: Callable[[], bool]) -> bool:
-        """Dead-letter an event whose condition failed, as the router does."""
-        outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(matched.error))
+        """Dead-letter what ends without an attempt, as the router does. Return False if it isn't wanted any more."""
         event, route = matched.event, run.selection.route
-        for name in matched.destinations:
+        for name, end in matched.targets:
             identity = delivery_id(event.id, route, name, matched.position)
             delivery = Delivery(id=identity, event=event, route=route, destination=name)
-            if not await self._successors.dead_letter(delivery, outcome, is_wanted, may_move=True):
+            if end is not None and not await self._successors.dead_letter(delivery, end, is_wanted, may_move=True):
                 return False
         return True
 

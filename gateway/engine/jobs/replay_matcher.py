@@ -1,5 +1,6 @@
 """Select the events of a replay."""
 
+from itertools import compress
 from typing import NamedTuple
 
 from gateway.engine.control.records import Selection
@@ -8,32 +9,39 @@ from gateway.log.base import Partition, Record
 from gateway.log.records import decode_event
 from gateway.model import (
     Event,
-    ExpressionError,
     UndecodableRecordError,
 )
 from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
-from gateway.rules.routing_revision import routing_revision
-from gateway.rules.rules import Route, Rules
+from gateway.rules.routing_revision import is_decided_by_others, routing_revision
+from gateway.rules.rules import Route, Rules, Target
 
 
 class Matched(NamedTuple):
-    """An event that the route matches. If its condition failed, `error` is the failure, as for a new event.
+    """An event that the route takes, and where it goes, as for a new event.
 
-    `fates` is what is known of each destination's delivery, if that was asked for. `position` is that of its
+    `fates` is what is known of each target's delivery, if that was asked for. `position` is that of its
     record if its identity alone doesn't distinguish it from others, else empty.
     """
 
     event: Event
-    error: ExpressionError | None
-    destinations: tuple[str, ...]
+    targets: tuple[Target, ...]
     fates: tuple[Fate, ...] = ()
     position: str = ""
 
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        return tuple([target.destination for target in self.targets])
+
     def undelivered(self) -> "Matched":
-        """Return it with only those destinations that certainly didn't get it."""
-        fates = zip(self.destinations, self.fates, strict=True)
-        return self._replace(destinations=tuple([name for name, fate in fates if fate is Fate.UNDELIVERED]))
+        """Return it with only those targets that certainly didn't get it."""
+        fates = zip(self.targets, self.fates, strict=True)
+        return self._replace(targets=tuple([target for target, fate in fates if fate is Fate.UNDELIVERED]))
+
+    def attempted(self) -> "Matched":
+        """Return it without the targets that end without an attempt."""
+        kept = [target.end is None for target in self.targets]
+        return self._replace(targets=tuple(compress(self.targets, kept)), fates=tuple(compress(self.fates, kept)))
 
 
 class Matcher:
@@ -64,7 +72,7 @@ class Matcher:
         self.route_revision = routing_revision(rules).routes[name]
         self.identities = identities_of(rules, route)
         self._route = route
-        self._table = RouteTable((route,))
+        self._table = rules.table if is_decided_by_others(self.route_revision) else RouteTable((route,))
         return None
 
     def match(self, partition: Partition, record: Record) -> Matched | None:
@@ -81,10 +89,17 @@ class Matcher:
             return None
         if which.source is not None and event.source != which.source:
             return None
-        for _, error in self._table.match(EventView.of(event)):
+        view, route = EventView.of(event), self._route
+        for each, error in self._table.match(view):
+            if each is not route:
+                continue
+            targets = tuple(
+                [each for each in route.targets(view, error) if which.destination in (None, each.destination)]
+            )
             undelivered = self._undelivered
             if undelivered is None:
-                return Matched(event, error, self.destinations)
-            fates = [undelivered.fate(partition, record, event, name) for name in self.destinations]
-            return Matched(event, error, self.destinations, tuple(fates))
+                return Matched(event, targets)
+            return Matched(
+                event, targets, tuple([undelivered.fate(partition, record, event, name) for name, _ in targets])
+            )
         return None

@@ -31,7 +31,7 @@ from gateway.model import Event, UnreadableRecordError, UsageError, identity_of
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
-from gateway.rules.routing_revision import PastRoute, past_route
+from gateway.rules.routing_revision import PastRoute, past_route, routing_revision
 from gateway.rules.rules import Route, RoutingRevision, Rules
 
 BEFORE = 3600.0
@@ -69,8 +69,12 @@ class OpenDeadLetters:
     unreadable: frozenset[str] = frozenset()
     """Partitions that couldn't be read ("topic/partition"): their dead letters are unknown."""
 
-    def of(self, event: Event, destination: str) -> Sequence[str]:
-        return self.letters.get((event.id, event.received_at, destination), ())
+    def of(self, event: Event, destination: str, route: Route | None) -> Sequence[str]:
+        """Return those of one delivery: with a chosen destination, also of the event when it named none."""
+        own = self.letters.get((event.id, event.received_at, destination), ())
+        if not destination or route is None or not route.is_chosen(destination):
+            return own
+        return [*own, *self.letters.get((event.id, event.received_at, ""), ())]
 
 
 async def open_dead_letters(
@@ -262,7 +266,7 @@ class Undelivered:
 
     def fate(self, partition: Partition, record: Record, event: Event, destination: str) -> Fate:
         """Return the fate of an event's delivery by the route to a destination."""
-        if self._dead.of(event, destination):
+        if self._dead.of(event, destination, self._rules().routes.get(self._route)):
             return Fate.UNDELIVERED
         which = _Candidate(partition, record, event, EventView.of(event), destination)
         revision = self._history.revision_at(partition, record.offset)
@@ -363,12 +367,25 @@ class Undelivered:
         then, table = self._known[text]
         if then is None:
             return Fate.UNKNOWN
-        if view.source not in then.sources or destination not in then.destinations:
+        if view.source not in then.sources or (destination and destination not in then.destinations):
             return Fate.UNDELIVERED
+        if table is not None and not then.is_alone:
+            table = self._table_with_others(text)
         if table is None:
             return Fate.UNKNOWN
         # An event whose condition failed is a dead letter, or was resolved on purpose.
-        return Fate.ENDED if table.match(view) else Fate.UNDELIVERED
+        taken = [
+            target
+            for route, _ in table.match(view)
+            if route.name == self._route
+            for target in route.targets(view, None)
+        ]
+        return Fate.ENDED if destination in [target.destination for target in taken] else Fate.UNDELIVERED
+
+    def _table_with_others(self, text: str) -> RouteTable[Route] | None:
+        """Return the routes that decided what a route takes, if they are those of the active rules; else None."""
+        rules = self._rules()
+        return rules.table if routing_revision(rules).routes.get(self._route) == text else None
 
 
 class _Candidate(NamedTuple):

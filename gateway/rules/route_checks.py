@@ -1,0 +1,42 @@
+"""Reports what contradicts itself in a route."""
+
+from collections.abc import Mapping
+
+from gateway.rules.build import message_problem, names_of
+from gateway.rules.request_templates import Method
+from gateway.rules.schema_reader import ParsedMapping, SchemaReader
+
+
+def check_order(route: ParsedMapping, sources: Mapping[str, ParsedMapping], reader: SchemaReader) -> None:
+    """Report what `order` lacks, or can't be with."""
+    if "on_exhausted" in route.values and "order" not in route.values:
+        message = "`on_exhausted` needs `order: key`, got none"
+        reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
+    if "order" not in route.values:
+        return
+    if "delay" in route.values:
+        message = "expected no `delay` with `order: key`, got one: each delivery would hold back those of its key"
+        reader.report(route.node.value["delay"], "value", message, at_key=True)
+    for name in names_of(route, "from"):
+        source = sources.get(name)
+        if source is not None and source.node.child("key") is None:
+            message = f"`order: key` needs a `key` of each source, got none at {name!r}"
+            reader.report(route.node.value["order"], "value", message, at_key=True)
+
+
+def check_request(route: ParsedMapping, reader: SchemaReader) -> None:
+    """Report a request that can't be made."""
+    request = route.values.get("request")
+    if request is not None and "preset" in request.values:
+        if problem := message_problem(request):
+            reader.report(request.node, "value", problem)
+        return
+    own = [] if request is None else [key for key in ("body", "form") if key in request.node.value]
+    if request is None or not own:
+        return
+    if len(own) > 1:
+        message = "expected `body` or `form`, got both"
+        reader.report(request.node.value["form"], "value", message, at_key=True)
+    if request.values.get("method") is Method.GET:
+        message = f"expected no `{own[0]}` with `method: GET`, which has none, got one"
+        reader.report(request.node.value[own[0]], "value", message, at_key=True)
