@@ -97,9 +97,7 @@ class Stage(Enum):
 class PendingRecord:
     """A record that was read, at `taken_at`, and isn't done: `unfinished` counts its unfinished deliveries.
 
-    `size` is the memory of the record itself, `memory_bytes` includes its deliveries. With `was_routed_here`, the
-    record, of a tier, has an event that hadn't been routed yet: its deliveries were made here, so no kick has injected
-    them.
+    `size` is the memory of the record itself, `memory_bytes` includes its deliveries.
     """
 
     tracker: "Tracker"
@@ -109,9 +107,9 @@ class PendingRecord:
     size: int
     memory_bytes: int = 0
     unfinished: int = 0
-    was_routed_here: bool = False
     kicked_with: tuple[str, str] = ("", "")
-    """The route and the destination whose kick expedites it; of a tier's record."""
+    """The route and the destination whose kick expedites it; of a tier's record, whatever has become of its delivery.
+    """
     items: "list[PendingDelivery]" = field(default_factory=list)
 
     def add(

@@ -225,7 +225,7 @@ class Router(Member):
     def resume(self, item: PendingDelivery, now: float) -> None:
         delivery, pending = item.delivery, item.record
         control, tracker = self._services.control, pending.tracker
-        if tracker.delay is not None and not pending.was_routed_here:
+        if tracker.delay is not None:
             args = (*pending.kicked_with, tracker.partition, pending.offset)
             if control.was_injected_by_kick(*args, pending.appended_at):
                 self._dispatcher.finish(item)
@@ -239,7 +239,6 @@ class Router(Member):
         # Its deliveries keep its successor number: otherwise their retries would look like duplicates of it.
         pending.items.clear()
         pending.unfinished = 0
-        pending.was_routed_here = True
         self._fan_out(pending, delivery.event, item, now=now, origin=None)
 
     @override
