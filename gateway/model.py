@@ -163,6 +163,8 @@ class Delivery:
     successor: int = 0
     due: float = 0.0
     replayed_at: float = 0.0
+    part: int | None = None
+    """Of a route that splits its events: which item it is for, from 0; None if it is for the whole event."""
 
     @property
     def occurrence(self) -> Occurrence:
@@ -294,6 +296,12 @@ def delivery_id(event: EventId, route: str, destination: str, position: str = ""
     """
     parts = (event, route, destination, *([position] if position else []))
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=16)
+    return DeliveryId("dlv_" + digest.hexdigest())
+
+
+def part_id(whole: DeliveryId, part: int) -> DeliveryId:
+    """Make the id of a delivery for one item of an event from that for the whole event."""
+    digest = hashlib.blake2b(f"{whole}\0{part}".encode(), digest_size=16)
     return DeliveryId("dlv_" + digest.hexdigest())
 
 

@@ -19,8 +19,8 @@ from importlib.metadata import version
 from typing import NamedTuple, Protocol, TypeVar
 
 from gateway.model import Delivery, DestinationResponse, ExpressionError, Headers, TraceContext, immutable
-from gateway.rules.event_view import EventView
-from gateway.rules.expressions import AbsentFieldError
+from gateway.rules.event_view import ABSENT, EventView
+from gateway.rules.expressions import AbsentFieldError, dumps
 from gateway.rules.request_templates import MAX_TARGET, MessageTemplate, Method, RequestTemplate
 from gateway.rules.rules import (
     OPT_IN_HEADERS,
@@ -30,6 +30,7 @@ from gateway.rules.rules import (
     Destination,
     DestinationAccess,
 )
+from gateway.rules.splits import Split
 from gateway.rules.templates import MAX_RESULT
 
 T = TypeVar("T")
@@ -79,6 +80,7 @@ def compose(
     template: RequestTemplate | None,
     *,
     now: float,
+    split: Split | None = None,
     trace: TraceContext | None = None,
 ) -> Outbound:
     """Build the request of a delivery's next attempt, at `now`.
@@ -89,6 +91,8 @@ def compose(
     (the delivery's), `webhook-timestamp` and `webhook-signature`; and `user-agent` if there is no other. A valid
     `traceparent` is forwarded; with a `trace`, it and `tracestate` are ours instead.
 
+    With a `split`, the delivery is for one item of its event, which is the body unless the template has another.
+
     Raises ExpressionError if the template can't be rendered, or a header's value has control characters.
     """
     event = delivery.event
@@ -96,8 +100,10 @@ def compose(
     method, path, query = Method.POST, "", ""
     headers: list[tuple[bytes, bytes]] | None = None
     added: dict[bytes, tuple[bytes, bytes]] = {}
+    if split is not None or delivery.part is not None:
+        template = template or RequestTemplate()
     if template is not None:
-        view = EventView.of(event)
+        view = _view_of(delivery, split)
         own = _message(template.message, view) if template.message is not None else _own_request(template, view)
         method, path, query = template.method, own.path, own.query
         if own.body is not None:
@@ -204,8 +210,22 @@ def _message(template: MessageTemplate, view: EventView) -> _OwnRequest:
     return _OwnRequest(message.path, message.query, message.content, headers)
 
 
+def _view_of(delivery: Delivery, split: Split | None) -> EventView:
+    """Return what a request's expressions see of an event: with a `split`, its item, too."""
+    view = EventView.of(delivery.event)
+    if split is not None:
+        split.choose(view, delivery.part)
+    elif delivery.part is not None:
+        raise ExpressionError("split: expected a route that splits its events, got a delivery of one item")
+    return view
+
+
 def _own_request(template: RequestTemplate, view: EventView) -> _OwnRequest:
     path, query = _resource(template, view)
+    if template.sends_event and view.item is not ABSENT:
+        return _OwnRequest(
+            path, query, dumps(view.item), {b"user-agent": USER_AGENT} | _content_type("application/json")
+        )
     if template.sends_event:
         return _OwnRequest(path, query, None, {})
     return _OwnRequest(path, query, *_own_body(template, view))

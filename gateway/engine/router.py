@@ -21,7 +21,7 @@ from gateway.engine import tiers
 from gateway.engine.control.append import append_control_record
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.dedupe.filter import DuplicateFilter
-from gateway.engine.deliveries_of_event import plan, plan_rest
+from gateway.engine.deliveries_of_event import is_to_be_planned, plan, plan_rest
 from gateway.engine.delivery.destination_lanes import MAX_BYTES, Lane
 from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.outcomes import is_late
@@ -48,6 +48,7 @@ from gateway.model import (
     UndecodableRecordError,
     delivery_id,
 )
+from gateway.rules.event_view import EventView
 from gateway.rules.routing_revision import routing_revision
 
 GAUGE_INTERVAL, DESTINATIONS_PER_UPDATE = 1.0, 1000
@@ -233,12 +234,12 @@ class Router(Member):
             if control.is_kick_pending(*args):
                 self._dispatcher.hold_in_memory(item, now + KICK_POLL_INTERVAL)
                 return
-        if delivery.route and (delivery.destination or delivery.route not in self._services.rules().routes):
+        if not is_to_be_planned(delivery, self._services.rules()):
             self._dispatcher.dispatch(item, now)
             return
         # Its deliveries keep its successor number: otherwise their retries would look like duplicates of it.
-        pending.items.clear()
-        pending.unfinished = 0
+        pending.items.remove(item)
+        pending.unfinished -= 1
         self._fan_out(pending, delivery.event, item, now=now, origin=None)
 
     @override
@@ -316,27 +317,29 @@ class Router(Member):
     ) -> Lane | None:
         """Create an event's deliveries and dispatch each. Without an `origin`, the event can't be ordered any more.
 
-        A `predecessor` had no destination yet, and perhaps no route.
+        A `predecessor` had no destination or no route yet, or is for a whole event that its route splits.
         """
         rules = self._services.rules()
         before = None if predecessor is None else predecessor.delivery
         is_routed = before is not None and bool(before.route)
+        metadata = NO_METADATA if predecessor is None else predecessor.metadata
         if event.source not in rules.sources and not is_routed:
             nowhere = before or Delivery(id=delivery_id(event.id, "", ""), event=event, route="", destination="")
-            metadata = NO_METADATA if predecessor is None else predecessor.metadata
             self._dispatcher.defer_unknown(pending.add(nowhere, metadata=metadata))
             return None
         if before is not None and is_routed:
             planned = plan_rest(event, rules.routes[before.route], before)
         else:
-            planned, routes = plan(event, rules, before)
-            self._services.metrics.count_routed(event, routes)
+            view = EventView.of(event)
+            matches = rules.table.match(view)
+            self._services.metrics.count_routed(event, [route.name for route, _ in matches])
+            planned, metadata = plan(event, view, matches, before), NO_METADATA
         items: list[tuple[PendingDelivery, DeadLettered | None, bool]] = []
         for delivery, outcome, is_ordered in planned:
             if outcome is None and delivery.due > now:
                 self._services.metrics.spills.labels(delivery.destination, SpillReason.DELAYED).inc()
-            items.append((pending.add(delivery), outcome, is_ordered))
-        if not items:
+            items.append((pending.add(delivery, metadata=metadata), outcome, is_ordered))
+        if not pending.unfinished:
             self.done(pending)
             return None
         # Invariant: all items exist before the first can end, or the record would be done too early.

@@ -150,6 +150,8 @@ def encode_delivery(delivery: Delivery, metadata: RecordMetadata, *, at: float) 
         "note": encode_record_metadata(metadata),
         "at": at,
     }
+    if delivery.part is not None:
+        state["part"] = delivery.part
     encoded = memoryview(orjson.dumps(state)).tobytes()  # orjson's own keeps a buffer of several times its size
     return [*encode_event(delivery.event), ("gw_delivery", encoded)]
 
@@ -174,6 +176,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
         successor=state.integer("successor"),
         due=state.number("due"),
         replayed_at=state.number("since"),
+        part=state.integer("part") if state.has("part") else None,
     )
     return StoredDelivery(delivery=delivery, metadata=metadata, at=state.number("at"))
 

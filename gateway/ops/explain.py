@@ -9,15 +9,15 @@ import orjson
 
 from gateway.bodies.media_types import Kind, kind_of
 from gateway.client.request import Outbound, compose
+from gateway.engine.deliveries_of_event import Planned as PlannedDelivery
+from gateway.engine.deliveries_of_event import plan
 from gateway.model import (
     DeadReason,
-    Delivery,
     Event,
     ExpressionError,
     Headers,
     RefusedError,
     UsageError,
-    delivery_id,
     shown,
 )
 from gateway.rules.destination_choice import UndeclaredDestinationError
@@ -25,7 +25,7 @@ from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import NO_BODY, EventView
 from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.request_templates import RequestTemplate
-from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules, Target
+from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
 from gateway.text import did_you_mean
 from gateway.verify.request import Request
 
@@ -44,6 +44,8 @@ class Planned:
 
     destination: str
     request: Outbound | None
+    part: int | None = None
+    """Which item of the event it is for, from 0; None if it is for all of it."""
     problem: str = ""
     reason: DeadReason = DeadReason.EXPRESSION_ERROR
     available_fields: str = ""
@@ -108,16 +110,17 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
     view = EventView.of(event)
     matched = rules.table.match(view)
-    fine = {route.name: route.targets(view, None) for route, error in matched if error is None}
+    planned: dict[str, list[Planned]] = {}
+    for each in plan(event, view, [(route, error) for route, error in matched if error is None]):
+        planned.setdefault(each.delivery.route, []).append(_plan(rules, each, now))
     mask = None if is_secret_shown else _Mask(rules.secret_values)
     routes = []
     for found in rules.table.explain(EventView.of(event), matched):
-        requests = [_plan(event, rules, found.name, target, now) for target in fine.get(found.name, ())]
         explained = ExplainedRoute(
             name=found.name,
             is_matched=found.matched,
             reason=found.reason,
-            requests=tuple(requests),
+            requests=tuple(planned.get(found.name, ())),
             contact=rules.contacts.get(("route", found.name), NOBODY),
             halts=rules.routes[found.name].on_exhausted == "halt",
         )
@@ -256,27 +259,22 @@ def _undeclared(event: Event, route: Route) -> str:
     return ""
 
 
-def _plan(event: Event, rules: Rules, route_name: str, target: Target, now: float) -> Planned:
-    route = rules.routes[route_name]
-    if target.end is not None:
-        problem = _undeclared(event, route) or target.end.detail
-        return Planned(destination=target.destination, request=None, problem=problem, reason=target.end.reason)
-    destination = rules.destinations[target.destination]
-    delivery = Delivery(
-        id=delivery_id(event.id, route.name, destination.name),
-        event=event,
-        route=route.name,
-        destination=destination.name,
-    )
+def _plan(rules: Rules, planned: PlannedDelivery, now: float) -> Planned:
+    delivery, end, _ = planned
+    route, name = rules.routes[delivery.route], delivery.destination
+    if end is not None:
+        problem = _undeclared(delivery.event, route) or end.detail
+        return Planned(destination=name, request=None, problem=problem, reason=end.reason)
+    destination = rules.destinations[name]
     try:
-        request = compose(delivery, destination, route.request, now=now)
+        request = compose(delivery, destination, route.request, now=now, split=route.split)
     except ExpressionError as error:
         absent = error.__cause__
         available_fields = absent.available_fields if isinstance(absent, AbsentFieldError) else ""
         return Planned(
-            destination=destination.name, request=None, problem=str(error), available_fields=available_fields
+            destination=name, request=None, part=delivery.part, problem=str(error), available_fields=available_fields
         )
     if destination.access is not None and destination.access.oauth2 is not None:
         # The attempt itself fetches the token: there is none to show yet.
         request = replace(request, headers=(*request.headers, (b"authorization", f"Bearer {MASK}".encode())))
-    return Planned(destination=destination.name, request=request)
+    return Planned(destination=name, request=request, part=delivery.part)

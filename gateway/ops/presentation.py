@@ -10,7 +10,7 @@ from gateway.client.request import Outbound
 from gateway.log.base import TopicSpec
 from gateway.model import Event
 from gateway.ops.dead_letters import DeadLetter, result_of
-from gateway.ops.explain import Explained, ExplainedRoute
+from gateway.ops.explain import Explained, ExplainedRoute, Planned
 from gateway.ops.findings import Finding
 from gateway.ops.log_search import Found
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # with aiohttp, which few commands need
 
 
 MAX_BODY_LINES = 40
+MAX_REQUESTS = 20
+"""Requests of one route that are shown, of an event that is split."""
 
 
 def explained_fields(
@@ -46,6 +48,7 @@ def explained_fields(
                 "requests": [
                     {
                         "destination": planned.destination or None,
+                        **_part_fields(planned),
                         "error": planned.problem,
                         "reason": planned.reason,
                         "available_fields": planned.available_fields or None,
@@ -53,6 +56,7 @@ def explained_fields(
                     if planned.request is None
                     else {
                         "destination": planned.destination,
+                        **_part_fields(planned),
                         "method": planned.request.method,
                         "url": planned.request.address,
                         "headers": _joined(planned.request.headers),
@@ -140,15 +144,15 @@ def _identity_text(explained: Explained) -> str:
 
 
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
-    for planned in route.requests:
+    for planned in route.requests[:MAX_REQUESTS]:
         if planned.request is None:
             end = f"halts its key ({planned.reason}): " if route.halts else f"dead-lettered as {planned.reason}: "
-            output.print(f"    {planned.destination or 'no destination'}: ", (end, "red"), planned.problem)
+            output.print(f"    {_to(planned)}: ", (end, "red"), planned.problem)
             if planned.available_fields:
                 output.print(f"      {planned.available_fields}")
             continue
         request = planned.request
-        output.print(f"    {planned.destination}: ", (f"{request.method} ", "bold cyan"), request.address)
+        output.print(f"    {_to(planned)}: ", (f"{request.method} ", "bold cyan"), request.address)
         for name, value in request.headers:
             output.print((f"      {header_text(name)}: ", "dim"), header_text(value))
         if not_forwarded := _not_forwarded(event, request):
@@ -159,6 +163,17 @@ def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None
             output.print((f"      the event's own body, {len(event.body):,} bytes", "dim"))
         else:
             output.block("\n".join(f"      {line}" for line in body_text(request.body).splitlines()))
+    if (left := len(route.requests) - MAX_REQUESTS) > 0:
+        output.print((f"    … and {left:,} more requests", "dim"))
+
+
+def _part_fields(planned: Planned) -> dict[str, int]:
+    return {} if planned.part is None else {"item": planned.part}
+
+
+def _to(planned: Planned) -> str:
+    to = planned.destination or "no destination"
+    return to if planned.part is None else f"{to}, item {planned.part}"
 
 
 def _not_forwarded(event: Event, request: Outbound) -> list[str]:

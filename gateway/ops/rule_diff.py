@@ -14,23 +14,24 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gateway.client.request import Outbound, compose
-from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError, delivery_id
+from gateway.engine.deliveries_of_event import plan
+from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError
 from gateway.ops.output import header_text
 from gateway.ops.rule_tests import CHANGING_HEADERS, body_of, differences
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.rule_tests import captured_event
-from gateway.rules.rules import Route, Rules, Target
+from gateway.rules.rules import Route, Rules
 from gateway.verify.request import Request
 
 MAX_SAMPLES = 3
 MAX_LINE = 64 << 20  # bytes of an event in a file
 GIT_TIMEOUT = 60.0
 
-Matched = tuple[Route, str]
-"""A route that takes an event, and why its delivery ends without an attempt, "" if it doesn't."""
-Deliveries = dict[tuple[str, str], Matched]
-"""Those of an event, by route and destination."""
+Matched = tuple[Route, Delivery, str]
+"""A route that takes an event, its delivery, and why that ends without an attempt, "" if it doesn't."""
+Deliveries = dict[tuple[str, str, int | None], Matched]
+"""Those of an event, by route and destination, and of a split the item."""
 
 
 @dataclass(slots=True)
@@ -86,8 +87,8 @@ class RuleDiff:
         self.unrouted["before"] += not before
         self.unrouted["after"] += not after
         for key in before | after:
-            route, destination = key
-            shown = destination or "no destination"
+            route, destination, part = key
+            shown = (destination or "no destination") + ("" if part is None else f", item {part}")
             counted = self.routes[route]
             counted.before += key in before
             counted.after += key in after
@@ -102,10 +103,15 @@ class RuleDiff:
         if event.source not in rules.sources:
             return {}
         view = EventView.of(event)
+        matches = rules.table.match(view)
+        errors = {route.name: f"when: {error}" for route, error in matches if error is not None}
         return {
-            (route.name, target.destination): (route, _problem(error, target))
-            for route, error in rules.table.match(view)
-            for target in route.targets(view, error)
+            (delivery.route, delivery.destination, delivery.part): (
+                rules.routes[delivery.route],
+                delivery,
+                "" if end is None else errors.get(delivery.route, end.detail),
+            )
+            for delivery, end, _ in plan(event, view, matches)
         }
 
     def _read(self, side: int, event: Event) -> Event:
@@ -125,32 +131,23 @@ class RuleDiff:
         self, destination: str, before: Matched, after: Matched, events: tuple[Event, Event]
     ) -> list[str]:
         """Return where the requests of one delivery differ."""
-        has_own = before[0].request or after[0].request or before[1] or after[1]
+        has_own = any(route.request or delivery.part is not None or why for route, delivery, why in (before, after))
         is_event = not has_own and events[0] is events[1]
         if is_event and self._old.destinations[destination] == self._new.destinations[destination]:
             return []
-        old = self._composed(self._old, before, destination, events[0])
-        new = self._composed(self._new, after, destination, events[1])
+        old, new = self._composed(self._old, before), self._composed(self._new, after)
         return list(differences("request", old, new, words=("was", "is")))
 
-    def _composed(self, rules: Rules, matched: Matched, destination: str, event: Event) -> dict[str, object]:
-        route, problem = matched
+    def _composed(self, rules: Rules, matched: Matched) -> dict[str, object]:
+        route, delivery, problem = matched
         if problem:
             return {"error": problem}
-        delivery = Delivery(
-            id=delivery_id(event.id, route.name, destination), event=event, route=route.name, destination=destination
-        )
         try:
-            request = compose(delivery, rules.destinations[destination], route.request, now=self._now)
+            to = rules.destinations[delivery.destination]
+            request = compose(delivery, to, route.request, now=self._now, split=route.split)
         except ExpressionError as error:
             return {"error": str(error)}
         return _shown_request(request)
-
-
-def _problem(error: ExpressionError | None, target: Target) -> str:
-    if error is not None:
-        return f"when: {error}"
-    return "" if target.end is None else target.end.detail
 
 
 def _shown_request(request: Outbound) -> dict[str, object]:

@@ -146,7 +146,7 @@ def _of_request(where: str, expected: ExpectedRequest, explained: Explained, rul
         yield f"{where}.route: unknown route {expected.route!r}{did_you_mean(expected.route, rules.routes)}"
         return
     destinations = rules.routes[route.name].destinations
-    chosen = [each.destination for each in route.requests] if rules.routes[route.name].choice else [*destinations]
+    chosen = list(dict.fromkeys([each.destination for each in route.requests])) or [*destinations]
     if expected.to is None and len(chosen) > 1:
         yield f"{where}: expected `to`, one of {', '.join(chosen)}, got none"
         return
@@ -157,7 +157,11 @@ def _of_request(where: str, expected: ExpectedRequest, explained: Explained, rul
     if not route.is_matched:
         yield f"{where}: expected a request of {route.name}, got none: {route.reason}"
         return
-    planned = next((each for each in route.requests if each.destination == to), None)
+    its = [each for each in route.requests if each.destination == to]
+    planned = next((each for each in its if each.part is None or each.part == expected.item), None)
+    if its and planned is None:
+        yield f"{where}.item: expected item {expected.item}, got {len(its)} of them"
+        return
     if planned is None and route.requests:
         ends = [each.problem for each in route.requests if not each.destination]
         yield f"{where}.to: expected {to}, got {', '.join(ends or chosen)}"
@@ -231,6 +235,7 @@ def _snapshot(explained: Explained) -> object:
     for route in explained.routes:
         for planned in route.requests:
             sent: dict[str, object] = {"route": route.name, "to": planned.destination}
+            sent |= {} if planned.part is None else {"item": planned.part}
             request = planned.request
             if request is None:
                 requests.append(sent | {"error": planned.problem})

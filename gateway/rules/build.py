@@ -35,7 +35,7 @@ from gateway.verify.verifier import Verifier
 # Shorter than for other routes, since a delivery that keeps failing blocks its key and holds back the partition's
 # commit.
 ORDERED_MAX_AGE = 3600.0
-_AS_WRITTEN = ("order", "on_exhausted", "choice", "fixed", "stop", "catch_all", "delay")
+_AS_WRITTEN = ("order", "on_exhausted", "choice", "fixed", "split", "stop", "catch_all", "delay")
 
 
 def source_of(

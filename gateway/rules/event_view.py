@@ -14,6 +14,8 @@ from gateway.model import Event, Headers, UnreadableBodyError
 MAX_COST = 2_000_000
 PASSING, READING, CONVERTING = 15, 10, 20  # Steps per value: passed to CEL, named by an expression, converted to JSON.
 ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
+ITEM = "item"
+"""The root of one item of a list by which a route splits its events; known to their requests alone."""
 
 
 class Absent(Enum):
@@ -55,6 +57,7 @@ class EventView:
         "_unreadable",
         "contexts",
         "id",
+        "item",
         "key",
         "received_at",
         "source",
@@ -87,6 +90,8 @@ class EventView:
         self._query: dict[str, str] | None = None
         self._body: object = _UNREAD
         self._unreadable: UnreadableBodyError | None = None
+        self.item: object = ABSENT
+        """The item of a route's `split` that a delivery is for; set before anything is evaluated that names it."""
         self.contexts: dict[frozenset[str], Any] = {}
         self._sizes: dict[int, Size] = {}
         self._spent = 0

@@ -29,7 +29,7 @@ import cel
 import orjson
 
 from gateway.model import ExpressionError, MissingFieldError
-from gateway.rules.event_view import ABSENT, CONVERTING, PASSING, READING, ROOTS, EventView, measured
+from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, READING, ROOTS, EventView, measured
 from gateway.rules.function_calls import NO_MATCHES, Calls, is_found_in
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in, without_comments
@@ -93,6 +93,11 @@ class Expression:
     @property
     def reads_body(self) -> bool:
         return any(path.root == "body" for path in self._analysis.paths)
+
+    @property
+    def reads_item(self) -> bool:
+        """Whether it names the item of a split."""
+        return any(path.root == ITEM for path in self._analysis.paths)
 
     def evaluate(self, view: EventView) -> object:
         """Return the value as JSON: a time is an RFC 3339 string, a duration `1.5s`, bytes are base64.
@@ -195,7 +200,7 @@ class Expression:
         contexts = view.contexts
         passed: _PassedContext | None = contexts.get(self._analysis.key)
         if passed is None and len(contexts) >= MAX_CONTEXTS:
-            passed = _build_context(view, _WHOLE, dict.fromkeys(ROOTS, _EVERYTHING))
+            passed = _build_context(view, _WHOLE, dict.fromkeys((*ROOTS, ITEM), _EVERYTHING))
         if passed is None:
             passed = _build_context(view, self._analysis.key, self._analysis.parts)
         if passed is None:
@@ -272,7 +277,7 @@ def parse(text: str) -> Expression:
     Raises ExpressionError as Expression does, with positions in the text as it is written.
     """
     named = _NAMED.get()
-    if not named or len(text) > MAX_TEXT:
+    if len(text) > MAX_TEXT or (not named and ITEM not in text):
         return Expression(text)
     _compile(text)
     scan = Scan(text, _read_literal, named)
@@ -374,7 +379,7 @@ def _shortened(text: str) -> str:
 
 _NAMED: ContextVar[Mapping[str, str]] = ContextVar("named", default=MappingProxyType({}))
 _EVERYTHING: Parts = {}
-_WHOLE = frozenset(ROOTS)
+_WHOLE = frozenset((*ROOTS, ITEM))
 
 
 class _PassedContext(NamedTuple):

@@ -28,7 +28,7 @@ from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.foreach import expand
 from gateway.rules.lints import Lints
 from gateway.rules.policy import check_policy
-from gateway.rules.route_checks import check_order, check_request
+from gateway.rules.route_checks import check_order, check_request, check_split
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
 from gateway.rules.rules import (
@@ -226,6 +226,7 @@ class _Assembly:
         for route in self.routes.values():
             check_order(route, self.sources, self.reader)
             check_request(route, self.reader)
+            check_split(route, self.reader)
         for name, read in self.destinations.items():
             self._check_transport(name, read)
         if policy := self.files[0].values.get("policy") if self.files else None:

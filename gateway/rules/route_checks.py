@@ -6,6 +6,12 @@ from gateway.rules.build import message_problem, names_of
 from gateway.rules.request_templates import Method
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
 
+_NOT_IN_ORDER = {
+    "delay": "each delivery would hold back those of its key",
+    "split": "the log tells the events of a key apart, and not their items",
+}
+"""What no route with an order may have, and why."""
+
 
 def check_order(route: ParsedMapping, sources: Mapping[str, ParsedMapping], reader: SchemaReader) -> None:
     """Report what `order` lacks, or can't be with."""
@@ -14,14 +20,31 @@ def check_order(route: ParsedMapping, sources: Mapping[str, ParsedMapping], read
         reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
     if "order" not in route.values:
         return
-    if "delay" in route.values:
-        message = "expected no `delay` with `order: key`, got one: each delivery would hold back those of its key"
-        reader.report(route.node.value["delay"], "value", message, at_key=True)
+    for key, why in _NOT_IN_ORDER.items():
+        if key in route.values:
+            message = f"expected no `{key}` with `order: key`, got one: {why}"
+            reader.report(route.node.value[key], "value", message, at_key=True)
     for name in names_of(route, "from"):
         source = sources.get(name)
         if source is not None and source.node.child("key") is None:
             message = f"`order: key` needs a `key` of each source, got none at {name!r}"
             reader.report(route.node.value["order"], "value", message, at_key=True)
+
+
+def check_split(route: ParsedMapping, reader: SchemaReader) -> None:
+    """Report what names the item of a `split` before there is one."""
+    if "split" not in route.values:
+        return
+    choice, when = route.values.get("choice"), route.values.get("when")
+    expressions = [
+        *[("split", route.values["split"].items)],
+        *([("when", when)] if when is not None else []),
+        *([("to", each) for each in choice.name.expressions] if choice is not None else []),
+    ]
+    for key, expression in expressions:
+        if expression.reads_item:
+            message = "expected an expression over the event, got one over `item`: only `request` has that"
+            reader.report(route.node.value[key], "expression", message)
 
 
 def check_request(route: ParsedMapping, reader: SchemaReader) -> None:

@@ -34,13 +34,15 @@ class GivenEvent:
 class ExpectedRequest:
     """What is expected of one request; what isn't in `fields` may be anything.
 
-    `to` may be None where the route has one destination. `fields` are `method`, `url`, `headers` (None: not there),
-    `body`, `body_has` (a part of it) and `error` (a part of why there is no request).
+    `to` may be None where the route has one destination; `item` counts where a route splits its events. `fields` are
+    `method`, `url`, `headers` (None: not there), `body`, `body_has` (a part of it) and `error` (a part of why there is
+    no request).
     """
 
     route: str
     to: str | None
     fields: Mapping[str, Any]
+    item: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +86,14 @@ _EVENT = MappingKind(
         Key(name="captured", kind=TEXT, about="A file with what `gateway events show --json` has printed of one."),
     ),
 )
+_ITEM = Tree("a number from 0", int, int, {"type": "integer", "minimum": 0})
 _EXPECTED_REQUEST = MappingKind(
     name="test_request",
     about="A request that is expected; what isn't written may be anything.",
     keys=(
         Key(name="route", kind=TEXT, about="The route.", is_required=True),
         Key(name="to", kind=TEXT, about="The destination; may be left out if the route has one."),
+        Key(name="item", kind=_ITEM, about="The item, from 0, of a route with `split`; the first by default."),
         Key(name="method", kind=TEXT, about="The method."),
         Key(name="url", kind=_STRING, about="The URL. A reference that has no default stays as it is written."),
         Key(
@@ -191,7 +195,9 @@ def _test(reader: SchemaReader, path: Path, read: ParsedMapping) -> RuleTest | N
         routes=expect.values.get("routes"),
         requests=tuple(
             [
-                ExpectedRequest(route=route, to=each.values.get("to"), fields=_fields(each))
+                ExpectedRequest(
+                    route=route, to=each.values.get("to"), item=each.values.get("item", 0), fields=_fields(each)
+                )
                 for each in expect.values.get("requests", ())
                 if (route := each.values.get("route")) is not None
             ]
@@ -201,7 +207,7 @@ def _test(reader: SchemaReader, path: Path, read: ParsedMapping) -> RuleTest | N
 
 
 def _fields(read: ParsedMapping) -> dict[str, Any]:
-    return {key: value for key, value in read.values.items() if key not in ("route", "to")}
+    return {key: value for key, value in read.values.items() if key not in ("route", "to", "item")}
 
 
 def _event(reader: SchemaReader, path: Path, read: ParsedMapping) -> GivenEvent | None:

@@ -20,6 +20,7 @@ from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
+from gateway.rules.splits import Split
 from gateway.rules.templates import Template
 from gateway.verify.client_certificates import CHAIN_SUFFIX, ClientCertificates
 from gateway.verify.request import Request
@@ -288,6 +289,8 @@ class Route:
     """Whether an event that it takes goes to none of the routes after it."""
     catch_all: bool = False
     """Whether it takes only events that no other route takes."""
+    split: Split | None = None
+    """By which of its items an event becomes several deliveries to each destination."""
     delay: float = 0.0
     """Seconds from an event's receipt until it may be delivered."""
 

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.event_view import ABSENT, ROOTS, EventView, Step
+from gateway.rules.event_view import ABSENT, ITEM, ROOTS, EventView, Step
 from gateway.rules.functions import FUNCTIONS, Function
 from gateway.rules.patterns import Pattern
 from gateway.text import did_you_mean
@@ -158,11 +158,12 @@ class Scan:
     """Finds the names, paths and macros in a valid expression. Raises ExpressionError for unknown names."""
 
     def __init__(
-        self, text: str, read_literal: Callable[[str], str], named: Mapping[str, str] = MappingProxyType({})
+        self, text: str, read_literal: Callable[[str], str], named: Mapping[str, str] = MappingProxyType({ITEM: ITEM})
     ) -> None:
         """`read_literal` returns the value of a CEL string literal; `named` are texts that stand for names."""
         self._read_literal = read_literal
         self._named = named
+        self._roots = (*ROOTS, ITEM) if named.get(ITEM) == ITEM else ROOTS
         self.named_edits: list[Edit] = []
         """What replaces the names of other expressions."""
         self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
@@ -229,7 +230,7 @@ class Scan:
             raise _at(token, f"expected a mapping such as {{'a': 1}}, got a '{token.text}' of protocol buffers")
         elif is_member or token.text in _WORDS or token.text in self._brackets:
             return
-        elif token.text in ROOTS:
+        elif token.text in self._roots:
             self._path(token)
         elif token.text in self._named:
             self.named_edits.append(Edit(token.start, token.start + len(token.text), self._named[token.text]))
@@ -276,7 +277,7 @@ class Scan:
         """Have the path that is the first argument looked up by us, as CEL fails where it is missing."""
         root = self._tokens[self._at + 1]
         is_item = root.text in self._brackets
-        is_path = is_item or root.text in ROOTS or root.text in self._named  # for which a path may stand
+        is_path = is_item or root.text in self._roots or root.text in self._named  # for which a path may stand
         if not is_path or self._count_arguments() != 2:  # noqa: PLR2004 - the path and what replaces it
             raise _at(name, "default: expected a path such as body.a.b and a value, got something else")
         if is_item:

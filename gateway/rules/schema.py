@@ -10,6 +10,7 @@ from typing import Any, assert_never
 from gateway.model import STORED_STATUSES, Disposition
 from gateway.rules.conditions import parse_condition
 from gateway.rules.defaults import OF_DESTINATIONS
+from gateway.rules.event_view import ITEM
 from gateway.rules.messages import MESSAGE_PRESETS
 from gateway.rules.messages.field_kinds import field_kind
 from gateway.rules.policy import FORBIDDEN, REQUIRED
@@ -41,6 +42,7 @@ from gateway.rules.value_kinds import (
     PEM,
     RATE,
     SIZE,
+    SPLIT,
     TEXT,
     URL,
     ByKey,
@@ -691,6 +693,13 @@ ROUTE = MappingKind(
             kind=BOOLEAN,
             about="With true, it takes only events that no route without `catch_all` takes.",
             default=False,
+        ),
+        Key(
+            name="split",
+            kind=SPLIT,
+            about="A list of the event: each of its items is a delivery of its own, retried alone. It is the body, "
+            "unless `request` has another, whose expressions may name it: `item`.",
+            gives=ITEM,
         ),
         Key(
             name="delay",

@@ -274,7 +274,7 @@ class SchemaReader:
 
     def _named_expressions(self, node: Node, record: MappingKind) -> dict[str, str]:
         """Read the expressions that the others of a mapping may name; each may name those before it."""
-        named: dict[str, str] = {}
+        named = {key.gives: key.gives for key in record.keys if key.gives and key.name in node.value}
         for key in record.keys:
             child = node.value.get(key.name)
             if not key.names_expressions or child is None or not isinstance(key.kind, Table):

@@ -16,6 +16,7 @@ from gateway.model import NAME_PATTERN, STORED_STATUSES, ExpressionError
 from gateway.rules.expressions import Expression, parse
 from gateway.rules.rules import RESERVED_HEADERS, Proxy, cgi_normalized, is_opt_in_header
 from gateway.rules.scanner import is_free_name
+from gateway.rules.splits import Split
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
 from gateway.verify.client_certificates import normal_email, normal_subject
@@ -104,6 +105,8 @@ class Key:
     is_required: bool = False
     names_expressions: bool = False
     """Its expressions are read first, and the others of the mapping may use them by their names."""
+    gives: str = ""
+    """A name that the expressions of the mapping may use where the key is written."""
     is_of_tests: bool = False
     """Read by `gateway test` alone: a mistake in it doesn't make rules unusable."""
 
@@ -432,6 +435,7 @@ def or_off(kind: Scalar) -> Scalar:
 
 TEXT = Scalar("a string", _text, {"type": "string"})
 CEL = Scalar("a CEL expression", _expression, {"type": "string"})
+SPLIT = Scalar("CEL of a list, such as body.commits", lambda value: Split(_expression(value)), {"type": "string"})
 EXPRESSION_NAME = Scalar(
     "a name of letters, digits and _, which isn't one of CEL's or of the event's",
     _expression_name,

@@ -32,7 +32,7 @@ class Attempts:
         attempt: Attempt | None = None
         try:
             trace = None if span is None else span.context
-            outbound = compose(delivery, destination, route.request, now=now, trace=trace)
+            outbound = compose(delivery, destination, route.request, now=now, split=route.split, trace=trace)
             attempt = await self._attempt(item, outbound, timeout=destination.timeout, now=now)
         finally:
             item.scope = None

@@ -272,7 +272,8 @@ class Dispatcher:
                 self._park(item)
                 return now
             owner = item.record.tracker.owner
-            if owner.keeps_order and not owner.is_ownership_fresh(item):
+            is_unsplit = route.split is not None and delivery.part is None  # by rules that have changed
+            if not owner.is_ownership_fresh(item) if owner.keeps_order else is_unsplit:
                 owner.resume(item, now)
                 return now
             attempt = await self._attempts.make(item, route, destination, now)

@@ -96,6 +96,8 @@ async def open_dead_letters(
                 letter, stored = read_dead_letter(record)
                 if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                     continue
+                if stored.delivery.part is not None:
+                    continue  # a replay of its event would repeat the others
                 event = stored.delivery.event
                 latest = max(latest, letter.at)
                 about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])

@@ -1,0 +1,146 @@
+"""A route that splits its events: each item is delivered by itself, and none twice or never, whatever happens."""
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+
+from gateway.engine.control.records import DeadFilter
+from gateway.engine.jobs.undelivered import Fate
+from gateway.model import DeadReason
+from gateway.rules.expressions import Expression
+from gateway.rules.rules import Route, Rules
+from gateway.rules.splits import Split
+from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_jobs import an_order, ended
+from tests.engine.test_undelivered import a_scene
+from tests.engine.test_worker import TOPICS, World, a_world, rules_of, running, virtual
+from tests.virtual_time import now
+
+ROWS = Split(Expression("body.rows"))
+
+
+def a_split(to: tuple[str, ...] = ("ci",), **policy: object) -> Route:
+    return replace(a_route(to=to, retry=a_policy(**policy)), split=ROWS)
+
+
+async def put(world: World, count: int, rows: int = 3) -> None:
+    events = [
+        an_event(id=f"evt_{number}", body={"rows": list(range(rows))}, received_at=now()) for number in range(count)
+    ]
+    await world.put(*events)
+
+
+@virtual
+async def test_each_item_is_delivered_once_and_the_event_is_done() -> None:
+    world = await a_world(a_split(("ci", "audit")), a_route("plain", to=("audit",)))
+    await put(world, 10)
+    async with running(world):
+        await asyncio.sleep(3)
+    count = Counter((name, event) for name, event, _ in world.client.made)
+    assert count == Counter({("ci", f"evt_{n}"): 3 for n in range(10)} | {("audit", f"evt_{n}"): 4 for n in range(10)})
+    assert await world.unfinished() == 0
+
+
+@virtual
+async def test_an_item_that_fails_is_retried_alone() -> None:
+    world = await a_world(a_split(schedule=(30.0,)), ci=[200, 503, 200])
+    await put(world, 1)
+    async with running(world):
+        await asyncio.sleep(3)
+        assert await world.unfinished() == 0
+        (waiting,) = world.stored(TOPICS.retry("20s"))
+        assert waiting.delivery.part == 1
+        await asyncio.sleep(60)
+    assert Counter(number for _, _, number in world.client.made) == {1: 3, 2: 1}
+
+
+@virtual
+async def test_an_event_without_items_is_done_without_a_delivery() -> None:
+    world = await a_world(a_split())
+    await put(world, 3, rows=0)
+    async with running(world):
+        await asyncio.sleep(3)
+    assert world.client.made == []
+    assert await world.unfinished() == 0
+
+
+@virtual
+async def test_a_dead_letter_of_an_item_is_replayed_alone() -> None:
+    async with (
+        a_scene(a_split(max_attempts=1), ci=[200, 503, 200]) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)),
+    ):
+        await put(scene.world, 1)
+        await asyncio.sleep(3)
+        (letter,) = scene.world.dead()
+        assert letter.delivery.part == 1
+        order = await an_order(scene.world, "dead", action="replay", filter=DeadFilter())
+        assert (await ended(scene.owner.control, order)).count == 1
+        await asyncio.sleep(10)
+        assert len(scene.world.client.made) == 4
+
+
+@virtual
+async def test_a_replay_of_an_event_delivers_all_of_its_items() -> None:
+    async with (
+        a_scene(a_route("other", to=("audit",))) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)) as worker,
+    ):
+        await put(scene.world, 2)
+        await asyncio.sleep(3)
+        scene.reload(worker, a_route("other", to=("audit",)), a_split())
+        await asyncio.sleep(3)
+        assert await scene.counts() == {Fate.UNDELIVERED: 2}
+        await scene.replay()
+        assert Counter(event for name, event, _ in scene.world.client.made if name == "ci") == {"evt_0": 3, "evt_1": 3}
+        assert await scene.counts() == {Fate.ENDED: 2}
+
+
+@virtual
+async def test_a_replay_of_the_undelivered_leaves_the_items_letters_to_their_own() -> None:
+    async with (
+        a_scene(a_split(max_attempts=1), ci=[200, 503, 200]) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)),
+    ):
+        await put(scene.world, 1)
+        await asyncio.sleep(3)
+        assert len(scene.world.dead()) == 1
+        assert await scene.counts() == {Fate.ENDED: 1}, "or all of its items would be delivered again"
+
+
+@virtual
+async def test_what_waits_when_its_route_begins_to_split_becomes_its_items() -> None:
+    """One that waits in memory, beside a delivery of the same event that is done; and one in a tier."""
+    policy = a_policy(schedule=(2.0, 30.0), max_age=600.0)
+    plain = a_route(retry=policy)
+    world = await a_world(plain, a_route("plain", to=("audit",)), ci=[503, 200])
+    async with running(world) as worker:
+        await put(world, 1)
+        await asyncio.sleep(1)
+        world.rules = with_route(world, replace(plain, split=ROWS))
+        worker.reload()
+        await asyncio.sleep(10)
+        assert Counter((name, number) for name, _, number in world.client.made) == {
+            ("ci", 1): 4,
+            ("audit", 1): 1,
+        }
+        assert await world.unfinished() == 0
+
+
+@virtual
+async def test_an_item_whose_route_no_longer_splits_is_a_dead_letter() -> None:
+    split = a_split(schedule=(30.0,))
+    world = await a_world(split, ci=[503, 200])
+    async with running(world) as worker:
+        await put(world, 1)
+        await asyncio.sleep(3)
+        world.rules = with_route(world, replace(split, split=None))
+        worker.reload()
+        await asyncio.sleep(60)
+        (letter,) = world.dead()
+        assert (letter.delivery.part, letter.metadata.reason) == (0, DeadReason.EXPRESSION_ERROR)
+        assert len(world.client.made) == 3, "not the whole event instead of the item"
+
+
+def with_route(world: World, route: Route) -> Rules:
+    return rules_of(*[route if each.name == route.name else each for each in world.rules.routes.values()])

@@ -1,0 +1,146 @@
+"""`split:` of a route: what its items are, what names them, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gateway.engine.deliveries_of_event import plan
+from gateway.model import Delivery, delivery_id, part_id
+from gateway.ops.explain import explain
+from gateway.rules.event_view import EventView
+from gateway.rules.load import check_rules, load_rules
+from gateway.rules.rules import Rules
+from gateway.rules.splits import MAX_ITEMS
+from tests.builders import an_event
+
+RULES = """
+version: 1
+sources: {{github: {{verify: {{scheme: none}}}}}}
+destinations: {{ci: {{url: "http://127.0.0.1:1/"}}, log: {{url: "http://127.0.0.1:1/log"}}}}
+routes:
+  - {{name: r, from: github, to: ci, {keys}}}
+"""
+COMMITS = {"repo": "a/b", "commits": [{"id": "1", "by": "ann"}, {"id": "2"}, "x", None]}
+
+
+def rules_of(folder: Path, keys: str) -> Rules:
+    (file := folder / "routes.yaml").write_text(RULES.format(keys=keys))
+    return load_rules(file)
+
+
+def deliveries(rules: Rules, body: object) -> list[tuple[Delivery, str]]:
+    event = an_event(body=body)
+    view = EventView.of(event)
+    planned = plan(event, view, rules.table.match(view))
+    return [(each.delivery, "" if each.end is None else f"{each.end.reason}: {each.end.detail}") for each in planned]
+
+
+def sent(rules: Rules, body: object) -> list[tuple[str, str]]:
+    """Return the bodies that would be sent, and why others wouldn't."""
+    event = an_event(body=body)
+    explained = explain(rules, source="github", headers=event.headers, query="", body=event.body, now=0.0)
+    return [
+        ("" if each.request is None else each.request.body.decode(), each.problem)
+        for route in explained.routes
+        for each in route.requests
+    ]
+
+
+def test_each_item_is_a_delivery_with_an_id_of_its_own(tmp_path: Path) -> None:
+    rules = rules_of(tmp_path, "split: body.commits")
+    made = [delivery for delivery, _ in deliveries(rules, COMMITS)]
+    assert [delivery.part for delivery in made] == [0, 1, 2, 3]
+    whole = delivery_id(made[0].event.id, "r", "ci")
+    assert [delivery.id for delivery in made] == [part_id(whole, part) for part in range(4)]
+    assert len({whole, *[delivery.id for delivery in made]}) == 5
+
+
+def test_an_item_is_the_body_unless_the_request_has_another(tmp_path: Path) -> None:
+    assert sent(rules_of(tmp_path, "split: body.commits"), COMMITS) == [
+        ('{"id":"1","by":"ann"}', ""),
+        ('{"id":"2"}', ""),
+        ('"x"', ""),
+        ("null", ""),
+    ]
+    keys = "split: body.commits, request: {body: \"${{ body.repo }}/${{ item.id }} ${{ default(item.by, '-') }}\"}"
+    assert sent(rules_of(tmp_path, keys), {**COMMITS, "commits": COMMITS["commits"][:2]}) == [
+        ("a/b/1 ann", ""),
+        ("a/b/2 -", ""),
+    ]
+
+
+def test_an_item_has_the_content_type_of_json_and_nothing_of_the_senders(tmp_path: Path) -> None:
+    event = an_event(body=COMMITS, headers={"Content-Type": "application/json", "X-Of-Sender": "1"})
+    rules = rules_of(
+        tmp_path, "split: body.commits, request: {headers: {X-Id: '${{ item.id }}'}, path: '/c/${{ item.id }}'}"
+    )
+    explained = explain(rules, source="github", headers=event.headers, query="", body=event.body, now=0.0)
+    first, *_, last = explained.routes[0].requests
+    assert first.request is not None
+    headers = dict(first.request.headers)
+    assert headers[b"content-type"] == b"application/json"
+    assert headers[b"X-Id"] == b"1"
+    assert b"X-Of-Sender" not in headers
+    assert first.request.path == "/c/1"
+    assert last.request is None, "null has no id"
+    assert [each.part for each in explained.routes[0].requests] == [0, 1, 2, 3]
+
+
+def test_a_list_may_be_computed(tmp_path: Path) -> None:
+    rules = rules_of(tmp_path, 'split: "body.commits.filter(c, type(c) == map && has(c.by))"')
+    ((body, _),) = sent(rules, COMMITS)
+    assert json.loads(body) == COMMITS["commits"][0]
+    rules = rules_of(tmp_path, 'let: {all: body.commits}, split: all, request: {body: {it: "${{ item }}"}}')
+    assert sent(rules, {"commits": [1, 2]}) == [('{"it":1}', ""), ('{"it":2}', "")]
+
+
+def test_names_of_loops_and_macros_are_as_ever(tmp_path: Path) -> None:
+    keys = (
+        "split: body.rows, request: {body: {a: {for: item.tags, as: item, do: '${{ item }}'}, "
+        "b: \"${{ item.tags.map(item, item + '!') }}\"}}"
+    )
+    assert sent(rules_of(tmp_path, keys), {"rows": [{"tags": ["x", "y"]}]}) == [('{"a":["x","y"],"b":["x!","y!"]}', "")]
+
+
+def test_without_items_there_is_no_delivery(tmp_path: Path) -> None:
+    assert deliveries(rules_of(tmp_path, "split: body.commits"), {"commits": []}) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({}, "split: body.commits isn't there"),
+        ({"commits": {"a": 1}}, "split: expected a list, got a mapping"),
+        ({"commits": None}, "split: expected a list, got null"),
+        ({"commits": [0] * (MAX_ITEMS + 1)}, "split: expected at most 1,000 items, got 1,001"),
+    ],
+)
+def test_what_is_no_list_is_one_dead_letter(body: object, detail: str, tmp_path: Path) -> None:
+    ((delivery, told),) = deliveries(rules_of(tmp_path, "split: body.commits"), body)
+    assert told == f"expression_error: {detail}"
+    assert delivery.part is None
+
+
+def test_many_items_take_a_bounded_time(tmp_path: Path) -> None:
+    rules = rules_of(tmp_path, "split: body.commits")
+    assert len(deliveries(rules, {"commits": [{"id": "x" * 900}] * MAX_ITEMS})) == MAX_ITEMS
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("request: {body: '${{ item.id }}'}", "expected CEL in ${{ … }}, got '${{ item.id }}': unknown name 'item'"),
+        ("split: item.id", "expected an expression over the event, got one over `item`: only `request` has that"),
+        ("split: body.c, when: item.id == 1", "expected an expression over the event, got one over `item`"),
+        ("split: body.c, order: key", "expected no `split` with `order: key`, got one: the log tells "),
+        ("split: [body.c]", "expected CEL of a list, such as body.commits, got a list"),
+        ("split: body.", "expected CEL of a list, such as body.commits, got 'body.': "),
+    ],
+)
+def test_mistakes(keys: str, message: str, tmp_path: Path) -> None:
+    (file := tmp_path / "routes.yaml").write_text(RULES.format(keys=keys))
+    rules, problems = check_rules(file)
+    assert rules is None
+    told = [problem.message for problem in problems if problem.severity == "error"]
+    assert any(each.startswith(message) for each in told), told
