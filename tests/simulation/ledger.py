@@ -31,6 +31,7 @@ from gateway.model import (
     Result,
     UndecodableRecordError,
     delivery_id,
+    part_id,
 )
 from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
@@ -41,6 +42,8 @@ ROUTER = TOPICS.group(ROUTER_GROUP)
 SHORTEST = TOPICS.retry(tiers.SHORTEST)
 MARK = b"x-sim-number"
 """A header of every event, by which the sink knows which one it is, whatever its identity says."""
+PART = b"x-sim-part"
+"""A header of every request for an item of an event."""
 LATE = 1.0
 """Seconds that a healthy destination may wait longer than it takes, while others fail."""
 OLDEST = 24.0
@@ -251,7 +254,7 @@ class Ledger:
         self.dead_values: set[bytes] = set()
         self.commits: dict[tuple[str, Partition], Commit] = {}
         self.appended = Counter[str]()
-        self._delays = {route.name: route.delay for route in plan.routes}
+        self._routes = {route.name: route for route in plan.routes}
         self.touched: set[str] = set()
         """Names of which an order may repeat deliveries."""
         self.expedited: dict[str, float] = {}
@@ -346,6 +349,8 @@ class Ledger:
             self.violate("6 bytes", "the event of a successor isn't what was received", [row])
         if delivery.replayed_at and not self._began_after_delay(delivery):
             trail.lives.add(delivery.replayed_at)
+            for each in self._items_of(delivery.id, delivery.route) if delivery.part is None else ():
+                self.trails[row.number, each].lives.add(delivery.replayed_at)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
             reason = stored.metadata.reason
@@ -362,9 +367,22 @@ class Ledger:
             if why:
                 self.violate("7 ends have their reason", f"dead as {reason}, but {why}", self._told(trail))
 
+    def _items_of(self, whole: str, route: str) -> list[DeliveryId]:
+        """Return the ids of the deliveries of an event's items instead of the one of all of it; none if it is one."""
+        parts = self._routes[route].parts if route in self._routes else 0
+        return [part_id(DeliveryId(whole), part) for part in range(parts)]
+
+    def _delay(self, route: str) -> float:
+        return self._routes[route].delay if route in self._routes else 0.0
+
+    def _made_of(self, event: Event, target: Target) -> list[DeliveryId]:
+        """Return the ids of the deliveries that an event becomes by a route and destination."""
+        whole = delivery_id(event.id, *target)
+        return self._items_of(whole, target[0]) or [whole]
+
     def _began_after_delay(self, delivery: Delivery) -> bool:
         """Return whether a delivery's age begins when its route's delay is over, and not with a replay."""
-        delay = self._delays.get(delivery.route, 0.0)
+        delay = self._delay(delivery.route)
         return delay > 0 and delivery.replayed_at == delivery.event.received_at + delay
 
     def _see_times(self, row: Row, delivery: Delivery, trail: Trail) -> None:
@@ -644,9 +662,14 @@ class Ledger:
             began=self._now(),
             is_timed=is_timed,
         )
-        if outbound.body != event.body or outbound.headers[: len(event.headers)] != event.headers:
+        part = headers.get(PART)
+        is_whole = outbound.body == event.body and outbound.headers[: len(event.headers)] == event.headers
+        if not is_whole if part is None else outbound.body != part:
             self.violate("6 bytes", "the sink got other bytes than the sender sent", [made])
-        if made.delivery not in self._ids(event, made.route, destination):
+        ids = list(self._ids(event, made.route, destination))
+        if part is not None:
+            ids = [part_id(DeliveryId(each), int(part)) for each in ids]
+        if made.delivery not in ids or (part is None) is bool(self._items_of("", made.route)):
             self.violate("6 ids", "the delivery's id isn't that of its event, route and destination", [made])
         self.attempts.append(made)
         trail = self.trails[number, made.delivery]
@@ -764,7 +787,7 @@ class Ledger:
         ends = [each.ended + _least_delay(each, policies) for each in before if each.ended is not None]
         if not ends or made.began < min(ends) - 0.01:
             self.violate("7 not before it is due", "an attempt is early", trail.attempts)
-        begins = self.events[made.number].received_at - EPOCH + self._delays.get(made.route, 0.0)
+        begins = self.events[made.number].received_at - EPOCH + self._delay(made.route)
         latest = begins + max(policy.max_age for policy in policies)
         if ends and min(ends) > latest + 0.1 and not trail.lives:
             self.violate("7 nothing is tried for ever", f"planned {min(ends) - latest:.3f} s too late", trail.attempts)
@@ -845,16 +868,20 @@ class Ledger:
             if self._is_overtaken(row, trail):
                 return []
             if delivery.route or self._is_nowhere(row, trail):
-                return [delivery.id]
+                items = self._items_of(delivery.id, delivery.route) if delivery.part is None else []
+                return [each for each in items if not self._goes_on(row.number, each)] if items else [delivery.id]
         if self.may_be_dropped(row) or (row.stored is None and self._nowhere(row).successor):
             return []
         unfinished: list[str] = []
         for target in self._required_of(row, row.event, reader):
-            key = row.number, delivery_id(row.event.id, *target)
-            trail = self.trails[key]
-            if not (trail.is_delivered or trail.successor):
-                unfinished.append(key[1])
+            ids = self._made_of(row.event, target)
+            unfinished += [each for each in ids if not self._goes_on(row.number, each)]
         return unfinished
+
+    def _goes_on(self, number: int, delivery: str) -> bool:
+        """Return whether a delivery has arrived, or another record goes on with it."""
+        trail = self.trails[number, delivery]
+        return trail.is_delivered or trail.successor > 0
 
     def may_be_dropped(self, row: Row) -> bool:
         """Return whether an event duplicates an earlier one of its partition, roughly within the source's window."""
@@ -982,11 +1009,13 @@ class Ledger:
         return any(other.offset not in self._covered[ROUTER, other.partition] for other in rows)
 
     def _keys(self, row: Row) -> Iterator[Key]:
-        if row.stored is not None and row.stored.delivery.route:
-            yield row.number, row.stored.delivery.id
+        if row.stored is not None and (route := row.stored.delivery.route):
+            whole = row.stored.delivery.id
+            items = self._items_of(whole, route) if row.stored.delivery.part is None else []
+            yield from [(row.number, each) for each in (whole, *items)]
         elif row.event is not None:
-            for route, to in self._targets:
-                yield row.number, delivery_id(row.event.id, route, to)
+            for target in self._targets:
+                yield from [(row.number, each) for each in self._made_of(row.event, target)]
 
     def story(self, number: int, deliveries: Iterable[str]) -> list[str]:
         """Return the rows of deliveries, in the order of time."""
@@ -1096,8 +1125,9 @@ class Ledger:
         nowhere = row.number, delivery_id(event.id, "", "")
         if self.may_be_dropped(row) or self._nowhere(row).is_dead or nowhere in self._deletions.excused_deliveries:
             return
-        for target in sorted(self._required_of(row, event)):
-            key = row.number, delivery_id(event.id, *target)
+        made = [(to, name) for to in sorted(self._required_of(row, event)) for name in self._made_of(event, to)]
+        for target, name in made:
+            key = row.number, name
             trail = self.trails[key]
             if trail.is_delivered or trail.is_dead or key in self._deletions.excused_deliveries:
                 continue
@@ -1172,7 +1202,9 @@ class Ledger:
                     ):
                         continue  # it may have been cancelled, as by these rules there is nothing to replay
                     for route, to in self.required(row.event, since, self._now()):
-                        trails = [self.trails[row.number, each] for each in self._ids(row.event, route, to)]
+                        ids = list(self._ids(row.event, route, to))
+                        trails = [self.trails[row.number, each] for each in ids]
+                        of_items = [self.trails[row.number, each] for id_ in ids for each in self._items_of(id_, route)]
                         notes = [
                             each.stored.metadata for trail in trails for each in trail.rows if each.stored is not None
                         ]
@@ -1182,7 +1214,7 @@ class Ledger:
                         if which.undelivered:
                             is_unknown = any(self._is_unclear(each, replay, row, to) for each in self._replays)
                             self._check_undelivered(
-                                name, row, (route, to), trails, is_replayed=is_replayed, is_unknown=is_unknown
+                                name, row, (route, to), trails, of_items, is_replayed=is_replayed, is_unknown=is_unknown
                             )
                         elif not is_replayed:
                             self.violate("12 nothing is skipped", f"replay {name} left out {route}→{to}", [row])
@@ -1227,7 +1259,15 @@ class Ledger:
         return len({tuple([(route.sources, route.types, route.to) for route in each]) for each in routes}) > 1
 
     def _check_undelivered(
-        self, name: str, row: Row, target: Target, trails: Sequence[Trail], *, is_replayed: bool, is_unknown: bool
+        self,
+        name: str,
+        row: Row,
+        target: Target,
+        trails: Sequence[Trail],
+        of_items: Sequence[Trail],
+        *,
+        is_replayed: bool,
+        is_unknown: bool,
     ) -> None:
         """Where all is known of how events were routed, a replay brings what nobody has, and nothing else.
 
@@ -1235,11 +1275,11 @@ class Ledger:
         """
         if not set(self.plan.faults) <= {*GRACEFUL, RECREATE, NARROWED, "reload", "order", "trouble", "gap", "poison"}:
             return
-        if not is_unknown and not any(trail.attempts or trail.rows for trail in trails):
+        if not is_unknown and not any(trail.attempts or trail.rows for trail in (*trails, *of_items)):
             self.violate("31 what is undelivered", f"replay {name} left out what nobody has delivered", [row])
         # A dead letter is undelivered, though a replay has delivered its event meanwhile, perhaps under another id.
         is_dead = any(trail.is_dead for trail in trails)
-        before = [trail.ended_at for trail in trails if trail.is_delivered and not is_dead]
+        before = [trail.ended_at for trail in (*trails, *of_items) if trail.is_delivered and not is_dead]
         injected = [
             each.at
             for trail in trails
@@ -1589,7 +1629,7 @@ class Ledger:
                 continue
             if limits["concurrency"] < 50 or limits["rate"] is not None or at[made.number] < STARTED_WITHIN:
                 continue
-            waited = made.began - at[made.number] - self._delays.get(made.route, 0.0)
+            waited = made.began - at[made.number] - self._delay(made.route)
             if waited > LATE:
                 self.violate("15 isolation", f"a healthy destination waited {waited:.2f} s", [made])
 

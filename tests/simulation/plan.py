@@ -93,6 +93,8 @@ class RouteSpec:
     is_ordered: bool = False
     halts: bool = False
     delay: float = 0.0
+    parts: int = 0
+    """How many items each event has by which the route splits it; 0 if it doesn't."""
 
     def matches(self, source: str, kind: str) -> bool:
         return source in self.sources and (self.types is None or kind in self.types)
@@ -171,6 +173,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_refusals(_stream(seed, "refused"), world)
     world = _with_narrowed_replays(_stream(seed, "narrowed"), world)
     world = _with_delays(_stream(seed, "delays"), world)
+    world = _with_splits(_stream(seed, "splits"), world)
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -368,6 +371,17 @@ def _with_delays(random: Random, world: Plan) -> Plan:
     delays = (1.0, 3.0, 8.0, 30.0, *((200.0,) if world.is_long else ()))
     routes = [
         route if route.is_ordered or random.random() < 0.3 else replace(route, delay=random.choice(delays))
+        for route in world.routes
+    ]
+    return replace(world, routes=tuple(routes), is_kicked=False)
+
+
+def _with_splits(random: Random, world: Plan) -> Plan:
+    """Let some routes split their events, beside any fault."""
+    if random.random() > 0.08 or all(route.is_ordered for route in world.routes):
+        return world
+    routes = [
+        route if route.is_ordered or random.random() < 0.3 else replace(route, parts=random.choice((1, 2, 3, 12)))
         for route in world.routes
     ]
     return replace(world, routes=tuple(routes), is_kicked=False)

@@ -39,15 +39,19 @@ from gateway.log.topics import JOBS_GROUP, TIERS
 from gateway.model import Event, ExpressionError, LogUnavailableError, SpillReason, event_id
 from gateway.rules import event_view
 from gateway.rules.conditions import parse_condition
-from gateway.rules.event_view import EventView
+from gateway.rules.event_view import ITEM, EventView
+from gateway.rules.expressions import Expression, naming
+from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
+from gateway.rules.splits import Split
+from gateway.rules.templates import Template
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.simulation.broker import Broker, Failure, Machine, SimulatedLog
 from tests.simulation.destinations import HEALTHY, SimulatedClient, Sink
-from tests.simulation.ledger import MARK, ROUTER, TOPICS, InForce, Ledger, Row, RulesVersion, Violation
+from tests.simulation.ledger import MARK, PART, ROUTER, TOPICS, InForce, Ledger, Row, RulesVersion, Violation
 from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
 from tests.simulation.plan import GATEWAY_VERSIONS, Plan, RouteSpec, Step
 
@@ -623,7 +627,7 @@ class World:
             if route.name in policies:
                 schedule, attempts, age = policies[route.name]
                 route = replace(route, schedule=tuple(schedule), max_attempts=attempts, max_age=age)
-            if route.name in toggled:
+            if route.name in toggled and not route.parts:
                 route = replace(route, is_ordered=not route.is_ordered, halts=False)
             routes.append(replace(route, delay=0.0) if route.is_ordered else route)
         version = RulesVersion(
@@ -1018,6 +1022,16 @@ def _rules(plan: Plan, version: RulesVersion, ledger: Ledger) -> Rules:
     )
 
 
+with naming({ITEM: ITEM}):
+    OF_AN_ITEM = RequestTemplate(
+        headers=(
+            (MARK.decode(), Template(f"${{{{ headers['{MARK.decode()}'] }}}}")),
+            (PART.decode(), Template("${{ item }}")),
+        )
+    )
+    """The request for an item, by which the sink knows its event and which one it is."""
+
+
 def _route(spec: RouteSpec) -> Route:
     return Route(
         name=spec.name,
@@ -1025,12 +1039,13 @@ def _route(spec: RouteSpec) -> Route:
         match=None if spec.types is None else parse_condition({"type": list(spec.types)}),
         when=None,
         destinations=spec.to,
-        request=None,
+        request=OF_AN_ITEM if spec.parts else None,
         retry=RetryPolicy(
             schedule=spec.schedule, max_attempts=spec.max_attempts, max_age=spec.max_age, jitter=spec.jitter
         ),
         order="key" if spec.is_ordered else None,
         delay=spec.delay,
+        split=Split(Expression(str(list(range(spec.parts))))) if spec.parts else None,
         on_exhausted="halt" if spec.halts else "dead_letter",
     )
 
