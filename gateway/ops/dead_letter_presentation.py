@@ -3,9 +3,18 @@
 from dataclasses import asdict
 
 from gateway.log.records import encode_record_metadata
+from gateway.model import Delivery
 from gateway.ops.dead_letters import DeadLetter, Group, result_of
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
 from gateway.ops.presentation import Row, event_content, print_event, print_fields
+
+
+NO_DESTINATION = "no destination"
+
+
+def _aim(delivery: Delivery) -> str:
+    item = "" if delivery.part is None else f", item {delivery.part}"
+    return f"{delivery.route} → {delivery.destination or NO_DESTINATION}{item}"
 
 
 def letter_fields(letter: DeadLetter) -> dict[str, object]:
@@ -28,6 +37,7 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "type": delivery.event.type,
         "route": delivery.route,
         "destination": delivery.destination,
+        **({} if delivery.part is None else {"item": delivery.part}),
         "detail": letter.decoded.metadata.detail,
         "attempts": last.number if last else 0,
         "last_result": letter.last_result if last else None,
@@ -52,7 +62,7 @@ def letter_row(letter: DeadLetter, *, with_status: bool) -> Row:
     what, attempts, result = f"{letter.position}: {letter.problem}", "", ""
     if letter.decoded is not None:
         delivery, result = letter.decoded.delivery, letter.last_result
-        what = f"{delivery.route} → {delivery.destination}\n{delivery.id}\n{delivery.event.id}"
+        what = f"{_aim(delivery)}\n{delivery.id}\n{delivery.event.id}"
         attempts = str(delivery.attempts[-1].number if delivery.attempts else 0)
     cells = {
         "when": when(letter.properties.at).replace(" ", "\n"),
@@ -69,7 +79,7 @@ def group_row(group: Group) -> Row:
         "count": f"{group.count:,}",
         "reason": group.reason,
         "last result": group.last_result,
-        "route → destination": f"{group.route} → {group.destination}" if group.route else "",
+        "route → destination": f"{group.route} → {group.destination or NO_DESTINATION}" if group.route else "",
         "oldest": when(group.oldest),
         "newest": when(group.newest),
     }
@@ -93,7 +103,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
     print_fields(
         output,
         {
-            "route": f"{delivery.route} → {delivery.destination}",
+            "route": _aim(delivery),
             "reason": f"{reason}: {detail}" if detail else reason,
             "written": when(letter.properties.at),
             "status": letter.status + resolved_at,

@@ -113,12 +113,15 @@ async def test_what_waits_when_its_route_begins_to_split_becomes_its_items() -> 
     """One that waits in memory, beside a delivery of the same event that is done; and one in a tier."""
     policy = a_policy(schedule=(2.0, 30.0), max_age=600.0)
     plain = a_route(retry=policy)
-    world = await a_world(plain, a_route("plain", to=("audit",)), ci=[503, 200])
+    world = await a_world(plain, a_route("plain", to=("audit",)), ci=[503, 200], audit=[8.0])
     async with running(world) as worker:
         await put(world, 1)
         await asyncio.sleep(1)
         world.rules = with_route(world, replace(plain, split=ROWS))
         worker.reload()
+        await asyncio.sleep(5)
+        assert len(world.client.made) == 5
+        assert await world.unfinished() == 1, "the other delivery of its event is still being made"
         await asyncio.sleep(10)
         assert Counter((name, number) for name, _, number in world.client.made) == {
             ("ci", 1): 4,
