@@ -8,7 +8,6 @@ from gateway.ops.dead_letters import DeadLetter, Group, result_of
 from gateway.ops.output import Output, body_fields, body_text, header_text, rfc3339, when
 from gateway.ops.presentation import Row, event_content, print_event, print_fields
 
-
 NO_DESTINATION = "no destination"
 
 

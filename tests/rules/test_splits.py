@@ -91,7 +91,7 @@ def test_a_list_may_be_computed(tmp_path: Path) -> None:
     rules = rules_of(tmp_path, 'split: "body.commits.filter(c, type(c) == map && has(c.by))"')
     ((body, _),) = sent(rules, COMMITS)
     assert json.loads(body) == COMMITS["commits"][0]
-    rules = rules_of(tmp_path, 'let: {all: body.commits}, split: all, request: {body: {it: "${{ item }}"}}')
+    rules = rules_of(tmp_path, 'let: {every: body.commits}, split: every, request: {body: {it: "${{ item }}"}}')
     assert sent(rules, {"commits": [1, 2]}) == [('{"it":1}', ""), ('{"it":2}', "")]
 
 
