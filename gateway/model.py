@@ -151,8 +151,8 @@ class Delivery:
 
     `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
     event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start.
-    `replayed_at` is when it was replayed, or a kick reset its attempts, or until when its route delays it, and 0
-    otherwise: its age then counts from the event's receipt.
+    `replayed_at` is when it was replayed, or a kick reset its attempts, and 0 otherwise; `delayed_until` is until when
+    its route delays it, or 0. Its age counts from the later of the two, else from the event's receipt.
     """
 
     id: DeliveryId
@@ -163,6 +163,7 @@ class Delivery:
     successor: int = 0
     due: float = 0.0
     replayed_at: float = 0.0
+    delayed_until: float = 0.0
     part: int | None = None
     """Of a route that splits its events: which item it is for, from 0; None if it is for the whole event."""
 
@@ -184,12 +185,12 @@ class Delivery:
     @property
     def age_began_at(self) -> float:
         """When it was replayed, or its route's delay is over; else when its event was received."""
-        return self.replayed_at or self.event.received_at
+        return max(self.replayed_at, self.delayed_until) or self.event.received_at
 
     @property
     def is_delayed(self) -> bool:
         """Whether nothing but its route's `delay` keeps it from being attempted, until it is due."""
-        return not self.attempts and self.due == self.replayed_at > self.event.received_at
+        return self.delayed_until > 0 and self.due == self.delayed_until and not self.attempts
 
     @property
     def kicked_with(self) -> tuple[str, str]:

@@ -389,8 +389,7 @@ async def _replay_event(call: Invocation) -> int:
                     output.line({"event": event.id, "route": route.name, "destinations": list(to)})
         if arguments.dry_run:
             return 0
-        result = 0
-        partition_name = f"{found.partition.topic}/{found.partition.number}"
+        partition_name, result = f"{found.partition.topic}/{found.partition.number}", 0
         for route in routes:
             starts, ends = {partition_name: found.record.offset}, {partition_name: found.record.offset + 1}
             selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
@@ -403,11 +402,13 @@ def _routes_of(arguments: argparse.Namespace, rules: Rules, event: Event) -> lis
     """Return the routes by which to deliver an event again. Raises UsageError without any."""
     if arguments.route is not None:
         _replayed_route(arguments, rules)
-    matched = [route for route, _ in rules.table.match(EventView.of(event))]
+    view = EventView.of(event)
+    matched = [route for route, _ in rules.table.match(view)]
     routes = [
         route
         for route in matched
-        if arguments.route in (None, route.name) and arguments.destination in (None, *route.destinations)
+        if arguments.route in (None, route.name)
+        and arguments.destination in (None, *[name for name, _ in route.targets(view, None)])
     ]
     if not routes:
         wanted = arguments.route or (f"a route to {arguments.destination}" if arguments.destination else "a route")

@@ -56,15 +56,16 @@ def _planned(
 ) -> Iterable[Planned]:
     replayed_at, successor = (0.0, 0) if before is None else (before.replayed_at, before.successor)
     for route, (name, end) in targets:
-        due = event.received_at + route.delay if route.delay and not replayed_at else 0.0
+        until = event.received_at + route.delay if route.delay else 0.0
         delivery = Delivery(
             id=delivery_id(event.id, route.name, name),
             event=event,
             route=route.name,
             destination=name,
             successor=successor,
-            due=due,
-            replayed_at=due or replayed_at,
+            due=until,
+            replayed_at=replayed_at,
+            delayed_until=until,
         )
         planned = Planned(delivery, end, route.order is not None)
         if route.split is None or end is not None:

@@ -150,6 +150,8 @@ def encode_delivery(delivery: Delivery, metadata: RecordMetadata, *, at: float) 
         "note": encode_record_metadata(metadata),
         "at": at,
     }
+    if delivery.delayed_until:
+        state["delayed"] = delivery.delayed_until
     if delivery.part is not None:
         state["part"] = delivery.part
     encoded = memoryview(orjson.dumps(state)).tobytes()  # orjson's own keeps a buffer of several times its size
@@ -176,6 +178,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
         successor=state.integer("successor"),
         due=state.number("due"),
         replayed_at=state.number("since"),
+        delayed_until=state.number("delayed") if state.has("delayed") else 0.0,
         part=state.integer("part") if state.has("part") else None,
     )
     return StoredDelivery(delivery=delivery, metadata=metadata, at=state.number("at"))

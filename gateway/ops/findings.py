@@ -95,14 +95,15 @@ def unknown_name_steps(route: str, destination: str, rules: Rules | None) -> tup
             ("route", route, () if rules is None else rules.routes),
             ("destination", destination, () if rules is None else rules.destinations),
         )
-        if rules is not None and name not in names
+        if rules is not None and name and name not in names
     ]
+    to = f" --destination {destination}" if destination else ""
     return (
         f"# put {' and '.join(missing)} back into the rules, and they are delivered"
         if missing
         else "# do all processes have these rules? (rules_reloaded, rules_refused)",
         "# what has become a dead letter:",
-        f"gateway dead list --route {route} --destination {destination} --reason {DeadReason.ROUTE_REMOVED}",
+        f"gateway dead list --route {route}{to} --reason {DeadReason.ROUTE_REMOVED}",
     )
 
 

@@ -71,7 +71,7 @@ class SourceCounts:
         `rules` are the new ones. `now` is the log's time, `at` that of the monotonic clock.
         """
         for name, names in changes.touched.items():
-            routes = {route: len(rules.routes[route].destinations) for route in names}
+            routes = {route: rules.routes[route].fan_out for route in names}
             if name not in counts:  # it is gone
                 self._unrouted.drop(name)
                 self._suppressed.drop(name)

@@ -157,15 +157,15 @@ def waiting_findings(
                 *((credential_step(each.destination),) if is_refused else ()),
                 *ask_owners_step(each.destination, after),
                 *steps,
-                f"gateway destination kick {each.destination}",
+                *([f"gateway destination kick {each.destination}"] if each.destination else ()),
             )
         findings.append(
             Finding(
                 rank=HELD if is_held else WAITING,
-                what=f"{each.route} → {each.destination}",
+                what=f"{each.route} → {each.destination or 'no destination'}",
                 why=reasons + ("" if is_parked or rules is None else _dead_letter_warning(each, rules, now)),
                 needs_attention=needs_attention,
-                since=each.oldest,
+                since=min(each.oldest, now),  # what a route delays becomes old later
                 until=until,
                 is_due=until is not None and until <= now,
                 next=steps if needs_attention else (),

@@ -79,7 +79,14 @@ class UnseenFields:
                     return
             except ExpressionError:
                 return
-        if route.request is not None:
+        self._look_beyond_the_conditions(route, view)
+
+    def _look_beyond_the_conditions(self, route: Route, view: EventView) -> None:
+        if route.choice is not None:
+            self._look_at(route.name, "to", route.choice.name.expressions, view)
+        if route.split is not None:  # and its request is about an item
+            self._look_at(route.name, "split", [route.split.items], view)
+        elif route.request is not None:
             self._look_at(route.name, "request", route.request.expressions, view)
 
     def _look_at(self, route: str, where: str, expressions: Iterable[Expression], view: EventView) -> None:

@@ -4,12 +4,12 @@ It can only be a declared one whose name the template can give: `to` is replaced
 read, so that whatever asks where a route may deliver has the answer without an event.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from gateway.model import ExpressionError, MissingFieldError
+from gateway.rules.conditions import Glob
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import as_text
 from gateway.rules.templates import Template
@@ -61,8 +61,20 @@ class DestinationChoice:
 
 def fitting(template: Template, names: Iterable[str]) -> list[str]:
     """Return those of the names that a template can give, sorted."""
-    pattern = re.compile("".join([re.escape(each) if isinstance(each, str) else ".*" for each in template.pieces]))
-    return sorted([name for name in names if pattern.fullmatch(name)])
+    literals = [each if isinstance(each, str) else None for each in template.pieces]
+    glob = Glob(text=as_text(template.value), pieces=_around(literals))
+    return sorted([name for name in names if glob.matches(name)])
+
+
+def _around(literals: Iterable[str | None]) -> tuple[str, ...]:
+    """Return the literal texts before, between and after the expressions, for which None stands."""
+    pieces = [""]
+    for each in literals:
+        if each is None:
+            pieces.append("")
+        else:
+            pieces[-1] += each
+    return tuple(pieces)
 
 
 def read_choice(written: dict[str, Any], destinations: Iterable[str]) -> DestinationChoice:

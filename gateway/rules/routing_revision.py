@@ -9,7 +9,6 @@ import hashlib
 import json
 import zlib
 from base64 import b64decode, b64encode
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -18,6 +17,7 @@ from gateway.rules import eligibility
 from gateway.rules.conditions import parse_condition, written
 from gateway.rules.destination_choice import read_choice
 from gateway.rules.expressions import Expression
+from gateway.rules.precedence import deciders
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import Route, RoutingRevision, Rules
 
@@ -57,40 +57,14 @@ def routing_revision(rules: Rules) -> RoutingRevision:
 def _texts(rules: Rules, deduped: set[str], secrets: list[str]) -> Iterator[tuple[str, str]]:
     """Yield each route's name and text, with a digest of the routes that decide whether it gets an event."""
     own = {name: _document_of(route, deduped, secrets) for name, route in rules.routes.items()}
-    every: defaultdict[str, _Above] = defaultdict(_Above)
-    above: defaultdict[str, _Above] = defaultdict(_Above)
-    if any(route.catch_all for route in rules.routes.values()):
-        for name, route in rules.routes.items():
-            for source in set(route.sources):
-                every[source].add(own[name])
-    for name, route in rules.routes.items():
-        document, sources = own[name], sorted(set(route.sources))
-        others = [found for source in sources if (found := (every if route.catch_all else above)[source]).count]
-        if others:
-            document = document | {"others": _digest("".join([each.digest for each in others]))}
-            document |= {"hidden": True} if any(each.is_hidden for each in others) else {}
-        if route.stop:
-            for source in sources:
-                above[source].add(own[name])
+    hidden = [name for name, document in own.items() if "hidden" in document]
+    others = deciders(rules.routes.values(), hidden)
+    for name, document in own.items():
+        if (decided := others.get(name)) is not None:
+            document["others"] = decided.digest
+            if decided.is_hidden:
+                document["hidden"] = True
         yield name, json.dumps(document, separators=(",", ":"))
-
-
-@dataclass(slots=True)
-class _Above:
-    """The routes of a source that may take an event from others."""
-
-    digest: str = ""
-    count: int = 0
-    is_hidden: bool = False
-
-    def add(self, document: dict[str, Any]) -> None:
-        self.digest = _digest(self.digest + json.dumps(document))
-        self.count += 1
-        self.is_hidden = self.is_hidden or "hidden" in document
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def encode(revision: RoutingRevision, base: RoutingRevision | None) -> str:

@@ -294,6 +294,11 @@ class Route:
     delay: float = 0.0
     """Seconds from an event's receipt until it may be delivered."""
 
+    @property
+    def fan_out(self) -> int:
+        """How many deliveries an event becomes, if its route doesn't split it."""
+        return len(self.destinations) if self.choice is None else len(self.fixed) + 1
+
     def is_chosen(self, destination: str) -> bool:
         """Return whether only some events go to a destination, or whether it stands for none that is declared."""
         return self.choice is not None and destination not in self.fixed
@@ -303,10 +308,11 @@ class Route:
         end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
         if self.choice is None:
             return tuple([Target(name, end) for name in self.destinations])
-        return *[Target(name, end) for name in self.fixed], *self.chosen(view, end)
+        chosen = [target for target in self.chosen(view, end) if target.destination not in self.fixed]
+        return *[Target(name, end) for name in self.fixed], *chosen
 
     def chosen(self, view: EventView, end: DeadLettered | None = None) -> tuple[Target, ...]:
-        """Return where an event goes for which a destination is chosen: not where it goes anyway.
+        """Return where an event goes by its own values, even if every event goes there; never nothing.
 
         Without a `choice`, that is everywhere.
         """
@@ -318,7 +324,7 @@ class Route:
             is_undeclared = isinstance(error, UndeclaredDestinationError)
             reason = DeadReason.UNKNOWN_DESTINATION if is_undeclared else DeadReason.EXPRESSION_ERROR
             return (Target("", end or DeadLettered(reason=reason, detail=str(error))),)
-        return () if name in self.fixed else (Target(name, end),)
+        return (Target(name, end),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

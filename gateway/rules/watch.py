@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.file_stamps import Stamps
+from gateway.rules.precedence import deciders
 from gateway.rules.rules import Destination, DestinationAccess, Egress, Route, Rules, Source
 
 MAX_UNSTABLE_LOOKS = 10
@@ -102,6 +103,7 @@ class Changes:
 
 def changes(old: Rules, new: Rules) -> Changes:
     """Return what new rules change. Takes milliseconds for thousands of routes, so don't call it on the event loop."""
+    decided = _decided_otherwise(old, new)
     return Changes(
         added=tuple(
             [f"{what} {name}" for what, before, after in _kinds(old, new) for name in after if name not in before]
@@ -113,17 +115,22 @@ def changes(old: Rules, new: Rules) -> Changes:
                 for name in after
                 if name in before and before[name] != after[name]
             ]
+            + [
+                f"route {name}: what others take before it"
+                for name in sorted(decided)
+                if old.routes[name] == new.routes[name]
+            ]
             + ([] if old.egress == new.egress else [f"egress: {_keys(old.egress, new.egress)}"])
             + ([f"ingress: {', '.join(ingress)}"] if (ingress := _ingress_keys(old, new)) else [])
         ),
         removed=tuple(
             [f"{what} {name}" for what, before, after in _kinds(old, new) for name in before if name not in after]
         ),
-        touched=_touched(old, new),
+        touched=_touched(old, new, decided),
         identified=frozenset(
             [name for name, each in new.sources.items() if _identity(old.sources.get(name)) != _identity(each)]
         ),
-        conditions=_with_other_conditions(old, new),
+        conditions=_with_other_conditions(old, new) | decided,
     )
 
 
@@ -132,12 +139,12 @@ def _ingress_keys(old: Rules, new: Rules) -> Sequence[str]:
     return [key for key in keys if getattr(old, key) != getattr(new, key)]
 
 
-def _touched(old: Rules, new: Rules) -> Mapping[str, frozenset[str]]:
+def _touched(old: Rules, new: Rules, decided: frozenset[str]) -> Mapping[str, frozenset[str]]:
     others = {name for name, source in new.sources.items() if old.sources.get(name) != source}
     found: dict[str, set[str]] = {name: set() for name in others}
     for name in old.routes.keys() | new.routes.keys():
         before, after = old.routes.get(name), new.routes.get(name)
-        is_other = before is None or after is None or _aim(before) != _aim(after)
+        is_other = before is None or after is None or _aim(before) != _aim(after) or name in decided
         for route in (before, after):
             for source in () if route is None else route.sources:
                 if is_other or source in others:
@@ -153,20 +160,13 @@ def _with_other_conditions(old: Rules, new: Rules) -> frozenset[str]:
         is_other = before is None or _condition(before) != _condition(after)
         if is_other or not others.isdisjoint(after.sources):
             found.add(name)
-    return frozenset(found | _affected(old, new, found))
+    return frozenset(found)
 
 
-def _affected(old: Rules, new: Rules, changed: set[str]) -> set[str]:
-    """Return the routes that others decide about (`stop`, `catch_all`), where those are other ones than before."""
-    either = [*old.routes.values(), *new.routes.values()]
-    others = [route for route in either if route.name in changed or route.name not in new.routes]
-    stopped = {source for route in others if route.stop for source in route.sources}
-    taken = {source for route in others if not route.catch_all for source in route.sources}
-    return {
-        route.name
-        for route in new.routes.values()
-        if not (taken if route.catch_all else stopped).isdisjoint(route.sources)
-    }
+def _decided_otherwise(old: Rules, new: Rules) -> frozenset[str]:
+    """Return the routes of both versions to which others leave other events (`stop`, `catch_all`)."""
+    before, after = deciders(old.routes.values()), deciders(new.routes.values())
+    return frozenset([name for name in new.routes if name in old.routes and before.get(name) != after.get(name)])
 
 
 def _fields(source: Source | None) -> tuple[object, ...] | None:

@@ -109,6 +109,8 @@ FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
 DEAD_REASONS = tuple([reason for reason in DeadReason if reason is not DeadReason.UNDECODABLE])
 NO_DESTINATION = ""
 """The destination of a delivery whose event names none that is declared."""
+MAX_CHOSEN = 200
+"""Most destinations of a route that chooses one for which all series are created; of others, with their first use."""
 SPANS = ("exported", "failed", "dropped")
 
 # A webhook is acknowledged in about a millisecond, and must be within seconds; destinations may take a minute.
@@ -132,6 +134,13 @@ class To(Protocol):
     def destinations(self) -> Collection[str]: ...
     @property
     def choice(self) -> object | None: ...
+
+
+def _prepared_targets(route: To) -> Collection[str]:
+    """Return the destinations of a route whose series exist from the start: of very many that it may choose, none."""
+    if route.choice is None:
+        return route.destinations
+    return (*(route.destinations if len(route.destinations) <= MAX_CHOSEN else ()), NO_DESTINATION)
 
 
 class From(Protocol):
@@ -398,7 +407,10 @@ class Metrics(Collector):
         self.append_duration = histogram("append_duration", "An append to the log.").labels()
         self.attempt_duration = histogram("attempt_duration", "An attempt.", "destination")
         self.delivery_duration = histogram(
-            "delivery_duration", "From the event's receipt to its delivery.", "route", bounds=DAYS
+            "delivery_duration",
+            "From the event's receipt, or the end of its route's delay, to its delivery.",
+            "route",
+            bounds=DAYS,
         )
 
         self.event_loop_lag = histogram("event_loop_lag", "How late the event loop was, four times a second.").labels()
@@ -508,9 +520,7 @@ class Metrics(Collector):
         those of the last call.
         """
         sources, destinations = frozenset(rules.sources), frozenset(rules.destinations)
-        pairs = frozenset([(route, to) for route, each in rules.routes.items() for to in each.destinations]).union(
-            [(route, NO_DESTINATION) for route, each in rules.routes.items() if each.choice is not None]
-        )
+        pairs = frozenset([(route, to) for route, each in rules.routes.items() for to in _prepared_targets(each)])
         old_sources, old_destinations, old_pairs = self._names
         self._names = sources, destinations, pairs
         for source in sources - old_sources:

@@ -7,10 +7,12 @@ import pytest
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
-from gateway.model import Delivery, SpillReason
+from gateway.model import SpillReason
 from gateway.rules.rules import Route
-from tests.builders import a_policy, a_route, an_event
+from tests.builders import a_delivery, a_policy, a_route, an_event
 from tests.engine.test_jobs import ended
+from tests.engine.test_replay import an_order
+from tests.engine.test_undelivered import a_scene
 from tests.engine.test_worker import (
     TOPICS,
     World,
@@ -165,18 +167,37 @@ async def test_restarts_change_no_delay() -> None:
     assert max(times) < began + DELAY + 5
 
 
+@virtual
+async def test_a_replay_is_made_when_the_delay_is_over_and_at_once_after_it() -> None:
+    other = a_route("other", to=("audit",))
+    async with a_scene(other) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
+        began = now()
+        await scene.events(2)
+        scene.reload(worker, other, replace(a_route(), delay=60.0))
+        await asyncio.sleep(3)
+        await scene.replay()
+        assert scene.delivered() == [0, 0]
+        await scene.world.doze(60)
+        assert scene.delivered() == [1, 1]
+        assert waits(scene.world)[-1] >= began + 60.0
+        await an_order(scene.world, "y")
+        await asyncio.sleep(10)
+        assert scene.delivered() == [2, 2]
+
+
 @pytest.mark.parametrize(
     ("changes", "is_delayed"),
     [
-        ({"due": 130.0, "replayed_at": 130.0}, True),
+        ({"due": 130.0, "delayed_until": 130.0}, True),
+        ({"due": 130.0, "delayed_until": 130.0, "replayed_at": 110.0}, True),
         ({}, False),
         ({"due": 130.0}, False),
-        ({"due": 130.0, "replayed_at": 120.0}, False),
-        ({"due": 100.0, "replayed_at": 100.0}, False),
+        ({"due": 130.0, "replayed_at": 130.0}, False),
+        ({"due": 140.0, "delayed_until": 130.0}, False),
     ],
 )
 def test_what_is_delayed_by_its_route(changes: dict[str, float], is_delayed: bool) -> None:  # noqa: FBT001 - of a table
-    event = an_event(received_at=100.0)
-    delivery = Delivery(id=event.id, event=event, route="r", destination="d", **changes)  # type: ignore[arg-type]
+    delivery = replace(a_delivery(event=an_event(received_at=100.0), route="r", destination="d"), **changes)  # type: ignore[arg-type]
     assert delivery.is_delayed is is_delayed
     assert delivery.kicked_with == ("r", "" if is_delayed else "d")
+    assert delivery.age_began_at == max(changes.get("replayed_at", 0.0), changes.get("delayed_until", 0.0), 100.0)

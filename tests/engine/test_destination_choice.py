@@ -88,6 +88,23 @@ async def test_a_dead_letter_goes_where_its_event_says_once_that_is_declared() -
         assert scene.delivered("tenant-c") == [1, 0]
         assert scene.delivered("audit") == [1, 1], "it isn't delivered again where it was"
         assert [event for event, *_ in letters(scene)] == ["evt_0", "evt_1", "evt_1"]
+        assert await scene.counts() == {Fate.ENDED: 3, Fate.UNDELIVERED: 1}, "what was replayed isn't undelivered"
+        assert await scene.world.unfinished(TOPICS.retry("5s")) == 0
+
+
+@virtual
+async def test_a_dead_letter_goes_where_every_event_goes_by_now() -> None:
+    """The route that named nothing for it had other destinations than the one that replays it."""
+    async with (
+        a_scene(a_choice("tenant-a")) as scene,
+        running(scene.world, scene.world.worker(scene.owner.control)) as worker,
+    ):
+        await put(scene, "c")
+        scene.reload(worker, a_choice("tenant-a", "tenant-c", fixed=("audit", "tenant-c")))
+        order = await an_order(scene.world, "dead", action="replay", filter=DeadFilter())
+        await ended(scene.owner.control, order)
+        await asyncio.sleep(10)
+        assert scene.delivered("tenant-c") == [1]
         assert await scene.world.unfinished(TOPICS.retry("5s")) == 0
 
 

@@ -597,6 +597,22 @@ async def test_a_failing_expression_dead_letters_in_its_turn() -> None:
     assert await unfinished(world) == 0
 
 
+@virtual
+async def test_what_a_halted_key_holds_is_its_routes_though_another_would_take_it_now() -> None:
+    route = replace(an_ordered_route(when="body.n + 1 > 0", halts=True), catch_all=True)
+    world = await a_world(route)
+    await world.put(*[an_event(id=f"k.{n}", key="k", body={"n": n or "x"}, received_at=now()) for n in range(3)])
+    async with running(world) as worker:
+        await asyncio.sleep(5)
+        assert by_key(world) == {}
+        mended = replace(an_ordered_route(when="type(body.n) in [int, string]", halts=True), catch_all=True)
+        world.rules = rules_of(a_route("takes-all", to=("audit",)), mended)
+        worker.reload()
+        await asyncio.sleep(10)
+    assert by_key(world) == {"k": [0, 1, 2]}
+    assert await unfinished(world) == 0
+
+
 @pytest.mark.parametrize("condition", ["type(body.n) == int", "type(body.n) == int || body.n == 'x'"])
 def test_keys_halted_by_a_condition_continue_once_it_can_be_evaluated(condition: str) -> None:
     run(halt_and_mend(condition))

@@ -5,6 +5,7 @@ What the new rules deliver of them is in the ordered topic before what came late
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -55,10 +56,14 @@ def test_events_reread_behind_a_slow_destination_are_delivered(end: str) -> None
     run(scenario())
 
 
-@pytest.mark.parametrize("before", ["", "body.n > 100"])
+@pytest.mark.parametrize("before", ["", "body.n > 100", "another takes them"])
 def test_events_reread_after_a_failed_commit_are_delivered(before: str) -> None:
     async def scenario() -> None:
-        former = (OTHER, a_route(is_ordered=True, when=before)) if before else (OTHER,)
+        former = {
+            "": (OTHER,),
+            "body.n > 100": (OTHER, a_route(is_ordered=True, when="body.n > 100")),
+            "another takes them": (replace(OTHER, stop=True), a_route(is_ordered=True)),
+        }[before]
         async with a_scene(*former) as scene:
             world, control = scene.world, scene.owner.control
             world.log.fail_commits()

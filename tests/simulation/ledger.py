@@ -347,7 +347,7 @@ class Ledger:
         expected = self.events[row.number]
         if replace(delivery.event, received_at=expected.received_at) != expected:
             self.violate("6 bytes", "the event of a successor isn't what was received", [row])
-        if delivery.replayed_at and not self._began_after_delay(delivery):
+        if delivery.replayed_at:
             trail.lives.add(delivery.replayed_at)
             for each in self._items_of(delivery.id, delivery.route) if delivery.part is None else ():
                 self.trails[row.number, each].lives.add(delivery.replayed_at)
@@ -379,11 +379,6 @@ class Ledger:
         """Return the ids of the deliveries that an event becomes by a route and destination."""
         whole = delivery_id(event.id, *target)
         return self._items_of(whole, target[0]) or [whole]
-
-    def _began_after_delay(self, delivery: Delivery) -> bool:
-        """Return whether a delivery's age begins when its route's delay is over, and not with a replay."""
-        delay = self._delay(delivery.route)
-        return delay > 0 and delivery.replayed_at == delivery.event.received_at + delay
 
     def _see_times(self, row: Row, delivery: Delivery, trail: Trail) -> None:
         """Check that what is told of an attempt is the log's time, whatever the clock of the process says."""
@@ -425,7 +420,8 @@ class Ledger:
         due = last.at + last.seconds + max([most, *asked]) + 1.0  # a record doesn't tell how long it was asked to wait
         if self.plan.skew or not self._is_time_sure:
             due = math.inf
-        age = max(due, EPOCH + row.at) - (delivery.replayed_at or delivery.event.received_at)
+        began = max(delivery.replayed_at, delivery.event.received_at + self._delay(delivery.route))
+        age = max(due, EPOCH + row.at) - began
         refusals = list(takewhile(_is_refusal, reversed(delivery.attempts)))
         is_refused = bool(refusals) and (len(refusals) >= SHORT_ATTEMPTS or due > refusals[-1].at + SHORT_AGE)
         return {
@@ -798,7 +794,7 @@ class Ledger:
         """Check that an event isn't delivered before its route's delay is over, unless that route was kicked."""
         is_sure = not self.plan.skew and self._is_time_sure and made.is_timed
         is_kicked = made.began >= self.expedited.get(f"route/{made.route}", math.inf)
-        if made.attempt > 1 or not policies or not is_sure or is_kicked or trail.lives:
+        if made.attempt > 1 or not policies or not is_sure or is_kicked:
             return
         due = self.events[made.number].received_at - EPOCH + min(policy.delay for policy in policies)
         if made.began < due - 0.01:
@@ -1394,9 +1390,10 @@ class Ledger:
                 delivery = row.stored.delivery
                 if name not in (f"route/{delivery.route}", f"destination/{delivery.destination}"):
                     continue
-                is_untried = not delivery.attempts and delivery.due == delivery.replayed_at
-                if name.startswith("destination/") and is_untried and self._began_after_delay(delivery):
-                    continue  # its route delays it
+                delay = self._delay(delivery.route)
+                is_delayed = delay and not delivery.attempts and delivery.due == delivery.event.received_at + delay
+                if name.startswith("destination/") and is_delayed:
+                    continue
                 if self.unfinished(row, ROUTER):
                     left[partition] = self._told(self.trails[row.number, delivery.id])
         if len(left) > answer.unread:
@@ -1427,7 +1424,6 @@ class Ledger:
                 if row.stored is not None
                 and row.partition.topic.startswith(TOPICS.retry(""))
                 and row.stored.delivery.replayed_at not in {0.0, *replays}
-                and not self._began_after_delay(row.stored.delivery)
             ]
             is_replayed = False
             for row in trail.rows:

@@ -230,6 +230,7 @@ class Dispatcher:
         for item in waiting:
             lane = self._queues.lanes.get(item.delivery.destination)
             due = max(now if lane is None else lane.schedule_return(now), now + TIERS[tiers.SHORTEST])
+            due = max(due, item.delivery.delayed_until)
             self._spill(Spill(item=item, reason=SpillReason.WINDOW_FULL, due=due), now)
 
     # Attempts.
@@ -272,8 +273,8 @@ class Dispatcher:
                 self._park(item)
                 return now
             owner = item.record.tracker.owner
-            is_unsplit = route.split is not None and delivery.part is None  # by rules that have changed
-            if not owner.is_ownership_fresh(item) if owner.keeps_order else is_unsplit:
+            is_whole = route.split is not None and delivery.part is None  # by rules that have changed
+            if not owner.is_ownership_fresh(item) if owner.keeps_order else is_whole:
                 owner.resume(item, now)
                 return now
             attempt = await self._attempts.make(item, route, destination, now)

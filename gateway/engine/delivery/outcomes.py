@@ -31,7 +31,8 @@ class Outcomes:
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
             name = "delivered"
-            observe(self._metrics.delivery_duration.labels(delivery.route), seconds, event)
+            since = max(delivery.delayed_until, event.received_at)
+            observe(self._metrics.delivery_duration.labels(delivery.route), max(0.0, now - since), event)
         elif isinstance(outcome, DeadLettered):
             name = "dead_lettered"
             detail = {"reason": outcome.reason}

@@ -121,7 +121,8 @@ class Queues:
         rules = self._rules()
         for index, (until, count, item) in enumerate(self._soon):
             delivery = item.delivery
-            is_known = delivery.route in rules.routes and delivery.destination in rules.destinations
+            is_declared = not delivery.destination or delivery.destination in rules.destinations
+            is_known = delivery.route in rules.routes and is_declared
             if item.metadata.why == SpillReason.UNKNOWN_NAME and is_known:
                 item.delivery = replace(delivery, due=min(delivery.due, now))
                 self._soon[index] = (min(until, now), count, item)

@@ -405,8 +405,9 @@ class Replays:
                     route=run.selection.route,
                     destination=destination,
                     successor=first,
-                    due=now,
+                    due=max(now, matched.delayed_until),
                     replayed_at=now,
+                    delayed_until=matched.delayed_until,
                 ),
                 metadata,
             )

@@ -28,6 +28,8 @@ class Matched(NamedTuple):
     targets: tuple[Target, ...]
     fates: tuple[Fate, ...] = ()
     position: str = ""
+    delayed_until: float = 0.0
+    """Until when the route delays it (Unix seconds), or 0."""
 
     @property
     def destinations(self) -> tuple[str, ...]:
@@ -96,10 +98,8 @@ class Matcher:
             targets = tuple(
                 [each for each in route.targets(view, error) if which.destination in (None, each.destination)]
             )
-            undelivered = self._undelivered
-            if undelivered is None:
-                return Matched(event, targets)
-            return Matched(
-                event, targets, tuple([undelivered.fate(partition, record, event, name) for name, _ in targets])
-            )
+            until = event.received_at + route.delay if route.delay else 0.0
+            known = self._undelivered
+            fates = [] if known is None else [known.fate(partition, record, event, name) for name, _ in targets]
+            return Matched(event, targets, tuple(fates), delayed_until=until)
         return None

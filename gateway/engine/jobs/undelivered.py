@@ -369,20 +369,27 @@ class Undelivered:
         then, table = self._known[text]
         if then is None:
             return Fate.UNKNOWN
-        if view.source not in then.sources or (destination and destination not in then.destinations):
+        is_chosen = then.route is not None and then.route.choice is not None
+        if view.source not in then.sources or not (is_chosen or destination in then.destinations):
             return Fate.UNDELIVERED
         if table is not None and not then.is_alone:
             table = self._table_with_others(text)
         if table is None:
             return Fate.UNKNOWN
         # An event whose condition failed is a dead letter, or was resolved on purpose.
-        taken = [
-            target
+        names = {
+            target.destination
             for route, _ in table.match(view)
             if route.name == self._route
             for target in route.targets(view, None)
-        ]
-        return Fate.ENDED if destination in [target.destination for target in taken] else Fate.UNDELIVERED
+        }
+        if "" in names and self._is_chosen(destination):
+            return Fate.ENDED  # it named no declared destination: its dead letter was replayed, or dropped
+        return Fate.ENDED if destination in names else Fate.UNDELIVERED
+
+    def _is_chosen(self, destination: str) -> bool:
+        route = self._rules().routes.get(self._route)
+        return route is not None and route.is_chosen(destination)
 
     def _table_with_others(self, text: str) -> RouteTable[Route] | None:
         """Return the routes that decided what a route takes, if they are those of the active rules; else None."""

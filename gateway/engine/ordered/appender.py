@@ -22,6 +22,7 @@ from gateway.log.records import Origin, encode_delivery, encode_origin, order_ke
 from gateway.log.topics import ORDERED_PARTITIONS
 from gateway.model import DeadLettered, DeadReason, LogUnavailableError, RecordTooLargeError
 from gateway.rules.conditions import written
+from gateway.rules.precedence import deciders
 from gateway.rules.rules import Rules
 from gateway.telemetry.log_throttle import LogThrottle
 
@@ -41,13 +42,15 @@ class OrderedRule(NamedTuple):
 
 
 def ordered_rules(rules: Rules) -> frozenset[OrderedRule]:
-    """Return the ordered routes of rules. One that isn't in another version matches something else there."""
+    """Return the ordered routes of rules. One that isn't in another version takes something else there."""
+    others = deciders(rules.routes.values())
     return frozenset(
         OrderedRule(
             name=route.name,
             sources=route.sources,
             destinations=route.destinations,
-            conditions=f"{None if route.match is None else written(route.match)} {route.when and route.when.text}",
+            conditions=f"{None if route.match is None else written(route.match)} {route.when and route.when.text} "
+            f"{route.eligibility} {others.get(route.name)}",
         )
         for route in rules.routes.values()
         if route.order is not None

@@ -41,6 +41,7 @@ from gateway.model import (
     UndecodableRecordError,
 )
 from gateway.rules.event_view import EventView
+from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Route
 
 MAX_TOTAL_MEMORY = 128 << 20
@@ -185,11 +186,11 @@ class OrderedRoute(Member):
             self._begin_head(item)
 
     def _match(self, event: Event) -> tuple[bool, DeadLettered | None]:
-        """Return whether the route matches an event, and if that couldn't be evaluated, how its delivery ends."""
-        for route, error in self._services.rules().table.match(EventView.of(event)):
-            if route.name == self.route:
-                outcome = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
-                return True, outcome
+        """Return whether the route, by itself, matches an event; if that can't be evaluated, how its delivery ends."""
+        route = self._services.rules().routes.get(self.route)
+        for _, error in () if route is None else RouteTable((route,)).match(EventView.of(event)):
+            outcome = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+            return True, outcome
         return False, None
 
     def _is_still_matched(self, item: PendingDelivery) -> bool:

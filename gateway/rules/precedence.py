@@ -1,0 +1,76 @@
+"""Which routes decide whether another gets an event: those with `stop` above it, or every other one (`catch_all`)."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from gateway.rules.conditions import written
+from gateway.rules.rules import Route
+
+
+@dataclass(frozen=True, slots=True)
+class Deciders:
+    """The routes that decide about one: a digest of what they take. `is_hidden`: some can't be written down."""
+
+    digest: str
+    is_hidden: bool
+
+
+def deciders(routes: Iterable[Route], hidden: Collection[str] = ()) -> dict[str, Deciders]:
+    """Return for each route about which others decide who they are; `hidden` are names of some."""
+    known = list(routes)
+    every, above = _Chains(hidden), _Chains(hidden)
+    if any(route.catch_all for route in known):
+        for route in known:
+            if not route.catch_all:
+                every.add(route)
+    found: dict[str, Deciders] = {}
+    for route in known:
+        chains = [above.of(route, is_catch_all=route.catch_all)]
+        if route.catch_all:
+            chains.append(every.of(route, is_catch_all=False))
+        digests = [digest for digest, _ in chains if digest]
+        if digests:
+            is_hidden = any(is_hidden for _, is_hidden in chains)
+            found[route.name] = Deciders(_digest("".join(digests)), is_hidden)
+        if route.stop:
+            above.add(route)
+    return found
+
+
+class _Chains:
+    """The routes of each source that come one after another, as digests."""
+
+    def __init__(self, hidden: Collection[str]) -> None:
+        self._hidden = hidden
+        self._digests: defaultdict[tuple[str, bool], str] = defaultdict(str)
+        self._with_hidden: set[tuple[str, bool]] = set()
+
+    def add(self, route: Route) -> None:
+        for source in set(route.sources):
+            key = source, route.catch_all
+            self._digests[key] = _digest(self._digests[key] + _condition(route))
+            if route.name in self._hidden:
+                self._with_hidden.add(key)
+
+    def of(self, route: Route, *, is_catch_all: bool) -> tuple[str, bool]:
+        """Return a digest of those before a route, "" if there are none, and whether any is hidden."""
+        keys = [(source, is_catch_all) for source in sorted(set(route.sources))]
+        digests = [f"{source} {digest}" for source, _ in keys if (digest := self._digests.get((source, is_catch_all)))]
+        return " ".join(digests), not self._with_hidden.isdisjoint(keys)
+
+
+def _condition(route: Route) -> str:
+    return json.dumps(
+        (
+            None if route.match is None else written(route.match),
+            None if route.when is None else route.when.text,
+            None if route.eligibility is None else route.eligibility.written(),
+        )
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
