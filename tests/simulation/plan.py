@@ -92,6 +92,8 @@ class RouteSpec:
     jitter: float
     is_ordered: bool = False
     halts: bool = False
+    stop: bool = False
+    catch_all: bool = False
     delay: float = 0.0
     parts: int = 0
     """How many items each event has by which the route splits it; 0 if it doesn't."""
@@ -136,6 +138,11 @@ class Plan:
         return set(self.faults) <= {*GRACEFUL, "gap", "skew"}
 
     @property
+    def has_stops(self) -> bool:
+        """Whether some routes decide about others."""
+        return any(route.stop or route.catch_all for route in self.routes)
+
+    @property
     def is_long(self) -> bool:
         """Whether it lasts so long that regular polls are made seldom: time costs, events don't."""
         return self.horizon > 300
@@ -174,6 +181,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_narrowed_replays(_stream(seed, "narrowed"), world)
     world = _with_delays(_stream(seed, "delays"), world)
     world = _with_splits(_stream(seed, "splits"), world)
+    world = _with_stops(_stream(seed, "stops"), world)
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -195,6 +203,7 @@ def plan_of(seed: int) -> Plan:
         *_unknown_offsets(_stream(seed, "unknown offsets"), world),
         *_refusals(_stream(seed, "refusals"), world),
         *_narrowed_replays(_stream(seed, "narrowed replays"), world),
+        *_stop_changes(_stream(seed, "changes of stops"), world),
     ]
     if RESTARTS.intersection([step.do for step in steps]):
         steps = [step for step in steps if not (step.do == "remake" and step.what["kind"] == "control")]
@@ -385,6 +394,27 @@ def _with_splits(random: Random, world: Plan) -> Plan:
         for route in world.routes
     ]
     return replace(world, routes=tuple(routes), is_kicked=False)
+
+
+def _with_stops(random: Random, world: Plan) -> Plan:
+    """Let some routes leave nothing to those below, or take only what others leave, beside any fault."""
+    if random.random() > 0.08 or len(world.routes) == 1:
+        return world
+    routes = [
+        replace(route, stop=random.random() < 0.4, catch_all=random.random() < 0.2 and "reload" not in world.faults)
+        for route in world.routes
+    ]
+    return replace(world, routes=tuple(routes))
+
+
+def _stop_changes(random: Random, world: Plan) -> Iterable[Step]:
+    """Reloads by which routes begin to leave something to those below them, and cease to."""
+    if not world.has_stops or "reload" not in world.faults:
+        return
+    for _ in range(random.randint(1, 4)):
+        changed = random.sample(world.routes[:-1], random.randint(1, len(world.routes) - 1))
+        what = {"changes": {route.name: {"stop": not route.stop} for route in changed}}
+        yield Step(round(random.uniform(0.0, world.horizon), 6), "reload", what)
 
 
 def _with_hurried_reloads(random: Random, world: Plan) -> Plan:

@@ -617,7 +617,9 @@ class World:
         routes = []
         for planned in self.plan.routes:
             changes = what.get("changes", {}).get(planned.name, {})
-            changed: dict[str, Any] = {name: value and tuple(value) for name, value in changes.items()}
+            changed: dict[str, Any] = {
+                name: value if isinstance(value, bool) else value and tuple(value) for name, value in changes.items()
+            }
             route = replace(planned, **changed)
             to = tuple(name for name in route.to if name in destinations)
             sources = tuple(name for name in route.sources if name not in without)
@@ -1044,6 +1046,8 @@ def _route(spec: RouteSpec) -> Route:
             schedule=spec.schedule, max_attempts=spec.max_attempts, max_age=spec.max_age, jitter=spec.jitter
         ),
         order="key" if spec.is_ordered else None,
+        stop=spec.stop,
+        catch_all=spec.catch_all,
         delay=spec.delay,
         split=Split(Expression(str(list(range(spec.parts))))) if spec.parts else None,
         on_exhausted="halt" if spec.halts else "dead_letter",
