@@ -397,24 +397,35 @@ def _with_splits(random: Random, world: Plan) -> Plan:
 
 
 def _with_stops(random: Random, world: Plan) -> Plan:
-    """Let some routes leave nothing to those below, or take only what others leave, beside any fault."""
+    """Let some routes leave nothing to those below, or take only what others leave, beside any fault.
+
+    Where rules change, the last one mostly keeps the order, and is for all that the others leave.
+    """
     if random.random() > 0.08 or len(world.routes) == 1:
         return world
+    is_changed = "reload" in world.faults
     routes = [
-        replace(route, stop=random.random() < 0.4, catch_all=random.random() < 0.2 and "reload" not in world.faults)
+        replace(route, stop=random.random() < 0.4, catch_all=random.random() < 0.2 and not is_changed)
         for route in world.routes
     ]
+    if is_changed and random.random() < 0.6:
+        routes[-1] = replace(routes[-1], sources=world.sources, types=None, is_ordered=True, delay=0.0, parts=0)
     return replace(world, routes=tuple(routes))
 
 
 def _stop_changes(random: Random, world: Plan) -> Iterable[Step]:
-    """Reloads by which routes begin to leave something to those below them, and cease to."""
+    """Reloads by which routes begin or cease to leave something to those below, while a destination is slow."""
     if not world.has_stops or "reload" not in world.faults:
         return
-    for _ in range(random.randint(1, 4)):
+    for count in range(random.randint(1, 3)):
+        at, number = random.uniform(0.5, world.horizon), 30_000 + 100 * count
+        yield from _slow_for_a_while(random, world, at)
+        yield from _keyed_burst(random, world, at - random.uniform(0.0, 0.3), number)
         changed = random.sample(world.routes[:-1], random.randint(1, len(world.routes) - 1))
         what = {"changes": {route.name: {"stop": not route.stop} for route in changed}}
-        yield Step(round(random.uniform(0.0, world.horizon), 6), "reload", what)
+        yield Step(round(at, 6), "reload", {**what, "lag": random.choice((0.0, 0.0, 2.0))})
+        yield from _keyed_burst(random, world, at + random.uniform(0.0, 0.5), number + 20)
+        yield from _given_up(random, world, at + random.choice((0.3, 3.0)) * random.random())
 
 
 def _with_hurried_reloads(random: Random, world: Plan) -> Plan:
