@@ -220,6 +220,8 @@ class RecordMetadata:
     reason: str = ""
     """Why it is a dead letter, or will become one (a DeadReason; a newer version may have others)."""
     detail: str = ""
+    rules: str = ""
+    """The version of the rules by which it became a dead letter."""
 
 
 NO_METADATA = RecordMetadata()

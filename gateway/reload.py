@@ -92,6 +92,7 @@ class Reloader:
         return {
             "file": str(self._settings.rules.absolute()),
             "refused": bool(metrics.rules_refused.value),
+            "version": self.rules.version,
             "loaded_at": metrics.rules_loaded_timestamp.value,
             "since": self._in_force_since,
             "changed": self._changed,
@@ -272,6 +273,7 @@ class Reloader:
         garbage.freeze()
         self._metrics.rules_reloads.labels("ok").inc()
         line: dict[str, Any] = {
+            "version": rules.version,
             "sources": len(rules.sources),
             "routes": len(rules.routes),
             "added": _bounded(changed.added),

@@ -86,7 +86,7 @@ ENGINE_MAY_IMPORT = {
     "dedupe": {"undecodable_records"},
     "routing_history_updates": {"control"},
     "services": {"control"},
-    "successor_writer": {"alternate_partitions", "control", "undecodable_records"},
+    "successor_writer": {"alternate_partitions", "control", "services", "undecodable_records"},
     "control": {"undecodable_records"},
     "partition_tracker": {"commit_progress"},
     "alternate_partitions": set[str](),

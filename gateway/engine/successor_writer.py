@@ -6,11 +6,13 @@ another owner has the partition.
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Self
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.alternate_partitions import AlternatePartitions
 from gateway.engine.control.records import ControlRecord
+from gateway.engine.services import Services
 from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.log.base import Log, Record, RecordHeaders
 from gateway.log.records import encode_delivery
@@ -24,6 +26,7 @@ from gateway.model import (
     RecordTooLargeError,
     UndecodableRecordError,
 )
+from gateway.rules.rules import Rules
 from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
 
@@ -62,18 +65,32 @@ class SuccessorWriter:
         *,
         log: Log,
         topics: Topics,
+        rules: Callable[[], Rules],
         metrics: Metrics,
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._log = log
         self._topics = topics
+        self._rules = rules
         self._metrics = metrics
         self._logger = logger
         self._sleep = sleep
         self._repeated = LogThrottle()
         self._alternatives = AlternatePartitions()
         self.undecodable = UndecodableRecords(topics=topics, metrics=metrics, logger=logger, now=log.now)
+
+    @classmethod
+    def of(cls, services: Services) -> Self:
+        """Make one of an engine's services."""
+        return cls(
+            log=services.log,
+            topics=services.topics,
+            rules=services.rules,
+            metrics=services.metrics,
+            logger=services.logger,
+            sleep=services.sleep,
+        )
 
     async def store(
         self,
@@ -113,7 +130,7 @@ class SuccessorWriter:
         may_move: bool = False,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
-        metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail)
+        metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail, rules=self._rules().version)
         key, body = key_of(delivery), delivery.event.body
         try:
             headers = encode_delivery(delivery, metadata, at=self._log.now())

@@ -68,12 +68,13 @@ class ExplainedRoute:
 class Explained:
     """An event and what each route would do with it, in file order.
 
-    `identified_by` is where its identity is read from, "" without one; `dedupe` is the source's window in seconds;
-    `body_warnings` lists what rules can't see of its body. `body_as_read` is what they see, as JSON, where that isn't
-    what came: of a form, XML, a compressed body; else "".
+    `rules` is the version of the rules. `identified_by` is where its identity is read from, "" without one; `dedupe` is
+    the source's window in seconds; `body_warnings` lists what rules can't see of its body. `body_as_read` is what they
+    see, as JSON, where that isn't what came: of a form, XML, a compressed body; else "".
     """
 
     event: Event
+    rules: str
     identified_by: str
     dedupe: float | None
     body_warnings: tuple[str, ...]
@@ -131,6 +132,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         identified_by = ""  # received under other rules
     return Explained(
         event=event,
+        rules=rules.version,
         identified_by=identified_by,
         dedupe=sender.dedupe,
         body_warnings=tuple(_body_warnings(view)),

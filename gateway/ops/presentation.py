@@ -35,6 +35,7 @@ def explained_fields(
         "event": {"id": event.id, "source": event.source, "type": event.type, "key": event.key},
         **({"duplicate_of": duplicate_of} if duplicate_of else {}),
         **({"dead_letters": [_dead_fields(each) for each in dead]} if dead else {}),
+        "rules": explained.rules,
         "identity": {"from": explained.identified_by or None, "dedupe_seconds": explained.dedupe},
         **({"body_warnings": explained.body_warnings} if explained.body_warnings else {}),
         **({"body_as_read": json.loads(explained.body_as_read)} if explained.body_as_read else {}),
@@ -97,6 +98,7 @@ def print_explained(
     key = f"  key {event.key}" if event.key is not None else ""
     output.print(("event ", "bold"), f"{event.id}  source {event.source}  type {event.type}{key}")
     output.print(("identity ", "bold"), _identity_text(explained))
+    output.print(("rules ", "bold"), f"version {explained.rules}")
     for problem in explained.body_warnings:
         output.print((problem, "yellow"))
     if explained.body_as_read:

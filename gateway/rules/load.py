@@ -2,6 +2,7 @@
 
 import gc
 import glob
+import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ from gateway.rules.rules import (
 from gateway.rules.schema import INCLUDED, ROOT
 from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaReader
 from gateway.rules.value_kinds import MappingKind
-from gateway.rules.yaml_document import Node, Problem, Severity, read_document
+from gateway.rules.yaml_document import Node, Problem, Severity, parse_document, text_of
 from gateway.text import did_you_mean
 from gateway.verify.client_certificates import ClientCertificates, read_authorities
 from gateway.verify.config_keys import GENERIC
@@ -123,8 +124,10 @@ def _read(
 ) -> tuple[Rules | None, list[Problem], Sequence[Path]]:
     reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve, reads_secrets=reads_secrets)
     with _no_collection():
-        assembly = _Assembly(reader, list(_read_files(reader, path, ROOT, set())))
+        version = hashlib.blake2b(digest_size=4)
+        assembly = _Assembly(reader, list(_read_files(reader, path, ROOT, set(), version)))
         rules = assembly.rules(time.time() if now is None else now)
+        rules = None if rules is None else replace(rules, version=version.hexdigest())
         if lints and rules is not None:
             Lints(reader, assembly.destinations, assembly.routes).give()
     return rules, sorted(reader.problems), tuple(reader.files)
@@ -147,14 +150,20 @@ def _read_files(
     path: Path,
     record: MappingKind,
     read_before: set[Path],
+    version: "hashlib.blake2b",
     *,
     above: tuple[Path, ...] = (),
     parent: ParsedMapping | None = None,
 ) -> Iterator[ParsedMapping]:
-    """Read a file and then those that it includes; each is read only once. What it inherits is in its values."""
+    """Read a file and then those that it includes; each is read only once. What it inherits is in its values.
+
+    Their names and texts become part of the `version`.
+    """
     reader.files[path] = None
     read_before.add(path.resolve())
-    root = read_document(path, reader.problems)
+    text = text_of(path, reader.problems)
+    version.update(f"{path.name}\0{text}\0".encode("utf-8", "surrogatepass"))
+    root = None if text is None else parse_document(str(path), text, reader.problems)
     if root is not None:
         expand(root, reader.problems)
     read = ABSENT if root is None else reader.read(root, record)
@@ -171,7 +180,7 @@ def _read_files(
                 message = f"include cycle: {cycle}"
                 reader.report(use.node, "include", message)
             elif file.resolve() not in read_before:
-                yield from _read_files(reader, file, INCLUDED, read_before, above=above, parent=read)
+                yield from _read_files(reader, file, INCLUDED, read_before, version, above=above, parent=read)
 
 
 def _find(reader: SchemaReader, use: NameRef, folder: Path) -> list[Path]:

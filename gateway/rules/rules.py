@@ -397,6 +397,8 @@ class Rules:
     """Of those that have one, by kind ("source", "route", "destination") and name."""
     secret_values: frozenset[str] = field(default=frozenset(), repr=False)
     """The substituted values of `${…}` references, which are treated as secrets."""
+    version: str = field(default="", compare=False)
+    """A digest (8 hexadecimal digits) of the texts of the rule files; "" for rules that weren't loaded from any."""
     routing_revision: RoutingRevision | None = field(default=None, compare=False, repr=False)
     """Computed when loading, which isn't on the event loop; None for rules that weren't loaded from a file."""
 

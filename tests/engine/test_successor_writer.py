@@ -13,8 +13,8 @@ from gateway.log.base import Position
 from gateway.log.topics import Topics
 from gateway.model import NO_METADATA, Delivery, DeliveryId, LogUnavailableError
 from gateway.telemetry.metrics import Metrics
-from tests.builders import an_event
-from tests.engine.test_worker import QUIET
+from tests.builders import a_route, an_event
+from tests.engine.test_worker import QUIET, rules_of
 from tests.memory_log import MemoryLog
 from tests.virtual_time import run
 
@@ -52,6 +52,7 @@ class Scene:
         successors = SuccessorWriter(
             log=self.log,
             topics=Topics("gateway."),
+            rules=lambda: rules_of(a_route()),
             metrics=Metrics(CollectorRegistry()),
             logger=QUIET,
             sleep=self.sleep,

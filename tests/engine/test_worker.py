@@ -358,11 +358,12 @@ async def test_a_dead_letter_has_its_reason_and_every_attempt() -> None:
     world = await a_world(
         a_route(retry=a_policy(schedule=(10.0,), max_attempts=3, max_age=3600.0)), ci=[503, Result.TIMEOUT, 500]
     )
+    world.rules = replace(world.rules, version="8f31c0de")
     await world.put(*events(1))
     async with running(world):
         await asyncio.sleep(60)
     (stored,) = world.dead()
-    assert stored.metadata == RecordMetadata(reason="exhausted", detail="500 after 3 attempts")
+    assert stored.metadata == RecordMetadata(reason="exhausted", detail="500 after 3 attempts", rules="8f31c0de")
     assert [(attempt.number, attempt.result) for attempt in stored.delivery.attempts] == [
         (1, "5xx"),
         (2, "timeout"),

@@ -2,6 +2,7 @@
 
 import base64
 import gc
+import re
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -1358,3 +1359,16 @@ def test_only_a_source_with_quarantine_needs_its_topic(tmp_path: Path) -> None:
 def test_no_source_may_use_the_topic_of_refused_requests() -> None:
     with pytest.raises(RulesError, match=r"gateway\.rejected"):
         Topics().specs(["gateway.rejected"])
+
+
+def test_a_version_is_of_the_texts_of_all_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for folder in ("a", "b"):
+        (tmp_path / folder / "routes.yaml").write_text("version: 1\ninclude: more.yaml\n")
+        (tmp_path / folder / "more.yaml").write_text("routes: []\n")
+    versions = [load_rules(tmp_path / folder / "routes.yaml").version for folder in ("a", "b", "a")]
+    assert len(set(versions)) == 1, "wherever they are"
+    assert re.fullmatch("[0-9a-f]{8}", versions[0])
+    (tmp_path / "b" / "more.yaml").write_text("routes: [] # none\n")
+    assert load_rules(tmp_path / "b" / "routes.yaml").version != versions[0]

@@ -71,17 +71,17 @@ class Dispatcher:
     """Every delivery of one process, from `dispatch` to its end or its successor, of which the member is notified."""
 
     def __init__(self, services: Services, client: Client) -> None:
-        self._log = log = services.log
-        self._topics = topics = services.topics
+        self._log = services.log
+        self._topics = services.topics
         self._rules = services.rules
         self._attempts = Attempts(services, client)
         self._outcomes = Outcomes(services)
         self._control = services.control
-        self._metrics = metrics = services.metrics
-        self._logger = logger = services.logger
-        self._sleep = sleep = services.sleep
+        self._metrics = services.metrics
+        self._logger = services.logger
+        self._sleep = services.sleep
         self._traces = services.traces
-        self._successors = SuccessorWriter(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
+        self._successors = SuccessorWriter.of(services)
         self.undecodable = self._successors.undecodable
         self._queues = Queues(services.rules, services.control)
         self._holds = Holds(services, self._queues)

@@ -18,6 +18,7 @@ class Outcomes:
     """Counts and logs the end of each delivery of a process."""
 
     def __init__(self, services: Services) -> None:
+        self._rules = services.rules
         self._metrics = services.metrics
         self._logger = services.logger
 
@@ -54,6 +55,7 @@ class Outcomes:
             destination=delivery.destination,
             attempts=attempts,
             seconds=round(seconds, 4),
+            rules=self._rules().version,
             **detail,
         )
 

@@ -90,7 +90,9 @@ class Jobs:
         self._metrics = metrics
         self._logger = logger
         self._sleep = sleep
-        self._successors = SuccessorWriter(log=log, topics=topics, metrics=metrics, logger=logger, sleep=sleep)
+        self._successors = SuccessorWriter(
+            log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep
+        )
         self._injector = Injector(self._successors, topics.retry(tiers.SHORTEST))
         self._replays = Replays(
             log=log,
