@@ -145,6 +145,17 @@ class SpillReason(StrEnum):
     DELAYED = "delayed"
 
 
+class Part(NamedTuple):
+    """An item of an event that a route splits: where it is in the list, from 0, and a digest of it.
+
+    `repeat` counts the equal items before it.
+    """
+
+    number: int
+    digest: str
+    repeat: int = 0
+
+
 @immutable
 class Delivery:
     """An event on its way to one destination by one route.
@@ -164,8 +175,8 @@ class Delivery:
     due: float = 0.0
     replayed_at: float = 0.0
     delayed_until: float = 0.0
-    part: int | None = None
-    """Of a route that splits its events: which item it is for, from 0; None if it is for the whole event."""
+    part: Part | None = None
+    """Of a route that splits its events: which item it is for; None if it is for the whole event."""
 
     @property
     def occurrence(self) -> Occurrence:
@@ -302,9 +313,9 @@ def delivery_id(event: EventId, route: str, destination: str, position: str = ""
     return DeliveryId("dlv_" + digest.hexdigest())
 
 
-def part_id(whole: DeliveryId, part: int) -> DeliveryId:
-    """Make the id of a delivery for one item of an event from that for the whole event."""
-    digest = hashlib.blake2b(f"{whole}\0{part}".encode(), digest_size=16)
+def part_id(whole: DeliveryId, part: Part) -> DeliveryId:
+    """Make the id of a delivery for one item of an event from that for the whole event, wherever the item is in it."""
+    digest = hashlib.blake2b(f"{whole}\0{part.digest}\0{part.repeat}".encode(), digest_size=16)
     return DeliveryId("dlv_" + digest.hexdigest())
 
 
@@ -422,6 +433,10 @@ class NewerRecordError(UnreadableRecordError):
 
 class ExpressionError(GatewayError):
     """An expression failed, not because of a missing field; the rules or the event are at fault."""
+
+
+class ItemMissingError(ExpressionError):
+    """An event no longer has the item that a delivery is for, by these rules; perhaps by others that are rolled out."""
 
 
 class MissingFieldError(ExpressionError):

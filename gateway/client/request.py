@@ -18,7 +18,15 @@ from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple, Protocol, TypeVar
 
-from gateway.model import Delivery, DestinationResponse, ExpressionError, Headers, TraceContext, immutable
+from gateway.model import (
+    Delivery,
+    DestinationResponse,
+    ExpressionError,
+    Headers,
+    ItemMissingError,
+    TraceContext,
+    immutable,
+)
 from gateway.rules.event_view import ABSENT, EventView
 from gateway.rules.expressions import AbsentFieldError, dumps
 from gateway.rules.request_templates import MAX_TARGET, MessageTemplate, Method, RequestTemplate
@@ -214,9 +222,9 @@ def _view_of(delivery: Delivery, split: Split | None) -> EventView:
     """Return what a request's expressions see of an event: with a `split`, its item, too."""
     view = EventView.of(delivery.event)
     if split is not None:
-        split.choose(view, delivery.part)
+        view.item = split.item(delivery.event, delivery.part)
     elif delivery.part is not None:
-        raise ExpressionError("split: expected a route that splits its events, got a delivery of one item")
+        raise ItemMissingError("split: expected a route that splits its events, got a delivery of one item")
     return view
 
 

@@ -17,12 +17,12 @@ class Planned(NamedTuple):
     is_ordered: bool
 
 
-def is_to_be_planned(delivery: Delivery, rules: Rules) -> bool:
-    """Return whether a delivery is one of which others have to be made by the rules."""
+def is_to_be_planned(delivery: Delivery, rules: Rules, now: float) -> bool:
+    """Return whether a delivery is one of which others have to be made now, by the rules."""
     if not delivery.route:
         return True
     route = rules.routes.get(delivery.route)
-    is_whole = route is not None and route.split is not None and delivery.part is None
+    is_whole = route is not None and route.split is not None and delivery.part is None and delivery.due <= now
     return route is not None and (not delivery.destination or is_whole)
 
 
@@ -37,7 +37,7 @@ def plan(
     `before` is what carried it while its source was unknown.
     """
     targets = [(route, target) for route, error in matches for target in route.targets(view, error)]
-    return list(_planned(view, event, targets, before))
+    return list(_planned(event, targets, before))
 
 
 def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
@@ -45,15 +45,13 @@ def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
 
     That had no destination, or is for a whole event which its route splits.
     """
-    view = EventView.of(event)
     if before.destination:
-        return list(_parts(view, route, Planned(before, None, is_ordered=False)))
-    return list(_planned(view, event, [(route, target) for target in route.chosen(view)], before))
+        return list(_parts(route, Planned(before, None, is_ordered=False)))
+    targets = [(route, target) for target in route.chosen(EventView.of(event))]
+    return list(_planned(event, targets, before))
 
 
-def _planned(
-    view: EventView, event: Event, targets: Iterable[tuple[Route, Target]], before: Delivery | None
-) -> Iterable[Planned]:
+def _planned(event: Event, targets: Iterable[tuple[Route, Target]], before: Delivery | None) -> Iterable[Planned]:
     replayed_at, successor = (0.0, 0) if before is None else (before.replayed_at, before.successor)
     for route, (name, end) in targets:
         until = event.received_at + route.delay if route.delay else 0.0
@@ -68,20 +66,21 @@ def _planned(
             delayed_until=until,
         )
         planned = Planned(delivery, end, route.order is not None)
-        if route.split is None or end is not None:
+        # One that is delayed stays whole until then: its items would all be written from tier to tier.
+        if route.split is None or end is not None or until:
             yield planned
         else:
-            yield from _parts(view, route, planned)
+            yield from _parts(route, planned)
 
 
-def _parts(view: EventView, route: Route, whole: Planned) -> Iterable[Planned]:
+def _parts(route: Route, whole: Planned) -> Iterable[Planned]:
     """Yield the deliveries of the items of an event instead of the one of the whole event."""
     assert route.split is not None
     try:
-        count = route.split.count(view)
+        parts = list(route.split.parts(whole.delivery.event))
     except ExpressionError as error:
         yield whole._replace(end=DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
         return
-    for part in range(count):
+    for part in parts:
         identity = part_id(whole.delivery.id, part)
         yield whole._replace(delivery=replace(whole.delivery, id=identity, part=part, attempts=()))

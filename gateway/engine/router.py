@@ -234,7 +234,7 @@ class Router(Member):
             if control.is_kick_pending(*args):
                 self._dispatcher.hold_in_memory(item, now + KICK_POLL_INTERVAL)
                 return
-        if not is_to_be_planned(delivery, self._services.rules()):
+        if not is_to_be_planned(delivery, self._services.rules(), now):
             self._dispatcher.dispatch(item, now)
             return
         # Its deliveries keep its successor number: otherwise their retries would look like duplicates of it.
@@ -338,7 +338,9 @@ class Router(Member):
         for delivery, outcome, is_ordered in planned:
             if outcome is None and delivery.due > now:
                 self._services.metrics.spills.labels(delivery.destination, SpillReason.DELAYED).inc()
-            items.append((pending.add(delivery, metadata=metadata), outcome, is_ordered))
+            item = pending.add(delivery, is_retry=is_routed, metadata=metadata)
+            item.is_late = predecessor is not None and predecessor.is_late
+            items.append((item, outcome, is_ordered))
         if not pending.unfinished:
             self.done(pending)
             return None

@@ -42,6 +42,7 @@ from gateway.model import (
     EventId,
     Headers,
     NewerRecordError,
+    Part,
     RecordMetadata,
     Result,
     TraceContext,
@@ -153,7 +154,7 @@ def encode_delivery(delivery: Delivery, metadata: RecordMetadata, *, at: float) 
     if delivery.delayed_until:
         state["delayed"] = delivery.delayed_until
     if delivery.part is not None:
-        state["part"] = delivery.part
+        state["part"] = {"n": delivery.part.number, "digest": delivery.part.digest, "repeat": delivery.part.repeat}
     encoded = memoryview(orjson.dumps(state)).tobytes()  # orjson's own keeps a buffer of several times its size
     return [*encode_event(delivery.event), ("gw_delivery", encoded)]
 
@@ -179,7 +180,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
         due=state.number("due"),
         replayed_at=state.number("since"),
         delayed_until=state.number("delayed") if state.has("delayed") else 0.0,
-        part=state.integer("part") if state.has("part") else None,
+        part=_part(state) if state.has("part") else None,
     )
     return StoredDelivery(delivery=delivery, metadata=metadata, at=state.number("at"))
 
@@ -397,6 +398,11 @@ _RECORD, _PAIR = 1024, 128
 def _name(state: JsonFields, name: str) -> str:
     """Return a route's or a destination's name; empty if the source was unknown."""
     return state.text(name, like=_NAME_OR_NONE, expected="a name")
+
+
+def _part(state: JsonFields) -> Part:
+    part = state.inside("part")
+    return Part(part.integer("n"), part.text("digest"), part.integer("repeat"))
 
 
 def _rfc3339(at: float) -> bytes:

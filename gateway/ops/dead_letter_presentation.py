@@ -12,7 +12,7 @@ NO_DESTINATION = "no destination"
 
 
 def _aim(delivery: Delivery) -> str:
-    item = "" if delivery.part is None else f", item {delivery.part}"
+    item = "" if delivery.part is None else f", item {delivery.part.number}"
     return f"{delivery.route} → {delivery.destination or NO_DESTINATION}{item}"
 
 
@@ -36,7 +36,7 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "type": delivery.event.type,
         "route": delivery.route,
         "destination": delivery.destination,
-        **({} if delivery.part is None else {"item": delivery.part}),
+        **({} if delivery.part is None else {"item": delivery.part.number}),
         "detail": letter.decoded.metadata.detail,
         "attempts": last.number if last else 0,
         "last_result": letter.last_result if last else None,

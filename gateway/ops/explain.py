@@ -268,15 +268,14 @@ def _plan(rules: Rules, planned: PlannedDelivery, now: float) -> Planned:
         problem = _undeclared(delivery.event, route) or end.detail
         return Planned(destination=name, request=None, problem=problem, reason=end.reason)
     destination = rules.destinations[name]
+    part = None if delivery.part is None else delivery.part.number
     try:
         request = compose(delivery, destination, route.request, now=now, split=route.split)
     except ExpressionError as error:
         absent = error.__cause__
         available_fields = absent.available_fields if isinstance(absent, AbsentFieldError) else ""
-        return Planned(
-            destination=name, request=None, part=delivery.part, problem=str(error), available_fields=available_fields
-        )
+        return Planned(destination=name, request=None, part=part, problem=str(error), available_fields=available_fields)
     if destination.access is not None and destination.access.oauth2 is not None:
         # The attempt itself fetches the token: there is none to show yet.
         request = replace(request, headers=(*request.headers, (b"authorization", f"Bearer {MASK}".encode())))
-    return Planned(destination=name, request=request, part=delivery.part)
+    return Planned(destination=name, request=request, part=part)

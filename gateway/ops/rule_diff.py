@@ -106,7 +106,7 @@ class RuleDiff:
         matches = rules.table.match(view)
         errors = {route.name: f"when: {error}" for route, error in matches if error is not None}
         return {
-            (delivery.route, delivery.destination, delivery.part): (
+            (delivery.route, delivery.destination, delivery.part and delivery.part.number): (
                 rules.routes[delivery.route],
                 delivery,
                 "" if end is None else errors.get(delivery.route, end.detail),

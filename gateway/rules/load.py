@@ -424,9 +424,12 @@ class _Assembly:
                 self.reader.report(
                     use.node, "unknown_name", f"unknown destination {use.name!r}{did_you_mean(use.name, known)}"
                 )
-        elif not any(name in names_of(route, "from") and use.name in names_of(route, "to") for route in self._routes()):
+        elif not (routes := [each for each in self._routes() if _delivers(each, name, use.name)]):
             message = f"expected a destination of a route from {name!r}, got {use.name!r}"
             self.reader.report(use.node, "value", message)
+        elif all("delay" in route.values or "split" in route.values for route in routes):
+            message = "expected a destination of a route without `delay` and `split`, got one whose response comes late"
+            self.reader.report(use.node, "value", f"{message}, or one for each item")
 
     def _routes(self) -> Iterable[ParsedMapping]:
         return (route for file in self.files for route in file.values.get("routes", ()))
@@ -475,6 +478,10 @@ class _Assembly:
             self.tls[name] = tls_of(**{key: tls.values.get(key) for key in ("ca", "certificate", "key")})
         except TlsError as error:
             self.reader.report(tls.node.value[error.key], "value", str(error))
+
+
+def _delivers(route: ParsedMapping, source: str, destination: str) -> bool:
+    return source in names_of(route, "from") and destination in names_of(route, "to")
 
 
 def _items(node: Node | None) -> Sequence[Node]:

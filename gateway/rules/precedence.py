@@ -51,7 +51,9 @@ class _Chains:
     def add(self, route: Route) -> None:
         for source in set(route.sources):
             key = source, route.catch_all
-            self._digests[key] = _digest(self._digests[key] + _condition(route))
+            # A digest is written to the log, where a short secret could be guessed by it.
+            condition = "hidden" if route.name in self._hidden else _condition(route)
+            self._digests[key] = _digest(self._digests[key] + condition)
             if route.name in self._hidden:
                 self._with_hidden.add(key)
 

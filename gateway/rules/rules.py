@@ -402,6 +402,10 @@ class Rules:
     routing_revision: RoutingRevision | None = field(default=None, compare=False, repr=False)
     """Computed when loading, which isn't on the event loop; None for rules that weren't loaded from a file."""
 
+    def named(self, route: str, destination: str) -> tuple[Route | None, Destination | None]:
+        """Return a route and a destination by their names, None for what isn't there."""
+        return self.routes.get(route), self.destinations.get(destination)
+
     @property
     def has_responses(self) -> bool:
         """Return whether senders may wait for responses of destinations."""

@@ -283,6 +283,10 @@ class SchemaReader:
                 self._mismatch(child, key.kind.expected)
                 continue
             for name, written in self._entries(child):
+                if named.get(name) == name:
+                    self.report(
+                        written, "value", f"expected another name, got {name!r}, the item of `split`", at_key=True
+                    )
                 with naming(named):
                     known, value = self._table_entry(name, written, key.kind)
                 if known is not ABSENT:  # one with a problem has been reported: its name is no other

@@ -1,43 +1,71 @@
 """`split: body.commits`: a delivery of its own for each item of a list in an event."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
-from gateway.model import ExpressionError
+import orjson
+
+from gateway.model import Event, ExpressionError, ItemMissingError, Part
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression, json_type
 
 MAX_ITEMS = 1000
-"""Maximum items of one event: each is a delivery in memory, with the event's body."""
+"""Maximum items of one event: each is a delivery in memory."""
+MAX_BYTES = 64 << 20
+"""Maximum bytes of an event's body, times its items: the record of each retry has the whole body."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Split:
     """The list by whose items a route splits its events."""
 
     items: Expression
+    _last: tuple[Event, list[object]] | None = field(default=None, init=False, compare=False, repr=False)
+    """The event that was looked at last, and its items: all of its deliveries ask for them one after another."""
 
-    def count(self, view: EventView) -> int:
-        """Return how many items an event has. Raises ExpressionError, also for a missing field."""
-        return len(self._items(view))
+    def parts(self, event: Event) -> Iterator[Part]:
+        """Yield the parts of an event. Raises ExpressionError, also for a missing field."""
+        seen: Counter[str] = Counter()
+        for number, item in enumerate(self._items(event)):
+            digest = _digest(item)
+            yield Part(number, digest, seen[digest])
+            seen[digest] += 1
 
-    def choose(self, view: EventView, part: int | None) -> None:
-        """Make an item of the event the one that its expressions name. Raises ExpressionError.
+    def item(self, event: Event, part: Part | None) -> object:
+        """Return the item that a delivery is for, wherever it is in the list by now.
 
-        `part` is None for a delivery that was made while its route split nothing: another makes those of its items.
+        Raises ItemMissingError if it isn't there. `part` is None for a delivery that was made while its route split
+        nothing: others are to be made of it, and it raises ExpressionError.
         """
-        items = self._items(view)
-        if part is None or part >= len(items):
-            got = "a delivery of the whole event" if part is None else f"{len(items)}"
-            raise ExpressionError(f"split: expected a delivery of one item, got {got}")
-        view.item = items[part]
+        if part is None:
+            raise ExpressionError("split: expected a delivery of one item, got one of the whole event")
+        items = self._items(event)
+        for item in (*items[part.number : part.number + 1], *items):
+            if _digest(item) == part.digest:
+                return item
+        raise ItemMissingError("split: expected a list with the item of this delivery, got one without it")
 
-    def _items(self, view: EventView) -> list[object]:
+    def _items(self, event: Event) -> Sequence[object]:
+        if self._last is None or self._last[0] is not event:
+            self._last = event, self._evaluated(event)
+        return self._last[1]
+
+    def _evaluated(self, event: Event) -> list[object]:
         try:
-            items = self.items.evaluate(view)
+            items = self.items.evaluate(EventView.of(event))
         except ExpressionError as error:
             raise ExpressionError(f"split: {error}") from error
         if not isinstance(items, list):
             raise ExpressionError(f"split: expected a list, got {json_type(items)}")
         if len(items) > MAX_ITEMS:
             raise ExpressionError(f"split: expected at most {MAX_ITEMS:,} items, got {len(items):,}")
+        if len(items) * len(event.body) > MAX_BYTES:
+            expected = f"at most {MAX_BYTES >> 20} MiB of bodies for all items together"
+            raise ExpressionError(f"split: expected {expected}, got {len(items):,} of {len(event.body):,} bytes")
         return items
+
+
+def _digest(item: object) -> str:
+    return blake2b(orjson.dumps(item, option=orjson.OPT_SORT_KEYS), digest_size=8).hexdigest()

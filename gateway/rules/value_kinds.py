@@ -350,7 +350,7 @@ def provider(config: Mapping[str, object]) -> Preset:
             *[((*at, "id"), text) for at, text in methods],
         ):
             try:
-                Expression(text or "''")
+                parse(text or "''")
             except ExpressionError as error:
                 problems[path, f"expected a CEL expression, got {text!r}: {error}"] = None
     if preset is None or problems:

@@ -134,13 +134,15 @@ class To(Protocol):
     def destinations(self) -> Collection[str]: ...
     @property
     def choice(self) -> object | None: ...
+    @property
+    def fixed(self) -> Collection[str]: ...
 
 
 def _prepared_targets(route: To) -> Collection[str]:
     """Return the destinations of a route whose series exist from the start: of very many that it may choose, none."""
     if route.choice is None:
         return route.destinations
-    return (*(route.destinations if len(route.destinations) <= MAX_CHOSEN else ()), NO_DESTINATION)
+    return (*(route.destinations if len(route.destinations) <= MAX_CHOSEN else route.fixed), NO_DESTINATION)
 
 
 class From(Protocol):

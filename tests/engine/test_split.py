@@ -2,18 +2,23 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from typing_extensions import override
+
+from gateway.client.request import Outbound
 from gateway.engine.control.records import DeadFilter
 from gateway.engine.jobs.undelivered import Fate
-from gateway.model import DeadReason
+from gateway.log.topics import TIERS
+from gateway.model import Attempt, DeadReason
 from gateway.rules.expressions import Expression
 from gateway.rules.rules import Route, Rules
 from gateway.rules.splits import Split
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_jobs import an_order, ended
 from tests.engine.test_undelivered import a_scene
-from tests.engine.test_worker import TOPICS, World, a_world, rules_of, running, virtual
+from tests.engine.test_worker import TOPICS, Answer, ScriptedClient, World, a_world, rules_of, running, virtual
 from tests.virtual_time import now
 
 ROWS = Split(Expression("body.rows"))
@@ -49,7 +54,8 @@ async def test_an_item_that_fails_is_retried_alone() -> None:
         await asyncio.sleep(3)
         assert await world.unfinished() == 0
         (waiting,) = world.stored(TOPICS.retry("20s"))
-        assert waiting.delivery.part == 1
+        assert waiting.delivery.part is not None
+        assert waiting.delivery.part.number == 1
         await asyncio.sleep(60)
     assert Counter(number for _, _, number in world.client.made) == {1: 3, 2: 1}
 
@@ -73,7 +79,8 @@ async def test_a_dead_letter_of_an_item_is_replayed_alone() -> None:
         await put(scene.world, 1)
         await asyncio.sleep(3)
         (letter,) = scene.world.dead()
-        assert letter.delivery.part == 1
+        assert letter.delivery.part is not None
+        assert letter.delivery.part.number == 1
         order = await an_order(scene.world, "dead", action="replay", filter=DeadFilter())
         assert (await ended(scene.owner.control, order)).count == 1
         await asyncio.sleep(10)
@@ -131,18 +138,67 @@ async def test_what_waits_when_its_route_begins_to_split_becomes_its_items() -> 
 
 
 @virtual
-async def test_an_item_whose_route_no_longer_splits_is_a_dead_letter() -> None:
-    split = a_split(schedule=(30.0,))
-    world = await a_world(split, ci=[503, 200])
+async def test_an_item_waits_an_hour_for_rules_that_have_it() -> None:
+    """Others may still be being rolled out; without any, it is a dead letter, and never the whole event."""
+    split = a_split(schedule=(30.0,), max_age=86400.0, max_attempts=9)
+    for is_back in (True, False):
+        world = await a_world(split, ci=[503, 200])
+        async with running(world) as worker:
+            await put(world, 1)
+            await asyncio.sleep(3)
+            world.rules = with_route(world, replace(split, split=None))
+            worker.reload()
+            await world.doze(600)
+            assert len(world.client.made) == 3, "not the whole event instead of the item"
+            assert world.dead() == []
+            if is_back:
+                world.rules = with_route(world, split)
+                worker.reload()
+            await world.doze(3600)
+        assert len(world.client.made) == (4 if is_back else 3)
+        assert [stored.metadata.reason for stored in world.dead()] == ([] if is_back else [DeadReason.ROUTE_REMOVED])
+
+
+@virtual
+async def test_an_item_stays_the_one_it_was_when_the_list_becomes_another() -> None:
+    split = a_split(schedule=(30.0,), max_age=86400.0, max_attempts=9)
+    client = Bodies({"ci": [200, 503, 200]})
+    world = await a_world(split)
+    world.client = client
     async with running(world) as worker:
-        await put(world, 1)
+        await put(world, 1, rows=4)
         await asyncio.sleep(3)
-        world.rules = with_route(world, replace(split, split=None))
+        others = Split(Expression("body.rows.filter(row, row != 0 && row != 3)"))
+        world.rules = with_route(world, replace(split, split=others))
         worker.reload()
         await asyncio.sleep(60)
-        (letter,) = world.dead()
-        assert (letter.delivery.part, letter.metadata.reason) == (0, DeadReason.EXPRESSION_ERROR)
-        assert len(world.client.made) == 3, "not the whole event instead of the item"
+    assert client.bodies == [b"0", b"1", b"2", b"3", b"1"]
+    assert world.dead() == []
+
+
+@virtual
+async def test_a_delayed_event_is_split_when_its_delay_is_over() -> None:
+    world = await a_world(replace(a_split(), delay=60.0))
+    await put(world, 2)
+    async with running(world):
+        await asyncio.sleep(10)
+        assert sum(len(world.stored(TOPICS.retry(tier))) for tier in TIERS) == 2, "not one for each item"
+        assert world.client.made == []
+        await world.doze(60)
+    assert len(world.client.made) == 6
+
+
+class Bodies(ScriptedClient):
+    """Notes what is sent."""
+
+    def __init__(self, scripts: Mapping[str, Sequence[Answer]]) -> None:
+        super().__init__(scripts)
+        self.bodies: list[bytes] = []
+
+    @override
+    async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
+        self.bodies.append(outbound.body)
+        return await super().attempt(outbound, timeout=timeout, number=number)
 
 
 def with_route(world: World, route: Route) -> Rules:

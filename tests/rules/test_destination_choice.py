@@ -293,6 +293,22 @@ def test_a_routing_revision_tells_whether_others_decide(tmp_path: Path) -> None:
     assert all(map(is_decided_by_others, told))
 
 
+def test_nothing_of_a_hidden_condition_is_in_the_log(tmp_path: Path) -> None:
+    """Not a digest either, by which a short secret could be guessed."""
+    texts = []
+    for secret in ("hush-1", "hush-2"):
+        routes = (
+            f"name: first, from: shop, to: rest, match: {{body.token: '${{file:{tmp_path}/secret}}'}}, stop: true",
+            "name: below, from: shop, to: rest",
+        )
+        (tmp_path / "secret").write_text(secret)
+        texts.append(text_of(tmp_path, "below", *routes))
+    assert texts[0] == texts[1]
+    then = past_route("below", texts[0])
+    assert then is not None
+    assert then.route is None, "what it took isn't known"
+
+
 def test_a_reload_tells_what_changed(tmp_path: Path) -> None:
     before = rules_of(tmp_path, "name: r, from: shop, to: tenant-a", "name: below, from: shop, to: rest")
     after = rules_of(tmp_path, TEMPLATE + ", stop: true", "name: below, from: shop, to: rest")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.engine.deliveries_of_event import plan
-from gateway.model import Delivery, delivery_id, part_id
+from gateway.model import Delivery, delivery_id
 from gateway.ops.explain import explain
 from gateway.rules.event_view import EventView
 from gateway.rules.load import check_rules, load_rules
@@ -49,11 +49,12 @@ def sent(rules: Rules, body: object) -> list[tuple[str, str]]:
 
 def test_each_item_is_a_delivery_with_an_id_of_its_own(tmp_path: Path) -> None:
     rules = rules_of(tmp_path, "split: body.commits")
-    made = [delivery for delivery, _ in deliveries(rules, COMMITS)]
-    assert [delivery.part for delivery in made] == [0, 1, 2, 3]
+    made = [delivery for delivery, _ in deliveries(rules, {"commits": ["a", "b", "a", {"x": 1, "y": 2}]})]
+    assert [delivery.part and delivery.part.number for delivery in made] == [0, 1, 2, 3]
     whole = delivery_id(made[0].event.id, "r", "ci")
-    assert [delivery.id for delivery in made] == [part_id(whole, part) for part in range(4)]
     assert len({whole, *[delivery.id for delivery in made]}) == 5
+    others = [delivery for delivery, _ in deliveries(rules, {"commits": ["b", {"y": 2, "x": 1}, "a"]})]
+    assert [delivery.id for delivery in others] == [made[1].id, made[3].id, made[0].id], "wherever it is in the list"
 
 
 def test_an_item_is_the_body_unless_the_request_has_another(tmp_path: Path) -> None:
@@ -122,9 +123,22 @@ def test_what_is_no_list_is_one_dead_letter(body: object, detail: str, tmp_path:
     assert delivery.part is None
 
 
-def test_many_items_take_a_bounded_time(tmp_path: Path) -> None:
+def test_many_items_take_a_bounded_time_and_memory(tmp_path: Path) -> None:
+    """The record of each item's retry has the whole event."""
     rules = rules_of(tmp_path, "split: body.commits")
-    assert len(deliveries(rules, {"commits": [{"id": "x" * 900}] * MAX_ITEMS})) == MAX_ITEMS
+    assert len(deliveries(rules, {"commits": [{"id": "x" * 40}] * MAX_ITEMS})) == MAX_ITEMS
+    ((_, told),) = deliveries(rules, {"commits": [{"id": "x" * 900}] * 500})
+    assert told.startswith("expression_error: split: expected at most 64 MiB of bodies for all items together, got 500")
+
+
+def test_what_is_computed_is_computed_once_for_all_destinations(tmp_path: Path) -> None:
+    destinations = ", ".join([f"{{name: d{number}, url: 'http://127.0.0.1:1/'}}" for number in range(8)])
+    keys = f"split: \"body.commits.filter(c, c.message.startsWith('FIX-'))\", to: [{destinations}]"
+    (file := tmp_path / "routes.yaml").write_text(RULES.format(keys=keys).replace("to: ci, ", ""))
+    rules = load_rules(file)
+    made = deliveries(rules, {"commits": [{"message": f"FIX-{number}: {'x' * 100}"} for number in range(150)]})
+    assert len(made) == 8 * 150
+    assert not any(end for _, end in made)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +149,7 @@ def test_many_items_take_a_bounded_time(tmp_path: Path) -> None:
         ("split: body.c, when: item.id == 1", "expected an expression over the event, got one over `item`"),
         ("split: body.c, order: key", "expected no `split` with `order: key`, got one: the log tells "),
         ("split: [body.c]", "expected CEL of a list, such as body.commits, got a list"),
+        ("let: {item: body.a}, split: body.c", "expected another name, got 'item', the item of `split`"),
         ("split: body.", "expected CEL of a list, such as body.commits, got 'body.': "),
     ],
 )

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from gateway.model import (
     Delivery,
     DeliveryId,
     Event,
+    Part,
     Result,
     UndecodableRecordError,
     delivery_id,
@@ -379,7 +381,7 @@ class Ledger:
     def _items_of(self, whole: str, route: str) -> list[DeliveryId]:
         """Return the ids of the deliveries of an event's items instead of the one of all of it; none if it is one."""
         parts = self._routes[route].parts if route in self._routes else 0
-        return [part_id(DeliveryId(whole), part) for part in range(parts)]
+        return [part_id(DeliveryId(whole), _part(number)) for number in range(parts)]
 
     def _delay(self, route: str) -> float:
         return self._routes[route].delay if route in self._routes else 0.0
@@ -673,7 +675,7 @@ class Ledger:
             self.violate("6 bytes", "the sink got other bytes than the sender sent", [made])
         ids = list(self._ids(event, made.route, destination))
         if part is not None:
-            ids = [part_id(DeliveryId(each), int(part)) for each in ids]
+            ids = [part_id(DeliveryId(each), _part(int(part))) for each in ids]
         if made.delivery not in ids or (part is None) is bool(self._items_of("", made.route)):
             self.violate("6 ids", "the delivery's id isn't that of its event, route and destination", [made])
         self.attempts.append(made)
@@ -1683,6 +1685,11 @@ class Ledger:
                 count = sum(at <= row.at for at in failed[row.stored.delivery.destination])
                 if count < 5:
                     self.violate("17 breaker", f"open after {count} failures", [row])
+
+
+def _part(number: int) -> Part:
+    """Return the part of an event that is a number in a list of them, in order."""
+    return Part(number, blake2b(b"%d" % number, digest_size=8).hexdigest())
 
 
 def _all_targets(plan: Plan) -> Mapping[Target, None]:

@@ -41,6 +41,7 @@ from gateway.model import (
     Delivered,
     Dropped,
     ExpressionError,
+    ItemMissingError,
     RecordMetadata,
     RecordTooLargeError,
     SpillReason,
@@ -60,8 +61,7 @@ CUT_SHORT_GRACE = 0.25
 """Minimum duration of an attempt that is cut short: a gap in the log may fill the window at any point of an attempt."""
 RETRIES_AT_ONCE = 4
 """Retries dispatched before yielding: a new event may wait for several such rounds; a retry was delayed anyway."""
-UNKNOWN_RETRY_DELAY = 60.0
-UNKNOWN_MAX_AGE = 3600.0
+UNKNOWN_RETRY_DELAY, UNKNOWN_MAX_AGE = 60.0, 3600.0
 """Seconds during which a name that the rules lack may be explained by a rolling deployment."""
 BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 """Seconds that an open breaker delays a delivery; doubled each time, but at most as long as it has been open."""
@@ -126,7 +126,7 @@ class Dispatcher:
         return lane
 
     def defer_unknown(self, item: PendingDelivery) -> None:
-        """Defer a delivery whose source, route or destination is unknown: new rules may still be being rolled out."""
+        """Defer a delivery whose source, route, destination or item is unknown: new rules may yet be rolled out."""
         now = self._log.now()
         since = now if item.metadata.unknown_since is None else item.metadata.unknown_since
         if now - since > UNKNOWN_MAX_AGE:
@@ -263,9 +263,7 @@ class Dispatcher:
         delivery = item.delivery
         attempt: Attempt | None = None
         try:
-            rules = self._rules()
-            route = rules.routes.get(delivery.route)
-            destination = rules.destinations.get(delivery.destination)
+            route, destination = self._rules().named(delivery.route, delivery.destination)
             if route is None or destination is None:
                 self.defer_unknown(item)
                 return now
@@ -275,13 +273,14 @@ class Dispatcher:
             owner = item.record.tracker.owner
             is_whole = route.split is not None and delivery.part is None  # by rules that have changed
             if not owner.is_ownership_fresh(item) if owner.keeps_order else is_whole:
-                owner.resume(item, now)
+                owner.resume(item, now) if owner.keeps_order else self.hold_in_memory(item, now)
                 return now
             attempt = await self._attempts.make(item, route, destination, now)
             now = self._log.now()
             verdict = retry_decision.decide(delivery, attempt, route.retry, now=now)
         except ExpressionError as error:
-            self.end(item, DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error)))
+            outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
+            self.defer_unknown(item) if isinstance(error, ItemMissingError) else self.end(item, outcome)
             return now
         except Exception as error:  # noqa: BLE001 - the edge of one delivery
             self._logger.error(

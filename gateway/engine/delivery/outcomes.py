@@ -42,6 +42,8 @@ class Outcomes:
         else:
             name = "dropped"
             detail = {"detail": outcome.detail}
+        if delivery.part is not None:
+            detail["item"] = str(delivery.part.number)
         if event.trace is not None and (trace_id := event.trace.recorded_id) is not None:
             detail["trace_id"] = trace_id
         self._metrics.deliveries.labels(delivery.route, delivery.destination, name).inc()

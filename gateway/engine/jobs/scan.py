@@ -464,7 +464,9 @@ class ScanningJob:
     def _successor_of(self, delivery: Delivery, *, immediately: bool) -> Delivery:
         """Return the successor to inject: due now, or when it was due anyway."""
         now = self._log.now()
-        return replace(delivery, successor=delivery.successor + 1, due=now if immediately else max(now, delivery.due))
+        if immediately:
+            return replace(delivery, successor=delivery.successor + 1, due=now, delayed_until=0.0)
+        return replace(delivery, successor=delivery.successor + 1, due=max(now, delivery.due))
 
 
 async def ends_of_readable(log: Log, topic: str) -> dict[str, int]:

@@ -371,7 +371,9 @@ class Undelivered:
             return Fate.UNKNOWN
         is_chosen = then.route is not None and then.route.choice is not None
         if view.source not in then.sources or not (is_chosen or destination in then.destinations):
-            return Fate.UNDELIVERED
+            # Where its condition is hidden it may have chosen none, which is a dead letter that was replayed since.
+            is_unclear = view.source in then.sources and then.route is None and self._is_chosen(destination)
+            return Fate.UNKNOWN if is_unclear else Fate.UNDELIVERED
         if table is not None and not then.is_alone:
             table = self._table_with_others(text)
         if table is None:

@@ -43,6 +43,8 @@ class OrderedRule(NamedTuple):
 
 def ordered_rules(rules: Rules) -> frozenset[OrderedRule]:
     """Return the ordered routes of rules. One that isn't in another version takes something else there."""
+    if all(route.order is None for route in rules.routes.values()):
+        return frozenset()
     others = deciders(rules.routes.values())
     return frozenset(
         OrderedRule(
