@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway.client.request import compose
 from gateway.engine.deliveries_of_event import plan
 from gateway.model import Delivery, delivery_id
 from gateway.ops.explain import explain
 from gateway.rules.event_view import EventView
+from gateway.rules.expressions import Expression
 from gateway.rules.load import check_rules, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.splits import MAX_ITEMS
@@ -131,14 +133,26 @@ def test_many_items_take_a_bounded_time_and_memory(tmp_path: Path) -> None:
     assert told.startswith("expression_error: split: expected at most 64 MiB of bodies for all items together, got 500")
 
 
-def test_what_is_computed_is_computed_once_for_all_destinations(tmp_path: Path) -> None:
+def test_a_list_is_computed_once_for_all_deliveries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     destinations = ", ".join([f"{{name: d{number}, url: 'http://127.0.0.1:1/'}}" for number in range(8)])
     keys = f"split: \"body.commits.filter(c, c.message.startsWith('FIX-'))\", to: [{destinations}]"
     (file := tmp_path / "routes.yaml").write_text(RULES.format(keys=keys).replace("to: ci, ", ""))
     rules = load_rules(file)
+    computed: list[str] = []
+    evaluate = Expression.evaluate
+
+    def counted(expression: Expression, view: EventView) -> object:
+        computed.append(expression.text)
+        return evaluate(expression, view)
+
+    monkeypatch.setattr(Expression, "evaluate", counted)
     made = deliveries(rules, {"commits": [{"message": f"FIX-{number}: {'x' * 100}"} for number in range(150)]})
     assert len(made) == 8 * 150
     assert not any(end for _, end in made)
+    route = rules.routes["r"]
+    for delivery, _ in made[:20]:
+        compose(delivery, rules.destinations["d0"], route.request, now=0.0, split=route.split)
+    assert len(computed) == 1
 
 
 @pytest.mark.parametrize(
