@@ -211,6 +211,8 @@ class Trail:
 
     attempts: list[ObservedAttempt] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    is_carried: bool = False
+    """Whether there are rows of it, or of the whole event of which it is an item."""
     is_delivered: bool = False
     is_dead: bool = False
     ended_at: float = math.inf
@@ -358,10 +360,11 @@ class Ledger:
         expected = self.events[row.number]
         if replace(delivery.event, received_at=expected.received_at) != expected:
             self.violate("6 bytes", "the event of a successor isn't what was received", [row])
-        if delivery.replayed_at:
-            trail.lives.add(delivery.replayed_at)
-            for each in self._items_of(delivery.id, delivery.route) if delivery.part is None else ():
-                self.trails[row.number, each].lives.add(delivery.replayed_at)
+        items = self._items_of(delivery.id, delivery.route) if delivery.part is None else []
+        for each in (trail, *[self.trails[row.number, name] for name in items]):
+            each.is_carried = True
+            if delivery.replayed_at:
+                each.lives.add(delivery.replayed_at)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
             reason = stored.metadata.reason
@@ -386,8 +389,16 @@ class Ledger:
     def _delay(self, route: str) -> float:
         return self._routes[route].delay if route in self._routes else 0.0
 
-    def _made_of(self, event: Event, target: Target) -> list[DeliveryId]:
-        """Return the ids of the deliveries that an event becomes by a route and destination."""
+    def _made_of(self, number: int, event: Event, target: Target) -> list[DeliveryId]:
+        """Return the ids of the deliveries that an event becomes by a route and destination.
+
+        One of the whole event, if that is what goes on until it is split.
+        """
+        whole = delivery_id(event.id, *target)
+        return [whole] if self._goes_on(number, whole) else self._items_of(whole, target[0]) or [whole]
+
+    def _ends_of(self, event: Event, target: Target) -> list[DeliveryId]:
+        """Return the ids of the deliveries that have an end once an event has: of its items, if it is split."""
         whole = delivery_id(event.id, *target)
         return self._items_of(whole, target[0]) or [whole]
 
@@ -635,7 +646,7 @@ class Ledger:
                     if row.stored is None and self._is_sequenced(trail):
                         trail.allowed_repeats_if_unordered += 1  # appended again perhaps, and not attempted again
                         continue
-                    if trail.attempts or trail.rows or is_kept:
+                    if trail.attempts or trail.is_carried or is_kept:
                         trail.allowed_repeats += 1
                     else:
                         others.add(key)
@@ -881,7 +892,7 @@ class Ledger:
             return []
         unfinished: list[str] = []
         for target in self._required_of(row, row.event, reader):
-            ids = self._made_of(row.event, target)
+            ids = self._made_of(row.number, row.event, target)
             unfinished += [each for each in ids if not self._goes_on(row.number, each)]
         return unfinished
 
@@ -1022,7 +1033,8 @@ class Ledger:
             yield from [(row.number, each) for each in (whole, *items)]
         elif row.event is not None:
             for target in self._targets:
-                yield from [(row.number, each) for each in self._made_of(row.event, target)]
+                whole = delivery_id(row.event.id, *target)
+                yield from [(row.number, each) for each in dict.fromkeys((whole, *self._ends_of(row.event, target)))]
 
     def story(self, number: int, deliveries: Iterable[str]) -> list[str]:
         """Return the rows of deliveries, in the order of time."""
@@ -1132,11 +1144,13 @@ class Ledger:
         nowhere = row.number, delivery_id(event.id, "", "")
         if self.may_be_dropped(row) or self._nowhere(row).is_dead or nowhere in self._deletions.excused_deliveries:
             return
-        made = [(to, name) for to in sorted(self._required_of(row, event)) for name in self._made_of(event, to)]
-        for target, name in made:
-            key = row.number, name
+        required = sorted(self._required_of(row, event))
+        for target, name in [(each, name) for each in required for name in self._ends_of(event, each)]:
+            key, whole = (row.number, name), (row.number, delivery_id(event.id, *target))
             trail = self.trails[key]
-            if trail.is_delivered or trail.is_dead or key in self._deletions.excused_deliveries:
+            if trail.is_delivered or self.trails[whole].is_dead or trail.is_dead:
+                continue
+            if not self._deletions.excused_deliveries.keys().isdisjoint((key, whole)):
                 continue
             if not any(each.origin is not None and self._is_newly_matched(each, row) for each in trail.rows):
                 self.violate("1 nothing is lost", f"no end for {target}", [row, *self.story(*_one(key))])
