@@ -105,12 +105,15 @@ QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "lo
 RESPONSE_OUTCOMES = ("sent", "timeout", "failed", "overloaded")
 RELOADS = ("ok", "error")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
-# An undecodable record has no route.
-DEAD_REASONS = tuple([reason for reason in DeadReason if reason is not DeadReason.UNDECODABLE])
+# An undecodable record has no route, and what names no declared destination has none.
+OF_NO_PAIR = (DeadReason.UNDECODABLE, DeadReason.UNKNOWN_DESTINATION)
+DEAD_REASONS = tuple([reason for reason in DeadReason if reason not in OF_NO_PAIR])
+OF_NO_DESTINATION = (DeadReason.UNKNOWN_DESTINATION, DeadReason.EXPRESSION_ERROR)
 NO_DESTINATION = ""
 """The destination of a delivery whose event names none that is declared."""
 MAX_CHOSEN = 200
 """Most destinations of a route that chooses one for which all series are created; of others, with their first use."""
+SPILLS = tuple([reason for reason in SpillReason if reason is not SpillReason.DELAYED])
 SPANS = ("exported", "failed", "dropped")
 
 # A webhook is acknowledged in about a millisecond, and must be within seconds; destinations may take a minute.
@@ -132,6 +135,8 @@ class To(Protocol):
 
     @property
     def destinations(self) -> Collection[str]: ...
+    @property
+    def delay(self) -> float: ...
     @property
     def choice(self) -> object | None: ...
     @property
@@ -533,7 +538,14 @@ class Metrics(Collector):
         for destination in destinations - old_destinations:
             self._prepare_destination(destination)
         for route, destination in pairs - old_pairs:
-            self._prepare_pair(route, destination)
+            if destination == NO_DESTINATION:
+                self.deliveries.labels(route, NO_DESTINATION, "dead_lettered")
+                _each(self.dead_letters, (route, NO_DESTINATION), OF_NO_DESTINATION)
+            else:
+                self._prepare_pair(route, destination)
+        for route, to in pairs:
+            if to != NO_DESTINATION and rules.routes[route].delay:
+                self.spills.labels(to, SpillReason.DELAYED)
         if old_sources - sources or old_destinations - destinations or old_pairs - pairs:
             names: Mapping[str, Collection[str]] = {
                 "source": sources | {NO_SOURCE},
@@ -614,7 +626,7 @@ class Metrics(Collector):
             gauges.labels(destination)
         self.attempt_duration.labels(destination)
         _each(self.attempts, (destination,), tuple(Result))
-        _each(self.spills, (destination,), tuple(SpillReason))
+        _each(self.spills, (destination,), SPILLS)
 
     def _prepare_pair(self, route: str, destination: str) -> None:
         self.route_paused.labels(route)

@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.model import DeadReason, Result, SpillReason
+from gateway.rules.destination_choice import DestinationChoice
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
+from gateway.rules.templates import Template
 from gateway.telemetry.metrics import QUARANTINE, REJECTIONS, Metrics, content_type_for, exposition, process_registry
 from gateway.verify.request import Reason
 from gateway.verify.schemes import build_verifier
@@ -188,15 +190,33 @@ def test_every_series_of_the_rules_exists_from_the_start() -> None:
     assert sample(registry, "breaker_open", destination="mirror") == 0
     assert {sample(registry, "rejected_total", source="github", reason=reason) for reason in Reason} == {0}
     assert {sample(registry, "attempts_total", destination="ci", result=result) for result in Result} == {0}
-    assert {sample(registry, "spills_total", destination="ci", reason=reason) for reason in SpillReason} == {0}
+    spills = set(SpillReason) - {SpillReason.DELAYED}
+    assert {sample(registry, "spills_total", destination="ci", reason=reason) for reason in spills} == {0}
     dead = {"route": "build", "destination": "mirror"}
-    reasons = set(DeadReason) - {DeadReason.UNDECODABLE}
+    reasons = set(DeadReason) - {DeadReason.UNDECODABLE, DeadReason.UNKNOWN_DESTINATION}
     assert {sample(registry, "dead_letters_total", **dead, reason=reason) for reason in reasons} == {0}
     assert sample(registry, "dead_letters_total", route="", destination="", reason="undecodable") == 0
+
     assert sample(registry, "dead_letters_total", **dead, reason="undecodable") is None  # it has no route
     assert sample(registry, "last_event_timestamp_seconds", source="github") == 0
     assert sample(registry, "deliveries_late_total", route="build") == 0
     assert sample(registry, "retries_total", route="build", reason="2xx") is None
+
+
+def test_series_of_what_only_some_routes_have_exist_from_the_start_where_they_do() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    rules = some_rules(routes={"build": ("ci", "mirror")})
+    metrics.prepare(rules)
+    none = {"route": "build", "destination": "", "reason": "unknown_destination"}
+    delayed = {"destination": "mirror", "reason": "delayed"}
+    assert sample(registry, "dead_letters_total", **none) is None
+    assert sample(registry, "spills_total", **delayed) is None
+    choice = DestinationChoice(name=Template("${{ body.to }}"), candidates=frozenset(("ci", "mirror")))
+    route = replace(rules.routes["build"], choice=choice, delay=60.0)
+    metrics.prepare(replace(rules, routes={"build": route}))
+    assert sample(registry, "dead_letters_total", **none) == 0
+    assert sample(registry, "spills_total", **delayed) == 0
 
 
 def test_a_reload_keeps_counts_and_drops_removed_names() -> None:
