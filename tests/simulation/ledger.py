@@ -442,7 +442,9 @@ class Ledger:
         due = last.at + last.seconds + max([most, *asked]) + 1.0  # a record doesn't tell how long it was asked to wait
         if self.plan.skew or not self._is_time_sure:
             due = math.inf
-        began = max(delivery.replayed_at, delivery.event.received_at + self._delay(delivery.route))
+        # By rules by which it kept an order, it had no delay.
+        delays = [each.delay for force in self.in_force for each in force.version.routes if each.name == delivery.route]
+        began = max(delivery.replayed_at, delivery.event.received_at + min(delays, default=0.0))
         age = max(due, EPOCH + row.at) - began
         refusals = list(takewhile(_is_refusal, reversed(delivery.attempts)))
         is_refused = bool(refusals) and (len(refusals) >= SHORT_ATTEMPTS or due > refusals[-1].at + SHORT_AGE)
