@@ -68,4 +68,8 @@ class Split:
 
 
 def _digest(item: object) -> str:
-    return blake2b(orjson.dumps(item, option=orjson.OPT_SORT_KEYS), digest_size=8).hexdigest()
+    try:
+        text = orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:  # orjson reads what is nested more deeply than it writes
+        raise ExpressionError(f"split: expected items of JSON values: {error}") from error
+    return blake2b(text, digest_size=8).hexdigest()

@@ -125,6 +125,13 @@ def test_what_is_no_list_is_one_dead_letter(body: object, detail: str, tmp_path:
     assert delivery.part is None
 
 
+def test_an_item_that_is_nested_too_deeply_is_a_dead_letter(tmp_path: Path) -> None:
+    """It would end each process that reads it."""
+    body = b'{"commits": [' + b"[" * 600 + b"]" * 600 + b"]}"
+    ((_, told),) = deliveries(rules_of(tmp_path, "split: body.commits"), body)
+    assert told.startswith("expression_error: split: expected items of JSON values: ")
+
+
 def test_many_items_take_a_bounded_time_and_memory(tmp_path: Path) -> None:
     """The record of each item's retry has the whole event."""
     rules = rules_of(tmp_path, "split: body.commits")
