@@ -40,9 +40,12 @@ class Incident:
     is_zombie: bool = False
 
     @classmethod
-    def crash(cls, at: float, gateway: str) -> "Incident":
-        """Return the incident of a killed gateway: explains what was uncommitted, or on its way to the sink."""
-        return cls(since=at - COMMIT_WINDOW, until=at + 0.2, gateway=gateway)
+    def crash(cls, at: float, gateway: str, *, ended: float = 0.0) -> "Incident":
+        """Return the incident of a killed gateway: explains what was uncommitted, or on its way to the sink.
+
+        `ended` is when its process was gone, if that was later than `at`.
+        """
+        return cls(since=at - COMMIT_WINDOW, until=max(at, ended) + 0.2, gateway=gateway)
 
     def explains(self, origin: "Origin", destination: str) -> bool:
         """Return whether it explains a duplicate of this request, if it isn't used up."""
@@ -154,7 +157,8 @@ def settle(
         unexplained += odd
         if odd:
             times = ", ".join([f"{origin.at:.3f} by {origin.gateway}" for origin in sorted(found)])
-            oddities.append(f"attempt {attempt} of {event} at {destination}: {times}")
+            put_off = [f", deferred at {at:.3f}" for at in (deferred or {}).get((event, destination), ())]
+            oddities.append(f"attempt {attempt} of {event} at {destination}: {times}{''.join(put_off)}")
     allowed += sum(each.allowed for each in reasons.values())
     latest = {
         destination: max(

@@ -190,9 +190,9 @@ class Scenario:
     def kill(self, gateway: GatewayProcess) -> None:
         """Kill it, like a crash."""
         at = time.time()
-        gateway.kill()
+        gateway.kill()  # takes a while with a write under way, in which no sink notes what comes
         self._kills.append(at)
-        self._incidents.append(Incident.crash(at, self._names[gateway]))
+        self._incidents.append(Incident.crash(at, self._names[gateway], ended=time.time()))
 
     async def freeze(self, gateway: GatewayProcess, seconds: float, *, explains: float) -> None:
         """Stop all of its threads for `seconds`.
