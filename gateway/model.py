@@ -163,7 +163,8 @@ class Delivery:
     `attempts` are those made so far, oldest first. `successor` numbers the records that carry this delivery: 0 is the
     event's own, and each spill, hop or dead letter is the next. `due` is when the next attempt may start.
     `replayed_at` is when it was replayed, or a kick reset its attempts, and 0 otherwise; `delayed_until` is until when
-    its route delays it, or 0. Its age counts from the later of the two, else from the event's receipt.
+    its route delays it, or its key's quiet period lasts, or 0. Its age counts from the later of the two, else from the
+    event's receipt.
     """
 
     id: DeliveryId
@@ -200,7 +201,7 @@ class Delivery:
 
     @property
     def is_delayed(self) -> bool:
-        """Whether nothing but its route's `delay` keeps it from being attempted, until it is due."""
+        """Whether nothing but its route's `delay`, or `debounce`, keeps it from being attempted, until it is due."""
         return self.delayed_until > 0 and self.due == self.delayed_until and not self.attempts
 
     @property
@@ -258,7 +259,14 @@ class Dropped:
     detail: str = ""
 
 
-Outcome = Delivered | DeadLettered | Dropped
+@immutable
+class Superseded:
+    """A newer event of the same key is delivered instead, by a route that is debounced."""
+
+    by: EventId
+
+
+Outcome = Delivered | DeadLettered | Dropped | Superseded
 
 
 def result_label(attempt: Attempt) -> str:

@@ -388,7 +388,7 @@ ROUTES = Board(
             "Ordered routes: keys",
             "none",
             "GatewayOrderedKeysHalted",
-            "Keys whose first delivery waits for a retry (blocked), or for a kick (halted).",
+            "Keys whose first delivery waits for a retry (blocked), for a kick (halted), or until the key was quiet.",
             (
                 f"sum by (route, destination) ({of('gateway_ordered_blocked_keys', BOTH)})",
                 "{{route}} → {{destination}} blocked",
@@ -396,6 +396,10 @@ ROUTES = Board(
             (
                 f"sum by (route, destination) ({of('gateway_ordered_halted_keys', BOTH)})",
                 "{{route}} → {{destination}} halted",
+            ),
+            (
+                f"sum by (route, destination) ({of('gateway_ordered_quiet_keys', BOTH)})",
+                "{{route}} → {{destination}} quiet",
             ),
         ),
         graph(

@@ -37,7 +37,7 @@ def plan(
     `before` is what carried it while its source was unknown.
     """
     targets = [(route, target) for route, error in matches for target in route.targets(view, error)]
-    return list(_planned(event, targets, before))
+    return list(_planned(event, view, targets, before))
 
 
 def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
@@ -47,17 +47,20 @@ def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
     """
     if before.destination:
         return list(_parts(route, Planned(before, None, is_ordered=False)))
-    targets = [(route, target) for target in route.chosen(EventView.of(event))]
-    return list(_planned(event, targets, before))
+    view = EventView.of(event)
+    targets = [(route, target) for target in route.chosen(view)]
+    return list(_planned(event, view, targets, before))
 
 
-def _planned(event: Event, targets: Iterable[tuple[Route, Target]], before: Delivery | None) -> Iterable[Planned]:
+def _planned(
+    event: Event, view: EventView, targets: Iterable[tuple[Route, Target]], before: Delivery | None
+) -> Iterable[Planned]:
     replayed_at, successor = (0.0, 0) if before is None else (before.replayed_at, before.successor)
     for route, (name, end) in targets:
         until = event.received_at + route.delay if route.delay else 0.0
         delivery = Delivery(
             id=delivery_id(event.id, route.name, name),
-            event=event,
+            event=route.event_of(event, view),
             route=route.name,
             destination=name,
             successor=successor,

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import islice, takewhile
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from typing_extensions import override
 
@@ -146,7 +146,8 @@ class PendingDelivery:
     started. `outcome` is set if its end is decided, but can't be written yet.
     `ownership_checked_at` is when (by the loop's clock) the commit was sent that proves that the partition is ours.
     `is_tried` is set if it has attempts that aren't in any record yet, `is_unresponsive` if its attempt started while
-    its destination was unresponsive, `is_late` once it was counted as late.
+    its destination was unresponsive, `is_late` once it was counted as late. `burst` is that which it ends, if its route
+    is debounced.
     """
 
     delivery: Delivery
@@ -160,8 +161,16 @@ class PendingDelivery:
     is_unresponsive: bool = False
     is_late: bool = False
     ownership_checked_at: float = -math.inf
+    burst: "Burst | None" = None
     scope: AttemptScope | None = None
     outcome: DeadLettered | None = None
+
+
+class Burst(NamedTuple):
+    """Deliveries of which one stands for the others: when the first was appended, and where the last was read from."""
+
+    began_at: float
+    events: Partition | None
 
 
 class Ownership(Enum):

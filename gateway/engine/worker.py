@@ -13,7 +13,7 @@ from gateway.engine.dedupe.filter import DuplicateFilter
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
 from gateway.engine.ordered.key_state import RouteState
-from gateway.engine.ordered.route import MAX_TOTAL_MEMORY, MIN_MEMORY, OrderedRoute
+from gateway.engine.ordered.route import OrderedRoute
 from gateway.engine.router import Router
 from gateway.engine.services import Client, Services
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -31,6 +31,9 @@ POLL_INTERVAL = 1.0
 RETENTION_EVERY = 10.0
 LEFTOVER_INTERVAL = 30.0
 """Seconds between checks for topics of removed ordered routes that still have unfinished records."""
+MAX_ORDERED_MEMORY = 128 << 20
+"""Bytes of records in memory of all ordered routes of a process; each has its share, so that none stops another."""
+MIN_ORDERED_MEMORY = 4 << 20
 DRAIN_TIMEOUT = 20.0
 """Seconds after which a drain leaves what is in flight to the next owner."""
 
@@ -153,7 +156,7 @@ class Worker:
 
     def _have(self, wanted: Collection[tuple[str, str]], tasks: asyncio.TaskGroup) -> None:
         """Start missing members."""
-        memory = max(MIN_MEMORY, MAX_TOTAL_MEMORY // max(1, len(wanted)))
+        memory = max(MIN_ORDERED_MEMORY, MAX_ORDERED_MEMORY // max(1, len(wanted)))
         for member, _ in self._ordered.values():
             member.set_memory_limit(memory)
         for target in () if self._stopped.is_set() else sorted(set(wanted).difference(self._ordered)):
@@ -195,12 +198,7 @@ class Worker:
     @property
     def ordered_states(self) -> Mapping[tuple[str, str], RouteState]:
         """The keys whose head delivery has failed, and more, by ordered route and destination."""
-        return {
-            target: RouteState(
-                blocked=member.blocked, partitions=len(member.trackers), unknown_since=member.unknown_since
-            )
-            for target, (member, _) in self._ordered.items()
-        }
+        return {target: member.state for target, (member, _) in self._ordered.items()}
 
     async def _keep_looking(self) -> None:
         """Check which partitions can't be read."""

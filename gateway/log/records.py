@@ -221,6 +221,14 @@ def without_origin(record: Record) -> Record:
     return record._replace(headers=tuple([header for header in record.headers if header[0] != _FROM]))
 
 
+def decoded_delivery(record: Record) -> StoredDelivery | UndecodableRecordError | NewerRecordError:
+    """Decode a delivery's record, or return why that can't be done."""
+    try:
+        return decode_delivery(record)
+    except (UndecodableRecordError, NewerRecordError) as error:
+        return error
+
+
 def order_key(event: Event) -> str:
     """Return the key within which events are ordered: source and order key, or the event's own id if it has no key."""
     return f"{event.source}\0{event.key}" if event.key is not None else event.id

@@ -26,6 +26,7 @@ from gateway.rules.event_view import NO_BODY, EventView
 from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
+from gateway.rules.value_kinds import shown_duration
 from gateway.text import did_you_mean
 from gateway.verify.request import Request
 
@@ -62,6 +63,8 @@ class ExplainedRoute:
     contact: Contact = NOBODY
     halts: bool = False
     """Whether a delivery that fails for good halts its key (`on_exhausted: halt`), and becomes no dead letter."""
+    wait: str = ""
+    """For what the deliveries wait before their first attempt; "" if for nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +127,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
             requests=tuple(planned.get(found.name, ())),
             contact=rules.contacts.get(("route", found.name), NOBODY),
             halts=rules.routes[found.name].on_exhausted == "halt",
+            wait=_wait(rules.routes[found.name], view) if found.matched else "",
         )
         routes.append(explained if mask is None else mask.route(explained, rules))
     try:
@@ -139,6 +143,17 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         body_as_read=_body_as_read(view),
         routes=tuple(routes),
     )
+
+
+def _wait(route: Route, view: EventView) -> str:
+    if route.delay:
+        return f"delivered {shown_duration(route.delay)} after its receipt"
+    if route.debounce is None:
+        return ""
+    key, quiet = route.debounce.key_of(view), shown_duration(route.debounce.quiet)
+    if key is None:
+        return f"delivered after {quiet}: it has no key by which another could supersede it"
+    return f"delivered once {shown(key)} was quiet for {quiet}, or superseded by its next event until then"
 
 
 def _body_warnings(view: EventView) -> Iterator[str]:

@@ -132,6 +132,7 @@ WAITS: Mapping[str, str] = {
     SpillReason.THROTTLED: "wait (Retry-After)",
     SpillReason.BREAKER_OPEN: "wait (breaker open)",
     SpillReason.PAUSED: "wait (paused)",
+    SpillReason.DELAYED: "wait (until their key is quiet)",
     SpillReason.UNKNOWN_NAME: "wait (not in the rules)",
     LATER: "wait (for another process)",
     ENDED: "are dead-lettered",

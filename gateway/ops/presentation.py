@@ -46,6 +46,7 @@ def explained_fields(
                 "reason": route.reason,
                 "owner": route.contact.owner or None,
                 "runbook": route.contact.runbook or None,
+                **({"wait": route.wait} if route.wait else {}),
                 "requests": [
                     {
                         "destination": planned.destination or None,
@@ -115,6 +116,8 @@ def print_explained(
         output.print(mark, (route.name, "bold" if route.is_matched else ""), ("  " + route.reason, "dim"))
         if route.is_matched and any(route.contact):
             output.print((f"    owner: {', '.join(filter(None, route.contact))}", "dim"))
+        if route.wait:
+            output.print((f"    {route.wait}", "dim"))
         _print_requests(output, route, event)
     for letter in dead:
         which = letter.properties

@@ -137,6 +137,17 @@ def _key_findings(keys: Mapping[str, Any], where: str, control: Control) -> Iter
     if keys.get("unknown_since") is not None:  # an older version doesn't send it
         return
     paused = pause_steps(control, keys["route"], keys["destination"])
+    if keys.get("quiet"):
+        yield Finding(
+            rank=WAITING,
+            what=f"{keys['route']} → {keys['destination']}",
+            why="debounced: the last event of each key waits until the key was quiet",
+            needs_attention=False,
+            until=keys.get("quiet_until"),
+            by=where,
+            next=(f"gateway route kick {keys['route']}",),
+            count=int(keys["quiet"]),
+        )
     for state, rank in (("halted", HALTED), ("blocked", WAITING)):
         if not keys[state]:
             continue
@@ -447,6 +458,8 @@ def route_status(state: RouteState) -> Mapping[str, Any]:
         **keys_status(state.blocked),
         "partitions": state.partitions,
         "unknown_since": state.unknown_since,
+        "quiet": state.quiet_keys,
+        "quiet_until": state.quiet_until,
     }
 
 

@@ -27,8 +27,8 @@ async def unfinished_findings(
 ) -> list[Finding]:
     """Return the events, and the deliveries of ordered routes, that aren't finished. Raises LogUnavailableError.
 
-    `statuses` are processes' /status responses with their addresses: these know which ordered keys are blocked or
-    halted, whose first deliveries `process_findings` reports, and which names their rules lack. `rules` are the local
+    `statuses` are processes' /status responses with their addresses: these know which ordered keys are blocked, halted
+    or quiet, whose first deliveries `process_findings` reports, and which names their rules lack. `rules` are the local
     ones.
     """
     found = []
@@ -74,7 +74,7 @@ class _OrderedState:
 
     partitions: int
     first: int
-    """The number of blocked and halted keys, so of their first deliveries."""
+    """The number of blocked, halted and quiet keys, so of their first deliveries."""
     unknown_since: float | None
     by: str
     """The address of a process whose rules lack it."""
@@ -90,7 +90,7 @@ class _OrderedState:
                     if (keys["route"], keys["destination"]) != target or not number:
                         continue
                     partitions += number
-                    first += int(keys["halted"]) + int(keys["blocked"])
+                    first += int(keys["halted"]) + int(keys["blocked"]) + int(keys.get("quiet", 0))
                     if (since := keys["unknown_since"]) is not None:
                         unknown.append((float(since), address))
             except UNREADABLE:  # `process_findings` reports it

@@ -84,6 +84,8 @@ class UnseenFields:
     def _look_beyond_the_conditions(self, route: Route, view: EventView) -> None:
         if route.choice is not None:
             self._look_at(route.name, "to", route.choice.name.expressions, view)
+        if route.debounce is not None:
+            self._look_at(route.name, "debounce", [route.debounce.key], view)
         if route.split is not None:  # and its request is about an item
             self._look_at(route.name, "split", [route.split.items], view)
         elif route.request is not None:

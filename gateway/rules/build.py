@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.model import ExpressionError
+from gateway.rules.debounce import Debounce
 from gateway.rules.destination_choice import DestinationChoice, fitting
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.eligibility import Eligibility
@@ -143,10 +144,18 @@ def route_of(name: str, read: ParsedMapping) -> Route:
         when=read.values.get("when"),
         destinations=names_of(read, "to"),
         request=_request(request) if request else None,
-        retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if "order" in read.values else {})),
+        retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if {"order", "debounce"} & read.values.keys() else {})),
         eligibility=_eligibility(read),
+        **_debounce(read),
         **{key: read.values[key] for key in _AS_WRITTEN if key in read.values},
     )
+
+
+def _debounce(read: ParsedMapping) -> dict[str, Any]:
+    """Return what `debounce` means: an order of its own key, and which events supersede one another in it."""
+    values = read.values["debounce"].values if "debounce" in read.values else {}
+    # One whose values were refused is reported.
+    return {"order": "key", "debounce": Debounce(**values)} if values.keys() == {"key", "quiet"} else {}
 
 
 def _eligibility(read: ParsedMapping) -> Eligibility | None:
@@ -213,8 +222,8 @@ def choose_destinations(route: ParsedMapping, declared: Iterable[str], reader: S
     if not candidates and not reader.has_gaps:
         message = "expected a template of declared destinations' names, got one that none of them fits"
         reader.report(written.node, "unknown_name", message)
-    if "order" in route.values:
-        message = "expected names of destinations with `order: key`, got a template"
+    if keys := [key for key in ("order", "debounce") if key in route.values]:
+        message = f"expected names of destinations with `{keys[0]}`, got a template"
         reader.report(written.node, "value", message)
     fixed = tuple([use for use in uses if not isinstance(use, TemplateRef)])
     names = _names(fixed)

@@ -427,9 +427,11 @@ class _Assembly:
         elif not (routes := [each for each in self._routes() if _delivers(each, name, use.name)]):
             message = f"expected a destination of a route from {name!r}, got {use.name!r}"
             self.reader.report(use.node, "value", message)
-        elif all("delay" in route.values or "split" in route.values for route in routes):
-            message = "expected a destination of a route without `delay` and `split`, got one whose response comes late"
-            self.reader.report(use.node, "value", f"{message}, or one for each item")
+        elif all({"delay", "debounce", "split"} & route.values.keys() for route in routes):
+            message = (
+                "expected a destination of a route without `delay`, `debounce` and `split`, got one whose response"
+            )
+            self.reader.report(use.node, "value", f"{message} comes late, or one for each item")
 
     def _routes(self) -> Iterable[ParsedMapping]:
         return (route for file in self.files for route in file.values.get("routes", ()))

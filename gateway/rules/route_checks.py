@@ -11,24 +11,37 @@ _NOT_IN_ORDER = {
     "split": "the log tells the events of a key apart, and not their items",
 }
 """What no route with an order may have, and why."""
+_NOT_DEBOUNCED = {
+    "order": "it keeps an order, of the events of its own key",
+    "delay": "it delays, until a key is quiet",
+    "split": _NOT_IN_ORDER["split"],
+}
+"""What no debounced route may have, and why."""
 
 
 def check_order(route: ParsedMapping, sources: Mapping[str, ParsedMapping], reader: SchemaReader) -> None:
-    """Report what `order` lacks, or can't be with."""
+    """Report what `order` and `debounce` lack, or can't be with."""
     if "on_exhausted" in route.values and "order" not in route.values:
         message = "`on_exhausted` needs `order: key`, got none"
         reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
+    if "debounce" in route.values:
+        _refuse(route, _NOT_DEBOUNCED, "debounce", reader)
+        return
     if "order" not in route.values:
         return
-    for key, why in _NOT_IN_ORDER.items():
-        if key in route.values:
-            message = f"expected no `{key}` with `order: key`, got one: {why}"
-            reader.report(route.node.value[key], "value", message, at_key=True)
+    _refuse(route, _NOT_IN_ORDER, "order: key", reader)
     for name in names_of(route, "from"):
         source = sources.get(name)
         if source is not None and source.node.child("key") is None:
             message = f"`order: key` needs a `key` of each source, got none at {name!r}"
             reader.report(route.node.value["order"], "value", message, at_key=True)
+
+
+def _refuse(route: ParsedMapping, keys: Mapping[str, str], beside: str, reader: SchemaReader) -> None:
+    for key, why in keys.items():
+        if key in route.values:
+            message = f"expected no `{key}` with `{beside}`, got one: {why}"
+            reader.report(route.node.value[key], "value", message, at_key=True)
 
 
 def check_split(route: ParsedMapping, reader: SchemaReader) -> None:

@@ -1,7 +1,7 @@
 """The rules after loading: sources, destinations, routes. Frozen; a reload creates a new `Rules`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network
@@ -10,9 +10,10 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Literal, NamedTuple
 
-from gateway.model import DeadLettered, DeadReason, ExpressionError
+from gateway.model import DeadLettered, DeadReason, Event, ExpressionError
 from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
+from gateway.rules.debounce import Debounce
 from gateway.rules.destination_choice import DestinationChoice, UndeclaredDestinationError
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
@@ -293,6 +294,8 @@ class Route:
     """By which of its items an event becomes several deliveries to each destination."""
     delay: float = 0.0
     """Seconds from an event's receipt until it may be delivered."""
+    debounce: Debounce | None = None
+    """Which of its events supersede one another; it keeps an order, then: that of the events with the same key."""
 
     @property
     def fan_out(self) -> int:
@@ -302,6 +305,10 @@ class Route:
     def is_chosen(self, destination: str) -> bool:
         """Return whether only some events go to a destination, or whether it stands for none that is declared."""
         return self.choice is not None and destination not in self.fixed
+
+    def event_of(self, event: Event, view: EventView) -> Event:
+        """Return an event as its deliveries have it: if the route is debounced, with the key that this is by."""
+        return event if self.debounce is None else replace(event, key=self.debounce.key_of(view))
 
     def targets(self, view: EventView, error: ExpressionError | None) -> tuple[Target, ...]:
         """Return where an event goes that the route takes, or whose condition failed with an `error`."""

@@ -9,6 +9,7 @@ from typing import Any, assert_never
 
 from gateway.model import STORED_STATUSES, Disposition
 from gateway.rules.conditions import parse_condition
+from gateway.rules.debounce import MAX_QUIET, MIN_QUIET
 from gateway.rules.defaults import OF_DESTINATIONS
 from gateway.rules.event_view import ITEM
 from gateway.rules.messages import MESSAGE_PRESETS
@@ -599,6 +600,25 @@ REQUEST_OR_MESSAGE = ByKey(
     },
     otherwise=REQUEST,
 )
+DEBOUNCE = MappingKind(
+    name="debounce",
+    about="Which events of a route supersede one another.",
+    keys=(
+        Key(
+            name="key",
+            kind=CEL,
+            about="CEL: what they have in common, such as body.site. An event without it is superseded by none.",
+            is_required=True,
+        ),
+        Key(
+            name="quiet",
+            kind=duration(MIN_QUIET, MAX_QUIET),
+            about="For how long no other event of the source and key has to come until the last one is delivered: 30s. "
+            "It is delivered after ten times that at the latest, however many come.",
+            is_required=True,
+        ),
+    ),
+)
 ROUTE = MappingKind(
     name="route",
     about="Which events of which sources go to which destinations.",
@@ -705,6 +725,12 @@ ROUTE = MappingKind(
             name="delay",
             kind=duration(1, 86400),
             about="How long after its receipt an event is delivered: 5m. Its age, for `max_age`, begins then.",
+        ),
+        Key(
+            name="debounce",
+            kind=DEBOUNCE,
+            about="Events of the same key that follow one another closely: the last one is delivered, and the others "
+            "end as `superseded`.",
         ),
         Key(name="request", kind=REQUEST_OR_MESSAGE, about="Without it the raw bytes go through untouched."),
         Key(name="retry", kind=RETRY, about=RETRY.about),

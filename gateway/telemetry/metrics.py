@@ -140,6 +140,8 @@ class To(Protocol):
     @property
     def choice(self) -> object | None: ...
     @property
+    def debounce(self) -> object | None: ...
+    @property
     def fixed(self) -> Collection[str]: ...
 
 
@@ -461,6 +463,9 @@ class Metrics(Collector):
         where = ("route", "destination")
         self.ordered_blocked_keys = gauge("ordered_blocked_keys", "Keys whose first delivery has failed.", *where)
         self.ordered_halted_keys = gauge("ordered_halted_keys", "Keys that wait for an operator's kick.", *where)
+        self.ordered_quiet_keys = gauge(
+            "ordered_quiet_keys", "Keys of a debounced route whose last delivery waits until they were quiet.", *where
+        )
         self.ordered_lag = gauge("ordered_lag_records", "Records that an ordered route hasn't read.", *where)
         self.ordered_oldest_pending = gauge(
             "ordered_oldest_pending_seconds", "Age of the oldest event that an ordered route hasn't done.", *where
@@ -546,6 +551,8 @@ class Metrics(Collector):
         for route, to in pairs:
             if to != NO_DESTINATION and rules.routes[route].delay:
                 self.spills.labels(to, SpillReason.DELAYED)
+            if to != NO_DESTINATION and rules.routes[route].debounce:
+                self.deliveries.labels(route, to, "superseded")
         if old_sources - sources or old_destinations - destinations or old_pairs - pairs:
             names: Mapping[str, Collection[str]] = {
                 "source": sources | {NO_SOURCE},

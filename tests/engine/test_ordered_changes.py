@@ -4,7 +4,8 @@ import asyncio
 
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord
-from gateway.engine.ordered.route import MAX_TOTAL_MEMORY, ORDERED_REVOKE_GRACE
+from gateway.engine.ordered.route import ORDERED_REVOKE_GRACE
+from gateway.engine.worker import MAX_ORDERED_MEMORY
 from gateway.log.records import encode_event
 from gateway.model import Result
 from tests.builders import a_destination, a_policy, a_route, an_event
@@ -187,7 +188,7 @@ async def test_memory_is_divided_again_with_each_new_route() -> None:
             await asyncio.sleep(0.5)
         allowed = [member._memory_limit for member, _ in worker._ordered.values()]
     assert len(allowed) == 24
-    assert MAX_TOTAL_MEMORY * 0.9 < sum(allowed) <= MAX_TOTAL_MEMORY
+    assert MAX_ORDERED_MEMORY * 0.9 < sum(allowed) <= MAX_ORDERED_MEMORY
 
 
 # Rebalances and restarts.

@@ -17,12 +17,21 @@ from typing_extensions import override
 
 from gateway.client.request import Outbound
 from gateway.engine import tiers
+from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord, Selection, decode
-from gateway.engine.delivery.destination_lanes import BURST
+from gateway.engine.delivery.destination_lanes import BURST, MAX_BYTES
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.log.base import Assignment, Commit, Partition, Record
-from gateway.log.records import Origin, StoredDelivery, decode_delivery, decode_event, encode_record_metadata, origin_of
+from gateway.log.records import (
+    Origin,
+    StoredDelivery,
+    decode_delivery,
+    decode_event,
+    encode_record_metadata,
+    order_key,
+    origin_of,
+)
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
 from gateway.model import (
     Attempt,
@@ -266,7 +275,7 @@ class Ledger:
         self.attempts: list[ObservedAttempt] = []
         self.dead_values: set[bytes] = set()
         self.commits: dict[tuple[str, Partition], Commit] = {}
-        self.appended = Counter[str]()
+        self.appended, self._takeovers = Counter[str](), Counter[Partition]()
         self._routes = {route.name: route for route in plan.routes}
         self.touched: set[str] = set()
         """Names of which an order may repeat deliveries."""
@@ -592,6 +601,7 @@ class Ledger:
     def took_over(self, group: str, assignment: Assignment, *, is_first: bool) -> None:
         """Note what a new owner is told to be deleted; nobody can tell it where nothing was committed before."""
         partition, commit, start, *_ = assignment
+        self._takeovers[partition] += not is_first
         if is_first:
             lost = self._deletions.lost[group, partition]
             self._deletions.unreportable[group, partition].update(each for each in lost if each < start)
@@ -808,6 +818,7 @@ class Ledger:
         if not ends or made.began < min(ends) - 0.01:
             self.violate("7 not before it is due", "an attempt is early", trail.attempts)
         begins = self.events[made.number].received_at - EPOCH + self._delay(made.route)
+        begins = max([begins, *[row.at + self._longest_quiet(row) for row in trail.rows]])
         latest = begins + max(policy.max_age for policy in policies)
         if ends and min(ends) > latest + 0.1 and not trail.lives:
             self.violate("7 nothing is tried for ever", f"planned {min(ends) - latest:.3f} s too late", trail.attempts)
@@ -885,7 +896,8 @@ class Ledger:
             trail = self.trails[row.number, delivery.id]
             if trail.is_delivered or trail.successor > delivery.successor or self._has_duplicate(row, trail, group):
                 return []
-            if self._is_overtaken(row, trail):
+            twins = [each for each in trail.rows if each.partition == row.partition]  # appended once more
+            if self._is_overtaken(row, trail) or any(map(self._may_be_superseded, twins)):
                 return []
             if delivery.route or self._is_nowhere(row, trail):
                 items = self._items_of(delivery.id, delivery.route) if delivery.part is None else []
@@ -967,6 +979,31 @@ class Ledger:
             each.is_acknowledged and each.partition.topic != row.partition.topic for each in trail.rows
         )
         return is_behind and (is_carried_on or self.may_be_dropped(event) or self._is_newly_matched(row, event))
+
+    def _may_be_superseded(self, row: Row) -> bool:
+        """Return whether the event of another record is delivered instead, by a route that is debounced."""
+        if row.stored is None or row.event is None:
+            return False
+        quiet = self._longest_quiet(row)
+        return quiet > 0 and any(self._supersedes(other, row, quiet) for other in self.rows[row.partition].values())
+
+    def _longest_quiet(self, row: Row) -> float:
+        """Return for how long a key had to be quiet, by any rules in force since a record was appended."""
+        if row.stored is None or TOPICS.ordered_target(row.partition.topic) is None:
+            return 0.0
+        routes = [each for version in self.rules_versions(row.at, self._now()) for each in version.routes]
+        return max([each.quiet for each in routes if each.name == row.stored.delivery.route], default=0.0)
+
+    def _supersedes(self, other: Row, row: Row, quiet: float) -> bool:
+        """Return whether a record's event is a newer one of the same key, and was appended soon after, or before."""
+        if other.event is None or row.event is None or other.number == row.number:
+            return False
+        if order_key(other.event) != order_key(row.event):  # events of one identity without a key share that
+            return False
+        earlier, later = sorted((row, other), key=lambda each: each.offset)
+        if later.appended_at >= earlier.appended_at + quiet and not (self.plan.skew or not self._is_time_sure):
+            return False
+        return other is later if _is_in_order(earlier, later) else other is earlier
 
     def _before_in_spite_of_order(self, row: Row) -> Iterator[Row]:
         """Yield what an ordered topic has before a record though its event comes after the record's event."""
@@ -1122,6 +1159,7 @@ class Ledger:
         self._check_injections()
         self._check_duplicates()
         self._check_order()
+        self._check_bursts()
         if set(self.plan.faults) <= {"trouble", "gap", "order"}:
             self._check_breakers()
         if set(self.plan.faults) <= {"trouble", "gap"} and not self.plan.is_long:
@@ -1153,6 +1191,8 @@ class Ledger:
             if trail.is_delivered or self.trails[whole].is_dead or trail.is_dead:
                 continue
             if not self._deletions.excused_deliveries.keys().isdisjoint((key, whole)):
+                continue
+            if any(self._may_be_superseded(each) for each in trail.rows):
                 continue
             if not any(each.origin is not None and self._is_newly_matched(each, row) for each in trail.rows):
                 self.violate("1 nothing is lost", f"no end for {target}", [row, *self.story(*_one(key))])
@@ -1599,8 +1639,27 @@ class Ledger:
             is_over = (
                 before.number == made.number or (before.number, before.delivery) in self._deletions.excused_deliveries
             )
-            if not is_over and self.trails[before.number, before.delivery].ended_at > made.began:
+            ended = self.trails[before.number, before.delivery]
+            is_over = is_over or any(self._may_be_superseded(each) for each in ended.rows)
+            if not is_over and ended.ended_at > made.began:
                 self.violate("22 order", f"{where[3]}: the next began before this one had ended", [before, made])
+
+    def _check_bursts(self) -> None:
+        """The last event of a burst is delivered alone, and at most one more for each new owner of its partition."""
+        is_sure = set(self.plan.faults) <= {"trouble", "gap", "crash", "expire", "rebalance", "join", "stop"}
+        quiet = {route.name: route.quiet for route in self.plan.routes if route.quiet}
+        if not is_sure or not quiet or self.plan.memory < MAX_BYTES or self.plan.window < WINDOW:
+            return
+        for partition, rows in self.rows.items():
+            place = TOPICS.ordered_target(partition.topic)
+            if place is None or place[0] not in quiet:
+                continue
+            tried = {row.number for row in rows.values() if self.trails[row.number, _id_of(row)].attempts}
+            last = {row.number for burst in _bursts(rows.values(), quiet[place[0]]) for row in burst[-1:]}
+            others = tried - last
+            if len(others) > self._takeovers[partition]:
+                told = [row for row in rows.values() if row.number in others]
+                self.violate("41 one of a burst", f"{len(others)} others were delivered", told)
 
     def _has_place(self, row: Row, trail: Trail, made: ObservedAttempt) -> bool:
         """Return whether the order holds for a delivery: it never was one of an unknown source, nor of a plain route.
@@ -1701,6 +1760,42 @@ class Ledger:
                 count = sum(at <= row.at for at in failed[row.stored.delivery.destination])
                 if count < 5:
                     self.violate("17 breaker", f"open after {count} failures", [row])
+
+
+def _is_in_order(earlier: Row, later: Row) -> bool:
+    """Return whether an event is newer than one that an ordered topic has before it."""
+    assert earlier.event is not None
+    assert later.event is not None
+    places = [None if row.origin is None else row.origin.partition for row in (earlier, later)]
+    return places[0] == places[1] or later.event.received_at >= earlier.event.received_at
+
+
+def _id_of(row: Row) -> DeliveryId:
+    assert row.stored is not None
+    return row.stored.delivery.id
+
+
+def _bursts(rows: Iterable[Row], quiet: float) -> Iterator[list[Row]]:
+    """Yield the records of an ordered topic that follow one another by key, each with the one that is delivered last.
+
+    One without a key is a burst of its own, and so is one after ten times that long.
+    """
+    open_: dict[str, list[Row]] = {}
+    seen: set[int] = set()
+    for row in sorted(rows, key=lambda each: each.offset):
+        if row.event is None or row.number in seen:  # a router that began again has appended it once more
+            continue
+        seen.add(row.number)
+        key = order_key(row.event)
+        burst = open_.get(key)
+        until = -math.inf if burst is None else min(burst[-1].appended_at, burst[0].appended_at + 9 * quiet) + quiet
+        if burst is None or row.appended_at >= until:
+            if burst is not None:
+                yield burst
+            open_[key] = [row]
+        elif _is_in_order(burst[-1], row):
+            burst.append(row)
+    yield from open_.values()
 
 
 def _part(number: int) -> Part:

@@ -97,6 +97,8 @@ class RouteSpec:
     delay: float = 0.0
     parts: int = 0
     """How many items each event has by which the route splits it; 0 if it doesn't."""
+    quiet: float = 0.0
+    """For how long a key has to be quiet until its last event is delivered; 0 if the route isn't debounced."""
 
     def matches(self, source: str, kind: str) -> bool:
         return source in self.sources and (self.types is None or kind in self.types)
@@ -182,6 +184,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_delays(_stream(seed, "delays"), world)
     world = _with_splits(_stream(seed, "splits"), world)
     world = _with_stops(_stream(seed, "stops"), world)
+    world = _with_debounces(_stream(seed, "debounces"), world)
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -204,6 +207,7 @@ def plan_of(seed: int) -> Plan:
         *_refusals(_stream(seed, "refusals"), world),
         *_narrowed_replays(_stream(seed, "narrowed replays"), world),
         *_stop_changes(_stream(seed, "changes of stops"), world),
+        *_quiet_changes(_stream(seed, "changes of quiet"), world),
     ]
     if RESTARTS.intersection([step.do for step in steps]):
         steps = [step for step in steps if not (step.do == "remake" and step.what["kind"] == "control")]
@@ -426,6 +430,33 @@ def _stop_changes(random: Random, world: Plan) -> Iterable[Step]:
         yield Step(round(at, 6), "reload", {**what, "lag": random.choice((0.0, 0.0, 2.0))})
         yield from _keyed_burst(random, world, at + random.uniform(0.0, 0.5), number + 20)
         yield from _given_up(random, world, at + random.choice((0.3, 3.0)) * random.random())
+
+
+def _with_debounces(random: Random, world: Plan) -> Plan:
+    """Let some routes deliver the last event of each burst alone, beside any fault."""
+    if random.random() > 0.1:
+        return world
+    quiet = (1.0, 3.0, 8.0, *((60.0,) if world.is_long else ()))
+    routes = [
+        replace(route, is_ordered=True, halts=False, delay=0.0, parts=0, quiet=random.choice(quiet))
+        if route.is_ordered or random.random() < 0.5
+        else route
+        for route in world.routes
+    ]
+    return replace(world, routes=tuple(routes), is_kicked=False)
+
+
+def _quiet_changes(random: Random, world: Plan) -> Iterable[Step]:
+    """Reloads by which keys have to be quiet for longer, or less long, or are delivered at once, amid bursts."""
+    debounced = [route for route in world.routes if route.quiet]
+    if not debounced or "reload" not in world.faults:
+        return
+    for count in range(random.randint(0, 2)):
+        at, number = random.uniform(0.5, world.horizon), 40_000 + 100 * count
+        changes = {route.name: {"quiet": random.choice((0.0, 1.0, 5.0))} for route in debounced}
+        yield from _keyed_burst(random, world, at - random.uniform(0.0, 0.5), number)
+        yield Step(round(at, 6), "reload", {"changes": changes, "lag": random.choice((0.0, 0.0, 2.0))})
+        yield from _keyed_burst(random, world, at + random.uniform(0.0, 0.5), number + 20)
 
 
 def _with_hurried_reloads(random: Random, world: Plan) -> Plan:

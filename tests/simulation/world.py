@@ -39,6 +39,7 @@ from gateway.log.topics import JOBS_GROUP, TIERS
 from gateway.model import Event, ExpressionError, LogUnavailableError, SpillReason, event_id
 from gateway.rules import event_view
 from gateway.rules.conditions import parse_condition
+from gateway.rules.debounce import LONGEST_BURST, Debounce
 from gateway.rules.event_view import ITEM, EventView
 from gateway.rules.expressions import Expression, naming
 from gateway.rules.request_templates import RequestTemplate
@@ -290,7 +291,8 @@ class World:
         One more delay and one more attempt are enough, after a breaker that stays open for about as long as it has been
         open before. A name that is gone is waited for for an hour, and so are clocks that were wrong, and replays.
         """
-        longest = max([1.2 * max(route.schedule) + route.delay for route in self.plan.routes], default=0.0)
+        waits = [1.2 * max(each.schedule) + each.delay + LONGEST_BURST * each.quiet for each in self.plan.routes]
+        longest = max(waits, default=0.0)
         if {"reload", "order", "skew"} & set(self.plan.faults) or {"step", "append"} <= set(self.plan.faults):
             return 3 * 3600.0 + longest * max([route.max_attempts for route in self.plan.routes], default=0)
         return 300.0 + 2 * self.plan.horizon + longest
@@ -618,7 +620,7 @@ class World:
         for planned in self.plan.routes:
             changes = what.get("changes", {}).get(planned.name, {})
             changed: dict[str, Any] = {
-                name: value if isinstance(value, bool) else value and tuple(value) for name, value in changes.items()
+                name: tuple(value) if isinstance(value, list | tuple) else value for name, value in changes.items()
             }
             route = replace(planned, **changed)
             to = tuple(name for name in route.to if name in destinations)
@@ -631,7 +633,7 @@ class World:
                 route = replace(route, schedule=tuple(schedule), max_attempts=attempts, max_age=age)
             if route.name in toggled and not route.parts:
                 route = replace(route, is_ordered=not route.is_ordered, halts=False)
-            routes.append(replace(route, delay=0.0) if route.is_ordered else route)
+            routes.append(replace(route, delay=0.0) if route.is_ordered else replace(route, quiet=0.0))
         version = RulesVersion(
             number=len(self.rules_versions),
             sources=frozenset(name for name in self.plan.sources if name not in without),
@@ -1053,6 +1055,7 @@ def _route(spec: RouteSpec) -> Route:
         delay=spec.delay,
         split=Split(Expression(str(list(range(spec.parts))))) if spec.parts else None,
         on_exhausted="halt" if spec.halts else "dead_letter",
+        debounce=Debounce(key=Expression("key"), quiet=spec.quiet) if spec.quiet else None,
     )
 
 

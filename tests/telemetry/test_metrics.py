@@ -68,6 +68,7 @@ INTERFACE = {
     "dedupe_rebuilding": ("gauge", "topic"),
     "ordered_blocked_keys": ("gauge", "route destination"),
     "ordered_halted_keys": ("gauge", "route destination"),
+    "ordered_quiet_keys": ("gauge", "route destination"),
     "ordered_lag_records": ("gauge", "route destination"),
     "ordered_oldest_pending_seconds": ("gauge", "route destination"),
     "rules_loaded_timestamp_seconds": ("gauge", ""),
@@ -144,7 +145,7 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
         family.labels("x").set(1)
     for family in (metrics.ordered_blocked_keys, metrics.ordered_halted_keys):
         family.labels("build", "ci").set(1)
-    for family in (metrics.ordered_lag, metrics.ordered_oldest_pending):
+    for family in (metrics.ordered_quiet_keys, metrics.ordered_lag, metrics.ordered_oldest_pending):
         family.labels("build", "ci").set(1)
     text, content_type = page(registry)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"

@@ -45,6 +45,7 @@ from gateway.model import (
     RecordMetadata,
     RecordTooLargeError,
     SpillReason,
+    Superseded,
     UndecodableRecordError,
 )
 from gateway.rules.rules import OnGone
@@ -137,14 +138,14 @@ class Dispatcher:
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY_DELAY)
         self.defer(item, item.delivery.due, now)
 
-    def end(self, item: PendingDelivery, outcome: DeadLettered | Dropped) -> None:
+    def end(self, item: PendingDelivery, outcome: DeadLettered | Dropped | Superseded) -> None:
         """End a delivery without success, unless its member halts the key instead."""
         if isinstance(outcome, DeadLettered):
             if item.record.tracker.owner.halt_instead(item, outcome):
                 return
             self._write_successor(item, self._topics.dead, outcome)
         else:
-            self._outcomes.ended(item, outcome, item.delivery.attempts[-1].number, self._log.now())
+            self._outcomes.ended(item, outcome, item.delivery.next_number - 1, self._log.now())
             self.finish(item)
 
     def dead_letter_undecodable(self, pending: PendingRecord, record: Record, error: UndecodableRecordError) -> None:

@@ -3,7 +3,7 @@
 from gateway.engine.delivery.attempts import observe
 from gateway.engine.partition_tracker import PendingDelivery
 from gateway.engine.services import Services
-from gateway.model import DeadLettered, DeadReason, Delivered, Delivery, Outcome
+from gateway.model import DeadLettered, DeadReason, Delivered, Delivery, Outcome, Superseded
 
 LATE = 30.0
 """Seconds from an event's receipt, or from its replay, after which its delivery is late."""
@@ -27,7 +27,7 @@ class Outcomes:
         delivery = item.delivery
         event = delivery.event
         seconds = now - event.received_at
-        if seconds > LATE:
+        if seconds > LATE and not isinstance(outcome, Superseded):
             self.record_late(item, now)
         detail: dict[str, str] = {}
         if isinstance(outcome, Delivered):
@@ -39,6 +39,9 @@ class Outcomes:
             detail = {"reason": outcome.reason}
             if outcome.reason is not DeadReason.EXPRESSION_ERROR:
                 detail["detail"] = outcome.detail  # an expression's error may contain a piece of the body
+        elif isinstance(outcome, Superseded):
+            name = "superseded"
+            detail = {"by": outcome.by}
         else:
             name = "dropped"
             detail = {"detail": outcome.detail}

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from gateway.engine.partition_tracker import PendingDelivery
+from gateway.engine.partition_tracker import PendingDelivery, Stage
+from gateway.engine.services import Services
 from gateway.log.base import Partition
 from gateway.model import Attempt, DeadLettered, Delivery, Occurrence, SpillReason
 
@@ -49,6 +50,54 @@ class FirstAttempts:
         self._times = {which: kept for which, kept in self._times.items() if kept[0] in partitions}
 
 
+class HaltedKeys:
+    """Since when head deliveries have halted their keys; logs that they do, and that a key continues."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._times: dict[Occurrence, float] = {}
+
+    def at(self, delivery: Delivery) -> float | None:
+        """Return when a delivery has halted its key; None if it hasn't."""
+        return self._times.get(delivery.occurrence)
+
+    def halt(self, delivery: Delivery, outcome: DeadLettered) -> None:
+        """Note that a delivery has halted its key; once, if its partition left and came back meanwhile."""
+        if delivery.occurrence in self._times:
+            return
+        self._times[delivery.occurrence] = self._services.log.now()
+        self._services.logger.error(
+            "key_halted",
+            route=delivery.route,
+            destination=delivery.destination,
+            event_id=delivery.event.id,
+            delivery_id=delivery.id,
+            reason=outcome.reason,
+            detail=outcome.detail,
+        )
+
+    def release(self, delivery: Delivery, why: str) -> None:
+        """Note that a key continues, if it was halted."""
+        halted_at = self._times.pop(delivery.occurrence, None)
+        if halted_at is not None:
+            self._services.logger.info(
+                "key_released",
+                route=delivery.route,
+                destination=delivery.destination,
+                event_id=delivery.event.id,
+                delivery_id=delivery.id,
+                why=why,
+                seconds=round(self._services.log.now() - halted_at, 1),
+            )
+
+    def forget(self, occurrence: Occurrence) -> None:
+        self._times.pop(occurrence, None)
+
+    def keep_only(self, occurrences: Collection[Occurrence]) -> None:
+        """Forget all others."""
+        self._times = {key: at for key, at in self._times.items() if key in occurrences}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blocked:
     """A key whose head delivery has failed, so that its other deliveries wait: for the retry, or for a kick."""
@@ -58,6 +107,15 @@ class Blocked:
     """Why the head isn't attempted any more, if so."""
     since: float
     """When the key halted, or else when its head was first attempted, whatever was kicked since."""
+
+    @classmethod
+    def by(cls, head: PendingDelivery, halted: HaltedKeys, first_attempts: FirstAttempts) -> "Blocked":
+        """Return a key that its head blocks."""
+        return cls(
+            delivery=head.delivery,
+            halted=head.outcome if head.stage is Stage.WAITING else None,
+            since=halted.at(head.delivery) or first_attempts.at(head.delivery),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,3 +127,7 @@ class RouteState:
     """The number of the topic's partitions that are this process's."""
     unknown_since: float | None
     """Since when its rules lack the route or the destination."""
+    quiet_keys: int = 0
+    """The number of keys that wait for the end of their quiet period, if it is debounced."""
+    quiet_until: float | None = None
+    """When the last of them is due."""

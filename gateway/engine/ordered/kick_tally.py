@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from gateway.engine.control.records import BEHIND, ENDED, HALTED, ON_ITS_WAY, UNREAD, ControlRecord, tried_name
+from gateway.engine.control.state import Control
 from gateway.engine.partition_tracker import PendingDelivery, Stage, Tracker
 from gateway.model import Delivery, SpillReason, result_label
 
@@ -28,6 +29,24 @@ class _Tracked:
     attempts: int
     previous_result: str
     """Result of the last attempt before the kick; "" without one."""
+
+
+class Kicks:
+    """Which kicks of an ordered route or its destination have arrived."""
+
+    def __init__(self, control: Control, route: str, destination: str) -> None:
+        self._control = control
+        self._route, self._destination = route, destination
+        self.last_at = control.kicked_at(route, destination)
+        """When the last of either was announced."""
+        self._route_at = control.kicked_at(route, "")
+
+    def arrived(self) -> tuple[bool, bool]:
+        """Return whether one has arrived since the last time, and whether one of the route has."""
+        before = self.last_at, self._route_at
+        self.last_at = self._control.kicked_at(self._route, self._destination)
+        self._route_at = self._control.kicked_at(self._route, "")
+        return self.last_at != before[0], self._route_at != before[1]
 
 
 class KickTally:
@@ -59,6 +78,11 @@ class KickTally:
         for item in chain.from_iterable(queues):
             if (of := self._partitions.get(item.record.tracker)) is not None:
                 of.tracked.append(_Tracked(item, len(item.delivery.attempts), results.get(item, "")))
+
+    def forget(self, item: PendingDelivery) -> None:
+        """Track a delivery no longer: a newer one has superseded it."""
+        if (of := self._partitions.get(item.record.tracker)) is not None:
+            of.tracked[:] = [each for each in of.tracked if each.item is not item]
 
     @property
     def is_open(self) -> bool:
@@ -129,7 +153,7 @@ class _OfPartition:
         )
 
 
-_SETTLED = frozenset({"", BEHIND, ENDED, HALTED})
+_SETTLED = frozenset({"", BEHIND, ENDED, HALTED, SpillReason.DELAYED.value})
 
 
 def _is_dying(item: PendingDelivery) -> bool:
@@ -148,9 +172,10 @@ def _wait_reason(tracked: _Tracked, heads: Collection[PendingDelivery], hold_rea
         return ON_ITS_WAY
     if item.outcome is not None:
         return HALTED
-    if hold_reason == SpillReason.PAUSED:
-        return hold_reason
-    return (hold_reason or ON_ITS_WAY) if item in heads else BEHIND
+    is_head = item in heads
+    if hold_reason == SpillReason.PAUSED or (is_head and not item.delivery.is_delayed):
+        return hold_reason or ON_ITS_WAY
+    return SpillReason.DELAYED.value if is_head else BEHIND
 
 
 def last_result(delivery: Delivery) -> str:

@@ -21,32 +21,31 @@ from typing_extensions import override
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
+from gateway.engine.ordered.conditions import condition_failed, match_again
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges
-from gateway.engine.ordered.key_state import Blocked, FirstAttempts, KeyState
-from gateway.engine.ordered.kick_tally import KickTally, last_result
+from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState
+from gateway.engine.ordered.kick_tally import Kicks, KickTally, last_result
+from gateway.engine.ordered.quiet_periods import QuietKeys, Step, step
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import StoredDelivery, decode_delivery, order_key, origin_of
+from gateway.log.records import Origin, StoredDelivery, decoded_delivery, order_key, origin_of
 from gateway.model import (
     NO_METADATA,
     DeadLettered,
     DeadReason,
-    Event,
+    EventId,
     NewerRecordError,
     Occurrence,
     RecordMetadata,
     SpillReason,
+    Superseded,
     UndecodableRecordError,
 )
-from gateway.rules.event_view import EventView
-from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Route
+from gateway.telemetry.log_throttle import LogThrottle
 
-MAX_TOTAL_MEMORY = 128 << 20
-"""Bytes of records in memory of all ordered routes of a process; each has its share, so that none stops another."""
-MIN_MEMORY = 4 << 20
 ORDERED_REVOKE_GRACE = 10.0
 """Seconds that attempts have to end when partitions are revoked; then their connections are cut. The next owner must
 not start the next delivery of a key while we still send this one."""
@@ -70,17 +69,19 @@ class OrderedRoute(Member):
         self._appended: dict[Tracker, DuplicateAppends] = {}
         self.unknown_since: float | None = None  # since when the rules lack the route or its destination
         self._update_unknown_since()
-        # Invariant: each key's head item is ready, in the dispatcher, under way or halted, and none of the others is.
-        # For a key in `_former`, no item is: an attempt from before the topic was recreated is still in flight.
+        # Invariant: each key's head item is ready, in the dispatcher, under way, halted or in `_quiet`, and none of the
+        # others is. For a key in `_former`, no item is: an attempt from before the topic was recreated is in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: list[PendingDelivery] = []
         self._former: dict[tuple[Partition, str], PendingDelivery] = {}
         self._woken = asyncio.Event()
         self._key_states: dict[Occurrence, KeyState] = {}
-        self._halted_at: dict[Occurrence, float] = {}  # when `key_halted` was logged
+        self._halted = HaltedKeys(services)
+        self._quiet = QuietKeys()
         self._first_attempts = FirstAttempts()
-        self._kicked_at = services.control.kicked_at(self.route, self.destination)
+        self._kicks = Kicks(services.control, self.route, self.destination)
         self._kick_tally = KickTally(self.route, self.destination)
+        self._early_throttle = LogThrottle()
         self._gauges = Gauges(services.metrics, self.route, self.destination)
         self._changed.set()  # subscribe at once
 
@@ -97,7 +98,7 @@ class OrderedRoute(Member):
         super().reload()
         self._update_unknown_since()
         for head in self._halted_heads():
-            if _condition_failed(head):
+            if condition_failed(head):
                 self._make_ready(head)  # to be matched by the new rules
 
     def _halted_heads(self) -> list[PendingDelivery]:
@@ -155,7 +156,7 @@ class OrderedRoute(Member):
             self.pause(tracker)
 
     def _accept_record(self, tracker: Tracker, record: Record) -> None:
-        content = _decoded(record)
+        content = decoded_delivery(record)
         # The position in a foreign record says nothing about what a router has appended.
         origin = None if isinstance(content, UndecodableRecordError) else origin_of(record)
         # Checked for completed records, too: their positions must go into the metadata of later commits, for the
@@ -173,34 +174,44 @@ class OrderedRoute(Member):
         elif origin is None and tracker.is_duplicate_record(content.delivery, record.offset):
             self.done(pending)
         else:
-            self._enqueue(pending, content)
+            self._enqueue(pending, content, origin)
 
-    def _enqueue(self, pending: PendingRecord, stored: StoredDelivery) -> None:
+    def _enqueue(self, pending: PendingRecord, stored: StoredDelivery, origin: Origin | None) -> None:
         item = pending.add(stored.delivery)
         item.stage = Stage.WAITING
         if stored.metadata.reason:
             item.outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.metadata.detail)
         queue = self._queues.setdefault(self._key(item), deque())
+        last = queue[-1] if queue else None
+        debounce = None if (route := self._route()) is None else route.debounce
+        what = Step.FOLLOWS if debounce is None else step(item, origin, last, debounce)
+        if last is not None and what is Step.IS_SUPERSEDED:
+            self._dispatcher.end(item, Superseded(by=last.delivery.event.id))
+            return
         queue.append(item)
-        if len(queue) == 1:
+        if last is not None and what is Step.SUPERSEDES:
+            self._supersede(last, queue, item.delivery.event.id)
+        elif last is None:
             self._begin_head(item)
 
-    def _match(self, event: Event) -> tuple[bool, DeadLettered | None]:
-        """Return whether the route, by itself, matches an event; if that can't be evaluated, how its delivery ends."""
-        route = self._services.rules().routes.get(self.route)
-        for _, error in () if route is None else RouteTable((route,)).match(EventView.of(event)):
-            outcome = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
-            return True, outcome
-        return False, None
+    def _supersede(self, item: PendingDelivery, queue: deque[PendingDelivery], by: EventId) -> None:
+        """End the delivery before the last one of a queue."""
+        if queue[0] is not item:
+            del queue[-2]
+        elif not self._quiet.remove(self._key(item), item):  # it is due, by what this process had read
+            self._dispatcher.withdraw([item])
+            self._ready = [other for other in self._ready if other is not item]
+        self._kick_tally.forget(item)
+        self._dispatcher.end(item, Superseded(by=by))
 
     def _is_still_matched(self, item: PendingDelivery) -> bool:
         """Match an event again whose condition couldn't be evaluated; return False if the route isn't for it."""
-        rules, event = self._services.rules(), item.delivery.event
-        if not _condition_failed(item) or self.route not in rules.routes or event.source not in rules.sources:
+        route, event = self._route(), item.delivery.event
+        if not condition_failed(item) or route is None or event.source not in self._services.rules().sources:
             return True
-        is_matched, item.outcome = self._match(event)
+        is_matched, item.outcome = match_again(route, event)
         if item.outcome is None:
-            self._log_released(item, "rules")
+            self._halted.release(item.delivery, "rules")
         return is_matched
 
     def _begin_head(self, item: PendingDelivery) -> None:
@@ -208,7 +219,13 @@ class OrderedRoute(Member):
         if known is not None:
             item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
             item.outcome = known.outcome or item.outcome
-        self._make_ready(item)
+        if item.burst is None or item.outcome is not None or item.delivery.attempts:
+            self._make_ready(item)
+        elif item.delivery.due <= (now := self._log.now()):
+            self._end_quiet_period(item, now)
+        else:
+            item.stage = Stage.WAITING
+            self._quiet.add(self._key(item), item)
 
     def _make_ready(self, item: PendingDelivery) -> None:
         item.stage = Stage.WAITING
@@ -265,7 +282,7 @@ class OrderedRoute(Member):
     @override
     def finished(self, item: PendingDelivery) -> None:
         super().finished(item)
-        self._halted_at.pop(item.delivery.occurrence, None)
+        self._halted.forget(item.delivery.occurrence)
         self._first_attempts.forget(item.delivery.occurrence)
         key = self._key(item)
         queue = self._queues.get(key)
@@ -293,33 +310,8 @@ class OrderedRoute(Member):
         item.stage = Stage.WAITING
         if route is None:
             return True  # its last attempt outlived its route; if that comes back, the key continues here, in order
-        if item.delivery.occurrence in self._halted_at:
-            return True  # already logged, before its partition left and came back
-        self._halted_at[item.delivery.occurrence] = self._log.now()
-        self._services.logger.error(
-            "key_halted",
-            route=self.route,
-            destination=self.destination,
-            event_id=item.delivery.event.id,
-            delivery_id=item.delivery.id,
-            reason=outcome.reason,
-            detail=outcome.detail,
-        )
+        self._halted.halt(item.delivery, outcome)
         return True
-
-    def _log_released(self, item: PendingDelivery, why: str) -> None:
-        """Log that a halted key continues, if it was one."""
-        halted_at = self._halted_at.pop(item.delivery.occurrence, None)
-        if halted_at is not None:
-            self._services.logger.info(
-                "key_released",
-                route=self.route,
-                destination=self.destination,
-                event_id=item.delivery.event.id,
-                delivery_id=item.delivery.id,
-                why=why,
-                seconds=round(self._log.now() - halted_at, 1),
-            )
 
     def _route(self) -> Route | None:
         return self._services.rules().routes.get(self.route)
@@ -332,20 +324,38 @@ class OrderedRoute(Member):
     @override
     def tick(self) -> None:
         super().tick()
+        self._end_quiet_periods()
         self._apply_kicks_and_rules()
         self._end_halted_of_removed_route()
         if self._kick_tally.is_open:
             self._publish_kick_outcome()
         self._set_gauges()
 
+    def _end_quiet_periods(self) -> None:
+        """Make ready what has waited for long enough; and what comes next to that, while no more records are read."""
+        now = self._log.now()
+        full = [each.partition for each in self.trackers.values() if each.is_paused or each.buffered]
+        early = self._quiet.pop_early(self.trackers if not self.has_room else full)
+        for item in (*self._quiet.pop_due(now), *early):
+            self._end_quiet_period(item, now)
+        if count := sum([self._early_throttle.count("", now) for _ in early]):
+            self._services.logger.warning(
+                "quiet_periods_cut_short", route=self.route, destination=self.destination, count=count
+            )
+
+    def _end_quiet_period(self, item: PendingDelivery, now: float) -> None:
+        item.delivery = replace(item.delivery, due=0.0, delayed_until=min(item.delivery.delayed_until, now))
+        self._make_ready(item)
+
     def _apply_kicks_and_rules(self) -> None:
         """Retry what was kicked at once, and end halted deliveries once the rules no longer say `halt`."""
-        kicked_at = self._services.control.kicked_at(self.route, self.destination)
-        is_kicked, self._kicked_at = kicked_at != self._kicked_at, kicked_at
+        is_kicked, is_route_kicked = self._kicks.arrived()
         route = self._route()
         ready = {id(item) for item in self._ready}
         heads = [head for head, *_ in self._queues.values() if head.stage is Stage.WAITING]
         if is_kicked:
+            if not is_route_kicked:  # what its route lets wait, no destination's kick does
+                heads = [head for head in heads if not self._quiet.has(self._key(head), head)]
             results = {head: last_result(head.delivery) for head, *_ in self._queues.values()}
             for occurrence, state in self._key_states.items():  # those of records that are read after a rebalance
                 self._first_attempts.keep(state.partition, occurrence, state.attempts)
@@ -353,12 +363,13 @@ class OrderedRoute(Member):
             self._prune_halt_times()
             self._dispatcher.withdraw(heads)
             for item in heads:
+                self._quiet.remove(self._key(item), item)
                 if self._reset_for_retry(item) and id(item) not in ready:
                     self._make_ready(item)
             self._track_kick(results)
         elif route is not None and route.on_exhausted != "halt":
             for item in self._halted_heads():
-                self._log_released(item, "rules")
+                self._halted.release(item.delivery, "rules")
                 self._make_ready(item)
 
     def _track_kick(self, results: Mapping[PendingDelivery, str]) -> None:
@@ -366,7 +377,7 @@ class OrderedRoute(Member):
         unread = {
             tracker: lag.get(partition, 0) + len(tracker.buffered) for partition, tracker in self.trackers.items()
         }
-        self._kick_tally.begin(self._kicked_at, self._log.now(), unread, self._queues.values(), results)
+        self._kick_tally.begin(self._kicks.last_at, self._log.now(), unread, self._queues.values(), results)
 
     def _publish_kick_outcome(self) -> None:
         """Publish the outcome of the last kick, once that is known."""
@@ -392,19 +403,20 @@ class OrderedRoute(Member):
         for head in self._halted_heads():
             if max(self.unknown_since, head.record.appended_at) < cutoff:
                 head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
-                self._log_released(head, "route_removed")
+                self._halted.release(head.delivery, "route_removed")
                 self._make_ready(head)
 
     def _reset_for_retry(self, item: PendingDelivery) -> bool:
         """Make a delivery due now, and reset a halted one's attempts. False if its route no longer matches it."""
-        item.delivery = replace(item.delivery, due=0.0)
+        delayed_until = min(item.delivery.delayed_until, self._log.now())
+        item.delivery = replace(item.delivery, due=0.0, delayed_until=delayed_until)
         if item.outcome is None:
             return True
-        self._log_released(item, "kick")
+        self._halted.release(item.delivery, "kick")
         self._first_attempts.keep(item.record.tracker.partition, item.delivery.occurrence, item.delivery.attempts)
         is_matched = True
-        if _condition_failed(item):
-            is_matched, item.outcome = self._match(item.delivery.event)
+        if condition_failed(item):
+            is_matched, item.outcome = match_again(self._route(), item.delivery.event)
         else:
             item.outcome = None
         item.delivery = replace(item.delivery, attempts=(), replayed_at=self._log.now())
@@ -414,27 +426,24 @@ class OrderedRoute(Member):
         return is_matched
 
     @property
-    def blocked(self) -> list[Blocked]:
-        """The keys whose head delivery has failed."""
-        return [
-            Blocked(
-                delivery=head.delivery,
-                halted=head.outcome if head.stage is Stage.WAITING else None,
-                since=self._halted_at.get(head.delivery.occurrence, self._first_attempts.at(head.delivery)),
-            )
-            for head in self._failed_heads()
-        ]
+    def state(self) -> RouteState:
+        """What others are told of it."""
+        return RouteState(
+            blocked=[Blocked.by(head, self._halted, self._first_attempts) for head in self._failed_heads()],
+            partitions=len(self.trackers),
+            unknown_since=self.unknown_since,
+            quiet_keys=len(self._quiet),
+            quiet_until=self._quiet.last_until,
+        )
 
     def _failed_heads(self) -> list[PendingDelivery]:
         return [head for head, *_ in self._queues.values() if head.outcome is not None or head.delivery.attempts]
 
     def _set_gauges(self) -> None:
-        blocked = self._failed_heads()
-        # A head that isn't waiting is being dead-lettered.
-        halted = [head for head in blocked if head.outcome is not None and head.stage is Stage.WAITING]
+        route = self._route()
         self._gauges.set(
-            blocked=len(blocked),
-            halted=len(halted),
+            self._failed_heads(),
+            quiet=len(self._quiet) if self._quiet or (route is not None and route.debounce) else None,
             lag=sum(self.lag().values()),
             oldest_pending=max(self.oldest_pending(self._log.now()).values(), default=0.0),
         )
@@ -461,6 +470,7 @@ class OrderedRoute(Member):
                 if head.delivery.attempts or head.outcome is not None:
                     self._key_states[head.delivery.occurrence] = KeyState.of(head)
                 del self._queues[key]
+        self._quiet.forget(partitions)
         self._ready = [item for item in self._ready if item.record.tracker.is_live]
 
     @override
@@ -470,6 +480,7 @@ class OrderedRoute(Member):
             if key[0] == partition and head.stage is Stage.ATTEMPT:
                 self._former[key] = head
         self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
+        self._quiet.forget({partition})
         self._ready = [item for item in self._ready if item.record.tracker.partition != partition]
         super().restarted(assignment)
 
@@ -483,17 +494,6 @@ class OrderedRoute(Member):
 
     def _prune_halt_times(self) -> None:
         """Drop the halt times of keys that are no longer tracked."""
-        ours = {head.delivery.occurrence for head, *_ in self._queues.values()} | self._key_states.keys()
-        self._halted_at = {key: at for key, at in self._halted_at.items() if key in ours}
-
-
-def _condition_failed(item: PendingDelivery) -> bool:
-    """Return whether the route's condition couldn't be evaluated for its event."""
-    return item.outcome is not None and item.outcome.reason is DeadReason.EXPRESSION_ERROR
-
-
-def _decoded(record: Record) -> StoredDelivery | UndecodableRecordError | NewerRecordError:
-    try:
-        return decode_delivery(record)
-    except (UndecodableRecordError, NewerRecordError) as error:
-        return error
+        self._halted.keep_only(
+            {head.delivery.occurrence for head, *_ in self._queues.values()} | self._key_states.keys()
+        )

@@ -1,0 +1,151 @@
+"""The quiet periods of a debounced route: which delivery supersedes the last one of its key, and which keys wait.
+
+    events of a key   1   2 3      4          5
+                      ├──────▶|    |          |      1 is superseded by 2, 2 by 3, each before its quiet period is over
+                            ├──────▶ 3        |      3 is superseded by 4
+                                   ├──────▶ 4 |      4 is delivered, and so is 5
+
+That depends on when the records were appended alone: the next owner of a partition finds the same. It reads what is in
+the log late, and so it lets what it is given wait for `CATCH_UP` at least: the next record may follow at once.
+
+Pure: nothing here reads a clock or writes a record.
+"""
+
+import heapq
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from enum import Enum, auto
+
+from gateway.engine.delivery.breaker import MIN_CLOCK_STEP
+from gateway.engine.partition_tracker import Burst, PendingDelivery, Stage
+from gateway.log.base import Partition
+from gateway.log.records import Origin
+from gateway.rules.debounce import Debounce
+
+CATCH_UP = 1.0
+"""Seconds that a delivery waits at least after its record was read."""
+RELEASED = 8
+"""The share of the waiting keys, one in so many, that goes out early a few times a second while memory is full."""
+FEW = 100
+"""Entries that may be left over, whatever waits."""
+Key = tuple[Partition, str]
+
+
+class Step(Enum):
+    """What a delivery does to the last one of its key, in the same burst."""
+
+    SUPERSEDES = auto()
+    IS_SUPERSEDED = auto()
+    """It came late: the last one is for a newer event."""
+    FOLLOWS = auto()
+    """Neither: both are delivered."""
+
+
+def step(item: PendingDelivery, origin: Origin | None, last: PendingDelivery | None, debounce: Debounce) -> Step:
+    """Set until when a delivery waits, that was read from `origin`, and return what it does to the last one of its key.
+
+    One that was attempted, or whose quiet period is over, isn't superseded.
+    """
+    appended_at, events = _appended_at(item), None if origin is None else origin.partition
+    burst = Burst(appended_at, events)
+    found = Step.FOLLOWS
+    if last is not None and last.burst is not None and _waits(last):
+        before = last.burst
+        if appended_at < debounce.ends_at(_appended_at(last), before.began_at):
+            # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
+            is_newer = events == before.events or item.delivery.event.received_at >= last.delivery.event.received_at
+            found = Step.SUPERSEDES if is_newer else Step.IS_SUPERSEDED
+            burst = Burst(before.began_at, events)
+    item.burst = burst
+    ends_at = debounce.ends_at(appended_at, burst.began_at)
+    due = max(ends_at, item.record.taken_at + min(CATCH_UP, debounce.quiet))
+    item.delivery = replace(item.delivery, due=due, delayed_until=ends_at)
+    return found
+
+
+def _waits(last: PendingDelivery) -> bool:
+    return last.stage is Stage.WAITING and last.outcome is None and not last.delivery.attempts
+
+
+def _appended_at(item: PendingDelivery) -> float:
+    """Return when a record was appended; not later than it was read, by whatever clock."""
+    return min(item.record.appended_at, item.record.taken_at)
+
+
+class QuietKeys:
+    """The keys whose first delivery waits for the end of its quiet period."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Key, PendingDelivery] = {}
+        # Invariant: one entry of each waiting key has its time in `_armed`, which isn't after its delivery is due.
+        # Others are left over: a burst would else rebuild the heap with each event.
+        self._heap: list[tuple[float, int, Key]] = []
+        self._armed: dict[Key, float] = {}
+        self._count = 0
+        self._now = 0.0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def last_until(self) -> float | None:
+        """When the last of them is due; None without any."""
+        return max([item.delivery.due for item in self._waiting.values()], default=None)
+
+    def add(self, key: Key, item: PendingDelivery) -> None:
+        """Let a key wait until its first delivery is due."""
+        self._waiting[key] = item
+        self._arm(key, item.delivery.due)
+
+    def _arm(self, key: Key, until: float) -> None:
+        if key not in self._armed or until < self._armed[key]:
+            self._armed[key] = until
+            self._count += 1
+            heapq.heappush(self._heap, (until, self._count, key))
+            if len(self._heap) > 2 * len(self._waiting) + FEW:
+                self._rebuild()
+
+    def _rebuild(self) -> None:
+        self._armed = {key: item.delivery.due for key, item in self._waiting.items()}
+        self._heap = [(until, number, key) for number, (key, until) in enumerate(self._armed.items())]
+        heapq.heapify(self._heap)
+
+    def has(self, key: Key, item: PendingDelivery) -> bool:
+        """Return whether a key waits, with this as its first delivery."""
+        return self._waiting.get(key) is item
+
+    def remove(self, key: Key, item: PendingDelivery) -> bool:
+        """Let a key wait no longer; return whether it did, with this as its first delivery."""
+        is_waiting = self.has(key, item)
+        if is_waiting:
+            del self._waiting[key]
+        return is_waiting
+
+    def forget(self, partitions: Collection[Partition]) -> None:
+        """Forget the keys of partitions that are no longer ours."""
+        self._waiting = {key: item for key, item in self._waiting.items() if key[0] not in partitions}
+
+    def pop_due(self, now: float) -> Iterator[PendingDelivery]:
+        """Remove and yield what is due; if the clock was set back, everything: until when it waits isn't known."""
+        back, self._now = self._now - now, now
+        if back > MIN_CLOCK_STEP:
+            waiting, self._waiting = self._waiting, {}
+            yield from waiting.values()
+        while self._heap and self._heap[0][0] <= now:
+            until, _, key = heapq.heappop(self._heap)
+            if self._armed.get(key) != until:
+                continue
+            del self._armed[key]
+            item = self._waiting.get(key)
+            if item is None:
+                continue
+            if item.delivery.due > now:
+                self._arm(key, item.delivery.due)
+            else:
+                yield self._waiting.pop(key)
+
+    def pop_early(self, partitions: Collection[Partition]) -> list[PendingDelivery]:
+        """Remove and return some of those that are due first in these partitions, which are full."""
+        keys = [key for key in self._waiting if key[0] in partitions] if partitions else []
+        found = heapq.nsmallest(-(-len(keys) // RELEASED), keys, key=lambda key: self._waiting[key].delivery.due)
+        return [self._waiting.pop(key) for key in found]

@@ -1,0 +1,426 @@
+"""A route with `debounce`: of the events that follow one another the last one is delivered, whatever happens."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, NoReturn
+
+import pytest
+import structlog
+
+from gateway.engine.control.records import ControlRecord
+from gateway.engine.ordered.quiet_periods import CATCH_UP
+from gateway.log.base import NewRecord, Partition
+from gateway.log.records import Origin, encode_delivery, encode_origin, order_key
+from gateway.model import NO_METADATA, Delivery, Event, delivery_id
+from gateway.rules.debounce import LONGEST_BURST, Debounce
+from gateway.rules.expressions import Expression
+from gateway.rules.rules import Route
+from tests.builders import a_policy, a_route, an_event
+from tests.engine.test_ordered import unfinished
+from tests.engine.test_replay import an_order
+from tests.engine.test_worker import (
+    EVENTS,
+    TOPICS,
+    World,
+    a_world,
+    operated,
+    publish,
+    reload,
+    rules_of,
+    running,
+    virtual,
+)
+from tests.run_seeds import drawn
+from tests.virtual_time import now, run
+
+QUIET = 10.0
+PATIENT = a_policy(schedule=(2.0, 4.0), max_attempts=40, max_age=3600.0)
+PLACE = ("build", "ci")
+
+
+def debounced(quiet: float = QUIET, key: str = "body.site", **fields: object) -> Route:
+    route = a_route(**{"retry": PATIENT, "is_ordered": True, **fields})  # type: ignore[arg-type] # a builder's
+    return replace(route, debounce=Debounce(key=Expression(key), quiet=quiet))
+
+
+def an_edit(number: int, site: str | None = "a") -> Event:
+    body = {"number": number} if site is None else {"site": site, "number": number}
+    return an_event(id=f"{site}.{number}", body=body, received_at=now())
+
+
+def sent(world: World) -> list[str]:
+    return [event for _, event, _ in world.client.made]
+
+
+def superseded(world: World) -> float:
+    return world.metrics.deliveries.labels(*PLACE, "superseded").value
+
+
+async def edit(world: World, count: int, *, every: float = 1.0, site: str | None = "a", first: int = 0) -> None:
+    for number in range(first, first + count):
+        await world.put(an_edit(number, site))
+        await asyncio.sleep(every)
+
+
+@virtual
+async def test_the_last_of_a_burst_is_delivered_once_it_is_quiet_and_the_others_are_superseded() -> None:
+    world = await a_world(debounced())
+    with structlog.testing.capture_logs() as lines:
+        world.logger = structlog.get_logger()
+        async with running(world):
+            await edit(world, 40)
+            assert sent(world) == []
+            last = now() - 1.0
+            await asyncio.sleep(QUIET + 2)
+    assert sent(world) == ["a.39"]
+    assert QUIET <= world.client.at[0] - last < QUIET + 1
+    ends = [line for line in lines if line["event"] == "delivery_finished"]
+    assert [(line["outcome"], line["event_id"], line.get("by")) for line in ends] == [
+        *[("superseded", f"a.{number}", f"a.{number + 1}") for number in range(39)],
+        ("delivered", "a.39", None),
+    ]
+    assert superseded(world) == 39
+    assert world.metrics.deliveries_late.labels("build").value == 0, "what waits as it shall isn't late"
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_each_key_is_quiet_by_itself_and_what_has_none_goes_alone() -> None:
+    world = await a_world(debounced())
+    async with running(world):
+        await asyncio.gather(edit(world, 5, site="a"), edit(world, 9, site="b"), edit(world, 3, site=None))
+        await asyncio.sleep(QUIET + 2)
+    assert sorted(sent(world)) == ["None.0", "None.1", "None.2", "a.4", "b.8"]
+    assert superseded(world) == 4 + 8
+
+
+@virtual
+async def test_events_that_are_far_enough_apart_are_all_delivered() -> None:
+    world = await a_world(debounced())
+    async with running(world):
+        await edit(world, 3, every=QUIET + 0.5)
+        await asyncio.sleep(QUIET)
+    assert sent(world) == ["a.0", "a.1", "a.2"]
+
+
+@virtual
+async def test_a_key_that_is_never_quiet_is_delivered_after_ten_times_as_long() -> None:
+    world = await a_world(debounced())
+    async with running(world):
+        await edit(world, 250, every=1.0)
+        await asyncio.sleep(QUIET + 2)
+    assert sent(world)[-1] == "a.249"
+    assert len(sent(world)) == 3
+    times = world.client.at
+    assert all(
+        LONGEST_BURST * QUIET <= later - earlier < LONGEST_BURST * QUIET + 3 for earlier, later in pairwise(times[:2])
+    )
+
+
+@virtual
+async def test_what_was_attempted_is_never_superseded_and_what_waits_behind_it_is() -> None:
+    """The destination is down for a while: the event whose quiet period is over arrives, and then the last one."""
+    world = await a_world(debounced(), ci=[503] * 5 + [200])
+    async with running(world):
+        await edit(world, 1, every=QUIET + 1)
+        assert sent(world) == ["a.0"]
+        await edit(world, 8, first=1)
+        await asyncio.sleep(60)
+    assert list(dict.fromkeys(sent(world))) == ["a.0", "a.8"]
+    assert world.dead() == []
+    assert superseded(world) == 7
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_restarts_lose_no_last_event_and_repeat_nothing() -> None:
+    world = await a_world(debounced())
+
+    async def restarts() -> None:
+        for pause in (0.3, 4.0, 2.0, 7.0, 1.0, 11.0, 3.0):
+            async with running(world):
+                await asyncio.sleep(pause)
+
+    await asyncio.gather(restarts(), edit(world, 12, every=1.5), edit(world, 5, every=0.5, site="b"))
+    async with running(world):
+        await asyncio.sleep(QUIET + 2)
+    assert sorted(sent(world)) == ["a.11", "b.4"]
+    assert superseded(world) == 11 + 4, "each is told once: its end was committed with it"
+
+
+async def crash(world: World, task: "asyncio.Task[None]") -> None:
+    """End a worker so that it commits nothing more."""
+    world.log.fail_commits()
+    world.log.fail_appends()
+    task.cancel()
+    await asyncio.wait([task])
+    world.log._state.members.clear()  # its session is over
+    world.log.fail_commits(0)
+    world.log.fail_appends(0)
+
+
+@virtual
+async def test_a_crash_delivers_at_most_one_more() -> None:
+    world = await a_world(debounced())
+    for _ in range(6):
+        task = asyncio.create_task(world.worker().run())
+        await edit(world, 3, first=len(world.log.records(EVENTS)))
+        await crash(world, task)
+    async with running(world):
+        await asyncio.sleep(QUIET + 3)
+    assert sent(world)[-1] == "a.17"
+    assert len(sent(world)) <= 2
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_what_was_due_while_nobody_read_waits_for_what_follows_it_in_the_log() -> None:
+    world = await a_world(debounced())
+    async with running(world):
+        await edit(world, 1, every=0.5)
+    await asyncio.sleep(QUIET - 1.0)  # it is due in half a second
+    topic = TOPICS.ordered(*PLACE)
+    [(number, (_, end))] = [(n, b) for n, b in (await world.log.bounds(topic)).items() if b[1]]
+    event = replace(an_edit(1), key="a")
+    delivery = Delivery(id=delivery_id(event.id, *PLACE), event=event, route="build", destination="ci", successor=1)
+    headers = encode_delivery(delivery, NO_METADATA, at=now())
+    headers.append(encode_origin(Origin(Partition(EVENTS, 0), 1000, now())))
+    record = NewRecord(order_key(event).encode(), event.body, headers)
+    await asyncio.sleep(0.2)
+    await world.log.append_in_order(Partition(topic, number), [record])
+    await asyncio.sleep(60)
+    async with running(world):
+        await asyncio.sleep(CATCH_UP + 0.5)
+    assert sent(world) == ["a.1"], "both are due: the reader finds the second before it sends the first"
+    assert end == 1
+
+
+@virtual
+async def test_an_older_event_that_comes_late_supersedes_nothing() -> None:
+    """Between partitions of the events' topic, one router may be behind another."""
+    world = await a_world(debounced())
+    older = an_edit(0)
+    await asyncio.sleep(5)
+    newer = an_edit(1)
+    async with running(world):
+        await world.put(replace(newer, key="x"))
+        await asyncio.sleep(1)
+        await world.put(replace(older, key="y"))
+        await asyncio.sleep(QUIET + 3)
+    assert sent(world) == ["a.1"]
+    assert superseded(world) == 1
+
+
+async def kick(world: World, name: str) -> None:
+    await publish(world, ControlRecord(kind="kick", name=name, state="asked", at=now()))
+    await asyncio.sleep(4)
+
+
+@virtual
+async def test_a_kick_of_the_route_ends_the_quiet_period_and_one_of_the_destination_does_not() -> None:
+    world = await a_world(debounced(quiet=60.0))
+    async with operated(world) as control, running(world, world.worker(control)):
+        await edit(world, 3)
+        await kick(world, "destination/ci")
+        assert sent(world) == []
+        await kick(world, "route/build")
+        assert sent(world) == ["a.2"]
+        await edit(world, 2, first=3)
+        await asyncio.sleep(50)
+        assert sent(world) == ["a.2"], "the next one has a quiet period of its own"
+        await asyncio.sleep(20)
+        assert sent(world) == ["a.2", "a.4"]
+
+
+@virtual
+async def test_a_replay_delivers_each_event_whatever_it_was_superseded_by() -> None:
+    world = await a_world(debounced())
+    async with operated(world) as control, running(world, world.worker(control)):
+        await edit(world, 4)
+        await an_order(world)
+        await asyncio.sleep(QUIET - 2)
+        assert sorted(sent(world)) == ["a.0", "a.1", "a.2", "a.3"]
+        await asyncio.sleep(4)
+        assert sorted(sent(world)) == ["a.0", "a.1", "a.2", "a.3", "a.3"]
+
+
+@virtual
+async def test_a_pause_keeps_what_was_due_and_the_last_of_each_burst() -> None:
+    world = await a_world(debounced())
+    async with operated(world) as control, running(world, world.worker(control)):
+        pause = ControlRecord(kind="pause", name="route/build", state="paused", at=now())
+        await publish(world, pause)
+        await edit(world, 5)
+        await asyncio.sleep(QUIET + 5)
+        await edit(world, 5, first=5)
+        await asyncio.sleep(QUIET + 5)
+        assert sent(world) == []
+        await publish(world, replace(pause, state="resuming", at=now()))
+        await asyncio.sleep(5)
+    assert sent(world) == ["a.4", "a.9"]
+
+
+@virtual
+async def test_a_route_that_is_debounced_no_longer_delivers_what_waits_and_then_at_once() -> None:
+    world = await a_world(debounced())
+    async with running(world) as worker:
+        await edit(world, 3)
+        await reload(world, worker, rules_of(a_route(is_ordered=True, retry=PATIENT)))
+        await world.put(an_edit(3))
+        await asyncio.sleep(1)
+        assert sent(world) == ["a.3"], "by another key, its own id: it waits for none"
+        await asyncio.sleep(QUIET)
+        assert sent(world) == ["a.3", "a.2"]
+
+
+@virtual
+async def test_a_route_that_becomes_debounced_loses_nothing() -> None:
+    world = await a_world(a_route(retry=PATIENT), ci=[503, 503, 200])
+    async with running(world) as worker:
+        await edit(world, 2, every=0.1)
+        await reload(world, worker, rules_of(debounced()))
+        await edit(world, 3, first=2)
+        await asyncio.sleep(QUIET + 10)
+    assert sorted(set(sent(world))) == ["a.0", "a.1", "a.4"]
+
+
+def test_keys_that_fill_the_memory_go_out_early_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.engine.worker.MAX_ORDERED_MEMORY", 1_000_000)
+    monkeypatch.setattr("gateway.engine.worker.MIN_ORDERED_MEMORY", 1_000_000)
+    lines: list[Mapping[str, Any]] = []
+
+    async def scenario() -> None:
+        world = await a_world(debounced(quiet=600.0))
+        world.logger = structlog.wrap_logger(None, processors=[partial(note, lines)])
+        worker = world.worker()
+        async with running(world, worker):
+            for first in range(0, 1000, 100):
+                await world.put(*[an_edit(number, f"s{number}") for number in range(first, first + 100)])
+                await asyncio.sleep(5)
+            assert await unfinished(world) == 1000 - len(sent(world))
+            assert 300 < len(sent(world)) < 900, "as many wait as there is room for"
+            assert worker.ordered_states[PLACE].quiet_keys > 100
+            early = {int(event.partition(".")[2]) for event in sent(world)}
+            assert max(early) < 900, "the first ones go first"
+
+    run(scenario())
+    assert sum(line["count"] for line in lines if line["event"] == "quiet_periods_cut_short") > 0
+
+
+def note(lines: list[Mapping[str, Any]], _: object, __: str, line: Mapping[str, Any]) -> NoReturn:
+    lines.append(line)
+    raise structlog.DropEvent
+
+
+@virtual
+async def test_status_and_metrics_tell_how_many_keys_wait_and_until_when() -> None:
+    world = await a_world(debounced())
+    worker = world.worker()
+    async with running(world, worker):
+        await edit(world, 3)
+        began = now() - 1.0
+        await world.put(an_edit(0, "b"))
+        await asyncio.sleep(1)
+        state = worker.ordered_states[PLACE]
+        assert state.quiet_keys == 2
+        assert state.quiet_until is not None
+        assert began + QUIET < state.quiet_until < began + QUIET + 2
+        assert world.metrics.ordered_quiet_keys.labels(*PLACE).value == 2
+        await asyncio.sleep(QUIET + 2)
+        assert (worker.ordered_states[PLACE].quiet_keys, worker.ordered_states[PLACE].quiet_until) == (0, None)
+        assert world.metrics.ordered_quiet_keys.labels(*PLACE).value == 0
+
+
+@virtual
+async def test_a_clock_that_is_set_back_lets_nothing_wait_for_it() -> None:
+    shift = 3600.0
+    world = await a_world(debounced())
+    world.log.now = lambda: now() + shift  # type: ignore[method-assign]
+    async with running(world):
+        await edit(world, 2)
+        shift = 0.0
+        await asyncio.sleep(QUIET)
+    assert sent(world) == ["a.1"]
+
+
+def last_ones(edits: Iterable[tuple[float, int]], quiet: float) -> list[int]:
+    """Return the numbers of the events of a key after which it was quiet, by when they were appended.
+
+    One that was received before the last one, and is appended after it, isn't the last.
+    """
+    found: list[int] = []
+    last: tuple[float, int] | None = None
+    for at, number in edits:
+        if last is None or at >= last[0] + quiet:
+            found.append(number)
+            last = at, number
+        elif number > last[1]:
+            found[-1] = number
+            last = at, number
+    return found
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+@pytest.mark.parametrize("number", range(4))
+def test_the_last_event_of_each_quiet_period_is_delivered_and_few_others(number: int, *, crashes: bool) -> None:
+    """Random keys, gaps, restarts and failures, against what the log says."""
+    chance = random.Random(f"{drawn()}/{number}/{crashes}")
+    quiet = chance.choice((1.0, 3.0, 10.0))
+    answers = [chance.choice((200, 200, 503)) for _ in range(300)] + [200]
+
+    async def scenario() -> None:
+        world = await a_world(debounced(quiet=quiet), ci=answers)
+        ends = 0
+
+        async def edits() -> None:
+            for number in range(150):
+                await world.put(an_edit(number, chance.choice("abc")))
+                await asyncio.sleep(chance.choice((0.05, 0.3, quiet * 0.6, quiet * 1.5)))
+
+        async def restarts() -> None:
+            nonlocal ends
+            while True:
+                worker = world.worker()
+                task = asyncio.create_task(worker.run())
+                try:
+                    await asyncio.sleep(chance.uniform(0.2, 6 * quiet))
+                finally:
+                    if crashes:
+                        await crash(world, task)
+                    else:
+                        worker.stop()
+                        await task
+                ends += 1
+                await asyncio.sleep(chance.choice((0.0, 0.0, quiet * 2)))
+
+        task = asyncio.create_task(restarts())
+        await edits()
+        task.cancel()
+        await asyncio.wait([task])
+        async with running(world):
+            await asyncio.sleep(20 * quiet + 100)
+        assert await unfinished(world) == 0
+        appended = defaultdict[str, dict[int, float]](dict)
+        for record in world.log.records(TOPICS.ordered(*PLACE)):
+            site, _, number = dict(record.headers)["ce_id"].decode().partition(".")
+            appended[site].setdefault(int(number), record.appended_at)
+        wanted = {
+            f"{site}.{each}"
+            for site, times in appended.items()
+            for each in last_ones([(at, number) for number, at in times.items()], quiet)
+        }
+        told = (quiet, drawn(), ends)
+        assert set(sent(world)) >= wanted, told
+        never_quiet = sum(
+            (max(times.values()) - min(times.values())) // (LONGEST_BURST * quiet) for times in appended.values()
+        )
+        others = len(set(sent(world)) - wanted)
+        assert others <= never_quiet + (len(appended) * ends if crashes else 0), told
+        assert not superseded(world) + len(set(sent(world))) < 150, told
+
+    run(scenario())
