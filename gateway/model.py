@@ -234,6 +234,9 @@ class RecordMetadata:
     detail: str = ""
     rules: str = ""
     """The version of the rules by which it became a dead letter."""
+    owner: str = ""
+    """Who answered then for its route, or else for its destination."""
+    runbook: str = ""
 
 
 NO_METADATA = RecordMetadata()

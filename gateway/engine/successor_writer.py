@@ -130,7 +130,11 @@ class SuccessorWriter:
         may_move: bool = False,
     ) -> bool:
         """Store a delivery as a dead letter, with its reason. Return False if it isn't wanted any more."""
-        metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail, rules=self._rules().version)
+        rules = self._rules()
+        owner, runbook = rules.contact_of(delivery.route, delivery.destination)
+        metadata = RecordMetadata(
+            reason=outcome.reason, detail=outcome.detail, rules=rules.version, owner=owner, runbook=runbook
+        )
         key, body = key_of(delivery), delivery.event.body
         try:
             headers = encode_delivery(delivery, metadata, at=self._log.now())

@@ -457,5 +457,5 @@ _PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")
 """A header pair with its line end; or, where the text is malformed, all the rest, without a name."""
 _RESULTS = frozenset(Result)
-_METADATA_TEXTS = ("why", "by", "replay", "reason", "detail", "rules")
+_METADATA_TEXTS = ("why", "by", "replay", "reason", "detail", "rules", "owner", "runbook")
 _TIME, _COUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), re.compile(r"[0-9]{1,9}")

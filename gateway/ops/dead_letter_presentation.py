@@ -40,6 +40,7 @@ def letter_fields(letter: DeadLetter) -> dict[str, object]:
         "detail": letter.decoded.metadata.detail,
         "attempts": last.number if last else 0,
         "last_result": letter.last_result if last else None,
+        "owner": letter.decoded.metadata.owner or None,
     }
 
 

@@ -222,7 +222,7 @@ def choose_destinations(route: ParsedMapping, declared: Iterable[str], reader: S
     if not candidates and not reader.has_gaps:
         message = "expected a template of declared destinations' names, got one that none of them fits"
         reader.report(written.node, "unknown_name", message)
-    if keys := [key for key in ("order", "debounce") if key in route.values]:
+    if keys := [shown for key, shown in (("order", "order: key"), ("debounce", "debounce")) if key in route.values]:
         message = f"expected names of destinations with `{keys[0]}`, got a template"
         reader.report(written.node, "value", message)
     fixed = tuple([use for use in uses if not isinstance(use, TemplateRef)])

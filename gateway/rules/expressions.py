@@ -65,9 +65,9 @@ class Expression:
         if len(self.text) > MAX_TEXT:
             raise ExpressionError(f"expected at most {MAX_TEXT} characters, got {len(self.text)}")
         program = _compile(self.text)
-        analysis = Scan(self.text, _read_literal).analysis()
+        analysis = Scan(self.text, _read_literal, secrets=_SECRETS.get()).analysis()
         if analysis.edits:
-            program = _compile(_edited(self.text, analysis.edits))
+            program = _compile(_edited(self.text, sorted(analysis.edits)))
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
@@ -262,6 +262,16 @@ class Expression:
 
 
 @contextmanager
+def using(secrets: Mapping[str, bytes]) -> Iterator[None]:
+    """Let expressions that are parsed meanwhile use these secrets by their names."""
+    before = _SECRETS.set(secrets)
+    try:
+        yield
+    finally:
+        _SECRETS.reset(before)
+
+
+@contextmanager
 def naming(named: Mapping[str, str]) -> Iterator[None]:
     """Let expressions that are parsed meanwhile use these texts by their names; see `parse`."""
     before = _NAMED.set(named)
@@ -280,7 +290,7 @@ def parse(text: str) -> Expression:
     if len(text) > MAX_TEXT or (not named and ITEM not in text):
         return Expression(text)
     _compile(text)
-    scan = Scan(text, _read_literal, named)
+    scan = Scan(text, _read_literal, named, _SECRETS.get())
     scan.analysis()
     return Expression(_edited(text, scan.named_edits))
 
@@ -378,6 +388,7 @@ def _shortened(text: str) -> str:
 
 
 _NAMED: ContextVar[Mapping[str, str]] = ContextVar("named", default=MappingProxyType({}))
+_SECRETS: ContextVar[Mapping[str, bytes] | None] = ContextVar("secrets", default=None)
 _EVERYTHING: Parts = {}
 _WHOLE = frozenset((*ROOTS, ITEM))
 

@@ -6,10 +6,12 @@ from types import MethodType
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import ABSENT, PASSING, READING, EventView
-from gateway.rules.functions import FUNCTIONS, Function, cost
+from gateway.rules.functions import FUNCTIONS, Function, cost, keyed_digest
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis
 
+HMAC_STEPS = 40
+"""Steps of 0.1 µs for the shortest text."""
 NO_MATCHES = "matches isn't defined for such a value"
 
 
@@ -53,6 +55,16 @@ class Calls:
             self.is_spent = True
             return ABSENT
         return pattern.extract(data).decode("utf-8", "replace")
+
+    def hmac(self, value: object, number: int) -> object:
+        view = self.view
+        if not isinstance(value, str | bytes) or view is None or self.is_spent:
+            self.refusal = "hmac: expected a string or bytes"
+            return ABSENT
+        if not view.spend(HMAC_STEPS + cost(value)):
+            self.is_spent = True
+            return ABSENT
+        return keyed_digest(self._analysis.secrets[number], value)
 
     def default(self, number: int, otherwise: object) -> object:
         """Return the value of a path by its number, or else the other argument, where it is missing or null."""
@@ -98,8 +110,8 @@ class Calls:
         return length * max(max(self._analysis.copies, 1) * in_loops, READING)
 
 
-_OF_VIEW = {"matches": Calls.matches, "extract": Calls.extract, "default": Calls.default}
-"""The functions that need more of a view than their arguments."""
+_OF_VIEW = {"matches": Calls.matches, "extract": Calls.extract, "default": Calls.default, "hmac": Calls.hmac}
+"""The functions that need more than their arguments."""
 
 
 def is_found_in(pattern: Pattern, text: str, view: EventView) -> bool | None:

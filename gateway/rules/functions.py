@@ -6,6 +6,7 @@ with the size of its arguments, by which it is charged (`cost`). docs/rules.md d
 
 import base64
 import hashlib
+import hmac
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -163,6 +164,11 @@ def _base64(value: object) -> str:
 
 def _sha256(value: object) -> str:
     return hashlib.sha256(_bytes(value)).hexdigest()
+
+
+def keyed_digest(key: bytes, value: object) -> str:
+    """Return HMAC-SHA256 (RFC 2104) of a string or bytes, in hex."""
+    return hmac.digest(key, _bytes(value), "sha256").hex()
 
 
 def _money(amount: object, currency: object) -> str:

@@ -166,9 +166,10 @@ def _read_files(
     root = None if text is None else parse_document(str(path), text, reader.problems)
     if root is not None:
         expand(root, reader.problems)
+    outer = reader.secrets
     read = ABSENT if root is None else reader.read(root, record)
     if read is ABSENT:
-        reader.has_gaps = True
+        reader.has_gaps, reader.secrets = True, outer
         return
     inherit(read, parent)
     yield read
@@ -181,6 +182,7 @@ def _read_files(
                 reader.report(use.node, "include", message)
             elif file.resolve() not in read_before:
                 yield from _read_files(reader, file, INCLUDED, read_before, version, above=above, parent=read)
+    reader.secrets = outer
 
 
 def _find(reader: SchemaReader, use: NameRef, folder: Path) -> list[Path]:

@@ -413,6 +413,10 @@ class Rules:
         """Return a route and a destination by their names, None for what isn't there."""
         return self.routes.get(route), self.destinations.get(destination)
 
+    def contact_of(self, route: str, destination: str) -> Contact:
+        """Return who answers for a delivery: whoever does for its route, else for its destination."""
+        return self.contacts.get(("route", route)) or self.contacts.get(("destination", destination)) or NOBODY
+
     @property
     def has_responses(self) -> bool:
         """Return whether senders may wait for responses of destinations."""

@@ -36,7 +36,7 @@ _WORDS = frozenset(
 )
 _FUNCTIONS = frozenset(
     (
-        *("bytes", "default", "double", "duration", "dyn", "has", "int", "size", "string", "type", "uint"),
+        *("bytes", "default", "double", "duration", "dyn", "has", "hmac", "int", "size", "string", "type", "uint"),
         *[name for name, function in FUNCTIONS.items() if not function.is_method],
     )
 )
@@ -134,6 +134,7 @@ class Analysis(NamedTuple):
     edits: tuple[Edit, ...]
     calls: frozenset[str]
     patterns: tuple[Pattern, ...]
+    secrets: tuple[bytes, ...]
     is_match: bool
     has_macros: bool
     depth: int
@@ -158,9 +159,16 @@ class Scan:
     """Finds the names, paths and macros in a valid expression. Raises ExpressionError for unknown names."""
 
     def __init__(
-        self, text: str, read_literal: Callable[[str], str], named: Mapping[str, str] = MappingProxyType({ITEM: ITEM})
+        self,
+        text: str,
+        read_literal: Callable[[str], str],
+        named: Mapping[str, str] = MappingProxyType({ITEM: ITEM}),
+        secrets: Mapping[str, bytes] | None = None,
     ) -> None:
-        """`read_literal` returns the value of a CEL string literal; `named` are texts that stand for names."""
+        """`read_literal` returns the value of a CEL string literal; `named` are texts that stand for names.
+
+        `secrets` are those that `hmac` may name; None where it can't be.
+        """
         self._read_literal = read_literal
         self._named = named
         self._roots = (*ROOTS, ITEM) if named.get(ITEM) == ITEM else ROOTS
@@ -175,6 +183,8 @@ class Scan:
         self._edits: list[Edit] = []
         self._calls: set[str] = set()
         self._patterns: list[Pattern] = []
+        self._known_secrets = secrets
+        self._secrets: list[bytes] = []
         self._defaulted: Token | None = None
         """The root of a path that `default` may replace."""
         self._makes_values = False
@@ -203,6 +213,7 @@ class Scan:
             edits=tuple(self._edits),
             calls=frozenset(self._calls),
             patterns=tuple(self._patterns),
+            secrets=tuple(self._secrets),
             # `.`, `matches`, `(`, the pattern, `)`
             is_match=self._calls == {own_name("matches")} and end + 5 == self._at and self._tokens[end].text == ".",
             has_macros=bool(self._macros),
@@ -256,6 +267,8 @@ class Scan:
             self._pattern(name)
         elif name.text == "default":
             self._default(name)
+        elif name.text == "hmac":
+            self._hmac(name)
         elif function is not None:
             count = self._count_arguments() + function.is_method
             if not function.least <= count <= function.most:
@@ -265,13 +278,36 @@ class Scan:
 
     def _count_arguments(self) -> int:
         """Return the number of arguments in the brackets that are open next."""
-        depth, count = 0, 0
+        commas = sum([token.text == "," and depth == 1 for token, depth in self._in_brackets()])
+        return 0 if self._tokens[self._at + 1].text == ")" else commas + 1
+
+    def _in_brackets(self) -> Iterator[tuple[Token, int]]:
+        """Yield the tokens of the brackets that are open next, and in how many brackets each is."""
+        depth = 0
         for token in self._tokens[self._at :]:
             depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
             if not depth:
                 break
-            count += token.text == "," and depth == 1
-        return 0 if self._tokens[self._at + 1].text == ")" else count + 1
+            yield token, depth
+
+    def _hmac(self, name: Token) -> None:
+        """Have the secret that it names passed by its number: no name is the event's."""
+        inner = [token for token, _ in self._in_brackets()]
+        if self._count_arguments() != 2:  # noqa: PLR2004 - the text and the secret
+            raise _at(name, f"hmac: expected a value and the name of a secret, got {self._count_arguments()}")
+        comma, literal = inner[-2:]
+        if comma.text != "," or literal.kind not in ("raw", "text", "line") or literal.text[0] in "bB":
+            raise _at(literal, "hmac: expected the name of a secret as one string literal, got something else")
+        if self._known_secrets is None:
+            raise _at(name, "hmac: expected it in `request`, the only place where secrets may be used")
+        which = self._read_literal(literal.text)
+        if which not in self._known_secrets:
+            near = did_you_mean(which, self._known_secrets)
+            raise _at(literal, f"hmac: expected the name of one of the file's `secrets`, got '{which}'", near)
+        self._edits.append(Edit(name.start, name.start + len(name.text), own_name(name.text)))
+        self._edits.append(Edit(literal.start, literal.start + len(literal.text), str(len(self._secrets))))
+        self._calls.add(own_name(name.text))
+        self._secrets.append(self._known_secrets[which])
 
     def _default(self, name: Token) -> None:
         """Have the path that is the first argument looked up by us, as CEL fails where it is missing."""

@@ -42,6 +42,7 @@ from gateway.rules.value_kinds import (
     PEER_NETWORK,
     PEM,
     RATE,
+    SECRET,
     SIZE,
     SPLIT,
     TEXT,
@@ -732,7 +733,12 @@ ROUTE = MappingKind(
             about="Events of the same key that follow one another closely: the last one is delivered, and the others "
             "end as `superseded`.",
         ),
-        Key(name="request", kind=REQUEST_OR_MESSAGE, about="Without it the raw bytes go through untouched."),
+        Key(
+            name="request",
+            kind=REQUEST_OR_MESSAGE,
+            about="Without it the raw bytes go through untouched.",
+            takes_secrets=True,
+        ),
         Key(name="retry", kind=RETRY, about=RETRY.about),
         Key(
             name="order",
@@ -834,6 +840,12 @@ INCLUDED_KEYS = (
         replace(key, about=f"{key.about} For all that this file and those that it includes have.")
         for key in CONTACT_KEYS
     ],
+    Key(
+        name="secrets",
+        kind=Table("a mapping of names to secrets", NAME, SECRET),
+        about="Secrets by which `hmac` makes digests, in the requests of this file and of those that it includes.",
+        gives_secrets=True,
+    ),
     Key(name="sources", kind=Table("a mapping of sources", NAME, SOURCE), about="Who sends."),
     Key(name="destinations", kind=Table("a mapping of destinations", NAME, DESTINATION), about="Who receives."),
     Key(name="routes", kind=Several("a list of routes", ROUTE, may_be_empty=True), about="What goes where."),

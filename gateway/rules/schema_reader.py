@@ -9,7 +9,7 @@ from typing import Any, assert_never
 
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError
-from gateway.rules.expressions import naming
+from gateway.rules.expressions import naming, using
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
@@ -67,6 +67,8 @@ class SchemaReader:
         """A file can't be read, so that an unknown name may be defined there."""
         self.unresolved: set[Node] = set()
         self.secret_values: set[str] = set()
+        self.secrets: Mapping[str, bytes] = {}
+        """Those that expressions of the file that is read may use, by their names."""
         """The values of references, except for defaults, which are written in the file."""
         self.secret_lengths: dict[Node, int] = {}
         """Characters of these values in a text, together."""
@@ -261,6 +263,7 @@ class SchemaReader:
     def _record(self, node: Node, record: MappingKind) -> Any:  # noqa: ANN401 # a ParsedMapping
         if not isinstance(node.value, dict):
             return self._mismatch(node, "a mapping")
+        self._read_secrets(node, record)
         named = self._named_expressions(node, record)
         with naming(named) if named else nullcontext():
             values = self._values(node, record)
@@ -271,6 +274,14 @@ class SchemaReader:
             if key.is_required and key.name not in node.value:
                 self.report(node, "missing_key", f"expected the key {key.name!r}, got none")
         return ParsedMapping(node, values)
+
+    def _read_secrets(self, node: Node, record: MappingKind) -> None:
+        """Read the secrets of a file, beside those of the file that includes it."""
+        for key in record.keys:
+            if key.gives_secrets and (child := node.value.get(key.name)) is not None:
+                read = self.read(child, key.kind)
+                if read is not ABSENT:  # one with a problem has been reported: its name is no other
+                    self.secrets = {**self.secrets, **dict.fromkeys(child.value, b""), **read}
 
     def _named_expressions(self, node: Node, record: MappingKind) -> dict[str, str]:
         """Read the expressions that the others of a mapping may name; each may name those before it."""
@@ -287,7 +298,7 @@ class SchemaReader:
                     self.report(
                         written, "value", f"expected another name, got {name!r}, the item of `split`", at_key=True
                     )
-                with naming(named):
+                with naming(named), using(self.secrets):
                     known, value = self._table_entry(name, written, key.kind)
                 if known is not ABSENT:  # one with a problem has been reported: its name is no other
                     named = {**named, known: "null" if value is ABSENT else value.as_part}
@@ -297,10 +308,11 @@ class SchemaReader:
         values: dict[str, Any] = {}
         for name, child in self._entries(node):
             key = record.by_name.get(name)
-            if key and (key.is_of_tests or key.names_expressions):
+            if key and (key.is_of_tests or key.names_expressions or key.gives_secrets):
                 continue
             if key:
-                value = self.read(child, key.kind)
+                with using(self.secrets) if key.takes_secrets else nullcontext():
+                    value = self.read(child, key.kind)
                 if value is not ABSENT:
                     values[name] = value
             else:

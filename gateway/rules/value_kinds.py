@@ -23,6 +23,7 @@ from gateway.verify.client_certificates import normal_email, normal_subject
 from gateway.verify.config_reader import ConfigPath
 from gateway.verify.encodings import signing_key
 from gateway.verify.presets import Preset, SchemeError, read_preset
+from gateway.verify.schemes import WEAK
 from gateway.verify.tokens import TOKEN
 
 
@@ -107,6 +108,9 @@ class Key:
     """Its expressions are read first, and the others of the mapping may use them by their names."""
     gives: str = ""
     """A name that the expressions of the mapping may use where the key is written."""
+    gives_secrets: bool = False
+    """Its secrets are read first, and expressions below keys that take some may use them by their names."""
+    takes_secrets: bool = False
     is_of_tests: bool = False
     """Read by `gateway test` alone: a mistake in it doesn't make rules unusable."""
 
@@ -465,4 +469,14 @@ def secret(expected: str, pattern: re.Pattern[str]) -> Scalar:
     return Scalar(expected, matching(pattern), {"type": "string"}, is_secret=True)
 
 
+def _key(value: object) -> bytes:
+    key = _text(value).encode("utf-8", "surrogatepass")
+    if len(key) < WEAK:
+        raise ValueError(f"expected a secret of at least {WEAK} bytes, got a shorter one")
+    return key
+
+
+SECRET = Scalar(
+    f"a secret of at least {WEAK} bytes", _key, {"type": "string"}, is_secret=True, unresolved=lambda _: b"unknown here"
+)
 PEM = secret("a string in PEM", re.compile(r".*", re.DOTALL))  # `destination_credentials.py` checks its content

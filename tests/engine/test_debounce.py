@@ -35,6 +35,7 @@ from tests.engine.test_worker import (
     running,
     virtual,
 )
+from tests.memory_log import FETCH_RECORDS
 from tests.run_seeds import drawn
 from tests.virtual_time import now, run
 
@@ -178,26 +179,28 @@ async def test_a_crash_delivers_at_most_one_more() -> None:
     assert await unfinished(world) == 0
 
 
-@virtual
-async def test_what_was_due_while_nobody_read_waits_for_what_follows_it_in_the_log() -> None:
-    world = await a_world(debounced())
-    async with running(world):
-        await edit(world, 1, every=0.5)
-    await asyncio.sleep(QUIET - 1.0)  # it is due in half a second
-    topic = TOPICS.ordered(*PLACE)
-    [(number, (_, end))] = [(n, b) for n, b in (await world.log.bounds(topic)).items() if b[1]]
-    event = replace(an_edit(1), key="a")
+def as_appended(event: Event, offset: int) -> NewRecord:
+    """Return an event as a router appends it to the route's topic."""
+    event = replace(event, key=event.id.partition(".")[0])
     delivery = Delivery(id=delivery_id(event.id, *PLACE), event=event, route="build", destination="ci", successor=1)
     headers = encode_delivery(delivery, NO_METADATA, at=now())
-    headers.append(encode_origin(Origin(Partition(EVENTS, 0), 1000, now())))
-    record = NewRecord(order_key(event).encode(), event.body, headers)
-    await asyncio.sleep(0.2)
-    await world.log.append_in_order(Partition(topic, number), [record])
+    headers.append(encode_origin(Origin(Partition(EVENTS, 0), offset, now())))
+    return NewRecord(order_key(event).encode(), event.body, headers)
+
+
+@virtual
+async def test_what_was_due_while_nobody_read_waits_for_what_follows_it_in_the_log() -> None:
+    """The reader finds the second event of the burst a fetch later than the first."""
+    world = await a_world(debounced())
+    edits = [an_edit(0), *[an_edit(number, "b") for number in range(3 * FETCH_RECORDS)], an_edit(1)]
+    records = [as_appended(each, offset) for offset, each in enumerate(edits)]
+    await world.log.append_in_order(Partition(TOPICS.ordered(*PLACE), 0), records)
     await asyncio.sleep(60)
+    began = now()
     async with running(world):
         await asyncio.sleep(CATCH_UP + 0.5)
-    assert sent(world) == ["a.1"], "both are due: the reader finds the second before it sends the first"
-    assert end == 1
+    assert sorted(sent(world)) == ["a.1", f"b.{len(edits) - 3}"]
+    assert began + CATCH_UP <= min(world.client.at)
 
 
 @virtual
@@ -247,6 +250,18 @@ async def test_a_replay_delivers_each_event_whatever_it_was_superseded_by() -> N
         assert sorted(sent(world)) == ["a.0", "a.1", "a.2", "a.3"]
         await asyncio.sleep(4)
         assert sorted(sent(world)) == ["a.0", "a.1", "a.2", "a.3", "a.3"]
+
+
+@virtual
+async def test_what_a_kick_has_tried_before_it_was_due_is_superseded_by_nothing() -> None:
+    world = await a_world(debounced(quiet=60.0, retry=a_policy(schedule=(8.0,), max_attempts=9)), ci=[503, 200])
+    async with operated(world) as control, running(world, world.worker(control)):
+        await edit(world, 1)
+        await kick(world, "route/build")
+        assert sent(world) == ["a.0"]
+        await edit(world, 2, first=1)
+        await asyncio.sleep(70)
+    assert sent(world) == ["a.0", "a.0", "a.2"]
 
 
 @virtual

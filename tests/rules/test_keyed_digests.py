@@ -1,0 +1,138 @@
+"""`hmac` in requests: by which secret, where it may be used, and that no value of a secret is told."""
+
+import hashlib
+import hmac
+from pathlib import Path
+
+import pytest
+
+from gateway.ops.explain import explain
+from gateway.rules.load import check_rules, load_rules
+from gateway.rules.rules import Rules
+
+PEPPER, CRM = "only-for-this-test-0123", "another-one-for-this-test"
+RULES = """
+version: 1
+secrets: {{pepper: "${{PEPPER}}", crm: "${{CRM}}"}}
+sources: {{s: {{verify: {{scheme: none}}, {source}}}}}
+destinations: {{d: {{url: "https://d.example/"}}}}
+routes:
+  - {{name: r, from: s, to: d, {keys}}}
+"""
+
+
+def rules_file(folder: Path, *, keys: str, source: str = "dedupe: off") -> Path:
+    (file := folder / "routes.yaml").write_text(RULES.format(keys=keys, source=source))
+    return file
+
+
+def rules_of(file: Path, pepper: str = PEPPER) -> Rules:
+    return load_rules(file, environ={"PEPPER": pepper, "CRM": CRM})
+
+
+def sent(rules: Rules, body: bytes = b'{"email": "Jo@Acme.example"}') -> str:
+    [route] = explain(
+        rules, source="s", headers=((b"content-type", b"application/json"),), query="", body=body, now=0.0
+    ).routes
+    [planned] = route.requests
+    return planned.problem if planned.request is None else planned.request.body.decode()
+
+
+def digest(key: str, text: str) -> str:
+    return hmac.new(key.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("hmac(body.email, 'pepper')", digest(PEPPER, "Jo@Acme.example")),
+        ('hmac(body.email.lower(), "pepper")', digest(PEPPER, "jo@acme.example")),
+        ("hmac('a, b(c' + body.email, 'crm')", digest(CRM, "a, b(cJo@Acme.example")),
+        ("hmac(hmac(body.email, 'crm'), 'pepper')", digest(PEPPER, digest(CRM, "Jo@Acme.example"))),
+        ("hmac(bytes(body.email), 'pepper')", digest(PEPPER, "Jo@Acme.example")),
+        ("default(body.x, hmac(default(body.y, 'none'), 'crm'))", digest(CRM, "none")),
+        ("[1, 2].map(n, hmac(string(n), 'crm')).join(' ')", f"{digest(CRM, '1')} {digest(CRM, '2')}"),
+    ],
+)
+def test_a_digest_is_that_of_the_named_secret(tmp_path: Path, expression: str, expected: str) -> None:
+    text = RULES.format(keys="KEYS", source="dedupe: off").replace(
+        "{name: r, from: s, to: d, KEYS}",
+        f"name: r\n    from: s\n    to: d\n    request:\n      body:\n        x: |-\n          ${{{{ {expression} }}}}",
+    )
+    (file := tmp_path / "routes.yaml").write_text(text)
+    assert sent(rules_of(file)) == f'{{"x":"{expected}"}}'
+
+
+def test_a_secret_that_changes_is_used_from_the_next_load_on(tmp_path: Path) -> None:
+    file = rules_file(tmp_path, keys="request: {form: {x: \"${{ hmac(body.email, 'pepper') }}\"}}")
+    for pepper in (PEPPER, "a-new-one-after-rotation"):
+        assert sent(rules_of(file, pepper)) == f"x={digest(pepper, 'Jo@Acme.example')}"
+
+
+def test_what_has_a_name_may_be_a_digest_but_no_condition(tmp_path: Path) -> None:
+    let = "let: {who: \"hmac(body.email, 'crm')\"}"
+    assert sent(rules_of(rules_file(tmp_path, keys=f'{let}, request: {{body: "${{{{ who }}}}"}}'))) == (
+        digest(CRM, "Jo@Acme.example")
+    )
+    _, problems = check_rules(rules_file(tmp_path, keys=f"{let}, when: who == 'x'"))
+    assert ["expected it in `request`" in str(each) for each in problems if each.severity == "error"] == [True]
+
+
+@pytest.mark.parametrize(
+    ("keys", "source", "expected"),
+    [
+        ("when: \"hmac(body.a, 'crm') == 'x'\"", "", "hmac: expected it in `request`, the only place"),
+        ("to: \"${{ hmac(body.a, 'crm') }}\"", "", "hmac: expected it in `request`"),
+        ("split: \"[hmac(body.a, 'crm')]\"", "", "hmac: expected it in `request`"),
+        ("debounce: {key: \"hmac(body.a, 'crm')\", quiet: 1s}", "", "hmac: expected it in `request`"),
+        ("", "id: \"hmac(body.a, 'crm')\"", "hmac: expected it in `request`"),
+        ("request: {body: \"${{ hmac(body.a, 'crn') }}\"}", "", "got 'crn' at character 14, did you mean 'crm'?"),
+        ('request: {body: "${{ hmac(body.a, body.b) }}"}', "", "expected the name of a secret as one string literal"),
+        ("request: {body: \"${{ hmac(body.a, 'c' + 'rm') }}\"}", "", "expected the name of a secret as one string"),
+        ("request: {body: \"${{ hmac('crm') }}\"}", "", "expected a value and the name of a secret, got 1"),
+        ("request: {body: \"${{ hmac(body.a, 'crm', 1) }}\"}", "", "expected a value and the name of a secret, got 3"),
+        ("request: {body: \"${{ body.a.hmac('crm') }}\"}", "", "unknown function 'hmac'"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, keys: str, source: str, expected: str) -> None:
+    text = RULES.format(keys=keys or "stop: false", source=source or "dedupe: off")
+    if keys.startswith("to:"):
+        text = text.replace("to: d, ", "")
+    (file := tmp_path / "routes.yaml").write_text(text)
+    _, problems = check_rules(file, environ={"PEPPER": PEPPER, "CRM": CRM})
+    errors = [str(each) for each in problems if each.severity == "error"]
+    assert any(expected in each for each in errors), errors
+
+
+def test_a_value_that_has_no_bytes_is_a_dead_letter_that_says_so(tmp_path: Path) -> None:
+    file = rules_file(tmp_path, keys="request: {body: \"${{ hmac(body.n, 'crm') }}\"}")
+    assert sent(rules_of(file), b'{"n": 7}').endswith("hmac: expected a string or bytes")
+
+
+def test_files_that_are_included_use_the_secrets_of_the_file_above_and_their_own(tmp_path: Path) -> None:
+    team = "secrets: {own: own-secret-of-the-team}\nroutes:\n"
+    for name in ("pepper", "own"):
+        team += f"  - {{name: t-{name}, from: s, to: d, request: {{body: \"${{{{ hmac('x', '{name}') }}}}\"}}}}\n"
+    (tmp_path / "team.yaml").write_text(team)
+    file = rules_file(tmp_path, keys="request: {body: x}")
+    file.write_text(file.read_text() + "include: team.yaml\n")
+    routes = rules_of(file).routes
+    assert routes.keys() == {"r", "t-pepper", "t-own"}
+    file.write_text(file.read_text().replace("body: x", "body: \"${{ hmac('x', 'own') }}\""))
+    _, problems = check_rules(file, environ={"PEPPER": PEPPER, "CRM": CRM})
+    assert [str(each) for each in problems if "got 'own'" in str(each)], "what a team has is its own"
+
+
+def test_a_short_secret_is_refused_once_and_never_shown(tmp_path: Path) -> None:
+    file = rules_file(tmp_path, keys="request: {body: \"${{ hmac('x', 'pepper') }}\"}")
+    _, problems = check_rules(file, environ={"PEPPER": "hunter2", "CRM": CRM})
+    errors = [str(each) for each in problems if each.severity == "error"]
+    assert len(errors) == 1
+    assert "secrets.pepper: expected a secret of at least 16 bytes, got a shorter one" in errors[0]
+    assert "hunter2" not in errors[0]
+
+
+def test_no_value_of_a_secret_is_in_what_is_printed_of_the_rules(tmp_path: Path) -> None:
+    rules = rules_of(rules_file(tmp_path, keys="request: {body: \"${{ hmac('x', 'pepper') }}\"}"))
+    assert PEPPER not in repr(rules)
+    assert {PEPPER, CRM} <= rules.secret_values
