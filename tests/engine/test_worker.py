@@ -37,7 +37,7 @@ from gateway.model import (
 )
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.route_table import RouteTable
-from gateway.rules.rules import Destination, Egress, OnGone, Route, Rules, Source
+from gateway.rules.rules import Contact, Destination, Egress, OnGone, Route, Rules, Source
 from gateway.rules.templates import Template
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
@@ -321,6 +321,32 @@ async def test_a_failed_attempt_is_retried_when_it_is_due_and_not_before() -> No
     assert world.dead() == []
     assert await world.unfinished() == 0
     assert sum([await world.unfinished(TOPICS.retry(tier)) for tier in ("5s", "20s", "80s")]) == 0
+
+
+@virtual
+async def test_a_dead_letter_says_who_answers_for_its_route_or_else_for_its_destination() -> None:
+    policy = a_policy(max_attempts=1)
+    world = await a_world(
+        a_route(retry=policy), a_route("other", to=("ci", "audit"), retry=policy), ci=[503], audit=[503]
+    )
+    contacts = {
+        ("route", "build"): Contact("team-build", "https://wiki.example/build"),
+        ("destination", "ci"): Contact("team-ci"),
+        ("source", "github"): Contact("team-hub"),
+    }
+    world.rules = replace(world.rules, contacts=contacts)
+    await world.put(*events(1))
+    async with running(world):
+        await asyncio.sleep(3)
+    told = {
+        (each.delivery.route, each.delivery.destination): (each.metadata.owner, each.metadata.runbook)
+        for each in world.dead()
+    }
+    assert told == {
+        ("build", "ci"): ("team-build", "https://wiki.example/build"),
+        ("other", "ci"): ("team-ci", ""),
+        ("other", "audit"): ("", ""),
+    }
 
 
 @virtual

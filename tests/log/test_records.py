@@ -222,7 +222,7 @@ def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: RecordMe
 
 def test_each_field_of_a_note_is_written_and_read() -> None:
     told = RecordMetadata(why="paused", by="route/build", breaks=3, unknown_since=NOW, is_expedited=True, replay="1")
-    told = replace(told, reason="gone", detail="410", rules="8f31c0de")
+    told = replace(told, reason="gone", detail="410", rules="8f31c0de", owner="team-ci", runbook="https://wiki.example")
     for field in fields(RecordMetadata):
         note = replace(NO_METADATA, **{field.name: getattr(told, field.name)})
         written = encode_record_metadata(note)

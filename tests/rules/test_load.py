@@ -1180,9 +1180,8 @@ def test_a_name_in_two_files_is_reported_with_both_places(tmp_path: Path) -> Non
 
 def test_an_included_file_has_no_say_about_egress(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("egress: {private: allow}\n")
-    assert problems(tmp_path, GOOD + "include: a.yaml\n") == [
-        "a.yaml:1:1: egress: unknown key 'egress', did you mean 'secrets'?, did you mean 'secrets'?"
-    ]
+    found = problems(tmp_path, GOOD + "include: a.yaml\n")
+    assert found == ["a.yaml:1:1: egress: unknown key 'egress', did you mean 'secrets'?"]
 
 
 def test_files_that_include_each_other_are_refused(tmp_path: Path) -> None:
