@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.measurements import FULL, QUICK, SECTIONS, Bench, Figure
+from benchmarks.figures import Figure
+from benchmarks.measurements import FULL, QUICK, SECTIONS, Bench
 from dev.kafka import Broker, KafkaMissingError
 
 

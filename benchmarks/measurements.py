@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 import orjson
 from rich.progress import Progress
 
+from benchmarks import rule_costs
+from benchmarks.figures import Figure
 from benchmarks.processes import MeasuredProcess, bare_pipeline, gateway
 from benchmarks.traffic import Destination, Sender
 from gateway.log.base import TopicSpec
@@ -24,6 +27,9 @@ CONNECTIONS = 64
 SETTLE = 0.2  # Seconds between bursts, for the commit and the log lines of the last one.
 DRIP = 0.05  # Seconds between events when the gateway is otherwise idle.
 MEBI = 1 << 20
+RELOADED = 10_000
+RELOAD_SECONDS = 8.0
+"""Seconds in which a changed file is seen, loaded and in force."""
 EMAIL = r"^[\\w.-]{1,50}@\\w{1,50}$"
 
 
@@ -39,32 +45,6 @@ class Plan:
 
 FULL = Plan(rounds=7, events=8_000, drips=300, memory=(50_000, 100_000, 150_000))
 QUICK = Plan(rounds=3, events=2_000, drips=60, memory=(10_000, 20_000))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """A result. Its goal is for the ratio to the reference if there is one, else for the value."""
-
-    section: str
-    name: str
-    value: float
-    unit: str
-    reference: float | None = None
-    at_most: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        return None if self.reference is None else self.value / self.reference
-
-    @property
-    def is_met(self) -> bool | None:
-        if self.at_most is None:
-            return None
-        return (self.value if self.ratio is None else self.ratio) <= self.at_most
-
-    @property
-    def goal(self) -> str:
-        return "" if self.at_most is None else f"≤ {self.at_most:g}"
 
 
 class Burst(NamedTuple):
@@ -200,6 +180,43 @@ class Bench:
             )
             for count, burst in zip(counts[1:], more, strict=True)
         ]
+
+    async def rules(self) -> list[Figure]:
+        task = self._progress.add_task("rules", total=4)
+        figures: list[Figure] = []
+        process = self._gateway("reload", is_embedded=True, routes=RELOADED)
+        file = self._folder / "reload.yaml"
+        async with AsyncExitStack() as stack:
+            contestant = await self._join(stack, process)
+            before = max(await self._acknowledged_in(contestant, seconds=RELOAD_SECONDS))
+            async with asyncio.TaskGroup() as tasks:
+                during = tasks.create_task(self._acknowledged_in(contestant, seconds=RELOAD_SECONDS))
+                await asyncio.sleep(RELOAD_SECONDS / 4)
+                await asyncio.to_thread(file.write_text, file.read_text().replace("build-7,", "build-seven,"))
+            if not process.has_written("rules_reloaded"):
+                raise RuntimeError(f"expected a reload within {RELOAD_SECONDS:g} s, got none")
+        name = f"reload {RELOADED:,} routes under load: the longest acknowledgement"
+        figures += [
+            Figure(section="rules", name=name, value=1000 * max(during.result()), unit="ms"),
+            Figure(section="rules", name="the longest one in as many seconds without", value=1000 * before, unit="ms"),
+        ]
+        for measure in (
+            partial(rule_costs.load_figures, file, RELOADED),
+            partial(rule_costs.match_figures, self._plan.rounds),
+            partial(rule_costs.request_figures, self._folder, self._plan.rounds),
+        ):
+            self._progress.advance(task)
+            figures += measure()
+        self._progress.remove_task(task)
+        return figures
+
+    async def _acknowledged_in(self, contestant: Contestant, *, seconds: float) -> list[float]:
+        """Send about a thousand events a second, one after another; return the seconds until each is acknowledged."""
+        until, found = time.monotonic() + seconds, []
+        while time.monotonic() < until:
+            found.append(await contestant.sender.burst(1))
+            await asyncio.sleep(0.0005)
+        return found
 
     async def ordered(self) -> list[Figure]:
         async with AsyncExitStack() as stack:
@@ -390,6 +407,7 @@ SECTIONS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "ingress": Bench.ingress,
     "path": Bench.path,
     "routes": Bench.routes,
+    "rules": Bench.rules,
     "ordered": Bench.ordered,
     "patterns": Bench.patterns,
     "embedded": Bench.embedded,

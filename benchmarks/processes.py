@@ -60,6 +60,10 @@ class MeasuredProcess:
         last = self._output.read_text(errors="replace")[-2000:]
         raise RuntimeError(f"{self.name}: expected it to listen, got {last or 'no output'}")
 
+    def has_written(self, event: str) -> bool:
+        """Return whether there is a line of this event in its output."""
+        return f'"event":"{event}"'.encode() in self._output.read_bytes()
+
     def cpu_seconds(self) -> float:
         """Return the CPU time of all its threads so far, user and system."""
         times = self._seen.cpu_times()
