@@ -178,6 +178,8 @@ class Delivery:
     delayed_until: float = 0.0
     part: Part | None = None
     """Of a route that splits its events: which item it is for; None if it is for the whole event."""
+    burst: str | None = None
+    """Of a route that is debounced: the key of events of which the last one is delivered; "" if it is a burst alone."""
 
     @property
     def occurrence(self) -> Occurrence:

@@ -1,6 +1,6 @@
 """The deliveries that an event becomes: one for each route that takes it and each of the route's destinations."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -53,20 +53,24 @@ def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
 
 
 def _planned(
-    event: Event, view: EventView, targets: Iterable[tuple[Route, Target]], before: Delivery | None
+    event: Event, view: EventView, targets: Collection[tuple[Route, Target]], before: Delivery | None
 ) -> Iterable[Planned]:
     replayed_at, successor = (0.0, 0) if before is None else (before.replayed_at, before.successor)
+    # Once for all destinations: a view lets expressions over large events take only so much time.
+    debounced = {route.name: route.debounce for route, _ in targets if route.debounce is not None}
+    bursts = {name: debounce.key_of(view) for name, debounce in debounced.items()}
     for route, (name, end) in targets:
         until = event.received_at + route.delay if route.delay else 0.0
         delivery = Delivery(
             id=delivery_id(event.id, route.name, name),
-            event=route.event_of(event, view),
+            event=event,
             route=route.name,
             destination=name,
             successor=successor,
             due=until,
             replayed_at=replayed_at,
             delayed_until=until,
+            burst=bursts.get(route.name),
         )
         planned = Planned(delivery, end, route.order is not None)
         # One that is delayed stays whole until then: its items would all be written from tier to tier.

@@ -77,6 +77,8 @@ class Origin(NamedTuple):
     partition: Partition
     offset: int
     appended_at: float
+    by: str = ""
+    """By which key its route is debounced, as a digest: by another, it may go to another partition."""
 
 
 class Sighted(NamedTuple):
@@ -151,6 +153,8 @@ def encode_delivery(delivery: Delivery, metadata: RecordMetadata, *, at: float) 
         "note": encode_record_metadata(metadata),
         "at": at,
     }
+    if delivery.burst is not None:
+        state["burst"] = delivery.burst
     if delivery.delayed_until:
         state["delayed"] = delivery.delayed_until
     if delivery.part is not None:
@@ -180,6 +184,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
         due=state.number("due"),
         replayed_at=state.number("since"),
         delayed_until=state.number("delayed") if state.has("delayed") else 0.0,
+        burst=state.text("burst") if state.has("burst") else None,
         part=_part(state) if state.has("part") else None,
     )
     return StoredDelivery(delivery=delivery, metadata=metadata, at=state.number("at"))
@@ -198,8 +203,8 @@ def is_newer(record: Record) -> bool:
 
 def encode_origin(origin: Origin) -> tuple[str, bytes]:
     """Return the record header that identifies the event's record from which a delivery was derived."""
-    (topic, number), offset, at = origin
-    return _FROM, f"{topic}/{number} {offset} {at:.6f}".encode()
+    (topic, number), offset, at, by = origin
+    return _FROM, f"{topic}/{number} {offset} {at:.6f}{' ' if by else ''}{by}".encode()
 
 
 def origin_of(record: Record) -> Origin | None:
@@ -210,10 +215,10 @@ def origin_of(record: Record) -> Origin | None:
     found = _PLACE.fullmatch(dict(record.headers).get(_FROM) or b"")
     if found is None:
         return None  # order isn't guaranteed for records of another client
-    topic, number, offset, at = found.groups()
+    topic, number, offset, at, by = found.groups(b"")
     if float(at) > record.appended_at + ORIGIN_TOLERANCE:
         return None
-    return Origin(Partition(topic.decode("ascii"), int(number)), int(offset), float(at))
+    return Origin(Partition(topic.decode("ascii"), int(number)), int(offset), float(at), by.decode("ascii"))
 
 
 def without_origin(record: Record) -> Record:
@@ -232,6 +237,14 @@ def decoded_delivery(record: Record) -> StoredDelivery | UndecodableRecordError 
 def order_key(event: Event) -> str:
     """Return the key within which events are ordered: source and order key, or the event's own id if it has no key."""
     return f"{event.source}\0{event.key}" if event.key is not None else event.id
+
+
+def order_key_of(delivery: Delivery) -> str:
+    """Return the key within which an ordered delivery waits for others: its burst's, or else its event's."""
+    event, burst = delivery.event, delivery.burst
+    if burst is None:
+        return order_key(event)
+    return f"{event.source}\0{burst}" if burst else event.id
 
 
 def record_metadata_of(record: Record) -> RecordMetadata:
@@ -453,7 +466,7 @@ _NAME = re.compile(NAME_PATTERN.pattern.encode())
 _NAME_OR_NONE = re.compile(f"(?:{NAME_PATTERN.pattern})?")
 _STATUS = re.compile(rb"0|[1-9][0-9]{2}")
 _ORIGIN = re.compile(rb"[0-9]{1,17}")
-_PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]{1,10}\.[0-9]{6})")
+_PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]{1,10}\.[0-9]{6})(?: ([0-9a-f]{8}))?")
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")
 """A header pair with its line end; or, where the text is malformed, all the rest, without a name."""
 _RESULTS = frozenset(Result)

@@ -115,8 +115,10 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     view = EventView.of(event)
     matched = rules.table.match(view)
     planned: dict[str, list[Planned]] = {}
+    bursts: dict[str, str | None] = {}
     for each in plan(event, view, [(route, error) for route, error in matched if error is None]):
         planned.setdefault(each.delivery.route, []).append(_plan(rules, each, now))
+        bursts[each.delivery.route] = each.delivery.burst
     mask = None if is_secret_shown else _Mask(rules.secret_values)
     routes = []
     for found in rules.table.explain(EventView.of(event), matched):
@@ -127,7 +129,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
             requests=tuple(planned.get(found.name, ())),
             contact=rules.contacts.get(("route", found.name), NOBODY),
             halts=rules.routes[found.name].on_exhausted == "halt",
-            wait=_wait(rules.routes[found.name], view) if found.matched else "",
+            wait=_wait(rules.routes[found.name], bursts.get(found.name)) if found.matched else "",
         )
         routes.append(explained if mask is None else mask.route(explained, rules))
     try:
@@ -145,13 +147,13 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     )
 
 
-def _wait(route: Route, view: EventView) -> str:
+def _wait(route: Route, key: str | None) -> str:
     if route.delay:
         return f"delivered {shown_duration(route.delay)} after its receipt"
-    if route.debounce is None:
+    if route.debounce is None or key is None:
         return ""
-    key, quiet = route.debounce.key_of(view), shown_duration(route.debounce.quiet)
-    if key is None:
+    quiet = shown_duration(route.debounce.quiet)
+    if not key:
         return f"delivered after {quiet}: it has no key by which another could supersede it"
     return f"delivered once {shown(key)} was quiet for {quiet}, or superseded by its next event until then"
 
@@ -188,7 +190,8 @@ class _Mask:
             self._planned(self._computed(planned, template), rules.destinations.get(planned.destination))
             for planned in explained.requests
         ]
-        return replace(explained, reason=self._text(explained.reason), requests=tuple(requests))
+        reason, wait = self._text(explained.reason), self._text(explained.wait)
+        return replace(explained, reason=reason, wait=wait, requests=tuple(requests))
 
     def _computed(self, planned: Planned, template: RequestTemplate | None) -> Planned:
         """Mask each part of a request with an expression that has a secret in it: what is computed may tell it."""

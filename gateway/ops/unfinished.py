@@ -14,6 +14,7 @@ from gateway.ops.findings import DEAD_BY_THEN, WAITING, Finding, unknown_name_st
 from gateway.ops.log_search import bounds_of
 from gateway.ops.process_status import UNREADABLE
 from gateway.ops.waiting_deliveries import WAIT_REASONS
+from gateway.rules.debounce import MAX_QUIET
 from gateway.rules.rules import Rules
 
 
@@ -49,9 +50,11 @@ async def unfinished_findings(
                     oldest = min(oldest, at)
         if not count:
             continue
-        is_late = log.now() - oldest > LATE
+        age = log.now() - oldest
+        is_late = age > LATE
         if target is not None:
             state = _OrderedState.of(target, statuses)
+            is_late = age > LATE + _quiet_of(target[0], rules, state)
             found += _ordered_findings(target, _Unfinished(count, oldest, len(bounds)), state, rules, is_late=is_late)
         elif is_late:  # events in flight aren't worth reporting
             what = f"source {topic.removeprefix(topics.events(''))}"
@@ -75,13 +78,15 @@ class _OrderedState:
     partitions: int
     first: int
     """The number of blocked, halted and quiet keys, so of their first deliveries."""
+    has_quiet: bool
+    """Whether keys wait until they were quiet."""
     unknown_since: float | None
     by: str
     """The address of a process whose rules lack it."""
 
     @classmethod
     def of(cls, target: tuple[str, str], statuses: Sequence[tuple[Mapping[str, Any], str]]) -> "_OrderedState":
-        partitions = first = 0
+        partitions = first = quiet = 0
         unknown: list[tuple[float, str]] = []
         for status, address in statuses:
             try:
@@ -90,13 +95,22 @@ class _OrderedState:
                     if (keys["route"], keys["destination"]) != target or not number:
                         continue
                     partitions += number
+                    quiet += int(keys.get("quiet", 0))
                     first += int(keys["halted"]) + int(keys["blocked"]) + int(keys.get("quiet", 0))
                     if (since := keys["unknown_since"]) is not None:
                         unknown.append((float(since), address))
             except UNREADABLE:  # `process_findings` reports it
                 continue
         since, by = min(unknown, default=(None, ""))
-        return cls(partitions=partitions, first=first, unknown_since=since, by=by)
+        return cls(partitions=partitions, first=first, has_quiet=quiet > 0, unknown_since=since, by=by)
+
+
+def _quiet_of(name: str, rules: Rules | None, state: _OrderedState) -> float:
+    """Return for how many seconds a key of a route may wait until it was quiet; 0 if that isn't known of it."""
+    route = None if rules is None else rules.routes.get(name)
+    if route is not None:
+        return 0.0 if route.debounce is None else route.debounce.quiet
+    return MAX_QUIET if state.has_quiet else 0.0
 
 
 def _ordered_findings(
@@ -136,6 +150,8 @@ def _ordered_findings(
     has_all = state.partitions >= partitions
     waiting = max(0, count - state.first) if has_all else count
     why = "waiting for their turn" if has_all else "waiting for their turn, or blocked"
+    if _quiet_of(target[0], rules, state):
+        why = "waiting for their turn, or until their key was quiet"
     finding = Finding(rank=WAITING, what=what, why=why, needs_attention=is_late, since=oldest, count=waiting)
     return [finding] if waiting else []
 

@@ -1,7 +1,7 @@
 """The rules after loading: sources, destinations, routes. Frozen; a reload creates a new `Rules`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from ipaddress import IPv4Network, IPv6Network
@@ -10,7 +10,7 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Literal, NamedTuple
 
-from gateway.model import DeadLettered, DeadReason, Event, ExpressionError
+from gateway.model import DeadLettered, DeadReason, ExpressionError
 from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
 from gateway.rules.debounce import Debounce
@@ -305,10 +305,6 @@ class Route:
     def is_chosen(self, destination: str) -> bool:
         """Return whether only some events go to a destination, or whether it stands for none that is declared."""
         return self.choice is not None and destination not in self.fixed
-
-    def event_of(self, event: Event, view: EventView) -> Event:
-        """Return an event as its deliveries have it: if the route is debounced, with the key that this is by."""
-        return event if self.debounce is None else replace(event, key=self.debounce.key_of(view))
 
     def targets(self, view: EventView, error: ExpressionError | None) -> tuple[Target, ...]:
         """Return where an event goes that the route takes, or whose condition failed with an `error`."""

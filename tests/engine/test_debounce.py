@@ -14,8 +14,8 @@ import structlog
 
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.ordered.quiet_periods import CATCH_UP
-from gateway.log.base import NewRecord, Partition
-from gateway.log.records import Origin, encode_delivery, encode_origin, order_key
+from gateway.log.base import NewRecord, Partition, partition_of
+from gateway.log.records import Origin, encode_delivery, encode_origin, order_key_of
 from gateway.model import NO_METADATA, Delivery, Event, delivery_id
 from gateway.rules.debounce import LONGEST_BURST, Debounce
 from gateway.rules.expressions import Expression
@@ -181,11 +181,12 @@ async def test_a_crash_delivers_at_most_one_more() -> None:
 
 def as_appended(event: Event, offset: int) -> NewRecord:
     """Return an event as a router appends it to the route's topic."""
-    event = replace(event, key=event.id.partition(".")[0])
-    delivery = Delivery(id=delivery_id(event.id, *PLACE), event=event, route="build", destination="ci", successor=1)
+    name = delivery_id(event.id, *PLACE)
+    burst = event.id.partition(".")[0]
+    delivery = Delivery(id=name, event=event, route="build", destination="ci", successor=1, burst=burst)
     headers = encode_delivery(delivery, NO_METADATA, at=now())
     headers.append(encode_origin(Origin(Partition(EVENTS, 0), offset, now())))
-    return NewRecord(order_key(event).encode(), event.body, headers)
+    return NewRecord(order_key_of(delivery).encode(), event.body, headers)
 
 
 @virtual
@@ -286,11 +287,66 @@ async def test_a_route_that_is_debounced_no_longer_delivers_what_waits_and_then_
     async with running(world) as worker:
         await edit(world, 3)
         await reload(world, worker, rules_of(a_route(is_ordered=True, retry=PATIENT)))
+        await asyncio.sleep(1)
+        assert sent(world) == ["a.2"]
         await world.put(an_edit(3))
         await asyncio.sleep(1)
-        assert sent(world) == ["a.3"], "by another key, its own id: it waits for none"
-        await asyncio.sleep(QUIET)
-        assert sent(world) == ["a.3", "a.2"]
+        assert sent(world) == ["a.2", "a.3"]
+
+
+@virtual
+async def test_a_reload_changes_how_long_keys_wait() -> None:
+    world = await a_world(debounced(quiet=600.0))
+    async with running(world) as worker:
+        await edit(world, 3)
+        await reload(world, worker, rules_of(debounced(quiet=10.0)))
+        await asyncio.sleep(12)
+        assert sent(world) == ["a.2"]
+        await edit(world, 1, first=3)
+        await reload(world, worker, rules_of(debounced(quiet=60.0)))
+        await asyncio.sleep(50)
+        assert sent(world) == ["a.2"]
+        await asyncio.sleep(15)
+        assert sent(world) == ["a.2", "a.3"]
+
+
+@virtual
+async def test_an_event_whose_condition_fails_is_a_dead_letter_and_supersedes_nothing() -> None:
+    """The condition is evaluated again, once it is the event's turn: of the event as it came."""
+    route = debounced(when="key == 'prod' && body.n > 3")
+    world = await a_world(route)
+    good, bad = ({"site": "a", "n": n} for n in (7, "x"))
+    async with running(world):
+        await world.put(an_event(id="good", key="prod", body=good, received_at=now()))
+        await asyncio.sleep(1)
+        await world.put(an_event(id="bad", key="prod", body=bad, received_at=now()))
+        await asyncio.sleep(QUIET + 3)
+    assert sent(world) == ["good"]
+    assert [(each.delivery.event.id, each.metadata.reason) for each in world.dead()] == [("bad", "expression_error")]
+
+
+@virtual
+async def test_another_key_loses_nothing_that_is_read_again() -> None:
+    """By the former key the first event could not be appended; by the new one, the second is there already."""
+    keys = [f"{number}" for number in range(200)]
+    spread = {key: partition_of(f"github\0{key}".encode(), 6) for key in keys}
+    there = [key for key in keys if spread[key] == 0]
+    elsewhere = [key for key in keys if spread[key] == 1]
+    first = an_event(id="one", key="same", body={"a": there[0], "b": elsewhere[0]}, received_at=now())
+    second = an_event(id="two", key="same", body={"a": elsewhere[1], "b": elsewhere[2]}, received_at=now())
+    world = await a_world(debounced(key="body.a"))
+    world.log.lose_leader(Partition(TOPICS.ordered(*PLACE), 0))
+    task = asyncio.create_task(world.worker().run())
+    await world.put(first, second)
+    await asyncio.sleep(2)
+    assert len(world.log.records(TOPICS.ordered(*PLACE))) == 1, "the second is there, and waits"
+    await crash(world, task)
+    world.log.find_leader(Partition(TOPICS.ordered(*PLACE), 0))
+    world.rules = rules_of(debounced(key="body.b"))
+    async with running(world):
+        await asyncio.sleep(QUIET + 3)
+    assert set(sent(world)) == {"one", "two"}
+    assert await unfinished(world) == 0
 
 
 @virtual

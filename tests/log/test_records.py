@@ -422,6 +422,7 @@ ORIGINS = st.builds(
     st.builds(Partition, st.text("abcdefghijklmnopqrstuvwxyz0123456789-_.", min_size=1), st.integers(0, 10**9 - 1)),
     st.integers(0, 10**14 - 1),
     st.integers(0, 9_999_999_999_000_000).map(lambda microseconds: microseconds / 1e6),
+    st.just("") | st.text("0123456789abcdef", min_size=8, max_size=8),
 )
 
 

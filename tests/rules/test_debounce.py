@@ -48,24 +48,52 @@ def test_a_debounced_route_keeps_the_order_of_its_key(tmp_path: Path) -> None:
         ("body.site", {"site": "a"}, "a"),
         ("body.site", {"site": 7}, "7"),
         ("body.site + '/' + body.page", {"site": "a", "page": "b"}, "a/b"),
-        ("body.site", {"site": ""}, None),
-        ("body.site", {"site": ["a"]}, None),
-        ("body.site", {}, None),
-        ("body.site.name", {"site": "a"}, None),
-        ("body.site + 1", {"site": "a"}, None),
+        ("body.site", {"site": ""}, ""),
+        ("body.site", {"site": ["a"]}, ""),
+        ("body.site", {}, ""),
+        ("body.site.name", {"site": "a"}, ""),
+        ("body.site + 1", {"site": "a"}, ""),
+        ("body.site", {"site": "x" * 1024}, "x" * 1024),
         ("'all'", {}, "all"),
         ("key", {}, "own"),
     ],
 )
-def test_the_key_of_an_event(tmp_path: Path, key: str, body: object, expected: str | None) -> None:
+def test_the_key_of_an_event(tmp_path: Path, key: str, body: object, expected: str) -> None:
     rules = rules_of(tmp_path, f'debounce: {{key: "{key}", quiet: 1s}}')
     event = an_event(source="cms", key="own", body=body)
     view = EventView.of(event)
     [planned] = plan(event, view, rules.table.match(view))
-    assert planned.delivery.event.key == expected
+    assert planned.delivery.burst == expected
     assert planned.end is None, "without a key it is delivered all the same"
     assert planned.is_ordered
-    assert planned.delivery.event.body == event.body
+    assert planned.delivery.event == event
+
+
+def test_a_long_key_is_replaced_by_its_digest(tmp_path: Path) -> None:
+    """A record has it twice: one that is as large as a record is could be stored nowhere, not even as a dead letter."""
+    debounce = rules_of(tmp_path).routes["build"].debounce
+    assert debounce is not None
+    one, other = [debounce.key_of(EventView.of(an_event(body={"site": "x" * 2_000_000 + end}))) for end in "ab"]
+    assert one.startswith("blake2b:")
+    assert (len(one), len(other)) == (72, 72)
+    assert one != other
+
+
+def test_all_destinations_have_the_same_key(tmp_path: Path) -> None:
+    """Though a view lets the expressions over a large event take only so much time."""
+    destinations = ", ".join([f'd{number}: {{url: "http://127.0.0.1:1/"}}' for number in range(20)])
+    text = RULES.format(keys='debounce: {key: "body.items.map(i, string(i.n))[0] + body.site", quiet: 1s}')
+    text = text.replace('ci: {url: "http://127.0.0.1:1/"}', destinations)
+    (file := tmp_path / "routes.yaml").write_text(
+        text.replace("to: ci", f"to: [{', '.join([f'd{n}' for n in range(20)])}]")
+    )
+    rules = load_rules(file)
+    event = an_event(source="cms", body={"site": "a", "items": [{"n": number} for number in range(300)]})
+    view = EventView.of(event)
+    assert {each.delivery.burst for each in plan(event, view, rules.table.match(view))} == {"0a"}
+    headers = ((b"content-type", b"application/json"),)
+    [route] = explain(rules, source="cms", headers=headers, query="", body=event.body, now=0.0).routes
+    assert "'0a'" in route.wait
 
 
 @pytest.mark.parametrize(

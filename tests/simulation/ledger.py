@@ -29,7 +29,7 @@ from gateway.log.records import (
     decode_delivery,
     decode_event,
     encode_record_metadata,
-    order_key,
+    order_key_of,
     origin_of,
 )
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, TIERS, Topics
@@ -998,7 +998,7 @@ class Ledger:
         """Return whether a record's event is a newer one of the same key, and was appended soon after, or before."""
         if other.event is None or row.event is None or other.number == row.number:
             return False
-        if order_key(other.event) != order_key(row.event):  # events of one identity without a key share that
+        if other.stored is None or row.stored is None or _key_of(other) != _key_of(row):
             return False
         earlier, later = sorted((row, other), key=lambda each: each.offset)
         if later.appended_at >= earlier.appended_at + quiet and not (self.plan.skew or not self._is_time_sure):
@@ -1612,6 +1612,7 @@ class Ledger:
 
     def _check_order(self) -> None:
         """The events of a key are tried in the order of their partition: so the router reads them, and appends them."""
+        changes_keys = _changes_keys(self.plan)
         last: dict[tuple[str, str, Partition, str], tuple[int, ObservedAttempt]] = {}
         places = {
             row.number: row
@@ -1629,7 +1630,13 @@ class Ledger:
             group = TOPICS.ordered_group(made.route, made.destination)
             if any(gone <= made.began < gone + OWNERSHIP_CHECK_AGE for gone in self._evicted_at[made.process, group]):
                 continue  # no group evicts a member that has committed a moment ago
-            where = made.route, made.destination, row.partition, f"{row.event.source}/{row.event.key}"
+            if any(each.stored is not None and each.stored.delivery.burst is not None for each in trail.rows):
+                if changes_keys:
+                    continue  # by another key, an event is in the order of others
+                key = next(_key_of(each) for each in trail.rows if each.origin is not None)
+            else:
+                key = f"{row.event.source}/{row.event.key}"
+            where = made.route, made.destination, row.partition, key
             offset, before = last.get(where, (-1, made))
             if row.offset < offset and (self._is_misjudged(trail) or self._is_appended_again(trail, made)):
                 continue
@@ -1767,7 +1774,18 @@ def _is_in_order(earlier: Row, later: Row) -> bool:
     assert earlier.event is not None
     assert later.event is not None
     places = [None if row.origin is None else row.origin.partition for row in (earlier, later)]
-    return places[0] == places[1] or later.event.received_at >= earlier.event.received_at
+    return (places[0] is not None and places[0] == places[1]) or later.event.received_at >= earlier.event.received_at
+
+
+def _changes_keys(plan: Plan) -> bool:
+    """Return whether a reload has routes debounced by other keys."""
+    return any("by" in of_route for step in plan.steps for of_route in step.what.get("changes", {}).values())
+
+
+def _key_of(row: Row) -> str:
+    """Return within which key a record of an ordered topic waits; events of one identity without a key share that."""
+    assert row.stored is not None
+    return order_key_of(row.stored.delivery)
 
 
 def _id_of(row: Row) -> DeliveryId:
@@ -1786,7 +1804,7 @@ def _bursts(rows: Iterable[Row], quiet: float) -> Iterator[list[Row]]:
         if row.event is None or row.number in seen:  # a router that began again has appended it once more
             continue
         seen.add(row.number)
-        key = order_key(row.event)
+        key = _key_of(row)
         burst = open_.get(key)
         until = -math.inf if burst is None else min(burst[-1].appended_at, burst[0].appended_at + 9 * quiet) + quiet
         if burst is None or row.appended_at >= until:

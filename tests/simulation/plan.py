@@ -99,6 +99,8 @@ class RouteSpec:
     """How many items each event has by which the route splits it; 0 if it doesn't."""
     quiet: float = 0.0
     """For how long a key has to be quiet until its last event is delivered; 0 if the route isn't debounced."""
+    by: str = "key"
+    """What its key is then, in CEL."""
 
     def matches(self, source: str, kind: str) -> bool:
         return source in self.sources and (self.types is None or kind in self.types)
@@ -438,7 +440,15 @@ def _with_debounces(random: Random, world: Plan) -> Plan:
         return world
     quiet = (1.0, 3.0, 8.0, *((60.0,) if world.is_long else ()))
     routes = [
-        replace(route, is_ordered=True, halts=False, delay=0.0, parts=0, quiet=random.choice(quiet))
+        replace(
+            route,
+            is_ordered=True,
+            halts=False,
+            delay=0.0,
+            parts=0,
+            quiet=random.choice(quiet),
+            by=random.choice(("key", "key", "type", "source")),
+        )
         if route.is_ordered or random.random() < 0.5
         else route
         for route in world.routes
@@ -453,7 +463,12 @@ def _quiet_changes(random: Random, world: Plan) -> Iterable[Step]:
         return
     for count in range(random.randint(0, 2)):
         at, number = random.uniform(0.5, world.horizon), 40_000 + 100 * count
-        changes = {route.name: {"quiet": random.choice((0.0, 1.0, 5.0))} for route in debounced}
+        changes: dict[str, dict[str, Any]] = {
+            route.name: {"quiet": random.choice((0.0, 1.0, 5.0))}
+            if random.random() < 0.6
+            else {"by": random.choice(("key", "type", "source"))}
+            for route in debounced
+        }
         yield from _keyed_burst(random, world, at - random.uniform(0.0, 0.5), number)
         yield Step(round(at, 6), "reload", {"changes": changes, "lag": random.choice((0.0, 0.0, 2.0))})
         yield from _keyed_burst(random, world, at + random.uniform(0.0, 0.5), number + 20)

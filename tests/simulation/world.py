@@ -1055,7 +1055,7 @@ def _route(spec: RouteSpec) -> Route:
         delay=spec.delay,
         split=Split(Expression(str(list(range(spec.parts))))) if spec.parts else None,
         on_exhausted="halt" if spec.halts else "dead_letter",
-        debounce=Debounce(key=Expression("key"), quiet=spec.quiet) if spec.quiet else None,
+        debounce=Debounce(key=Expression(spec.by), quiet=spec.quiet) if spec.quiet else None,
     )
 
 

@@ -101,5 +101,5 @@ class Matcher:
             until = event.received_at + route.delay if route.delay else 0.0
             known = self._undelivered
             fates = [] if known is None else [known.fate(partition, record, event, name) for name, _ in targets]
-            return Matched(each.event_of(event, view), targets, tuple(fates), delayed_until=until)
+            return Matched(event, targets, tuple(fates), delayed_until=until)
         return None

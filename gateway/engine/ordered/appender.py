@@ -18,7 +18,7 @@ from gateway.engine.partition_tracker import PendingDelivery
 from gateway.engine.services import Services
 from gateway.engine.successor_writer import FIRST_PAUSE, LONGEST_PAUSE
 from gateway.log.base import NewRecord, Partition, partition_of
-from gateway.log.records import Origin, encode_delivery, encode_origin, order_key
+from gateway.log.records import Origin, encode_delivery, encode_origin, order_key_of
 from gateway.log.topics import ORDERED_PARTITIONS
 from gateway.model import DeadLettered, DeadReason, LogUnavailableError, RecordTooLargeError
 from gateway.rules.conditions import written
@@ -39,6 +39,8 @@ class OrderedRule(NamedTuple):
     sources: tuple[str, ...]
     destinations: tuple[str, ...]
     conditions: str
+    by: str
+    """By which key, if it is debounced."""
 
 
 def ordered_rules(rules: Rules) -> frozenset[OrderedRule]:
@@ -53,6 +55,7 @@ def ordered_rules(rules: Rules) -> frozenset[OrderedRule]:
             destinations=route.destinations,
             conditions=f"{None if route.match is None else written(route.match)} {route.when and route.when.text} "
             f"{route.eligibility} {others.get(route.name)}",
+            by="" if route.debounce is None else route.debounce.key.text,
         )
         for route in rules.routes.values()
         if route.order is not None
@@ -116,6 +119,9 @@ class OrderedAppender:
     def enqueue(self, item: PendingDelivery, origin: Origin | None) -> None:
         """Enqueue a delivery. Without an `origin` it isn't ordered any more, and waits for nothing."""
         item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
+        route = self._services.rules().routes.get(item.delivery.route)
+        if origin is not None and route is not None and route.debounce is not None:
+            origin = origin._replace(by=route.debounce.by)
         topic = self._services.topics.ordered(item.delivery.route, item.delivery.destination)
         entry = _Entry(item, origin)
         if topic in self._partition_counts:
@@ -152,7 +158,7 @@ class OrderedAppender:
                 self._dispatcher.finish(entry.item)
 
     def _assign_queue(self, entry: _Entry, topic: str) -> None:
-        key = order_key(entry.item.delivery.event).encode("utf-8", "surrogateescape")
+        key = order_key_of(entry.item.delivery).encode("utf-8", "surrogateescape")
         partition = Partition(topic, partition_of(key, self._partition_counts[topic]))
         key_of_queue = (None if entry.origin is None else entry.origin.partition, partition)
         queue = self._queues.get(key_of_queue)
@@ -218,4 +224,4 @@ class OrderedAppender:
         headers = encode_delivery(delivery, entry.item.metadata, at=self._services.log.now())
         if entry.origin is not None:
             headers.append(encode_origin(entry.origin))
-        return NewRecord(order_key(event).encode("utf-8", "surrogateescape"), event.body, headers)
+        return NewRecord(order_key_of(delivery).encode("utf-8", "surrogateescape"), event.body, headers)

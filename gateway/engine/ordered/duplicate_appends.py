@@ -9,7 +9,8 @@ A router appends the records that it makes from a partition of events in the ord
 once the previous one is acknowledged. After a crash, the next router appends some of them again. So a record is a
 duplicate exactly if it isn't beyond the furthest position of its event partition so far. One other thing makes offsets
 go back: a topic of events that was deleted and recreated. A record whose event was appended later than all before is no
-duplicate, whatever its offset.
+duplicate, whatever its offset. Nor is it one of what a route debounced by another key, or not at all: what it had in
+other partitions may not have been appended yet.
 """
 
 import struct
@@ -49,7 +50,7 @@ class DuplicateAppends:
 
     def is_duplicate(self, offset_here: int, origin: Origin) -> bool:
         """Return whether the record at an offset is a duplicate. To be called for each record, in order."""
-        key = _key(origin.partition)
+        key = _key(origin.partition, origin.by)
         offset, at = origin.offset, int(origin.appended_at * 1000)
         known = self._furthest.pop(key, None)
         if known is not None and offset <= known.offset and at <= known.at:
@@ -85,8 +86,8 @@ def metadata_of(furthest: Mapping[Partition, Furthest]) -> bytes:
     return b"".join([_row(_key(partition), each) for partition, each in furthest.items()])
 
 
-def _key(partition: Partition) -> bytes:
-    return blake2b(f"{partition.topic}/{partition.number}".encode(), digest_size=6).digest()
+def _key(partition: Partition, by: str = "") -> bytes:
+    return blake2b(f"{partition.topic}/{partition.number}{' ' if by else ''}{by}".encode(), digest_size=6).digest()
 
 
 def _row(key: bytes, furthest: Furthest) -> bytes:

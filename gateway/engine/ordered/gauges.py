@@ -25,8 +25,8 @@ class Gauges:
         halted = [head for head in failed_heads if head.outcome is not None and head.stage is Stage.WAITING]
         metrics.ordered_blocked_keys.labels(*where).set(len(failed_heads))
         metrics.ordered_halted_keys.labels(*where).set(len(halted))
-        if quiet is not None:
-            metrics.ordered_quiet_keys.labels(*where).set(quiet)
+        if quiet is not None or where in metrics.ordered_quiet_keys:
+            metrics.ordered_quiet_keys.labels(*where).set(quiet or 0)
         metrics.ordered_lag.labels(*where).set(lag)
         metrics.ordered_oldest_pending.labels(*where).set(oldest_pending)
 

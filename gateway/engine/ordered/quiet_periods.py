@@ -44,7 +44,7 @@ class Step(Enum):
 def step(item: PendingDelivery, origin: Origin | None, last: PendingDelivery | None, debounce: Debounce) -> Step:
     """Set until when a delivery waits, that was read from `origin`, and return what it does to the last one of its key.
 
-    One that was attempted, or whose quiet period is over, isn't superseded.
+    `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked.
     """
     appended_at, events = _appended_at(item), None if origin is None else origin.partition
     burst = Burst(appended_at, events)
@@ -53,14 +53,21 @@ def step(item: PendingDelivery, origin: Origin | None, last: PendingDelivery | N
         before = last.burst
         if appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
-            is_newer = events == before.events or item.delivery.event.received_at >= last.delivery.event.received_at
+            is_same = events is not None and events == before.events
+            is_newer = is_same or item.delivery.event.received_at >= last.delivery.event.received_at
             found = Step.SUPERSEDES if is_newer else Step.IS_SUPERSEDED
             burst = Burst(before.began_at, events)
     item.burst = burst
-    ends_at = debounce.ends_at(appended_at, burst.began_at)
+    set_due(item, debounce)
+    return found
+
+
+def set_due(item: PendingDelivery, debounce: Debounce) -> None:
+    """Set until when a delivery of a burst waits, also if `quiet` has changed since."""
+    assert item.burst is not None
+    ends_at = debounce.ends_at(_appended_at(item), item.burst.began_at)
     due = max(ends_at, item.record.taken_at + min(CATCH_UP, debounce.quiet))
     item.delivery = replace(item.delivery, due=due, delayed_until=ends_at)
-    return found
 
 
 def _waits(last: PendingDelivery) -> bool:
@@ -120,6 +127,15 @@ class QuietKeys:
         if is_waiting:
             del self._waiting[key]
         return is_waiting
+
+    def reschedule(self, debounce: Debounce | None) -> list[PendingDelivery]:
+        """Let all wait as new rules say; return those that these don't let wait."""
+        if debounce is None:
+            return list(self._waiting.values())
+        for key, item in self._waiting.items():
+            set_due(item, debounce)
+            self._arm(key, item.delivery.due)
+        return []
 
     def forget(self, partitions: Collection[Partition]) -> None:
         """Forget the keys of partitions that are no longer ours."""

@@ -30,7 +30,7 @@ from gateway.engine.ordered.quiet_periods import QuietKeys, Step, step
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Stage, Tracker
 from gateway.engine.services import Services
 from gateway.log.base import COMMIT_BYTES, Assignment, Batch, Commit, Partition, Record
-from gateway.log.records import Origin, StoredDelivery, decoded_delivery, order_key, origin_of
+from gateway.log.records import Origin, StoredDelivery, decoded_delivery, order_key_of, origin_of
 from gateway.model import (
     NO_METADATA,
     DeadLettered,
@@ -72,7 +72,7 @@ class OrderedRoute(Member):
         # Invariant: each key's head item is ready, in the dispatcher, under way, halted or in `_quiet`, and none of the
         # others is. For a key in `_former`, no item is: an attempt from before the topic was recreated is in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
-        self._ready: list[PendingDelivery] = []
+        self._ready: dict[PendingDelivery, None] = {}
         self._former: dict[tuple[Partition, str], PendingDelivery] = {}
         self._woken = asyncio.Event()
         self._key_states: dict[Occurrence, KeyState] = {}
@@ -97,14 +97,20 @@ class OrderedRoute(Member):
     def reload(self) -> None:
         super().reload()
         self._update_unknown_since()
+        route = self._route()
         for head in self._halted_heads():
             if condition_failed(head):
                 self._make_ready(head)  # to be matched by the new rules
+            elif route is not None and route.on_exhausted != "halt":
+                self._halted.release(head.delivery, "rules")
+                self._make_ready(head)
+        if route is not None:
+            for head in self._quiet.reschedule(route.debounce):
+                self._end_quiet_period(head, self._log.now())
 
     def _halted_heads(self) -> list[PendingDelivery]:
-        ready = {id(item) for item in self._ready}
         heads = [queue[0] for queue in self._queues.values()]
-        return [head for head in heads if head.stage is Stage.WAITING and head.outcome and id(head) not in ready]
+        return [head for head in heads if head.stage is Stage.WAITING and head.outcome and head not in self._ready]
 
     def _update_unknown_since(self) -> None:
         """Track since when the rules lack the route or its destination."""
@@ -181,10 +187,12 @@ class OrderedRoute(Member):
         item.stage = Stage.WAITING
         if stored.metadata.reason:
             item.outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.metadata.detail)
-        queue = self._queues.setdefault(self._key(item), deque())
+        key = self._key(item)
+        queue = self._queues.setdefault(key, deque())
         last = queue[-1] if queue else None
-        debounce = None if (route := self._route()) is None else route.debounce
-        what = Step.FOLLOWS if debounce is None else step(item, origin, last, debounce)
+        debounce = None if (route := self._route()) is None or item.outcome is not None else route.debounce
+        is_held = last is not None and (last is not queue[0] or last in self._ready or self._quiet.has(key, last))
+        what = Step.FOLLOWS if debounce is None else step(item, origin, last if is_held else None, debounce)
         if last is not None and what is Step.IS_SUPERSEDED:
             self._dispatcher.end(item, Superseded(by=last.delivery.event.id))
             return
@@ -198,9 +206,8 @@ class OrderedRoute(Member):
         """End the delivery before the last one of a queue."""
         if queue[0] is not item:
             del queue[-2]
-        elif not self._quiet.remove(self._key(item), item):  # it is due, by what this process had read
-            self._dispatcher.withdraw([item])
-            self._ready = [other for other in self._ready if other is not item]
+        self._quiet.remove(self._key(item), item)
+        self._ready.pop(item, None)  # it is due, by what this process had read
         self._kick_tally.forget(item)
         self._dispatcher.end(item, Superseded(by=by))
 
@@ -219,18 +226,19 @@ class OrderedRoute(Member):
         if known is not None:
             item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
             item.outcome = known.outcome or item.outcome
-        if item.burst is None or item.outcome is not None or item.delivery.attempts:
+        key = self._key(item)
+        if item.burst is None or item.outcome is not None or item.delivery.attempts or key in self._former:
             self._make_ready(item)
         elif item.delivery.due <= (now := self._log.now()):
             self._end_quiet_period(item, now)
         else:
             item.stage = Stage.WAITING
-            self._quiet.add(self._key(item), item)
+            self._quiet.add(key, item)
 
     def _make_ready(self, item: PendingDelivery) -> None:
         item.stage = Stage.WAITING
         if self._key(item) not in self._former:
-            self._ready.append(item)
+            self._ready[item] = None
             self._woken.set()
 
     # Attempts, in order.
@@ -246,17 +254,14 @@ class OrderedRoute(Member):
                     await self._services.sleep(IDLE_TICK)
                     continue
                 asked_at = asyncio.get_running_loop().time()
-                ready = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
-                partitions = {item.record.tracker.partition for item in ready}
+                proven = list(self._ready)  # they stay in `_ready`, so nothing else dispatches them
+                partitions = {item.record.tracker.partition for item in proven}
                 if not await self._committer.commit(partitions, is_ownership_check=True):
                     await self._services.sleep(RETRY_DELAY)
                     continue
                 now = self._log.now()
-                proven = {id(item) for item in ready}
-                # Only those that are still there: a kick may have ended one meanwhile.
-                ready = [item for item in self._ready if id(item) in proven]
-                self._ready = [item for item in self._ready if id(item) not in proven]
-                for item in ready:
+                for item in [item for item in proven if item in self._ready]:  # a kick may have ended one meanwhile
+                    del self._ready[item]
                     item.ownership_checked_at = asked_at
                     if item.record.tracker.is_live:
                         item.metadata = NO_METADATA
@@ -317,7 +322,7 @@ class OrderedRoute(Member):
         return self._services.rules().routes.get(self.route)
 
     def _key(self, item: PendingDelivery) -> tuple[Partition, str]:
-        return item.record.tracker.partition, order_key(item.delivery.event)
+        return item.record.tracker.partition, order_key_of(item.delivery)
 
     # Kicks, and gauges.
 
@@ -334,7 +339,7 @@ class OrderedRoute(Member):
     def _end_quiet_periods(self) -> None:
         """Make ready what has waited for long enough; and what comes next to that, while no more records are read."""
         now = self._log.now()
-        full = [each.partition for each in self.trackers.values() if each.is_paused or each.buffered]
+        full = [each.partition for each in self.trackers.values() if each.buffered or not each.progress.has_room()]
         early = self._quiet.pop_early(self.trackers if not self.has_room else full)
         for item in (*self._quiet.pop_due(now), *early):
             self._end_quiet_period(item, now)
@@ -344,16 +349,15 @@ class OrderedRoute(Member):
             )
 
     def _end_quiet_period(self, item: PendingDelivery, now: float) -> None:
+        self._quiet.remove(self._key(item), item)
         item.delivery = replace(item.delivery, due=0.0, delayed_until=min(item.delivery.delayed_until, now))
         self._make_ready(item)
 
     def _apply_kicks_and_rules(self) -> None:
         """Retry what was kicked at once, and end halted deliveries once the rules no longer say `halt`."""
         is_kicked, is_route_kicked = self._kicks.arrived()
-        route = self._route()
-        ready = {id(item) for item in self._ready}
-        heads = [head for head, *_ in self._queues.values() if head.stage is Stage.WAITING]
         if is_kicked:
+            heads = [head for head, *_ in self._queues.values() if head.stage is Stage.WAITING]
             if not is_route_kicked:  # what its route lets wait, no destination's kick does
                 heads = [head for head in heads if not self._quiet.has(self._key(head), head)]
             results = {head: last_result(head.delivery) for head, *_ in self._queues.values()}
@@ -364,13 +368,10 @@ class OrderedRoute(Member):
             self._dispatcher.withdraw(heads)
             for item in heads:
                 self._quiet.remove(self._key(item), item)
-                if self._reset_for_retry(item) and id(item) not in ready:
+                item.burst = None  # so that nothing supersedes it any more
+                if self._reset_for_retry(item):
                     self._make_ready(item)
             self._track_kick(results)
-        elif route is not None and route.on_exhausted != "halt":
-            for item in self._halted_heads():
-                self._halted.release(item.delivery, "rules")
-                self._make_ready(item)
 
     def _track_kick(self, results: Mapping[PendingDelivery, str]) -> None:
         lag = {} if self._consumer is None else self._consumer.lag()
@@ -421,7 +422,7 @@ class OrderedRoute(Member):
             item.outcome = None
         item.delivery = replace(item.delivery, attempts=(), replayed_at=self._log.now())
         if not is_matched:
-            self._ready = [other for other in self._ready if other is not item]
+            self._ready.pop(item, None)
             self._dispatcher.finish(item)
         return is_matched
 
@@ -471,7 +472,7 @@ class OrderedRoute(Member):
                     self._key_states[head.delivery.occurrence] = KeyState.of(head)
                 del self._queues[key]
         self._quiet.forget(partitions)
-        self._ready = [item for item in self._ready if item.record.tracker.is_live]
+        self._ready = {item: None for item in self._ready if item.record.tracker.is_live}
 
     @override
     def restarted(self, assignment: Assignment) -> None:
@@ -481,7 +482,7 @@ class OrderedRoute(Member):
                 self._former[key] = head
         self._queues = {key: queue for key, queue in self._queues.items() if key[0] != partition}
         self._quiet.forget({partition})
-        self._ready = [item for item in self._ready if item.record.tracker.partition != partition]
+        self._ready = {item: None for item in self._ready if item.record.tracker.partition != partition}
         super().restarted(assignment)
 
     @override
