@@ -266,6 +266,22 @@ async def test_what_a_kick_has_tried_before_it_was_due_is_superseded_by_nothing(
 
 
 @virtual
+async def test_what_a_kick_has_released_is_superseded_by_nothing_though_it_is_paused() -> None:
+    world = await a_world(debounced(quiet=60.0))
+    async with operated(world) as control, running(world, world.worker(control)):
+        pause = ControlRecord(kind="pause", name="route/build", state="paused", at=now())
+        await publish(world, pause)
+        await edit(world, 2)
+        await kick(world, "route/build")
+        await edit(world, 2, first=2)
+        await publish(world, replace(pause, state="resuming", at=now()))
+        await asyncio.sleep(5)
+        assert sent(world) == ["a.1"], "as the operator has asked"
+        await asyncio.sleep(60)
+    assert sent(world) == ["a.1", "a.3"]
+
+
+@virtual
 async def test_a_pause_keeps_what_was_due_and_the_last_of_each_burst() -> None:
     world = await a_world(debounced())
     async with operated(world) as control, running(world, world.worker(control)):
