@@ -2,8 +2,11 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+MASK = "***"
+"""What is shown instead of a secret."""
+LEAST_HIDDEN = 4  # characters of a value that is hidden
 MAX_SHOWN = 60  # characters of a value in a message
 DURATION = re.compile(r"(?=\d)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
 _SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
@@ -15,6 +18,14 @@ def parse_duration(text: str) -> float:
     if not found:
         raise ValueError
     return sum(int(amount) * unit for amount, unit in zip(found.groups(), _SECONDS, strict=True) if amount)
+
+
+def hidden(text: str, values: Collection[str]) -> str:
+    """Return a text without these values, but for short ones."""
+    for value in sorted(values, key=len, reverse=True):
+        if len(value) >= LEAST_HIDDEN:
+            text = text.replace(value, MASK)
+    return text
 
 
 def shown(value: object) -> str:

@@ -27,10 +27,9 @@ from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
 from gateway.rules.value_kinds import shown_duration
-from gateway.text import did_you_mean
+from gateway.text import MASK, did_you_mean
 from gateway.verify.request import Request
 
-MASK = "***"
 MIN_SECRET = 4
 """Length of the shortest secret that is masked; shorter ones may occur anywhere by chance."""
 

@@ -12,10 +12,10 @@ from urllib.parse import quote
 from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import DAY, Topics
 from gateway.model import NewerRecordError, UndecodableRecordError, UsageError
-from gateway.ops.explain import MASK
 from gateway.ops.findings import SOURCE, Finding
 from gateway.ops.log_search import newest_first
 from gateway.quarantine.records import Marker, Missing, Outcome, RejectedRequest, decode
+from gateway.text import MASK
 
 UNREADABLE = "unreadable"
 """The reason of a record that can't be read."""

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.model import UsageError
-from gateway.ops.explain import MASK
 from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.rules import Rules, Source
 from gateway.rules.yaml_document import Node, Problem, read_document
-from gateway.text import did_you_mean
+from gateway.text import MASK, did_you_mean
 from gateway.verify.check import SigningSpec
 from gateway.verify.key_ring import SecretLifetime
 

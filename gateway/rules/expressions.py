@@ -17,7 +17,7 @@ of `functions.py` are called likewise.
 import base64
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -31,9 +31,10 @@ import orjson
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, READING, ROOTS, EventView, measured
 from gateway.rules.function_calls import NO_MATCHES, Calls, is_found_in
+from gateway.rules.functions import NamedSecret
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in, without_comments
-from gateway.text import did_you_mean
+from gateway.text import did_you_mean, hidden
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 MAX_FIELDS_SHOWN = 20  # Maximum names of an event's fields in a message.
@@ -57,6 +58,8 @@ class Expression:
     """
 
     text: str
+    _shown: str = field(init=False, compare=False, repr=False)
+    _secrets: tuple[NamedSecret, ...] = field(init=False, repr=False)
     _program: cel.Program = field(init=False, compare=False, repr=False)
     _analysis: Analysis = field(init=False, compare=False, repr=False)
     _path: FieldPath | None = field(init=False, compare=False, repr=False)
@@ -68,6 +71,8 @@ class Expression:
         analysis = Scan(self.text, _read_literal, secrets=_SECRETS.get()).analysis()
         if analysis.edits:
             program = _compile(_edited(self.text, sorted(analysis.edits)))
+        object.__setattr__(self, "_shown", hidden(self.text, _HIDDEN.get()))
+        object.__setattr__(self, "_secrets", analysis.secrets)
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
@@ -128,7 +133,7 @@ class Expression:
             return False
         if isinstance(value, bool):
             return value
-        raise ExpressionError(f"{_shortened(self.text)}: expected true or false, got {json_type(value)}")
+        raise ExpressionError(f"{_shortened(self._shown)}: expected true or false, got {json_type(value)}")
 
     def as_text(self, view: EventView) -> str | None:
         """Return the value as an id, a type or a key: a string as it is, a number or boolean as JSON.
@@ -148,7 +153,7 @@ class Expression:
         if value is ABSENT:
             return None
         if isinstance(value, dict | list):
-            raise ExpressionError(f"{_shortened(self.text)}: expected a string or number, got {json_type(value)}")
+            raise ExpressionError(f"{_shortened(self._shown)}: expected a string or number, got {json_type(value)}")
         return None if value is None else as_text(value)
 
     def _execute(self, view: EventView) -> object:
@@ -167,7 +172,7 @@ class Expression:
         except ExpressionError as error:
             if calls.refusal is None or isinstance(error, MissingFieldError):
                 raise
-            raise ExpressionError(f"{_shortened(self.text)}: {calls.refusal}") from error
+            raise ExpressionError(f"{_shortened(self._shown)}: {calls.refusal}") from error
         finally:
             calls.view = None  # breaks a reference cycle that the garbage collector doesn't see
             if calls.is_spent:  # also if CEL continued without a result, which doesn't mean "no match"
@@ -189,7 +194,7 @@ class Expression:
         if text is ABSENT:
             raise AbsentFieldError(path, view)
         if type(text) is not str:
-            raise ExpressionError(f"{_shortened(self.text)}: {NO_MATCHES}")
+            raise ExpressionError(f"{_shortened(self._shown)}: {NO_MATCHES}")
         is_found = is_found_in(self._analysis.patterns[0], text, view)
         if is_found is None:
             raise self._too_expensive(_LONG_MATCH)
@@ -229,7 +234,7 @@ class Expression:
             raise self._too_expensive(f"it names {total} values, {longest} side by side")
 
     def _too_expensive(self, why: str) -> ExpressionError:
-        return ExpressionError(f"{_shortened(self.text)}: too much to compute: {why}")
+        return ExpressionError(f"{_shortened(self._shown)}: too much to compute: {why}")
 
     def _translated(self, error: Exception, view: EventView) -> ExpressionError:
         """Distinguish a missing field from other failures; CEL reports a step into null or a scalar as an overload."""
@@ -239,13 +244,13 @@ class Expression:
             missing = self._missing(view, key.rpartition(" ")[2] if isinstance(error, IndexError) else key)
             if missing is None:
                 # A key that isn't in the expression is from the event.
-                name = _shortened(key if key in self.text else f"a key of {self.text}")
+                name = _shortened(key if key in self._shown else f"a key of {self._shown}")
                 return MissingFieldError(f"{name} isn't there")
         elif isinstance(error, TypeError) or not view.has_body:
             missing = self._missing(view)
         if missing is not None:
             return AbsentFieldError(missing, view)
-        return ExpressionError(f"{_shortened(self.text)}: {_reason(error)}")
+        return ExpressionError(f"{_shortened(self._shown)}: {_reason(error)}")
 
     def _missing(self, view: EventView, key: str | None = None) -> FieldPath | None:
         """Return the first path that is missing at that key; without a key, the first that steps into a scalar.
@@ -262,13 +267,23 @@ class Expression:
 
 
 @contextmanager
-def using(secrets: Mapping[str, bytes]) -> Iterator[None]:
+def using(secrets: Mapping[str, NamedSecret]) -> Iterator[None]:
     """Let expressions that are parsed meanwhile use these secrets by their names."""
     before = _SECRETS.set(secrets)
     try:
         yield
     finally:
         _SECRETS.reset(before)
+
+
+@contextmanager
+def hiding(values: Collection[str]) -> Iterator[None]:
+    """Let expressions that are parsed meanwhile tell none of these values in what they raise."""
+    before = _HIDDEN.set(values)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(before)
 
 
 @contextmanager
@@ -388,7 +403,8 @@ def _shortened(text: str) -> str:
 
 
 _NAMED: ContextVar[Mapping[str, str]] = ContextVar("named", default=MappingProxyType({}))
-_SECRETS: ContextVar[Mapping[str, bytes] | None] = ContextVar("secrets", default=None)
+_SECRETS: ContextVar[Mapping[str, NamedSecret] | None] = ContextVar("secrets", default=None)
+_HIDDEN: ContextVar[Collection[str]] = ContextVar("hidden", default=())
 _EVERYTHING: Parts = {}
 _WHOLE = frozenset((*ROOTS, ITEM))
 

@@ -6,7 +6,7 @@ from types import MethodType
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import ABSENT, PASSING, READING, EventView
-from gateway.rules.functions import FUNCTIONS, Function, cost, keyed_digest
+from gateway.rules.functions import FUNCTIONS, Function, cost
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis
 
@@ -64,7 +64,7 @@ class Calls:
         if not view.spend(HMAC_STEPS + cost(value)):
             self.is_spent = True
             return ABSENT
-        return keyed_digest(self._analysis.secrets[number], value)
+        return self._analysis.secrets[number].digest(value)
 
     def default(self, number: int, otherwise: object) -> object:
         """Return the value of a path by its number, or else the other argument, where it is missing or null."""

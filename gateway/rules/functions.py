@@ -17,6 +17,7 @@ from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import orjson
+from typing_extensions import override
 
 from gateway.model import ExpressionError
 
@@ -166,9 +167,33 @@ def _sha256(value: object) -> str:
     return hashlib.sha256(_bytes(value)).hexdigest()
 
 
-def keyed_digest(key: bytes, value: object) -> str:
-    """Return HMAC-SHA256 (RFC 2104) of a string or bytes, in hex."""
-    return hmac.digest(key, _bytes(value), "sha256").hex()
+class NamedSecret:
+    """A secret of the rules, by its name in expressions; its key is never shown. None if it isn't known here."""
+
+    __slots__ = ("_key", "name")
+
+    def __init__(self, name: str, key: bytes | None) -> None:
+        self.name = name
+        self._key = key
+
+    def digest(self, value: str | bytes) -> str:
+        """Return HMAC-SHA256 (RFC 2104) in hex; of an unknown key, a text that says so, and for which value it is."""
+        content = _bytes(value)
+        if self._key is None:
+            return f"hmac-by-{self.name}-{hashlib.sha256(content).hexdigest()[:16]}"
+        return hmac.digest(self._key, content, "sha256").hex()
+
+    @override
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NamedSecret) and (self.name, self._key) == (other.name, other._key)
+
+    @override
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @override
+    def __repr__(self) -> str:
+        return f"NamedSecret({self.name!r})"
 
 
 def _money(amount: object, currency: object) -> str:

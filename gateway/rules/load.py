@@ -28,7 +28,7 @@ from gateway.rules.defaults import contacts_of, fill_destination, fill_route, in
 from gateway.rules.destination_credentials import TlsError, tls_of
 from gateway.rules.foreach import expand
 from gateway.rules.lints import Lints
-from gateway.rules.policy import check_policy
+from gateway.rules.policy import check_policy, keeps_secrets
 from gateway.rules.route_checks import check_order, check_request, check_split
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
@@ -130,7 +130,7 @@ def _read(
         rules = None if rules is None else replace(rules, version=version.hexdigest())
         if lints and rules is not None:
             Lints(reader, assembly.destinations, assembly.routes).give()
-    return rules, sorted(reader.problems), tuple(reader.files)
+    return rules, sorted(set(reader.problems)), tuple(reader.files)
 
 
 @contextmanager
@@ -172,6 +172,8 @@ def _read_files(
         reader.has_gaps, reader.secrets = True, outer
         return
     inherit(read, parent)
+    if keeps_secrets(read):
+        reader.secrets = {}
     yield read
     above = (*above, path)
     for use in read.values.get("include", ()):

@@ -11,7 +11,7 @@ from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader
 from gateway.rules.yaml_document import Node
 
 REQUIRED = ("owner", "runbook")
-FORBIDDEN = ("unverified", "headers")
+FORBIDDEN = ("unverified", "headers", "secrets")
 
 
 def check_policy(policy: ParsedMapping, included: list[ParsedMapping], reader: SchemaReader) -> None:
@@ -31,6 +31,12 @@ def check_policy(policy: ParsedMapping, included: list[ParsedMapping], reader: S
             by.check_contact(route, file)
             if request := route.values.get("request"):
                 by.check_headers(request)
+
+
+def keeps_secrets(root: ParsedMapping) -> bool:
+    """Return whether the secrets of a file are for its own expressions alone."""
+    policy = root.values.get("policy")
+    return policy is not None and "secrets" in policy.values.get("forbid", ())
 
 
 def _inline(file: ParsedMapping) -> Iterator[ParsedMapping]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import ABSENT, ITEM, ROOTS, EventView, Step
-from gateway.rules.functions import FUNCTIONS, Function
+from gateway.rules.functions import FUNCTIONS, Function, NamedSecret
 from gateway.rules.patterns import Pattern
 from gateway.text import did_you_mean
 
@@ -134,7 +134,7 @@ class Analysis(NamedTuple):
     edits: tuple[Edit, ...]
     calls: frozenset[str]
     patterns: tuple[Pattern, ...]
-    secrets: tuple[bytes, ...]
+    secrets: tuple[NamedSecret, ...]
     is_match: bool
     has_macros: bool
     depth: int
@@ -163,7 +163,7 @@ class Scan:
         text: str,
         read_literal: Callable[[str], str],
         named: Mapping[str, str] = MappingProxyType({ITEM: ITEM}),
-        secrets: Mapping[str, bytes] | None = None,
+        secrets: Mapping[str, NamedSecret] | None = None,
     ) -> None:
         """`read_literal` returns the value of a CEL string literal; `named` are texts that stand for names.
 
@@ -184,7 +184,7 @@ class Scan:
         self._calls: set[str] = set()
         self._patterns: list[Pattern] = []
         self._known_secrets = secrets
-        self._secrets: list[bytes] = []
+        self._secrets: list[NamedSecret] = []
         self._defaulted: Token | None = None
         """The root of a path that `default` may replace."""
         self._makes_values = False
@@ -294,16 +294,19 @@ class Scan:
         """Have the secret that it names passed by its number: no name is the event's."""
         inner = [token for token, _ in self._in_brackets()]
         if self._count_arguments() != 2:  # noqa: PLR2004 - the text and the secret
-            raise _at(name, f"hmac: expected a value and the name of a secret, got {self._count_arguments()}")
+            message = f"hmac: expected 2 arguments, a value and the name of a secret, got {self._count_arguments()}"
+            raise _at(name, message)
         comma, literal = inner[-2:]
         if comma.text != "," or literal.kind not in ("raw", "text", "line") or literal.text[0] in "bB":
-            raise _at(literal, "hmac: expected the name of a secret as one string literal, got something else")
+            message = "hmac: expected the name of a secret as one string literal, such as 'pepper', got something else"
+            raise _at(literal, message)
         if self._known_secrets is None:
             raise _at(name, "hmac: expected it in `request`, the only place where secrets may be used")
         which = self._read_literal(literal.text)
         if which not in self._known_secrets:
-            near = did_you_mean(which, self._known_secrets)
-            raise _at(literal, f"hmac: expected the name of one of the file's `secrets`, got '{which}'", near)
+            known = ", ".join(sorted(self._known_secrets)) or "none"
+            near = did_you_mean(which, self._known_secrets)  # which may be a secret itself: it isn't shown
+            raise _at(literal, f"hmac: expected a name of the file's `secrets` ({known}), got another string", near)
         self._edits.append(Edit(name.start, name.start + len(name.text), own_name(name.text)))
         self._edits.append(Edit(literal.start, literal.start + len(literal.text), str(len(self._secrets))))
         self._calls.add(own_name(name.text))

@@ -9,11 +9,12 @@ from typing import Any, assert_never
 
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError
-from gateway.rules.expressions import naming, using
+from gateway.rules.expressions import hiding, naming, using
+from gateway.rules.functions import NamedSecret
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
-from gateway.text import did_you_mean
+from gateway.text import did_you_mean, hidden
 from gateway.verify.presets import SchemeError
 
 MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
@@ -67,9 +68,9 @@ class SchemaReader:
         """A file can't be read, so that an unknown name may be defined there."""
         self.unresolved: set[Node] = set()
         self.secret_values: set[str] = set()
-        self.secrets: Mapping[str, bytes] = {}
-        """Those that expressions of the file that is read may use, by their names."""
         """The values of references, except for defaults, which are written in the file."""
+        self.secrets: Mapping[str, NamedSecret] = {}
+        """Those that expressions of the file that is read may use, by their names."""
         self.secret_lengths: dict[Node, int] = {}
         """Characters of these values in a text, together."""
 
@@ -98,7 +99,10 @@ class SchemaReader:
                 return "$${" if is_template and written.startswith("{", found.end()) else "${"
             if found[0] == "${{":
                 if not is_template:
-                    self.report(node, "value", "expected no template, got ${{ … }}, which only `request` has")
+                    message = (
+                        "expected no ${{ … }}, which only templates have, as in `request`: CEL is written as it is"
+                    )
+                    self.report(node, "value", message)
                     is_whole = False
                 return found[0]
             value = self._reference(node, found[0], found[1])
@@ -179,9 +183,11 @@ class SchemaReader:
                 return kind.unresolved(value) if kind.unresolved else ABSENT
             value = text if kind.is_text else scalar(text)
         try:
-            parsed = kind.parse(value)
+            with hiding(self.secret_values) if node in self.secret_lengths else nullcontext():
+                parsed = kind.parse(value)
         except ExpressionError as error:
-            self.report(node, "expression", f"expected {kind.expected}, got {_shown(node)}: {error}")
+            told = hidden(str(error), self.secret_values)
+            self.report(node, "expression", f"expected {kind.expected}, got {_shown(node)}: {told}")
             return ABSENT
         except ValueError as error:
             guess = did_you_mean(value, kind.choices) if isinstance(value, str) else ""
@@ -193,14 +199,17 @@ class SchemaReader:
     def _tree(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # what the kind says
         if not isinstance(node.value, kind.shape):
             return self._mismatch(node, kind.expected)
+        known = len(self.secret_lengths)
         tree = self._plain(node, kind)
         try:
-            return kind.parse(tree)
+            with hiding(self.secret_values) if len(self.secret_lengths) > known else nullcontext():
+                return kind.parse(tree)
         except (ConditionError, SchemeError) as error:
-            self.locate(node, error.problems)
+            self.locate(node, [(path, hidden(told, self.secret_values)) for path, told in error.problems])
         except ExpressionError as error:
             location = _descend(node, getattr(error, "path", ()))
-            self.report(location, "expression", f"expected CEL in ${{{{ … }}}}, got {_shown(location)}: {error}")
+            told = hidden(str(error), self.secret_values)
+            self.report(location, "expression", f"expected CEL in ${{{{ … }}}}, got {_shown(location)}: {told}")
         except ValueError as error:
             self.report(node, "value", str(error))
         return ABSENT
@@ -280,8 +289,15 @@ class SchemaReader:
         for key in record.keys:
             if key.gives_secrets and (child := node.value.get(key.name)) is not None:
                 read = self.read(child, key.kind)
-                if read is not ABSENT:  # one with a problem has been reported: its name is no other
-                    self.secrets = {**self.secrets, **dict.fromkeys(child.value, b""), **read}
+                if read is ABSENT:
+                    read = {}
+                own = child.value if isinstance(child.value, dict) else {}
+                # One with a problem has been reported: its name is no other.
+                unknown = {name for name, node in own.items() if node in self.unresolved or name not in read}
+                self.secrets = {
+                    **self.secrets,
+                    **{name: NamedSecret(name, None if name in unknown else read[name]) for name in own},
+                }
 
     def _named_expressions(self, node: Node, record: MappingKind) -> dict[str, str]:
         """Read the expressions that the others of a mapping may name; each may name those before it."""

@@ -476,7 +476,5 @@ def _key(value: object) -> bytes:
     return key
 
 
-SECRET = Scalar(
-    f"a secret of at least {WEAK} bytes", _key, {"type": "string"}, is_secret=True, unresolved=lambda _: b"unknown here"
-)
+SECRET = Scalar(f"a secret of at least {WEAK} bytes", _key, {"type": "string"}, is_secret=True, unresolved=str.encode)
 PEM = secret("a string in PEM", re.compile(r".*", re.DOTALL))  # `destination_credentials.py` checks its content

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression, using
-from gateway.rules.functions import FUNCTIONS
+from gateway.rules.functions import FUNCTIONS, NamedSecret
 from tests.machine_speed import as_usual
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "rules.md"
@@ -25,7 +25,7 @@ EXAMPLES = re.findall(r"^\| `(.*)` \| `(.*)` \|$", SECTION, re.MULTILINE)
 
 def value_of(text: str, body: object = None) -> object:
     content = EVENT if body is None else orjson.dumps(body)
-    with using({"pepper": b"only-an-example-0123"}):
+    with using({"pepper": NamedSecret("pepper", b"only-an-example-0123")}):
         expression = Expression(text)
     return expression.evaluate(EventView(source="s", headers=(), query="", body=content))
 

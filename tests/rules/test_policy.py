@@ -158,7 +158,7 @@ def test_an_included_file_makes_no_policy(tmp_path: Path) -> None:
     ("policy", "message"),
     [
         ("policy: {require: [team]}", "expected one of owner, runbook, got 'team'"),
-        ("policy: {forbid: [all]}", "expected one of unverified, headers, got 'all'"),
+        ("policy: {forbid: [all]}", "expected one of unverified, headers, secrets, got 'all'"),
         ("policy: {max_rate: 5}", "expected a rate such as 100/s, 10/m or 5/h, got 5"),
         ("policy: {hots: [a]}", "unknown key 'hots', did you mean 'hosts'?"),
     ],
