@@ -17,8 +17,8 @@ version: 1
 sources:
   github: {verify: {scheme: github, secrets: ["${GITHUB_SECRET}"]}}
 destinations:
-  chat: {url: "${SLACK_WEBHOOK:-https://hooks.slack.com/services/T0/B0/x}"}
-  on-call: {url: https://events.pagerduty.com/v2/enqueue}
+  chat: {url: "${SLACK_WEBHOOK:-https://hooks.slack.com/services/T0/B0/x}", rate: 1/s}
+  on-call: {url: https://events.pagerduty.com/v2/enqueue, rate: 5/s}
 routes:
   - name: tell-the-team
     from: github

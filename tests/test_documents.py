@@ -1,5 +1,6 @@
 """What the documents name is there: tests, checks of the simulation, targets of make, files, and places to go to."""
 
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from dev import messages, providers
+from gateway.cli import main
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 from gateway.rules.load import check_rules
 from gateway.rules.schema import ROOT as ROOT_KIND
@@ -170,26 +172,64 @@ ROOT_KEYS = frozenset(key.name for key in ROOT_KIND.keys)
 MANY_BLOCKS = 20
 
 
-def rule_blocks() -> Iterator[tuple[str, str]]:
-    """Yield where a block of rules is, or a part of them, and its text as a whole rule file."""
+def rule_blocks() -> Iterator[tuple[str, str, bool]]:
+    """Yield where a block of rules is, its text as a whole rule file, and whether it is more than a part of one."""
     for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))):
         for number, text in enumerate(BLOCK.findall(document.read_text())):
             where, keys = f"{document.name}-{number}", set(re.findall(r"^([a-z_]+):", text, re.MULTILINE))
             if keys == {"request"}:
                 indented = "".join(f"    {line}\n" for line in text.splitlines())
-                yield where, f"version: 1\nroutes:\n  - name: r\n    from: s\n    to: d\n{indented}"
+                yield where, f"version: 1\nroutes:\n  - name: r\n    from: s\n    to: d\n{indented}", False
             elif keys and keys <= ROOT_KEYS:
-                yield where, text if "version" in keys else f"version: 1\n{text}"
+                yield where, text if "version" in keys else f"version: 1\n{text}", "version" in keys
 
 
-@pytest.mark.parametrize(("where", "text"), [*rule_blocks()], ids=[where for where, _ in rule_blocks()])
-def test_a_block_of_rules_is_right(where: str, text: str, tmp_path: Path) -> None:  # noqa: ARG001
+BLOCKS = pytest.mark.parametrize(
+    ("text", "is_whole"),
+    [(text, is_whole) for _, text, is_whole in rule_blocks()],
+    ids=[where for where, *_ in rule_blocks()],
+)
+
+
+@BLOCKS
+def test_a_block_of_rules_is_right(text: str, is_whole: bool, tmp_path: Path) -> None:  # noqa: ARG001, FBT001 - parameters
     (file := tmp_path / "routes.yaml").write_text(text)
     (tmp_path / "routes.d").mkdir()
     _, problems = check_rules(file, environ={})
     # Of a part, the rest may be elsewhere.
     assert [
         str(each) for each in problems if each.severity == "error" and each.code not in {"unknown_name", "include"}
+    ] == []
+
+
+REFERENCE = re.compile(r"\$\{([A-Z_]+)(?::-[^}]*)?\}")
+KEY = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+"""A public key of RFC 8032, section 7.1; any other text where a secret is wanted."""
+PARTIAL = frozenset(("unknown_name", "include", "unused", "missing_key", "certificate"))
+"""What a part of a rule file may lack, or not use."""
+
+
+@BLOCKS
+def test_a_block_of_rules_passes_the_strict_check(
+    text: str,
+    is_whole: bool,  # noqa: FBT001 - a parameter
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As far as it is there: of a part, the rest may be elsewhere; what is included, and files of secrets, aren't."""
+    (file := tmp_path / "routes.yaml").write_text(text)
+    (tmp_path / "routes.d").mkdir()
+    for name in REFERENCE.findall(text):
+        value = "https://elsewhere.example" if name.endswith(("_URL", "_WEBHOOK")) else KEY
+        monkeypatch.setenv(name, f"whsec_{'QUJD' * 8}" if name.endswith("SIGNING_SECRET") else value)
+    main(["check", "--strict", "--json", str(file)])
+    problems = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    excused = {"include"} if is_whole else PARTIAL
+    assert [
+        each
+        for each in problems
+        if "code" in each and each["code"] not in excused and not ("${file:" in text and each["code"] == "unresolved")
     ] == []
 
 

@@ -272,8 +272,10 @@ BROKEN = {
         ),
         "routes.yaml:5:12: destinations.c.url: expected a URL with a host, got none",
         "routes.yaml:6:12: destinations.d.url: expected an http or https URL, got one that can't be parsed",
-        "routes.yaml:7:12: destinations.e.url: expected no ${{ … }}, which only templates have, as in `request`: CEL "
-        "is written as it is",
+        (
+            "routes.yaml:7:12: destinations.e.url: expected no ${{ … }}, which only templates have, as in `request`: "
+            "CEL is written as it is"
+        ),
         "routes.yaml:8:6: destinations.f: expected the key 'url', got none",
         "routes.yaml:9:12: destinations.g.url: expected an http or https URL, got something else",
         "routes.yaml:10:12: destinations.h.url: expected an http or https URL, got one without a scheme",
