@@ -9,7 +9,7 @@ Log lines (`rules_reloaded`, `rules_refused`) and `/status` report since when, a
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -38,6 +38,8 @@ WATCH_INTERVAL = 1.0
 """Seconds between checks of the rule files. After a SIGHUP they are read at once, as they are."""
 RELOAD_RETRY_INTERVAL = 5.0
 """Seconds until rules are read again that were refused because the log was unavailable or refused a new topic."""
+SLICE = 0.002
+"""Seconds of work for new rules after which others have their turn."""
 MAX_NAMES = 20
 """Maximum names in each list of a reload's log line."""
 MAX_PROBLEMS = 5
@@ -184,14 +186,13 @@ class Reloader:
         self._read_at = time.monotonic()
         before = await asyncio.to_thread(stamps_of, [self._settings.rules])
         rules = await asyncio.to_thread(load_rules, self._settings.rules)
+        self._metrics.prepare(rules, rules.contacts)
         self.activate(rules, await asyncio.to_thread(certificate_expiries, rules))
         self._watch = Watch(await asyncio.to_thread(stamps_of, self._watched) | before)
 
     def activate(self, rules: Rules, certificates: Mapping[str, float]) -> None:
         self.rules = rules
         self._watched = set(rules.files)
-        self._metrics.prepare(rules)
-        self._metrics.set_owners(rules.contacts)
         self._metrics.set_certificate_expiries("destination", certificates)
         self._metrics.rules_loaded_timestamp.set(time.time())
         self._metrics.rules_refused.set(0)
@@ -253,8 +254,9 @@ class Reloader:
         Return False if the log prevented it: it was unavailable, or lacks a topic and didn't let us create it.
         """
         try:
-            rules = await asyncio.to_thread(load_rules, self._settings.rules)
-            changed = await asyncio.to_thread(changes, self.rules, rules)
+            with garbage.kept():
+                rules = await asyncio.to_thread(load_rules, self._settings.rules)
+                changed = await asyncio.to_thread(changes, self.rules, rules)
             lost, before = lost_routes(self.rules, rules), self.rules.routes.keys()
             certificates = await asyncio.to_thread(certificate_expiries, rules)
             added = set(specs_of(rules, self._topics)).difference(specs_of(self.rules, self._topics))
@@ -266,11 +268,16 @@ class Reloader:
         except GatewayError as error:
             await self._refuse(error, log)
             return not isinstance(error, LogUnavailableError | UsageError)
+        await _gently(self._metrics.creating(rules))
+        former = self.rules
         refused_since = self._apply(rules, certificates, changed, log.now())
         if lost:
             self._remember_loss(lost, before, log.now())
         self._on_activated(rules)
-        garbage.freeze()
+        await _gently(self._metrics.dropping(rules, rules.contacts))
+        leaving = [*former.routes.values(), *former.destinations.values(), *former.sources.values()]
+        del former
+        await _gently(_let_go(leaving))
         self._metrics.rules_reloads.labels("ok").inc()
         line: dict[str, Any] = {
             "version": rules.version,
@@ -336,3 +343,19 @@ def _rfc3339(at: float) -> str:
 
 def _bounded(names: Sequence[str]) -> list[str]:
     return [*names[:MAX_NAMES], *([f"and {len(names) - MAX_NAMES} more"] if len(names) > MAX_NAMES else [])]
+
+
+async def _gently(steps: Iterator[None]) -> None:
+    """Go through many small steps, without keeping the loop from anything else."""
+    began = time.perf_counter()
+    for _ in steps:
+        if time.perf_counter() > began + SLICE:
+            await asyncio.sleep(0)
+            began = time.perf_counter()
+
+
+def _let_go(parts: list[object]) -> Iterator[None]:
+    """Free the parts of former rules one after another: all of them at once take tens of milliseconds."""
+    while parts:
+        parts.pop()
+        yield

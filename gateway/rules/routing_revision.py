@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+import orjson
+
 from gateway.rules import eligibility
 from gateway.rules.conditions import parse_condition, written
 from gateway.rules.destination_choice import read_choice
@@ -74,13 +76,28 @@ def encode(revision: RoutingRevision, base: RoutingRevision | None) -> str:
         "routes": {name: text for name, text in revision.routes.items() if before.get(name) != text},
         "gone": [name for name in before if name not in revision.routes],
     }
-    return b64encode(zlib.compress(json.dumps(document).encode())).decode()
+    return b64encode(zlib.compress(_dumps(document), level=1)).decode()
+
+
+def _dumps(document: object) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except TypeError:  # it takes no surrogates
+        return json.dumps(document).encode()
+
+
+def _loads(text: bytes) -> Any:  # noqa: ANN401 # what JSON has
+    """Read JSON in a fifth of the time, but for what has surrogates: a revision is read by the event loop."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return json.loads(text)
 
 
 def decode(name: str, text: str, base: RoutingRevision | None) -> RoutingRevision:
     """Read what `encode` wrote. Raises ValueError for anything else."""
     try:
-        document = json.loads(_decompressed(b64decode(text)))
+        document = _loads(_decompressed(b64decode(text)))
         changed, gone = document["routes"], document["gone"]
         routes = {} if base is None else {**base.routes}
         for each in gone:

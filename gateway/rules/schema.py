@@ -876,8 +876,8 @@ POLICY = MappingKind(
         Key(
             name="forbid",
             kind=Several("a list", choice(*FORBIDDEN)),
-            about="`unverified`: sources with `scheme: none`. `headers`: of destinations and requests. `secrets`: those of "
-            "this file in requests of theirs.",
+            about="`unverified`: sources with `scheme: none`. `headers`: of destinations and requests. `secrets`: "
+            "those of this file in requests of theirs.",
         ),
     ),
 )

@@ -1,7 +1,7 @@
 """Reads a YAML document by the schema: parsed values, or every problem with its location. Resolves references."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from gateway.rules.expressions import hiding, naming, using
 from gateway.rules.functions import NamedSecret
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
-from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar
+from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar, take_apart
 from gateway.text import did_you_mean, hidden
 from gateway.verify.presets import SchemeError
 
@@ -35,6 +35,21 @@ class ParsedMapping:
 
     node: Node
     values: dict[str, Any]
+
+
+def take_all_apart(files: Iterable[ParsedMapping]) -> None:
+    """Free what was read of files, as `take_apart` does."""
+    waiting: list[object] = list(files)
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, ParsedMapping):
+            take_apart(item.node)
+            waiting.extend(item.values.values())
+            item.values.clear()
+        elif isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple):
+            waiting.extend(item)
 
 
 @dataclass(frozen=True, slots=True)

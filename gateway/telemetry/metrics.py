@@ -10,10 +10,11 @@ increment takes 0.3 µs and an observation 0.7, ours take 0.03 and 0.12, of abou
 import asyncio
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import isfinite
+from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
 import prometheus_client
@@ -143,6 +144,21 @@ class To(Protocol):
     def debounce(self) -> object | None: ...
     @property
     def fixed(self) -> Collection[str]: ...
+
+
+Contacts = Mapping[tuple[str, str], tuple[str, str]]
+
+
+PreparedNames = tuple[frozenset[str], frozenset[str], frozenset[tuple[str, str]]]
+
+
+def _prepared_names(rules: "Names") -> Generator[None, None, PreparedNames]:
+    """Return the names of rules that have series: sources, destinations, routes with each of their destinations."""
+    pairs: list[tuple[str, str]] = []
+    for route, each in rules.routes.items():
+        pairs += [(route, to) for to in _prepared_targets(each)]
+        yield
+    return frozenset(rules.sources), frozenset(rules.destinations), frozenset(pairs)
 
 
 def _prepared_targets(route: To) -> Collection[str]:
@@ -307,11 +323,14 @@ class Family(dict[Labels, Series], Generic[Series]):
         self[values] = series
         return series
 
-    def retain(self, names: Mapping[str, Collection[str]]) -> None:
-        """Drop the series in which a label named in `names` has a value that isn't among its names."""
+    def retaining(self, names: Mapping[str, Collection[str]]) -> Iterator[None]:
+        """Drop the series in which a label named in `names` has a value that isn't among its names, a few at a time."""
         checks = [(index, names[label]) for index, label in enumerate(self._labels) if label in names]
-        for values in [values for values in self if any(values[index] not in known for index, known in checks)]:
-            del self[values]
+        for number, values in enumerate(list(self) if checks else ()):
+            if any(values[index] not in known for index, known in checks):
+                self.pop(values, None)
+            if number % SERIES_PER_CHECK == 0:
+                yield
 
     def pieces(self, *, is_open: bool) -> Iterator[bytes]:
         """Write all series, in the text format or in OpenMetrics, a few at a time."""
@@ -331,11 +350,8 @@ class Metrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:  # noqa: PLR0915 - a statement for each metric
         self._families: list[Family[Counter] | Family[Gauge] | Family[Histogram]] = []
-        self._names: tuple[frozenset[str], frozenset[str], frozenset[tuple[str, str]]] = (
-            frozenset(),
-            frozenset(),
-            frozenset(),
-        )
+        self._names: PreparedNames = (frozenset(), frozenset(), frozenset())
+        self._coming = self._names
 
         def counter(name: str, text: str, *labels: str) -> Family[Counter]:
             self._families.append(family := Family(Counter, f"gateway_{name}_total", text, labels))
@@ -525,50 +541,65 @@ class Metrics(Collector):
             self.unrouted.labels(event.source).inc()
             self.unrouted_events.add(event)
 
-    def prepare(self, rules: Names) -> None:
+    def prepare(self, rules: Names, contacts: Contacts = MappingProxyType({})) -> None:
         """Create every series of the rules' names, at 0, and drop those of names that are gone.
 
         A counter that appears with its first increment hides it from `rate()` and `increase()`. Cheap if the names are
         those of the last call.
         """
-        sources, destinations = frozenset(rules.sources), frozenset(rules.destinations)
-        pairs = frozenset([(route, to) for route, each in rules.routes.items() for to in _prepared_targets(each)])
+        for _ in chain(self.creating(rules), self.dropping(rules, contacts)):
+            pass
+
+    def creating(self, rules: Names) -> Iterator[None]:
+        """Create the series of the names that are new, a few at a time: before the rules are in force."""
+        self._coming = yield from _prepared_names(rules)
+        sources, destinations, pairs = self._coming
         old_sources, old_destinations, old_pairs = self._names
-        self._names = sources, destinations, pairs
         for source in sources - old_sources:
             self._prepare_source(source)
-        self._prepare_secrets(rules.sources)
-        self._prepare_quarantine({name for name, source in rules.sources.items() if source.quarantine})
-        self._prepare_destination_responses(rules.sources)
+            yield
         for destination in destinations - old_destinations:
             self._prepare_destination(destination)
+            yield
         for route, destination in pairs - old_pairs:
             if destination == NO_DESTINATION:
                 self.deliveries.labels(route, NO_DESTINATION, "dead_lettered")
                 _each(self.dead_letters, (route, NO_DESTINATION), OF_NO_DESTINATION)
             else:
                 self._prepare_pair(route, destination)
+            yield
         for route, to in pairs:
             if to != NO_DESTINATION and rules.routes[route].delay:
                 self.spills.labels(to, SpillReason.DELAYED)
             if to != NO_DESTINATION and rules.routes[route].debounce:
                 self.deliveries.labels(route, to, "superseded")
-        if old_sources - sources or old_destinations - destinations or old_pairs - pairs:
+            yield
+
+    def dropping(self, rules: Names, contacts: Contacts) -> Iterator[None]:
+        """Drop the series of names that are gone, a few at a time: after `creating`, and once the rules are in force.
+
+        Set who answers for what: `contacts` are (kind, name) → (owner, runbook).
+        """
+        self._prepare_secrets(rules.sources)
+        self._prepare_quarantine({name for name, source in rules.sources.items() if source.quarantine})
+        self._prepare_destination_responses(rules.sources)
+        before, self._names = self._names, self._coming
+        yield
+        if any(old - new for old, new in zip(before, self._names, strict=True)):
             names: Mapping[str, Collection[str]] = {
-                "source": sources | {NO_SOURCE},
-                "destination": destinations | {NO_SOURCE},
+                "source": self._names[0] | {NO_SOURCE},
+                "destination": self._names[1] | {NO_SOURCE},
                 "route": rules.routes.keys() | {NO_SOURCE},
             }
             for family in self._families:
-                family.retain(names)
-
-    def set_owners(self, contacts: Mapping[tuple[str, str], tuple[str, str]]) -> None:
-        """Replace who answers for what: (kind, name) → (owner, runbook)."""
+                yield from family.retaining(names)
         wanted = {(*what, *who) for what, who in contacts.items()}
         for labels in set(self.owner_info) - wanted:
             del self.owner_info[labels]
+        yield
         for each in wanted:
             self.owner_info.labels(*each).set(1)
+            yield
 
     def events_by_secret(self, name: str, source: From) -> Sequence[Counter]:
         """Return the counters of a source's secrets, in their order; none if they aren't told apart."""

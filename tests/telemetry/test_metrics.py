@@ -128,11 +128,11 @@ async def written(registry: CollectorRegistry, content_type: str) -> bytes:
 def test_the_names_types_and_labels_are_the_interface() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.prepare(some_rules(routes={"build": ("ci",)}))
+    owners = {("route", "build"): ("team-a", "https://wiki.example/a")}
+    metrics.prepare(some_rules(routes={"build": ("ci",)}), owners)
     for family in (metrics.oldest_pending, metrics.log_lag, metrics.retry_backlog):
         family.labels("x").set(1)
     metrics.build_info.labels("1.0.0", "all").set(1)
-    metrics.set_owners({("route", "build"): ("team-a", "https://wiki.example/a")})
     metrics.records_lost.labels("x").inc()
     metrics.secret_events.labels("x", "1").inc()
     metrics.quarantined.labels("x", "kept").inc()
@@ -432,8 +432,9 @@ def test_secrets_have_series_only_where_there_are_several_or_one_that_ends() -> 
 def test_owners_are_replaced_as_a_whole() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.set_owners({("route", "a"): ("x", ""), ("source", "b"): ("y", "https://wiki.example/y")})
-    metrics.set_owners({("route", "a"): ("z", "")})
+    rules = some_rules(routes={"a": ("ci",)})
+    metrics.prepare(rules, {("route", "a"): ("x", ""), ("source", "b"): ("y", "https://wiki.example/y")})
+    metrics.prepare(rules, {("route", "a"): ("z", "")})
     assert sample(registry, "owner_info", kind="route", name="a", owner="z", runbook="") == 1
     assert sample(registry, "owner_info", kind="route", name="a", owner="x", runbook="") is None
     assert sample(registry, "owner_info", kind="source", name="b", owner="y", runbook="https://wiki.example/y") is None
