@@ -5,10 +5,14 @@ import gc
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from gateway import garbage
+from gateway.rules.load import load_rules
+from tests.acceptance.test_company import SECRETS
+from tests.company import ROUTES, TEAMS, write
 from tests.virtual_time import run
 
 
@@ -115,3 +119,29 @@ async def test_no_collection_but_a_full_one_looks_at_all_that_is_open(monkeypatc
     finally:
         gc.callbacks.remove(count)
     assert 0 < max(looked_at) < 500 * 100 / 3
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_nothing_is_collected_while_something_large_is_created_and_that_is_never_traversed() -> None:
+    async def scenario() -> None:
+        async with collecting():
+            with garbage.kept():
+                found = weakref.ref(Node())
+                assert not await _is_gone(found, 4 * garbage.MIDDLE_EVERY * garbage.YOUNG_INTERVAL)
+                frozen, kept = gc.get_freeze_count(), [[] for _ in range(1000)]  # type: ignore[var-annotated] # lists
+            assert gc.get_freeze_count() >= frozen + len(kept)
+            assert await _is_gone(weakref.ref(Node()), 4 * garbage.YOUNG_INTERVAL), "as before"
+
+    run(scenario())
+
+
+def test_rules_have_no_cycles(tmp_path: Path) -> None:
+    """What is frozen with them would never go."""
+    rules = load_rules(write(tmp_path / "company"), environ=dict.fromkeys(SECRETS, "only-for-this-test-0123456789"))
+    gc.unfreeze()
+    gc.collect()
+    before = len(gc.get_objects())
+    assert len(rules.routes) == TEAMS * ROUTES
+    del rules
+    assert len(gc.get_objects()) < before - 50 * TEAMS * ROUTES // 2
+    assert gc.collect() == 0
