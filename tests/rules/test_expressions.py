@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError, MissingFieldError
@@ -22,6 +22,7 @@ from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.templates import Template, TemplateError
 from tests.builders import an_event
 from tests.machine_speed import as_usual
+from tests.run_seeds import drawn
 
 BODY = {
     "action": "opened",
@@ -259,7 +260,8 @@ json_values = st.recursive(
 steps = st.lists(st.sampled_from([".a", ".b", "['a']", '["x-y"]', "[0]", "[1]"]), max_size=4)
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@seed(drawn())
+@settings(max_examples=150)
 @given(body=json_values, path=steps)
 def test_a_plain_path_followed_without_cel_means_the_same(body: object, path: list[str]) -> None:
     text = "body" + "".join(path)
@@ -270,7 +272,8 @@ def test_a_plain_path_followed_without_cel_means_the_same(body: object, path: li
     assert outcome(text, view) == outcome(f"({text})", view)
 
 
-@settings(derandomize=True, deadline=None, max_examples=100)
+@seed(drawn())
+@settings(max_examples=100)
 @given(body=json_values, paths=st.lists(steps, min_size=1, max_size=4))
 def test_handing_over_only_the_named_parts_changes_nothing(body: object, paths: list[list[str]]) -> None:
     texts = ["body" + "".join(path) for path in paths]
@@ -506,7 +509,8 @@ def test_a_pattern_leaves_nothing_that_holds_an_event() -> None:
     assert sys.getrefcount(view) == before
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
+@seed(drawn())
+@settings(max_examples=150)
 @given(body=json_values, path=steps, pattern=st.sampled_from(["", "^$", "a", "[^a]", "^.{2,5}$"]))
 def test_a_pattern_on_a_plain_path_means_the_same_without_cel(body: object, path: list[str], pattern: str) -> None:
     text = "body" + "".join(path)

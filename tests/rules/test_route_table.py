@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError
@@ -14,6 +14,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Route
 from tests.builders import a_route, an_event
+from tests.run_seeds import drawn
 
 BODY = {
     "ref": "refs/heads/main",
@@ -381,8 +382,7 @@ bodies = st.recursive(
 texts = st.sampled_from(["a", "ab", "b", "", "1"])
 
 
-@settings(derandomize=True, deadline=None, max_examples=150)
-@given(
+RULES_AND_EVENTS = given(
     rules=st.lists(matches, min_size=1, max_size=6),
     copies=st.sampled_from([1, 5]),
     type_=texts,
@@ -390,9 +390,33 @@ texts = st.sampled_from(["a", "ab", "b", "", "1"])
     query=texts,
     body=bodies,
 )
-def test_the_index_finds_exactly_the_routes_whose_conditions_hold(
-    *, rules: list[dict[str, Any]], copies: int, type_: str, header: str, query: str, body: object
-) -> None:
+
+
+@seed(drawn())
+@settings(max_examples=150)
+@RULES_AND_EVENTS
+def test_the_index_finds_exactly_the_routes_whose_conditions_hold(**drawn_values: Any) -> None:  # of hypothesis
+    assert compared(**drawn_values)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+def test_the_index_finds_them_for_fifty_thousand_pairs_of_a_rule_and_an_event() -> None:
+    count = 0
+
+    @seed(drawn())
+    @settings(max_examples=8_000)
+    @RULES_AND_EVENTS
+    def compare(**drawn_values: Any) -> None:  # of hypothesis
+        nonlocal count
+        count += compared(**drawn_values)
+
+    compare()
+    assert count >= 50_000
+
+
+def compared(*, rules: list[dict[str, Any]], copies: int, type_: str, header: str, query: str, body: object) -> int:
+    """Compare the index and `explain` with the plain meaning of rules; return of how many."""
     # Several copies of each, since where values are rare no key of several paths is made.
     rules = rules * copies
     table = RouteTable([a_route(f"r{n}", match=match) for n, match in enumerate(rules)])
@@ -401,3 +425,4 @@ def test_the_index_finds_exactly_the_routes_whose_conditions_hold(
     expected = [f"r{n}" for n, match in enumerate(rules) if naively_holds(match, event)]
     assert names(table, view) == expected
     assert [explained.name for explained in table.explain(view, table.match(view)) if explained.matched] == expected
+    return len(rules)
