@@ -405,7 +405,7 @@ def test_the_index_finds_them_for_fifty_thousand_pairs_of_a_rule_and_an_event() 
     count = 0
 
     @seed(drawn())
-    @settings(max_examples=8_000)
+    @settings(max_examples=12_000)
     @RULES_AND_EVENTS
     def compare(**drawn_values: Any) -> None:  # of hypothesis
         nonlocal count
