@@ -15,7 +15,8 @@ from tests.gateway_process import GatewayProcess
 from tests.load import Load, report
 from tests.sink import Sink
 
-RATE = 1000.0
+RATE, LIGHT = 1000.0, 200.0
+"""Events a second: with `--full`, and beside other tests."""
 OTHERS = 200
 """Routes beside the one that matches."""
 PAUSE = 0.7
@@ -43,12 +44,12 @@ def rules(to: str, sinks: dict[str, str]) -> str:
 async def test_each_event_follows_one_version_and_none_is_lost_or_late(
     embedded_place: LogPlace, folder: Path, *, is_full: bool
 ) -> None:
-    reloads = 100 if is_full else 12
+    reloads, rate = (100, RATE) if is_full else (8, LIGHT)
     async with Sink(path="") as old, Sink(path="") as new:
         sinks = {"old": old.url, "new": new.url}
         versions = [rules(name, sinks) for name in sinks]
         async with GatewayProcess(folder, rules=versions[0], log=embedded_place.url) as gateway:
-            load, quiet = Load(gateway.port, rate=RATE), Load(gateway.port, rate=RATE, first=10**6)
+            load, quiet = Load(gateway.port, rate=rate), Load(gateway.port, rate=rate, first=10**6)
             await quiet.send_for(3.0)
             stopped = asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
