@@ -1480,6 +1480,32 @@ async def test_a_node_that_hangs_is_not_asked_again_and_again(
         gc.collect()
 
 
+async def test_queries_of_a_broker_that_hangs_leave_connecting_to_the_others(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each partition is led by another broker; nothing of this log has connected to one yet."""
+    topic = f"t{uuid4().hex}"
+    async with administering(cluster.address) as admin:
+        leaders = {number: [number + 1] for number in range(3)}
+        await admin.create_topics([NewTopic(topic, -1, -1, replica_assignments=leaders)])
+    await cluster.until_whole()
+    log = await KafkaLog.open(cluster.address)
+    try:
+        await asyncio.to_thread(cluster.nodes[2].pause)
+        lost = Partition(topic, 1)
+        many = [log._cluster._offsets_at(2, [lost], EARLIEST) for _ in range(20)]
+        monkeypatch.setattr(log._cluster._client, "get_random_node", lambda: 1)
+        # aiokafka itself may be trying it, to update its metadata; then we do, once.
+        async with asyncio.timeout(2.5 * REQUEST_TIMEOUT):
+            hung, found = await asyncio.gather(asyncio.gather(*many), log.offsets_at(topic, 0.0, [0, 2]))
+        assert found == {0: 0, 2: 0}
+        assert all(isinstance(each[lost], KafkaError) for each in hung)
+    finally:
+        await asyncio.to_thread(cluster.heal)
+        await log.close()
+        gc.collect()
+
+
 async def test_of_a_topic_that_is_deleted_nothing_is_reported(kafka: str, log: KafkaLog) -> None:
     topic = await make_topic(log, partitions=2)
     await append(log, topic, b"a")

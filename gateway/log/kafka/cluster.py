@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from base64 import b64decode, b64encode
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -32,6 +31,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from gateway.log.base import ALL, Commit, Partition, TopicProblem, TopicSpec, missing_problem
+from gateway.log.kafka.commits import decode_commit, encode_metadata
 from gateway.log.kafka.connection import RETRY_BACKOFF, Connection, stop
 from gateway.log.kafka.errors import (
     FORBIDDEN,
@@ -57,8 +57,6 @@ QUERY_TIMEOUT = 5.0
 REQUEST_TIMEOUT = 1.5  # For one broker, within a query: if it hangs there is time to ask another.
 PING_TIMEOUT = 3.0
 
-COMMIT_MARK = "gw1:"  # Offsets set by another tool have other metadata, or none, and so no completion bitmap.
-
 EARLIEST, LATEST = -2, -1  # Of ListOffsets.
 TOPIC = 2  # A resource type of DescribeConfigs.
 
@@ -74,8 +72,12 @@ class Cluster:
         self._client = AIOKafkaClient(**connection.options, request_timeout_ms=int(1000 * REQUEST_TIMEOUT))
         self.topic_ids: dict[str, str] = {}
         """The id of each topic, as of the last query of its offsets; those that brokers don't tell are missing."""
+        self.leaders: dict[Partition, int] = {}
+        """The broker that leads each partition, as of the last query of its offsets."""
         self._former_topic_ids: set[str] = set()
         self._is_closed = False
+        self._connecting: dict[int | None, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._failures: Counter[int | None] = Counter()  # to connect to each broker
         self._avoided_until: dict[int | None, float] = {}  # broker → until when others are preferred
 
     async def start(self) -> None:
@@ -202,6 +204,7 @@ class Cluster:
         leaders = {
             Partition(topic.name, number): leader for topic in topics for number, leader in topic.leaders.items()
         }
+        self.leaders |= leaders
         forbidden = {topic.name: error for topic in topics if (error := for_code(topic.error_code)) in MISCONFIGURED}
         found: dict[Partition, int] = {}
         missing: dict[Partition, KafkaError] = {}
@@ -429,6 +432,7 @@ class Cluster:
             raise LogUnavailableError("expected a log that is open, got one that was closed")
         asked = self._any_node() if node is None else node
         try:
+            await self._connect(asked)
             response = await self._client.send(asked, request)
         except KeyError as error:
             # Raised by client.send when the connection that it waited for is already replaced.
@@ -441,6 +445,18 @@ class Cluster:
             # response.
             raise SaslAuthenticationFailed("the token was refused")
         return response
+
+    async def _connect(self, node: int | None) -> None:
+        """Connect to a broker, unless that is done. Raises NodeNotReadyError, also for those that waited meanwhile.
+
+        aiokafka connects to one broker at a time: if each query tried one that hangs, none would reach the others.
+        """
+        failures = self._failures[node]
+        async with self._connecting[node]:
+            if self._failures[node] == failures and await self._client.ready(node):
+                return
+            self._failures[node] += 1
+        raise NodeNotReadyError(f"node {node}")
 
     def _any_node(self) -> int | None:
         """Return a broker: if possible one that hasn't failed to respond in the last 5 s."""
@@ -474,23 +490,3 @@ class Cluster:
             raise LogUnavailableError(f"{what}: expected a response, got {message_of(last or error)}") from (
                 last or error
             )
-
-
-def encode_metadata(commit: Commit) -> str:
-    """Return the completion bitmap, `Commit.metadata` and the topic's id, with colons in between, as metadata."""
-    if not (commit.done or commit.metadata or commit.topic_id):
-        return ""
-    fields = [b64encode(commit.done), b64encode(commit.metadata), b64encode(bytes.fromhex(commit.topic_id))]
-    return COMMIT_MARK + b":".join(fields).decode().rstrip(":")
-
-
-def decode_commit(base: int, metadata: str) -> Commit:
-    """Return a commit; one with metadata that isn't ours is of its base alone."""
-    if not metadata.startswith(COMMIT_MARK):
-        return Commit(base)
-    fields = metadata.removeprefix(COMMIT_MARK).split(":")
-    try:
-        done, own, topic_id, *_ = [b64decode(field, validate=True) for field in [*fields, "", ""]]
-    except ValueError:
-        return Commit(base)
-    return Commit(base, done, own, topic_id.hex())

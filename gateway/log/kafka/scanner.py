@@ -69,6 +69,8 @@ class Scanner:
             self._cluster.offsets([partition], EARLIEST), self._cluster.offsets([partition], LATEST)
         )
         start, end = max(start, first[partition]), min(end, after_last[partition])
+        if self._leaders.get(partition) != self._cluster.leaders.get(partition):
+            self._leaders.pop(partition, None)  # It has a new one since the last scan.
         try:
             with translated_errors(f"scan {partition.topic}/{partition.number}"):
                 while start < end and (fetched := await self._fetch(partition, start, end)) is not None:
