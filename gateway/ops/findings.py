@@ -1,4 +1,4 @@
-"""A finding of `gateway status`: one thing that keeps deliveries from going out; and how findings are ranked."""
+"""A finding of `gateway status`: something an operator should know; and how findings are ranked."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that keeps deliveries from going out, or that waits. Times are Unix seconds.
+    """Something that keeps deliveries from going out, or that an operator should look at. Times are Unix seconds.
 
     `next` are the steps to take, one command a line; comments begin with `#`. `until` is when it ends, or the next
-    attempt; if that `is_due`, since when it has been. `by` is who has paused it, or the address
-    of the process that reports it.
+    attempt; if that `is_due`, when it became due. `by` is who has paused it, or the address of the process that
+    reports it.
     """
 
     rank: int

@@ -298,7 +298,7 @@ def _suppressed_before_findings(source: Mapping[str, Any], where: str, control: 
 def _progress(done: Replayed | None, left: int = 0, missed: int | None = None) -> str:
     """Return what replays have queued and how many events they haven't, as the end of a reason.
 
-    Replays count neither which events they queued nor of which time, so what is left may be more.
+    Replays record neither which events they queued nor their times, so what is left may be more.
     """
     if done is None:
         return ""
@@ -323,7 +323,7 @@ def _replay(source: str, since: float) -> str:
 def _source_findings(source: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
     """Yield which of a source's events weren't delivered under its current rules, or conflict.
 
-    Unrouted ones are wrong if they are many, the others only told then.
+    Unrouted ones are always told, and need attention if they are many; the others are told only then.
     """
     name, identity = source["source"], source["identity"]
     steps = [

@@ -303,7 +303,7 @@ class Route:
         return len(self.destinations) if self.choice is None else len(self.fixed) + 1
 
     def is_chosen(self, destination: str) -> bool:
-        """Return whether only some events go to a destination, or whether it stands for none that is declared."""
+        """Return whether only some events go to a destination, which may stand for those that aren't declared."""
         return self.choice is not None and destination not in self.fixed
 
     def targets(self, view: EventView, error: ExpressionError | None) -> tuple[Target, ...]:
@@ -315,7 +315,7 @@ class Route:
         return *[Target(name, end) for name in self.fixed], *chosen
 
     def chosen(self, view: EventView, end: DeadLettered | None = None) -> tuple[Target, ...]:
-        """Return where an event goes by its own values, even if every event goes there; never nothing.
+        """Return where an event goes by its own values, even where every event goes; it is never empty.
 
         Without a `choice`, that is everywhere.
         """

@@ -155,6 +155,9 @@ def without_comments(text: str) -> str:
     return "".join([" " if found.group().startswith("//") else found.group() for found in _TOKEN.finditer(text)])
 
 
+_ELSEWHERE = {ITEM: ", which a route with `split` has", "each": ", which a route with `foreach` has"}
+
+
 class Scan:
     """Finds the names, paths and macros in a valid expression. Raises ExpressionError for unknown names."""
 
@@ -246,7 +249,8 @@ class Scan:
         elif token.text in self._named:
             self.named_edits.append(Edit(token.start, token.start + len(token.text), self._named[token.text]))
         else:
-            raise _at(token, f"unknown name '{token.text}'", did_you_mean(token.text, (*ROOTS, *self._named)))
+            hint = _ELSEWHERE.get(token.text) or did_you_mean(token.text, (*ROOTS, *self._named))
+            raise _at(token, f"unknown name '{token.text}'", hint)
 
     def _macro(self, token: Token) -> None:
         """Skip `(x,`, after which the macro's variable is defined."""

@@ -270,8 +270,10 @@ class SchemaReader:
         return key, self.read(child, kind.value)
 
     def _name_or(self, node: Node, kind: NameOr) -> Any:  # noqa: ANN401 # a NameRef, a TemplateRef, a ParsedMapping
-        if not isinstance(node.value, str) or not _TEMPLATE.search(node.value):
+        if not isinstance(node.value, str) or "{{" not in node.value:
             return self.read(node, kind.record if isinstance(node.value, dict) else kind.name)
+        if not _TEMPLATE.search(node.value):
+            return self._mismatch(node, kind.template.expected)
         template = self.read(node, kind.template)
         return template if template is ABSENT else TemplateRef(template, node)
 
@@ -286,7 +288,7 @@ class SchemaReader:
 
     def _record(self, node: Node, record: MappingKind) -> Any:  # noqa: ANN401 # a ParsedMapping
         if not isinstance(node.value, dict):
-            return self._mismatch(node, "a mapping")
+            return self._mismatch(node, record.expected)
         self._read_secrets(node, record)
         named = self._named_expressions(node, record)
         with naming(named) if named else nullcontext():

@@ -129,6 +129,11 @@ class MappingKind:
     def __post_init__(self) -> None:
         object.__setattr__(self, "by_name", {key.name: key for key in self.keys})
 
+    @property
+    def expected(self) -> str:
+        required = " and ".join([f"`{key.name}`" for key in self.keys if key.is_required])
+        return f"a mapping with {required}" if required else "a mapping"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByKey:
@@ -333,6 +338,12 @@ def _expression(value: object) -> Expression:
     return parse(_text(value))
 
 
+def _route_split(value: object) -> Split:
+    if value == "off":
+        raise ValueError("expected CEL of a list, got 'off': a route without `split` splits nothing")
+    return Split(_expression(value))
+
+
 def _expression_name(value: object) -> str:
     name = _text(value)
     if not is_free_name(name):
@@ -439,7 +450,7 @@ def or_off(kind: Scalar) -> Scalar:
 
 TEXT = Scalar("a string", _text, {"type": "string"})
 CEL = Scalar("a CEL expression", _expression, {"type": "string"})
-SPLIT = Scalar("CEL of a list, such as body.commits", lambda value: Split(_expression(value)), {"type": "string"})
+SPLIT = Scalar("CEL of a list, such as body.commits", _route_split, {"type": "string"})
 EXPRESSION_NAME = Scalar(
     "a name of letters, digits and _, which isn't one of CEL's or of the event's",
     _expression_name,

@@ -28,7 +28,7 @@ filled in by its file in `presets/`.
 
 `scheme: hash` takes the same keys, but for `body_digest` and `secret_encoding`: a plain hash of a string with
 `{secret}` in it.
-`scheme: public-key` takes, instead of the last two:
+`scheme: public-key` takes, instead of `secrets` and `secret_encoding`:
 
       algorithm: ed25519           or ecdsa-p256-sha256, rsa-sha256, rsa-sha1
       public_keys: ["..."]         any of them will do: PEM, or base64 without its lines; of Ed25519 also the 32 bytes
