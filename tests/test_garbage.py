@@ -78,6 +78,27 @@ def test_old_garbage_goes_with_the_next_full_collection(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("no_collection")
+def test_what_was_frozen_with_something_large_goes_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "THAW_INTERVAL", 2.5 * garbage.FULL_INTERVAL)
+
+    async def scenario(found: "weakref.ref[Node]") -> None:
+        monkeypatch.setattr(garbage, "perf_counter", asyncio.get_running_loop().time)
+        async with collecting():
+            assert not await _is_gone(found, 2.5 * garbage.FULL_INTERVAL)
+            assert await _is_gone(found, garbage.FULL_INTERVAL)
+            frozen = gc.get_freeze_count()
+            assert frozen > 0
+            await asyncio.sleep(2.5 * garbage.FULL_INTERVAL)
+            assert gc.get_freeze_count() <= frozen, "only where something was frozen since"
+
+    node = Node()
+    with garbage.kept():
+        found = weakref.ref(node)
+    del node
+    run(scenario(found))
+
+
+@pytest.mark.usefixtures("no_collection")
 async def test_full_collections_take_a_thousandth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now, full = [0.0], []
 

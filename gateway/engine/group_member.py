@@ -267,6 +267,7 @@ class Member(ABC):
                     pending.unfinished -= 1
             if pending.unfinished == 0:
                 self._release_memory(pending)
+                pending.items.clear()  # a cycle: what was frozen meanwhile (`garbage.py`) would stay for an hour
         self._dispatcher.release_waiting_appends(tracker)
 
     # Reading.

@@ -1,6 +1,7 @@
 """Ordered routes while something changes about them: kicks, reloads, rebalances, a stop; in virtual time."""
 
 import asyncio
+from dataclasses import replace
 
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord
@@ -129,6 +130,26 @@ async def test_a_kick_decides_by_the_current_rules() -> None:
     assert by_key(world) == {"taken": [0]}
     assert world.dead() == []
     assert await unfinished(world) == 0
+
+
+@virtual
+async def test_a_kick_leaves_what_a_condition_halted_to_rules_that_know_its_source_and_route() -> None:
+    route = an_ordered_route(when="body.n + 1 > 0", halts=True)
+    world = await a_world(route)
+    async with operated(world) as control, running(world, world.worker(control)) as worker:
+        await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
+        await asyncio.sleep(5)
+        for rules in (replace(rules_of(route), sources={}), rules_of()):
+            world.rules = rules
+            worker.reload()
+            await kick(world)
+            await asyncio.sleep(10)
+            assert await unfinished(world) == 1
+        world.rules = rules_of(an_ordered_route(when="body.n == 'x'", halts=True))
+        worker.reload()
+        await asyncio.sleep(30)
+    assert by_key(world) == {"k": [0]}
+    assert world.dead() == []
 
 
 # Reloads.

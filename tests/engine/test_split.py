@@ -17,6 +17,7 @@ from gateway.rules.rules import Route, Rules
 from gateway.rules.splits import Split
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_jobs import an_order, ended
+from tests.engine.test_ordered import an_ordered_route
 from tests.engine.test_undelivered import a_scene
 from tests.engine.test_worker import TOPICS, Answer, ScriptedClient, World, a_world, rules_of, running, virtual
 from tests.virtual_time import now
@@ -157,6 +158,25 @@ async def test_an_item_waits_an_hour_for_rules_that_have_it() -> None:
             await world.doze(3600)
         assert len(world.client.made) == (4 if is_back else 3)
         assert [stored.metadata.reason for stored in world.dead()] == ([] if is_back else [DeadReason.ROUTE_REMOVED])
+
+
+@virtual
+async def test_the_backlog_of_an_ordered_route_becomes_items_once_that_splits() -> None:
+    ordered = an_ordered_route(retry=a_policy(schedule=(5.0,), max_attempts=9, max_age=86400.0))
+    world = await a_world(ordered, ci=[503, 200])
+    events = [an_event(id=f"k.{n}", key="k", body={"rows": [n, n + 10]}, received_at=now()) for n in range(5)]
+    await world.put(*events)
+    async with running(world) as worker:
+        await asyncio.sleep(2)
+        assert len(world.client.made) == 1
+        world.rules = with_route(world, replace(a_split(schedule=(5.0,), max_attempts=9), name=ordered.name))
+        worker.reload()
+        await asyncio.sleep(60)
+    assert world.dead() == []
+    assert Counter(event for _, event, number in world.client.made if number == 1) - Counter(["k.0"]) == Counter(
+        {f"k.{n}": 2 for n in range(5)}
+    )
+    assert await world.unfinished() == 0
 
 
 @virtual

@@ -8,7 +8,6 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
@@ -150,15 +149,14 @@ def requests_of(rules: Rules, body: bytes, content_type: str) -> dict[str, list[
             request = compose(
                 delivery, rules.destinations[delivery.destination], route.request, now=NOW, split=route.split
             )
-        except ExpressionError as error:
-            assert len(str(error)) < 1000
-            continue
+        except ExpressionError:
+            continue  # a dead letter
         assert yarl.URL(request.address, encoded=True).host == f"{delivery.destination}.example"
         made.setdefault(route.name, []).append(request)
     return made
 
 
-def assert_valid(request: Outbound, written: Mapping[str, Any], event: bytes) -> None:
+def assert_valid(request: Outbound, written: Mapping[str, Any]) -> None:
     """Check what is sent against what the route's `request` says, and the standards of its parts."""
     assert request.method == written.get("method", "POST")
     for text in (request.path, request.query):
@@ -211,7 +209,7 @@ def test_whatever_an_event_has_its_requests_are_valid(value: bytes, content_type
     for route, requests in made.items():
         written = KEYS[route].get("request", {})
         for request in requests:
-            assert_valid(request, written, body)
+            assert_valid(request, written)
 
 
 def test_what_is_harmless_is_sent_by_each_route(rules: Rules) -> None:

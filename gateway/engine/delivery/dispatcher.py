@@ -7,9 +7,8 @@
                                                │            └─ ended ─────▶ dead, acknowledged ─▶ done
                                                └─ can't take it ─▶ tier, acknowledged ─▶ done
 
-This acts on the decisions of `destination_lanes`, `retry_decision`, `tiers` and `request`. Records and commits are the
-business of the members of groups: a `Member` passes items in, and is notified when one has ended. If it keeps an order,
-what would go to a tier or to the parked topic waits in memory instead.
+This acts on the decisions of `destination_lanes`, `retry_decision`, `tiers` and `request`. A `Member` of a group passes
+items in, and is notified when one has ended. If it keeps an order, what would go elsewhere waits in memory instead.
 """
 
 import asyncio
@@ -85,7 +84,7 @@ class Dispatcher:
         self._successors = SuccessorWriter.of(services)
         self.undecodable = self._successors.undecodable
         self._queues = Queues(services.rules, services.control)
-        self._holds = Holds(services, self._queues)
+        self.holds = Holds(services, self._queues)
         self._pausing: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._in_flight: set[asyncio.Task[None]] = set()  # attempts and appends
@@ -141,9 +140,8 @@ class Dispatcher:
     def end(self, item: PendingDelivery, outcome: DeadLettered | Dropped | Superseded) -> None:
         """End a delivery without success, unless its member halts the key instead."""
         if isinstance(outcome, DeadLettered):
-            if item.record.tracker.owner.halt_instead(item, outcome):
-                return
-            self._write_successor(item, self._topics.dead, outcome)
+            if not item.record.tracker.owner.halt_instead(item, outcome):
+                self._write_successor(item, self._topics.dead, outcome)
         else:
             self._outcomes.ended(item, outcome, item.delivery.next_number - 1, self._log.now())
             self.finish(item)
@@ -273,8 +271,12 @@ class Dispatcher:
                 return now
             owner = item.record.tracker.owner
             is_whole = route.split is not None and delivery.part is None  # by rules that have changed
-            if not owner.is_ownership_fresh(item) if owner.keeps_order else is_whole:
-                owner.resume(item, now) if owner.keeps_order else self.hold_in_memory(item, now)
+            is_fresh = not owner.keeps_order or owner.is_ownership_fresh(item)
+            if is_whole or not is_fresh:
+                if is_fresh and owner.keeps_order:
+                    self.move_to_tier(item)  # where a router makes its items
+                else:
+                    owner.resume(item, now) if owner.keeps_order else self.hold_in_memory(item, now)
                 return now
             attempt = await self._attempts.make(item, route, destination, now)
             now = self._log.now()
@@ -475,11 +477,6 @@ class Dispatcher:
     def bind(self, task_group: asyncio.TaskGroup) -> None:
         """Set the TaskGroup for attempts and appends."""
         self._tasks = task_group
-
-    @property
-    def holds(self) -> Holds:
-        """The holds in force."""
-        return self._holds
 
     def spawn(self, work: Callable[[], Coroutine[None, None, None]], name: str) -> None:
         """Run an attempt or an append in a task, which a drain waits for."""

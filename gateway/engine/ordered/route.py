@@ -21,7 +21,7 @@ from typing_extensions import override
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
-from gateway.engine.ordered.conditions import condition_failed, match_again
+from gateway.engine.ordered.conditions import can_match_again, condition_failed, match_again
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges
 from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState
@@ -213,10 +213,9 @@ class OrderedRoute(Member):
 
     def _is_still_matched(self, item: PendingDelivery) -> bool:
         """Match an event again whose condition couldn't be evaluated; return False if the route isn't for it."""
-        route, event = self._route(), item.delivery.event
-        if not condition_failed(item) or route is None or event.source not in self._services.rules().sources:
+        if not condition_failed(item) or not can_match_again(item, self._services.rules()):
             return True
-        is_matched, item.outcome = match_again(route, event)
+        is_matched, item.outcome = match_again(self._route(), item.delivery.event)
         if item.outcome is None:
             self._halted.release(item.delivery, "rules")
         return is_matched
@@ -411,7 +410,7 @@ class OrderedRoute(Member):
         """Make a delivery due now, and reset a halted one's attempts. False if its route no longer matches it."""
         delayed_until = min(item.delivery.delayed_until, self._log.now())
         item.delivery = replace(item.delivery, due=0.0, delayed_until=delayed_until)
-        if item.outcome is None:
+        if item.outcome is None or (condition_failed(item) and not can_match_again(item, self._services.rules())):
             return True
         self._halted.release(item.delivery, "kick")
         self._first_attempts.keep(item.record.tracker.partition, item.delivery.occurrence, item.delivery.attempts)

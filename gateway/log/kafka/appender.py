@@ -54,6 +54,8 @@ class Appender:
         self._partitions: dict[str, Sequence[TopicPartition]] = {}
         # Invariant: older appends come first.
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._in_order: dict[Partition, deque[_OrderedAppend]] = {}
+        self._in_order_tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._finished: asyncio.Event | None = None  # Set by the last append in flight, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
@@ -107,33 +109,87 @@ class Appender:
         topic, number = partition
         for record in records:
             self._refuse_if_too_large(topic, *record)
-        positions: list[Position] = []
-        while len(positions) < len(records):
-            if self._is_closed:
-                raise LogUnavailableError(f"append to {topic}: expected an open log, got a closed one")
-            self._in_flight += 1
-            producer = self._producer
-            try:
-                async with asyncio.timeout(self._append_timeout):
-                    if number >= len(await self._known_partitions(topic, producer)):
-                        raise UnknownTopicOrPartitionError(f"{topic}/{number}")
-                    batch = producer.create_batch()
-                    for record in records[len(positions) :]:
-                        if batch.record_count() and batch.size() + _size(record) > IN_ORDER_BYTES:
-                            break
-                        batch.append(timestamp=None, key=record.key, value=record.value, headers=record.headers)
-                    count = batch.record_count()
-                    batch.close()  # or appends of others would be put into it
-                    stored = await (await producer.send_batch(batch, topic, partition=number))
-            except TimeoutError as error:
-                raise self._failed_append(topic, KafkaTimeoutError("no acknowledgement in time"), number) from error
-            except KafkaError as error:
-                raise self._failed_append(topic, error, number) from error
-            finally:
-                self._append_ended()
-            at = self._acknowledged(stored)
-            positions += [Position(number, stored.offset + index, at) for index in range(count)]
-        return positions
+        if not records:
+            return []
+        if self._is_closed:
+            raise LogUnavailableError(f"append to {topic}: expected an open log, got a closed one")
+        self._in_flight += 1
+        append = _OrderedAppend(records, self._loop.create_future())
+        waiting = self._in_order.get(partition)
+        if waiting is None:
+            waiting = self._in_order[partition] = deque()
+            task = asyncio.create_task(self._append_waiting(partition, waiting), name="kafka-appends-in-order")
+            self._in_order_tasks.add(task)
+            task.add_done_callback(self._in_order_tasks.discard)
+        waiting.append(append)
+        try:
+            async with asyncio.timeout(self._append_timeout):
+                await append.stored
+        except TimeoutError as error:
+            raise self._failed_append(topic, KafkaTimeoutError("no acknowledgement in time"), number) from error
+        except KafkaError as error:
+            raise self._failed_append(topic, error, number) from error
+        finally:
+            self._append_ended()
+        return append.positions
+
+    async def _append_waiting(self, partition: Partition, waiting: "deque[_OrderedAppend]") -> None:
+        """Store what waits to be appended in order to a partition, as much at once as a batch holds, until it is empty.
+
+        Appended each by itself, those of many callers wait in turn for as many round trips, and in aiokafka without a
+        turn: whoever is last each time has no acknowledgement in time.
+        """
+        try:
+            while waiting:
+                taken: list[tuple[_OrderedAppend, int]] = []
+                try:
+                    async with asyncio.timeout(self._append_timeout):
+                        stored = await self._append_batch(partition, waiting, taken)
+                except TimeoutError:
+                    _fail([append for append, _ in taken] or waiting, KafkaTimeoutError("no acknowledgement in time"))
+                except Exception as error:  # noqa: BLE001 - for whoever has called
+                    _fail([append for append, _ in taken] or waiting, error)
+                else:
+                    at, offset = (self._acknowledged(stored), stored.offset) if stored is not None else (0.0, 0)
+                    for append, count in taken:
+                        append.positions += [Position(partition.number, offset + index, at) for index in range(count)]
+                        offset += count
+                        if len(append.positions) == len(append.records) and not append.stored.done():
+                            append.stored.set_result(None)
+                while waiting and waiting[0].stored.done():
+                    waiting.popleft()
+        finally:
+            del self._in_order[partition]
+            _fail(waiting, KafkaTimeoutError("the log was closed"))
+
+    async def _append_batch(
+        self, partition: Partition, waiting: "deque[_OrderedAppend]", taken: "list[tuple[_OrderedAppend, int]]"
+    ) -> ProducedRecord | None:
+        """Send one batch of the first records that wait; note in `taken` how many of each append are in it.
+
+        Return None if nobody waits for them any more.
+        """
+        topic, number = partition
+        producer = self._producer
+        if number >= len(await self._known_partitions(topic, producer)):
+            raise UnknownTopicOrPartitionError(f"{topic}/{number}")
+        batch = producer.create_batch()
+        for append in [each for each in waiting if not each.stored.done()]:
+            before = batch.record_count()
+            for record in append.records[len(append.positions) :]:
+                if batch.record_count() and batch.size() + _size(record) > IN_ORDER_BYTES:
+                    break
+                batch.append(timestamp=None, key=record.key, value=record.value, headers=record.headers)
+            count = batch.record_count() - before
+            if count:
+                taken.append((append, count))
+            if count < len(append.records) - len(append.positions):
+                break
+        batch.close()  # or appends of others would be put into it
+        if not batch.record_count():
+            return None
+        stored: ProducedRecord = await (await producer.send_batch(batch, topic, partition=number))
+        return stored
 
     def _append_ended(self) -> None:
         self._in_flight -= 1
@@ -230,6 +286,8 @@ class Appender:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_GRACE - 0.5):
                     await self._finished.wait()
+        for task in self._in_order_tasks:
+            task.cancel()
         await stop(self._producer, grace=0.5)
         for _, future in self._pending:
             if not future.done():
@@ -335,6 +393,21 @@ class Appender:
             await stop(old)
         finally:
             self._replacing = None
+
+
+@dataclass(slots=True, eq=False)
+class _OrderedAppend:
+    """An append of several records, one after the other: those that are stored have their positions."""
+
+    records: Sequence[NewRecord]
+    stored: "asyncio.Future[None]"
+    positions: list[Position] = field(default_factory=list)
+
+
+def _fail(appends: Iterable[_OrderedAppend], error: Exception) -> None:
+    for append in appends:
+        if not append.stored.done():
+            append.stored.set_exception(error)
 
 
 @dataclass(slots=True, kw_only=True)
