@@ -274,6 +274,8 @@ def _rendered(render: Callable[[EventView], T], view: EventView, where: str) -> 
     except ExpressionError as error:
         hint = f" ({error.hint})" if isinstance(error, AbsentFieldError) and error.hint else ""
         raise ExpressionError(f"{where}: {error}{hint}") from error
+    except RecursionError:  # JSON may be nested more deeply than what walks over it
+        raise ExpressionError(f"{where}: expected values that are nested less deeply, got deeper ones") from None
 
 
 def _add(added: dict[bytes, tuple[bytes, bytes]], name: str, value: bytes, where: str) -> None:
