@@ -1523,6 +1523,59 @@ async def test_of_a_topic_that_is_deleted_nothing_is_reported(kafka: str, log: K
     assert await log._cluster.settings([topic]) == {}
 
 
+# Appends in order
+
+
+async def test_appends_in_order_to_one_partition_share_batches(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    partition = Partition(await make_topic(log, partitions=1), 0)
+    callers, times = 30, 20
+    sent: list[int] = []
+    send_batch: Any = log._appender._producer.send_batch
+
+    async def count(batch: Any, *args: Any, **kwargs: Any) -> Any:
+        sent.append(batch.record_count())
+        return await send_batch(batch, *args, **kwargs)
+
+    async def call(caller: int) -> None:
+        for number in range(times):
+            records = [NewRecord(b"", b"%d.%d.%d" % (caller, number, part), []) for part in range(2)]
+            first, second = await log.append_in_order(partition, records)
+            assert (first.partition, second.offset) == (0, first.offset + 1), "together, as they were given"
+
+    monkeypatch.setattr(log._appender._producer, "send_batch", count)
+    await asyncio.gather(*map(call, range(callers)))
+    assert sum(sent) == 2 * callers * times
+    assert len(sent) < 2 * times
+    stored = [record.value for record in await scanned(log, partition)]
+    for caller in range(callers):
+        own = [b"%d.%d.%d" % (caller, number, part) for number in range(times) for part in range(2)]
+        assert [value for value in stored if value.startswith(b"%d." % caller)] == own
+
+
+async def test_a_batch_that_fails_fails_for_all_that_are_in_it_alone(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = Partition(await make_topic(log, partitions=1), 0)
+    send_batch: Any = log._appender._producer.send_batch
+    refused = asyncio.Event()
+
+    async def refuse_once(*args: Any, **kwargs: Any) -> Any:
+        if not refused.is_set():
+            await asyncio.sleep(0.05)
+            refused.set()
+            raise KafkaError("refused")
+        return await send_batch(*args, **kwargs)
+
+    monkeypatch.setattr(log._appender._producer, "send_batch", refuse_once)
+    first = [asyncio.create_task(log.append_in_order(partition, [NewRecord(b"", b"first", [])])) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    second = [asyncio.create_task(log.append_in_order(partition, [NewRecord(b"", b"second", [])])) for _ in range(3)]
+    failed = await asyncio.gather(*first, return_exceptions=True)
+    assert {type(each) for each in failed} == {LogUnavailableError}
+    assert sorted([position.offset for each in second for position in await each]) == [0, 1, 2]
+    assert [record.value for record in await scanned(log, partition)] == [b"second"] * 3
+
+
 # Appends that are refused
 
 
