@@ -136,7 +136,7 @@ def _proxy(read: ParsedMapping) -> Proxy | None:
 
 
 def route_of(name: str, read: ParsedMapping) -> Route:
-    request, retry = read.values.get("request"), read.values.get("retry")
+    request = read.values.get("request")
     return Route(
         name=name,
         sources=names_of(read, "from"),
@@ -144,7 +144,7 @@ def route_of(name: str, read: ParsedMapping) -> Route:
         when=read.values.get("when"),
         destinations=names_of(read, "to"),
         request=_request(request) if request else None,
-        retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if {"order", "debounce"} & read.values.keys() else {})),
+        retry=retry_policy_of(read),
         eligibility=_eligibility(read),
         **_debounce(read),
         **{key: read.values[key] for key in _AS_WRITTEN if key in read.values},
@@ -190,8 +190,11 @@ def message_problem(read: ParsedMapping) -> str:
     return ""
 
 
-def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:
-    values: dict[str, Any] = defaults | dict(read.values if read else {})
+def retry_policy_of(route: ParsedMapping) -> RetryPolicy:
+    """Return how a route retries, with the defaults of its file."""
+    read = route.values.get("retry")
+    is_ordered = bool({"order", "debounce"} & route.values.keys())
+    values: dict[str, Any] = ({"max_age": ORDERED_MAX_AGE} if is_ordered else {}) | dict(read.values if read else {})
     # `max_age`, `max_attempts`, `schedule` and `jitter` are named as in the policy.
     results = sorted(values.pop("results", {}).items(), key=lambda item: not item[0].isdigit())
     return RetryPolicy(results=tuple(results), **values)
