@@ -10,6 +10,7 @@ from typing import Any, assert_never
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError
 from gateway.rules.expressions import hiding, naming, using
+from gateway.rules.file_stamps import Stamp, stamp_of
 from gateway.rules.functions import NamedSecret
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
@@ -77,8 +78,8 @@ class SchemaReader:
         self._reads_secrets = reads_secrets
         self.is_strict = is_strict
         self.problems: list[Problem] = []
-        self.files: dict[Path, None] = {}
-        """Files of secrets; `load.py` adds the rule files."""
+        self.files: dict[Path, Stamp | None] = {}
+        """What a reload has to look at, with its stamp from right before it was read."""
         self.has_gaps = False
         """A file can't be read, so that an unknown name may be defined there."""
         self.unresolved: set[Node] = set()
@@ -92,6 +93,11 @@ class SchemaReader:
     @property
     def has_errors(self) -> bool:
         return any(problem.severity == "error" for problem in self.problems)
+
+    def watch(self, path: Path) -> None:
+        """Have a reload look at a file or a folder, which is read after this; of two stamps the earlier one counts."""
+        if path not in self.files:
+            self.files[path] = stamp_of(path)
 
     def report(
         self, node: Node, code: Code, message: str, *, severity: Severity = "error", at_key: bool = False
@@ -153,7 +159,7 @@ class SchemaReader:
         return value
 
     def _secret(self, node: Node, path: Path) -> str | None:
-        self.files[path] = None  # also if missing: it may appear later
+        self.watch(path)  # also if missing: it may appear later
         if not self._reads_secrets:
             self._unresolved(node, f"{path} isn't read here")
             return None

@@ -1156,7 +1156,7 @@ def test_a_refusal_names_the_files_that_were_missing_since_they_may_come(tmp_pat
     (tmp_path / "routes.yaml").write_text(text)
     with pytest.raises(InvalidRulesError) as refusal:
         load_rules(tmp_path / "routes.yaml", environ={})
-    assert {tmp_path / name for name in ("routes.yaml", "more.yaml", "token")} <= set(refusal.value.files)
+    assert {tmp_path / name for name in ("routes.yaml", "more.yaml", "token")} <= refusal.value.stamps.keys()
 
 
 def test_included_files_add_to_the_rules(tmp_path: Path) -> None:
