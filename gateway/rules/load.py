@@ -46,7 +46,7 @@ from gateway.verify.client_certificates import ClientCertificates, read_authorit
 from gateway.verify.config_keys import GENERIC
 from gateway.verify.kept_proof import why_not_kept
 from gateway.verify.presets import PRESETS, Preset, SchemeError
-from gateway.verify.schemes import build_verifier
+from gateway.verify.schemes import PartialSchemeError, build_verifier
 from gateway.verify.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -153,7 +153,6 @@ class _Assembly:
     def __init__(self, reader: SchemaReader, files: Sequence[ParsedMapping]) -> None:
         self.reader = reader
         self.files = files
-        self.is_complete = True
         self.written: dict[str, set[str]] = {"source": set(), "destination": set()}
         """All names, including those of sources and destinations with problems."""
         self.providers: dict[str, Preset] = {}
@@ -189,8 +188,8 @@ class _Assembly:
         for name, read in self.destinations.items():
             self._check_transport(name, read)
         if policy := self.files[0].values.get("policy") if self.files else None:
-            check_policy(policy, list(self.files[1:]), self.reader)
-        if self.reader.has_errors or not self.is_complete:
+            check_policy(policy, list(self.files[1:]), verifiers, self.reader)
+        if self.reader.has_errors or self.reader.is_incomplete:
             return None
         Advice(self.reader, self.sources, self.destinations, self.routes).give(verifiers, now)
         routes = {name: route_of(name, read) for name, read in self.routes.items()}
@@ -277,7 +276,7 @@ class _Assembly:
         if name := read.values.get("name"):
             self._add(what, into, name, read, read.node.value["name"])
         else:
-            self.is_complete = False
+            self.reader.is_incomplete = True
 
     def _add(
         self,
@@ -310,15 +309,18 @@ class _Assembly:
     def _verifier(self, name: str, read: ParsedMapping) -> Verifier | None:
         config = read.values.get("verify")
         if config is None:
-            self.is_complete = False
+            self.reader.is_incomplete = True
             return None
         node = read.node.value["verify"]
         try:
             verifier = build_verifier(config, public_url=read.values.get("public_url"), providers=self.providers)
         except SchemeError as error:
             self.reader.locate(node, error.problems)
-            self.is_complete = False
-            return None
+            places = [path for path, _ in error.problems]
+            if not isinstance(error, PartialSchemeError) or not self.reader.are_unresolved(node, places):
+                self.reader.is_incomplete = True
+                return None
+            verifier = error.verifier
         if verifier.is_open and "client_certificate" not in read.values:
             message = (
                 f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
@@ -345,8 +347,8 @@ class _Assembly:
         for key, what in (("from", "source"), ("to", "destination")):
             known = self.written[what]
             uses = route.values.get(key, ())
-            if not uses:
-                self.is_complete = False
+            if not uses or any(node in self.reader.unresolved for node in _items(route.node.child(key))):
+                self.reader.is_incomplete = True
             seen: set[str] = set()
             for use in uses:
                 if not isinstance(use, NameRef):

@@ -13,7 +13,7 @@ from gateway.rules.policy import keeps_secrets
 from gateway.rules.schema import INCLUDED, ROOT
 from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaReader
 from gateway.rules.value_kinds import MappingKind
-from gateway.rules.yaml_document import Severity, parse_document, text_of
+from gateway.rules.yaml_document import Node, Severity, parse_document, text_of
 
 
 class RuleFiles:
@@ -49,6 +49,8 @@ class RuleFiles:
         if read is ABSENT:
             reader.has_gaps, reader.secrets = True, outer
             return
+        if _includes_unknown(read.node, reader):
+            reader.has_gaps = reader.is_incomplete = True
         inherit(read, parent)
         if keeps_secrets(read):
             reader.secrets = {}
@@ -86,6 +88,14 @@ class RuleFiles:
 def _identity(path: Path) -> str:
     """Return what is the same for all names of a file; unlike `Path.resolve`, also of one that is out of reach."""
     return os.path.realpath(path)
+
+
+def _includes_unknown(root: Node, reader: SchemaReader) -> bool:
+    """Return whether a file includes others whose names aren't known here."""
+    include = root.child("include")
+    if include is None:
+        return False
+    return any(each in reader.unresolved for each in (include.value if isinstance(include.value, list) else [include]))
 
 
 def _folders(pattern: str, folder: Path) -> Iterator[Path]:
