@@ -8,7 +8,9 @@ Log lines (`rules_reloaded`, `rules_refused`) and `/status` report since when, a
 
 import asyncio
 import math
+import re
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -21,13 +23,14 @@ from structlog.typing import FilteringBoundLogger
 from gateway import garbage
 from gateway.log.base import Log
 from gateway.log.topics import Topics
-from gateway.model import GatewayError, LogUnavailableError, UsageError
+from gateway.model import GatewayError, LogUnavailableError, RulesError, UsageError
+from gateway.ops.certificates import undemanded_certificates
 from gateway.ops.route_counts import RouteCounts
 from gateway.ops.secret_expiry import secret_statuses
 from gateway.ops.source_counts import MAX_ROUTES, InForce, SourceCounts
 from gateway.required_topics import ensure_topics, specs_of
 from gateway.rules.destination_credentials import certificate_expiries
-from gateway.rules.file_stamps import stamps_of
+from gateway.rules.file_stamps import Stamps, stamps_of
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.watch import Changes, Loss, Refusal, Watch, changes, lost_routes
@@ -46,6 +49,8 @@ MAX_PROBLEMS = 5
 """Maximum problems of refused rules in `/status`; the log line has all."""
 REMEMBERED = 3600.0
 """Seconds for which `/status` still reports rules that had been refused, or routes that were removed."""
+_PLACE = re.compile(r":\d+:\d+: ")
+"""Line and column in a warning: those of the same one in other rules may be others."""
 
 
 class Reloader:
@@ -74,6 +79,8 @@ class Reloader:
         self.source_counts = SourceCounts(metrics.unrouted_events, metrics.duplicate_events, remembered=REMEMBERED)
         self.route_counts = RouteCounts(metrics.route_matches, remembered=REMEMBERED)
         self._watched: set[Path]
+        self._stamps: Stamps
+        """Those of the files that were read last, from right before; also others may be watched."""
         self._watch: Watch
         self._read_at = time.monotonic()
         self._unchanged_at: float | None = None
@@ -85,6 +92,7 @@ class Reloader:
         self._refused_routes: Mapping[str, frozenset[str]] = {}
         self._loss: Loss | None = None
         self.loss_at = 0.0
+        self._warned: frozenset[str] = frozenset()
 
     # For `/status`.
 
@@ -184,15 +192,14 @@ class Reloader:
     async def load(self) -> None:
         """Read the first rules. Later writes count as changes, even while the log is still being opened."""
         self._read_at = time.monotonic()
-        before = await asyncio.to_thread(stamps_of, [self._settings.rules])
         rules = await asyncio.to_thread(load_rules, self._settings.rules)
         self._metrics.prepare(rules, rules.contacts)
         self.activate(rules, await asyncio.to_thread(certificate_expiries, rules))
-        self._watch = Watch(await asyncio.to_thread(stamps_of, self._watched) | before)
+        self._watch = Watch(rules.stamps)
 
     def activate(self, rules: Rules, certificates: Mapping[str, float]) -> None:
         self.rules = rules
-        self._watched = set(rules.files)
+        self._watched, self._stamps = set(rules.stamps), rules.stamps
         self._metrics.set_certificate_expiries("destination", certificates)
         self._metrics.rules_loaded_timestamp.set(time.time())
         self._metrics.rules_refused.set(0)
@@ -209,7 +216,6 @@ class Reloader:
 
     async def poll(self, log: Log, *, now: float) -> None:
         """Check the rule files, and read them if they have changed and are stable, or on request."""
-        # Stamped before reading: a change while we read is noticed at the next check.
         at = log.now()
         before = await asyncio.to_thread(stamps_of, self._watched)
         is_due = self._watch.observe(before)
@@ -219,15 +225,16 @@ class Reloader:
             return
         self.reload_requested.clear()
         self.retry_at = math.inf if await self.read(log) else now + RELOAD_RETRY_INTERVAL
-        seen = await asyncio.to_thread(stamps_of, self._watched) | before
-        self._watch.mark_read({file: seen[file] for file in self._watched})
+        # By the stamps from before it was read: a file that was written meanwhile has changed at the next check.
+        read = before | dict(self._stamps)
+        self._watch.mark_read({file: read[file] for file in self._watched})
 
     @property
     def _is_refused(self) -> bool:
         return self._refusal is not None and self._refusal.until is None
 
-    async def _refuse(self, error: GatewayError, log: Log) -> None:
-        """Keep the active rules, and report since when and why newer ones are refused."""
+    async def _refuse(self, error: GatewayError, log: Log, read: Stamps) -> None:
+        """Keep the active rules, and report since when and why newer ones are refused, of which these files are."""
         problems = str(error).splitlines()
         file = Path(error.problems[0].file) if isinstance(error, InvalidRulesError) else self._settings.rules
         file = file.absolute()
@@ -245,20 +252,21 @@ class Reloader:
         self._metrics.rules_reloads.labels("error").inc()
         self._metrics.rules_refused.set(1)
         self._logger.error("rules_refused", problems=problems, file=str(file), since=_rfc3339(since))
-        if isinstance(error, InvalidRulesError):
-            self._watched = {*self.rules.files, *error.files}  # a missing file may appear
+        self._stamps = error.stamps if isinstance(error, InvalidRulesError) else read
+        if self._stamps:  # what couldn't be read at all may be in the same files as before
+            self._watched = {*self.rules.files, *self._stamps}  # a missing file may appear
 
     async def read(self, log: Log) -> bool:
         """Activate the rules on disk as a whole, or keep the active ones.
 
         Return False if the log prevented it: it was unavailable, or lacks a topic and didn't let us create it.
         """
+        read: Stamps = {}
         try:
             with garbage.kept():
-                rules = await asyncio.to_thread(load_rules, self._settings.rules)
-                changed = await asyncio.to_thread(changes, self.rules, rules)
+                rules, changed, certificates = await asyncio.to_thread(self._read_files)
+            read = rules.stamps
             lost, before = lost_routes(self.rules, rules), self.rules.routes.keys()
-            certificates = await asyncio.to_thread(certificate_expiries, rules)
             added = set(specs_of(rules, self._topics)).difference(specs_of(self.rules, self._topics))
             if added:
                 # The topic of a new source or ordered route is created and checked before that is served: a client's
@@ -266,7 +274,7 @@ class Reloader:
                 await log.create(sorted(added, key=attrgetter("name")))
                 await ensure_topics(log, self._settings, rules, self._logger, is_start=False)
         except GatewayError as error:
-            await self._refuse(error, log)
+            await self._refuse(error, log, read)
             return not isinstance(error, LogUnavailableError | UsageError)
         await _gently(self._metrics.creating(rules))
         former = self.rules
@@ -295,7 +303,37 @@ class Reloader:
             self._logger.warning("rules_reloaded", **line)
         else:
             self._logger.info("rules_reloaded", **line)
+        self.warn()
         return True
+
+    def _read_files(self) -> tuple[Rules, Changes, Mapping[str, float]]:
+        """Read the rules on disk. Return also what they change, and when their certificates expire.
+
+        Raises RulesError, also for what nobody foresaw: there are rules that work, with which the process goes on.
+        """
+        try:
+            rules = load_rules(self._settings.rules)
+            return rules, changes(self.rules, rules), certificate_expiries(rules)
+        except GatewayError:
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__, limit=-1)[0]
+            place = f"{Path(where.filename).name}, line {where.lineno}"
+            # Not its text, which may have a secret in it.
+            message = f"expected rules that can be read, got {type(error).__name__} in {place}: a bug of the gateway"
+            raise RulesError(f"{self._settings.rules}: {message}") from error
+
+    def warn(self) -> None:
+        """Log what is doubtful in the active rules, except for what was so in those before."""
+        found = list(self.rules.warnings)
+        if self._settings.role is not Role.ROUTER:
+            has_tls = bool(self._settings.connections.certificates)
+            found += undemanded_certificates(self.rules, has_tls=has_tls)
+        warned = frozenset([_PLACE.sub(": ", each, count=1) for each in found])
+        for each in found:
+            if _PLACE.sub(": ", each, count=1) not in self._warned:
+                self._logger.warning("rules_warning", problem=each)
+        self._warned = warned
 
     def _apply(self, rules: Rules, certificates: Mapping[str, float], changed: Changes, now: float) -> float | None:
         """Activate rules. Return since when newer ones had been refused before, if any."""

@@ -38,7 +38,6 @@ from gateway.log.topics import Topics
 from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
 from gateway.open_log import open_log
 from gateway.ops.admin import admin_application, log_problem
-from gateway.ops.certificates import undemanded_certificates
 from gateway.ops.process_status import route_status
 from gateway.reload import Reloader
 from gateway.required_topics import ensure_topics, missing_topics, specs_of
@@ -122,16 +121,11 @@ class Gateway:
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         await self.reloader.load()
-        rules = self.reloader.rules
         if settings.role is not Role.ROUTER and settings.connections.certificates:
             self._tls = ServerTls(settings.connections.certificates, metrics=self._metrics, logger=self._logger)
             await self._tls.load()
             sys.unraisablehook = without_clients_names(sys.unraisablehook)
-        undemanded = (
-            [] if settings.role is Role.ROUTER else undemanded_certificates(rules, has_tls=self._tls is not None)
-        )
-        for warning in (*rules.warnings, *undemanded):
-            self._logger.warning("rules_warning", problem=warning)
+        self.reloader.warn()
         # Caches each series' text: with ten thousand routes the first scrape would take a second.
         b"".join(self._metrics.pieces(is_open=False))
         loop = asyncio.get_running_loop()

@@ -16,10 +16,12 @@ from gateway.log.base import TopicSpec
 from gateway.model import GatewayError, LogUnavailableError, UsageError
 from gateway.reload import MAX_NAMES, RELOAD_RETRY_INTERVAL, REMEMBERED, Reloader
 from gateway.rules.load import load_rules
+from gateway.rules.rules import Rules
 from gateway.settings import EmbeddedTarget, Settings
 from gateway.telemetry.metrics import Metrics
 from gateway.telemetry.refusal_runs import PAUSE
 from tests.builders import an_event
+from tests.certificates import Authority
 from tests.engine.test_worker import QUIET
 from tests.memory_log import MemoryLog
 
@@ -30,7 +32,7 @@ NEW = "  shop: {verify: {scheme: none}}\n"
 class Closed(MemoryLog):
     """A log in which no topic can be made."""
 
-    def __init__(self, error: GatewayError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
 
@@ -481,3 +483,140 @@ async def test_unrouted_events_of_a_processs_first_rules_are_dated_by_the_first(
     metrics.unrouted_events.add(an_event(source="crm", type="order", received_at=990.0))
     (crm,) = running.reloader.source_statuses(0.0)
     assert (crm["since"], crm["missed_since"]) == (None, 989.0)
+
+
+# What nobody foresaw, and what isn't wrong.
+
+
+async def test_a_load_that_fails_as_nobody_foresaw_is_a_refusal(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process goes on with the rules that it has."""
+
+    def fail(_: Path) -> None:
+        raise RecursionError("with a s3cret in it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gateway.reload.load_rules", fail)
+        await running.look(SOURCE + NEW)
+        assert await running.look() == {"crm"}
+    (refused,) = [call.kwargs for call in running.told.calls if call.args == ("rules_refused",)]
+    (problem,) = refused["problems"]
+    assert "expected rules that can be read, got RecursionError in test_reload.py, line " in problem
+    assert "s3cret" not in problem
+    await running.look(SOURCE + NEW)
+    assert await running.look() == {"crm", "shop"}
+
+
+async def test_an_error_of_the_log_that_nobody_foresaw_ends_the_process(running: Running) -> None:
+    running.log = Closed(ZeroDivisionError())
+    await running.look(SOURCE + NEW)
+    with pytest.raises(ZeroDivisionError):
+        await running.look()
+
+
+async def test_after_a_reload_what_is_newly_doubtful_is_logged(running: Running) -> None:
+    def told() -> list[str]:
+        found = [call.kwargs["problem"] for call in running.told.calls if call.args == ("rules_warning",)]
+        running.told.calls.clear()
+        return [each.removeprefix(f"{running.file}:") for each in found]
+
+    running.reloader.warn()
+    first = told()
+    assert len(first) == 2  # it is open, and unused
+    await running.look("# a line above\n" + SOURCE + NEW.replace("none", "token, header: X-T, secrets: [short]"))
+    await running.look()
+    found = told()
+    assert [each.split(": ")[:2] for each in found] == [
+        ["5:3", "sources.shop"],
+        ["5:57", "sources.shop.verify.secrets[0]"],
+    ]
+    await running.look(SOURCE)
+    await running.look()
+    assert told() == []
+
+
+async def test_after_a_reload_a_demand_that_nobody_can_meet_is_logged(running: Running, tmp_path: Path) -> None:
+    (ca := tmp_path / "ca.pem").write_text(Authority().pem)
+    demand = f"  bank: {{verify: {{scheme: none}}, client_certificate: {{ca: '${{file:{ca}}}'}}}}\n"
+    await running.look(SOURCE + demand)
+    await running.look()
+    told = [call.kwargs["problem"] for call in running.told.calls if call.args == ("rules_warning",)]
+    assert any(each.startswith("sources.bank.client_certificate: expected TLS") for each in told)
+
+
+# Changes that are noticed, wherever they are.
+
+
+async def test_a_file_that_is_written_while_the_first_rules_are_read_is_a_change(
+    process: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret that is written in that moment may be the first one that its sender uses."""
+    (secret := tmp_path / "secret").write_text("a" * 16)
+    read = "  safe: {verify: {scheme: github, secrets: ['${file:secret}']}}\n"
+    process.file.write_text(SOURCE + read)
+
+    def then_written(path: Path) -> Rules:
+        rules = load_rules(path)
+        secret.write_text("b" * 17)
+        return rules
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gateway.reload.load_rules", then_written)
+        await process.reloader.load()
+    await process.look()
+    await process.look()
+    assert [call.kwargs["changed"] for call in process.reloads] == [["source safe: verify"]]
+
+
+async def test_a_file_that_is_new_and_written_while_it_is_read_is_a_change(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    team = tmp_path / "team.yaml"
+    await written(team, "sources: {}\n")
+
+    def then_written(path: Path) -> Rules:
+        rules = load_rules(path)
+        team.write_text("sources: {shop: {verify: {scheme: none}}}\n")
+        return rules
+
+    await running.look(SOURCE + "include: team.yaml\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("gateway.reload.load_rules", then_written)
+        assert await running.look() == {"crm"}
+    await running.look()
+    assert await running.look() == {"crm", "shop"}
+
+
+@pytest.mark.parametrize("name", ["routes.d/a.yaml", "teams/a/routes.yaml", "teams/new/routes.yaml"])
+async def test_a_file_in_a_folder_that_comes_later_is_noticed(running: Running, tmp_path: Path, name: str) -> None:
+    (tmp_path / "teams" / "a").mkdir(parents=True)
+    await running.look(SOURCE + "include: [routes.d/*.yaml, teams/*/routes.yaml]\n")
+    assert await running.look() == {"crm"}
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    await written(tmp_path / name, "sources: {shop: {verify: {scheme: none}}}\n")
+    await running.look()
+    assert await running.look() == {"crm", "shop"}
+
+
+async def test_the_fix_of_a_refusal_in_a_new_file_is_noticed(running: Running, tmp_path: Path) -> None:
+    """Also of one that isn't about what can be read, such as a topic of the gateway's own."""
+    team = tmp_path / "team.yaml"
+    await written(team, "sources: {shop: {verify: {scheme: none}, topic: gateway.dead}}\n")
+    await running.look(SOURCE + "include: team.yaml\n")
+    assert await running.look() == {"crm"}
+    await written(team, "sources: {shop: {verify: {scheme: none}, topic: shop}}\n")
+    await running.look()
+    assert await running.look() == {"crm", "shop"}
+
+
+async def test_refused_rules_are_not_read_again_while_they_stay_as_they_are(running: Running, tmp_path: Path) -> None:
+    """Also if a file of the active ones has changed that they no longer include."""
+    await written(tmp_path / "team.yaml", "sources: {}\n")
+    await running.look(SOURCE + "include: team.yaml\n")
+    await running.look()
+    await written(tmp_path / "team.yaml", "sources: {}  # another\n")
+    await running.look(SOURCE + "typo: 1\n")
+    for _ in range(6):
+        await running.look()
+    assert len([call for call in running.told.calls if call.args == ("rules_refused",)]) == 1

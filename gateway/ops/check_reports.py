@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
+from urllib.parse import quote
 
 from gateway.rules.yaml_document import Problem
 
@@ -71,7 +72,7 @@ def github(problems: Iterable[Problem]) -> str:
         properties = ",".join([f"{name}={_escaped(value, ':,')}" for name, value in named.items()])
         message = _escaped(": ".join(filter(None, (each.path, each.message))), "")
         lines.append(f"::{each.severity} {properties}::{message}\n")
-    return "".join(lines)
+    return _utf8("".join(lines))
 
 
 def _escaped(text: str, also: str) -> str:
@@ -86,14 +87,20 @@ def sarif(problems: Sequence[Problem]) -> str:
     driver = {"name": "gateway check", "version": version("webhook-gateway"), "rules": rules}
     run = {"tool": {"driver": driver}, "results": [_result(each) for each in problems]}
     document = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return _utf8(json.dumps(document, indent=2, ensure_ascii=False)) + "\n"
+
+
+def _utf8(text: str) -> str:
+    """Return a text with bytes of a file's name that aren't UTF-8 escaped, as in JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _result(problem: Problem) -> dict[str, object]:
     text = ": ".join(filter(None, (problem.path, problem.message)))
     result: dict[str, object] = {"ruleId": problem.code, "level": problem.severity, "message": {"text": text}}
     if problem.file:
-        location: dict[str, object] = {"artifactLocation": {"uri": Path(problem.file).as_posix()}}
+        uri = quote(Path(problem.file).as_posix(), errors="surrogateescape")
+        location: dict[str, object] = {"artifactLocation": {"uri": uri}}
         if problem.line:
             location["region"] = {"startLine": problem.line, "startColumn": problem.column}
         result["locations"] = [{"physicalLocation": location}]

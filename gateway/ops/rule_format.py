@@ -30,7 +30,7 @@ def formatted(path: Path) -> str:
         raise UsageError("\n".join(map(str, sorted(problems))))
     try:
         written = _dumped(text.replace("\r\n", "\n"))
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date that there is none, which is a string for us
         raise UsageError(f"{path}: expected YAML that can be formatted, got: {' '.join(str(error).split())}") from error
     # A string of several lines may have blank lines of its own.
     for candidate in (_BLANK_LINES.sub("\n\n", written), written):

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from gateway.model import UsageError
 from gateway.ops.provider_guide import provider_guide
+from gateway.rules.addresses import http_url
 from gateway.rules.load import check_rules
-from gateway.rules.value_kinds import http_url
 from gateway.text import did_you_mean
 from gateway.verify.presets import PRESETS
 

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
+from gateway.rules.addresses import url_parts
 from gateway.rules.build import names_of
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
 from gateway.rules.yaml_document import Node
@@ -105,7 +106,7 @@ class Advice:
 
 def is_in_the_clear(url: str) -> bool:
     """Return whether a URL's requests are sent unencrypted to another machine. An unresolved one has no scheme yet."""
-    parts = urlsplit(url)
+    parts = url_parts(url)
     return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
 
 
@@ -127,7 +128,7 @@ def credential_of(read: ParsedMapping) -> str | None:
     for name in read.values.get("headers", ()):  # one of `defaults` has its value alone
         if _CREDENTIAL.search(name) or "${" in written.get(name, "").replace("$${", ""):
             return f"`headers.{name}`"
-    for name, _ in parse_qsl(urlsplit(read.values["url"]).query):
+    for name, _ in parse_qsl(url_parts(read.values["url"]).query):
         if _CREDENTIAL.search(name):
             return f"`{name}` in its query"
     return None

@@ -12,6 +12,7 @@ from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
 from gateway.rules.messages import MESSAGE_PRESETS
 from gateway.rules.messages.preset import PresetMessage
+from gateway.rules.references import without_values
 from gateway.rules.request_templates import RequestTemplate, parameters
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import (
@@ -27,7 +28,7 @@ from gateway.rules.rules import (
     StoredResponse,
     Tls,
 )
-from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, TemplateRef, without_values
+from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, TemplateRef
 from gateway.rules.templates import Template
 from gateway.verify.client_certificates import ClientCertificates
 from gateway.verify.presets import PresetResponse
@@ -87,7 +88,7 @@ def _response(read: ParsedMapping | None, default: PresetResponse | None) -> Sto
             headers=tuple(values.get("headers", {}).items()),
             body=values.get("body"),
             after_delivery=None
-            if after is None
+            if after is None or "destination" not in after.values  # an unresolved reference
             else AfterDelivery(**{**after.values, "destination": after.values["destination"].name}),
         )
     if default is not None:
@@ -136,7 +137,7 @@ def _proxy(read: ParsedMapping) -> Proxy | None:
 
 
 def route_of(name: str, read: ParsedMapping) -> Route:
-    request, retry = read.values.get("request"), read.values.get("retry")
+    request = read.values.get("request")
     return Route(
         name=name,
         sources=names_of(read, "from"),
@@ -144,7 +145,7 @@ def route_of(name: str, read: ParsedMapping) -> Route:
         when=read.values.get("when"),
         destinations=names_of(read, "to"),
         request=_request(request) if request else None,
-        retry=_retry(retry, **({"max_age": ORDERED_MAX_AGE} if {"order", "debounce"} & read.values.keys() else {})),
+        retry=retry_policy_of(read),
         eligibility=_eligibility(read),
         **_debounce(read),
         **{key: read.values[key] for key in _AS_WRITTEN if key in read.values},
@@ -190,8 +191,11 @@ def message_problem(read: ParsedMapping) -> str:
     return ""
 
 
-def _retry(read: ParsedMapping | None, **defaults: float) -> RetryPolicy:
-    values: dict[str, Any] = defaults | dict(read.values if read else {})
+def retry_policy_of(route: ParsedMapping) -> RetryPolicy:
+    """Return how a route retries, with the defaults of its file."""
+    read = route.values.get("retry")
+    is_ordered = bool({"order", "debounce"} & route.values.keys())
+    values: dict[str, Any] = ({"max_age": ORDERED_MAX_AGE} if is_ordered else {}) | dict(read.values if read else {})
     # `max_age`, `max_attempts`, `schedule` and `jitter` are named as in the policy.
     results = sorted(values.pop("results", {}).items(), key=lambda item: not item[0].isdigit())
     return RetryPolicy(results=tuple(results), **values)
@@ -219,7 +223,7 @@ def choose_destinations(route: ParsedMapping, declared: Iterable[str], reader: S
     for other in others:
         reader.report(other.node, "value", "expected one template in `to`, got another: a route of its own may have it")
     candidates = fitting(written.template, declared)
-    if not candidates and not reader.has_gaps:
+    if not candidates and not reader.has_gaps and written.node not in reader.unresolved:
         message = "expected a template of declared destinations' names, got one that none of them fits"
         reader.report(written.node, "unknown_name", message)
     if keys := [shown for key, shown in (("order", "order: key"), ("debounce", "debounce")) if key in route.values]:

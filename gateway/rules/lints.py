@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Mapping
 
+from gateway.model import Disposition
 from gateway.rules.advice import credential_of, is_in_the_clear
-from gateway.rules.build import names_of
+from gateway.rules.build import names_of, retry_policy_of
 from gateway.rules.conditions import AllOf, AnyOf, Compare, Condition, Every, Field, OneOf, Path, Test, written
 from gateway.rules.expressions import Expression
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
+from gateway.rules.value_kinds import shown_duration
 from gateway.rules.yaml_document import Code, Node
 
 LONG_TEXT = 10_000
@@ -21,6 +23,8 @@ _MATCHABLE = re.compile(
     rf"\s*(?:{_PATH}\s*(?:==|<=|>=|<|>)\s*{_LITERAL}|{_PATH}\.startsWith\({_LITERAL}\)|has\({_PATH}\))\s*", re.ASCII
 )
 _PRIVATE = re.compile(r"https?://(?:[^./:]+|[^/:]+\.(?:local|internal|svc|cluster\.local|localhost))(?::\d+)?(?:/|$)")
+_RETRIED = re.compile(r"408|425|429|5(?:\d\d|xx)|timeout|connect|dns|tls|transport|auth", re.ASCII)
+"""Results that pass, after which a delivery is retried by default."""
 
 
 class Lints:
@@ -39,6 +43,7 @@ class Lints:
             self._of_destination(read)
         for read in self._routes.values():
             self._of_route(read)
+            self._of_retry(read)
         self._of_stops()
 
     def _of_destination(self, read: ParsedMapping) -> None:
@@ -66,6 +71,24 @@ class Lints:
                 f"expected a pattern that takes at most {SLOW // 10_000} ms for a text of 10 kB, got one that may "
             )
             self._warn(node, "slow", f"{message}take {slowest / 10_000:.0f} ms")
+
+    def _of_retry(self, read: ParsedMapping) -> None:
+        """Report retries by which events are lost that would be delivered a little later."""
+        retry: ParsedMapping | None = read.values.get("retry")
+        if retry is None:
+            return
+        policy = retry_policy_of(read)
+        results = retry.node.child("results") or retry.node  # else in `defaults`, from which it is taken
+        for result, disposition in policy.results:
+            if disposition is Disposition.DROP and _RETRIED.fullmatch(result):
+                message = f"expected a retry or a dead letter after {result}, which passes, got drop: the event is lost"
+                self._warn(results.child(result) or results, "lossy", message)
+        if policy.schedule[0] > policy.max_age and policy.max_attempts > 1:
+            message = (
+                f"expected a first step of at most max_age, {shown_duration(policy.max_age)}, got "
+                f"{shown_duration(policy.schedule[0])}: what fails once isn't tried again"
+            )
+            self._warn(retry.node.child("schedule") or retry.node.child("max_age") or retry.node, "lossy", message)
 
     def _of_stops(self) -> None:
         """Report routes to which one with `stop` above them leaves nothing, as far as that is plain to see."""

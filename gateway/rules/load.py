@@ -1,8 +1,6 @@
 """Loads routes.yaml and the files that it includes as `Rules`, or reports every problem with its location."""
 
 import gc
-import glob
-import hashlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,14 +22,15 @@ from gateway.rules.build import (
     source_of,
     split_of,
 )
-from gateway.rules.defaults import contacts_of, fill_destination, fill_route, inherit
+from gateway.rules.defaults import contacts_of, fill_destination, fill_route
 from gateway.rules.destination_credentials import TlsError, tls_of
-from gateway.rules.foreach import expand
+from gateway.rules.file_stamps import Stamps
 from gateway.rules.lints import Lints
-from gateway.rules.policy import check_policy, keeps_secrets
+from gateway.rules.policy import check_policy
 from gateway.rules.route_checks import check_order, check_request, check_split
 from gateway.rules.route_table import RouteTable
 from gateway.rules.routing_revision import routing_revision
+from gateway.rules.rule_files import RuleFiles
 from gateway.rules.rules import (
     SIGNATURE_HEADER_PREFIX,
     CertificateHeader,
@@ -40,16 +39,14 @@ from gateway.rules.rules import (
     Tls,
     cgi_normalized,
 )
-from gateway.rules.schema import INCLUDED, ROOT
-from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaReader, take_all_apart
-from gateway.rules.value_kinds import MappingKind
-from gateway.rules.yaml_document import Node, Problem, Severity, parse_document, text_of
+from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, take_all_apart
+from gateway.rules.yaml_document import Node, Problem
 from gateway.text import did_you_mean
 from gateway.verify.client_certificates import ClientCertificates, read_authorities
 from gateway.verify.config_keys import GENERIC
 from gateway.verify.kept_proof import why_not_kept
 from gateway.verify.presets import PRESETS, Preset, SchemeError
-from gateway.verify.schemes import build_verifier
+from gateway.verify.schemes import PartialSchemeError, build_verifier
 from gateway.verify.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -66,9 +63,9 @@ MAX_GUESSES = 50  # With more problems than this, spellings aren't guessed.
 class InvalidRulesError(RulesError):
     """The rule files have problems: all of them, by file and location; warnings only if there are no errors."""
 
-    def __init__(self, problems: Sequence[Problem], files: Sequence[Path] = ()) -> None:
-        self.files = tuple(files)
-        """The files that were read or missing: a change of any of them may fix the rules."""
+    def __init__(self, problems: Sequence[Problem], stamps: Stamps | None = None) -> None:
+        self.stamps = stamps or {}
+        """The files that were read or missing, as they were: a change of any of them may fix the rules."""
         self.problems = tuple([problem for problem in problems if problem.severity == "error"] or problems)
         super().__init__("\n".join(map(str, self.problems)))
 
@@ -88,9 +85,9 @@ def load_rules(
     secrets that expire (None: the machine's clock).
     Reads files and may take seconds, so don't call it on the event loop.
     """
-    rules, problems, files = _read(path, environ, resolve=resolve, now=now, reads_secrets=reads_secrets)
+    rules, problems, stamps = _read(path, environ, resolve=resolve, now=now, reads_secrets=reads_secrets)
     if rules is None:
-        raise InvalidRulesError(problems, files)
+        raise InvalidRulesError(problems, stamps)
     return rules
 
 
@@ -121,17 +118,17 @@ def _read(
     now: float | None,
     reads_secrets: bool = True,
     lints: bool = False,
-) -> tuple[Rules | None, list[Problem], Sequence[Path]]:
+) -> tuple[Rules | None, list[Problem], Stamps]:
     reader = SchemaReader(os.environ if environ is None else environ, is_strict=resolve, reads_secrets=reads_secrets)
     with _no_collection():
-        version = hashlib.blake2b(digest_size=4)
-        assembly = _Assembly(reader, list(_read_files(reader, path, ROOT, set(), version)))
+        files = RuleFiles(reader)
+        assembly = _Assembly(reader, files.read(path))
         rules = assembly.rules(time.time() if now is None else now)
-        rules = None if rules is None else replace(rules, version=version.hexdigest())
+        rules = None if rules is None else replace(rules, version=files.version)
         if lints and rules is not None:
             Lints(reader, assembly.destinations, assembly.routes).give()
         take_all_apart(assembly.files)
-    return rules, sorted(set(reader.problems)), tuple(reader.files)
+    return rules, sorted(set(reader.problems)), reader.files
 
 
 @contextmanager
@@ -150,69 +147,12 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read_files(
-    reader: SchemaReader,
-    path: Path,
-    record: MappingKind,
-    read_before: set[Path],
-    version: "hashlib.blake2b",
-    *,
-    above: tuple[Path, ...] = (),
-    parent: ParsedMapping | None = None,
-) -> Iterator[ParsedMapping]:
-    """Read a file and then those that it includes; each is read only once. What it inherits is in its values.
-
-    Their names and texts become part of the `version`.
-    """
-    reader.files[path] = None
-    read_before.add(path.resolve())
-    text = text_of(path, reader.problems)
-    version.update(f"{path.name}\0{text}\0".encode("utf-8", "surrogatepass"))
-    root = None if text is None else parse_document(str(path), text, reader.problems)
-    if root is not None:
-        expand(root, reader.problems)
-    outer = reader.secrets
-    read = ABSENT if root is None else reader.read(root, record)
-    if read is ABSENT:
-        reader.has_gaps, reader.secrets = True, outer
-        return
-    inherit(read, parent)
-    if keeps_secrets(read):
-        reader.secrets = {}
-    yield read
-    above = (*above, path)
-    for use in read.values.get("include", ()):
-        for file in _find(reader, use, path.parent):
-            if file.resolve() in {other.resolve() for other in above}:
-                cycle = " → ".join(map(str, (*above, file)))
-                message = f"include cycle: {cycle}"
-                reader.report(use.node, "include", message)
-            elif file.resolve() not in read_before:
-                yield from _read_files(reader, file, INCLUDED, read_before, version, above=above, parent=read)
-    reader.secrets = outer
-
-
-def _find(reader: SchemaReader, use: NameRef, folder: Path) -> list[Path]:
-    if not glob.has_magic(use.name):
-        reader.files[folder / use.name] = None
-    elif (watched := folder / Path(use.name).parent).is_dir():
-        reader.files[watched] = None  # a file that is added or removed changes the folder
-    # Path.glob takes no absolute pattern.
-    found = sorted(glob.glob(use.name, root_dir=folder, recursive=True))  # noqa: PTH207
-    if not found:
-        reader.has_gaps = True
-        severity: Severity = "warning" if glob.has_magic(use.name) else "error"
-        reader.report(use.node, "include", f"expected a file, got none at {use.name!r}", severity=severity)
-    return [folder / name for name in found]
-
-
 class _Assembly:
     """Combines the files: checks that names are unique and known, then builds the objects."""
 
     def __init__(self, reader: SchemaReader, files: Sequence[ParsedMapping]) -> None:
         self.reader = reader
         self.files = files
-        self.is_complete = True
         self.written: dict[str, set[str]] = {"source": set(), "destination": set()}
         """All names, including those of sources and destinations with problems."""
         self.providers: dict[str, Preset] = {}
@@ -248,8 +188,8 @@ class _Assembly:
         for name, read in self.destinations.items():
             self._check_transport(name, read)
         if policy := self.files[0].values.get("policy") if self.files else None:
-            check_policy(policy, list(self.files[1:]), self.reader)
-        if self.reader.has_errors or not self.is_complete:
+            check_policy(policy, list(self.files[1:]), verifiers, self.reader)
+        if self.reader.has_errors or self.reader.is_incomplete:
             return None
         Advice(self.reader, self.sources, self.destinations, self.routes).give(verifiers, now)
         routes = {name: route_of(name, read) for name, read in self.routes.items()}
@@ -268,6 +208,7 @@ class _Assembly:
             certificate_header=self.certificate_header,
             table=RouteTable(routes.values()),
             files=tuple(self.reader.files),
+            stamps=self.reader.files,
             contacts=contacts_of(self.files),
             warnings=tuple(map(str, sorted(self.reader.problems))),
             secret_values=frozenset(self.reader.secret_values),
@@ -335,7 +276,7 @@ class _Assembly:
         if name := read.values.get("name"):
             self._add(what, into, name, read, read.node.value["name"])
         else:
-            self.is_complete = False
+            self.reader.is_incomplete = True
 
     def _add(
         self,
@@ -368,15 +309,18 @@ class _Assembly:
     def _verifier(self, name: str, read: ParsedMapping) -> Verifier | None:
         config = read.values.get("verify")
         if config is None:
-            self.is_complete = False
+            self.reader.is_incomplete = True
             return None
         node = read.node.value["verify"]
         try:
             verifier = build_verifier(config, public_url=read.values.get("public_url"), providers=self.providers)
         except SchemeError as error:
             self.reader.locate(node, error.problems)
-            self.is_complete = False
-            return None
+            places = [path for path, _ in error.problems]
+            if not isinstance(error, PartialSchemeError) or not self.reader.are_unresolved(node, places):
+                self.reader.is_incomplete = True
+                return None
+            verifier = error.verifier
         if verifier.is_open and "client_certificate" not in read.values:
             message = (
                 f"expected a scheme that verifies, got none: anybody who reaches {shown_path_of(name, read)} can send"
@@ -403,8 +347,8 @@ class _Assembly:
         for key, what in (("from", "source"), ("to", "destination")):
             known = self.written[what]
             uses = route.values.get(key, ())
-            if not uses:
-                self.is_complete = False
+            if not uses or any(node in self.reader.unresolved for node in _items(route.node.child(key))):
+                self.reader.is_incomplete = True
             seen: set[str] = set()
             for use in uses:
                 if not isinstance(use, NameRef):

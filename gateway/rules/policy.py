@@ -1,27 +1,40 @@
 """`policy:` of the root file: what the files that it includes may do, and what they have to say."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
 
+from gateway.rules.addresses import literal_host
 from gateway.rules.build import path_of, shown_path_of
 from gateway.rules.defaults import contact_of
+from gateway.rules.references import literal_beginning
 from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader
 from gateway.rules.yaml_document import Node
+from gateway.verify.verifier import Verifier
 
 REQUIRED = ("owner", "runbook")
 FORBIDDEN = ("unverified", "headers", "secrets")
+_MAGIC = re.compile(r"[*?\[]")
 
 
-def check_policy(policy: ParsedMapping, included: list[ParsedMapping], reader: SchemaReader) -> None:
-    """Report what included files do against the policy. Values that can't be resolved here aren't judged."""
+def check_policy(
+    policy: ParsedMapping,
+    included: list[ParsedMapping],
+    verifiers: Mapping[str, Verifier | None],
+    reader: SchemaReader,
+) -> None:
+    """Report what included files do against the policy.
+
+    `verifiers` are those of the sources, by name. Values that can't be resolved here are judged by what is known.
+    """
     by = _Policy(policy.values, reader, policy.node.file)
     for file in included:
         if (own := file.node.child("defaults")) is not None:
             by.check_headers(ParsedMapping(own, {}))
         for name, source in file.values.get("sources", {}).items():
-            by.check_source(name, source)
+            by.check_source(name, source, verifiers.get(name))
             by.check_contact(source, file)
         destinations = [*file.values.get("destinations", {}).values(), *_inline(file)]
         for destination in destinations:
@@ -50,13 +63,13 @@ class _Policy:
         self._reader = reader
         self._file = file
 
-    def check_source(self, name: str, read: ParsedMapping) -> None:
-        config = read.values.get("verify", {})
-        if "unverified" in self._values.get("forbid", ()) and config.get("scheme") == "none":
+    def check_source(self, name: str, read: ParsedMapping, verifier: Verifier | None) -> None:
+        if "unverified" in self._values.get("forbid", ()) and verifier is not None and verifier.is_open:
             self._report(read.node.value["verify"], "a scheme that verifies, got none")
         path, node = path_of(name, read), read.node.child("path")
         paths = self._values.get("paths")
-        if paths is not None and node not in self._reader.unresolved and not _is_one(path, paths):
+        judge = _may_be_one if node in self._reader.unresolved else _is_one
+        if paths is not None and not judge(path, paths):
             self._report(node or read.node, f"a path such as {' or '.join(paths)}, got {shown_path_of(name, read)}")
 
     def check_destination(self, read: ParsedMapping) -> None:
@@ -85,8 +98,13 @@ class _Policy:
 
     def _check_host(self, read: ParsedMapping, key: str) -> None:
         node = read.node.child(key)
-        if node is not None and key in read.values and node not in self._reader.unresolved:
-            self._check_host_of(node, urlsplit(read.values[key]).hostname or "")
+        if node is None or key not in read.values:
+            return
+        # A value in which all is resolved has no references, whatever is in it.
+        written = read.values[key]
+        host = literal_host(written) if node in self._reader.unresolved else urlsplit(written).hostname or ""
+        if host is not None:
+            self._check_host_of(node, host)
 
     def _check_host_of(self, node: Node, host: str) -> None:
         hosts = self._values.get("hosts")
@@ -99,3 +117,14 @@ class _Policy:
 
 def _is_one(text: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(text, pattern) for pattern in patterns)
+
+
+def _may_be_one(written: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether `_is_one` could be true of a text with references whose values aren't known."""
+    begins = literal_beginning(written)
+    for pattern in patterns:
+        magic = _MAGIC.search(pattern)
+        literal = pattern[: magic.start()] if magic else pattern
+        if literal.startswith(begins) or (magic and begins.startswith(literal)):
+            return True
+    return False

@@ -18,6 +18,7 @@ from gateway.rules.destination_choice import DestinationChoice, UndeclaredDestin
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
+from gateway.rules.file_stamps import Stamps
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
@@ -392,6 +393,8 @@ class Rules:
     table: RouteTable[Route]
     files: tuple[Path, ...]
     """Files to watch: rule files, files of secrets, and folders of include patterns. A reload is due if one changes."""
+    stamps: Stamps = field(default_factory=dict, compare=False, repr=False)
+    """Of these files, from right before each was read."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     """Networks of the proxies whose `X-Forwarded-For` counts, and whose `certificate_header`."""
     certificate_header: CertificateHeader | None = None

@@ -8,6 +8,15 @@ from dataclasses import replace
 from typing import Any, assert_never
 
 from gateway.model import STORED_STATUSES, Disposition
+from gateway.rules.addresses import (
+    PATH,
+    http_url,
+    path,
+    proxy,
+    public_url,
+    unresolved_path,
+    unresolved_public_url,
+)
 from gateway.rules.conditions import parse_condition
 from gateway.rules.debounce import MAX_QUIET, MIN_QUIET
 from gateway.rules.defaults import OF_DESTINATIONS
@@ -24,7 +33,6 @@ from gateway.rules.value_kinds import (
     _DNS_NAME,
     _EMAIL,
     _PASSWORD,
-    _PATH,
     _RESULTS,
     _SCOPE,
     _SPLIT,
@@ -68,16 +76,12 @@ from gateway.rules.value_kinds import (
     _subject,
     choice,
     duration,
-    http_url,
     integer,
     matching,
     number,
     or_off,
-    path,
     pattern,
     provider,
-    proxy,
-    public_url,
     secret,
 )
 from gateway.verify import presets, schemes
@@ -428,7 +432,9 @@ SOURCE = MappingKind(
     keys=(
         Key(
             name="path",
-            kind=Scalar("an absolute path without a query, such as /in/github", path, pattern(_PATH), unresolved=str),
+            kind=Scalar(
+                "an absolute path without a query, such as /in/github", path, pattern(PATH), unresolved=unresolved_path
+            ),
             about="Where the sender posts. Without it, /in/ and the source's name. The value of a reference in it is "
             "a secret, and not shown.",
         ),
@@ -481,7 +487,7 @@ SOURCE = MappingKind(
         ),
         Key(
             name="public_url",
-            kind=Scalar(URL.expected, public_url, URL.json, is_secret=True, unresolved=str),
+            kind=Scalar(URL.expected, public_url, URL.json, is_secret=True, unresolved=unresolved_public_url),
             about="The address the sender knows, for schemes that sign it; without a path, the request's is added.",
         ),
     ),

@@ -10,7 +10,9 @@ from typing import Any, assert_never
 from gateway.model import ExpressionError
 from gateway.rules.conditions import ConditionError
 from gateway.rules.expressions import hiding, naming, using
+from gateway.rules.file_stamps import Stamp, stamp_of
 from gateway.rules.functions import NamedSecret
+from gateway.rules.references import REFERENCE
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar, take_apart
@@ -20,9 +22,7 @@ from gateway.verify.presets import SchemeError
 MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
 
-_REFERENCE = re.compile(r"\$\$\{|\$\{\{|\$\{([^}]*)\}?")
 _TEMPLATE = re.compile(r"(?<!\$)\$\{\{")
-_DEFAULT = re.compile(r":-[^}]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 # Stands for the value of a key with a problem, or with an unresolved reference: as if it weren't written.
@@ -77,10 +77,12 @@ class SchemaReader:
         self._reads_secrets = reads_secrets
         self.is_strict = is_strict
         self.problems: list[Problem] = []
-        self.files: dict[Path, None] = {}
-        """Files of secrets; `load.py` adds the rule files."""
+        self.files: dict[Path, Stamp | None] = {}
+        """What a reload has to look at, with its stamp from right before it was read."""
         self.has_gaps = False
         """A file can't be read, so that an unknown name may be defined there."""
+        self.is_incomplete = False
+        """Something is missing without which there are no rules: it has a problem, or an unresolved reference."""
         self.unresolved: set[Node] = set()
         self.secret_values: set[str] = set()
         """The values of references, except for defaults, which are written in the file."""
@@ -92,6 +94,11 @@ class SchemaReader:
     @property
     def has_errors(self) -> bool:
         return any(problem.severity == "error" for problem in self.problems)
+
+    def watch(self, path: Path) -> None:
+        """Have a reload look at a file or a folder, which is read after this; of two stamps the earlier one counts."""
+        if path not in self.files:
+            self.files[path] = stamp_of(path)
 
     def report(
         self, node: Node, code: Code, message: str, *, severity: Severity = "error", at_key: bool = False
@@ -131,7 +138,7 @@ class SchemaReader:
                     self.secret_values.add(value)
             return value
 
-        resolved = _REFERENCE.sub(replace, written)
+        resolved = REFERENCE.sub(replace, written)
         if is_whole:
             return resolved
         self.unresolved.add(node)
@@ -153,7 +160,7 @@ class SchemaReader:
         return value
 
     def _secret(self, node: Node, path: Path) -> str | None:
-        self.files[path] = None  # also if missing: it may appear later
+        self.watch(path)  # also if missing: it may appear later
         if not self._reads_secrets:
             self._unresolved(node, f"{path} isn't read here")
             return None
@@ -193,9 +200,10 @@ class SchemaReader:
     def _scalar(self, node: Node, kind: Scalar) -> Any:  # noqa: ANN401 # what the kind says
         value = node.value
         if isinstance(value, str) and "${" in value:
+            known = len(self.problems)
             text = self.text(node)
             if text is None:
-                return kind.unresolved(value) if kind.unresolved else ABSENT
+                return self._unresolved_scalar(node, kind, self.problems[known:])
             value = text if kind.is_text else scalar(text)
         try:
             with hiding(self.secret_values) if node in self.secret_lengths else nullcontext():
@@ -207,14 +215,30 @@ class SchemaReader:
         except ValueError as error:
             guess = did_you_mean(value, kind.choices) if isinstance(value, str) else ""
             got = _shown(node, is_secret=kind.is_secret)
-            self.report(node, "value", str(error) or f"expected {kind.expected}, got {got}{guess}")
+            told = hidden(str(error), self.secret_values if node in self.secret_lengths else ())
+            self.report(node, "value", told or f"expected {kind.expected}, got {got}{guess}")
             return ABSENT
         return NameRef(str(parsed), node) if kind.is_name_ref else parsed
+
+    def _unresolved_scalar(self, node: Node, kind: Scalar, problems: Sequence[Problem]) -> Any:  # noqa: ANN401 # what the kind says
+        """Return what stands for a string with unresolved references, which have these problems."""
+        try:
+            return ABSENT if kind.unresolved is None else kind.unresolved(node.value)
+        except ExpressionError as error:
+            self.is_incomplete = True
+            if all(problem.severity == "warning" for problem in problems):
+                message = f"expected {kind.expected} that can be read without their values, got {_shown(node)}: {error}"
+                self.report(node, "unresolved", message, severity="warning")
+        except ValueError as error:
+            if all(problem.code == "unresolved" for problem in problems):
+                got = _shown(node, is_secret=kind.is_secret)
+                self.report(node, "value", str(error) or f"expected {kind.expected}, got {got}")
+        return ABSENT
 
     def _tree(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # what the kind says
         if not isinstance(node.value, kind.shape):
             return self._mismatch(node, kind.expected)
-        known = len(self.secret_lengths)
+        known, unresolved = len(self.secret_lengths), len(self.unresolved)
         tree = self._plain(node, kind)
         try:
             with hiding(self.secret_values) if len(self.secret_lengths) > known else nullcontext():
@@ -224,9 +248,13 @@ class SchemaReader:
         except ExpressionError as error:
             location = _descend(node, getattr(error, "path", ()))
             told = hidden(str(error), self.secret_values)
-            self.report(location, "expression", f"expected CEL in ${{{{ … }}}}, got {_shown(location)}: {told}")
+            if location not in self.unresolved:
+                self.report(location, "expression", f"expected CEL in ${{{{ … }}}}, got {_shown(location)}: {told}")
         except ValueError as error:
-            self.report(node, "value", str(error))
+            if len(self.unresolved) == unresolved:
+                self.report(node, "value", hidden(str(error), self.secret_values))
+        # What is written in place of the values may be at fault: which rules they are isn't known.
+        self.is_incomplete |= len(self.unresolved) > unresolved
         return ABSENT
 
     def _plain(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # any JSON
@@ -365,6 +393,13 @@ class SchemaReader:
         self.report(node, "value", f"expected {expected}, got {got or _shown(node)}")
         return ABSENT
 
+    def are_unresolved(self, node: Node, paths: Iterable[Sequence[str | int]]) -> bool:
+        """Return whether references that can't be resolved, and needn't be here, are what is at these paths."""
+        return not self.is_strict and all(self._is_unresolved(_descend(node, steps)) for steps in paths)
+
+    def _is_unresolved(self, node: Node) -> bool:
+        return node in self.unresolved or node.child("secret") in self.unresolved
+
     def locate(
         self,
         node: Node,
@@ -376,15 +411,10 @@ class SchemaReader:
         """Report problems that another module found in a value, each with the path to it."""
         for steps, message in problems:
             location = _descend(node, steps)
-            if location in self.unresolved or location.child("secret") in self.unresolved:
+            if self._is_unresolved(location):
                 continue  # the placeholder is at fault
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
             self.report(location, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
-
-
-def without_values(written: str) -> str:
-    """Return a text with its references instead of their values; a default, which may be one, as `***`."""
-    return _REFERENCE.sub(lambda found: _DEFAULT.sub(":-***", found[0]) if found[1] else found[0], written)
 
 
 def _content(path: Path) -> str:

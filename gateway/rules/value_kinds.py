@@ -6,15 +6,13 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
-from urllib.parse import urlsplit
-
-import yarl
 
 from gateway.model import NAME_PATTERN, STORED_STATUSES, ExpressionError
+from gateway.rules.addresses import http_url, unresolved_url
 from gateway.rules.expressions import Expression, parse
-from gateway.rules.rules import RESERVED_HEADERS, Proxy, cgi_normalized, is_opt_in_header
+from gateway.rules.rules import RESERVED_HEADERS, cgi_normalized, is_opt_in_header
 from gateway.rules.scanner import is_free_name
 from gateway.rules.splits import Split
 from gateway.rules.templates import Template
@@ -41,7 +39,10 @@ class Scalar:
     is_name_ref: bool = False
     """The name of something that has to exist; read together with its location."""
     unresolved: Callable[[str], object] | None = None
-    """Returns a placeholder for a string with unresolvable references, while checking; None omits the key."""
+    """Returns what stands for a string with unresolvable references; None omits the key.
+
+    Raises as `parse` does, if no value of theirs could be right, or (ExpressionError) if nothing can stand for it.
+    """
 
     @property
     def is_text(self) -> bool:
@@ -151,15 +152,12 @@ _EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
 _SPLIT = re.compile(r"off|body(\.[A-Za-z_$][\w$-]*)*")
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
-_PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@-]*)+")  # RFC 3986, without percent-encoding
-_HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")  # RFC 1123, and what DNS takes too
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
 _CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: more than RFC 6750 allows, as there are tokens with a `|`
 _USER = re.compile(r"[^:\x00-\x1f\x7f\ud800-\udfff]*")  # RFC 7617: a colon ends it
 _PASSWORD = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
 _SCOPE = re.compile(r"[!#-\[\]-~]+")  # RFC 6749, section 3.3
 _STATUS = re.compile(r"[345]\d\d", re.ASCII)
-_RESERVED_PATHS = frozenset({"/healthz"})
 _RESULTS = ("3xx", "4xx", "5xx", "timeout", "connect", "dns", "tls", "transport", "auth", "egress_refused")
 _PER = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d{1,6})(B|KiB|MiB)", re.ASCII)
@@ -188,61 +186,6 @@ def matching(pattern: re.Pattern[str]) -> Callable[[object], str]:
         return str(value)
 
     return parse
-
-
-def path(value: object) -> str:
-    path = matching(_PATH)(value)
-    if path in _RESERVED_PATHS:
-        raise ValueError(f"expected another path, got {path}, which the gateway itself serves")
-    return path
-
-
-def http_url(value: object) -> str:
-    """Check a URL. No message shows it, since a URL is often a credential."""
-    text = _text(value)
-    try:
-        url = urlsplit(text)
-        _ = url.port  # raises where it is no number
-        host = yarl.URL(text).raw_host or ""  # as the client reads it: in lower case, in ASCII by IDNA
-    except ValueError:
-        raise ValueError("expected an http or https URL, got one that can't be parsed") from None
-    if url.scheme not in {"http", "https"}:
-        got = f"the scheme {url.scheme!r}" if url.scheme else "one without a scheme"
-        raise ValueError(f"expected an http or https URL, got {got}")
-    if not url.hostname:
-        raise ValueError("expected a URL with a host, got none")
-    if "@" in url.netloc:
-        raise ValueError("expected a URL without user and password (write them under `auth`), got one with them")
-    if url.port == 0:
-        raise ValueError("expected a URL with a port from 1 to 65535, got 0")
-    if not _HOST.fullmatch(host) and not _is_address(host):
-        raise ValueError("expected a URL with a host's name or address, got one with another host")
-    if url.fragment or not text.isprintable() or " " in text or "\\" in text:
-        raise ValueError("expected a URL without a fragment, spaces or control characters, got one with them")
-    return text
-
-
-def _is_address(host: str) -> bool:
-    try:
-        return bool(ip_address(host)) and "%" not in host  # an address with a zone is meaningless on other machines
-    except ValueError:
-        return False
-
-
-def public_url(value: object) -> str:
-    url = http_url(value)
-    if "?" in url:
-        raise ValueError("expected a URL without a query, got one with it")
-    return url
-
-
-def proxy(value: object) -> Proxy:
-    url = urlsplit(http_url(value))
-    if url.scheme != "http" or url.port is None or url.path not in {"", "/"} or url.query:
-        raise ValueError("expected a proxy such as http://proxy.internal:3128, got another URL")
-    host = yarl.URL(url.geturl()).raw_host
-    assert host is not None  # checked by `http_url`
-    return Proxy(host=host, port=url.port)
 
 
 def _header(value: object) -> str:
@@ -449,8 +392,8 @@ def or_off(kind: Scalar) -> Scalar:
 
 
 TEXT = Scalar("a string", _text, {"type": "string"})
-CEL = Scalar("a CEL expression", _expression, {"type": "string"})
-SPLIT = Scalar("CEL of a list, such as body.commits", _route_split, {"type": "string"})
+CEL = Scalar("a CEL expression", _expression, {"type": "string"}, unresolved=_expression)
+SPLIT = Scalar("CEL of a list, such as body.commits", _route_split, {"type": "string"}, unresolved=_route_split)
 EXPRESSION_NAME = Scalar(
     "a name of letters, digits and _, which isn't one of CEL's or of the event's",
     _expression_name,
@@ -465,7 +408,11 @@ NAME = Scalar(
 NAME_REF = Scalar("a name", _text, pattern(NAME_PATTERN), is_name_ref=True)
 FILE_REF = Scalar("a file or a glob", _text, {"type": "string"}, is_name_ref=True)
 URL = Scalar(
-    "an http or https URL", http_url, {"type": "string", "pattern": "^https?://"}, is_secret=True, unresolved=str
+    "an http or https URL",
+    http_url,
+    {"type": "string", "pattern": "^https?://"},
+    is_secret=True,
+    unresolved=unresolved_url,
 )
 HEADER = Scalar("a header's name, such as X-Team", _header, pattern(TOKEN))
 DURATION_STEP = duration(0.1, 30 * 86400)
@@ -477,7 +424,7 @@ PEER_NETWORK = Scalar(
 
 
 def secret(expected: str, pattern: re.Pattern[str]) -> Scalar:
-    return Scalar(expected, matching(pattern), {"type": "string"}, is_secret=True)
+    return Scalar(expected, matching(pattern), {"type": "string"}, is_secret=True, unresolved=str)
 
 
 def _key(value: object) -> bytes:
@@ -488,4 +435,5 @@ def _key(value: object) -> bytes:
 
 
 SECRET = Scalar(f"a secret of at least {WEAK} bytes", _key, {"type": "string"}, is_secret=True, unresolved=str.encode)
-PEM = secret("a string in PEM", re.compile(r".*", re.DOTALL))  # `destination_credentials.py` checks its content
+# Without a placeholder: `destination_credentials.py` and `client_certificates.py` check its content.
+PEM = Scalar("a string in PEM", _text, {"type": "string"}, is_secret=True)

@@ -77,6 +77,7 @@ Code = Literal[
     "unreachable",  # the same: a route whose conditions exclude each other
     "matchable",  # the same: a `when` that `match` can say
     "slow",  # the same: a pattern that takes long
+    "lossy",  # the same: retries by which events are lost
     "certificate",  # of the ingress
     "egress",  # warning: an address that no delivery may reach
     "identity",  # of the events in the log

@@ -73,18 +73,32 @@ _PROOFS = ("secrets", "public_keys", "key_url", "key_set", "topics", "api_secret
 ALWAYS_CREDENTIALS = frozenset({b"authorization", b"cookie", b"proxy-authorization"})
 
 
+class PartialSchemeError(SchemeError):
+    """Some values of a source's `verify:` are at fault, but not what its events have their identity by.
+
+    `verifier` is what it would be without these values: to see what becomes of events, and not to verify any.
+    """
+
+    def __init__(self, problems: Sequence[tuple[Path, str]], verifier: Verifier) -> None:
+        super().__init__(problems)
+        self.verifier = verifier
+
+
 def build_verifier(
     config: Mapping[str, object], *, public_url: str | None = None, providers: Mapping[str, Preset] = _NONE
 ) -> Verifier:
     """Build the verifier of a source's `verify:`; `public_url` is the address that the sender was given, for `{url}`.
 
     `providers` are those that a scheme may name beside the presets. `public_url` has no query; if it has no path
-    either, the request's is appended. Raises SchemeError with every problem. No message repeats a secret.
+    either, the request's is appended. Raises SchemeError, or PartialSchemeError, with every problem. No message repeats
+    a secret.
     """
     problems: dict[tuple[Path, str], None] = {}
     verifier = _build(config, ConfigPath((), problems), public_url, providers)
-    if verifier is None or problems:
+    if verifier is None or any(path[:1] == ("id_header",) for path, _ in problems):
         raise SchemeError(list(problems))
+    if problems:
+        raise PartialSchemeError(list(problems), verifier)
     return verifier
 
 

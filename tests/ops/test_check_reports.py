@@ -1,6 +1,7 @@
 """`gateway check --strict` and `--format`: what CI systems get, and which warnings comments allow."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -103,6 +104,14 @@ def test_github_gets_commands_with_places(check: Check) -> None:
         == "::warning file=routes.yaml,line=6,col=3,title=unused::destinations.spare: no route delivers to 'spare'"
     )
     assert check("--format", "github", "--strict", **ALLOWED) == (0, "")
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named_by_its_bytes() -> None:
+    file = os.fsdecode(b"caf\xe9 1.yaml")
+    problems = [Problem(file=file, line=1, column=2, path="", message=f"got {file}", code="value")]
+    assert github(problems) == "::error file=caf\\udce9 1.yaml,line=1,col=2,title=value::got caf\\udce9 1.yaml\n"
+    (result,) = json.loads(sarif(problems).encode())["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "caf%E9%201.yaml"
 
 
 def test_what_a_command_of_github_means_otherwise_is_escaped() -> None:

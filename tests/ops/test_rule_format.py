@@ -158,3 +158,9 @@ def tried(file: Path) -> str:
 def test_null_stays_written(tmp_path: Path) -> None:
     (file := tmp_path / "routes.yaml").write_text("a: null\nb: {c: ~}\n")
     assert formatted(file) == "a: null\nb: {c: null}\n"
+
+
+def test_a_date_that_there_is_not_is_no_traceback(tmp_path: Path) -> None:
+    """It is a string for us, and one that `gateway check` refuses where it should be a date."""
+    (file := tmp_path / "routes.yaml").write_text("a: 2099-02-30\n")
+    assert tried(file).startswith(f"{file}: expected YAML that can be formatted, got: day ")

@@ -164,6 +164,31 @@ def test_a_pattern_that_takes_long(tmp_path: Path) -> None:
     assert found(tmp_path, route="when: \"body.ref.matches('^refs/heads/release-[0-9]+$')\"") == []
 
 
+@pytest.mark.parametrize(
+    ("route", "paths"),
+    [
+        ("retry: {results: {5xx: drop, timeout: drop}}", [".results.5xx", ".results.timeout"]),
+        ("retry: {results: {503: drop, 404: drop, 429: retry}}", [".results.503"]),
+        ("retry: {results: {5xx: dead_letter, connect: retry_short}}", []),
+        ("retry: {results: {4xx: drop, egress_refused: drop}}", []),
+        ("retry: {schedule: [5m], max_age: 1m}", [".schedule"]),
+        ("retry: {schedule: [2h], max_age: 2h}", []),
+        ("retry: {schedule: [5m], max_age: 1m, max_attempts: 1}", []),
+        ("retry: {schedule: [4d]}", [".schedule"]),
+        ("retry: {max_age: 1s}", [".max_age"]),
+        ("retry: {schedule: [2h]}, debounce: {key: body.k, quiet: 5s}", [".schedule"]),
+    ],
+)
+def test_retries_by_which_events_are_lost(route: str, paths: list[str], tmp_path: Path) -> None:
+    assert found(tmp_path, route=route) == [("lossy", f"routes[0].retry{path}") for path in paths]
+
+
+def test_a_retry_of_the_defaults_that_loses_events_is_told_once(tmp_path: Path) -> None:
+    rules = RULES.replace("{{rate: 5/s}}", "{{rate: 5/s, retry: {{results: {{dns: drop}}}}}}")
+    rules = rules.replace("routes: [", "routes: [{{name: other, from: shop, to: d}}, ")
+    assert found(tmp_path, rules=rules) == [("lossy", "defaults.retry.results.dns")]
+
+
 def test_only_strict_looks_closer_and_a_comment_allows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (file := tmp_path / "routes.yaml").write_text(RULES.format(destination=URL, route="when: type == 'a'"))
     assert main(["check", str(file)]) == 0

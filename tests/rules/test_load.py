@@ -898,7 +898,7 @@ def test_an_unresolved_public_key_is_no_wrong_one(tmp_path: Path) -> None:
     """
     (path := tmp_path / "routes.yaml").write_text(dedent(text))
     _, found = check_rules(path, environ={})
-    assert {problem.code for problem in found} == {"unresolved"}
+    assert {problem.code for problem in found} == {"unresolved", "unused"}
     wrong = {"KEY": "no key", "OLD": "no key"}
     assert "value" in {problem.code for problem in check_rules(path, environ=wrong)[1]}
 
@@ -1156,7 +1156,7 @@ def test_a_refusal_names_the_files_that_were_missing_since_they_may_come(tmp_pat
     (tmp_path / "routes.yaml").write_text(text)
     with pytest.raises(InvalidRulesError) as refusal:
         load_rules(tmp_path / "routes.yaml", environ={})
-    assert {tmp_path / name for name in ("routes.yaml", "more.yaml", "token")} <= set(refusal.value.files)
+    assert {tmp_path / name for name in ("routes.yaml", "more.yaml", "token")} <= refusal.value.stamps.keys()
 
 
 def test_included_files_add_to_the_rules(tmp_path: Path) -> None:
@@ -1376,3 +1376,16 @@ def test_a_version_is_of_the_texts_of_all_files(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{8}", versions[0])
     (tmp_path / "b" / "more.yaml").write_text("routes: [] # none\n")
     assert load_rules(tmp_path / "b" / "routes.yaml").version != versions[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("hook}", 'hook, forward_headers: ["${VALUE}"]}', "a header that isn't forwarded by default"),
+        ("to: ci", 'to: ci, request: {preset: pagerduty, routing_key: a, summary: b, severity: "${VALUE}"}', "one of"),
+    ],
+)
+def test_a_wrong_value_of_a_reference_is_not_told(tmp_path: Path, before: str, after: str, message: str) -> None:
+    told = problems(tmp_path, GOOD.replace(before, after), {"VALUE": "x-s3cret"})
+    assert any(f"expected {message}" in each for each in told), told
+    assert "x-s3cret" not in str(told)

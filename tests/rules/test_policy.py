@@ -113,6 +113,20 @@ def test_what_the_policy_allows(tmp_path: Path) -> None:
             "4: sources.a.path: expected a path such as /in/team-*, got ${X:-***}",
         ),
         ("rate: 50/s", "rate: '${UNSET}'", ""),
+        # Of what can't be resolved here, what is known counts.
+        ("https://ci.acme.example/", "https://evil.example/${TOKEN}", f"6: destinations.a.url: {NO_HOST}"),
+        ("https://ci.acme.example/", "https://evil.example?t=${TOKEN}", f"6: destinations.a.url: {NO_HOST}"),
+        ("https://ci.acme.example/", "https://ci.acme.example/${TOKEN}", ""),
+        ("https://ci.acme.example/", "https://evil.example${REST}/", ""),
+        ("https://ci.acme.example/", "https://[${V6}]/", ""),
+        (
+            "path: /in/team-a",
+            "path: '/in/other/${S}'",
+            "4: sources.a.path: expected a path such as /in/team-*, got /in/other/${S}",
+        ),
+        ("path: /in/team-a", "path: '/in/${S}'", ""),
+        ("path: /in/team-a", "path: '/in/team-a/${S}'", ""),
+        ("path: /in/team-a", "path: '${S}'", ""),
         ("https://ci.acme.example/", "https://CI.Acme.Example/", ""),
         (', runbook: "https://wiki.example/b"', "", None),
         ("runbook: https://wiki.example/a", "", None),
@@ -127,6 +141,17 @@ def test_what_the_policy_forbids(before: str, after: str, expected: str | None, 
         assert found == []
     else:
         assert found == [expected]
+
+
+def test_a_provider_of_ones_own_that_verifies_nothing_is_forbidden_like_none(tmp_path: Path) -> None:
+    providers = "owner: team-a\nproviders: {open: {verify: {scheme: none}}}"
+    team = GOOD.replace(GITHUB, "scheme: open").replace("owner: team-a", providers)
+    assert errors(write(tmp_path, team)) == ["5: sources.a.verify: expected a scheme that verifies, got none"]
+
+
+def test_a_source_whose_key_is_unknown_is_not_one_that_verifies_nothing(tmp_path: Path) -> None:
+    team = GOOD.replace(GITHUB, "scheme: discord, public_keys: ['${KEY}']")
+    assert errors(write(tmp_path, team)) == []
 
 
 def test_what_is_required_may_be_the_files(tmp_path: Path) -> None:
