@@ -57,10 +57,14 @@ class RouteDiff:
         """Return whether a change of this kind would be one of the samples."""
         return len(self.samples.get(kind, ())) < MAX_SAMPLES
 
-    def add(self, kind: str, event: Event, what: tuple[str, ...]) -> None:
+    def add(self, kind: str, event: Event, what: tuple[str, ...], *, is_worst: bool = False) -> None:
+        """Count a change. One that is the worst of its kind is shown instead of another."""
         setattr(self, kind, getattr(self, kind) + 1)
-        if self.is_shown(kind):
-            self.samples.setdefault(kind, []).append((event.id, what))
+        samples = self.samples.setdefault(kind, [])
+        if is_worst:
+            samples[:] = [(event.id, what), *samples][:MAX_SAMPLES]
+        elif self.is_shown(kind):
+            samples.append((event.id, what))
 
 
 class RuleDiff:
@@ -129,7 +133,8 @@ class RuleDiff:
         counted.after += key in after
         if key not in before:
             error = self._composed(self._new, after[key]).get("error")
-            counted.add("gained", event, (f"{to} (dead letter: {error})" if error else to,))
+            what = f"{to} (dead letter: {error})" if error else to
+            counted.add("gained", event, (what,), is_worst=bool(error))
         elif key not in after:
             counted.add("lost", event, (to,))
         else:

@@ -384,6 +384,16 @@ def test_a_gained_delivery_that_cannot_be_made_is_told(compare: Compare) -> None
     assert "gained order: evt_2 to erp (dead letter: request.body: body.kind.x isn't there" in said
 
 
+def test_a_dead_letter_is_shown_though_there_are_many_others(compare: Compare, tmp_path: Path) -> None:
+    bodies = [*(['{"kind": "ping", "id": 1}'] * 5), '{"kind": "ping"}', '{"kind": "ping", "id": 1}']
+    (tmp_path / "events").write_text("".join([a_line(number, body) + "\n" for number, body in enumerate(bodies)]))
+    _, routes, _ = compare({"type: order.*": "type: ping"})
+    assert counts(routes["order"]) == (0, 7, 7, 0, 0)
+    samples = routes["order"]["samples"]
+    assert isinstance(samples, dict)
+    assert [name for name, _ in samples["gained"]] == ["evt_5", "evt_0", "evt_1"]
+
+
 def test_the_items_of_a_delayed_split_are_compared(compare: Compare, tmp_path: Path) -> None:
     (tmp_path / "events").write_text(a_line(0, '{"kind": "order.paid", "id": 1, "rows": [{"n": 1}, {"n": 2}]}'))
     late = {"{name: order, ": "{name: order, delay: 5m, split: body.rows, ", "${{ body.id }}": "${{ item.n }}"}
