@@ -220,23 +220,34 @@ def _references(rules: Rules) -> dict[str, dict[str, list[str]]]:
     found: dict[str, dict[str, list[str]]] = {}
     for file in rules.files:
         root = read_document(file, []) if file.suffix in {".yaml", ".yml"} else None
-        for kind in ("source", "destination"):
-            named = None if root is None else root.child(f"{kind}s")
-            for name, node in _members(named):
-                found[f"{kind} {name}"] = {key: list(_referring(child)) for key, child in _members(node)}
+        for what, node in () if root is None else _named(root):
+            found[what] = {key: list(_referring(child)) for key, child in _members(node)}
     return found
 
 
+def _named(root: Node) -> Iterator[tuple[str, Node]]:
+    """Yield the sources and destinations of a file, also those that stand in `to` of a route."""
+    for kind in ("source", "destination"):
+        yield from [(f"{kind} {name}", node) for name, node in _members(root.child(f"{kind}s"))]
+    for route in _items(root.child("routes")):
+        to = route.child("to")
+        for node in (to, *_items(to)):
+            if node is not None and (name := node.child("name")) is not None:
+                yield f"destination {name.value}", node
+
+
 def _members(node: Node | None) -> Iterable[tuple[str, Node]]:
-    return node.value.items() if node is not None and isinstance(node.value, dict) else ()
+    return sorted(node.value.items()) if node is not None and isinstance(node.value, dict) else ()
+
+
+def _items(node: Node | None) -> Iterable[Node]:
+    return node.value if node is not None and isinstance(node.value, list) else ()
 
 
 def _referring(node: Node) -> Iterator[str]:
     if isinstance(node.value, str) and "${" in node.value:
         yield node.value
-    for _, child in _members(node):
-        yield from _referring(child)
-    for child in node.value if isinstance(node.value, list) else ():
+    for child in (*[child for _, child in _members(node)], *_items(node)):
         yield from _referring(child)
 
 

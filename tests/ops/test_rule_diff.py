@@ -83,6 +83,11 @@ def test_the_same_rules_change_nothing(compare: Compare) -> None:
         "told": (2, 2, 0, 0, 0),
     }
     assert said == "3 events: no route changed; 1 without a route\n"
+    reordered = (
+        'sources:  # the same\n  shop: {verify: {secrets: ["${SECRET}"], header: X-Token, scheme: token}, id: body.id, '
+    )
+    same = {RULES[RULES.index("sources:") : RULES.index("type: body.kind")]: reordered, ", id: body.id}": "}"}
+    assert compare(same) == (code, routes, said)
 
 
 def test_what_a_route_gains_and_loses_is_counted_and_shown(compare: Compare) -> None:
@@ -365,6 +370,10 @@ def test_another_reference_is_listed(compare: Compare, old: str, new: str, key: 
     assert (code, said.splitlines()[-2]) == (1, f"changed: destination chat: {key}")
     code, _, said = compare({"${SECRET}": "${file:secret}"})
     assert (code, said.splitlines()[-2]) == (1, "changed: source shop: verify")
+    inline = "to: [erp, {name: own, url: 'https://own.example', auth: {basic: {username: a, password: '${A}'}}}]"
+    Path("other.yaml").write_text(RULES.replace("to: [erp, chat]", inline))
+    code, _, said = compare({"to: [erp, chat]": inline.replace("${A}", "${B}")}, old="other.yaml")
+    assert (code, said.splitlines()[-2]) == (1, "changed: destination own: auth")
 
 
 def test_names_that_come_and_go_are_listed(compare: Compare) -> None:
