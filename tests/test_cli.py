@@ -566,6 +566,38 @@ def test_explain_says_how_a_request_that_fails_ends(run: Run, order: str, end: s
     assert f"ci: {end} request.body: body.who isn't there" in out
 
 
+def test_explain_says_once_how_a_condition_failed(run: Run) -> None:
+    Path("failing.yaml").write_text(RULES.replace("match: {type: push}", 'when: "body.repo < 3"'))
+    code, out, _ = run("explain", "failing.yaml", *EXPLAIN, "push.json")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "body.repo < 3" in line]
+    assert line.startswith("✓ build  when: failed: body.repo < 3: ")
+    assert "    ci: dead-lettered as expression_error\n" in out
+    (request,) = json.loads(run("explain", "failing.yaml", "--json", *EXPLAIN, "push.json")[1])["routes"][0]["requests"]
+    assert (request["destination"], request["reason"]) == ("ci", "expression_error")
+    assert request["error"].startswith("when: failed: body.repo < 3: ")
+
+
+def test_explain_says_why_a_route_that_splits_makes_no_request(run: Run) -> None:
+    Path("split.yaml").write_text(RULES.replace("to: ci}", "to: ci, split: body.rows}", 1))
+    Path("rows.json").write_text('{"repo": "shop", "rows": []}')
+    out = run("explain", "split.yaml", *EXPLAIN, "rows.json")[1]
+    assert "✓ build  matched\n    no requests: the list that it splits has no items\n" in out
+
+
+@pytest.mark.usefixtures("log")
+def test_explain_takes_an_item_of_a_request_with_several_events(run: Run) -> None:
+    Path("routes.yaml").write_text(RULES.replace("key: body.repo}", "split: body.items}"))
+    Path("several.json").write_text('{"items": [{"repo": "shop"}, {}]}')
+    code, out, err = run("explain", *EXPLAIN, "several.json")
+    assert (code, out, err) == (2, "", "error: the ingress makes 2 events of this body (split): give one item\n")
+    assert run("explain", *EXPLAIN, "push.json")[0] == 0
+    name = event_id("github", "1")
+    write_event(name, type="push", headers={"X-GitHub-Delivery": "1"}, body=b'{"items": [1]}')
+    code, out, _ = run("explain", name)
+    assert (code, "✓ build  matched" in out) == (0, True), "stored before its source split anything"
+
+
 def test_explain_needs_its_files(run: Run) -> None:
     code, _, err = run("explain", "--source", "github", "none.json")
     assert (code, err) == (2, "error: none.json: expected a file, got: no such file or directory\n")

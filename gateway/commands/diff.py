@@ -9,19 +9,21 @@ from pathlib import Path
 from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
 from gateway.commands.values import Parser, duration
 from gateway.log.records import decode_event
-from gateway.model import UnreadableRecordError, UsageError
+from gateway.model import LogUnavailableError, UnreadableRecordError, UsageError
 from gateway.ops.log_search import newest_first
 from gateway.ops.output import Output, count
 from gateway.ops.rule_diff import RouteDiff, RuleDiff, events_in, rule_file_of
 from gateway.required_topics import event_topics
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
+from gateway.rules.yaml_document import reason_of
 
 MAX_EVENTS = 1_000_000
 """Maximum number of events compared, the newest first."""
 COLUMNS = ("before", "after", "gained", "lost", "changed")
 KINDS = ("lost", "changed", "gained")
 MAX_DIFFERENCES = 8  # of a sample
+NO_EVENTS = "no events were compared"
 
 
 def diff_arguments(parser: Parser) -> None:
@@ -47,25 +49,39 @@ def diff_arguments(parser: Parser) -> None:
 )
 async def _diff(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
-    with ExitStack() as stack:
-        # Without what this machine has: no message shows a secret, and both versions have the same placeholders.
-        old, new = (
-            load_rules(stack.enter_context(rule_file_of(name)), environ={}, resolve=False, reads_secrets=False)
-            for name in (arguments.old, arguments.new)
-        )
-    diff = RuleDiff(old, new, now=time.time())
-    if arguments.events is not None:
-        _compare_file(output, diff, arguments.events)
-    else:
-        await _compare_log(call, diff, old, new)
+    try:
+        with ExitStack() as stack:
+            # Without what this machine has: no message shows a secret, and both have the same placeholders.
+            old, new = (
+                load_rules(stack.enter_context(rule_file_of(name)), environ={}, resolve=False, reads_secrets=False)
+                for name in (arguments.old, arguments.new)
+            )
+            diff = RuleDiff(old, new, now=time.time())
+        if arguments.events is not None:
+            _compare_file(output, diff, arguments.events)
+        else:
+            await _compare_log(call, diff, old, new)
+    except BrokenPipeError:
+        raise
+    except (LogUnavailableError, OSError) as error:
+        raise UsageError(str(error)) from error  # an exit code of 1 says that something changes
     changed = {name: route for name, route in diff.routes.items() if route.is_changed}
     if output.json:
         for name, route in diff.routes.items():
             output.line({"route": name, **{key: getattr(route, key) for key in COLUMNS}, "samples": route.samples})
+        found = diff.changes
+        output.line({"rules": {"added": found.added, "changed": found.changed, "removed": found.removed}})
     _print(output, diff, changed)
     if arguments.markdown is not None:
-        arguments.markdown.write_text("\n".join(_markdown(diff, changed)) + "\n")
-    return 1 if changed else 0
+        try:
+            arguments.markdown.write_text("\n".join(_markdown(diff, changed)) + "\n")
+        except OSError as error:
+            expected = f"expected a file to write, {arguments.markdown}"
+            raise UsageError(f"--markdown: {expected}, got {reason_of(error)}") from error
+    if not diff.events:
+        output.fail(NO_EVENTS)
+        return 2
+    return 1 if diff.is_changed else 0
 
 
 def _compare_file(output: Output, diff: RuleDiff, path: Path) -> None:
@@ -109,9 +125,12 @@ def _print(output: Output, diff: RuleDiff, changed: dict[str, RouteDiff]) -> Non
         for name, route in changed.items():
             for sample in _samples(route):
                 output.print((f"{sample.kind} ", "bold"), f"{name}: {sample.event} {sample.what[0]}")
-                if sample.what[1:]:
-                    output.block("\n".join(f"  {line}" for line in sample.what[1:MAX_DIFFERENCES]))
-    output.print(_summary(diff, changed))
+                if differences := _differences(sample):
+                    output.block("\n".join(f"  {line}" for line in differences))
+    for line in _rule_changes(diff):
+        output.print(line)
+    if diff.events:
+        output.print(_summary(diff, changed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +146,31 @@ def _samples(route: RouteDiff) -> Iterator[_Sample]:
             yield _Sample(kind, event, what)
 
 
+def _differences(sample: _Sample) -> list[str]:
+    """Return the first differences of a sample, and how many more there are."""
+    _, *every = sample.what
+    shown = every[:MAX_DIFFERENCES]
+    left = len(every) - len(shown)
+    return [*shown, f"… and {left:,} more"] if left else shown
+
+
+def _rule_changes(diff: RuleDiff) -> Iterator[str]:
+    """Yield what differs in the rules, in words: also what none of the requests shows."""
+    found = diff.changes
+    for word, names in (("added", found.added), ("changed", found.changed), ("removed", found.removed)):
+        yield from [f"{word}: {name}" for name in names]
+
+
 def _summary(diff: RuleDiff, changed: dict[str, RouteDiff]) -> str:
-    routes = f"{len(changed)} of {count(len(diff.routes), 'route')} changed" if changed else "no route changed"
+    if not diff.events:
+        return NO_EVENTS
+    unchanged = "the same deliveries" if diff.is_changed else "no route changed"
+    routes = f"{len(changed)} of {count(len(diff.routes), 'route')} changed" if changed else unchanged
     before, after = diff.unrouted["before"], diff.unrouted["after"]
     unrouted = f"; {after:,} without a route" if after + before else ""
-    return f"{count(diff.events, 'event')}: {routes}{unrouted}{f', {before:,} before' if before != after else ''}"
+    refused = f"; {diff.refused:,} that the ingress would refuse" if diff.refused else ""
+    then = f", {before:,} before" if before != after else ""
+    return f"{count(diff.events, 'event')}: {routes}{unrouted}{then}{refused}"
 
 
 def _markdown(diff: RuleDiff, changed: dict[str, RouteDiff]) -> Iterator[str]:
@@ -139,6 +178,9 @@ def _markdown(diff: RuleDiff, changed: dict[str, RouteDiff]) -> Iterator[str]:
     yield "### What these rules change"
     yield ""
     yield f"{_summary(diff, changed)}."
+    if lines := list(_rule_changes(diff)):
+        yield ""
+        yield from [f"- {line}" for line in lines]
     if not changed:
         return
     yield ""
@@ -152,7 +194,7 @@ def _markdown(diff: RuleDiff, changed: dict[str, RouteDiff]) -> Iterator[str]:
         yield ""
         yield "```"
         for sample in _samples(route):
-            lines = [f"{sample.kind}: {sample.event} {sample.what[0]}", *sample.what[1:MAX_DIFFERENCES]]
+            lines = [f"{sample.kind}: {sample.event} {sample.what[0]}", *_differences(sample)]
             yield "\n  ".join(lines).replace("```", "'''")
         yield "```"
         yield ""

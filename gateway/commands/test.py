@@ -11,6 +11,7 @@ from gateway.model import UsageError
 from gateway.ops.output import Output, count
 from gateway.ops.rule_tests import (
     TestResult,
+    check_snapshot_files,
     junit,
     read_snapshots,
     run_test,
@@ -20,6 +21,7 @@ from gateway.ops.rule_tests import (
 from gateway.rules.load import load_rules
 from gateway.rules.rule_tests import RuleTest, read_tests
 from gateway.rules.rules import Rules
+from gateway.rules.yaml_document import reason_of
 
 MAX_UNTESTED = 20  # routes that are named
 
@@ -32,7 +34,7 @@ def test_arguments(parser: Parser) -> None:
         type=Path,
         default=[],
         metavar="FILE",
-        help="a file of tests; repeatable. Without it, tests/*.yaml beside the rules",
+        help="a file of tests; repeatable. Without it, tests/*.yaml and tests/*.yml beside the rules",
     )
     parser.add_argument("--only", metavar="TEXT", help="only the tests with this in their name")
     parser.add_argument("--update", action="store_true", help="write the snapshots instead of comparing them")
@@ -56,8 +58,6 @@ def _test(call: Invocation) -> int:
     results = _run(call, rules, tests)
     if arguments.update:
         results = _update(output, results)
-    if arguments.junit is not None:
-        arguments.junit.write_bytes(junit(results))
     _print_results(output, results)
     untested = [] if arguments.only is not None else untested_routes(rules, results)
     if untested:
@@ -66,6 +66,11 @@ def _test(call: Invocation) -> int:
     failures = sum(bool(result.differences) for result in results)
     verdict = (f"{failures} failed", "bold red") if failures else ("ok", "bold green")
     output.print(f"{path}: {count(len(results), 'test')}: ", verdict)
+    if arguments.junit is not None:
+        try:
+            arguments.junit.write_bytes(junit(results))
+        except OSError as error:
+            raise UsageError(f"--junit: expected a file to write, {arguments.junit}, got {reason_of(error)}") from error
     return 1 if failures else 0
 
 
@@ -74,13 +79,16 @@ def _read(call: Invocation, path: Path, rules: Rules) -> tuple[list[RuleTest], b
     arguments = call.arguments
     if arguments.update and arguments.only is not None:
         raise UsageError("--update: expected all tests, as it writes all snapshots of a file, got --only")
-    files = arguments.tests or sorted((path.parent / "tests").glob("*.yaml"))
+    folder = path.parent / "tests"
+    files = arguments.tests or sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
     tests, problems = read_tests([file for file in rules.files if file.suffix in (".yaml", ".yml")], files)
     print_problems(call.output, problems)
+    if not problems:
+        check_snapshot_files(tests)
     chosen = [test for test in tests if arguments.only is None or arguments.only in test.name]
     if not chosen and not problems:
         named = f" with {arguments.only!r} in their name" if arguments.only is not None else ""
-        raise UsageError(f"{path}: expected tests{named} in the rules or in {path.parent / 'tests'}/*.yaml, got none")
+        raise UsageError(f"{path}: expected tests{named} in the rules or in {folder}/*.yaml, got none")
     return chosen, not problems
 
 
@@ -106,10 +114,22 @@ def _run(call: Invocation, rules: Rules, tests: list[RuleTest]) -> list[TestResu
 def _update(output: Output, results: list[TestResult]) -> list[TestResult]:
     """Write the snapshots, and return the results without differences of these."""
     for file in sorted({result.test.file for result in results}):
-        written = write_snapshots(file, [result for result in results if result.test.file == file])
+        of_file = [result for result in results if result.test.file == file]
+        try:
+            written = write_snapshots(file, of_file)
+        except OSError as error:
+            raise UsageError(f"{file}: expected to write its snapshots, got {reason_of(error)}") from error
         if written:
-            output.note(f"{file}: {count(written, 'snapshot')} written")
+            dead = sum(result.dead_letters for result in of_file if result.snapshot is not None)
+            output.note(f"{file}: {count(written, 'snapshot')} written{_dead_text(dead)}")
     return [
         replace(result, differences=tuple([each for each in result.differences if not each.startswith("snapshot")]))
         for result in results
     ]
+
+
+def _dead_text(number: int) -> str:
+    """Say how many requests of snapshots can't be made: nobody may have meant that."""
+    if not number:
+        return ""
+    return f"; {count(number, 'request', 'is')} {'a dead letter' if number == 1 else 'dead letters'}"

@@ -40,6 +40,23 @@ def plan(
     return list(_planned(event, view, targets, before))
 
 
+def plan_as_attempted(
+    event: Event, view: EventView, matches: Iterable[tuple[Route, ExpressionError | None]]
+) -> list[Planned]:
+    """Return the deliveries of an event as they are attempted, for whoever explains them.
+
+    `plan` leaves one whole that its route delays and splits: it is split when it is due.
+    """
+    taken = list(matches)
+    splitting = {route.name: route for route, _ in taken if route.split is not None}
+    planned: list[Planned] = []
+    for each in plan(event, view, taken):
+        route = splitting.get(each.delivery.route)
+        is_whole = each.end is None and each.delivery.part is None
+        planned += _parts(route, each) if route is not None and is_whole else [each]
+    return planned
+
+
 def plan_rest(event: Event, route: Route, before: Delivery) -> list[Planned]:
     """Return the deliveries of an event by one route that continue `before`.
 

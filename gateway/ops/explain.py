@@ -1,7 +1,7 @@
 """`gateway explain`: what the gateway would do with an event, computed by the code that does it."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -10,7 +10,7 @@ import orjson
 from gateway.bodies.media_types import Kind, kind_of
 from gateway.client.request import Outbound, compose
 from gateway.engine.deliveries_of_event import Planned as PlannedDelivery
-from gateway.engine.deliveries_of_event import plan
+from gateway.engine.deliveries_of_event import plan_as_attempted
 from gateway.model import (
     DeadReason,
     Event,
@@ -18,8 +18,11 @@ from gateway.model import (
     Headers,
     RefusedError,
     UsageError,
+    event_id,
+    identity_of,
     shown,
 )
+from gateway.ops.output import count
 from gateway.rules.destination_choice import UndeclaredDestinationError
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import NO_BODY, EventView
@@ -32,6 +35,10 @@ from gateway.verify.request import Request
 
 MIN_SECRET = 4
 """Length of the shortest secret that is masked; shorter ones may occur anywhere by chance."""
+
+
+class BatchError(UsageError):
+    """The ingress splits a request into its events, so that it isn't one itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,20 +92,37 @@ class Explained:
 
 
 def explain(
-    rules: Rules, *, source: str, headers: Headers, query: str, body: bytes, now: float, is_secret_shown: bool = False
+    rules: Rules,
+    *,
+    source: str,
+    headers: Headers,
+    query: str,
+    body: bytes,
+    now: float,
+    is_secret_shown: bool = False,
+    identity: str | None = None,
+    is_event: bool = False,
 ) -> Explained:
     """Return what would happen to a request to this source. Signatures aren't checked.
 
-    Raises UsageError for a source that isn't in the rules, RefusedError (400) if the ingress couldn't derive the
-    event's id, type or key. Without `is_secret_shown` these are masked: values of references in the rules (of 4
-    characters or more), wherever they occur; headers of destinations; signatures; and in URLs everything after the
-    first part of the path. A token that an attempt would fetch is never shown.
+    Its event has an id of the `identity` if the sender gives it none; without one, that is another one each time. With
+    `is_event`, it is what the ingress has made of a request.
+
+    Raises UsageError for a source that isn't in the rules, BatchError for a body that its source splits, RefusedError
+    if the ingress couldn't split it, or derive the event's id, type or key. Without `is_secret_shown` these are masked:
+    values of references in the rules (of 4 characters or more), wherever they occur; headers of destinations;
+    signatures; and in URLs everything after the first part of the path. A token that an attempt would fetch is never
+    shown.
     """
     sender = rules.sources.get(source)
     if sender is None:
         raise UsageError(f"--source: unknown source {source!r}{did_you_mean(source, rules.sources)}")
     request = Request(method="POST", path=sender.path, query=query, headers=headers, body=body)
+    if not is_event and (bodies := sender.split_body(request)) is not None:
+        raise BatchError(f"the ingress makes {count(len(bodies), 'event')} of this body (split): give one item")
     event = EventBuilder(sender).event(request, received_at=now)
+    if identity is not None and identity_of(event.id) is None:
+        event = replace(event, id=event_id(source, identity))
     return explain_event(rules, event, now=now, is_secret_shown=is_secret_shown)
 
 
@@ -113,22 +137,24 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     request = Request(method="POST", path=sender.path, query=event.query, headers=event.headers, body=event.body)
     view = EventView.of(event)
     matched = rules.table.match(view)
+    found_of = {found.name: found for found in rules.table.explain(EventView.of(event), matched)}
+    failed = {route.name: found_of[route.name].reason for route, error in matched if error is not None}
     planned: dict[str, list[Planned]] = {}
     bursts: dict[str, str | None] = {}
-    for each in plan(event, view, [(route, error) for route, error in matched if error is None]):
-        planned.setdefault(each.delivery.route, []).append(_plan(rules, each, now))
+    for each in plan_as_attempted(event, view, matched):
+        planned.setdefault(each.delivery.route, []).append(_plan(rules, each, now, failed))
         bursts[each.delivery.route] = each.delivery.burst
     mask = None if is_secret_shown else _Mask(rules.secret_values)
     routes = []
-    for found in rules.table.explain(EventView.of(event), matched):
+    for name, found in found_of.items():
         explained = ExplainedRoute(
-            name=found.name,
+            name=name,
             is_matched=found.matched,
             reason=found.reason,
-            requests=tuple(planned.get(found.name, ())),
-            contact=rules.contacts.get(("route", found.name), NOBODY),
-            halts=rules.routes[found.name].on_exhausted == "halt",
-            wait=_wait(rules.routes[found.name], bursts.get(found.name)) if found.matched else "",
+            requests=tuple(planned.get(name, ())),
+            contact=rules.contacts.get(("route", name), NOBODY),
+            halts=rules.routes[name].on_exhausted == "halt",
+            wait=_wait(rules.routes[name], bursts.get(name)) if found.matched and name not in failed else "",
         )
         routes.append(explained if mask is None else mask.route(explained, rules))
     try:
@@ -278,11 +304,12 @@ def _undeclared(event: Event, route: Route) -> str:
     return ""
 
 
-def _plan(rules: Rules, planned: PlannedDelivery, now: float) -> Planned:
+def _plan(rules: Rules, planned: PlannedDelivery, now: float, failed: Mapping[str, str]) -> Planned:
+    """Return the request of a delivery; `failed` has the routes whose condition did, and how."""
     delivery, end, _ = planned
     route, name = rules.routes[delivery.route], delivery.destination
     if end is not None:
-        problem = _undeclared(delivery.event, route) or end.detail
+        problem = failed.get(route.name) or _undeclared(delivery.event, route) or end.detail
         return Planned(destination=name, request=None, problem=problem, reason=end.reason)
     destination = rules.destinations[name]
     part = None if delivery.part is None else delivery.part.number

@@ -149,10 +149,14 @@ def _identity_text(explained: Explained) -> str:
 
 
 def _print_requests(output: Output, route: ExplainedRoute, event: Event) -> None:
+    if route.is_matched and not route.requests:
+        output.print(("    no requests: the list that it splits has no items", "dim"))
     for planned in route.requests[:MAX_REQUESTS]:
         if planned.request is None:
-            end = f"halts its key ({planned.reason}): " if route.halts else f"dead-lettered as {planned.reason}: "
-            output.print(f"    {_to(planned)}: ", (end, "red"), planned.problem)
+            end = f"halts its key ({planned.reason})" if route.halts else f"dead-lettered as {planned.reason}"
+            # A condition that failed is the route's own reason, which stands above.
+            problem = "" if planned.problem == route.reason else f": {planned.problem}"
+            output.print(f"    {_to(planned)}: ", (end, "red"), problem)
             if planned.available_fields:
                 output.print(f"      {planned.available_fields}")
             continue

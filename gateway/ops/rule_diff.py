@@ -5,28 +5,32 @@ import json
 import subprocess
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from gateway.client.request import Outbound, compose
-from gateway.engine.deliveries_of_event import plan
-from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError
-from gateway.ops.output import header_text
-from gateway.ops.rule_tests import CHANGING_HEADERS, body_of, differences
+from gateway.engine.deliveries_of_event import plan_as_attempted
+from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError, identity_of
+from gateway.ops.rule_tests import body_of, differences, lasting_headers, refusal
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.rule_tests import captured_event
-from gateway.rules.rules import Route, Rules
+from gateway.rules.rules import Destination, DestinationAccess, Route, Rules
+from gateway.rules.watch import Changes, changes
+from gateway.rules.yaml_document import Node, read_document, reason_of
 from gateway.verify.request import Request
 
 MAX_SAMPLES = 3
 MAX_LINE = 64 << 20  # bytes of an event in a file
 GIT_TIMEOUT = 60.0
+_KINDS_OF_ACCESS = (("oauth2", "auth"), ("tls", "tls"), ("proxy", "proxy"))
+"""How a destination is reached beside its URL: fields of its `access`, each with its key in a rule file."""
 
 Matched = tuple[Route, Delivery, str]
 """A route that takes an event, its delivery, and why that ends without an attempt, "" if it doesn't."""
@@ -49,20 +53,31 @@ class RouteDiff:
     def is_changed(self) -> bool:
         return bool(self.gained or self.lost or self.changed)
 
-    def add(self, kind: str, event: Event, what: tuple[str, ...]) -> None:
+    def is_shown(self, kind: str) -> bool:
+        """Return whether a change of this kind would be one of the samples."""
+        return len(self.samples.get(kind, ())) < MAX_SAMPLES
+
+    def add(self, kind: str, event: Event, what: tuple[str, ...], *, is_worst: bool = False) -> None:
+        """Count a change. One that is the worst of its kind is shown instead of another."""
         setattr(self, kind, getattr(self, kind) + 1)
         samples = self.samples.setdefault(kind, [])
-        if len(samples) < MAX_SAMPLES:
+        if is_worst:
+            samples[:] = [(event.id, what), *samples][:MAX_SAMPLES]
+        elif self.is_shown(kind):
             samples.append((event.id, what))
 
 
 class RuleDiff:
-    """Compares two versions of the rules, event by event."""
+    """Compares two versions of the rules, whose files are read for it, and event by event what they do."""
 
     def __init__(self, old: Rules, new: Rules, *, now: float) -> None:
+        self.changes = _changes(old, new)
+        """What differs in the rules, also what no request shows, such as how often it is tried."""
         self.events = 0
+        self.refused = 0
+        """How many events the ingress would refuse by the new rules alone."""
         self.unrouted: Counter[str] = Counter()
-        """How many events no route takes, `before` and `after`."""
+        """How many events no route takes, `before` and `after`; a refused one isn't among the latter."""
         self.routes: dict[str, RouteDiff] = {}
         """By route: of both versions, those of the new one first."""
         for name in (*new.routes, *old.routes):
@@ -77,27 +92,56 @@ class RuleDiff:
             if self._builders[0][name].expression_texts() == self._builders[1][name].expression_texts()
         }
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether anything differs: a delivery, what the ingress takes, or the rules themselves."""
+        listed = self.changes.added or self.changes.changed or self.changes.removed
+        return bool(listed or self.refused or any(route.is_changed for route in self.routes.values()))
+
     def add(self, event: Event) -> None:
         """Compare what both versions would do with an event."""
         self.events += 1
         is_read_alike = event.source in self._same_source
-        events = (event, event) if is_read_alike else (self._read(0, event), self._read(1, event))
+        old, new = (event, event) if is_read_alike else (self._read(0, event), self._read(1, event))
+        if isinstance(old, RefusedError):  # it was taken all the same: with others in a request, or by other rules
+            old, new = event, event if isinstance(new, RefusedError) else new
         # Each with a view of its own, since the expressions over one view have a common limit.
-        before, after = self._deliveries(self._old, events[0]), self._deliveries(self._new, events[1])
+        before = self._deliveries(self._old, old)
         self.unrouted["before"] += not before
+        if isinstance(new, RefusedError):
+            self.refused += 1
+            for route, destination, part in before:
+                self.routes[route].before += 1
+                self.routes[route].add("lost", event, (f"to {_shown(destination, part)}", refusal(new)))
+            return
+        after = self._deliveries(self._new, new)
         self.unrouted["after"] += not after
         for key in before | after:
-            route, destination, part = key
-            shown = (destination or "no destination") + ("" if part is None else f", item {part}")
-            counted = self.routes[route]
-            counted.before += key in before
-            counted.after += key in after
-            if key not in before:
-                counted.add("gained", event, (f"to {shown}",))
-            elif key not in after:
-                counted.add("lost", event, (f"to {shown}",))
-            elif found := self._request_differences(destination, before[key], after[key], events):
-                counted.add("changed", event, (f"to {shown}", *found))
+            self._compare(event, key, before, after, (old, new))
+
+    def _compare(
+        self,
+        event: Event,
+        key: tuple[str, str, int | None],
+        before: Deliveries,
+        after: Deliveries,
+        events: tuple[Event, Event],
+    ) -> None:
+        route, destination, part = key
+        counted, to = self.routes[route], f"to {_shown(destination, part)}"
+        counted.before += key in before
+        counted.after += key in after
+        if key not in before:
+            error = self._composed(self._new, after[key]).get("error")
+            what = f"{to} (dead letter: {error})" if error else to
+            counted.add("gained", event, (what,), is_worst=bool(error))
+        elif key not in after:
+            counted.add("lost", event, (to,))
+        else:
+            found = self._request_differences(destination, before[key], after[key], events)
+            # The first of them is enough for those that aren't shown.
+            if different := list(found if counted.is_shown("changed") else islice(found, 1)):
+                counted.add("changed", event, (to, *different))
 
     def _deliveries(self, rules: Rules, event: Event) -> Deliveries:
         if event.source not in rules.sources:
@@ -111,11 +155,14 @@ class RuleDiff:
                 delivery,
                 "" if end is None else errors.get(delivery.route, end.detail),
             )
-            for delivery, end, _ in plan(event, view, matches)
+            for delivery, end, _ in plan_as_attempted(event, view, matches)
         }
 
-    def _read(self, side: int, event: Event) -> Event:
-        """Return the event as these rules identify and classify it, if they can."""
+    def _read(self, side: int, event: Event) -> Event | RefusedError:
+        """Return the event as these rules identify and classify it, or why they refuse it.
+
+        Where they find no identity, it keeps its id.
+        """
         builder = self._builders[side].get(event.source)
         rules = (self._old, self._new)[side]
         if builder is None:
@@ -123,51 +170,119 @@ class RuleDiff:
         path = rules.sources[event.source].path
         request = Request(method="POST", path=path, query=event.query, headers=event.headers, body=event.body)
         try:
-            return builder.event(request, received_at=event.received_at)
-        except RefusedError:
-            return event
+            read = builder.event(request, received_at=event.received_at)
+        except RefusedError as error:
+            return error
+        return replace(read, id=event.id) if identity_of(read.id) is None else read
 
     def _request_differences(
         self, destination: str, before: Matched, after: Matched, events: tuple[Event, Event]
-    ) -> list[str]:
-        """Return where the requests of one delivery differ."""
+    ) -> Iterator[str]:
+        """Yield where the requests of one delivery differ, and how they are made."""
         has_own = any(route.request or delivery.part is not None or why for route, delivery, why in (before, after))
         is_event = not has_own and events[0] is events[1]
-        if is_event and self._old.destinations[destination] == self._new.destinations[destination]:
-            return []
+        to = [rules.destinations.get(destination) for rules in (self._old, self._new)]
+        if is_event and to[0] == to[1]:
+            return
         old, new = self._composed(self._old, before), self._composed(self._new, after)
-        return list(differences("request", old, new, words=("was", "is")))
+        yield from differences("request", old, new, words=("was", "is"))
+        if to[0] is not None and to[1] is not None and not {"error"} & {*old, *new}:
+            yield from _access_differences(to[0], to[1])
 
     def _composed(self, rules: Rules, matched: Matched) -> dict[str, object]:
         route, delivery, problem = matched
         if problem:
             return {"error": problem}
+        to = rules.destinations[delivery.destination]
         try:
-            to = rules.destinations[delivery.destination]
             request = compose(delivery, to, route.request, now=self._now, split=route.split)
         except ExpressionError as error:
             return {"error": str(error)}
-        return _shown_request(request)
+        return _shown_request(request, is_signed=bool(to.sign))
 
 
-def _shown_request(request: Outbound) -> dict[str, object]:
-    headers = {
-        header_text(name).lower(): header_text(value)
-        for name, value in request.headers
-        if header_text(name).lower() not in CHANGING_HEADERS
-    }
+def _changes(old: Rules, new: Rules) -> Changes:
+    """Return what differs in the rules, also where another reference is written: it may have the same placeholder."""
+    found = changes(old, new)
+    if old.version == new.version:
+        return found
+    keys = {entry.partition(": ")[0]: entry.partition(": ")[2].split(", ") for entry in found.changed}
+    before, after = _references(old), _references(new)
+    for name in [name for name in after if name in before]:
+        for key in dict.fromkeys([*before[name], *after[name]]):
+            if before[name].get(key, []) != after[name].get(key, []) and key not in keys.setdefault(name, []):
+                keys[name].append(key)
+    return replace(found, changed=tuple([f"{name}: {', '.join(of_name)}" for name, of_name in keys.items() if of_name]))
+
+
+def _references(rules: Rules) -> dict[str, dict[str, list[str]]]:
+    """Return what is written with a reference in each source and each destination, by key."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for file in rules.files:
+        root = read_document(file, []) if file.suffix in {".yaml", ".yml"} else None
+        for what, node in () if root is None else _named(root):
+            found[what] = {key: list(_referring(child)) for key, child in _members(node)}
+    return found
+
+
+def _named(root: Node) -> Iterator[tuple[str, Node]]:
+    """Yield the sources and destinations of a file, also those that stand in `to` of a route."""
+    for kind in ("source", "destination"):
+        yield from [(f"{kind} {name}", node) for name, node in _members(root.child(f"{kind}s"))]
+    for route in _items(root.child("routes")):
+        to = route.child("to")
+        for node in (to, *_items(to)):
+            if node is not None and (name := node.child("name")) is not None:
+                yield f"destination {name.value}", node
+
+
+def _members(node: Node | None) -> Iterable[tuple[str, Node]]:
+    return sorted(node.value.items()) if node is not None and isinstance(node.value, dict) else ()
+
+
+def _items(node: Node | None) -> Iterable[Node]:
+    return node.value if node is not None and isinstance(node.value, list) else ()
+
+
+def _referring(node: Node) -> Iterator[str]:
+    if isinstance(node.value, str) and "${" in node.value:
+        yield node.value
+    for child in (*[child for _, child in _members(node)], *_items(node)):
+        yield from _referring(child)
+
+
+def _shown(destination: str, part: int | None) -> str:
+    return (destination or "no destination") + ("" if part is None else f", item {part}")
+
+
+def _shown_request(request: Outbound, *, is_signed: bool) -> dict[str, object]:
     return {
         "method": str(request.method),
         "url": request.address,
-        "headers": headers,
+        "headers": {name.lower(): value for name, value in lasting_headers(request.headers, is_signed=is_signed)},
         "body": body_of(request),
     }
 
 
+def _access_differences(old: Destination, new: Destination) -> Iterator[str]:
+    """Yield which kinds of credentials and access differ, without what they are: each may be a secret."""
+    before, after = old.access or DestinationAccess(), new.access or DestinationAccess()
+    for kind, key in _KINDS_OF_ACCESS:
+        was, is_ = getattr(before, kind), getattr(after, kind)
+        if was != is_:
+            end = "none" if is_ is None else f"another {kind}" if was is not None else kind
+            yield f"{key}: was {'none' if was is None else kind}, is {end}"
+
+
 def events_in(path: Path) -> Iterator[Event]:
     """Yield the events in a file: lines of JSON as `gateway events show --json` prints them. Raises UsageError."""
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), 1):
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise UsageError(f"{path}: expected a file of events, got: {reason_of(error)}") from error
+    with file:
+        lines = iter(lambda: file.readline(MAX_LINE), b"")
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
@@ -202,22 +317,36 @@ def rule_file_of(name: str) -> Iterator[Path]:
     if path.exists() or not colon or not revision:
         yield path
         return
+    if Path(inside).is_absolute():
+        raise UsageError(f"{name}: expected a path from the repository's root after the colon, got an absolute one")
     root = _git("rev-parse", "--show-toplevel").decode().strip()
     folder = str(Path(inside).parent)
     try:
-        commit = _git("-C", root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
+        found = _git("-C", root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
     except UsageError:
         raise UsageError(f"{name}: expected a revision of Git before the colon, got {revision!r}") from None
-    archive = _git(
-        "-C", root, "archive", "--format=tar", commit.decode().strip(), "--", *([] if folder == "." else [folder])
-    )
+    commit = found.decode().strip()
+    expected = "expected a rule file in that revision, by its path from the repository's root"
+    try:
+        _git("-C", root, "cat-file", "-e", f"{commit}:{Path(inside).as_posix()}")
+    except UsageError:
+        raise UsageError(f"{name}: {expected}, got none") from None
+    archive = _git("-C", root, "archive", "--format=tar", commit, "--", *([] if folder == "." else [folder]))
     with TemporaryDirectory(prefix="gateway-diff-") as target:
         with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-            files.extractall(target, filter="data")
-        found = Path(target) / inside
-        if not found.exists():
-            raise UsageError(f"{name}: expected a rule file in that revision, got none")
-        yield found
+            files.extractall(target, filter=_within)  # noqa: S202 - as Python's own filter does it
+        file = Path(target) / inside
+        if not file.is_file():
+            raise UsageError(f"{name}: {expected}, got something else")
+        yield file
+
+
+def _within(member: tarfile.TarInfo, target: str) -> tarfile.TarInfo | None:
+    """Leave out what isn't within the folder, such as a link to a place that other machines haven't."""
+    try:
+        return tarfile.data_filter(member, target)
+    except tarfile.FilterError:
+        return None
 
 
 def _git(*arguments: str) -> bytes:

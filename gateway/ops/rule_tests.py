@@ -1,8 +1,10 @@
 """`gateway test`: whether the rules do with events what their tests say, by the code that delivers them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import parse_qsl
 from xml.etree.ElementTree import Element, SubElement, tostring
@@ -10,30 +12,39 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import orjson
 
 from gateway.client.request import USER_AGENT, Outbound
-from gateway.model import DeadReason, RefusedError, UsageError
-from gateway.ops.explain import Explained, ExplainedRoute, Planned, explain
+from gateway.model import Headers, RefusedError, UsageError
+from gateway.ops.explain import BatchError, Explained, ExplainedRoute, Planned, explain
 from gateway.ops.output import body_text, header_text
-from gateway.rules.rule_tests import ExpectedRequest, RuleTest
-from gateway.rules.rules import Rules
-from gateway.text import did_you_mean
+from gateway.rules.rule_tests import ExpectedRequest, GivenEvent, RuleTest
+from gateway.rules.rules import SIGNATURE_HEADER_PREFIX, Rules
+from gateway.text import MASK, did_you_mean
 
 MAX_SHOWN = 200  # characters of a value in a difference
+SHOWN_BEFORE = 40  # characters before the first one that differs, of those
 _FORM = "application/x-www-form-urlencoded"
-CHANGING_HEADERS = ("gateway-delivery-id", "gateway-event-id", "webhook-id", "webhook-signature", "webhook-timestamp")
-"""Headers that a snapshot doesn't have, beside our own user agent: they are of one event, or one moment."""
+CHANGING_HEADERS = ("gateway-delivery-id", "gateway-event-id")
+"""Headers that a snapshot doesn't have, beside our own user agent: they are of one event."""
+NO_ITEMS = "its list has no items"
+"""Why a route that splits its events takes one and makes no request."""
 
 Snapshots = dict[str, object]
 """Of one file: the name of a test → all that happens with its event."""
+_NONE = object()
+"""Stands for a field or an item that one of two values hasn't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestResult:
-    """What came of a test: the differences, none if it passed; the routes that matched; a snapshot, if it takes one."""
+    """What came of a test: the differences, none if it passed; the routes that matched; a snapshot, if it takes one.
+
+    `dead_letters` counts the requests of the event that can't be made.
+    """
 
     test: RuleTest
     differences: tuple[str, ...]
     matched: tuple[str, ...]
     snapshot: object = None
+    dead_letters: int = 0
 
 
 def run_test(rules: Rules, test: RuleTest, snapshots: Snapshots, *, now: float) -> TestResult:
@@ -48,25 +59,44 @@ def run_test(rules: Rules, test: RuleTest, snapshots: Snapshots, *, now: float) 
             body=event.body,
             now=now,
             is_secret_shown=True,
+            identity=_identity_of(event),
+            is_event=event.is_captured,
         )
+    except BatchError as error:
+        return TestResult(test=test, differences=(f"event: {error}",), matched=())
     except UsageError:
         near = did_you_mean(event.source, rules.sources)
         return TestResult(test=test, differences=(f"event.source: unknown source {event.source!r}{near}",), matched=())
     except RefusedError as error:
-        refused = f"event: the ingress would answer {error.status} ({error.reason}): {error.detail}"
-        return TestResult(test=test, differences=(refused,), matched=())
-    found = [*_of_routes(test.routes, explained, rules)]
+        return TestResult(test=test, differences=(f"event: {refusal(error)}",), matched=())
+    found = [*_of_routes(test, explained, rules)]
     for number, expected in enumerate(test.requests):
         found += _of_request(f"requests[{number}]", expected, explained, rules)
     snapshot = None
     if test.has_snapshot:
-        snapshot = _snapshot(explained)
+        snapshot = _snapshot(explained, rules)
         if test.name not in snapshots:
             found.append("snapshot: expected one, got none: `gateway test --update` writes it")
         else:
             found += differences("snapshot", snapshots[test.name], snapshot)
     matched = tuple([route.name for route in explained.routes if route.is_matched])
-    return TestResult(test=test, differences=tuple(found), matched=matched, snapshot=snapshot)
+    dead = sum(planned.request is None for route in explained.routes for planned in route.requests)
+    return TestResult(test=test, differences=tuple(found), matched=matched, snapshot=snapshot, dead_letters=dead)
+
+
+def refusal(error: RefusedError) -> str:
+    """Return what the sender of an event that the ingress refuses would get."""
+    return f"the ingress would answer {error.status} ({error.reason}): {error.detail}"
+
+
+def _identity_of(event: GivenEvent) -> str:
+    """Return an identity for an event that has none, so that each run of a test has the same id."""
+    digest = blake2b(digest_size=16)
+    query = event.query.encode("utf-8", "surrogatepass")
+    for part in (query, event.body, *[part for pair in event.headers for part in pair]):
+        digest.update(b"%d:" % len(part))
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def untested_routes(rules: Rules, results: Sequence[TestResult]) -> list[str]:
@@ -95,14 +125,32 @@ def read_snapshots(path: Path) -> Snapshots:
 
 
 def write_snapshots(path: Path, results: Sequence[TestResult]) -> int:
-    """Write the snapshots of a file's tests, and return their number; without any, none is left."""
+    """Write the snapshots of a file's tests, and return their number; without any, none is left.
+
+    A test that took none, since its event is refused, keeps the one that there is. Raises UsageError and OSError.
+    """
     taken = {result.test.name: result.snapshot for result in results if result.snapshot is not None}
+    missed = [result.test.name for result in results if result.test.has_snapshot and result.snapshot is None]
+    before = read_snapshots(path) if missed else {}
+    content = taken | {name: before[name] for name in missed if name in before}
     file = snapshot_file(path)
-    if taken:
-        file.write_text(json.dumps(taken, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
+    if content:
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
     else:
         file.unlink(missing_ok=True)
     return len(taken)
+
+
+def check_snapshot_files(tests: Iterable[RuleTest]) -> None:
+    """Raise UsageError if several files of tests, one of them with snapshots, would have these in the same file."""
+    files: dict[Path, dict[Path, bool]] = {}
+    for test in tests:
+        of_file = files.setdefault(snapshot_file(test.file), {})
+        of_file[test.file] = of_file.get(test.file, False) or test.has_snapshot
+    for file, found in files.items():
+        if len(found) > 1 and any(found.values()):
+            names = " and ".join(map(str, sorted(found)))
+            raise UsageError(f"{names}: expected names that differ before the dot, got one file of snapshots: {file}")
 
 
 def junit(results: Sequence[TestResult]) -> bytes:
@@ -112,8 +160,9 @@ def junit(results: Sequence[TestResult]) -> bytes:
     suites = Element("testsuites", {"name": "gateway test", **counted})
     suite = SubElement(suites, "testsuite", {"name": "rules", **counted})
     for result in results:
-        file, line, _ = result.test.where.rsplit(":", 2)
-        case = SubElement(suite, "testcase", name=result.test.name, classname=file, file=file, line=line)
+        place, line, _ = result.test.where.rsplit(":", 2)
+        file = _xml(place)
+        case = SubElement(suite, "testcase", name=_xml(result.test.name), classname=file, file=file, line=line)
         if result.differences:
             failure = SubElement(case, "failure", message=_xml(result.differences[0]))
             failure.text = _xml("\n".join(result.differences))
@@ -126,18 +175,47 @@ def _xml(text: str) -> str:
     return "".join([each if each in "\t\n" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text])
 
 
-def _of_routes(expected: Sequence[str] | None, explained: Explained, rules: Rules) -> Iterator[str]:
-    if expected is None:
+def _of_routes(test: RuleTest, explained: Explained, rules: Rules) -> Iterator[str]:
+    if test.routes is None:
         return
     reasons = {route.name: route for route in explained.routes}
-    for name in expected:
+    for name in test.routes:
         if name not in reasons:
             yield f"routes: unknown route {name!r}{did_you_mean(name, rules.routes)}"
         elif not reasons[name].is_matched:
             yield f"routes: expected {name} to match, got: {reasons[name].reason}"
+        else:
+            yield from _of_dead_letters(reasons[name], test.requests, rules)
     for route in explained.routes:
-        if route.is_matched and route.name not in expected:
+        if route.is_matched and route.name not in test.routes:
             yield f"routes: expected no match of {route.name}, got: {route.reason}"
+
+
+def _of_dead_letters(route: ExplainedRoute, expected: Sequence[ExpectedRequest], rules: Rules) -> Iterator[str]:
+    """Yield which requests of a route can't be made although nothing in `requests` is about them."""
+    told: set[tuple[str, str]] = set()
+    for planned in route.requests:
+        which = planned.destination, planned.problem
+        if planned.request is not None or which in told or any(_is_about(each, route, planned) for each in expected):
+            continue
+        told.add(which)
+        is_one_of_several = planned.destination and len(rules.routes[route.name].destinations) > 1
+        to = f", to: {planned.destination}" if is_one_of_several else ""
+        yield (
+            f"routes: expected {route.name} to make a request, got {_end(route, planned)}: {planned.problem} "
+            f"(`requests: [{{route: {route.name}{to}, error: …}}]` expects it)"
+        )
+
+
+def _is_about(expected: ExpectedRequest, route: ExplainedRoute, planned: Planned) -> bool:
+    """Return whether a test expects something of a request: of another item, too, if that fails as this one does."""
+    error = expected.fields.get("error")
+    is_alike = planned.part in (None, expected.item) or (error is not None and error in planned.problem)
+    return expected.route == route.name and expected.to in (None, planned.destination) and is_alike
+
+
+def _end(route: ExplainedRoute, planned: Planned) -> str:
+    return f"{'a halted key' if route.halts else 'a dead letter'} ({planned.reason})"
 
 
 def _of_request(where: str, expected: ExpectedRequest, explained: Explained, rules: Rules) -> Iterator[str]:
@@ -170,18 +248,17 @@ def _of_request(where: str, expected: ExpectedRequest, explained: Explained, rul
 
 
 def _of_planned(where: str, expected: ExpectedRequest, planned: Planned | None, route: ExplainedRoute) -> Iterator[str]:
-    problem = route.reason if planned is None else planned.problem
-    request = None if planned is None else planned.request
     error = expected.fields.get("error")
-    if error is not None:
-        got = problem if request is None else "a request"
-        if request is not None or error not in problem:
+    if planned is None:
+        yield f"{where}: expected {'a request' if error is None else 'an error'}, got none: {NO_ITEMS}"
+    elif error is not None:
+        if planned.request is not None or error not in planned.problem:
+            got = planned.problem if planned.request is None else "a request"
             yield f"{where}.error: expected {_shown(error)}, got {_shown(got)}"
-    elif request is None:
-        reason = DeadReason.EXPRESSION_ERROR if planned is None else planned.reason
-        yield f"{where}: expected a request, got a dead letter ({reason}): {problem}"
+    elif planned.request is None:
+        yield f"{where}: expected a request, got {_end(route, planned)}: {planned.problem}"
     else:
-        yield from request_differences(where, expected, request)
+        yield from request_differences(where, expected, planned.request)
 
 
 def request_differences(where: str, expected: ExpectedRequest, request: Outbound) -> Iterator[str]:
@@ -209,7 +286,8 @@ def _of_headers(where: str, expected: Mapping[str, str | None], request: Outboun
         elif value is not None and found is None:
             yield f"{where}.{name}: expected {_shown(value)}, got none"
         elif value != found:
-            yield f"{where}.{name}: expected {_shown(value)}, got {_shown(found)}"
+            wanted, got = _shown_pair(value, found)
+            yield f"{where}.{name}: expected {wanted}, got {got}"
 
 
 def body_of(request: Outbound, expected: object = None) -> object:
@@ -229,7 +307,17 @@ def body_of(request: Outbound, expected: object = None) -> object:
         return body_text(request.body)
 
 
-def _snapshot(explained: Explained) -> object:
+def lasting_headers(headers: Headers, *, is_signed: bool) -> list[tuple[str, str]]:
+    """Return the headers of a request without those of one event; those of our own signature have masked values."""
+    pairs = [(header_text(name), header_text(value)) for name, value in headers]
+    return [
+        (name, MASK if is_signed and name.lower().startswith(SIGNATURE_HEADER_PREFIX) else value)
+        for name, value in pairs
+        if name.lower() not in CHANGING_HEADERS
+    ]
+
+
+def _snapshot(explained: Explained, rules: Rules) -> object:
     """Return all that happens with an event, without what changes by itself."""
     requests = []
     for route in explained.routes:
@@ -240,42 +328,41 @@ def _snapshot(explained: Explained) -> object:
             if request is None:
                 requests.append(sent | {"error": planned.problem})
                 continue
-            sent_headers = [pair for pair in request.headers if pair != USER_AGENT]
-            headers = [(header_text(name), header_text(value)) for name, value in sent_headers]
+            others = tuple([pair for pair in request.headers if pair != USER_AGENT])
+            headers = lasting_headers(others, is_signed=bool(rules.destinations[planned.destination].sign))
             requests.append(
                 sent
                 | {
                     "method": str(request.method),
                     "url": request.address,
-                    "headers": [f"{name}: {value}" for name, value in headers if name.lower() not in CHANGING_HEADERS],
+                    "headers": [f"{name}: {value}" for name, value in headers],
                     "body": body_of(request),
                 }
             )
-    return {"routes": [route.name for route in explained.routes if route.is_matched], "requests": requests}
+    waits = {route.name: route.wait for route in explained.routes if route.wait}
+    routes = [route.name for route in explained.routes if route.is_matched]
+    return {"routes": routes, **({"waits": waits} if waits else {}), "requests": requests}
 
 
 def differences(
     where: str, expected: object, got: object, *, is_part: bool = False, words: tuple[str, str] = ("expected", "got")
 ) -> Iterator[str]:
-    """Yield where two JSON values differ; with `is_part`, mappings of the second may have more fields."""
-    first, second = words
-    if isinstance(expected, dict) and isinstance(got, dict):
-        for key, value in expected.items():
-            if key in got:
-                yield from differences(f"{where}.{key}", value, got[key], is_part=is_part, words=words)
-            else:
-                yield f"{where}.{key}: {first} {_shown(value)}, {second} none"
-        for key in () if is_part else got.keys() - expected.keys():
-            yield f"{where}.{key}: {first} none, {second} {_shown(got[key])}"
-    elif isinstance(expected, list) and isinstance(got, list):
-        for index, (value, found) in enumerate(zip(expected, got, strict=False)):
-            yield from differences(f"{where}[{index}]", value, found, is_part=is_part, words=words)
-        for index in range(len(got), len(expected)):
-            yield f"{where}[{index}]: {first} {_shown(expected[index])}, {second} none"
-        for index in range(len(expected), len(got)):
-            yield f"{where}[{index}]: {first} none, {second} {_shown(got[index])}"
-    elif not _is_equal(expected, got):
-        yield f"{where}: {first} {_shown(expected)}, {second} {_shown(got)}"
+    """Yield where two JSON values differ, however deeply; with `is_part`, mappings of the second may have more fields.
+
+    `words` are what the two are called.
+    """
+    left: list[tuple[str, object, object]] = [(where, expected, got)]
+    while left:  # no recursion: an event may be nested more deeply than Python's calls
+        place, one, other = left.pop()
+        if isinstance(one, dict) and isinstance(other, dict):
+            keys = one if is_part else dict.fromkeys([*one, *other])
+            left += reversed([(f"{place}.{key}", one.get(key, _NONE), other.get(key, _NONE)) for key in keys])
+        elif isinstance(one, list) and isinstance(other, list):
+            pairs = enumerate(zip_longest(one, other, fillvalue=_NONE))
+            left += reversed([(f"{place}[{index}]", *pair) for index, pair in pairs])
+        elif not _is_equal(one, other):
+            shown = _shown_pair(one, other)
+            yield f"{place}: {words[0]} {shown[0]}, {words[1]} {shown[1]}"
 
 
 def _is_equal(expected: object, got: object) -> bool:
@@ -283,6 +370,27 @@ def _is_equal(expected: object, got: object) -> bool:
     return isinstance(expected, bool) is isinstance(got, bool) and expected == got
 
 
+def _shown_pair(one: object, other: object) -> tuple[str, str]:
+    """Show two values that differ, each from shortly before there if it is long."""
+    texts = _text(one), _text(other)
+    same = next((at for at, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    start = 0 if same < MAX_SHOWN - SHOWN_BEFORE else same - SHOWN_BEFORE
+    return _cut(texts[0], start), _cut(texts[1], start)
+
+
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+    return _cut(_text(value), 0)
+
+
+def _text(value: object) -> str:
+    if value is _NONE:
+        return "none"
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "a list that is nested too deeply" if isinstance(value, list) else "a mapping that is nested too deeply"
+
+
+def _cut(text: str, start: int) -> str:
+    end = start + MAX_SHOWN
+    return f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}"

@@ -22,12 +22,16 @@ from gateway.verify.tokens import TOKEN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenEvent:
-    """A request to a source, whose signature isn't looked at."""
+    """A request to a source, whose signature isn't looked at.
+
+    With `is_captured`, it is an event that the ingress has made of one: an item already where the source splits them.
+    """
 
     source: str
     headers: Headers
     query: str
     body: bytes
+    is_captured: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,6 +268,7 @@ def captured_event(fields: Mapping[str, Any]) -> GivenEvent:
         headers=tuple([(name.encode("latin-1"), value.encode()) for name, value in fields["headers"]]),
         query=str(fields["query"]),
         body=b64decode(encoded) if encoded is not None else fields["body"].encode(),
+        is_captured=True,
     )
 
 

@@ -197,6 +197,7 @@ _KEYS: Mapping[str, str] = {
     "sources": "from",
     "destinations": "to",
     "choice": "to",
+    "response": "respond",
     "oauth2": "auth",
     "is_private_allowed": "private",
 }

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.model import RefusedError, UsageError
-from gateway.ops.explain import Explained, explain
+from gateway.model import DeadReason, RefusedError, UsageError
+from gateway.ops.explain import BatchError, Explained, explain
 from gateway.rules.load import load_rules
 
 RULES = """
@@ -28,11 +28,15 @@ routes:
 """
 
 
-def explained(folder: Path, body: bytes, *, source: str = "github", type_: str = "push", **options: bool) -> Explained:
+def explained(
+    folder: Path, body: bytes, *, source: str = "github", type_: str = "push", is_secret_shown: bool = False
+) -> Explained:
     path = folder / "routes.yaml"
     path.write_text(RULES)
     headers = ((b"X-GitHub-Event", type_.encode()), (b"X-GitHub-Delivery", b"1"), (b"Authorization", b"Bearer no"))
-    return explain(load_rules(path), source=source, headers=headers, query="", body=body, now=1e9, **options)
+    return explain(
+        load_rules(path), source=source, headers=headers, query="", body=body, now=1e9, is_secret_shown=is_secret_shown
+    )
 
 
 def reasons(result: Explained) -> dict[str, str]:
@@ -118,11 +122,13 @@ def test_a_failing_template_is_shown_as_its_dead_letter(tmp_path: Path) -> None:
     assert rendered.requests[0].available_fields == "body has: whom, when"
 
 
-def test_a_condition_that_fails_matches_and_sends_nothing(tmp_path: Path) -> None:
+def test_a_condition_that_fails_is_the_dead_letter_of_each_destination(tmp_path: Path) -> None:
     compared = explained(tmp_path, b'{"n": "three"}').routes[2]
     assert compared.is_matched
     assert compared.reason.startswith("when: failed: ")
-    assert compared.requests == ()
+    assert [(each.destination, each.request, each.problem, each.reason) for each in compared.requests] == [
+        ("chat", None, compared.reason, DeadReason.EXPRESSION_ERROR)
+    ]
 
 
 def test_an_event_that_the_ingress_would_refuse_is_refused(tmp_path: Path) -> None:
@@ -249,3 +255,49 @@ routes: [{{name: r, from: in, to: {{name: d, url: "{url}"}}}}]
     request = result.routes[0].requests[0].request
     assert request is not None
     assert request.url == shown
+
+
+SPLIT = """
+version: 1
+sources: {in: {verify: {scheme: none}, split: body.records}}
+destinations: {d: {url: "https://a.test/"}, e: {url: "https://b.test/"}}
+routes: [{name: r, from: in, to: [d, e], delay: 5m, split: body.rows}]
+"""
+
+
+def of_split(folder: Path, body: bytes, *, is_event: bool = False) -> Explained:
+    path = folder / "routes.yaml"
+    path.write_text(SPLIT)
+    headers = ((b"Content-Type", b"application/json"),)
+    return explain(
+        load_rules(path), source="in", headers=headers, query="", body=body, now=1e9, identity="a", is_event=is_event
+    )
+
+
+def test_what_a_route_delays_and_splits_is_shown_as_it_is_sent(tmp_path: Path) -> None:
+    (route,) = of_split(tmp_path, b'{"rows": [1, 2]}').routes
+    assert [(each.destination, each.part, each.problem) for each in route.requests] == [
+        ("d", 0, ""),
+        ("d", 1, ""),
+        ("e", 0, ""),
+        ("e", 1, ""),
+    ]
+    assert [each.request and each.request.body for each in route.requests] == [b"1", b"2"] * 2
+    assert route.wait == "delivered 5m after its receipt"
+    (route,) = of_split(tmp_path, b"{}").routes
+    assert [each.problem for each in route.requests] == ["split: body.rows isn't there"] * 2
+
+
+def test_a_body_that_is_several_events_is_none(tmp_path: Path) -> None:
+    for body, number in ((b'{"records": [{"rows": []}, {}]}', "2 events"), (b'{"records": []}', "0 events")):
+        with pytest.raises(BatchError, match=rf"^the ingress makes {number} of this body \(split\): give one item$"):
+            of_split(tmp_path, body)
+    with pytest.raises(RefusedError, match=r"^400 malformed_batch"):
+        of_split(tmp_path, b"text")
+    assert of_split(tmp_path, b'{"records": [1]}', is_event=True).routes, "one that has been stored so"
+
+
+def test_an_event_without_an_identity_has_the_id_that_is_given(tmp_path: Path) -> None:
+    assert len({of_split(tmp_path, body).event.id for body in (b'{"rows": []}', b"{}")}) == 1
+    ids = {explained(tmp_path, b'{"event": %d, "kind": "x"}' % number, source="crm").event.id for number in (1, 2)}
+    assert len(ids) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
+from gateway.ops.rule_tests import differences
 
 RULES = """
 version: 1
@@ -204,12 +205,13 @@ def test_a_snapshot_is_written_compared_and_removed(attempt: Try, tmp_path: Path
 
 
 def test_results_are_written_for_ci_systems(attempt: Try, tmp_path: Path) -> None:
-    bad = a_test("{routes: ['<a>\\x01&']}", name="no").replace("'<a>\\x01&'", '"<a>\\x01&"')
+    bad = a_test("{routes: ['<a>\\x01&']}", name='"n\\x01o"').replace("'<a>\\x01&'", '"<a>\\x01&"')
     assert attempt(a_test("{routes: order}") + bad, "--junit", "out.xml")[0] == 1
     suite = ET.parse(tmp_path / "out.xml").getroot()[0]
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
     passed, failed = suite
     assert (passed.get("name"), passed.get("file"), passed.get("line"), len(passed)) == ("t", "tests/shop.yaml", "2", 0)
+    assert failed.get("name") == "n\N{REPLACEMENT CHARACTER}o"
     assert "unknown route '<a>" in (failed[0].text or "")
 
 
@@ -296,3 +298,186 @@ def test_the_tests_of_our_own_rules_pass(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.chdir(Path(__file__).parents[2])
     assert main(["test", "routes.yaml"]) == 0
     assert "without a test" not in capsys.readouterr().out
+
+
+FAILING = RULES.replace("""when: "body.by != ''",""", "when: body.n < 3,")
+"""Whose `told` compares, and has a form with a field."""
+
+
+@pytest.mark.parametrize(
+    ("expect", "body", "difference"),
+    [
+        (
+            "{routes: told}",
+            "{n: three}",
+            "routes: expected told to make a request, got a dead letter (expression_error): when: failed: body.n < 3: ",
+        ),
+        (
+            "{routes: told}",
+            "{n: 1}",
+            "routes: expected told to make a request, got a dead letter (expression_error): request.form: body.by ",
+        ),
+        ("{routes: told, requests: [{route: told, error: 'when: failed'}]}", "{n: three}", ""),
+        ("{routes: told, requests: [{route: told, error: body.by isn't there}]}", "{n: 1}", ""),
+        ("{routes: told}", "{n: 1, by: jo}", ""),
+        ("{requests: [{route: told, error: body.n < 3}]}", "{n: three}", ""),
+        (
+            "{routes: told, requests: [{route: told, error: other}]}",
+            "{n: 1}",
+            'requests[0].error: expected "other", got "request.form: body.by isn\'t there',
+        ),
+    ],
+)
+def test_a_route_that_is_expected_makes_a_request_or_the_test_says_that_it_cannot(
+    attempt: Try, expect: str, body: str, difference: str
+) -> None:
+    code, told = attempt(a_test(expect, f"{{source: shop, body: {body}}}"), rules=FAILING)
+    assert code == bool(difference)
+    found = [line.strip() for line in told if line.startswith("  ")]
+    assert len(found) == bool(difference)
+    assert "".join(found).startswith(difference)
+    if difference.startswith("routes"):
+        assert found[0].endswith(" (`requests: [{route: told, error: …}]` expects it)")
+
+
+def test_each_destination_of_a_dead_letter_is_expected(attempt: Try) -> None:
+    event = "{source: shop, body: {kind: order.paid, id: ''}}"
+    code, told = attempt(a_test("{routes: order, requests: [{route: order, to: erp, error: request.path}]}", event))
+    assert code == 1
+    (line,) = [line for line in told if line.startswith("  ")]
+    assert line.endswith("(`requests: [{route: order, to: chat, error: …}]` expects it)")
+
+
+ITEMS = RULES.replace("when: \"body.by != ''\"", "split: body.rows").replace("{by: ", "{it: '${{ item.by }}', by: ")
+
+
+@pytest.mark.parametrize(
+    ("expect", "rows", "difference"),
+    [
+        ("{routes: told}", "[{by: a}, {}, {}]", "routes: expected told to make a request, got a dead letter"),
+        ("{routes: told, requests: [{route: told, item: 1, error: item.by isn't there}]}", "[{by: a}, {}, {}]", ""),
+        ("{routes: told}", "[]", ""),
+        (
+            "{requests: [{route: told, method: POST}]}",
+            "[]",
+            "requests[0]: expected a request, got none: its list has no items",
+        ),
+        (
+            "{requests: [{route: told, error: item}]}",
+            "[]",
+            "requests[0]: expected an error, got none: its list has no items",
+        ),
+    ],
+)
+def test_the_items_of_a_split_are_expected(attempt: Try, expect: str, rows: str, difference: str) -> None:
+    code, told = attempt(a_test(expect, f"{{source: shop, body: {{by: x, rows: {rows}}}}}"), rules=ITEMS)
+    assert code == bool(difference)
+    found = [line.strip() for line in told if line.startswith("  ")]
+    assert len(found) == bool(difference)
+    assert "".join(found).startswith(difference)
+
+
+def test_the_items_of_a_delayed_split_are_requests(attempt: Try) -> None:
+    rules = ITEMS.replace("split: body.rows", "split: body.rows, delay: 5m")
+    event = "{source: shop, body: {by: x, rows: [{by: a}, {by: b}]}}"
+    expect = "{routes: told, requests: [{route: told, item: 1, body_has: {it: b}}]}"
+    assert attempt(a_test(expect, event), rules=rules)[0] == 0
+
+
+def test_a_body_that_the_ingress_splits_is_no_event(attempt: Try, tmp_path: Path) -> None:
+    rules = RULES.replace("type: body.kind", "type: body.kind, split: body.items")
+    item = '{"kind": "order.paid", "id": 1}'
+    whole = f"{{source: shop, body: {{items: [{item}, {item}]}}}}"
+    code, told = attempt(a_test("{routes: order}", whole), rules=rules)
+    assert code == 1
+    assert told[1] == "  event: the ingress makes 2 events of this body (split): give one item"
+    assert attempt(a_test("{routes: order}", f"{{source: shop, body: {item}}}"), rules=rules)[0] == 0
+    captured = {"source": "shop", "headers": [], "query": "", "body": '{"kind": "order.paid", "id": 1, "items": []}'}
+    (tmp_path / "event.json").write_text(json.dumps(captured))
+    assert attempt(a_test("{routes: order}", "{captured: ../event.json}"), rules=rules)[0] == 0, "it is an item"
+
+
+def test_an_event_without_an_identity_has_the_same_id_each_time(attempt: Try) -> None:
+    """Otherwise no snapshot of one would ever pass, and a sample would take it now and then."""
+    keys = 'sample: 50%, request: {body: {id: "${{ id }}"}}'
+    rules = RULES.replace("{name: raw, ", f"{{name: raw, {keys}, ")
+    tests = "".join([a_test("{snapshot: true}", f"{{source: forms, body: {{n: {n}}}}}", f"t{n}") for n in range(20)])
+    assert attempt(tests, "--update", rules=rules)[0] == 0
+    assert attempt(tests, rules=rules)[0] == 0
+    written = json.loads(Path("tests/shop.snapshots.json").read_text()).values()
+    assert 2 < len({request["body"]["id"] for each in written for request in each["requests"]}) < 18
+
+
+def test_a_snapshot_has_dead_letters_waits_and_that_a_request_is_signed(attempt: Try, tmp_path: Path) -> None:
+    rules = FAILING.replace("to: chat, request: {form", "to: chat, delay: 5m, request: {form")
+    rules = rules.replace('headers: {X-Key: "${KEY:-none}"}', 'sign: {secrets: ["whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2Vj"]}')
+    failing = a_test("{snapshot: true}", "{source: shop, body: {n: three}}", "a")
+    late = a_test("{snapshot: true}", "{source: shop, body: {n: 1, by: jo}}", "b")
+    plain = a_test("{snapshot: true}", "{source: forms, headers: {webhook-id: own}, body: x}", "c")
+    _, told = attempt(failing + late + plain, "--update", rules=rules)
+    assert told[-1] == "tests/shop.yaml: 3 snapshots written; 1 request is a dead letter"
+    assert attempt(failing + late + plain, rules=rules)[0] == 0
+    written = json.loads((tmp_path / "tests" / "shop.snapshots.json").read_text())
+    (request,) = written["a"]["requests"]
+    assert request["error"].startswith("when: failed: body.n < 3")
+    assert written["b"]["waits"] == {"told": "delivered 5m after its receipt"}
+    signed = [header for header in written["b"]["requests"][0]["headers"] if header.startswith("webhook-")]
+    assert signed == ["webhook-id: ***", "webhook-timestamp: ***", "webhook-signature: ***"]
+    assert "waits" not in written["a"], "what is dead waits for nothing"
+    assert "waits" not in written["c"]
+    code, told = attempt(plain, rules=FAILING)
+    assert code == 1
+    assert any('got "webhook-id: own"' in line for line in told), "the sender's own are as they are"
+
+
+def test_an_update_keeps_the_snapshot_of_an_event_that_is_refused(attempt: Try, tmp_path: Path) -> None:
+    one, other = a_test("{snapshot: true}"), a_test("{snapshot: true}", "{source: forms, body: x}", "b")
+    attempt(one + other, "--update")
+    file = tmp_path / "tests" / "shop.snapshots.json"
+    before = file.read_text()
+    code, told = attempt(one + other, "--update", rules=RULES.replace("type: body.kind", "type: body"))
+    assert code == 1
+    assert told[-1] == "tests/shop.yaml: 1 snapshot written"
+    assert file.read_text() == before
+    assert attempt(one.replace("shop", "shp", 1) + other, "--update")[0] == 1
+    assert file.read_text() == before
+
+
+def test_files_of_both_endings_are_read(attempt: Try, tmp_path: Path) -> None:
+    (tmp_path / "tests" / "more.yml").write_text("tests:\n" + a_test("{routes: []}", name="other"))
+    code, told = attempt(a_test("{routes: order}"))
+    assert code == 1
+    assert "failed: tests/more.yml:2:5: other" in told
+    (tmp_path / "tests" / "shop.yml").write_text("tests:\n" + a_test("{snapshot: true}", name="other"))
+    code, told = attempt(a_test("{routes: order}"))
+    assert code == 2
+    expected = "expected names that differ before the dot, got one file of snapshots: tests/shop.snapshots.json"
+    assert told == [f"error: tests/shop.yaml and tests/shop.yml: {expected}"]
+
+
+def test_results_that_cannot_be_written_are_printed(attempt: Try) -> None:
+    code, told = attempt(a_test("{routes: []}"), "--junit", "no/such/x")
+    assert code == 2
+    assert told[0] == "failed: tests/shop.yaml:2:5: t"
+    assert told[-1] == "error: --junit: expected a file to write, no/such/x, got no such file or directory"
+
+
+def test_two_long_texts_are_shown_where_they_differ(attempt: Try) -> None:
+    event = f"{{source: shop, body: {{kind: order.paid, id: {'a' * 300}b}}}}"
+    expect = f"{{requests: [{{route: order, to: erp, body_has: {{id: {'a' * 300}c}}}}]}}"
+    _, told = attempt(a_test(expect, event))
+    assert told[1] == f'  requests[0].body_has.id: expected …{"a" * 40}c", got …{"a" * 40}b"'
+
+
+def test_values_are_compared_however_deeply_they_are_nested() -> None:
+    one: object = 1
+    other: object = 2
+    for _ in range(5000):
+        one, other = [one], {"a": other}
+    assert [*differences("x", [one], [other])] == [
+        "x[0]: expected a list that is nested too deeply, got a mapping that is nested too deeply"
+    ]
+    one, other = 1, 2
+    for _ in range(500):
+        one, other = [{"a": one}], [{"a": other}]
+    assert [*differences("x", one, other)] == [f"x{'[0].a' * 500}: expected 1, got 2"]
