@@ -160,7 +160,7 @@ def test_a_file_with_every_key_is_read(tmp_path: Path) -> None:
 BROKEN = {
     "": ["routes.yaml:1:1: expected a mapping, got an empty file"],
     "# nothing yet\n": ["routes.yaml:1:1: expected a mapping, got an empty file"],
-    "- version: 1\n": ["routes.yaml:1:1: expected a mapping, got a list"],
+    "- version: 1\n": ["routes.yaml:1:1: expected a mapping with `version`, got a list"],
     "sources: {}\n": ["routes.yaml:1:1: expected the key 'version', got none"],
     "version: 2\n": ["routes.yaml:1:10: version: expected the version 1, got 2"],
     "version: true\n": ["routes.yaml:1:10: version: expected the version 1, got true"],
@@ -196,7 +196,7 @@ BROKEN = {
     "version: 1\nsources:\n": ["routes.yaml:2:9: sources: expected a mapping of sources, got null"],
     "version: 1\nroutes: {name: a}\n": ["routes.yaml:2:9: routes: expected a list of routes, got a mapping"],
     "version: 1\nsources:\n  github: none\n": [
-        "routes.yaml:3:11: sources.github: expected a mapping, got 'none'",
+        "routes.yaml:3:11: sources.github: expected a mapping with `verify`, got 'none'",
     ],
     "version: 1\nsources:\n  github: {}\n": [
         "routes.yaml:3:11: sources.github: expected the key 'verify', got none",
@@ -372,7 +372,7 @@ BROKEN = {
         "routes.yaml:6:36: routes[1].to.name: duplicate destination 'ci', first defined at routes.yaml:3:16",
     ],
     "version: 1\nsources: {github: 5}\n" + DESTINATIONS + ROUTES: [
-        "routes.yaml:2:19: sources.github: expected a mapping, got 5",
+        "routes.yaml:2:19: sources.github: expected a mapping with `verify`, got 5",
     ],
     "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    order: key\n    tests: []\n"
     + SOURCES

@@ -165,7 +165,16 @@ def test_a_list_is_computed_once_for_all_deliveries(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("request: {body: '${{ item.id }}'}", "expected CEL in ${{ … }}, got '${{ item.id }}': unknown name 'item'"),
+        (
+            "request: {body: '${{ item.id }}'}",
+            "expected CEL in ${{ … }}, got '${{ item.id }}': unknown name 'item' at character 1, which a route with `split` has",
+        ),
+        (
+            "request: {body: '${{ each.id }}'}",
+            "expected CEL in ${{ … }}, got '${{ each.id }}': unknown name 'each' at ",
+        ),
+        ("split: off", "expected CEL of a list, got 'off': a route without `split` splits nothing"),
+        ("debounce: 30s", "expected a mapping with `key` and `quiet`, got '30s'"),
         ("split: item.id", "expected an expression over the event, got one over `item`: only `request` has that"),
         ("split: body.c, when: item.id == 1", "expected an expression over the event, got one over `item`"),
         ("split: body.c, order: key", "expected no `split` with `order: key`, got one: the log tells "),
