@@ -125,6 +125,7 @@ class Worker:
     def reload(self) -> None:
         """Apply new rules: to what waits at once, topics with the next fetch."""
         self._dispatcher.reload()
+        self._duplicates.reload()
         for member in (self._router, *[member for member, _ in self._ordered.values()]):
             member.reload()
         self._changed.set()
