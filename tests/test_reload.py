@@ -425,6 +425,40 @@ async def test_unrouted_events_are_reported_for_an_hour_after_the_fix(running: R
     assert crm["missed"] is None
 
 
+async def test_a_source_that_is_removed_and_added_again_begins_at_0(running: Running) -> None:
+    """Its counters do, too: with what was counted before, -50 events would be unrouted."""
+    metrics = running.metrics
+
+    async def reload(text: str) -> None:
+        await running.look(text)
+        await running.look()
+
+    def count(source: str) -> None:
+        for number in range(50):
+            event = an_event(id=f"evt_{number}", source=source, type="order", received_at=1000.0)
+            metrics.count_routed(event, [])
+            metrics.events.labels(source).inc()
+            metrics.duplicates.labels(source).inc()
+            metrics.duplicate_events.add(event)
+
+    await reload(SOURCE + NEW)
+    count("shop")
+    await reload((SOURCE + NEW).replace("shop: {", "shop: {type: body.kind, id: body.id, "))
+    _, shop = running.reloader.source_statuses(0.0)
+    assert shop["missed"]["count"] == shop["identity"]["missed"]["count"] == 50
+    count("shop")
+    for kinds in ("", ", type: body.kind"):
+        await reload(SOURCE)
+        await reload(SOURCE + NEW.replace("}}", f"}}{kinds}}}"))
+        _, shop = running.reloader.source_statuses(0.0)
+        assert (shop["events"], shop["unrouted"], shop["types"], shop["missed"]) == (0, 0, [], None)
+        identity = shop["identity"]
+        assert (identity["events"], identity["duplicates"], identity["missed"]) == (0, 0, None)
+    await reload(SOURCE)
+    for account in (running.reloader.source_counts._unrouted, running.reloader.source_counts._suppressed):
+        assert "shop" not in {**account._before, **account._in_force, **account._missed, **account._left_out._found}
+
+
 IDENTIFIED = """
 version: 1
 sources: {{crm: {{verify: {{scheme: none}}, id: {id}, dedupe: {dedupe}}}}}

@@ -14,7 +14,7 @@ import asyncio
 import socket
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -33,7 +33,7 @@ from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, lit
 from gateway.client.retry_after import parse_retry_after
 from gateway.model import Attempt, DestinationResponse, Headers, Result, UnfetchedError
 from gateway.rules.request_templates import Method
-from gateway.rules.rules import DestinationAccess, Proxy, Tls
+from gateway.rules.rules import Destination, DestinationAccess, Proxy, Tls
 
 _JSON = (b"Content-Type", b"application/json")
 SENDERS_RESPONSE_LIMIT = 64 * 1024  # bytes of a body that a sender gets; one that is longer, nobody gets
@@ -90,6 +90,19 @@ class Client:
         self._guard = guard
         if is_new:
             self._pool.invalidate()
+
+    def keep(self, destinations: Iterable[Destination]) -> None:
+        """Forget certificates, private keys and tokens of all but these destinations.
+
+        Those of attempts and connections in use are freed with them, or at the next call.
+        """
+        _locate_via.cache_clear()
+        wanted = {
+            (destination.url, destination.access)
+            for destination in destinations
+            if destination.access is not None and destination.access.oauth2 is not None
+        }
+        self._tokens.keep(wanted)
 
     async def attempt(self, outbound: Outbound, *, timeout: float, number: int) -> Attempt:
         """Send one request and return its result, within `timeout` seconds from now.

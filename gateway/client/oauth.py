@@ -16,7 +16,7 @@ import asyncio
 import math
 import re
 from base64 import b64encode
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from http import HTTPStatus
 from urllib.parse import quote_plus, urlencode
@@ -110,6 +110,10 @@ class Tokens:
     def accepted(self, token: Token) -> None:
         """Note that a token was accepted: a later 401 then means that it has become invalid."""
         token.no_renewal_before = 0.0
+
+    def keep(self, wanted: Collection[tuple[str, DestinationAccess]]) -> None:
+        """Forget the tokens, and the credentials, of all but these destinations."""
+        self._slots = {key: slot for key, slot in self._slots.items() if key in wanted}
 
     async def _get(
         self,

@@ -84,7 +84,6 @@ class Router(Member):
         self._is_counted = True
         self._history_updates = RoutingHistoryUpdates(services.control.history)
         self._has_to_publish = asyncio.Event()
-        self._published_revisions: set[str] = set()
         self._appender = OrderedAppender(services, dispatcher)
         self._ordered = ordered_rules(services.rules())
 
@@ -210,11 +209,11 @@ class Router(Member):
         history = self._services.control.history
         while (what := self._history_updates.unpublished()) is not None:
             now, name = self._log.now(), what.revision.name
-            if not history.knows(name) and name not in self._published_revisions:
+            if self._history_updates.lacks(name):
                 text, base = history.encode_revision(what.revision)
                 record = ControlRecord(kind="rules", name=name, state="done", at=now, revision=base, routes=text)
                 await self._append(record)
-                self._published_revisions.add(name)
+                self._history_updates.mark_revision_published(name)
             record = self._history_updates.record(what, now)
             await self._append(record)
             self._history_updates.mark_published(what, record.name)

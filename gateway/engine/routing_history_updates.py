@@ -3,8 +3,9 @@
     assigned ──▶ from its commit on         reloaded ──▶ from the next record that it hasn't tracked
     back again ▶ from where it was, or from its commit if that is further: what is pending was routed by the old rules
 
-`unpublished` are those that `gateway.control` doesn't have yet. They are published within moments, and again if a
-member that had lost the partition without knowing it has published something else since.
+`unpublished` are those that `gateway.control` doesn't have yet, with their revision. They are published within moments,
+and again if a member that had lost the partition without knowing it has published something else since, or if their
+revision has been forgotten: one that comes back after a while, just as the owner of the jobs deletes it.
 """
 
 import hashlib
@@ -49,6 +50,7 @@ class RoutingHistoryUpdates:
         self._epochs: dict[Partition, _Epoch] = {}
         self._past: list[tuple[Partition, _Epoch]] = []  # ended, and not published yet
         self._revoked: dict[Partition, _Epoch] = {}
+        self._revisions_published: set[str] = set()  # and not read back yet
 
     def took_over(self, partition: Partition, commit: Commit, revision: RoutingRevision, at: float) -> None:
         """Begin an epoch: a partition is read from a commit on."""
@@ -90,6 +92,9 @@ class RoutingHistoryUpdates:
 
     def unpublished(self) -> Unpublished | None:
         """Return what to publish next, to be confirmed by `mark_published`; None if there is nothing."""
+        if self._revisions_published:
+            # From here on the history says whether it has them: in a week, they may be forgotten.
+            self._revisions_published = {name for name in self._revisions_published if not self._history.knows(name)}
         unpublished = self._past or [each for each in self._epochs.items() if self._is_unpublished(*each)]
         if not unpublished:
             return None
@@ -101,6 +106,14 @@ class RoutingHistoryUpdates:
                 break
             epochs[partition] = epoch
         return Unpublished(revision, epochs)
+
+    def lacks(self, revision: str) -> bool:
+        """Return whether a revision has to be published, before its epochs: the history has none, nor is about to."""
+        return revision not in self._revisions_published and not self._history.knows(revision)
+
+    def mark_revision_published(self, name: str) -> None:
+        """Confirm that a revision was published."""
+        self._revisions_published.add(name)
 
     def mark_published(self, what: Unpublished, name: str) -> None:
         """Confirm that a record with this name was published."""
@@ -134,7 +147,8 @@ class RoutingHistoryUpdates:
     def _is_unpublished(self, partition: Partition, epoch: _Epoch) -> bool:
         if epoch.name and not self._history.has_record(epoch.name):
             return False  # published, and not read back yet
-        return not self._history.knows_epoch(partition, epoch.begins, epoch.revision.name)
+        name = epoch.revision.name
+        return self.lacks(name) or not self._history.knows_epoch(partition, epoch.begins, name)
 
 
 def _last(epoch: _Epoch, taken: int | None) -> int:

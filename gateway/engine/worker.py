@@ -1,6 +1,7 @@
 """The delivering side of one process: the router and the ordered routes, with the dispatcher and all they share."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -31,6 +32,10 @@ POLL_INTERVAL = 1.0
 RETENTION_EVERY = 10.0
 LEFTOVER_INTERVAL = 30.0
 """Seconds between checks for topics of removed ordered routes that still have unfinished records."""
+JOIN_EVERY, JOINED_AT_ONCE = 12 * 3600.0, 10
+"""Seconds after which a process joins, for a moment, the groups of such topics that have nothing unfinished, and how
+many at a time. Brokers forget what a group without members has committed (`offsets.retention.minutes`, by default 7
+days), perhaps before the last records are deleted: all of them would look unfinished then."""
 MAX_ORDERED_MEMORY = 128 << 20
 """Bytes of records in memory of all ordered routes of a process; each has its share, so that none stops another."""
 MIN_ORDERED_MEMORY = 4 << 20
@@ -77,6 +82,7 @@ class Worker:
         )
         self._router = Router(self._services, self._dispatcher, self._duplicates)
         self._ordered: dict[tuple[str, str], tuple[OrderedRoute, asyncio.Task[None]]] = {}
+        self._joined_at: dict[tuple[str, str], float] = {}
         self._unread = UnreadPartitions(metrics, logger)
         self._gauged: AbstractSet[str] = frozenset()
         self._others = others
@@ -125,6 +131,7 @@ class Worker:
     def reload(self) -> None:
         """Apply new rules: to what waits at once, topics with the next fetch."""
         self._dispatcher.reload()
+        self._duplicates.reload()
         for member in (self._router, *[member for member, _ in self._ordered.values()]):
             member.reload()
         self._changed.set()
@@ -166,9 +173,13 @@ class Worker:
     async def _targets_with_leftovers(self, wanted: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
         """Return other routes and destinations whose ordered topics still have unfinished records.
 
-        They aren't ordered any more, or were removed; events that they matched before are still delivered.
+        They aren't ordered any more, or were removed; events that they matched before are still delivered. Some with
+        finished records are among them, if this process has joined their group long ago.
         """
         log, topics = self._services.log, self._services.topics
+        now = asyncio.get_running_loop().time()
+        self._joined_at |= dict.fromkeys(self._ordered, now)
+        finished: dict[tuple[str, str], float] = {}
         unfinished = set()
         for topic in await log.topics():
             target = topics.ordered_target(topic)
@@ -183,7 +194,11 @@ class Worker:
                 base, done, *_ = commits.get(number, Commit(start))
                 if end - base > int.from_bytes(done, "little").bit_count():
                     unfinished.add(target)
-        return unfinished
+                elif end > start:
+                    finished[target] = self._joined_at.get(target, -math.inf)
+        self._joined_at = finished
+        due = [target for target, at in sorted(finished.items()) if at <= now - JOIN_EVERY]
+        return unfinished.union(due[:JOINED_AT_ONCE])
 
     @property
     def unread(self) -> Mapping[Partition, Unread]:

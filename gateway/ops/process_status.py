@@ -243,7 +243,7 @@ def _missed_events_findings(source: Mapping[str, Any], where: str, control: Cont
 def _unrouted_before_findings(source: Mapping[str, Any], where: str, control: Control) -> Iterable[Finding]:
     """Yield the events that were unrouted before a change: wrong until replays have queued nearly all of them."""
     name, missed = source["source"], source["missed"]
-    if missed is None or not missed["count"]:
+    if missed is None or missed["count"] <= 0:
         return
     since, until, count = missed["since"], missed["until"], missed["count"]
     fan_out = missed.get("fan_out")  # an older version doesn't send it

@@ -1,7 +1,7 @@
 """What happened to each source's events under its current rules, and what its previous rules left undelivered."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,11 +70,11 @@ class SourceCounts:
 
         `rules` are the new ones. `now` is the log's time, `at` that of the monotonic clock.
         """
+        for account in (self._unrouted, self._suppressed):
+            account.keep(counts.keys())
         for name, names in changes.touched.items():
             routes = {route: rules.routes[route].fan_out for route in names}
             if name not in counts:  # it is gone
-                self._unrouted.drop(name)
-                self._suppressed.drop(name)
                 continue
             self._unrouted.change(name, routes, counts[name], in_force, now=now, at=at)
             if name in changes.identified:
@@ -101,8 +101,12 @@ class _Account:
         self._in_force: dict[str, InForce] = {}
         self._missed: dict[str, Missed] = {}
 
-    def drop(self, name: str) -> None:
-        self._missed.pop(name, None)
+    def keep(self, sources: Collection[str]) -> None:
+        """Forget the other sources: if one comes back, its counters begin at 0."""
+        self._left_out.keep(sources)
+        for known in (self._before, self._in_force, self._missed):
+            for name in known.keys() - sources:
+                del known[name]
 
     def change(
         self, name: str, routes: Mapping[str, int], counts: Counts, in_force: InForce, *, now: float, at: float

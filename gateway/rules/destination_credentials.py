@@ -8,13 +8,20 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 from gateway.rules.rules import Rules, Tls
 
-CONTEXTS = 1024
-"""Maximum cached contexts, for reloads: one with the system's authorities takes 25 ms and half a megabyte."""
+CERTIFICATES = 1024
+"""Maximum texts of certificates whose expiry is remembered, for reloads."""
 
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----[\s!-~]*?-----END \1-----", re.ASCII)  # RFC 7468
+_in_use: WeakValueDictionary[tuple[str | None, str | None, str | None], Tls] = WeakValueDictionary()
+"""By the texts, those that some destination has, of the active rules or others.
+
+One with the system's authorities takes 25 ms and half a megabyte, so equal ones are one, also across a reload. No other
+is kept: what was rotated is freed with the last rules and connections that have it, its private key included.
+"""
 
 
 class TlsError(Exception):
@@ -35,11 +42,15 @@ def tls_of(*, ca: str | None, certificate: str | None, key: str | None) -> Tls:
 
     A `ca` replaces the system's authorities. Raises TlsError. Blocks for a while, so don't call it on the event loop.
     """
-    return _tls(
+    texts = (
         None if ca is None else blocks("ca", ca, "CERTIFICATE"),
         None if certificate is None else blocks("certificate", certificate, "CERTIFICATE"),
         None if key is None else blocks("key", key, "PRIVATE KEY"),
     )
+    tls = _in_use.get(texts)
+    if tls is None:
+        tls = _in_use[texts] = _tls(*texts)
+    return tls
 
 
 def certificate_expiries(rules: Rules) -> dict[str, float]:
@@ -62,7 +73,7 @@ def expiries_of(tls: Tls) -> dict[str, float]:
     return {kind: at for kind, at in found.items() if at is not None}
 
 
-@lru_cache(maxsize=CONTEXTS)
+@lru_cache(maxsize=CERTIFICATES)
 def _expiry_of(text: str) -> float | None:
     from cryptography import x509  # noqa: PLC0415 - 9 MiB that most gateways don't need
 
@@ -73,7 +84,6 @@ def _expiry_of(text: str) -> float | None:
     return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
 
 
-@lru_cache(maxsize=CONTEXTS)
 def _tls(ca: str | None, certificate: str | None, key: str | None) -> Tls:
     try:
         context = ssl.create_default_context(cadata=ca)

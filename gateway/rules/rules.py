@@ -192,7 +192,7 @@ class OAuth2:
     style: TokenEndpointAuthMethod = TokenEndpointAuthMethod.BASIC
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Tls:
     """Trusted authorities and our own certificate, as PEM; `context` is built from them. Equal if the texts are equal.
 

@@ -116,6 +116,9 @@ MAX_CHOSEN = 200
 """Most destinations of a route that chooses one for which all series are created; of others, with their first use."""
 SPILLS = tuple([reason for reason in SpillReason if reason is not SpillReason.DELAYED])
 SPANS = ("exported", "failed", "dropped")
+REMOVED_KEPT = 2 * 86400.0
+"""Seconds for which a route and a destination that it no longer has keep series: deliveries that wait for them end
+later, after an hour as dead letters (`route_removed`) if a name is gone, and some wait for 20 hours before that."""
 
 # A webhook is acknowledged in about a millisecond, and must be within seconds; destinations may take a minute.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -323,11 +326,14 @@ class Family(dict[Labels, Series], Generic[Series]):
         self[values] = series
         return series
 
-    def retaining(self, names: Mapping[str, Collection[str]]) -> Iterator[None]:
-        """Drop the series in which a label named in `names` has a value that isn't among its names, a few at a time."""
+    def retaining(self, names: Mapping[str, Collection[str]], kept: Collection[Labels] = ()) -> Iterator[None]:
+        """Drop the series in which a label named in `names` has a value that isn't among its names, a few at a time.
+
+        Those that are `kept` stay all the same.
+        """
         checks = [(index, names[label]) for index, label in enumerate(self._labels) if label in names]
         for number, values in enumerate(list(self) if checks else ()):
-            if any(values[index] not in known for index, known in checks):
+            if any(values[index] not in known for index, known in checks) and values not in kept:
                 self.pop(values, None)
             if number % SERIES_PER_CHECK == 0:
                 yield
@@ -348,10 +354,14 @@ class Family(dict[Labels, Series], Generic[Series]):
 class Metrics(Collector):
     """Every metric of one process, exposed through a registry. Only one thread may count, others may collect."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:  # noqa: PLR0915 - a statement for each metric
+    def __init__(  # noqa: PLR0915 - a statement for each metric
+        self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._families: list[Family[Counter] | Family[Gauge] | Family[Histogram]] = []
         self._names: PreparedNames = (frozenset(), frozenset(), frozenset())
         self._coming = self._names
+        self._clock = clock
+        self._removed: dict[tuple[str, str], float] = {}  # a route, and a destination that it had → kept until then
 
         def counter(name: str, text: str, *labels: str) -> Family[Counter]:
             self._families.append(family := Family(Counter, f"gateway_{name}_total", text, labels))
@@ -529,7 +539,8 @@ class Metrics(Collector):
         for kind in RECORD_KINDS:
             self.records_undecodable.labels(kind)
             self.records_newer.labels(kind)
-        self.dead_letters.labels(NO_SOURCE, NO_SOURCE, DeadReason.UNDECODABLE)
+        for reason in (DeadReason.UNDECODABLE, DeadReason.ROUTE_REMOVED):  # the latter: events of a removed source
+            self.dead_letters.labels(NO_SOURCE, NO_SOURCE, reason)
         for result in SPANS:
             self.spans.labels(result)
         registry.register(self)
@@ -540,6 +551,14 @@ class Metrics(Collector):
         if not routes:
             self.unrouted.labels(event.source).inc()
             self.unrouted_events.add(event)
+
+    def count_unknown_name(self, route: str, destination: str) -> None:
+        """Count a delivery that waits since the rules don't have its names; it may become a dead letter for that.
+
+        The series of that exists from here on, in a process that has never had the names, too.
+        """
+        self.spills.labels(destination, SpillReason.UNKNOWN_NAME).inc()
+        self.dead_letters.labels(route, destination, DeadReason.ROUTE_REMOVED)
 
     def prepare(self, rules: Names, contacts: Contacts = MappingProxyType({})) -> None:
         """Create every series of the rules' names, at 0, and drop those of names that are gone.
@@ -585,20 +604,52 @@ class Metrics(Collector):
         self._prepare_destination_responses(rules.sources)
         before, self._names = self._names, self._coming
         yield
-        if any(old - new for old, new in zip(before, self._names, strict=True)):
+        expired = self._age_removed(before[2], rules)
+        self.refusal_runs.keep(self._names[0])
+        self.secret_uses.keep(self._names[0])
+        yield
+        if expired or any(old - new for old, new in zip(before, self._names, strict=True)):
             names: Mapping[str, Collection[str]] = {
                 "source": self._names[0] | {NO_SOURCE},
                 "destination": self._names[1] | {NO_SOURCE},
                 "route": rules.routes.keys() | {NO_SOURCE},
             }
+            kept = {(*pair, DeadReason.ROUTE_REMOVED.value) for pair in self._removed}
             for family in self._families:
-                yield from family.retaining(names)
+                yield from family.retaining(names, kept)
+            yield from self._drop_pairs(expired)
         wanted = {(*what, *who) for what, who in contacts.items()}
         for labels in set(self.owner_info) - wanted:
             del self.owner_info[labels]
         yield
         for each in wanted:
             self.owner_info.labels(*each).set(1)
+            yield
+
+    def _age_removed(self, before: frozenset[tuple[str, str]], rules: Names) -> list[tuple[str, str]]:
+        """Note since when routes don't have a destination any more; return those that have been so for long enough.
+
+        A dead letter that a removal causes is counted long after it. If its series appeared only then, `increase()`
+        wouldn't see it, nor would the alert.
+        """
+        now, pairs = self._clock(), self._names[2]
+        removed = dict.fromkeys(before - pairs, now + REMOVED_KEPT) | self._removed
+        removed = {
+            pair: until
+            for pair, until in removed.items()
+            if pair not in pairs and (pair[0] not in rules.routes or pair[1] not in rules.routes[pair[0]].destinations)
+        }
+        expired = [pair for pair, until in removed.items() if now >= until]
+        self._removed = {pair: until for pair, until in removed.items() if now < until}
+        return expired
+
+    def _drop_pairs(self, pairs: Collection[tuple[str, str]]) -> Iterator[None]:
+        """Drop the series of routes with destinations that they haven't had for long; both names may be in use."""
+        for pair in pairs:
+            for outcome in (*OUTCOMES, "superseded"):
+                self.deliveries.pop((*pair, outcome), None)
+            for reason in DeadReason:
+                self.dead_letters.pop((*pair, reason), None)
             yield
 
     def events_by_secret(self, name: str, source: From) -> Sequence[Counter]:

@@ -1,6 +1,6 @@
 """Runs of refused requests: since when each lasts and how many it has, so that its end is noticed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 PAUSE = 900.0
@@ -37,3 +37,8 @@ class RefusalRuns:
 
     def forget(self, source: str) -> None:
         self._runs.pop(source, None)
+
+    def keep(self, sources: Collection[str]) -> None:
+        """Forget the other sources: if one comes back, its events are counted from 0."""
+        for name in self._runs.keys() - sources:
+            del self._runs[name]

@@ -1,6 +1,7 @@
 """How many events each secret of a source has verified within the last hour, if it has several, or one that expires."""
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 HOUR = 3600.0
@@ -41,3 +42,8 @@ class SecretUses:
     def forget(self, source: str) -> None:
         """Forget a source whose rules have changed: an index may be that of another secret."""
         self._uses.pop(source, None)
+
+    def keep(self, sources: Collection[str]) -> None:
+        """Forget the other sources: one that comes back may have other secrets."""
+        for name in self._uses.keys() - sources:
+            del self._uses[name]

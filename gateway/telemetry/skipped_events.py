@@ -1,6 +1,7 @@
 """Events that weren't delivered, by source: their types, and when the oldest was received. In bounded memory."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from gateway.model import Event
@@ -39,3 +40,8 @@ class SkippedEvents:
 
     def forget(self, source: str) -> None:
         self._found.pop(source, None)
+
+    def keep(self, sources: Collection[str]) -> None:
+        """Forget the other sources."""
+        for name in self._found.keys() - sources:
+            del self._found[name]

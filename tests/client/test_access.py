@@ -5,8 +5,10 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import uvloop
@@ -17,7 +19,7 @@ from gateway.client.request import Outbound
 from gateway.client.resolver import Resolver
 from gateway.model import Attempt, Result
 from gateway.rules.destination_credentials import basic_authorization, tls_of
-from gateway.rules.rules import DestinationAccess, Egress, Proxy, Tls
+from gateway.rules.rules import Destination, DestinationAccess, Egress, Proxy, Tls
 from tests.certificates import Authority
 from tests.proxy import HttpProxy
 from tests.sink import Fault, Sink
@@ -71,6 +73,23 @@ def trusting(authority: Authority, identity: tuple[str, str] | None = None) -> T
 
 
 # Certificates.
+
+
+async def test_a_rotated_certificate_and_its_key_are_freed(client: Client, ours: Authority) -> None:
+    async with Sink() as sink:
+        await sink.refuse()
+        url = f"https://127.0.0.1:{sink.port}/"
+        tls = trusting(ours, ours.issue("gateway"))
+        destination = Destination(name="ci", url=url, access=DestinationAccess(tls=tls))
+        freed = ref(tls.context)
+        assert (await attempt(client, url, tls=tls)).result is Result.CONNECT
+        client.keep([destination])
+        assert (await attempt(client, url, tls=tls)).result is Result.CONNECT
+        del tls
+        destination = replace(destination, access=DestinationAccess(tls=trusting(ours, ours.issue("gateway"))))
+        assert (await attempt(client, url, tls=trusting(ours))).result is Result.CONNECT
+        client.keep([destination])
+        assert freed() is None
 
 
 async def test_a_destinations_own_authority_is_trusted_and_no_other(

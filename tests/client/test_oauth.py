@@ -19,7 +19,7 @@ from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.request import Outbound
 from gateway.model import Attempt, Result
 from gateway.rules.destination_credentials import tls_of
-from gateway.rules.rules import DestinationAccess, Egress, OAuth2, Proxy, TokenEndpointAuthMethod
+from gateway.rules.rules import Destination, DestinationAccess, Egress, OAuth2, Proxy, TokenEndpointAuthMethod
 from tests.certificates import Authority
 from tests.proxy import HttpProxy
 from tests.sink import Answer, Fault, Request, Script, Sink
@@ -444,6 +444,21 @@ async def test_a_new_token_that_is_refused_as_well_is_renewed_after_a_while() ->
     renewed = await endpoint.renewed()
     assert renewed is not None
     assert renewed.value == b"Bearer t3"
+
+
+async def test_a_token_is_kept_across_reloads_until_its_destination_is_gone_or_has_other_credentials(
+    client: Client,
+) -> None:
+    async with Sink(counted()) as endpoint, Sink() as sink:
+        access, rotated = credentials(endpoint.url), credentials(endpoint.url, client_secret="n3w")
+        destination = Destination(name="ci", url=sink.url, access=access)
+        await attempt(client, sink, access)
+        for kept in ([destination], [replace(destination, access=credentials(endpoint.url))], [], [destination]):
+            client.keep(kept)
+            await attempt(client, sink, access)
+        client.keep([replace(destination, access=rotated)])
+        await attempt(client, sink, access)
+    assert sent(sink) == ["Bearer t1"] * 3 + ["Bearer t2"] * 2 + ["Bearer t3"]
 
 
 async def test_tokens_unused_after_reloads_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

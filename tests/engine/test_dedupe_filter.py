@@ -1,16 +1,19 @@
 """Dedupe entries through crashes, rebalances, reloads and a log that fails; in virtual time."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import ref
 
 import pytest
 from prometheus_client import CollectorRegistry
 from structlog.testing import CapturingLogger
 from typing_extensions import override
 
-from gateway.engine.dedupe.filter import RESTORE_TIMEOUT, DuplicateFilter, Reader
+from gateway.engine.dedupe.filter import RESTORE_TIMEOUT, SWEEP_EVERY, SWEPT_AT_ONCE, DuplicateFilter, Reader
 from gateway.engine.dedupe.store import FLUSHED_AT_ONCE, MAX_LAG
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
@@ -797,3 +800,159 @@ async def test_entries_that_are_not_stored_delay_the_commits_of_their_own_partit
         await asyncio.sleep(2)
         await stuck.flush()
     assert world.stored() == 3
+
+
+class CountedSources(dict[str, Source]):
+    """Sources that count how often somebody goes through all of them."""
+
+    passes = 0
+
+    @override
+    def items(self) -> Any:
+        self.passes += 1
+        return super().items()
+
+
+@virtual
+async def test_all_sources_are_gone_through_once_for_each_version_of_the_rules() -> None:
+    """And not for each partition, every second: of 10,000 sources on one machine, each has its partition."""
+    world = World()
+    await world.create()
+    sources = CountedSources(rules_of({f"s{number}": HOUR for number in range(300)}).sources)
+    world.rules = replace(world.rules, sources=sources)
+    await world.put("a", source="s7")
+    async with world.process() as process:
+        readers = [
+            process.duplicates.acquire(Assignment(Partition("events", number), Commit(1), 0)) for number in range(50)
+        ]
+        ((record, event),) = world.events()
+        for reader in readers:
+            await reader.ready(record)
+            reader.is_duplicate(record, event)
+        await asyncio.sleep(10)
+        assert sources.passes == 1
+        former, later = ref(sources), CountedSources(sources)
+        world.rules = replace(world.rules, sources=later)
+        process.duplicates.reload()
+        await asyncio.sleep(10)
+        assert (sources.passes, later.passes) == (1, 1)
+        del sources
+        assert former() is None, "former rules are let go of at once"
+
+
+@virtual
+async def test_a_sweep_of_many_partitions_gives_everything_else_its_turns() -> None:
+    world, slept = World(), Counter[float]()
+    await world.create()
+
+    async def sleep(seconds: float) -> None:
+        slept[seconds] += 1
+        await asyncio.sleep(seconds)
+
+    metrics = Metrics(CollectorRegistry())
+    duplicates = DuplicateFilter(
+        log=world.log, topics=TOPICS, rules=lambda: world.rules, metrics=metrics, logger=CapturingLogger(), sleep=sleep
+    )
+    count = 5 * SWEPT_AT_ONCE
+    for number in range(count):
+        duplicates.acquire(Assignment(Partition("events", number), Commit(0), 0))
+    running = asyncio.create_task(duplicates.run())
+    await asyncio.sleep(1.5 * SWEEP_EVERY)
+    running.cancel()
+    assert slept == {SWEEP_EVERY: 2, 0: 5}
+
+
+@virtual
+async def test_a_source_that_comes_back_knows_its_past_though_another_was_there_all_the_time() -> None:
+    world, both = World(), rules_of({"stripe": HOUR, "other": DAY})
+    await world.create()
+    world.rules = both
+    await world.put("a", "b", "c")
+    async with world.process() as process:
+        reader = world.acquire(process)
+        await world.read(reader)
+        await reader.flush()
+        world.rules = rules_of({"other": DAY})
+        await asyncio.sleep(2)
+        assert process.gauges()[0] == 0
+        world.rules = both
+        await world.put("a", "b", "c", "d")
+        assert await world.read(reader, 3, 4) == [False]
+        assert process.count() == (0, 0, 1), "its past isn't known yet, and that is counted"
+        await asyncio.sleep(1)
+        assert await world.read(reader, 4) == [True, True, False]
+        assert process.count() == (2, 0, 1)
+        assert len(process.rebuilt()) == 1
+
+
+@virtual
+async def test_a_source_that_comes_back_after_its_partition_was_taken_over_knows_its_past() -> None:
+    """The new owner read the entries while the source wasn't in the rules."""
+    world, both = World(), rules_of({"stripe": HOUR, "other": DAY})
+    await world.create()
+    world.rules = both
+    await world.put("a", "b")
+    async with world.process() as first:
+        reader = world.acquire(first)
+        await world.read(reader)
+        await reader.flush()
+    world.rules = rules_of({"other": DAY})
+    await world.put("x", source="other")
+    async with world.process() as second:
+        reader = world.acquire(second, base=2)
+        assert await world.read(reader, 2) == [False]
+        world.rules = both
+        await world.put("a", "b")
+        assert await world.read(reader, 3, 4) == [False]
+        assert second.count() == (0, 0, 1)
+        await asyncio.sleep(1)
+        assert await world.read(reader, 4) == [True]
+
+
+@virtual
+async def test_entries_that_are_not_stored_yet_come_back_with_their_source() -> None:
+    world, both = World(), rules_of({"stripe": HOUR, "other": DAY})
+    await world.create()
+    world.rules = both
+    await world.put("a", "b", "a")
+    async with world.process() as process:
+        reader = world.acquire(process)
+        await world.read(reader, 0, 2)
+        world.rules = rules_of({"other": DAY})
+        await asyncio.sleep(2)
+        world.rules = both
+        assert await world.read(reader, 2) == [True]
+
+
+@virtual
+async def test_a_source_that_is_new_has_nothing_read_for_it() -> None:
+    world = World()
+    await world.create()
+    await world.put("a", "b", "b")
+    async with world.process() as process:
+        world.rules = rules_of({"other": DAY})
+        reader = world.acquire(process)
+        await world.read(reader, 0, 1)
+        await asyncio.sleep(2)
+        world.rules = rules_of({"stripe": HOUR, "other": DAY})
+        assert await world.read(reader, 1) == [False, True]
+        await asyncio.sleep(2)
+        assert process.rebuilt() == []
+
+
+@virtual
+async def test_a_source_that_has_moved_to_another_topic_has_nothing_read_for_its_events_in_the_former() -> None:
+    world = World()
+    await world.create()
+    world.rules = rules_of({"stripe": HOUR, "other": DAY})
+    await world.put(*[str(number) for number in range(10)])
+    async with world.process() as process:
+        reader = world.acquire(process)
+        await world.read(reader, 0, 1)
+        await reader.flush()
+        moved = replace(world.rules.sources["stripe"], topic="elsewhere")
+        world.rules = replace(world.rules, sources={**world.rules.sources, "stripe": moved})
+        for number in range(1, 10):
+            await asyncio.sleep(1)
+            await world.read(reader, number, number + 1)
+        assert process.rebuilt() == []

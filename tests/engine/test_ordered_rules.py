@@ -9,7 +9,7 @@ import pytest
 from typing_extensions import override
 
 from gateway.engine.group_member import REVOKE_GRACE
-from gateway.engine.worker import Worker
+from gateway.engine.worker import LEFTOVER_INTERVAL, Worker
 from gateway.log import records
 from gateway.log.base import NewRecord, Partition, Position, RecordHeaders, TopicSpec
 from gateway.log.records import encode_event, event_key
@@ -30,7 +30,7 @@ from tests.engine.test_ordered import (
 )
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, events, reload, rules_of, running, virtual
 from tests.memory_log import MemoryLog
-from tests.virtual_time import now
+from tests.virtual_time import now, run
 
 FOR_EVER = a_policy(schedule=(5.0,), max_attempts=10**6, max_age=1e9)
 OTHER = a_route("audit", match={"type": "none"}, to=("audit",))
@@ -289,6 +289,48 @@ async def test_events_matched_in_order_are_delivered_in_order_after_their_route_
     for numbers in tried.values():
         assert_in_order(numbers, 5)
     assert await unfinished(world) == 0
+
+
+def test_finished_records_are_not_repeated_by_a_broker_that_forgets_groups_without_members(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The records of a route that has lost its order stay, and processes come and go."""
+    every, patience = 600.0, 600.0 + 2 * LEFTOVER_INTERVAL
+    monkeypatch.setattr("gateway.engine.worker.JOIN_EVERY", every)
+    forgotten: list[float] = []
+
+    async def forget(world: World) -> None:
+        alone_since = now()
+        while True:
+            await asyncio.sleep(5)
+            alone_since = now() if await world.log.members(GROUP) else alone_since
+            if now() - alone_since > patience:
+                world.log.forget(GROUP)
+                forgotten.append(now())
+
+    async def scenario() -> None:
+        world = await a_world(an_ordered_route())
+        async with running(world) as worker:
+            await world.put(*keyed(3, 5))
+            await asyncio.sleep(5)
+            forgetting = asyncio.create_task(forget(world))
+            await reload(world, worker, rules_of(a_route(retry=PATIENT)))
+            await asyncio.sleep(60)
+            assert await world.log.members(GROUP) == 0
+            await world.doze(2.5 * every)
+        async with running(world):
+            await world.doze(1.5 * every)
+        assert await world.log.members(GROUP) == 0
+        assert forgotten == []
+        for number, (_, end) in (await world.log.bounds(ORDERED)).items():
+            world.log.delete_below(Partition(ORDERED, number), end)
+        async with running(world):
+            await world.doze(2 * every)
+        assert forgotten, "without records nobody minds"
+        forgetting.cancel()
+        assert {len(numbers) for numbers in by_key(world).values()} == {5}
+
+    run(scenario())
 
 
 @virtual

@@ -285,6 +285,28 @@ def test_the_routing_history_of_a_recreated_topic_is_unknown() -> None:
     assert history.revision_at(HERE, 3) == EDITIONS[1]
 
 
+def test_a_revision_is_published_again_once_the_history_has_forgotten_it() -> None:
+    history = a_history()
+    readings = RoutingHistoryUpdates(history)
+    again = RoutingRevision("again", {"build": "again"})
+    stored = ControlRecord(kind="rules", name="again", state="done", at=0.0, routes=encode(again, None))
+    for at in (0.0, 1.0):
+        readings.took_over(HERE, Commit(0), again, at)
+        what = readings.unpublished()
+        assert what is not None
+        assert readings.lacks("again")
+        readings.mark_revision_published("again")
+        assert not readings.lacks("again"), "it isn't read back yet"
+        order = readings.record(what, at)
+        readings.mark_published(what, order.name)
+        assert readings.unpublished() is None
+        for record in (stored, order):
+            history.apply(roundtripped(record))
+        assert readings.unpublished() is None
+        history.apply(ControlRecord(kind="rules", name="again", state="deleted", at=0.0))
+        assert readings.unpublished() is not None, "its epochs, and what they name first"
+
+
 def test_a_record_published_again_counts_once_and_a_deleted_one_never() -> None:
     history = a_history(a_reading("a", 0, 0), a_reading("b", 5, 1), a_reading("a", 0, 0))
     assert history.knows_epoch(HERE, Commit(5), "e1")

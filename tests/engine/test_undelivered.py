@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
+from gateway.engine.control.routing_history import UNUSED_RETENTION
 from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
 from gateway.engine.jobs.replay_matcher import Matcher
 from gateway.engine.jobs.runner import FORGET_RULES_INTERVAL
@@ -200,6 +201,35 @@ async def test_rules_that_change_with_a_restart_are_published() -> None:
         told = [decode(record.key, record.value).kind for record in scene.world.log.records(TOPICS.control)]
         assert Counter(told)["rules"] == 2, "a revision is published once"
         assert Counter(told)["routed"] == 4, "and a reading where it isn't the one before"
+
+
+@virtual
+async def test_rules_that_come_back_once_they_were_forgotten_are_published_again() -> None:
+    """Else all that is routed by them counts as unknown, and a replay of what is undelivered leaves it out."""
+    async with a_scene(OTHER) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
+        history, log = scene.owner.control.history, scene.world.log
+        revision = routing_revision(rules_of(OTHER, a_route())).name
+        await scene.events(3)
+        scene.reload(worker, OTHER, a_route())
+        await scene.events(3)
+        assert history.knows(revision)
+        scene.reload(worker, OTHER)
+        await scene.events(3)
+        for number, (_, end) in (await log.bounds(EVENTS)).items():
+            log.delete_below(Partition(EVENTS, number), end)  # a week passes
+        await scene.world.doze(UNUSED_RETENTION + 2 * FORGET_RULES_INTERVAL)
+        assert not history.knows(revision)
+        scene.reload(worker, OTHER, a_route())
+        await scene.events(4)
+        assert history.knows(revision)
+        assert await scene.counts() == {Fate.ENDED: 4}
+        await publish(scene.world, ControlRecord(kind="rules", name=revision, state="deleted", at=0.0))
+        await asyncio.sleep(5)
+        assert history.knows(revision), "the owner of the jobs may delete it just as it comes back"
+        assert await scene.counts() == {Fate.ENDED: 4}
+        published = log.records(TOPICS.control)
+        await asyncio.sleep(60)
+        assert log.records(TOPICS.control) == published, "once"
 
 
 @virtual

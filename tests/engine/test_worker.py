@@ -628,11 +628,16 @@ async def test_a_name_that_the_rules_do_not_know_waits_an_hour_and_is_dead_lette
         value=delivery.event.body,
         headers=encode_delivery(delivery, NO_METADATA, at=now()),
     )
+    where = ("gone", "ci", "route_removed")
     async with running(world):
         await world.doze(3000)
         assert world.dead() == []
+        counter = world.metrics.dead_letters.get(where)
+        assert counter is not None, "its series appears before it counts, or an alert would miss it"
+        assert counter.value == 0
         await world.doze(1000)
     assert [stored.metadata.reason for stored in world.dead()] == ["route_removed"]
+    assert counter.value == 1
     assert world.client.made == []
 
 

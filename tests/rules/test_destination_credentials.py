@@ -3,6 +3,7 @@
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
+from weakref import ref
 
 import pytest
 
@@ -236,6 +237,15 @@ def test_identical_identities_are_read_once(ours: Authority) -> None:
     assert tls_of(ca=ours.pem, certificate=None, key=None) is tls_of(
         ca=f"# ours\n{ours.pem}", certificate=None, key=None
     )
+
+
+def test_what_no_destination_has_any_more_is_freed(ours: Authority) -> None:
+    """A rotated private key doesn't stay in memory, nor half a megabyte of authorities for each rotation."""
+    tls = tls_of(ca=ours.pem, certificate=None, key=None)
+    freed = ref(tls.context)
+    assert freed() is not None
+    del tls
+    assert freed() is None
 
 
 BOTH = "certificate: '${C}', key: '${K}'"

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -16,7 +16,15 @@ from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.rules.templates import Template
-from gateway.telemetry.metrics import QUARANTINE, REJECTIONS, Metrics, content_type_for, exposition, process_registry
+from gateway.telemetry.metrics import (
+    QUARANTINE,
+    REJECTIONS,
+    REMOVED_KEPT,
+    Metrics,
+    content_type_for,
+    exposition,
+    process_registry,
+)
 from gateway.verify.request import Reason
 from gateway.verify.schemes import build_verifier
 from tests.machine_speed import as_usual
@@ -234,8 +242,92 @@ def test_a_reload_keeps_counts_and_drops_removed_names() -> None:
     assert sample(registry, "deliveries_total", route="new", destination="ci", outcome="delivered") == 0
     held.inc()
     text = page(registry)[0].decode()
+    kept = 'gateway_dead_letters_total{route="old",destination="gone",reason="route_removed"} 0.0\n'
+    assert kept in text, "deliveries that wait for them may end so"
+    text = text.replace(kept, "")
     for gone in ('route="old"', 'destination="gone"', 'source="crm"'):
         assert gone not in text
+
+
+@dataclass
+class Reloads:
+    """Reloads of rules whose routes change, on a clock."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    now: float = 1000.0
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.registry, clock=lambda: self.now)
+
+    def reload(self, **routes: tuple[str, ...]) -> None:
+        self.metrics.prepare(some_rules(routes=routes))
+
+    def dead(self, route: str, destination: str, reason: str = "route_removed") -> float | None:
+        labels = {"route": route, "destination": destination, "reason": reason}
+        return sample(self.registry, "dead_letters_total", **labels)
+
+
+def test_dead_letters_that_a_removal_causes_are_counted_from_0() -> None:
+    """A series that appears with its first dead letters, an hour after the removal, doesn't fire the alert."""
+    reloads = Reloads()
+    assert reloads.dead("", "") == 0, "events of a removed source"
+    reloads.reload(build=("ci", "mirror"), old=("gone",), renamed=("ci",))
+    reloads.reload(build=("ci",))
+    removed = [("old", "gone"), ("build", "mirror"), ("renamed", "ci")]
+    assert [reloads.dead(*pair) for pair in removed] == [0, 0, 0]
+    reloads.metrics.dead_letters.labels("old", "gone", "route_removed").inc(7)
+    reloads.now += REMOVED_KEPT - 1
+    reloads.reload(build=("other",))
+    assert [reloads.dead(*pair) for pair in removed] == [7, 0, 0]
+    assert reloads.dead("", "") == 0
+
+
+def test_series_of_removed_routes_go_with_a_reload_after_two_days() -> None:
+    reloads = Reloads()
+    reloads.reload(build=("ci",), old=("gone",))
+    reloads.reload(build=("ci",))
+    reloads.now += REMOVED_KEPT
+    assert reloads.dead("old", "gone") == 0
+    reloads.reload(build=("ci",))
+    assert reloads.dead("old", "gone") is None
+    assert 'destination="gone"' not in page(reloads.registry)[0].decode()
+
+
+def test_a_route_that_comes_back_has_its_series_for_good() -> None:
+    reloads = Reloads()
+    for old in (("gone",), (), ("gone",)):
+        reloads.reload(build=("ci",), **({"old": old} if old else {}))
+        reloads.metrics.dead_letters.labels("old", "gone", "route_removed").inc()
+    reloads.now += REMOVED_KEPT
+    reloads.reload(build=("ci",), old=("gone",))
+    assert (reloads.dead("old", "gone"), reloads.dead("old", "gone", "exhausted")) == (3, 0)
+
+
+def test_series_of_a_destination_that_a_route_has_left_go_although_both_names_stay() -> None:
+    """But what waits for it is still delivered, and counted meanwhile."""
+    reloads = Reloads()
+    ended = {"route": "build", "destination": "mirror", "outcome": "delivered"}
+    reloads.reload(build=("ci", "mirror"), other=("mirror",))
+    reloads.reload(build=("ci",), other=("mirror",))
+    assert sample(reloads.registry, "deliveries_total", **ended) == 0
+    assert reloads.dead("build", "mirror", "exhausted") == 0
+    reloads.now += REMOVED_KEPT
+    reloads.reload(build=("ci",), other=("mirror",))
+    assert sample(reloads.registry, "deliveries_total", **ended) is None
+    assert reloads.dead("build", "mirror", "exhausted") is None
+    assert reloads.dead("other", "mirror", "exhausted") == 0
+
+
+def test_what_is_known_of_refusals_and_secrets_goes_with_their_source() -> None:
+    metrics = Metrics(CollectorRegistry())
+    metrics.prepare(some_rules(sources=("github", "crm"), routes={}))
+    for source in ("github", "crm"):
+        metrics.refusal_runs.add(source, "bad_signature", at=1.0, events=5.0)
+        metrics.secret_uses.add(source, 0, at=1.0)
+    metrics.prepare(some_rules(sources=("github",), routes={}))
+    for source, count in (("github", 1), ("crm", 0)):
+        assert len(metrics.refusal_runs.of(source, 2.0)) == count
+        assert metrics.secret_uses.of(source, 0, 2.0) == count
 
 
 def test_a_histogram_counts_what_is_at_most_its_bound() -> None:

@@ -18,7 +18,7 @@ from typing import assert_never
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.dedupe.index import Verdict
-from gateway.engine.dedupe.store import MICRO, NEVER, Shared, Store
+from gateway.engine.dedupe.store import MICRO, NEVER, Shared, Store, WindowsByTopic
 from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.log.base import LEADER_CLOCK_SKEW, Assignment, Log, Partition, Record, partition_of
 from gateway.log.records import SIGHTING, decode_sightings, fingerprint
@@ -26,18 +26,23 @@ from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
 from gateway.rules.rules import Rules
 from gateway.telemetry.log_throttle import LogThrottle
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Family, Gauge, Metrics
 
 RESTORE_TIMEOUT = 2.0
 """Seconds after an assignment for which a partition waits for its earlier entries."""
 RESTORED_AT_ONCE = 1_000
 """Entries restored before other tasks run: a millisecond or two."""
 SWEEP_EVERY = 1.0
+SWEPT_AT_ONCE = 200
+"""Partitions, and sources in them, that are swept before other tasks run: a millisecond or two."""
 REPEAT_AFTER = 1.0
 
 
 class DuplicateFilter:
-    """The dedupe entries of all partitions of events that this process reads. Call `run` until cancelled."""
+    """The dedupe entries of all partitions of events that this process reads. Call `run` until cancelled.
+
+    Call `reload` once new rules are active.
+    """
 
     def __init__(
         self,
@@ -49,7 +54,10 @@ class DuplicateFilter:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._shared = Shared(log=log, topics=topics, rules=rules, metrics=metrics, logger=logger)
+        self._windows = WindowsByTopic(topics, rules)
+        self._shared = Shared(
+            log=log, topics=topics, rules=rules, windows=self._windows, metrics=metrics, logger=logger
+        )
         self._log = log
         self._topic = topics.dedupe
         self._rules = rules
@@ -71,7 +79,7 @@ class DuplicateFilter:
         has its entries.
         """
         partition, commit, log_start, *_ = assignment
-        window = self._shared.window(partition.topic)
+        window = self._windows.of(partition.topic).longest
         # The first record will be older than this moment, but seldom by much.
         since = round((self._log.now() - LEADER_CLOCK_SKEW) * MICRO) - window
         store = self._stores.get(partition)
@@ -88,6 +96,10 @@ class DuplicateFilter:
         reader = Reader(self._shared, self._stores, store)
         store.readers.add(reader)
         return reader
+
+    def reload(self) -> None:
+        """Apply new rules, and let go of the former."""
+        self._windows.compute()
 
     async def run(self) -> None:
         """Rebuild acquired partitions, and expire entries beyond all windows. Bugs propagate."""
@@ -129,7 +141,7 @@ class DuplicateFilter:
         began = self._log.now()
         for store in stores:
             # By the active windows: entries forgotten before one was made longer are needed now.
-            store.forget(round(began * MICRO), self._shared.windows(store.partition.topic))
+            store.forget(round(began * MICRO), self._windows.of(store.partition.topic))
         bounds, unread = await self._log.readable(self._topic)
         partitions = len(bounds) + len(unread)
         asked = {store: store.request() for store in stores}
@@ -178,6 +190,7 @@ class DuplicateFilter:
             return 0
         source = self._rules().sources.get(sighted.source)
         if source is None or source.dedupe is None:
+            store.leave_out(sighted.source, round(self._log.now() * MICRO))
             return 0
         store.set_origin(sighted.origin)
         step = SIGHTING.size * RESTORED_AT_ONCE
@@ -211,25 +224,33 @@ class DuplicateFilter:
     async def _keep_sweeping(self) -> None:
         while True:
             await self._sleep(SWEEP_EVERY)
-            self._sweep()
+            await self._sweep()
 
-    def _sweep(self) -> None:
+    async def _sweep(self) -> None:
         now = round(self._log.now() * MICRO)
-        for store in self._stores.values():
-            store.forget(now, self._shared.windows(store.partition.topic))
+        identities: dict[str, int] = {}
+        rebuilding: dict[str, int] = {}
+        swept = 0
+        for store in list(self._stores.values()):
+            topic = store.partition.topic
+            store.forget(now, self._windows.of(topic))
             for sightings in store.sources.values():
                 sightings.sweep()
-        self._set_gauges()
+            identities[topic] = identities.get(topic, 0) + sum([each.count for each in store.sources.values()])
+            rebuilding[topic] = rebuilding.get(topic, 0) + (store.wanted < NEVER)
+            swept += 1 + len(store.sources)
+            if swept >= SWEPT_AT_ONCE:
+                swept = 0
+                await self._sleep(0)
+        await self._set_gauges(self._metrics.dedupe_identities, identities)
+        await self._set_gauges(self._metrics.dedupe_rebuilding, rebuilding)
 
-    def _set_gauges(self) -> None:
-        metrics = self._metrics
-        for gauge in (*metrics.dedupe_identities.values(), *metrics.dedupe_rebuilding.values()):
-            gauge.set(0)
-        for store in self._stores.values():
-            topic = store.partition.topic
-            identities, rebuilding = metrics.dedupe_identities.labels(topic), metrics.dedupe_rebuilding.labels(topic)
-            identities.set(identities.value + sum([sightings.count for sightings in store.sources.values()]))
-            rebuilding.set(rebuilding.value + (store.wanted < NEVER))
+    async def _set_gauges(self, family: Family[Gauge], counts: Mapping[str, int]) -> None:
+        """Set a gauge of each topic, those that this process doesn't read any more to 0."""
+        for number, topic in enumerate({*counts, *[topic for (topic,) in family]}, 1):
+            family.labels(topic).set(counts.get(topic, 0))
+            if number % SWEPT_AT_ONCE == 0:
+                await self._sleep(0)
 
 
 class Reader:
@@ -249,14 +270,14 @@ class Reader:
         Return False if they are still unknown `RESTORE_TIMEOUT` seconds after the partition was acquired. Then
         duplicates pass, but nothing else is wrong.
         """
-        store, windows = self._store, self._shared.windows(self._store.partition.topic)
-        if not windows:
+        store, windows = self._store, self._shared.windows.of(self._store.partition.topic)
+        if not windows.by_source:
             return True
         self.at = round(first.appended_at * MICRO)
         store.forget(round(self._shared.log.now() * MICRO), windows)  # but nothing that this reader needs
         try:
             async with asyncio.timeout_at(self._restore_deadline):
-                while not store.knows(self.at, max(windows.values())) and not store.is_past(self.at):
+                while not store.knows(self.at, windows.longest) and not store.is_past(self.at):
                     await store.known.wait()
         except TimeoutError:
             return False
@@ -276,6 +297,8 @@ class Reader:
         store = self._store
         window, self.at = round(source.dedupe * MICRO), round(record.appended_at * MICRO)
         store.record_read(record.offset, self.at)
+        if store.is_left_out(event.source, self._shared.windows.of(store.partition.topic)):
+            store.include(event.source, self.at - window)
         is_known = store.knows(self.at, window)
         row = SIGHTING.pack(identity, fingerprint(event), record.offset, self.at)
         verdict = store.index_of(event.source).add(row, window)

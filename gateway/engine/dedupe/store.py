@@ -37,6 +37,42 @@ class Position(Protocol):
     at: int | None
 
 
+class Windows(NamedTuple):
+    """The windows, in microseconds, of the sources that append to one topic and have one; `longest` is 0 without."""
+
+    by_source: Mapping[str, int]
+    longest: int
+
+
+NO_WINDOWS = Windows({}, 0)
+
+
+class WindowsByTopic:
+    """The windows of all topics, computed once for each version of the rules: there may be 10,000 sources."""
+
+    def __init__(self, topics: Topics, rules: Callable[[], Rules]) -> None:
+        self._topics = topics
+        self._rules = rules
+        self._computed_for: Rules | None = None
+        self._found: Mapping[str, Windows] = {}
+
+    def of(self, topic: str) -> Windows:
+        """Return a topic's windows."""
+        if self._computed_for is not self._rules():
+            self.compute()
+        return self._found.get(topic, NO_WINDOWS)
+
+    def compute(self) -> None:
+        """Compute the windows of the active rules, and let go of former ones."""
+        rules = self._rules()
+        found: dict[str, dict[str, int]] = {}
+        for name, source in rules.sources.items():
+            if source.dedupe is not None:
+                found.setdefault(source.topic or self._topics.events(name), {})[name] = round(source.dedupe * MICRO)
+        self._found = {topic: Windows(windows, max(windows.values())) for topic, windows in found.items()}
+        self._computed_for = rules
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """What the readings of all partitions share."""
@@ -44,21 +80,10 @@ class Shared:
     log: Log
     topics: Topics
     rules: Callable[[], Rules]
+    windows: WindowsByTopic
     metrics: Metrics
     logger: FilteringBoundLogger
     throttle: LogThrottle = field(default_factory=LogThrottle)
-
-    def windows(self, topic: str) -> dict[str, int]:
-        """Return the windows, in microseconds, of the sources that append to a topic and have one."""
-        return {
-            name: round(source.dedupe * MICRO)
-            for name, source in self.rules().sources.items()
-            if source.dedupe is not None and (source.topic or self.topics.events(name)) == topic
-        }
-
-    def window(self, topic: str) -> int:
-        """Return the longest of a topic's windows, in microseconds; 0 if there is none."""
-        return max(self.windows(topic).values(), default=0)
 
 
 class RebuildRequest(NamedTuple):
@@ -76,7 +101,8 @@ class Store:
     """The entries of one partition. Times are microseconds of the log's clock.
 
     All entries since `covers_from` are known, unless something is `wanted`: then entries that were stored since that
-    time have to be read.
+    time have to be read. Those of a source that had no window for a while are left out; once it is back, they are
+    wanted again.
     """
 
     def __init__(self, partition: Partition, is_wanted: asyncio.Event, is_stuck_somewhere: asyncio.Event) -> None:
@@ -103,6 +129,7 @@ class Store:
         self._begins_at_next = False
         self._is_wanted = is_wanted
         self._foremost = (0, 0)
+        self._left_out: dict[str, int] = {}  # source → when entries of it were left out last
 
     def request_rebuild(self, since: float) -> None:
         """Request a read of all entries stored since a time."""
@@ -175,6 +202,21 @@ class Store:
             self.request_rebuild(at - window)
         return self.wanted == NEVER
 
+    def leave_out(self, source: str, now: int) -> None:
+        """Leave out a source's entries: it has no window."""
+        self.sources.pop(source, None)
+        self._left_out[source] = now
+
+    def is_left_out(self, source: str, windows: Windows) -> bool:
+        """Return whether entries of a source were left out that it now has a window for."""
+        return source in self._left_out and source in windows.by_source
+
+    def include(self, source: str, since: int) -> None:
+        """Request the entries of a source that was left out: those since a time, at least."""
+        del self._left_out[source]
+        self.index_of(source).restore(bytes(self.unstored.get(source, b"")))
+        self.request_rebuild(min(self.covers_from, since))
+
     def begin_at_next(self) -> None:
         """Treat the next event as the first one that this partition ever had."""
         self.covers_from = -NEVER
@@ -196,6 +238,7 @@ class Store:
             self._high_offset = -1
             self.sources.clear()
             self.unstored.clear()
+            self._left_out.clear()
             self.begin_at_next()
         if self._begins_at_next:
             self._begins_at_next = False
@@ -210,8 +253,11 @@ class Store:
             for sightings in self.sources.values():
                 sightings.forget_before(max(origin, sightings.horizon))
 
-    def forget(self, now: int, windows: Mapping[str, int]) -> None:
-        """Expire entries that no reader needs any more, by each source's window. An idle partition's time advances."""
+    def forget(self, now: int, windows: Windows) -> None:
+        """Expire entries that no reader needs any more, by each source's window. An idle partition's time advances.
+
+        Of all sources only those with entries are gone through, as this is done for each partition every second.
+        """
         positions = [reader.at for reader in self.readers if reader.at is not None]
         if not positions:
             return
@@ -219,9 +265,13 @@ class Store:
         if foremost != self._foremost[0]:
             self._foremost = (foremost, now)
         self.lowest = max(min(positions), foremost + now - self._foremost[1] - round(MAX_LAG * MICRO))
-        self.covers_from = max(self.covers_from, self.lowest - max(windows.values(), default=0))
+        self.covers_from = max(self.covers_from, self.lowest - windows.longest)
+        by_source = windows.by_source
         for name, sightings in list(self.sources.items()):
-            if name in windows:
-                sightings.forget_before(max(self.origin, self.lowest - windows[name]))
+            if name in by_source:
+                sightings.forget_before(max(self.origin, self.lowest - by_source[name]))
             else:
-                del self.sources[name]
+                self.leave_out(name, now)
+        if self._left_out:
+            # `knows` has older entries read in any case.
+            self._left_out = {name: at for name, at in self._left_out.items() if at >= self.covers_from}

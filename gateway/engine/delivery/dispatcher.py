@@ -132,7 +132,7 @@ class Dispatcher:
         if now - since > UNKNOWN_MAX_AGE:
             self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
-        self._metrics.spills.labels(item.delivery.destination, SpillReason.UNKNOWN_NAME).inc()
+        self._metrics.count_unknown_name(item.delivery.route, item.delivery.destination)
         item.metadata = RecordMetadata(unknown_since=since, why=SpillReason.UNKNOWN_NAME)
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY_DELAY)
         self.defer(item, item.delivery.due, now)
