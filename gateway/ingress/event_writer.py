@@ -60,7 +60,7 @@ class EventWriter:
         event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
         fields["event_id"], fields["type"] = event.id, event.type
         if endpoint.after_delivery is not None and self._responses is not None:
-            fields["waits"] = self._responses.expect(event.id, endpoint.after_delivery)
+            fields["waits"] = self._responses.expect(event.id, endpoint.after_delivery, source=endpoint.name)
         if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
             began = perf_counter()
             await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
