@@ -61,8 +61,8 @@ READ_SECONDS = 2.0
 AT_ONCE = 32
 """Appends in flight: they share the log's batches."""
 MAX_WAIT = MAX_LATER - 30.0
-"""Seconds in the queue after which a request isn't stored, as it couldn't be read: that has to be within MAX_LATER after
-its receipt, since when its body may have taken 10 s, and its append takes some."""
+"""Seconds in the queue after which a request isn't stored. It can be read if it is stored within MAX_LATER of its
+receipt, and its body may have taken 10 s, as its append may some."""
 WARNING_INTERVAL = 60.0
 
 
