@@ -43,6 +43,8 @@ MAX_APPENDS = 1000
 """Appends of responses in flight, for other processes, shared in the same way; any other response is dropped."""
 DRAIN = 1.0
 """Seconds for which a stopping process still waits for destinations."""
+LOOK_BACK = 30.0
+"""Seconds before its start of which a process reads the responses: nobody waits longer for one."""
 RETRY = 1.0
 """Seconds until a topic that can't be read is tried again."""
 WARNING_INTERVAL = 60.0
@@ -208,7 +210,8 @@ class DestinationResponses:
             await asyncio.sleep(1.0)
         while self._consumer is None:
             try:
-                self._consumer = await self._log.consume(group=None, topics=[self._topic], listener=self)
+                since = self._log.now() - LOOK_BACK
+                self._consumer = await self._log.consume(group=None, topics=[self._topic], listener=self, since=since)
             except LogUnavailableError as error:
                 if self._throttle.count(self._topic, asyncio.get_running_loop().time()):
                     self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
@@ -227,7 +230,7 @@ class DestinationResponses:
             await self._consumer.close()
 
     def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
-        """Nothing to take over: a reader without a group starts at the topic's beginning."""
+        """Nothing to take over: a reader without a group has no commits."""
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
         return {}

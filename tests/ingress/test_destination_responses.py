@@ -1,6 +1,7 @@
 """Which responses senders wait for, get, and what is passed between processes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.ingress.destination_responses import (
+    LOOK_BACK,
     MAX_APPENDS,
     MAX_WAITING,
     DestinationResponses,
@@ -59,8 +61,10 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(rules: Callable[[], Rules] = waiting_rules, *, is_shared: bool = True) -> AsyncIterator[Fleet]:
-    log, metrics = MemoryLog(), Metrics(CollectorRegistry())
+async def fleet(
+    rules: Callable[[], Rules] = waiting_rules, *, is_shared: bool = True, now: Callable[[], float] = time.time
+) -> AsyncIterator[Fleet]:
+    log, metrics = MemoryLog(now=now), Metrics(CollectorRegistry())
     await log.create(TOPICS.specs([], has_responses=True))
 
     def process() -> DestinationResponses:
@@ -120,6 +124,19 @@ async def test_a_response_is_passed_to_the_process_whose_sender_waits(response: 
         processes.router.take(request, response)
         passed_on = for_sender(response)
         assert await waiting.response(perf_counter()) == (passed_on, "failed" if passed_on is None else "sent")
+
+
+async def test_a_process_that_starts_reads_what_somebody_may_still_wait_for() -> None:
+    current, clock = [some_rules()], [1000.0]
+    async with fleet(lambda: current[0], now=lambda: clock[0]) as processes:
+        log = processes.log
+        for number in range(100):
+            await log.append(TOPICS.responses, key=b"evt_%d" % number, value=b"", headers=encode_response("chat", None))
+        clock[0] += LOOK_BACK + 1.0
+        waiting = expected(processes.ingress)
+        await log.append(TOPICS.responses, key=b"evt_1", value=b"fine", headers=encode_response("chat", FINE))
+        current[0] = waiting_rules()
+        assert await waiting.response(perf_counter()) == (FINE, "sent")
 
 
 async def test_a_process_with_other_rules_passes_nothing_on_for_another_destination() -> None:
