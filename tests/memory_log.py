@@ -255,13 +255,19 @@ class MemoryLog:
             consumer.wake()
         return Position(partition.number, record.offset, record.appended_at)
 
-    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "MemoryConsumer":
+    async def consume(
+        self, *, group: str | None, topics: Sequence[str], listener: Listener, since: float | None = None
+    ) -> "MemoryConsumer":
         if group is not None and self._state.join_delay:
             await asyncio.sleep(self._state.join_delay)
         consumer = MemoryConsumer(self._state, group, topics, listener)
         if group is None:
             self._check_rights(*topics)
             self._check_leaders(*[partition for topic in topics for partition in self._state.of(topic)])
+            if since is not None:
+                for topic in topics:
+                    found = await self.offsets_at(topic, since)
+                    consumer.starts |= {Partition(topic, number): offset for number, offset in found.items()}
             self._state.readers.append(consumer)
             consumer.assign([partition for topic in topics for partition in self._state.of(topic)])
         else:
@@ -394,6 +400,7 @@ class MemoryConsumer:
     def __init__(self, state: _State, group: str | None, topics: Sequence[str], listener: Listener) -> None:
         self._state = state
         self._group = group
+        self.starts: dict[Partition, int] = {}
         self.topics = topics
         self._listener = listener
         self._positions: dict[Partition, int] = {}
@@ -479,7 +486,7 @@ class MemoryConsumer:
         assignments = []
         for partition in partitions:
             start = self._state.segments[partition].start
-            commit = commits.get(partition, Commit(start))
+            commit = commits.get(partition, Commit(self.starts.get(partition, start)))
             self._positions[partition] = max(start, commit.base)
             assignments.append(Assignment(partition, commit, start, partition in commits))
         self._listener.assigned(assignments, list(self._waiting))

@@ -10,7 +10,7 @@ on nothing here: a lost response is one that doesn't come in time.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from time import perf_counter
@@ -30,15 +30,21 @@ from gateway.model import (
     NewerRecordError,
     UndecodableRecordError,
 )
+from gateway.quarantine.quota import FairBucket
 from gateway.rules.rules import AfterDelivery, Rules
 from gateway.telemetry.log_throttle import LogThrottle
 
-MAX_WAITING = 2000
-"""Waiting senders per process; any other gets the default response at once."""
+MAX_WAITING = 4000
+"""Waiting senders per process, shared fairly by sources (`FairBucket`): one has at most half of the places.
+
+Any other gets the default response at once.
+"""
 MAX_APPENDS = 1000
-"""Appends of responses in flight, for other processes; any other response is dropped."""
+"""Appends of responses in flight, for other processes, shared in the same way; any other response is dropped."""
 DRAIN = 1.0
 """Seconds for which a stopping process still waits for destinations."""
+LOOK_BACK = 30.0
+"""Seconds before its start of which a process reads the responses: nobody waits longer for one."""
 RETRY = 1.0
 """Seconds until a topic that can't be read is tried again."""
 WARNING_INTERVAL = 60.0
@@ -78,10 +84,14 @@ def for_sender(response: DestinationResponse | None) -> DestinationResponse | No
 class Waiting:
     """A sender that waits for a destination's response to an event; the caller closes it."""
 
-    __slots__ = ("_done", "_responses", "_timeout", "destination", "event")
+    __slots__ = ("_done", "_responses", "_timeout", "destination", "event", "owner")
 
-    def __init__(self, responses: "DestinationResponses", event: EventId, after: AfterDelivery) -> None:
+    def __init__(
+        self, responses: "DestinationResponses", event: EventId, after: AfterDelivery, owner: Hashable
+    ) -> None:
         self.event = event
+        self.owner = owner
+        """Whose place it has."""
         self.destination = after.destination
         self._timeout = after.timeout
         self._responses = responses
@@ -130,28 +140,29 @@ class DestinationResponses:
         self._logger = logger
         self._is_shared = is_shared
         self._waiting: dict[EventId, list[Waiting]] = {}
-        self._count = 0
+        now = perf_counter()
+        self._places = FairBucket(capacity=MAX_WAITING, rate=0.0, now=now)
+        self._append_places = FairBucket(capacity=MAX_APPENDS, rate=0.0, now=now)
         self._is_stopping = False
         self._appends: set[asyncio.Task[None]] = set()
         self._throttle = LogThrottle(WARNING_INTERVAL)
         self._consumer: Consumer | None = None
 
-    def expect(self, event: EventId, after: AfterDelivery) -> Waiting | None:
+    def expect(self, event: EventId, after: AfterDelivery, *, source: str) -> Waiting | None:
         """Begin to wait, before the event is appended; None if too many do. A stopping process waits for nothing."""
-        if self._count >= MAX_WAITING:
+        if not self._places.has(source, 1, now=perf_counter()):
             return None
-        waiting = Waiting(self, event, after)
+        waiting = Waiting(self, event, after, self._places.take(source, 1))
         if self._is_stopping:
             waiting.take(None)
         self._waiting.setdefault(event, []).append(waiting)
-        self._count += 1
         return waiting
 
     def forget(self, waiting: Waiting) -> None:
         """Stop waiting."""
         others = self._waiting.get(waiting.event, [])
         if waiting in others:
-            self._count -= 1
+            self._places.give_back(waiting.owner, 1)
             others.remove(waiting)
             if not others:
                 del self._waiting[waiting.event]
@@ -181,9 +192,11 @@ class DestinationResponses:
         if delivery is None:
             return
         found, event, destination = for_sender(response), delivery.event.id, delivery.destination
-        is_taken = self._take(event, destination, found)
-        if not is_taken and self._is_shared and len(self._appends) < MAX_APPENDS:
-            append = asyncio.get_running_loop().create_task(self._append(event, destination, found))
+        if self._take(event, destination, found) or not self._is_shared:
+            return
+        if self._append_places.has(source := delivery.event.source, 1, now=perf_counter()):
+            owner = self._append_places.take(source, 1)
+            append = asyncio.get_running_loop().create_task(self._append(event, destination, found, owner))
             self._appends.add(append)
             append.add_done_callback(self._appends.discard)
 
@@ -197,7 +210,8 @@ class DestinationResponses:
             await asyncio.sleep(1.0)
         while self._consumer is None:
             try:
-                self._consumer = await self._log.consume(group=None, topics=[self._topic], listener=self)
+                since = self._log.now() - LOOK_BACK
+                self._consumer = await self._log.consume(group=None, topics=[self._topic], listener=self, since=since)
             except LogUnavailableError as error:
                 if self._throttle.count(self._topic, asyncio.get_running_loop().time()):
                     self._logger.warning("subscription_retried", topic=self._topic, error=str(error))
@@ -216,7 +230,7 @@ class DestinationResponses:
             await self._consumer.close()
 
     def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
-        """Nothing to take over: a reader without a group starts at the topic's beginning."""
+        """Nothing to take over: a reader without a group has no commits."""
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the listener's signature
         return {}
@@ -246,8 +260,13 @@ class DestinationResponses:
             for each in waiting:
                 each.take(None)
 
-    async def _append(self, event: EventId, destination: str, response: DestinationResponse | None) -> None:
+    async def _append(
+        self, event: EventId, destination: str, response: DestinationResponse | None, owner: Hashable
+    ) -> None:
         value = b"" if response is None else response.body
-        with suppress(GatewayError):  # the sender gets the default response
-            headers = encode_response(destination, response)
-            await self._log.append(self._topic, key=event.encode(), value=value, headers=headers)
+        try:
+            with suppress(GatewayError):  # the sender gets the default response
+                headers = encode_response(destination, response)
+                await self._log.append(self._topic, key=event.encode(), value=value, headers=headers)
+        finally:
+            self._append_places.give_back(owner, 1)

@@ -1,6 +1,7 @@
 """Stores the events of verified requests, and makes the responses to their senders: none before the log has them."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.responses import Accepted, batch_response, passed_on_response, stored_response
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
-from gateway.model import Event, RecordTooLargeError
+from gateway.model import Event, RecordTooLargeError, identity_of
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import StoredResponse
 from gateway.telemetry.metrics import Metrics
@@ -59,14 +60,14 @@ class EventWriter:
         event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
         fields["event_id"], fields["type"] = event.id, event.type
         if endpoint.after_delivery is not None and self._responses is not None:
-            fields["waits"] = self._responses.expect(event.id, endpoint.after_delivery)
+            fields["waits"] = self._responses.expect(event.id, endpoint.after_delivery, source=endpoint.name)
         if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
             began = perf_counter()
             await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
             self._metrics.append_duration.observe(perf_counter() - began)
             endpoint.count(event.received_at, verified.secret)
         else:
-            await self._append(endpoint, event, verified.secret, fields)
+            await self._append(endpoint, event, event_key(event), verified.secret, fields)
         return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
 
     async def store_batch(
@@ -76,8 +77,9 @@ class EventWriter:
         verified: Verified,
         fields: dict[str, Any],
     ) -> web.StreamResponse:
-        """Store each event of a request. If one can't be stored, all are sent again, and have their ids again.
+        """Store each event of a request. If one can't be stored, all are sent again.
 
+        Then those with an identity have their ids again, and the others, which share a record key, have new ones.
         Raises as `store` does. None is stored if one is too large: it would be so each time, and the others would come
         again and again.
         """
@@ -96,13 +98,14 @@ class EventWriter:
                 sent, bodies, received_at=self._log.now(), identity_expression=verified.identity
             )
             fields["events"] = len(events)
+            keys = _record_keys(events)
             appends = [
-                asyncio.ensure_future(self._append(endpoint, event, verified.secret, fields)) for event in events
+                self._append(endpoint, event, key, verified.secret, fields)
+                for event, key in zip(events, keys, strict=True)
             ]
-            if appends:
-                await asyncio.wait(appends)
-            for append in appends:
-                append.result()
+            for failure in await asyncio.gather(*appends, return_exceptions=True):  # none is left in flight
+                if failure is not None:
+                    raise failure
         finally:
             self._memory.release(endpoint.share, memory)
         return batch_response(endpoint.status, [event.id for event in events])
@@ -118,21 +121,23 @@ class EventWriter:
         self._metrics.destination_responses.labels(fields["source"], outcome).inc()
         return default if found is None else passed_on_response(found, fields["event_id"])
 
-    async def _append(self, endpoint: Endpoint, event: Event, secret: int | None, fields: dict[str, Any]) -> None:
+    async def _append(
+        self, endpoint: Endpoint, event: Event, key: bytes, secret: int | None, fields: dict[str, Any]
+    ) -> None:
         if self._traces is None:
             began = perf_counter()
-            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
+            await self._log.append(endpoint.topic, key=key, value=event.body, headers=encode_event(event))
             self._metrics.append_duration.observe(perf_counter() - began)
         else:
-            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), endpoint.topic)
+            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), key, endpoint.topic)
         endpoint.count(event.received_at, secret)
 
-    async def _append_traced(self, traces: "Traces", event: Event, topic: str) -> None:
+    async def _append_traced(self, traces: "Traces", event: Event, key: bytes, topic: str) -> None:
         began = perf_counter()
         with traces.send(event, topic) as span:
             event = replace(event, trace=span.context)
             headers = encode_event(event)
-            position = await self._log.append(topic, key=event_key(event), value=event.body, headers=headers)
+            position = await self._log.append(topic, key=key, value=event.body, headers=headers)
             span.set_attributes(
                 {
                     "messaging.destination.partition.id": str(position.partition),
@@ -144,6 +149,22 @@ class EventWriter:
             self._metrics.append_duration.observe(seconds)
         else:
             self._metrics.append_duration.observe_traced(seconds, trace_id)
+
+
+def _record_keys(events: Sequence[Event]) -> Sequence[bytes]:
+    """Return the record keys of the events of a request; those with neither an identity nor an order key share one.
+
+    They get other ids when the request is sent again. So they shouldn't be stored if others of it aren't: in several
+    partitions, some would be whenever one of these takes no appends.
+    """
+    shared = b""
+    keys = []
+    for event in events:
+        key = event_key(event)
+        if not event.key and identity_of(event.id) is None:
+            key = shared = shared or key
+        keys.append(key)
+    return keys
 
 
 def _respond(response: StoredResponse, event: Event, fields: dict[str, Any]) -> web.Response:

@@ -29,7 +29,7 @@ from gateway.log.base import Log
 from gateway.log.topics import DAY, Topics
 from gateway.model import LogUnavailableError, RecordTooLargeError, RefusedError
 from gateway.quarantine.quota import FairBucket
-from gateway.quarantine.records import Missing, RejectedRequest, encode_rejected, key_of
+from gateway.quarantine.records import MAX_LATER, Missing, RejectedRequest, encode_rejected, key_of
 from gateway.rules.rules import Source
 from gateway.telemetry.log_throttle import LogThrottle
 from gateway.telemetry.metrics import Metrics
@@ -60,6 +60,9 @@ READING = 32.0
 READ_SECONDS = 2.0
 AT_ONCE = 32
 """Appends in flight: they share the log's batches."""
+MAX_WAIT = MAX_LATER - 30.0
+"""Seconds in the queue after which a request isn't stored. It can be read if it is stored within MAX_LATER of its
+receipt, and its body may have taken 10 s, as its append may some."""
 WARNING_INTERVAL = 60.0
 
 
@@ -95,6 +98,7 @@ class Quarantine:
         self._memory = FairBucket(capacity=MEMORY, rate=0.0, now=now)
         self._reading = FairBucket(capacity=READING, rate=0.0, now=now)
         self._waiting: deque[_Waiting] = deque()
+        self._in_flight = 0
         self._has_work, self._is_idle = asyncio.Event(), asyncio.Event()
         self._is_idle.set()
         self._throttle = LogThrottle(WARNING_INTERVAL)
@@ -148,7 +152,9 @@ class Quarantine:
         )
         owner = self._memory.take(source.name, cost)
         outcome = "too_large" if is_too_large else "kept"
-        self._waiting.append(_Waiting(source.name, outcome, encode_rejected(request), body, cost, owner))
+        self._waiting.append(
+            _Waiting(source.name, outcome, encode_rejected(request), body, cost, owner, since=perf_counter())
+        )
         self._is_idle.clear()
         self._has_work.set()
 
@@ -184,15 +190,24 @@ class Quarantine:
         self.keep(source, reason, head._replace(body=bytes(body)), at=at, sender=sender)
 
     async def run(self) -> None:
-        """Append what is queued, until cancelled."""
-        while True:
-            await self._has_work.wait()
-            some = [self._waiting.popleft() for _ in range(min(AT_ONCE, len(self._waiting)))]
-            async with asyncio.TaskGroup() as tasks:
-                for each in some:
-                    tasks.create_task(self._append(each), name="quarantine-append")
-            if not self._waiting:
-                self._has_work.clear()
+        """Append what is queued, until cancelled: AT_ONCE at a time, each as soon as another one has ended."""
+        slots = asyncio.Semaphore(AT_ONCE)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._has_work.wait()
+                await slots.acquire()
+                self._in_flight += 1
+                tasks.create_task(self._append_in(slots, self._waiting.popleft()), name="quarantine-append")
+                if not self._waiting:
+                    self._has_work.clear()
+
+    async def _append_in(self, slots: asyncio.Semaphore, each: "_Waiting") -> None:
+        try:
+            await self._append(each)
+        finally:
+            slots.release()
+            self._in_flight -= 1
+            if not self._in_flight and not self._waiting:
                 self._is_idle.set()
 
     async def flush(self, timeout: float) -> None:
@@ -222,16 +237,23 @@ class Quarantine:
     async def _append(self, each: "_Waiting") -> None:
         outcome = each.outcome
         try:
-            await self._log.append(self._topic, key=key_of(each.source), value=each.body, headers=each.headers)
+            if perf_counter() > each.since + MAX_WAIT:
+                outcome = self._given_up(each.source, f"expected a turn within {MAX_WAIT:g} s, got none")
+            else:
+                await self._log.append(self._topic, key=key_of(each.source), value=each.body, headers=each.headers)
         except RecordTooLargeError:
             outcome = "too_large"
         except LogUnavailableError as error:
-            outcome = "log_unavailable"
-            if count := self._throttle.count(each.source, perf_counter()):
-                self._logger.warning("quarantine_failed", source=each.source, count=count, error=str(error))
+            outcome = self._given_up(each.source, str(error))
         finally:
             self._memory.give_back(each.owner, each.cost)
         self._count(each.source, outcome)
+
+    def _given_up(self, source: str, error: str) -> str:
+        """Log that a request couldn't be stored, unless that was logged lately; return the outcome."""
+        if count := self._throttle.count(source, perf_counter()):
+            self._logger.warning("quarantine_failed", source=source, count=count, error=error)
+        return "log_unavailable"
 
     def _count(self, source: str, outcome: str) -> None:
         self._metrics.quarantined.labels(source, outcome).inc()
@@ -258,7 +280,7 @@ class Quotas:
 
 
 class _Waiting(NamedTuple):
-    """A queued request. Its `cost` (bytes) of the memory belongs to `owner`."""
+    """A queued request, `since` when (by `perf_counter`). Its `cost` (bytes) of the memory belongs to `owner`."""
 
     source: str
     outcome: str
@@ -266,3 +288,4 @@ class _Waiting(NamedTuple):
     body: bytes
     cost: int
     owner: object
+    since: float

@@ -1,4 +1,9 @@
-"""Connections: aiohttp's own, with a deadline and a size limit for each request head, and our error responses."""
+"""Connections: aiohttp's own, with deadlines and limits that it lacks, and our error responses.
+
+A request head has a deadline and a size limit, also one that begins while the request before it is in progress. What is
+written has a deadline, too: a client that doesn't read is no reason to wait for ever. No more is read of a connection
+while a request waits behind the one in progress.
+"""
 
 import asyncio
 import fcntl
@@ -10,9 +15,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ssl import SSLObject
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from aiohttp import StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpParser
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
@@ -30,6 +37,7 @@ LINGER = 5.0
 MAX_LINE = 16 * 1024
 # Limit of an incomplete head, as a multiple of `Limits.head_bytes`, which doesn't count line ends and separators.
 HEAD_FRAMING = 2
+END_OF_HEAD = b"\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +50,8 @@ class Limits:
     """From the first bytes of a request to the end of its headers."""
     body_seconds: float = 10.0
     """From the end of the headers to the end of the body."""
+    write_seconds: float = 10.0
+    """From when the kernel takes no more of a response, as the client reads nothing, until it has taken all of it."""
     connections: int | None = None
     """Open ones, whose silent ones are closed to let others in; None for what the descriptors allow."""
     opening: int = 512
@@ -81,7 +91,20 @@ class Server(web.Server):
 class Connection(web.RequestHandler):
     """A connection whose error responses are problems (RFC 9457), and whose errors go to our log."""
 
-    __slots__ = ("_has_begun", "_head_ends", "_head_size", "_limits", "_log", "_metrics", "network", "peer", "unread")
+    __slots__ = (
+        "_body",
+        "_head_ends",
+        "_head_size",
+        "_heads",
+        "_is_head_certain",
+        "_limits",
+        "_log",
+        "_metrics",
+        "_write_ends",
+        "network",
+        "peer",
+        "unread",
+    )
 
     def __init__(
         self, server: Server, *, loop: asyncio.AbstractEventLoop, peer: str | None = None, network: str = ""
@@ -99,9 +122,13 @@ class Connection(web.RequestHandler):
         self._log = server.logger
         self._metrics = server.metrics
         self._limits = server.limits
-        self._has_begun = False
+        self._msg_queue_resume_size = 0  # read on once no request waits behind the one in progress
+        self._heads = 0
+        self._body: StreamReader | None = None  # of the last head, while it isn't complete
         self._head_size = 0
         self._head_ends: asyncio.TimerHandle | None = None
+        self._is_head_certain = False
+        self._write_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
         self.peer = peer
         """The address of the other end, if a PROXY header tells it; "" if nobody does."""
@@ -133,25 +160,115 @@ class Connection(web.RequestHandler):
         return True
 
     @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # Whatever the kernel doesn't take at once is waited for: aiohttp's default is to keep 64 KiB of it, and go on.
+        cast("asyncio.Transport", transport).set_write_buffer_limits(1, 0)
+
+    @override
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.transport is not None:
+            self._write_ends = self._loop.call_later(self._limits.write_seconds, self.transport.abort)
+
+    @override
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_write()
+
+    def _end_write(self) -> None:
+        if self._write_ends is not None:
+            self._write_ends.cancel()
+            self._write_ends = None
+
+    @override
     def data_received(self, data: bytes) -> None:
+        body = self._body
+        begun = 0 if body is None else body.total_bytes
         super().data_received(data)
-        # aiohttp waits for a head with this future; bytes that leave it pending are part of a head. On a busy loop the
-        # first bytes arrive before it begins to wait: unless they are a whole request, they are part of a head, too.
-        waiter = self._waiter
-        if waiter.done() if waiter is not None else self._has_begun or self._messages:
-            self._has_begun = True
-            if self._head_ends is not None:
-                self._head_ends.cancel()
-                self._head_ends = None
-                self._head_size = 0
+        if self._force_close or self._close or self._upgraded:
             return
-        if self._head_ends is None:
-            if not data.strip():  # an empty line is no request yet, RFC 9112 §2.2
-                return
-            self._head_ends = self._loop.call_later(self._limits.head_seconds, self._end_head, TOO_SLOW)
+        if not self._buffer_paused and self._has_requests_behind():
+            self._pause_reading_for_buffer()
+        if self._request_count != self._heads:  # heads have ended in it
+            self._heads = self._request_count
+            self._forget_head()
+            body = self._last_body()
+            begun = -(data.find(END_OF_HEAD) + len(END_OF_HEAD))
+        elif body is None:
+            self._take_head(data)
+            return
+        if body is not None and not body.is_eof():
+            self._body = body
+            return
+        self._body = None
+        # All of it was of requests that are complete if it ends as they do, or if it has just the body and one head.
+        # What else there is may be the beginning of a head, which the parser alone knows.
+        if not data.endswith(END_OF_HEAD) and (0 if body is None else body.total_bytes) - begun != len(data):
+            self._wait_for_head(is_certain=False)
+
+    def _has_requests_behind(self) -> bool:
+        """Return whether a request waits behind the one in progress.
+
+        aiohttp queues an error, too. Then the one in progress may wait for a body that never comes, and has to hear
+        that its client is gone.
+        """
+        waiting = self._messages
+        return len(waiting) > (not self._request_in_progress) and getattr(waiting[-1][0], "exc", None) is None
+
+    def _last_body(self) -> StreamReader | None:
+        if self._messages:
+            return self._messages[-1][1]
+        return None if self._current_request is None else self._current_request.content
+
+    def _take_head(self, data: bytes) -> None:
+        """Count bytes of a head that isn't complete, from the first ones on by its deadline."""
+        if self._head_ends is None and not data.strip():  # an empty line is no request yet, RFC 9112 §2.2
+            return
+        if data and not self._is_head_certain:
+            self._wait_for_head(is_certain=True)
         self._head_size += len(data)
         if self._head_size > HEAD_FRAMING * self._limits.head_bytes:
-            self._end_head(TOO_LARGE)
+            if self._is_in_use:
+                self._pause_reading_for_buffer()  # until `_end_head_in_time`: the response to the request comes first
+            else:
+                self._end_head(TOO_LARGE)
+
+    @property
+    def _is_in_use(self) -> bool:
+        """Whether a request is in progress or waits, so that a response is to come."""
+        waiter = self._waiter
+        return bool(self._messages) or (waiter.done() if waiter is not None else self._heads > 0)
+
+    def _wait_for_head(self, *, is_certain: bool) -> None:
+        if self._head_ends is not None:
+            self._head_ends.cancel()
+        self._head_ends = self._loop.call_later(self._limits.head_seconds, self._end_head_in_time)
+        self._is_head_certain = is_certain
+
+    def _forget_head(self) -> None:
+        if self._head_ends is not None:
+            self._head_ends.cancel()
+            self._head_ends = None
+        self._head_size = 0
+        self._is_head_certain = False
+
+    def _end_head_in_time(self) -> None:
+        """End the connection if the parser has a part of a head, unless a response is still to come before."""
+        if self._is_in_use:
+            self._wait_for_head(is_certain=self._is_head_certain)
+        elif self._parser is not None and _is_in_head(self._parser):
+            self._end_head(TOO_LARGE if self._head_size > HEAD_FRAMING * self._limits.head_bytes else TOO_SLOW)
+        else:
+            self._forget_head()
+            if self._buffer_paused:  # by empty lines alone
+                self._resume_reading_for_buffer()
+
+    @override
+    def _resume_reading_for_buffer(self) -> None:
+        super()._resume_reading_for_buffer()
+        if self._head_ends is not None:  # that we didn't read it took none of its time
+            self._wait_for_head(is_certain=self._is_head_certain)
 
     def _end_head(self, response: "_RawResponse") -> None:
         """Close a connection with an incomplete request head: it isn't idle, so KEEP_ALIVE doesn't apply."""
@@ -167,8 +284,9 @@ class Connection(web.RequestHandler):
     @override
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        if self._head_ends is not None:
-            self._head_ends.cancel()
+        self._forget_head()
+        self._end_write()
+        self._body = None  # it refers to us
         # aiohttp doesn't tell the reader that discards a refused body (LINGER) that no more of it comes.
         if self.unread is not None:
             self.unread.feed_eof()
@@ -232,6 +350,14 @@ def peer_of(request: web.BaseRequest) -> str:
     if isinstance(connection, Connection) and connection.peer is not None:
         return connection.peer
     return request.remote or ""
+
+
+def _is_in_head(parser: HttpParser[Any]) -> bool:
+    """Return whether a parser that waits has a part of a head: if so, it can't go on afterwards."""
+    try:
+        return parser.feed_eof() is not None
+    except (HttpProcessingError, ValueError):
+        return True
 
 
 def _has_unread(connection: socket.socket) -> bool:

@@ -248,9 +248,12 @@ class Log(Protocol):
         those before it may be stored. One call at a time.
         """
 
-    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> Consumer:
+    async def consume(
+        self, *, group: str | None, topics: Sequence[str], listener: Listener, since: float | None = None
+    ) -> Consumer:
         """Join a group (or, with None, read every partition from its start, without commits).
 
+        Without a group, `since` (seconds, the log's clock) is when the first record was appended, as in `offsets_at`.
         A member reads the partitions that can be read, and the others as soon as they can, also those of a topic that
         doesn't exist yet. Without a group, all of them have to be readable.
         """

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
 
 import orjson
 
@@ -115,7 +114,11 @@ def _parsed(request: Request, hint: bytes = b"") -> object:
 
 def _parameter(request: Request, name: str) -> str | None:
     """Return a query parameter, decoded; None unless it is there once. Raises RefusedError for one that is too long."""
-    found = [value for key, value in parse_qsl(request.query, keep_blank_values=True) if key == name]
+    return _only(request.parameters(name), name)
+
+
+def _only(parameters: Mapping[str, Sequence[str]], name: str) -> str | None:
+    found = parameters[name]
     if len(found) != 1:
         return None
     if len(found[0]) > MAX_CHALLENGE:
@@ -246,9 +249,10 @@ def _notion(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
 
 def _meta(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
     """https://developers.facebook.com/docs/graph-api/webhooks/getting-started#verification-requests."""
-    if _parameter(request, "hub.mode") != "subscribe":
+    found = request.parameters("hub.mode", "hub.verify_token", "hub.challenge")
+    if _only(found, "hub.mode") != "subscribe":
         return None
-    token, challenge = _parameter(request, "hub.verify_token"), _parameter(request, "hub.challenge")
+    token, challenge = _only(found, "hub.verify_token"), _only(found, "hub.challenge")
     given = (token or "").encode("utf-8", "surrogatepass")
     is_known = False
     for each in keys.verify_tokens:  # all of them: the time taken doesn't depend on which one matched

@@ -71,13 +71,15 @@ def conceal(verifier: Verifier, request: Request, salt: bytes) -> Concealed:
     names = request.lower_names()
     headers = tuple([pair for name, pair in zip(names, request.headers, strict=True) if name not in hidden])
     query = request.query
-    if verifier.credential_query:
+    is_whole = True
+    if request.has_many_parameters:  # none of which verifies anything
+        query, is_whole = "", False
+    elif verifier.credential_query:
         parts = query.split("&")
         query = "&".join(
             [part for part in parts if unquote_plus(part.partition("=")[0]) not in verifier.credential_query]
         )
     kept: dict[KeptCredential, None] = {}
-    is_whole = True
     for check in _credentials(verifier):
         for value in check.given(request)[:MAX_CANDIDATES]:
             if _strength(check, value) < SHORT:

@@ -1,8 +1,9 @@
 """A request as received, and the reasons for which one is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
+from urllib.parse import unquote_plus
 
 from gateway.bodies.codings import CONTENT_ENCODING, MAX_CONTENT, codings, decompressed
 from gateway.model import Headers, RefusedError
@@ -26,6 +27,10 @@ class Reason(StrEnum):
     KEY_UNAVAILABLE = "key_unavailable"
     WRONG_RECIPIENT = "wrong_recipient"
     UNCONFIRMED_SUBSCRIPTION = "unconfirmed_subscription"
+
+
+MAX_PARAMETERS = 256
+"""Parameters of a query that is looked at: thousands take milliseconds, and anybody may send them."""
 
 
 class Request(NamedTuple):
@@ -54,6 +59,22 @@ class Request(NamedTuple):
                 return [self.headers[names.index(name)][1]]
             case _:
                 return [value for found, (_, value) in zip(names, self.headers, strict=True) if found == name]
+
+    @property
+    def has_many_parameters(self) -> bool:
+        """Whether the query has more than MAX_PARAMETERS: no parameter of it is looked at before it is verified."""
+        return self.query.count("&") >= MAX_PARAMETERS
+
+    def parameters(self, *names: str) -> Mapping[str, list[str]]:
+        """Return the values of these query parameters, decoded, in order; none if there are too many parameters."""
+        found: dict[str, list[str]] = {name: [] for name in names}
+        for part in () if self.has_many_parameters else self.query.split("&"):
+            name, _, value = part.partition("=")
+            if "%" in name or "+" in name:
+                name = unquote_plus(name)
+            if name in found:
+                found[name].append(unquote_plus(value))
+        return found
 
     def content_codings(self) -> list[str]:
         """Return the names of its content codings (RFC 9110 §8.4), in order; empty if there are none."""

@@ -4,7 +4,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from urllib.parse import parse_qsl
 
 from gateway.model import RefusedError, UsageError
 from gateway.verify.algorithms import Algorithm, Hmac
@@ -138,8 +137,7 @@ class Signature:
         if len(self.names) == 1:
             lines = head.values(self.names[0])
         elif self.parameter is not None:
-            pairs = parse_qsl(head.query, keep_blank_values=True)
-            lines = [to_bytes(value) for name, value in pairs if name == self.parameter]
+            lines = [to_bytes(value) for value in head.parameters(self.parameter)[self.parameter]]
         else:
             lines = [value for name in self.names for value in head.values(name)]
         if not lines:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from gateway.verify.boundaries import Guard, Part, guards, is_format
 from gateway.verify.content import Content, FieldPath, parse_field_path, require_form
@@ -231,7 +231,7 @@ def _url(part: Part, inputs: SigningInput) -> bytes:
 
 
 def only_parameter(request: Request, name: str) -> bytes:
-    found = [value for key, value in parse_qsl(request.query, keep_blank_values=True) if key == name]
+    found = request.parameters(name)[name]
     if len(found) != 1:
         expected = f"expected the query parameter {name}, which is signed, once"
         raise refused(Reason.MISSING_HEADER, f"{expected}, got {len(found) or 'none'}")

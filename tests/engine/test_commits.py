@@ -45,8 +45,10 @@ class WatchedLog(MemoryLog):
         self.under_way: list[int] = [0]
 
     @override
-    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> MemoryConsumer:
-        consumer = await super().consume(group=group, topics=topics, listener=listener)
+    async def consume(
+        self, *, group: str | None, topics: Sequence[str], listener: Listener, since: float | None = None
+    ) -> MemoryConsumer:
+        consumer = await super().consume(group=group, topics=topics, listener=listener, since=since)
         commit = consumer.commit
 
         async def watched(commits: Mapping[Partition, Commit]) -> None:

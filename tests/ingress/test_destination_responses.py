@@ -1,6 +1,7 @@
 """Which responses senders wait for, get, and what is passed between processes."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,14 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gateway.engine.undecodable_records import UndecodableRecords
-from gateway.ingress.destination_responses import MAX_WAITING, DestinationResponses, Waiting, for_sender
+from gateway.ingress.destination_responses import (
+    LOOK_BACK,
+    MAX_APPENDS,
+    MAX_WAITING,
+    DestinationResponses,
+    Waiting,
+    for_sender,
+)
 from gateway.log.records import encode_response
 from gateway.log.topics import Topics
 from gateway.model import Delivery, DestinationResponse, EventId
@@ -53,8 +61,10 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(rules: Callable[[], Rules] = waiting_rules, *, is_shared: bool = True) -> AsyncIterator[Fleet]:
-    log, metrics = MemoryLog(), Metrics(CollectorRegistry())
+async def fleet(
+    rules: Callable[[], Rules] = waiting_rules, *, is_shared: bool = True, now: Callable[[], float] = time.time
+) -> AsyncIterator[Fleet]:
+    log, metrics = MemoryLog(now=now), Metrics(CollectorRegistry())
     await log.create(TOPICS.specs([], has_responses=True))
 
     def process() -> DestinationResponses:
@@ -82,7 +92,8 @@ def sent(*, destination: str = "chat", age: float = 0.0, log: MemoryLog) -> Sent
 
 
 def expected(responses: DestinationResponses, destination: str = "chat", timeout: float = 5.0) -> Waiting:
-    waiting = responses.expect(EventId("evt_1"), AfterDelivery(destination=destination, timeout=timeout))
+    after = AfterDelivery(destination=destination, timeout=timeout)
+    waiting = responses.expect(EventId("evt_1"), after, source="github")
     assert waiting is not None
     return waiting
 
@@ -102,7 +113,7 @@ async def test_a_response_goes_to_all_who_wait_for_it_here_and_to_nobody_else() 
             each.close()
             each.close()
         assert not here._waiting
-        assert here._count == 0
+        assert not here._places._debts
 
 
 @pytest.mark.parametrize("response", [FINE, DestinationResponse(status=204), DestinationResponse(status=503), None])
@@ -113,6 +124,19 @@ async def test_a_response_is_passed_to_the_process_whose_sender_waits(response: 
         processes.router.take(request, response)
         passed_on = for_sender(response)
         assert await waiting.response(perf_counter()) == (passed_on, "failed" if passed_on is None else "sent")
+
+
+async def test_a_process_that_starts_reads_what_somebody_may_still_wait_for() -> None:
+    current, clock = [some_rules()], [1000.0]
+    async with fleet(lambda: current[0], now=lambda: clock[0]) as processes:
+        log = processes.log
+        for number in range(100):
+            await log.append(TOPICS.responses, key=b"evt_%d" % number, value=b"", headers=encode_response("chat", None))
+        clock[0] += LOOK_BACK + 1.0
+        waiting = expected(processes.ingress)
+        await log.append(TOPICS.responses, key=b"evt_1", value=b"fine", headers=encode_response("chat", FINE))
+        current[0] = waiting_rules()
+        assert await waiting.response(perf_counter()) == (FINE, "sent")
 
 
 async def test_a_process_with_other_rules_passes_nothing_on_for_another_destination() -> None:
@@ -170,12 +194,38 @@ async def test_a_log_that_takes_no_response_costs_the_response_alone() -> None:
 async def test_so_many_senders_wait_and_no_more() -> None:
     async with fleet() as processes:
         here = processes.ingress
-        waiting = [here.expect(EventId(f"evt_{number}"), CHAT) for number in range(MAX_WAITING)]
+        most = MAX_WAITING // 2
+        waiting = [here.expect(EventId(f"evt_{number}"), CHAT, source="github") for number in range(most)]
         assert None not in waiting
-        assert here.expect(EventId("evt_x"), CHAT) is None
+        assert here.expect(EventId("evt_x"), CHAT, source="github") is None
         assert waiting[0] is not None
         waiting[0].close()
-        assert here.expect(EventId("evt_x"), CHAT) is not None
+        assert here.expect(EventId("evt_x"), CHAT, source="github") is not None
+
+
+async def test_a_source_whose_destination_hangs_leaves_places_to_the_others() -> None:
+    async with fleet() as processes:
+        here, number = processes.ingress, 0
+        while here.expect(EventId(f"evt_{number}"), CHAT, source="github") is not None:
+            number += 1
+        others = [here.expect(EventId(f"evt_o{each}"), CHAT, source="stripe") for each in range(MAX_WAITING // 4)]
+        assert None not in others
+
+
+async def test_responses_that_a_slow_log_holds_up_leave_places_to_those_of_other_sources() -> None:
+    current = waiting_rules()
+    after = StoredResponse(after_delivery=CHAT)
+    both = {name: replace(current.sources[name], response=after) for name in ("github", "stripe")}
+    async with fleet(lambda: replace(current, sources={**current.sources, **both})) as processes:
+        log, router = processes.log, processes.router
+        for _ in range(2 * MAX_APPENDS):
+            router.take(sent(log=log), FINE)
+        assert len(router._appends) == MAX_APPENDS // 2
+        event = an_event(id="evt_2", source="stripe", received_at=log.now())
+        router.take(Sent(a_delivery(event=event, destination="chat")), FINE)
+        assert len(router._appends) == MAX_APPENDS // 2 + 1
+        await asyncio.wait(router._appends)
+        assert not router._append_places._debts
 
 
 async def test_a_process_that_stops_lets_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:

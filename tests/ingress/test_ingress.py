@@ -20,6 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from gateway.ingress.body_memory import BodyMemory
+from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.ingress import KEEPALIVE_GRACE, Ingress
 from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.server import Limits
@@ -989,6 +990,25 @@ async def test_a_reload_takes_effect_with_the_next_request(world: World) -> None
     world.rules[0] = some_rules(late)
     assert (await world.exchange(a_request("/in/late", "X-Kind: late"))).status == 202
     assert world.log.stored[0].event.type == "late"
+
+
+async def test_a_reload_of_many_sources_delays_no_request_by_those_of_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    make = Endpoint.__init__
+
+    def noted(endpoint: Endpoint, source: Source, *given: Any, **named: Any) -> None:
+        made.append(source.name)
+        make(endpoint, source, *given, **named)
+
+    monkeypatch.setattr(Endpoint, "__init__", noted)
+    for _ in range(2):
+        world.rules[0] = some_rules()
+        for _ in range(2):
+            assert (await world.exchange(a_request())).status == 202
+        assert (await world.exchange(a_request("/in/nobody"))).status == 404
+    assert made == ["open", "open"]
 
 
 async def test_each_request_is_one_line_and_is_counted(world: World) -> None:

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import ip_network
+from time import perf_counter
 from typing import Any
 
 import pytest
 
 from gateway.ingress import quarantine
 from gateway.ingress.server import Limits
-from gateway.log.base import Record
+from gateway.log.base import Position, Record, RecordHeaders
 from gateway.model import LogUnavailableError
 from gateway.quarantine.quota import FairBucket
 from gateway.quarantine.records import Missing, RejectedRequest, decode
@@ -371,6 +372,39 @@ async def test_a_reload_gives_no_source_new_tokens(world: World) -> None:
         await world.exchange(FORGED)
         keep(world, "github")
     await until(lambda: outcomes(world) == {"kept": 1, "over_rate": 1})
+
+
+async def test_an_append_that_hangs_holds_up_none_that_come_after_it(world: World) -> None:
+    """As where one partition of the topic has no leader."""
+    append = world.log.append
+    hanging = asyncio.Event()
+
+    async def append_but_of_github(topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position:
+        if key == b"github":
+            await hanging.wait()
+        return await append(topic, key=key, value=value, headers=headers)
+
+    world.log.append = append_but_of_github  # type: ignore[method-assign,assignment] # one partition of it hangs
+    assert (await world.exchange(FORGED)).status == 401
+    for number in range(1, 2 * quarantine.AT_ONCE):
+        assert (await world.exchange(WRONG_TOKEN)).status == 401
+        await until(lambda number=number: outcomes(world, "crm").get("kept", 0) == number)
+    assert outcomes(world) == {}
+    hanging.set()
+    await until(lambda: outcomes(world) == {"kept": 1})
+    await world.ingress.quarantine.flush(1.0)
+
+
+async def test_what_waited_too_long_to_be_read_is_not_stored(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.log.may_append.clear()
+    for _ in range(quarantine.AT_ONCE + 2):
+        assert (await world.exchange(FORGED)).status == 401
+    await until(lambda: world.log.waiting == quarantine.AT_ONCE)
+    began = perf_counter()
+    monkeypatch.setattr(quarantine, "perf_counter", lambda: began + quarantine.MAX_WAIT + 5.0)
+    world.log.may_append.set()
+    await until(lambda: outcomes(world) == {"kept": quarantine.AT_ONCE, "log_unavailable": 2})
+    assert len(world.log.stored) == quarantine.AT_ONCE
 
 
 async def test_a_stop_stores_what_is_kept() -> None:

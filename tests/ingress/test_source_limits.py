@@ -267,7 +267,7 @@ class HeldResponses:
         self.may_respond = asyncio.Event()
         self.waiting = 0
 
-    def expect(self, *_: object) -> "HeldResponses":
+    def expect(self, *_: object, **__: object) -> "HeldResponses":
         self.waiting += 1
         return self
 

@@ -1,6 +1,7 @@
 """A request with several events: each is stored with its own id, and all of them before the sender hears of it."""
 
 import asyncio
+import gc
 import gzip
 import zlib
 from collections.abc import AsyncIterator
@@ -129,6 +130,29 @@ async def test_nothing_is_acknowledged_unless_all_is_stored(splitting: World) ->
     assert splitting.ingress._memory.free == splitting.ingress._memory._total
     splitting.log.failure = None
     assert (await splitting.exchange(signed())).status == 202
+
+
+async def test_a_batch_that_cannot_be_stored_is_one_line(splitting: World, caplog: pytest.LogCaptureFixture) -> None:
+    items = b",".join([b'{"id":"%d","kind":"x"}' % number for number in range(50)])
+    splitting.log.failure = LogUnavailableError("no quorum")
+    assert (await splitting.exchange(signed(b'{"records":[' + items + b"]}"))).status == 503
+    gc.collect()  # an exception that nobody has retrieved is reported when it is freed
+    assert [line["event"] for line in splitting.lines] == ["request_finished"]
+    assert caplog.records == []
+
+
+async def test_items_that_nothing_identifies_share_a_partition_and_others_do_not(splitting: World) -> None:
+    """They have other ids when they come again, so that all or none of them should be stored."""
+    source = splitting.rules[0].sources["github"]
+    unidentified = replace(source, id=Expression("body.id"), key=Expression("body.account"))
+    splitting.rules[0] = replace(splitting.rules[0], sources={"github": unidentified})
+    items = [b'{"kind":"a"}', b'{"kind":"b","id":7}', b'{"kind":"c"}', b'{"kind":"d","account":"x"}', b'{"kind":"a"}']
+    reply = await splitting.exchange(signed(b'{"records":[' + b",".join(items) + b"]}"))
+    stored = splitting.log.stored
+    ids = [each.event.id.encode() for each in stored]
+    assert reply.json["ids"] == [each.decode() for each in ids]
+    assert len({*ids}) == len(items)
+    assert [each.key for each in stored] == [ids[0], ids[1], ids[0], b"x", ids[0]]
 
 
 @pytest.mark.parametrize(

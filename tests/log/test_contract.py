@@ -818,6 +818,20 @@ async def test_a_time_is_where_the_first_record_at_or_after_it_is(subject: Subje
             assert await log.offsets_at(topic, 0.0) == {0: end - 1}
 
 
+async def test_a_reader_without_a_group_begins_at_a_time(subject: Subject) -> None:
+    async with subject.open() as log:
+        topic = await make_topic(log, subject, partitions=3)
+        for number in range(30):
+            await append(log, topic, b"%d" % number, key=b"%d" % number)
+        consumer = await log.consume(group=None, topics=[topic], listener=Owner(), since=0.0)
+        assert sum(len(batch.records) for batch in await fetch(consumer, 30)) == 30
+        await consumer.close()
+        consumer = await log.consume(group=None, topics=[topic], listener=Owner(), since=log.now() + 60)
+        await append(log, topic, b"new")
+        assert [record.value for batch in await fetch(consumer, 1) for record in batch.records] == [b"new"]
+        await consumer.close()
+
+
 async def test_a_time_is_looked_up_in_every_partition(subject: Subject) -> None:
     async with subject.open() as log:
         topic = await make_topic(log, subject, partitions=3)

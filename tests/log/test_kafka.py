@@ -53,7 +53,7 @@ from gateway.log.kafka.consumer import FETCH_BYTES, PULL_BYTES, slices_of
 from gateway.log.kafka.errors import translated_errors
 from gateway.log.kafka.log import KafkaLog
 from gateway.log.records import decode_event, encode_event, event_key
-from gateway.model import Event, EventId, LogUnavailableError, UsageError
+from gateway.model import Event, EventId, LogUnavailableError, RecordTooLargeError, UsageError
 from tests.conftest import start_broker, start_kafka
 
 PATIENCE = 20.0
@@ -1574,6 +1574,27 @@ async def test_a_batch_that_fails_fails_for_all_that_are_in_it_alone(
     assert {type(each) for each in failed} == {LogUnavailableError}
     assert sorted([position.offset for each in second for position in await each]) == [0, 1, 2]
     assert [record.value for record in await scanned(log, partition)] == [b"second"] * 3
+
+
+async def test_of_a_batch_that_a_topic_is_too_small_for_the_records_that_fit_are_stored(
+    kafka: str, log: KafkaLog
+) -> None:
+    """A topic's limit was lowered below what a batch may have."""
+    partition = Partition(f"t{uuid4().hex}", 0)
+    async with administering(kafka) as admin:
+        settings = {"message.timestamp.type": "LogAppendTime", "max.message.bytes": "10000"}
+        await admin.create_topics([NewTopic(partition.topic, 1, 1, topic_configs=settings)])
+    fitting = [b"%d" % number + random.randbytes(6_000) for number in range(4)]
+    large = random.randbytes(20_000)
+    in_order = [log.append_in_order(partition, [NewRecord(b"", each, [])]) for each in (*fitting, large)]
+    *stored, refused = await asyncio.gather(*in_order, return_exceptions=True)
+    assert isinstance(refused, RecordTooLargeError)
+    assert [each for each in stored if isinstance(each, BaseException)] == []
+    appends = [log.append(partition.topic, key=b"", value=each, headers=[]) for each in (*fitting, large)]
+    *found, refused_alone = await asyncio.gather(*appends, return_exceptions=True)
+    assert isinstance(refused_alone, RecordTooLargeError)
+    assert [each for each in found if isinstance(each, BaseException)] == []
+    assert sorted([record.value for record in await scanned(log, partition)]) == sorted([*fitting, *fitting])
 
 
 # Appends that are refused

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from gateway.log.kafka.topic_settings import exact_partition_problems
+from gateway.log.kafka.topic_settings import exact_partition_problems, settings_of
 from gateway.log.topics import TIERS, Topics
 from gateway.model import RulesError
 
@@ -13,6 +13,14 @@ def test_a_tier_keeps_its_records_for_a_week_longer_than_its_delay() -> None:
     specs = {spec.name: spec for spec in Topics("x.").specs(["x.events.github"])}
     for tier, delay in TIERS.items():
         assert specs[f"x.retry.{tier}"].retention == delay + 7 * 86400
+
+
+def test_a_topic_that_is_kept_for_an_hour_has_segments_that_are_shorter() -> None:
+    """Kafka deletes whole segments, and not the one that it writes to: for a week, by default."""
+    specs = {spec.name: settings_of(spec, 3) for spec in Topics("x.").specs([], has_responses=True)}
+    assert {name: found["segment.ms"] for name, found in specs.items() if "segment.ms" in found} == {
+        "x.responses": "600000"
+    }
 
 
 def test_sources_that_share_a_topic_have_one() -> None:

@@ -71,8 +71,10 @@ class SlowCommits(MemoryLog):
         self.seconds = seconds
 
     @override
-    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> MemoryConsumer:
-        consumer = await super().consume(group=group, topics=topics, listener=listener)
+    async def consume(
+        self, *, group: str | None, topics: Sequence[str], listener: Listener, since: float | None = None
+    ) -> MemoryConsumer:
+        consumer = await super().consume(group=group, topics=topics, listener=listener, since=since)
         commit = consumer.commit
 
         async def slowly(commits: Mapping[Partition, Commit]) -> None:

@@ -526,7 +526,10 @@ class SimulatedLog:
         elif not stored.cancelled():
             self._broker.unacknowledged(partition, records)
 
-    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "SimulatedConsumer":
+    async def consume(
+        self, *, group: str | None, topics: Sequence[str], listener: Listener, since: float | None = None
+    ) -> "SimulatedConsumer":
+        assert since is None, "the engine reads all of what it follows"
         await self._ask()
         if group is None:
             self._see_leaders([each for topic in topics for each in self._broker.of(topic)])

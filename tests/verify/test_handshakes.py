@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import orjson
 import pytest
@@ -19,7 +19,7 @@ from gateway.verify.config_reader import ConfigPath, Path
 from gateway.verify.handshakes import HANDSHAKES, MAX_HANDSHAKE_BYTES, HandshakeKeys, HandshakeResponse
 from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.presets import SchemeError, read_preset
-from gateway.verify.request import Request
+from gateway.verify.request import MAX_PARAMETERS, Request
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier, reason
@@ -258,6 +258,21 @@ def test_metas_challenge_comes_back_for_its_token_alone() -> None:
         with pytest.raises(RefusedError) as caught:
             unverified("meta", "GET", other)
         assert caught.value.status == 403
+
+
+def test_a_query_of_many_parameters_is_no_handshake() -> None:
+    """Thousands of them took a forger's request 60 to 250 ms."""
+    challenge = "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=meatyhamhock"
+    assert unverified("meta", "GET", challenge + "&a" * (MAX_PARAMETERS - 3)) is not None
+    assert unverified("meta", "GET", challenge + "&a" * (MAX_PARAMETERS - 2)) is None
+
+
+@given(query=st.text("a%b=6&2+3;é", max_size=40))
+def test_parameters_are_those_of_the_standard_library(query: str) -> None:
+    request = Request(method="GET", path="/", query=query, headers=(), body=b"")
+    pairs = parse_qsl(query, keep_blank_values=True)
+    for name in ("a", "b", "ab", "é", " "):
+        assert request.parameters("x", name)[name] == [value for key, value in pairs if key == name]
 
 
 def test_xs_check_is_signed_with_the_consumer_secret() -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from gateway.model import RefusedError
-from gateway.verify.kept_proof import conceal, is_body_secret, revealed, why_not_kept
-from gateway.verify.request import Request
+from gateway.verify.kept_proof import Concealed, conceal, is_body_secret, revealed, why_not_kept
+from gateway.verify.request import MAX_PARAMETERS, Request
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
 
@@ -101,6 +101,13 @@ def test_a_credential_is_hidden_where_another_method_has_its_signature() -> None
     both = replace(verifier, checks=(*verifier.checks, *bearer.checks), ids=(None, None))
     sent = Request("POST", "/", "", ((b"Authorization", b"Bearer " + NEW.encode()),), BODY)
     assert conceal(both, sent, SALT).headers == ()
+
+
+def test_nothing_is_kept_of_a_query_of_more_parameters_than_are_looked_at() -> None:
+    both = verifier_of(SCHEMES["a token in the query"], OLD)
+    query = f"key={NEW}" + "&a" * MAX_PARAMETERS
+    kept = conceal(both, Request("POST", "/", query, (), BODY), SALT)
+    assert kept == Concealed((), "", (), is_whole=False)
 
 
 def test_a_token_that_is_good_for_any_body_is_not_kept() -> None:

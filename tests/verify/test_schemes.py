@@ -14,7 +14,7 @@ from gateway.verify import algorithms, credentials
 from gateway.verify.check import MAX_CANDIDATES, MAX_LINES
 from gateway.verify.config_reader import ConfigPath, Path
 from gateway.verify.presets import read_preset
-from gateway.verify.request import Reason
+from gateway.verify.request import MAX_PARAMETERS, Reason
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason, refusal
@@ -407,6 +407,8 @@ def test_token_in_a_header(headers: list[tuple[str, str | bytes]], expected: str
         ("Token=h%C3%BCsh+1", "missing_credentials"),
         ("%74oken=h%C3%BCsh+1", "missing_credentials"),  # the ingress couldn't take it out
         ("", "missing_credentials"),
+        ("token=h%C3%BCsh+1" + "&a" * (MAX_PARAMETERS - 1), "accepted"),
+        ("token=h%C3%BCsh+1" + "&a" * MAX_PARAMETERS, "missing_credentials"),
     ],
 )
 def test_token_in_the_query(query: str, expected: str) -> None:

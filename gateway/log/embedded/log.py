@@ -127,7 +127,9 @@ class EmbeddedLog:
         group.size += size
         self._waiting_bytes += size
 
-    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> EmbeddedConsumer:
+    async def consume(
+        self, *, group: str | None, topics: Sequence[str], listener: Listener, since: float | None = None
+    ) -> EmbeddedConsumer:
         """Join a group as its only member. Raises UsageError if it has one, or if this isn't the file's owner."""
         self._check_open()
         if group is not None and not self._file.is_owner:
@@ -138,7 +140,13 @@ class EmbeddedLog:
         # Registered before its position is read, so that no record appended meanwhile is missed.
         self._register([*self._consumers, consumer])
         try:
-            consumer.start(await self.read(statements.assignments, group, topics))
+            assignments = await self.read(statements.assignments, group, topics)
+            if group is None and since is not None:
+                starts = {topic: (await self.offsets_at(topic, since)).get(0, 0) for topic in topics}
+                assignments = [
+                    (each._replace(commit=Commit(starts[each.partition.topic])), end) for each, end in assignments
+                ]
+            consumer.start(assignments)
         except BaseException:
             self.leave(consumer)
             raise

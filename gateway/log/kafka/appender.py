@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,10 @@ IN_ORDER_BYTES = 262_144  # Maximum record bytes in one ordered batch; less than
 SWEEP_INTERVAL = 0.25  # Seconds between searches for appends that have waited too long.
 MIN_FAILURE_AGE = 0.25  # Seconds without a success before the log counts as refusing: another partition may accept.
 UNEXPLAINED_MAX_AGE = 10.0  # Seconds after which a failure is forgotten for which the brokers give no reason.
+MISSING_MAX_AGE = 1.0  # Seconds for which a topic that doesn't exist isn't asked for again.
 PARTITION_MAX_AGE = 3.0  # The same for one partition, while others accept appends.
+
+_TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +56,6 @@ class Appender:
         self._producer = self._new_producer()
         self._last_timestamp = 0.0
         self._partitions: dict[str, Sequence[TopicPartition]] = {}
-        # Invariant: older appends come first.
         self._pending: deque[tuple[float, asyncio.Future[Any]]] = deque()
         self._in_order: dict[Partition, deque[_OrderedAppend]] = {}
         self._in_order_tasks: set[asyncio.Task[None]] = set()
@@ -65,6 +68,7 @@ class Appender:
         self._appended_to: set[str] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._metadata_lock = asyncio.Lock()
+        self._missing: dict[str, float] = {}  # when each of these topics didn't exist
         self._is_closed = False
 
     async def start(self) -> None:
@@ -83,18 +87,25 @@ class Appender:
         producer = self._producer
         where: TopicPartition | None = None
         try:
-            partitions = self._partitions.get(topic) or await self._known_partitions(topic, producer)
+            timeout, partitions = 0.8 * self._append_timeout, self._partitions.get(topic)
+            if partitions is None:
+                partitions = await self._known_partitions(topic, producer)
+                timeout = max(0.0, timeout - (self._loop.time() - started))
             if partition is not None and partition >= len(partitions):
                 raise UnknownTopicOrPartitionError(f"{topic}/{partition}")
             where = partitions[partition_of(key, len(partitions)) if partition is None else partition]
             # For a known topic and partition, producer.send does nothing else, but takes 3 µs more.
-            accumulator, timeout = producer._message_accumulator, 0.8 * self._append_timeout
-            future = await accumulator.add_message(where, key, value, timeout, None, headers)
+            future = await producer._message_accumulator.add_message(where, key, value, timeout, None, headers)
             self._pending.append((started, future))
             if self._sweeper is None:
                 self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
             stored = await future
         except KafkaError as error:
+            if isinstance(error, _TOO_LARGE) and where is not None and len(value) <= SURELY_FITS:
+                # The batch was, perhaps, and not the record: somebody may have lowered the topic's limit.
+                alone = Partition(topic, where.partition), [NewRecord(key, value, headers)]
+                [position] = await self.append_in_order(*alone)
+                return position
             raise self._failed_append(topic, error, where and where.partition) from error
         finally:
             self._append_ended()
@@ -139,14 +150,20 @@ class Appender:
         Appended each by itself, those of many callers wait in turn for as many round trips, and in aiokafka without a
         turn: whoever is last each time has no acknowledgement in time.
         """
+        alone = 0  # how many of the first appends get a batch each
         try:
             while waiting:
                 taken: list[tuple[_OrderedAppend, int]] = []
                 try:
                     async with asyncio.timeout(self._append_timeout):
-                        stored = await self._append_batch(partition, waiting, taken)
+                        stored = await self._append_batch(partition, [*waiting][: 1 if alone else None], taken)
                 except TimeoutError:
                     _fail([append for append, _ in taken] or waiting, KafkaTimeoutError("no acknowledgement in time"))
+                except _TOO_LARGE as error:
+                    if len(taken) > 1:
+                        alone = len(taken)  # to find out whose records it is
+                        continue
+                    _fail([append for append, _ in taken], error)
                 except Exception as error:  # noqa: BLE001 - for whoever has called
                     _fail([append for append, _ in taken] or waiting, error)
                 else:
@@ -158,12 +175,13 @@ class Appender:
                             append.stored.set_result(None)
                 while waiting and waiting[0].stored.done():
                     waiting.popleft()
+                    alone = max(0, alone - 1)
         finally:
             del self._in_order[partition]
             _fail(waiting, KafkaTimeoutError("the log was closed"))
 
     async def _append_batch(
-        self, partition: Partition, waiting: "deque[_OrderedAppend]", taken: "list[tuple[_OrderedAppend, int]]"
+        self, partition: Partition, waiting: "Sequence[_OrderedAppend]", taken: "list[tuple[_OrderedAppend, int]]"
     ) -> ProducedRecord | None:
         """Send one batch of the first records that wait; note in `taken` how many of each append are in it.
 
@@ -295,6 +313,13 @@ class Appender:
         if self._sweeper is not None:
             self._sweeper.cancel()
 
+    async def _load_used(self, producer: AIOKafkaProducer) -> None:
+        """Load the metadata of topics that had appends into a new producer, as far as they can be had in time."""
+        with contextlib.suppress(KafkaError, LogUnavailableError, TimeoutError):
+            async with asyncio.timeout(QUERY_TIMEOUT):
+                topics = await self._cluster.describe(self._appended_to, skip_forbidden=True)
+                await asyncio.gather(*[producer.partitions_for(topic) for topic in topics])
+
     def _new_producer(self) -> AIOKafkaProducer:
         return AIOKafkaProducer(
             **self._connection.options,
@@ -327,31 +352,39 @@ class Appender:
         known: Collection[int] | None = producer.client.cluster.partitions_for_topic(topic)
         try:
             if known is None:
+                self._refuse_missing(topic)
                 # One at a time; appends to topics that are known don't wait for it.
                 async with asyncio.timeout(self._append_timeout), self._metadata_lock:
+                    self._refuse_missing(topic)  # another append has asked meanwhile
                     if topic not in await self._cluster.describe([topic]):
+                        self._missing[topic] = self._loop.time()
                         raise UnknownTopicOrPartitionError(topic)
+                    self._missing.pop(topic, None)
                     known = await producer.partitions_for(topic)
             return [TopicPartition(topic, number) for number in range(len(known))]
         except TimeoutError as error:
             raise KafkaTimeoutError("no metadata in time") from error
+
+    def _refuse_missing(self, topic: str) -> None:
+        """Raise UnknownTopicOrPartitionError for a topic that didn't exist a moment ago: others wait for their turn."""
+        if self._loop.time() < self._missing.get(topic, -math.inf) + MISSING_MAX_AGE:
+            raise UnknownTopicOrPartitionError(topic)
 
     def _sweep(self) -> None:
         """Fail the appends that have waited too long. One timer for all, since a timeout for each costs 6 µs."""
         self._partitions.clear()  # A topic may have got more partitions.
         too_old = self._loop.time() - self._append_timeout + SWEEP_INTERVAL
         self._pending = deque([entry for entry in self._pending if not entry[1].done()])
-        for started, future in self._pending:
-            if started > too_old:
-                break
-            # aiokafka skips futures that are done when the batch is acknowledged after all.
-            future.set_exception(KafkaTimeoutError(f"no acknowledgement in {self._append_timeout:g} s"))
+        for started, future in self._pending:  # not by age: some have waited for metadata or for space in a batch
+            if started <= too_old:
+                # aiokafka skips futures that are done when the batch is acknowledged after all.
+                future.set_exception(KafkaTimeoutError(f"no acknowledgement in {self._append_timeout:g} s"))
         self._sweeper = self._loop.call_later(SWEEP_INTERVAL, self._sweep) if self._pending else None
 
     def _failed_append(
         self, topic: str, error: KafkaError, number: int | None = None
     ) -> LogUnavailableError | RecordTooLargeError:
-        if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
+        if isinstance(error, _TOO_LARGE):
             return RecordTooLargeError(f"{topic}: {message_of(error)}")
         now = self._loop.time()
         if self._failing_since is None:
@@ -379,6 +412,7 @@ class Appender:
         producer = self._new_producer()
         try:
             await producer.start()
+            await self._load_used(producer)
         except KafkaError:
             await stop(producer)
             await asyncio.sleep(1)

@@ -76,6 +76,7 @@ class KafkaConsumer:
         group: str | None,
         topics: Sequence[str],
         listener: Listener,
+        starts: Mapping[Partition, int],
         siblings: "set[KafkaConsumer]",
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -85,6 +86,7 @@ class KafkaConsumer:
         self._group = group
         self._topics = topics
         self._listener = listener
+        self._starts = starts
         self._siblings = siblings
         self._kafka = new_consumer(connection, group)
         # Assigned partition → offset after the last record that was taken from aiokafka.
@@ -117,7 +119,7 @@ class KafkaConsumer:
         self._closing = self._loop.create_future()
 
     async def start(self) -> None:
-        """Connect; join the group in the background, or read from the first offsets."""
+        """Connect; join the group in the background, or read from the first offsets, or from where it is told to."""
         with translated_errors("consume"):
             async with asyncio.timeout(QUERY_TIMEOUT):
                 await self._kafka.start()
@@ -128,7 +130,8 @@ class KafkaConsumer:
             partitions = [Partition(topic, number) for topic in self._topics for number in described.get(topic, {})]
             first = await self._cluster.offsets(partitions, EARLIEST)
             assignments = [
-                Assignment(partition, Commit(first[partition]), first[partition]) for partition in partitions
+                Assignment(partition, Commit(self._starts.get(partition, first[partition])), first[partition])
+                for partition in partitions
             ]
             self._kafka.assign([TopicPartition(*partition) for partition in partitions])
             async with asyncio.timeout(QUERY_TIMEOUT):

@@ -98,7 +98,9 @@ class KafkaLog:
     async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
         return await self._appender.append_in_order(partition, records)
 
-    async def consume(self, *, group: str | None, topics: Sequence[str], listener: Listener) -> "KafkaConsumer":
+    async def consume(
+        self, *, group: str | None, topics: Sequence[str], listener: Listener, since: float | None = None
+    ) -> "KafkaConsumer":
         """Join a group, or read everything.
 
         A member waits for topics that it may not see. Without a group, ForbiddenError is raised for one of these, and
@@ -112,6 +114,11 @@ class KafkaLog:
             # Once: later members with our client id are this process's own.
             self._evicted_groups.add(group)
             await self._cluster.evict(group, self._connection.client_id)
+        starts: dict[Partition, int] = {}
+        if group is None and since is not None:
+            for topic in topics:
+                found = await self.offsets_at(topic, since)
+                starts |= {Partition(topic, number): offset for number, offset in found.items()}
         consumer = KafkaConsumer(
             cluster=self._cluster,
             clock=self._clock,
@@ -119,6 +126,7 @@ class KafkaLog:
             group=group,
             topics=topics,
             listener=listener,
+            starts=starts,
             siblings=self._consumers,
         )
         self._consumers.add(consumer)

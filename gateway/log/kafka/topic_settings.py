@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator, Mapping
 
 from gateway.log.base import TopicSpec
+from gateway.log.topics import DAY
 
 BROKER_LIMIT = 1_048_588  # Kafka's default of max.message.bytes, which bounds a batch.
 REPLICAS = 3
+SEGMENTS = 6  # into which a retention of less than a day is divided
 
 
 def settings_of(spec: TopicSpec, replicas: int) -> Mapping[str, str]:
@@ -17,6 +19,9 @@ def settings_of(spec: TopicSpec, replicas: int) -> Mapping[str, str]:
     }
     if not spec.compacted:
         settings["retention.ms"] = "-1" if spec.retention is None else str(int(1000 * spec.retention))
+    if spec.retention is not None and spec.retention < DAY:
+        # Kafka deletes whole segments, and by default one takes records for a week, or 1 GiB.
+        settings["segment.ms"] = str(int(1000 * spec.retention / SEGMENTS))
     if replicas == REPLICAS:
         settings["min.insync.replicas"] = "2"
     return settings
