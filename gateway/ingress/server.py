@@ -169,12 +169,17 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self.transport is not None:
-            self._write_ends = self._loop.call_later(self._limits.write_seconds, self.transport.abort)
+            self._write_ends = self._loop.call_later(self._limits.write_seconds, self._end_unread, self.transport)
 
     @override
     def resume_writing(self) -> None:
         super().resume_writing()
         self._end_write()
+
+    def _end_unread(self, transport: asyncio.Transport) -> None:
+        """Close a connection whose client has read too little of our responses."""
+        self._metrics.connections_refused.labels("unread").inc()
+        transport.abort()
 
     def _end_write(self) -> None:
         if self._write_ends is not None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlunsplit
 
 import orjson
 
@@ -23,6 +23,7 @@ from gateway.model import (
     shown,
 )
 from gateway.ops.output import count
+from gateway.rules.addresses import url_parts
 from gateway.rules.destination_choice import UndeclaredDestinationError
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import NO_BODY, EventView
@@ -242,7 +243,7 @@ class _Mask:
 
     def url(self, url: str) -> str:
         """Return scheme, host and the first part of the path; that is masked too if any of the URL is a reference."""
-        parts = urlsplit(url)
+        parts = url_parts(url)
         if not parts.scheme:
             return self._text(url)  # an unresolved reference
         first, *others = parts.path.removeprefix("/").split("/")

@@ -100,6 +100,7 @@ CONNECTION_REFUSALS = (
     "proxy_untrusted",
     "tls_failed",
     "tls_slow",
+    "unread",
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "log_unavailable")
@@ -386,7 +387,7 @@ class Metrics(Collector):
         )
         self.connections_refused = counter(
             "connections_refused",
-            "Connections that were closed before they were open, or while idle to let others in.",
+            "Connections that were closed before they were open, while idle to let others in, or as nobody read.",
             "reason",
         )
         self.events = counter("events", "Events that were acknowledged.", "source")

@@ -20,7 +20,9 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from http import HTTPStatus
 from pathlib import Path
+from statistics import median
 from typing import Self
 
 import orjson
@@ -275,6 +277,13 @@ class Scenario:
             max(COMMIT_AFTER, _came(sink, at, COMMIT_GAP)) + _came(sink, at, under_way)
             for at in self._kills
             for sink in (self.first, self.second)
+        )
+
+    @property
+    def usual_wait(self) -> float:
+        """How many seconds an acknowledgement has taken: of half of them no more."""
+        return median(
+            [sent.answered_at - sent.at for sent in self.sender.answers if sent.status == HTTPStatus.ACCEPTED]
         )
 
     # The end.

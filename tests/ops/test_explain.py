@@ -58,6 +58,15 @@ def test_the_event_is_the_one_that_the_ingress_would_make(tmp_path: Path) -> Non
     assert b"Authorization" not in dict(event.headers)
 
 
+def test_an_address_that_is_not_known_here_is_as_it_is_written(tmp_path: Path) -> None:
+    (file := tmp_path / "routes.yaml").write_text(RULES.replace("https://chat.test/", "https://[${HOST}]/"))
+    rules = load_rules(file, environ={}, resolve=False)
+    told = explain(rules, source="crm", headers=(), query="", body=b'{"event": "1", "kind": "x"}', now=0.0)
+    [planned] = [planned for route in told.routes for planned in route.requests]
+    assert planned.request is not None
+    assert planned.request.address == "https://[${HOST}]/plain"
+
+
 def test_each_request_is_as_it_would_be_sent(tmp_path: Path) -> None:
     build, rendered, *_ = explained(tmp_path, b'{"deleted": false, "who": "jo"}', is_secret_shown=True).routes
     to_ci, to_chat = [planned.request for planned in build.requests]

@@ -382,7 +382,7 @@ class Ledger:
             tried = len(delivery.attempts)
             if reason in ("expired", "exhausted", "permanent", "gone") and not tried:
                 self.violate("7 nothing ends untried", f"dead as {reason} without an attempt", [row])
-            if reason in ("expired", "exhausted", "permanent", "gone") and self._halts(delivery):
+            if reason in ("expired", "exhausted", "permanent", "gone", "expression_error") and self._halts(delivery):
                 self.violate("22 order", "a route that halts dead-lettered", [row])
             if reason == "bug":
                 self.violate("no bug", f"a delivery was dead-lettered as a bug: {stored.metadata}", [row])
@@ -437,6 +437,9 @@ class Ledger:
         """Return why a delivery can't have ended for this reason, or nothing."""
         if reason == "route_removed":
             return self._was_known(row, delivery)
+        if reason == "expression_error":
+            failing = [each for each in self._specs(delivery.route) if each.fails and not row.number % each.fails]
+            return "" if failing else "no condition fails for it"
         if reason not in ("exhausted", "expired", "permanent", "gone"):
             return "nothing leads to it here"
         policies = self._policies(delivery, trail, row.at) if delivery.attempts else []
@@ -452,7 +455,7 @@ class Ledger:
         if self.plan.skew or not self._is_time_sure:
             due = math.inf
         # By rules by which it kept an order, it had no delay.
-        delays = [each.delay for force in self.in_force for each in force.version.routes if each.name == delivery.route]
+        delays = [each.delay for each in self._specs(delivery.route)]
         began = max(delivery.replayed_at, delivery.event.received_at + min(delays, default=0.0))
         age = max(due, EPOCH + row.at) - began
         refusals = list(takewhile(_is_refusal, reversed(delivery.attempts)))
@@ -463,6 +466,10 @@ class Ledger:
             "gone": "" if last.status == 410 else f"the last status is {last.status}",
             "permanent": "" if is_refused else f"it was refused {len(refusals)} times",
         }[reason]
+
+    def _specs(self, route: str) -> list[RouteSpec]:
+        """Return a route as it was, or is, by rules that some process went by."""
+        return [each for force in self.in_force for each in force.version.routes if each.name == route]
 
     def _was_known(self, row: Row, delivery: Delivery) -> str:
         """Return when the rules named what a delivery is for within the hour before it ended as nobody's."""
@@ -478,7 +485,7 @@ class Ledger:
 
     def _halts(self, delivery: Delivery) -> bool:
         """Return whether it waits for an operator instead of ending; a replay of it has no order to keep."""
-        routes = [each for force in self.in_force for each in force.version.routes if each.name == delivery.route]
+        routes = self._specs(delivery.route)
         return not delivery.replayed_at and bool(routes) and all(route.halts for route in routes)
 
     def acknowledged(self, partition: Partition, record: Record) -> None:
@@ -897,7 +904,7 @@ class Ledger:
             if trail.is_delivered or trail.successor > delivery.successor or self._has_duplicate(row, trail, group):
                 return []
             twins = [each for each in trail.rows if each.partition == row.partition]  # appended once more
-            if self._is_overtaken(row, trail) or any(map(self._may_be_superseded, twins)):
+            if self._is_unwanted(row) or self._is_overtaken(row, trail) or any(map(self._may_be_superseded, twins)):
                 return []
             if delivery.route or self._is_nowhere(row, trail):
                 items = self._items_of(delivery.id, delivery.route) if delivery.part is None else []
@@ -909,6 +916,21 @@ class Ledger:
             ids = self._made_of(row.number, row.event, target)
             unfinished += [each for each in ids if not self._goes_on(row.number, each)]
         return unfinished
+
+    def _is_unwanted(self, row: Row) -> bool:
+        """Return whether a record's delivery is one whose condition failed, and that isn't wanted any more.
+
+        It is matched again, so by rules that know its source and its route, and send the event elsewhere.
+        """
+        if row.stored is None or not row.stored.metadata.reason:
+            return False
+        delivery = row.stored.delivery
+        return any(
+            delivery.event.source in version.sources
+            and version.names(delivery)
+            and (delivery.route, delivery.destination) not in version.targets(delivery.event)
+            for version in self.rules_versions(row.at, self._now())
+        )
 
     def _goes_on(self, number: int, delivery: str) -> bool:
         """Return whether a delivery has arrived, or another record goes on with it."""
@@ -1192,7 +1214,7 @@ class Ledger:
                 continue
             if not self._deletions.excused_deliveries.keys().isdisjoint((key, whole)):
                 continue
-            if any(self._may_be_superseded(each) for each in trail.rows):
+            if any(self._may_be_superseded(each) or self._is_unwanted(each) for each in trail.rows):
                 continue
             if not any(each.origin is not None and self._is_newly_matched(each, row) for each in trail.rows):
                 self.violate("1 nothing is lost", f"no end for {target}", [row, *self.story(*_one(key))])

@@ -101,6 +101,8 @@ class RouteSpec:
     """For how long a key has to be quiet until its last event is delivered; 0 if the route isn't debounced."""
     by: str = "key"
     """What its key is then, in CEL."""
+    fails: int = 0
+    """The condition fails for one of so many events; 0 for none."""
 
     def matches(self, source: str, kind: str) -> bool:
         return source in self.sources and (self.types is None or kind in self.types)
@@ -211,6 +213,7 @@ def plan_of(seed: int) -> Plan:
         *_stop_changes(_stream(seed, "changes of stops"), world),
         *_quiet_changes(_stream(seed, "changes of quiet"), world),
     ]
+    steps += _failing_conditions(_stream(seed, "failing conditions"), world, steps)
     if RESTARTS.intersection([step.do for step in steps]):
         steps = [step for step in steps if not (step.do == "remake" and step.what["kind"] == "control")]
     return replace(world, steps=tuple(sorted(steps, key=lambda step: step.at)))
@@ -472,6 +475,34 @@ def _quiet_changes(random: Random, world: Plan) -> Iterable[Step]:
         yield from _keyed_burst(random, world, at - random.uniform(0.0, 0.5), number)
         yield Step(round(at, 6), "reload", {"changes": changes, "lag": random.choice((0.0, 0.0, 2.0))})
         yield from _keyed_burst(random, world, at + random.uniform(0.0, 0.5), number + 20)
+
+
+def _failing_conditions(random: Random, world: Plan, others: Sequence[Step]) -> Iterable[Step]:
+    """Conditions that fail for some events, until they are mended; meanwhile the rules lack a name, and a kick comes.
+
+    What was read halts a key or is a dead letter, and is matched again once the rules are others. Not beside replays:
+    the ledger doesn't know which of their deliveries are dead letters at once.
+    """
+    if not {"reload", "order"} <= set(world.faults) or any(route.quiet for route in world.routes):
+        return
+    if any(step.do == "order" and step.what["kind"] in ("again", "replay", "drop") for step in others):
+        return
+    at = random.uniform(0.0, world.horizon / 2)
+    chosen = random.sample(world.routes, random.randint(1, min(2, len(world.routes))))
+    changes = {route.name: {"fails": random.choice((1, 2, 5))} for route in chosen}
+    yield Step(round(at, 6), "reload", {"changes": changes, "lag": random.choice((0.0, 0.0, 2.0))})
+    yield from _keyed_burst(random, world, at + random.uniform(0.0, 1.0), 50_000)
+    names = [*world.sources, *[route.name for route in chosen]]
+    for _ in range(random.randint(0, 2)):
+        at += random.uniform(1.0, 10.0)
+        without = random.sample(names, random.choice((0, 1, 1)))
+        lag = random.choice((0.0, 2.0))
+        yield Step(round(at, 6), "reload", {"without": without, "changes": changes, "lag": lag})
+        at += lag + random.uniform(0.5, 5.0)
+        of = random.choice((f"route/{chosen[0].name}", f"destination/{chosen[0].to[0]}"))
+        yield Step(round(at, 6), "order", {"kind": "kick", "name": of})
+    at += random.uniform(3.0, 20.0)
+    yield Step(round(at, 6), "reload", {"changes": {}, "lag": random.choice((0.0, 2.0))})
 
 
 def _with_hurried_reloads(random: Random, world: Plan) -> Plan:

@@ -238,21 +238,26 @@ class World:
         self.broker.find_leaders()
         for sink in self.sinks.values():
             sink.how = HEALTHY
-        while self._background:
-            await asyncio.wait(list(self._background))
+        await self._until_background_ends()
         if GATEWAY_VERSIONS in self.plan.faults:
             self.newer = {f"p{number}" for number in range(self.plan.processes)}
             for process in list(self.processes.values()):
                 if not process.is_newer:
                     self._in_background(self._restart(process, 0.1))
-            while self._background:
-                await asyncio.wait(list(self._background))
+            await self._until_background_ends()
         for number in range(self.plan.processes):
             if f"p{number}" not in self.processes:
                 self.start(f"p{number}")
         for name in list(self._paused):
             self._order({"kind": "resume", "name": name})
+        if any(route.fails for route in self.rules_versions[-1][0].routes):
+            self._reload({})
+            await self._until_background_ends()
         self._healed_at = self.now()
+
+    async def _until_background_ends(self) -> None:
+        while self._background:
+            await asyncio.wait(list(self._background))
 
     async def _until_everything_ends(self) -> None:
         patience = self._patience()
@@ -1043,7 +1048,7 @@ def _route(spec: RouteSpec) -> Route:
         name=spec.name,
         sources=spec.sources,
         match=None if spec.types is None else parse_condition({"type": list(spec.types)}),
-        when=None,
+        when=_failing(spec.fails) if spec.fails else None,
         destinations=spec.to,
         request=OF_AN_ITEM if spec.parts else None,
         retry=RetryPolicy(
@@ -1057,6 +1062,12 @@ def _route(spec: RouteSpec) -> Route:
         on_exhausted="halt" if spec.halts else "dead_letter",
         debounce=Debounce(key=Expression(spec.by), quiet=spec.quiet) if spec.quiet else None,
     )
+
+
+def _failing(one_in: int) -> Expression:
+    """Return a condition that holds, but for one of so many events, for which it fails."""
+    number = f"headers['{MARK.decode()}']"
+    return Expression(f"int({number}) % {one_in} != 0 || {number} + 1 == 1")
 
 
 def _is_lost_log(error: BaseException) -> bool:
