@@ -43,7 +43,7 @@ def plan(
 def plan_as_attempted(
     event: Event, view: EventView, matches: Iterable[tuple[Route, ExpressionError | None]]
 ) -> list[Planned]:
-    """Return the deliveries of an event as they are attempted, for whoever explains them.
+    """Return the deliveries of an event as they are attempted, to explain them.
 
     `plan` leaves one whole that its route delays and splits: it is split when it is due.
     """

@@ -1,8 +1,8 @@
 """Connections: aiohttp's own, with deadlines and limits that it lacks, and our error responses.
 
 A request head has a deadline and a size limit, also one that begins while the request before it is in progress. What is
-written has a deadline, too: a client that doesn't read is no reason to wait for ever. No more is read of a connection
-while a request waits behind the one in progress.
+written has a deadline, too: a client may never read. No more is read of a connection while a request waits behind the
+one in progress.
 """
 
 import asyncio

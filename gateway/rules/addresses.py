@@ -1,6 +1,7 @@
 """URLs and paths as rule files may have them; also with references whose values aren't known here."""
 
 import re
+from collections.abc import Callable
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
@@ -65,10 +66,10 @@ def _is_address(host: str) -> bool:
         return False
 
 
-def unresolved_url(written: str) -> str:
+def unresolved_url(written: str, check: Callable[[object], str] = http_url) -> str:
     """Check a URL, the values of whose references aren't known, if they aren't in its scheme, host and port."""
     if _ORIGIN.match(literal_beginning(written)):
-        http_url(filled(written, _ANY))
+        check(filled(written, _ANY))
     return written
 
 
@@ -81,9 +82,7 @@ def public_url(value: object) -> str:
 
 def unresolved_public_url(written: str) -> str:
     """Check a public URL as `unresolved_url` does."""
-    if _ORIGIN.match(literal_beginning(written)):
-        public_url(filled(written, _ANY))
-    return written
+    return unresolved_url(written, public_url)
 
 
 def proxy(value: object) -> Proxy:

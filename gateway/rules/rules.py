@@ -413,7 +413,7 @@ class Rules:
         return self.routes.get(route), self.destinations.get(destination)
 
     def contact_of(self, route: str, destination: str) -> Contact:
-        """Return who answers for a delivery: who does for its route, else for its destination."""
+        """Return the contact of a delivery: its route's, else its destination's."""
         return self.contacts.get(("route", route)) or self.contacts.get(("destination", destination)) or NOBODY
 
     @property

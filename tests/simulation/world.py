@@ -153,6 +153,7 @@ class World:
         self._given: set[bytes] = set()  # keys of commands
         self._initial_poll_interval = 1.0 if plan.is_long else 0.0
         self._has_rate = any(each["rate"] for each in plan.destinations.values())
+        self._longest_delay = max([route.delay for route in plan.routes], default=0.0)
 
     def now(self) -> float:
         return self.loop.time()
@@ -166,7 +167,8 @@ class World:
         """The least interval of regular polls: a long wait costs little."""
         if self._healed_at is None:
             return self._initial_poll_interval
-        elapsed = self.now() - self._healed_at
+        # What a route delays is no long wait: it has to be in time.
+        elapsed = self.now() - self._healed_at - self._longest_delay
         # Of an ordered route nothing is begun whose proof is older: asleep for longer, it would ask again for nothing.
         has_order = "reload" in self.plan.faults or any(route.is_ordered for route in self.plan.routes)
         most = OWNERSHIP_CHECK_AGE / 2 if has_order else 20.0

@@ -147,8 +147,8 @@ class Appender:
     async def _append_waiting(self, partition: Partition, waiting: "deque[_OrderedAppend]") -> None:
         """Store what waits to be appended in order to a partition, as much at once as a batch holds, until it is empty.
 
-        Appended each by itself, those of many callers wait in turn for as many round trips, and in aiokafka without a
-        turn: whoever is last each time has no acknowledgement in time.
+        As batches of their own, those of many callers would take as many round trips. In aiokafka they wait in no
+        order, so that some wouldn't be acknowledged in time.
         """
         alone = 0  # how many of the first appends get a batch each
         try:
@@ -164,7 +164,7 @@ class Appender:
                         alone = len(taken)  # to find out whose records it is
                         continue
                     _fail([append for append, _ in taken], error)
-                except Exception as error:  # noqa: BLE001 - for whoever has called
+                except Exception as error:  # noqa: BLE001 - the callers get it
                     _fail([append for append, _ in taken] or waiting, error)
                 else:
                     at, offset = (self._acknowledged(stored), stored.offset) if stored is not None else (0.0, 0)
