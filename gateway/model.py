@@ -219,9 +219,9 @@ class Delivery:
 class RecordMetadata:
     """Why a delivery's record is in its topic; copied from record to record."""
 
-    why: str = ""
+    spill_reason: str = ""
     """A SpillReason: why it is in a retry topic, or parked, without an attempt."""
-    by: str = ""
+    paused_name: str = ""
     """If it is parked: the paused name, as "route/…" or "destination/…"."""
     breaks: int = 0
     """How many times in a row it was postponed because its destination's breaker was open."""
@@ -231,7 +231,7 @@ class RecordMetadata:
     """Whether a kick has expedited it, so that it doesn't wait for the delay of the shortest tier."""
     replay: str = ""
     """The replay that injected it."""
-    reason: str = ""
+    dead_reason: str = ""
     """Why it is a dead letter, or will become one (a DeadReason; a newer version may have others)."""
     detail: str = ""
     rules: str = ""

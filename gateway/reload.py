@@ -36,6 +36,7 @@ from gateway.rules.rules import Rules
 from gateway.rules.watch import Changes, Loss, Refusal, Watch, changes, lost_routes
 from gateway.settings import Role, Settings
 from gateway.telemetry.metrics import Metrics
+from gateway.turns import taking_turns
 
 WATCH_INTERVAL = 1.0
 """Seconds between checks of the rule files. After a SIGHUP they are read at once, as they are."""
@@ -264,7 +265,7 @@ class Reloader:
         read: Stamps = {}
         try:
             with garbage.kept():
-                rules, changed, certificates = await asyncio.to_thread(self._read_files)
+                rules, changed, certificates = await asyncio.to_thread(self._read_files, asyncio.get_running_loop())
             read = rules.stamps
             lost, before = lost_routes(self.rules, rules), self.rules.routes.keys()
             added = set(specs_of(rules, self._topics)).difference(specs_of(self.rules, self._topics))
@@ -306,14 +307,15 @@ class Reloader:
         self.warn()
         return True
 
-    def _read_files(self) -> tuple[Rules, Changes, Mapping[str, float]]:
+    def _read_files(self, loop: asyncio.AbstractEventLoop) -> tuple[Rules, Changes, Mapping[str, float]]:
         """Read the rules on disk. Return also what they change, and when their certificates expire.
 
         Raises RulesError, also for what nobody foresaw: there are rules that work, with which the process goes on.
         """
         try:
-            rules = load_rules(self._settings.rules)
-            return rules, changes(self.rules, rules), certificate_expiries(rules)
+            with taking_turns(loop):
+                rules = load_rules(self._settings.rules)
+                return rules, changes(self.rules, rules), certificate_expiries(rules)
         except GatewayError:
             raise
         except Exception as error:

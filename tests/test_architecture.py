@@ -30,7 +30,7 @@ MAY_IMPORT = {
         "ops",
         *_BELOW,
     },
-    "reload": {"garbage", "required_topics", "ops", *_BELOW},
+    "reload": {"garbage", "required_topics", "ops", "turns", *_BELOW},
     "required_topics": _BELOW,
     "open_log": {"credentials", *_BELOW},
     "credentials": {"client", *_BELOW},
@@ -46,12 +46,13 @@ MAY_IMPORT = {
     },  # operators give orders, and see the requests that would be made
     "quarantine": {"log", "verify", "model"},
     "log": {"model"},
-    "rules": {"bodies", "model", "text", "verify"},  # a source has its verifier
+    "rules": {"bodies", "model", "text", "turns", "verify"},  # a source has its verifier
     "verify": {"bodies", "model", "text"},
     "bodies": {"model"},
     "telemetry": {"model"},
     "settings": {"model"},
     "text": set[str](),
+    "turns": set[str](),
     "model": set[str](),
 }
 """Part → the other parts of `gateway` that it may import."""

@@ -159,7 +159,7 @@ def write_dead_letter(
         destination=destination,
         attempts=(an_attempt(1, status=503, detail="later"), an_attempt(2, status=500)),
     )
-    note = RecordMetadata(reason=reason, detail="500 after 2 attempts")
+    note = RecordMetadata(dead_reason=reason, detail="500 after 2 attempts")
     on_log(
         lambda log: log.append(
             TOPICS.dead, key=b"ci", value=delivery.event.body, headers=encode_delivery(delivery, note, at=NOW)
@@ -1162,9 +1162,9 @@ def test_a_replay_is_stored_for_the_running_gateway(run: Run) -> None:
     code, out, _ = run("dead", "replay", "--reason", "exhausted", "--since", "1h", "--no-wait", "--json")
     assert code == 0
     (told,) = lines(out)
-    assert (told["state"], told["count"]) == ("asked", None)
+    assert (told["state"], told["count"]) == ("requested", None)
     one, other = orders()
-    assert (one.state, one.action, one.filter) == ("asked", "replay", DeadFilter(ids=(first,)))
+    assert (one.state, one.action, one.filter) == ("requested", "replay", DeadFilter(ids=(first,)))
     assert one.checkpoint == {f"{TOPICS.dead}/0": 1}
     assert other.filter.reason == "exhausted"
     assert other.filter.since == pytest.approx(other.at - 3600, abs=5)
@@ -1240,7 +1240,7 @@ def test_a_replay_of_events_is_stored_for_the_running_gateway(run: Run) -> None:
         "",
     )
     place = f"{TOPICS.events('github')}/0"
-    assert (order.kind, order.state, order.checkpoint) == ("replay", "asked", {place: 3})
+    assert (order.kind, order.state, order.checkpoint) == ("replay", "requested", {place: 3})
     assert order.selection is not None
     since = order.selection.since
     assert since == pytest.approx(order.at - 3600, abs=5)
@@ -1254,7 +1254,7 @@ def test_the_time_of_a_replay_may_be_a_moment(run: Run) -> None:
     code, out, _ = run("replay", *words, "--to", "2030-01-01T00:00:00Z", "--no-wait", "--json")
     (order,) = orders()
     assert code == 0
-    assert lines(out) == [{"replay": order.name, "state": "asked", "scanned": 0, "total": 1, "injected": 0}]
+    assert lines(out) == [{"replay": order.name, "state": "requested", "scanned": 0, "total": 1, "injected": 0}]
     assert order.selection is not None
     assert (order.selection.since, order.selection.until) == (1577836800.0, 1893456000.0)
     assert (order.selection.destination, order.selection.source) == ("ci", "github")
@@ -1490,7 +1490,7 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
     told = {"replay": order.name, "total": 2}
     code, out, _ = run("replay", "--follow", order.name, "--timeout", "0s", "--json")
-    assert (code, lines(out)) == (1, [told | {"state": "asked", "scanned": 1, "injected": 1}])
+    assert (code, lines(out)) == (1, [told | {"state": "requested", "scanned": 1, "injected": 1}])
     carry_out(order, count=2)
     code, out, _ = run("replay", "--follow", order.name, "--json")
     assert (code, lines(out)) == (0, [told | {"state": "done", "scanned": 2, "injected": 2}])
@@ -1556,7 +1556,7 @@ def test_a_replay_that_waits_for_a_partition_does_not_call_itself_complete(run: 
     assert f"{order.name} isn't complete, and continues with them by itself" in err
     code, out, _ = run("replay", "--follow", order.name, "--timeout", "0s", "--json")
     [told] = lines(out)
-    assert (code, told["state"], told["unreadable_partitions"]) == (1, "asked", 2)
+    assert (code, told["state"], told["unreadable_partitions"]) == (1, "requested", 2)
     carry_out(order, count=1, unread=1, detail="gateway.dead/1")
     code, out, _ = run("replay", "--follow", order.name)
     assert (code, out.endswith(f": {DUE}; 1 partition can't be read: not included\n")) == (0, True)
@@ -1710,7 +1710,7 @@ def test_a_repeated_pause_reports_who_and_since_when(run: Run) -> None:
 def test_a_route_is_kicked(run: Run) -> None:
     assert run("route", "kick", "build", "--no-wait")[0] == 0
     (kick,) = orders()
-    assert (kick.key, kick.state) == ("kick/route/build", "asked")
+    assert (kick.key, kick.state) == ("kick/route/build", "requested")
 
 
 @pytest.mark.usefixtures("log")
@@ -1903,7 +1903,9 @@ def test_a_name_unknown_to_the_rules_is_refused_with_the_nearest(run: Run) -> No
 
 def write_waiting(*, parked_by: str = "", source: str = "github", event_id: str = "evt_1", **fields: Any) -> None:
     delivery = a_delivery(event=an_event(id=event_id, source=source, received_at=NOW), **fields)
-    note = RecordMetadata(by=parked_by, why=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME)
+    note = RecordMetadata(
+        paused_name=parked_by, spill_reason=SpillReason.PAUSED if parked_by else SpillReason.UNKNOWN_NAME
+    )
     topic = TOPICS.parked if parked_by else TOPICS.retry("5s")
     value = delivery.event.body
     on_log(lambda log: log.append(topic, key=b"ci", value=value, headers=encode_delivery(delivery, note, at=NOW)))
@@ -2274,7 +2276,7 @@ def test_an_interrupt_of_the_wait_leaves_a_replay_under_way(folder: Path) -> Non
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
     assert f"`gateway replay --follow {told['replay']}` shows it" in err
-    assert [(order.name, order.state) for order in orders()] == [(told["replay"], "asked")]
+    assert [(order.name, order.state) for order in orders()] == [(told["replay"], "requested")]
 
 
 async def test_a_gateway_takes_an_event_and_ends_with_its_signal(folder: Path) -> None:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 import pytest
 
-from dev import messages, providers
+from dev import keys, messages, providers
 from gateway.cli import main
 from gateway.engine.dedupe.index import SIGHTINGS_KEPT
 from gateway.rules.load import check_rules
 from gateway.rules.schema import ROOT as ROOT_KIND
+from gateway.rules.schema_reader import ABSENT, SchemaReader
+from gateway.rules.yaml_document import Problem, parse_document
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "THREAT_MODEL.md"] + [
@@ -165,6 +167,26 @@ def test_existing_names_are_found() -> None:
 def test_the_document_of_providers_is_the_one_of_the_presets() -> None:
     assert providers.DOCUMENT.read_text() == providers.document(), "run `python -m dev.providers`"
     assert messages.DOCUMENT.read_text() == messages.document(), "run `python -m dev.messages`"
+
+
+def test_the_document_of_keys_is_that_of_the_schema() -> None:
+    assert keys.DOCUMENT.read_text() == keys.document(), "run `python -m dev.keys`"
+
+
+@pytest.mark.parametrize(("path", "example"), keys.EXAMPLES.items())
+def test_an_example_of_a_key_is_right(path: str, example: str) -> None:
+    kinds = {
+        f"{where}.{key.name}" if where else key.name: key.kind
+        for where, mapping in keys.mappings().items()
+        for key in mapping.keys
+    }
+    kind = kinds.get(path) or kinds[f"routes[].{path}"]
+    problems: list[Problem] = []
+    root = parse_document("keys", f"example: {example}", problems)
+    assert root is not None
+    reader = SchemaReader({}, is_strict=False)
+    assert reader.read(root.value["example"], kind) is not ABSENT or path == "secrets"
+    assert [each for each in (*problems, *reader.problems) if each.code != "unresolved"] == []
 
 
 BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -6,11 +6,18 @@ from pathlib import Path
 from gateway.commands.base import Invocation, command
 from gateway.commands.values import Parser
 from gateway.model import UsageError
-from gateway.ops.starter import RULES, starter
+from gateway.ops.starter import RULES, repository_of, starter
 
 
 def _arguments(parser: Parser) -> None:
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(), metavar="FOLDER", help="where (default: here)")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path(),
+        metavar="FOLDER",
+        help="where (default: here); the job goes to its repository's root",
+    )
     parser.add_argument("--provider", metavar="NAME", help="who sends; `gateway providers` lists them")
     parser.add_argument("--to", metavar="URL", help="where its events go")
 
@@ -25,7 +32,12 @@ def _init(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     provider = arguments.provider or _ask("--provider", "Who sends? A provider's name, such as github: ")
     to = arguments.to or _ask("--to", "Where to? A URL, such as https://ci.example/hooks: ")
-    files = {arguments.folder / path: text for path, text in starter(provider, to).items()}
+    root = repository_of(arguments.folder)
+    own = arguments.folder.absolute().relative_to(root)
+    files = {
+        (arguments.folder / path.relative_to(own) if path.is_relative_to(own) else root / path): text
+        for path, text in starter(provider, to, own).items()
+    }
     if existing := [str(path) for path in files if path.exists()]:
         raise UsageError(f"expected a folder without these files, got {', '.join(existing)}")
     for path, text in files.items():

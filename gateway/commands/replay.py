@@ -253,7 +253,7 @@ async def _count_replays(
     output, queued = call.output, 0
     for selection, window in selected:
         for other in control.commands.values():
-            if other.selection is not None and other.selection.route == selection.route and other.state == "asked":
+            if other.selection is not None and other.selection.route == selection.route and other.state == "requested":
                 output.note(
                     f"replay {other.name} of route {selection.route} hasn't ended: what it queues may be counted here, "
                     "too; count again once it has"
@@ -423,8 +423,8 @@ async def _follow_replay(call: Invocation, log: Log, name: str) -> int:
         async with aclosing(follow(log, call.topics, name, timeout=call.arguments.timeout)) as steps:
             first = await anext(steps, None)
             if first is None:
-                commands = (await ControlClient(log, call.topics).control()).commands.values()
-                known = [command.name for command in commands if command.kind == "replay" and command.state == "asked"]
+                commands = (await ControlClient(log, call.topics).control()).pending("replay")
+                known = [command.name for command in commands]
                 under_way = f"; under way: {', '.join(known)}" if known else ""
                 raise UsageError(f"--follow: expected the ID of a replay, got {name!r}{under_way}")
             began, last = time.monotonic(), first

@@ -29,7 +29,6 @@ class Progress:
         "_next",
         "_stored",
         "_unfinished",
-        "_unfinished_count",
         "is_committed",
         "is_stale",
         "last_received",
@@ -64,7 +63,6 @@ class Progress:
         # Chunk number → a bit for each unfinished offset in it. Invariant: keys ascend and no value is 0, because
         # offsets are received in ascending order; so the first key holds the lowest unfinished offset.
         self._unfinished: dict[int, int] = {}
-        self._unfinished_count = 0
         self._next = commit.base
         self._ahead = bits  # Bit i stands for `_next + i`. Invariant: bit 0 is clear, for `_move_to` runs over it.
         self._gone: list[range] = []  # Ascending, each after `_next`.
@@ -88,7 +86,6 @@ class Progress:
             self._next = offset + 1
         chunk, bit = divmod(offset, _CHUNK)
         self._unfinished[chunk] = self._unfinished.get(chunk, 0) | 1 << bit
-        self._unfinished_count += 1
         return True
 
     def records_deleted(self, deleted: range) -> int:
@@ -111,7 +108,7 @@ class Progress:
             self._gone.append(range(start, deleted.stop))
         return lost
 
-    def finished(self, offset: int) -> None:
+    def mark_done(self, offset: int) -> None:
         """Mark a record as done. An offset that isn't unfinished (finished twice, or a gap) is ignored.
 
         A record that an earlier epoch received may finish before it is received in this one, and is done all the same.
@@ -126,7 +123,6 @@ class Progress:
         mask = 1 << bit
         if not bits & mask:
             return
-        self._unfinished_count -= 1
         if bits == mask:
             del self._unfinished[chunk]
         else:
@@ -141,10 +137,6 @@ class Progress:
     def lowest_unfinished(self) -> int | None:
         """Return the lowest offset that was received and isn't finished, None if there is none."""
         return next(self.unfinished_offsets(), None)
-
-    def unfinished_count(self) -> int:
-        """Return the number of received records that aren't finished."""
-        return self._unfinished_count
 
     def reaches(self, offset: int, first: int | None = None) -> bool:
         """Return whether a commit could cover a record that is received now, after those from `first` on."""
@@ -194,7 +186,7 @@ class Progress:
         """
         for offset in list(self.unfinished_offsets()):
             if other.is_done(offset):
-                self.finished(offset)
+                self.mark_done(offset)
         self._move_to(max(self._next, other.base))
         self._ahead |= other._done_from(self._next)  # noqa: SLF001 - of the same class
         self._move_to(self._next)

@@ -469,6 +469,6 @@ class Member(ABC):
     def done(self, pending: PendingRecord) -> None:
         """Mark a record as done."""
         self._release_memory(pending)
-        pending.tracker.finish(pending)
+        pending.tracker.mark_done(pending)
         self._committer.count_done(is_waited_for=pending.offset < pending.tracker.boundaries.highest)
         pending.items.clear()  # breaks a reference cycle, which would keep the body until a garbage collection

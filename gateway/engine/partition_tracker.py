@@ -20,7 +20,7 @@ from gateway.engine.commit_progress import Progress
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.model import NO_METADATA, DeadLettered, Delivery, Life, RecordMetadata
 
-HOLDING_BACK = 1_000
+MAX_WINDOW_BLOCKERS = 1_000
 """Records whose deliveries are cut short in one iteration of the event loop: each may need an append."""
 ITEM_SIZE = 1024
 """Bytes of memory of a waiting delivery with an attempt or two, without its event."""
@@ -28,7 +28,7 @@ DUPLICATES_KEPT = 4096
 """Offsets below the base whose deliveries are remembered: a duplicate may come a little later."""
 
 
-class Owner(Protocol):
+class Member(Protocol):
     """The member that reads a partition, and is notified of what becomes of its records."""
 
     keeps_order: bool
@@ -108,8 +108,7 @@ class PendingRecord:
     memory_bytes: int = 0
     unfinished: int = 0
     kicked_with: tuple[str, str] = ("", "")
-    """The route and the destination whose kick expedites it; of a tier's record, whatever has become of its delivery.
-    """
+    """The route and the destination whose kick expedites it. A tier's record keeps those that it was read with."""
     items: "list[PendingDelivery]" = field(default_factory=list)
 
     def add(
@@ -119,7 +118,7 @@ class PendingRecord:
         item = PendingDelivery(delivery=delivery, record=self, size=self.size, is_retry=is_retry, metadata=metadata)
         self.items.append(item)
         self.unfinished += 1
-        self.tracker.owner.add_memory(self, ITEM_SIZE)
+        self.tracker.member.add_memory(self, ITEM_SIZE)
         return item
 
     @property
@@ -143,11 +142,11 @@ class PendingDelivery:
     """A delivery in this process, from the record that it was read from to its end or its successor.
 
     `metadata` goes with it from record to record. `stage_began_at` is when it was queued in its lane, or its attempt
-    started. `outcome` is set if its end is decided, but can't be written yet.
+    started. `outcome` is set if it is decided how it ends, but that can't be written yet.
     `ownership_checked_at` is when (by the loop's clock) the commit was sent that proves that the partition is ours.
     `is_tried` is set if it has attempts that aren't in any record yet, `is_unresponsive` if its attempt started while
-    its destination was unresponsive, `is_late` once it was counted as late. `burst` is that which it ends, if its route
-    is debounced.
+    its destination was unresponsive, `is_late` once it was counted as late, `is_moved` if it goes on in a tier
+    without an attempt. `burst` is set if its route is debounced: the deliveries that it stands for.
     """
 
     delivery: Delivery
@@ -160,6 +159,7 @@ class PendingDelivery:
     is_tried: bool = False
     is_unresponsive: bool = False
     is_late: bool = False
+    is_moved: bool = False
     ownership_checked_at: float = -math.inf
     burst: "Burst | None" = None
     scope: AttemptScope | None = None
@@ -192,7 +192,7 @@ class Boundaries:
     def __init__(self) -> None:
         self._offsets: dict[str, list[int]] = {}  # Invariant: ascending, none is empty.
         self.highest = 0
-        """Below it, what is done is waited for."""
+        """The highest of them: a delivery may wait for the commit of any offset below it."""
 
     def add(self, routes: Iterable[str], offset: int) -> None:
         """Add a boundary of these routes; it isn't below any other."""
@@ -220,9 +220,9 @@ class Tracker:
     `delay` is that of a tier, whose records are due so many seconds after their append; None for events.
     """
 
-    def __init__(self, assignment: Assignment, owner: Owner, delay: float | None = None) -> None:
+    def __init__(self, assignment: Assignment, member: Member, delay: float | None = None) -> None:
         self.partition: Partition = assignment.partition
-        self.owner = owner
+        self.member = member
         self.delay = delay
         self.progress = Progress(
             assignment.commit,
@@ -273,7 +273,7 @@ class Tracker:
     def waited_for(self) -> int:
         """Return the offset below which all has to be committed before what has begun can end; 0 if there is none.
 
-        So it is for events that go to an ordered route as well: their deliveries to it wait for that.
+        That concerns events with several deliveries, of which one to an ordered route still waits for a boundary.
         """
         if not self.boundaries.highest:
             return 0
@@ -316,10 +316,10 @@ class Tracker:
         """
         return self._first_offsets.setdefault((delivery.life, delivery.successor), offset) != offset
 
-    def finish(self, pending: PendingRecord) -> None:
+    def mark_done(self, pending: PendingRecord) -> None:
         """Mark a record as done: each of its deliveries has ended or has an acknowledged successor."""
         if self.pendings.pop(pending.offset, None) is not None:
-            self.progress.finished(pending.offset)
+            self.progress.mark_done(pending.offset)
 
     def adopt(self, old: "Tracker") -> list[PendingDelivery]:
         """Take over the pending and the completed records of `old`, of which copies may come; return what waits."""
@@ -364,14 +364,14 @@ class Tracker:
         pending = None if offset is None else self.pendings.get(offset)
         return None if pending is None else pending.appended_at + (self.delay or 0.0)
 
-    def holding_back(self, last: int) -> list[PendingDelivery]:
-        """Return deliveries of the lowest unfinished records up to an offset, which hold the commit window back.
+    def window_blockers(self, last: int) -> list[PendingDelivery]:
+        """Return deliveries of the lowest unfinished records up to an offset: these keep the commit window from moving.
 
-        What waits for the time of its tier isn't among these, but for the lowest record's: by a leader's clock that is
-        ahead, all of the tier may be back from it at once.
+        Records of a tier that aren't due yet are left out, except for the lowest. If the leader's clock is ahead,
+        writing them to a tier again would bring all of them back at once.
         """
         offsets = takewhile(lambda offset: offset <= last, self.progress.unfinished_offsets())
-        pendings = [self.pendings[offset] for offset in islice(offsets, HOLDING_BACK) if offset in self.pendings]
+        pendings = [self.pendings[offset] for offset in islice(offsets, MAX_WINDOW_BLOCKERS) if offset in self.pendings]
         return [
             item
             for pending in pendings
@@ -381,9 +381,10 @@ class Tracker:
 
 
 def to_be_ended(waiting: Iterable[PendingDelivery]) -> list[PendingDelivery]:
-    """Return which of these deliveries are to end in this process, or the next owner would repeat another.
+    """Return which of these deliveries must be written to a tier before their partitions are released.
 
-    They are those of records that have begun, and those that records that have begun wait for.
+    They are those of records of which a delivery has begun, which the next owner would repeat, and those that such
+    records wait for.
     """
     items = list(waiting)
     waited_for = {tracker: tracker.waited_for() for tracker in {item.record.tracker for item in items}}

@@ -231,7 +231,7 @@ class Router(Member):
                 self._dispatcher.finish(item)
                 return
             if control.is_kick_pending(*args):
-                self._dispatcher.hold_in_memory(item, now + KICK_POLL_INTERVAL)
+                self._dispatcher.wait_in_memory(item, now + KICK_POLL_INTERVAL)
                 return
         if not is_to_be_planned(delivery, self._services.rules(), now):
             self._dispatcher.dispatch(item, now)
@@ -358,7 +358,7 @@ class Router(Member):
     def _append_in_order(self, item: PendingDelivery, outcome: DeadLettered | None, origin: Origin | None) -> None:
         """Send a delivery of an ordered route to its topic. With an `outcome`, it ends there once it is its turn."""
         if outcome is not None:
-            item.metadata = RecordMetadata(reason=outcome.reason, detail=outcome.detail)
+            item.metadata = RecordMetadata(dead_reason=outcome.reason, detail=outcome.detail)
         self._appender.enqueue(item, origin)
 
     # Tiers.
@@ -448,7 +448,7 @@ class Router(Member):
         if now < min(delivery.due, stored.at + delay) and not is_expedited:
             # The clock of this partition's leader is behind: released now, the delivery would circle through the tier.
             # If instead the clock of the process that stored it was ahead, by an hour say, it waits no longer for that.
-            self._dispatcher.hold_in_memory(item, min(stored.at, now) + delay)
+            self._dispatcher.wait_in_memory(item, min(stored.at, now) + delay)
         else:
             self.resume(item, now)
 
@@ -456,7 +456,7 @@ class Router(Member):
     def check_progress(self, tracker: Tracker) -> None:
         super().check_progress(tracker)
         following = tracker.buffered[0].offset if tracker.buffered else None
-        if items := tracker.holding_back(tracker.progress.last_behind(CUT_SHORT, following)):
+        if items := tracker.window_blockers(tracker.progress.last_behind(CUT_SHORT, following)):
             self._dispatcher.cut_short(items, self._log.now())
 
     # Gauges.

@@ -133,7 +133,7 @@ class SuccessorWriter:
         rules = self._rules()
         owner, runbook = rules.contact_of(delivery.route, delivery.destination)
         metadata = RecordMetadata(
-            reason=outcome.reason, detail=outcome.detail, rules=rules.version, owner=owner, runbook=runbook
+            dead_reason=outcome.reason, detail=outcome.detail, rules=rules.version, owner=owner, runbook=runbook
         )
         key, body = key_of(delivery), delivery.event.body
         try:

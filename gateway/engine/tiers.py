@@ -30,13 +30,3 @@ def plan(due: float, now: float) -> str | None:
     remaining = due - now
     latest = remaining + min(TOLERANCE, TOLERANCE_SHARE * remaining)
     return next((tier for tier, delay in _DESCENDING if delay <= latest), None)
-
-
-def hops(delay: float) -> list[str]:
-    """Return the tiers that a delay goes through if appending takes no time."""
-    path: list[str] = []
-    now = 0.0
-    while tier := plan(delay, now):
-        path.append(tier)
-        now += TIERS[tier]
-    return path

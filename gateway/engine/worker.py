@@ -153,13 +153,17 @@ class Worker:
                 self._services.logger.warning("subscription_retried", group="ordered", error=str(error))
                 continue
             self._have(wanted | unfinished, tasks)
-            for target in sorted(self._ordered.keys() - wanted - unfinished):
-                member, task = self._ordered[target]
-                member.stop_reading()
-                await member.close(patiently=True)
-                member.forget_partitions()
-                task.cancel()
-                del self._ordered[target]
+            # All at once: each may wait for its group's coordinator, and what a reload adds waits for this.
+            await asyncio.gather(*map(self._leave, sorted(self._ordered.keys() - wanted - unfinished)))
+
+    async def _leave(self, target: tuple[str, str]) -> None:
+        """Leave the group of an ordered route that is gone and has no unfinished records."""
+        member, task = self._ordered[target]
+        member.stop_reading()
+        await member.close(patiently=True)
+        member.forget_partitions()
+        task.cancel()
+        del self._ordered[target]
 
     def _have(self, wanted: Collection[tuple[str, str]], tasks: asyncio.TaskGroup) -> None:
         """Start missing members."""

@@ -27,7 +27,7 @@ ROUNDING_ERROR = 1e-6
 
 
 class Admission:
-    """The tokens and places of one source. Times are seconds of a clock that isn't set, such as the monotonic one."""
+    """The tokens and places of one source. Times are seconds of a monotonic clock."""
 
     __slots__ = ("_burst", "_concurrent", "_rate", "_tokens", "_tokens_at", "in_progress")
 

@@ -24,7 +24,7 @@ OWN_INTERVAL = 60.0
 
 
 class KeyBudget:
-    """The tokens for new addresses of one source. Times are seconds of a clock that isn't set."""
+    """The tokens for new addresses of one source. Times are seconds of a monotonic clock."""
 
     __slots__ = ("_at", "_free", "_used_until")
 

@@ -52,6 +52,9 @@ RESERVED = 5120
 """Descriptors kept for 4,096 attempts (`PoolLimits`), the log and files; at most a quarter of all."""
 NO_LIMIT = 1 << 20
 """Connections, where descriptors are unlimited."""
+UNACKNOWLEDGED_MS = 10_000
+"""Milliseconds after which the kernel closes a connection whose client takes nothing of a response, as `write_seconds`:
+of TLS, what waits in the kernel and before it isn't seen there."""
 AT_ONCE = 16
 """Silent connections that are closed when no descriptor is left: others than connections need some, too."""
 SCAN_SHARE = 0.05
@@ -237,6 +240,8 @@ class Listener:
         peer: str | None = None
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
             if self._proxies is not None:
                 peer = await self._read_proxy_header(connection, address, self._proxies)
                 self._opening.move(opening, address if peer is None else peer)

@@ -15,8 +15,9 @@ if another secret could have verified the request. If its sender stops sending t
 
 import asyncio
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection
+from itertools import chain
 from time import perf_counter
 from typing import NamedTuple
 
@@ -58,11 +59,11 @@ MEMORY = 8.0 * 1024 * 1024
 READING = 32.0
 """Bodies being read after their responses, of up to MAX_BODY each."""
 READ_SECONDS = 2.0
-AT_ONCE = 32
-"""Appends in flight: they share the log's batches."""
+AT_ONCE, OF_ONE_SOURCE = 32, 8
+"""Appends in flight, which share the log's batches: in all, and of one source, whose partition may take none."""
 MAX_WAIT = MAX_LATER - 30.0
-"""Seconds in the queue after which a request isn't stored. It can be read if it is stored within MAX_LATER of its
-receipt, and its body may have taken 10 s, as its append may some."""
+"""Seconds in the queue after which a request isn't stored. A stored one is read only if that was within MAX_LATER of
+its receipt, and its body may have taken 10 s of that, and its append some."""
 WARNING_INTERVAL = 60.0
 
 
@@ -97,8 +98,9 @@ class Quarantine:
         self._all = Quotas(rate=ALL_PER_SECOND, burst=ALL_BURST, bytes_per_day=ALL_BYTES_PER_DAY, now=now)
         self._memory = FairBucket(capacity=MEMORY, rate=0.0, now=now)
         self._reading = FairBucket(capacity=READING, rate=0.0, now=now)
-        self._waiting: deque[_Waiting] = deque()
-        self._in_flight = 0
+        # By source, the one that had its turn longest ago first. Invariant: none is empty.
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._in_flight = Counter[str]()
         self._has_work, self._is_idle = asyncio.Event(), asyncio.Event()
         self._is_idle.set()
         self._throttle = LogThrottle(WARNING_INTERVAL)
@@ -147,12 +149,12 @@ class Quarantine:
             salt=salt,
             credentials=kept.credentials,
             is_body_secret=is_body_secret(source.verifier),
-            # The client's certificate satisfied this, or the refusal would have another reason.
+            # It was the right one, or the refusal would have another reason.
             certificate="" if source.client_certificate is None else source.client_certificate.digest,
         )
         owner = self._memory.take(source.name, cost)
         outcome = "too_large" if is_too_large else "kept"
-        self._waiting.append(
+        self._waiting.setdefault(source.name, deque()).append(
             _Waiting(source.name, outcome, encode_rejected(request), body, cost, owner, since=perf_counter())
         )
         self._is_idle.clear()
@@ -176,9 +178,9 @@ class Quarantine:
         slot = self._reading.take(source.name, 1)
         body = bytearray()
         try:
-            await response.prepare(request)
-            await response.write_eof()
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(READ_SECONDS):  # of both: the client may read as slowly as it sends
+                await response.prepare(request)
+                await response.write_eof()
                 while len(body) <= MAX_BODY and (chunk := await stream.readany()):
                     body += chunk
         except (TimeoutError, web.RequestPayloadError, ConnectionError, RuntimeError) as error:
@@ -191,23 +193,33 @@ class Quarantine:
 
     async def run(self) -> None:
         """Append what is queued, until cancelled: AT_ONCE at a time, each as soon as another one has ended."""
-        slots = asyncio.Semaphore(AT_ONCE)
         async with asyncio.TaskGroup() as tasks:
             while True:
+                self._has_work.clear()
+                while (each := self._next()) is not None:
+                    self._in_flight[each.source] += 1
+                    tasks.create_task(self._append_in_turn(each), name="quarantine-append")
                 await self._has_work.wait()
-                await slots.acquire()
-                self._in_flight += 1
-                tasks.create_task(self._append_in(slots, self._waiting.popleft()), name="quarantine-append")
-                if not self._waiting:
-                    self._has_work.clear()
 
-    async def _append_in(self, slots: asyncio.Semaphore, each: "_Waiting") -> None:
+    def _next(self) -> "_Waiting | None":
+        """Return the next request to append, of the sources in turn; None if no more appends may be in flight."""
+        if self._in_flight.total() < AT_ONCE:
+            for source, queue in self._waiting.items():
+                if self._in_flight[source] < OF_ONE_SOURCE:
+                    del self._waiting[source]
+                    each = queue.popleft()
+                    if queue:
+                        self._waiting[source] = queue
+                    return each
+        return None
+
+    async def _append_in_turn(self, each: "_Waiting") -> None:
         try:
             await self._append(each)
         finally:
-            slots.release()
-            self._in_flight -= 1
-            if not self._in_flight and not self._waiting:
+            self._in_flight[each.source] -= 1
+            self._has_work.set()
+            if not self._in_flight.total() and not self._waiting:
                 self._is_idle.set()
 
     async def flush(self, timeout: float) -> None:
@@ -216,7 +228,7 @@ class Quarantine:
             async with asyncio.timeout(timeout):
                 await self._is_idle.wait()
         except TimeoutError:
-            for each in self._waiting:
+            for each in chain.from_iterable(self._waiting.values()):
                 self._count(each.source, "log_unavailable")
 
     def _has_room(self, source: str, network: str, size: int) -> bool:
@@ -262,7 +274,7 @@ class Quarantine:
 class Quotas:
     """Tokens for requests and for bytes, shared fairly between keys: sources, or the networks of one's clients.
 
-    A day's worth of bytes may come at once. Times are seconds of a clock that isn't set.
+    A day's worth of bytes may come at once. Times are seconds of a monotonic clock.
     """
 
     __slots__ = ("bytes", "requests")

@@ -19,8 +19,8 @@ from gateway.rules.rules import StoredResponse
 from gateway.rules.templates import Template
 from gateway.verify.handshakes import HandshakeResponse
 
-# Seconds, sent to a sender that we can't serve now; real ones wait longer by their own schedules.
-RETRY_AFTER = 5
+# Sent to a sender that we can't serve now; real ones wait longer by their own schedules.
+RETRY_AFTER_SECONDS = 5
 
 
 class Accepted(web.StreamResponse):
@@ -146,7 +146,7 @@ def problem_response(refusal: RefusedError, *, allow: str = "POST") -> web.Respo
     elif refusal.retry_after is not None:
         response.headers["Retry-After"] = str(refusal.retry_after)
     elif refusal.status == HTTPStatus.SERVICE_UNAVAILABLE:
-        response.headers["Retry-After"] = str(RETRY_AFTER)
+        response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
     if refusal.status == HTTPStatus.REQUEST_TIMEOUT:
         response.force_close()
     return response

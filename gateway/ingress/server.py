@@ -188,6 +188,8 @@ class Connection(web.RequestHandler):
 
     @override
     def data_received(self, data: bytes) -> None:
+        if self._messages and _is_error(self._messages[-1][0]):
+            return  # nothing after it can be read; aiohttp would queue an error with all of it again
         body = self._body
         begun = 0 if body is None else body.total_bytes
         super().data_received(data)
@@ -219,7 +221,7 @@ class Connection(web.RequestHandler):
         that its client is gone.
         """
         waiting = self._messages
-        return len(waiting) > (not self._request_in_progress) and getattr(waiting[-1][0], "exc", None) is None
+        return len(waiting) > (not self._request_in_progress) and not _is_error(waiting[-1][0])
 
     def _last_body(self) -> StreamReader | None:
         if self._messages:
@@ -363,6 +365,11 @@ def _is_in_head(parser: HttpParser[Any]) -> bool:
         return parser.feed_eof() is not None
     except (HttpProcessingError, ValueError):
         return True
+
+
+def _is_error(message: object) -> bool:
+    """Return whether what aiohttp has queued is no request, but why there is none."""
+    return getattr(message, "exc", None) is not None
 
 
 def _has_unread(connection: socket.socket) -> bool:

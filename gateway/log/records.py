@@ -77,7 +77,7 @@ class Origin(NamedTuple):
     partition: Partition
     offset: int
     appended_at: float
-    by: str = ""
+    debounce_key: str = ""
     """By which key its route is debounced, as a digest: by another, it may go to another partition."""
 
 
@@ -259,7 +259,7 @@ def record_metadata_of(record: Record) -> RecordMetadata:
 
 def encode_record_metadata(metadata: RecordMetadata) -> dict[str, str]:
     """Return the non-empty fields of record metadata, as in `gw_delivery` (stored as `note`)."""
-    texts = {name: getattr(metadata, name) for name in _METADATA_TEXTS}
+    texts = {name: getattr(metadata, field) for field, name in _METADATA_TEXTS.items()}
     encoded = {name: text for name, text in texts.items() if text}
     if metadata.breaks:
         encoded["breaks"] = str(metadata.breaks)
@@ -272,7 +272,7 @@ def encode_record_metadata(metadata: RecordMetadata) -> dict[str, str]:
 
 def decode_record_metadata(fields: JsonFields) -> RecordMetadata:
     """Read record metadata, ignoring fields of a newer version. Raises UndecodableRecordError."""
-    texts = {name: fields.text(name) for name in _METADATA_TEXTS if fields.has(name)}
+    texts = {field: fields.text(name) for field, name in _METADATA_TEXTS.items() if fields.has(name)}
     since = fields.text("unknown_since", like=_TIME, expected="a time") if fields.has("unknown_since") else None
     return RecordMetadata(
         **texts,
@@ -470,5 +470,15 @@ _PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")
 """A header pair with its line end; or, where the text is malformed, all the rest, without a name."""
 _RESULTS = frozenset(Result)
-_METADATA_TEXTS = ("why", "by", "replay", "reason", "detail", "rules", "owner", "runbook")
+_METADATA_TEXTS = {
+    "spill_reason": "why",
+    "paused_name": "by",
+    "replay": "replay",
+    "dead_reason": "reason",
+    "detail": "detail",
+    "rules": "rules",
+    "owner": "owner",
+    "runbook": "runbook",
+}
+"""Field of RecordMetadata → its name in a record."""
 _TIME, _COUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), re.compile(r"[0-9]{1,9}")

@@ -126,7 +126,7 @@ class ControlClient:
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
-        return await self._place(ControlRecord(kind="kick", name=name, state="asked", at=self._log.now()))
+        return await self._place(ControlRecord(kind="kick", name=name, state="requested", at=self._log.now()))
 
     async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
         """Have the dead letters that exist now and match the filter replayed or dropped."""
@@ -136,7 +136,7 @@ class ControlClient:
             ControlRecord(
                 kind="dead",
                 name=self._new_name(),
-                state="asked",
+                state="requested",
                 at=self._log.now(),
                 checkpoint=ends,
                 action=action,
@@ -155,7 +155,7 @@ class ControlClient:
             ControlRecord(
                 kind="replay",
                 name=self._new_name(),
-                state="asked",
+                state="requested",
                 at=self._log.now(),
                 checkpoint=ends,
                 selection=selection,
@@ -168,7 +168,7 @@ class ControlClient:
         """Cancel a replay; its current batch is still injected. None if there is no such replay, or it has ended."""
         control = await self.control()
         command = control.commands.get(f"replay/{name}")
-        if command is None or command.state != "asked":
+        if command is None or command.state != "requested":
             return None
         cancelled = command.with_state("cancelled", count=control.injected(command.key))
         return await self._place(cancelled)
@@ -234,7 +234,7 @@ class ControlClient:
             partition = Partition(self._topics.parked, number)
             async with aclosing(records_of(self._log, partition, start, end)) as records:
                 async for record in records:
-                    if record_metadata_of(record).by == name and not control.has_scanned(
+                    if record_metadata_of(record).paused_name == name and not control.has_scanned(
                         f"pause/{name}", partition, record.offset, record.appended_at
                     ):
                         return True

@@ -399,7 +399,7 @@ class _Migration:
         partition = Partition(self._topics.parked, 0)
         async for record in self._records(partition.topic, is_counted=is_counted):
             try:
-                by = decode_delivery(record).metadata.by
+                by = decode_delivery(record).metadata.paused_name
             except UnreadableRecordError:
                 by = ""
             if not control.has_scanned(f"pause/{by}", partition, record.offset, record.appended_at):
@@ -508,8 +508,8 @@ class _Migration:
             case "pause":
                 return [command]
             case "kick":
-                return [command] if command.state == "asked" else []
-            case "dead" if command.state == "asked":
+                return [command] if command.state == "requested" else []
+            case "dead" if command.state == "requested":
                 # A dead letter's time is that of its append, which has changed, and its order may have.
                 which = command.filter
                 has_order = self._offset_maps[self._topics.dead].has_order()
@@ -518,7 +518,7 @@ class _Migration:
                 ends = self._translated(command.checkpoint)
                 latest = await last_append_time(self._target, ends)
                 return [replace(command, filter=which, checkpoint=ends, latest=latest)]
-            case "replay" if command.state == "asked" and command.selection is not None:
+            case "replay" if command.state == "requested" and command.selection is not None:
                 starts = self._translated(command.selection.starts)
                 selection = replace(command.selection, since=0.0, until=None, starts=starts)
                 ends = self._translated(command.checkpoint)

@@ -80,7 +80,7 @@ def covers(command: ControlRecord, route: str, *, source: str | None, since: flo
     return (
         which is not None
         and which.since > 0  # or it is of one event
-        and command.state in ("asked", "done")
+        and command.state in ("requested", "done")
         and not command.unread
         and command.at >= until
         and which.route == route
@@ -115,5 +115,5 @@ def _sum(commands: Collection[ControlRecord], control: Control, events: Counter[
     if not commands:
         return None
     queued = sum([_queued(command, control) for command in commands])
-    is_done = all(command.state != "asked" for command in commands)
+    is_done = all(command.state != "requested" for command in commands)
     return Replayed(queued=queued, events=events.total(), most=max(events.values(), default=0), is_done=is_done)

@@ -110,7 +110,7 @@ class Progress(NamedTuple):
 
     @property
     def has_ended(self) -> bool:
-        return self.command.state != "asked"
+        return self.command.state != "requested"
 
 
 async def follow(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -21,8 +22,17 @@ _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 RULES, TESTS, JOB = Path("routes.yaml"), Path("tests/first.yaml"), Path(".github/workflows/rules.yml")
 
 
-def starter(provider: str, to: str) -> dict[Path, str]:
-    """Return the files, by their paths within a folder. Raises UsageError for an unknown provider, or no URL."""
+def repository_of(folder: Path) -> Path:
+    """Return the root of the Git repository that a folder is in, where GitHub looks for jobs; else the folder."""
+    inside = folder.absolute()
+    return next((each for each in (inside, *inside.parents) if (each / ".git").exists()), inside)
+
+
+def starter(provider: str, to: str, folder: Path = Path()) -> dict[Path, str]:
+    """Return the files, by their paths within a repository, with the rules in a folder of it.
+
+    Raises UsageError for an unknown provider, or no URL.
+    """
     if provider not in PRESETS:
         hint = did_you_mean(provider, PRESETS) or "; `gateway providers` lists those that are known"
         raise UsageError(f"expected a provider's name, got {provider!r}{hint}")
@@ -53,8 +63,8 @@ def starter(provider: str, to: str) -> dict[Path, str]:
         "",
     ]
     return {
-        RULES: "\n".join(_with_allowances(lines)),
-        TESTS: "\n".join(
+        folder / RULES: "\n".join(_with_allowances(lines)),
+        folder / TESTS: "\n".join(
             [
                 "tests:",
                 f"  - name: an event of {guide.title} is sent on",
@@ -69,7 +79,7 @@ def starter(provider: str, to: str) -> dict[Path, str]:
                 "",
             ]
         ),
-        JOB: _JOB.format(version=version("webhook-gateway")),
+        JOB: _JOB.format(version=version("webhook-gateway"), rules=shlex.quote((folder / RULES).as_posix())),
     }
 
 
@@ -109,7 +119,7 @@ jobs:
         with:
           python-version: "3.13"
       - run: python -m pip install webhook-gateway=={version}
-      - run: gateway fmt --check routes.yaml
-      - run: gateway check routes.yaml --strict --format github
-      - run: gateway test routes.yaml
+      - run: gateway fmt --check {rules}
+      - run: gateway check {rules} --strict --format github
+      - run: gateway test {rules}
 """

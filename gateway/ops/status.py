@@ -263,7 +263,7 @@ async def _parked(
 
 
 def _was_resumed(control: Control, stored: StoredDelivery, partition: Partition, record: Record) -> bool:
-    return control.has_scanned(f"pause/{stored.metadata.by}", partition, record.offset, record.appended_at)
+    return control.has_scanned(f"pause/{stored.metadata.paused_name}", partition, record.offset, record.appended_at)
 
 
 async def _commits(log: Log, topics: Topics, topic: str) -> Mapping[int, Commit]:
@@ -285,7 +285,7 @@ async def parked_counts(
     }
     if paused:
         async for stored in _parked(log, topics, control, unread):
-            by, delivery = stored.metadata.by, stored.delivery
+            by, delivery = stored.metadata.paused_name, stored.delivery
             life = hash(delivery.life)
             is_of_name = called == (delivery.route if kind == "route" else delivery.destination)
             if by in paused and is_of_name and life not in seen:

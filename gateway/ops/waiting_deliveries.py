@@ -61,9 +61,9 @@ class Backlog:
         delivery = stored.delivery
         self.count += 1
         self.oldest = min(self.oldest, delivery.age_began_at)
-        if stored.metadata.why != SpillReason.PAUSED:
+        if stored.metadata.spill_reason != SpillReason.PAUSED:
             self.due = min(self.due, delivery.due)
-        if stored.metadata.why == SpillReason.UNKNOWN_NAME and stored.metadata.unknown_since is not None:
+        if stored.metadata.spill_reason == SpillReason.UNKNOWN_NAME and stored.metadata.unknown_since is not None:
             self.unknown_since = min(self.unknown_since, stored.metadata.unknown_since)
         attempt = delivery.attempts[-1] if delivery.attempts else None
         if attempt is not None and (self.tried is None or attempt.number > self.tried.attempts[-1].number):
@@ -76,10 +76,10 @@ class Backlog:
 
 def reason_of_waiting(stored: StoredDelivery) -> str:
     """Return why a delivery waits: as its record says, else what its last attempt got."""
-    if stored.delivery.is_delayed and stored.metadata.why != SpillReason.PAUSED:
+    if stored.delivery.is_delayed and stored.metadata.spill_reason != SpillReason.PAUSED:
         return WAIT_REASONS[SpillReason.DELAYED]
-    if stored.metadata.why:
-        return WAIT_REASONS.get(stored.metadata.why, stored.metadata.why)
+    if stored.metadata.spill_reason:
+        return WAIT_REASONS.get(stored.metadata.spill_reason, stored.metadata.spill_reason)
     if not stored.delivery.attempts:
         return NOT_TRIED
     attempt = stored.delivery.attempts[-1]
@@ -114,8 +114,8 @@ class Backlogs:
 
     def add(self, stored: StoredDelivery) -> None:
         delivery = stored.delivery
-        if stored.metadata.by:
-            parked = self.parked.setdefault(stored.metadata.by, Parked())
+        if stored.metadata.paused_name:
+            parked = self.parked.setdefault(stored.metadata.paused_name, Parked())
             parked.count += 1
             parked.first = min(parked.first, stored.at)
         key = delivery.route, delivery.destination, "" if delivery.route else delivery.event.source

@@ -16,7 +16,7 @@ _OTHERS = ("others",)
 
 
 class FairBucket:
-    """Tokens of a `capacity`, refilled at a `rate` per second. Times are seconds of a clock that isn't set."""
+    """Tokens of a `capacity`, refilled at a `rate` per second. Times are seconds of a monotonic clock."""
 
     __slots__ = ("_at", "_capacity", "_debts", "_rate", "_taken")
 

@@ -30,6 +30,7 @@ from gateway.rules.rules import (
 )
 from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, TemplateRef
 from gateway.rules.templates import Template
+from gateway.turns import give_way
 from gateway.verify.client_certificates import ClientCertificates
 from gateway.verify.presets import PresetResponse
 from gateway.verify.verifier import Verifier
@@ -98,6 +99,7 @@ def _response(read: ParsedMapping | None, default: PresetResponse | None) -> Sto
 
 
 def destination_of(name: str, read: ParsedMapping, tls: Tls | None) -> Destination:
+    give_way()
     own = {"url", "forward_headers", "drop_headers", "timeout", "concurrency", "rate", "on_gone"}
     values = {key: value for key, value in read.values.items() if key in own}
     sign = read.values.get("sign")
@@ -137,6 +139,7 @@ def _proxy(read: ParsedMapping) -> Proxy | None:
 
 
 def route_of(name: str, read: ParsedMapping) -> Route:
+    give_way()
     request = read.values.get("request")
     return Route(
         name=name,

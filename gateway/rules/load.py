@@ -42,6 +42,7 @@ from gateway.rules.rules import (
 from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, take_all_apart
 from gateway.rules.yaml_document import Node, Problem
 from gateway.text import did_you_mean
+from gateway.turns import give_way
 from gateway.verify.client_certificates import ClientCertificates, read_authorities
 from gateway.verify.config_keys import GENERIC
 from gateway.verify.kept_proof import why_not_kept
@@ -295,6 +296,7 @@ class _Assembly:
 
     def _claim(self, what: str, name: str, shown: str, node: Node, *, at_key: bool = False) -> None:
         """Register a name or a path for a node; report it if another node has it already."""
+        give_way()
         line, column = node.key_location if at_key else (node.line, node.column)
         first = self.locations.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))
         if first[0] is not node:
@@ -344,6 +346,7 @@ class _Assembly:
         return client_certificates_of(found, authorities)
 
     def _check_references(self, route: ParsedMapping) -> None:
+        give_way()
         for key, what in (("from", "source"), ("to", "destination")):
             known = self.written[what]
             uses = route.values.get(key, ())

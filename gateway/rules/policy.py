@@ -46,7 +46,7 @@ def check_policy(
                 by.check_headers(request)
 
 
-def keeps_secrets(root: ParsedMapping) -> bool:
+def confines_secrets(root: ParsedMapping) -> bool:
     """Return whether the secrets of a file are for its own expressions alone."""
     policy = root.values.get("policy")
     return policy is not None and "secrets" in policy.values.get("forbid", ())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gateway.rules.conditions import written
 from gateway.rules.rules import Route
+from gateway.turns import give_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ def deciders(routes: Iterable[Route], hidden: Collection[str] = ()) -> dict[str,
                 every.add(route)
     found: dict[str, Deciders] = {}
     for route in known:
+        give_way()
         chains = [above.of(route, is_catch_all=route.catch_all)]
         if route.catch_all:
             chains.append(every.of(route, is_catch_all=False))

@@ -17,6 +17,7 @@ from gateway.rules.conditions import AllOf, AnyOf, Condition, Field, OneOf, Path
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
+from gateway.turns import give_way
 
 _K = TypeVar("_K")
 _R = TypeVar("_R", bound="Matchable")
@@ -157,10 +158,12 @@ class _Index:
         loads: Counter[tuple[Path, object]] = Counter()
         popularity: Counter[Path] = Counter()
         for _, branches in alternatives:
+            give_way()
             for branch in branches:
                 popularity.update(branch.keys())
                 loads.update((path, key) for path, test in branch.items() for key in _keys(test))
         for number, branches in alternatives:
+            give_way()
             if not branches:
                 self._unindexed.append(number)
             for branch in branches:

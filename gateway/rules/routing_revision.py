@@ -22,6 +22,7 @@ from gateway.rules.expressions import Expression
 from gateway.rules.precedence import deciders
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import Route, RoutingRevision, Rules
+from gateway.turns import give_way
 
 SHORTEST = 4
 """Minimum length of a reference's value to be searched for; a shorter one may occur anywhere by chance."""
@@ -62,6 +63,7 @@ def _texts(rules: Rules, deduped: set[str], secrets: list[str]) -> Iterator[tupl
     hidden = [name for name, document in own.items() if "hidden" in document]
     others = deciders(rules.routes.values(), hidden)
     for name, document in own.items():
+        give_way()
         if (decided := others.get(name)) is not None:
             document["others"] = decided.digest
             if decided.is_hidden:
@@ -178,6 +180,7 @@ def _are_texts(value: object) -> TypeGuard[list[str]]:
 
 
 def _document_of(route: Route, deduped: set[str], secrets: list[str]) -> dict[str, Any]:
+    give_way()
     document: dict[str, Any] = {"from": sorted(set(route.sources)), "to": sorted(set(route.destinations))}
     if not deduped.isdisjoint(route.sources):
         document["dedupe"] = sorted(deduped.intersection(route.sources))

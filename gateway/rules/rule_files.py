@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gateway.rules.defaults import inherit
 from gateway.rules.foreach import expand
-from gateway.rules.policy import keeps_secrets
+from gateway.rules.policy import confines_secrets
 from gateway.rules.schema import INCLUDED, ROOT
 from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaReader
 from gateway.rules.value_kinds import MappingKind
@@ -34,7 +34,7 @@ class RuleFiles:
         return list(self._read(root, ROOT, (), None))
 
     def _read(
-        self, path: Path, record: MappingKind, above: tuple[Path, ...], parent: ParsedMapping | None
+        self, path: Path, kind: MappingKind, above: tuple[Path, ...], parent: ParsedMapping | None
     ) -> Iterator[ParsedMapping]:
         reader = self._reader
         self._seen.add(_identity(path))
@@ -45,14 +45,14 @@ class RuleFiles:
         if root is not None:
             expand(root, reader.problems)
         outer = reader.secrets
-        read = ABSENT if root is None else reader.read(root, record)
+        read = ABSENT if root is None else reader.read(root, kind)
         if read is ABSENT:
             reader.has_gaps, reader.secrets = True, outer
             return
         if _includes_unknown(read.node, reader):
             reader.has_gaps = reader.is_incomplete = True
         inherit(read, parent)
-        if keeps_secrets(read):
+        if confines_secrets(read):
             reader.secrets = {}
         yield read
         above = (*above, path)
@@ -68,7 +68,7 @@ class RuleFiles:
         reader.secrets = outer
 
     def _found(self, use: NameRef, folder: Path) -> list[Path]:
-        """Return the files that an include is for, and have those watched in which others would be."""
+        """Return the files that an include is for, and have the folders watched in which more of them could appear."""
         reader, name = self._reader, use.name
         if "\0" in name:
             reader.has_gaps = True
@@ -86,7 +86,7 @@ class RuleFiles:
 
 
 def _identity(path: Path) -> str:
-    """Return what is the same for all names of a file; unlike `Path.resolve`, also of one that is out of reach."""
+    """Return a file's canonical path, also if it is missing, or in a loop of links, for which `Path.resolve` raises."""
     return os.path.realpath(path)
 
 
@@ -101,7 +101,7 @@ def _includes_unknown(root: Node, reader: SchemaReader) -> bool:
 def _folders(pattern: str, folder: Path) -> Iterator[Path]:
     """Yield the folders that change when a file is added that fits the pattern: the first one also if it is missing.
 
-    Each is yielded before those in it are looked for, so that none escapes that is added meanwhile.
+    Each is yielded before those in it are looked for, so that a file that is added meanwhile isn't missed.
     """
     parts = Path(pattern).parts[:-1]
     known = list(takewhile(lambda part: not glob.has_magic(part), parts))

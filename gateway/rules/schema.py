@@ -445,6 +445,7 @@ SOURCE = MappingKind(
                 dict,
                 lambda config: config,  # built with the source's `public_url`, by the reader
                 {"$ref": "#/$defs/verify"},
+                is_secret=True,
                 unresolved="whsec_cGxhY2Vob2xkZXItcGxhY2Vob2xkZXI=",  # a secret of any scheme
             ),
             about="How the sender is verified.",
@@ -870,7 +871,7 @@ POLICY = MappingKind(
         Key(
             name="hosts",
             kind=Several("a list of hosts", _GLOB),
-            about="The hosts of their destinations and token endpoints: `*.acme.example`.",
+            about="The hosts of their destinations, token endpoints and proxies: `*.acme.example`.",
         ),
         Key(name="paths", kind=Several("a list of paths", _GLOB), about="The paths of their sources: `/in/team-*`."),
         Key(name="max_rate", kind=RATE, about="The most that `rate` of a destination may be; each then needs one."),

@@ -14,15 +14,21 @@ from gateway.rules.file_stamps import Stamp, stamp_of
 from gateway.rules.functions import NamedSecret
 from gateway.rules.references import REFERENCE
 from gateway.rules.templates import Template
-from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
+from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree, has_secrets
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar, take_apart
 from gateway.text import did_you_mean, hidden
+from gateway.turns import give_way
 from gateway.verify.presets import SchemeError
 
 MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
 
 _TEMPLATE = re.compile(r"(?<!\$)\$\{\{")
+_UNREFERENCED = re.compile(
+    r"(?:[A-Za-z]+ )?(?:\$[A-Za-z_][A-Za-z0-9_]*|\$\([^()]*\)|%[A-Za-z_][A-Za-z0-9_]*%|\{\{[^{}]*\}\})"
+)
+"""What refers to a variable elsewhere, after `Bearer ` perhaps."""
+_BARE = re.compile(r"(?<!\$)\{\{ *(?:body|headers|query|item|each|id|type|source|key)\b[^{}]*\}\}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 # Stands for the value of a key with a problem, or with an unresolved reference: as if it weren't written.
@@ -41,6 +47,7 @@ def take_all_apart(files: Iterable[ParsedMapping]) -> None:
     """Free what was read of files, as `take_apart` does."""
     waiting: list[object] = list(files)
     while waiting:
+        give_way()
         item = waiting.pop()
         if isinstance(item, ParsedMapping):
             take_apart(item.node)
@@ -144,6 +151,16 @@ class SchemaReader:
         self.unresolved.add(node)
         return None
 
+    def _warn_of_literal(self, node: Node, *, is_template: bool = False) -> None:
+        """Warn about a secret that is a reference elsewhere, and a template as it is written elsewhere."""
+        if is_template and _BARE.search(node.value):
+            self.report(
+                node, "literal", "expected ${{ … }}, got {{ … }}, which is sent as it is written", severity="warning"
+            )
+        elif not is_template and isinstance(node.value, str) and _UNREFERENCED.fullmatch(node.value):
+            message = "expected ${NAME} or ${file:/path} for a value from elsewhere, got one taken as it is"
+            self.report(node, "literal", message, severity="warning")
+
     def _reference(self, node: Node, written: str, inner: str) -> str | None:
         name, has_default, default = inner.partition(":-")
         if not written.endswith("}") or not (inner.startswith("file:") or _VARIABLE.fullmatch(name)):
@@ -177,6 +194,7 @@ class SchemaReader:
 
     def read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401 # what the kind says
         """Return a parsed value, or ABSENT if there is a problem, which is reported."""
+        give_way()
         return ABSENT if node.is_broken else self._read(node, kind)
 
     def _read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401, PLR0911 # what the kind says
@@ -199,6 +217,8 @@ class SchemaReader:
 
     def _scalar(self, node: Node, kind: Scalar) -> Any:  # noqa: ANN401 # what the kind says
         value = node.value
+        if kind.is_secret:
+            self._warn_of_literal(node)
         if isinstance(value, str) and "${" in value:
             known = len(self.problems)
             text = self.text(node)
@@ -237,7 +257,7 @@ class SchemaReader:
 
     def _tree(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # what the kind says
         if not isinstance(node.value, kind.shape):
-            return self._mismatch(node, kind.expected)
+            return self._mismatch(node, kind)
         known, unresolved = len(self.secret_lengths), len(self.unresolved)
         tree = self._plain(node, kind)
         try:
@@ -261,6 +281,8 @@ class SchemaReader:
         """Return a value of any shape without locations, with its references resolved."""
         value = node.value
         if isinstance(value, str) and not kind.is_raw:
+            if kind.is_secret or kind.is_template:
+                self._warn_of_literal(node, is_template=kind.is_template)
             text = self.text(node, is_template=kind.is_template)
             return text if text is not None else kind.unresolved or value
         if isinstance(value, list):
@@ -271,15 +293,15 @@ class SchemaReader:
 
     def _several(self, node: Node, kind: Several) -> Any:  # noqa: ANN401 # a tuple
         if not isinstance(node.value, list) and not kind.may_be_one:
-            return self._mismatch(node, kind.expected)
+            return self._mismatch(node, kind)
         items = node.value if isinstance(node.value, list) else [node]
         if not items and not kind.may_be_empty:
-            return self._mismatch(node, f"{kind.expected}, with at least one item", got="an empty list")
+            return self._expected(node, f"{kind.expected}, with at least one item", "an empty list")
         return tuple([read for item in items if (read := self.read(item, kind.item)) is not ABSENT])
 
     def _table(self, node: Node, kind: Table) -> Any:  # noqa: ANN401 # a dict
         if not isinstance(node.value, dict):
-            return self._mismatch(node, kind.expected)
+            return self._mismatch(node, kind)
         table: dict[Any, Any] = {}
         for name, child in self._entries(node, has_number_keys=kind.has_number_keys):
             key, value = self._table_entry(name, child, kind)
@@ -301,7 +323,7 @@ class SchemaReader:
         if not isinstance(node.value, str) or "{{" not in node.value:
             return self.read(node, kind.record if isinstance(node.value, dict) else kind.name)
         if not _TEMPLATE.search(node.value):
-            return self._mismatch(node, kind.template.expected)
+            return self._mismatch(node, kind.template)
         template = self.read(node, kind.template)
         return template if template is ABSENT else TemplateRef(template, node)
 
@@ -312,11 +334,11 @@ class SchemaReader:
         if isinstance(chosen.value, str) and chosen.value in kind.kinds:
             return self._record(node, kind.kinds[chosen.value])
         guess = did_you_mean(chosen.value, kind.kinds) if isinstance(chosen.value, str) else ""
-        return self._mismatch(chosen, f"one of {', '.join(kind.kinds)}", got=f"{_shown(chosen)}{guess}")
+        return self._expected(chosen, f"one of {', '.join(kind.kinds)}", f"{_shown(chosen)}{guess}")
 
     def _record(self, node: Node, record: MappingKind) -> Any:  # noqa: ANN401 # a ParsedMapping
         if not isinstance(node.value, dict):
-            return self._mismatch(node, record.expected)
+            return self._mismatch(node, record)
         self._read_secrets(node, record)
         named = self._named_expressions(node, record)
         with naming(named) if named else nullcontext():
@@ -352,7 +374,7 @@ class SchemaReader:
             if not key.names_expressions or child is None or not isinstance(key.kind, Table):
                 continue
             if not isinstance(child.value, dict):
-                self._mismatch(child, key.kind.expected)
+                self._mismatch(child, key.kind)
                 continue
             for name, written in self._entries(child):
                 if named.get(name) == name:
@@ -389,8 +411,13 @@ class SchemaReader:
                 message = f"expected a string as a key, got {name[:SHOWN]} (in quotes it is one)"
                 self.report(child, "value", message, at_key=True)
 
-    def _mismatch(self, node: Node, expected: str, *, got: str = "") -> Any:  # noqa: ANN401 # ABSENT, always
-        self.report(node, "value", f"expected {expected}, got {got or _shown(node)}")
+    def _mismatch(self, node: Node, kind: Tree | Several | Table | MappingKind) -> Any:  # noqa: ANN401 # ABSENT, always
+        """Report a value of another shape, which may be a secret where a list or a mapping of some is expected."""
+        is_hidden = isinstance(node.value, str) and has_secrets(kind)
+        return self._expected(node, kind.expected, "a string" if is_hidden else _shown(node))
+
+    def _expected(self, node: Node, expected: str, got: str) -> Any:  # noqa: ANN401 # ABSENT, always
+        self.report(node, "value", f"expected {expected}, got {got}")
         return ABSENT
 
     def are_unresolved(self, node: Node, paths: Iterable[Sequence[str | int]]) -> bool:

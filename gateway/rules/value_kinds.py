@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Any
+from typing import Any, assert_never
 
 from gateway.model import NAME_PATTERN, STORED_STATUSES, ExpressionError
 from gateway.rules.addresses import http_url, unresolved_url
@@ -60,6 +60,8 @@ class Tree:
     _: KW_ONLY
     is_template: bool = False
     is_raw: bool = False
+    is_secret: bool = False
+    """Never show what is written in its place."""
     unresolved: str | None = None
     """Placeholder for a string with unresolvable references, while checking; None leaves the string as written."""
 
@@ -146,6 +148,26 @@ class ByKey:
 
 
 Kind = Scalar | Tree | Several | Table | NameOr | MappingKind | ByKey
+
+
+def has_secrets(kind: Kind) -> bool:
+    """Return whether a secret may be in a value of a kind, and so in what is written in its place."""
+    match kind:
+        case Scalar() | Tree():
+            return kind.is_secret
+        case Several():
+            return has_secrets(kind.item)
+        case Table():
+            return has_secrets(kind.value)
+        case NameOr():
+            return has_secrets(kind.record)
+        case MappingKind():
+            return any(has_secrets(key.kind) for key in kind.keys)
+        case ByKey():
+            return any(map(has_secrets, (*kind.kinds.values(), kind.otherwise)))
+    assert_never(kind)
+
+
 _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
 _DNS_NAME = re.compile(r"[A-Za-z0-9_*-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")

@@ -7,6 +7,7 @@ from gateway.rules.eligibility import Eligibility
 from gateway.rules.file_stamps import Stamps
 from gateway.rules.precedence import deciders
 from gateway.rules.rules import Destination, DestinationAccess, Egress, Route, Rules, Source
+from gateway.turns import give_way
 
 MAX_UNSTABLE_LOOKS = 10
 """Observations after which files that keep changing are read anyway."""
@@ -113,12 +114,12 @@ def changes(old: Rules, new: Rules) -> Changes:
                 f"{what} {name}: {_keys(before[name], after[name])}"
                 for what, before, after in _kinds(old, new)
                 for name in after
-                if name in before and before[name] != after[name]
+                if name in before and _differ(before[name], after[name])
             ]
             + [
                 f"route {name}: what others take before it"
                 for name in sorted(decided)
-                if old.routes[name] == new.routes[name]
+                if not _differ(old.routes[name], new.routes[name])
             ]
             + ([] if old.egress == new.egress else [f"egress: {_keys(old.egress, new.egress)}"])
             + ([f"ingress: {', '.join(ingress)}"] if (ingress := _ingress_keys(old, new)) else [])
@@ -143,6 +144,7 @@ def _touched(old: Rules, new: Rules, decided: frozenset[str]) -> Mapping[str, fr
     others = {name for name, source in new.sources.items() if old.sources.get(name) != source}
     found: dict[str, set[str]] = {name: set() for name in others}
     for name in old.routes.keys() | new.routes.keys():
+        give_way()
         before, after = old.routes.get(name), new.routes.get(name)
         is_other = before is None or after is None or _aim(before) != _aim(after) or name in decided
         for route in (before, after):
@@ -156,6 +158,7 @@ def _with_other_conditions(old: Rules, new: Rules) -> frozenset[str]:
     others = {name for name, source in new.sources.items() if _fields(old.sources.get(name)) != _fields(source)}
     found: set[str] = set()
     for name, after in new.routes.items():
+        give_way()
         before = old.routes.get(name)
         is_other = before is None or _condition(before) != _condition(after)
         if is_other or not others.isdisjoint(after.sources):
@@ -202,6 +205,11 @@ _KEYS: Mapping[str, str] = {
     "is_private_allowed": "private",
 }
 """Names in a rule file of fields that are called something else in code."""
+
+
+def _differ(before: _Kind, after: _Kind) -> bool:
+    give_way()
+    return before != after
 
 
 def _keys(before: _Kind, after: _Kind) -> str:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import yaml
 from typing_extensions import override
 
+from gateway.turns import give_way
+
 try:
     from yaml import CSafeLoader as _Base
 except ImportError:  # PyYAML was built without libyaml: the same, ten times slower
@@ -72,6 +74,7 @@ Code = Literal[
     "unused",  # warning: no route uses it
     "weak",  # warning: it protects less than it appears to
     "expiring",  # warning: a secret that has expired, or will soon, or a route that has
+    "literal",  # warning: a reference or a template in another form, which is taken as it is written
     "plain",  # warning of --strict: http without a credential
     "unlimited",  # the same: a destination without a rate
     "unreachable",  # the same: a route whose conditions exclude each other
@@ -176,6 +179,7 @@ def take_apart(*roots: object) -> None:
     """
     waiting = list(roots)
     while waiting:
+        give_way()
         item = waiting.pop()
         if isinstance(item, (Node, yaml.Node)):
             value, item.value = item.value, None
@@ -203,6 +207,12 @@ class _Loader(_Base):
     """PyYAML's composer with the core schema's resolver; it composes nodes, and constructs no objects."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # as in PyYAML; empty, so that none is inherited
+
+    @override
+    def resolve(self, *arguments: Any) -> Any:
+        """Resolve a node's tag, as PyYAML does for each node; it composes the whole document in one call."""
+        give_way()
+        return super().resolve(*arguments)  # type: ignore[no-untyped-call]
 
 
 for _name, (_pattern, _first, _) in _CORE.items():
@@ -260,6 +270,7 @@ class _Builder:
         self.count = 0
 
     def build(self, source: yaml.Node, path: str, depth: int) -> Node:
+        give_way()
         line, column = _place(source)
         node = Node(file=self.file, path=path, line=line, column=column)
         self.count += 1

@@ -87,7 +87,7 @@ def decodable(topic: str, route: str) -> list[Poison]:
         ControlRecord(
             kind="replay",
             name=f"poison-{number}",
-            state="asked",
+            state="requested",
             at=time(),
             checkpoint=ends,
             selection=Selection(route=route, since=0.0, starts=starts, undelivered=True),

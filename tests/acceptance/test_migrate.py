@@ -212,7 +212,7 @@ def _delivery(event: str, chance: random.Random, *, due: float = 0.0) -> Deliver
 
 
 async def _put(log: Log, topic: str, delivery: Delivery, by: str = "", reason: str = "") -> None:
-    headers = encode_delivery(delivery, RecordMetadata(by=by, reason=reason), at=log.now())
+    headers = encode_delivery(delivery, RecordMetadata(paused_name=by, dead_reason=reason), at=log.now())
     await log.append(topic, key=delivery.destination.encode(), value=delivery.event.body, headers=headers)
 
 

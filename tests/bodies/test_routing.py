@@ -70,7 +70,7 @@ async def test_conditions_read_each_body_and_one_that_cannot_be_read_counts_as_n
     readable, unreadable = {f"evt_{name}" for name in READABLE}, {f"evt_{name}" for name in UNREADABLE}
     assert made["ci"] == made["audit"] == readable
     assert made["rest"] == unreadable
-    dead = [(each.delivery.route, each.delivery.event.id, each.metadata.reason) for each in world.dead()]
+    dead = [(each.delivery.route, each.delivery.event.id, each.metadata.dead_reason) for each in world.dead()]
     assert {*dead} == {("rendered", event, "expression_error") for event in unreadable}
     assert await world.unfinished() == 0
 

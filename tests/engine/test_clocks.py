@@ -66,7 +66,7 @@ async def _refused(ahead: float) -> None:
         await asyncio.sleep(120)
     assert [number for _, _, number in world.client.made] == [1, 2, 3, 4, 5]
     [dead] = world.dead()
-    assert dead.metadata.reason == "permanent"
+    assert dead.metadata.dead_reason == "permanent"
     kept = [attempt.at - began for attempt in dead.delivery.attempts]
     assert kept == pytest.approx([at - began for at in world.client.at], abs=0.01)
 

@@ -36,19 +36,19 @@ def test_nothing_is_to_be_committed_before_something_finishes() -> None:
 def test_an_unfinished_record_holds_the_base_back_but_not_the_bits() -> None:
     progress = a_progress(base=10)
     received(progress, 10, 11, 12, 13)
-    progress.finished(11)
-    progress.finished(13)
+    progress.mark_done(11)
+    progress.mark_done(13)
     assert progress.committable() == Commit(10, bytes([0b1010]))
-    progress.finished(10)
+    progress.mark_done(10)
     assert progress.committable() == Commit(12, bytes([0b10]))
-    progress.finished(12)
+    progress.mark_done(12)
     assert progress.committable() == Commit(14)
 
 
 def test_a_stored_commit_is_not_committable_again() -> None:
     progress = a_progress()
     received(progress, 0)
-    progress.finished(0)
+    progress.mark_done(0)
     commit = progress.committable()
     assert commit == Commit(1)
     progress.committed(commit)
@@ -78,10 +78,10 @@ def test_a_topic_of_another_id_is_another_though_its_commit_is_the_same(
 def test_an_older_commit_that_was_stored_late_is_replaced() -> None:
     progress = a_progress()
     received(progress, 0, 1)
-    progress.finished(0)
+    progress.mark_done(0)
     first = progress.committable()
     assert first is not None
-    progress.finished(1)
+    progress.mark_done(1)
     progress.committed(first)
     assert progress.committable() == Commit(2)
 
@@ -90,9 +90,9 @@ def test_gaps_count_as_done_before_between_and_however_wide() -> None:
     progress = a_progress(base=5)
     assert received(progress, 8, 9, 10**12) == [8, 9, 10**12]
     assert progress.base == 8
-    progress.finished(9)
+    progress.mark_done(9)
     assert progress.committable() == Commit(8, b"\xfe" + b"\xff" * 2047)
-    progress.finished(8)
+    progress.mark_done(8)
     assert progress.committable() == Commit(10**12)
 
 
@@ -100,7 +100,7 @@ def test_records_done_by_a_commit_are_skipped_and_stay_so() -> None:
     progress = a_progress(base=10, done=bytes([0b1010]))
     assert received(progress, 10) == [10]
     assert progress.committable() is None
-    progress.finished(10)
+    progress.mark_done(10)
     assert progress.committable() == Commit(12, bytes([0b10]))
     assert received(progress, 11, 12, 13, 14) == [12, 14]
     assert progress.lowest_unfinished() == 12
@@ -130,21 +130,21 @@ def test_a_log_start_below_the_base_is_no_loss() -> None:
 def test_records_that_end_before_a_reread_are_committed() -> None:
     """It was received in an earlier epoch, and another owner may come before we read as far as that again."""
     progress = a_progress(base=10)
-    progress.finished(12)
-    progress.finished(10)
+    progress.mark_done(12)
+    progress.mark_done(10)
     assert progress.committable() == Commit(11, b"\x02")
     assert not progress.received(12)
-    progress.finished(11)
+    progress.mark_done(11)
     assert progress.base == 13
 
 
 def test_finishing_twice_or_without_receipt_changes_nothing() -> None:
     progress = a_progress(base=10)
     received(progress, 10, 13)
-    progress.finished(10)
+    progress.mark_done(10)
     for foreign in (10, 3, 11, 10**15):
-        progress.finished(foreign)
-    assert progress.unfinished_count() == 1
+        progress.mark_done(foreign)
+    assert len(list(progress.unfinished_offsets())) == 1
     assert progress.base == 13
 
 
@@ -152,7 +152,7 @@ def test_a_record_that_is_read_twice_is_still_to_do() -> None:
     progress = a_progress()
     assert progress.received(0)
     assert progress.received(0)
-    assert progress.unfinished_count() == 1
+    assert len(list(progress.unfinished_offsets())) == 1
 
 
 def test_the_window_is_the_span_from_the_base_to_the_last_received() -> None:
@@ -160,13 +160,13 @@ def test_the_window_is_the_span_from_the_base_to_the_last_received() -> None:
     received(progress, 0, 1)
     assert progress.has_room()
     assert (progress.last_behind(0.5), progress.last_behind(0.75)) == (0, -1)
-    progress.finished(1)
+    progress.mark_done(1)
     received(progress, 2, 3)
     assert not progress.has_room()
     received(progress, 4)
     assert (progress.last_behind(0.75), progress.last_behind(0.75, WINDOW + 3)) == (2, 3)
     assert list(progress.unfinished_offsets()) == [0, 2, 3, 4]
-    progress.finished(0)
+    progress.mark_done(0)
     assert progress.base == 2
     assert progress.has_room()
 
@@ -175,7 +175,7 @@ def test_a_commit_fits_into_2048_bytes() -> None:
     progress = a_progress()
     received(progress, *range(WINDOW + 600))
     for offset in range(1, WINDOW + 600):
-        progress.finished(offset)
+        progress.mark_done(offset)
     commit = progress.committable()
     assert commit is not None
     assert commit == Commit(0, b"\xfe" + b"\xff" * 2047)
@@ -192,7 +192,7 @@ def test_a_returning_partition_keeps_interim_results() -> None:
     before = a_progress()
     received(before, 0, 1, 2, 4, 5)
     for offset in (0, 2, 5):
-        before.finished(offset)
+        before.mark_done(offset)
     progress = a_progress()
     progress.merge(before)
     assert progress.committable() == Commit(1, bytes([0b10110]))  # 2, the gap 3, and 5
@@ -203,7 +203,7 @@ def test_a_partition_that_came_back_keeps_more_than_a_window_of_finished_records
     before = a_progress()
     for offset in range(WINDOW + 1000):
         before.received(offset)
-        before.finished(offset)
+        before.mark_done(offset)
     progress = a_progress()
     progress.merge(before)
     assert progress.base == WINDOW + 1000
@@ -212,22 +212,22 @@ def test_a_partition_that_came_back_keeps_more_than_a_window_of_finished_records
 def test_records_received_before_a_merge_are_finished_by_it() -> None:
     before = a_progress()
     received(before, 0, 1, 2)
-    before.finished(1)
+    before.mark_done(1)
     progress = a_progress()
     received(progress, 0, 1)
     progress.merge(before)
-    assert progress.unfinished_count() == 1
+    assert len(list(progress.unfinished_offsets())) == 1
     assert progress.committable() == Commit(0, b"\x02")
 
 
 def test_merging_does_not_touch_the_earlier_tracker() -> None:
     before = a_progress()
     received(before, 0, 1)
-    before.finished(1)
+    before.mark_done(1)
     progress = a_progress()
     progress.merge(before)
     received(progress, 0, 1)
-    progress.finished(0)
+    progress.mark_done(0)
     assert before.base == 0
     assert before.committable() == Commit(0, b"\x02")
 
@@ -235,7 +235,7 @@ def test_merging_does_not_touch_the_earlier_tracker() -> None:
 def test_another_owners_interim_commit_survives_a_merge() -> None:
     before = a_progress()
     received(before, 0, 1, 2)
-    before.finished(2)
+    before.mark_done(2)
     progress = a_progress(base=1, done=bytes([0b1000]))
     progress.merge(before)
     assert received(progress, 1, 2, 3, 4, 5) == [1, 3, 5]
@@ -247,7 +247,7 @@ def test_a_new_owner_finds_committed_records_done(offset: int, finished: set[int
     progress = a_progress(base=offset)
     received(progress, *range(offset, offset + 601))
     for number in finished:
-        progress.finished(offset + number)
+        progress.mark_done(offset + number)
     commit = progress.committable() or Commit(offset)
     heir = Progress(commit, offset)
     expected = [number for number in range(offset, offset + 601) if number - offset not in finished]
@@ -297,7 +297,7 @@ class OffsetsOfOnePartition(RuleBasedStateMachine):
     @rule(data=st.data())
     def finish(self, data: st.DataObject) -> None:
         for offset in data.draw(st.lists(st.sampled_from(sorted(self.under_way)), unique=True)):
-            self.progress.finished(offset)
+            self.progress.mark_done(offset)
             self.under_way.discard(offset)
             self.done.add(offset)
 
@@ -342,8 +342,8 @@ class OffsetsOfOnePartition(RuleBasedStateMachine):
         assert {offset for offset in self.done if offset < commit.base + WINDOW} <= done_in(commit, self.end)
 
     @invariant()
-    def the_counts_are_those_of_a_set(self) -> None:
-        assert self.progress.unfinished_count() == len(self.under_way)
+    def what_is_unfinished_is_a_set(self) -> None:
+        assert set(self.progress.unfinished_offsets()) == set(self.under_way)
         assert self.progress.lowest_unfinished() == min(self.under_way, default=None)
 
 
@@ -359,7 +359,7 @@ def test_the_cost_of_a_record_does_not_grow_with_the_window(lag: int) -> None:
     started = time.process_time()
     for offset, oldest in zip(range(lag, lag + 20_000), count(), strict=False):
         progress.received(offset)
-        progress.finished(oldest)
+        progress.mark_done(oldest)
     assert (time.process_time() - started) / 20_000 < 10e-6
 
 
@@ -367,7 +367,7 @@ def test_a_full_window_is_committable_in_an_instant() -> None:
     progress = a_progress()
     received(progress, *range(WINDOW))
     for offset in random.Random(1).sample(range(1, WINDOW), WINDOW // 2):
-        progress.finished(offset)
+        progress.mark_done(offset)
     started = time.process_time()
     for _ in range(100):
         progress.committable()

@@ -31,7 +31,7 @@ from tests.virtual_time import now
 
 if TYPE_CHECKING:
     from gateway.engine.dedupe.filter import Reader
-    from gateway.engine.partition_tracker import Owner
+    from gateway.engine.partition_tracker import Member
     from gateway.log.base import Consumer
 
 
@@ -200,7 +200,7 @@ async def test_a_revocation_waits_for_no_commit_that_hangs() -> None:
 @virtual
 async def test_no_commit_goes_before_the_last_ones_of_a_revocation_which_would_undo_it() -> None:
     world, here = await a_world(a_route()), Partition(EVENTS, 0)
-    tracker = Tracker(Assignment(here, Commit(0), 0), cast("Owner", None))
+    tracker = Tracker(Assignment(here, Commit(0), 0), cast("Member", None))
     tracker.progress.received(0)
     tracker.progress.received(1)
     sent: list[Commit] = []
@@ -227,10 +227,10 @@ async def test_no_commit_goes_before_the_last_ones_of_a_revocation_which_would_u
         consumer=lambda: cast("Consumer", Sink()),
         metadata=lambda _tracker, _commit: b"",
     )
-    tracker.progress.finished(0)
+    tracker.progress.mark_done(0)
     last = asyncio.create_task(committer.last_commits([tracker]))
     await asyncio.sleep(0.1)
-    tracker.progress.finished(1)
+    tracker.progress.mark_done(1)
     another = asyncio.create_task(committer.commit())
     await asyncio.sleep(0.1)
     is_stored.set()

@@ -18,7 +18,7 @@ SELECTION = Selection(
 )
 ORDERS = {
     "pause": ControlRecord(kind="pause", name="destination/ci", state="paused", at=1.5),
-    "kick": ControlRecord(kind="kick", name="route/build", state="asked", at=1.5),
+    "kick": ControlRecord(kind="kick", name="route/build", state="requested", at=1.5),
     "dead": ControlRecord(
         kind="dead",
         name="1f-ab",
@@ -42,7 +42,7 @@ ORDERS = {
     "marker": ControlRecord(
         kind="marker",
         name="replay/1f-ab",
-        state="asked",
+        state="requested",
         at=1.5,
         checkpoint={"gateway.events.a/0": 9},
         covers_commands_below=17,
@@ -99,7 +99,7 @@ def body(kind: str, **changes: object) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("pause", {"state": "asked"}),
+        ("pause", {"state": "requested"}),
         ("pause", {"state": ["paused"]}),
         ("pause", {"marker": {"gateway.parked/0": "3"}}),
         ("pause", {"marker": {"gateway.parked": 3}}),
@@ -145,7 +145,7 @@ def test_a_newer_versions_command_is_not_executed_and_its_pause_holds() -> None:
 def test_a_kick_reserves_its_announced_retries_until_answered() -> None:
     """By whomever: an owner of before may have answered it already, and brings nothing on."""
     place = Partition("gateway.retry.20s", 0)
-    kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)
+    kick = ControlRecord(kind="kick", name="destination/ci", state="requested", at=1.5)
     announced = ControlRecord(
         kind="marker", name="hold/kick/destination/ci", state="done", at=2.0, checkpoint={f"{place.topic}/0": 7}
     )
@@ -163,8 +163,10 @@ def test_an_early_checkpoint_that_is_appended_after_the_last_one_leaves_its_comm
     kind: Literal["pause", "kick"], name: str
 ) -> None:
     """It is the try of an append that had no answer. What has overwritten the last one has to be overwritten again."""
-    command = ControlRecord(kind=kind, name=name, state="resuming" if kind == "pause" else "asked", at=1.5)
-    early = ControlRecord(kind="marker", name=command.key, state="asked", at=2.0, checkpoint={"gateway.parked/0": 3})
+    command = ControlRecord(kind=kind, name=name, state="resuming" if kind == "pause" else "requested", at=1.5)
+    early = ControlRecord(
+        kind="marker", name=command.key, state="requested", at=2.0, checkpoint={"gateway.parked/0": 3}
+    )
     last = replace(early, state="done", at=3.0, checkpoint={"gateway.parked/0": 9}, covers_commands_below=6)
     control = Control()
     for offset, record in enumerate((command, early, last), 5):
@@ -190,7 +192,7 @@ def test_an_early_checkpoint_that_is_appended_after_the_last_one_leaves_its_comm
 
 
 def test_a_replays_early_checkpoint_that_is_appended_late_takes_nothing_back() -> None:
-    command = replace(ORDERS["replay"], state="asked")
+    command = replace(ORDERS["replay"], state="requested")
     early = ControlRecord(kind="marker", name=command.key, state="done", at=2.0, checkpoint={"a/0": 3}, count=1)
     last = replace(early, checkpoint={"a/0": 3, "b/0": 4}, count=2, known_below=(7, 8))
     control = Control()
@@ -207,7 +209,7 @@ def test_a_replays_early_checkpoint_that_is_appended_late_takes_nothing_back() -
 
 def test_a_kick_reserves_its_announced_retries_while_its_heartbeats_come() -> None:
     place = Partition("gateway.retry.20s", 0)
-    kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=1.5)
+    kick = ControlRecord(kind="kick", name="destination/ci", state="requested", at=1.5)
     announced = ControlRecord(
         kind="marker",
         name="hold/kick/destination/ci",
@@ -216,7 +218,7 @@ def test_a_kick_reserves_its_announced_retries_while_its_heartbeats_come() -> No
         checkpoint={f"{place.topic}/0": 7},
         covers_commands_below=6,
     )
-    checkpoint = ControlRecord(kind="marker", name="kick/destination/ci", state="asked", at=3.0)
+    checkpoint = ControlRecord(kind="marker", name="kick/destination/ci", state="requested", at=3.0)
     control = Control()
     control.read_at = 100.0
     for offset, record in ((5, kick), (6, announced)):
@@ -249,7 +251,7 @@ def test_a_kind_of_control_record_that_only_a_newer_version_knows_is_not_garbage
 
 
 def test_a_replay_whose_checkpoint_a_newer_version_wrote_is_left_to_it() -> None:
-    asked = ControlRecord(kind="replay", name="1f-ab", state="asked", at=1.5, selection=SELECTION)
+    asked = ControlRecord(kind="replay", name="1f-ab", state="requested", at=1.5, selection=SELECTION)
     control = Control([asked, ORDERS["marker"]])
     assert control.next_replay() == asked
     with pytest.raises(NewerRecordError):

@@ -221,7 +221,7 @@ async def test_an_older_event_that_comes_late_supersedes_nothing() -> None:
 
 
 async def kick(world: World, name: str) -> None:
-    await publish(world, ControlRecord(kind="kick", name=name, state="asked", at=now()))
+    await publish(world, ControlRecord(kind="kick", name=name, state="requested", at=now()))
     await asyncio.sleep(4)
 
 
@@ -338,7 +338,9 @@ async def test_an_event_whose_condition_fails_is_a_dead_letter_and_supersedes_no
         await world.put(an_event(id="bad", key="prod", body=bad, received_at=now()))
         await asyncio.sleep(QUIET + 3)
     assert sent(world) == ["good"]
-    assert [(each.delivery.event.id, each.metadata.reason) for each in world.dead()] == [("bad", "expression_error")]
+    assert [(each.delivery.event.id, each.metadata.dead_reason) for each in world.dead()] == [
+        ("bad", "expression_error")
+    ]
 
 
 @virtual

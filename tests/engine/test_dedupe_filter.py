@@ -886,6 +886,32 @@ async def test_a_source_that_comes_back_knows_its_past_though_another_was_there_
 
 
 @virtual
+async def test_sources_that_come_back_together_have_their_past_read_in_one_scan() -> None:
+    names = [f"s{number}" for number in range(5)]
+    world, all_of_them = World(), rules_of({"stripe": HOUR, **dict.fromkeys(names, HOUR)})
+    await world.create()
+    world.rules = all_of_them
+    for name in names:
+        await world.put("a", source=name)
+    async with world.process() as process:
+        reader = world.acquire(process)
+        await world.read(reader)
+        await reader.flush()
+        world.rules = rules_of({"stripe": HOUR})
+        process.duplicates.reload()
+        await asyncio.sleep(2)
+        world.rules = all_of_them
+        process.duplicates.reload()
+        await asyncio.sleep(2)
+        assert len(process.rebuilt()) == 1
+        for name in names:  # each seldom sends
+            await world.put("a", source=name)
+            await asyncio.sleep(2)
+        assert await world.read(reader, len(names)) == [True] * len(names)
+        assert len(process.rebuilt()) == 1
+
+
+@virtual
 async def test_a_source_that_comes_back_after_its_partition_was_taken_over_knows_its_past() -> None:
     """The new owner read the entries while the source wasn't in the rules."""
     world, both = World(), rules_of({"stripe": HOUR, "other": DAY})

@@ -43,7 +43,7 @@ def waits(world: World) -> list[float]:
 
 async def kick(world: World, control: Control, name: str) -> int:
     """Kick a name, and return how many deliveries that has brought forward."""
-    order = ControlRecord(kind="kick", name=name, state="asked", at=now())
+    order = ControlRecord(kind="kick", name=name, state="requested", at=now())
     await publish(world, order)
     return (await ended(control, order)).count
 

@@ -40,7 +40,8 @@ def letters(scene: Scene) -> list[tuple[str, str, str, str]]:
     """Return the dead letters: event, destination, reason, detail."""
     dead = scene.world.dead()
     return sorted(
-        (each.delivery.event.id, each.delivery.destination, each.metadata.reason, each.metadata.detail) for each in dead
+        (each.delivery.event.id, each.delivery.destination, each.metadata.dead_reason, each.metadata.detail)
+        for each in dead
     )
 
 

@@ -12,7 +12,7 @@ from gateway.log.base import Assignment, Commit, Partition
 from gateway.model import Attempt, Result
 from tests.builders import NOW, a_delivery, an_attempt
 
-TRACKER = Tracker(Assignment(Partition("t", 0), Commit(0), 0), owner=None)  # type: ignore[arg-type] # not asked
+TRACKER = Tracker(Assignment(Partition("t", 0), Commit(0), 0), member=None)  # type: ignore[arg-type] # not asked
 ANSWER = an_attempt(result=Result.SUCCESS, status=200, seconds=0.01)
 SILENCE = an_attempt(result=Result.TIMEOUT, seconds=10.0)
 

@@ -75,7 +75,7 @@ async def test_a_replay_waits_for_the_rights_to_its_topic_and_others_do_not() ->
         await asyncio.sleep(20)
         await an_order(world, "one")
         assert (await ended(control, "one", within=30)).count == 3
-        assert control.commands["replay/both"].state == "asked"
+        assert control.commands["replay/both"].state == "requested"
         world.log.allow(OTHER)
         assert (await ended(control, "both", within=30)).unread == 0
 

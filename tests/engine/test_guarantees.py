@@ -88,7 +88,7 @@ async def test_a_delivery_that_outgrows_the_log_is_dead_lettered() -> None:
     async with running(world):
         await asyncio.sleep(600)
     [dead] = world.dead()
-    assert dead.metadata.reason == "too_large"
+    assert dead.metadata.dead_reason == "too_large"
     assert 2 < len(world.client.made) < 20
     assert [attempt.number for attempt in dead.delivery.attempts] == [len(world.client.made)]
     assert await world.unfinished() == 0
@@ -109,7 +109,7 @@ async def test_a_dead_letter_that_the_log_no_longer_takes_waits_for_a_higher_lim
         assert (world.dead(), await world.unfinished()) == ([], 1)
         log.max_record_bytes = limit
         await asyncio.sleep(10)
-    assert [dead.metadata.reason for dead in world.dead()] == ["exhausted"]
+    assert [dead.metadata.dead_reason for dead in world.dead()] == ["exhausted"]
     assert await world.unfinished() == 0
 
 

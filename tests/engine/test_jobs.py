@@ -91,7 +91,11 @@ class CountingLog(MemoryLog):
 
 async def a_backlog(world: World, kind: str, count: int, *, first: int = 0, **fields: Any) -> None:
     """Let so many deliveries wait where an order of a kind finds them."""
-    note = {"resume": RecordMetadata(by=NAME), "kick": NO_METADATA, "dead": RecordMetadata(reason="exhausted")}[kind]
+    note = {
+        "resume": RecordMetadata(paused_name=NAME),
+        "kick": NO_METADATA,
+        "dead": RecordMetadata(dead_reason="exhausted"),
+    }[kind]
     for number in range(first, first + count):
         event = an_event(id=f"evt_{number}", received_at=now())
         delivery = a_delivery(event=event, successor=1, due=now() + 1200, **fields)
@@ -104,11 +108,11 @@ async def an_order(world: World, kind: str, name: str = "x", **fields: Any) -> C
         case "resume":
             order = ControlRecord(kind="pause", name=NAME, state="resuming", at=now())
         case "kick":
-            order = ControlRecord(kind="kick", name=NAME, state="asked", at=now())
+            order = ControlRecord(kind="kick", name=NAME, state="requested", at=now())
         case _:
             bounds = await world.log.bounds(TOPICS.dead)
             ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in bounds.items()}
-            order = ControlRecord(kind="dead", name=name, state="asked", at=now(), checkpoint=ends, **fields)
+            order = ControlRecord(kind="dead", name=name, state="requested", at=now(), checkpoint=ends, **fields)
     await publish(world, order)
     return order
 
@@ -321,8 +325,8 @@ async def test_a_control_topic_that_grows_under_a_job_repeats_nothing_and_takes_
 async def test_a_resume_does_not_wait_for_a_new_owners_rescan_which_continues_later() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
-    others = RecordMetadata(by="route/other")
-    await publish(world, ControlRecord(kind="pause", name=others.by, state="active", at=now()))
+    others = RecordMetadata(paused_name="route/other")
+    await publish(world, ControlRecord(kind="pause", name=others.paused_name, state="active", at=now()))
     await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
     await a_backlog(world, "resume", 50)
     for number in range(50, 2050):  # parked late
@@ -367,7 +371,7 @@ async def test_rescans_interrupted_by_one_resume_after_another_complete() -> Non
         await asyncio.sleep(10)
         for number in range(6001):
             delivery = a_delivery(event=an_event(id=f"evt_{number}", received_at=now()), successor=1)
-            note = RecordMetadata(by="route/other" if number == 6000 else "route/paused")
+            note = RecordMetadata(paused_name="route/other" if number == 6000 else "route/paused")
             headers = encode_delivery(delivery, note, at=now())
             await world.log.append(TOPICS.parked, key=b"x", value=delivery.event.body, headers=headers)
         for _ in range(30):
@@ -391,7 +395,7 @@ async def test_a_kick_beside_an_earlier_one_keeps_its_scan() -> None:
     assert injected(world).total() == 600
     async with owning(world, SlowLog(world.log, seconds=0.5)):
         for name in (NAME, "destination/other"):
-            await publish(world, ControlRecord(kind="kick", name=name, state="asked", at=now()))
+            await publish(world, ControlRecord(kind="kick", name=name, state="requested", at=now()))
         await asyncio.sleep(3.3)
     assert 600 < injected(world).total() < 1200, "in the middle of it"
     control = await ControlClient(world.log, TOPICS).control()
@@ -633,7 +637,7 @@ async def test_an_early_checkpoint_that_is_appended_late_is_overwritten_again() 
         await publish(world, command)
         await asyncio.sleep(3)
         assert not control.has_pending(command.key)
-        await publish(world, ControlRecord(kind="marker", name=command.key, state="asked", at=command.at))
+        await publish(world, ControlRecord(kind="marker", name=command.key, state="requested", at=command.at))
         await asyncio.sleep(3)
     compacted = {record.key: record for record in world.log.records(TOPICS.control)}
     fresh = Control()

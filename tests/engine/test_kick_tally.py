@@ -15,7 +15,7 @@ FAILED = (an_attempt(1, status=503),)
 
 
 def a_tracker(number: int = 0) -> Tracker:
-    return Tracker(Assignment(Partition("t", number), Commit(0), 0), owner=None)  # type: ignore[arg-type] # not asked
+    return Tracker(Assignment(Partition("t", number), Commit(0), 0), member=None)  # type: ignore[arg-type] # not asked
 
 
 def waiting(tracker: Tracker, count: int) -> list[PendingDelivery]:
@@ -60,6 +60,15 @@ def test_each_fate_of_a_delivery_is_counted() -> None:
     assert behind.stage is Stage.WAITING
     assert not tally.is_open
     assert not taken(tally, heads, after=60), "once"
+
+
+def test_what_goes_on_in_a_tier_was_neither_tried_nor_delivered() -> None:
+    moved, delivered = items = waiting(a_tracker(), 2)
+    tally = begun(*[[item] for item in items])
+    moved.stage = delivered.stage = Stage.FINISHED
+    moved.is_moved = True
+    (outcome,) = taken(tally)
+    assert (outcome.tried, outcome.delivered, outcome.waiting_by_reason) == (1, 1, {"later": 1})
 
 
 def test_the_outcome_is_published_once_it_is_final() -> None:

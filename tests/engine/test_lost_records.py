@@ -55,7 +55,7 @@ def test_gradual_deletions_behind_buffered_records_are_one_gap() -> None:
         progress.records_deleted(range(offset, offset + 1))
     assert len(progress._gone) == 1
     progress.received(0)
-    progress.finished(0)
+    progress.mark_done(0)
     assert progress.base == 5001
 
 
@@ -65,7 +65,7 @@ def test_records_deleted_unread_are_lost_unless_done() -> None:
     assert progress.records_deleted(range(1, 5)) == 3
     assert progress.lost == 3
     assert progress.lowest_unfinished() == 0
-    progress.finished(0)
+    progress.mark_done(0)
     assert progress.base == 5
 
 
@@ -86,7 +86,7 @@ def test_records_deleted_behind_buffered_ones_are_done_with_them_even_at_the_end
     assert progress.committable() == Commit(0, b"\xdc")
     for offset in (0, 1, 5):
         assert progress.received(offset)
-        progress.finished(offset)
+        progress.mark_done(offset)
     assert progress.base == 8
 
 

@@ -156,7 +156,7 @@ async def test_an_exhausted_delivery_is_dead_lettered_and_its_key_continues() ->
     async with running(world):
         await asyncio.sleep(10)
     assert by_key(world)["k0"] == [0, 0, 1, 2]
-    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["exhausted"]
     assert await unfinished(world) == 0
 
 
@@ -171,7 +171,7 @@ async def test_a_halted_key_waits_for_a_kick_and_then_continues_in_order() -> No
         halted = world.metrics.ordered_halted_keys.labels(*PLACE)
         assert halted.value == 2
         world.client.scripts["ci"] = [200]
-        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="requested", at=now()))
         await asyncio.sleep(5)
         assert by_key(world) == {"k0": [0, 0, 0, 1, 2], "k1": [0, 0, 0, 1, 2]}
         assert halted.value == 0
@@ -267,7 +267,7 @@ async def test_the_outcome_of_a_moving_partition_is_unknown() -> None:
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(10)
         world.client.scripts["ci"] = [5.0]
-        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="requested", at=now()))
         await asyncio.sleep(1)
         await world.log.rebalance(GROUP)
         await asyncio.sleep(30)
@@ -298,7 +298,7 @@ async def test_a_key_that_halts_is_logged_with_its_event_and_so_is_its_end() -> 
             shown = keys["longest_halted"]
             assert (keys["halted"], shown["event_id"], shown["after"]) == (1, first.id, "404")
             assert shown["since"] == key.since
-            await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+            await publish(world, ControlRecord(kind="kick", name="route/build", state="requested", at=now()))
             await asyncio.sleep(5)
             assert worker.ordered_states[PLACE].blocked == []
     [halted, released] = [line for line in told if line["event"].startswith("key_")]
@@ -319,7 +319,7 @@ async def test_a_blocked_key_is_blocked_since_its_first_attempt_whatever_is_kick
         first = key.delivery.attempts[0].at
         kinds = []
         for _ in range(4):
-            await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+            await publish(world, ControlRecord(kind="kick", name="route/build", state="requested", at=now()))
             await asyncio.sleep(10)
             [key] = worker.ordered_states[PLACE].blocked
             kinds.append(key.halted is not None)
@@ -329,7 +329,7 @@ async def test_a_blocked_key_is_blocked_since_its_first_attempt_whatever_is_kick
         await asyncio.sleep(1)
         assert [each.since for each in worker.ordered_states[PLACE].blocked] == [first]
         world.client.scripts["ci"] = [200, 503]
-        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="requested", at=now()))
         await asyncio.sleep(10)
         [key] = worker.ordered_states[PLACE].blocked
         assert (key.delivery.event.id, key.since) == ("k0.1", key.delivery.attempts[0].at)
@@ -346,7 +346,7 @@ async def test_a_halted_key_continues_once_the_rules_do_not_halt() -> None:
         worker.reload()
         await asyncio.sleep(10)
     assert by_key(world) == {"k0": [0, 1]}
-    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["exhausted"]
 
 
 @virtual
@@ -593,7 +593,7 @@ async def test_a_failing_expression_dead_letters_in_its_turn() -> None:
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
-    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["expression_error"]
     assert await unfinished(world) == 0
 
 
@@ -676,7 +676,7 @@ async def test_a_delivery_whose_dead_letter_waits_for_a_leader_is_not_retried_on
             world.log.find_leader(partition)
         await asyncio.sleep(60)
     assert len(world.client.made) == 2
-    assert [stored.metadata.reason for stored in world.dead()] == ["exhausted"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["exhausted"]
     assert await unfinished(world) == 0
 
 
@@ -700,7 +700,7 @@ async def test_a_template_that_cannot_be_rendered_ends_its_delivery_and_not_its_
     await world.put(*keyed(1, 2))
     async with running(world):
         await asyncio.sleep(5)
-    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"] * 2
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["expression_error"] * 2
     assert await unfinished(world) == 0
 
 

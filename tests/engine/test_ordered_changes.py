@@ -32,7 +32,7 @@ FOR_EVER = a_policy(schedule=(5.0,), max_attempts=10**6, max_age=1e9)
 
 async def kick(world: World) -> None:
     """ControlRecord it; the job rests for some seconds before it has carried it out."""
-    await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+    await publish(world, ControlRecord(kind="kick", name="route/build", state="requested", at=now()))
 
 
 async def kick_at_once(world: World) -> None:

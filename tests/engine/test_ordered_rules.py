@@ -345,7 +345,7 @@ async def test_the_backlog_of_a_removed_ordered_route_is_dead_lettered_after_an_
         assert world.dead() == []
         await world.doze(300)
         assert [stored.delivery.event.id for stored in world.dead()] == [f"k.{number}" for number in range(7)]
-        assert {(stored.delivery.route, stored.metadata.reason) for stored in world.dead()} == {
+        assert {(stored.delivery.route, stored.metadata.dead_reason) for stored in world.dead()} == {
             ("build", "route_removed")
         }
     assert await unfinished(world) == 0
@@ -361,7 +361,39 @@ async def test_a_removed_routes_halted_keys_are_dead_lettered() -> None:
         await reload(world, worker, rules_of(OTHER))
         await world.doze(4000)
     assert sorted(stored.delivery.event.id for stored in world.dead()) == sorted(event.id for event in keyed(2, 3))
-    assert {stored.metadata.reason for stored in world.dead()} == {"route_removed"}
+    assert {stored.metadata.dead_reason for stored in world.dead()} == {"route_removed"}
+    assert await unfinished(world) == 0
+
+
+HALTING = an_ordered_route(when="body.n + 1 > 0", halts=True)
+
+
+@virtual
+async def test_what_a_condition_halted_ends_once_its_source_is_gone_for_an_hour() -> None:
+    """Nothing can match it again without the source, not even a kick, and others would wait behind it for ever."""
+    world = await a_world(HALTING)
+    async with running(world) as worker:
+        await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
+        await asyncio.sleep(5)
+        await reload(world, worker, replace(rules_of(HALTING), sources={}))
+        await world.doze(3500)
+        assert world.dead() == []
+        await world.doze(300)
+    assert [(each.delivery.event.id, each.metadata.dead_reason) for each in world.dead()] == [("k.0", "route_removed")]
+    assert await unfinished(world) == 0
+
+
+@virtual
+async def test_what_a_condition_halted_continues_once_its_source_is_back_within_the_hour() -> None:
+    world = await a_world(HALTING)
+    async with running(world) as worker:
+        await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
+        await asyncio.sleep(5)
+        await reload(world, worker, replace(rules_of(HALTING), sources={}))
+        await world.doze(3500)
+        await reload(world, worker, rules_of(an_ordered_route(when="body.n == 'x'", halts=True)))
+        await world.doze(300)
+    assert world.dead() == []
     assert await unfinished(world) == 0
 
 
@@ -445,7 +477,7 @@ async def test_an_event_too_large_for_its_ordered_topic_is_dead_lettered_and_ski
     async with running(world):
         await asyncio.sleep(5)
     assert by_key(world) == {"k": [0, 2]}
-    assert [stored.metadata.reason for stored in world.dead()] == ["too_large"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["too_large"]
     assert await unfinished(world) == 0
 
 

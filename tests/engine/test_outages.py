@@ -42,7 +42,7 @@ async def test_the_backlog_of_a_failing_destination_expires_and_is_rarely_rewrit
     assert tiers < 300 * 60
     tried = {event for _, event, _ in world.client.made}
     assert len(world.dead()) >= len(tried) - 5, "what was tried once ends when its time is over"
-    assert {stored.metadata.reason for stored in world.dead()} == {"expired"}
+    assert {stored.metadata.dead_reason for stored in world.dead()} == {"expired"}
 
 
 @virtual
@@ -173,7 +173,7 @@ async def test_the_events_of_a_removed_source_are_kept_for_an_hour_and_then_dead
         assert world.dead() == []
         await world.doze(2000)
     assert sorted(stored.delivery.event.source for stored in world.dead()) == ["gone", "other"]
-    assert {stored.metadata.reason for stored in world.dead()} == {"route_removed"}
+    assert {stored.metadata.dead_reason for stored in world.dead()} == {"route_removed"}
 
 
 @virtual
@@ -245,7 +245,7 @@ async def test_the_backlog_of_dead_letters_counts_the_open_ones() -> None:
         await publish(
             world,
             ControlRecord(
-                kind="dead", name="x", state="asked", at=now(), action="drop", filter=DeadFilter(), checkpoint=ends
+                kind="dead", name="x", state="requested", at=now(), action="drop", filter=DeadFilter(), checkpoint=ends
             ),
         )
         await asyncio.sleep(20)
@@ -331,7 +331,7 @@ async def test_a_kick_releases_a_slow_times_backlog_at_the_current_pace() -> Non
         await asyncio.sleep(30)
         world.client.scripts["ci"] = [0.001]
         await asyncio.sleep(10)
-        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="requested", at=now()))
         await asyncio.sleep(40)
         assert len({event for _, event, _ in world.client.made}) == 500
 
@@ -361,7 +361,7 @@ async def test_a_kick_beside_a_probe_that_hangs_is_obeyed_as_soon_as_that_has_en
         await asyncio.sleep(3)
         world.client.scripts["ci"] = [0.3]
         probes, dead = len(world.client.made), len(world.dead())
-        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="requested", at=now()))
         await asyncio.sleep(60)
         assert len({event for _, event, _ in world.client.made[probes:]}) == 50 - dead
         assert len(world.dead()) == dead + 1, "what was tried as the kick came, and has failed"
@@ -376,7 +376,7 @@ async def _kicked(name: str, *, answers_in: float = 0.0) -> None:
         await _probed(world)
         world.client.scripts["ci"] = [answers_in]
         probes = len(world.client.made)
-        await publish(world, ControlRecord(kind="kick", name=name, state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name=name, state="requested", at=now()))
         await asyncio.sleep(20)  # the next probe would come after 5 minutes
         assert len({event for _, event, _ in world.client.made[probes:]}) == 50
         assert not world.metrics.breaker_open.labels("ci").value
@@ -398,7 +398,7 @@ async def test_a_kick_of_another_name_leaves_a_breaker_alone() -> None:
         await _probed(world)
         probes = len(world.client.made)
         for kicked in ("destination/other", "route/gone"):
-            await publish(world, ControlRecord(kind="kick", name=kicked, state="asked", at=now()))
+            await publish(world, ControlRecord(kind="kick", name=kicked, state="requested", at=now()))
         await asyncio.sleep(60)
         assert len(world.client.made) == probes
 
@@ -411,7 +411,7 @@ async def test_a_destination_that_is_removed_while_its_delivery_waits_in_memory_
         await asyncio.sleep(1)
         world.rules = replace(rules_of(), sources=world.rules.sources)
         await world.doze(2 * 3600)
-    assert [stored.metadata.reason for stored in world.dead()] == ["route_removed"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["route_removed"]
 
 
 @virtual
@@ -467,7 +467,7 @@ async def test_a_kick_duplicates_no_returning_delivery() -> None:
         await world.put(*events(1500))
         await asyncio.sleep(9)
         assert world.log.records(TOPICS.retry("5s")), "more than it takes"
-        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="requested", at=now()))
         await asyncio.sleep(600)
     made = Counter(event for _, event, _ in world.client.made)
     assert len(made) == 1500

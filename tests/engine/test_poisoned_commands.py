@@ -50,7 +50,9 @@ def test_a_replay_of_an_impossible_range_ends_no_process(ends: Mapping[str, int]
         world = await a_world(a_route())
         await events_of(world, 3)
         selection = Selection(route="build", since=0.0, starts=starts, undelivered=True)
-        order = ControlRecord(kind="replay", name="bad", state="asked", at=now(), checkpoint=ends, selection=selection)
+        order = ControlRecord(
+            kind="replay", name="bad", state="requested", at=now(), checkpoint=ends, selection=selection
+        )
         assert decode(*order.encode()) == order
         await publish(world, order)
         await an_order(world)
@@ -147,7 +149,9 @@ async def test_a_replay_that_fails_and_whose_end_is_too_large_to_be_stored_ends_
     await events_of(world, 3)
     places = {f"{EVENTS}/{number}": 5 for number in range(1000)}
     selection = Selection(route="build", since=0.0, starts=places, undelivered=True)
-    order = ControlRecord(kind="replay", name="bad", state="asked", at=now(), checkpoint=places, selection=selection)
+    order = ControlRecord(
+        kind="replay", name="bad", state="requested", at=now(), checkpoint=places, selection=selection
+    )
     await publish(world, order)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemoryLog, "max_record_bytes", sum(map(len, order.encode())))

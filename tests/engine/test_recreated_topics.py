@@ -33,7 +33,7 @@ async def test_a_retry_in_a_tier_recreated_after_a_kick_is_delivered() -> None:
     async with operated(world) as control, running(world, world.worker(control)):
         await world.put(*events(20))
         await asyncio.sleep(5)
-        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="requested", at=now()))
         await world.doze(3600)
         kicked = control.checkpoint(f"kick/{NAME}")
         assert kicked[f"{TOPICS.retry('20s')}/3"] > len(NEW)
@@ -56,14 +56,14 @@ async def test_a_kick_finds_retries_in_a_tier_recreated_after_another() -> None:
     async with operated(world) as control, running(world, world.worker(control)):
         await world.put(*events(20))
         await asyncio.sleep(5)
-        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="requested", at=now()))
         await world.doze(3 * 3600)
         await world.log.recreate(TOPICS.retry("20m"))
         await asyncio.sleep(30)
         world.client.scripts["ci"], made = [*[503] * len(NEW), 200], len(world.client.made)
         await put_new(world)
         await world.doze(300)
-        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="requested", at=now()))
         await asyncio.sleep(60)
         assert {event for _, event, number in world.client.made[made:] if number > 1} == set(NEW)
 
@@ -150,7 +150,7 @@ async def test_retries_in_a_recreated_partition_are_delivered_though_a_kick_skip
     async with operated(world) as control, running(world, world.worker(control)):
         await wait_in(world, tier, 1, "old_0", "old_1", "old_2", "old_3")
         await asyncio.sleep(3)
-        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="requested", at=now()))
         await asyncio.sleep(20)
         assert len(world.client.made) == 4
         await world.log.recreate(tier)
@@ -160,7 +160,7 @@ async def test_retries_in_a_recreated_partition_are_delivered_though_a_kick_skip
         world.log.lose_leader(lost)
         await wait_in(world, tier, 0, "elsewhere")
         await asyncio.sleep(5)
-        await publish(world, ControlRecord(kind="kick", name=NAME, state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name=NAME, state="requested", at=now()))
         await asyncio.sleep(30)
         assert control.commands[f"kick/{NAME}"].unread == 1
         world.log.find_leader(lost)
@@ -209,7 +209,7 @@ async def test_dead_letters_in_a_topic_recreated_after_a_drop_are_open() -> None
             await publish(
                 world,
                 ControlRecord(
-                    kind="dead", name=name, state="asked", at=now(), filter=which, checkpoint=ends, action="drop"
+                    kind="dead", name=name, state="requested", at=now(), filter=which, checkpoint=ends, action="drop"
                 ),
             )
             await asyncio.sleep(20)
@@ -233,7 +233,13 @@ def test_a_command_covers_no_dead_letter_of_a_topic_recreated_later(
         if is_begun:  # by an owner that has come to the third letter of each partition
             ends = {place: min(end, 3) for place, end in placed.command.checkpoint.items()}
             marker = ControlRecord(
-                kind="marker", name=placed.command.key, state="asked", at=now(), checkpoint=ends, count=3, latest=now()
+                kind="marker",
+                name=placed.command.key,
+                state="requested",
+                at=now(),
+                checkpoint=ends,
+                count=3,
+                latest=now(),
             )
             await publish(world, marker)
         await asyncio.sleep(5)
@@ -317,7 +323,7 @@ async def park(world: World, *names: str, partition: int | None = None) -> None:
     """Park deliveries, as a worker does that hasn't read yet that they were resumed."""
     for name in names:
         delivery = a_delivery(event=an_event(id=name, received_at=now()), successor=1)
-        headers = encode_delivery(delivery, RecordMetadata(by=NAME), at=now())
+        headers = encode_delivery(delivery, RecordMetadata(paused_name=NAME), at=now())
         await world.log.append(
             TOPICS.parked, key=b"ci", value=delivery.event.body, headers=headers, partition=partition
         )

@@ -81,7 +81,7 @@ async def a_world_of_names() -> World:
 async def parked(world: World, name: str, *, partition: int | None = None) -> None:
     """Have a delivery parked that is of a name, by its pause."""
     delivery = a_delivery(event=an_event(id=f"evt_{name}", received_at=now()), successor=1, destination=name)
-    headers = encode_delivery(delivery, RecordMetadata(by=f"destination/{name}"), at=now())
+    headers = encode_delivery(delivery, RecordMetadata(paused_name=f"destination/{name}"), at=now())
     await world.log.append(
         TOPICS.parked, key=name.encode(), value=delivery.event.body, headers=headers, partition=partition
     )

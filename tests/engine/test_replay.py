@@ -192,7 +192,7 @@ async def an_order(
     order = ControlRecord(
         kind="replay",
         name=name,
-        state="asked",
+        state="requested",
         at=now(),
         checkpoint=all_of_them if places is None else places,
         selection=Selection(**values, starts={f"{EVENTS}/{number}": start for number, start in starts.items()}),
@@ -203,7 +203,7 @@ async def an_order(
 
 async def ended(control: Control, name: str = "x", *, within: float = 600.0) -> ControlRecord:
     until = now() + within
-    while (order := control.commands.get(f"replay/{name}")) is None or order.state == "asked":
+    while (order := control.commands.get(f"replay/{name}")) is None or order.state == "requested":
         assert now() < until, "expected the replay to end"
         await asyncio.sleep(0.1)
     return order
@@ -407,7 +407,7 @@ async def test_an_event_that_the_condition_fails_for_is_dead_lettered_as_a_new_o
         await an_order(world)
         done = await ended(control)
     assert done.count == 0
-    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"] * 2
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["expression_error"] * 2
     assert world.stored(TIER) == []
 
 
@@ -562,7 +562,7 @@ async def test_a_replay_takes_readable_partitions_and_ends_only_with_the_rest() 
             assert (control.injected(order.key), control.unread(order.key)) == (60 - len(there), 1)
             follower = follow(world.log, TOPICS, order.name, timeout=5)
             (last,) = [progress async for progress in follower]
-            assert (last.command.state, last.injected, last.unread) == ("asked", 60 - len(there), 1)
+            assert (last.command.state, last.injected, last.unread) == ("requested", 60 - len(there), 1)
             world.log.find_leader(lost)
             done = await ended(control, within=10)
     assert (done.state, done.count, done.unread) == ("done", 60, 0)
@@ -682,12 +682,12 @@ async def test_a_replay_delays_no_other_command() -> None:
     async with owning(world) as control:
         await an_order(world, rate=10.0)
         await asyncio.sleep(2)
-        await publish(world, ControlRecord(kind="kick", name="route/build", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="route/build", state="requested", at=now()))
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(6.5)  # nobody tries what it brings on, for which it looks
         assert control.commands["kick/route/build"].state == "done"
         assert control.commands["pause/destination/ci"].state == "active"
-        assert control.commands["replay/x"].state == "asked"
+        assert control.commands["replay/x"].state == "requested"
 
 
 @virtual
@@ -745,7 +745,7 @@ async def test_a_checkpoint_is_published_every_second() -> None:
         order = await an_order(world, rate=20.0)
         told: list[tuple[int, int]] = []
         await asyncio.sleep(0.5)
-        while control.commands[order.key].state == "asked":
+        while control.commands[order.key].state == "requested":
             await asyncio.sleep(1.1)
             told.append((sum(control.checkpoint(order.key).values()), control.injected(order.key)))
     assert told == sorted(told)
@@ -767,7 +767,7 @@ async def test_a_command_is_forgotten_when_nothing_is_left_that_it_could_be_abou
     ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
     async with owning(world) as control:
         await publish(
-            world, ControlRecord(kind="dead", name="d", state="asked", at=now(), action="drop", checkpoint=ends)
+            world, ControlRecord(kind="dead", name="d", state="requested", at=now(), action="drop", checkpoint=ends)
         )
         await an_order(world)
         await asyncio.sleep(30)

@@ -112,7 +112,7 @@ class Model:
     def finish(self, offsets: set[int]) -> None:
         for offset in offsets & self.now.under_way.keys():
             self.routed[offset] = self.now.under_way.pop(offset)
-            self.now.progress.finished(offset)
+            self.now.progress.mark_done(offset)
 
     def store(self, _: int) -> None:
         self.tell()

@@ -157,7 +157,9 @@ async def test_an_item_waits_an_hour_for_rules_that_have_it() -> None:
                 worker.reload()
             await world.doze(3600)
         assert len(world.client.made) == (4 if is_back else 3)
-        assert [stored.metadata.reason for stored in world.dead()] == ([] if is_back else [DeadReason.ROUTE_REMOVED])
+        assert [stored.metadata.dead_reason for stored in world.dead()] == (
+            [] if is_back else [DeadReason.ROUTE_REMOVED]
+        )
 
 
 @virtual

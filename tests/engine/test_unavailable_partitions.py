@@ -533,7 +533,7 @@ async def test_a_retry_that_is_too_large_for_its_tier_stops_no_other_while_its_d
         await asyncio.sleep(30)
         assert await world.unfinished() == 0
     (dead,) = world.dead()
-    assert (dead.metadata.reason, dead.delivery.successor) == ("too_large", 1)
+    assert (dead.metadata.dead_reason, dead.delivery.successor) == ("too_large", 1)
 
 
 @virtual

@@ -129,9 +129,9 @@ ORDERS = [
     (b"pause", b"{}"),
     (b"pause/destination/ci", b'{"state": "paused"'),
     (b"pause/destination/ci", b'{"state": 1, "at": "now", "marker": [], "count": null}'),
-    (b"kick/destination/ci", b'{"state": "asked", "at": 0, "marker": {"x": "y"}, "count": 0}'),
-    (b"dead/1", b'{"state": "asked", "at": 0, "marker": {}, "count": 0, "filter": {"ids": 7}}'),
-    (b"replay/1", b'{"state": "asked", "at": 0, "marker": {"a/b": 1}, "count": 0, "selection": {"route": 1}}'),
+    (b"kick/destination/ci", b'{"state": "requested", "at": 0, "marker": {"x": "y"}, "count": 0}'),
+    (b"dead/1", b'{"state": "requested", "at": 0, "marker": {}, "count": 0, "filter": {"ids": 7}}'),
+    (b"replay/1", b'{"state": "requested", "at": 0, "marker": {"a/b": 1}, "count": 0, "selection": {"route": 1}}'),
     (b"marker/replay/1", b"[]"),
 ]
 
@@ -150,9 +150,9 @@ async def test_garbage_in_any_topic_stops_nothing_and_is_counted() -> None:
             await world.log.append(TOPICS.control, key=key, value=value, headers=[])
         await world.put(an_event(id="evt_after", received_at=now()))
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
-        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="requested", at=now()))
         ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await world.log.bounds(TOPICS.dead)).items()}
-        await publish(world, ControlRecord(kind="dead", name="1", state="asked", at=now(), checkpoint=ends))
+        await publish(world, ControlRecord(kind="dead", name="1", state="requested", at=now(), checkpoint=ends))
         await asyncio.sleep(30)
         states = {order.key: order.state for order in control.commands.values()}
     async with operated(world) as control, running(world, world.worker(control)):  # those that read all of it again
@@ -296,7 +296,7 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
         tier, key=b"ci", value=later.event.body, headers=encode_delivery(later, NO_METADATA, at=now())
     )
     async with operated(world) as control, running(world, world.worker(control)):
-        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
+        await publish(world, ControlRecord(kind="kick", name="destination/ci", state="requested", at=now()))
         await asyncio.sleep(60)
         assert made(world) == ["evt_later"]
         assert newer_records(world, "retry") == 1
@@ -311,8 +311,8 @@ async def test_a_newer_record_of_a_tier_waits_through_kicks() -> None:
 async def test_a_parked_record_is_dead_lettered_once_though_rescans_give_way_to_resumes() -> None:
     world = await a_world(a_route())
     orders = ControlClient(world.log, TOPICS)
-    late = RecordMetadata(by="route/other")
-    await publish(world, ControlRecord(kind="pause", name=late.by, state="active", at=now()))
+    late = RecordMetadata(paused_name="route/other")
+    await publish(world, ControlRecord(kind="pause", name=late.paused_name, state="active", at=now()))
     async with owning(world, SlowLog(world.log, seconds=1.5)):
         await asyncio.sleep(7)
         await world.log.append(TOPICS.parked, key=b"x", value=b"{}", headers=[("gw_v", b"x")])
@@ -335,8 +335,8 @@ async def test_a_parked_record_is_dead_lettered_once_though_rescans_give_way_to_
 @virtual
 async def test_a_parked_record_is_dead_lettered_though_its_rescan_is_killed_behind_it() -> None:
     world = await a_world(a_route())
-    late = RecordMetadata(by="route/other")
-    await publish(world, ControlRecord(kind="pause", name=late.by, state="active", at=now()))
+    late = RecordMetadata(paused_name="route/other")
+    await publish(world, ControlRecord(kind="pause", name=late.paused_name, state="active", at=now()))
     await world.log.append(TOPICS.parked, key=b"x", value=b"{}", headers=[("gw_v", b"x")])
     for number in range(1500):
         delivery = a_delivery(event=an_event(id=f"evt_{number}", received_at=now()), successor=1)
@@ -415,12 +415,12 @@ async def test_a_resume_leaves_a_newer_versions_records() -> None:
     world = await a_world(a_route())
     for name in ("evt_before", "evt_after"):
         parked = a_filed(name)
-        note = RecordMetadata(by="destination/ci")
+        note = RecordMetadata(paused_name="destination/ci")
         await world.log.append(
             TOPICS.parked, key=b"ci", value=parked.event.body, headers=encode_delivery(parked, note, at=now())
         )
         if name == "evt_before":
-            await file_newer(world, TOPICS.parked, a_filed("evt_newer"), RecordMetadata(by="destination/ci"))
+            await file_newer(world, TOPICS.parked, a_filed("evt_newer"), RecordMetadata(paused_name="destination/ci"))
     async with operated(world) as control, running(world, world.worker(control)):
         await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
         await asyncio.sleep(30)
@@ -440,9 +440,9 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
     for name in ("evt_before", "evt_newer", "evt_after"):
         letter = a_filed(name)
         if name == "evt_newer":
-            await file_newer(world, TOPICS.dead, letter, RecordMetadata(reason="gone"))
+            await file_newer(world, TOPICS.dead, letter, RecordMetadata(dead_reason="gone"))
         else:
-            headers = encode_delivery(letter, RecordMetadata(reason="gone", detail=""), at=now())
+            headers = encode_delivery(letter, RecordMetadata(dead_reason="gone", detail=""), at=now())
             await world.log.append(TOPICS.dead, key=b"ci", value=letter.event.body, headers=headers)
     number, (_, end) = next(
         (number, bounds) for number, bounds in (await world.log.bounds(TOPICS.dead)).items() if bounds[1]
@@ -450,7 +450,7 @@ async def test_a_dead_letter_of_a_newer_version_is_neither_replayed_nor_resolved
     order = ControlRecord(
         kind="dead",
         name="1",
-        state="asked",
+        state="requested",
         at=now(),
         checkpoint={f"{TOPICS.dead}/{number}": end},
         filter=DeadFilter(destination="ci"),
@@ -482,11 +482,11 @@ async def test_a_command_of_a_newer_version_is_not_lost() -> None:
         value=waiting.event.body,
         headers=encode_delivery(waiting, NO_METADATA, at=now()),
     )
-    kick = ControlRecord(kind="kick", name="destination/ci", state="asked", at=now())
+    kick = ControlRecord(kind="kick", name="destination/ci", state="requested", at=now())
     key, value = kick.encode()
     newer = orjson.dumps({**orjson.loads(value), "v": NEXT})
     await world.log.append(TOPICS.control, key=key, value=newer, headers=[])
-    await publish(world, ControlRecord(kind="kick", name="route/other", state="asked", at=now()))
+    await publish(world, ControlRecord(kind="kick", name="route/other", state="requested", at=now()))
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(30)
         assert control.commands["kick/route/other"].state == "done"
@@ -506,7 +506,7 @@ async def test_a_command_of_a_newer_version_is_carried_out_by_it() -> None:
         value=waiting.event.body,
         headers=encode_delivery(waiting, NO_METADATA, at=now()),
     )
-    key, value = ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()).encode()
+    key, value = ControlRecord(kind="kick", name="destination/ci", state="requested", at=now()).encode()
     newer = orjson.dumps({**orjson.loads(value), "v": NEXT})
     await world.log.append(TOPICS.control, key=key, value=newer, headers=[])
     async with operated(world) as control, running(world, world.worker(control)):
@@ -526,13 +526,18 @@ async def test_a_replay_waits_at_a_newer_event_and_then_continues() -> None:
     await world.put(an_event(id="evt_after", key="one", received_at=now()))
     ends = {f"{EVENTS}/{number}": end for number, (_, end) in (await world.log.bounds(EVENTS)).items()}
     order = ControlRecord(
-        kind="replay", name="1", state="asked", at=now(), checkpoint=ends, selection=Selection(route="build", since=0.0)
+        kind="replay",
+        name="1",
+        state="requested",
+        at=now(),
+        checkpoint=ends,
+        selection=Selection(route="build", since=0.0),
     )
     await publish(world, order)
     async with operated(world) as control, running(world, world.worker(control)):
         await asyncio.sleep(90)
         assert control.injected("replay/1") == 1
-        assert control.commands["replay/1"].state == "asked"
+        assert control.commands["replay/1"].state == "requested"
     assert sorted(made(world)) == ["evt_after", "evt_before", "evt_before"]
     roll_forward()
     async with operated(world) as control, running(world, world.worker(control)):

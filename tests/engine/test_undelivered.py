@@ -244,7 +244,7 @@ async def test_open_dead_letters_are_undelivered_and_resolved_by_the_replay() ->
                 ControlRecord(
                     kind="dead",
                     name="d",
-                    state="asked",
+                    state="requested",
                     at=now(),
                     action="drop",
                     checkpoint={f"{TOPICS.dead}/{number}": 100 for number in range(4)},
@@ -276,7 +276,7 @@ async def test_dead_letters_stored_while_a_replay_was_queued_are_resolved_by_it(
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
         selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0), undelivered=True)
         replay = ControlRecord(
-            kind="replay", name="x", state="asked", at=asked_at, checkpoint=ends, selection=selection
+            kind="replay", name="x", state="requested", at=asked_at, checkpoint=ends, selection=selection
         )
         await publish(scene.world, replay)
         assert (await ended(scene.owner.control)).count == 6
@@ -290,7 +290,7 @@ async def test_a_conditions_dead_letters_that_match_after_its_fix_are_undelivere
     failing, fixed = a_route(when="body.n + 'x' == 'x'"), a_route(when="body.n < 4")
     async with a_scene(failing) as scene, running(scene.world, scene.world.worker(scene.owner.control)) as worker:
         await scene.events(6)
-        assert [stored.metadata.reason for stored in scene.world.dead()] == ["expression_error"] * 6
+        assert [stored.metadata.dead_reason for stored in scene.world.dead()] == ["expression_error"] * 6
         scene.reload(worker, fixed)
         assert (await scene.replay()).count == 4
         assert scene.delivered() == [1, 1, 1, 1, 0, 0]
@@ -306,12 +306,12 @@ async def test_a_dead_letter_is_replayed_by_the_current_request_whatever_the_con
         running(scene.world, scene.world.worker(scene.owner.control)) as worker,
     ):
         await scene.events(2)
-        assert [stored.metadata.reason for stored in scene.world.dead()] == ["expression_error"] * 2
+        assert [stored.metadata.dead_reason for stored in scene.world.dead()] == ["expression_error"] * 2
         scene.reload(worker, a_route(request=other, when="body.n > 0"))
         checkpoint = {f"{TOPICS.dead}/{number}": 100 for number in range(4)}
         which = DeadFilter(reason="expression_error")
         order = ControlRecord(
-            kind="dead", name="d", state="asked", at=now(), action="replay", checkpoint=checkpoint, filter=which
+            kind="dead", name="d", state="requested", at=now(), action="replay", checkpoint=checkpoint, filter=which
         )
         await publish(scene.world, order)
         await asyncio.sleep(10)
@@ -595,7 +595,7 @@ def test_a_killed_replay_leaves_no_queued_dead_letter_open() -> None:
             counts = scene.delivered()
             assert set(counts) <= {2, 3}
             assert counts.count(3) <= 6
-            return control.commands["replay/x"].state == "asked"
+            return control.commands["replay/x"].state == "requested"
 
     killed = [run(scenario(appends)) for appends in range(1, 14)]
     assert killed.count(True) > 8, "most of them come before its end"
@@ -603,7 +603,7 @@ def test_a_killed_replay_leaves_no_queued_dead_letter_open() -> None:
 
 def test_resolutions_of_different_dead_letters_have_different_keys() -> None:
     """As of two owners, one of which doesn't know yet that it was evicted."""
-    replay = ControlRecord(kind="replay", name="x", state="asked", at=1.0)
+    replay = ControlRecord(kind="replay", name="x", state="requested", at=1.0)
     dead = OpenDeadLetters(route="build")
     letters = (("0@1", "0@2"), ("0@1", "0@3"), ("0@1", "0@2"))
     keys = [resolution(replay, dead, each, count=2, deliveries=2).key for each in letters]

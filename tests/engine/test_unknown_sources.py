@@ -135,7 +135,7 @@ async def _killed_at(append: int, *, is_stored: bool, kicked: float, does_the_jo
     )
     task = asyncio.create_task(doomed.run())
     await asyncio.sleep(WAITS - 2 - kicked)
-    await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=world.log.now()))
+    await publish(world, ControlRecord(kind="kick", name="destination/ci", state="requested", at=world.log.now()))
     with suppress(TimeoutError):
         async with asyncio.timeout(kicked + 10):
             await mortal.died.wait()

@@ -389,7 +389,7 @@ async def test_a_dead_letter_has_its_reason_and_every_attempt() -> None:
     async with running(world):
         await asyncio.sleep(60)
     (stored,) = world.dead()
-    assert stored.metadata == RecordMetadata(reason="exhausted", detail="500 after 3 attempts", rules="8f31c0de")
+    assert stored.metadata == RecordMetadata(dead_reason="exhausted", detail="500 after 3 attempts", rules="8f31c0de")
     assert [(attempt.number, attempt.result) for attempt in stored.delivery.attempts] == [
         (1, "5xx"),
         (2, "timeout"),
@@ -419,7 +419,7 @@ async def test_a_failing_expression_dead_letters_its_route_and_no_other() -> Non
         await asyncio.sleep(2)
     assert world.client.made == [("ci", "evt_0", 1)]
     (stored,) = world.dead()
-    assert (stored.delivery.route, stored.metadata.reason) == ("bad", "expression_error")
+    assert (stored.delivery.route, stored.metadata.dead_reason) == ("bad", "expression_error")
 
 
 @virtual
@@ -430,7 +430,7 @@ async def test_a_template_that_cannot_be_rendered_dead_letters() -> None:
     async with running(world):
         await asyncio.sleep(2)
     assert world.client.made == []
-    assert [stored.metadata.reason for stored in world.dead()] == ["expression_error"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["expression_error"]
 
 
 @virtual
@@ -489,7 +489,7 @@ async def test_late_parked_deliveries_are_rescanned_after_the_resume() -> None:
             TOPICS.parked,
             key=b"ci",
             value=late.event.body,
-            headers=encode_delivery(late, RecordMetadata(by="destination/ci"), at=now()),
+            headers=encode_delivery(late, RecordMetadata(paused_name="destination/ci"), at=now()),
         )
         async with running(world, world.worker(control)):
             await asyncio.sleep(20)
@@ -509,7 +509,7 @@ async def test_rescanned_deliveries_are_left_by_the_next_owner_of_the_jobs() -> 
                 TOPICS.parked,
                 key=b"ci",
                 value=late.event.body,
-                headers=encode_delivery(late, RecordMetadata(by="destination/ci"), at=now()),
+                headers=encode_delivery(late, RecordMetadata(paused_name="destination/ci"), at=now()),
             )
             await asyncio.sleep(20)
             assert len(world.client.made) == 1
@@ -527,7 +527,7 @@ async def test_a_kick_makes_waiting_retries_at_once_and_only_once() -> None:
             await world.put(*events(3))
             await asyncio.sleep(60)
             assert len(world.client.made) == 3
-            await publish(world, ControlRecord(kind="kick", name="destination/ci", state="asked", at=now()))
+            await publish(world, ControlRecord(kind="kick", name="destination/ci", state="requested", at=now()))
             await asyncio.sleep(30)
             assert sorted(world.client.made[3:]) == [("ci", f"evt_{index}", 2) for index in range(3)]
             await world.doze(3 * 3600)
@@ -551,7 +551,7 @@ async def test_a_replay_of_dead_letters_restarts_their_attempts_and_resolves_the
                     ControlRecord(
                         kind="dead",
                         name=name,
-                        state="asked",
+                        state="requested",
                         at=now(),
                         filter=DeadFilter(route="build"),
                         checkpoint=ends,
@@ -636,7 +636,7 @@ async def test_a_name_that_the_rules_do_not_know_waits_an_hour_and_is_dead_lette
         assert counter is not None, "its series appears before it counts, or an alert would miss it"
         assert counter.value == 0
         await world.doze(1000)
-    assert [stored.metadata.reason for stored in world.dead()] == ["route_removed"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["route_removed"]
     assert counter.value == 1
     assert world.client.made == []
 
@@ -839,7 +839,7 @@ async def test_a_bug_dead_letters_one_delivery_only() -> None:
             await asyncio.sleep(3)
     assert len(world.client.made) == 2
     (stored,) = world.dead()
-    assert stored.metadata.reason == "bug"
+    assert stored.metadata.dead_reason == "bug"
     assert re.fullmatch(r"KeyError at tests\.engine\.test_worker:\d+", stored.metadata.detail)
     (failed,) = [line for line in lines if line["log_level"] == "error"]
     assert failed["event"] == "delivery_bug"
@@ -851,7 +851,7 @@ def test_control_records_survive_their_encoding() -> None:
     order = ControlRecord(
         kind="dead",
         name="x",
-        state="asked",
+        state="requested",
         at=1.5,
         checkpoint={"a/0": 3},
         action="drop",
@@ -875,5 +875,5 @@ async def test_a_destination_that_responds_410_is_paused_by_the_rules() -> None:
         await world.put(an_event(id="evt_later", received_at=now()))
         await asyncio.sleep(2)
     assert len(world.client.made) == 1
-    assert [stored.metadata.reason for stored in world.dead()] == ["gone"]
-    assert [stored.metadata.by for stored in world.stored(TOPICS.parked)] == ["destination/ci"]
+    assert [stored.metadata.dead_reason for stored in world.dead()] == ["gone"]
+    assert [stored.metadata.paused_name for stored in world.stored(TOPICS.parked)] == ["destination/ci"]

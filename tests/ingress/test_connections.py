@@ -9,6 +9,7 @@ from unittest.mock import Mock, call
 
 import pytest
 
+from gateway.ingress import listener
 from gateway.ingress.server import END_OF_HEAD, HEAD_FRAMING, Connection, Limits
 from tests.ingress.test_ingress import PING, World, a_request, running, until
 
@@ -130,6 +131,33 @@ async def test_no_more_is_read_while_a_request_waits_behind_another() -> None:
         await until(lambda: connection.silent_since is not None)
         assert call.resume_reading() in transport.mock_calls[transport.mock_calls.index(call.pause_reading()) :]
         connection.connection_lost(None)
+
+
+async def test_of_what_follows_a_malformed_body_nothing_is_kept() -> None:
+    """The request waits for the rest of its body; each read behind it would be another error, with all of it."""
+    async with running() as world:
+        connection, _ = a_connection(world)
+        connection.data_received(a_request("/x", "Transfer-Encoding: chunked", body=b""))
+        await asyncio.sleep(0)
+        connection.data_received(b"no size\r\n")
+        waiting = len(connection._messages)
+        for _ in range(100):
+            connection.data_received(b"no size either\r\n" * 10_000)
+        assert len(connection._messages) == waiting <= 1
+        connection.connection_lost(None)
+
+
+async def test_the_kernel_lets_a_client_go_that_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of TLS, what waits in buffers before the kernel's begins no deadline of ours."""
+    monkeypatch.setattr(listener, "UNACKNOWLEDGED_MS", 500)
+    async with running(limits=Limits(write_seconds=600.0)) as world, deaf_client(world) as send:
+        connection = await narrowed(world)
+        sending = asyncio.ensure_future(send(GET * 50_000))
+        async with asyncio.timeout(20):
+            while connection.transport is not None:  # noqa: ASYNC110 - it is up to the kernel
+                await asyncio.sleep(0.01)
+        sending.cancel()
+        await asyncio.wait([sending])
 
 
 BEGUN = a_request("/in/open", "X-A: " + "a" * 300)[:-60]

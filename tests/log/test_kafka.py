@@ -1554,6 +1554,27 @@ async def test_appends_in_order_to_one_partition_share_batches(log: KafkaLog, mo
         assert [value for value in stored if value.startswith(b"%d." % caller)] == own
 
 
+async def test_each_batch_of_an_append_in_order_has_the_append_timeout(
+    log: KafkaLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partition = Partition(await make_topic(log, partitions=1), 0)
+    appender = log._appender
+    send_batch: Any = appender._producer.send_batch
+
+    async def slowly(*args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0.4)
+        return await send_batch(*args, **kwargs)
+
+    await log.append_in_order(partition, [NewRecord(b"", b"first", [])])
+    monkeypatch.setattr(appender, "_append_timeout", 1.0)
+    monkeypatch.setattr(appender._producer, "send_batch", slowly)
+    records = [NewRecord(b"", random.randbytes(200_000), []) for _ in range(5)]  # a batch of each
+    began = asyncio.get_running_loop().time()
+    positions = await log.append_in_order(partition, records)
+    assert asyncio.get_running_loop().time() > began + 2.0
+    assert [position.offset for position in positions] == [1, 2, 3, 4, 5]
+
+
 async def test_a_batch_that_fails_fails_for_all_that_are_in_it_alone(
     log: KafkaLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

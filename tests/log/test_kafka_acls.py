@@ -365,7 +365,7 @@ async def test_jobs_continue_without_the_rights_to_a_topic_named_in_records(guar
             ControlRecord(
                 kind="replay",
                 name=name,
-                state="asked",
+                state="requested",
                 at=log.now(),
                 checkpoint={place: 5},
                 selection=Selection(route="build", since=0.0, starts={place: 0}),
@@ -391,7 +391,7 @@ async def test_jobs_continue_without_the_rights_to_a_topic_named_in_records(guar
             while control.commands.get("replay/ours", replays[-1]).state != "done" or control.history.partitions():
                 assert asyncio.get_running_loop().time() < until
                 await asyncio.sleep(0.1)
-            assert control.commands["replay/forbidden"].state == "asked"
+            assert control.commands["replay/forbidden"].state == "requested"
             assert "replay/impossible" not in control.commands
             assert not any(task.done() for task in running)
         finally:

@@ -105,7 +105,7 @@ STATE: dict[str, Any] = {
     "note": {"by": "route/build", "unknown_since": "1700000000.000", "breaks": "3"},
     "at": 1_700_000_000.5,
 }
-_TEXTS = {name: st.text(max_size=40) for name in ("why", "by", "replay", "reason", "detail")}
+_TEXTS = {name: st.text(max_size=40) for name in ("spill_reason", "paused_name", "replay", "dead_reason", "detail")}
 NOTES = st.builds(
     RecordMetadata,
     **_TEXTS,
@@ -221,8 +221,12 @@ def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: RecordMe
 
 
 def test_each_field_of_a_note_is_written_and_read() -> None:
-    told = RecordMetadata(why="paused", by="route/build", breaks=3, unknown_since=NOW, is_expedited=True, replay="1")
-    told = replace(told, reason="gone", detail="410", rules="8f31c0de", owner="team-ci", runbook="https://wiki.example")
+    told = RecordMetadata(
+        spill_reason="paused", paused_name="route/build", breaks=3, unknown_since=NOW, is_expedited=True, replay="1"
+    )
+    told = replace(
+        told, dead_reason="gone", detail="410", rules="8f31c0de", owner="team-ci", runbook="https://wiki.example"
+    )
     for field in fields(RecordMetadata):
         note = replace(NO_METADATA, **{field.name: getattr(told, field.name)})
         written = encode_record_metadata(note)

@@ -145,7 +145,7 @@ async def test_a_pause_holds_waiting_retries_too() -> None:
 async def test_a_resume_killed_before_its_injection_is_done_by_the_next_owner() -> None:
     world = await a_world(a_route())
     parked = a_delivery(event=an_event(received_at=now()), successor=1)
-    headers = encode_delivery(parked, RecordMetadata(by="destination/ci"), at=now())
+    headers = encode_delivery(parked, RecordMetadata(paused_name="destination/ci"), at=now())
     await world.log.append(TOPICS.parked, key=b"ci", value=parked.event.body, headers=headers)
     await publish(world, ControlRecord(kind="pause", name="destination/ci", state="resuming", at=now()))
     async with jobs_on(world, ClosedTopics(world.log, TOPICS.retry("5s"))):

@@ -151,7 +151,7 @@ async def test_a_replay_covers_the_dead_letters_at_its_start() -> None:
     ends = {f"{TOPICS.dead}/{number}": end for number, (_, end) in (await log.bounds(TOPICS.dead)).items()}
     assert order.checkpoint == ends
     assert sum(order.checkpoint.values()) == 8
-    assert (order.action, order.filter, order.state) == ("replay", DEAD, "asked")
+    assert (order.action, order.filter, order.state) == ("replay", DEAD, "requested")
 
 
 async def test_two_commands_for_dead_letters_are_kept() -> None:

@@ -34,7 +34,7 @@ class Dead:
         delivery = a_delivery(
             event=an_event(id=event), route=route, destination=destination, attempts=(an_attempt(3, status=503),)
         )
-        headers = encode_delivery(delivery, RecordMetadata(reason=reason, detail="503 after 3 attempts"), at=NOW)
+        headers = encode_delivery(delivery, RecordMetadata(dead_reason=reason, detail="503 after 3 attempts"), at=NOW)
         await self.log.append(TOPICS.dead, key=destination.encode(), value=delivery.event.body, headers=headers)
         return delivery.id
 
@@ -113,7 +113,7 @@ async def test_a_replayed_or_dropped_dead_letter_is_not_open(dead: Dead) -> None
 
 async def test_an_unfinished_command_resolves_nothing(dead: Dead) -> None:
     await dead.write("a")
-    asked = (await dead.done(DeadFilter())).with_state("asked")
+    asked = (await dead.done(DeadFilter())).with_state("requested")
     assert ids(await dead.read(asked)) == ["a"]
 
 

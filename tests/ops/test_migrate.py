@@ -100,7 +100,7 @@ async def emptied(tmp_path: Path, name: str) -> AsyncIterator[EmbeddedLog]:
 
 
 async def put(log: Log, topic: str, delivery: Any, by: str = "", reason: str = "") -> int:
-    headers = encode_delivery(delivery, RecordMetadata(by=by, reason=reason), at=time.time())
+    headers = encode_delivery(delivery, RecordMetadata(paused_name=by, dead_reason=reason), at=time.time())
     key = delivery.destination.encode()
     return (await log.append(topic, key=key, value=delivery.event.body, headers=headers)).offset
 
@@ -175,14 +175,17 @@ async def order_all(log: Log) -> None:
     place = f"{EVENTS}/0"
     selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
     await order(
-        log, ControlRecord(kind="replay", name="r", state="asked", at=1.0, checkpoint={place: 40}, selection=selection)
+        log,
+        ControlRecord(kind="replay", name="r", state="requested", at=1.0, checkpoint={place: 40}, selection=selection),
     )
     await order(
         log, ControlRecord(kind="marker", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
     )
     which = DeadFilter(destination="erp", since=1.0)
     checkpoint = {f"{TOPICS.dead}/0": 4}
-    await order(log, ControlRecord(kind="dead", name="2", state="asked", at=3.0, checkpoint=checkpoint, filter=which))
+    await order(
+        log, ControlRecord(kind="dead", name="2", state="requested", at=3.0, checkpoint=checkpoint, filter=which)
+    )
 
 
 async def meant_by(given: ControlRecord, log: Log) -> list[str]:
@@ -328,7 +331,9 @@ async def test_a_replay_in_progress_resumes_with_the_same_events(source: Embedde
     await fill(source)
     place = f"{EVENTS}/0"
     selection = Selection(route="mirror", since=1.0, until=2.0, starts={place: 11})
-    asked = ControlRecord(kind="replay", name="r", state="asked", at=1.0, checkpoint={place: 40}, selection=selection)
+    asked = ControlRecord(
+        kind="replay", name="r", state="requested", at=1.0, checkpoint={place: 40}, selection=selection
+    )
     await order(source, replace(asked, last_records=await last_records(source, {}, asked.checkpoint)))
     await order(
         source, ControlRecord(kind="marker", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
@@ -381,7 +386,7 @@ async def test_a_command_for_dead_letters_keeps_its_selection(source: EmbeddedLo
     await order(
         source,
         ControlRecord(
-            kind="dead", name="1", state="asked", at=source.now(), checkpoint={f"{TOPICS.dead}/0": 5}, filter=which
+            kind="dead", name="1", state="requested", at=source.now(), checkpoint={f"{TOPICS.dead}/0": 5}, filter=which
         ),
     )
     target = MemoryLog()
@@ -454,7 +459,7 @@ async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carrie
     await order_all(source)
     target = await interrupted(source)
     for given in (await control_of(source)).commands.values():
-        if given.state == "asked":
+        if given.state == "requested":
             await order(source, given.with_state("done"))
     await order(source, ControlRecord(kind="marker", name="replay/r", state="deleted", at=0.0))
     await move(source, target)
@@ -479,7 +484,8 @@ async def test_a_command_for_dead_letters_keeps_its_selection_in_another_order(
     for number in range(3):
         await put(source, TOPICS.dead, a_delivery(id=f"dlv_{number}"), reason="exhausted")
     await order(
-        source, ControlRecord(kind="dead", name="1", state="asked", at=source.now(), checkpoint={f"{TOPICS.dead}/0": 2})
+        source,
+        ControlRecord(kind="dead", name="1", state="requested", at=source.now(), checkpoint={f"{TOPICS.dead}/0": 2}),
     )
     target = Broken(lambda number: number == 1)
     with pytest.raises(LogUnavailableError):

@@ -25,7 +25,7 @@ async def _letters() -> Sequence[DeadLetter]:
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(attempts=(an_attempt(2, status=410),))
-    headers = encode_delivery(delivery, RecordMetadata(reason="gone"), at=NOW)
+    headers = encode_delivery(delivery, RecordMetadata(dead_reason="gone"), at=NOW)
     await log.append(TOPICS.dead, key=b"", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
     async with aclosing(read_dead_letters(log, TOPICS, Control(), DeadFilter(), include_resolved=True)) as letters:

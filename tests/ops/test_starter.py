@@ -8,7 +8,7 @@ from gateway.model import UsageError
 from gateway.ops.check_reports import without_allowed
 from gateway.ops.rule_format import formatted
 from gateway.ops.rule_tests import run_test
-from gateway.ops.starter import JOB, RULES, TESTS, starter
+from gateway.ops.starter import JOB, RULES, TESTS, repository_of, starter
 from gateway.rules.load import check_rules
 from gateway.rules.rule_tests import read_tests
 from gateway.verify.presets import PRESETS
@@ -51,6 +51,15 @@ def test_the_job_runs_the_commands(tmp_path: Path) -> None:
     job = (tmp_path / JOB).read_text()
     for each in ("gateway fmt --check", "gateway check routes.yaml --strict", "gateway test routes.yaml"):
         assert each in job
+
+
+def test_in_a_folder_of_a_repository_the_job_is_at_its_root_and_checks_that_folder(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "our edge" / "rules").mkdir(parents=True)
+    assert repository_of(tmp_path / "our edge" / "rules") == tmp_path
+    files = starter("github", "https://ci.example/", Path("our edge/rules"))
+    assert files.keys() == {Path("our edge/rules") / RULES, Path("our edge/rules") / TESTS, JOB}
+    assert "gateway check 'our edge/rules/routes.yaml' --strict" in files[JOB]
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,9 @@ def test_an_open_breakers_backlog_says_why_it_opened(
     tries = (an_attempt(1, at=5.0, status=500), an_attempt(2, at=9.0, status=status, result=result))
     for number, attempts in enumerate(((), tries, tries[:1])):
         delivery = a_delivery(id=f"dlv_{number}", attempts=attempts)
-        backlogs.add(StoredDelivery(delivery=delivery, metadata=RecordMetadata(why=SpillReason.BREAKER_OPEN), at=NOW))
+        backlogs.add(
+            StoredDelivery(delivery=delivery, metadata=RecordMetadata(spill_reason=SpillReason.BREAKER_OPEN), at=NOW)
+        )
     (found,) = waiting_findings(backlogs, NOW)
     assert found.why == f"3 wait (breaker open after {after})"
     assert found.next == (owners, "gateway destination kick ci")
@@ -216,7 +218,9 @@ def test_waiting_deliveries_show_their_remaining_attempts_where_few(tried: int, 
     for number in (1, tried):
         tries = (an_attempt(number, status=500),)
         delivery = a_delivery(event=an_event(received_at=NOW - age), attempts=tries, due=NOW)
-        backlogs.add(StoredDelivery(delivery=delivery, metadata=RecordMetadata(why=SpillReason.LANE_FULL), at=NOW))
+        backlogs.add(
+            StoredDelivery(delivery=delivery, metadata=RecordMetadata(spill_reason=SpillReason.LANE_FULL), at=NOW)
+        )
     (found,) = waiting_findings(backlogs, NOW, rules_of(a_route(retry=policy)))
     assert found.why == f"2 wait (its queue is full){told}"
     (found,) = waiting_findings(backlogs, NOW)
@@ -227,7 +231,9 @@ def _waiting(why: str = "", *, by: str = "", due: float = NOW + 60.0, **fields: 
     """Return a delivery that was received a while ago, and waits or is parked."""
     event = an_event(received_at=NOW - 100.0)
     return StoredDelivery(
-        delivery=a_delivery(event=event, due=due, **fields), metadata=RecordMetadata(why=why, by=by), at=NOW
+        delivery=a_delivery(event=event, due=due, **fields),
+        metadata=RecordMetadata(spill_reason=why, paused_name=by),
+        at=NOW,
     )
 
 
@@ -357,7 +363,7 @@ async def test_dead_letters_come_with_commands_to_list_and_replay() -> None:
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(attempts=(an_attempt(1, status=500),))
     for _ in range(2):
-        headers = encode_delivery(delivery, RecordMetadata(reason="exhausted"), at=NOW)
+        headers = encode_delivery(delivery, RecordMetadata(dead_reason="exhausted"), at=NOW)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     await log.append(TOPICS.dead, key=b"", value=b"?", headers=[("gw_v", b"1"), ("gw_reason", b"undecodable")])
     known, unknown = await dead_letter_findings(log, TOPICS, Control(), (), {})
@@ -375,7 +381,7 @@ async def test_dead_letters_of_removed_routes_say_what_a_replay_needs() -> None:
         for _ in range(number):
             event = an_event(received_at=NOW - 5.5)
             delivery = a_delivery(route=route, destination=destination, event=event)
-            headers = encode_delivery(delivery, RecordMetadata(reason="route_removed"), at=NOW)
+            headers = encode_delivery(delivery, RecordMetadata(dead_reason="route_removed"), at=NOW)
             await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     no_route, no_destination, there = await dead_letter_findings(
         log, TOPICS, Control(), (), {}, rules=rules_of(a_route())
@@ -392,7 +398,7 @@ async def test_dead_letters_of_removed_routes_say_what_a_replay_needs() -> None:
     assert "no destination gone: restore it first" in no_destination.next[1]
     assert there.next[1] == "# once that has been fixed:"
     failed = encode_delivery(
-        a_delivery(route="rx"), RecordMetadata(reason="expression_error", detail="request.body: w"), at=NOW
+        a_delivery(route="rx"), RecordMetadata(dead_reason="expression_error", detail="request.body: w"), at=NOW
     )
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=failed)
     found = await dead_letter_findings(log, TOPICS, Control(), (), {}, rules=rules_of(a_route()))
@@ -413,7 +419,7 @@ async def test_dead_letters_of_an_expression_come_with_steps_to_fix_it_and_repla
     ]
     for route, number, detail in details:
         event = an_event(id=f"evt_{number}", received_at=NOW - number - 0.5)
-        note = RecordMetadata(reason="expression_error", detail=detail)
+        note = RecordMetadata(dead_reason="expression_error", detail=detail)
         headers = encode_delivery(a_delivery(route=route, event=event), note, at=NOW - number)
         await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=headers)
     changed = ["route build: request", "route builder: to", "source shop: id"]
@@ -442,7 +448,7 @@ async def test_a_conditions_dead_letters_left_by_a_replay_have_a_step_to_drop_th
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))
     delivery = a_delivery(event=an_event(id="evt_1", received_at=NOW - 5.5))
-    note = RecordMetadata(reason="expression_error", detail="body.n > 2: no such overload")
+    note = RecordMetadata(dead_reason="expression_error", detail="body.n > 2: no such overload")
     await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=encode_delivery(delivery, note, at=NOW - 5))
 
     async def steps(**changed: Any) -> tuple[str, ...]:
@@ -458,7 +464,7 @@ async def test_a_conditions_dead_letters_left_by_a_replay_have_a_step_to_drop_th
     assert replay == f"gateway replay --route build --from {rfc3339(int(NOW - 5.5))} --undelivered"
     for other in (
         {"at": NOW - 1},  # before the letter was written
-        {"state": "asked"},
+        {"state": "requested"},
         {"state": "cancelled"},
         {"selection": Selection(route="other", since=NOW - 6, undelivered=True)},
         {"selection": Selection(route="build", since=NOW - 5.4, undelivered=True)},
@@ -545,7 +551,7 @@ def test_refused_rules_have_no_step_once_missed_events_are_replayed() -> None:
     (found,) = process_findings(answer, "a:9090", Control(enough))
     assert found.why == "new rules were refused; they are active now; replayed since: 120 queued"
     assert (found.next, found.needs_attention) == ((), False)
-    under_way = enough[1].with_state("asked", count=0)
+    under_way = enough[1].with_state("requested", count=0)
     (found,) = process_findings(answer, "a:9090", Control([enough[0], under_way]))
     assert found.why.endswith("being replayed: 70 queued")
     for other in (
@@ -648,7 +654,7 @@ def test_partial_replays_of_unrouted_events_add_up() -> None:
         found = _after_replays(*parts[:2], other)
         assert found.why.endswith("replayed since: 300 queued; still undelivered: at least 73"), other
     assert _after_replays(*parts[:2], _replay("3", "other", 73), routes=None).next == (), "so many that none is named"
-    under_way = _after_replays(parts[0], parts[1].with_state("asked", count=0))
+    under_way = _after_replays(parts[0], parts[1].with_state("requested", count=0))
     assert under_way.why.endswith("being replayed: 200 queued; still undelivered: at least 173")
     assert under_way.needs_attention
     two_each = _after_replays(_replay("1", "build", 600), _replay("2", "mirror", 73), fan_out={"build": 2})

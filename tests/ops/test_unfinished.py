@@ -145,7 +145,7 @@ def test_deliveries_of_a_name_that_the_rules_lack_say_so_since_when_and_until_wh
             await world.doze(UNKNOWN_MAX_AGE - 110)
             assert world.dead() == []
             await world.doze(150)
-            assert {stored.metadata.reason for stored in world.dead()} == {"route_removed"}
+            assert {stored.metadata.dead_reason for stored in world.dead()} == {"route_removed"}
             await world.doze(100)
             assert len(world.dead()) == 5, "as many as were told"
             assert await told(world, worker, rules=world.rules) == []

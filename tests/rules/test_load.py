@@ -196,7 +196,7 @@ BROKEN = {
     "version: 1\nsources:\n": ["routes.yaml:2:9: sources: expected a mapping of sources, got null"],
     "version: 1\nroutes: {name: a}\n": ["routes.yaml:2:9: routes: expected a list of routes, got a mapping"],
     "version: 1\nsources:\n  github: none\n": [
-        "routes.yaml:3:11: sources.github: expected a mapping with `verify`, got 'none'",
+        "routes.yaml:3:11: sources.github: expected a mapping with `verify`, got a string",
     ],
     "version: 1\nsources:\n  github: {}\n": [
         "routes.yaml:3:11: sources.github: expected the key 'verify', got none",
@@ -204,7 +204,7 @@ BROKEN = {
     "version: 1\nsources:\n  github:\n    verify: none\n": [
         (
             "routes.yaml:4:13: sources.github.verify: expected a mapping such as {scheme: github, secrets: [...]}, "
-            "or {scheme: none}, got 'none'"
+            "or {scheme: none}, got a string"
         ),
     ],
     "version: 1\nsources:\n  github:\n    verify: {scheme: githb, secrets: [x]}\n": [

@@ -376,7 +376,7 @@ class Ledger:
                 each.lives.add(delivery.replayed_at)
         self._see_times(row, delivery, trail)
         if row.partition.topic == TOPICS.dead:
-            reason = stored.metadata.reason
+            reason = stored.metadata.dead_reason
             trail.is_dead = True
             trail.ended_at = min(trail.ended_at, row.at)
             tried = len(delivery.attempts)
@@ -922,7 +922,7 @@ class Ledger:
 
         It is matched again, so by rules that know its source and its route, and send the event elsewhere.
         """
-        if row.stored is None or not row.stored.metadata.reason:
+        if row.stored is None or not row.stored.metadata.dead_reason:
             return False
         delivery = row.stored.delivery
         return any(
@@ -1395,7 +1395,7 @@ class Ledger:
     def _see_order(self, order: ControlRecord, offset: int) -> None:
         """Note what an operator wants, and check what a kick has left behind once it is said to be done."""
         # An operator's orders are asked for; a replay's, of the dead letters whose deliveries it has queued, come done.
-        if order.kind == "dead" and (order.state == "asked" or (order.state == "done" and order.filter.records)):
+        if order.kind == "dead" and (order.state == "requested" or (order.state == "done" and order.filter.records)):
             self._resolutions.append((order, self._now()))
         if order.kind == "dead" and order.state == "done":
             self._resolved_at[order.name] = self._now()
@@ -1406,7 +1406,7 @@ class Ledger:
                 if replay.name == order.name:
                     replay.ended = min(replay.ended, self._now())
         self._see_kick(order)
-        if order.kind == "kick" and order.state == "asked":
+        if order.kind == "kick" and order.state == "requested":
             self._kicks.setdefault(order.key, {})[offset] = self._now()
         if order.kind == "marker" and order.state == "done" and order.name in self._kicks:
             asked = self._kicks[order.name]

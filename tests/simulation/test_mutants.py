@@ -111,7 +111,7 @@ def an_adopted_record_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     def careless(self: Tracker, old: Tracker) -> list[Any]:
         self.progress.merge(old.progress)
         for offset in old.pendings:
-            self.progress.finished(offset)
+            self.progress.mark_done(offset)
         return []
 
     patch.setattr(Tracker, "adopt", careless)

@@ -566,7 +566,7 @@ class World:
                 order = ControlRecord(kind="pause", name=name, state="resuming", at=at)
                 self.ledger.touched.add(name)
             case "kick":
-                order = ControlRecord(kind="kick", name=name, state="asked", at=at)
+                order = ControlRecord(kind="kick", name=name, state="requested", at=at)
                 self.ledger.touched.add(name)
                 self.ledger.expedited.setdefault(name, self.now())
             case "again":
@@ -592,7 +592,7 @@ class World:
                     undelivered=what.get("undelivered", False),
                 )
                 order = ControlRecord(
-                    kind="replay", name=name, state="asked", at=at, checkpoint=ends, selection=selection
+                    kind="replay", name=name, state="requested", at=at, checkpoint=ends, selection=selection
                 )
                 self.ledger.replayed(name, selection, ends)
             case _:
@@ -603,7 +603,7 @@ class World:
                 order = ControlRecord(
                     kind="dead",
                     name=name,
-                    state="asked",
+                    state="requested",
                     at=at,
                     action=kind,
                     checkpoint=ends,
@@ -784,8 +784,8 @@ def poisoned_orders() -> list[tuple[bytes, bytes]]:
         b"[]",
         b'{"state":',
         b'{"state":["paused"],"at":0,"marker":{},"count":0}',
-        b'{"state":"asked","at":"now","marker":{},"count":0}',
-        b'{"state":"asked","at":0,"marker":{"x":"y"},"count":0,"filter":[],"selection":{"rate":0}}',
+        b'{"state":"requested","at":"now","marker":{},"count":0}',
+        b'{"state":"requested","at":0,"marker":{"x":"y"},"count":0,"filter":[],"selection":{"rate":0}}',
         b'{"state":"done","at":0,"marker":[],"count":0}',
     )
     return [(key, value) for key in keys for value in values]
@@ -800,7 +800,7 @@ def misleading_orders(topic: str) -> list[tuple[bytes, bytes]]:
         ControlRecord(
             kind="replay",
             name=f"never-{number}",
-            state="asked",
+            state="requested",
             at=EPOCH,
             checkpoint=ends,
             selection=Selection(route="never", since=0.0, starts=starts, undelivered=True),
@@ -924,7 +924,7 @@ class Process:
         return [
             f"{item.delivery.id} until {until - now:.1f} s from now"
             for until, item in waiting
-            if item.metadata.why == SpillReason.UNKNOWN_NAME
+            if item.metadata.spill_reason == SpillReason.UNKNOWN_NAME
             and item.delivery.route in rules.routes
             and item.delivery.destination in rules.destinations
             and until > now + TIERS["5s"]

@@ -4,9 +4,9 @@ The last record of each key counts (the topic is compacted). Checkpoints are sto
 revisions as `edition`:
 
     pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──checkpoint──▶ active
-    kick/route/NAME,  kick/destination/NAME     asked ──checkpoint──▶ done
-    dead/ID                                     asked ──job──▶ done
-    replay/ID                                   asked ──job──▶ done, or cancelled by an operator or by the job
+    kick/route/NAME,  kick/destination/NAME     requested ──checkpoint──▶ done
+    dead/ID                                     requested ──job──▶ done
+    replay/ID                                   requested ──job──▶ done, or cancelled by an operator or by the job
     marker/KEY                                  how far the jobs of that key have come, and which commands they answer
     marker/hold/KEY                             announces up to where the job of a kick will scan; it isn't a hold
     marker/tried/ROUTE/DESTINATION/PARTITION    outcome of the last kick on a partition of an ordered route
@@ -26,7 +26,7 @@ from gateway.log.json_fields import ID, JsonFields
 from gateway.model import NAME_PATTERN, NewerRecordError, UndecodableRecordError, shown
 
 Kind = Literal["pause", "kick", "dead", "replay", "marker", "rules", "routed"]
-State = Literal["paused", "resuming", "active", "asked", "done", "cancelled", "deleted"]
+State = Literal["paused", "resuming", "active", "requested", "done", "cancelled", "deleted"]
 T = TypeVar("T")
 FORMAT = 1
 """Version of a record's value (`v`, 1 if absent)."""
@@ -46,10 +46,10 @@ MIN_RATE = 1e-6
 
 _STATES: Mapping[Kind, tuple[State, ...]] = {
     "pause": ("paused", "resuming", "active"),
-    "kick": ("asked", "done"),
-    "dead": ("asked", "done"),
-    "replay": ("asked", "done", "cancelled"),
-    "marker": ("asked", "done", "cancelled"),
+    "kick": ("requested", "done"),
+    "dead": ("requested", "done"),
+    "replay": ("requested", "done", "cancelled"),
+    "marker": ("requested", "done", "cancelled"),
     "rules": ("done",),
     "routed": ("done",),
 }
@@ -214,7 +214,7 @@ class ControlRecord:
     @property
     def is_pending(self) -> bool:
         """Whether a job has to carry it out."""
-        return self.state in ("asked", "resuming")
+        return self.state in ("requested", "resuming")
 
     @property
     def covered_until(self) -> float:

@@ -100,6 +100,9 @@ class DuplicateFilter:
     def reload(self) -> None:
         """Apply new rules, and let go of the former."""
         self._windows.compute()
+        now = round((self._log.now() - LEADER_CLOCK_SKEW) * MICRO)
+        for store in self._stores.values():
+            store.include_all(self._windows.of(store.partition.topic), now)
 
     async def run(self) -> None:
         """Rebuild acquired partitions, and expire entries beyond all windows. Bugs propagate."""

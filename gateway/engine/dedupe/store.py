@@ -217,6 +217,11 @@ class Store:
         self.index_of(source).restore(bytes(self.unstored.get(source, b"")))
         self.request_rebuild(min(self.covers_from, since))
 
+    def include_all(self, windows: Windows, now: int) -> None:
+        """Request the entries of all sources that were left out and have a window again: in one scan."""
+        for source in [each for each in self._left_out if each in windows.by_source]:
+            self.include(source, now - windows.by_source[source])
+
     def begin_at_next(self) -> None:
         """Treat the next event as the first one that this partition ever had."""
         self.covers_from = -NEVER

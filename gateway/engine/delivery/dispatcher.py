@@ -58,7 +58,7 @@ MAX_STAY_IN_MEMORY = 5.0
 PAUSE_POLL_INTERVAL = 1.0
 """Seconds between checks whether a paused delivery of an ordered route, which can't be parked, is still paused."""
 CUT_SHORT_GRACE = 0.25
-"""Minimum duration of an attempt that is cut short: a gap in the log may fill the window at any point of an attempt."""
+"""Minimum duration of an attempt that is cut short: offsets may jump, and fill the window, at any point of one."""
 RETRIES_AT_ONCE = 4
 """Retries dispatched before yielding: a new event may wait for several such rounds; a retry was delayed anyway."""
 UNKNOWN_RETRY_DELAY, UNKNOWN_MAX_AGE = 60.0, 3600.0
@@ -126,21 +126,21 @@ class Dispatcher:
         return lane
 
     def defer_unknown(self, item: PendingDelivery) -> None:
-        """Defer a delivery whose source, route, destination or item is unknown: new rules may yet be rolled out."""
+        """Defer a delivery that the rules can't make a request of: others may yet be rolled out that can."""
         now = self._log.now()
         since = now if item.metadata.unknown_since is None else item.metadata.unknown_since
         if now - since > UNKNOWN_MAX_AGE:
             self.end(item, DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it"))
             return
         self._metrics.count_unknown_name(item.delivery.route, item.delivery.destination)
-        item.metadata = RecordMetadata(unknown_since=since, why=SpillReason.UNKNOWN_NAME)
+        item.metadata = RecordMetadata(unknown_since=since, spill_reason=SpillReason.UNKNOWN_NAME)
         item.delivery = replace(item.delivery, due=now + UNKNOWN_RETRY_DELAY)
         self.defer(item, item.delivery.due, now)
 
     def end(self, item: PendingDelivery, outcome: DeadLettered | Dropped | Superseded) -> None:
         """End a delivery without success, unless its member halts the key instead."""
         if isinstance(outcome, DeadLettered):
-            if not item.record.tracker.owner.halt_instead(item, outcome):
+            if not item.record.tracker.member.halt_instead(item, outcome):
                 self._write_successor(item, self._topics.dead, outcome)
         else:
             self._outcomes.ended(item, outcome, item.delivery.next_number - 1, self._log.now())
@@ -151,7 +151,7 @@ class Dispatcher:
 
         def finish() -> None:
             pending.unfinished = 0
-            pending.tracker.owner.done(pending)
+            pending.tracker.member.done(pending)
 
         async def write(append: Append) -> None:
             topic = pending.tracker.partition.topic
@@ -176,19 +176,19 @@ class Dispatcher:
         """Delay a delivery until it is due: in a tier, or in memory if that is soon."""
         self._outcomes.record_late(item, max(due, now))
         tracker = item.record.tracker
-        if tracker.owner.keeps_order:
-            self.hold_in_memory(item, due)
+        if tracker.member.keeps_order:
+            self.wait_in_memory(item, due)
             return
         tier = tiers.plan(due, now)
         # Not repeatedly: the record would stay unfinished for as long as its delivery fails.
         is_fresh = now < item.record.taken_at + MAX_STAY_IN_MEMORY
         is_held = is_fresh and tracker.is_live and not self._is_draining
-        if tier is None and is_held and tracker.owner.has_room_for(tracker):
-            self.hold_in_memory(item, due)
+        if tier is None and is_held and tracker.member.has_room_for(tracker):
+            self.wait_in_memory(item, due)
         else:
             self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
 
-    def hold_in_memory(self, item: PendingDelivery, until: float) -> None:
+    def wait_in_memory(self, item: PendingDelivery, until: float) -> None:
         """Keep a delivery in memory until a time. Its member then resumes it, if the partition is still ours."""
         tracker = item.record.tracker
         if tracker.is_lost:
@@ -204,6 +204,7 @@ class Dispatcher:
             self.end(item, item.outcome)
             return
         now = self._log.now()
+        item.is_moved = True
         self._outcomes.record_late(item, max(item.delivery.due, now))
         self._write_successor(item, self._topics.retry(tiers.plan(item.delivery.due, now) or tiers.SHORTEST))
 
@@ -269,14 +270,14 @@ class Dispatcher:
             if self._control.paused_by(route.name, destination.name):
                 self._park(item)
                 return now
-            owner = item.record.tracker.owner
-            is_whole = route.split is not None and delivery.part is None  # by rules that have changed
-            is_fresh = not owner.keeps_order or owner.is_ownership_fresh(item)
-            if is_whole or not is_fresh:
-                if is_fresh and owner.keeps_order:
-                    self.move_to_tier(item)  # where a router makes its items
+            member = item.record.tracker.member
+            is_unsplit = route.split is not None and delivery.part is None  # as former rules made it
+            is_fresh = not member.keeps_order or member.is_ownership_fresh(item)
+            if is_unsplit or not is_fresh:
+                if is_fresh and member.keeps_order:
+                    self.move_to_tier(item)  # a router splits what it reads there
                 else:
-                    owner.resume(item, now) if owner.keeps_order else self.hold_in_memory(item, now)
+                    member.resume(item, now) if member.keeps_order else self.wait_in_memory(item, now)
                 return now
             attempt = await self._attempts.make(item, route, destination, now)
             now = self._log.now()
@@ -351,7 +352,7 @@ class Dispatcher:
         if route is None:  # removed while this waited
             self.defer_unknown(item)
             return
-        keeps_order = item.record.tracker.owner.keeps_order
+        keeps_order = item.record.tracker.member.keeps_order
         lane = self._queues.lanes.get(delivery.destination)
         if spill.reason is SpillReason.BREAKER_OPEN and lane is not None and not lane.may_have_recovered(now):
             down_for = lane.breaker.down_for(now)
@@ -366,18 +367,18 @@ class Dispatcher:
                 due = max(due, now + max(BREAKER_DEFER_MIN, min(BREAKER_DEFER_MAX, doubled, down_for)))
         if not keeps_order:
             self._metrics.spills.labels(delivery.destination, spill.reason).inc()
-            item.metadata = replace(item.metadata, why=spill.reason)
+            item.metadata = replace(item.metadata, spill_reason=spill.reason)
         item.delivery = replace(delivery, due=due)
         self.defer(item, due, now)
 
     def _park(self, item: PendingDelivery) -> None:
         name = self._control.paused_by(item.delivery.route, item.delivery.destination)
         assert name is not None
-        if item.record.tracker.owner.keeps_order:
-            self.hold_in_memory(item, self._log.now() + PAUSE_POLL_INTERVAL)
+        if item.record.tracker.member.keeps_order:
+            self.wait_in_memory(item, self._log.now() + PAUSE_POLL_INTERVAL)
             return
         self._metrics.spills.labels(item.delivery.destination, SpillReason.PAUSED).inc()
-        item.metadata = RecordMetadata(by=name, why=SpillReason.PAUSED)
+        item.metadata = RecordMetadata(paused_name=name, spill_reason=SpillReason.PAUSED)
         self._write_successor(item, self._topics.parked)
 
     def _write_successor(self, item: PendingDelivery, topic: str, outcome: DeadLettered | None = None) -> None:
@@ -430,7 +431,7 @@ class Dispatcher:
         """Finish a delivery that has ended, or that another record or owner continues, or that no rule wants."""
         item.stage = Stage.FINISHED
         item.record.unfinished -= 1
-        item.record.tracker.owner.finished(item)
+        item.record.tracker.member.finished(item)
 
     # Run, drain and abandon.
 
@@ -443,7 +444,7 @@ class Dispatcher:
             now = self._log.now()
             count = 0
             while not self._is_draining and (item := queues.pop_due(now)) is not None:
-                item.record.tracker.owner.resume(item, now)
+                item.record.tracker.member.resume(item, now)
                 count += 1
                 if count % RETRIES_AT_ONCE == 0:
                     await self._sleep(0)
@@ -453,13 +454,13 @@ class Dispatcher:
                 for spill in lane.pop_overdue(now):
                     self._spill(spill, now)
 
-    async def drain(self, started: Iterable[PendingDelivery], until: float) -> None:
+    async def drain(self, moved: Iterable[PendingDelivery], until: float) -> None:
         """Stop starting attempts, write the given deliveries to a tier, and wait for attempts and appends in flight.
 
         `until` is in the loop's time; what isn't finished then is left to the next owner.
         """
         self._is_draining = True
-        for item in started:
+        for item in moved:
             self.move_to_tier(item)
         while (
             unfinished := len(self._in_flight) + self._appends.waiting
@@ -494,4 +495,5 @@ class Dispatcher:
 
 def _size_of_write(item: PendingDelivery) -> int:
     """Return about how many bytes of memory the append of a successor takes, without the body, which is shared."""
-    return APPEND_OVERHEAD + (item.size - len(item.delivery.event.body)) // 3  # the rest are objects
+    # Two thirds of a size are those of Python's objects.
+    return APPEND_OVERHEAD + (item.size - len(item.delivery.event.body)) // 3

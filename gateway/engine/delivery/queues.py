@@ -123,7 +123,7 @@ class Queues:
             delivery = item.delivery
             is_declared = not delivery.destination or delivery.destination in rules.destinations
             is_known = delivery.route in rules.routes and is_declared
-            if item.metadata.why == SpillReason.UNKNOWN_NAME and is_known:
+            if item.metadata.spill_reason == SpillReason.UNKNOWN_NAME and is_known:
                 item.delivery = replace(delivery, due=min(delivery.due, now))
                 self._soon[index] = (min(until, now), count, item)
         heapq.heapify(self._soon)

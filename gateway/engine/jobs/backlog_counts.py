@@ -211,7 +211,7 @@ class BacklogCounts:
                 for key in [key for key in parked if key[1] == number]:
                     del parked[key]
         async for partition, record in self._records(topic, seen, bounds):
-            by = NEWER if is_newer(record) else record_metadata_of(record).by
+            by = NEWER if is_newer(record) else record_metadata_of(record).paused_name
             if by:  # no resume is about the others: they can't be decoded, and the rescan dead-letters them
                 rows = parked.setdefault((by, partition.number), _Parked())
                 rows.offsets.append(record.offset)

@@ -9,5 +9,5 @@ class CancelledReplays(ScanningJob):
 
     async def publish_last_checkpoint(self, command: ControlRecord, owner: object) -> None:
         """Publish the last checkpoint of a cancelled replay."""
-        run = self._run(command)
-        await self._publish_cancelled(self._scan([run], lambda: self._owner() is owner), run)
+        run = self._progress_of(command)
+        await self._publish_cancelled(self._new_scan([run], lambda: self._owner() is owner), run)

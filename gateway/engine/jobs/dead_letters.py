@@ -20,7 +20,7 @@ def read_dead_letter(record: Record) -> tuple[DeadLetterProperties, StoredDelive
         id=delivery.id,
         route=delivery.route,
         destination=delivery.destination,
-        reason=stored.metadata.reason,
+        reason=stored.metadata.dead_reason,
         at=record.appended_at,
     )
     return letter, stored

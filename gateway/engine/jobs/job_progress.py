@@ -60,7 +60,7 @@ class Picked:
     runs: Sequence[JobProgress] = ()
     delivery: Delivery | None = None
     metadata: RecordMetadata = NO_METADATA
-    is_unreadable: bool = False
+    is_undecodable: bool = False
     """Whether it has to be dead-lettered, before a checkpoint passes it: nobody reads it again."""
 
 

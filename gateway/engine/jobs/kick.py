@@ -56,7 +56,7 @@ class Kicks(ScanningJob):
         if not commands:
             return  # the previous owner has completed them
         firsts = await self._first_records(self._longer_tiers(), commands)
-        runs = [self._run(command, firsts, detail=self._ordered_routes_of(command)) for command in commands]
+        runs = [self._progress_of(command, firsts, detail=self._ordered_routes_of(command)) for command in commands]
         shortest = self._topics.retry(tiers.SHORTEST)
 
         def is_wanted() -> bool:
@@ -64,11 +64,11 @@ class Kicks(ScanningJob):
 
         # Routers hold back announced records while the kick's heartbeats keep coming. Once they may have released some,
         # it starts over with a new announcement, and with what is committed by then.
-        scan = self._scan(runs, is_wanted, is_expedited=True, gives_up=lambda: scan.is_heartbeat_overdue)
-        shortest_ends = await self._ends(scan, shortest)
+        scan = self._new_scan(runs, is_wanted, is_expedited=True, gives_up=lambda: scan.is_heartbeat_overdue)
+        shortest_ends = await self._end_offsets(scan, shortest)
         longer_ends: dict[str, int] = {}
         for topic in self._longer_tiers():
-            longer_ends |= await self._ends(scan, topic)
+            longer_ends |= await self._end_offsets(scan, topic)
         # Look back before the wait: a delivery that comes due meanwhile, and whose completion isn't committed yet, may
         # be parked or dead afterwards.
         outcomes = await self._start_outcomes(shortest_ends | longer_ends, self._log.now() - COMMIT_LAG)
@@ -95,7 +95,7 @@ class Kicks(ScanningJob):
             if run in unannounced:
                 run.outcome = outcomes.of(run.command.name, run.count, dropping=self._dropping_routes())
             run.rate = self._rate(run.command.name)
-            await self._end(scan, run, "done")
+            await self._finish_job(scan, run, "done")
 
     def _unannounced(self, runs: Iterable[JobProgress]) -> Sequence[JobProgress]:
         """Return the runs that were neither announced nor begun; announced ones get the count of their announcement."""

@@ -239,7 +239,7 @@ class KickOutcomes:
             tracked.failed_with = _last_result(delivery)
             tracked.is_dead = topic == self._dead
         else:
-            tracked.outcome = ENDED if topic == self._dead else metadata.why or LATER
+            tracked.outcome = ENDED if topic == self._dead else metadata.spill_reason or LATER
 
     def _observe_commits(self, commits: Mapping[str, Commit]) -> None:
         for each in self._tracked.values():

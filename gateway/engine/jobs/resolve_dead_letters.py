@@ -16,7 +16,7 @@ class DeadLetterResolutions(ScanningJob):
 
     async def resolve(self, command: ControlRecord, owner: object) -> None:
         """Inject the dead letters that a command covers as new deliveries, or drop them."""
-        run = self._run(command)
+        run = self._progress_of(command)
         ends = await self._ends_of_then(command)
         now = self._log.now()
 
@@ -32,10 +32,10 @@ class DeadLetterResolutions(ScanningJob):
                 (run,), self._successor_of(replace(stored.delivery, attempts=(), replayed_at=now), immediately=True)
             )
 
-        scan = self._scan([run], lambda: self._owner() is owner)
-        await self._ends(scan, self._topics.dead)
+        scan = self._new_scan([run], lambda: self._owner() is owner)
+        await self._end_offsets(scan, self._topics.dead)
         if await scan.scan_topic(self._topics.dead, run.last_checkpoint, ends, pick):
-            await self._end(scan, run, "done")
+            await self._finish_job(scan, run, "done")
 
     async def _ends_of_then(self, command: ControlRecord) -> dict[str, int]:
         """Return where the letters of a command end in each partition; left out are those that were recreated since.

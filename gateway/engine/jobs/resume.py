@@ -28,11 +28,11 @@ class ResumeJobs(ScanningJob):
         """Inject the deliveries that a resumed name had parked, until it is paused again."""
         topic = self._topics.parked
         firsts = await self._first_records([topic], [command])
-        run = self._run(command, firsts, detail=self._ordered_routes_of(command))
+        run = self._progress_of(command, firsts, detail=self._ordered_routes_of(command))
 
         def pick(partition: Partition, record: Record) -> Picked:
             stored = delivery_in(record)
-            if stored is None or stored.metadata.by != command.name or run.is_covered(partition, record):
+            if stored is None or stored.metadata.paused_name != command.name or run.is_covered(partition, record):
                 return NOTHING
             return Picked((run,), self._successor_of(stored.delivery, immediately=False))
 
@@ -40,11 +40,11 @@ class ResumeJobs(ScanningJob):
             present = self._control.commands.get(command.key)
             return self._owner() is owner and (present is None or present.state != "paused")
 
-        scan = self._scan([run], is_wanted)
-        ends = await self._ends(scan, topic)
+        scan = self._new_scan([run], is_wanted)
+        ends = await self._end_offsets(scan, topic)
         if await scan.scan_topic(topic, dict(run.positions), ends, pick):
             self.unread_parked |= scan.unreadable
-            await self._end(scan, run, "active")
+            await self._finish_job(scan, run, "active")
         elif self._owner() is owner:  # paused again
             await self._publish_cancelled(scan, run)
 
@@ -62,8 +62,8 @@ class ResumeJobs(ScanningJob):
             stored = delivery_in(record)
             if stored is None:
                 is_rescanned = runs[RESCANNED.name].is_covered(partition, record)
-                return NOTHING if is_rescanned else Picked(is_unreadable=True)
-            run = runs.get(stored.metadata.by)
+                return NOTHING if is_rescanned else Picked(is_undecodable=True)
+            run = runs.get(stored.metadata.paused_name)
             if run is None or run.is_covered(partition, record):
                 return NOTHING
             found[run.command.name] = run
@@ -72,23 +72,23 @@ class ResumeJobs(ScanningJob):
         def is_wanted() -> bool:
             return self._owner() is owner
 
-        def should_yield() -> bool:
+        def is_preempted() -> bool:
             return bool(self._control.pending("pause"))  # a resume doesn't wait for all that is parked
 
         def gives_up() -> bool:
-            return should_yield() and self._log.now() > scan.flush_began + STUCK_AFTER
+            return is_preempted() and self._log.now() > scan.flush_began + STUCK_AFTER
 
         async def dead_letter(partition: Partition, record: Record) -> bool:
             until = self._log.now() + STUCK_AFTER
             return await self._dead_letter(
-                partition, record, lambda: is_wanted() and not should_yield() and self._log.now() < until
+                partition, record, lambda: is_wanted() and not is_preempted() and self._log.now() < until
             )
 
-        scan = self._scan(
+        scan = self._new_scan(
             found.values(),
             is_wanted,
             state="done",
-            should_yield=should_yield,
+            is_preempted=is_preempted,
             gives_up=gives_up,
             dead_letter=dead_letter,
         )
@@ -117,4 +117,4 @@ class ResumeJobs(ScanningJob):
     async def _active_runs(self) -> dict[str, JobProgress]:
         active = [each for each in self._control.commands.values() if each.kind == "pause" and each.state == "active"]
         firsts = await self._first_records([self._topics.parked], [*active, RESCANNED])
-        return {command.name: self._run(command, firsts) for command in (*active, RESCANNED)}
+        return {command.name: self._progress_of(command, firsts) for command in (*active, RESCANNED)}

@@ -227,7 +227,7 @@ class Jobs:
         if command is not None and command.kind == "pause":
             self._log_pause(command)
         if command is None or command.kind == "replay":
-            progress.finished(record.offset)
+            progress.mark_done(record.offset)
         else:
             self._unfinished[record.offset] = command
 
@@ -244,7 +244,7 @@ class Jobs:
             return
         for offset, command in list(self._unfinished.items()):
             if offset < self._follower.position and not self._follower.control.is_pending(command):
-                progress.finished(offset)
+                progress.mark_done(offset)
                 del self._unfinished[offset]
         commit = progress.committable()
         if commit is not None:

@@ -35,12 +35,12 @@ from gateway.model import Delivery, LogUnavailableError, NewerRecordError
 from gateway.rules.rules import Rules
 
 STUCK_AFTER = 10.0
-"""Seconds after which a batch may be given up, or a dead letter, that can't be stored: two appends that time out."""
+"""Seconds after which a batch or a dead letter that can't be stored may be given up: two appends that time out."""
 REPEAT_CHECKPOINT_AFTER = 5.0
 """Seconds after which a kick's last checkpoint is repeated: routers wait for another no longer than
 `KICK_HEARTBEAT_TIMEOUT`."""
 MAX_STORED = 10_000
-"""Records of batches that were given up that are remembered."""
+"""Maximum number of stored records that are remembered of batches that were given up."""
 STOPPED_AT_NEWER = "up to the first dead letter that a newer version wrote, in each partition"
 
 Pick = Callable[[Partition, Record], Picked]
@@ -53,7 +53,7 @@ async def skip_unreadable(_partition: Partition, _record: Record) -> bool:
 
 @dataclass(slots=True, kw_only=True)
 class Scan:
-    """One pass over records, for one run or several: `scan_topic` for each topic, then the last checkpoint."""
+    """One pass over records, for one job or several (`runs`): `scan_topic` for each topic, then the last checkpoint."""
 
     log: Log
     control: Control
@@ -66,9 +66,9 @@ class Scan:
     runs: Collection[JobProgress]
     is_expedited: bool
     state: State
-    """The state of an intermediate checkpoint: "asked" keeps the count for the next owner."""
-    should_yield: Callable[[], bool]
-    """Whether it ends with its current batch, as something else comes first."""
+    """The state of an intermediate checkpoint: "requested" keeps the count for the next owner."""
+    is_preempted: Callable[[], bool]
+    """Whether it ends with its current batch, as something more urgent waits."""
     gives_up: Callable[[], bool]
     """Whether it ends before its current batch, which can't be injected now."""
     stored: set[Predecessor]
@@ -128,7 +128,7 @@ class Scan:
                 if picked is None:
                     end = self.newer_at[partition_name]
                     break
-                if picked.is_unreadable:
+                if picked.is_undecodable:
                     if not await self.flush():  # what comes before it
                         return False
                     if not await self.dead_letter(partition, record):
@@ -188,7 +188,7 @@ class Scan:
                 run.batch_count = 0
             self.flushed |= self._reached
             self._reached.clear()
-            if self.is_wanted() and not self.should_yield():
+            if self.is_wanted() and not self.is_preempted():
                 if (
                     self._since_checkpoint >= CHECKPOINT_EVERY - APPENDS_AT_ONCE
                     or self.log.now() >= self._checkpoint_at + CHECKPOINT_INTERVAL
@@ -240,12 +240,12 @@ class Scan:
         key, now = run.command.key, self.log.now()
         while self.control.checkpoint(key) in (run.last_checkpoint, run.previous_checkpoint):
             covered = self._covered_commands_of(run) if is_last else self.control.commands_covered_below(key)
-            # A rescan covers no command; one of a former control topic would be taken for covered.
+            # A rescan covers no command. It would seem to cover one of a former control topic.
             is_open = not is_last and not covered and self.control.has_pending(key)
             checkpoint = ControlRecord(
                 kind="marker",
                 name=key,
-                state="asked" if is_open else state,
+                state="requested" if is_open else state,
                 at=self.log.now(),
                 checkpoint=dict(run.positions),
                 count=run.count,
@@ -348,7 +348,7 @@ class ScanningJob:
                         break
         return firsts
 
-    def _run(
+    def _progress_of(
         self,
         command: ControlRecord,
         firsts: Mapping[str, tuple[int, float]] = MappingProxyType({}),
@@ -392,14 +392,14 @@ class ScanningJob:
         ]
         return ", ".join(ordered)
 
-    def _scan(
+    def _new_scan(
         self,
         runs: Collection[JobProgress],
         is_wanted: Callable[[], bool],
         *,
         is_expedited: bool = False,
-        state: State = "asked",
-        should_yield: Callable[[], bool] = always_false,
+        state: State = "requested",
+        is_preempted: Callable[[], bool] = always_false,
         gives_up: Callable[[], bool] = always_false,
         dead_letter: Callable[[Partition, Record], Awaitable[bool]] = skip_unreadable,
     ) -> Scan:
@@ -415,16 +415,16 @@ class ScanningJob:
             runs=runs,
             is_expedited=is_expedited,
             state=state,
-            should_yield=should_yield,
+            is_preempted=is_preempted,
             gives_up=gives_up,
             stored=self._stored,
             dead_letter=dead_letter,
         )
 
-    async def _end(self, scan: Scan, run: JobProgress, state: State) -> None:
-        """Publish the end of a job.
+    async def _finish_job(self, scan: Scan, run: JobProgress, state: State) -> None:
+        """Publish the end of a job: of dead letters, a record of its command, else the last checkpoint of its key.
 
-        That is its command's end, or its last checkpoint if a newer command may be stored under that key.
+        A newer command may be stored under that key, except for dead letters, whose commands have keys of their own.
         """
         command = run.command
         if command.kind != "dead":
@@ -451,7 +451,7 @@ class ScanningJob:
             "job_finished", command=run.command.key, state="cancelled", count=run.count, detail=run.detail
         )
 
-    async def _ends(self, scan: Scan, topic: str) -> dict[str, int]:
+    async def _end_offsets(self, scan: Scan, topic: str) -> dict[str, int]:
         """Return the end offsets of a topic's readable partitions; the others are left out of the scan.
 
         Raises LogUnavailableError for those that have been unreadable only for a moment.

@@ -418,7 +418,7 @@ class _Replay:
     def __init__(self, command: ControlRecord, control: Control, *, is_foretold: bool) -> None:
         assert command.selection is not None, command
         self._selection = command.selection
-        is_through = command.state == "done" or (command.state == "asked" and is_foretold)
+        is_through = command.state == "done" or (command.state == "requested" and is_foretold)
         self._reach = command.checkpoint if is_through else control.checkpoint(command.key)
         self.text = control.replayed_as(command.key)
         self.is_of_undelivered = command.selection.undelivered

@@ -39,7 +39,7 @@ class OrderedRule(NamedTuple):
     sources: tuple[str, ...]
     destinations: tuple[str, ...]
     conditions: str
-    by: str
+    debounce_key: str
     """By which key, if it is debounced."""
 
 
@@ -55,7 +55,7 @@ def ordered_rules(rules: Rules) -> frozenset[OrderedRule]:
             destinations=route.destinations,
             conditions=f"{None if route.match is None else written(route.match)} {route.when and route.when.text} "
             f"{route.eligibility} {others.get(route.name)}",
-            by="" if route.debounce is None else route.debounce.key.text,
+            debounce_key="" if route.debounce is None else route.debounce.key.text,
         )
         for route in rules.routes.values()
         if route.order is not None
@@ -121,7 +121,7 @@ class OrderedAppender:
         item.delivery = replace(item.delivery, successor=item.delivery.successor + 1)
         route = self._services.rules().routes.get(item.delivery.route)
         if origin is not None and route is not None and route.debounce is not None:
-            origin = origin._replace(by=route.debounce.by)
+            origin = origin._replace(debounce_key=route.debounce.by)
         topic = self._services.topics.ordered(item.delivery.route, item.delivery.destination)
         entry = _Entry(item, origin)
         if topic in self._partition_counts:

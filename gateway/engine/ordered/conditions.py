@@ -1,5 +1,7 @@
 """An ordered delivery whose route's condition couldn't be evaluated is matched again, when it is its turn."""
 
+from collections.abc import Iterable
+
 from gateway.engine.partition_tracker import PendingDelivery
 from gateway.model import DeadLettered, DeadReason, Event
 from gateway.rules.event_view import EventView
@@ -15,6 +17,22 @@ def condition_failed(item: PendingDelivery) -> bool:
 def can_match_again(item: PendingDelivery, rules: Rules) -> bool:
     """Return whether rules have a delivery's route, and its event's source: else they may be others' former ones."""
     return item.delivery.route in rules.routes and item.delivery.event.source in rules.sources
+
+
+class AbsentSources:
+    """Since when the rules lack sources of events whose condition has failed: nothing can match those again."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def update(self, heads: Iterable[PendingDelivery], rules: Rules, now: float) -> None:
+        """Note which of the sources of these deliveries the rules lack, and forget all others."""
+        sources = {head.delivery.event.source for head in heads if condition_failed(head)}
+        self._since = {source: self._since.get(source, now) for source in sources - rules.sources.keys()}
+
+    def since(self, head: PendingDelivery) -> float | None:
+        """Return since when a delivery can't be matched again for that reason; None if it can."""
+        return self._since.get(head.delivery.event.source) if condition_failed(head) else None
 
 
 def match_again(route: Route | None, event: Event) -> tuple[bool, DeadLettered | None]:

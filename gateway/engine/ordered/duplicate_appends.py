@@ -50,7 +50,7 @@ class DuplicateAppends:
 
     def is_duplicate(self, offset_here: int, origin: Origin) -> bool:
         """Return whether the record at an offset is a duplicate. To be called for each record, in order."""
-        key = _key(origin.partition, origin.by)
+        key = _key(origin.partition, origin.debounce_key)
         offset, at = origin.offset, int(origin.appended_at * 1000)
         known = self._furthest.pop(key, None)
         if known is not None and offset <= known.offset and at <= known.at:

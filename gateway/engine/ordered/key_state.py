@@ -22,7 +22,7 @@ class KeyState:
     def of(cls, head: PendingDelivery) -> "KeyState":
         """Return the state of a head whose partition leaves. What waits for a name looks again whether that is back."""
         delivery = head.delivery
-        due = 0.0 if head.metadata.why == SpillReason.UNKNOWN_NAME else delivery.due
+        due = 0.0 if head.metadata.spill_reason == SpillReason.UNKNOWN_NAME else delivery.due
         return cls(head.record.tracker.partition, delivery.attempts, due, head.outcome)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from gateway.engine.control.records import BEHIND, ENDED, HALTED, ON_ITS_WAY, UNREAD, ControlRecord, tried_name
+from gateway.engine.control.records import BEHIND, ENDED, HALTED, LATER, ON_ITS_WAY, UNREAD, ControlRecord, tried_name
 from gateway.engine.control.state import Control
 from gateway.engine.partition_tracker import PendingDelivery, Stage, Tracker
 from gateway.model import Delivery, SpillReason, result_label
@@ -153,7 +153,7 @@ class _OfPartition:
         )
 
 
-_SETTLED = frozenset({"", BEHIND, ENDED, HALTED, SpillReason.DELAYED.value})
+_SETTLED = frozenset({"", BEHIND, ENDED, HALTED, LATER, SpillReason.DELAYED.value})
 
 
 def _is_dying(item: PendingDelivery) -> bool:
@@ -167,7 +167,7 @@ def _wait_reason(tracked: _Tracked, heads: Collection[PendingDelivery], hold_rea
     if len(item.delivery.attempts) > tracked.attempts:
         return ""
     if item.stage is Stage.FINISHED:
-        return "" if item.outcome is None else ENDED
+        return LATER if item.is_moved else "" if item.outcome is None else ENDED
     if item.stage is not Stage.WAITING:
         return ON_ITS_WAY
     if item.outcome is not None:

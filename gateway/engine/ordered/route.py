@@ -21,7 +21,7 @@ from typing_extensions import override
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.group_member import Loop, Member
-from gateway.engine.ordered.conditions import can_match_again, condition_failed, match_again
+from gateway.engine.ordered.conditions import AbsentSources, can_match_again, condition_failed, match_again
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges
 from gateway.engine.ordered.key_state import Blocked, FirstAttempts, HaltedKeys, KeyState, RouteState
@@ -77,6 +77,7 @@ class OrderedRoute(Member):
         self._woken = asyncio.Event()
         self._key_states: dict[Occurrence, KeyState] = {}
         self._halted = HaltedKeys(services)
+        self._absent_sources = AbsentSources()
         self._quiet = QuietKeys()
         self._first_attempts = FirstAttempts()
         self._kicks = Kicks(services.control, self.route, self.destination)
@@ -185,7 +186,7 @@ class OrderedRoute(Member):
     def _enqueue(self, pending: PendingRecord, stored: StoredDelivery, origin: Origin | None) -> None:
         item = pending.add(stored.delivery)
         item.stage = Stage.WAITING
-        if stored.metadata.reason:
+        if stored.metadata.dead_reason:
             item.outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=stored.metadata.detail)
         key = self._key(item)
         queue = self._queues.setdefault(key, deque())
@@ -396,12 +397,12 @@ class OrderedRoute(Member):
         return self._dispatcher.holds.spill_reason(self.destination)
 
     def _end_halted_of_removed_route(self) -> None:
-        """Dead-letter what has halted on a route that has been gone for longer than a rolling deployment takes."""
-        if self.unknown_since is None:
-            return
-        cutoff = self._log.now() - UNKNOWN_MAX_AGE
-        for head in self._halted_heads():
-            if max(self.unknown_since, head.record.appended_at) < cutoff:
+        """Dead-letter what has halted and can't continue by the rules for longer than a rolling deployment takes."""
+        heads, now = self._halted_heads(), self._log.now()
+        self._absent_sources.update(heads, self._services.rules(), now)
+        for head in heads:
+            gone = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
+            if gone and max(min(gone), head.record.appended_at) < now - UNKNOWN_MAX_AGE:
                 head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
                 self._halted.release(head.delivery, "route_removed")
                 self._make_ready(head)

@@ -49,7 +49,7 @@ CREATE TRIGGER appended AFTER INSERT ON records BEGIN
     SELECT RAISE(ABORT, 'offset taken') FROM topics WHERE id = NEW.id >> 48 AND next <> NEW.id & 0xffffffffffff;
     UPDATE topics SET next = next + 1 WHERE id = NEW.id >> 48;
 END;
-CREATE TRIGGER superseded AFTER INSERT ON records
+CREATE TRIGGER compaction AFTER INSERT ON records
 WHEN (SELECT compacted FROM topics WHERE id = NEW.id >> 48) BEGIN
     DELETE FROM records WHERE id >= NEW.id >> 48 << 48 AND id < NEW.id AND key = NEW.key;
 END;

@@ -102,9 +102,9 @@ class Appender:
             stored = await future
         except KafkaError as error:
             if isinstance(error, _TOO_LARGE) and where is not None and len(value) <= SURELY_FITS:
-                # The batch was, perhaps, and not the record: somebody may have lowered the topic's limit.
+                # Perhaps the batch was too large, and not the record: somebody may have lowered the topic's limit.
                 alone = Partition(topic, where.partition), [NewRecord(key, value, headers)]
-                [position] = await self.append_in_order(*alone)
+                [position] = await self._append_in_order(*alone, started + self._append_timeout)
                 return position
             raise self._failed_append(topic, error, where and where.partition) from error
         finally:
@@ -117,6 +117,12 @@ class Appender:
 
         Records sent one by one may end up in two batches, of which only the second is stored.
         """
+        return await self._append_in_order(partition, records, self._loop.time() + self._append_timeout)
+
+    async def _append_in_order(
+        self, partition: Partition, records: Sequence[NewRecord], until: float
+    ) -> Sequence[Position]:
+        """Do that, each batch within the append timeout, the first one until a time of the loop."""
         topic, number = partition
         for record in records:
             self._refuse_if_too_large(topic, *record)
@@ -125,7 +131,7 @@ class Appender:
         if self._is_closed:
             raise LogUnavailableError(f"append to {topic}: expected an open log, got a closed one")
         self._in_flight += 1
-        append = _OrderedAppend(records, self._loop.create_future())
+        append = _OrderedAppend(records, self._loop.create_future(), asyncio.timeout_at(until))
         waiting = self._in_order.get(partition)
         if waiting is None:
             waiting = self._in_order[partition] = deque()
@@ -134,7 +140,7 @@ class Appender:
             task.add_done_callback(self._in_order_tasks.discard)
         waiting.append(append)
         try:
-            async with asyncio.timeout(self._append_timeout):
+            async with append.deadline:
                 await append.stored
         except TimeoutError as error:
             raise self._failed_append(topic, KafkaTimeoutError("no acknowledgement in time"), number) from error
@@ -167,18 +173,29 @@ class Appender:
                 except Exception as error:  # noqa: BLE001 - the callers get it
                     _fail([append for append, _ in taken] or waiting, error)
                 else:
-                    at, offset = (self._acknowledged(stored), stored.offset) if stored is not None else (0.0, 0)
-                    for append, count in taken:
-                        append.positions += [Position(partition.number, offset + index, at) for index in range(count)]
-                        offset += count
-                        if len(append.positions) == len(append.records) and not append.stored.done():
-                            append.stored.set_result(None)
+                    if stored is not None:
+                        self._note_stored(partition, stored, taken)
                 while waiting and waiting[0].stored.done():
                     waiting.popleft()
                     alone = max(0, alone - 1)
         finally:
             del self._in_order[partition]
             _fail(waiting, KafkaTimeoutError("the log was closed"))
+
+    def _note_stored(
+        self, partition: Partition, stored: ProducedRecord, taken: "Sequence[tuple[_OrderedAppend, int]]"
+    ) -> None:
+        """Give the appends in a batch their positions; those that aren't complete have as much time for the next."""
+        at, offset = self._acknowledged(stored), stored.offset
+        for append, count in taken:
+            append.positions += [Position(partition.number, offset + index, at) for index in range(count)]
+            offset += count
+            if append.stored.done():
+                continue
+            if len(append.positions) == len(append.records):
+                append.stored.set_result(None)
+            else:
+                append.deadline.reschedule(self._loop.time() + self._append_timeout)
 
     async def _append_batch(
         self, partition: Partition, waiting: "Sequence[_OrderedAppend]", taken: "list[tuple[_OrderedAppend, int]]"
@@ -230,8 +247,8 @@ class Appender:
         """Return unless appends fail. Raises LogUnavailableError with the reason, or if no broker responds.
 
         A process that a load balancer avoids gets no appends to try. So the brokers are asked whether there are enough
-        replicas by now; they know of no other reason, so a failure for one is forgotten after a while. That a
-        topic doesn't exist is no failure of the log.
+        replicas by now; they can't tell about other reasons, so a failure with another one is forgotten after a while.
+        That a topic doesn't exist is no failure of the log.
         """
         failure = self._failure
         if failure is None or self._loop.time() < failure.began + MIN_FAILURE_AGE:
@@ -366,7 +383,7 @@ class Appender:
             raise KafkaTimeoutError("no metadata in time") from error
 
     def _refuse_missing(self, topic: str) -> None:
-        """Raise UnknownTopicOrPartitionError for a topic that didn't exist a moment ago: others wait for their turn."""
+        """Raise UnknownTopicOrPartitionError for a topic that didn't exist a moment ago."""
         if self._loop.time() < self._missing.get(topic, -math.inf) + MISSING_MAX_AGE:
             raise UnknownTopicOrPartitionError(topic)
 
@@ -435,6 +452,7 @@ class _OrderedAppend:
 
     records: Sequence[NewRecord]
     stored: "asyncio.Future[None]"
+    deadline: asyncio.Timeout
     positions: list[Position] = field(default_factory=list)
 
 

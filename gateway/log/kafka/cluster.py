@@ -41,7 +41,7 @@ from gateway.log.kafka.errors import (
     raise_for,
     translated_errors,
 )
-from gateway.log.kafka.metadata import TopicMetadata, TopicMetadataRequest, topics_of
+from gateway.log.kafka.topic_metadata import TopicMetadata, TopicMetadataRequest, topics_of
 from gateway.log.kafka.topic_settings import (
     REPLICAS,
     exact_partition_problems,

@@ -1,0 +1,55 @@
+"""A thread that computes and the event loop: who has the interpreter when."""
+
+import asyncio
+import time
+
+from gateway.turns import MAX_TURN, SLICE, give_way, taking_turns
+
+
+async def test_after_each_slice_the_event_loop_goes_once_through_what_it_has_to_do() -> None:
+    loop, done = asyncio.get_running_loop(), 0
+
+    def do_something() -> None:
+        nonlocal done
+        done += 1
+        loop.call_soon(do_something)
+
+    def compute() -> list[int]:
+        seen = []
+        with taking_turns(loop):
+            for _ in range(20):
+                time.sleep(2 * SLICE)
+                before = done
+                give_way()
+                seen.append(done - before)
+        return seen
+
+    do_something()
+    assert min(await asyncio.to_thread(compute)) >= 1
+
+
+def test_nobody_is_waited_for_within_a_slice_nor_by_who_takes_no_turns() -> None:
+    loop = asyncio.new_event_loop()  # never runs: whoever waits for it waits for long
+    try:
+        with taking_turns(loop):
+            began = time.perf_counter()
+            give_way()
+        time.sleep(2 * SLICE)
+        give_way()
+        assert time.perf_counter() - began < MAX_TURN
+    finally:
+        loop.close()
+
+
+def test_a_loop_that_does_not_turn_is_not_waited_for_for_long() -> None:
+    loop = asyncio.new_event_loop()
+    with taking_turns(loop):
+        time.sleep(2 * SLICE)
+        began = time.perf_counter()
+        give_way()
+        assert MAX_TURN / 2 < time.perf_counter() - began < 20 * MAX_TURN
+        loop.close()
+        time.sleep(2 * SLICE)
+        began = time.perf_counter()
+        give_way()
+        assert time.perf_counter() - began < MAX_TURN / 2
