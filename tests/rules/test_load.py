@@ -510,6 +510,57 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "destinations: {ci: {url: 'https://ci.example/', auth: {bearer: LITERAL}}}",
+        "destinations: {ci: {url: 'https://ci.example/', auth: LITERAL}}",
+        "destinations: {ci: {url: 'https://ci.example/', sign: {secrets: LITERAL}}}",
+        "destinations: {ci: {url: 'https://ci.example/', headers: LITERAL}}",
+        "destinations: {ci: LITERAL}",
+        "destinations: {ci: {url: 'https://ci.example/', tls: LITERAL}}",
+        "sources: {github: {verify: {scheme: github, secrets: LITERAL}}}",
+        "sources: {github: {verify: LITERAL}}",
+        "sources: {github: LITERAL}",
+        "secrets: LITERAL",
+        "defaults: {headers: LITERAL}",
+    ],
+)
+def test_a_literal_secret_of_the_wrong_shape_is_not_shown(tmp_path: Path, text: str) -> None:
+    found = problems(tmp_path, f"version: 1\n{text.replace('LITERAL', 'whsec_c2VjcmV0')}\n")
+    assert found
+    assert [each for each in found if "whsec_c2" in each] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("sources: {github: {verify: {scheme: github, secrets: ['$GITHUB_SECRET_OF_OURS']}}}", 1),
+        ("destinations: {ci: {url: 'https://ci.example/', auth: {bearer: {token: '%CI_TOKEN%'}}}}", 1),
+        ("destinations: {ci: {url: 'https://ci.example/', headers: {Authorization: 'Bearer $(CI_TOKEN)'}}}", 1),
+        ("destinations: {ci: {url: 'https://ci.example/', headers: {Authorization: 'Bearer {{ CI_TOKEN }}'}}}", 1),
+        ("destinations: {ci: {url: 'https://ci.example/', headers: {X-Cost: 'in $'}}}", 0),
+    ],
+)
+def test_a_secret_that_looks_like_a_reference_elsewhere_is_warned_of(tmp_path: Path, text: str, count: int) -> None:
+    (tmp_path / "routes.yaml").write_text(f"version: 1\n{text}\n")
+    _, found = check_rules(tmp_path / "routes.yaml", environ={})
+    assert [each.code for each in found].count("literal") == count
+
+
+def test_a_template_without_its_dollar_is_warned_of(tmp_path: Path) -> None:
+    request = "{headers: {X-Id: 'a {{ body.id }}'}, body: {at: '${{ body.at }}', who: '{{ headers }} and {{ who }}'}}"
+    (tmp_path / "routes.yaml").write_text(
+        "version: 1\nsources: {a: {verify: {scheme: none}}}\ndestinations: {b: {url: 'https://b.example/'}}\n"
+        f"routes: [{{name: c, from: a, to: b, request: {request}}}]\n"
+    )
+    _, found = check_rules(tmp_path / "routes.yaml", environ={})
+    assert [each.path for each in found if each.code == "literal"] == [
+        "routes[0].request.headers.X-Id",
+        "routes[0].request.body.who",
+    ]
+
+
 @pytest.mark.parametrize(("text", "expected"), BROKEN.items())
 def test_each_problem_of_a_broken_file_is_reported_with_its_place(
     tmp_path: Path, text: str, expected: list[str]
