@@ -378,12 +378,17 @@ _SEGMENT = re.compile(r'\.(?:"([^"]+)"|([^."\[\]]+))')
 _NAME = re.compile(r'\.(?:"([^"]+)"|([^"]+))')
 
 
+_BRANCHES = {"or": "any_of", "any": "any_of", "anyOf": "any_of", "and": "all_of", "all": "all_of", "allOf": "all_of"}
+
+
 def _parsed_path(text: str) -> Path | str:
     """Parse a path, or return what is wrong with it. A key with dots or brackets is quoted: `body."a.b".c`."""
     root, dot, rest = text.partition(".")
     if root not in _ROOTS:
         hint = did_you_mean(text, (*_ROOTS, *_GROUPS)) or did_you_mean(root, _ROOTS)
-        return f"unknown path '{text}'{hint or ', expected type, source, headers.…, query.… or body.…'}"
+        hint = f", expected {_BRANCHES[text]}" if text in _BRANCHES else hint
+        expected = ", expected type, source, headers.…, query.…, body.…, any_of, all_of or not"
+        return f"unknown path '{text}'{hint or expected}"
     rest = dot + rest
     if root in ("type", "source") and not rest:
         return Path(root, (), text)

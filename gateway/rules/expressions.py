@@ -33,7 +33,7 @@ from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, READING,
 from gateway.rules.function_calls import NO_MATCHES, Calls, is_found_in
 from gateway.rules.functions import NamedSecret
 from gateway.rules.patterns import Pattern
-from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in, without_comments
+from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in, syntax_hint, without_comments
 from gateway.text import did_you_mean, hidden
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
@@ -458,7 +458,7 @@ def _compile(text: str) -> cel.Program:
         line, column, reason = found.groups()
         location = f"character {column}" if line == "1" else f"line {line}, character {column}"
         reason = reason.partition(" expecting ")[0] if len(reason) > 80 else reason  # noqa: PLR2004 - one line
-        raise ExpressionError(f"syntax error at {location}: {reason}") from error
+        raise ExpressionError(f"syntax error at {location}: {reason}{syntax_hint(text)}") from error
     if rooted := [name for name in program.variables() if name.startswith(".")]:
         raise ExpressionError(f"unknown name '{rooted[0]}'{did_you_mean(rooted[0], ROOTS)}")
     return program

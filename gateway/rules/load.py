@@ -361,6 +361,7 @@ class _Assembly:
                 elif use.name not in known and not self.reader.has_gaps:
                     # Searching 10,000 names takes a while.
                     guess = did_you_mean(use.name, known) if len(self.reader.problems) < MAX_GUESSES else ""
+                    guess = ": several are written as a list, [a, b]" if "," in use.name else guess
                     self.reader.report(use.node, "unknown_name", f"unknown {what} {use.name!r}{guess}")
                 seen.add(use.name)
 

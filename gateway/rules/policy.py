@@ -82,7 +82,7 @@ class _Policy:
             self._check_host(oauth2, "token_url")
         limit, rate, node = self._values.get("max_rate"), read.values.get("rate"), read.node.child("rate")
         if limit is not None and node not in self._reader.unresolved and (rate is None or rate > limit):
-            got = "none" if rate is None else f"{rate:g}/s"
+            got = "none" if node is None else f"{node.value}" if isinstance(node.value, str) else f"{rate:g}/s"
             self._report(node or read.node, f"a rate of at most {limit:g}/s, got {got}")
 
     def check_headers(self, read: ParsedMapping) -> None:

@@ -178,8 +178,10 @@ def _segments(pieces: tuple[str | Expression, ...]) -> list[_Segment]:
         if isinstance(piece, Expression):
             segments[-1].append(piece)
             continue
-        if not _LITERAL.fullmatch(piece):
-            raise ValueError("expected a path with what RFC 3986 allows in it (a space is %20), got one with more")
+        found = _LITERAL.match(piece)
+        if found is not None and found.end() < len(piece):
+            allowed = "what RFC 3986 allows in it (a space is %20, parameters are under `query`)"
+            raise ValueError(f"expected a path with {allowed}, got one with {piece[found.end()]!r}")
         first, *others = piece.split("/")
         if first:
             segments[-1].append(first)

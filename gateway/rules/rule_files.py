@@ -31,6 +31,7 @@ class RuleFiles:
 
     def read(self, root: Path) -> list[ParsedMapping]:
         """Return what is in a file, and then in those that it includes. What each inherits is in its values."""
+        self._reader.whole = ROOT
         return list(self._read(root, ROOT, (), None))
 
     def _read(

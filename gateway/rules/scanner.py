@@ -155,7 +155,39 @@ def without_comments(text: str) -> str:
     return "".join([" " if found.group().startswith("//") else found.group() for found in _TOKEN.finditer(text)])
 
 
-_ELSEWHERE = {ITEM: ", which a route with `split` has", "each": ", which a route with `foreach` has"}
+_ELSEWHERE = {
+    ITEM: ", which a route with `split` has",
+    "each": ": `foreach` replaces ${{ each }} and ${{ each.NAME }} as they are, in a string of CEL, too",
+}
+_SYNONYMS = {
+    **dict.fromkeys(("len", "length", "count"), "size(x)"),
+    **dict.fromkeys(("lowercase", "tolower", "toLower", "lowerAscii", "downcase"), "x.lower()"),
+    **dict.fromkeys(("uppercase", "toupper", "toUpper", "upperAscii", "upcase"), "x.upper()"),
+    **dict.fromkeys(("concat", "append"), "x + y"),
+    **dict.fromkeys(("strip", "trimSpace"), "x.trim()"),
+    **dict.fromkeys(("str", "tostring", "toString", "to_s"), "string(x)"),
+    **dict.fromkeys(("number", "float", "parseInt", "to_i"), "int(x) or double(x)"),
+    **dict.fromkeys(("slice", "substr", "left"), "x.substring(start, end)"),
+    **dict.fromkeys(("includes", "include", "contain"), "x.contains(y)"),
+    **dict.fromkeys(("defined", "present", "isset"), "has(x)"),
+}
+"""Functions of other languages, and what to write instead."""
+
+
+_OTHER_LANGUAGES = (
+    (re.compile(r"^\s*\$\{\{|^\s*\{\{"), ", expected CEL as it is, without ${{ }}"),
+    (re.compile(r"=>|=<"), ", expected >= or <="),
+    (re.compile(r"(?<![=!<>])=(?!=)"), ", expected == to compare"),
+    (re.compile(r"\band\b"), ", expected && for and"),
+    (re.compile(r"\bor\b"), ", expected || for or"),
+    (re.compile(r"\bnot\b"), ", expected ! for not"),
+)
+"""What is written in other languages, and what to write; of expressions that CEL can't parse."""
+
+
+def syntax_hint(text: str) -> str:
+    """Return what to write instead of what an expression has that CEL can't parse; "" if that isn't known."""
+    return next((hint for written, hint in _OTHER_LANGUAGES if written.search(text)), "")
 
 
 class Scan:
@@ -237,7 +269,8 @@ class Scan:
             known = _METHODS if is_member else _FUNCTIONS
             if token.text not in known:
                 as_method = f", expected the method x.{token.text}(…)" if token.text in _METHODS else ""
-                near = as_method or did_you_mean(token.text, known | _MACROS)
+                other = f", expected {_SYNONYMS[token.text]}" if token.text in _SYNONYMS else ""
+                near = as_method or other or did_you_mean(token.text, known | _MACROS)
                 raise _at(token, f"unknown function '{token.text}'", near)
             self._call(token)
         elif self._tokens[self._at].text == "{" and token.text != "in":

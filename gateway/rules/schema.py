@@ -650,7 +650,7 @@ ROUTE = MappingKind(
         Key(
             name="match",
             kind=Tree(
-                "a mapping such as {type: push}",
+                "a mapping such as {type: push} (CEL is written under `when`)",
                 dict,
                 parse_condition,
                 {"type": "object"},
@@ -749,7 +749,7 @@ ROUTE = MappingKind(
         Key(name="retry", kind=RETRY, about=RETRY.about),
         Key(
             name="order",
-            kind=choice("key"),
+            kind=replace(choice("key"), expected="key: which one, a source says by its own `key`"),
             about="`key`: the events of a source's key are delivered to each destination one after another, in order. "
             "Every source needs a `key`; `max_age` is 1h by default.",
         ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from gateway.model import ExpressionError
+from gateway.rules import hints
 from gateway.rules.conditions import ConditionError
 from gateway.rules.expressions import hiding, naming, using
 from gateway.rules.file_stamps import Stamp, stamp_of
@@ -22,13 +23,10 @@ from gateway.verify.presets import SchemeError
 
 MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
+NO_TEMPLATE = "expected ${{ … }}, got {{ … }}, which is sent as it is written"
+NO_REFERENCE = "expected ${NAME} or ${file:/path} for a value from elsewhere, got one taken as it is"
 
 _TEMPLATE = re.compile(r"(?<!\$)\$\{\{")
-_UNREFERENCED = re.compile(
-    r"(?:[A-Za-z]+ )?(?:\$[A-Za-z_][A-Za-z0-9_]*|\$\([^()]*\)|%[A-Za-z_][A-Za-z0-9_]*%|\{\{[^{}]*\}\})"
-)
-"""What refers to a variable elsewhere, after `Bearer ` perhaps."""
-_BARE = re.compile(r"(?<!\$)\{\{ *(?:body|headers|query|item|each|id|type|source|key)\b[^{}]*\}\}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 # Stands for the value of a key with a problem, or with an unresolved reference: as if it weren't written.
@@ -83,6 +81,8 @@ class SchemaReader:
         self.environ = environ
         self._reads_secrets = reads_secrets
         self.is_strict = is_strict
+        self.whole = MappingKind(name="", about="", keys=())
+        """What the main file may have."""
         self.problems: list[Problem] = []
         self.files: dict[Path, Stamp | None] = {}
         """What a reload has to look at, with its stamp from right before it was read."""
@@ -151,21 +151,14 @@ class SchemaReader:
         self.unresolved.add(node)
         return None
 
-    def _warn_of_literal(self, node: Node, *, is_template: bool = False) -> None:
-        """Warn about a secret that is a reference elsewhere, and a template as it is written elsewhere."""
-        if is_template and _BARE.search(node.value):
-            self.report(
-                node, "literal", "expected ${{ … }}, got {{ … }}, which is sent as it is written", severity="warning"
-            )
-        elif not is_template and isinstance(node.value, str) and _UNREFERENCED.fullmatch(node.value):
-            message = "expected ${NAME} or ${file:/path} for a value from elsewhere, got one taken as it is"
-            self.report(node, "literal", message, severity="warning")
-
     def _reference(self, node: Node, written: str, inner: str) -> str | None:
         name, has_default, default = inner.partition(":-")
         if not written.endswith("}") or not (inner.startswith("file:") or _VARIABLE.fullmatch(name)):
             expected = "${NAME}, ${NAME:-default}, ${file:/path} or $${"
-            self.report(node, "value", f"expected {expected}, got {written[:SHOWN]!r}")
+            self.report(node, "value", f"expected {expected}, got {written[:SHOWN]!r}{hints.of_reference(inner)}")
+            return None
+        if inner.startswith("file: "):
+            self.report(node, "value", "expected a path right after `file:`, got a space")
             return None
         if inner.startswith("file:"):
             return self._secret(node, Path(node.file).parent / inner.removeprefix("file:"))
@@ -173,7 +166,7 @@ class SchemaReader:
         if has_default:
             return value or default
         if value is None:
-            self._unresolved(node, f"expected the environment variable {name}, got none")
+            self._unresolved(node, f"expected the environment variable {name}, got none{hints.of_variable(name)}")
         return value
 
     def _secret(self, node: Node, path: Path) -> str | None:
@@ -217,8 +210,8 @@ class SchemaReader:
 
     def _scalar(self, node: Node, kind: Scalar) -> Any:  # noqa: ANN401 # what the kind says
         value = node.value
-        if kind.is_secret:
-            self._warn_of_literal(node)
+        if kind.is_secret and hints.is_reference_elsewhere(value):
+            self.report(node, "literal", NO_REFERENCE, severity="warning")
         if isinstance(value, str) and "${" in value:
             known = len(self.problems)
             text = self.text(node)
@@ -234,6 +227,7 @@ class SchemaReader:
             return ABSENT
         except ValueError as error:
             guess = did_you_mean(value, kind.choices) if isinstance(value, str) else ""
+            guess = guess or hints.of_quotes(value, kind)
             got = _shown(node, is_secret=kind.is_secret)
             told = hidden(str(error), self.secret_values if node in self.secret_lengths else ())
             self.report(node, "value", told or f"expected {kind.expected}, got {got}{guess}")
@@ -281,8 +275,10 @@ class SchemaReader:
         """Return a value of any shape without locations, with its references resolved."""
         value = node.value
         if isinstance(value, str) and not kind.is_raw:
-            if kind.is_secret or kind.is_template:
-                self._warn_of_literal(node, is_template=kind.is_template)
+            if kind.is_template and hints.is_template_elsewhere(value):
+                self.report(node, "literal", NO_TEMPLATE, severity="warning")
+            elif kind.is_secret and hints.is_reference_elsewhere(value):
+                self.report(node, "literal", NO_REFERENCE, severity="warning")
             text = self.text(node, is_template=kind.is_template)
             return text if text is not None else kind.unresolved or value
         if isinstance(value, list):
@@ -344,8 +340,8 @@ class SchemaReader:
         with naming(named) if named else nullcontext():
             values = self._values(node, record)
         if record.is_choice and (len(node.value) > 1 or not node.value):
-            names = ", ".join(record.by_name)
-            self.report(node, "value", f"expected exactly one of {names}, got {len(node.value) or 'none'}")
+            names, got = ", ".join(record.by_name), ", ".join(node.value)[:SHOWN]
+            self.report(node, "value", f"expected exactly one of {names}, got {got or 'none'}")
         for key in record.keys:
             if key.is_required and key.name not in node.value:
                 self.report(node, "missing_key", f"expected the key {key.name!r}, got none")
@@ -398,9 +394,9 @@ class SchemaReader:
                     value = self.read(child, key.kind)
                 if value is not ABSENT:
                     values[name] = value
-            else:
-                guess = did_you_mean(name, record.by_name)
-                self.report(child, "unknown_key", f"unknown key {name[:SHOWN]!r}{guess}", at_key=True)
+            elif not (record.is_choice and len(node.value) > 1):  # which is told of the mapping
+                hint = hints.of_unknown_key(name, record, node.path, self.whole)
+                self.report(child, "unknown_key", f"unknown key {name[:SHOWN]!r}{hint}", at_key=True)
         return values
 
     def _entries(self, node: Node, *, has_number_keys: bool = False) -> Iterator[tuple[str, Node]]:
@@ -425,7 +421,8 @@ class SchemaReader:
         return not self.is_strict and all(self._is_unresolved(_descend(node, steps)) for steps in paths)
 
     def _is_unresolved(self, node: Node) -> bool:
-        return node in self.unresolved or node.child("secret") in self.unresolved
+        is_entry = node.path.endswith("]")  # of a list of secrets, as {secret: …, until: …}
+        return node in self.unresolved or (is_entry and node.child("secret") in self.unresolved)
 
     def locate(
         self,
@@ -438,9 +435,9 @@ class SchemaReader:
         """Report problems that another module found in a value, each with the path to it."""
         for steps, message in problems:
             location = _descend(node, steps)
-            if self._is_unresolved(location):
-                continue  # the placeholder is at fault
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
+            if not is_key and self._is_unresolved(location):
+                continue  # the placeholder is at fault
             self.report(location, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
 
 

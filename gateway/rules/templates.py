@@ -121,6 +121,7 @@ def _compiled(value: object, path: tuple[str | int, ...], scopes: tuple[_Scope, 
             case dict() if value.keys() >= LOOP:
                 return _loop(value, path, scopes)
             case dict():
+                _refuse_nameless(value, path)
                 values = {key: _compiled(item, (*path, key), scopes) for key, item in value.items()}
                 return value if all(values[key] is value[key] for key in value) else values
             case list():
@@ -133,6 +134,11 @@ def _compiled(value: object, path: tuple[str | int, ...], scopes: tuple[_Scope, 
         raise
     except (ExpressionError, ValueError) as error:
         raise TemplateError(path, str(error)) from error
+
+
+def _refuse_nameless(value: dict[str, object], path: tuple[str | int, ...]) -> None:
+    if {"for", "do"} <= value.keys() <= LOOP | {"join"}:
+        raise TemplateError(path, "expected for, as and do in a loop, got no `as`: the name of an item")
 
 
 def _loop(value: dict[str, object], path: tuple[str | int, ...], scopes: tuple[_Scope, ...]) -> _Loop:

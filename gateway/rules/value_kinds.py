@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, assert_never
@@ -187,6 +187,25 @@ _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 _MAPPED = 96  # bits of the prefix ::ffff:0:0/96
 
 
+def mappings_in(kind: Kind, path: str = "") -> Iterator[tuple[str, MappingKind]]:
+    """Yield the mappings of known keys that a value is or has, with their paths; those of presets aren't among them."""
+    match kind:
+        case MappingKind():
+            yield path, kind
+            for key in kind.keys:
+                yield from mappings_in(key.kind, f"{path}.{key.name}" if path else key.name)
+        case ByKey():
+            yield from mappings_in(kind.otherwise, path)
+        case NameOr():
+            yield from mappings_in(kind.record, path)
+        case Several():
+            yield from mappings_in(kind.item, f"{path}[]")
+        case Table():
+            yield from mappings_in(kind.value, f"{path}.NAME")
+        case Scalar() | Tree():
+            pass
+
+
 def parse_rate(text: str) -> float:
     """Return the events a second of `100/s`, `10/m` or `5/h`. Raises ValueError."""
     found = _RATE.fullmatch(text)
@@ -266,12 +285,21 @@ def _signing_secret(value: object) -> bytes:
         raise ValueError from None  # binascii's message doesn't help
 
 
+def _beside_network(text: str) -> str:
+    """Return what is wrong with a network that has bits beside its prefix; "" if it is none at all."""
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        return ""
+    return f"expected a network without bits beside its prefix, such as {network}, got {text!r}"
+
+
 def _network(value: object) -> IPv4Network | IPv6Network:
     text = _text(value)
     try:
         return ip_network(text)
     except ValueError:
-        raise ValueError from None  # its own message says the same
+        raise ValueError(_beside_network(text)) from None
 
 
 def _peer_network(value: object) -> IPv4Network | IPv6Network:

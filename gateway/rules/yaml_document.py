@@ -6,7 +6,7 @@ YAML is read by the 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schem
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -163,6 +163,7 @@ def parse_document(file: str, text: str, problems: list[Problem]) -> Node | None
     """Read the only document of a text, adding to the problems; None if it can't be read. `file` is its name."""
     try:
         root = _compose(text)
+        problems.extend(_swallowed(file, text))
         try:
             return _Builder(file, problems).build(root, "", 0)
         finally:
@@ -255,10 +256,46 @@ def _compose(text: str) -> yaml.Node:
         if error.problem == "but found another document":
             raise _UnreadableError(line, column, "expected one document, got another after it") from error
         reason = ", ".join(filter(None, (error.context, error.problem)))
-        raise _UnreadableError(line, column, f"expected YAML, got a syntax error: {reason}") from error
+        hint = _hint(text, error)
+        raise _UnreadableError(line, column, f"expected YAML, got a syntax error: {reason}{hint}") from error
     if root is None:
         raise _UnreadableError(1, 1, "expected a mapping, got an empty file")
     return root
+
+
+def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
+    """Return what is likely to be wrong with a document of which YAML's parser says only where it stopped."""
+    lines = text.splitlines()
+    mark, began = error.problem_mark, error.context_mark
+    line = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
+    problem, context = error.problem or "", error.context or ""
+    hint = ""
+    if "cannot start any token" in problem and mark is not None and line[mark.column : mark.column + 1] == "\t":
+        hint = ": it is a tab, and YAML is indented by spaces"
+    elif "mapping values are not allowed" in problem:
+        hint = ": a value with ': ' in it needs quotes"
+    elif context.startswith(("while scanning an anchor", "while scanning an alias", "while scanning a tag")):
+        hint = ": a value with &, * or ! at its beginning, or behind one, needs quotes"
+    elif "expected ','" in problem and began is not None:
+        is_template = "${{" in line
+        unclosed = f": what begins in line {began.line + 1}, column {began.column + 1}, isn't closed"
+        hint = ": ${{ … }} within {…} or […] needs quotes" if is_template else unclosed
+    elif "block" in context and began is not None:
+        hint = f": its indentation isn't that of what it follows, from line {began.line + 1} on"
+    return hint
+
+
+_SWALLOWED = re.compile(r"^[^#\n]*(?:: |- )(?!['\"|>{\[])[^\n#]*? (#[^\n]*\$\{\{[^\n]*)", re.MULTILINE)
+"""A comment with an expression in it, behind a value without quotes."""
+
+
+def _swallowed(file: str, text: str) -> Iterator[Problem]:
+    for found in _SWALLOWED.finditer(text):
+        line = text.count("\n", 0, found.start(1)) + 1
+        column = found.start(1) - text.rfind("\n", 0, found.start(1))
+        message = "expected quotes around a value with ' #' in it, got a comment with ${{ … }}: it is left out"
+        node = Node(file=file, path="", line=line, column=column)
+        yield node.problem("literal", message, severity="warning")
 
 
 class _Builder:
@@ -297,11 +334,13 @@ class _Builder:
             line, column = _place(key)
             location = Node(file=self.file, path=path, line=line, column=column)
             if not isinstance(key, yaml.ScalarNode):
-                self.refuse(location, "expected a string as a key, got a list or a mapping")
+                of_event = " (what an event has is written ${{ … }}, in quotes)"
+                hint = of_event if isinstance(key, yaml.MappingNode) else ""
+                self.refuse(location, f"expected a string as a key, got a list or a mapping{hint}")
                 continue
             name = key.value
             if name == "<<" and not key.style:
-                self.refuse(location, "expected a key, got a merge (<<), which YAML 1.2 doesn't have")
+                self.refuse(location, "expected a key, got a merge (<<), which YAML 1.2 doesn't have: see `defaults`")
             elif first := children.get(name):
                 self.refuse(
                     location, f"expected each key once, got {name!r} again, first on line {first.key_location[0]}"

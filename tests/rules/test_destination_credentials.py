@@ -91,7 +91,7 @@ ONE = "expected exactly one of basic, bearer, oauth2"
         ("auth: {}", [f"{{}}}} | auth: {ONE}, got none"]),
         (
             "auth: {bearer: {token: s3cret}, basic: {username: a, password: s3cret}}",
-            [f"{{bear | auth: {ONE}, got 2"],
+            [f"{{bear | auth: {ONE}, got bearer, basic"],
         ),
         ("auth: {baerer: {}}", ["baere | auth.baerer: unknown key 'baerer', did you mean 'bearer'?"]),
         ("auth: {bearer: {}}", ["{}}} | auth.bearer: expected the key 'token', got none"]),

@@ -196,3 +196,26 @@ def test_only_strict_looks_closer_and_a_comment_allows(tmp_path: Path, capsys: p
     assert "expected `match` for what it can say, got CEL" in capsys.readouterr().out
     file.write_text(file.read_text().replace("\nroutes:", "\n# allow matchable: it is to be an example\nroutes:"))
     assert main(["check", str(file), "--strict"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "is_doubtful"),
+    [
+        ("'> 1000'", True),
+        ("'<= 1.5'", True),
+        ("'a.(b|c)'", True),
+        ("'^push$'", True),
+        ("[x, 'a.(b|c)']", True),
+        ("[x, 'a.*']", False),
+        ("'a > b'", False),
+        ("push", False),
+        ("'*.created'", False),
+        ("'5 $ or so'", False),
+        ("'(a)'", False),
+    ],
+)
+def test_a_condition_that_looks_like_a_test_or_a_pattern_is_told(
+    tmp_path: Path, value: str, *, is_doubtful: bool
+) -> None:
+    codes = [code for code, _ in found(tmp_path, route=f"match: {{body.x: {value}, type: push}}")]
+    assert codes == ["literal"] * is_doubtful

@@ -166,7 +166,10 @@ def test_every_problem_of_a_condition_is_reported_in_one_go() -> None:
         ({"any_of": []}, "match.any_of: expected a list of mappings, got []"),
         ({"all_of": {"type": "x"}}, "match.all_of: expected a list of mappings, got a mapping"),
         ({"any_of": [{}]}, "match.any_of[0]: expected a mapping of paths to values, got {}"),
-        ({"xyz": 1}, "match.xyz: unknown path 'xyz', expected type, source, headers.…, query.… or body.…"),
+        (
+            {"xyz": 1},
+            "match.xyz: unknown path 'xyz', expected type, source, headers.…, query.…, body.…, any_of, all_of or not",
+        ),
         ({"bdy.a": 1}, "match.bdy.a: unknown path 'bdy.a', did you mean 'body'?"),
         ({"type.a": 1}, "match.type.a: expected type, got 'type.a'"),
         ({"headers": 1}, "match.headers: expected headers.<name>, got 'headers'"),
