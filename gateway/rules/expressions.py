@@ -59,7 +59,8 @@ class Expression:
 
     text: str
     _shown: str = field(init=False, compare=False, repr=False)
-    _secrets: tuple[NamedSecret, ...] = field(init=False, repr=False)
+    secrets: tuple[NamedSecret, ...] = field(init=False, repr=False)
+    """Those by which it makes digests."""
     _program: cel.Program = field(init=False, compare=False, repr=False)
     _analysis: Analysis = field(init=False, compare=False, repr=False)
     _path: FieldPath | None = field(init=False, compare=False, repr=False)
@@ -72,7 +73,7 @@ class Expression:
         if analysis.edits:
             program = _compile(_edited(self.text, sorted(analysis.edits)))
         object.__setattr__(self, "_shown", hidden(self.text, _HIDDEN.get()))
-        object.__setattr__(self, "_secrets", analysis.secrets)
+        object.__setattr__(self, "secrets", analysis.secrets)
         object.__setattr__(self, "_program", program)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)

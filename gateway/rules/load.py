@@ -35,6 +35,7 @@ from gateway.rules.rules import (
     SIGNATURE_HEADER_PREFIX,
     CertificateHeader,
     Egress,
+    Route,
     Rules,
     Tls,
     cgi_normalized,
@@ -194,6 +195,7 @@ class _Assembly:
             return None
         Advice(self.reader, self.sources, self.destinations, self.routes).give(verifiers, now)
         routes = {name: route_of(name, read) for name, read in self.routes.items()}
+        self._warn_of_unused_secrets(routes.values())
         rules = Rules(
             sources={
                 name: source_of(name, read, verifier, demanded[name], self.certificate_header)
@@ -215,6 +217,16 @@ class _Assembly:
             secret_values=frozenset(self.reader.secret_values),
         )
         return replace(rules, routing_revision=routing_revision(rules))
+
+    def _warn_of_unused_secrets(self, routes: Iterable[Route]) -> None:
+        if not self.reader.named_secrets:
+            return
+        requests = [route.request for route in routes if route.request is not None]
+        used = {id(secret) for request in requests for each in request.expressions for secret in each.secrets}
+        for secret, node in self.reader.named_secrets:
+            if id(secret) not in used:
+                message = f"no request makes a digest by {secret.name!r}"
+                self.reader.report(node, "unused", message, severity="warning", at_key=True)
 
     def _collect(self, file: ParsedMapping) -> None:
         for what, names in self.written.items():

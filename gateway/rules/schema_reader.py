@@ -95,6 +95,8 @@ class SchemaReader:
         """The values of references, except for defaults, which are written in the file."""
         self.secrets: Mapping[str, NamedSecret] = {}
         """Those that expressions of the file that is read may use, by their names."""
+        self.named_secrets: list[tuple[NamedSecret, Node]] = []
+        """All that were read so, with their locations."""
         self.secret_lengths: dict[Node, int] = {}
         """Characters of these values in a text, together."""
 
@@ -357,10 +359,9 @@ class SchemaReader:
                 own = child.value if isinstance(child.value, dict) else {}
                 # One with a problem has been reported: its name is no other.
                 unknown = {name for name, node in own.items() if node in self.unresolved or name not in read}
-                self.secrets = {
-                    **self.secrets,
-                    **{name: NamedSecret(name, None if name in unknown else read[name]) for name in own},
-                }
+                given = {name: NamedSecret(name, None if name in unknown else read[name]) for name in own}
+                self.secrets = {**self.secrets, **given}
+                self.named_secrets += [(secret, own[name]) for name, secret in given.items()]
 
     def _named_expressions(self, node: Node, record: MappingKind) -> dict[str, str]:
         """Read the expressions that the others of a mapping may name; each may name those before it."""
