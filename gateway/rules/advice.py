@@ -1,10 +1,11 @@
 """Warnings about rules that are valid: names that nothing uses, settings that protect less than they seem to, ends."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from urllib.parse import parse_qsl
 
+from gateway.rules import hints
 from gateway.rules.addresses import url_parts
 from gateway.rules.build import names_of
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
@@ -39,6 +40,7 @@ class Advice:
     def give(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
         """Warn, at a time (Unix seconds)."""
         self._warn_of_unused()
+        self._warn_of_patterns()
         self._warn_of_weak(verifiers)
         self._warn_of_expiry(verifiers, now)
 
@@ -51,6 +53,14 @@ class Advice:
                 if (key, name) not in used:
                     message = f"no route {what} {name!r}"
                     self.reader.report(read.node, "unused", message, severity="warning", at_key=True)
+
+    def _warn_of_patterns(self) -> None:
+        """Warn about strings in `match` that look like a test, or like a regular expression."""
+        for route in self.routes.values():
+            for node in _strings_in(route.node.child("match")):
+                if test := hints.of_pattern(node.value):
+                    message = f"expected {test}, got a string: it is compared as it is"
+                    self.reader.report(node, "literal", message, severity="warning")
 
     def _warn_of_weak(self, verifiers: Mapping[str, Verifier | None]) -> None:
         """Warn about settings that are valid, but protect less than they appear to."""
@@ -102,6 +112,14 @@ class Advice:
             return
         message = f"expected a secret of at least {WEAK} characters, got a shorter one, which can be guessed"
         self.reader.report(node, "weak", message, severity="warning")
+
+
+def _strings_in(node: Node | None) -> Iterator[Node]:
+    if node is not None and isinstance(node.value, str):
+        yield node
+    elif node is not None and isinstance(node.value, list | dict):
+        for child in node.value.values() if isinstance(node.value, dict) else node.value:
+            yield from _strings_in(child)
 
 
 def is_in_the_clear(url: str) -> bool:

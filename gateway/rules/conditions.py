@@ -362,7 +362,10 @@ class _Reader:
                 return Compare(name, operand)
             self.problems.append((at, f"expected a number, got {_named(operand)}"))
             return _NOTHING
-        hint = did_you_mean(name, _TESTS) or f", expected one of {', '.join(_TESTS)}; a field's own path is body.a.b"
+        hint = (
+            did_you_mean(name, _TESTS)
+            or f", expected one of {', '.join(_TESTS)}; a field in it is one key with it, as body.a.b"
+        )
         self.problems.append((at, f"unknown test '{name}'{hint}"))
         return _NOTHING
 

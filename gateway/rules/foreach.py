@@ -40,7 +40,8 @@ class _Expansion:
         written, name = route.value[KEY], route.child("name")
         items = self._items(written)
         if len(items) > 1 and name is not None and not (isinstance(name.value, str) and _EACH.search(name.value)):
-            self._report(name, "expected a name with ${{ each }} in it, got the same one for each route")
+            each = next((f"each.{key}" for key in items[0] if key), "each")
+            self._report(name, f"expected a name with ${{{{ {each} }}}} in it, got the same one for each route")
             return
         before = len(self._problems)
         for values in items:

@@ -1,19 +1,46 @@
 """What is likely to be meant by a mistake in a rule file: the ends of messages, "" where nothing is."""
 
 import re
+from collections.abc import Mapping
 
 from gateway.model import ExpressionError
-from gateway.rules.value_kinds import MappingKind, Scalar, mappings_in
+from gateway.rules.value_kinds import MappingKind, Scalar, Tree, mappings_in
 from gateway.rules.yaml_document import scalar
 from gateway.text import did_you_mean
 
+_VERIFY = dict.fromkeys(
+    ("scheme", "secrets", "public_keys", "header", "signed", "algorithm", "tolerance", "timestamp", "encoding"),
+    "it under `verify`",
+)
+_ELSEWHERE: Mapping[str, Mapping[str, str]] = {
+    "sources.NAME": _VERIFY,
+    "destinations.NAME": {
+        "secrets": "them under `sign`, or a credential under `auth`",
+        **dict.fromkeys(("token", "username", "password"), "it under `auth`, as in {bearer: {token: …}}"),
+        **dict.fromkeys(("method", "body", "path", "query"), "it under `request` of a route"),
+        "retry": "it in a route",
+    },
+    "routes[]": {
+        "key": "`key` of the source, and here `order: key`",
+        "type": "`match: {type: …}`",
+        "source": "`from`",
+        "sources": "`from`",
+        "destination": "`to`",
+        "destinations": "`to`",
+        **dict.fromkeys(("filter", "if", "condition", "conditions", "where"), "`match` or `when`"),
+        **dict.fromkeys(("preset", "text", "title", "template"), "it under `request`"),
+        **dict.fromkeys(("rate", "timeout", "concurrency", "url", "auth"), "it under the destination"),
+    },
+}
+"""What to write for keys in the wrong place whose name says too little about the right one."""
 FEW = 12
 """Keys that a message may list."""
 _INDEX = re.compile(r"\[\d+\]")
-_SOURCE = re.compile(r"sources\.[^.]+")
-_OF_VERIFY = frozenset(("scheme", "secrets", "public_keys", "header", "signed", "algorithm", "tolerance", "timestamp"))
+_NAMED = re.compile(
+    r"^(sources|destinations|providers)\.(?:(?!\.(?:limits|verify|respond|client_certificate|auth|tls|sign|proxy_auth)\b).)+"
+)
 _OF_EVENT = re.compile(r"(?:body|headers|query|id|type|source|key|item|each)\b")
-_OF_REQUEST = frozenset(("timestamp", "body", "id", "url", "method", "path", "secret"))
+_OF_REQUEST = re.compile(r"timestamp|body|id|url|method|path|secret|header:|query:|form:|field:")
 _ON_AND_OFF = frozenset(("yes", "no", "on", "off", "y", "n"))
 _COMPARISON = re.compile(r"(>=|<=|==|!=|>|<) *(-?\d+(?:\.\d+)?)")
 _TESTS = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte", "==": "is", "!=": "not"}
@@ -26,24 +53,47 @@ _TEMPLATE_ELSEWHERE = re.compile(r"(?<!\$)\{\{ *(?:body|headers|query|item|each|
 
 def of_unknown_key(name: str, mapping: MappingKind, path: str, whole: MappingKind) -> str:
     """Return which key of a mapping at a path is meant, or where this one belongs in a `whole` file."""
-    if name in _OF_VERIFY and _SOURCE.fullmatch(path):
-        return ", which is one of `verify`"
-    if name in whole.by_name:
-        return ": it is one of the file's, at its top" if path else ": it is one of the main file's alone"
+    path = _NAMED.sub(r"\1.NAME", _INDEX.sub("[]", path))
+    if other := _ELSEWHERE.get(path, {}).get(name):
+        return f": expected {other}"
+    if "preset" in mapping.by_name and path.endswith("request"):
+        is_of_request = any(name in each.by_name for where, each in mappings_in(whole) if where == path)
+        return f": `{name}` is for a request without `preset`" if is_of_request else _guess(name, mapping)
+    if not path and name in whole.by_name:
+        return ": it is one of the main file's alone"
     if guess := did_you_mean(name, mapping.by_name):
         return guess
-    root = _INDEX.sub("[]", path)
-    places = [
+    beneath = [
+        where.removeprefix(f"{path}.")
+        for where, each in mappings_in(whole)
+        if path and name in each.by_name and where.startswith(f"{path}.") and "to[]" not in where
+    ]
+    if beneath:
+        return f": it belongs under {' or '.join([f'`{each}`' for each in beneath[:3]])}"
+    sections = [
         where
         for where, each in mappings_in(whole)
-        if name in each.by_name and where.startswith(("sources", "destinations", "routes[]")) and "to[]" not in where
+        if name in each.by_name and where in ("sources.NAME", "destinations.NAME", "routes[]") and where != path
     ]
-    near = [where for where in places if root and where.startswith(root)] or [
-        where for where in places if where.split(".")[0] != root.split(".")[0]
-    ]
-    if near:
-        return f", which is one of `{min(near, key=len)}`"
-    return f", expected one of {', '.join(mapping.by_name)}" if len(mapping.keys) <= FEW else ""
+    return f": it belongs under `{sections[0]}`" if len(sections) == 1 else _guess(name, mapping)
+
+
+def _guess(name: str, mapping: MappingKind) -> str:
+    listed = f", expected one of {', '.join(mapping.by_name)}" if len(mapping.keys) <= FEW else ""
+    return did_you_mean(name, mapping.by_name) or listed
+
+
+def of_template(path: str, kind: Scalar | Tree) -> str:
+    """Return what to write where an expression in braces isn't evaluated."""
+    if "CEL" in kind.expected:
+        return ": CEL is written as it is, without ${{ }}"
+    if path.endswith(".url"):
+        return ": no host comes from an event. `to` may choose a destination by a template, and `request` have a `path`"
+    if ".headers." in path:
+        return ": what an event has goes under `headers` of a route's `request`"
+    if ".match" in path:
+        return ": `match` compares with fixed values, `when` with others"
+    return ": a secret is ${NAME} or ${file:/path}" if kind.is_secret else ", which templates have, as in `request`"
 
 
 def of_quotes(value: object, kind: Scalar) -> str:
@@ -62,14 +112,18 @@ def of_quotes(value: object, kind: Scalar) -> str:
     return ", a string: it is written without quotes" if isinstance(value, str) else ": a string is written in quotes"
 
 
-def of_reference(inner: str) -> str:
-    """Return what is meant by what is in the braces of `${…}`, if that is no reference."""
-    return " (what an event has is written ${{ … }})" if _OF_EVENT.match(inner) else ""
+def of_reference(inner: str, path: str) -> str:
+    """Return what is meant by what is in the braces of `${…}` at a path, if that is no reference."""
+    if ".verify." in path and _OF_REQUEST.match(inner):
+        return " (a part of the request is written {…}, without $)"
+    is_template = any(part in path for part in (".request.", ".respond.", ".to"))
+    return " (what an event has is written ${{ … }})" if is_template and _OF_EVENT.match(inner) else ""
 
 
-def of_variable(name: str) -> str:
-    """Return what is meant by the name of a missing environment variable."""
-    return f" (a part of the request is written {{{name}}}, without $)" if name in _OF_REQUEST else ""
+def of_variable(name: str, path: str) -> str:
+    """Return what is meant by the name of a missing environment variable at a path."""
+    is_part = path.endswith(".signed") and _OF_REQUEST.fullmatch(name)
+    return f" (a part of the request is written {{{name}}}, without $)" if is_part else ""
 
 
 def of_pattern(text: str) -> str:

@@ -2,10 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from gateway.model import Disposition
-from gateway.rules import hints
 from gateway.rules.advice import credential_of, is_in_the_clear
 from gateway.rules.build import names_of, retry_policy_of
 from gateway.rules.conditions import AllOf, AnyOf, Compare, Condition, Every, Field, OneOf, Path, Test, written
@@ -59,10 +58,6 @@ class Lints:
         match, when = read.values.get("match"), read.values.get("when")
         if match is not None and _is_impossible(match):
             self._warn(read.node.value["match"], "unreachable", "no event can satisfy all of these conditions")
-        if match is not None:
-            for node in _strings_in(read.node.value["match"]):
-                if test := hints.of_pattern(node.value):
-                    self._warn(node, "literal", f"expected {test}, got a string: it is compared as it is")
         if not isinstance(when, Expression):
             return
         node = read.node.value["when"]
@@ -115,14 +110,6 @@ class Lints:
 
     def _warn(self, node: Node, code: Code, message: str) -> None:
         self._reader.report(node, code, message, severity="warning")
-
-
-def _strings_in(node: Node) -> Iterator[Node]:
-    if isinstance(node.value, str):
-        yield node
-    elif isinstance(node.value, list | dict):
-        for child in node.value.values() if isinstance(node.value, dict) else node.value:
-            yield from _strings_in(child)
 
 
 def _conditions_of(read: ParsedMapping) -> frozenset[str]:

@@ -158,6 +158,8 @@ class _Assembly:
         self.written: dict[str, set[str]] = {"source": set(), "destination": set()}
         """All names, including those of sources and destinations with problems."""
         self.providers: dict[str, Preset] = {}
+        self.written_providers: set[str] = set()
+        """The names of those with a problem."""
         self.sources: dict[str, ParsedMapping] = {}
         self.destinations: dict[str, ParsedMapping] = {}
         self.routes: dict[str, ParsedMapping] = {}
@@ -278,6 +280,9 @@ class _Assembly:
                 self.reader.report(header.node, "unused", message, severity="warning", at_key=True)
 
     def _collect_providers(self, file: ParsedMapping) -> None:
+        written = file.node.child("providers")
+        if written is not None and isinstance(written.value, dict):
+            self.written_providers |= written.value.keys() - file.values.get("providers", {}).keys()
         for name, preset in file.values.get("providers", {}).items():
             node = file.node.value["providers"].value[name]
             if name in PRESETS or name in GENERIC:
@@ -329,7 +334,8 @@ class _Assembly:
         try:
             verifier = build_verifier(config, public_url=read.values.get("public_url"), providers=self.providers)
         except SchemeError as error:
-            self.reader.locate(node, error.problems)
+            if config.get("scheme") not in self.written_providers:  # a problem of its own has been reported
+                self.reader.locate(node, error.problems)
             places = [path for path, _ in error.problems]
             if not isinstance(error, PartialSchemeError) or not self.reader.are_unresolved(node, places):
                 self.reader.is_incomplete = True

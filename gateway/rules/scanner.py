@@ -157,7 +157,11 @@ def without_comments(text: str) -> str:
 
 _ELSEWHERE = {
     ITEM: ", which a route with `split` has",
-    "each": ": `foreach` replaces ${{ each }} and ${{ each.NAME }} as they are, in a string of CEL, too",
+    "each": ": `foreach` replaces '${{ each }}' and '${{ each.NAME }}', in quotes here, and no expression of them",
+    **dict.fromkeys(
+        ("event", "payload", "data", "request", "msg"), ", expected body, headers, query, source, type, id or key"
+    ),
+    **dict.fromkeys(("secrets", "env", "vars"), ": a value from elsewhere is ${NAME}"),
 }
 _SYNONYMS = {
     **dict.fromkeys(("len", "length", "count"), "size(x)"),
@@ -174,7 +178,11 @@ _SYNONYMS = {
 """Functions of other languages, and what to write instead."""
 
 
+_STRINGS = re.compile(r"'(?:[^'\\\n]|\\.)*'?|\"(?:[^\"\\\n]|\\.)*\"?")
 _OTHER_LANGUAGES = (
+    (re.compile(r"=~|~="), ", expected x.matches('…')"),
+    (re.compile(r"==="), ", expected =="),
+    (re.compile(r"\bnot\s+in\b"), ", expected !(x in y)"),
     (re.compile(r"^\s*\$\{\{|^\s*\{\{"), ", expected CEL as it is, without ${{ }}"),
     (re.compile(r"=>|=<"), ", expected >= or <="),
     (re.compile(r"(?<![=!<>])=(?!=)"), ", expected == to compare"),
@@ -187,7 +195,8 @@ _OTHER_LANGUAGES = (
 
 def syntax_hint(text: str) -> str:
     """Return what to write instead of what an expression has that CEL can't parse; "" if that isn't known."""
-    return next((hint for written, hint in _OTHER_LANGUAGES if written.search(text)), "")
+    plain = _STRINGS.sub("''", text)
+    return next((hint for written, hint in _OTHER_LANGUAGES if written.search(plain)), "")
 
 
 class Scan:
@@ -269,7 +278,8 @@ class Scan:
             known = _METHODS if is_member else _FUNCTIONS
             if token.text not in known:
                 as_method = f", expected the method x.{token.text}(…)" if token.text in _METHODS else ""
-                other = f", expected {_SYNONYMS[token.text]}" if token.text in _SYNONYMS else ""
+                as_function = f", expected {token.text}(…)" if is_member and token.text in _FUNCTIONS else ""
+                other = f", expected {_SYNONYMS[token.text]}" if token.text in _SYNONYMS else as_function
                 near = as_method or other or did_you_mean(token.text, known | _MACROS)
                 raise _at(token, f"unknown function '{token.text}'", near)
             self._call(token)
@@ -282,7 +292,8 @@ class Scan:
         elif token.text in self._named:
             self.named_edits.append(Edit(token.start, token.start + len(token.text), self._named[token.text]))
         else:
-            hint = _ELSEWHERE.get(token.text) or did_you_mean(token.text, (*ROOTS, *self._named))
+            near = _ELSEWHERE.get(token.text) or did_you_mean(token.text, (*ROOTS, *self._named))
+            hint = near or f", expected {', '.join(ROOTS)}"
             raise _at(token, f"unknown name '{token.text}'", hint)
 
     def _macro(self, token: Token) -> None:

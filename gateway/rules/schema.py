@@ -749,7 +749,7 @@ ROUTE = MappingKind(
         Key(name="retry", kind=RETRY, about=RETRY.about),
         Key(
             name="order",
-            kind=replace(choice("key"), expected="key: which one, a source says by its own `key`"),
+            kind=replace(choice("key"), expected="the word key (what that is, `key` of the source says)"),
             about="`key`: the events of a source's key are delivered to each destination one after another, in order. "
             "Every source needs a `key`; `max_age` is 1h by default.",
         ),
@@ -853,9 +853,11 @@ INCLUDED_KEYS = (
         about="Secrets by which `hmac` makes digests, in the requests of this file and of those that it includes.",
         gives_secrets=True,
     ),
-    Key(name="sources", kind=Table("a mapping of sources", NAME, SOURCE), about="Who sends."),
+    Key(name="sources", kind=Table("a mapping of names to sources", NAME, SOURCE), about="Who sends."),
     Key(name="destinations", kind=Table("a mapping of destinations", NAME, DESTINATION), about="Who receives."),
-    Key(name="routes", kind=Several("a list of routes", ROUTE, may_be_empty=True), about="What goes where."),
+    Key(
+        name="routes", kind=Several("a list of routes (- name: …)", ROUTE, may_be_empty=True), about="What goes where."
+    ),
     Key(
         name="tests",
         kind=TESTS,

@@ -24,9 +24,11 @@ from gateway.verify.presets import SchemeError
 MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
 NO_TEMPLATE = "expected ${{ … }}, got {{ … }}, which is sent as it is written"
-NO_REFERENCE = "expected ${NAME} or ${file:/path} for a value from elsewhere, got one taken as it is"
+NO_REFERENCE = "expected ${NAME} or ${file:/path}, which are replaced, got another form, which isn't"
 
+_EXPRESSION = re.compile(r"\$\{\{(?:.*?\}\}|.*)", re.DOTALL)
 _TEMPLATE = re.compile(r"(?<!\$)\$\{\{")
+_NAMED = re.compile(r"\$\{[A-Za-z0-9_.]{1,60}\}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 # Stands for the value of a key with a problem, or with an unresolved reference: as if it weren't written.
@@ -116,8 +118,9 @@ class SchemaReader:
 
     # --- References ---
 
-    def text(self, node: Node, *, is_template: bool = False) -> str | None:
+    def text(self, node: Node, kind: Scalar | Tree) -> str | None:
         """Return a string with its references resolved; None if one can't be, which is reported."""
+        is_template = isinstance(kind, Tree) and kind.is_template
         written: str = node.value
         if "${" not in written:
             return written
@@ -130,10 +133,7 @@ class SchemaReader:
                 return "$${" if is_template and written.startswith("{", found.end()) else "${"
             if found[0] == "${{":
                 if not is_template:
-                    message = (
-                        "expected no ${{ … }}, which only templates have, as in `request`: CEL is written as it is"
-                    )
-                    self.report(node, "value", message)
+                    self.report(node, "value", f"expected no ${{{{ … }}}} here{hints.of_template(node.path, kind)}")
                     is_whole = False
                 return found[0]
             value = self._reference(node, found[0], found[1])
@@ -157,7 +157,9 @@ class SchemaReader:
         name, has_default, default = inner.partition(":-")
         if not written.endswith("}") or not (inner.startswith("file:") or _VARIABLE.fullmatch(name)):
             expected = "${NAME}, ${NAME:-default}, ${file:/path} or $${"
-            self.report(node, "value", f"expected {expected}, got {written[:SHOWN]!r}{hints.of_reference(inner)}")
+            got = repr(written) if _NAMED.fullmatch(written) else "another form"
+            hint = hints.of_reference(inner, node.path)
+            self.report(node, "value", f"expected {expected}, got {got}{hint}")
             return None
         if inner.startswith("file: "):
             self.report(node, "value", "expected a path right after `file:`, got a space")
@@ -168,7 +170,9 @@ class SchemaReader:
         if has_default:
             return value or default
         if value is None:
-            self._unresolved(node, f"expected the environment variable {name}, got none{hints.of_variable(name)}")
+            self._unresolved(
+                node, f"expected the environment variable {name}, got none{hints.of_variable(name, node.path)}"
+            )
         return value
 
     def _secret(self, node: Node, path: Path) -> str | None:
@@ -216,7 +220,7 @@ class SchemaReader:
             self.report(node, "literal", NO_REFERENCE, severity="warning")
         if isinstance(value, str) and "${" in value:
             known = len(self.problems)
-            text = self.text(node)
+            text = self.text(node, kind)
             if text is None:
                 return self._unresolved_scalar(node, kind, self.problems[known:])
             value = text if kind.is_text else scalar(text)
@@ -265,7 +269,7 @@ class SchemaReader:
             location = _descend(node, getattr(error, "path", ()))
             told = hidden(str(error), self.secret_values)
             if location not in self.unresolved:
-                self.report(location, "expression", f"expected CEL in ${{{{ … }}}}, got {_shown(location)}: {told}")
+                self.report(location, "expression", f"{_expected_expression(location)}{told}")
         except ValueError as error:
             if len(self.unresolved) == unresolved:
                 self.report(node, "value", hidden(str(error), self.secret_values))
@@ -281,7 +285,7 @@ class SchemaReader:
                 self.report(node, "literal", NO_TEMPLATE, severity="warning")
             elif kind.is_secret and hints.is_reference_elsewhere(value):
                 self.report(node, "literal", NO_REFERENCE, severity="warning")
-            text = self.text(node, is_template=kind.is_template)
+            text = self.text(node, kind)
             return text if text is not None else kind.unresolved or value
         if isinstance(value, list):
             return [self._plain(item, kind) for item in value]
@@ -342,8 +346,8 @@ class SchemaReader:
         with naming(named) if named else nullcontext():
             values = self._values(node, record)
         if record.is_choice and (len(node.value) > 1 or not node.value):
-            names, got = ", ".join(record.by_name), ", ".join(node.value)[:SHOWN]
-            self.report(node, "value", f"expected exactly one of {names}, got {got or 'none'}")
+            got = ", ".join([name for name, child in node.value.items() if child.value is not None])[:SHOWN]
+            self.report(node, "value", f"expected exactly one of {', '.join(record.by_name)}, got {got or 'none'}")
         for key in record.keys:
             if key.is_required and key.name not in node.value:
                 self.report(node, "missing_key", f"expected the key {key.name!r}, got none")
@@ -397,7 +401,9 @@ class SchemaReader:
                     values[name] = value
             elif not (record.is_choice and len(node.value) > 1):  # which is told of the mapping
                 hint = hints.of_unknown_key(name, record, node.path, self.whole)
-                self.report(child, "unknown_key", f"unknown key {name[:SHOWN]!r}{hint}", at_key=True)
+                # Without a value, it may be a secret in braces.
+                shown = "without a value" if child.value is None and has_secrets(record) else repr(name[:SHOWN])
+                self.report(child, "unknown_key", f"unknown key {shown}{hint}", at_key=True)
         return values
 
     def _entries(self, node: Node, *, has_number_keys: bool = False) -> Iterator[tuple[str, Node]]:
@@ -437,7 +443,8 @@ class SchemaReader:
         for steps, message in problems:
             location = _descend(node, steps)
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
-            if not is_key and self._is_unresolved(location):
+            is_shape = message.startswith(("expected a list", "expected a mapping"))
+            if not (is_key or is_shape) and self._is_unresolved(location):
                 continue  # the placeholder is at fault
             self.report(location, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
 
@@ -467,6 +474,17 @@ def _descend(node: Node, steps: Sequence[str | int]) -> Node:
             break
         node = child
     return node
+
+
+def _expected_expression(node: Node) -> str:
+    """Return the beginning of what is said of an expression in a template, without the text around it."""
+    if not isinstance(node.value, str):
+        return ""
+    if node.path.endswith(".for"):
+        return f"expected CEL of a list, got {_shown(node)}: "
+    expressions = " ".join(_EXPRESSION.findall(node.value))
+    is_shown = expressions and "hmac(" not in expressions and len(expressions) <= SHOWN
+    return f"expected CEL in ${{{{ … }}}}, got {repr(expressions) if is_shown else 'another'}: "
 
 
 def _shown(node: Node, *, is_secret: bool = False) -> str:

@@ -291,7 +291,8 @@ def _beside_network(text: str) -> str:
         network = ip_network(text, strict=False)
     except ValueError:
         return ""
-    return f"expected a network without bits beside its prefix, such as {network}, got {text!r}"
+    address = text.partition("/")[0]
+    return f"expected a network without bits beside its prefix, {network}, or {address} alone, got {text!r}"
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:

@@ -6,7 +6,7 @@ YAML is read by the 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schem
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,14 +32,14 @@ def _integer(text: str) -> int:
     digits = len(str(INTEGERS.stop)) + 1
     number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10)) if len(text) <= digits else INTEGERS.stop
     if number not in INTEGERS:
-        raise ValueError(f"expected an integer of at most 64 bits, got {text[:60]}")
+        raise ValueError("expected an integer of at most 64 bits, got a larger one (in quotes it is a string)")
     return number
 
 
 def _float(text: str) -> float:
     number = float(text) if text[-1] in "0123456789." else math.inf  # the rest is .inf and .nan
     if not math.isfinite(number):
-        raise ValueError(f"expected a finite number, got {text[:60]}")
+        raise ValueError("expected a finite number, got another (in quotes it is a string)")
     return number
 
 
@@ -163,9 +163,8 @@ def parse_document(file: str, text: str, problems: list[Problem]) -> Node | None
     """Read the only document of a text, adding to the problems; None if it can't be read. `file` is its name."""
     try:
         root = _compose(text)
-        problems.extend(_swallowed(file, text))
         try:
-            return _Builder(file, problems).build(root, "", 0)
+            return _Builder(file, problems, text).build(root, "", 0)
         finally:
             take_apart(root)
     except _UnreadableError as error:
@@ -265,45 +264,43 @@ def _compose(text: str) -> yaml.Node:
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
     """Return what is likely to be wrong with a document of which YAML's parser says only where it stopped."""
-    lines = text.splitlines()
-    mark, began = error.problem_mark, error.context_mark
-    line = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
+    mark, began = error.problem_mark or yaml.Mark("", 0, 0, 0, None, 0), error.context_mark
+    line = dict(enumerate(text.splitlines())).get(mark.line, "")
     problem, context = error.problem or "", error.context or ""
+    place = "" if began is None else f"in line {began.line + 1}, column {began.column + 1}"
     hint = ""
-    if "cannot start any token" in problem and mark is not None and line[mark.column : mark.column + 1] == "\t":
-        hint = ": it is a tab, and YAML is indented by spaces"
+    if "cannot start any token" in problem:
+        is_tab = line[mark.column : mark.column + 1] == "\t"
+        hint = "it is a tab, and YAML is indented by spaces" if is_tab else "a value that begins with it needs quotes"
     elif "mapping values are not allowed" in problem:
-        hint = ": a value with ': ' in it needs quotes"
+        is_key = re.fullmatch(r"\s*[\w.-]+", line[: mark.column])
+        hint = "this line is indented more than its neighbours" if is_key else "a value with ': ' in it needs quotes"
     elif context.startswith(("while scanning an anchor", "while scanning an alias", "while scanning a tag")):
-        hint = ": a value with &, * or ! at its beginning, or behind one, needs quotes"
-    elif "expected ','" in problem and began is not None:
-        is_template = "${{" in line
-        unclosed = f": what begins in line {began.line + 1}, column {began.column + 1}, isn't closed"
-        hint = ": ${{ … }} within {…} or […] needs quotes" if is_template else unclosed
-    elif "block" in context and began is not None:
-        hint = f": its indentation isn't that of what it follows, from line {began.line + 1} on"
-    return hint
+        hint = "a value that begins with &, * or ! needs quotes"
+    elif context == "while scanning a quoted scalar":
+        hint = f"the quote {place} isn't closed"
+    elif "expected ','" in problem:
+        is_template = "{{" in line[max(0, mark.column - 4) : mark.column + 2]
+        unclosed = f"a comma or a quote is missing, or what begins {place} isn't closed"
+        hint = "${{ … }} within {…} or […] needs quotes" if is_template else unclosed
+    elif context == "while parsing a block mapping" and re.search(r":\s+(['\"]).*\1\s*\S", line[: mark.column + 1]):
+        hint = "a value that begins with a quote ends at the next one: put other quotes around all of it"
+    elif "parsing a block" in context:
+        hint = f"this line is indented otherwise than the one {place}"
+    return hint and f": {hint}"
 
 
-_SWALLOWED = re.compile(r"^[^#\n]*(?:: |- )(?!['\"|>{\[])[^\n#]*? (#[^\n]*\$\{\{[^\n]*)", re.MULTILINE)
-"""A comment with an expression in it, behind a value without quotes."""
-
-
-def _swallowed(file: str, text: str) -> Iterator[Problem]:
-    for found in _SWALLOWED.finditer(text):
-        line = text.count("\n", 0, found.start(1)) + 1
-        column = found.start(1) - text.rfind("\n", 0, found.start(1))
-        message = "expected quotes around a value with ' #' in it, got a comment with ${{ … }}: it is left out"
-        node = Node(file=file, path="", line=line, column=column)
-        yield node.problem("literal", message, severity="warning")
+_COMMENTED = re.compile(r"#.*\$\{\{")
+"""What comes of a string without quotes that has ' #' in it, and an expression behind."""
 
 
 class _Builder:
     """Converts PyYAML's nodes to ours; an alias becomes a copy, so that each use has its own path."""
 
-    def __init__(self, file: str, problems: list[Problem]) -> None:
+    def __init__(self, file: str, problems: list[Problem], text: str) -> None:
         self.file = file
         self.problems = problems
+        self.commented = {number: line for number, line in enumerate(text.splitlines()) if _COMMENTED.search(line)}
         self.count = 0
 
     def build(self, source: yaml.Node, path: str, depth: int) -> Node:
@@ -322,10 +319,12 @@ class _Builder:
             node.value = self.mapping(source, path, depth)
         elif isinstance(source, yaml.ScalarNode) and tag == "str":
             node.value = source.value
+            if self.commented and not source.style:
+                self.warn_of_comment(node, source.end_mark)
         elif isinstance(source, yaml.ScalarNode) and tag in _CORE:
             self.scalar(node, source.value, tag)
         else:
-            self.refuse(node, f"expected no tag but YAML's own, got {source.tag!r}")
+            self.refuse(node, "expected no tag but YAML's own, got another: a value that begins with ! needs quotes")
         return node
 
     def mapping(self, source: yaml.MappingNode, path: str, depth: int) -> dict[str, Node]:
@@ -359,6 +358,11 @@ class _Builder:
             node.value = read(text)
         except ValueError as error:
             return self.refuse(node, str(error))
+
+    def warn_of_comment(self, node: Node, end: yaml.Mark) -> None:
+        if self.commented.get(end.line, "")[end.column :].lstrip().startswith("#"):
+            message = "expected quotes around a string with ' #' in it, got a comment with ${{ … }} in it"
+            self.problems.append(node.problem("literal", message, severity="warning"))
 
     def refuse(self, node: Node, message: str) -> None:
         node.is_broken = True

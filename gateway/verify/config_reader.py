@@ -38,11 +38,19 @@ class Key(NamedTuple):
     default: Any = None
 
 
-def read_keys(config: Mapping[Any, object], keys: Mapping[str, Key], where: ConfigPath) -> dict[str, Any]:
-    """Parse a mapping's values, with defaults for missing keys; one that can't be parsed is reported and omitted."""
+def read_keys(
+    config: Mapping[Any, object], keys: Mapping[str, Key], where: ConfigPath, elsewhere: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Parse a mapping's values, with defaults for missing keys; one that can't be parsed is reported and omitted.
+
+    `elsewhere` says of other keys why they aren't among these.
+    """
     for name in config:
         if name not in keys and name != "scheme":
-            where.below(str(name)).report(f"unknown key {str(name)!r}{did_you_mean(str(name), keys)}")
+            # Without a value, it may be a secret in braces.
+            shown_name = "without a value" if config[name] is None else repr(str(name))
+            hint = (elsewhere or {}).get(str(name)) or did_you_mean(str(name), keys)
+            where.below(str(name)).report(f"unknown key {shown_name}{hint}")
     values = {}
     for name, key in keys.items():
         if name in config:

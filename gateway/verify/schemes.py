@@ -158,6 +158,9 @@ def _keys_schema(scheme: str) -> dict[str, Any]:
     return schema
 
 
+_OF_SOURCE = ("public_url", "id", "type", "key", "dedupe", "split", "path", "respond", "limits", "quarantine")
+
+
 def _build(
     config: Mapping[str, object], where: ConfigPath, public_url: str | None, providers: Mapping[str, Preset]
 ) -> Verifier | None:
@@ -172,7 +175,11 @@ def _build(
         hint = did_you_mean(scheme, (*GENERIC, *PRESETS, *providers)) or generic
         where.below("scheme").report(f"unknown scheme {shown(scheme)}{hint}")
         return None
-    given = _indexed(read_keys(config, user_keys(scheme, known), where))
+    elsewhere = dict.fromkeys(_OF_SOURCE, ": it stands beside `verify`, not in it")
+    if known is not None:
+        elsewhere |= dict.fromkeys(GENERIC["hmac"], f": `scheme: {scheme}` defines it")
+        elsewhere["tolerance"] = f": `scheme: {scheme}` signs no timestamp"
+    given = _indexed(read_keys(config, user_keys(scheme, known), where, elsewhere))
     if known is None:
         header = given.get("id_header")
         identity = header and f'headers["{header.lower()}"]'
@@ -183,7 +190,8 @@ def _build(
         preset = known
         methods = preset.with_secrets(given)
     if not public_url and any(method.needs_url for method in methods):
-        where.report("expected the source's public_url, since the address that the sender knows is signed, got none")
+        message = "expected the source's public_url beside `verify`, since the address that the sender knows is signed"
+        where.report(f"{message}, got none")
     # A signing method without secrets isn't checked, but the header that its senders use still carries a credential.
     tokens = [method.values for method in methods if method.scheme == "token"]
     used = [method for method in methods if method.scheme == "none" or any(method.values.get(name) for name in _PROOFS)]
@@ -301,7 +309,8 @@ def _refuse_contradictions(
     for names in CHOICES.get(scheme, ()):
         found = [name for name in names if name in config]
         if len(found) != 1:
-            where.report(f"expected one of {', '.join(names)}, got {' and '.join(found) or 'none'}")
+            what = "where the signature is, one of" if "header" in names and "form" in names else "one of"
+            where.report(f"expected {what} {', '.join(names)}, got {' and '.join(found) or 'none'}")
     _refuse_unused_tokens(config, values, where)
     signed = values.get("signed")
     refuse_uncovered(values, where)

@@ -93,7 +93,7 @@ def test_without_defaults_nothing_changes(tmp_path: Path) -> None:
         ),
         ("defaults: {timeout: 1h}", "expected a duration from 100ms to 5m, such as 5s, 2m or 1h30m, got '1h'"),
         ("defaults: {timout: 1s}", "unknown key 'timout', did you mean 'timeout'?"),
-        ("defaults: {url: 'http://127.0.0.1:1/'}", "unknown key 'url', which is one of `destinations.NAME`"),
+        ("defaults: {url: 'http://127.0.0.1:1/'}", "unknown key 'url': it belongs under `destinations.NAME`"),
     ],
 )
 def test_mistakes(root: str, message: str, tmp_path: Path) -> None:

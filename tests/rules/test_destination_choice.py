@@ -140,7 +140,7 @@ def test_a_failed_condition_ends_each_of_its_deliveries(tmp_path: Path) -> None:
         ),
         ("name: r, from: shop, to: rest, otherwise: audit", "`otherwise` needs a template in `to`, got none"),
         (TEMPLATE + ", otherwise: rust", "unknown destination 'rust', did you mean 'rest'?"),
-        ('name: r, from: shop, to: "tenant-${{ body. }}"', "expected CEL in ${{ … }}, got 'tenant-${{ body. }}': "),
+        ('name: r, from: shop, to: "tenant-${{ body. }}"', "expected CEL in ${{ … }}, got '${{ body. }}': "),
         ('name: r, from: shop, to: "tenant-${{ body.t"', "expected CEL in ${{ … }}, got "),
         ('name: r, from: shop, to: "tenant-{{ body.t }}"', "expected a name with ${{ … }} in it, got "),
         ("name: r, from: shop, to: rest, stop: 1", "expected true or false, got 1"),

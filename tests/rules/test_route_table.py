@@ -136,7 +136,7 @@ def test_a_glob_with_many_stars_takes_no_time() -> None:
 
 
 HOW_TO_WRITE = """; a list's items are body.a.0, other keys are quoted: body."a[b].c\""""
-EXPECTED_TESTS = ", expected one of is, gt, gte, lt, lte, exists, not; a field's own path is body.a.b"
+EXPECTED_TESTS = ", expected one of is, gt, gte, lt, lte, exists, not; a field in it is one key with it, as body.a.b"
 
 
 def check_refused(match: Any, *problems: str) -> None:

@@ -52,10 +52,13 @@ def test_a_preset_takes_secrets_and_a_tolerance_where_it_has_a_timestamp() -> No
     check(
         {"scheme": "github", "secrts": ["s"], "tolerance": "5m"},
         (("secrts",), "unknown key 'secrts', did you mean 'secrets'?"),
-        (("tolerance",), "unknown key 'tolerance'"),
+        (("tolerance",), "unknown key 'tolerance': `scheme: github` signs no timestamp"),
         ((), "expected the key 'secrets', got none"),
     )
-    check({"scheme": "stripe", "secrets": ["s"], "header": "X-S"}, (("header",), "unknown key 'header'"))
+    check(
+        {"scheme": "stripe", "secrets": ["s"], "header": "X-S"},
+        (("header",), "unknown key 'header': `scheme: stripe` defines it"),
+    )
 
 
 def test_secrets_are_texts_that_are_never_shown() -> None:
@@ -98,12 +101,15 @@ def test_each_key_of_hmac_says_what_it_expects() -> None:
     check(
         {"scheme": "hmac"},
         ((), "expected the key 'secrets', got none"),
-        ((), "expected one of header, query, field, form, got none"),
+        ((), "expected where the signature is, one of header, query, field, form, got none"),
     )
     check_hmac({"header": "X S"}, (("header",), "expected a header's name, got 'X S'"))
     check_hmac({"header": ["X", "Y Z"]}, (("header",), "expected a header's name, got 'Y Z'"))
     check_hmac({"header": []}, (("header",), "expected a header's name, got an empty list"))
-    check_hmac({"field": "a.b"}, ((), "expected one of header, query, field, form, got header and field"))
+    check_hmac(
+        {"field": "a.b"},
+        ((), "expected where the signature is, one of header, query, field, form, got header and field"),
+    )
     check_hmac({"header": "X-{n}-Y"})
     check_hmac({"algorithm": "md5"}, (("algorithm",), "expected one of sha256, sha1, sha512, got 'md5'"))
     check_hmac({"encoding": 64}, (("encoding",), "expected one of hex, hex-upper, base64, base64url, got 64"))
@@ -180,7 +186,13 @@ def test_keys_that_need_each_other() -> None:
     )
     check_hmac(
         {"signed": "{url}{body}"},
-        ((), "expected the source's public_url, since the address that the sender knows is signed, got none"),
+        (
+            (),
+            (
+                "expected the source's public_url beside `verify`, since the address that the sender knows "
+                "is signed, got none"
+            ),
+        ),
     )
     for timestamp, found in (({}, "none"), ({"header": "X-T", "prefix": "t="}, "header and prefix")):
         check_hmac(

@@ -615,7 +615,10 @@ def test_a_test_event_that_lacks_a_covered_header_is_refused() -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"public_url": None}, "expected the source's public_url, since the address that the sender knows is signed"),
+        (
+            {"public_url": None},
+            "expected the source's public_url beside `verify`, since the address that the sender knows is signed",
+        ),
         ({"algorithm": "rsa-sha256"}, "algorithm: expected one of hmac-sha256, ed25519, ecdsa-p256-sha256"),
         ({"algorithm": "hmac-sha256", "secrets": None}, "expected the key 'secrets' with hmac-sha256, got none"),
         ({"algorithm": "hmac-sha256", "key_set": SET}, "key_set: expected no 'key_set' with hmac-sha256, got some"),
