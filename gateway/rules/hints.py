@@ -33,6 +33,8 @@ _ELSEWHERE: Mapping[str, Mapping[str, str]] = {
     },
 }
 """What to write for keys in the wrong place whose name says too little about the right one."""
+NO_TEMPLATE = "expected ${{ … }}, got {{ … }}, which is sent as it is written"
+NO_REFERENCE = "expected ${NAME} or ${file:/path}, which are replaced, got another form, which isn't"
 FEW = 12
 """Keys that a message may list."""
 _INDEX = re.compile(r"\[\d+\]")

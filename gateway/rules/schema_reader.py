@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -23,8 +23,6 @@ from gateway.verify.presets import SchemeError
 
 MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
-NO_TEMPLATE = "expected ${{ … }}, got {{ … }}, which is sent as it is written"
-NO_REFERENCE = "expected ${NAME} or ${file:/path}, which are replaced, got another form, which isn't"
 
 _EXPRESSION = re.compile(r"\$\{\{(?:.*?\}\}|.*)", re.DOTALL)
 _TEMPLATE = re.compile(r"(?<!\$)\$\{\{")
@@ -114,7 +112,10 @@ class SchemaReader:
     def report(
         self, node: Node, code: Code, message: str, *, severity: Severity = "error", at_key: bool = False
     ) -> None:
-        self.problems.append(node.problem(code, message, severity=severity, at_key=at_key))
+        problem = node.problem(code, message, severity=severity, at_key=at_key)
+        if code == "unknown_key" and node.value is None:  # it may be a secret in braces
+            problem = replace(problem, path=node.path.rpartition(".")[0])
+        self.problems.append(problem)
 
     # --- References ---
 
@@ -217,7 +218,7 @@ class SchemaReader:
     def _scalar(self, node: Node, kind: Scalar) -> Any:  # noqa: ANN401 # what the kind says
         value = node.value
         if kind.is_secret and hints.is_reference_elsewhere(value):
-            self.report(node, "literal", NO_REFERENCE, severity="warning")
+            self.report(node, "literal", hints.NO_REFERENCE, severity="warning")
         if isinstance(value, str) and "${" in value:
             known = len(self.problems)
             text = self.text(node, kind)
@@ -282,9 +283,9 @@ class SchemaReader:
         value = node.value
         if isinstance(value, str) and not kind.is_raw:
             if kind.is_template and hints.is_template_elsewhere(value):
-                self.report(node, "literal", NO_TEMPLATE, severity="warning")
+                self.report(node, "literal", hints.NO_TEMPLATE, severity="warning")
             elif kind.is_secret and hints.is_reference_elsewhere(value):
-                self.report(node, "literal", NO_REFERENCE, severity="warning")
+                self.report(node, "literal", hints.NO_REFERENCE, severity="warning")
             text = self.text(node, kind)
             return text if text is not None else kind.unresolved or value
         if isinstance(value, list):
@@ -401,7 +402,6 @@ class SchemaReader:
                     values[name] = value
             elif not (record.is_choice and len(node.value) > 1):  # which is told of the mapping
                 hint = hints.of_unknown_key(name, record, node.path, self.whole)
-                # Without a value, it may be a secret in braces.
                 shown = "without a value" if child.value is None and has_secrets(record) else repr(name[:SHOWN])
                 self.report(child, "unknown_key", f"unknown key {shown}{hint}", at_key=True)
         return values

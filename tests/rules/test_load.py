@@ -547,6 +547,13 @@ BROKEN = {
         "sources: {github: LITERAL}",
         "secrets: LITERAL",
         "defaults: {headers: LITERAL}",
+        "destinations: {ci: {url: 'https://ci.example/', auth: {bearer: {LITERAL}}}}",
+        "destinations: {ci: {url: 'https://ci.example/', auth: {bearer: {token: !LITERAL}}}}",
+        "destinations: {ci: {url: 'https://ci.example/', auth: {basic, LITERAL}}}",
+        "destinations: {ci: {url: 'https://ci.example/', auth: {bearer: {token: 'x${LITERAL!y'}}}}",
+        "sources: {github: {verify: {scheme: github, LITERAL}}}",
+        "routes: [{name: a, from: b, to: c, request: {headers: {X: 'LITERAL ${{ nothing }}'}}}]",
+        "routes: [{name: a, from: b, to: c, request: {body: {x: \"${{ hmac(body.a, 'LITERAL') }}\"}}}]",
     ],
 )
 def test_a_literal_secret_of_the_wrong_shape_is_not_shown(tmp_path: Path, text: str) -> None:
