@@ -256,6 +256,15 @@ def test_a_new_owner_finds_committed_records_done(offset: int, finished: set[int
     assert late.lost == sum(number < offset + log_start for number in expected) + max(0, log_start - 601)
 
 
+def test_what_no_commit_could_cover_yet_is_out_of_reach() -> None:
+    progress = Progress(Commit(7), 0)
+    assert progress.reaches(10**9), "alone"
+    assert not progress.reaches(7 + WINDOW, first=7), "beside a first one that is about to be received"
+    progress.received(7)
+    assert progress.reaches(7 + WINDOW - 1)
+    assert not progress.reaches(7 + WINDOW)
+
+
 class OffsetsOfOnePartition(RuleBasedStateMachine):
     """A plain set of unfinished offsets beside the tracker, over epochs: read, finish, commit, be revoked, return."""
 
