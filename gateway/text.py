@@ -20,12 +20,20 @@ def parse_duration(text: str) -> float:
     return sum(int(amount) * unit for amount, unit in zip(found.groups(), _SECONDS, strict=True) if amount)
 
 
+_QUOTED = re.compile(r"'([^']+)'")
+
+
 def hidden(text: str, values: Collection[str]) -> str:
     """Return a text without these values, but for short ones."""
     for value in sorted(values, key=len, reverse=True):
         if len(value) >= LEAST_HIDDEN:
             text = text.replace(value, MASK)
     return text
+
+
+def without_parts(text: str, values: Collection[str]) -> str:
+    """Return a message without these values, and without quoted parts of them, as a parser tells them."""
+    return _QUOTED.sub(lambda found: f"'{MASK}'" if any(found[1] in value for value in values) else found[0], text)
 
 
 def shown(value: object) -> str:

@@ -1,9 +1,14 @@
 """The references in texts of rule files, such as `${NAME}`: how they are written, and what is known without a value."""
 
 import re
+from pathlib import Path
+
+from gateway.rules.yaml_document import reason_of
 
 REFERENCE = re.compile(r"\$\$\{|\$\{\{|\$\{([^}]*)\}?")
 """A reference, with what is in its braces; also `$${`, which is a literal `${`, and `${{`, with which CEL begins."""
+MAX_SECRET = 1 << 20
+"""Maximum bytes of a `${file:…}`."""
 _DEFAULT = re.compile(r":-[^}]+")
 
 
@@ -26,3 +31,20 @@ def literal_beginning(written: str) -> str:
 def filled(written: str, value: str) -> str:
     """Return a text in which each reference has the same value."""
     return REFERENCE.sub(lambda found: "${" if found[0] == "$${" else value, written)
+
+
+def content_of(path: Path) -> str:
+    """Read a secret, without the line end that editors and `echo` add. Raises ValueError with the reason."""
+    if "\0" in str(path):
+        raise ValueError("expected a file's path, got one with a NUL")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_SECRET + 1)
+    except OSError as error:
+        raise ValueError(f"expected a file at {path}, got {reason_of(error)}") from error
+    if len(content) > MAX_SECRET:
+        raise ValueError(f"expected at most {MAX_SECRET} bytes in {path}, got more")
+    try:
+        return content.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError(f"expected UTF-8 in {path}, got other bytes") from None

@@ -1,7 +1,7 @@
 """Reads a YAML document by the schema: parsed values, or every problem with its location. Resolves references."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,15 +13,14 @@ from gateway.rules.conditions import ConditionError
 from gateway.rules.expressions import hiding, naming, using
 from gateway.rules.file_stamps import Stamp, stamp_of
 from gateway.rules.functions import NamedSecret
-from gateway.rules.references import REFERENCE
+from gateway.rules.references import REFERENCE, content_of
 from gateway.rules.templates import Template
 from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree, has_secrets
-from gateway.rules.yaml_document import Code, Node, Problem, Severity, reason_of, scalar, take_apart
-from gateway.text import did_you_mean, hidden
+from gateway.rules.yaml_document import Code, Node, Problem, Severity, scalar, take_apart
+from gateway.text import did_you_mean, hidden, without_parts
 from gateway.turns import give_way
 from gateway.verify.presets import SchemeError
 
-MAX_SECRET = 1 << 20  # Maximum bytes of a `${file:…}`.
 SHOWN = 60  # Maximum characters of a value in a message.
 
 _EXPRESSION = re.compile(r"\$\{\{(?:.*?\}\}|.*)", re.DOTALL)
@@ -182,7 +181,7 @@ class SchemaReader:
             self._unresolved(node, f"{path} isn't read here")
             return None
         try:
-            return _content(path)
+            return content_of(path)
         except ValueError as error:
             self._unresolved(node, str(error))
             return None
@@ -229,17 +228,21 @@ class SchemaReader:
             with hiding(self.secret_values) if node in self.secret_lengths else nullcontext():
                 parsed = kind.parse(value)
         except ExpressionError as error:
-            told = hidden(str(error), self.secret_values)
+            told = without_parts(hidden(str(error), self.secret_values), self._values_in(node))
             self.report(node, "expression", f"expected {kind.expected}, got {_shown(node)}: {told}")
             return ABSENT
         except ValueError as error:
             guess = did_you_mean(value, kind.choices) if isinstance(value, str) else ""
             guess = guess or hints.of_quotes(value, kind)
             got = _shown(node, is_secret=kind.is_secret)
-            told = hidden(str(error), self.secret_values if node in self.secret_lengths else ())
+            told = hidden(str(error), self._values_in(node))
             self.report(node, "value", told or f"expected {kind.expected}, got {got}{guess}")
             return ABSENT
         return NameRef(str(parsed), node) if kind.is_name_ref else parsed
+
+    def _values_in(self, node: Node) -> Collection[str]:
+        """Return values of references of which a string may have one."""
+        return self.secret_values if node in self.secret_lengths else ()
 
     def _unresolved_scalar(self, node: Node, kind: Scalar, problems: Sequence[Problem]) -> Any:  # noqa: ANN401 # what the kind says
         """Return what stands for a string with unresolved references, which have these problems."""
@@ -268,7 +271,7 @@ class SchemaReader:
             self.locate(node, [(path, hidden(told, self.secret_values)) for path, told in error.problems])
         except ExpressionError as error:
             location = _descend(node, getattr(error, "path", ()))
-            told = hidden(str(error), self.secret_values)
+            told = without_parts(hidden(str(error), self.secret_values), self._values_in(location))
             if location not in self.unresolved:
                 self.report(location, "expression", f"{_expected_expression(location)}{told}")
         except ValueError as error:
@@ -447,23 +450,6 @@ class SchemaReader:
             if not (is_key or is_shape) and self._is_unresolved(location):
                 continue  # the placeholder is at fault
             self.report(location, "unknown_key" if is_key else code, message, severity=severity, at_key=is_key)
-
-
-def _content(path: Path) -> str:
-    """Read a secret, without the line end that editors and `echo` add. Raises ValueError with the reason."""
-    if "\0" in str(path):
-        raise ValueError("expected a file's path, got one with a NUL")
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_SECRET + 1)
-    except OSError as error:
-        raise ValueError(f"expected a file at {path}, got {reason_of(error)}") from error
-    if len(content) > MAX_SECRET:
-        raise ValueError(f"expected at most {MAX_SECRET} bytes in {path}, got more")
-    try:
-        return content.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ValueError(f"expected UTF-8 in {path}, got other bytes") from None
 
 
 def _descend(node: Node, steps: Sequence[str | int]) -> Node:

@@ -125,7 +125,7 @@ def test_what_is_written_while_it_is_read_has_changed(
         return reading
 
     monkeypatch.setattr(rule_files, "text_of", then_written(text_of))
-    monkeypatch.setattr(schema_reader, "_content", then_written(schema_reader._content))
+    monkeypatch.setattr(schema_reader, "content_of", then_written(schema_reader.content_of))
     before = stamp_of(tmp_path / name)
     rules = load_rules(file, environ={})
     assert rules.stamps[tmp_path / name] == before
@@ -138,7 +138,7 @@ def test_of_what_is_read_twice_the_earlier_stamp_counts(tmp_path: Path, monkeypa
         tmp_path,
         {"routes.yaml": ROUTES.replace('"${file:secret}"', '"${file:secret}", "${file:secret}"'), "secret": "a" * 16},
     )
-    read = schema_reader._content
+    read = schema_reader.content_of
     times = []
 
     def reading(path: Path) -> str:
@@ -147,6 +147,6 @@ def test_of_what_is_read_twice_the_earlier_stamp_counts(tmp_path: Path, monkeypa
         return read(path)
 
     before = stamp_of(tmp_path / "secret")
-    monkeypatch.setattr(schema_reader, "_content", reading)
+    monkeypatch.setattr(schema_reader, "content_of", reading)
     assert load_rules(file, environ={}).stamps[tmp_path / "secret"] == before
     assert len(times) == 2
