@@ -8,6 +8,7 @@ import pytest
 from gateway.rules import rule_files, schema_reader
 from gateway.rules.file_stamps import stamp_of, stamps_of
 from gateway.rules.load import InvalidRulesError, check_rules, load_rules
+from gateway.rules.references import content_of
 from gateway.rules.yaml_document import text_of
 
 ROUTES = """
@@ -125,7 +126,7 @@ def test_what_is_written_while_it_is_read_has_changed(
         return reading
 
     monkeypatch.setattr(rule_files, "text_of", then_written(text_of))
-    monkeypatch.setattr(schema_reader, "content_of", then_written(schema_reader.content_of))
+    monkeypatch.setattr(schema_reader, "content_of", then_written(content_of))
     before = stamp_of(tmp_path / name)
     rules = load_rules(file, environ={})
     assert rules.stamps[tmp_path / name] == before
@@ -138,7 +139,7 @@ def test_of_what_is_read_twice_the_earlier_stamp_counts(tmp_path: Path, monkeypa
         tmp_path,
         {"routes.yaml": ROUTES.replace('"${file:secret}"', '"${file:secret}", "${file:secret}"'), "secret": "a" * 16},
     )
-    read = schema_reader.content_of
+    read = content_of
     times = []
 
     def reading(path: Path) -> str:
