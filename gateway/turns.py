@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from time import perf_counter
 
 SLICE = 0.001
@@ -27,23 +27,27 @@ _turns: ContextVar["_Turns | None"] = ContextVar("turns", default=None)
 class _Turns:
     """The slices of one thread, and the event loop that it gives way to."""
 
-    __slots__ = ("_began", "_is_over", "_iterated", "_loop", "until")
+    __slots__ = ("_began", "_context", "_is_over", "_iterated", "_loop", "until")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._context = Context()  # without this object: what the loop starts takes no turns with it
         self._is_over = threading.Event()
         self._began = self._iterated = 0.0
         self.until = perf_counter() + SLICE
         """When the current slice ends, by `perf_counter`."""
 
     def give_way(self) -> None:
+        began = perf_counter()
         self._is_over.clear()
         try:
-            self._loop.call_soon_threadsafe(self._begin)
+            self._loop.call_soon_threadsafe(self._begin, context=self._context)
         except RuntimeError:  # it is closed
             return
         self._is_over.wait(MAX_TURN)
-        self.until = perf_counter() + SLICE
+        now = perf_counter()
+        # An iteration of a loop that is overloaded may take long: the thread has its share then, too.
+        self.until = now + max(SLICE, (now - began) * SLICE / REST)
 
     def _begin(self) -> None:
         self._began = self._iterated = perf_counter()

@@ -154,7 +154,9 @@ class Worker:
                 continue
             self._have(wanted | unfinished, tasks)
             # All at once: each may wait for its group's coordinator, and what a reload adds waits for this.
-            await asyncio.gather(*map(self._leave, sorted(self._ordered.keys() - wanted - unfinished)))
+            async with asyncio.TaskGroup() as leaving:
+                for target in sorted(self._ordered.keys() - wanted - unfinished):
+                    leaving.create_task(self._leave(target), name="ordered-leave")
 
     async def _leave(self, target: tuple[str, str]) -> None:
         """Leave the group of an ordered route that is gone and has no unfinished records."""

@@ -15,7 +15,7 @@ if another secret could have verified the request. If its sender stops sending t
 
 import asyncio
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Collection
 from itertools import chain
 from time import perf_counter
@@ -100,7 +100,8 @@ class Quarantine:
         self._reading = FairBucket(capacity=READING, rate=0.0, now=now)
         # By source, the one that had its turn longest ago first. Invariant: none is empty.
         self._waiting: dict[str, deque[_Waiting]] = {}
-        self._in_flight = Counter[str]()
+        self._in_flight: dict[str, int] = {}
+        self._appends = 0
         self._has_work, self._is_idle = asyncio.Event(), asyncio.Event()
         self._is_idle.set()
         self._throttle = LogThrottle(WARNING_INTERVAL)
@@ -176,15 +177,20 @@ class Quarantine:
             self._count(source.name, "over_memory")
             return
         slot = self._reading.take(source.name, 1)
-        body = bytearray()
+        body, is_sent = bytearray(), False
         try:
             async with asyncio.timeout(READ_SECONDS):  # of both: the client may read as slowly as it sends
                 await response.prepare(request)
                 await response.write_eof()
+                is_sent = True
                 while len(body) <= MAX_BODY and (chunk := await stream.readany()):
                     body += chunk
         except (TimeoutError, web.RequestPayloadError, ConnectionError, RuntimeError) as error:
             forget_frames(error)
+            if not is_sent:  # a second `write_eof` would send the body again
+                response.force_close()
+                if request.transport is not None:
+                    request.transport.abort()
             self._count(source.name, "incomplete")
             return
         finally:
@@ -197,15 +203,16 @@ class Quarantine:
             while True:
                 self._has_work.clear()
                 while (each := self._next()) is not None:
-                    self._in_flight[each.source] += 1
+                    self._in_flight[each.source] = self._in_flight.get(each.source, 0) + 1
+                    self._appends += 1
                     tasks.create_task(self._append_in_turn(each), name="quarantine-append")
                 await self._has_work.wait()
 
     def _next(self) -> "_Waiting | None":
         """Return the next request to append, of the sources in turn; None if no more appends may be in flight."""
-        if self._in_flight.total() < AT_ONCE:
+        if self._appends < AT_ONCE:
             for source, queue in self._waiting.items():
-                if self._in_flight[source] < OF_ONE_SOURCE:
+                if self._in_flight.get(source, 0) < OF_ONE_SOURCE:
                     del self._waiting[source]
                     each = queue.popleft()
                     if queue:
@@ -217,9 +224,12 @@ class Quarantine:
         try:
             await self._append(each)
         finally:
+            self._appends -= 1
             self._in_flight[each.source] -= 1
+            if not self._in_flight[each.source]:
+                del self._in_flight[each.source]
             self._has_work.set()
-            if not self._in_flight.total() and not self._waiting:
+            if not self._appends and not self._waiting:
                 self._is_idle.set()
 
     async def flush(self, timeout: float) -> None:

@@ -1,6 +1,7 @@
 """The files that a new set of rules begins with: a route from a provider, its test, and a job for CI that passes."""
 
 import json
+import os
 import re
 import shlex
 from collections import defaultdict
@@ -24,7 +25,7 @@ RULES, TESTS, JOB = Path("routes.yaml"), Path("tests/first.yaml"), Path(".github
 
 def repository_of(folder: Path) -> Path:
     """Return the root of the Git repository that a folder is in, where GitHub looks for jobs; else the folder."""
-    inside = folder.absolute()
+    inside = Path(os.path.abspath(folder))  # noqa: PTH100 - without `..`, and with links as they are
     return next((each for each in (inside, *inside.parents) if (each / ".git").exists()), inside)
 
 

@@ -118,8 +118,10 @@ def _strings_in(node: Node | None) -> Iterator[Node]:
     if node is not None and isinstance(node.value, str):
         yield node
     elif node is not None and isinstance(node.value, list | dict):
-        for child in node.value.values() if isinstance(node.value, dict) else node.value:
-            yield from _strings_in(child)
+        entries = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for name, child in entries:
+            if name != "is":  # which says that it is no pattern
+                yield from _strings_in(child)
 
 
 def is_in_the_clear(url: str) -> bool:

@@ -13,8 +13,9 @@ _VERIFY = dict.fromkeys(
     "it under `verify`",
 )
 _ELSEWHERE: Mapping[str, Mapping[str, str]] = {
-    "sources.NAME": _VERIFY,
+    "sources.NAME": {**_VERIFY, "name": "it as the key of the source"},
     "destinations.NAME": {
+        "name": "it as the key of the destination",
         "secrets": "them under `sign`, or a credential under `auth`",
         **dict.fromkeys(("token", "username", "password"), "it under `auth`, as in {bearer: {token: …}}"),
         **dict.fromkeys(("method", "body", "path", "query"), "it under `request` of a route"),
@@ -35,6 +36,8 @@ _ELSEWHERE: Mapping[str, Mapping[str, str]] = {
 """What to write for keys in the wrong place whose name says too little about the right one."""
 NO_TEMPLATE = "expected ${{ … }}, got {{ … }}, which is sent as it is written"
 NO_REFERENCE = "expected ${NAME} or ${file:/path}, which are replaced, got another form, which isn't"
+MAX_PATTERN = 200
+"""Characters of a string that may be meant as a test or a pattern."""
 FEW = 12
 """Keys that a message may list."""
 _INDEX = re.compile(r"\[\d+\]")
@@ -53,9 +56,13 @@ _REFERENCE_ELSEWHERE = re.compile(
 _TEMPLATE_ELSEWHERE = re.compile(r"(?<!\$)\{\{ *(?:body|headers|query|item|each|id|type|source|key)\b[^{}]*\}\}")
 
 
+def place_of(path: str) -> str:
+    """Return a path as the schema has it: `sources.NAME.limits`, `routes[].to[]`."""
+    return _NAMED.sub(r"\1.NAME", _INDEX.sub("[]", path))
+
+
 def of_unknown_key(name: str, mapping: MappingKind, path: str, whole: MappingKind) -> str:
-    """Return which key of a mapping at a path is meant, or where this one belongs in a `whole` file."""
-    path = _NAMED.sub(r"\1.NAME", _INDEX.sub("[]", path))
+    """Return which key of a mapping at a path (`place_of`) is meant, or where this one belongs in a `whole` file."""
     if other := _ELSEWHERE.get(path, {}).get(name):
         return f": expected {other}"
     if "preset" in mapping.by_name and path.endswith("request"):
@@ -104,10 +111,10 @@ def of_quotes(value: object, kind: Scalar) -> str:
         return ""
     if isinstance(value, str) and kind.json.get("type") == "boolean" and value.lower() in _ON_AND_OFF:
         return ", a string in YAML 1.2"
-    other = scalar(value) if isinstance(value, str) else str(value).lower() if isinstance(value, int | float) else value
-    if type(other) is type(value):
-        return ""
     try:
+        other = scalar(value) if isinstance(value, str) else str(value).lower()
+        if value is None or isinstance(other, str) is isinstance(value, str):
+            return ""
         kind.parse(other)
     except (ValueError, ExpressionError, TypeError):
         return ""
@@ -130,6 +137,8 @@ def of_variable(name: str, path: str) -> str:
 
 def of_pattern(text: str) -> str:
     """Return which test of `match` is meant by a string that looks like one, or like a regular expression."""
+    if len(text) > MAX_PATTERN:
+        return ""
     if found := _COMPARISON.fullmatch(text):
         return f"{{{_TESTS[found[1]]}: {found[2]}}}"
     return "a list of values, a glob, or `when` with matches()" if _REGULAR.search(text) else ""

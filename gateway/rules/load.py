@@ -334,7 +334,8 @@ class _Assembly:
         try:
             verifier = build_verifier(config, public_url=read.values.get("public_url"), providers=self.providers)
         except SchemeError as error:
-            if config.get("scheme") not in self.written_providers:  # a problem of its own has been reported
+            scheme = config.get("scheme")
+            if not (isinstance(scheme, str) and scheme in self.written_providers):  # its problem has been reported
                 self.reader.locate(node, error.problems)
             places = [path for path, _ in error.problems]
             if not isinstance(error, PartialSchemeError) or not self.reader.are_unresolved(node, places):
@@ -380,7 +381,8 @@ class _Assembly:
                     # Searching 10,000 names takes a while.
                     guess = did_you_mean(use.name, known) if len(self.reader.problems) < MAX_GUESSES else ""
                     guess = ": several are written as a list, [a, b]" if "," in use.name else guess
-                    self.reader.report(use.node, "unknown_name", f"unknown {what} {use.name!r}{guess}")
+                    shown = "whose name is a URL" if "://" in use.name else repr(use.name)  # which may have a secret
+                    self.reader.report(use.node, "unknown_name", f"unknown {what} {shown}{guess}")
                 seen.add(use.name)
 
     def _check_after_delivery(self, name: str, read: ParsedMapping, verifier: Verifier | None) -> None:

@@ -81,8 +81,10 @@ class _Policy:
         if oauth2:
             self._check_host(oauth2, "token_url")
         limit, rate, node = self._values.get("max_rate"), read.values.get("rate"), read.node.child("rate")
-        if limit is not None and node not in self._reader.unresolved and (rate is None or rate > limit):
-            got = "none" if node is None else f"{node.value}" if isinstance(node.value, str) else f"{rate:g}/s"
+        is_known = node is None or (rate is not None and node not in self._reader.unresolved)
+        if limit is not None and is_known and (rate is None or rate > limit):
+            written = None if node is None else node.value
+            got = "none" if rate is None else written if isinstance(written, str) else f"{rate:g}/s"
             self._report(node or read.node, f"a rate of at most {limit:g}/s, got {got}")
 
     def check_headers(self, read: ParsedMapping) -> None:

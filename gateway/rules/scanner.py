@@ -184,18 +184,18 @@ _OTHER_LANGUAGES = (
     (re.compile(r"==="), ", expected =="),
     (re.compile(r"\bnot\s+in\b"), ", expected !(x in y)"),
     (re.compile(r"^\s*\$\{\{|^\s*\{\{"), ", expected CEL as it is, without ${{ }}"),
-    (re.compile(r"=>|=<"), ", expected >= or <="),
+    (re.compile(r"=>|=<"), ", expected >= or <= to compare"),
     (re.compile(r"(?<![=!<>])=(?!=)"), ", expected == to compare"),
-    (re.compile(r"\band\b"), ", expected && for and"),
-    (re.compile(r"\bor\b"), ", expected || for or"),
-    (re.compile(r"\bnot\b"), ", expected ! for not"),
+    (re.compile(r"(?<!\.)\band\b"), ", expected && for and"),
+    (re.compile(r"(?<!\.)\bor\b"), ", expected || for or"),
+    (re.compile(r"(?<!\.)\bnot\b"), ", expected ! for not"),
 )
 """What is written in other languages, and what to write; of expressions that CEL can't parse."""
 
 
 def syntax_hint(text: str) -> str:
     """Return what to write instead of what an expression has that CEL can't parse; "" if that isn't known."""
-    plain = _STRINGS.sub("''", text)
+    plain = _STRINGS.sub("''", without_comments(text))
     return next((hint for written, hint in _OTHER_LANGUAGES if written.search(plain)), "")
 
 

@@ -21,6 +21,7 @@ from gateway.text import did_you_mean, hidden, without_parts
 from gateway.turns import give_way
 from gateway.verify.presets import SchemeError
 
+MAX_HINTS = 100  # Unknown keys for which it is looked up what is meant.
 SHOWN = 60  # Maximum characters of a value in a message.
 
 _EXPRESSION = re.compile(r"\$\{\{(?:.*?\}\}|.*)", re.DOTALL)
@@ -80,6 +81,7 @@ class SchemaReader:
         self.environ = environ
         self._reads_secrets = reads_secrets
         self.is_strict = is_strict
+        self._hints: dict[tuple[str, int, str], str] = {}
         self.whole = MappingKind(name="", about="", keys=())
         """What the main file may have."""
         self.problems: list[Problem] = []
@@ -223,8 +225,9 @@ class SchemaReader:
             text = self.text(node, kind)
             if text is None:
                 return self._unresolved_scalar(node, kind, self.problems[known:])
-            value = text if kind.is_text else scalar(text)
+            value = text
         try:
+            value = scalar(value) if value is not node.value and not kind.is_text else value
             with hiding(self.secret_values) if node in self.secret_lengths else nullcontext():
                 parsed = kind.parse(value)
         except ExpressionError as error:
@@ -321,8 +324,10 @@ class SchemaReader:
             key = kind.key.parse(name)
         except ValueError as error:
             guess = did_you_mean(name, kind.key.choices)
-            message = str(error) or f"expected {kind.key.expected}, got {name[:SHOWN]!r}{guess}"
-            self.report(child, "value", message, at_key=True)
+            is_shown = child.value is not None or not has_secrets(kind)  # else it may be a secret in braces
+            got = repr(name[:SHOWN]) if is_shown else "another"
+            message = (is_shown and str(error)) or f"expected {kind.key.expected}, got {got}{guess}"
+            self.report(child, "value" if is_shown else "unknown_key", message, at_key=True)
         return key, self.read(child, kind.value)
 
     def _name_or(self, node: Node, kind: NameOr) -> Any:  # noqa: ANN401 # a NameRef, a TemplateRef, a ParsedMapping
@@ -404,18 +409,27 @@ class SchemaReader:
                 if value is not ABSENT:
                     values[name] = value
             elif not (record.is_choice and len(node.value) > 1):  # which is told of the mapping
-                hint = hints.of_unknown_key(name, record, node.path, self.whole)
+                hint = self._hint_of(name, record, hints.place_of(node.path))
                 shown = "without a value" if child.value is None and has_secrets(record) else repr(name[:SHOWN])
                 self.report(child, "unknown_key", f"unknown key {shown}{hint}", at_key=True)
         return values
+
+    def _hint_of(self, name: str, record: MappingKind, place: str) -> str:
+        """Return what is meant by an unknown key. Of many, each is looked up once: that takes a millisecond."""
+        give_way()
+        which = name, id(record), place
+        if which not in self._hints and len(self._hints) < MAX_HINTS:
+            self._hints[which] = hints.of_unknown_key(name, record, place, self.whole)
+        return self._hints.get(which, "")
 
     def _entries(self, node: Node, *, has_number_keys: bool = False) -> Iterator[tuple[str, Node]]:
         for name, child in node.value.items():
             if child.has_text_key or has_number_keys:
                 yield name, child
             else:
-                message = f"expected a string as a key, got {name[:SHOWN]} (in quotes it is one)"
-                self.report(child, "value", message, at_key=True)
+                got = "another" if child.value is None else name[:SHOWN]  # which may be a secret in braces
+                message = f"expected a string as a key, got {got} (in quotes it is one)"
+                self.report(child, "value" if child.value is not None else "unknown_key", message, at_key=True)
 
     def _mismatch(self, node: Node, kind: Tree | Several | Table | MappingKind) -> Any:  # noqa: ANN401 # ABSENT, always
         """Report a value of another shape, which may be a secret where a list or a mapping of some is expected."""

@@ -137,7 +137,8 @@ def _compiled(value: object, path: tuple[str | int, ...], scopes: tuple[_Scope, 
 
 
 def _refuse_nameless(value: dict[str, object], path: tuple[str | int, ...]) -> None:
-    if {"for", "do"} <= value.keys() <= LOOP | {"join"}:
+    is_meant = "${{" in str(value.get("do"))
+    if is_meant and {"for", "do"} <= value.keys() <= LOOP | {"join"}:
         raise TemplateError(path, "expected for, as and do in a loop, got no `as`: the name of an item")
 
 

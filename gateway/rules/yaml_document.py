@@ -290,8 +290,10 @@ def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
     return hint and f": {hint}"
 
 
-_COMMENTED = re.compile(r"#.*\$\{\{")
-"""What comes of a string without quotes that has ' #' in it, and an expression behind."""
+def _has_swallowed(line: str) -> bool:
+    """Return whether a line may have a string without quotes that has ' #' in it, and an expression behind."""
+    at = line.find("#")
+    return at >= 0 and "${{" in line[at:]
 
 
 class _Builder:
@@ -300,7 +302,7 @@ class _Builder:
     def __init__(self, file: str, problems: list[Problem], text: str) -> None:
         self.file = file
         self.problems = problems
-        self.commented = {number: line for number, line in enumerate(text.splitlines()) if _COMMENTED.search(line)}
+        self.commented = {number: line for number, line in enumerate(text.splitlines()) if _has_swallowed(line)}
         self.count = 0
 
     def build(self, source: yaml.Node, path: str, depth: int) -> Node:
@@ -360,7 +362,9 @@ class _Builder:
             return self.refuse(node, str(error))
 
     def warn_of_comment(self, node: Node, end: yaml.Mark) -> None:
-        if self.commented.get(end.line, "")[end.column :].lstrip().startswith("#"):
+        comment = self.commented.get(end.line, "")[end.column :].lstrip()
+        # Words before it are a comment about something; a number or a name right behind the # is a part of the string.
+        if comment.startswith("#") and not comment.startswith("# "):
             message = "expected quotes around a string with ' #' in it, got a comment with ${{ … }} in it"
             self.problems.append(node.problem("literal", message, severity="warning"))
 

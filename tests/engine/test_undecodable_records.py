@@ -129,9 +129,9 @@ ORDERS = [
     (b"pause", b"{}"),
     (b"pause/destination/ci", b'{"state": "paused"'),
     (b"pause/destination/ci", b'{"state": 1, "at": "now", "marker": [], "count": null}'),
-    (b"kick/destination/ci", b'{"state": "requested", "at": 0, "marker": {"x": "y"}, "count": 0}'),
-    (b"dead/1", b'{"state": "requested", "at": 0, "marker": {}, "count": 0, "filter": {"ids": 7}}'),
-    (b"replay/1", b'{"state": "requested", "at": 0, "marker": {"a/b": 1}, "count": 0, "selection": {"route": 1}}'),
+    (b"kick/destination/ci", b'{"state": "asked", "at": 0, "marker": {"x": "y"}, "count": 0}'),
+    (b"dead/1", b'{"state": "asked", "at": 0, "marker": {}, "count": 0, "filter": {"ids": 7}}'),
+    (b"replay/1", b'{"state": "asked", "at": 0, "marker": {"a/b": 1}, "count": 0, "selection": {"route": 1}}'),
     (b"marker/replay/1", b"[]"),
 ]
 

@@ -3,6 +3,7 @@
 import base64
 import gc
 import re
+import time
 from collections.abc import Mapping
 from ipaddress import ip_network
 from pathlib import Path
@@ -1472,3 +1473,45 @@ def test_a_wrong_value_of_a_reference_is_not_told(tmp_path: Path, before: str, a
     told = problems(tmp_path, GOOD.replace(before, after), {"VALUE": "x-s3cret"})
     assert any(f"expected {message}" in each for each in told), told
     assert "x-s3cret" not in str(told)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sources: {a: {verify: {scheme: [github], secrets: [x]}}}",
+        "sources: {a: {verify: {scheme: {hmac: x}}}}",
+        "destinations: {a: {url: 'https://a.example/', timeout: '.inf', concurrency: '99999999999999999999'}}",
+        "destinations: {a: {url: 'https://a.example/', concurrency: '${N}', rate: '1e999'}}",
+        "policy: {max_rate: 5/s}\ninclude: b.yaml",
+    ],
+)
+def test_whatever_is_written_has_a_message_and_no_bug(tmp_path: Path, text: str) -> None:
+    (tmp_path / "b.yaml").write_text(
+        "destinations:\n"
+        + "\n".join(
+            [
+                f"  d{number}: {{url: 'https://a.example/', rate: {rate}}}"
+                for number, rate in enumerate(["5", "null", "[5/s]", "500/s", "x"])
+            ]
+        )
+    )
+    (tmp_path / "routes.yaml").write_text(f"version: 1\n{text}\n")
+    rules, found = check_rules(tmp_path / "routes.yaml", environ={"N": "1e999"})
+    assert rules is None
+    assert [each for each in found if each.severity == "error"]
+
+
+def test_ten_thousand_unknown_keys_take_no_longer_than_as_many_routes(tmp_path: Path) -> None:
+    lines = [f"  - {{name: r{number}, from: s, to: d, rate: 5/s, wen: x, k{number}: 1}}" for number in range(3_000)]
+    (tmp_path / "routes.yaml").write_text("version: 1\nroutes:\n" + "\n".join(lines) + "\n")
+    began = time.process_time()
+    _, found = check_rules(tmp_path / "routes.yaml", environ={})
+    assert sum(each.code == "unknown_key" for each in found) == 9_000
+    assert time.process_time() - began < 10.0
+
+
+def test_a_line_of_many_marks_takes_no_time(tmp_path: Path) -> None:
+    (tmp_path / "routes.yaml").write_text(f"version: 1\nowner: a {'#' * 1_000_000}\nrunbook: {'x(' * 100_000}\n")
+    began = time.process_time()
+    check_rules(tmp_path / "routes.yaml", environ={})
+    assert time.process_time() - began < 5.0

@@ -784,8 +784,8 @@ def poisoned_orders() -> list[tuple[bytes, bytes]]:
         b"[]",
         b'{"state":',
         b'{"state":["paused"],"at":0,"marker":{},"count":0}',
-        b'{"state":"requested","at":"now","marker":{},"count":0}',
-        b'{"state":"requested","at":0,"marker":{"x":"y"},"count":0,"filter":[],"selection":{"rate":0}}',
+        b'{"state":"asked","at":"now","marker":{},"count":0}',
+        b'{"state":"asked","at":0,"marker":{"x":"y"},"count":0,"filter":[],"selection":{"rate":0}}',
         b'{"state":"done","at":0,"marker":[],"count":0}',
     )
     return [(key, value) for key in keys for value in values]

@@ -1,7 +1,7 @@
 """The records of `gateway.control`: commands (pause, kick, replay, dead letters), checkpoints, the routing history.
 
 The last record of each key counts (the topic is compacted). Checkpoints are stored under the name `marker`, routing
-revisions as `edition`:
+revisions as `edition`, the state `requested` as `asked`:
 
     pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──checkpoint──▶ active
     kick/route/NAME,  kick/destination/NAME     requested ──checkpoint──▶ done
@@ -53,6 +53,9 @@ _STATES: Mapping[Kind, tuple[State, ...]] = {
     "rules": ("done",),
     "routed": ("done",),
 }
+_STORED: Mapping[State, str] = {"requested": "asked"}
+_STATE: Mapping[str, State] = {_STORED.get(state, state): state for states in _STATES.values() for state in states}
+_STORED_STATES = {kind: tuple([_STORED.get(state, state) for state in states]) for kind, states in _STATES.items()}
 _ACTIONS: tuple[Literal["replay", "drop"], ...] = ("replay", "drop")
 _NAME = re.compile(f"(route|destination)/{NAME_PATTERN.pattern}")
 _NAMES: Mapping[Kind, re.Pattern[str]] = {
@@ -238,7 +241,7 @@ class ControlRecord:
         """Return the record's key and value."""
         if self.state == "deleted":
             return self.key.encode(), b""
-        body: dict[str, Any] = {"v": FORMAT, "state": self.state, "at": self.at}
+        body: dict[str, Any] = {"v": FORMAT, "state": _STORED.get(self.state, self.state), "at": self.at}
         body |= {"marker": dict(self.checkpoint), "count": self.count}
         if self.kind == "dead":
             body["action"] = self.action
@@ -305,7 +308,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
     return ControlRecord(
         kind=kind,
         name=name,
-        state=_one_of(body, "state", _STATES[kind]),
+        state=_STATE[_one_of(body, "state", _STORED_STATES[kind])],
         at=body.number("at"),
         checkpoint=_offsets(body, "marker"),
         count=body.integer("count"),

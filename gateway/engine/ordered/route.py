@@ -398,9 +398,9 @@ class OrderedRoute(Member):
 
     def _end_halted_of_removed_route(self) -> None:
         """Dead-letter what has halted and can't continue by the rules for longer than a rolling deployment takes."""
-        heads, now = self._halted_heads(), self._log.now()
-        self._absent_sources.update(heads, self._services.rules(), now)
-        for head in heads:
+        now = self._log.now()
+        self._absent_sources.update([queue[0] for queue in self._queues.values()], self._services.rules(), now)
+        for head in self._halted_heads():
             gone = [at for at in (self.unknown_since, self._absent_sources.since(head)) if at is not None]
             if gone and max(min(gone), head.record.appended_at) < now - UNKNOWN_MAX_AGE:
                 head.outcome = DeadLettered(reason=DeadReason.ROUTE_REMOVED, detail="the rules no longer name it")
