@@ -28,7 +28,7 @@ SETTLE = 0.2  # Seconds between bursts, for the commit and the log lines of the 
 DRIP = 0.05  # Seconds between events when the gateway is otherwise idle.
 MEBI = 1 << 20
 RELOADED = 10_000
-RELOAD_SECONDS = 8.0
+RELOAD_SECONDS = 16.0
 """Seconds in which a changed file is seen, loaded and in force."""
 EMAIL = r"^[\\w.-]{1,50}@\\w{1,50}$"
 

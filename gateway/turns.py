@@ -18,6 +18,9 @@ REST = 0.004
 """Seconds that a busy event loop has after each slice."""
 BUSY = 0.0001
 """Seconds from which on an iteration of the event loop is a busy one: an empty one takes some 20 µs."""
+PATIENCE, LATER_SLICE = 1.0, 0.005
+"""Seconds after which a slice is longer, and followed by one iteration alone: else a busy loop would put off the end of
+much work by several times as long as it takes."""
 MAX_TURN = 0.1
 """Maximum seconds for which the thread waits for a turn to end: the loop may be closed, or busy with one callback."""
 
@@ -27,13 +30,14 @@ _turns: ContextVar["_Turns | None"] = ContextVar("turns", default=None)
 class _Turns:
     """The slices of one thread, and the event loop that it gives way to."""
 
-    __slots__ = ("_began", "_context", "_is_over", "_iterated", "_loop", "until")
+    __slots__ = ("_began", "_context", "_is_over", "_iterated", "_loop", "_patient_until", "until")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._context = Context()  # without this object: what the loop starts takes no turns with it
         self._is_over = threading.Event()
         self._began = self._iterated = 0.0
+        self._patient_until = perf_counter() + PATIENCE
         self.until = perf_counter() + SLICE
         """When the current slice ends, by `perf_counter`."""
 
@@ -47,7 +51,7 @@ class _Turns:
         self._is_over.wait(MAX_TURN)
         now = perf_counter()
         # An iteration of a loop that is overloaded may take long: the thread has its share then, too.
-        self.until = now + max(SLICE, (now - began) * SLICE / REST)
+        self.until = now + (max(SLICE, (now - began) * SLICE / REST) if now < self._patient_until else LATER_SLICE)
 
     def _begin(self) -> None:
         self._began = self._iterated = perf_counter()
@@ -55,7 +59,8 @@ class _Turns:
 
     def _iterate(self) -> None:
         now = perf_counter()
-        if now < self._began + REST and now > self._iterated + BUSY:
+        rest = REST if now < self._patient_until else 0.0
+        if now < self._began + rest and now > self._iterated + BUSY:
             self._iterated = now
             self._loop.call_soon(self._iterate)
         else:
