@@ -11,7 +11,7 @@ from typing import Any, assert_never
 import yaml
 
 from gateway.rules.schema import ROOT
-from gateway.rules.value_kinds import ByKey, Key, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree
+from gateway.rules.value_kinds import ByKey, Key, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree, mappings_in
 from gateway.rules.yaml_document import Node, parse_document
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -76,9 +76,10 @@ def _rules() -> Iterator[str]:
 
 def _collect(node: Node, kind: Kind, examples: dict[int, str]) -> None:
     """Keep the first example of each key, by its id, of those that are short enough to be shown."""
-    mapping, _ = _mapping_in(kind, "")
-    if mapping is None:
+    found = _mapping_in(kind, "")
+    if found is None:
         return
+    _, mapping = found
     for each in _mappings(node, kind):
         for name, child in each.value.items():
             key = mapping.by_name.get(name)
@@ -143,8 +144,8 @@ def _sections(
     for key in own:
         yield _row(key, examples.get(id(key)) or EXAMPLES.get(_join(path, key.name)) or EXAMPLES.get(key.name, ""))
     for key in own:
-        inner, below = _mapping_in(key.kind, _join(path, key.name))
-        if inner is not None:
+        if found := _mapping_in(key.kind, _join(path, key.name)):
+            below, inner = found
             yield from _sections(inner, below, examples, seen)
 
 
@@ -178,22 +179,9 @@ def _expected(kind: Kind) -> str:
     assert_never(kind)
 
 
-def _mapping_in(kind: Kind, path: str) -> tuple[MappingKind | None, str]:
-    """Return the mapping of known keys that a value is or has, and the path of its keys."""
-    match kind:
-        case MappingKind():
-            return kind, path
-        case ByKey():
-            return kind.otherwise, path
-        case NameOr():
-            return kind.record, path
-        case Several():
-            return _mapping_in(kind.item, f"{path}[]")
-        case Table():
-            return _mapping_in(kind.value, f"{path}.NAME")
-        case Scalar() | Tree():
-            return None, path
-    assert_never(kind)
+def _mapping_in(kind: Kind, path: str) -> tuple[str, MappingKind] | None:
+    """Return the mapping of known keys that a value is or has, and the path of its keys; None if it has none."""
+    return next(mappings_in(kind, path), None)
 
 
 def _join(path: str, name: str) -> str:

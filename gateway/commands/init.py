@@ -1,6 +1,5 @@
 """`gateway init`: rules, a test and a CI job to begin with."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -33,8 +32,7 @@ def _init(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     provider = arguments.provider or _ask("--provider", "Who sends? A provider's name, such as github: ")
     to = arguments.to or _ask("--to", "Where to? A URL, such as https://ci.example/hooks: ")
-    root = repository_of(arguments.folder)
-    own = Path(os.path.abspath(arguments.folder)).relative_to(root)  # noqa: PTH100 - without `..`
+    root, own = repository_of(arguments.folder)
     files = {
         (arguments.folder / path.relative_to(own) if path.is_relative_to(own) else root / path): text
         for path, text in starter(provider, to, own).items()

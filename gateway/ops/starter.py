@@ -23,10 +23,14 @@ _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
 RULES, TESTS, JOB = Path("routes.yaml"), Path("tests/first.yaml"), Path(".github/workflows/rules.yml")
 
 
-def repository_of(folder: Path) -> Path:
-    """Return the root of the Git repository that a folder is in, where GitHub looks for jobs; else the folder."""
+def repository_of(folder: Path) -> tuple[Path, Path]:
+    """Return the root of the Git repository that a folder is in, where GitHub looks for jobs, and the folder in it.
+
+    Outside of any, the root is the folder itself.
+    """
     inside = Path(os.path.abspath(folder))  # noqa: PTH100 - without `..`, and with links as they are
-    return next((each for each in (inside, *inside.parents) if (each / ".git").exists()), inside)
+    root = next((each for each in (inside, *inside.parents) if (each / ".git").exists()), inside)
+    return root, inside.relative_to(root)
 
 
 def starter(provider: str, to: str, folder: Path = Path()) -> dict[Path, str]:

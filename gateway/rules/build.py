@@ -205,6 +205,7 @@ def retry_policy_of(route: ParsedMapping) -> RetryPolicy:
 
 
 def names_of(route: ParsedMapping, key: str) -> tuple[str, ...]:
+    give_way()
     return _names(route.values.get(key, ()))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from gateway.rules.rules import Contact
 from gateway.rules.schema_reader import ParsedMapping
+from gateway.turns import give_way
 
 OF_DESTINATIONS = ("timeout", "concurrency", "rate")
 """Keys besides `headers` that a destination takes over as they are."""
@@ -20,6 +21,7 @@ def inherit(file: ParsedMapping, parent: ParsedMapping | None) -> None:
 
 def contact_of(read: ParsedMapping, file: ParsedMapping) -> Contact:
     """Return who answers for what a file defines."""
+    give_way()
     own = [key for key in ("owner", "runbook") if key in read.values]
     values = {**file.values, **read.values} if "owner" not in own else read.values
     return Contact(values.get("owner", ""), values.get("runbook", ""))

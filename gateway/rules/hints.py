@@ -65,9 +65,9 @@ def of_unknown_key(name: str, mapping: MappingKind, path: str, whole: MappingKin
     """Return which key of a mapping at a path (`place_of`) is meant, or where this one belongs in a `whole` file."""
     if other := _ELSEWHERE.get(path, {}).get(name):
         return f": expected {other}"
-    if "preset" in mapping.by_name and path.endswith("request"):
-        is_of_request = any(name in each.by_name for where, each in mappings_in(whole) if where == path)
-        return f": `{name}` is for a request without `preset`" if is_of_request else _guess(name, mapping)
+    is_message = "preset" in mapping.by_name and path.endswith("request")
+    if is_message and any(name in each.by_name for where, each in mappings_in(whole) if where == path):
+        return f": `{name}` is for a request without `preset`"
     if not path and name in whole.by_name:
         return ": it is one of the main file's alone"
     if guess := did_you_mean(name, mapping.by_name):
@@ -77,19 +77,15 @@ def of_unknown_key(name: str, mapping: MappingKind, path: str, whole: MappingKin
         for where, each in mappings_in(whole)
         if path and name in each.by_name and where.startswith(f"{path}.") and "to[]" not in where
     ]
-    if beneath:
-        return f": it belongs under {' or '.join([f'`{each}`' for each in beneath[:3]])}"
     sections = [
         where
         for where, each in mappings_in(whole)
         if name in each.by_name and where in ("sources.NAME", "destinations.NAME", "routes[]") and where != path
     ]
-    return f": it belongs under `{sections[0]}`" if len(sections) == 1 else _guess(name, mapping)
-
-
-def _guess(name: str, mapping: MappingKind) -> str:
-    listed = f", expected one of {', '.join(mapping.by_name)}" if len(mapping.keys) <= FEW else ""
-    return did_you_mean(name, mapping.by_name) or listed
+    found = beneath[:3] or (sections if len(sections) == 1 else [])
+    if not found and len(mapping.keys) <= FEW:
+        return f", expected one of {', '.join(mapping.by_name)}"
+    return f": it belongs under {' or '.join([f'`{each}`' for each in found])}" if found else ""
 
 
 def of_template(path: str, kind: Scalar | Tree) -> str:

@@ -175,6 +175,7 @@ class _Assembly:
             self._collect(file)
             self._fill(file)
         for route in self._routes():
+            give_way()
             choose_destinations(route, self.written["destination"], self.reader)
         self._check_paths()
         verifiers = {name: self._verifier(name, read) for name, read in self.sources.items()}
@@ -186,6 +187,7 @@ class _Assembly:
         for name, read in self.sources.items():
             self._check_after_delivery(name, read, verifiers[name])
         for route in self.routes.values():
+            give_way()
             check_order(route, self.sources, self.reader)
             check_request(route, self.reader)
             check_split(route, self.reader)

@@ -224,6 +224,7 @@ def _keys(test: OneOf) -> Iterator[object]:
 
 def _alternatives(condition: Condition | None) -> list[dict[Path, OneOf]]:
     """Return sets of equalities, one of which holds whenever the condition does; none if there are no such sets."""
+    give_way()
     match condition:
         case Field(path, OneOf() as test):
             return [{path: test}]

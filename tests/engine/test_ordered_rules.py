@@ -368,16 +368,21 @@ async def test_a_removed_routes_halted_keys_are_dead_lettered() -> None:
 HALTING = an_ordered_route(when="body.n + 1 > 0", halts=True)
 
 
+async def halted_without_a_source(world: World, worker: Worker) -> None:
+    """Halt a key by its condition, and let the rules be without its source for nearly an hour."""
+    await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
+    await asyncio.sleep(5)
+    await reload(world, worker, replace(rules_of(HALTING), sources={}))
+    await world.doze(3500)
+    assert world.dead() == []
+
+
 @virtual
 async def test_what_a_condition_halted_ends_once_its_source_is_gone_for_an_hour() -> None:
     """Nothing can match it again without the source, not even a kick, and others would wait behind it for ever."""
     world = await a_world(HALTING)
     async with running(world) as worker:
-        await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
-        await asyncio.sleep(5)
-        await reload(world, worker, replace(rules_of(HALTING), sources={}))
-        await world.doze(3500)
-        assert world.dead() == []
+        await halted_without_a_source(world, worker)
         await world.doze(300)
     assert [(each.delivery.event.id, each.metadata.dead_reason) for each in world.dead()] == [("k.0", "route_removed")]
     assert await unfinished(world) == 0
@@ -387,14 +392,22 @@ async def test_what_a_condition_halted_ends_once_its_source_is_gone_for_an_hour(
 async def test_what_a_condition_halted_continues_once_its_source_is_back_within_the_hour() -> None:
     world = await a_world(HALTING)
     async with running(world) as worker:
-        await world.put(an_event(id="k.0", key="k", body={"n": "x"}, received_at=now()))
-        await asyncio.sleep(5)
-        await reload(world, worker, replace(rules_of(HALTING), sources={}))
-        await world.doze(3500)
+        await halted_without_a_source(world, worker)
         await reload(world, worker, rules_of(an_ordered_route(when="body.n == 'x'", halts=True)))
         await world.doze(300)
     assert world.dead() == []
     assert await unfinished(world) == 0
+
+
+@virtual
+async def test_reloads_do_not_begin_the_hour_of_an_absent_source_anew() -> None:
+    world = await a_world(HALTING)
+    async with running(world) as worker:
+        await halted_without_a_source(world, worker)
+        for _ in range(10):
+            await reload(world, worker, replace(rules_of(HALTING), sources={}))
+            await world.doze(30)
+    assert [each.delivery.event.id for each in world.dead()] == ["k.0"]
 
 
 @virtual

@@ -56,7 +56,8 @@ def test_the_job_runs_the_commands(tmp_path: Path) -> None:
 def test_in_a_folder_of_a_repository_the_job_is_at_its_root_and_checks_that_folder(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / "our edge" / "rules").mkdir(parents=True)
-    assert repository_of(tmp_path / "our edge" / "rules") == tmp_path
+    assert repository_of(tmp_path / "our edge" / "rules") == (tmp_path, Path("our edge/rules"))
+    assert repository_of(tmp_path / "our edge" / ".." / "our edge") == (tmp_path, Path("our edge"))
     files = starter("github", "https://ci.example/", Path("our edge/rules"))
     assert files.keys() == {Path("our edge/rules") / RULES, Path("our edge/rules") / TESTS, JOB}
     assert "gateway check 'our edge/rules/routes.yaml' --strict" in files[JOB]
