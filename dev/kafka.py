@@ -22,6 +22,7 @@ from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.metadata import MetadataRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 POM = ROOT / "dev" / "kafka-pom.xml"
@@ -365,15 +366,20 @@ class Cluster:
             return {member["member_id"] for member in described["members"]}
 
     async def until_whole(self) -> None:
-        """Wait until each partition has a leader and all its replicas are in sync."""
+        """Wait until each partition has a leader and all its replicas are in sync.
+
+        Every node has to say so: one that was paused knows for a while only what was before.
+        """
         give_up = time.monotonic() + WHOLE_TIMEOUT
         lagging = ["everything"]
         while time.monotonic() < give_up:
             with contextlib.suppress(KafkaError, OSError):
                 async with self._admin() as admin:
+                    answers = [await admin._send_request(MetadataRequest(None), node) for node in self.nodes]
                     lagging = [
                         f"{topic['topic']}/{each['partition']}"
-                        for topic in await admin.describe_topics(None)
+                        for answer in answers
+                        for topic in answer.to_object()["topics"]
                         for each in topic["partitions"]
                         if each["leader"] < 0 or len(each["isr"]) < len(each["replicas"])
                     ]
