@@ -21,7 +21,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.api import Response
 from aiokafka.protocol.metadata import MetadataRequest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -374,21 +376,28 @@ class Cluster:
         lagging = ["everything"]
         while time.monotonic() < give_up:
             with contextlib.suppress(KafkaError, OSError):
-                async with self._admin() as admin:
-                    answers = [await admin._send_request(MetadataRequest(None), node) for node in self.nodes]
-                    lagging = [
-                        f"{topic['topic']}/{each['partition']}"
-                        for answer in answers
-                        for topic in answer.to_object()["topics"]
-                        for each in topic["partitions"]
-                        if each["leader"] < 0 or len(each["isr"]) < len(each["replicas"])
-                    ]
+                answers = await self._metadata_of_each_node()
+                lagging = [
+                    f"{topic['topic']}/{each['partition']}"
+                    for answer in answers
+                    for topic in answer.to_object()["topics"]
+                    for each in topic["partitions"]
+                    if each["leader"] < 0 or len(each["isr"]) < len(each["replicas"])
+                ]
                 if not lagging:
                     return
             await asyncio.sleep(0.3)
         raise RuntimeError(
             f"kafka: expected every replica in sync in {WHOLE_TIMEOUT:.0f} s, got {lagging[:3]} out of it"
         )
+
+    async def _metadata_of_each_node(self) -> list[Response]:
+        client = AIOKafkaClient(bootstrap_servers=self.address, request_timeout_ms=5000)
+        await client.bootstrap()
+        try:
+            return [await client.send(node, MetadataRequest(None)) for node in self.nodes]
+        finally:
+            await client.close()
 
     async def _node(self, ask: Callable[[AIOKafkaAdminClient], Awaitable[int]]) -> Broker:
         give_up = time.monotonic() + WHOLE_TIMEOUT
