@@ -20,7 +20,7 @@ from gateway.engine.dedupe.filter import DuplicateFilter, Reader
 from gateway.engine.dedupe.index import DedupeIndex
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.log.embedded.log import EmbeddedLog
-from gateway.log.records import SIGHTING
+from gateway.log.records import DEDUPE_ENTRY
 from gateway.log.topics import Topics
 from gateway.model import Event, event_id
 from gateway.rules.route_table import RouteTable
@@ -39,14 +39,16 @@ EVENT = Event(id=event_id("stripe", "1"), source="stripe", type="charge", receiv
 
 def rows(start: int, count: int) -> list[bytes]:
     at = int(time.time() * 1e6)
-    return [SIGHTING.pack(os.urandom(16), os.urandom(8), offset, at + offset) for offset in range(start, start + count)]
+    return [
+        DEDUPE_ENTRY.pack(os.urandom(16), os.urandom(8), offset, at + offset) for offset in range(start, start + count)
+    ]
 
 
 def judged(count: int, *, traced: bool) -> str:
     """Decide on new identities, and measure the memory of each, at the peak of the second half."""
     process = psutil.Process()
     given = rows(0, STEP)
-    sightings = DedupeIndex()
+    index = DedupeIndex()
     if traced:
         tracemalloc.start()
     before, worst, seconds = process.memory_info().rss, 0.0, 0.0
@@ -55,23 +57,23 @@ def judged(count: int, *, traced: bool) -> str:
         given = rows(start, STEP)
         began = time.process_time()
         for row in given:
-            sightings.add(row, 3600_000_000)
+            index.add(row, 3600_000_000)
         seconds += time.process_time() - began
         if start >= count // 4:
             used = tracemalloc.get_traced_memory()[0] if traced else process.memory_info().rss - before
-            worst = max(worst, used / sightings.count)
+            worst = max(worst, used / index.count)
     tracemalloc.stop()
     return f"{worst * 1e6 / MIB:5.1f} MiB a million, {seconds / count * 1e6:5.2f} µs each"
 
 
 def restored(count: int) -> str:
     """Restore identities from packed rows."""
-    sightings = DedupeIndex()
+    index = DedupeIndex()
     seconds = 0.0
     for start in range(0, count, STEP):
         packed = b"".join(rows(start, STEP))
         began = time.process_time()
-        sightings.restore(packed)
+        index.restore(packed)
         seconds += time.process_time() - began
     return f"{count / seconds:,.0f}/s"
 

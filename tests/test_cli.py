@@ -40,7 +40,7 @@ from gateway.engine.control.records import (
     decode,
     tried_name,
 )
-from gateway.engine.dedupe.index import SIGHTINGS_KEPT
+from gateway.engine.dedupe.index import ENTRIES_KEPT
 from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
@@ -767,9 +767,9 @@ def test_check_fails_where_an_identity_makes_different_events_equal_and_tries_an
 @pytest.mark.usefixtures("log")
 def test_check_names_duplicates_delivered_as_their_identity_has_many_contents(run: Run) -> None:
     rules = RULES.replace("topic: company.crm", "topic: company.crm, id: body.same, dedupe: 1h")
-    beyond = f"dedupe remembers {SIGHTINGS_KEPT} contents of an identity, and delivers duplicates of others"
-    for number in range(SIGHTINGS_KEPT + 1):
-        is_beyond = number == SIGHTINGS_KEPT
+    beyond = f"dedupe remembers {ENTRIES_KEPT} contents of an identity, and delivers duplicates of others"
+    for number in range(ENTRIES_KEPT + 1):
+        is_beyond = number == ENTRIES_KEPT
         for _ in range(2):
             body = {"same": 1, "number": number}
             write_event(event_id("crm", "1"), source="crm", topic="company.crm", body=body)

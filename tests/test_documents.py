@@ -11,7 +11,7 @@ import pytest
 
 from dev import keys, messages, providers
 from gateway.cli import main
-from gateway.engine.dedupe.index import SIGHTINGS_KEPT
+from gateway.engine.dedupe.index import ENTRIES_KEPT
 from gateway.rules.load import check_rules
 from gateway.rules.schema import ROOT as ROOT_KIND
 from gateway.rules.schema_reader import ABSENT, SchemaReader
@@ -142,9 +142,9 @@ def test_promises_are_quoted_word_for_word() -> None:
 
 
 def test_the_number_of_contents_kept_per_identity_is_documented() -> None:
-    told = f"content beyond its first {SIGHTINGS_KEPT} variants"
+    told = f"content beyond its first {ENTRIES_KEPT} variants"
     assert told in (ROOT / "docs/rules.md").read_text()
-    assert f"the first {SIGHTINGS_KEPT} are known" in plain((ROOT / "docs/guarantees.md").read_text())
+    assert f"the first {ENTRIES_KEPT} are known" in plain((ROOT / "docs/guarantees.md").read_text())
 
 
 def plain(text: str) -> str:

@@ -16,7 +16,7 @@ from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import ControlRecord, Selection
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.replay_matcher import Matched
-from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters, sighted_of
+from gateway.engine.jobs.undelivered import Fate, Undelivered, open_dead_letters, read_let_through
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, UsageError
@@ -259,10 +259,10 @@ async def _count_replays(
                     "too; count again once it has"
                 )
         dead = await open_dead_letters(log, call.topics, control, selection, readable=log.readable)
-        sighted = await sighted_of(log, call.topics, selection, window.ends, readable=log.readable)
-        if missed := [*window.unread, *dead.unreadable, *sighted.unreadable]:
+        let_through = await read_let_through(log, call.topics, selection, window.ends, readable=log.readable)
+        if missed := [*window.unread, *dead.unreadable, *let_through.unreadable]:
             output.note(f"{unread_text(len(missed))}: not counted")
-        known = Undelivered(control, selection.route, dead, sighted=sighted, rules=lambda: rules)
+        known = Undelivered(control, selection.route, dead, let_through=let_through, rules=lambda: rules)
         queued += await _count_replay(output, log, rules, selection, window, known=known)
     if len(selected) > 1:
         output.print(f"in all, would queue {count(queued, 'delivery')} by {count(len(selected), 'route')}")

@@ -54,7 +54,7 @@ FORMAT = 1
 _CONTENT_TYPE = b"content-type"
 _CONTENT_TYPE_LENGTH = len(_CONTENT_TYPE)
 _FROM = "gw_from"
-SIGHTING = struct.Struct(">16s8sQQ")
+DEDUPE_ENTRY = struct.Struct(">16s8sQQ")
 """A row: the digest of an event's identity, its fingerprint, its offset, and when it was appended (microseconds)."""
 
 ORIGIN_TOLERANCE = 120.0
@@ -81,8 +81,8 @@ class Origin(NamedTuple):
     """By which key its route is debounced, as a digest: by another, it may go to another partition."""
 
 
-class Sighted(NamedTuple):
-    """The content of a record of `gateway.dedupe`, for one source in one partition: concatenated rows of `SIGHTING`."""
+class DedupeEntries(NamedTuple):
+    """The content of a record of `gateway.dedupe`, of one source and partition: concatenated rows of `DEDUPE_ENTRY`."""
 
     source: str
     origin: int
@@ -322,17 +322,17 @@ def fingerprint(event: Event) -> bytes:
     return digest.digest()
 
 
-def sightings_key(partition: Partition) -> bytes:
+def dedupe_entries_key(partition: Partition) -> bytes:
     """Return the key of all dedupe records about one partition of an event topic."""
     return f"{partition.topic}/{partition.number}".encode()
 
 
-def encode_sightings(source: str, origin: int) -> list[tuple[str, bytes]]:
-    """Return the headers of a dedupe record, whose value consists of rows of `SIGHTING`."""
+def encode_dedupe_entries(source: str, origin: int) -> list[tuple[str, bytes]]:
+    """Return the headers of a dedupe record, whose value consists of rows of `DEDUPE_ENTRY`."""
     return [("gw_v", b"%d" % FORMAT), ("gw_source", source.encode()), ("gw_origin", b"%d" % origin)]
 
 
-def decode_sightings(record: Record) -> Sighted:
+def decode_dedupe_entries(record: Record) -> DedupeEntries:
     """Read a record of `gateway.dedupe`. Raises UndecodableRecordError or NewerRecordError."""
     headers = _Headers(record.headers)
     check_format("gw_v", headers.get("gw_v"), FORMAT)
@@ -340,9 +340,9 @@ def decode_sightings(record: Record) -> Sighted:
     # An origin in the future would have all known identities forgotten until then.
     if not _ORIGIN.fullmatch(origin) or int(origin) > (record.appended_at + 86400) * 1e6:
         raise UndecodableRecordError("gw_origin", "a time in microseconds", origin)
-    if len(record.value) % SIGHTING.size:
-        raise UndecodableRecordError("value", f"rows of {SIGHTING.size} bytes", record.value)
-    return Sighted(_source(headers, "gw_source"), int(origin), record.value)
+    if len(record.value) % DEDUPE_ENTRY.size:
+        raise UndecodableRecordError("value", f"rows of {DEDUPE_ENTRY.size} bytes", record.value)
+    return DedupeEntries(_source(headers, "gw_source"), int(origin), record.value)
 
 
 def _event(headers: _Headers, value: bytes) -> Event:

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gateway.engine.dedupe.index import SIGHTINGS_KEPT
+from gateway.engine.dedupe.index import ENTRIES_KEPT
 from gateway.log.base import Log
 from gateway.log.records import decode_event, fingerprint
 from gateway.model import Event, RefusedError, UnreadableRecordError, identity_of
@@ -39,7 +39,7 @@ class Pair(NamedTuple):
 class Counted:
     """Counts of the events of one source and type. `copies` are duplicates of earlier events.
 
-    They count whether or not dedupe suppresses them: it remembers only `SIGHTINGS_KEPT` contents of an identity.
+    They count whether or not dedupe suppresses them: it remembers only `ENTRIES_KEPT` contents of an identity.
     `conflicts` are the other events whose identity an earlier one has, as the metric counts them: three contents of one
     identity are two conflicts. Events `without_identity` lack the source's `id` or, without an `id`, any identity.
     """
@@ -123,9 +123,9 @@ class Seen:
 
     def _beyond(self) -> str:
         """Return which duplicates dedupe may not suppress, as text; "" if none."""
-        if self._source.dedupe is None or max(self._shared.values(), default=0) <= SIGHTINGS_KEPT:
+        if self._source.dedupe is None or max(self._shared.values(), default=0) <= ENTRIES_KEPT:
             return ""
-        return f"; dedupe remembers {SIGHTINGS_KEPT} contents of an identity, and delivers duplicates of others"
+        return f"; dedupe remembers {ENTRIES_KEPT} contents of an identity, and delivers duplicates of others"
 
     @property
     def is_unidentified(self) -> bool:

@@ -40,13 +40,13 @@ from gateway.engine.jobs.log_reader import last_append_time, last_records
 from gateway.engine.ordered.duplicate_appends import ROW, DuplicateAppends, Furthest, metadata_of
 from gateway.log.base import COMMIT_BYTES, Commit, Log, Partition, Record, RecordHeaders, partition_of
 from gateway.log.records import (
-    SIGHTING,
+    DEDUPE_ENTRY,
     Origin,
+    decode_dedupe_entries,
     decode_delivery,
-    decode_sightings,
-    encode_sightings,
+    dedupe_entries_key,
+    encode_dedupe_entries,
     origin_of,
-    sightings_key,
     without_origin,
 )
 from gateway.log.topics import JOBS_GROUP, ROUTER_GROUP, SOURCES_GROUP, TIERS, Topics
@@ -213,7 +213,7 @@ class _Migration:
         moved.append(await self._move_dead(control))
         moved.append(await self._move_parked(control))
         moved += [await self._move_tier(topic, control) for topic in self._tiers]
-        moved.append(await self._move_sightings(events))
+        moved.append(await self._move_dedupe_entries(events))
         moved.append(await self._move_control(control))
         await self._compare(names)
         await self._commit(names, {**await self._commits(events), **await self._commits_of(of_pairs, events)})
@@ -425,30 +425,32 @@ class _Migration:
         await self._append()
         return self._moved(topic)
 
-    async def _move_sightings(self, events: Iterable[str]) -> Moved:
+    async def _move_dedupe_entries(self, events: Iterable[str]) -> Moved:
         """Move the dedupe entries, each to the partition in which its event is now."""
         topic, moved = self._topics.dedupe, 0
-        by_key = {sightings_key(Partition(name, 0)): name for name in events}
+        by_key = {dedupe_entries_key(Partition(name, 0)): name for name in events}
         async for record in self._records(topic):
             name = by_key.get(record.key)
             try:
-                sighted = decode_sightings(record)
+                entries = decode_dedupe_entries(record)
             except UnreadableRecordError:
                 continue
             if name is None:
                 continue
             offset_map = self._offset_maps[name]
             rows: dict[int, bytearray] = defaultdict(bytearray)
-            for identity, content, offset, at in SIGHTING.iter_unpack(sighted.rows):
+            for identity, content, offset, at in DEDUPE_ENTRY.iter_unpack(entries.rows):
                 index = offset_map.index(offset)
                 if index is not None:  # otherwise retention deleted the event, and the window has passed
-                    rows[offset_map.numbers[index]] += SIGHTING.pack(identity, content, offset_map.moved_to[index], at)
-            headers = encode_sightings(sighted.source, sighted.origin)
+                    rows[offset_map.numbers[index]] += DEDUPE_ENTRY.pack(
+                        identity, content, offset_map.moved_to[index], at
+                    )
+            headers = encode_dedupe_entries(entries.source, entries.origin)
             for number, of_partition in sorted(rows.items()):
                 # One record becomes several, distinguished by the partition that each is about.
                 original = f"{topic}:{name}/{number}", record.offset
                 if original not in self._anywhere:
-                    key = sightings_key(Partition(name, number))
+                    key = dedupe_entries_key(Partition(name, number))
                     await self._store(topic, key, bytes(of_partition), headers, original)
                 moved += 1
         return Moved(topic, moved, 0)

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaProducer
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode
 from gateway.log.base import Partition
-from gateway.log.records import Origin, encode_delivery, encode_event, encode_origin, encode_sightings
+from gateway.log.records import Origin, encode_dedupe_entries, encode_delivery, encode_event, encode_origin
 from gateway.log.topics import TIERS, Topics
 from gateway.model import NO_METADATA
 from gateway.rules.routing_revision import encode
@@ -42,7 +42,7 @@ Poison = tuple[bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]
 
 
 def garbage() -> list[Poison]:
-    """Return what is neither an event, nor a delivery, nor a sighting."""
+    """Return what is neither an event, nor a delivery, nor a dedupe entry."""
     event = encode_event(an_event())
     state = orjson.loads(dict(encode_delivery(a_delivery(), NO_METADATA, at=0.0))["gw_delivery"])
     changed = [
@@ -120,11 +120,11 @@ def decodable(topic: str, route: str) -> list[Poison]:
     return [(*each.encode(), []) for each in records]
 
 
-def sightings(topic: str) -> list[Poison]:
+def dedupe_entries(topic: str) -> list[Poison]:
     key = f"{topic}/0".encode()
     return [
-        (key, b"too short", encode_sightings("github", 0)),
-        (key, b"", encode_sightings("github", 1 << 62)),
+        (key, b"too short", encode_dedupe_entries("github", 0)),
+        (key, b"", encode_dedupe_entries("github", 1 << 62)),
         (key, b"x" * 40, [("gw_v", b"1"), ("gw_source", b"\xff"), ("gw_origin", None)]),
         (key, None, []),
     ]
@@ -169,7 +169,7 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
     """Write them into every topic, and have gateways meet them under load: as they read, command, start and stop."""
     topics = Topics(place.prefix)
     events = topics.events("github")
-    bad, bad_orders, bad_sightings = garbage(), orders(), sightings(events)
+    bad, bad_orders, bad_entries = garbage(), orders(), dedupe_entries(events)
     misleading = decodable(events, "all")
     poison = {
         events: [each for each in bad if not any(name == "gw_delivery" and text != b"{}" for name, text in each[2])],
@@ -177,7 +177,7 @@ async def withstood(place: LogPlace, folder: Path) -> Withstood:
         topics.dead: bad,
         topics.parked: bad,
         topics.control: [*bad_orders, *misleading],
-        topics.dedupe: [*bad_sightings, *bad],
+        topics.dedupe: [*bad_entries, *bad],
         topics.ordered("in-order", "second"): [*bad, *positions(events)],
     }
     async with (

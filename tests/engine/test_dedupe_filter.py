@@ -16,7 +16,7 @@ from typing_extensions import override
 from gateway.engine.dedupe.filter import RESTORE_TIMEOUT, SWEEP_EVERY, SWEPT_AT_ONCE, DuplicateFilter, Reader
 from gateway.engine.dedupe.store import FLUSHED_AT_ONCE, MAX_LAG
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
-from gateway.log.records import decode_event, encode_event, encode_sightings, event_key, sightings_key
+from gateway.log.records import decode_event, dedupe_entries_key, encode_dedupe_entries, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, event_id
 from gateway.rules.route_table import RouteTable
@@ -148,7 +148,7 @@ class World:
         return [reader.is_duplicate(record, event) for record, event in events]
 
     def stored(self) -> int:
-        """Return how many sightings `gateway.dedupe` has."""
+        """Return how many dedupe entries `gateway.dedupe` has."""
         return sum([len(record.value) // 40 for record in self.log.records(TOPICS.dedupe)])
 
 
@@ -646,7 +646,7 @@ def test_records_deleted_by_retention_are_still_known() -> None:
 @pytest.mark.parametrize(
     ("value", "headers"),
     [
-        (b"x" * 41, encode_sightings("stripe", 0)),
+        (b"x" * 41, encode_dedupe_entries("stripe", 0)),
         (b"x" * 40, [("gw_v", b"2"), ("gw_source", b"stripe"), ("gw_origin", b"0")]),
         (b"x" * 40, [("gw_v", b"1"), ("gw_source", b"stripe")]),
     ],
@@ -655,7 +655,7 @@ def test_a_record_that_cannot_be_read_is_passed_over(value: bytes, headers: Sequ
     async def scenario() -> None:
         async with a_world() as world:
             await world.put("a")
-            key = sightings_key(EVENTS)
+            key = dedupe_entries_key(EVENTS)
             await world.log.append(TOPICS.dedupe, key=key, value=value, headers=headers)
             async with world.process() as first:
                 reader = world.acquire(first)
@@ -713,7 +713,7 @@ async def a_log_with_leaderless(*numbers: int) -> World:
 
 
 def home_of(partition: Partition) -> int:
-    return partition_of(sightings_key(partition), 6)
+    return partition_of(dedupe_entries_key(partition), 6)
 
 
 @virtual

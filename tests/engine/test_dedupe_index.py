@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.engine.dedupe.index import MIN_BUCKETS, ROWS_A_BUCKET, SIGHTINGS_KEPT, DedupeIndex, Verdict
-from gateway.log.records import SIGHTING
+from gateway.engine.dedupe.index import ENTRIES_KEPT, MIN_BUCKETS, ROWS_A_BUCKET, DedupeIndex, Verdict
+from gateway.log.records import DEDUPE_ENTRY
 
 HOUR = 3600 * 1_000_000
 WINDOW = HOUR
@@ -19,12 +19,12 @@ NEW, CONFLICT, DUPLICATE = Verdict.NEW, Verdict.CONFLICT, Verdict.DUPLICATE
 
 
 def a_row(identity: int = 1, content: int = 1, *, offset: int = 0, at: int = START) -> bytes:
-    return SIGHTING.pack(identity.to_bytes(16, "big"), content.to_bytes(8, "big"), offset, at)
+    return DEDUPE_ENTRY.pack(identity.to_bytes(16, "big"), content.to_bytes(8, "big"), offset, at)
 
 
 def judged(*rows: bytes, window: int = WINDOW) -> list[Verdict]:
-    sightings = DedupeIndex()
-    return [sightings.add(row, window) for row in rows]
+    index = DedupeIndex()
+    return [index.add(row, window) for row in rows]
 
 
 def test_only_the_first_of_several_duplicates_is_new() -> None:
@@ -32,14 +32,14 @@ def test_only_the_first_of_several_duplicates_is_new() -> None:
 
 
 def test_a_duplicates_original_is_the_newest_passed_before_it() -> None:
-    sightings = DedupeIndex()
+    index = DedupeIndex()
     for row in (a_row(offset=1), a_row(2, offset=2), a_row(1, 2, offset=3), a_row(offset=4, at=START + 2 * WINDOW)):
-        sightings.add(row, WINDOW)
-    assert sightings.original(a_row(offset=9, at=START + 2), WINDOW) == 4
-    assert sightings.original(a_row(offset=2, at=START + 2), WINDOW) == 1
-    assert sightings.original(a_row(1, 2, offset=9), WINDOW) == 3
-    assert sightings.original(a_row(1, 2, offset=9, at=START + WINDOW + 1), WINDOW) is None
-    assert sightings.original(a_row(5, offset=9), WINDOW) is None
+        index.add(row, WINDOW)
+    assert index.original(a_row(offset=9, at=START + 2), WINDOW) == 4
+    assert index.original(a_row(offset=2, at=START + 2), WINDOW) == 1
+    assert index.original(a_row(1, 2, offset=9), WINDOW) == 3
+    assert index.original(a_row(1, 2, offset=9, at=START + WINDOW + 1), WINDOW) is None
+    assert index.original(a_row(5, offset=9), WINDOW) is None
 
 
 def test_other_identities_are_new() -> None:
@@ -69,10 +69,10 @@ def test_an_identity_with_other_content_is_delivered_each_time_that_the_content_
 
 
 def test_an_identity_shared_by_all_events_costs_no_events_or_memory() -> None:
-    sightings = DedupeIndex()
+    index = DedupeIndex()
     for offset in range(10_000):
-        assert sightings.add(a_row(content=offset, offset=offset), WINDOW) is (CONFLICT if offset else NEW)
-    assert sightings.count == SIGHTINGS_KEPT
+        assert index.add(a_row(content=offset, offset=offset), WINDOW) is (CONFLICT if offset else NEW)
+    assert index.count == ENTRIES_KEPT
 
 
 @pytest.mark.parametrize(("after", "verdict"), [(WINDOW, DUPLICATE), (WINDOW + 1, NEW)])
@@ -91,81 +91,81 @@ def test_a_clock_that_was_set_back_passes_no_duplicate() -> None:
 
 
 def test_an_identity_that_comes_again_after_each_window_is_a_duplicate_within_each() -> None:
-    sightings = DedupeIndex()
-    for turn in range(5 * SIGHTINGS_KEPT):
+    index = DedupeIndex()
+    for turn in range(5 * ENTRIES_KEPT):
         at = START + turn * 2 * WINDOW
-        assert sightings.add(a_row(offset=2 * turn, at=at), WINDOW) is NEW
-        assert sightings.add(a_row(offset=2 * turn + 1, at=at + 1), WINDOW) is DUPLICATE
+        assert index.add(a_row(offset=2 * turn, at=at), WINDOW) is NEW
+        assert index.add(a_row(offset=2 * turn + 1, at=at + 1), WINDOW) is DUPLICATE
 
 
 def test_a_recurring_identity_takes_no_memory_for_forgotten_entries() -> None:
-    sightings = DedupeIndex()
+    index = DedupeIndex()
     for turn in range(20):
-        sightings.forget_before(START + turn * 2 * WINDOW)
-        sightings.add(a_row(offset=turn, at=START + turn * 2 * WINDOW), WINDOW)
-        assert sightings.count == 1
+        index.forget_before(START + turn * 2 * WINDOW)
+        index.add(a_row(offset=turn, at=START + turn * 2 * WINDOW), WINDOW)
+        assert index.count == 1
 
 
 def test_each_event_has_its_own_window() -> None:
-    sightings = DedupeIndex()
-    sightings.add(a_row(), HOUR)
+    index = DedupeIndex()
+    index.add(a_row(), HOUR)
     late = a_row(offset=1, at=START + 2 * HOUR)
-    assert sightings.add(late, 3 * HOUR) is DUPLICATE
-    assert sightings.add(late, HOUR) is NEW
+    assert index.add(late, 3 * HOUR) is DUPLICATE
+    assert index.add(late, HOUR) is NEW
 
 
 def test_entries_are_restored_in_any_order_and_repeatedly() -> None:
     rows = [a_row(identity, offset=identity, at=START + identity) for identity in range(1000)]
     mixed = rows * 2
     random.Random(1).shuffle(mixed)
-    sightings = DedupeIndex()
+    index = DedupeIndex()
     for start in range(0, 2000, 70):
-        sightings.restore(b"".join(mixed[start : start + 70]))
-    assert sightings.count == 1000
-    assert {sightings.add(row, WINDOW) for row in rows} == {NEW}  # themselves
+        index.restore(b"".join(mixed[start : start + 70]))
+    assert index.count == 1000
+    assert {index.add(row, WINDOW) for row in rows} == {NEW}  # themselves
     copies = [a_row(identity, offset=5000 + identity, at=START + 5000) for identity in range(1000)]
-    assert {sightings.add(copy, WINDOW) for copy in copies} == {DUPLICATE}
+    assert {index.add(copy, WINDOW) for copy in copies} == {DUPLICATE}
 
 
 def test_forgotten_entries_are_new_and_not_restored() -> None:
-    sightings = DedupeIndex()
-    sightings.add(a_row(), WINDOW)
-    sightings.forget_before(START + 1)
-    sightings.restore(a_row(2))
-    assert sightings.count == 1
-    assert sightings.add(a_row(offset=1, at=START + 1), WINDOW) is NEW
-    assert sightings.add(a_row(2, offset=1, at=START + 1), WINDOW) is NEW
+    index = DedupeIndex()
+    index.add(a_row(), WINDOW)
+    index.forget_before(START + 1)
+    index.restore(a_row(2))
+    assert index.count == 1
+    assert index.add(a_row(offset=1, at=START + 1), WINDOW) is NEW
+    assert index.add(a_row(2, offset=1, at=START + 1), WINDOW) is NEW
 
 
 def test_sweeps_free_forgotten_entries_and_keep_the_rest() -> None:
-    sightings = DedupeIndex()
+    index = DedupeIndex()
     many = 200 * ROWS_A_BUCKET * MIN_BUCKETS
     for identity in range(many):
-        sightings.add(a_row(identity, offset=identity, at=START + identity), WINDOW)
+        index.add(a_row(identity, offset=identity, at=START + identity), WINDOW)
     kept = [a_row(identity, offset=many, at=START + many) for identity in range(many - 100, many)]
-    sightings.forget_before(START + many - 100)
+    index.forget_before(START + many - 100)
     for _ in range(1000):
-        sightings.sweep()
-    assert sightings.count == 100
-    assert len(sightings._buckets) < 4 * 100 // ROWS_A_BUCKET
-    assert {sightings.add(row, WINDOW) for row in kept} == {DUPLICATE}
+        index.sweep()
+    assert index.count == 100
+    assert len(index._buckets) < 4 * 100 // ROWS_A_BUCKET
+    assert {index.add(row, WINDOW) for row in kept} == {DUPLICATE}
 
 
 def test_a_step_never_takes_in_more_than_a_few_buckets() -> None:
-    """So none of them holds the event loop up, however many sightings there are."""
-    sightings = DedupeIndex()
+    """So none of them holds the event loop up, however many entries there are."""
+    index = DedupeIndex()
     sizes = set()
     for identity in range(20_000):
-        before = len(sightings._buckets)
-        sightings.add(a_row(identity, offset=identity), WINDOW)
-        sizes.add(len(sightings._buckets) - before)
+        before = len(index._buckets)
+        index.add(a_row(identity, offset=identity), WINDOW)
+        sizes.add(len(index._buckets) - before)
     assert sizes == {0, 1}
-    assert max(Counter(len(bucket) for bucket in sightings._buckets)) < 5 * ROWS_A_BUCKET * SIGHTING.size
+    assert max(Counter(len(bucket) for bucket in index._buckets)) < 5 * ROWS_A_BUCKET * DEDUPE_ENTRY.size
 
 
 @dataclass
 class Model:
-    """Every sighting, in a list."""
+    """Every dedupe entry, in a list."""
 
     rows: list[tuple[int, int, int, int]]
     horizon: int = 0
@@ -196,7 +196,7 @@ STEPS = st.lists(
 @given(steps=STEPS, window=st.integers(1, 100))
 def test_verdicts_are_those_of_a_model(steps: list[tuple[str, object, int]], window: int) -> None:
     """Through crashes, after which the passed events are restored in another order."""
-    sightings, model = DedupeIndex(), Model([])
+    index, model = DedupeIndex(), Model([])
     log: list[tuple[int, int, int, int]] = []
     at = 1000
     for step, what, number in steps:
@@ -204,23 +204,21 @@ def test_verdicts_are_those_of_a_model(steps: list[tuple[str, object, int]], win
             case "read", (int(identity), int(content)):
                 at += number % 7
                 log.append((identity, content, len(log), at))
-                assert sightings.add(a_row(*log[-1][:2], offset=log[-1][2], at=at), window) is model.add(
-                    *log[-1], window
-                )
-            case "read again", int(index) if index < len(log):
-                identity, content, offset, before = log[index]
-                verdict = sightings.add(a_row(identity, content, offset=offset, at=before), window)
-                assert verdict is model.add(*log[index], window)
+                assert index.add(a_row(*log[-1][:2], offset=log[-1][2], at=at), window) is model.add(*log[-1], window)
+            case "read again", int(again) if again < len(log):
+                identity, content, offset, before = log[again]
+                verdict = index.add(a_row(identity, content, offset=offset, at=before), window)
+                assert verdict is model.add(*log[again], window)
             case "crash", _:
-                sightings = DedupeIndex()
-                sightings.forget_before(model.horizon)
+                index = DedupeIndex()
+                index.forget_before(model.horizon)
                 rows = [a_row(*row[:2], offset=row[2], at=row[3]) for row in model.rows]
-                sightings.restore(b"".join(reversed(rows)))
+                index.restore(b"".join(reversed(rows)))
             case "forget", _:
                 model.horizon = at - number
-                sightings.forget_before(at - number)
+                index.forget_before(at - number)
             case "sweep", _:
-                sightings.sweep()
+                index.sweep()
             case _:
                 pass
 
@@ -236,10 +234,10 @@ def test_each_content_of_each_identity_is_passed_whatever_crashes(
     stored = b""
     committed = 0
     for end in [*sorted(min(crash, len(rows)) for crash in crashes), len(rows)]:
-        sightings = DedupeIndex()
-        sightings.restore(stored)
+        index = DedupeIndex()
+        index.restore(stored)
         for offset in range(committed, end):
-            if sightings.add(rows[offset], WINDOW) is not DUPLICATE:
+            if index.add(rows[offset], WINDOW) is not DUPLICATE:
                 through[offset] += 1
                 stored += rows[offset]
         committed = max(committed, end - 5)
@@ -252,11 +250,11 @@ def test_a_million_identities_take_at_most_64_mib() -> None:
     most, count, chance = 0.0, 40_000, random.Random(1)
     tracemalloc.start()
     try:
-        sightings = DedupeIndex()
+        index = DedupeIndex()
         for offset in range(count):
-            sightings.add(a_row(chance.getrandbits(128), offset=offset), WINDOW)
+            index.add(a_row(chance.getrandbits(128), offset=offset), WINDOW)
             if offset % 1000 == 999 and offset >= count // 4:
-                most = max(most, tracemalloc.get_traced_memory()[0] / sightings.count)
+                most = max(most, tracemalloc.get_traced_memory()[0] / index.count)
     finally:
         tracemalloc.stop()
     assert 40 < most < 64 * 1.048576

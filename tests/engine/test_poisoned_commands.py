@@ -9,9 +9,9 @@ from structlog.testing import capture_logs
 
 from gateway.engine.control.records import ControlRecord, Selection, decode
 from gateway.engine.jobs import replay, undelivered
-from gateway.engine.jobs.undelivered import Sighted
+from gateway.engine.jobs.undelivered import LetThrough
 from gateway.log.base import Commit, Partition
-from gateway.log.records import SIGHTING
+from gateway.log.records import DEDUPE_ENTRY
 from gateway.model import UsageError
 from gateway.rules.routing_revision import encode
 from gateway.rules.rules import RoutingRevision
@@ -161,22 +161,25 @@ async def test_a_replay_that_fails_and_whose_end_is_too_large_to_be_stored_ends_
 
 
 def rows(*offsets: int) -> bytes:
-    return b"".join([SIGHTING.pack(b"i" * 16, b"f" * 8, offset, 0) for offset in offsets])
+    return b"".join([DEDUPE_ENTRY.pack(b"i" * 16, b"f" * 8, offset, 0) for offset in offsets])
 
 
 def test_memory_of_duplicates_grows_with_them_and_is_bounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(undelivered, "MAX_BLOCKS", 3)
-    sighted = Sighted({PLACE: 10}, {PLACE: 1 << 53}, {PLACE: Commit(1 << 53)})
-    sighted.add(PLACE, rows(3, 10, 12, 1 << 40, 1 << 53))
+    let_through = LetThrough({PLACE: 10}, {PLACE: 1 << 53}, {PLACE: Commit(1 << 53)})
+    let_through.add(PLACE, rows(3, 10, 12, 1 << 40, 1 << 53))
     partition = Partition(EVENTS, 0)
-    assert [offset for offset in (3, 10, 11, 12, 13) if sighted.was_dropped_as_duplicate(partition, offset)] == [11, 13]
-    assert not sighted.was_dropped_as_duplicate(partition, 1 << 40)
-    assert sighted.was_dropped_as_duplicate(partition, (1 << 40) + 1)
-    sighted.add(PLACE, rows(1 << 41))
+    assert [offset for offset in (3, 10, 11, 12, 13) if let_through.was_dropped_as_duplicate(partition, offset)] == [
+        11,
+        13,
+    ]
+    assert not let_through.was_dropped_as_duplicate(partition, 1 << 40)
+    assert let_through.was_dropped_as_duplicate(partition, (1 << 40) + 1)
+    let_through.add(PLACE, rows(1 << 41))
     with pytest.raises(UsageError, match="replay a part of it at a time"):
-        sighted.add(PLACE, rows(1 << 42))
+        let_through.add(PLACE, rows(1 << 42))
 
 
 @virtual
@@ -184,11 +187,11 @@ async def test_a_replay_of_too_many_events_to_keep_in_memory_is_cancelled_and_sa
     world = await a_world(a_route())
     await events_of(world, 3)
 
-    async def sighted_of(*_: object, **__: object) -> None:
+    async def read_let_through(*_: object, **__: object) -> None:
         raise UsageError("replay a part of it at a time")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "sighted_of", sighted_of)
+        patch.setattr(replay, "read_let_through", read_let_through)
         await an_order(world, undelivered=True)
         async with owning(world) as control:
             order = await ended(control)

@@ -12,7 +12,7 @@ from gateway.engine.control import records as control_records
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.log import records
 from gateway.log.base import Commit, NewRecord, Partition, RecordHeaders
-from gateway.log.records import Origin, encode_delivery, encode_event, encode_origin, encode_sightings, event_key
+from gateway.log.records import Origin, encode_dedupe_entries, encode_delivery, encode_event, encode_origin, event_key
 from gateway.log.topics import JOBS_GROUP, ORDERED_PARTITIONS, ROUTER_GROUP
 from gateway.model import (
     NO_METADATA,
@@ -118,8 +118,8 @@ POISON: list[tuple[str, bytes, bytes, RecordHeaders]] = [
                 ),
             ],
         ),
-        (f"{EVENTS}/0".encode(), b"short", encode_sightings("github", 0)),
-        (f"{EVENTS}/0".encode(), b"", encode_sightings("github", 1 << 62)),
+        (f"{EVENTS}/0".encode(), b"short", encode_dedupe_entries("github", 0)),
+        (f"{EVENTS}/0".encode(), b"", encode_dedupe_entries("github", 1 << 62)),
     )
     if topic != EVENTS or not any(name == "ce_id" for name, _ in headers)
 ]

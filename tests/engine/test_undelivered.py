@@ -22,8 +22,8 @@ from gateway.engine.jobs.undelivered import (
     OpenDeadLetters,
     Undelivered,
     open_dead_letters,
+    read_let_through,
     resolution,
-    sighted_of,
 )
 from gateway.engine.worker import Worker
 from gateway.log.base import Partition
@@ -71,8 +71,8 @@ class Scene:
         bounds = await self.world.log.bounds(EVENTS)
         ends = {f"{EVENTS}/{number}": end for number, (_, end) in bounds.items()}
         selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
-        sighted = await sighted_of(log, TOPICS, selection, ends, readable=log.readable)
-        known = Undelivered(self.owner.control, "build", dead, sighted=sighted, rules=lambda: self.world.rules)
+        let_through = await read_let_through(log, TOPICS, selection, ends, readable=log.readable)
+        known = Undelivered(self.owner.control, "build", dead, let_through=let_through, rules=lambda: self.world.rules)
         matcher = Matcher(selection, known)
         assert matcher.use(self.world.rules) is None
         counts: Counter[Fate] = Counter()
@@ -777,13 +777,13 @@ async def test_nothing_counts_as_a_duplicate_whose_entry_may_be_where_nobody_can
                 await world.put(an_event(id=event_id("github", body["customer"]), body=body))
             await asyncio.sleep(3)
             world.rules = replace(world.rules, sources={"github": replace(source, dedupe=None)})
-            sightings = await held(world, TOPICS.dedupe)
-            world.log.lose_leader(sightings)
+            entries = await held(world, TOPICS.dedupe)
+            world.log.lose_leader(entries)
             assert await scene.counts() == {Fate.ENDED: 12}
             await an_order(world, undelivered=True)
             done = await ended(control, within=20)
             assert (done.count, done.unread) == (0, 1)
-            world.log.find_leader(sightings)
+            world.log.find_leader(entries)
             assert len(world.client.made) == 3
 
 

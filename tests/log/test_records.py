@@ -11,27 +11,27 @@ from gateway.engine.dedupe.index import DedupeIndex
 from gateway.log.base import Partition, Record, RecordHeaders
 from gateway.log.json_fields import JsonFields
 from gateway.log.records import (
+    DEDUPE_ENTRY,
     ORIGIN_TOLERANCE,
-    SIGHTING,
+    DedupeEntries,
     Origin,
-    Sighted,
+    decode_dedupe_entries,
     decode_delivery,
     decode_event,
     decode_record_metadata,
     decode_response,
-    decode_sightings,
+    dedupe_entries_key,
+    encode_dedupe_entries,
     encode_delivery,
     encode_event,
     encode_origin,
     encode_record_metadata,
     encode_response,
-    encode_sightings,
     event_key,
     fingerprint,
     is_newer,
     origin_of,
     record_metadata_of,
-    sightings_key,
 )
 from gateway.model import (
     NO_METADATA,
@@ -364,12 +364,12 @@ def test_a_newer_format_is_distinguished_from_garbage(version: bytes) -> None:
     for written in (
         encode_event(an_event()),
         encode_delivery(a_delivery(), NO_METADATA, at=NOW),
-        encode_sightings("github", 1),
+        encode_dedupe_entries("github", 1),
         encode_response("chat", None),
     ):
         record = a_record([("gw_v", version), *[pair for pair in written[3:] if pair[0] != "gw_v"]])
         assert is_newer(record)
-        for decode in (decode_event, decode_delivery, decode_sightings, decode_response):
+        for decode in (decode_event, decode_delivery, decode_dedupe_entries, decode_response):
             with pytest.raises(NewerRecordError, match="expected format 1 or older, got"):
                 decode(record)
     for garbage in (b"", b"-2", b"2.0", b"0", b"10000000000", b"\xb2"):
@@ -381,19 +381,21 @@ def test_a_newer_format_is_distinguished_from_garbage(version: bytes) -> None:
     st.lists(st.tuples(st.sampled_from(["gw_v", "gw_source", "gw_origin"]), st.binary(max_size=20))),
     st.binary(max_size=100) | st.binary(min_size=40, max_size=40),
 )
-def test_any_sightings_are_read_and_remembered_or_undecodable(headers: list[tuple[str, bytes]], value: bytes) -> None:
-    written = [*encode_sightings("github", 17), *headers]
+def test_any_dedupe_entries_are_read_and_remembered_or_undecodable(
+    headers: list[tuple[str, bytes]], value: bytes
+) -> None:
+    written = [*encode_dedupe_entries("github", 17), *headers]
     try:
-        sighted = decode_sightings(Record(9, NOW, b"x/0", value, written))
+        entries = decode_dedupe_entries(Record(9, NOW, b"x/0", value, written))
     except UnreadableRecordError:
         return
-    headers = encode_sightings(sighted.source, sighted.origin)
-    assert decode_sightings(Record(9, NOW, b"x/0", sighted.rows, headers)) == sighted
-    sightings = DedupeIndex()
-    sightings.forget_before(sighted.origin)
-    sightings.restore(sighted.rows)
-    sightings.add(SIGHTING.pack(bytes(16), bytes(8), 1, 1), 1)
-    sightings.sweep()
+    headers = encode_dedupe_entries(entries.source, entries.origin)
+    assert decode_dedupe_entries(Record(9, NOW, b"x/0", entries.rows, headers)) == entries
+    index = DedupeIndex()
+    index.forget_before(entries.origin)
+    index.restore(entries.rows)
+    index.add(DEDUPE_ENTRY.pack(bytes(16), bytes(8), 1, 1), 1)
+    index.sweep()
 
 
 @given(
@@ -414,11 +416,11 @@ def test_any_response_is_read_or_undecodable(headers: list[tuple[str, bytes]], k
     assert decode_response(again) == (event, destination, response)
 
 
-def test_sightings_with_an_origin_in_the_future_are_refused() -> None:
+def test_dedupe_entries_with_an_origin_in_the_future_are_refused() -> None:
     """They would have all that is known forgotten, until then."""
-    record = Record(9, NOW, b"x/0", b"", encode_sightings("github", round((NOW + 2 * 86400) * 1e6)))
+    record = Record(9, NOW, b"x/0", b"", encode_dedupe_entries("github", round((NOW + 2 * 86400) * 1e6)))
     with pytest.raises(UndecodableRecordError, match="gw_origin: expected"):
-        decode_sightings(record)
+        decode_dedupe_entries(record)
 
 
 ORIGINS = st.builds(
@@ -472,17 +474,17 @@ def test_a_fingerprint_distinguishes_requests() -> None:
     assert len(set(prints)) == len(parts)
 
 
-def test_sightings_come_back_as_they_were_written() -> None:
-    rows = SIGHTING.pack(bytes(range(16)), b"12345678", 5, 1_700_000_000_000_000) * 3
-    key = sightings_key(Partition("company.github", 3))
-    record = Record(9, NOW, key, rows, tuple(encode_sightings("github", 17)))
+def test_dedupe_entries_come_back_as_they_were_written() -> None:
+    rows = DEDUPE_ENTRY.pack(bytes(range(16)), b"12345678", 5, 1_700_000_000_000_000) * 3
+    key = dedupe_entries_key(Partition("company.github", 3))
+    record = Record(9, NOW, key, rows, tuple(encode_dedupe_entries("github", 17)))
     assert key == b"company.github/3"
-    assert decode_sightings(record) == Sighted("github", 17, rows)
+    assert decode_dedupe_entries(record) == DedupeEntries("github", 17, rows)
 
 
 @pytest.mark.parametrize("name", ["gw_v", "gw_source", "gw_origin"])
-def test_sightings_without_a_header_that_can_be_read_are_refused(name: str) -> None:
-    headers = dict(encode_sightings("github", 17)) | {name: b"\xff"}
+def test_dedupe_entries_without_a_header_that_can_be_read_are_refused(name: str) -> None:
+    headers = dict(encode_dedupe_entries("github", 17)) | {name: b"\xff"}
     for left in (headers, {key: value for key, value in headers.items() if key != name}):
         with pytest.raises(UndecodableRecordError):
-            decode_sightings(Record(9, NOW, b"x/0", b"", tuple(left.items())))
+            decode_dedupe_entries(Record(9, NOW, b"x/0", b"", tuple(left.items())))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.engine.dedupe.index import DedupeIndex, Verdict
-from gateway.log.records import SIGHTING, fingerprint
+from gateway.log.records import DEDUPE_ENTRY, fingerprint
 from gateway.model import identity_of
 from gateway.ops.identities import Seen
 from gateway.rules.expressions import Expression
@@ -19,12 +19,12 @@ from tests.engine.test_worker import rules_of
 )
 def test_conflicts_are_delivered_events_with_an_earlier_identity(contents: str, conflicts: int) -> None:
     (source,) = rules_of().sources.values()
-    seen, sightings = Seen(replace(source, id=Expression("body.customer"))), DedupeIndex()
+    seen, index = Seen(replace(source, id=Expression("body.customer"))), DedupeIndex()
     events = [an_event(body={"customer": "one", "n": content}) for content in contents]
     verdicts = Counter[Verdict]()
     for offset, event in enumerate(events):
-        row = SIGHTING.pack(identity_of(event.id) or bytes(16), fingerprint(event), offset, offset)
-        verdicts[sightings.add(row, 1000)] += 1
+        row = DEDUPE_ENTRY.pack(identity_of(event.id) or bytes(16), fingerprint(event), offset, offset)
+        verdicts[index.add(row, 1000)] += 1
     for event in reversed(events):
         seen.add(event, "place")
     assert (seen.conflicts, seen.copies) == (verdicts[Verdict.CONFLICT], verdicts[Verdict.DUPLICATE])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gateway.engine.dedupe.index import DedupeIndex, Verdict
 from gateway.engine.jobs.log_reader import FIRST_PIECE, LARGEST_PIECE
 from gateway.log.base import TopicSpec
-from gateway.log.records import SIGHTING, decode_event, encode_event, fingerprint
+from gateway.log.records import DEDUPE_ENTRY, decode_event, encode_event, fingerprint
 from gateway.model import event_id, identity_of
 from gateway.ops.log_search import newest_first, original_of
 from tests.builders import an_event
@@ -91,15 +91,15 @@ async def test_a_duplicate_is_what_dedupe_dropped_after_its_original(steps: list
     clock = [1000.0]
     log = MemoryLog(now=lambda: clock[0])
     await log.create([TopicSpec(name="one", partitions=1, retention=None)])
-    sightings, window = DedupeIndex(), 60.0
+    index, window = DedupeIndex(), 60.0
     delivered: set[int] = set()
     duplicates: set[int] = set()
     for offset, (wait, identity, body) in enumerate(steps):
         clock[0] += wait
         event = an_event(id=event_id("github", identity), body=body.encode())
         await log.append("one", key=b"", value=event.body, headers=encode_event(event))
-        row = SIGHTING.pack(identity_of(event.id), fingerprint(event), offset, round(clock[0] * 1e6))
-        is_copy = sightings.add(row, round(window * 1e6)) is Verdict.DUPLICATE
+        row = DEDUPE_ENTRY.pack(identity_of(event.id), fingerprint(event), offset, round(clock[0] * 1e6))
+        is_copy = index.add(row, round(window * 1e6)) is Verdict.DUPLICATE
         (duplicates if is_copy else delivered).add(offset)
     async for found in newest_first(log, ["one"]):
         event = decode_event(found.record)

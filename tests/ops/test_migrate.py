@@ -18,19 +18,19 @@ from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import (
-    SIGHTING,
+    DEDUPE_ENTRY,
     Origin,
+    decode_dedupe_entries,
     decode_delivery,
     decode_event,
-    decode_sightings,
+    dedupe_entries_key,
+    encode_dedupe_entries,
     encode_delivery,
     encode_event,
     encode_origin,
-    encode_sightings,
     event_key,
     order_key,
     origin_of,
-    sightings_key,
 )
 from gateway.log.topics import TIERS, Topics
 from gateway.model import NO_METADATA, LogUnavailableError, RecordMetadata, UsageError
@@ -151,10 +151,10 @@ async def fill(log: Log, *, base: int = 10) -> None:
         log, ControlRecord(kind="dead", name="1", state="done", at=log.now(), checkpoint=settled, action="drop")
     )
     rows = [
-        SIGHTING.pack(b"%016d" % number, b"contents", number, 1_700_000_000_000_000 + number) for number in range(9)
+        DEDUPE_ENTRY.pack(b"%016d" % number, b"contents", number, 1_700_000_000_000_000 + number) for number in range(9)
     ]
-    headers = encode_sightings("github", 17)
-    await log.append(TOPICS.dedupe, key=sightings_key(Partition(EVENTS, 0)), value=b"".join(rows), headers=headers)
+    headers = encode_dedupe_entries("github", 17)
+    await log.append(TOPICS.dedupe, key=dedupe_entries_key(Partition(EVENTS, 0)), value=b"".join(rows), headers=headers)
 
 
 async def records(log: Log, topic: str) -> list[tuple[Partition, Record]]:
@@ -317,10 +317,10 @@ async def test_dedupe_entries_follow_the_events_to_their_partitions(source: Embe
     places = {(partition, record.offset): int(record.value) for partition, record in await records(target, EVENTS)}
     found = []
     for _, record in await records(target, TOPICS.dedupe):
-        sighted = decode_sightings(record)
-        assert (sighted.source, sighted.origin) == ("github", 17)
+        entries = decode_dedupe_entries(record)
+        assert (entries.source, entries.origin) == ("github", 17)
         number = int(record.key.rpartition(b"/")[2])
-        for identity, content, offset, at in SIGHTING.iter_unpack(sighted.rows):
+        for identity, content, offset, at in DEDUPE_ENTRY.iter_unpack(entries.rows):
             event = places[Partition(EVENTS, number), offset]
             assert (identity, content, at) == (b"%016d" % event, b"contents", 1_700_000_000_000_000 + event)
             found.append(event)

@@ -21,7 +21,7 @@ from gateway.engine.dedupe.index import Verdict
 from gateway.engine.dedupe.store import MICRO, NEVER, Shared, Store, WindowsByTopic
 from gateway.engine.undecodable_records import UndecodableRecords
 from gateway.log.base import LEADER_CLOCK_SKEW, Assignment, Log, Partition, Record, partition_of
-from gateway.log.records import SIGHTING, decode_sightings, fingerprint
+from gateway.log.records import DEDUPE_ENTRY, decode_dedupe_entries, fingerprint
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, NewerRecordError, UndecodableRecordError, identity_of
 from gateway.rules.rules import Rules
@@ -182,7 +182,7 @@ class DuplicateFilter:
 
     async def _restore(self, store: "Store", record: Record, number: int) -> int:
         try:
-            sighted = decode_sightings(record)
+            entries = decode_dedupe_entries(record)
         except UndecodableRecordError as error:
             if record.offset > self._counted_to.get(number, -1):  # it is read in each rebuild
                 self._counted_to[number] = record.offset
@@ -191,16 +191,16 @@ class DuplicateFilter:
         except NewerRecordError as error:
             self._undecodable.report_newer(Partition(self._topic, number), record.offset, error)
             return 0
-        source = self._rules().sources.get(sighted.source)
+        source = self._rules().sources.get(entries.source)
         if source is None or source.dedupe is None:
-            store.leave_out(sighted.source, round(self._log.now() * MICRO))
+            store.leave_out(entries.source, round(self._log.now() * MICRO))
             return 0
-        store.set_origin(sighted.origin)
-        step = SIGHTING.size * RESTORED_AT_ONCE
-        for start in range(0, len(sighted.rows), step):
-            store.index_of(sighted.source).restore(sighted.rows[start : start + step])
+        store.set_origin(entries.origin)
+        step = DEDUPE_ENTRY.size * RESTORED_AT_ONCE
+        for start in range(0, len(entries.rows), step):
+            store.index_of(entries.source).restore(entries.rows[start : start + step])
             await self._sleep(0)
-        return len(sighted.rows) // SIGHTING.size
+        return len(entries.rows) // DEDUPE_ENTRY.size
 
     # Retrying failed flushes.
 
@@ -237,8 +237,8 @@ class DuplicateFilter:
         for store in list(self._stores.values()):
             topic = store.partition.topic
             store.forget(now, self._windows.of(topic))
-            for sightings in store.sources.values():
-                sightings.sweep()
+            for index in store.sources.values():
+                index.sweep()
             identities[topic] = identities.get(topic, 0) + sum([each.count for each in store.sources.values()])
             rebuilding[topic] = rebuilding.get(topic, 0) + (store.wanted < NEVER)
             swept += 1 + len(store.sources)
@@ -303,7 +303,7 @@ class Reader:
         if store.is_left_out(event.source, self._shared.windows.of(store.partition.topic)):
             store.include(event.source, self.at - window)
         is_known = store.knows(self.at, window)
-        row = SIGHTING.pack(identity, fingerprint(event), record.offset, self.at)
+        row = DEDUPE_ENTRY.pack(identity, fingerprint(event), record.offset, self.at)
         verdict = store.index_of(event.source).add(row, window)
         self._count(event.source, verdict, row, is_known=is_known)
         if verdict is Verdict.DUPLICATE:
@@ -315,7 +315,7 @@ class Reader:
         """Log the original of a duplicate: one line a second and source, with the number of duplicates."""
         count = self._shared.throttle.count(event.source, asyncio.get_running_loop().time())
         if count:
-            (topic, number), (_, _, offset, _) = self._store.partition, SIGHTING.unpack(row)
+            (topic, number), (_, _, offset, _) = self._store.partition, DEDUPE_ENTRY.unpack(row)
             original = self._store.index_of(event.source).original(row, window)
             self._shared.logger.info(
                 "event_duplicate",

@@ -1,6 +1,6 @@
 """Which events a source has already sent: an index of the dedupe entries of one partition, and the verdict.
 
-An entry (stored by `log/records.py` as a *sighting*) says that the record at an offset had an identity and a content,
+An entry (a row, `DEDUPE_ENTRY` of `log/records.py`) says that the record at an offset had an identity and a content,
 and was let through. An event is a duplicate if an entry at a *smaller* offset, within the window, has the same identity
 and content. So the verdict doesn't depend on the order in which entries are added: a record that is read again after a
 crash isn't its own duplicate, and an owner that has rebuilt the index from the log decides like the previous one.
@@ -19,13 +19,13 @@ for each row would cost more than the row. The table grows and shrinks by one bu
 from collections.abc import Iterator
 from enum import Enum, auto
 
-from gateway.log.records import SIGHTING
+from gateway.log.records import DEDUPE_ENTRY
 
-ROW = SIGHTING.size
+ROW = DEDUPE_ENTRY.size
 ROWS_A_BUCKET = 12
 """Maximum average. Fewer cost memory (some 50 bytes per bucket), more cost time."""
 MIN_BUCKETS = 8  # a power of two
-SIGHTINGS_KEPT = 8
+ENTRIES_KEPT = 8
 """Maximum entries of one identity within a window. With more contents it identifies nothing, and new ones are let
 through."""
 SWEEPS_A_ROUND = 256
@@ -77,10 +77,10 @@ class DedupeIndex:
     def original(self, row: bytes, window: int) -> int | None:
         """Return the offset of the newest entry that makes an event a duplicate; None if none does."""
         identity = row[_IDENTITY]
-        _, content, offset, at = SIGHTING.unpack(row)
+        _, content, offset, at = DEDUPE_ENTRY.unpack(row)
         found: int | None = None
         for other in _rows_of(self._buckets[self._number(identity)], identity):
-            _, other_content, other_offset, other_at = SIGHTING.unpack(other)
+            _, other_content, other_offset, other_at = DEDUPE_ENTRY.unpack(other)
             if other[_AT] < self._horizon or other_content != content or at - other_at > window:
                 continue
             if other_offset < offset and (found is None or other_offset > found):
@@ -134,12 +134,12 @@ class DedupeIndex:
     def _compare(self, row: bytes, bucket: bytes, window: int) -> tuple[Verdict, bool]:
         """Compare a row with the entries of its identity: return the verdict, and whether to keep the row."""
         verdict = Verdict.NEW
-        _, content, offset, at = SIGHTING.unpack(row)
+        _, content, offset, at = DEDUPE_ENTRY.unpack(row)
         kept = 0
         for other in _rows_of(bucket, row[_IDENTITY]):
             if other[_AT] < self._horizon:
                 continue
-            _, other_content, other_offset, other_at = SIGHTING.unpack(other)
+            _, other_content, other_offset, other_at = DEDUPE_ENTRY.unpack(other)
             is_near = abs(at - other_at) <= window
             kept += is_near
             if other_content != content:
@@ -149,8 +149,8 @@ class DedupeIndex:
                 # A clock that was set back makes the difference negative: the duplicate still came soon after.
                 return Verdict.DUPLICATE, False
             elif other_offset == offset:
-                kept = SIGHTINGS_KEPT  # the event itself, read again
-        return verdict, kept < SIGHTINGS_KEPT
+                kept = ENTRIES_KEPT  # the event itself, read again
+        return verdict, kept < ENTRIES_KEPT
 
     def _unexpired(self, bucket: bytes) -> bytes:
         horizon = self._horizon

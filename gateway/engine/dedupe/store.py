@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.dedupe.index import DedupeIndex
 from gateway.log.base import Log, Partition
-from gateway.log.records import SIGHTING, encode_sightings, sightings_key
+from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries
 from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError
 from gateway.rules.rules import Rules
@@ -107,7 +107,7 @@ class Store:
 
     def __init__(self, partition: Partition, is_wanted: asyncio.Event, is_stuck_somewhere: asyncio.Event) -> None:
         self.partition = partition
-        self.key = sightings_key(partition)
+        self.key = dedupe_entries_key(partition)
         self.readers: set[Position] = set()
         self.sources: dict[str, DedupeIndex] = {}
         self.unstored: dict[str, bytearray] = {}
@@ -173,14 +173,14 @@ class Store:
         log = shared.log
         if not any(self.unstored.values()):
             return
-        most = SIGHTING.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // SIGHTING.size)
+        most = DEDUPE_ENTRY.size * min(FLUSHED_AT_ONCE, (log.max_record_bytes - 1024) // DEDUPE_ENTRY.size)
         async with self._flushing:
             try:
                 for source, rows in list(self.unstored.items()):
                     left = len(rows)
                     while left > 0:
                         chunk = bytes(rows[: min(left, most)])
-                        headers = encode_sightings(source, self.origin)
+                        headers = encode_dedupe_entries(source, self.origin)
                         await log.append(shared.topics.dedupe, key=self.key, value=chunk, headers=headers)
                         del rows[: len(chunk)]
                         left -= len(chunk)
@@ -228,11 +228,11 @@ class Store:
         self._begins_at_next = True
 
     def index_of(self, source: str) -> DedupeIndex:
-        sightings = self.sources.get(source)
-        if sightings is None:
-            sightings = self.sources[source] = DedupeIndex()
-            sightings.forget_before(self.origin)
-        return sightings
+        index = self.sources.get(source)
+        if index is None:
+            index = self.sources[source] = DedupeIndex()
+            index.forget_before(self.origin)
+        return index
 
     def record_read(self, offset: int, at: int) -> None:
         """Record how far this partition was read.
@@ -255,8 +255,8 @@ class Store:
         """Ignore entries from before a time: they belong to another topic of this name."""
         if origin > self.origin:
             self.origin = origin
-            for sightings in self.sources.values():
-                sightings.forget_before(max(origin, sightings.horizon))
+            for index in self.sources.values():
+                index.forget_before(max(origin, index.horizon))
 
     def forget(self, now: int, windows: Windows) -> None:
         """Expire entries that no reader needs any more, by each source's window. An idle partition's time advances.
@@ -272,9 +272,9 @@ class Store:
         self.lowest = max(min(positions), foremost + now - self._foremost[1] - round(MAX_LAG * MICRO))
         self.covers_from = max(self.covers_from, self.lowest - windows.longest)
         by_source = windows.by_source
-        for name, sightings in list(self.sources.items()):
+        for name, index in list(self.sources.items()):
             if name in by_source:
-                sightings.forget_before(max(self.origin, self.lowest - by_source[name]))
+                index.forget_before(max(self.origin, self.lowest - by_source[name]))
             else:
                 self.leave_out(name, now)
         if self._left_out:

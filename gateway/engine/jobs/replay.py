@@ -40,8 +40,8 @@ from gateway.engine.jobs.undelivered import (
     Undelivered,
     injected_by,
     open_dead_letters,
+    read_let_through,
     resolution,
-    sighted_of,
 )
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.engine.unavailable_partitions import PatientReader
@@ -193,11 +193,13 @@ class Replays:
             readable = self._patient_reader.readable
             open_dead = await open_dead_letters(self._log, self._topics, self._control, selection, readable=readable)
             ends = {name: end for name, end in command.checkpoint.items() if name not in unreadable}
-            sighted = await sighted_of(self._log, self._topics, selection, ends, readable=readable, sleep=self._sleep)
-            undelivered = Undelivered(
-                self._control, selection.route, open_dead, sighted=sighted, rules=self._rules, key=command.key
+            let_through = await read_let_through(
+                self._log, self._topics, selection, ends, readable=readable, sleep=self._sleep
             )
-            missed |= open_dead.unreadable | sighted.unreadable
+            undelivered = Undelivered(
+                self._control, selection.route, open_dead, let_through=let_through, rules=self._rules, key=command.key
+            )
+            missed |= open_dead.unreadable | let_through.unreadable
         is_new = not checkpoint or checkpoint == selection.starts
         if not is_new:
             known_below, _ = self._control.known_below(command.key) or (0, 0)

@@ -25,7 +25,7 @@ from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_dead_letter
 from gateway.engine.unavailable_partitions import Readable
 from gateway.log.base import LEADER_CLOCK_SKEW, Commit, Log, Partition, Record
-from gateway.log.records import SIGHTING, decode_sightings
+from gateway.log.records import DEDUPE_ENTRY, decode_dedupe_entries
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import Event, UnreadableRecordError, UsageError, identity_of
 from gateway.rules.event_builder import EventBuilder
@@ -151,7 +151,7 @@ def identities_of(rules: Rules, route: Route) -> str:
     return sha256(repr(known).encode()).hexdigest()[:16]
 
 
-class Sighted:
+class LetThrough:
     """Which events of some partitions were let through, by `gateway.dedupe`: duplicates have no entry there."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Sighted:
     def add(self, partition_name: str, rows: bytes) -> None:
         """Add rows of a dedupe record. Raises UsageError for a range with too many events."""
         start, end = self._starts.get(partition_name, 0), self._ends[partition_name]
-        for _, _, offset, _ in SIGHTING.iter_unpack(rows):
+        for _, _, offset, _ in DEDUPE_ENTRY.iter_unpack(rows):
             self._lowest[partition_name] = min(offset, self._lowest.get(partition_name, offset))
             if start <= offset < end:
                 number, index = divmod(offset, BLOCK)
@@ -205,7 +205,7 @@ class Sighted:
         )
 
 
-async def sighted_of(
+async def read_let_through(
     log: Log,
     topics: Topics,
     selection: Selection,
@@ -213,7 +213,7 @@ async def sighted_of(
     *,
     readable: Readable,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> Sighted:
+) -> LetThrough:
     """Read the dedupe entries of the events of a selection, from the partitions that are `readable`.
 
     Raises LogUnavailableError, and UsageError for too many events.
@@ -223,7 +223,9 @@ async def sighted_of(
         commits = await log.committed(topics.group(ROUTER_GROUP), topic)
         done |= {f"{topic}/{number}": commit for number, commit in commits.items()}
     bounds, unreadable = await readable(topics.dedupe)
-    sighted = Sighted(selection.starts, ends, done, frozenset([f"{topics.dedupe}/{number}" for number in unreadable]))
+    let_through = LetThrough(
+        selection.starts, ends, done, frozenset([f"{topics.dedupe}/{number}" for number in unreadable])
+    )
     starts = await log.offsets_at(topics.dedupe, max(0.0, selection.since - BEFORE), bounds.keys())
     for number, (first, end) in bounds.items():
         partition = Partition(topics.dedupe, number)
@@ -233,11 +235,11 @@ async def sighted_of(
                 if partition_name not in ends:
                     continue
                 with suppress(UnreadableRecordError):
-                    rows = decode_sightings(record).rows
-                    for begin in range(0, len(rows), ROWS_AT_ONCE * SIGHTING.size):
-                        sighted.add(partition_name, rows[begin : begin + ROWS_AT_ONCE * SIGHTING.size])
+                    rows = decode_dedupe_entries(record).rows
+                    for begin in range(0, len(rows), ROWS_AT_ONCE * DEDUPE_ENTRY.size):
+                        let_through.add(partition_name, rows[begin : begin + ROWS_AT_ONCE * DEDUPE_ENTRY.size])
                         await sleep(0)
-    return sighted
+    return let_through
 
 
 class Undelivered:
@@ -252,14 +254,14 @@ class Undelivered:
         route: str,
         dead: OpenDeadLetters,
         *,
-        sighted: Sighted | None = None,
+        let_through: LetThrough | None = None,
         rules: Callable[[], Rules],
         key: str = "",
     ) -> None:
         self._history = control.history
         self._route = route
         self._dead = dead
-        self._sighted = sighted
+        self._let_through = let_through
         self._rules = rules
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(command, control, is_foretold=not key) for command in replays]
@@ -346,9 +348,14 @@ class Undelivered:
         """Return whether an event was dropped as a duplicate, and isn't one by the active rules."""
         then, _ = self._known[text]
         event = which.event
-        if self._sighted is None or then is None or event.source not in then.deduped or identity_of(event.id) is None:
+        if (
+            self._let_through is None
+            or then is None
+            or event.source not in then.deduped
+            or identity_of(event.id) is None
+        ):
             return False
-        if not self._sighted.was_dropped_as_duplicate(which.partition, which.record.offset):
+        if not self._let_through.was_dropped_as_duplicate(which.partition, which.record.offset):
             return False
         source = self._rules().sources.get(event.source)
         return source is None or source.dedupe is None or not EventBuilder(source).reproduces_id_of(event)
