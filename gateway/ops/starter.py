@@ -20,7 +20,7 @@ from gateway.text import did_you_mean
 from gateway.verify.presets import PRESETS
 
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
-RULES, TESTS, JOB = Path("routes.yaml"), Path("tests/first.yaml"), Path(".github/workflows/rules.yml")
+RULES, TESTS = Path("routes.yaml"), Path("tests/first.yaml")
 
 
 def repository_of(folder: Path) -> tuple[Path, Path]:
@@ -31,6 +31,15 @@ def repository_of(folder: Path) -> tuple[Path, Path]:
     inside = Path(os.path.abspath(folder))  # noqa: PTH100 - without `..`, and with links as they are
     root = next((each for each in (inside, *inside.parents) if (each / ".git").exists()), inside)
     return root, inside.relative_to(root)
+
+
+def job_of(folder: Path) -> Path:
+    """Return the file of the job that checks the rules of a folder; both paths are within a repository.
+
+    Each folder has a job of its own, as several teams may have their rules in one repository.
+    """
+    name = _NOT_IN_A_NAME.sub("-", "-".join(["rules", *folder.parts]).lower()).strip("-")
+    return Path(".github/workflows") / f"{name}.yml"
 
 
 def starter(provider: str, to: str, folder: Path = Path()) -> dict[Path, str]:
@@ -84,7 +93,11 @@ def starter(provider: str, to: str, folder: Path = Path()) -> dict[Path, str]:
                 "",
             ]
         ),
-        JOB: _JOB.format(version=version("webhook-gateway"), rules=shlex.quote((folder / RULES).as_posix())),
+        job_of(folder): _JOB.format(
+            name=job_of(folder).stem,
+            version=version("webhook-gateway"),
+            rules=shlex.quote((folder / RULES).as_posix()),
+        ),
     }
 
 
@@ -105,7 +118,7 @@ def _with_allowances(lines: list[str]) -> Iterator[str]:
 
 
 _JOB = """\
-name: rules
+name: {name}
 on:
   push:
     branches: [main]

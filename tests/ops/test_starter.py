@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from gateway.cli import main
 from gateway.model import UsageError
 from gateway.ops.check_reports import without_allowed
 from gateway.ops.rule_format import formatted
 from gateway.ops.rule_tests import run_test
-from gateway.ops.starter import JOB, RULES, TESTS, repository_of, starter
+from gateway.ops.starter import RULES, TESTS, job_of, repository_of, starter
 from gateway.rules.load import check_rules
 from gateway.rules.rule_tests import read_tests
 from gateway.verify.presets import PRESETS
@@ -48,7 +49,7 @@ def test_any_address_makes_rules_that_are_right(to: str, tmp_path: Path) -> None
 
 def test_the_job_runs_the_commands(tmp_path: Path) -> None:
     write(tmp_path, "github", "https://ci.example/")
-    job = (tmp_path / JOB).read_text()
+    job = (tmp_path / job_of(Path())).read_text()
     for each in ("gateway fmt --check", "gateway check routes.yaml --strict", "gateway test routes.yaml"):
         assert each in job
 
@@ -59,8 +60,19 @@ def test_in_a_folder_of_a_repository_the_job_is_at_its_root_and_checks_that_fold
     assert repository_of(tmp_path / "our edge" / "rules") == (tmp_path, Path("our edge/rules"))
     assert repository_of(tmp_path / "our edge" / ".." / "our edge") == (tmp_path, Path("our edge"))
     files = starter("github", "https://ci.example/", Path("our edge/rules"))
-    assert files.keys() == {Path("our edge/rules") / RULES, Path("our edge/rules") / TESTS, JOB}
-    assert "gateway check 'our edge/rules/routes.yaml' --strict" in files[JOB]
+    job = Path(".github/workflows/rules-our-edge-rules.yml")
+    assert files.keys() == {Path("our edge/rules") / RULES, Path("our edge/rules") / TESTS, job}
+    assert files[job].startswith("name: rules-our-edge-rules\n")
+    assert "gateway check 'our edge/rules/routes.yaml' --strict" in files[job]
+
+
+def test_two_folders_of_a_repository_have_a_job_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".git").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", "payments", "search"):
+        assert main(["init", folder, "--provider", "github", "--to", "https://ci.example/"]) == 0
+    jobs = sorted(path.name for path in (tmp_path / ".github/workflows").iterdir())
+    assert jobs == ["rules-payments.yml", "rules-search.yml", "rules.yml"]
 
 
 @pytest.mark.parametrize(
