@@ -1484,7 +1484,7 @@ def test_a_replay_is_followed_to_its_end(run: Run) -> None:
     assert code == 1
     assert f"replay {order.name} made no progress: is a gateway running?" in err
     checkpoint = ControlRecord(
-        kind="marker", name=order.key, state="done", at=NOW, checkpoint=dict.fromkeys(order.checkpoint, 1), count=1
+        kind="checkpoint", name=order.key, state="done", at=NOW, checkpoint=dict.fromkeys(order.checkpoint, 1), count=1
     )
     key, value = checkpoint.encode()
     on_log(lambda log: log.append(TOPICS.control, key=key, value=value, headers=[]))
@@ -1523,7 +1523,7 @@ def test_a_cancelled_replay_says_how_many_deliveries_it_had_queued(
             write_waiting(event_id=ledger[-1])
         reached = dict.fromkeys(order.checkpoint, len(ledger))
         marker = ControlRecord(
-            kind="marker", name=order.key, state="done", at=NOW, checkpoint=reached, count=len(ledger)
+            kind="checkpoint", name=order.key, state="done", at=NOW, checkpoint=reached, count=len(ledger)
         )
         give(marker.with_state("cancelled", covers_commands_below=100) if is_last else marker)
 
@@ -1549,7 +1549,7 @@ def test_a_replay_that_waits_for_a_partition_does_not_call_itself_complete(run: 
     run("replay", "--route", "build", "--from", "1h", "--no-wait")
     (order,) = orders()
     reached = dict.fromkeys(order.checkpoint, 1)
-    give(ControlRecord(kind="marker", name=order.key, state="done", at=NOW, checkpoint=reached, count=1, unread=2))
+    give(ControlRecord(kind="checkpoint", name=order.key, state="done", at=NOW, checkpoint=reached, count=1, unread=2))
     code, out, err = run("replay", "--follow", order.name, "--timeout", "0s")
     assert (code, out) == (1, "")
     assert "queued 1 delivery by build, from 1 record of events by now; 2 partitions can't be read" in err
@@ -1645,7 +1645,9 @@ def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_carries_it_
 
     async def announced(client: ControlClient, placed: StoredCommand, *, timeout: float) -> None:  # noqa: ARG001 - the signature
         name = announcement_key(placed.command.key)
-        hold = ControlRecord(kind="marker", name=name, state="done", at=NOW, covers_commands_below=placed.offset + 1)
+        hold = ControlRecord(
+            kind="checkpoint", name=name, state="done", at=NOW, covers_commands_below=placed.offset + 1
+        )
         await client._place(hold)
 
     monkeypatch.setattr(ControlClient, "finished", announced)
@@ -1835,7 +1837,7 @@ def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
 
     async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
         for name in (f"hold/{placed.command.key}", tried_name("build", "ci", 0)):
-            marker = ControlRecord(kind="marker", name=name, state="done", at=placed.command.at, count=3, **fate)
+            marker = ControlRecord(kind="checkpoint", name=name, state="done", at=placed.command.at, count=3, **fate)
             await orders._place(marker)
         return placed.command.with_state("done", count=0, tried=0)
 

@@ -150,7 +150,7 @@ def encode_delivery(delivery: Delivery, metadata: RecordMetadata, *, at: float) 
         "due": delivery.due,
         "since": delivery.replayed_at,
         "attempts": [_encode_attempt(attempt) for attempt in delivery.attempts],
-        "note": encode_record_metadata(metadata),
+        "metadata": encode_record_metadata(metadata),
         "at": at,
     }
     if delivery.burst is not None:
@@ -173,7 +173,7 @@ def decode_delivery(record: Record) -> StoredDelivery:
     headers = _Headers(record.headers)
     event = _event(headers, record.value)
     state = JsonFields.parse("gw_delivery", headers.get("gw_delivery"))
-    metadata = decode_record_metadata(state.inside("note"))
+    metadata = decode_record_metadata(state.inside("metadata"))
     delivery = Delivery(
         id=DeliveryId(state.text("id", like=ID, expected="an id")),
         event=event,
@@ -251,34 +251,34 @@ def record_metadata_of(record: Record) -> RecordMetadata:
     """Return the metadata of a delivery's record without decoding the rest; empty if it is missing or malformed."""
     try:
         return decode_record_metadata(
-            JsonFields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("note")
+            JsonFields.parse("gw_delivery", dict(record.headers).get("gw_delivery")).inside("metadata")
         )
     except UndecodableRecordError:
         return RecordMetadata()
 
 
 def encode_record_metadata(metadata: RecordMetadata) -> dict[str, str]:
-    """Return the non-empty fields of record metadata, as in `gw_delivery` (stored as `note`)."""
-    texts = {name: getattr(metadata, field) for field, name in _METADATA_TEXTS.items()}
+    """Return the non-empty fields of record metadata, as in `gw_delivery`."""
+    texts = {name: getattr(metadata, name) for name in _METADATA_TEXTS}
     encoded = {name: text for name, text in texts.items() if text}
     if metadata.breaks:
         encoded["breaks"] = str(metadata.breaks)
     if metadata.unknown_since is not None:
         encoded["unknown_since"] = f"{metadata.unknown_since:.3f}"
     if metadata.is_expedited:
-        encoded["hurry"] = "1"
+        encoded["is_expedited"] = "1"
     return encoded
 
 
 def decode_record_metadata(fields: JsonFields) -> RecordMetadata:
     """Read record metadata, ignoring fields of a newer version. Raises UndecodableRecordError."""
-    texts = {field: fields.text(name) for field, name in _METADATA_TEXTS.items() if fields.has(name)}
+    texts = {name: fields.text(name) for name in _METADATA_TEXTS if fields.has(name)}
     since = fields.text("unknown_since", like=_TIME, expected="a time") if fields.has("unknown_since") else None
     return RecordMetadata(
         **texts,
         breaks=int(fields.text("breaks", like=_COUNT, expected="a number")) if fields.has("breaks") else 0,
         unknown_since=None if since is None else float(since),
-        is_expedited=fields.has("hurry"),
+        is_expedited=fields.has("is_expedited"),
     )
 
 
@@ -470,15 +470,5 @@ _PLACE = re.compile(rb"([a-zA-Z0-9._-]{1,249})/([0-9]{1,9}) ([0-9]{1,14}) ([0-9]
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]++): ([^\r\n\0]*+)(?:\r\n|\Z)|(?s:.+)")
 """A header pair with its line end; or, where the text is malformed, all the rest, without a name."""
 _RESULTS = frozenset(Result)
-_METADATA_TEXTS = {
-    "spill_reason": "why",
-    "paused_name": "by",
-    "replay": "replay",
-    "dead_reason": "reason",
-    "detail": "detail",
-    "rules": "rules",
-    "owner": "owner",
-    "runbook": "runbook",
-}
-"""Field of RecordMetadata → its name in a record."""
+_METADATA_TEXTS = ("spill_reason", "paused_name", "replay", "dead_reason", "detail", "rules", "owner", "runbook")
 _TIME, _COUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?"), re.compile(r"[0-9]{1,9}")

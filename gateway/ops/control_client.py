@@ -211,7 +211,7 @@ class ControlClient:
         outcomes: list[ControlRecord] = []
         async for records in self._log.scan(self._partition, placed.offset + 1, end):
             for record in records:
-                if not record.key.startswith(b"marker/"):
+                if not record.key.startswith(b"checkpoint/"):
                     continue
                 with suppress(UnreadableRecordError):
                     command = decode(record.key, record.value)
@@ -281,7 +281,7 @@ def who() -> str:
 
 def _decode_related(record: Record, placed: ControlRecord) -> ControlRecord | None:
     """Decode a record of the control topic if it has the key of this command or of its checkpoint."""
-    if record.key not in (placed.key.encode(), f"marker/{placed.key}".encode()):
+    if record.key not in (placed.key.encode(), f"checkpoint/{placed.key}".encode()):
         return None
     try:
         return decode(record.key, record.value)
@@ -291,7 +291,7 @@ def _decode_related(record: Record, placed: ControlRecord) -> ControlRecord | No
 
 def _ending(command: ControlRecord, placed: StoredCommand) -> ControlRecord | None:
     """Return how a command has ended: by the checkpoint that covers it, or by its own final record."""
-    if command.kind == "marker":
+    if command.kind == "checkpoint":
         if command.state not in ("done", "cancelled") or command.covers_commands_below <= placed.offset:
             return None
         state = command.state if command.state == "cancelled" else _DONE.get(placed.command.kind, "done")

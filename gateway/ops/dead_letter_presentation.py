@@ -52,7 +52,7 @@ def letter_content(letter: DeadLetter) -> dict[str, object]:
     return {
         "key": event.key,
         "received_at": rfc3339(event.received_at),
-        "note": encode_record_metadata(letter.decoded.metadata),
+        "metadata": encode_record_metadata(letter.decoded.metadata),
         "attempts": [asdict(attempt) | {"at": rfc3339(attempt.at)} for attempt in delivery.attempts],
         **event_content(event),
     }
@@ -97,7 +97,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
         output.block(body_text(letter.record.value))
         return
     delivery, metadata = letter.decoded.delivery, encode_record_metadata(letter.decoded.metadata)
-    reason, detail = metadata.pop("reason", ""), metadata.pop("detail", "")
+    reason, detail = metadata.pop("dead_reason", ""), metadata.pop("detail", "")
     output.print(("dead letter ", "bold"), delivery.id)
     resolved_at = f", {when(letter.resolved_by.at)}" if letter.resolved_by else ""
     print_fields(
@@ -107,7 +107,7 @@ def print_letter(output: Output, letter: DeadLetter) -> None:
             "reason": f"{reason}: {detail}" if detail else reason,
             "written": when(letter.properties.at),
             "status": letter.status + resolved_at,
-            **metadata,
+            **{name.replace("_", " "): value for name, value in metadata.items()},
         },
     )
     rows = [

@@ -471,10 +471,10 @@ class _Migration:
         # What an earlier run wrote, and the old gateway has carried out since.
         for key, command in there.commands.items():
             if key not in wanted.commands:
-                await self._store_control(ControlRecord(kind="marker", name=key, state="deleted", at=0.0))
+                await self._store_control(ControlRecord(kind="checkpoint", name=key, state="deleted", at=0.0))
                 await self._store_control(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
         for command in moved:
-            if command.kind != "marker":
+            if command.kind != "checkpoint":
                 is_there = there.commands.get(command.key) == command
             else:
                 is_there = (
@@ -531,7 +531,12 @@ class _Migration:
                     checkpoint = self._translated(reached)
                     moved.append(
                         ControlRecord(
-                            kind="marker", name=command.key, state="done", at=at, checkpoint=checkpoint, count=injected
+                            kind="checkpoint",
+                            name=command.key,
+                            state="done",
+                            at=at,
+                            checkpoint=checkpoint,
+                            count=injected,
                         )
                     )
                 return moved

@@ -47,7 +47,7 @@ def garbage() -> list[Poison]:
     state = orjson.loads(dict(encode_delivery(a_delivery(), NO_METADATA, at=0.0))["gw_delivery"])
     changed = [
         {**state, name: value}
-        for name in ("id", "route", "attempts", "successor", "due", "note", "at")
+        for name in ("id", "route", "attempts", "successor", "due", "metadata", "at")
         for value in (None, ["list"], {"an": "object"}, True, -1, 1e300, "\0")
     ]
     found: list[Poison] = [
@@ -63,13 +63,20 @@ def garbage() -> list[Poison]:
 
 
 def orders() -> list[Poison]:
-    keys = (b"pause/destination/first", b"kick/route/all", b"dead/1", b"replay/1", b"marker/replay/1", b"what/is/this")
+    keys = (
+        b"pause/destination/first",
+        b"kick/route/all",
+        b"dead/1",
+        b"replay/1",
+        b"checkpoint/replay/1",
+        b"what/is/this",
+    )
     values = (
         b"",
         b"[]",
         b'{"state":',
-        b'{"state":["paused"],"at":0,"marker":{},"count":0}',
-        b'{"state":"done","at":"now","marker":{"a":"b"},"count":{},"filter":[],"selection":7}',
+        b'{"state":["paused"],"at":0,"checkpoint":{},"count":0}',
+        b'{"state":"done","at":"now","checkpoint":{"a":"b"},"count":{},"filter":[],"selection":7}',
     )
     return [(b"", b"{}", []), *[(key, value, []) for key in keys for value in values if key != keys[0] or value]]
 
@@ -102,7 +109,7 @@ def decodable(topic: str, route: str) -> list[Poison]:
             kind="replay", name="poison-done", state="done", at=1.0, checkpoint={other: 1 << 53}, selection=at_the_end
         ),
         ControlRecord(
-            kind="marker", name="replay/poison-done", state="done", at=1.0, checkpoint={other: 9}, routes=routes[0]
+            kind="checkpoint", name="replay/poison-done", state="done", at=1.0, checkpoint={other: 9}, routes=routes[0]
         ),
         ControlRecord(kind="rules", name="poison-self", state="done", at=1.0, revision="poison-self", routes="x"),
         ControlRecord(kind="rules", name="poison-whole", state="done", at=1.0, routes="x"),

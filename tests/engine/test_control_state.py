@@ -39,8 +39,8 @@ ORDERS = {
         count=3,
         detail="no route",
     ),
-    "marker": ControlRecord(
-        kind="marker",
+    "checkpoint": ControlRecord(
+        kind="checkpoint",
         name="replay/1f-ab",
         state="requested",
         at=1.5,
@@ -101,8 +101,8 @@ def body(kind: str, **changes: object) -> tuple[bytes, bytes]:
     [
         ("pause", {"state": "requested"}),
         ("pause", {"state": ["paused"]}),
-        ("pause", {"marker": {"gateway.parked/0": "3"}}),
-        ("pause", {"marker": {"gateway.parked": 3}}),
+        ("pause", {"checkpoint": {"gateway.parked/0": "3"}}),
+        ("pause", {"checkpoint": {"gateway.parked": 3}}),
         ("pause", {"at": "now"}),
         ("pause", {"v": 0}),
         ("pause", {"v": "2"}),
@@ -113,10 +113,10 @@ def body(kind: str, **changes: object) -> tuple[bytes, bytes]:
         ("replay", {"selection": None}),
         ("replay", {"selection": {"route": "build", "since": 0, "rate": 0}}),
         ("replay", {"selection": {"route": "build", "since": 0, "starts": {"a/b": 1}}}),
-        ("replay", {"marker": {"gateway.events.a/first": 1}}),
-        ("replay", {"marker": {"./0": 1}}),
-        ("replay", {"marker": {"../0": 1}}),
-        ("replay", {"marker": {"gateway.events.a/00": 1}}),
+        ("replay", {"checkpoint": {"gateway.events.a/first": 1}}),
+        ("replay", {"checkpoint": {"./0": 1}}),
+        ("replay", {"checkpoint": {"../0": 1}}),
+        ("replay", {"checkpoint": {"gateway.events.a/00": 1}}),
         ("replay", {"selection": {"route": "build", "since": 0, "starts": {"./0": 1}}}),
     ],
 )
@@ -147,9 +147,13 @@ def test_a_kick_reserves_its_announced_retries_until_answered() -> None:
     place = Partition("gateway.retry.20s", 0)
     kick = ControlRecord(kind="kick", name="destination/ci", state="requested", at=1.5)
     announced = ControlRecord(
-        kind="marker", name="hold/kick/destination/ci", state="done", at=2.0, checkpoint={f"{place.topic}/0": 7}
+        kind="checkpoint",
+        name="announcement/kick/destination/ci",
+        state="done",
+        at=2.0,
+        checkpoint={f"{place.topic}/0": 7},
     )
-    answer = ControlRecord(kind="marker", name="kick/destination/ci", state="done", at=3.0, covers_commands_below=6)
+    answer = ControlRecord(kind="checkpoint", name="kick/destination/ci", state="done", at=3.0, covers_commands_below=6)
     for answers in ((), (answer,)):
         control = Control()
         for offset, order in ((5, kick), *[(6, order) for order in answers], (7, announced)):
@@ -165,7 +169,7 @@ def test_an_early_checkpoint_that_is_appended_after_the_last_one_leaves_its_comm
     """It is the try of an append that had no answer. What has overwritten the last one has to be overwritten again."""
     command = ControlRecord(kind=kind, name=name, state="resuming" if kind == "pause" else "requested", at=1.5)
     early = ControlRecord(
-        kind="marker", name=command.key, state="requested", at=2.0, checkpoint={"gateway.parked/0": 3}
+        kind="checkpoint", name=command.key, state="requested", at=2.0, checkpoint={"gateway.parked/0": 3}
     )
     last = replace(early, state="done", at=3.0, checkpoint={"gateway.parked/0": 9}, covers_commands_below=6)
     control = Control()
@@ -193,7 +197,7 @@ def test_an_early_checkpoint_that_is_appended_after_the_last_one_leaves_its_comm
 
 def test_a_replays_early_checkpoint_that_is_appended_late_takes_nothing_back() -> None:
     command = replace(ORDERS["replay"], state="requested")
-    early = ControlRecord(kind="marker", name=command.key, state="done", at=2.0, checkpoint={"a/0": 3}, count=1)
+    early = ControlRecord(kind="checkpoint", name=command.key, state="done", at=2.0, checkpoint={"a/0": 3}, count=1)
     last = replace(early, checkpoint={"a/0": 3, "b/0": 4}, count=2, known_below=(7, 8))
     control = Control()
     for offset, record in enumerate((command, early, last, early)):
@@ -211,14 +215,14 @@ def test_a_kick_reserves_its_announced_retries_while_its_heartbeats_come() -> No
     place = Partition("gateway.retry.20s", 0)
     kick = ControlRecord(kind="kick", name="destination/ci", state="requested", at=1.5)
     announced = ControlRecord(
-        kind="marker",
-        name="hold/kick/destination/ci",
+        kind="checkpoint",
+        name="announcement/kick/destination/ci",
         state="done",
         at=2.0,
         checkpoint={f"{place.topic}/0": 7},
         covers_commands_below=6,
     )
-    checkpoint = ControlRecord(kind="marker", name="kick/destination/ci", state="requested", at=3.0)
+    checkpoint = ControlRecord(kind="checkpoint", name="kick/destination/ci", state="requested", at=3.0)
     control = Control()
     control.read_at = 100.0
     for offset, record in ((5, kick), (6, announced)):
@@ -252,11 +256,11 @@ def test_a_kind_of_control_record_that_only_a_newer_version_knows_is_not_garbage
 
 def test_a_replay_whose_checkpoint_a_newer_version_wrote_is_left_to_it() -> None:
     asked = ControlRecord(kind="replay", name="1f-ab", state="requested", at=1.5, selection=SELECTION)
-    control = Control([asked, ORDERS["marker"]])
+    control = Control([asked, ORDERS["checkpoint"]])
     assert control.next_replay() == asked
     with pytest.raises(NewerRecordError):
-        control.decode_and_apply(b"marker/replay/1f-ab", b'{"v": 2}')
+        control.decode_and_apply(b"checkpoint/replay/1f-ab", b'{"v": 2}')
     assert control.next_replay() is None
-    assert control.checkpoint("replay/1f-ab") == ORDERS["marker"].checkpoint
-    control.decode_and_apply(*ORDERS["marker"].encode())
+    assert control.checkpoint("replay/1f-ab") == ORDERS["checkpoint"].checkpoint
+    control.decode_and_apply(*ORDERS["checkpoint"].encode())
     assert control.next_replay() == asked

@@ -409,7 +409,7 @@ async def test_a_jobs_end_does_not_cancel_a_simultaneous_command() -> None:
         async def append(
             self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
         ) -> Position:
-            if key == b"marker/pause/destination/ci" and now() < began + 2:
+            if key == b"checkpoint/pause/destination/ci" and now() < began + 2:
                 await publish(world, ControlRecord(kind="pause", name=NAME, state="paused", at=now()))
             return await super().append(topic, key=key, value=value, headers=headers, partition=partition)
 
@@ -637,7 +637,7 @@ async def test_an_early_checkpoint_that_is_appended_late_is_overwritten_again() 
         await publish(world, command)
         await asyncio.sleep(3)
         assert not control.has_pending(command.key)
-        await publish(world, ControlRecord(kind="marker", name=command.key, state="requested", at=command.at))
+        await publish(world, ControlRecord(kind="checkpoint", name=command.key, state="requested", at=command.at))
         await asyncio.sleep(3)
     compacted = {record.key: record for record in world.log.records(TOPICS.control)}
     fresh = Control()

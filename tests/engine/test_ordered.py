@@ -271,7 +271,7 @@ async def test_the_outcome_of_a_moving_partition_is_unknown() -> None:
         await asyncio.sleep(1)
         await world.log.rebalance(GROUP)
         await asyncio.sleep(30)
-    assert not [key for key in map(_key_of, world.log.records(TOPICS.control)) if key.startswith("marker/tried/")]
+    assert not [key for key in map(_key_of, world.log.records(TOPICS.control)) if key.startswith("checkpoint/tried/")]
 
 
 def _key_of(record: Record) -> str:

@@ -37,7 +37,7 @@ async def kick(world: World) -> None:
 
 async def kick_at_once(world: World) -> None:
     """Announce a kick as its job does, for one that comes at a certain moment."""
-    await publish(world, ControlRecord(kind="marker", name="hold/kick/route/build", state="done", at=now()))
+    await publish(world, ControlRecord(kind="checkpoint", name="announcement/kick/route/build", state="done", at=now()))
 
 
 # Kicks.

@@ -65,10 +65,10 @@ def test_a_replay_of_an_impossible_range_ends_no_process(ends: Mapping[str, int]
 
 def poison(kind: str, text: str, ends: Mapping[str, int]) -> Iterator[ControlRecord]:
     """Yield records by which the route, as events of all partitions were routed or replayed by it, is a text."""
-    if kind == "marker":
+    if kind == "checkpoint":
         selection = Selection(route="build", since=0.0, starts=dict.fromkeys(ends, 0))
         yield ControlRecord(kind="replay", name="bad", state="done", at=now(), checkpoint=ends, selection=selection)
-        yield ControlRecord(kind="marker", name="replay/bad", state="done", at=now(), checkpoint=ends, routes=text)
+        yield ControlRecord(kind="checkpoint", name="replay/bad", state="done", at=now(), checkpoint=ends, routes=text)
         return
     revision = encode(RoutingRevision("bad", {"build": text}), None) if kind == "rules" else text
     yield ControlRecord(
@@ -79,7 +79,7 @@ def poison(kind: str, text: str, ends: Mapping[str, int]) -> Iterator[ControlRec
     )
 
 
-@pytest.mark.parametrize("kind", ["marker", "rules", "whole", "itself"])
+@pytest.mark.parametrize("kind", ["checkpoint", "rules", "whole", "itself"])
 @pytest.mark.parametrize("text", ["garbage", "[]", '{"from": 1, "to": []}', '{"from":["github"],"to":["ci"],"when":7}'])
 def test_foreign_route_texts_are_unknown_and_end_no_process(kind: str, text: str) -> None:
     async def scenario() -> None:

@@ -233,7 +233,7 @@ def test_a_command_covers_no_dead_letter_of_a_topic_recreated_later(
         if is_begun:  # by an owner that has come to the third letter of each partition
             ends = {place: min(end, 3) for place, end in placed.command.checkpoint.items()}
             marker = ControlRecord(
-                kind="marker",
+                kind="checkpoint",
                 name=placed.command.key,
                 state="requested",
                 at=now(),
@@ -297,7 +297,12 @@ def test_dead_letters_stamped_by_a_clock_that_was_ahead_are_replayed(gap: int) -
 def test_a_checkpoint_covers_appends_before_its_last_record() -> None:
     partition, at = Partition("gateway.retry.20s", 1), 1_700_000_000.5
     checkpoint = ControlRecord(
-        kind="marker", name=f"kick/{NAME}", state="done", at=at + 3, checkpoint={"gateway.retry.20s/1": 7}, latest=at
+        kind="checkpoint",
+        name=f"kick/{NAME}",
+        state="done",
+        at=at + 3,
+        checkpoint={"gateway.retry.20s/1": 7},
+        latest=at,
     )
     in_place = replace(checkpoint, latest=at + 9, latest_by_partition={"gateway.retry.20s/1": at})
     for record, last in ((checkpoint, at), (replace(checkpoint, latest=None), at + 3), (in_place, at)):
@@ -461,7 +466,7 @@ async def test_no_rescan_answers_a_resume_in_a_recreated_control_topic() -> None
 
 def test_a_checkpoint_answers_no_command_by_offsets_of_a_former_control_topic() -> None:
     control = Control()
-    done = ControlRecord(kind="marker", name=f"kick/{NAME}", state="done", at=1.0, covers_commands_below=300)
+    done = ControlRecord(kind="checkpoint", name=f"kick/{NAME}", state="done", at=1.0, covers_commands_below=300)
     control.decode_and_apply(
         *done.encode(), 2
     )  # written by a process that didn't know yet that the topic was recreated

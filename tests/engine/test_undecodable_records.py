@@ -112,7 +112,7 @@ POISON: list[tuple[str, bytes, bytes, RecordHeaders]] = [
                             "due": 0,
                             "since": 0,
                             "at": 0,
-                            "note": {"unknown_since": "yesterday"},
+                            "metadata": {"unknown_since": "yesterday"},
                         }
                     ),
                 ),
@@ -128,11 +128,11 @@ ORDERS = [
     (b"\xff/\xff", b"{}"),
     (b"pause", b"{}"),
     (b"pause/destination/ci", b'{"state": "paused"'),
-    (b"pause/destination/ci", b'{"state": 1, "at": "now", "marker": [], "count": null}'),
-    (b"kick/destination/ci", b'{"state": "asked", "at": 0, "marker": {"x": "y"}, "count": 0}'),
-    (b"dead/1", b'{"state": "asked", "at": 0, "marker": {}, "count": 0, "filter": {"ids": 7}}'),
-    (b"replay/1", b'{"state": "asked", "at": 0, "marker": {"a/b": 1}, "count": 0, "selection": {"route": 1}}'),
-    (b"marker/replay/1", b"[]"),
+    (b"pause/destination/ci", b'{"state": 1, "at": "now", "checkpoint": [], "count": null}'),
+    (b"kick/destination/ci", b'{"state": "requested", "at": 0, "checkpoint": {"x": "y"}, "count": 0}'),
+    (b"dead/1", b'{"state": "requested", "at": 0, "checkpoint": {}, "count": 0, "filter": {"ids": 7}}'),
+    (b"replay/1", b'{"state": "requested", "at": 0, "checkpoint": {"a/b": 1}, "count": 0, "selection": {"route": 1}}'),
+    (b"checkpoint/replay/1", b"[]"),
 ]
 
 

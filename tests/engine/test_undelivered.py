@@ -471,7 +471,7 @@ async def test_a_replay_that_an_older_version_began_proves_nothing_of_what_it_ma
         await publish(
             world,
             ControlRecord(
-                kind="marker", name=order.key, state="done", at=now(), checkpoint={first: begun[first]}, routes=text
+                kind="checkpoint", name=order.key, state="done", at=now(), checkpoint={first: begun[first]}, routes=text
             ),
         )
         world.rules = rules_of(OTHER)

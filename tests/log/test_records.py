@@ -102,7 +102,7 @@ STATE: dict[str, Any] = {
         {"n": 1, "at": 1_700_000_000.5, "s": 0.25, "result": "5xx", "status": 503, "detail": ""},
         {"n": 2, "at": 1_700_000_001, "s": 1, "result": "timeout", "status": None, "detail": "read"},
     ],
-    "note": {"by": "route/build", "unknown_since": "1700000000.000", "breaks": "3"},
+    "metadata": {"paused_name": "route/build", "unknown_since": "1700000000.000", "breaks": "3"},
     "at": 1_700_000_000.5,
 }
 _TEXTS = {name: st.text(max_size=40) for name in ("spill_reason", "paused_name", "replay", "dead_reason", "detail")}
@@ -220,7 +220,7 @@ def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: RecordMe
     assert (stored.delivery, stored.metadata) == (delivery, note)
 
 
-def test_each_field_of_a_note_is_written_and_read() -> None:
+def test_each_field_of_record_metadata_is_written_and_read() -> None:
     told = RecordMetadata(
         spill_reason="paused", paused_name="route/build", breaks=3, unknown_since=NOW, is_expedited=True, replay="1"
     )
@@ -231,8 +231,8 @@ def test_each_field_of_a_note_is_written_and_read() -> None:
         note = replace(NO_METADATA, **{field.name: getattr(told, field.name)})
         written = encode_record_metadata(note)
         assert len(written) == 1
-        assert decode_record_metadata(JsonFields("note", written)) == note
-    assert decode_record_metadata(JsonFields("note", encode_record_metadata(told) | {"newer": "x"})) == told
+        assert decode_record_metadata(JsonFields("metadata", written)) == note
+    assert decode_record_metadata(JsonFields("metadata", encode_record_metadata(told) | {"newer": "x"})) == told
 
 
 @given(DELIVERIES)
@@ -301,7 +301,7 @@ def state_with(**changes: object) -> bytes:
         b'"text"',
         *[
             state_without(name)
-            for name in ("id", "route", "destination", "attempts", "successor", "due", "since", "note")
+            for name in ("id", "route", "destination", "attempts", "successor", "due", "since", "metadata")
         ],
         state_with(attempts=None),
         state_with(id="dlv 1"),
@@ -310,9 +310,9 @@ def state_with(**changes: object) -> bytes:
         state_with(successor=True),
         state_with(due=1e18),
         state_with(since=-1),
-        state_with(note={"unknown_since": "yesterday"}),
-        state_with(note={"breaks": "many"}),
-        state_with(note={"by": 1}),
+        state_with(metadata={"unknown_since": "yesterday"}),
+        state_with(metadata={"breaks": "many"}),
+        state_with(metadata={"paused_name": 1}),
         state_with(at="now"),
         state_with(attempts=[1]),
         state_with(attempts=[{}]),

@@ -90,17 +90,17 @@ async def test_the_results_of_ordered_kicks_are_kept_apart() -> None:
     log = await a_log()
     client = ControlClient(log, TOPICS)
     name, place = "destination/ci", tried_name("build", "ci", 0)
-    await publish(log, ControlRecord(kind="marker", name=place, state="done", at=1.0, tried=9))  # of an earlier one
+    await publish(log, ControlRecord(kind="checkpoint", name=place, state="done", at=1.0, tried=9))  # of an earlier one
     kicks = []
     for at, tried in ((2.0, 5), (3.0, 0)):
         kicks.append(await client.kick(name))
-        await publish(log, ControlRecord(kind="marker", name=f"hold/kick/{name}", state="done", at=at))
-        await publish(log, ControlRecord(kind="marker", name=place, state="done", at=at, tried=tried))
+        await publish(log, ControlRecord(kind="checkpoint", name=f"announcement/kick/{name}", state="done", at=at))
+        await publish(log, ControlRecord(kind="checkpoint", name=place, state="done", at=at, tried=tried))
         assert (await client.ordered_outcomes(kicks[-1]))[place].tried == tried
         # This log compacts at once: the first outcome is replaced, and no other is taken for it.
         assert all([not await client.ordered_outcomes(kick) for kick in kicks[:-1]])
         answer = ControlRecord(
-            kind="marker", name=f"kick/{name}", state="done", at=at, covers_commands_below=kicks[-1].offset + 1
+            kind="checkpoint", name=f"kick/{name}", state="done", at=at, covers_commands_below=kicks[-1].offset + 1
         )
         await publish(log, answer)
 
@@ -112,10 +112,10 @@ async def test_an_answer_is_not_that_of_a_second_command_given_before_the_first_
 
     async def carry_out(covers_below: int, *, at: float, count: int) -> None:
         marks = (
-            ControlRecord(kind="marker", name=f"hold/kick/{name}", state="done", at=at),
-            ControlRecord(kind="marker", name=place, state="done", at=at, tried=count),
+            ControlRecord(kind="checkpoint", name=f"announcement/kick/{name}", state="done", at=at),
+            ControlRecord(kind="checkpoint", name=place, state="done", at=at, tried=count),
             ControlRecord(
-                kind="marker",
+                kind="checkpoint",
                 name=f"kick/{name}",
                 state="done",
                 at=at,
@@ -134,8 +134,8 @@ async def test_an_answer_is_not_that_of_a_second_command_given_before_the_first_
     assert answer.count == 7
     assert (await client.ordered_outcomes(first))[place].tried == 7
     assert await client.finished(second, timeout=0) is None
-    await publish(log, ControlRecord(kind="marker", name=f"hold/kick/{name}", state="done", at=2.0))
-    await publish(log, ControlRecord(kind="marker", name=place, state="done", at=2.0, tried=3))
+    await publish(log, ControlRecord(kind="checkpoint", name=f"announcement/kick/{name}", state="done", at=2.0))
+    await publish(log, ControlRecord(kind="checkpoint", name=place, state="done", at=2.0, tried=3))
     assert (await client.ordered_outcomes(second))[place].tried == 3
     await carry_out(second.offset + 1, at=2.0, count=3)
     answer = await client.finished(second, timeout=0)

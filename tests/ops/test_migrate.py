@@ -144,7 +144,8 @@ async def fill(log: Log, *, base: int = 10) -> None:
     await order(log, ControlRecord(kind="pause", name="destination/ci", state="paused", at=now))
     reached = {f"{TOPICS.parked}/0": 1}  # by the resume of an earlier pause
     await order(
-        log, ControlRecord(kind="marker", name="pause/destination/ci", state="done", at=log.now(), checkpoint=reached)
+        log,
+        ControlRecord(kind="checkpoint", name="pause/destination/ci", state="done", at=log.now(), checkpoint=reached),
     )
     settled = {f"{TOPICS.dead}/0": 2}
     await order(
@@ -179,7 +180,7 @@ async def order_all(log: Log) -> None:
         ControlRecord(kind="replay", name="r", state="requested", at=1.0, checkpoint={place: 40}, selection=selection),
     )
     await order(
-        log, ControlRecord(kind="marker", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
+        log, ControlRecord(kind="checkpoint", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
     )
     which = DeadFilter(destination="erp", since=1.0)
     checkpoint = {f"{TOPICS.dead}/0": 4}
@@ -277,7 +278,9 @@ async def test_a_kicks_injected_originals_are_not_moved(source: EmbeddedLog) -> 
     checkpoint = {f"{TOPICS.retry('5h')}/0": 1}
     await order(
         source,
-        ControlRecord(kind="marker", name="kick/destination/ci", state="done", at=source.now(), checkpoint=checkpoint),
+        ControlRecord(
+            kind="checkpoint", name="kick/destination/ci", state="done", at=source.now(), checkpoint=checkpoint
+        ),
     )
     target = MemoryLog()
     await move(source, target)
@@ -336,7 +339,7 @@ async def test_a_replay_in_progress_resumes_with_the_same_events(source: Embedde
     )
     await order(source, replace(asked, last_records=await last_records(source, {}, asked.checkpoint)))
     await order(
-        source, ControlRecord(kind="marker", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
+        source, ControlRecord(kind="checkpoint", name="replay/r", state="done", at=2.0, checkpoint={place: 20}, count=9)
     )
     target = MemoryLog()
     await move(source, target)
@@ -461,7 +464,7 @@ async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carrie
     for given in (await control_of(source)).commands.values():
         if given.state == "requested":
             await order(source, given.with_state("done"))
-    await order(source, ControlRecord(kind="marker", name="replay/r", state="deleted", at=0.0))
+    await order(source, ControlRecord(kind="checkpoint", name="replay/r", state="deleted", at=0.0))
     await move(source, target)
     control = await control_of(target)
     assert [each.key for each in control.commands.values()] == ["pause/destination/ci"]
@@ -700,7 +703,9 @@ async def test_deliveries_that_ended_since_an_interruption_stay_ended(source: Em
     reached = {f"{topic}/0": 4}
     if topic == TOPICS.parked:
         name = "pause/destination/ci"
-        await order(source, ControlRecord(kind="marker", name=name, state="done", at=source.now(), checkpoint=reached))
+        await order(
+            source, ControlRecord(kind="checkpoint", name=name, state="done", at=source.now(), checkpoint=reached)
+        )
         await order(source, ControlRecord(kind="pause", name="destination/ci", state="active", at=9.0))
     else:
         await order(source, ControlRecord(kind="dead", name="2", state="done", at=source.now(), checkpoint=reached))

@@ -121,7 +121,7 @@ async def test_a_replay_is_followed_from_its_order_to_its_end() -> None:
     ).command
     place, end = max(window.ends.items(), key=lambda item: item[1])
     halfway = {**window.starts, place: end}
-    checkpoint = ControlRecord(kind="marker", name=order.key, state="done", at=NOW, checkpoint=halfway, count=4)
+    checkpoint = ControlRecord(kind="checkpoint", name=order.key, state="done", at=NOW, checkpoint=halfway, count=4)
     happens = [[], [checkpoint], [], [order.with_state("done", count=20)]]
 
     async def sleep(_: float) -> None:
@@ -191,7 +191,7 @@ async def test_only_a_replay_under_way_is_cancelled() -> None:
     orders = ControlClient(log, TOPICS)
     assert await orders.cancel("x") is None
     order = (await orders.replay(Selection(route="build", since=0.0), {})).command
-    await publish(log, ControlRecord(kind="marker", name=order.key, state="done", at=NOW, count=7))
+    await publish(log, ControlRecord(kind="checkpoint", name=order.key, state="done", at=NOW, count=7))
     placed = await orders.cancel(order.name)
     assert placed is not None
     cancelled = placed.command

@@ -1408,7 +1408,7 @@ class Ledger:
         self._see_kick(order)
         if order.kind == "kick" and order.state == "requested":
             self._kicks.setdefault(order.key, {})[offset] = self._now()
-        if order.kind == "marker" and order.state == "done" and order.name in self._kicks:
+        if order.kind == "checkpoint" and order.state == "done" and order.name in self._kicks:
             asked = self._kicks[order.name]
             answers = order.covers_commands_below if order.covers_commands_below <= offset else 0  # of a topic before
             answered = [each for each in asked if each < answers]
@@ -1493,9 +1493,9 @@ class Ledger:
 
     def _see_kick(self, order: ControlRecord) -> None:
         """Note which breakers a kick that is announced may move."""
-        if order.kind != "marker" or not order.name.startswith("hold/kick/"):
+        if order.kind != "checkpoint" or not order.name.startswith("announcement/kick/"):
             return
-        self._deletions.left_to_kicks.append((order.name.removeprefix("hold/kick/"), order.checkpoint))
+        self._deletions.left_to_kicks.append((order.name.removeprefix("announcement/kick/"), order.checkpoint))
         _, _, kind, name = order.name.split("/", 3)
         of_route = [to for route, to in self._targets if route == name]
         for destination in [name] if kind == "destination" else of_route:

@@ -753,8 +753,8 @@ def poisoned_headers(source: str) -> list[RecordHeaders]:
     state = {"id": "dlv_1", "route": "r0", "destination": "d0", "successor": 0, "due": 0, "since": 0, "at": 0}
     values: list[object] = [None, 1e300, [[]], {"unknown_since": "x", "breaks": "x"}, True]
     states: list[dict[str, object]] = [
-        {**state, "attempts": [], "note": {}, name: value}
-        for name in ("id", "attempts", "successor", "due", "note")
+        {**state, "attempts": [], "metadata": {}, name: value}
+        for name in ("id", "attempts", "successor", "due", "metadata")
         for value in values
     ]
     return [
@@ -778,15 +778,15 @@ def poisoned_orders() -> list[tuple[bytes, bytes]]:
         b"kick/route/never",
         b"dead/never",
         b"replay/never",
-        b"marker/kick/route/never",
+        b"checkpoint/kick/route/never",
     )
     values = (
         b"[]",
         b'{"state":',
-        b'{"state":["paused"],"at":0,"marker":{},"count":0}',
-        b'{"state":"asked","at":"now","marker":{},"count":0}',
-        b'{"state":"asked","at":0,"marker":{"x":"y"},"count":0,"filter":[],"selection":{"rate":0}}',
-        b'{"state":"done","at":0,"marker":[],"count":0}',
+        b'{"state":["paused"],"at":0,"checkpoint":{},"count":0}',
+        b'{"state": "requested","at":"now","checkpoint":{},"count":0}',
+        b'{"state": "requested","at":0,"checkpoint":{"x":"y"},"count":0,"filter":[],"selection":{"rate":0}}',
+        b'{"state":"done","at":0,"checkpoint":[],"count":0}',
     )
     return [(key, value) for key in keys for value in values]
 

@@ -1,15 +1,14 @@
 """The records of `gateway.control`: commands (pause, kick, replay, dead letters), checkpoints, the routing history.
 
-The last record of each key counts (the topic is compacted). Checkpoints are stored under the name `marker`, routing
-revisions as `edition`, the state `requested` as `asked`:
+The last record of each key counts (the topic is compacted):
 
     pause/route/NAME, pause/destination/NAME    paused ──resume──▶ resuming ──checkpoint──▶ active
     kick/route/NAME,  kick/destination/NAME     requested ──checkpoint──▶ done
     dead/ID                                     requested ──job──▶ done
     replay/ID                                   requested ──job──▶ done, or cancelled by an operator or by the job
-    marker/KEY                                  how far the jobs of that key have come, and which commands they answer
-    marker/hold/KEY                             announces up to where the job of a kick will scan; it isn't a hold
-    marker/tried/ROUTE/DESTINATION/PARTITION    outcome of the last kick on a partition of an ordered route
+    checkpoint/KEY                              how far the jobs of that key have come, and which commands they answer
+    checkpoint/announcement/KEY                 announces up to where the job of a kick will scan
+    checkpoint/tried/ROUTE/DESTINATION/PARTITION    outcome of the last kick on a partition of an ordered route
     rules/REVISION, routed/ID                   which rules events were routed by (`routing_history.py`)
 """
 
@@ -25,7 +24,7 @@ from gateway.log.base import Partition
 from gateway.log.json_fields import ID, JsonFields
 from gateway.model import NAME_PATTERN, NewerRecordError, UndecodableRecordError, shown
 
-Kind = Literal["pause", "kick", "dead", "replay", "marker", "rules", "routed"]
+Kind = Literal["pause", "kick", "dead", "replay", "checkpoint", "rules", "routed"]
 State = Literal["paused", "resuming", "active", "requested", "done", "cancelled", "deleted"]
 T = TypeVar("T")
 FORMAT = 1
@@ -49,13 +48,10 @@ _STATES: Mapping[Kind, tuple[State, ...]] = {
     "kick": ("requested", "done"),
     "dead": ("requested", "done"),
     "replay": ("requested", "done", "cancelled"),
-    "marker": ("requested", "done", "cancelled"),
+    "checkpoint": ("requested", "done", "cancelled"),
     "rules": ("done",),
     "routed": ("done",),
 }
-_STORED: Mapping[State, str] = {"requested": "asked"}
-_STATE: Mapping[str, State] = {_STORED.get(state, state): state for states in _STATES.values() for state in states}
-_STORED_STATES = {kind: tuple([_STORED.get(state, state) for state in states]) for kind, states in _STATES.items()}
 _ACTIONS: tuple[Literal["replay", "drop"], ...] = ("replay", "drop")
 _NAME = re.compile(f"(route|destination)/{NAME_PATTERN.pattern}")
 _NAMES: Mapping[Kind, re.Pattern[str]] = {
@@ -63,7 +59,7 @@ _NAMES: Mapping[Kind, re.Pattern[str]] = {
     "kick": _NAME,
     "dead": ID,
     "replay": ID,
-    "marker": ID,
+    "checkpoint": ID,
     "rules": ID,
     "routed": ID,
 }
@@ -154,7 +150,7 @@ class ControlRecord:
     where its dead letters or its replay end. `count` is the number of deliveries that the job has injected or dropped.
     `selection` is that of a replay. `detail` is why a job has cancelled a replay, which ordered routes aren't counted,
     or which partitions a replay of the undelivered couldn't consider. A checkpoint `covers_commands_below` an
-    offset of the control topic: it ends the earlier commands of its key (stored as `answered`).
+    offset of the control topic: it ends the earlier commands of its key.
 
     `expedited` in a kick's announcement: up to where deliveries in the shortest tier are due at once. In a kick's last
     checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `waiting_by_reason`
@@ -241,8 +237,8 @@ class ControlRecord:
         """Return the record's key and value."""
         if self.state == "deleted":
             return self.key.encode(), b""
-        body: dict[str, Any] = {"v": FORMAT, "state": _STORED.get(self.state, self.state), "at": self.at}
-        body |= {"marker": dict(self.checkpoint), "count": self.count}
+        body: dict[str, Any] = {"v": FORMAT, "state": self.state, "at": self.at}
+        body |= {"checkpoint": dict(self.checkpoint), "count": self.count}
         if self.kind == "dead":
             body["action"] = self.action
             body["filter"] = self.filter.as_json()
@@ -254,36 +250,33 @@ class ControlRecord:
             body["selection"] = asked
         texts = {
             "detail": self.detail,
-            "edition": self.revision,
+            "revision": self.revision,
             "routes": self.routes,
             "identities": self.identities,
             "by": self.by,
         }
         body |= {name: text for name, text in texts.items() if text}
         numbers = {
-            "answered": self.covers_commands_below,
+            "covers_commands_below": self.covers_commands_below,
             "unread": self.unread,
             "dead": self.dead,
             "number": self.number,
         }
         body |= {name: number for name, number in numbers.items() if number}
-        by_partition = {
-            "hurried": self.expedited,
-            "latest_by_place": self.latest_by_partition,
+        mappings: dict[str, Mapping[str, object]] = {
+            "expedited": self.expedited,
+            "latest_by_partition": self.latest_by_partition,
             "last": self.last_records,
+            "failed_by_result": self.failed_by_result,
+            "repeated_failures": self.repeated_failures,
         }
-        body |= {name: dict(values) for name, values in by_partition.items() if values}
+        body |= {name: dict(values) for name, values in mappings.items() if values}
         if self.done:
             body["done"] = {partition_name: b64encode(bits).decode() for partition_name, bits in self.done.items()}
         if self.tried is not None:
-            body |= {"tried": self.tried, "waits": dict(self.waiting_by_reason), "rate": self.rate}
+            body |= {"tried": self.tried, "waiting_by_reason": dict(self.waiting_by_reason), "rate": self.rate}
         if self.delivered is not None:
             body["delivered"] = self.delivered
-        body |= {
-            name: dict(counts)
-            for name, counts in (("got", self.failed_by_result), ("again", self.repeated_failures))
-            if counts
-        }
         if self.latest is not None:
             body["latest"] = self.latest
         if self.known_below is not None:
@@ -308,30 +301,30 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
     return ControlRecord(
         kind=kind,
         name=name,
-        state=_STATE[_one_of(body, "state", _STORED_STATES[kind])],
+        state=_one_of(body, "state", _STATES[kind]),
         at=body.number("at"),
-        checkpoint=_offsets(body, "marker"),
+        checkpoint=_offsets(body, "checkpoint"),
         count=body.integer("count"),
         action=_one_of(body, "action", _ACTIONS) if body.has("action") else "replay",
         filter=_filter(body.inside("filter")) if body.has("filter") else DeadFilter(),
         selection=_selection(body.inside("selection")) if kind == "replay" else None,
         detail=body.text("detail") if body.has("detail") else "",
-        covers_commands_below=body.integer("answered") if body.has("answered") else 0,
-        expedited=_offsets(body, "hurried") if body.has("hurried") else {},
-        revision=body.text("edition") if body.has("edition") else "",
+        covers_commands_below=body.integer("covers_commands_below") if body.has("covers_commands_below") else 0,
+        expedited=_offsets(body, "expedited") if body.has("expedited") else {},
+        revision=body.text("revision") if body.has("revision") else "",
         routes=body.text("routes") if body.has("routes") else "",
         done=_bits(body.inside("done")) if body.has("done") else {},
         tried=body.integer("tried") if body.has("tried") else None,
         delivered=body.integer("delivered") if body.has("delivered") else None,
-        waiting_by_reason=_counts(body, "waits") if body.has("waits") else {},
-        failed_by_result=_counts(body, "got") if body.has("got") else {},
-        repeated_failures=_counts(body, "again") if body.has("again") else {},
+        waiting_by_reason=_counts(body, "waiting_by_reason") if body.has("waiting_by_reason") else {},
+        failed_by_result=_counts(body, "failed_by_result") if body.has("failed_by_result") else {},
+        repeated_failures=_counts(body, "repeated_failures") if body.has("repeated_failures") else {},
         dead=body.integer("dead") if body.has("dead") else 0,
         rate=_time(body, "rate"),
         by=body.text("by") if body.has("by") else "",
         unread=body.integer("unread") if body.has("unread") else 0,
         latest=_time(body, "latest"),
-        latest_by_partition=_times(body, "latest_by_place") if body.has("latest_by_place") else {},
+        latest_by_partition=_times(body, "latest_by_partition") if body.has("latest_by_partition") else {},
         last_records=_offsets(body, "last") if body.has("last") else {},
         identities=body.text("identities") if body.has("identities") else "",
         known_below=_first_and_last(body.inside("known_below")) if body.has("known_below") else None,
@@ -429,8 +422,8 @@ def tried_name(route: str, destination: str, partition: int) -> str:
 
 
 def announcement_key(key: str) -> str:
-    """Return the key of a kick's announcement among the checkpoints (`marker/hold/kick/…`); it isn't a hold."""
-    return f"hold/{key}"
+    """Return the key of a kick's announcement among the checkpoints (`checkpoint/announcement/kick/…`)."""
+    return f"announcement/{key}"
 
 
 def partition_key(partition: Partition) -> str:

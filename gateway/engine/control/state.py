@@ -84,7 +84,7 @@ class Control:
             command = decode(key, value)
         except NewerRecordError:
             self.newer.add(name)
-            if kind is not None and kind != "marker":
+            if kind is not None and kind != "checkpoint":
                 self.apply(
                     ControlRecord(
                         kind=kind, name=command_name, state="paused" if kind == "pause" else "deleted", at=0.0
@@ -113,14 +113,14 @@ class Control:
 
     def is_left_to_newer_version(self, key: str) -> bool:
         """Return whether only a newer version may act on a command, as it has written the command or a checkpoint."""
-        return not self.newer.isdisjoint((key, f"marker/{key}", f"marker/{announcement_key(key)}"))
+        return not self.newer.isdisjoint((key, f"checkpoint/{key}", f"checkpoint/{announcement_key(key)}"))
 
     def apply(self, command: ControlRecord, offset: int = 0) -> None:
         """Apply the next record of the control topic, decoded, with its offset there."""
         if command.kind in ("rules", "routed"):
             self.history.apply(command, offset)
             return
-        if command.kind == "marker":
+        if command.kind == "checkpoint":
             self._apply_checkpoint(command)
             return
         key = command.key

@@ -191,7 +191,7 @@ class Kicks(ScanningJob):
             name = announcement_key(run.command.key)
             await self._publish(
                 ControlRecord(
-                    kind="marker",
+                    kind="checkpoint",
                     name=name,
                     state="done",
                     at=at,

@@ -62,7 +62,7 @@ class ReplayProgress:
         """
         knew = None if known_below is None or not self.selection.undelivered else (self.known_below, known_below)
         return ControlRecord(
-            kind="marker",
+            kind="checkpoint",
             name=self.command.key,
             state="done",
             at=at,

@@ -393,7 +393,7 @@ class Jobs:
         for command in control.obsolete(self._log.now() - KEEP_COMMANDS_FOR, starts)[:MAX_FORGOTTEN_PER_SWEEP]:
             # The checkpoint first: it is found through its command.
             if control.checkpoint(command.key):
-                await self._append_record(ControlRecord(kind="marker", name=command.key, state="deleted", at=0.0))
+                await self._append_record(ControlRecord(kind="checkpoint", name=command.key, state="deleted", at=0.0))
             await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
 
     async def _forget_rules(self) -> None:

@@ -243,7 +243,7 @@ class Scan:
             # A rescan covers no command. It would seem to cover one of a former control topic.
             is_open = not is_last and not covered and self.control.has_pending(key)
             checkpoint = ControlRecord(
-                kind="marker",
+                kind="checkpoint",
                 name=key,
                 state="requested" if is_open else state,
                 at=self.log.now(),

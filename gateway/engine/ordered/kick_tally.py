@@ -139,7 +139,7 @@ class _OfPartition:
                 dead += each.item.stage is Stage.FINISHED and each.item.outcome is not None
         tried = delivered + failed_by_result.total()
         return ControlRecord(
-            kind="marker",
+            kind="checkpoint",
             name="",
             state="done",
             at=0.0,
