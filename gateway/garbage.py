@@ -16,7 +16,7 @@ from time import perf_counter
 YOUNG_INTERVAL = 0.05
 """Seconds between collections of the young generation."""
 MIDDLE_EVERY = 10
-"""One in so many of these collections is of the middle generation as well."""
+"""One in this many of these collections is of the middle generation as well."""
 FULL_INTERVAL = 60.0
 """Minimum seconds between full collections, which leave out only frozen objects."""
 THAW_INTERVAL = 3600.0
@@ -24,7 +24,7 @@ THAW_INTERVAL = 3600.0
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread that works for long gives way."""
 FULL_SHARE = 1000
-"""The time between full collections is at least so many times the duration of the last one."""
+"""The time between full collections is at least this many times the duration of the last one."""
 _keeping = 0
 """How many are creating something large that stays."""
 _has_frozen = False

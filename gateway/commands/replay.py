@@ -211,8 +211,7 @@ def _replayed_routes(arguments: argparse.Namespace, rules: Rules) -> Sequence[Ro
         if arguments.source in (None, *route.sources) and arguments.destination in (None, *route.destinations)
     ]
     if not 0 < len(routes) <= MAX_ROUTES:
-        got = f"{len(routes):,}" if routes else "none"
-        raise UsageError(f"replay: expected at most {MAX_ROUTES} routes, got {got}; --route names one")
+        raise UsageError(f"replay: expected 1 to {MAX_ROUTES} routes, got {len(routes):,}; --route names one")
     return routes
 
 
@@ -318,7 +317,7 @@ def _fates_text(total: "_Counted") -> str:
 
 
 def _queued_text(events: int, destinations: Mapping[str, int]) -> str:
-    """Return how many deliveries of so many events go to which destinations, as text."""
+    """Return how many deliveries of that many events go to which destinations, as text."""
     deliveries, of = count(sum(destinations.values()), "delivery"), count(events, "event")
     to = {name: number for name, number in destinations.items() if number}
     if not to:

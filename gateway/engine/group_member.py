@@ -17,7 +17,7 @@ from gateway.engine.committer import Committer
 from gateway.engine.dedupe.filter import DuplicateFilter, Reader
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
-from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker, to_be_ended
+from gateway.engine.partition_tracker import Ownership, PendingDelivery, PendingRecord, Stage, Tracker, to_be_moved
 from gateway.engine.services import Services
 from gateway.engine.unavailable_partitions import Unread, still_unread
 from gateway.log.base import Assignment, Batch, Commit, Consumer, Partition, Record
@@ -146,7 +146,7 @@ class Member(ABC):
         self._is_draining = True
         waiting = [item for tracker in (*self.trackers.values(), *self._suspended.values()) for item in tracker.waiting]
         self._dispatcher.withdraw(waiting)
-        return to_be_ended(waiting)
+        return to_be_moved(waiting)
 
     async def close(self, *, patiently: bool = False) -> None:
         """Commit, and leave the group; with `patiently`, let attempts in flight end first."""
@@ -240,7 +240,7 @@ class Member(ABC):
 
     async def _let_attempts_end(self, leaving: Collection[Tracker], waiting: Iterable[PendingDelivery]) -> None:
         """Wait for attempts and appends. Waiting deliveries that the next owner mustn't repeat move to a tier."""
-        for item in to_be_ended(waiting):
+        for item in to_be_moved(waiting):
             self._dispatcher.move_to_tier(item)
         await self._wait_for_busy(leaving, REVOKE_GRACE)
 

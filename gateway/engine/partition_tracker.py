@@ -108,7 +108,7 @@ class PendingRecord:
     memory_bytes: int = 0
     unfinished: int = 0
     kicked_with: tuple[str, str] = ("", "")
-    """The route and the destination whose kick expedites it. A tier's record keeps those that it was read with."""
+    """The route and the destination whose kick expedites it, as when it was read."""
     items: "list[PendingDelivery]" = field(default_factory=list)
 
     def add(
@@ -167,10 +167,10 @@ class PendingDelivery:
 
 
 class Burst(NamedTuple):
-    """Deliveries of which one stands for the others: when the first was appended, and where the last was read from."""
+    """Deliveries of which one stands for the others: the first's append time, and the partition of the last's event."""
 
     began_at: float
-    events: Partition | None
+    event_partition: Partition | None
 
 
 class Ownership(Enum):
@@ -217,7 +217,7 @@ class Boundaries:
 class Tracker:
     """The records of one partition, from assignment to revocation.
 
-    `delay` is that of a tier, whose records are due so many seconds after their append; None for events.
+    `delay` is that of a tier, whose records are due that many seconds after their append; None for events.
     """
 
     def __init__(self, assignment: Assignment, member: Member, delay: float | None = None) -> None:
@@ -254,7 +254,7 @@ class Tracker:
 
     @property
     def is_writable(self) -> bool:
-        """Whether a record may be ended, or get a successor: no other owner does so."""
+        """Whether deliveries may end here, or get a successor: no other owner works on them."""
         return self.ownership in (Ownership.OURS, Ownership.LEAVING)
 
     @property
@@ -267,13 +267,14 @@ class Tracker:
         return self.ownership is Ownership.LOST
 
     def ends_below(self, end: int) -> bool:
-        """Return whether each unfinished record below an offset ends by itself: what it waits for is in flight."""
+        """Return whether each unfinished record below an offset will be done by itself: all of it is in flight."""
         return all(pending.is_busy for offset, pending in self.pendings.items() if offset < end)
 
-    def waited_for(self) -> int:
-        """Return the offset below which all has to be committed before what has begun can end; 0 if there is none.
+    def commit_needed(self) -> int:
+        """Return the offset that has to be committed before all begun records can be done; 0 if there is none.
 
-        That concerns events with several deliveries, of which one to an ordered route still waits for a boundary.
+        It concerns events with several deliveries, one of them to an ordered route that a reload has added or changed:
+        that one waits until the events before the reload are committed.
         """
         if not self.boundaries.highest:
             return 0
@@ -311,8 +312,8 @@ class Tracker:
     def is_duplicate_record(self, delivery: Delivery, offset: int) -> bool:
         """Return whether another record of this window has the same delivery and successor number (after a crash).
 
-        Two events may share an identity, and so may their deliveries; duplicates are of one event, down to its receipt,
-        and of one replay of it.
+        Two events may share an identity, and then so do their deliveries: the time of receipt and the replay tell them
+        apart.
         """
         return self._first_offsets.setdefault((delivery.life, delivery.successor), offset) != offset
 
@@ -355,11 +356,11 @@ class Tracker:
         """Forget deliveries far below the window. Called at each commit, it does so now and then."""
         lowest = self.progress.base - DUPLICATES_KEPT
         if self._first_offsets and lowest >= self._pruned_below + DUPLICATES_KEPT:
-            self._first_offsets = {step: offset for step, offset in self._first_offsets.items() if offset >= lowest}
+            self._first_offsets = {which: offset for which, offset in self._first_offsets.items() if offset >= lowest}
             self._pruned_below = lowest
 
     def oldest_pending(self) -> float | None:
-        """Return since when (log's clock) the lowest unfinished record waits: its append, or in a tier its due time."""
+        """Return the append time (log's clock) of the lowest unfinished record, or its due time in a tier, if any."""
         offset = self.progress.lowest_unfinished()
         pending = None if offset is None else self.pendings.get(offset)
         return None if pending is None else pending.appended_at + (self.delay or 0.0)
@@ -380,12 +381,12 @@ class Tracker:
         ]
 
 
-def to_be_ended(waiting: Iterable[PendingDelivery]) -> list[PendingDelivery]:
+def to_be_moved(waiting: Iterable[PendingDelivery]) -> list[PendingDelivery]:
     """Return which of these deliveries must be written to a tier before their partitions are released.
 
     They are those of records of which a delivery has begun, which the next owner would repeat, and those that such
     records wait for.
     """
     items = list(waiting)
-    waited_for = {tracker: tracker.waited_for() for tracker in {item.record.tracker for item in items}}
-    return [item for item in items if item.record.has_begun or item.record.offset < waited_for[item.record.tracker]]
+    needed = {tracker: tracker.commit_needed() for tracker in {item.record.tracker for item in items}}
+    return [item for item in items if item.record.has_begun or item.record.offset < needed[item.record.tracker]]

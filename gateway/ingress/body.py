@@ -75,7 +75,7 @@ def no_room(memory: BodyMemory) -> RefusedError:
 def evicted() -> RefusedError:
     """Return the refusal of a body that was evicted."""
     # Not a 503, which would mean that we can't serve: the sender kept us waiting.
-    return RefusedError(408, "evicted", "expected the body at once, as others need the memory for it")
+    return RefusedError(408, "evicted", "the body arrived too slowly: its memory was needed for others")
 
 
 async def _ask_to_continue(request: web.BaseRequest) -> None:

@@ -5,9 +5,9 @@ client → head → body → verify → admit → handshake? → identify → ap
 Built on `web.Server` with a dispatch of its own, which costs a third less than an application's router, and without
 automatic decompression, since a signature covers the bytes as they came.
 
-Deliberately absent: the body isn't read if the headers already rule the request out (for the quarantine not before the
-response), and before it is verified it is parsed only where the signature, or a pending source's token, is in it; no
-append is retried; there is no 2xx before the append has returned. No response waits for the quarantine.
+What holds: if the headers already rule a request out, its body isn't read (for the quarantine, only after the
+response). Before it is verified, a body is parsed only where the signature, or a pending source's token, is in it. No
+append is retried, there is no 2xx before the append has returned, and no response waits for the quarantine.
 """
 
 import asyncio
@@ -346,7 +346,7 @@ class Ingress:
         return endpoint
 
     def share_rates(self, processes: int) -> None:
-        """Take an equal share of the sources' rates: there are so many ingresses."""
+        """Take an equal share of the sources' rates: there are that many ingresses."""
         self._processes = processes
         if self._cached_rules is not None:
             self._set_limits(self._cached_rules)

@@ -93,7 +93,7 @@ def defaults_used(files: Sequence[Path], name: str, environ: Mapping[str, str]) 
         for found in _REFERENCE.finditer(value) if isinstance(value, str) else ():
             variable, has_default, _ = found[0][2:-1].partition(":-")
             if has_default and not variable.startswith("file:") and not environ.get(variable):
-                message = f"expected the environment variable {variable} as the gateway has it, got none"
+                message = f"the environment variable {variable} isn't set: expected it as the gateway has it"
                 problems.append(node.problem("unresolved", message))
     return problems
 

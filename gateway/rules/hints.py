@@ -69,7 +69,7 @@ def of_unknown_key(name: str, mapping: MappingKind, path: str, whole: MappingKin
     if is_message and any(name in each.by_name for where, each in mappings_in(whole) if where == path):
         return f": `{name}` is for a request without `preset`"
     if not path and name in whole.by_name:
-        return ": it is one of the main file's alone"
+        return ": only the main file may have it"
     if guess := did_you_mean(name, mapping.by_name):
         return guess
     beneath = [
@@ -95,7 +95,7 @@ def of_template(path: str, kind: Scalar | Tree) -> str:
     if path.endswith(".url"):
         return ": no host comes from an event. `to` may choose a destination by a template, and `request` have a `path`"
     if ".headers." in path:
-        return ": what an event has goes under `headers` of a route's `request`"
+        return ": values of an event go under `headers` of a route's `request`"
     if ".match" in path:
         return ": `match` compares with fixed values, `when` with others"
     return ": a secret is ${NAME} or ${file:/path}" if kind.is_secret else ", which templates have, as in `request`"
@@ -122,7 +122,7 @@ def of_reference(inner: str, path: str) -> str:
     if ".verify." in path and _OF_REQUEST.match(inner):
         return " (a part of the request is written {…}, without $)"
     is_template = any(part in path for part in (".request.", ".respond.", ".to"))
-    return " (what an event has is written ${{ … }})" if is_template and _OF_EVENT.match(inner) else ""
+    return " (values of an event are written ${{ … }})" if is_template and _OF_EVENT.match(inner) else ""
 
 
 def of_variable(name: str, path: str) -> str:

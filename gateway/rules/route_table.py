@@ -75,10 +75,10 @@ class RouteTable(Generic[_R]):
         A route whose `when` failed, but not because of a missing field, is returned with the error: its deliveries are
         dead-lettered, since it is unknown whether it matched.
         """
-        matched = self._taken(self._indexes.get(view.source), view)
-        return matched or self._taken(self._catch_alls.get(view.source), view)
+        matched = self._matching(self._indexes.get(view.source), view)
+        return matched or self._matching(self._catch_alls.get(view.source), view)
 
-    def _taken(self, index: "_Index | None", view: EventView) -> list[tuple[_R, ExpressionError | None]]:
+    def _matching(self, index: "_Index | None", view: EventView) -> list[tuple[_R, ExpressionError | None]]:
         taken: list[tuple[_R, ExpressionError | None]] = []
         for number in () if index is None else index.candidates(view):
             route = self._routes[number]
@@ -101,7 +101,7 @@ class RouteTable(Generic[_R]):
     def explain(self, view: EventView, matched: Sequence[tuple[_R, ExpressionError | None]]) -> list["Explanation"]:
         """Return for every route whether it takes an event, and the first condition that fails.
 
-        `matched` is what `match` returned, of another view: what is computed over one is limited.
+        `matched` is what `match` returned. It had a view of its own, since each has a budget for evaluations.
         """
         errors = {route.name: error for route, error in matched}
         last = matched[-1][0] if matched else None

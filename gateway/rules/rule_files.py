@@ -82,7 +82,7 @@ class RuleFiles:
         if not found:
             severity: Severity = "warning" if is_pattern else "error"
             reader.has_gaps |= not is_pattern  # a pattern that nothing fits defines nothing
-            reader.report(use.node, "include", f"expected a file, got none at {name!r}", severity=severity)
+            reader.report(use.node, "include", f"expected a file at {name!r}, got none", severity=severity)
         return [folder / each for each in found]
 
 

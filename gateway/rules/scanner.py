@@ -157,7 +157,7 @@ def without_comments(text: str) -> str:
 
 _ELSEWHERE = {
     ITEM: ", which a route with `split` has",
-    "each": ": `foreach` replaces '${{ each }}' and '${{ each.NAME }}', in quotes here, and no expression of them",
+    "each": ": `foreach` replaces exactly '${{ each }}' and '${{ each.NAME }}', in quotes here, nothing longer",
     **dict.fromkeys(
         ("event", "payload", "data", "request", "msg"), ", expected body, headers, query, source, type, id or key"
     ),

@@ -749,7 +749,7 @@ ROUTE = MappingKind(
         Key(name="retry", kind=RETRY, about=RETRY.about),
         Key(
             name="order",
-            kind=replace(choice("key"), expected="the word key (what that is, `key` of the source says)"),
+            kind=replace(choice("key"), expected="the word key (the expression is the `key` of the source)"),
             about="`key`: the events of a source's key are delivered to each destination one after another, in order. "
             "Every source needs a `key`; `max_age` is 1h by default.",
         ),

@@ -172,9 +172,7 @@ class SchemaReader:
         if has_default:
             return value or default
         if value is None:
-            self._unresolved(
-                node, f"expected the environment variable {name}, got none{hints.of_variable(name, node.path)}"
-            )
+            self._unresolved(node, f"the environment variable {name} isn't set{hints.of_variable(name, node.path)}")
         return value
 
     def _secret(self, node: Node, path: Path) -> str | None:

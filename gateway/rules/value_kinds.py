@@ -286,13 +286,13 @@ def _signing_secret(value: object) -> bytes:
 
 
 def _beside_network(text: str) -> str:
-    """Return what is wrong with a network that has bits beside its prefix; "" if it is none at all."""
+    """Return what is wrong with a network that has host bits; "" if it is none at all."""
     try:
         network = ip_network(text, strict=False)
     except ValueError:
         return ""
     address = text.partition("/")[0]
-    return f"expected a network without bits beside its prefix, {network}, or {address} alone, got {text!r}"
+    return f"expected a network without host bits, {network}, or {address} alone, got {text!r}"
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:

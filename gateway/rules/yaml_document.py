@@ -286,7 +286,7 @@ def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
     elif context == "while parsing a block mapping" and re.search(r":\s+(['\"]).*\1\s*\S", line[: mark.column + 1]):
         hint = "a value that begins with a quote ends at the next one: put other quotes around all of it"
     elif "parsing a block" in context:
-        hint = f"this line is indented otherwise than the one {place}"
+        hint = f"this line is indented differently from the one {place}"
     return hint and f": {hint}"
 
 
@@ -335,7 +335,7 @@ class _Builder:
             line, column = _place(key)
             location = Node(file=self.file, path=path, line=line, column=column)
             if not isinstance(key, yaml.ScalarNode):
-                of_event = " (what an event has is written ${{ … }}, in quotes)"
+                of_event = " (values of an event are written ${{ … }}, in quotes)"
                 hint = of_event if isinstance(key, yaml.MappingNode) else ""
                 self.refuse(location, f"expected a string as a key, got a list or a mapping{hint}")
                 continue

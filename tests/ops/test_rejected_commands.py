@@ -192,7 +192,7 @@ def test_a_retry_verifies_with_no_default_that_the_gateway_may_not_have(
     monkeypatch.delenv("CRM")
     code, _, err = run("retry", "crm")
     assert code == 2
-    assert "expected the environment variable CRM as the gateway has it, got none" in err
+    assert "the environment variable CRM isn't set: expected it as the gateway has it" in err
     assert run("retry", "github")[1] == "1 admitted\n"
     monkeypatch.setenv("CRM", NEW)
     assert run("retry", "crm")[1] == "1 still refused (bad_credentials)\n"

@@ -424,8 +424,8 @@ BROKEN = {
     "  - {name: b, from: github, to: ci, order: random}\n" + SOURCES + DESTINATIONS: [
         "routes.yaml:6:5: routes[0].on_exhausted: `on_exhausted` needs `order: key`, got none",
         (
-            "routes.yaml:7:44: routes[1].order: expected the word key (what that is, `key` of the "
-            "source says), got 'random'"
+            "routes.yaml:7:44: routes[1].order: expected the word key (the expression is the `key` of the "
+            "source), got 'random'"
         ),
     ],
     "version: 1\nroutes:\n  - name: a\n    from: github\n    to: ci\n    match: {typo: push, body.n: {gte: x}}\n"
@@ -503,7 +503,7 @@ BROKEN = {
     "version: 1\negress: {private: refused, allow: [10.0.0.1/8, 5], alow: []}\n": [
         "routes.yaml:2:19: egress.private: expected one of allow, refuse, got 'refused', did you mean 'refuse'?",
         (
-            "routes.yaml:2:36: egress.allow[0]: expected a network without bits beside its prefix, "
+            "routes.yaml:2:36: egress.allow[0]: expected a network without host bits, "
             "10.0.0.0/8, or 10.0.0.1 "
             "alone, got '10.0.0.1/8'"
         ),
@@ -512,7 +512,7 @@ BROKEN = {
     ],
     "version: 1\ndestinations:\n  a: {url: '${UNSET}'}\n  b: {url: '${file:/nowhere}'}\n  c: {url: '${X'}\n"
     "  d: {url: '${1}'}\n  e: {url: http://x, timeout: '${UNSET:-5}'}\n": [
-        "routes.yaml:3:12: destinations.a.url: expected the environment variable UNSET, got none",
+        "routes.yaml:3:12: destinations.a.url: the environment variable UNSET isn't set",
         "routes.yaml:4:12: destinations.b.url: expected a file at /nowhere, got no such file or directory",
         (
             "routes.yaml:5:12: destinations.c.url: expected ${NAME}, ${NAME:-default}, ${file:/path} "
@@ -525,7 +525,7 @@ BROKEN = {
         ),
     ],
     "version: 1\ninclude: nowhere.yaml\n" + ROUTES: [
-        "routes.yaml:2:10: include: expected a file, got none at 'nowhere.yaml'",
+        "routes.yaml:2:10: include: expected a file at 'nowhere.yaml', got none",
     ],
     "version: 1\ninclude: [routes.yaml]\n": [
         ("routes.yaml:2:11: include[0]: include cycle: routes.yaml → routes.yaml"),
@@ -948,17 +948,17 @@ def test_checking_only_warns_of_unresolved_references(tmp_path: Path) -> None:
     rules, found = check_rules(path, environ={})
     assert {problem.severity for problem in found} == {"warning"}
     assert lines(tmp_path, found) == [
-        "routes.yaml:4:47: sources.github.verify.secrets[0]: expected the environment variable SECRET, got none",
+        "routes.yaml:4:47: sources.github.verify.secrets[0]: the environment variable SECRET isn't set",
         (
             "routes.yaml:4:60: sources.github.verify.secrets[1]: expected a file at nowhere, "
             "got no such file or directory"
         ),
-        "routes.yaml:6:13: destinations.ci.url: expected the environment variable HOST, got none",
-        "routes.yaml:6:50: destinations.ci.sign.secrets[0]: expected the environment variable SIGN, got none",
-        "routes.yaml:6:78: destinations.ci.headers.X-A: expected the environment variable A, got none",
-        "routes.yaml:6:100: destinations.ci.concurrency: expected the environment variable N, got none",
-        "routes.yaml:8:51: routes[0].match.type: expected the environment variable TYPE, got none",
-        "routes.yaml:8:79: routes[0].request.body: expected the environment variable BODY, got none",
+        "routes.yaml:6:13: destinations.ci.url: the environment variable HOST isn't set",
+        "routes.yaml:6:50: destinations.ci.sign.secrets[0]: the environment variable SIGN isn't set",
+        "routes.yaml:6:78: destinations.ci.headers.X-A: the environment variable A isn't set",
+        "routes.yaml:6:100: destinations.ci.concurrency: the environment variable N isn't set",
+        "routes.yaml:8:51: routes[0].match.type: the environment variable TYPE isn't set",
+        "routes.yaml:8:79: routes[0].request.body: the environment variable BODY isn't set",
     ]
     assert rules is not None
     ci = rules.destinations["ci"]
@@ -1095,7 +1095,7 @@ def test_who_may_send_and_how_much(tmp_path: Path) -> None:
     [
         (
             "allow_from: [10.0.0.1/8]",
-            "allow_from[0]: expected a network without bits beside its prefix, 10.0.0.0/8, or 10.0.0.1 alone, got",
+            "allow_from[0]: expected a network without host bits, 10.0.0.0/8, or 10.0.0.1 alone, got",
         ),
         ("allow_from: ['fe80::1%eth0']", "allow_from[0]: expected an address or a network"),
         ("allow_from: [hooks.example.com]", "allow_from[0]: expected an address or a network"),
@@ -1185,7 +1185,7 @@ def test_a_header_that_counts_from_nobody_is_a_warning(tmp_path: Path) -> None:
 def test_an_included_file_has_no_say_about_proxies(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("ingress: {trusted_proxies: [0.0.0.0/0]}\n")
     assert problems(tmp_path, GOOD + "include: a.yaml\n") == [
-        "a.yaml:1:1: ingress: unknown key 'ingress': it is one of the main file's alone"
+        "a.yaml:1:1: ingress: unknown key 'ingress': only the main file may have it"
     ]
 
 
@@ -1268,7 +1268,7 @@ def test_a_name_in_two_files_is_reported_with_both_places(tmp_path: Path) -> Non
 def test_an_included_file_has_no_say_about_egress(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("egress: {private: allow}\n")
     found = problems(tmp_path, GOOD + "include: a.yaml\n")
-    assert found == ["a.yaml:1:1: egress: unknown key 'egress': it is one of the main file's alone"]
+    assert found == ["a.yaml:1:1: egress: unknown key 'egress': only the main file may have it"]
 
 
 def test_files_that_include_each_other_are_refused(tmp_path: Path) -> None:
@@ -1281,7 +1281,7 @@ def test_files_that_include_each_other_are_refused(tmp_path: Path) -> None:
 
 def test_a_glob_may_find_nothing(tmp_path: Path) -> None:
     assert problems(tmp_path, GOOD + "include: routes.d/*.yaml\n") == [
-        "routes.yaml:5:10: include: expected a file, got none at 'routes.d/*.yaml'"
+        "routes.yaml:5:10: include: expected a file at 'routes.d/*.yaml', got none"
     ]
     assert len(load(tmp_path, GOOD + "include: routes.d/*.yaml\n").warnings) == 1
 

@@ -177,7 +177,7 @@ def test_who_answers_is_no_reference(tmp_path: Path) -> None:
 
 def test_an_included_file_makes_no_policy(tmp_path: Path) -> None:
     assert errors(write(tmp_path, "policy: {hosts: ['*']}")) == [
-        "1: policy: unknown key 'policy': it is one of the main file's alone"
+        "1: policy: unknown key 'policy': only the main file may have it"
     ]
 
 

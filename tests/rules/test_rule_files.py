@@ -47,7 +47,7 @@ def test_beside_a_pattern_that_nothing_fits_names_are_checked(tmp_path: Path) ->
         "routes.yaml:5: unknown destination 'typo'"
     ]
     assert errors(written(tmp_path, {"routes.yaml": text + "include: team.yaml\n"})) == [
-        "routes.yaml:6: expected a file, got none at 'team.yaml'"
+        "routes.yaml:6: expected a file at 'team.yaml', got none"
     ]
 
 

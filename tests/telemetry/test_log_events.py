@@ -13,7 +13,13 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "logs.md").read_text(encoding="utf-8")
 LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
-TYPES: dict[str, type | tuple[type, ...]] = {"text": str, "number": (int, float), "true": bool, "texts": list}
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "string": str,
+    "number": (int, float),
+    "true": bool,
+    "strings": list,
+    "list": list,
+}
 EVERYWHERE = {"timestamp", "level", "event", "logger"}
 
 

@@ -58,11 +58,11 @@ MAX_STAY_IN_MEMORY = 5.0
 PAUSE_POLL_INTERVAL = 1.0
 """Seconds between checks whether a paused delivery of an ordered route, which can't be parked, is still paused."""
 CUT_SHORT_GRACE = 0.25
-"""Minimum duration of an attempt that is cut short: offsets may jump, and fill the window, at any point of one."""
+"""Minimum duration of an attempt that is cut short: a jump of offsets fills the window however new an attempt is."""
 RETRIES_AT_ONCE = 4
 """Retries dispatched before yielding: a new event may wait for several such rounds; a retry was delayed anyway."""
 UNKNOWN_RETRY_DELAY, UNKNOWN_MAX_AGE = 60.0, 3600.0
-"""Seconds during which a name that the rules lack may be explained by a rolling deployment."""
+"""Seconds between looks for a name that the rules lack, and until it is no longer put down to a rolling deployment."""
 BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 """Seconds that an open breaker delays a delivery; doubled each time, but at most as long as it has been open."""
 
@@ -181,9 +181,9 @@ class Dispatcher:
             return
         tier = tiers.plan(due, now)
         # Not repeatedly: the record would stay unfinished for as long as its delivery fails.
-        is_fresh = now < item.record.taken_at + MAX_STAY_IN_MEMORY
-        is_held = is_fresh and tracker.is_live and not self._is_draining
-        if tier is None and is_held and tracker.member.has_room_for(tracker):
+        is_new = now < item.record.taken_at + MAX_STAY_IN_MEMORY
+        may_wait = is_new and tracker.is_live and not self._is_draining
+        if tier is None and may_wait and tracker.member.has_room_for(tracker):
             self.wait_in_memory(item, due)
         else:
             self._write_successor(item, self._topics.retry(tier or tiers.SHORTEST))
@@ -219,7 +219,7 @@ class Dispatcher:
         self._queues.withdraw(items)
 
     def cut_short(self, items: Collection[PendingDelivery], now: float) -> None:
-        """End deliveries that keep the window from advancing: attempts as timeouts, waiting ones by way of a tier."""
+        """Have deliveries finish that keep the window from moving: attempts time out, waiting ones move to a tier."""
         waiting = [item for item in items if item.scope is None and item.stage is Stage.WAITING]
         for item in items:
             if item.scope is not None:
@@ -495,5 +495,5 @@ class Dispatcher:
 
 def _size_of_write(item: PendingDelivery) -> int:
     """Return about how many bytes of memory the append of a successor takes, without the body, which is shared."""
-    # Two thirds of a size are those of Python's objects.
+    # About two thirds of `size` are the overhead of Python's objects.
     return APPEND_OVERHEAD + (item.size - len(item.delivery.event.body)) // 3

@@ -25,7 +25,7 @@ from gateway.rules.debounce import Debounce
 CATCH_UP = 1.0
 """Seconds that a delivery waits at least after its record was read."""
 RELEASED = 8
-"""The share of the waiting keys, one in so many, that goes out early a few times a second while memory is full."""
+"""The share of the waiting keys, one in this many, that goes out early a few times a second while memory is full."""
 FEW = 100
 """Entries that may be left over, whatever waits."""
 Key = tuple[Partition, str]
@@ -53,7 +53,7 @@ def step(item: PendingDelivery, origin: Origin | None, last: PendingDelivery | N
         before = last.burst
         if appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
-            is_same = events is not None and events == before.events
+            is_same = events is not None and events == before.event_partition
             is_newer = is_same or item.delivery.event.received_at >= last.delivery.event.received_at
             found = Step.SUPERSEDES if is_newer else Step.IS_SUPERSEDED
             burst = Burst(before.began_at, events)

@@ -256,7 +256,7 @@ def probe_write_lock(connection: sqlite3.Connection) -> None:
 
 
 def probe_space(connection: sqlite3.Connection, size: int) -> None:
-    """Check that so many bytes fit, by writing and deleting them."""
+    """Check that this many bytes fit, by writing and deleting them."""
     with transaction(connection):
         connection.execute(NOTES)
         connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('room', zeroblob(?))", (size,))

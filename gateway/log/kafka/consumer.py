@@ -53,8 +53,8 @@ REBALANCE_TIMEOUT = 60.0
 MAX_POLL_INTERVAL = 10 * 365 * 86400.0  # A member that waits for an operator fetches nothing, and is still alive.
 FETCH_TIMEOUT = 10.0  # A hanging broker blocks the partitions that it led for this long, despite a new leader.
 GROUP_REQUEST_TIMEOUT = 30.0  # A coordinator responds to a joining member only when all have joined.
-REJOIN_INTERVAL = 5.0  # Seconds between attempts to join a group that we may not join.
-FORBIDDEN_TOPIC = "we may not see this topic"
+REJOIN_INTERVAL = 5.0  # Seconds between attempts to join a group that refuses us.
+FORBIDDEN_TOPIC = "not authorized to describe this topic"
 VALUE_OF = itemgetter(1)
 
 log = structlog.get_logger(__name__)
@@ -403,7 +403,7 @@ class KafkaConsumer:
                 ]
             )
             for partition, start in first.items():
-                if self._report_deleted(partition, start):
+                if self._skip_deleted(partition, start):
                     self._kafka.seek(TopicPartition(*partition), start)
 
     def _set_aside(self, error: TopicAuthorizationFailedError) -> None:
@@ -415,7 +415,7 @@ class KafkaConsumer:
             self._kafka.pause(*where)
 
     def _try_forbidden(self) -> None:
-        """Fetch again what we might not read at the last check; forget what wasn't refused since."""
+        """Fetch again what we weren't allowed to read at the last check; forget what wasn't refused since."""
         now = self._loop.time()
         for topic, (_, at) in list(self._forbidden.items()):
             self._kafka.resume(
@@ -428,8 +428,8 @@ class KafkaConsumer:
             if now > at + 1.5 * BOUNDS_INTERVAL:
                 del self._forbidden[topic]
 
-    def _report_deleted(self, partition: Partition, log_start: int) -> bool:
-        """Notify the listener which records the log has deleted between our position and its start, if any."""
+    def _skip_deleted(self, partition: Partition, log_start: int) -> bool:
+        """If the log has deleted records after our position: go on at its start, and notify the listener of them."""
         position = self._next.get(partition)
         if position is None or position >= log_start or self._group is None:
             return False
@@ -560,7 +560,7 @@ class KafkaConsumer:
                 # records will be fetched again.
                 self._kafka.seek(TopicPartition(*partition), self._next[partition])
             elif partition in ahead or self._group is None:
-                self._report_deleted(partition, min(starts.get(partition, 0), records[0].offset))
+                self._skip_deleted(partition, min(starts.get(partition, 0), records[0].offset))
                 self._buffer(partition, records)
             else:
                 await self._reset([partition])
@@ -602,12 +602,12 @@ class KafkaConsumer:
             self._kafka.pause(TopicPartition(*partition))
 
 
-def _log_restart(partition: Partition, committed: int, end: int, former_id: str, topic_id: str) -> None:
+def _log_restart(partition: Partition, position: int, end: int, former_id: str, topic_id: str) -> None:
     """Log that a partition is read from its start: its topic was recreated, or an unclean election truncated it."""
     if are_of_different_topics(former_id, topic_id):
-        log.error("topic_recreated", partition=partition, committed=committed, end=end)
+        log.error("topic_recreated", partition=partition, position=position, end=end)
     else:
-        log.error("log_truncated", partition=partition, committed=committed, end=end)
+        log.error("log_truncated", partition=partition, position=position, end=end)
 
 
 # aiokafka only checks for an instance; its class is untyped.
