@@ -23,7 +23,7 @@ HEAD = """# Every key of routes.yaml
 [rules.md](rules.md) explains them with whole examples. A path such as `sources.NAME.limits` says where a key is
 written; `[]` stands for each item of a list. The keys of `verify` are those of the
 [scheme](rules.md#sources-and-verification) or the [provider](providers.md), those of a `request` with a `preset` are in
-[messages.md](messages.md), and those of `tests` in [rules.md](rules.md#tests-of-rules).
+[request-presets.md](request-presets.md), and those of `tests` in [rules.md](rules.md#tests-of-rules).
 """
 MAX_EXAMPLE = 60
 EXAMPLES: Mapping[str, str] = {

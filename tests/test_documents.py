@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dev import keys, messages, providers
+from dev import keys, providers, request_presets
 from gateway.cli import main
 from gateway.engine.dedupe.index import ENTRIES_KEPT
 from gateway.rules.load import check_rules
@@ -166,7 +166,7 @@ def test_existing_names_are_found() -> None:
 
 def test_the_document_of_providers_is_the_one_of_the_presets() -> None:
     assert providers.DOCUMENT.read_text() == providers.document(), "run `python -m dev.providers`"
-    assert messages.DOCUMENT.read_text() == messages.document(), "run `python -m dev.messages`"
+    assert request_presets.DOCUMENT.read_text() == request_presets.document(), "run `python -m dev.request_presets`"
 
 
 def test_the_document_of_keys_is_that_of_the_schema() -> None:

@@ -10,9 +10,9 @@ from gateway.rules.destination_choice import DestinationChoice, fitting
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
-from gateway.rules.messages import MESSAGE_PRESETS
-from gateway.rules.messages.preset import PresetMessage
 from gateway.rules.references import without_values
+from gateway.rules.request_presets import MESSAGE_PRESETS
+from gateway.rules.request_presets.preset import PresetMessage
 from gateway.rules.request_templates import RequestTemplate, parameters
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import (

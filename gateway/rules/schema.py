@@ -21,9 +21,9 @@ from gateway.rules.conditions import parse_condition
 from gateway.rules.debounce import MAX_QUIET, MIN_QUIET
 from gateway.rules.defaults import OF_DESTINATIONS
 from gateway.rules.event_view import ITEM
-from gateway.rules.messages import MESSAGE_PRESETS
-from gateway.rules.messages.field_kinds import field_kind
 from gateway.rules.policy import FORBIDDEN, REQUIRED
+from gateway.rules.request_presets import MESSAGE_PRESETS
+from gateway.rules.request_presets.field_kinds import field_kind
 from gateway.rules.request_templates import Method, PathTemplate, parameter
 from gateway.rules.rule_tests import TESTS
 from gateway.rules.rules import CertificateFormat, OnGone, TokenEndpointAuthMethod

@@ -1,7 +1,7 @@
 """What any sender may put into an event: each request that is made of it is a valid one, to where the rules say.
 
-Each value is in an event as it is sent, so that it is also what JSON can't say (`test_messages.py` has what the texts
-of messages mean to the services that show them).
+Each value is in an event as it is sent, so that it is also what JSON can't say. What the texts of messages mean to the
+services that show them is in `test_request_presets.py`.
 """
 
 import json
@@ -21,7 +21,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
 from tests.builders import NOW, an_event
-from tests.rules.test_messages import FIELDS, HOSTILE
+from tests.rules.test_request_presets import FIELDS, HOSTILE
 
 SECONDS = 1.0
 """Of processor time for one request, or for all conditions, on a slow machine."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from gateway.model import ExpressionError
 from gateway.rules.expressions import dumps
-from gateway.rules.messages.preset import (
+from gateway.rules.request_presets.preset import (
     Fact,
     Field,
     Kind,

@@ -13,9 +13,9 @@ import pytest
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.event_view import EventView
 from gateway.rules.load import check_rules, load_rules
-from gateway.rules.messages import MESSAGE_PRESETS
-from gateway.rules.messages.field_kinds import field_kind
-from gateway.rules.messages.preset import Kind, PresetMessage, cut
+from gateway.rules.request_presets import MESSAGE_PRESETS
+from gateway.rules.request_presets.field_kinds import field_kind
+from gateway.rules.request_presets.preset import Kind, PresetMessage, cut
 from gateway.rules.request_templates import Message
 from tests.builders import an_event
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from gateway.model import ExpressionError
 from gateway.rules.expressions import dumps
-from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message, form, segment
+from gateway.rules.request_presets.preset import Field, Kind, MessagePreset, as_message, form, segment
 from gateway.rules.request_templates import Message
 
 MAX_PROPERTIES = 10

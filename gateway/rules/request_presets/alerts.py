@@ -5,7 +5,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.model import ExpressionError
-from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message, escaped_html, facts_within, segment
+from gateway.rules.request_presets.preset import (
+    Field,
+    Kind,
+    MessagePreset,
+    as_message,
+    escaped_html,
+    facts_within,
+    segment,
+)
 from gateway.rules.request_templates import Message
 
 MAX_DETAILS = 8000

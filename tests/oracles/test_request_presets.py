@@ -49,11 +49,11 @@ from slack_sdk.models.blocks import Block
 from typing_extensions import override
 
 from gateway.model import ExpressionError
-from gateway.rules.messages import MESSAGE_PRESETS
-from gateway.rules.messages.preset import MAX_LINE, Kind, cut, line, url, visible
+from gateway.rules.request_presets import MESSAGE_PRESETS
+from gateway.rules.request_presets.preset import MAX_LINE, Kind, cut, line, url, visible
 from gateway.rules.request_templates import Message
 from tests.oracles.conftest import SEED
-from tests.rules.test_messages import rendered, strings_in
+from tests.rules.test_request_presets import rendered, strings_in
 
 ROUNDS = 200
 PIECES = [

@@ -7,11 +7,11 @@ field. Texts are cut where the service's limit is.
 
 from collections.abc import Mapping
 
-from gateway.rules.messages.alerts import GRAFANA_ANNOTATION, OPSGENIE, PAGERDUTY
-from gateway.rules.messages.builds import GITHUB_DISPATCH, GITLAB_TRIGGER, JENKINS
-from gateway.rules.messages.chat import DISCORD, GOOGLE_CHAT, SLACK, TEAMS
-from gateway.rules.messages.email import EMAIL_API
-from gateway.rules.messages.preset import MessagePreset
+from gateway.rules.request_presets.alerts import GRAFANA_ANNOTATION, OPSGENIE, PAGERDUTY
+from gateway.rules.request_presets.builds import GITHUB_DISPATCH, GITLAB_TRIGGER, JENKINS
+from gateway.rules.request_presets.chat import DISCORD, GOOGLE_CHAT, SLACK, TEAMS
+from gateway.rules.request_presets.email import EMAIL_API
+from gateway.rules.request_presets.preset import MessagePreset
 
 MESSAGE_PRESETS: Mapping[str, MessagePreset] = {
     preset.name: preset

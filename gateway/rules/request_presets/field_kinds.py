@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from gateway.model import ExpressionError
-from gateway.rules.messages.preset import Field, Kind, url
+from gateway.rules.request_presets.preset import Field, Kind, url
 from gateway.rules.request_templates import PathTemplate
 from gateway.rules.templates import LOOP, Template
 from gateway.rules.value_kinds import Tree

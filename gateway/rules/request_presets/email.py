@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.model import ExpressionError
-from gateway.rules.messages.preset import Field, Kind, MessagePreset, as_message
+from gateway.rules.request_presets.preset import Field, Kind, MessagePreset, as_message
 from gateway.rules.request_templates import Message
 
 _ADDRESS = re.compile(r"[^\s@,;:<>()\[\]\\\"]+@[^\s@,;:<>()\[\]\\\"]+")

@@ -1,14 +1,14 @@
-"""Write docs/messages.md from the presets of messages: `python -m dev.messages`."""
+"""Write docs/request-presets.md from the presets of messages: `python -m dev.request_presets`."""
 
 from pathlib import Path
 
-from gateway.rules.messages import MESSAGE_PRESETS
-from gateway.rules.messages.preset import Field, MessagePreset
+from gateway.rules.request_presets import MESSAGE_PRESETS
+from gateway.rules.request_presets.preset import Field, MessagePreset
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "messages.md"
-HEAD = """# Messages
+DOCUMENT = Path(__file__).parent.parent / "docs" / "request-presets.md"
+HEAD = """# Request presets: messages for services
 
-<!-- Written by `python -m dev.messages` from gateway/rules/messages/: change those. -->
+<!-- Written by `python -m dev.request_presets` from gateway/rules/request_presets/: change those. -->
 
 With `preset`, a route's `request` has the form that a service expects, of a few fields:
 
