@@ -344,6 +344,32 @@ async def test_an_event_whose_condition_fails_is_a_dead_letter_and_supersedes_no
 
 
 @virtual
+async def test_an_attempt_of_a_recreated_topic_lets_the_next_burst_wait_and_be_superseded() -> None:
+    world = await a_world(debounced(), ci=[2 * QUIET, 200])
+    async with running(world):
+        await edit(world, 1, every=QUIET + 1)
+        assert world.client.under_way == 1
+        await world.log.recreate(TOPICS.ordered(*PLACE))
+        await edit(world, 5, first=1)
+        await asyncio.sleep(3 * QUIET)
+    assert sent(world) == ["a.0", "a.5"]
+    assert superseded(world) == 4
+
+
+@virtual
+async def test_no_key_is_counted_as_quiet_once_the_rules_do_not_debounce_their_route() -> None:
+    world = await a_world(debounced())
+    worker = world.worker()
+    async with running(world, worker):
+        await edit(world, 3)
+        assert world.metrics.ordered_quiet_keys.labels(*PLACE).value == 1
+        await reload(world, worker, rules_of(replace(debounced(), debounce=None)))
+        await asyncio.sleep(2)
+        assert sent(world) == ["a.2"]
+        assert world.metrics.ordered_quiet_keys.labels(*PLACE).value == 0
+
+
+@virtual
 async def test_another_key_loses_nothing_that_is_read_again() -> None:
     """By the former key the first event could not be appended; by the new one, the second is there already."""
     keys = [f"{number}" for number in range(200)]

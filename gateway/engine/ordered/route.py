@@ -70,7 +70,7 @@ class OrderedRoute(Member):
         self.unknown_since: float | None = None  # since when the rules lack the route or its destination
         self._update_unknown_since()
         # Invariant: each key's head item is ready, in the dispatcher, under way, halted or in `_quiet`, and none of the
-        # others is. For a key in `_former`, no item is: an attempt from before the topic was recreated is in flight.
+        # others is. For a key in `_former`, none is ready: an attempt from before the topic was recreated is in flight.
         self._queues: dict[tuple[Partition, str], deque[PendingDelivery]] = {}
         self._ready: dict[PendingDelivery, None] = {}
         self._former: dict[tuple[Partition, str], PendingDelivery] = {}
@@ -227,7 +227,7 @@ class OrderedRoute(Member):
             item.delivery = replace(item.delivery, attempts=known.attempts, due=known.due)
             item.outcome = known.outcome or item.outcome
         key = self._key(item)
-        if item.burst is None or item.outcome is not None or item.delivery.attempts or key in self._former:
+        if item.burst is None or item.outcome is not None or item.delivery.attempts:
             self._make_ready(item)
         elif item.delivery.due <= (now := self._log.now()):
             self._end_quiet_period(item, now)
