@@ -241,6 +241,8 @@ class Readings:
     of: dict[int, list[Reading]] = field(default_factory=lambda: defaultdict(list))
     committed: dict[int, RulesVersion] = field(default_factory=dict)
     """The rules that the committing process matched it by."""
+    committed_by: dict[int, str] = field(default_factory=dict)
+    """That process."""
 
 
 @dataclass(slots=True)
@@ -526,6 +528,7 @@ class Ledger:
             is_to_match = row.stored is None or not row.stored.delivery.route
             if group == ROUTER and is_to_match and (readings := self._readings_by(client.name, row)):
                 self._readings.committed[row.number] = readings[-1].version
+                self._readings.committed_by[row.number] = client.name
             unfinished = [] if self._is_forgone(row) else self._unfinished(row, group, reader=client.name)
             if unfinished:
                 self.violate(
@@ -1044,14 +1047,16 @@ class Ledger:
         What came after the event may then be appended already when its reader leaves it to another one uncommitted, or
         when one reads it that was evicted and doesn't know. By the rules before, that is: by which the event isn't for
         the route, and by which the process that appended what came after it has read both. What is read by the new
-        rules has to wait until the event is committed: after that, it is the record of one that was evicted alone.
+        rules has to wait until the event is committed: after that, it is only the record of one that was evicted, or of
+        one that had left the event to the one which committed it, and whose append took that long.
         """
         assert row.stored is not None
         assert event.event is not None
         target = row.stored.delivery.route, row.stored.delivery.destination
         committed = self._readings.committed.get(event.number)
+        was_left = event.is_left and row.writer != self._readings.committed_by.get(event.number)
         is_nobodys = (
-            row.is_of_evicted
+            (row.is_of_evicted or was_left)
             and committed is not None
             and event.event.source in committed.sources
             and target not in committed.targets(event.event)
