@@ -56,20 +56,22 @@ def form_pairs(content: bytes, most: int) -> list[tuple[bytes, bytes]]:
     return [(_unquoted(name), _unquoted(value)) for name, _, value in pairs]
 
 
-def read_multipart(content: bytes, content_type: str, *, as_text: bool = False) -> dict[str, Any]:
+def read_multipart(
+    content: bytes, content_type: str, *, most: int = MAX_PARTS, as_text: bool = False
+) -> dict[str, Any]:
     """Return the fields of a multipart form, as `gathered`; what comes before and after them is ignored.
 
     A part is its text, one of type `application/json` its value, and a file a mapping with its `filename`,
     `content_type` (in lower case, without parameters) and `size` in bytes; with `as_text`, JSON is text, too. Raises
-    UnreadableBodyError: 413 for more than MAX_PARTS, 400 for a form that is cut off, for lines that end in no CRLF, and
-    a part without a name.
+    UnreadableBodyError: 413 for more than `most` parts, 400 for a form that is cut off, for lines that end in no CRLF,
+    and a part without a name.
     """
     if media_type(content_type) != "multipart/form-data":
         raise malformed("expected multipart/form-data, as no other multipart type is read, got something else")
     delimiter = b"\r\n--" + _boundary(content_type)
-    _, *pieces = (b"\r\n" + content).split(delimiter, MAX_PARTS + 2)
-    if len(pieces) > MAX_PARTS + 1:
-        raise excessive(f"expected a form of at most {MAX_PARTS} parts, got more")
+    _, *pieces = (b"\r\n" + content).split(delimiter, most + 2)
+    if len(pieces) > most + 1:
+        raise excessive(f"expected a form of at most {most} parts, got more")
     if not pieces or re.match(rb"--[ \t]*(?:\r\n|\Z)", pieces[-1]) is None:
         raise malformed("expected a multipart form up to its last boundary, got only part of one")
     return gathered([_part(piece.lstrip(b" \t"), as_text) for piece in pieces[:-1]])

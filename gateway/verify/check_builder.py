@@ -2,6 +2,7 @@
 
 import binascii
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -66,7 +67,7 @@ def build_check(
         case "plaid-token" if {"client_id", "api_secret", "environment"} <= values.keys():
             check = _plaid_token(values)
         case "sns-message" if "topics" in values:
-            check = SnsSignature(topics=frozenset(values["topics"]))
+            check = SnsSignature(topics=frozenset(values["topics"]), timestamp=_published(values))
         case "none":
             check = Unverified()
         case _:
@@ -241,6 +242,12 @@ def _timestamp(values: Mapping[str, Any]) -> Timestamp | None:
         unit=stamp.get("unit", "s"),
         tolerance=values.get("tolerance", DEFAULT_TOLERANCE),
     )
+
+
+def _published(values: Mapping[str, Any]) -> Timestamp | None:
+    """Return where a message of SNS says when it was published; None if it may be of any time."""
+    tolerance = values.get("tolerance", math.inf)
+    return None if tolerance == math.inf else Timestamp(path=("Timestamp",), unit="iso", tolerance=tolerance)
 
 
 def _decoded(values: Mapping[str, Any], where: ConfigPath) -> KeyRing[bytes]:

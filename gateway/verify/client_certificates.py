@@ -7,28 +7,38 @@ The client has proved that it has the certificate's key, to whatever terminates 
     TLS at a proxy        a header has the certificate; the chain is verified here, by `cryptography`, as proxies
                           may pass on certificates that they haven't verified
 
+Such a header has what a stranger likes: keys whose signatures take milliseconds, certificates that sign each other in
+every order. So its signatures are verified from the authority's end, each by a key that is known to be good, and the
+first that isn't one ends it; `cryptography` looks for a path only in a chain whose signatures are right.
+
 `cryptography` is imported with the first certificate: without one, it costs nothing at startup.
 """
 
 import ssl
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache, lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gateway.model import RefusedError
 
 if TYPE_CHECKING:
-    from cryptography.x509.verification import ExtensionPolicy
+    from cryptography.x509 import Certificate, Name
+    from cryptography.x509.verification import ExtensionPolicy, Store
 
 CHAIN_SUFFIX = b"-chain"
 """Of the name of a header, for the one beside it with the rest of the chain."""
 MAX_INTERMEDIATES = 8
-"""Certificates between a client's and its authority: each may cost a signature's verification."""
+"""Certificates in a header beside a client's."""
+MAX_CHAIN_BYTES = 24 * 1024
+"""Of all of them in DER: what is in them is parsed before any of it is known to be good."""
 REMEMBERED = 256
-"""Chains from headers whose verification is remembered, as it takes 0.3 ms."""
+"""Chains from headers whose verification is remembered, as it takes 0.5 ms; and as many that were refused."""
+REFUSED_FOR = 10.0
+"""Seconds for which a refusal is remembered: later, the chain may be valid."""
 
 
 class CertificateProblem(StrEnum):
@@ -193,62 +203,177 @@ def read_authorities(text: str) -> tuple[bytes, ...]:
     return ders
 
 
-class _Chains:
-    """Until when forwarded certificates are verified: verifying one takes 0.3 ms, and each request has it again."""
+Validity = tuple[float, float]
+"""From when and until when a chain is valid, in Unix seconds."""
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[tuple[bytes, ...], ForwardedCertificate], tuple[float, float]] = {}
+
+class Chains:
+    """Until when forwarded certificates are verified by `verify`: each request has the same ones again.
+
+    Those that were refused have places of their own, since there may be any number of them.
+    """
+
+    def __init__(self, verify: Callable[[tuple[bytes, ...], ForwardedCertificate, float], Validity | None]) -> None:
+        self._verify = verify
+        self._valid: dict[tuple[tuple[bytes, ...], bytes], Validity] = {}
+        self._refused: dict[tuple[tuple[bytes, ...], bytes], float] = {}
 
     def until(self, authorities: tuple[bytes, ...], presented: ForwardedCertificate, now: float) -> float | None:
-        """Return when the first certificate of the chain expires; None without a chain to one of the authorities."""
-        key = authorities, presented
-        begins, expires = self._known.get(key, (0.0, 0.0))
-        if not begins <= now < expires:
-            found = _verified(authorities, presented, now)
-            if found is None:
-                return None
-            begins, expires = found
-            if len(self._known) >= REMEMBERED:
-                del self._known[next(iter(self._known))]
-            self._known[key] = found
-        return expires
+        """Return when the first certificate of the chain expires; None without a chain to one of the authorities.
+
+        Raises RefusedError (403) for one that is too large, or can't be read.
+        """
+        ders = (presented.certificate, *presented.intermediates)
+        if len(ders) > 1 + MAX_INTERMEDIATES or sum(map(len, ders)) > MAX_CHAIN_BYTES:
+            raise malformed_certificate()
+        key = authorities, fingerprint(b"".join(map(fingerprint, ders)))
+        begins, expires = self._valid.get(key, (0.0, 0.0))
+        if begins <= now < expires:
+            return expires
+        if key in self._refused and abs(now - self._refused[key]) < REFUSED_FOR:
+            return None
+        found = self._verify(authorities, presented, now)
+        if found is None:
+            _remember(self._refused, key, now)
+            return None
+        _remember(self._valid, key, found)
+        return found[1]
 
 
-_chains = _Chains()
+def _remember(known: dict[_K, _V], key: _K, value: _V) -> None:
+    known.pop(key, None)
+    if len(known) >= REMEMBERED:
+        del known[next(iter(known))]
+    known[key] = value
 
 
-def _verified(
-    authorities: tuple[bytes, ...], presented: ForwardedCertificate, now: float
-) -> tuple[float, float] | None:
-    """Return from when and until when a chain of certificates is valid; None if there is none."""
+def verified(authorities: tuple[bytes, ...], presented: ForwardedCertificate, now: float) -> Validity | None:
+    """Return when a chain of certificates is valid; None if there is none to one of the authorities.
+
+    Raises RefusedError (403) for one that can't be read.
+    """
     from cryptography import x509  # noqa: PLC0415 - only if a source needs it
     from cryptography.x509 import verification  # noqa: PLC0415 - the same
 
-    if len(presented.intermediates) > MAX_INTERMEDIATES:
-        raise malformed_certificate()
-    try:
-        leaf = x509.load_der_x509_certificate(presented.certificate)
-        intermediates = list(map(x509.load_der_x509_certificate, presented.intermediates))
-    except (ValueError, x509.InvalidVersion):
-        raise malformed_certificate() from None
+    moment = datetime.fromtimestamp(now, UTC)
     authority, client = _extensions()
-    verifier = (
-        verification.PolicyBuilder()
-        .store(verification.Store(list(map(x509.load_der_x509_certificate, authorities))))
-        .time(datetime.fromtimestamp(now, UTC))
-        .extension_policies(ca_policy=authority, ee_policy=client)
-        .build_client_verifier()
-    )
     try:
-        chain = verifier.verify(leaf, intermediates).chain
+        trusted = _trusted(authorities)
+        leaf, *others = map(x509.load_der_x509_certificate, (presented.certificate, *presented.intermediates))
+        path = _path(leaf, [each for each in others if _may_sign(each, moment)], trusted)
+        if path is None:
+            return None
+        verifier = (
+            verification.PolicyBuilder()
+            .store(trusted.store)
+            .time(moment)
+            .extension_policies(ca_policy=authority, ee_policy=client)
+            .build_client_verifier()
+        )
+        chain = verifier.verify(leaf, path[1:]).chain
     except verification.VerificationError:
         return None
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):  # in what it names
+    except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise malformed_certificate() from None
     return (
         max(each.not_valid_before_utc.timestamp() for each in chain),
         min(each.not_valid_after_utc.timestamp() for each in chain),
     )
+
+
+_chains = Chains(verified)
+
+
+class _Trusted(NamedTuple):
+    """A source's authorities, by their names too."""
+
+    store: "Store"
+    by_name: Mapping["Name", Sequence["Certificate"]]
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _trusted(authorities: tuple[bytes, ...]) -> _Trusted:
+    from cryptography.x509 import load_der_x509_certificate  # noqa: PLC0415 - only if a source needs it
+    from cryptography.x509.verification import Store  # noqa: PLC0415 - the same
+
+    certificates = list(map(load_der_x509_certificate, authorities))
+    by_name: dict[Name, list[Certificate]] = {}
+    for each in certificates:
+        by_name.setdefault(each.subject, []).append(each)
+    return _Trusted(Store(certificates), by_name)
+
+
+def _path(leaf: "Certificate", intermediates: Sequence["Certificate"], trusted: _Trusted) -> list["Certificate"] | None:
+    """Return the certificates from a client's up to one that an authority has signed; None if there are none.
+
+    By names and key ids, the shortest way: where these are ambiguous, no other one is tried. A client's that is an
+    authority itself has no need of any other.
+    """
+    if leaf in trusted.by_name.get(leaf.subject, ()):
+        return [leaf]
+    for fits in (_fits, _fits_by_name):
+        paths, reached = [[leaf]], {leaf}
+        for path in paths:
+            issuers = [each for each in trusted.by_name.get(path[-1].issuer, ()) if fits(each, path[-1])]
+            if issuers:
+                return path if _is_signed(path, issuers) else None
+            further = [each for each in intermediates if each not in reached and fits(each, path[-1])]
+            reached.update(further)
+            paths += [[*path, each] for each in further]
+    return None
+
+
+def _is_signed(path: Sequence["Certificate"], issuers: Sequence["Certificate"]) -> bool:
+    """Return whether each certificate of a path has signed the one before it, and one of `issuers` the last.
+
+    From the last one on: so nothing is verified by a key that no authority vouches for.
+    """
+    for certificate in reversed(path):
+        if not any(_has_signed(each, certificate) for each in issuers):
+            return False
+        issuers = [certificate]
+    return True
+
+
+def _has_signed(issuer: "Certificate", certificate: "Certificate") -> bool:
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm  # noqa: PLC0415 - only if needed
+
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, UnsupportedAlgorithm, TypeError, ValueError):
+        return False
+    return True
+
+
+def _may_sign(certificate: "Certificate", moment: datetime) -> bool:
+    """Return whether a certificate is one of an authority, and valid now."""
+    from cryptography import x509  # noqa: PLC0415 - only if a source needs it
+
+    try:
+        is_authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+    return is_authority and certificate.not_valid_before_utc <= moment <= certificate.not_valid_after_utc
+
+
+def _fits_by_name(issuer: "Certificate", certificate: "Certificate") -> bool:
+    return issuer.subject == certificate.issuer
+
+
+def _fits(issuer: "Certificate", certificate: "Certificate") -> bool:
+    """Return whether a certificate may be that of another's issuer: names are equal, and key ids if both are there."""
+    from cryptography import x509  # noqa: PLC0415 - only if a source needs it
+
+    if not _fits_by_name(issuer, certificate):
+        return False
+    try:
+        wanted = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:
+        return True
+    return wanted is None or wanted == own
 
 
 @cache

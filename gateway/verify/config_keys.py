@@ -454,6 +454,7 @@ OF_PRESETS: Mapping[str, Mapping[str, Key]] = {
         "topics": Key(
             _read_topics, {**_TEXTS, "description": "The ARNs of the topics that may send."}, is_required=True
         ),
+        "tolerance": TOLERANCE,
     },
 }
 """Schemes of a provider's file alone, with the keys that its user gives."""

@@ -21,7 +21,8 @@ from gateway.verify.remote_keys import FetchedKey, KeyCache, KeyNeededError
 from gateway.verify.request import Reason, Request, refused
 from gateway.verify.tokens import PARAMETER
 
-MAX_PARAMETERS = 1000  # of a form
+MAX_PARAMETERS = 1000  # of a form, URL-encoded
+MAX_PARTS = 64  # of a multipart form: each has a head to be read, and anybody may send it
 MAX_ITEMS = 1000  # of a list, in each of which a credential has to be
 _FIELD = re.compile(r"(?:[A-Za-z_$][\w$-]*|0|\*)(?:\.(?:[A-Za-z_$][\w$-]*|0|\*))*")
 ALL = "*"
@@ -216,7 +217,7 @@ class Content:
         """Return the text of a parameter that is there once, else nothing. Raises as reading a form does."""
         if kind_of(content_type) is not Kind.MULTIPART:
             return self.parameter(name) or b""
-        part = read_multipart(self._request.body, content_type, as_text=True).get(name)
+        part = read_multipart(self._request.body, content_type, most=MAX_PARTS, as_text=True).get(name)
         return part if isinstance(part, str) else ""
 
     def _require_no_coding(self) -> None:

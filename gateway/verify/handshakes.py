@@ -87,12 +87,21 @@ class Handshake:
     signed_challenge: re.Pattern[str] | None = None
 
 
+_NO_SNIFFING = (("X-Content-Type-Options", "nosniff"),)
+"""What comes back is what somebody has sent: no browser is to take it for a page."""
+
+
 def _text(value: str) -> HandshakeResponse:
-    return HandshakeResponse(body=value.encode("utf-8", "surrogatepass"))
+    return HandshakeResponse(body=value.encode("utf-8", "surrogatepass"), headers=_NO_SNIFFING)
 
 
 def _json(value: object) -> HandshakeResponse:
-    return HandshakeResponse(content_type="application/json", body=orjson.dumps(value))
+    return HandshakeResponse(content_type="application/json", body=orjson.dumps(value), headers=_NO_SNIFFING)
+
+
+def _challenge(value: object) -> str | None:
+    """Return a challenge in a body that may be sent back; None for what is none, or too long to be one."""
+    return value if isinstance(value, str) and len(value) <= MAX_CHALLENGE else None
 
 
 def _payload(request: Request, hint: bytes) -> dict[str, Any]:
@@ -139,8 +148,8 @@ def _header(request: Request, name: bytes) -> str | None:
 def _slack(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
     """https://docs.slack.dev/reference/events/url_verification: signed like an event."""
     payload = _payload(request, b"url_verification")
-    challenge = payload.get("challenge")
-    return _text(challenge) if payload.get("type") == "url_verification" and isinstance(challenge, str) else None
+    challenge = _challenge(payload.get("challenge"))
+    return None if payload.get("type") != "url_verification" or challenge is None else _text(challenge)
 
 
 def _zoom(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None:
@@ -172,17 +181,15 @@ def _twitch(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
     """https://dev.twitch.tv/docs/eventsub/handling-webhook-events/#responding-to-a-challenge-request."""
     if request.values(b"twitch-eventsub-message-type") != [b"webhook_callback_verification"]:
         return None
-    challenge = _payload(request, b"challenge").get("challenge")
-    return _text(challenge) if isinstance(challenge, str) else None
+    challenge = _challenge(_payload(request, b"challenge").get("challenge"))
+    return None if challenge is None else _text(challenge)
 
 
 def _challenge_json(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
     """Monday and Lark: `{"challenge": …}` is sent back as it is."""
     payload = _payload(request, b"challenge")
-    challenge = payload.get("challenge")
-    if not isinstance(challenge, str) or not (
-        {"challenge"} == payload.keys() or payload.get("type") == "url_verification"
-    ):
+    challenge = _challenge(payload.get("challenge"))
+    if challenge is None or not ({"challenge"} == payload.keys() or payload.get("type") == "url_verification"):
         return None
     return _json({"challenge": challenge})
 
@@ -206,7 +213,7 @@ def _event_grid(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
     if request.values(b"aeg-event-type") != [b"SubscriptionValidation"]:
         return None
     match _parsed(request):
-        case [{"data": {"validationCode": str(code)}}]:
+        case [{"data": {"validationCode": code}}] if _challenge(code) is not None:
             return _json({"validationResponse": code})
         case _:
             return None
@@ -236,7 +243,12 @@ def _sns(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
 
 
 def _notion(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
-    """https://developers.notion.com/reference/webhooks#step-2-validating-the-subscription."""
+    """https://developers.notion.com/reference/webhooks#step-2-validating-the-subscription.
+
+    Unverified, so that it isn't decompressed.
+    """
+    if request.content_codings():
+        return None
     match _payload(request, b"verification_token"):
         case {"verification_token": str(token), **rest} if not rest and _TOKEN.fullmatch(token):
             return HandshakeResponse(token=token)
@@ -320,14 +332,11 @@ def _linkedin(request: Request, keys: HandshakeKeys) -> HandshakeResponse | None
 
 
 def _echo_of(name: str) -> Respond:
-    """Return a handshake that sends a query parameter back as it is, as a text that no browser takes for a page."""
+    """Return a handshake that sends a query parameter back as it is."""
 
     def respond(request: Request, _: HandshakeKeys) -> HandshakeResponse | None:
         value = _parameter(request, name)
-        if value is None:
-            return None
-        body = value.encode("utf-8", "surrogatepass")
-        return HandshakeResponse(body=body, headers=(("X-Content-Type-Options", "nosniff"),))
+        return None if value is None else _text(value)
 
     return respond
 

@@ -20,11 +20,11 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from gateway.model import RefusedError, UsageError
 from gateway.verify.algorithms import OfSenderAloneError
 from gateway.verify.check import BodyCheck, Draft, SigningSpec
-from gateway.verify.content import MAX_PARAMETERS, Content
+from gateway.verify.content import Content
 from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.public_keys import PublicKey, public_key, read_public_key
 from gateway.verify.remote_keys import KeyNeededError
-from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
+from gateway.verify.request import MAX_PARAMETERS, Reason, Request, most_specific, refused, to_bytes
 from gateway.verify.structured_fields import BareItem, InnerList, Item, parse_dictionary, parse_item, serialise
 from gateway.verify.tokens import TOKEN
 
@@ -413,12 +413,11 @@ class _Message:
     def _query_parameter(self, name: str) -> str:
         """Return a parameter's value as it is signed (section 2.2.8): decoded, and encoded in the one way."""
         if self._parameters is None:
-            query = self.head.query
-            if query.count("&") >= MAX_PARAMETERS:
+            if self.head.has_many_parameters:
                 expected = f"expected a query of at most {MAX_PARAMETERS} parameters"
                 raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got more")
             self._parameters = {}
-            for key, value in parse_qsl(query, keep_blank_values=True, errors="surrogateescape"):
+            for key, value in parse_qsl(self.head.query, keep_blank_values=True, errors="surrogateescape"):
                 self._parameters.setdefault(_encoded(key), []).append(value)
         found = self._parameters.get(name, [])
         if len(found) != 1:

@@ -3,6 +3,9 @@
 https://docs.aws.amazon.com/sns/latest/dg/sns-verify-signature-of-message-verify-message-signature.html
 
 Anybody with an account at AWS can have a message signed there. So only the topics that a source names are its senders.
+
+`Timestamp` is when a message was published, and remains so in each of its deliveries, for an hour at most: longer isn't
+retried over HTTP (https://docs.aws.amazon.com/sns/latest/dg/sns-message-delivery-retries.html).
 """
 
 import re
@@ -15,6 +18,7 @@ from gateway.verify.content import Content
 from gateway.verify.public_keys import decode_signature, fetched_key
 from gateway.verify.remote_keys import MAX_URL
 from gateway.verify.request import Reason, Request, refused
+from gateway.verify.timestamps import Timestamp
 
 TOPIC = re.compile(r"arn:aws[a-z-]*:sns:[a-z0-9-]{1,32}:[0-9]{12}:[A-Za-z0-9_-]{1,256}(\.fifo)?")
 NOTIFICATION = "Notification"
@@ -45,9 +49,13 @@ _CERTIFICATE = re.compile(rf"https://{SNS_HOST}/SimpleNotificationService-[A-Za-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnsSignature:
-    """The signature in a message of SNS, of one of these topics (ARNs)."""
+    """The signature in a message of SNS, of one of these topics (ARNs).
+
+    With `timestamp`, it must have been published within its tolerance.
+    """
 
     topics: frozenset[str]
+    timestamp: Timestamp | None = None
 
     def check_head(self, head: Request, now: float) -> BodyCheck:  # noqa: ARG002 - everything is in the body
         return self._check_body
@@ -59,7 +67,10 @@ class SnsSignature:
         return ""
 
     def signing_spec(self) -> SigningSpec:
-        return SigningSpec(proof="RSA signature in the field Signature of the body")
+        proof = "RSA signature in the field Signature of the body"
+        if self.timestamp is not None:
+            proof += f", of a message published at most {self.timestamp.tolerance:g} s from now"
+        return SigningSpec(proof=proof)
 
     def _check_body(self, request: Request, content: Content) -> None:  # noqa: ARG002 - the content is all of it
         message = content.json()
@@ -73,6 +84,8 @@ class SnsSignature:
             raise refused(
                 Reason.WRONG_RECIPIENT, "expected a message of one of the source's topics, got something else's"
             )
+        if self.timestamp is not None:
+            self.timestamp.check(_text(fields, "Timestamp").encode("utf-8", "surrogatepass"), content.now)
         algorithm = _ALGORITHMS.get(_text(fields, "SignatureVersion"))
         if algorithm is None:
             raise refused(Reason.MALFORMED_SIGNATURE, "expected SignatureVersion to be 1 or 2, got something else")

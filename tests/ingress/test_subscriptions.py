@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import orjson
 import pytest
 
 from gateway.model import UnfetchedError
@@ -56,17 +57,27 @@ async def test_an_unconfirmed_subscription_is_refused_so_that_sns_asks_again() -
 
 
 @pytest.mark.parametrize(
-    "fields", [{"TopicArn": "arn:aws:sns:us-west-2:123456789012:Another"}, {"SignatureVersion": "3"}]
+    "fields",
+    [
+        {"TopicArn": "arn:aws:sns:us-west-2:123456789012:Another"},
+        {"SignatureVersion": "3"},
+        {"SignatureVersion": "1"},  # of another hash than was signed
+        {"Token": "2336412f38"},
+        {"SubscribeURL": SUBSCRIBE + "3"},
+        {"Type": "UnsubscribeConfirmation"},
+    ],
 )
 async def test_nothing_is_visited_for_a_message_that_is_refused(fields: dict[str, str]) -> None:
     message = signed(Type="SubscriptionConfirmation").body
     for name, value in fields.items():
-        before = {"TopicArn": "arn:aws:sns:us-west-2:123456789012:MyTopic", "SignatureVersion": "2"}[name]
-        message = message.replace(f'"{name}": "{before}"'.encode(), f'"{name}": "{value}"'.encode())
+        message = orjson.dumps({**orjson.loads(message), name: value})
     async with receiving() as (world, asked):
         reply = await world.exchange(a_request("/in/topic", body=message))
         assert reply.status == 401
-        assert SUBSCRIBE not in asked
+        assert set(asked) <= {URL}
+        signed_by_nobody = {"Token", "SubscribeURL", "Type"} & fields.keys() or fields == {"SignatureVersion": "1"}
+        assert (world.lines[-1]["reason"] == "bad_signature") == bool(signed_by_nobody)
+        assert not any(line["event"] == "subscription_confirmed" for line in world.lines)
 
 
 async def test_an_end_of_a_subscription_is_answered_alone() -> None:

@@ -33,6 +33,28 @@ def check_hmac(config: Mapping[str, object], *expected: tuple[Path, str]) -> Non
     check({"scheme": "hmac", "header": "X-S", "secrets": ["s"], **config}, *expected)
 
 
+ALGORITHMS = {
+    "hmac": ["sha256", "sha1", "sha512"],
+    "hash": ["sha256", "sha1", "sha512"],
+    "public-key": ["ed25519", "ecdsa-p256-sha256", "rsa-sha256", "rsa-sha1"],
+    "http-message-signature": ["hmac-sha256", "ed25519", "ecdsa-p256-sha256", "rsa-pss-sha512", "rsa-v1_5-sha256"],
+    "jwt": ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "EdDSA"],
+}
+"""Written down here once more: another one is a decision, and not to come with a library."""
+
+
+@pytest.mark.parametrize("scheme", ALGORITHMS)
+def test_no_other_algorithm_can_be_named(scheme: str) -> None:
+    name = "algorithms" if scheme == "jwt" else "algorithm"
+    schema = GENERIC[scheme][name].schema
+    assert (schema if scheme != "jwt" else schema["anyOf"][0])["enum"] == ALGORITHMS[scheme]
+    known = {each for listed in ALGORITHMS.values() for each in listed}
+    for other in (known - {*ALGORITHMS[scheme]}) | {"none", "None", "", "md5", "sha224", "SHA256", "PS256", "ES256K"}:
+        found = [text for path, text in problems({"scheme": scheme, "header": "X", name: other}) if path == (name,)]
+        assert [text.startswith("expected one ") for text in found] == [True], other
+    assert {scheme for scheme, keys in GENERIC.items() if {"algorithm", "algorithms"} & keys.keys()} == {*ALGORITHMS}
+
+
 def test_a_scheme_must_be_known() -> None:
     check({}, ((), "expected the key 'scheme' with a scheme's name, got nothing"))
     check({"scheme": None}, ((), "expected the key 'scheme' with a scheme's name, got nothing"))

@@ -1,6 +1,7 @@
 """Handshakes are answered as the vendors' documents say, byte for byte, and only handshakes."""
 
 import base64
+import gzip
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
@@ -23,6 +24,16 @@ from gateway.verify.request import MAX_PARAMETERS, Request
 from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
 from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier, reason
+
+NO_SNIFFING = (("X-Content-Type-Options", "nosniff"),)
+
+
+def a_text(body: bytes) -> HandshakeResponse:
+    return HandshakeResponse(status=200, content_type="text/plain", body=body, headers=NO_SNIFFING)
+
+
+def a_document(body: bytes) -> HandshakeResponse:
+    return HandshakeResponse(status=200, content_type="application/json", body=body, headers=NO_SNIFFING)
 
 
 def with_handshake(name: str, **config: Any) -> Verifier:
@@ -52,7 +63,7 @@ def unverified(name: str, method: str, query: str = "", **headers: str) -> Hands
 def test_slacks_challenge_is_echoed_as_text() -> None:
     body = b'{"token":"t","challenge":"3eZbrw1a\\u00e9","type":"url_verification"}'
     response = a_verifier("slack").handshake(a_request(body=body), now=NOW)
-    assert response == HandshakeResponse(status=200, content_type="text/plain", body="3eZbrw1aé".encode())
+    assert response == a_text("3eZbrw1aé".encode())
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,7 @@ def test_zooms_token_comes_back_with_its_hmac() -> None:
     body = b'{"payload":%b,"event_ts":1654503849680,"event":"endpoint.url_validation"}' % token
     signature = hmac.new(SECRET.encode(), b"qgg8vlvZRS6UYooatFL8Aw", hashlib.sha256).hexdigest()
     expected = b'{"plainToken":"qgg8vlvZRS6UYooatFL8Aw","encryptedToken":"%b"}' % signature.encode()
-    assert answer("zoom", body) == HandshakeResponse(content_type="application/json", body=expected)
+    assert answer("zoom", body) == a_document(expected)
 
 
 @pytest.mark.parametrize("token", ["v0:1700000000:{}", "", "a b", "x" * 257, 7, None])
@@ -96,7 +107,7 @@ def test_zoom_gets_no_signature_of_what_could_be_an_event(token: object) -> None
 
 def test_discords_pings_are_answered() -> None:
     """https://discord.com/developers/docs/interactions/overview#setting-up-an-endpoint."""
-    pong = HandshakeResponse(content_type="application/json", body=b'{"type":1}')
+    pong = a_document(b'{"type":1}')
     assert answer("discord", b'{"type":1,"id":"1","application_id":"2"}') == pong
     assert answer("discord", b'{"version":1,"application_id":"2","type":0}') == HandshakeResponse(
         status=204, content_type="application/json"
@@ -109,31 +120,26 @@ def test_twitchs_challenge_is_echoed_raw() -> None:
     """https://dev.twitch.tv/docs/eventsub/handling-webhook-events/#responding-to-a-challenge-request."""
     body = b'{"challenge":"pogchamp-kappa-360noscope-vohiyo","subscription":{"type":"channel.follow"}}'
     kind = "webhook_callback_verification"
-    assert answer("twitch", body, Twitch_Eventsub_Message_Type=kind) == HandshakeResponse(
-        body=b"pogchamp-kappa-360noscope-vohiyo"
-    )
+    expected = a_text(b"pogchamp-kappa-360noscope-vohiyo")
+    assert answer("twitch", body, Twitch_Eventsub_Message_Type=kind) == expected
     assert answer("twitch", body, Twitch_Eventsub_Message_Type="notification") is None
 
 
 def test_a_challenge_in_json_comes_back_in_json() -> None:
     """https://developer.monday.com/api-reference/docs/webhooks#url-verification, and Lark."""
-    assert answer("challenge-json", b'{"challenge":"3eZbrw1a"}') == HandshakeResponse(
-        content_type="application/json", body=b'{"challenge":"3eZbrw1a"}'
-    )
+    monday = b'{"challenge":"3eZbrw1a"}'
+    assert answer("challenge-json", monday) == a_document(monday)
     lark = b'{"challenge":"ajls384k","token":"xxxxxx","type":"url_verification"}'
-    assert answer("challenge-json", lark) == HandshakeResponse(
-        content_type="application/json", body=b'{"challenge":"ajls384k"}'
-    )
+    assert answer("challenge-json", lark) == a_document(b'{"challenge":"ajls384k"}')
     assert answer("challenge-json", b'{"event":{"challenge":"c"},"challenge":"c"}') is None
 
 
 def test_the_challenges_of_front_and_smartsheet_are_headers() -> None:
-    assert answer("front", b"{}", X_Front_Challenge="abc") == HandshakeResponse(body=b"abc")
+    assert answer("front", b"{}", X_Front_Challenge="abc") == a_text(b"abc")
     assert answer("front", b"{}") is None
     body = b'{"challenge":"d78dd1d3","webhookId":5}'
-    assert answer("smartsheet", body, Smartsheet_Hook_Challenge="d78dd1d3") == HandshakeResponse(
-        content_type="application/json", body=b'{"smartsheetHookResponse":"d78dd1d3"}'
-    )
+    expected = a_document(b'{"smartsheetHookResponse":"d78dd1d3"}')
+    assert answer("smartsheet", body, Smartsheet_Hook_Challenge="d78dd1d3") == expected
     assert answer("smartsheet", body) is None
 
 
@@ -153,12 +159,34 @@ def test_event_grids_validation_gets_exactly_200() -> None:
             }
         ]
     )
-    assert answer("event-grid", body, aeg_event_type="SubscriptionValidation") == HandshakeResponse(
-        content_type="application/json", body=b'{"validationResponse":"512d38b6-c7b8-40c8-89fe-f46f9e9622b6"}'
-    )
+    expected = a_document(b'{"validationResponse":"512d38b6-c7b8-40c8-89fe-f46f9e9622b6"}')
+    assert answer("event-grid", body, aeg_event_type="SubscriptionValidation") == expected
     assert answer("event-grid", body, aeg_event_type="Notification") is None
     for other in (b"[]", b"{", b'[{"data":{"validationCode":1}}]', b"[" + b" " * MAX_HANDSHAKE_BYTES + b"]"):
         assert answer("event-grid", other, aeg_event_type="SubscriptionValidation") is None
+
+
+@pytest.mark.parametrize("name", ["slack", "twitch", "challenge-json", "event-grid", "front", "smartsheet"])
+def test_what_is_too_long_to_be_a_challenge_is_an_event(name: str) -> None:
+    """None that a vendor sends has a hundred characters, and the gateway is nobody's echo."""
+
+    def answered(challenge: str) -> HandshakeResponse | None:
+        headers = {
+            "twitch": {"Twitch_Eventsub_Message_Type": "webhook_callback_verification"},
+            "event-grid": {"aeg_event_type": "SubscriptionValidation"},
+            "front": {"X_Front_Challenge": challenge},
+            "smartsheet": {"Smartsheet_Hook_Challenge": challenge},
+        }
+        body: object = {"type": "url_verification", "challenge": challenge}
+        if name == "event-grid":
+            body = [{"data": {"validationCode": challenge}}]
+        return answer(name, orjson.dumps(body), **headers.get(name, {}))
+
+    longest = answered("x" * MAX_CHALLENGE)
+    assert longest is not None
+    assert b"x" * MAX_CHALLENGE in longest.body
+    assert longest.headers == NO_SNIFFING
+    assert answered("x" * (MAX_CHALLENGE + 1)) is None
 
 
 # ---- By the body alone, while the source is pending ----
@@ -201,6 +229,19 @@ def test_nothing_but_a_token_is_accepted_unsigned(body: bytes) -> None:
     for verifier in (pending(), a_verifier("notion", secrets=[SECRET], pending=True)):
         assert reason(verifier, a_request(body=body)) == "missing_signature"
         assert verifier.handshake(a_request(body=body), now=NOW) is None
+
+
+def test_a_token_is_not_decompressed_as_nobody_has_signed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is parsed of a stranger's body is 16 KiB at most, as it came."""
+    monkeypatch.setattr("zlib.decompressobj", lambda _: pytest.fail("it was decompressed"))
+    verifier = pending()
+    for body in (gzip.compress(TOKEN), gzip.compress(TOKEN + b" " * 10_000_000)):
+        assert len(body) <= MAX_HANDSHAKE_BYTES
+        request = a_request([("Content-Encoding", "gzip")], body=body)
+        assert reason(verifier, request) == "missing_signature"
+        assert verifier.handshake(request, now=NOW) is None
+    assert reason(verifier, a_request(body=TOKEN.ljust(MAX_HANDSHAKE_BYTES))) == "accepted"
+    assert reason(verifier, a_request(body=TOKEN.ljust(MAX_HANDSHAKE_BYTES + 1))) == "missing_signature"
 
 
 def test_what_is_verified_by_pending_alone_is_always_a_handshake() -> None:
@@ -252,7 +293,7 @@ def test_what_may_be_pending(config: dict[str, Any], expected: str) -> None:
 def test_metas_challenge_comes_back_for_its_token_alone() -> None:
     """https://developers.facebook.com/docs/graph-api/webhooks/getting-started#verification-requests."""
     query = "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=meatyhamhock"
-    assert unverified("meta", "GET", query) == HandshakeResponse(body=b"1158201444")
+    assert unverified("meta", "GET", query) == a_text(b"1158201444")
     assert unverified("meta", "GET", "") is None
     for other in ("hub.mode=subscribe&hub.challenge=1", query + "x", query + "&hub.verify_token=meatyhamhock"):
         with pytest.raises(RefusedError) as caught:
@@ -279,9 +320,7 @@ def test_xs_check_is_signed_with_the_consumer_secret() -> None:
     """https://docs.x.com/x-api/webhooks/introduction#challenge-response-checks."""
     digest = hmac.new(SECRET.encode(), b"challenge_string", hashlib.sha256).digest()
     expected = b'{"response_token":"sha256=%b"}' % base64.b64encode(digest)
-    assert unverified("x", "GET", "crc_token=challenge_string&nonce=n") == HandshakeResponse(
-        content_type="application/json", body=expected
-    )
+    assert unverified("x", "GET", "crc_token=challenge_string&nonce=n") == a_document(expected)
     assert unverified("x", "GET", "nonce=n") is None
 
 
@@ -297,9 +336,7 @@ def test_linkedins_challenge_comes_back_with_its_hmac() -> None:
     code = b"890e4665-4dfe-4ab1-b689-ed553bceeed0"
     digest = hmac.new(SECRET.encode(), code, hashlib.sha256).hexdigest().encode()
     expected = b'{"challengeCode":"%b","challengeResponse":"%b"}' % (code, digest)
-    assert unverified("linkedin", "GET", f"challengeCode={code.decode()}&applicationId=1") == HandshakeResponse(
-        content_type="application/json", body=expected
-    )
+    assert unverified("linkedin", "GET", f"challengeCode={code.decode()}&applicationId=1") == a_document(expected)
     assert unverified("linkedin", "GET", "applicationId=1") is None
 
 
@@ -400,6 +437,8 @@ def test_a_token_in_xs_challenge_is_what_that_prevents() -> None:
     assert HANDSHAKES["x"].signed_challenge.fullmatch(f"{head.decode()}.{claims.decode()}")
 
 
+CONTROLLED = [f"1{control}1" for control in "\0\t\n\r\x1b\x7f\x85"] + ["1\n", "1\r\nX: y"]
+"""Texts that would be two lines, or none, in a header."""
 ASANAS = "b537207f20cbfa02357cf448134da559e8bd39d61597dcd5631b8012eae53e81"
 
 
@@ -409,7 +448,7 @@ def test_asanas_secret_comes_back_in_its_header() -> None:
     assert unverified("asana", "POST", X_Hook_Secret=ASANAS) == expected
     assert unverified("asana", "POST") is None
     assert unverified("asana", "POST", X_Hook_Secret=ASANAS, X_Hook_Signature="0" * 64) is None
-    for other in ("", "x" * 257, "a b", 'a"b', "é"):
+    for other in ("", "x" * 257, "a b", 'a"b', "é", *CONTROLLED):
         assert unverified("asana", "POST", X_Hook_Secret=other) is None
 
 
@@ -424,9 +463,8 @@ def test_a_secret_that_a_stranger_sends_to_asanas_handshake_verifies_nothing() -
 
 def test_oktas_challenge_comes_back_in_json() -> None:
     """https://developer.okta.com/docs/concepts/event-hooks/#one-time-verification-request."""
-    assert unverified("okta", "GET", x_okta_verification_challenge="my verification challenge") == HandshakeResponse(
-        content_type="application/json", body=b'{"verification":"my verification challenge"}'
-    )
+    expected = a_document(b'{"verification":"my verification challenge"}')
+    assert unverified("okta", "GET", x_okta_verification_challenge="my verification challenge") == expected
     assert unverified("okta", "GET") is None
 
 
@@ -439,8 +477,7 @@ def test_a_challenge_in_the_query_comes_back_as_text_that_no_browser_takes_for_a
 ) -> None:
     """URL-decoded, as each wants it: the addresses of their documents are beside their handshakes."""
     response = unverified(name, method, f"{parameter}=a%3Cb%3E+c%C3%A9")
-    assert response == HandshakeResponse(body="a<b> cé".encode(), headers=(("X-Content-Type-Options", "nosniff"),))
-    assert response.content_type == "text/plain"
+    assert response == a_text("a<b> cé".encode())
     assert unverified(name, method, "other=1") is None
     with pytest.raises(RefusedError) as caught:
         unverified(name, method, f"{parameter}={'x' * (MAX_CHALLENGE + 1)}")
@@ -478,4 +515,9 @@ def test_cloudevents_senders_ask_by_options() -> None:
         )
     )
     assert unverified("cloudevents", "OPTIONS") is None
-    assert unverified("cloudevents", "OPTIONS", WebHook_Request_Origin="a b") is None
+    for other in ("", "a b", "é", "x" * (MAX_CHALLENGE + 1), *CONTROLLED):
+        assert unverified("cloudevents", "OPTIONS", WebHook_Request_Origin=other) is None
+    for rate in ("1.5", "-1", "", *CONTROLLED):
+        response = unverified("cloudevents", "OPTIONS", WebHook_Request_Origin="a", WebHook_Request_Rate=rate)
+        assert response is not None
+        assert dict(response.headers)["WebHook-Allowed-Rate"] == "*"

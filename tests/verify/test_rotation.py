@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.model import UsageError
-from gateway.verify import algorithms, credentials, json_web_tokens
+from gateway.verify import algorithms, credentials, json_web_tokens, message_signatures
 from gateway.verify.key_ring import SecretLifetime, expired_lists, expiring_secrets, parse_until
 from gateway.verify.presets import SchemeError
 from gateway.verify.request import Request
@@ -56,6 +56,17 @@ def signed_by(name: str) -> Request:
     return a_request([("X-Signature", KEYS[name].sign(BODY).hex())])
 
 
+URL = "https://hooks.example.com/in/it"
+
+
+def a_message(secret: str) -> Request:
+    """Return a request without a body, of which there would be a digest to be compared as well."""
+    described = f'("@method" "@target-uri");created={NOW:.0f}'
+    base = "\n".join(['"@method": POST', f'"@target-uri": {URL}', f'"@signature-params": {described}'])
+    signed = base64.b64encode(hmac.digest(secret.encode(), base.encode(), "sha256")).decode()
+    return a_request([("Signature-Input", f"s={described}"), ("Signature", f"s=:{signed}:")], body=b"")
+
+
 _TOKEN_CLAIMS = {"claims": {"iss": "acme"}}
 SCHEMES: Mapping[str, tuple[dict[str, Any], Callable[[str], Request]]] = {
     "hmac": ({"scheme": "hmac", "header": "X-Signature"}, signature),
@@ -72,6 +83,10 @@ SCHEMES: Mapping[str, tuple[dict[str, Any], Callable[[str], Request]]] = {
     "bearer": ({"scheme": "bearer"}, lambda secret: a_request([("Authorization", f"Bearer {secret}")])),
     "jwt": ({"scheme": "jwt", "algorithms": "HS256"}, a_token),
     "jwt with claims": ({"scheme": "jwt", "algorithms": "HS256", **_TOKEN_CLAIMS}, a_token),
+    "message signature": (
+        {"scheme": "http-message-signature", "algorithm": "hmac-sha256", "tolerance": "none"},
+        a_message,
+    ),
 }
 
 
@@ -80,7 +95,7 @@ def _basic(pair: str) -> str:
 
 
 def of_scheme(name: str, *secrets: object) -> Verifier:
-    return build_verifier({**SCHEMES[name][0], "secrets": list(secrets)})
+    return build_verifier({**SCHEMES[name][0], "secrets": list(secrets)}, public_url=URL)
 
 
 # ---- Until when ----
@@ -229,7 +244,7 @@ def test_as_much_is_computed_whichever_secret_matches(name: str, monkeypatch: py
     counts, sent = [], SCHEMES[name][1]
     for secret in (NEW, OLD, THIRD):
         request, watched = sent(secret), Watched()
-        for module in (algorithms, credentials):
+        for module in (algorithms, credentials, message_signatures):
             monkeypatch.setattr(module, "hmac", watched)
         real, decoded = json_web_tokens._jws(), Counted()
         watching = SimpleNamespace(decode_complete=decoded.calls(real.decode_complete))
@@ -263,7 +278,7 @@ def test_no_representation_shows_one() -> None:
 # ---- Signing ----
 
 
-@pytest.mark.parametrize("name", ["hmac", "hash", "token", "basic", "bearer", "jwt"])
+@pytest.mark.parametrize("name", ["hmac", "hash", "token", "basic", "bearer", "jwt", "message signature"])
 def test_the_first_secret_that_has_not_ended_signs(name: str) -> None:
     verifier = of_scheme(name, until(OLD), NEW)
     for now, index in ((NOW - 1, 0), (NOW, 1)):

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import time
 import zlib
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.verify.presets import SchemeError
 from gateway.verify.verifier import Verifier
+from tests.machine_speed import as_usual
 from tests.verify.signed_requests import BODY, NOW, SECRET, a_request, a_verifier, reason, refusal
 
 FORM = "application/x-www-form-urlencoded"
@@ -31,6 +33,31 @@ def signed_fields(signed: str, **config: Any) -> Verifier:
 
 
 # ---- JSON fields ----
+
+
+MEBIBYTE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"token":"x","y":[' + b"{}," * (MEBIBYTE // 3) + b"1]}", "bad_credentials"),
+        (b'{"token":"x","y":{' + b",".join([b'"%x":0' % n for n in range(MEBIBYTE // 12)]) + b"}}", "bad_credentials"),
+        (b'{"token":"' + b"x" * MEBIBYTE + b'"}', "bad_credentials"),
+        (b'{"token":' + b"[" * MEBIBYTE, "unreadable_body"),
+        (b'{"token":' + b"9" * MEBIBYTE + b"}", "unreadable_body"),
+    ],
+)
+def test_a_strangers_body_with_a_token_costs_little_and_is_refused(body: bytes, expected: str) -> None:
+    """It is parsed to find the token, before anything is verified."""
+    verifier, request = a_verifier("token", field="token"), a_request(body=body)
+
+    def refusing() -> float:
+        began = time.thread_time()
+        assert reason(verifier, request) == expected
+        return time.thread_time() - began
+
+    assert as_usual(refusing) < 0.1
 
 
 def test_a_signature_may_be_in_the_body_and_cover_fields_of_it() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.model import RefusedError, UsageError
 from gateway.verify.presets import SchemeError
+from gateway.verify.remote_keys import KeyCache
 from gateway.verify.request import Request
 from gateway.verify.schemes import build_verifier
 from tests.verify.signed_requests import NOW, a_request, reason, refusal
@@ -114,6 +115,32 @@ def test_another_topic_is_refused_before_a_key_is_asked_for() -> None:
         error = refusal(VERIFIER, signed(TopicArn=topic))
         assert error.reason == "wrong_recipient"
     assert reason(VERIFIER, signed()) == URL
+
+
+def test_a_message_is_good_at_any_time_unless_a_source_says_otherwise() -> None:
+    """SNS retries for an hour, and the time in a message is that at which it was published."""
+    within = build_verifier({"scheme": "sns", "topics": [TOPIC], "tolerance": "2h"})
+    published = {"Timestamp": "2023-11-14T22:13:20.000Z"}  # NOW
+    for kind in ("Notification", "SubscriptionConfirmation", "UnsubscribeConfirmation"):
+        request = signed(Type=kind, **published)
+        for ahead, expected in ((0, "accepted"), (7200, "accepted"), (7201, "stale"), (-7201, "stale")):
+            now, keys = NOW + ahead, KeyCache()
+            keys.keep(URL, a_certificate(the_key()), now)
+            assert reason(VERIFIER, request, now=now, keys=keys) == "accepted"
+            assert reason(within, request, now=now, keys=keys).removesuffix("_timestamp") == expected
+    assert reason(within, signed(**published), now=NOW + 7201) == "stale_timestamp", "before a key is asked for"
+    for text in ("2023-11-14", "1700000000", "2023-11-14T22:13:20.000", ""):
+        assert reason(within, signed(Timestamp=text), keys=KEYS) == "malformed_timestamp"
+    moved = json.loads(signed(**published).body) | {"Timestamp": "2023-11-14T22:13:21.000Z"}
+    assert reason(within, sent(moved), keys=KEYS) == "bad_signature"
+
+
+def test_a_tolerance_is_told_and_none_of_it_is_a_weakness() -> None:
+    [spec] = build_verifier({"scheme": "sns", "topics": [TOPIC], "tolerance": "2h"}).signing_specs
+    assert spec.proof.endswith("of a message published at most 7200 s from now")
+    assert [path for path, _ in VERIFIER.warnings] == []
+    endless = build_verifier({"scheme": "sns", "topics": [TOPIC], "tolerance": "none"})
+    assert [path for path, _ in endless.warnings] == [("tolerance",)]
 
 
 @pytest.mark.parametrize("url", [
