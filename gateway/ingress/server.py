@@ -63,7 +63,10 @@ class Limits:
 
 
 class Server(web.Server):
-    """Creates connections that don't log bad requests as errors."""
+    """Creates connections that don't log bad requests as errors.
+
+    `may_trace` returns whether a bug may have another line of that event: whoever has found one may repeat it.
+    """
 
     def __init__(
         self,
@@ -75,11 +78,14 @@ class Server(web.Server):
     ) -> None:
         super().__init__(handler)
         self.limits = limits
+        may_trace: Callable[[str], bool],
         self.logger = logger
         self.metrics = metrics
 
     @property
     def count(self) -> int:
+        self.may_trace = may_trace
+        self.head_memory = HeadMemory(limits.heads_bytes)
         """How many connections are open."""
         return len(self._connections)
 
@@ -103,6 +109,7 @@ class Connection(web.RequestHandler):
         "_write_ends",
         "network",
         "peer",
+        "_may_trace",
         "unread",
     )
 
@@ -125,6 +132,7 @@ class Connection(web.RequestHandler):
         self._msg_queue_resume_size = 0  # read on once no request waits behind the one in progress
         self._heads = 0
         self._body: StreamReader | None = None  # of the last head, while it isn't complete
+        self._may_trace = server.may_trace
         self._head_size = 0
         self._head_ends: asyncio.TimerHandle | None = None
         self._is_head_certain = False
@@ -319,7 +327,8 @@ class Connection(web.RequestHandler):
             forget_frames(exc)
         else:
             # Counted and logged as a request already.
-            self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
+            if self._may_trace("request_failed"):
+                self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
             refusal = RefusedError(status, "bug", "the gateway failed")
         response = problem_response(refusal)
         response.force_close()
