@@ -28,6 +28,7 @@ from gateway.ingress.client_address import network_of
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import EventWriter
+from gateway.ingress.fetch_turns import FetchTurns
 from gateway.ingress.key_fetcher import KeyFetcher
 from gateway.ingress.listener import ConnectionSetup, Listener
 from gateway.ingress.pending_tokens import PendingTokens
@@ -39,6 +40,7 @@ from gateway.ingress.responses import (
     problem_response,
 )
 from gateway.ingress.server import Limits, Server
+from gateway.ingress.subscriptions import Subscriptions
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import SUCCESSOR_HEADROOM, LogUnavailableError, RecordTooLargeError, RefusedError
@@ -107,12 +109,18 @@ class Ingress:
         )
         self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
         """The caller runs its `run` while this serves."""
+        fetches = None if fetch is None else FetchTurns(fetch)
         self._keys = KeyFetcher(
-            fetch,
+            fetches,
             memory=self._memory,
             clock=clock,
             logger=logger,
             may_log=lambda source: self._take_quota(self._quota, source, "key_not_fetched"),
+        )
+        self._subscriptions = Subscriptions(
+            fetches,
+            logger=logger,
+            may_log=lambda source: self._take_quota(self._quota, source, "subscription_not_confirmed"),
         )
         self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
@@ -277,7 +285,7 @@ class Ingress:
         if handshake.token:
             self.tokens.add(endpoint.name, handshake.token)
         if handshake.confirm_url:
-            await self._keys.confirm(endpoint.name, handshake.confirm_url)
+            await self._subscriptions.confirm(endpoint.name, handshake.confirm_url)
         return handshake_response(handshake)
 
     async def _read_and_verify(
@@ -376,6 +384,7 @@ class Ingress:
             _free(former)
         self._endpoints, self._sources = {}, {source.path: source for source in rules.sources.values()}
         self._keys.retain(rules.sources)
+        self._subscriptions.retain(rules.sources)
         self.tokens.retain(rules.sources)
         self.quarantine.retain(rules.sources)
         self._cached_rules = rules
