@@ -72,12 +72,15 @@ def parse_address(peer: str) -> Address | None:
 
 
 def network_of(address: str) -> str:
-    """Return the address prefix of one subscriber: an IPv4 address, or the first 64 bits of an IPv6 one (RFC 6177).
+    """Return the network that counts as one client: an IPv4 address, or the first 48 bits of an IPv6 one.
 
-    Limits per client apply to its network: having more addresses gives nobody a larger share.
+    Limits per client apply to its network: having more addresses gives nobody a larger share. An end site gets up to 48
+    bits of its own (RFC 6177), which are 65,536 networks of 64: by those, one site would be as many clients. Customers
+    of a carrier or a cloud who share 48 bits share a share. They notice only while one of them floods, as those who
+    share an IPv4 address do.
     """
     found = parse_address(address)
-    return f"{int(found) >> 64:x}::" if isinstance(found, IPv6Address) else str(found)
+    return f"{int(found) >> 80:x}::" if isinstance(found, IPv6Address) else str(found)
 
 
 def _forwarded(element: bytes) -> Address | None:

@@ -28,6 +28,7 @@ from gateway.ingress.client_address import network_of
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint, Proxies
 from gateway.ingress.event_writer import EventWriter
+from gateway.ingress.fetch_turns import FetchTurns
 from gateway.ingress.key_fetcher import KeyFetcher
 from gateway.ingress.listener import ConnectionSetup, Listener
 from gateway.ingress.pending_tokens import PendingTokens
@@ -39,6 +40,7 @@ from gateway.ingress.responses import (
     problem_response,
 )
 from gateway.ingress.server import Limits, Server
+from gateway.ingress.subscriptions import Subscriptions
 from gateway.log.base import Log
 from gateway.log.topics import Topics
 from gateway.model import SUCCESSOR_HEADROOM, LogUnavailableError, RecordTooLargeError, RefusedError
@@ -107,17 +109,23 @@ class Ingress:
         )
         self.quarantine = Quarantine(log=log, topics=topics, metrics=metrics, logger=logger)
         """The caller runs its `run` while this serves."""
+        fetches = None if fetch is None else FetchTurns(fetch)
         self._keys = KeyFetcher(
-            fetch,
+            fetches,
             memory=self._memory,
             clock=clock,
             logger=logger,
             may_log=lambda source: self._take_quota(self._quota, source, "key_not_fetched"),
         )
+        self._subscriptions = Subscriptions(
+            fetches,
+            logger=logger,
+            may_log=lambda source: self._take_quota(self._quota, source, "subscription_not_confirmed"),
+        )
         self.tokens = PendingTokens(logger)
         self._quota = LogQuota()
         self._server_error_quota = LogQuota()
-        """For 5xx responses to verified senders: unverified ones can't suppress their lines."""
+        """For 5xx responses to verified senders, and traces of bugs: refusals can't suppress their lines."""
         self._quota_timer: asyncio.TimerHandle | None = None
         self._cached_rules: Rules | None = None
         self._admissions: dict[str, Admission] = {}
@@ -133,7 +141,13 @@ class Ingress:
 
         Several processes may share a port (SO_REUSEPORT), and the kernel spreads the connections over them.
         """
-        self._web = Server(self.handle, self._limits, logger=self._logger, metrics=self._metrics)
+        self._web = Server(
+            self.handle,
+            self._limits,
+            logger=self._logger,
+            metrics=self._metrics,
+            may_trace=lambda event: self._take_quota(self._server_error_quota, NO_SOURCE, event),
+        )
         self._listener = Listener(self._web, setup, refuse=self._refuse_connection, logger=self._logger)
         return await self._listener.start(host, port, is_shared=is_shared, backlog=BACKLOG)
 
@@ -163,7 +177,7 @@ class Ingress:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Respond to a request, count it, and log it in one line.
 
-        Of many similar refusals or handshakes, only the first ones have a line: anyone may send them.
+        Of many similar refusals, handshakes or bugs, only the first ones have a line: anyone may send them.
         """
         began = perf_counter()
         path, _, query = request.raw_path.partition("?")
@@ -271,7 +285,7 @@ class Ingress:
         if handshake.token:
             self.tokens.add(endpoint.name, handshake.token)
         if handshake.confirm_url:
-            await self._keys.confirm(endpoint.name, handshake.confirm_url)
+            await self._subscriptions.confirm(endpoint.name, handshake.confirm_url)
         return handshake_response(handshake)
 
     async def _read_and_verify(
@@ -370,6 +384,7 @@ class Ingress:
             _free(former)
         self._endpoints, self._sources = {}, {source.path: source for source in rules.sources.values()}
         self._keys.retain(rules.sources)
+        self._subscriptions.retain(rules.sources)
         self.tokens.retain(rules.sources)
         self.quarantine.retain(rules.sources)
         self._cached_rules = rules
@@ -409,11 +424,11 @@ class Ingress:
                     taken = self._metrics.events.labels(source).value
                     self._metrics.refusal_runs.add(source, fields["reason"], at=self._log.now(), events=taken)
         fields["seconds"] = round(seconds, 6)
-        # A bug has no reason, and always has its line.
+        is_bug = fields["status"] == _SERVER_ERROR and not {"reason", "destination_response"} & fields.keys()
         is_server_error = fields.pop("is_verified", False) and fields["status"] >= _SERVER_ERROR
         quota = self._server_error_quota if is_server_error else self._quota
         is_handshake = "handshake" in fields and fields["status"] < _SERVER_ERROR
-        reason = fields.get("reason", "handshake" if is_handshake else "")
+        reason = fields.get("reason", "handshake" if is_handshake else "bug" if is_bug else "")
         if reason and not self._take_quota(quota, source, reason):
             return
         self._logger.info("request_finished", **fields)

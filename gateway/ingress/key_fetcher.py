@@ -7,13 +7,16 @@
       └──────────────────────── cache ◀─────────────────────────────fetch ◀────────────────────────────┘
 
 The sender of such a request isn't verified. So waiting bodies count as unverified ones, and may be evicted; an address
-is only fetched once at a time; and no request waits longer than DEADLINE.
+is only fetched once at a time; and no request waits longer than DEADLINE. Those that wait for a key go on a few at a
+time once it is there, as each of them computes a signature.
 
 Anybody may make up addresses on the vendor's server, and after a start no key is known. So the rate of new addresses is
-limited, with a reserve for each network of clients (`key_budget.py`), and so is the number of waiting requests.
+limited, with a reserve for each network of clients (`key_budget.py`), and so are the number of fetches at a time
+(`fetch_turns.py`) and that of waiting requests.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection
 from time import perf_counter
 from typing import TypeVar
@@ -23,50 +26,50 @@ from typing_extensions import override
 
 from gateway.ingress.body import evicted, no_room
 from gateway.ingress.body_memory import BodyMemory, BodyReservation, Share
+from gateway.ingress.fetch_turns import FetchTurns
 from gateway.ingress.key_budget import KeyBudget
-from gateway.model import RefusedError, UnfetchedError
+from gateway.model import UnfetchedError
 from gateway.quarantine.quota import FairBucket
 from gateway.verify.remote_keys import (
     MAX_DOCUMENT_BYTES,
     MAX_KEYS_OF_REQUEST,
-    Fetch,
     KeyCache,
     KeyNeededError,
     key_unavailable,
 )
-from gateway.verify.request import Reason
 
 FETCH_TIMEOUT = 3.0
 DEADLINE = MAX_KEYS_OF_REQUEST * FETCH_TIMEOUT + 1.0
 FLOOD_INTERVAL = 60.0  # Seconds between warnings that more keys are named than may be fetched.
 MAX_WAITING = 1000  # Requests, half of them of one network: those without a body take no memory that is counted.
+GO_ON_AT_ONCE = 4  # Requests that go on in one iteration of the event loop, each for some tenths of a millisecond.
 
 T = TypeVar("T")
 
 
 class KeyFetcher:
-    """The keys of all sources. `clock` is in Unix seconds. Without `fetch` there are none.
+    """The keys of all sources. `clock` is in Unix seconds. Without `fetches` there are none.
 
     `may_log` returns whether there may be another line about a source's keys: strangers cause them.
     """
 
     def __init__(
         self,
-        fetch: Fetch | None,
+        fetches: FetchTurns | None,
         *,
         memory: BodyMemory,
         clock: Callable[[], float],
         logger: FilteringBoundLogger,
         may_log: Callable[[str], bool],
     ) -> None:
-        self._fetch = fetch
+        self._fetches = fetches
         self._memory = memory
         self._clock = clock
         self._logger = logger
         self._may_log = may_log
         self._caches: dict[str, KeyCache] = {}
         self._budgets: dict[str, KeyBudget] = {}
-        self._pending: dict[tuple[str, str], asyncio.Future[None]] = {}
+        self._pending: dict[tuple[str, str], _Arrival] = {}
         self._room = FairBucket(capacity=MAX_WAITING, rate=0.0, now=0.0)
         self._warned: dict[str, float] = {}
 
@@ -107,35 +110,22 @@ class KeyFetcher:
             self._room.give_back(holder, 1)
             self._memory.close(body)
 
-    async def confirm(self, source: str, url: str) -> None:
-        """Request an address by which a verified sender asks for a confirmation. Raises RefusedError: 503."""
-        if self._fetch is None:
-            raise key_unavailable("nothing is fetched here")
-        try:
-            await self._fetch(url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES)
-        except UnfetchedError as error:
-            self._logger.warning("subscription_not_confirmed", source=source, reason=str(error))
-            raise RefusedError(
-                503, Reason.UNCONFIRMED_SUBSCRIPTION.value, "the subscription can't be confirmed at the moment"
-            ) from error
-        self._logger.info("subscription_confirmed", source=source)
-
     async def _get(self, source: str, network: str, url: str, request_body: bytes) -> None:
         """Fetch a key into the source's cache, or note there that it can't be had; or wait for whoever does so."""
         pending = self._pending.get((source, url))
         if pending is not None:
-            await asyncio.wait([pending])
+            await pending.wait()
             return
         keys = self.cache(source)
-        if self._fetch is None:
+        if self._fetches is None:
             raise key_unavailable("nothing is fetched here")
         if not (keys.knows(url) or self._may_ask(source, network)):
             self._warn_of_flood(source, url)
             raise key_unavailable("too many new ones are asked for")
-        pending = self._pending[source, url] = asyncio.get_running_loop().create_future()
+        pending = self._pending[source, url] = _Arrival()
         try:
-            document = await self._fetch(
-                url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, request_body=request_body
+            document = await self._fetches.fetch(
+                source, url, timeout=FETCH_TIMEOUT, limit=MAX_DOCUMENT_BYTES, request_body=request_body
             )
             keys.keep(url, document, self._clock())
         except UnfetchedError as error:
@@ -148,7 +138,7 @@ class KeyFetcher:
             self._logger.info("key_fetched", source=source, url=url)
         finally:  # if cancelled, those that wait fetch it themselves
             del self._pending[source, url]
-            pending.set_result(None)
+            pending.let_go_on()
 
     def _may_ask(self, source: str, network: str) -> bool:
         """Return whether one more address may be asked from which no key is known; take the token for it."""
@@ -169,6 +159,29 @@ class KeyFetcher:
             self._logger.warning(
                 "key_not_fetched", source=source, url=url, reason="expected few new addresses, got more"
             )
+
+
+class _Arrival:
+    """Of a key, or of the news that it can't be had. Requests wait for it."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def let_go_on(self) -> None:
+        """Let those that wait go on, some in each iteration of the event loop."""
+        for _ in range(min(GO_ON_AT_ONCE, len(self._waiting))):
+            turn = self._waiting.popleft()
+            if not turn.done():  # cancelled
+                turn.set_result(None)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self.let_go_on)
 
 
 class _WaitingBody(BodyReservation):

@@ -49,7 +49,8 @@ WARNING_INTERVAL = 60.0
 MIN_SILENCE = 1.0
 """Seconds that a connection stays open after it was accepted, or after its last response."""
 RESERVED = 5120
-"""Descriptors kept for 4,096 attempts (`PoolLimits`), the log and files; at most a quarter of all."""
+"""Descriptors kept for 4,096 attempts (`PoolLimits`), 128 fetches (`fetch_turns.py`), the log and files; at most a
+quarter of all."""
 NO_LIMIT = 1 << 20
 """Connections, where descriptors are unlimited."""
 UNACKNOWLEDGED_MS = 10_000
@@ -229,11 +230,15 @@ class Listener:
         except (OSError, EOFError):
             self._refuse("disconnected", opening.address, "")
         except Exception as error:  # noqa: BLE001 - the edge of one connection: a bug ends it, and no other
-            self._logger.error("connection_failed", exception=trace_of(error))
+            self._log_bug(error)
             self._refuse("bug", opening.address, "")
         finally:
             self._opening.remove(opening)
             self._openings.discard(task)
+
+    def _log_bug(self, error: Exception) -> None:
+        if self._web.may_trace("connection_failed"):
+            self._logger.error("connection_failed", exception=trace_of(error))
 
     async def _open_within(self, connection: socket.socket, address: str, opening: OpeningConnection) -> None:
         loop = asyncio.get_running_loop()

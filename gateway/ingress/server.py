@@ -2,7 +2,7 @@
 
 A request head has a deadline and a size limit, also one that begins while the request before it is in progress. What is
 written has a deadline, too: a client may never read. No more is read of a connection while a request waits behind the
-one in progress.
+one in progress. What all of them hold of such heads and requests is limited, too (`head_memory.py`).
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from aiohttp.http_parser import HttpParser
 from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
+from gateway.ingress.head_memory import HeadMemory
 from gateway.ingress.responses import SERVER, problem_response
 from gateway.model import RefusedError
 from gateway.telemetry.logs import trace_of
@@ -46,6 +47,8 @@ class Limits:
 
     head_bytes: int = 32 * 1024
     """Header names, values and the query together."""
+    heads_bytes: int = 32 * 1024 * 1024
+    """Incomplete heads, and what waits behind requests in progress, over all connections."""
     head_seconds: float = 10.0
     """From the first bytes of a request to the end of its headers."""
     body_seconds: float = 10.0
@@ -63,7 +66,10 @@ class Limits:
 
 
 class Server(web.Server):
-    """Creates connections that don't log bad requests as errors."""
+    """Creates connections that don't log bad requests as errors.
+
+    `may_trace` returns whether a bug may have another line of that event: whoever has found one may repeat it.
+    """
 
     def __init__(
         self,
@@ -72,11 +78,14 @@ class Server(web.Server):
         *,
         logger: FilteringBoundLogger,
         metrics: Metrics,
+        may_trace: Callable[[str], bool],
     ) -> None:
         super().__init__(handler)
         self.limits = limits
         self.logger = logger
         self.metrics = metrics
+        self.may_trace = may_trace
+        self.head_memory = HeadMemory(limits.heads_bytes)
 
     @property
     def count(self) -> int:
@@ -94,11 +103,13 @@ class Connection(web.RequestHandler):
     __slots__ = (
         "_body",
         "_head_ends",
+        "_head_memory",
         "_head_size",
         "_heads",
         "_is_head_certain",
         "_limits",
         "_log",
+        "_may_trace",
         "_metrics",
         "_write_ends",
         "network",
@@ -121,7 +132,9 @@ class Connection(web.RequestHandler):
         )
         self._log = server.logger
         self._metrics = server.metrics
+        self._may_trace = server.may_trace
         self._limits = server.limits
+        self._head_memory = server.head_memory
         self._msg_queue_resume_size = 0  # read on once no request waits behind the one in progress
         self._heads = 0
         self._body: StreamReader | None = None  # of the last head, while it isn't complete
@@ -195,8 +208,17 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if self._force_close or self._close or self._upgraded:
             return
-        if not self._buffer_paused and self._has_requests_behind():
+        has_requests_behind = self._has_requests_behind()
+        if not self._buffer_paused and has_requests_behind:
             self._pause_reading_for_buffer()
+        self._follow_heads(data, body, begun)
+        if has_requests_behind or self._head_ends is not None:
+            self._head_memory.hold(self, len(data))
+        else:
+            self._head_memory.forget(self)
+
+    def _follow_heads(self, data: bytes, body: StreamReader | None, begun: int) -> None:
+        """Note whether the last head, or the body behind it, is complete; `begun` is what had come of that `body`."""
         if self._request_count != self._heads:  # heads have ended in it
             self._heads = self._request_count
             self._forget_head()
@@ -257,6 +279,7 @@ class Connection(web.RequestHandler):
         if self._head_ends is not None:
             self._head_ends.cancel()
             self._head_ends = None
+        self._head_memory.forget(self)
         self._head_size = 0
         self._is_head_certain = False
 
@@ -264,12 +287,30 @@ class Connection(web.RequestHandler):
         """End the connection if the parser has a part of a head, unless a response is still to come before."""
         if self._is_in_use:
             self._wait_for_head(is_certain=self._is_head_certain)
-        elif self._parser is not None and _is_in_head(self._parser):
-            self._end_head(TOO_LARGE if self._head_size > HEAD_FRAMING * self._limits.head_bytes else TOO_SLOW)
         else:
-            self._forget_head()
-            if self._buffer_paused:  # by empty lines alone
-                self._resume_reading_for_buffer()
+            is_large = self._head_size > HEAD_FRAMING * self._limits.head_bytes
+            self._end_head_if_any(TOO_LARGE if is_large else TOO_SLOW)
+
+    def let_go(self) -> None:
+        """Let go of what is held of a head or of requests that wait: others need the memory (`head_memory.py`)."""
+        transport = self.transport
+        if self._force_close or transport is None:
+            return
+        if not self._is_in_use:
+            self._end_head_if_any(EVICTED)
+        elif self._is_head_certain or self._has_requests_behind():
+            self._metrics.connections_refused.labels("evicted").inc()
+            self.force_close()
+            transport.abort()
+
+    def _end_head_if_any(self, response: "_RawResponse") -> None:
+        """End the connection, on which no response is to come, if the parser has a part of a head."""
+        if self._parser is not None and _is_in_head(self._parser):
+            self._end_head(response)
+            return
+        self._forget_head()
+        if self._buffer_paused:  # by empty lines alone
+            self._resume_reading_for_buffer()
 
     @override
     def _resume_reading_for_buffer(self) -> None:
@@ -319,7 +360,8 @@ class Connection(web.RequestHandler):
             forget_frames(exc)
         else:
             # Counted and logged as a request already.
-            self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
+            if self._may_trace("request_failed"):
+                self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
             refusal = RefusedError(status, "bug", "the gateway failed")
         response = problem_response(refusal)
         response.force_close()
@@ -413,3 +455,6 @@ TOO_SLOW = _RawResponse(408, "head_slow")
 
 
 TOO_LARGE = _RawResponse(431, "head_too_large")
+
+
+EVICTED = _RawResponse(408, "evicted")

@@ -18,12 +18,15 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor
 from typing_extensions import override
+
+from gateway.telemetry.log_throttle import LogThrottle
 
 FLUSH_INTERVAL = 0.1  # The thread wakes up at most 10 times a second, as each time it interrupts the event loop.
 MAX_WAITING = 20_000  # About 5 MB of lines; if the reader is further behind, the newest ones are dropped.
@@ -216,10 +219,19 @@ class Lines:
 
 
 class _Forward(logging.Handler):
-    """Passes the standard library's log records to structlog, so that there is one stream of lines."""
+    """Passes the standard library's log records to structlog, so that there is one stream of lines.
+
+    Of those with a trace one place writes one a second: an error of a connection may be there once for each that comes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._throttle = LogThrottle()
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and not self._throttle.count((record.pathname, record.lineno), monotonic()):
+            return
         try:
             get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
         except Exception:  # noqa: BLE001 - a caller's bad format string must not become the caller's failure

@@ -20,6 +20,7 @@ from gateway.client.egress import EgressGuard
 from gateway.client.resolver import Resolver
 from gateway.ingress import key_fetcher
 from gateway.ingress.body_memory import BodyMemory
+from gateway.ingress.fetch_turns import FetchTurns
 from gateway.ingress.key_fetcher import KeyFetcher
 from gateway.model import RefusedError, UnfetchedError
 from gateway.rules.rules import Egress
@@ -160,7 +161,11 @@ async def check(world: World, drawn: Sequence[Script]) -> None:
     """Let requests need a key that comes so, all at once, and then one that comes as it should."""
     memory = BodyMemory(1 << 20)
     keys = KeyFetcher(
-        world.fetch, memory=memory, clock=lambda: NOW, logger=structlog.get_logger(), may_log=lambda _: False
+        FetchTurns(world.fetch),
+        memory=memory,
+        clock=lambda: NOW,
+        logger=structlog.get_logger(),
+        may_log=lambda _: False,
     )
 
     async def outcome(url: str) -> str:

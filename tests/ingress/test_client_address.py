@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ingress.client_address import MAX_PROXIES, Address, Networks, client_address
+from gateway.ingress.client_address import MAX_PROXIES, Address, Networks, client_address, network_of
 
 PROXIES = Networks([ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("127.0.0.1")])
 NOBODY = Networks([])
@@ -144,3 +144,20 @@ def test_a_set_of_networks_has_what_any_of_them_has(
     tried = [address, *[network[min(near, network.num_addresses - 1)] for network in networks]]
     for each in tried:
         assert (each in Networks(networks)) == any(each in network for network in networks)
+
+
+sites = st.integers(1, 2**48 - 1)  # not 0, in which IPv4 ones are mapped
+hosts = st.integers(0, 2**80 - 1)
+
+
+@given(site=sites, other=sites, host=hosts, neighbour=hosts)
+def test_a_network_is_all_that_one_end_site_has(site: int, other: int, host: int, neighbour: int) -> None:
+    """It may have a /48: if each of its /64 were a network, it would have 65,536 shares."""
+    client = network_of(str(IPv6Address(site << 80 | host)))
+    assert client == network_of(str(IPv6Address(site << 80 | neighbour)))
+    assert (client == network_of(str(IPv6Address(other << 80 | host)))) == (other == site)
+
+
+def test_a_network_of_an_ipv4_address_is_that_address_alone() -> None:
+    assert network_of("192.0.2.1") == network_of("::ffff:192.0.2.1") != network_of("192.0.2.2")
+    assert network_of("") == network_of("unix")

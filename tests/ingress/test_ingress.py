@@ -1145,6 +1145,29 @@ async def test_a_bug_is_a_500_with_its_trace_in_the_log(world: World) -> None:
     assert world.count("requests_total", source="open", status="500") == 1
 
 
+async def test_a_bug_that_anybody_may_repeat_has_few_traces_whatever_else_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ingress.ingress.QUOTA_WINDOW", 60.0)
+    monkeypatch.setattr("gateway.telemetry.log_quota.IN_ALL", 20)
+    for n in range(30):
+        assert (await world.exchange(a_request("/in/crm"))).status == 401
+        assert (await world.exchange(a_request(f"/wp-login/{n}"))).status == 404
+    world.lines.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.ingress.ingress.check_head", lambda *_: 1 / 0)
+        for _ in range(30):
+            assert (await world.exchange(a_request("/in/crm"))).status == 500
+    world.log.failure = ZeroDivisionError("a bug")
+    assert (await world.exchange(a_request())).status == 500
+    told = [(line["event"], line.get("source")) for line in world.lines]
+    assert told == [("request_failed", None)] * 10 + [("request_finished", "open")]
+    await world.ingress.stop(timeout=0.1)
+    left_out = {line["reason"]: line["count"] for line in world.lines if line["event"] == "lines_suppressed"}
+    assert (left_out["request_failed"], left_out["bug"]) == (21, 30)
+    assert world.count("requests_total", source="crm", status="500") == 30
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not is_so():  # noqa: ASYNC110 - what it waits for is up to other tasks and the kernel

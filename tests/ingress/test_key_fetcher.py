@@ -25,6 +25,7 @@ from gateway.client.egress import EgressGuard
 from gateway.client.resolver import Resolver
 from gateway.ingress import key_fetcher
 from gateway.ingress.body_memory import BodyMemory
+from gateway.ingress.fetch_turns import FetchTurns
 from gateway.ingress.key_budget import AT_ONCE, OWN, PER_SECOND, RESERVE
 from gateway.ingress.key_fetcher import KeyFetcher
 from gateway.ingress.server import Limits
@@ -357,7 +358,11 @@ def test_each_new_key_is_fetched_beside_a_flood_of_hours() -> None:
         clock = asyncio.get_running_loop().time
         memory = BodyMemory(1 << 20)
         keys = KeyFetcher(
-            fetch, memory=memory, clock=lambda: NOW + clock(), logger=structlog.get_logger(), may_log=lambda _: False
+            FetchTurns(fetch),
+            memory=memory,
+            clock=lambda: NOW + clock(),
+            logger=structlog.get_logger(),
+            may_log=lambda _: False,
         )
 
         async def verify(url: str, network: str) -> bool:
@@ -425,6 +430,55 @@ async def test_requests_that_wait_are_bounded_by_their_number_and_none_of_their_
             vendor.may_respond.set()
         assert [reply.result().status for reply in first] == [202] * 3
         assert elsewhere.result() == 202
+
+
+def test_those_that_wait_for_a_key_go_on_a_few_at_a_time() -> None:
+    """Each computes a signature: a thousand in one iteration of the loop would hold everything up for 100 ms and more.
+
+    Some are gone meanwhile.
+    """
+    number, computed, most = key_fetcher.MAX_WAITING // 2 - 1, 0, 0
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        memory = BodyMemory(1 << 20)
+        is_there: asyncio.Future[bytes] = loop.create_future()
+        keys = KeyFetcher(
+            FetchTurns(lambda *_, **__: is_there),
+            memory=memory,
+            clock=lambda: NOW,
+            logger=structlog.get_logger(),
+            may_log=lambda _: False,
+        )
+
+        def verify() -> None:
+            nonlocal computed
+            keys.cache("bank").get(URL, NOW)
+            computed += 1
+
+        async def count() -> None:
+            nonlocal most
+            before = computed
+            while computed < number - 10:
+                await asyncio.sleep(0)
+                most, before = max(most, computed - before), computed
+
+        async with asyncio.TaskGroup() as tasks:
+            waiting = [
+                tasks.create_task(keys.verify("bank", memory.share("bank"), 1, verify, network="192.0.2.1"))
+                for _ in range(number)
+            ]
+            await asyncio.sleep(0.1)
+            for task in waiting[20:30]:
+                task.cancel()
+            is_there.set_result(CERTIFICATE)
+            await count()
+        assert (keys._pending, keys._room._debts, memory.free) == ({}, {}, 1 << 20)
+
+    with structlog.testing.capture_logs():
+        run(main())
+    assert computed == number - 10
+    assert 1 <= most <= key_fetcher.GO_ON_AT_ONCE + 1  # and the one that has fetched it
 
 
 async def test_if_the_one_that_fetches_is_evicted_another_does(contexts: Contexts) -> None:

@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dev.tools import find
-from gateway.ingress.client_address import network_of
 from gateway.ingress.opening_connections import OpeningConnection, OpeningConnections
 from gateway.ingress.proxy_protocol import MAGIC, MAX_REST, START, ProxyHeaderError, rest_length, source_address
 from gateway.ingress.server import Limits
@@ -150,12 +149,6 @@ def test_what_is_evicted_can_be_moved_and_removed_without_effect() -> None:
     assert (first.is_evicted, second.is_evicted, len(connections)) == (True, False, 1)
     connections.remove(second)
     assert len(connections) == 0
-
-
-def test_a_network_is_what_one_subscriber_has() -> None:
-    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") != network_of("2001:db8:0:1::1")
-    assert network_of("192.0.2.1") == network_of("::ffff:192.0.2.1") != network_of("192.0.2.2")
-    assert network_of("") == network_of("unix")
 
 
 # --- Over real connections ---

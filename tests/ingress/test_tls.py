@@ -302,6 +302,17 @@ async def test_a_bug_ends_one_connection(pki: Pki, monkeypatch: pytest.MonkeyPat
         assert await status_of(world, pki.client()) == 200
 
 
+async def test_a_bug_of_many_connections_has_few_traces(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServerTls, "presented", lambda *_: 1 / 0)
+    async with serving(pki) as world:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)  # asyncio tells of it as well
+        for _ in range(15):
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await status_of(world, pki.client())
+        await until(lambda: refusals(world, "bug") == 15)
+        assert len([line for line in world.lines if line["event"] == "connection_failed"]) == 10
+
+
 # --- Replacing certificates ---
 
 

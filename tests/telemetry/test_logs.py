@@ -121,6 +121,22 @@ def test_an_exception_has_its_trace_in_the_same_line(pipe: tuple[int, int]) -> N
     assert line["exception"].endswith("ZeroDivisionError: integer division or modulo by zero")
 
 
+def test_traces_of_libraries_are_few_and_their_other_lines_are_all_there(pipe: tuple[int, int]) -> None:
+    """A protocol that fails has one written by asyncio for each connection that comes."""
+
+    def fail() -> None:
+        for n in range(50):
+            try:
+                _ = 1 // 0
+            except ZeroDivisionError:
+                logging.getLogger("asyncio").exception("Fatal error")
+            logging.getLogger("asyncio").warning("lost %d", n)
+
+    found = [line["event"] for line in map(json.loads, logged(pipe, fail).splitlines())]
+    assert found.count("Fatal error") in {1, 2}  # a second may begin meanwhile
+    assert [event for event in found if event != "Fatal error"] == [f"lost {n}" for n in range(50)]
+
+
 def test_a_traceback_has_each_errors_place_and_not_its_message() -> None:
     def fail() -> None:
         try:

@@ -1,0 +1,143 @@
+"""What all connections hold of heads that aren't complete, and of requests that wait behind others, is limited."""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import override
+
+from gateway.ingress.head_memory import HeadMemory, Holder
+from gateway.ingress.server import END_OF_HEAD, Limits
+from tests.ingress.test_connections import GET, a_connection, connections
+from tests.ingress.test_ingress import World, a_request, running, until
+
+LIMIT = 200_000
+BEGUN = b"GET /x HTTP/1.1\r\nHost: hooks.example\r\nX-A: %b\r\nX-B: %b\r\n" % (b"a" * 10_000, b"b" * 9_000)
+"""The larger part of a head that is small enough."""
+
+
+class Connection(Holder):
+    def __init__(self) -> None:
+        self.has_let_go = False
+
+    @override
+    def let_go(self) -> None:
+        self.has_let_go = True
+
+
+@given(steps=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 60)), max_size=60))
+def test_whoever_has_held_something_for_the_longest_time_lets_go_first(steps: list[tuple[int, int]]) -> None:
+    """0 bytes: it holds nothing any more."""
+    memory = HeadMemory(100)
+    everyone = [Connection() for _ in range(10)]
+    held: dict[int, int] = {}
+    for number, size in steps:
+        everyone[number].has_let_go = False
+        if size == 0:
+            memory.forget(everyone[number])
+            held.pop(number, None)
+            continue
+        memory.hold(everyone[number], size)
+        held[number] = held.get(number, 0) + size
+        while sum(held.values()) > 100:
+            oldest = next(iter(held))
+            del held[oldest]
+            assert everyone[oldest].has_let_go
+        assert memory.held == sum(held.values()) <= 100
+        assert not any(everyone[other].has_let_go for other in held)
+
+
+def held(world: World) -> int:
+    assert world.ingress._web is not None
+    return world.ingress._web.head_memory.held
+
+
+async def test_unfinished_heads_take_little_memory_and_make_room_for_one_that_comes_at_once() -> None:
+    async with running(limits=Limits(heads_bytes=LIMIT)) as world, AsyncExitStack() as stack:
+        slow = [await stack.enter_async_context(world.wire()) for _ in range(30)]
+        good = await stack.enter_async_context(world.wire())
+        request = a_request("/in/open", "X-More: " + "a" * 8_000)
+        for wire in slow:
+            wire.send(BEGUN)
+            good.send(request[:5_000])
+            await asyncio.sleep(0.005)  # its two parts come so long after each other
+            good.send(request[5_000:])
+            assert (await good.reply()).status == 202
+            assert held(world) <= LIMIT
+        evicted = 30 - LIMIT // len(BEGUN)
+        for wire in slow[:evicted]:
+            assert (await wire.reply()).status == 408
+            assert await wire.is_closed()
+        assert world.count("rejected_total", source="", reason="evicted") == evicted
+        for wire in slow[evicted:]:
+            wire.send(b"X-C: c\r\n\r\n")
+            assert (await wire.reply()).status == 404
+        assert held(world) == 0
+
+
+async def test_what_waits_behind_requests_in_progress_makes_room_too() -> None:
+    async with running(limits=Limits(heads_bytes=LIMIT)) as world, AsyncExitStack() as stack:
+        world.log.may_append.clear()
+        good, *greedy = [await stack.enter_async_context(world.wire()) for _ in range(11)]
+        for number, wire in enumerate(greedy):
+            wire.send(a_request())
+            await until(lambda number=number: world.log.waiting == number + 1)  # type: ignore[misc]
+            wire.send(GET * 1000)
+            await until(lambda: held(world) > 0)
+            await asyncio.sleep(0.01)
+            assert held(world) <= LIMIT
+        good.send(a_request())
+        await until(lambda: world.log.waiting == 11)
+        world.log.may_append.set()
+        assert (await good.reply()).status == 202
+        for wire in greedy[:5]:
+            with suppress(ConnectionError):
+                assert await wire.is_closed()
+        assert world.count("connections_refused_total", reason="evicted") >= 5
+        assert (await greedy[-1].reply()).status == 202
+        assert [(await greedy[-1].reply()).status for _ in range(1000)] == [404] * 1000
+        await until(lambda: held(world) == 0)
+
+
+async def test_of_a_connection_that_holds_nothing_any_more_nothing_is_taken() -> None:
+    """Of two requests that come together, whether there is a part of a head behind them isn't known at once."""
+    async with running(limits=Limits(heads_bytes=LIMIT)) as world:
+        async with AsyncExitStack() as stack:
+            wires = [await stack.enter_async_context(world.wire()) for _ in range(30)]
+            two = GET + a_request(body=b"x" * 10_000)
+            for wire in wires:
+                wire.send(two)
+                assert [(await wire.reply()).status for _ in range(2)] == [404, 202]
+                assert held(world) <= LIMIT
+            world.log.may_append.clear()
+            for wire in wires:
+                wire.send(two)
+                assert (await wire.reply()).status == 404
+                assert held(world) <= LIMIT
+            await until(lambda: world.log.waiting == len(wires))
+            world.log.may_append.set()
+            assert {(await wire.reply()).status for wire in wires} == {202}
+        await until(lambda: not connections(world))
+        assert held(world) == 0
+
+
+async def test_a_connection_that_is_lost_holds_nothing() -> None:
+    async with running() as world:
+        connection, _ = a_connection(world)
+        connection.data_received(BEGUN)
+        assert held(world) == len(BEGUN)
+        connection.connection_lost(None)
+        assert held(world) == 0
+
+
+async def test_a_head_in_many_parts_is_held_until_it_is_complete() -> None:
+    async with running() as world, world.wire() as wire:
+        request = a_request()
+        end = request.index(END_OF_HEAD)
+        for at in range(end):
+            wire.send(request[at : at + 1])
+            await until(lambda at=at: held(world) == at + 1)  # type: ignore[misc]
+        wire.send(request[end:])
+        assert (await wire.reply()).status == 202
+        assert held(world) == 0
