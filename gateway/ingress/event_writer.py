@@ -12,6 +12,7 @@ from gateway.ingress.body import no_room
 from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint
+from gateway.ingress.request_state import RequestState
 from gateway.ingress.responses import Accepted, batch_response, passed_on_response, stored_response
 from gateway.log.base import Log
 from gateway.log.records import encode_event, event_key
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # an extra
 class EventWriter:
     """Appends events to the log, once for each of them; no append is retried. Its callers hold the body's memory.
 
-    What it learns of a request goes into the `fields` of its log line. `size_limit` is the bytes that an event may have
+    What it learns of a request goes into its `RequestState`. `size_limit` is the bytes that an event may have
     with its headers.
     """
 
@@ -51,31 +52,32 @@ class EventWriter:
         self._responses = responses
 
     async def store(
-        self, endpoint: Endpoint, sent: Request, verified: Verified, fields: dict[str, Any]
+        self, endpoint: Endpoint, sent: Request, verified: Verified, state: RequestState
     ) -> web.StreamResponse:
         """Store the event of a request; return the response to its sender.
 
         Raises RefusedError, LogUnavailableError, RecordTooLargeError.
         """
         event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
-        fields["event_id"], fields["type"] = event.id, event.type
+        state.fields["event_id"], state.fields["type"] = event.id, event.type
         if endpoint.after_delivery is not None and self._responses is not None:
-            fields["waits"] = self._responses.expect(event.id, endpoint.after_delivery, source=endpoint.name)
+            state.waits = True
+            state.waiting = self._responses.expect(event.id, endpoint.after_delivery, source=endpoint.name)
         if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
             began = perf_counter()
             await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
             self._metrics.append_duration.observe(perf_counter() - began)
             endpoint.count(event.received_at, verified.secret)
         else:
-            await self._append(endpoint, event, event_key(event), verified.secret, fields)
-        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, fields)
+            await self._append(endpoint, event, event_key(event), verified.secret, state)
+        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, state.fields)
 
     async def store_batch(
         self,
         endpoint: Endpoint,
         sent: Request,
         verified: Verified,
-        fields: dict[str, Any],
+        state: RequestState,
     ) -> web.StreamResponse:
         """Store each event of a request. If one can't be stored, all are sent again.
 
@@ -85,7 +87,7 @@ class EventWriter:
         """
         bodies = endpoint.source.split_body(sent)
         if bodies is None:
-            return await self.store(endpoint, sent, verified, fields)
+            return await self.store(endpoint, sent, verified, state)
         head_bytes = sum([len(name) + len(value) for name, value in sent.headers])
         if max(map(len, bodies), default=0) + head_bytes > self._size_limit:
             raise RecordTooLargeError
@@ -97,10 +99,10 @@ class EventWriter:
             events = endpoint.events_of(
                 sent, bodies, received_at=self._log.now(), identity_expression=verified.identity
             )
-            fields["events"] = len(events)
+            state.fields["events"] = len(events)
             keys = _record_keys(events)
             appends = [
-                self._append(endpoint, event, key, verified.secret, fields)
+                self._append(endpoint, event, key, verified.secret, state)
                 for event, key in zip(events, keys, strict=True)
             ]
             for failure in await asyncio.gather(*appends, return_exceptions=True):  # none is left in flight
@@ -111,25 +113,25 @@ class EventWriter:
         return batch_response(endpoint.status, [event.id for event in events])
 
     async def destination_response(
-        self, default: web.StreamResponse, fields: dict[str, Any], *, began: float
+        self, default: web.StreamResponse, state: RequestState, *, began: float
     ) -> web.StreamResponse:
         """Return what the destination responds to an event that is stored, or else the default response."""
-        found, outcome = None, "overloaded"
-        if (waiting := fields["waits"]) is not None:
-            found, outcome = await waiting.response(began)
+        found, outcome, fields = None, "overloaded", state.fields
+        if state.waiting is not None:
+            found, outcome = await state.waiting.response(began)
         fields["destination_response"] = outcome
         self._metrics.destination_responses.labels(fields["source"], outcome).inc()
         return default if found is None else passed_on_response(found, fields["event_id"])
 
     async def _append(
-        self, endpoint: Endpoint, event: Event, key: bytes, secret: int | None, fields: dict[str, Any]
+        self, endpoint: Endpoint, event: Event, key: bytes, secret: int | None, state: RequestState
     ) -> None:
-        if self._traces is None:
+        if self._traces is None or state.span is None:
             began = perf_counter()
             await self._log.append(endpoint.topic, key=key, value=event.body, headers=encode_event(event))
             self._metrics.append_duration.observe(perf_counter() - began)
         else:
-            await self._append_traced(self._traces, replace(event, trace=fields["span"].context), key, endpoint.topic)
+            await self._append_traced(self._traces, replace(event, trace=state.span.context), key, endpoint.topic)
         endpoint.count(event.received_at, secret)
 
     async def _append_traced(self, traces: "Traces", event: Event, key: bytes, topic: str) -> None:

@@ -34,6 +34,7 @@ from gateway.ingress.listener import ConnectionSetup, Listener
 from gateway.ingress.pending_tokens import PendingTokens
 from gateway.ingress.quarantine import HeadRefusedError, Quarantine, Unread
 from gateway.ingress.request_head import check_head, check_source, refusal_response
+from gateway.ingress.request_state import RequestState
 from gateway.ingress.responses import (
     handshake_response,
     make_response,
@@ -187,15 +188,16 @@ class Ingress:
         if endpoint is None and path == "/healthz":
             return self._health(request)
         fields: dict[str, Any] = {"source": endpoint.name if endpoint else NO_SOURCE, "status": 500}  # if we have a bug
+        state = RequestState(fields)
         unread: Unread | None = None  # not its refusal: kept here, that would be a cycle through its traceback
         try:
             handshake = None
             if endpoint is not None and endpoint.has_head_checks:
                 handshake = check_source(request, endpoint, path, query, fields, now=self._clock())
             if handshake is None:
-                response = await self._receive(request, endpoint, path, query, fields, began=began)
-                if "waits" in fields:
-                    response = await self._writer.destination_response(response, fields, began=began)
+                response = await self._receive(request, endpoint, path, query, state, began=began)
+                if state.waits:
+                    response = await self._writer.destination_response(response, state, began=began)
             else:
                 response = handshake
             fields["status"] = response.status
@@ -207,7 +209,7 @@ class Ingress:
             fields["status"], fields["reason"] = 503, "draining"  # `stop` has given up on it; there is no response
             raise
         finally:
-            self._record(endpoint, fields, perf_counter() - began)
+            self._record(endpoint, state, perf_counter() - began)
         if self._is_draining:
             response.force_close()
         if unread is not None:
@@ -220,7 +222,7 @@ class Ingress:
         endpoint: Endpoint | None,
         path: str,
         query: str,
-        fields: dict[str, Any],
+        state: RequestState,
         *,
         began: float,
     ) -> web.StreamResponse:
@@ -233,7 +235,7 @@ class Ingress:
         limit = min(endpoint.body_limit, self._body_limit - head_bytes)
         if stream.is_eof() and stream.exception() is None:
             sent = Request("POST", path, query, headers, stream.read_nowait(), names)
-            fields["bytes"] = len(sent.body)
+            state.fields["bytes"] = len(sent.body)
             if len(sent.body) > limit:
                 raise too_large(limit)
             now = self._clock()
@@ -248,21 +250,21 @@ class Ingress:
                 raise
         else:
             head = Request("POST", path, query, headers, b"", names)
-            sent, verified = await self._read_and_verify(request, endpoint, head, limit, fields)
-        fields["is_verified"] = True
+            sent, verified = await self._read_and_verify(request, endpoint, head, limit, state.fields)
+        state.is_verified = True
         body = sent.body
         self._admit(endpoint, len(body))
-        fields["admission"] = endpoint.admission  # until there is a response
+        state.admission = endpoint.admission  # until there is a response
         try:
             if self._traces is not None:  # nothing of a request is traced before it is verified
                 at = time.time() - (perf_counter() - began)
-                fields["span"] = self._traces.receive(
+                state.span = self._traces.receive(
                     source=endpoint.name, path=endpoint.source.shown_path, headers=headers, began=at, size=len(body)
                 )
             if verifier.respond_to_handshake is not None and (handshake := verifier.handshake(sent, now=self._clock())):
-                return await self._answer(endpoint, handshake, fields)
+                return await self._answer(endpoint, handshake, state.fields)
             store = self._writer.store if endpoint.split is None else self._writer.store_batch
-            return await store(endpoint, sent, verified, fields)
+            return await store(endpoint, sent, verified, state)
         except LogUnavailableError as error:
             raise RefusedError(503, "log_unavailable", "the event can't be stored at the moment") from error
         except RecordTooLargeError as error:
@@ -402,13 +404,15 @@ class Ingress:
         self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
         return response
 
-    def _record(self, endpoint: Endpoint | None, fields: dict[str, Any], seconds: float) -> None:
+    def _record(self, endpoint: Endpoint | None, state: RequestState, seconds: float) -> None:
+        """Count and log a request that has its response, and end or give back what it had."""
+        fields = state.fields
         source = fields["source"]
-        if (waiting := fields.pop("waits", None)) is not None:
-            waiting.close()
-        if (admission := fields.pop("admission", None)) is not None:
-            admission.leave()
-        trace_id = None if self._traces is None else _end_span(fields)
+        if state.waiting is not None:
+            state.waiting.close()
+        if state.admission is not None:
+            state.admission.leave()
+        trace_id = None if state.span is None else _end_span(state.span, fields)
         if endpoint is not None and fields["status"] == endpoint.status and "handshake" not in fields:
             endpoint.accepted.inc()
             if trace_id is None:
@@ -425,8 +429,8 @@ class Ingress:
                     self._metrics.refusal_runs.add(source, fields["reason"], at=self._log.now(), events=taken)
         fields["seconds"] = round(seconds, 6)
         is_bug = fields["status"] == _SERVER_ERROR and not {"reason", "destination_response"} & fields.keys()
-        is_server_error = fields.pop("is_verified", False) and fields["status"] >= _SERVER_ERROR
-        quota = self._server_error_quota if is_server_error else self._quota
+        is_server_error = fields["status"] >= _SERVER_ERROR
+        quota = self._server_error_quota if state.is_verified and is_server_error else self._quota
         is_handshake = "handshake" in fields and fields["status"] < _SERVER_ERROR
         reason = fields.get("reason", "handshake" if is_handshake else "bug" if is_bug else "")
         if reason and not self._take_quota(quota, source, reason):
@@ -458,11 +462,8 @@ def _free(former: dict[str, Any]) -> None:
         asyncio.get_running_loop().call_soon(_free, former)
 
 
-def _end_span(fields: dict[str, Any]) -> str | None:
-    """End the span of a request, if it has one, and add its trace's id to the log fields; return the id."""
-    span: Span | None = fields.pop("span", None)
-    if span is None:
-        return None
+def _end_span(span: "Span", fields: dict[str, Any]) -> str | None:
+    """End the span of a request, and add its trace's id to the log fields if it is recorded; return the id."""
     span.set_attributes({name: fields[key] for name, key in _SPAN_ATTRIBUTES if key in fields})
     span.end_request(fields["status"], fields.get("reason"))
     trace_id = span.context.recorded_id
