@@ -14,7 +14,7 @@ import pytest
 
 from tests.acceptance.conftest import LogPlace
 from tests.gateway_process import GatewayProcess
-from tests.load import SECRET, report, signed_post
+from tests.load import SECRET, post, report, signed_post
 from tests.sink import Sink
 
 RULES = """
@@ -191,3 +191,29 @@ async def test_duplicates_are_delivered_once_through_a_rebalance_and_a_crash(
         assert gateways[0].lines("dedupe_rebuilt")
         assert duplicates > 0
         assert conflicts > 0
+
+
+async def test_a_loop_through_our_own_ingress_ends_after_a_round_with_dedupe_and_never_without(
+    embedded_place: LogPlace, folder: Path
+) -> None:
+    """Nothing else recognises it: a known limitation of the threat model."""
+    gateway = GatewayProcess(folder, rules="", log=embedded_place.url)
+    verify = f'verify: {{scheme: github, secrets: ["{SECRET}"]}}'
+    gateway.rules.write_text(f"""
+version: 1
+sources: {{once: {{{verify}, dedupe: 1h}}, forever: {{{verify}, dedupe: off}}}}
+destinations:
+  once: {{url: "http://127.0.0.1:{gateway.port}/in/once", rate: 20/s}}
+  forever: {{url: "http://127.0.0.1:{gateway.port}/in/forever", rate: 20/s}}
+routes: [{{name: once, from: once, to: once}}, {{name: forever, from: forever, to: forever}}]
+""")
+    async with gateway:
+        for path in ("/in/once", "/in/forever"):
+            assert (await post(gateway.port, signed_post(b"{}", delivery="1", path=path)))[0] == 202
+        await gateway.until("gateway_duplicates_total", 1, source="once")
+        async with asyncio.timeout(15):
+            while (await gateway.metrics()).sum("gateway_events_total", source="forever") < 10:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.1)
+        metrics = await gateway.metrics()
+    assert metrics.sum("gateway_events_total", source="once") == 2
+    assert metrics.sum("gateway_deliveries_total", route="once", outcome="delivered") == 1

@@ -21,7 +21,8 @@ WARM_UP = 5.0
 """Seconds that aren't measured: processes that have just started are slow."""
 PAIRS = 3
 """Pairs of runs, of which one has to hold: what else goes on on a machine is only a reason to fail."""
-MAX_MEMORY = 300 << 20
+MAX_MEMORY = {"held": 300 << 20, "large": 300 << 20, "slow": 200 << 20}
+"""Bytes that a process may have resident beside senders of each kind: the first two fill the room for bodies."""
 REASONS = {"held": ("evicted",), "large": ("body_too_large",), "slow": ("head_slow", "body_too_large")}
 """Why those of each kind are refused."""
 ATTACKS = 100
@@ -72,7 +73,7 @@ async def _delay_nobody(
             f"{1000 * beside.p99:.1f} ms beside {attack.senders} that are {attack.kind} ({second})"
         )
         report(f"senders under {rate:g}/s of {SIZE} bytes: {pairs[-1]}")
-        assert beside.memory < MAX_MEMORY
+        assert beside.memory < MAX_MEMORY[attack.kind]
         if beside.p99 <= max(2 * alone.p99, alone.p99 + spare) and min(alone.rate, beside.rate) > 0.9 * rate:
             return
     pytest.fail("; ".join(pairs))

@@ -5,6 +5,7 @@ import gc
 import ipaddress
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -389,6 +390,25 @@ async def test_an_unasked_answer_is_never_taken_for_the_next_one(client: Client)
     assert sink.connections == 2
 
 
+async def test_an_answer_that_comes_unasked_later_ends_its_connection(client: Client) -> None:
+    count = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        count += 1
+        await reader.readuntil(b"\r\n\r\n{}")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"HTTP/1.1 500 Unasked\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(answer) as address:
+        for _ in range(2):
+            assert (await attempt(client, f"http://{address}/")).status == 200
+            assert client.open_connections == 1
+            await until(lambda: client.open_connections == 0)
+    assert count == 2
+
+
 async def test_a_refused_connection_is_reported_with_host_and_port_only(client: Client) -> None:
     async with Sink() as sink:
         await sink.refuse()
@@ -405,6 +425,19 @@ async def test_the_deadline_is_one_for_the_whole_attempt(client: Client) -> None
     assert {one.result for one in done} == {Result.TIMEOUT}
     assert all(0.14 <= one.seconds < 0.5 for one in done)
     assert {one.detail for one in done} == {"127.0.0.1: expected a connection, got none in time"}
+
+
+async def test_slow_steps_of_an_attempt_share_its_deadline() -> None:
+    """A name that is resolved late leaves less for the response: each alone would be in time."""
+
+    def look_up(_: str) -> tuple[str, ...]:
+        time.sleep(0.4)
+        return ("127.0.0.1",)
+
+    async with Sink(Answer(delay=0.4)) as sink, Client(OPEN, resolver=Resolver(look_up)) as client:
+        done = await attempt(client, f"http://a.test:{sink.port}/", timeout=0.6)
+        assert (done.result, done.detail) == (Result.TIMEOUT, "a.test: expected a response, got none in time")
+        assert len(sink.requests) == 1, "the request was there"
 
 
 async def test_a_cancelled_attempt_leaves_no_connection(client: Client) -> None:

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import orjson
 import pytest
 from standardwebhooks import Webhook
 
@@ -332,6 +333,42 @@ def test_a_target_may_not_be_longer_than_servers_take() -> None:
         compose(a_delivery(event=event), CI, template, now=NOW)
     alone = replace(template, query=None)
     assert len(compose(a_delivery(event=event), CI, alone, now=NOW).path) == 4001
+
+
+CONTROLS = [chr(code) for code in (*range(9), *range(10, 32), 127)]
+"""All of ASCII but the tab, which a header's value may have."""
+
+
+@pytest.mark.parametrize("character", CONTROLS)
+def test_a_control_character_of_an_event_is_in_no_header(character: str) -> None:
+    event = replace(EVENT, body=orjson.dumps({"name": f"a{character}X-Admin: 1"}))
+    template = RequestTemplate(headers=(("X-Name", Template("n: ${{ body.name }}")),))
+    with pytest.raises(ExpressionError, match=r"^request.headers.X-Name: expected a value without control characters"):
+        compose(a_delivery(event=event), CI, template, now=NOW)
+
+
+def test_an_event_may_have_a_tab_in_a_header() -> None:
+    event = replace(EVENT, body=orjson.dumps({"name": "a\tb"}))
+    template = RequestTemplate(headers=(("X-Name", Template("${{ body.name }}")),))
+    assert (b"X-Name", b"a\tb") in compose(a_delivery(event=event), CI, template, now=NOW).headers
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        RequestTemplate(),
+        RequestTemplate(path=PathTemplate("/a")),
+        RequestTemplate(query=parameters({"mine": Template("1")})),
+        RequestTemplate(form=parameters({"mine": Template("1")})),
+    ],
+)
+def test_the_senders_query_is_not_passed_on(template: RequestTemplate | None) -> None:
+    """It may have a token for the gateway, or a parameter that means something to a destination."""
+    assert EVENT.query == "token=x"
+    outbound = compose(a_delivery(), replace(CI, url="https://ci.internal/hook?key=1"), template, now=NOW)
+    assert "token" not in outbound.address
+    assert "key=1" in outbound.address
 
 
 def test_the_signature_covers_the_templates_body() -> None:

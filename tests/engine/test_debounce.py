@@ -101,6 +101,23 @@ async def test_each_key_is_quiet_by_itself_and_what_has_none_goes_alone() -> Non
 
 
 @virtual
+async def test_a_sender_supersedes_no_event_of_another_source() -> None:
+    """Whatever it has as its key: that is up to it."""
+    world = await a_world(debounced(sources=("github", "stripe")))
+    known = world.rules.sources
+    stripe = replace(known["github"], name="stripe", path="/in/stripe")
+    world.rules = replace(world.rules, sources={**known, "stripe": stripe})
+    async with running(world):
+        for number in range(3):
+            for source in ("github", "stripe"):
+                event = an_event(source=source, id=f"{source}.{number}", body={"site": "a"}, received_at=now())
+                await world.put(event)
+            await asyncio.sleep(1)
+        await asyncio.sleep(QUIET + 2)
+    assert sorted(sent(world)) == ["github.2", "stripe.2"]
+
+
+@virtual
 async def test_events_that_are_far_enough_apart_are_all_delivered() -> None:
     world = await a_world(debounced())
     async with running(world):

@@ -194,6 +194,7 @@ async def test_a_log_that_takes_no_response_costs_the_response_alone() -> None:
 async def test_so_many_senders_wait_and_no_more() -> None:
     async with fleet() as processes:
         here = processes.ingress
+        assert MAX_WAITING == 4000
         most = MAX_WAITING // 2
         waiting = [here.expect(EventId(f"evt_{number}"), CHAT, source="github") for number in range(most)]
         assert None not in waiting

@@ -2,6 +2,7 @@
 
 import orjson
 import pytest
+from prometheus_client import generate_latest
 
 from gateway.ingress.pending_tokens import MAX_TOKENS
 from gateway.rules.rules import Source
@@ -22,7 +23,7 @@ async def statuses(world: World, *requests: bytes) -> list[int]:
     return [(await world.exchange(request)).status for request in requests]
 
 
-async def test_a_token_is_kept_once_and_is_in_no_line_and_no_record() -> None:
+async def test_a_token_is_kept_once_and_is_in_no_line_no_metric_and_no_record() -> None:
     async with running() as world:
         world.rules[0] = some_rules(PENDING)
         assert await statuses(world, *[with_token("secret_of-notion")] * 2) == [200, 200]
@@ -30,6 +31,8 @@ async def test_a_token_is_kept_once_and_is_in_no_line_and_no_record() -> None:
         [line] = [each for each in world.lines if each["event"] == "token_awaits_operator"]
         assert (line["source"], line["count"]) == ("notion", 1)
         assert "secret_of" not in str(world.lines)
+        assert b"gateway_requests_total" in (metrics := generate_latest(world.registry))
+        assert b"secret_of" not in metrics
         assert world.log.stored == []
         assert await statuses(world, a_request("/in/notion", body=PING)) == [401]
 

@@ -104,6 +104,25 @@ async def test_a_request_from_elsewhere_is_refused_before_anything_of_it_is_look
     assert await status_of(world, a_request("/in/crm", CRM)) == 202, "other sources take it"
 
 
+async def test_whose_request_it_is_counts_before_its_size_its_method_and_its_coding(world: World) -> None:
+    """So that whoever may not send learns nothing else; and of whoever may, the size counts before the signature."""
+    use(world, "github", allow_from=(ELSEWHERE,))
+    use(world, "crm", is_untouchable=True)
+    assert Limits().head_bytes == 32 * 1024
+    large = ["X-A: " + "a" * 8_000] * 5
+    for target, expected in (("/in/github", [403] * 4), ("/in/crm", [431, 405, 501, 431])):
+        found = [
+            await status_of(world, request)
+            for request in (
+                a_request(target, *large),
+                a_request(target, method="PUT"),
+                a_request(target, "Transfer-Encoding: gzip, chunked", body=chunked(PING)),
+                a_request(target, CRM, *large),
+            )
+        ]
+        assert found == expected
+
+
 async def test_an_unverified_handshake_from_elsewhere_is_refused(world: World) -> None:
     use(world, "graph", allow_from=(ELSEWHERE,))
     use(world, "cloud", allow_from=(ELSEWHERE,))

@@ -134,6 +134,48 @@ async def test_tls_is_1_2_or_1_3_with_authenticated_encryption(pki: Pki, version
         writer.close()
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_no_client_gets_a_ticket_and_nothing_is_compressed(pki: Pki, version: ssl.TLSVersion) -> None:
+    def exchange() -> tuple[bytes, bool]:
+        with (
+            socket.create_connection(("127.0.0.1", world.port)) as plain,
+            client.wrap_socket(plain, server_hostname="hooks.example") as secured,
+        ):
+            secured.sendall(GET)
+            status = secured.recv(1000)[9:12]  # tickets of TLS 1.3 come after the handshake
+            return status, secured.session is not None and secured.session.has_ticket
+
+    client = pki.client()
+    client.minimum_version = client.maximum_version = version
+    async with serving(pki) as world:
+        assert await asyncio.to_thread(exchange) == (b"200", False)
+        assert world.tls is not None
+        # What OpenSSL may compress depends on how it was built: Python's client never asks for it.
+        assert world.tls.context.options & ssl.OP_NO_COMPRESSION
+
+
+async def test_a_client_that_renegotiates_is_refused(pki: Pki) -> None:
+    """Python's client can't: openssl does, at a line with an R. Each costs as much as a handshake, within one."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    async with serving(pki) as world:
+        command = ["openssl", "s_client", "-connect", f"127.0.0.1:{world.port}", "-servername", "hooks.example"]
+        process = await asyncio.create_subprocess_exec(
+            *command, "-tls1_2", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            told = await process.stdout.readuntil(b"Verify return code")
+            assert b"Cipher    : ECDHE" in told
+            process.stdin.write(b"R\n")
+            told = await process.stdout.read()  # it ends by itself
+            await process.wait()
+        assert b"RENEGOTIATING" in told
+        assert b"no renegotiation" in told
+        assert await status_of(world, pki.client()) == 200
+
+
 @pytest.mark.parametrize(
     ("ciphers", "version"),
     [

@@ -1,8 +1,10 @@
 """A log on Kafka by TLS and SASL: each mechanism of a real broker, and the errors when it refuses us."""
 
 import asyncio
+import base64
 import json
 import os
+import re
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -20,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from dev.kafka import Broker
 from gateway import credentials
 from gateway.cli import main
+from gateway.commands.base import SETTINGS
 from gateway.credentials import kafka_certificate_expiries
 from gateway.log.base import Assignment, Commit, Log, Partition, TopicSpec
 from gateway.log.kafka import connection
@@ -231,8 +234,37 @@ async def test_a_user_and_password_are_accepted(secured: Secured, mechanism: str
 
 async def test_a_password_is_proved_in_the_clear_without_being_sent(secured: Secured) -> None:
     given = {"sasl_mechanism": "SCRAM-SHA-256", "sasl_username": "gateway", "sasl_password_file": secured.password}
-    async with opened(secured.environ("CLEAR", "SASL_PLAINTEXT", **given)) as log:
-        await use(log)
+    environ, seen = secured.environ("CLEAR", "SASL_PLAINTEXT", **given), bytearray()
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            seen.extend(data)
+            writer.write(data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, beyond = await asyncio.open_connection("127.0.0.1", secured.broker.port_of("CLEAR"))
+        await asyncio.gather(copy(reader, beyond), copy(back, writer), return_exceptions=True)
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as between:
+        # The first connection goes by it; the others to where the broker says that it is.
+        port = between.sockets[0].getsockname()[1]
+        async with opened({**environ, "GATEWAY_LOG": f"kafka://127.0.0.1:{port}"}) as log:
+            await use(log)
+    assert b"n=gateway,r=" in seen, "the login went by here"
+    assert b",p=" in seen
+    assert PASSWORD.encode() not in seen
+    assert base64.b64encode(PASSWORD.encode()) not in seen
+
+
+def test_no_setting_takes_a_password() -> None:
+    """Arguments and variables are shown by `ps` and in manifests; a file has permissions of its own."""
+    named = [name for name in SETTINGS if re.search("password|secret|token", name)]
+    assert named == ["kafka_sasl_password_file", "kafka_oauth_token_url"]
+    with pytest.raises(UsageError) as caught:
+        from_sources({"log": f"kafka://gateway:{PASSWORD}@kafka:9092"}, {})
+    assert "expected an address without credentials" in str(caught.value)
+    assert PASSWORD not in str(caught.value)
 
 
 async def test_an_authority_of_ones_own_is_trusted(secured: Secured) -> None:

@@ -172,3 +172,16 @@ async def test_tokens_are_for_this_machine_alone(world: World) -> None:
 async def test_tokens_are_not_shown_to_another_machine(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admin, "_LOOPBACK", ("192.0.2.1",))
     assert (await world.get("/handshakes"))[0] == 403
+
+
+async def test_no_request_changes_anything_and_no_page_of_another_origin_reads_a_response(world: World) -> None:
+    """A page in a browser on this machine may send requests here, and reads what a server lets its origin read."""
+    assert world.client.app is not None
+    paths = [resource.canonical for resource in world.client.app.router.resources()]
+    assert sorted(paths) == ["/handshakes", "/livez", "/metrics", "/readyz", "/status"]
+    for path in paths:
+        for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+            async with world.client.request(method, path, headers={"Origin": "https://evil.example"}) as response:
+                assert response.status == 405, (method, path)
+        async with world.client.get(path, headers={"Origin": "https://evil.example"}) as response:
+            assert not [name for name in response.headers if name.lower().startswith("access-control-")]

@@ -163,6 +163,20 @@ def test_what_is_required_may_be_the_files(tmp_path: Path) -> None:
     assert len(errors(root)) == 8  # two keys of a source, two destinations and a route
 
 
+def test_a_policy_confines_no_reference(tmp_path: Path) -> None:
+    """What a file may send where is bounded by `hosts` alone: it may use whatever the process can read."""
+    (secret := tmp_path / "another-teams").write_text("abcdefghijklmnopqrst")
+    team = GOOD.replace("ci.acme.example/", f"ci.acme.example/${{SOMEWHERE}}${{file:{secret}}}")
+    _, problems = check_rules(write(tmp_path, team), environ={"SOMEWHERE": "https://x.acme.example/"})
+    assert [str(each) for each in problems if each.severity == "error"] == []
+
+
+def test_a_policy_confines_no_file_to_its_own_sources(tmp_path: Path) -> None:
+    """A route may take what comes for others, and with `stop` keep it from the routes below it."""
+    team = GOOD.replace("{name: a, from: a,", "{name: a, from: [a, root], stop: true,")
+    assert errors(write(tmp_path, team)) == []
+
+
 def test_the_root_file_is_bound_by_nothing(tmp_path: Path) -> None:
     assert errors(write(tmp_path, "")) == ["1: : expected a mapping, got an empty file"]
     assert errors(write(tmp_path, "version: 1")) == []

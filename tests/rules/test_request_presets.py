@@ -17,6 +17,7 @@ from gateway.rules.request_presets import MESSAGE_PRESETS
 from gateway.rules.request_presets.field_kinds import field_kind
 from gateway.rules.request_presets.preset import Kind, PresetMessage, cut
 from gateway.rules.request_templates import Message
+from gateway.rules.templates import Template
 from tests.builders import an_event
 
 A = "${{ body.a }}"
@@ -375,6 +376,15 @@ def test_nothing_of_an_event_mentions_or_links_in_slack() -> None:
             assert "<" not in text
             assert ">" not in text
             assert not re.search(r"&(?!amp;|lt;|gt;)", text) or text.startswith("https://")
+
+
+def test_a_body_of_ones_own_is_json_and_no_markup_of_a_service() -> None:
+    """Which service it is for isn't known. A body that is one string isn't even JSON: it is sent as it comes out."""
+    view = EventView.of(an_event(body=json.dumps({"a": '<!channel>"}'}).encode()))
+    written, _ = Template({"text": A}).render_bytes(view)
+    assert json.loads(written) == {"text": '<!channel>"}'}
+    as_string, content_type = Template(f'{{"text": "{A}"}}').render_bytes(view)
+    assert (as_string, content_type) == (b'{"text": "<!channel>"}"}', None)
 
 
 def test_nothing_of_an_event_is_markup_in_google_chat_or_grafana() -> None:

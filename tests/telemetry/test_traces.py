@@ -244,6 +244,12 @@ def test_of_the_rest_a_share_is_traced(some_traces: Callable[..., Traces]) -> No
     assert 380 < sum(trace is not None for trace in recorded) < 620
 
 
+def test_a_senders_decision_for_recording_counts_whatever_the_ratio(some_traces: Callable[..., Traces]) -> None:
+    headers = tuple([(name.encode(), value.encode()) for name, value in SENT])
+    span = some_traces(ratio=0.0).receive(source="a", path="/", headers=headers, began=0.0, size=0)
+    assert span.context.recorded_id == TRACE
+
+
 def test_a_context_knows_whether_it_was_recorded() -> None:
     assert TraceContext(f"00-{TRACE}-{PARENT}-01").recorded_id == TRACE
     assert TraceContext(f"00-{TRACE}-{PARENT}-03").recorded_id == TRACE
