@@ -43,7 +43,7 @@ class BodyReader(BodyReservation):
             raise RefusedError(408, "body_slow", f"expected the whole body within {seconds:g} s") from None
         except web.RequestPayloadError as error:
             forget_frames(error)
-            raise RefusedError(400, "malformed_body", "the body isn't framed as HTTP has it") from error
+            raise RefusedError(400, "malformed_body", "the body isn't framed correctly") from error
         except (ConnectionError, RuntimeError) as error:
             # aiohttp reports "Connection closed." as a RuntimeError. Nobody will read the response.
             forget_frames(error)

@@ -60,7 +60,7 @@ if TYPE_CHECKING:  # an extra
 BACKLOG = 1024
 # Seconds for which a stopping process still serves open connections.
 KEEPALIVE_GRACE = 0.5
-# Seconds for refused requests that are to be kept and aren't stored yet.
+# Seconds at a stop for storing refused requests that are to be kept.
 FLUSH_TIMEOUT = 1.0
 # Length of the window within which only a limited number of refusals per source and reason are logged.
 QUOTA_WINDOW = 10.0
@@ -293,7 +293,7 @@ class Ingress:
     async def _read_and_verify(
         self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
-        """Check the head, then read and verify the body; return the request, and by what it is verified."""
+        """Check the head, then read and verify the body; return the request with it, and the result of the verification."""
         now, sent = self._clock(), head
         try:
             pending = endpoint.source.verifier.check_head(head, now=now)
@@ -325,7 +325,7 @@ class Ingress:
             self.quarantine.keep(endpoint.source, refusal.reason, sent, at=at, sender=endpoint.sender_of(request))
 
     async def _verify(self, request: web.BaseRequest, endpoint: Endpoint, sent: Request) -> Verified:
-        """Verify a request, with the key that it names if it does; return by what."""
+        """Verify a request, fetching the key that it names if it isn't known; return the result."""
 
         def verify() -> Verified:
             return endpoint.source.verifier.verify(sent, now=self._clock(), keys=endpoint.keys)

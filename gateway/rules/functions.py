@@ -235,7 +235,7 @@ def _timestamp(value: object) -> datetime:
         except ValueError:
             found = None
         if found is None or found.tzinfo is None or "T" not in value.upper():
-            raise ExpressionError("expected a time as RFC 3339 has it, such as 2026-01-02T03:04:05Z")
+            raise ExpressionError("expected an RFC 3339 time, such as 2026-01-02T03:04:05Z")
         return found.astimezone(UTC)
     seconds = _number(value)
     if not -62_135_596_800 <= seconds <= _LAST_SECOND:  # noqa: PLR2004 - of the year 1

@@ -155,19 +155,19 @@ class _Index:
         self._exact: dict[tuple[Path, ...], dict[object, list[int]]] = {}
         self._prefixes: dict[Path, dict[str, list[int]]] = {}
         alternatives = [(number, _alternatives(routes[number].match)) for number in numbers]
-        loads: Counter[tuple[Path, object]] = Counter()
+        bucket_sizes: Counter[tuple[Path, object]] = Counter()
         popularity: Counter[Path] = Counter()
         for _, branches in alternatives:
             give_way()
             for branch in branches:
                 popularity.update(branch.keys())
-                loads.update((path, key) for path, test in branch.items() for key in _keys(test))
+                bucket_sizes.update((path, key) for path, test in branch.items() for key in _keys(test))
         for number, branches in alternatives:
             give_way()
             if not branches:
                 self._unindexed.append(number)
             for branch in branches:
-                self._file(number, branch, loads, popularity)
+                self._add_route(number, branch, bucket_sizes, popularity)
         self._lengths = {path: sorted({len(prefix) for prefix in of_path}) for path, of_path in self._prefixes.items()}
 
     def candidates(self, view: EventView) -> Sequence[int]:
@@ -185,22 +185,22 @@ class _Index:
                     found += prefixes.get(value[:length], ())
         return found if len(found) < 2 else sorted(set(found))  # noqa: PLR2004 - nothing to sort
 
-    def _file(
+    def _add_route(
         self,
         number: int,
         branch: Mapping[Path, OneOf],
-        loads: Mapping[tuple[Path, object], int],
+        bucket_sizes: Mapping[tuple[Path, object], int],
         popular: Mapping[Path, int],
     ) -> None:
-        def load(path: Path) -> int:
-            return max(loads[path, key] for key in _keys(branch[path]))
+        def largest_bucket(path: Path) -> int:
+            return max(bucket_sizes[path, key] for key in _keys(branch[path]))
 
         # Among equally selective paths, the one that most routes have, so that few paths have to be looked up.
-        best = min(branch, key=lambda path: (load(path), -popular[path], path.text))
+        best = min(branch, key=lambda path: (largest_bucket(path), -popular[path], path.text))
         exact = sorted([path for path in branch if not branch[path].globs], key=lambda path: len(branch[path].keys))
         while prod([len(branch[path].keys) for path in exact]) > MAX_COMBINATIONS:
             exact.pop()
-        if load(best) > SELECTIVE and len(exact) > 1:
+        if largest_bucket(best) > SELECTIVE and len(exact) > 1:
             paths = tuple(sorted(exact, key=lambda path: path.text))
             for keys in itertools.product(*[branch[path].keys for path in paths]):
                 _add(self._exact.setdefault(paths, {}), keys, number)

@@ -149,7 +149,7 @@ def test_a_missing_field_is_distinguished_from_other_failures_and_named(text: st
         ("duration(body.number)", "duration isn't defined for such a value, only for a string such as '90s'"),
         (
             "timestamp(body.action) > timestamp('2026-01-02T03:04:05Z')",
-            "timestamp: expected a time as RFC 3339 has it, such as 2026-01-02T03:04:05Z",
+            "timestamp: expected an RFC 3339 time, such as 2026-01-02T03:04:05Z",
         ),
         ("body.number.matches('7')", "matches isn't defined for such a value"),
         ("body.nothing.matches('')", "matches isn't defined for such a value"),

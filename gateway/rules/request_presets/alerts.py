@@ -78,7 +78,7 @@ PAGERDUTY = MessagePreset(
         Field(name="component", kind=Kind.LINE, about="The part of the source.", limit=1024),
         Field(name="group", kind=Kind.LINE, about="The group of parts.", limit=1024),
         Field(name="class", kind=Kind.LINE, about="The class of the event.", limit=1024),
-        Field(name="timestamp", kind=Kind.LINE, about="When, as RFC 3339 has it.", limit=40),
+        Field(name="timestamp", kind=Kind.LINE, about="When (RFC 3339).", limit=40),
         Field(name="details", kind=Kind.JSON, about="A mapping of anything else."),
         Field(name="url", kind=Kind.URL, about="A link in the alert."),
         Field(name="button", kind=Kind.LINE, about="The text of the link: `Open`.", limit=255),
