@@ -293,7 +293,7 @@ class Ingress:
     async def _read_and_verify(
         self, request: web.BaseRequest, endpoint: Endpoint, head: Request, limit: int, fields: dict[str, Any]
     ) -> tuple[Request, Verified]:
-        """Check the head, then read and verify the body; return the request with it, and the result of the verification."""
+        """Check the head, then read and verify the body; return the request with its body, and how it is verified."""
         now, sent = self._clock(), head
         try:
             pending = endpoint.source.verifier.check_head(head, now=now)
