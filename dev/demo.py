@@ -138,7 +138,7 @@ def demo(stack: ExitStack, folder: Path, log: str) -> None:
     console.print(f"  chat  got {message.get('body', '')}")
     run("dead", "list")
 
-    _step("Stop", "SIGTERM: what is under method ends, what is done is committed")
+    _step("Stop", "SIGTERM: what is under way ends, what is done is committed")
     code = gateway.stop()
     console.print(f"  exit code {code}")
     if code:

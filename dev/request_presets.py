@@ -1,9 +1,9 @@
-"""Write docs/request-presets.md from the presets of messages: `python -m dev.request_presets`."""
+"""Write docs/request-presets.md from the presets of requests: `python -m dev.request_presets`."""
 
 from pathlib import Path
 
-from gateway.rules.request_presets import MESSAGE_PRESETS
-from gateway.rules.request_presets.preset import Field, MessagePreset
+from gateway.rules.request_presets import REQUEST_PRESETS
+from gateway.rules.request_presets.preset import Field, RequestPreset
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "request-presets.md"
 HEAD = """# Request presets: messages for services
@@ -62,10 +62,10 @@ the whole request.
 
 def document() -> str:
     """Return the whole document."""
-    return "\n".join([HEAD, *map(_section, MESSAGE_PRESETS.values())]) + "\n"
+    return "\n".join([HEAD, *map(_section, REQUEST_PRESETS.values())]) + "\n"
 
 
-def _section(preset: MessagePreset) -> str:
+def _section(preset: RequestPreset) -> str:
     about = f"{preset.about} The destination's `url`: {preset.url}. See [its documentation]({preset.source})."
     rows = [f"| `{each.name}`{', required' if each.is_required else ''} | {_about(each)} |" for each in preset.fields]
     return "\n".join([f"\n## {preset.name}\n", about, "", "| field | |", "|---|---|", *rows])

@@ -1836,9 +1836,11 @@ def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
     }
 
     async def done(orders: ControlClient, placed: StoredCommand, *, timeout: float) -> ControlRecord:  # noqa: ARG001 - the signature
-        for name in (f"hold/{placed.command.key}", tried_name("build", "ci", 0)):
-            marker = ControlRecord(kind="checkpoint", name=name, state="done", at=placed.command.at, count=3, **fate)
-            await orders._place(marker)
+        for name in (announcement_key(placed.command.key), tried_name("build", "ci", 0)):
+            checkpoint = ControlRecord(
+                kind="checkpoint", name=name, state="done", at=placed.command.at, count=3, **fate
+            )
+            await orders._place(checkpoint)
         return placed.command.with_state("done", count=0, tried=0)
 
     monkeypatch.setattr(ControlClient, "finished", done)

@@ -33,7 +33,7 @@ def _add_arguments(parser: Parser) -> None:
 
 @command(
     "completion",
-    about="print a shell completion script, for commands, options and names of routes",
+    about="print a shell completion script, for commands, options and names in the rules",
     example="gateway completion bash > ~/.local/share/bash-completion/completions/gateway",
     add_arguments=_add_arguments,
 )

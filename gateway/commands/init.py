@@ -1,5 +1,6 @@
 """`gateway init`: rules, a test and a CI job to begin with."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def _init(call: Invocation) -> int:
     root, own = repository_of(arguments.folder)
     files = {
         (arguments.folder / path.relative_to(own) if path.is_relative_to(own) else root / path): text
-        for path, text in starter(provider, to, own).items()
+        for path, text in starter(provider, to, own, root=root).items()
     }
     if existing := [str(path) for path in files if path.exists()]:
         raise UsageError(f"expected a folder without these files, got {', '.join(existing)}")
@@ -45,7 +46,7 @@ def _init(call: Invocation) -> int:
         if output.json:
             output.line({"file": str(path)})
         output.print(("written ", "bold"), str(path))
-    rules = arguments.folder / RULES
+    rules = shlex.quote(str(arguments.folder / RULES))
     output.print(f"next: `gateway test {rules}`; `gateway run --rules {rules}`; `gateway providers {provider}`")
     return 0
 

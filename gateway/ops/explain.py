@@ -26,7 +26,7 @@ from gateway.ops.output import count
 from gateway.rules.addresses import url_parts
 from gateway.rules.destination_choice import UndeclaredDestinationError
 from gateway.rules.event_builder import EventBuilder
-from gateway.rules.event_view import NO_BODY, EventView
+from gateway.rules.event_view import EventView
 from gateway.rules.expressions import AbsentFieldError, Expression
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
@@ -167,7 +167,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         rules=rules.version,
         identified_by=identified_by,
         dedupe=sender.dedupe,
-        body_warnings=tuple(_body_warnings(view)),
+        body_warnings=tuple(_body_warnings(view)) if event.body else (),
         body_as_read=_body_as_read(view),
         routes=tuple(routes),
     )
@@ -185,9 +185,9 @@ def _wait(route: Route, key: str | None) -> str:
 
 
 def _body_warnings(view: EventView) -> Iterator[str]:
-    """Yield why rules can't see a body of a type or coding that they could read."""
-    if not view.has_body and view.why_no_body != NO_BODY:
-        yield f"rules can't read the body: {view.why_no_body}"
+    """Yield why rules can't read a body that there is."""
+    if (unreadable := view.unreadable) is not None:
+        yield f"rules can't read the body: {unreadable.detail}"
 
 
 def _body_as_read(view: EventView) -> str:

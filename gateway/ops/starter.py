@@ -33,17 +33,19 @@ def repository_of(folder: Path) -> tuple[Path, Path]:
     return root, inside.relative_to(root)
 
 
-def job_of(folder: Path) -> Path:
-    """Return the file of the job that checks the rules of a folder; both paths are within a repository.
+def job_of(folder: Path, root: Path = Path()) -> Path:
+    """Return a new file for the job that checks the rules of a folder; it and the folder are within a repository.
 
-    Each folder has a job of its own, as several teams may have their rules in one repository.
+    Each folder has a job of its own, as several teams may have their rules in one repository. `root` is where that is.
     """
     name = _NOT_IN_A_NAME.sub("-", "-".join(["rules", *folder.parts]).lower()).strip("-")
-    return Path(".github/workflows") / f"{name}.yml"
+    names = (name, *[f"{name}-{number}" for number in range(2, 1000)])  # other folders may have a name like it
+    paths = [Path(".github/workflows") / f"{each}.yml" for each in names]
+    return next(path for path in paths if not (root / path).exists())
 
 
-def starter(provider: str, to: str, folder: Path = Path()) -> dict[Path, str]:
-    """Return the files, by their paths within a repository, with the rules in a folder of it.
+def starter(provider: str, to: str, folder: Path = Path(), *, root: Path = Path()) -> dict[Path, str]:
+    """Return the files, by their paths within a repository at `root`, with the rules in a folder of it.
 
     Raises UsageError for an unknown provider, or no URL.
     """
@@ -76,6 +78,7 @@ def starter(provider: str, to: str, folder: Path = Path()) -> dict[Path, str]:
         f"    to: {name}",
         "",
     ]
+    job = job_of(folder, root)
     return {
         folder / RULES: "\n".join(_with_allowances(lines)),
         folder / TESTS: "\n".join(
@@ -93,8 +96,8 @@ def starter(provider: str, to: str, folder: Path = Path()) -> dict[Path, str]:
                 "",
             ]
         ),
-        job_of(folder): _JOB.format(
-            name=job_of(folder).stem,
+        job: _JOB.format(
+            name=job.stem,
             version=version("webhook-gateway"),
             rules=shlex.quote((folder / RULES).as_posix()),
         ),

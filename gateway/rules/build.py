@@ -11,8 +11,8 @@ from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
 from gateway.rules.references import without_values
-from gateway.rules.request_presets import MESSAGE_PRESETS
-from gateway.rules.request_presets.preset import PresetMessage
+from gateway.rules.request_presets import REQUEST_PRESETS
+from gateway.rules.request_presets.preset import PresetRequest
 from gateway.rules.request_templates import RequestTemplate, parameters
 from gateway.rules.retry_policy import RetryPolicy
 from gateway.rules.rules import (
@@ -172,9 +172,9 @@ def _request(read: ParsedMapping) -> RequestTemplate:
     values = read.values
     if "preset" in values:
         headers = tuple(values.get("headers", {}).items())
-        preset = MESSAGE_PRESETS[values["preset"]]
+        preset = REQUEST_PRESETS[values["preset"]]
         fields = {each.name: values[each.name] for each in preset.fields if each.name in values}
-        return RequestTemplate(headers=headers, message=PresetMessage(preset, fields))
+        return RequestTemplate(headers=headers, message=PresetRequest(preset, fields))
     known: dict[str, Any] = {key: values[key] for key in ("method", "path", "body") if key in values}
     known |= {key: parameters(values[key]) for key in ("query", "form") if key in values}
     return RequestTemplate(headers=tuple(values.get("headers", {}).items()), **known)
@@ -183,7 +183,7 @@ def _request(read: ParsedMapping) -> RequestTemplate:
 def message_problem(read: ParsedMapping) -> str:
     """Return why no event can be sent as this message; "" if that isn't plain to see."""
     message = _request(read).message
-    needed = [each.name for each in MESSAGE_PRESETS[read.values["preset"]].fields if each.is_required]
+    needed = [each.name for each in REQUEST_PRESETS[read.values["preset"]].fields if each.is_required]
     is_whole = read.node.value.keys() == read.values.keys() >= set(needed)  # else there is a problem already
     if message is None or not is_whole or any(message.expressions):
         return ""

@@ -22,7 +22,7 @@ from gateway.rules.debounce import MAX_QUIET, MIN_QUIET
 from gateway.rules.defaults import OF_DESTINATIONS
 from gateway.rules.event_view import ITEM
 from gateway.rules.policy import FORBIDDEN, REQUIRED
-from gateway.rules.request_presets import MESSAGE_PRESETS
+from gateway.rules.request_presets import REQUEST_PRESETS
 from gateway.rules.request_presets.field_kinds import field_kind
 from gateway.rules.request_templates import Method, PathTemplate, parameter
 from gateway.rules.rule_tests import TESTS
@@ -604,7 +604,7 @@ REQUEST_OR_MESSAGE = ByKey(
                 _REQUEST_HEADERS,
             ),
         )
-        for name, preset in MESSAGE_PRESETS.items()
+        for name, preset in REQUEST_PRESETS.items()
     },
     otherwise=REQUEST,
 )

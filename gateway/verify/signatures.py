@@ -171,7 +171,7 @@ class Signature:
                 Reason.MALFORMED_SIGNATURE,
                 f"expected 1 to {MAX_CANDIDATES} signatures {self._where()}, each "
                 + (f"{self.prefix.decode()} and " if self.prefix else "")
-                + f"{self.algorithm.form}, got {len(candidates)}",
+                + f"{self.algorithm.form}, got {len(candidates) or 'none like that'}",
             )
         stamp = b""
         if self.timestamp is not None:

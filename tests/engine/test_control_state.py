@@ -121,7 +121,7 @@ def body(kind: str, **changes: object) -> tuple[bytes, bytes]:
     ],
 )
 def test_a_control_record_with_a_field_of_another_kind_is_undecodable(kind: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(UndecodableRecordError, match=r"order b'\w+/.*: expected .*, got"):
+    with pytest.raises(UndecodableRecordError, match=r"control record '\w+/.*: expected .*, got"):
         decode(*body(kind, **changes))
 
 

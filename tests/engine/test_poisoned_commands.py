@@ -114,7 +114,7 @@ async def test_a_replay_that_fails_is_cancelled_and_not_tried_again_and_the_next
         patch.setattr(replay, "open_dead_letters", open_dead_letters)
         bad, good = await withstood(world, "bad", "good")
     assert bad.state == "cancelled"
-    assert bad.detail == "this replay can't be carried out: KeyError; the line `job_failed` has its traceback"
+    assert bad.detail == "this replay can't be carried out: KeyError, a bug; the log has its traceback"
     assert (good.state, good.count) == ("done", 3)
     (line,) = [line for line in lines if line["event"] == "job_failed"]
     assert (line["command"], line["log_level"]) == ("replay/bad", "error")

@@ -110,7 +110,7 @@ POISON: list[tuple[str, bytes, bytes, RecordHeaders]] = [
                             "attempts": [],
                             "successor": 0,
                             "due": 0,
-                            "since": 0,
+                            "replayed_at": 0,
                             "at": 0,
                             "metadata": {"unknown_since": "yesterday"},
                         }

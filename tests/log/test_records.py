@@ -97,7 +97,7 @@ STATE: dict[str, Any] = {
     "destination": "ci",
     "successor": 3,
     "due": 1_700_000_000.5,
-    "since": 0.0,
+    "replayed_at": 0.0,
     "attempts": [
         {"n": 1, "at": 1_700_000_000.5, "s": 0.25, "result": "5xx", "status": 503, "detail": ""},
         {"n": 2, "at": 1_700_000_001, "s": 1, "result": "timeout", "status": None, "detail": "read"},
@@ -301,7 +301,7 @@ def state_with(**changes: object) -> bytes:
         b'"text"',
         *[
             state_without(name)
-            for name in ("id", "route", "destination", "attempts", "successor", "due", "since", "metadata")
+            for name in ("id", "route", "destination", "attempts", "successor", "due", "replayed_at", "metadata")
         ],
         state_with(attempts=None),
         state_with(id="dlv 1"),

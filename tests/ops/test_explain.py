@@ -163,7 +163,8 @@ UNREAD, GOT, A_PART = "rules can't read the body: expected ", ", got something e
         ),
         (b"application/x-www-form-urlencoded", b"tag=a&tag=b&n=1", ()),
         (b"application/json", b'{"tag": ["a", "b"]}', ()),
-        (b"application/json", b"not JSON", ()),
+        (b"application/json", b'{"tag": ', ("rules can't read the body: expected a JSON body, got something else",)),
+        (b"text/plain", b"", ()),
     ],
 )
 def test_a_body_that_rules_cannot_read_is_explained(

@@ -361,8 +361,8 @@ async def test_a_replay_in_progress_resumes_with_the_same_events(source: Embedde
 
 async def test_by_which_rules_events_were_routed_is_known_of_the_same_ones(source: EmbeddedLog) -> None:
     await fill(source)
-    editions = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(2)]
-    for revision, offset in zip(editions, (0, 12), strict=True):
+    revisions = [RoutingRevision(f"e{number}", {"build": str(number)}) for number in range(2)]
+    for revision, offset in zip(revisions, (0, 12), strict=True):
         await order(
             source, ControlRecord(kind="rules", name=revision.name, state="done", at=1.0, routes=encode(revision, None))
         )
@@ -375,7 +375,7 @@ async def test_by_which_rules_events_were_routed_is_known_of_the_same_ones(sourc
     await move(source, target)
     history = (await control_of(target)).history
     for partition, record in await records(target, EVENTS):
-        assert history.revision_at(partition, record.offset) == editions[int(record.value) >= 12]
+        assert history.revision_at(partition, record.offset) == revisions[int(record.value) >= 12]
     given = len(await records(target, TOPICS.control))
     await move(source, target)
     assert len(await records(target, TOPICS.control)) == given

@@ -90,7 +90,7 @@ def test_a_given_secret_is_taken_instead_of_the_rules_own(rules: Path, name: str
 def test_a_secret_that_cannot_be_resolved_is_asked_for(rules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = signed(rules, "github")
     monkeypatch.delenv("SECRET")
-    with pytest.raises(UsageError, match=r"variable SECRET, got none; --secret takes it, too$"):
+    with pytest.raises(UsageError, match=r"variable SECRET isn't set; --secret takes it, too$"):
         signed(rules, "github")
     assert signed(rules, "github", secret="it's a secret") == sent
     signed(rules, "stripe")  # whose secret is there

@@ -69,10 +69,19 @@ def test_in_a_folder_of_a_repository_the_job_is_at_its_root_and_checks_that_fold
 def test_two_folders_of_a_repository_have_a_job_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".git").mkdir()
     monkeypatch.chdir(tmp_path)
-    for folder in (".", "payments", "search"):
+    for folder in (".", "payments", "Pay ments", "pay-ments", "支払い"):
         assert main(["init", folder, "--provider", "github", "--to", "https://ci.example/"]) == 0
-    jobs = sorted(path.name for path in (tmp_path / ".github/workflows").iterdir())
-    assert jobs == ["rules-payments.yml", "rules-search.yml", "rules.yml"]
+    jobs = {path.name: path.read_text() for path in (tmp_path / ".github/workflows").iterdir()}
+    assert sorted(jobs) == [
+        "rules-2.yml",
+        "rules-pay-ments-2.yml",
+        "rules-pay-ments.yml",
+        "rules-payments.yml",
+        "rules.yml",
+    ]
+    assert "gateway check 'Pay ments/routes.yaml' --strict" in jobs["rules-pay-ments.yml"]
+    assert "gateway check pay-ments/routes.yaml --strict" in jobs["rules-pay-ments-2.yml"]
+    assert "name: rules-2\n" in jobs["rules-2.yml"]
 
 
 @pytest.mark.parametrize(

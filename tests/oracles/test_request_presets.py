@@ -49,7 +49,7 @@ from slack_sdk.models.blocks import Block
 from typing_extensions import override
 
 from gateway.model import ExpressionError
-from gateway.rules.request_presets import MESSAGE_PRESETS
+from gateway.rules.request_presets import REQUEST_PRESETS
 from gateway.rules.request_presets.preset import MAX_LINE, Kind, cut, line, url, visible
 from gateway.rules.request_templates import Message
 from tests.oracles.conftest import SEED
@@ -80,7 +80,7 @@ ANSWER |= {"requestId": "i", "ErrorCode": 0, "Message": "OK", "MessageID": "i", 
 
 def test_each_preset_has_a_judge() -> None:
     judged = [name.removeprefix("test_").replace("_", "-") for name in globals() if name.startswith("test_")]
-    assert MESSAGE_PRESETS.keys() <= {*judged}
+    assert REQUEST_PRESETS.keys() <= {*judged}
 
 
 # --- Drawing ---
@@ -110,13 +110,13 @@ class Round(NamedTuple):
         return [self._text(name, text) for text in value] if isinstance(value, list) else self._text(name, value)
 
     def _text(self, name: str, text: str) -> str:
-        known = MESSAGE_PRESETS[self.preset].by_name[name]
+        known = REQUEST_PRESETS[self.preset].by_name[name]
         if known.kind is Kind.URL:
             return url(text)
         if known.kind not in {Kind.LINE, Kind.LINES, Kind.TEXT, Kind.FACTS}:
             return text
         limit = MAX_LINE if known.limit is None else known.limit
-        text = MESSAGE_PRESETS[self.preset].escape(visible(text[: limit + 1]))
+        text = REQUEST_PRESETS[self.preset].escape(visible(text[: limit + 1]))
         return cut(line(text) if known.kind in {Kind.LINE, Kind.LINES} else text, known.limit)
 
     def given(self, **names: str) -> dict[str, Any]:
@@ -357,7 +357,7 @@ def test_pagerduty() -> None:
                 **each.given(dedup_key="dedup_key"),
             )
         request = sent.pop()
-        assert str(request.url) == MESSAGE_PRESETS["pagerduty"].url
+        assert str(request.url) == REQUEST_PRESETS["pagerduty"].url
         theirs, ours = json.loads(request.content), each.body
         assert theirs.pop("routing_key", request.headers.get("x-routing-key")) == ours.pop("routing_key")
         assert theirs == ours

@@ -13,9 +13,9 @@ import pytest
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.event_view import EventView
 from gateway.rules.load import check_rules, load_rules
-from gateway.rules.request_presets import MESSAGE_PRESETS
+from gateway.rules.request_presets import REQUEST_PRESETS
 from gateway.rules.request_presets.field_kinds import field_kind
-from gateway.rules.request_presets.preset import Kind, PresetMessage, cut
+from gateway.rules.request_presets.preset import Kind, PresetRequest, cut
 from gateway.rules.request_templates import Message
 from gateway.rules.templates import Template
 from tests.builders import an_event
@@ -54,10 +54,10 @@ UNCHANGED = {"github-dispatch", "pagerduty"}
 """Presets with values as they are: in `payload`, and in `details`."""
 
 
-def template_of(preset: str, **fields: Any) -> PresetMessage:
-    known = MESSAGE_PRESETS[preset]
+def template_of(preset: str, **fields: Any) -> PresetRequest:
+    known = REQUEST_PRESETS[preset]
     templates: Any = {name: field_kind(known.by_name[name]).parse(value) for name, value in fields.items()}
-    return PresetMessage(known, templates)
+    return PresetRequest(known, templates)
 
 
 def rendered(preset: str, body: object = None, **fields: Any) -> Message:
@@ -318,7 +318,7 @@ def test_mail() -> None:
 
 
 def test_each_preset_is_given_the_hostile() -> None:
-    assert FIELDS.keys() == MESSAGE_PRESETS.keys()
+    assert FIELDS.keys() == REQUEST_PRESETS.keys()
 
 
 @pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE.keys())
@@ -686,7 +686,7 @@ def test_mistakes(request_: str, messages: list[str], tmp_path: Path) -> None:
 
 
 def test_kinds_of_fields_that_are_cut_have_a_limit_or_no_end() -> None:
-    for preset in MESSAGE_PRESETS.values():
+    for preset in REQUEST_PRESETS.values():
         for field in preset.fields:
             if field.kind in {Kind.TEXT, Kind.FACTS}:
                 assert field.limit is not None, (preset.name, field.name)

@@ -750,7 +750,7 @@ def poisoned_headers(source: str) -> list[RecordHeaders]:
     """Return headers of records that are neither events nor deliveries nor dedupe entries."""
     event = Event(id=event_id(source, "poison"), source=source, type="x", received_at=EPOCH, headers=(), body=b"")
     written = encode_event(event)
-    state = {"id": "dlv_1", "route": "r0", "destination": "d0", "successor": 0, "due": 0, "since": 0, "at": 0}
+    state = {"id": "dlv_1", "route": "r0", "destination": "d0", "successor": 0, "due": 0, "replayed_at": 0, "at": 0}
     values: list[object] = [None, 1e300, [[]], {"unknown_since": "x", "breaks": "x"}, True]
     states: list[dict[str, object]] = [
         {**state, "attempts": [], "metadata": {}, name: value}

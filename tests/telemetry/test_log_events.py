@@ -19,6 +19,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
     "true": bool,
     "strings": list,
     "list": list,
+    "object": dict,
 }
 EVERYWHERE = {"timestamp", "level", "event", "logger"}
 

@@ -266,7 +266,7 @@ class ControlRecord:
         mappings: dict[str, Mapping[str, object]] = {
             "expedited": self.expedited,
             "latest_by_partition": self.latest_by_partition,
-            "last": self.last_records,
+            "last_records": self.last_records,
             "failed_by_result": self.failed_by_result,
             "repeated_failures": self.repeated_failures,
         }
@@ -292,7 +292,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
     kind, name = kind_and_name(key)
     if not value and kind is not None:
         return ControlRecord(kind=kind, name=name, state="deleted", at=0.0)
-    body = JsonFields.parse(f"order {shown(key)}", value)
+    body = JsonFields.parse(f"control record {shown(key.decode('utf-8', 'replace'))}", value)
     version = body.integer("v", minimum=1) if body.has("v") else FORMAT
     if version > FORMAT:
         raise NewerRecordError(body.where, version, FORMAT)
@@ -325,7 +325,7 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         unread=body.integer("unread") if body.has("unread") else 0,
         latest=_time(body, "latest"),
         latest_by_partition=_times(body, "latest_by_partition") if body.has("latest_by_partition") else {},
-        last_records=_offsets(body, "last") if body.has("last") else {},
+        last_records=_offsets(body, "last_records") if body.has("last_records") else {},
         identities=body.text("identities") if body.has("identities") else "",
         known_below=_first_and_last(body.inside("known_below")) if body.has("known_below") else None,
         number=body.integer("number") if body.has("number") else 0,

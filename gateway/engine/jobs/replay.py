@@ -151,9 +151,7 @@ class Replays:
         if isinstance(error, GatewayError):
             detail, trace = str(error), {}
         else:  # without the error's own text, which may contain a piece of a body
-            detail = (
-                f"this replay can't be carried out: {type(error).__name__}; the line `job_failed` has its traceback"
-            )
+            detail = f"this replay can't be carried out: {type(error).__name__}, a bug; the log has its traceback"
             trace = {"exception": trace_of(error)}
         self._logger.error("job_failed", command=command.key, error=detail, **trace)
         self._failed = {key: one for key, one in self._failed.items() if self._control.commands.get(key) == one}

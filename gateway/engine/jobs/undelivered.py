@@ -111,8 +111,8 @@ def resolution(
 ) -> ControlRecord:
     """Return a completed command about dead letters whose deliveries a replay has injected: they are resolved.
 
-    Those were `deliveries`, and all that it has injected is `count`. No other letters have its key: those of a
-    replay that was killed before its checkpoint stay resolved.
+    `deliveries` is how many these were, `count` how many the replay has injected in all. No other letters have its key:
+    those of a replay that was killed before its checkpoint stay resolved.
     """
     digest = sha256(",".join(letters).encode()).hexdigest()[:16]
     return ControlRecord(

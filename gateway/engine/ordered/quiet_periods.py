@@ -46,17 +46,17 @@ def step(item: PendingDelivery, origin: Origin | None, last: PendingDelivery | N
 
     `last` is None if there is none that can still be superseded. Nor can one be that was attempted or kicked.
     """
-    appended_at, events = _appended_at(item), None if origin is None else origin.partition
-    burst = Burst(appended_at, events)
+    appended_at, event_partition = _appended_at(item), None if origin is None else origin.partition
+    burst = Burst(appended_at, event_partition)
     found = Step.FOLLOWS
     if last is not None and last.burst is not None and _waits(last):
         before = last.burst
         if appended_at < debounce.ends_at(_appended_at(last), before.began_at):
             # Between partitions of events, routers may be late by seconds; the ingress's clocks are not.
-            is_same = events is not None and events == before.event_partition
+            is_same = event_partition is not None and event_partition == before.event_partition
             is_newer = is_same or item.delivery.event.received_at >= last.delivery.event.received_at
             found = Step.SUPERSEDES if is_newer else Step.IS_SUPERSEDED
-            burst = Burst(before.began_at, events)
+            burst = Burst(before.began_at, event_partition)
     item.burst = burst
     set_due(item, debounce)
     return found

@@ -76,7 +76,7 @@ class File:
             and self._file_check is not None
             and (problem := self._file_check.problem())
         ):
-            self.lost = f"{self.path} can't be used any more: {problem}; nothing more is stored in it"
+            self.lost = f"{self.path} can't be used any more, and nothing is stored in it: {problem}"
         if self.lost is not None:
             raise LogLostError(self.lost)
 

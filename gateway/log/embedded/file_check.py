@@ -184,7 +184,7 @@ def _read_index(path: Path) -> bytes:
 
 
 def _intact_frames(wal: BinaryIO, frames: int, page: int, salts: bytes) -> int:
-    """Return how many of that many frames SQLite will take: those before the first one whose checksum is wrong.
+    """Return how many of these frames SQLite will take: those before the first one whose checksum is wrong.
 
     All of them if the WAL has other salts: it was started anew since the index was written, which a machine that lost
     its power may have kept from before (https://www.sqlite.org/fileformat2.html#wal_file_format).

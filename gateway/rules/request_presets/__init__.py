@@ -11,9 +11,9 @@ from gateway.rules.request_presets.alerts import GRAFANA_ANNOTATION, OPSGENIE, P
 from gateway.rules.request_presets.builds import GITHUB_DISPATCH, GITLAB_TRIGGER, JENKINS
 from gateway.rules.request_presets.chat import DISCORD, GOOGLE_CHAT, SLACK, TEAMS
 from gateway.rules.request_presets.email import EMAIL_API
-from gateway.rules.request_presets.preset import MessagePreset
+from gateway.rules.request_presets.preset import RequestPreset
 
-MESSAGE_PRESETS: Mapping[str, MessagePreset] = {
+REQUEST_PRESETS: Mapping[str, RequestPreset] = {
     preset.name: preset
     for preset in (
         *(SLACK, TEAMS, DISCORD, GOOGLE_CHAT),

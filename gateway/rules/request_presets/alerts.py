@@ -8,7 +8,7 @@ from gateway.model import ExpressionError
 from gateway.rules.request_presets.preset import (
     Field,
     Kind,
-    MessagePreset,
+    RequestPreset,
     as_message,
     escaped_html,
     facts_within,
@@ -42,7 +42,7 @@ def _pagerduty(values: Mapping[str, Any]) -> Message:
     return as_message(event | {"payload": payload} | ({"links": links} if links else {}))
 
 
-PAGERDUTY = MessagePreset(
+PAGERDUTY = RequestPreset(
     name="pagerduty",
     about="An event of the Events API v2, which triggers, acknowledges or resolves an alert.",
     url="https://events.pagerduty.com/v2/enqueue",
@@ -106,7 +106,7 @@ def _opsgenie(values: Mapping[str, Any]) -> Message:
     return as_message(alert)
 
 
-OPSGENIE = MessagePreset(
+OPSGENIE = RequestPreset(
     name="opsgenie",
     about="An alert, or with `action: close` the end of the one with that alias.",
     url="https://api.opsgenie.com/v2/alerts with `headers: {Authorization: GenieKey …}`",
@@ -150,7 +150,7 @@ def _grafana(values: Mapping[str, Any]) -> Message:
     return as_message({theirs: values[ours] for ours, theirs in names.items() if ours in values})
 
 
-GRAFANA_ANNOTATION = MessagePreset(
+GRAFANA_ANNOTATION = RequestPreset(
     name="grafana-annotation",
     about="An annotation of a dashboard, or of all that show its tags.",
     url="https://grafana.example/api/annotations with `auth: {bearer: …}`",

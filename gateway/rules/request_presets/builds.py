@@ -5,7 +5,7 @@ from typing import Any
 
 from gateway.model import ExpressionError
 from gateway.rules.expressions import dumps
-from gateway.rules.request_presets.preset import Field, Kind, MessagePreset, as_message, form, segment
+from gateway.rules.request_presets.preset import Field, Kind, RequestPreset, as_message, form, segment
 from gateway.rules.request_templates import Message
 
 MAX_PROPERTIES = 10
@@ -32,7 +32,7 @@ def _github(values: Mapping[str, Any]) -> Message:
     )
 
 
-GITHUB_DISPATCH = MessagePreset(
+GITHUB_DISPATCH = RequestPreset(
     name="github-dispatch",
     about="Starts the workflows of a repository that run `on: repository_dispatch`.",
     url="https://api.github.com with `auth: {bearer: …}`",
@@ -68,7 +68,7 @@ def _gitlab(values: Mapping[str, Any]) -> Message:
     return Message(form(pairs), content_type=FORM, path=path)
 
 
-GITLAB_TRIGGER = MessagePreset(
+GITLAB_TRIGGER = RequestPreset(
     name="gitlab-trigger",
     about="Starts a pipeline by a trigger token.",
     url="https://gitlab.com, or your own",
@@ -97,7 +97,7 @@ def _jenkins(values: Mapping[str, Any]) -> Message:
     return Message(form(parameters), content_type=FORM, path=path)
 
 
-JENKINS = MessagePreset(
+JENKINS = RequestPreset(
     name="jenkins",
     about="Starts a job, with parameters if there are any.",
     url="https://jenkins.example with `auth: {basic: …}`, an API token as the password",

@@ -11,7 +11,7 @@ from gateway.rules.request_presets.preset import (
     Fact,
     Field,
     Kind,
-    MessagePreset,
+    RequestPreset,
     as_message,
     cut,
     escaped_html,
@@ -88,7 +88,7 @@ def _escaped_mrkdwn(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-SLACK = MessagePreset(
+SLACK = RequestPreset(
     name="slack",
     about="A message in Block Kit, for an incoming webhook, or with `channel` for chat.postMessage.",
     url="https://hooks.slack.com/services/…, or https://slack.com/api/chat.postMessage with `auth: {bearer: …}`",
@@ -138,7 +138,7 @@ def _runs(*runs: dict[str, Any]) -> dict[str, Any]:
     return {"type": "RichTextBlock", "inlines": [{"type": "TextRun", **run} for run in runs]}
 
 
-TEAMS = MessagePreset(
+TEAMS = RequestPreset(
     name="teams",
     about="An Adaptive Card, for the workflow that posts to a channel when a webhook request is received.",
     url="what the workflow shows: https://….logic.azure.com/workflows/…",
@@ -177,7 +177,7 @@ def _escaped_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text)
 
 
-DISCORD = MessagePreset(
+DISCORD = RequestPreset(
     name="discord",
     about="A message with an embed, which mentions nobody.",
     url="https://discord.com/api/webhooks/…",
@@ -214,7 +214,7 @@ def _cards(values: Mapping[str, Any], text: str) -> dict[str, Any]:
     return {"cardsV2": [{"cardId": "event", "card": card}]}
 
 
-GOOGLE_CHAT = MessagePreset(
+GOOGLE_CHAT = RequestPreset(
     name="google-chat",
     about="A message with a card.",
     url="https://chat.googleapis.com/v1/spaces/…/messages?key=…&token=…",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.model import ExpressionError
-from gateway.rules.request_presets.preset import Field, Kind, MessagePreset, as_message
+from gateway.rules.request_presets.preset import Field, Kind, RequestPreset, as_message
 from gateway.rules.request_templates import Message
 
 _ADDRESS = re.compile(r"[^\s@,;:<>()\[\]\\\"]+@[^\s@,;:<>()\[\]\\\"]+")
@@ -73,7 +73,7 @@ def _as_object(who: tuple[str, str]) -> dict[str, str]:
     return {"email": address, "name": name} if name else {"email": address}
 
 
-EMAIL_API = MessagePreset(
+EMAIL_API = RequestPreset(
     name="email-api",
     about="A mail of plain text by SendGrid or Postmark.",
     url="https://api.sendgrid.com/v3/mail/send with `auth: {bearer: …}`, or https://api.postmarkapp.com/email with "

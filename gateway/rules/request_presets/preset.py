@@ -75,7 +75,7 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MessagePreset:
+class RequestPreset:
     """A kind of message. `url` is what the destination's is, and `source` where the service documents all this.
 
     `escape` is for what events have in a field of text, by the rules of the service. `build` gets the values of the
@@ -99,10 +99,10 @@ class MessagePreset:
 
 
 @dataclass(frozen=True, slots=True)
-class PresetMessage:
+class PresetRequest:
     """A message of a preset, with the templates of its fields by name."""
 
-    preset: MessagePreset
+    preset: RequestPreset
     templates: Mapping[str, Template | PathTemplate]
     _fields: Mapping[str, Field] = field(init=False, repr=False, compare=False)
 
