@@ -1,39 +1,51 @@
 """Memory for what came of requests before their turn: incomplete heads, and what waits behind a request. Pure.
 
 Anybody may begin a head, and send a part of it. One connection holds 64 KiB at most, or what one read brings, 256 KiB;
-as many as there may be would hold gigabytes. Beyond a limit, the connection that has held something for the longest
-time has to let go of it: so a head that comes at once is read, however many slow ones there are.
+as many as there may be would hold gigabytes. Beyond a limit, a connection has to let go of what it holds: of those with
+much, the one that has had it for the longest time; if there is none, of all. So a head that comes at once is read, and
+one that comes in two packets is left alone, however many slow or large ones there are.
 """
 
 from typing import Protocol
+
+SMALL = 16 * 1024
+"""Bytes: as much as the heads of most senders take, with what their lines take besides."""
 
 
 class Holder(Protocol):
     """A connection that holds something."""
 
-    def let_go(self) -> None:
-        """Let go of it, by closing the connection if need be."""
+    def let_go(self, held: int) -> None:
+        """Let go of it, of that many bytes, by closing the connection if need be."""
 
 
 class HeadMemory:
     """Counts the bytes that each connection holds."""
 
-    __slots__ = ("_held", "_limit", "held")
+    __slots__ = ("_large", "_limit", "_small", "held")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: dict[Holder, int] = {}  # who has held something for the longest time first
+        # Who holds how much, the one who has held something, or much, for the longest time first.
+        self._small: dict[Holder, int] = {}
+        self._large: dict[Holder, int] = {}
         self.held = 0
 
     def hold(self, holder: Holder, more: int) -> None:
         """Count bytes that a connection holds in addition, which may cost it or others what they hold."""
-        self._held[holder] = self._held.get(holder, 0) + more
         self.held += more
+        if holder in self._large:
+            self._large[holder] += more
+        elif (held := self._small.get(holder, 0) + more) <= SMALL:
+            self._small[holder] = held
+        else:
+            self._small.pop(holder, None)
+            self._large[holder] = held
         while self.held > self._limit:
-            oldest = next(iter(self._held))
+            oldest, its = next(iter((self._large or self._small).items()))
             self.forget(oldest)
-            oldest.let_go()
+            oldest.let_go(its)
 
     def forget(self, holder: Holder) -> None:
         """A connection holds nothing any more."""
-        self.held -= self._held.pop(holder, 0)
+        self.held -= self._small.pop(holder, 0) or self._large.pop(holder, 0)

@@ -18,6 +18,7 @@ limited, with a reserve for each network of clients (`key_budget.py`), and so ar
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from time import perf_counter
 from typing import TypeVar
 
@@ -105,7 +106,11 @@ class KeyFetcher:
         except KeyNeededError as error:
             raise key_unavailable("it would be one too many") from error
         except TimeoutError as error:
-            raise evicted() if body.is_evicted else key_unavailable("it didn't come in time") from error
+            if body.is_evicted:
+                raise evicted() from error
+            with suppress(KeyNeededError):  # by the key that was there before, as it wasn't fetched again in time
+                return verify()
+            raise key_unavailable("it didn't come in time") from error
         finally:
             self._room.give_back(holder, 1)
             self._memory.close(body)
@@ -134,6 +139,10 @@ class KeyFetcher:
         except ValueError:
             keys.fail(url, self._clock())
             self._warn(source, url, "expected a key in PEM, got something else")
+        except asyncio.CancelledError:
+            if keys.knows(url):  # its turn came too late: what there is of it goes on verifying
+                keys.fail(url, self._clock())
+            raise
         else:
             self._logger.info("key_fetched", source=source, url=url)
         finally:  # if cancelled, those that wait fetch it themselves

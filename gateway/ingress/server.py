@@ -39,6 +39,10 @@ MAX_LINE = 16 * 1024
 # Limit of an incomplete head, as a multiple of `Limits.head_bytes`, which doesn't count line ends and separators.
 HEAD_FRAMING = 2
 END_OF_HEAD = b"\r\n\r\n"
+# Bytes that a line of a head takes besides its own, as the parser keeps names and values as several objects.
+LINE_OVERHEAD = 350
+# Bytes that TLS reads on while nothing is read of a connection; by default it is 256 KiB.
+TLS_READ_AHEAD = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,14 +210,20 @@ class Connection(web.RequestHandler):
         body = self._body
         begun = 0 if body is None else body.total_bytes
         super().data_received(data)
-        if self._force_close or self._close or self._upgraded:
+        if self._force_close or self._close:
+            return
+        if self._upgraded:  # a WebSocket or a tunnel is wanted: that request gets its response, and is the last one
+            self._message_tail = b""
+            self._forget_head()
+            self.close()
+            self._pause_reading_for_buffer()
             return
         has_requests_behind = self._has_requests_behind()
         if not self._buffer_paused and has_requests_behind:
             self._pause_reading_for_buffer()
         self._follow_heads(data, body, begun)
         if has_requests_behind or self._head_ends is not None:
-            self._head_memory.hold(self, len(data))
+            self._head_memory.hold(self, len(data) + LINE_OVERHEAD * data.count(b"\n"))
         else:
             self._head_memory.forget(self)
 
@@ -291,14 +301,17 @@ class Connection(web.RequestHandler):
             is_large = self._head_size > HEAD_FRAMING * self._limits.head_bytes
             self._end_head_if_any(TOO_LARGE if is_large else TOO_SLOW)
 
-    def let_go(self) -> None:
-        """Let go of what is held of a head or of requests that wait: others need the memory (`head_memory.py`)."""
+    def let_go(self, held: int) -> None:
+        """Let go of what is held of a head or of requests that wait: others need the memory (`head_memory.py`).
+
+        Of a connection with a request in progress that only may hold a part of a head, what is `held` counts.
+        """
         transport = self.transport
         if self._force_close or transport is None:
             return
         if not self._is_in_use:
             self._end_head_if_any(EVICTED)
-        elif self._is_head_certain or self._has_requests_behind():
+        elif self._is_head_certain or self._has_requests_behind() or held > HEAD_FRAMING * self._limits.head_bytes:
             self._metrics.connections_refused.labels("evicted").inc()
             self.force_close()
             transport.abort()
@@ -320,14 +333,14 @@ class Connection(web.RequestHandler):
 
     def _end_head(self, response: "_RawResponse") -> None:
         """Close a connection with an incomplete request head: it isn't idle, so KEEP_ALIVE doesn't apply."""
-        if self._head_ends is not None:
-            self._head_ends.cancel()
+        self._forget_head()
         if self.transport is not None:
             self._log.debug("request_malformed", error="a head that doesn't end")
             self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
             self._metrics.rejected.labels(NO_SOURCE, response.reason).inc()
             self.transport.write(response.data)
             self.force_close()
+            self._parser = None  # with what it has of the head: TLS may take its time to close
 
     @override
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -391,6 +404,7 @@ class TlsConnection(Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.certificate = self._read_certificate(transport.get_extra_info("ssl_object"))
         super().connection_made(transport)
+        transport.set_read_buffer_limits(high=TLS_READ_AHEAD)  # type: ignore[attr-defined] # of TLS it has them
 
 
 def peer_of(request: web.BaseRequest) -> str:

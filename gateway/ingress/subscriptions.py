@@ -7,8 +7,8 @@
                                   visit ──▶ 200, or 503: SNS sends it again, some times
 
 Such a message is verified, but it may be any age: whoever has seen one can repeat it, and whoever may subscribe to the
-topic can have SNS send as many as they like. So visits are limited, with a share for each message (`quota.py`): those
-that somebody repeats take none of the one that comes for the first time. A confirmed one needs no second visit: its
+topic can have SNS send as many as they like. So visits are limited, with a share for each message (`quota.py`): up to
+ten that somebody repeats take none of the one that comes for the first time. A confirmed one needs no second visit: its
 token is of that subscription alone, and a new subscription has a new one
 (https://docs.aws.amazon.com/sns/latest/api/API_ConfirmSubscription.html).
 """
@@ -62,14 +62,17 @@ class Subscriptions:
         digest = sha256(url.encode()).digest()  # the address has a token in it, and is long
         if own.is_confirmed(digest):
             return
+        if digest in own.visiting:
+            raise _unconfirmed()
         if not own.begin(digest, now):
             self._warn(source, "expected few confirmations, got more")
             raise _unconfirmed()
         try:
-            await self._fetches.fetch(source, url, timeout=VISIT_TIMEOUT, limit=MAX_DOCUMENT_BYTES)
+            async with asyncio.timeout(2 * VISIT_TIMEOUT):  # with the wait for its turn
+                await self._fetches.fetch(source, url, timeout=VISIT_TIMEOUT, limit=MAX_DOCUMENT_BYTES)
             own.keep(digest)
-        except UnfetchedError as error:
-            self._warn(source, str(error))
+        except (UnfetchedError, TimeoutError) as error:
+            self._warn(source, str(error) or "expected a turn among the fetches in time, got none")
             raise _unconfirmed() from error
         finally:
             own.visiting.discard(digest)
@@ -98,7 +101,7 @@ class _Subscriptions:
 
     def begin(self, digest: bytes, now: float) -> bool:
         """Return whether an address may be visited now; if so, its visit has begun."""
-        if digest in self.visiting or not self._visits.has(digest, 1, now=now):
+        if not self._visits.has(digest, 1, now=now):
             return False
         self._visits.take(digest, 1)
         self.visiting.add(digest)

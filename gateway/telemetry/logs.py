@@ -221,7 +221,8 @@ class Lines:
 class _Forward(logging.Handler):
     """Passes the standard library's log records to structlog, so that there is one stream of lines.
 
-    Of those with a trace one place writes one a second: an error of a connection may be there once for each that comes.
+    Of those with a trace, each place and kind of error has one a second, with the `count` since its last one: an error
+    of a connection may come once for each that somebody opens.
     """
 
     def __init__(self) -> None:
@@ -230,10 +231,15 @@ class _Forward(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and not self._throttle.count((record.pathname, record.lineno), monotonic()):
-            return
+        more: dict[str, int] = {}
+        if record.exc_info:
+            place = record.name, record.pathname, record.lineno, record.exc_info[0]
+            count = self._throttle.count(place, monotonic())
+            if not count:
+                return
+            more = {"count": count} if count > 1 else {}
         try:
-            get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
+            get_logger(record.name).log(record.levelno, record.getMessage(), exc_info=record.exc_info or None, **more)
         except Exception:  # noqa: BLE001 - a caller's bad format string must not become the caller's failure
             self.handleError(record)
 

@@ -255,6 +255,7 @@ def verified(authorities: tuple[bytes, ...], presented: ForwardedCertificate, no
     Raises RefusedError (403) for one that can't be read.
     """
     from cryptography import x509  # noqa: PLC0415 - only if a source needs it
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - the same
     from cryptography.x509 import verification  # noqa: PLC0415 - the same
 
     moment = datetime.fromtimestamp(now, UTC)
@@ -273,7 +274,7 @@ def verified(authorities: tuple[bytes, ...], presented: ForwardedCertificate, no
             .build_client_verifier()
         )
         chain = verifier.verify(leaf, path[1:]).chain
-    except verification.VerificationError:
+    except (verification.VerificationError, UnsupportedAlgorithm):
         return None
     except (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         raise malformed_certificate() from None

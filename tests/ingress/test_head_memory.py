@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from gateway.ingress.head_memory import HeadMemory, Holder
-from gateway.ingress.server import END_OF_HEAD, Limits
+from gateway.ingress.head_memory import SMALL, HeadMemory, Holder
+from gateway.ingress.server import END_OF_HEAD, LINE_OVERHEAD, Limits
 from tests.ingress.test_connections import GET, a_connection, connections
 from tests.ingress.test_ingress import World, a_request, running, until
 
@@ -17,12 +17,17 @@ BEGUN = b"GET /x HTTP/1.1\r\nHost: hooks.example\r\nX-A: %b\r\nX-B: %b\r\n" % (b
 """The larger part of a head that is small enough."""
 
 
+def size_of(data: bytes) -> int:
+    """Return what bytes of heads count."""
+    return len(data) + LINE_OVERHEAD * data.count(b"\n")
+
+
 class Connection(Holder):
     def __init__(self) -> None:
         self.has_let_go = False
 
     @override
-    def let_go(self) -> None:
+    def let_go(self, held: int) -> None:
         self.has_let_go = True
 
 
@@ -65,7 +70,7 @@ async def test_unfinished_heads_take_little_memory_and_make_room_for_one_that_co
             good.send(request[5_000:])
             assert (await good.reply()).status == 202
             assert held(world) <= LIMIT
-        evicted = 30 - LIMIT // len(BEGUN)
+        evicted = 30 - LIMIT // size_of(BEGUN)
         for wire in slow[:evicted]:
             assert (await wire.reply()).status == 408
             assert await wire.is_closed()
@@ -77,16 +82,16 @@ async def test_unfinished_heads_take_little_memory_and_make_room_for_one_that_co
 
 
 async def test_what_waits_behind_requests_in_progress_makes_room_too() -> None:
-    async with running(limits=Limits(heads_bytes=LIMIT)) as world, AsyncExitStack() as stack:
+    many = GET * 1000
+    async with running(limits=Limits(heads_bytes=5 * size_of(many))) as world, AsyncExitStack() as stack:
         world.log.may_append.clear()
         good, *greedy = [await stack.enter_async_context(world.wire()) for _ in range(11)]
         for number, wire in enumerate(greedy):
             wire.send(a_request())
             await until(lambda number=number: world.log.waiting == number + 1)  # type: ignore[misc]
-            wire.send(GET * 1000)
-            await until(lambda: held(world) > 0)
+            wire.send(many)
+            await until(lambda number=number: held(world) == min(number + 1, 5) * size_of(many))  # type: ignore[misc]
             await asyncio.sleep(0.01)
-            assert held(world) <= LIMIT
         good.send(a_request())
         await until(lambda: world.log.waiting == 11)
         world.log.may_append.set()
@@ -126,9 +131,57 @@ async def test_a_connection_that_is_lost_holds_nothing() -> None:
     async with running() as world:
         connection, _ = a_connection(world)
         connection.data_received(BEGUN)
-        assert held(world) == len(BEGUN)
+        assert held(world) == size_of(BEGUN)
         connection.connection_lost(None)
         assert held(world) == 0
+
+
+async def test_many_short_lines_count_as_what_the_parser_makes_of_them() -> None:
+    async with running(limits=Limits(heads_bytes=2**20)) as world:
+        begun = GET.removesuffix(b"\r\n") + b"".join([b"a%d: b\r\n" % number for number in range(100)])
+        for connection in [a_connection(world)[0] for _ in range(60)]:
+            connection.data_received(begun)
+        assert world.count("rejected_total", source="", reason="evicted") == 60 - 2**20 // size_of(begun) > 30
+
+
+async def test_what_is_kept_of_a_head_goes_with_its_refusal() -> None:
+    """TLS takes up to 5 s to close a connection whose client doesn't: its parser has let go by then."""
+    async with running(limits=Limits(heads_bytes=2 * size_of(BEGUN))) as world:
+        slow = [a_connection(world)[0] for _ in range(5)]
+        for connection in slow:
+            connection.data_received(BEGUN)
+        assert [connection._parser is None for connection in slow] == [True, True, True, False, False]
+        too_large, _ = a_connection(world)
+        too_large.data_received(b"GET /x HTTP/1.1\r\n" + b"X-A: %b\r\n" % (b"a" * 16_000) * 5)
+        assert too_large._parser is None
+        assert held(world) == 2 * size_of(BEGUN), "and it has taken nothing of the others'"
+
+
+def test_one_that_holds_much_lets_go_before_those_that_hold_little() -> None:
+    memory, little, much = HeadMemory(10 * SMALL), Connection(), [Connection() for _ in range(9)]
+    memory.hold(little, SMALL)
+    for each in much:
+        memory.hold(each, 1)
+        memory.hold(each, 2 * SMALL)
+    assert [each.has_let_go for each in much] == [True] * 5 + [False] * 4
+    assert not little.has_let_go
+
+
+async def test_what_follows_the_wish_for_another_protocol_is_not_kept() -> None:
+    """No WebSocket and no tunnel is made here: the request gets its response, and its connection ends."""
+    upgrade = b"GET /x HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    for first in (upgrade, b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n"):
+        async with running() as world, world.wire() as wire:
+            wire.send(first + BEGUN)
+            assert (await wire.reply()).status in {400, 404, 405}
+            assert await wire.is_closed()
+            assert held(world) == 0
+        async with running() as world:
+            connection, transport = a_connection(world)
+            connection.data_received(first + BEGUN)
+            connection.data_received(BEGUN)
+            assert connection._message_tail == b""
+            transport.pause_reading.assert_called()
 
 
 async def test_a_head_in_many_parts_is_held_until_it_is_complete() -> None:
@@ -137,7 +190,7 @@ async def test_a_head_in_many_parts_is_held_until_it_is_complete() -> None:
         end = request.index(END_OF_HEAD)
         for at in range(end):
             wire.send(request[at : at + 1])
-            await until(lambda at=at: held(world) == at + 1)  # type: ignore[misc]
+            await until(lambda at=at: held(world) == size_of(request[: at + 1]))  # type: ignore[misc]
         wire.send(request[end:])
         assert (await wire.reply()).status == 202
         assert held(world) == 0
