@@ -32,7 +32,7 @@ from gateway.ingress.server import Limits
 from gateway.model import RefusedError, UnfetchedError
 from gateway.rules.rules import Egress, Source
 from gateway.telemetry.log_quota import PER_KIND
-from gateway.verify.remote_keys import MAX_DOCUMENT_BYTES, Fetch
+from gateway.verify.remote_keys import FRESH, MAX_DOCUMENT_BYTES, Fetch
 from gateway.verify.schemes import build_verifier
 from tests.certificates import Authority
 from tests.ingress.test_ingress import NOW, PING, Wire, World, a_request, chunked, running, some_rules
@@ -506,6 +506,17 @@ async def test_nothing_waits_beyond_the_deadline(monkeypatch: pytest.MonkeyPatch
     async with receiving(lambda *_, **__: asyncio.Future()) as world:
         assert await outcome(world, signed()) == (503, "key_unavailable")
         assert (waiting(world), world.ingress._keys._pending) == (0, {})
+
+
+async def test_a_known_key_verifies_though_it_is_not_fetched_again_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it does where too many are fetched at a time for this one to have its turn."""
+    monkeypatch.setattr(key_fetcher, "DEADLINE", 0.05)
+    async with receiving(lambda *_, **__: asyncio.Future()) as world:
+        keys = world.ingress._keys.cache("bank")
+        keys.keep(URL, CERTIFICATE, world.ingress._clock() - 2 * FRESH)
+        for _ in range(2):
+            assert (await world.exchange(signed())).status == 202
+        assert await outcome(world, signed().replace(b'"ping"', b'"pong"')) == (401, "bad_signature")
 
 
 async def test_a_request_that_needs_ever_more_keys_gets_two() -> None:

@@ -137,6 +137,24 @@ def test_traces_of_libraries_are_few_and_their_other_lines_are_all_there(pipe: t
     assert [event for event in found if event != "Fatal error"] == [f"lost {n}" for n in range(50)]
 
 
+def test_a_trace_of_a_library_hides_none_of_another_kind_and_says_how_many_there_were(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([100.0, 100.1, 100.2, 101.5])
+    monkeypatch.setattr("gateway.telemetry.logs.monotonic", lambda: next(times))
+
+    def fail() -> None:
+        for error in (ValueError, ValueError, KeyError, ValueError):
+            logging.getLogger("asyncio").error("failed", exc_info=error())
+
+    lines = [json.loads(line) for line in logged(pipe, fail).splitlines()]
+    assert [(line["exception"].split()[-1], line.get("count")) for line in lines] == [
+        ("ValueError", None),
+        ("KeyError", None),
+        ("ValueError", 2),
+    ]
+
+
 def test_a_traceback_has_each_errors_place_and_not_its_message() -> None:
     def fail() -> None:
         try:
