@@ -33,8 +33,8 @@ CHAIN_SUFFIX = b"-chain"
 """Of the name of a header, for the one beside it with the rest of the chain."""
 MAX_INTERMEDIATES = 8
 """Certificates in a header beside a client's."""
-MAX_CHAIN_BYTES = 24 * 1024
-"""Of all of them in DER: what is in them is parsed before any of it is known to be good."""
+MAX_CERTIFICATE_BYTES, MAX_CHAIN_BYTES = 8 * 1024, 24 * 1024
+"""Of one, and of all of them, in DER: what is in them is parsed before any of it is known to be good."""
 REMEMBERED = 256
 """Chains from headers whose verification is remembered, as it takes 0.5 ms; and as many that were refused."""
 REFUSED_FOR = 10.0
@@ -226,7 +226,8 @@ class Chains:
         Raises RefusedError (403) for one that is too large, or can't be read.
         """
         ders = (presented.certificate, *presented.intermediates)
-        if len(ders) > 1 + MAX_INTERMEDIATES or sum(map(len, ders)) > MAX_CHAIN_BYTES:
+        sizes = list(map(len, ders))
+        if len(ders) > 1 + MAX_INTERMEDIATES or max(sizes) > MAX_CERTIFICATE_BYTES or sum(sizes) > MAX_CHAIN_BYTES:
             raise malformed_certificate()
         key = authorities, fingerprint(b"".join(map(fingerprint, ders)))
         begins, expires = self._valid.get(key, (0.0, 0.0))

@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from gateway.model import RefusedError
 from gateway.verify.client_certificates import (
+    MAX_CERTIFICATE_BYTES,
     MAX_CHAIN_BYTES,
     MAX_INTERMEDIATES,
     REFUSED_FOR,
@@ -221,6 +222,15 @@ def vouching() -> list[bytes]:
     return [certificate("leaf", LEAF_KEY, "client", key, is_authority=False), own]
 
 
+def many_parts() -> list[bytes]:
+    """Return a certificate whose subject, like its issuer's, is as long as it may be."""
+    common = NameOID.COMMON_NAME
+    long = x509.Name([x509.NameAttribute(common, "a")] * 310)
+    began = datetime(2020, 1, 1, tzinfo=UTC)
+    made = x509.CertificateBuilder(long, long, LEAF_KEY.public_key(), 1, began, began + timedelta(days=30_000))
+    return [made.sign(LEAF_KEY, hashes.SHA256()).public_bytes(Encoding.DER)]
+
+
 EXPONENT = (1 << 2880) + 1  # at least; one that is usual has 17 bits
 HOSTILE: Mapping[str, Callable[[], list[bytes]]] = {
     "a long one": lambda: ladder(OTHER_KEY, "root"),
@@ -232,7 +242,8 @@ HOSTILE: Mapping[str, Callable[[], list[bytes]]] = {
     "RSA with a large exponent": lambda: explosion(slow_key(2281, 607, least=EXPONENT)),
     "a long one of RSA with a large exponent": lambda: ladder(slow_key(2281, 607, least=EXPONENT), "root"),
     "a client's own, of RSA with a large exponent": vouching,
-    "names and constraints": lambda: constrained(700),
+    "names and constraints": lambda: constrained(400),
+    "a subject of many parts": many_parts,
 }
 
 
@@ -241,6 +252,7 @@ def test_a_strangers_chain_costs_little(kind: str) -> None:
     """A signature's verification is of the authority's key, which is known, or isn't done."""
     chain = HOSTILE[kind]()
     assert sum(map(len, chain)) <= MAX_CHAIN_BYTES
+    assert max(map(len, chain)) <= MAX_CERTIFICATE_BYTES
 
     def refusing() -> float:
         # Another each time, so that nothing of it is remembered.
@@ -255,10 +267,14 @@ def test_a_strangers_chain_costs_little(kind: str) -> None:
 def test_what_is_more_or_larger_is_not_looked_at() -> None:
     assert result(LEAF, *[MIDDLE] * MAX_INTERMEDIATES) == "accepted"
     assert result(LEAF, *[MIDDLE] * (MAX_INTERMEDIATES + 1)) == MALFORMED
-    many = names(*[f"host-{number:05}.example" for number in range(1500)])
+    many = names(*[f"host-{number:05}.example" for number in range(400)])
     large = certificate("leaf", LEAF_KEY, "root", ROOT_KEY, is_authority=False, more=[many])
-    assert len(large) > MAX_CHAIN_BYTES
+    assert len(large) > MAX_CERTIFICATE_BYTES
     assert result(large) == MALFORMED
+    assert result(LEAF, large) == MALFORMED
+    much = certificate("middle", OTHER_KEY, "root", ROOT_KEY, more=[names(*[f"{number:05}" for number in range(900)])])
+    assert len(much) < MAX_CERTIFICATE_BYTES < MAX_CHAIN_BYTES < 4 * len(much)
+    assert result(LEAF, *[much] * 4) == MALFORMED
 
 
 # ---- What is remembered ----
