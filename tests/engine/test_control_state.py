@@ -195,6 +195,23 @@ def test_an_early_checkpoint_that_is_appended_after_the_last_one_leaves_its_comm
     assert not control.overwritten_checkpoints(), "it would cover commands of the recreated topic"
 
 
+def test_a_checkpoint_that_repeats_what_the_last_one_has_ended_leaves_its_command_ended() -> None:
+    """Its append failed at first; when it is tried again, it says which commands are covered by then."""
+    kick = ControlRecord(kind="kick", name="destination/ci", state="requested", at=1.0)
+    last = ControlRecord(kind="checkpoint", name=kick.key, state="done", at=2.0, count=3, covers_commands_below=6)
+    repeated = replace(last, state="requested", at=3.0)
+    control = Control()
+    for offset, record in enumerate((kick, last, repeated), 5):
+        control.decode_and_apply(*record.encode(), offset)
+    assert not control.has_pending(kick.key)
+    assert list(control.overwritten_checkpoints()) == [last], "who starts later would take the kick for pending"
+    control.decode_and_apply(*last.encode(), 8)
+    assert not control.overwritten_checkpoints()
+    for offset, record in enumerate((kick, repeated), 9):
+        control.decode_and_apply(*record.encode(), offset)
+    assert control.is_begun(kick.key), "one of the next command comes after the last one of this"
+
+
 def test_a_replays_early_checkpoint_that_is_appended_late_takes_nothing_back() -> None:
     command = replace(ORDERS["replay"], state="requested")
     early = ControlRecord(kind="checkpoint", name=command.key, state="done", at=2.0, checkpoint={"a/0": 3}, count=1)

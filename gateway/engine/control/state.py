@@ -184,13 +184,16 @@ class Control:
     def _is_late(self, before: ControlRecord, checkpoint: ControlRecord) -> bool:
         """Return whether a checkpoint of a command was appended late, by a try without an answer.
 
-        A later one covers no fewer commands, and one of a replay is nowhere behind.
+        A later one covers no fewer commands, and one of a replay is nowhere behind. One that isn't the last comes after
+        the last one only for another command.
         """
         if checkpoint.name not in self._offsets:
             return False
         if checkpoint.name.startswith("replay/"):
             later = checkpoint.checkpoint
             return any(offset > later.get(name, 0) for name, offset in before.checkpoint.items())
+        if before.state == "done" and checkpoint.state == "requested" and not self.has_pending(checkpoint.name):
+            return checkpoint.covers_commands_below <= before.covers_commands_below
         return checkpoint.covers_commands_below < before.covers_commands_below
 
     def _update_cancellation(self, key: str) -> None:
