@@ -1508,12 +1508,11 @@ class Ledger:
 
     def _check_resolutions(self) -> None:
         """A replayed dead letter goes through a tier with a life of its own, a dropped one doesn't."""
-        for trail in self.trails.values():
+        replays_of = self._replays_of_deliveries()
+        for key, trail in self.trails.items():
             if not trail.is_dead:
                 continue
-            replays = {
-                row.stored.delivery.replayed_at for row in trail.rows if row.stored and row.stored.metadata.replay
-            }
+            replays = replays_of[key]
             injected = [
                 row
                 for row in trail.rows
@@ -1620,6 +1619,16 @@ class Ledger:
                 self.violate(
                     "8 repeats", f"{most} times the same attempt, where {allowed} may repeat it", self._told(trail)
                 )
+
+    def _replays_of_deliveries(self) -> Mapping[Key, set[float]]:
+        """Return when each delivery was replayed; also those of items, if that of their event was, and split later."""
+        found: defaultdict[Key, set[float]] = defaultdict(set)
+        for (number, name), trail in self.trails.items():
+            for stored in [row.stored for row in trail.rows if row.stored and row.stored.metadata.replay]:
+                items = self._items_of(name, stored.delivery.route) if stored.delivery.part is None else []
+                for each in (name, *items):
+                    found[number, each].add(stored.delivery.replayed_at)
+        return found
 
     def _told(self, trail: Trail) -> list[str]:
         rows = [(each.began, str(each)) for each in trail.attempts] + [(row.at, str(row)) for row in trail.rows]
