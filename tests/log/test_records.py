@@ -309,7 +309,7 @@ def state_with(**changes: object) -> bytes:
         state_with(successor=1 << 60),
         state_with(successor=True),
         state_with(due=1e18),
-        state_with(since=-1),
+        state_with(replayed_at=-1),
         state_with(metadata={"unknown_since": "yesterday"}),
         state_with(metadata={"breaks": "many"}),
         state_with(metadata={"paused_name": 1}),
