@@ -94,13 +94,14 @@ class KeyFetcher:
         has_room = self._room.has(network, 1, now=asyncio.get_running_loop().time())
         if not has_room or not self._memory.grow(body, size, now=perf_counter()):
             raise no_room(self._memory)
-        holder = self._room.take(network, 1)
+        holder, url = self._room.take(network, 1), ""
         try:
             async with asyncio.timeout(DEADLINE) as body.deadline:
                 for _ in range(MAX_KEYS_OF_REQUEST):
                     try:
                         return verify()
                     except KeyNeededError as needed:
+                        url = needed.url
                         await self._get(source, network, needed.url, needed.request_body)
                 return verify()
         except KeyNeededError as error:
@@ -108,8 +109,11 @@ class KeyFetcher:
         except TimeoutError as error:
             if body.is_evicted:
                 raise evicted() from error
-            with suppress(KeyNeededError):  # by the key that was there before, as it wasn't fetched again in time
-                return verify()
+            # Not if it was evicted, or who has a known key fetched could keep it from being fetched again.
+            if self.cache(source).knows(url):
+                self.cache(source).fail(url, self._clock())
+                with suppress(KeyNeededError):
+                    return verify()
             raise key_unavailable("it didn't come in time") from error
         finally:
             self._room.give_back(holder, 1)
@@ -139,10 +143,6 @@ class KeyFetcher:
         except ValueError:
             keys.fail(url, self._clock())
             self._warn(source, url, "expected a key in PEM, got something else")
-        except asyncio.CancelledError:
-            if keys.knows(url):  # its turn came too late: what there is of it goes on verifying
-                keys.fail(url, self._clock())
-            raise
         else:
             self._logger.info("key_fetched", source=source, url=url)
         finally:  # if cancelled, those that wait fetch it themselves

@@ -519,6 +519,27 @@ async def test_a_known_key_verifies_though_it_is_not_fetched_again_in_time(monke
         assert await outcome(world, signed().replace(b'"ping"', b'"pong"')) == (401, "bad_signature")
 
 
+async def test_whoever_is_evicted_while_a_known_key_is_fetched_postpones_no_other_fetch() -> None:
+    """Or a withdrawn key would go on verifying, as long as somebody does so every ten seconds."""
+    body, limits, may_end = b"x" * 9000, Limits(in_flight_bytes=20_000), asyncio.Event()
+
+    async def fetch(_: str, **__: Any) -> bytes:
+        await may_end.wait()
+        return CERTIFICATE
+
+    async with receiving(fetch, limits=limits) as world:
+        keys = world.ingress._keys.cache("bank")
+        keys.keep(URL, CERTIFICATE, world.ingress._clock() - 2 * FRESH)
+        fetching = asyncio.ensure_future(world.exchange(signed(body=body)))
+        await until(lambda: waiting(world) == 1)
+        others = [asyncio.ensure_future(world.exchange(signed(body=each))) for each in (PING, body)]
+        assert (await fetching).status == 408
+        await until(lambda: waiting(world) == 2)
+        assert not keys._failures
+        may_end.set()
+        assert [(await other).status for other in others] == [202, 202]
+
+
 async def test_a_request_that_needs_ever_more_keys_gets_two() -> None:
     asked: list[str] = []
 
