@@ -109,7 +109,7 @@ class KeyFetcher:
         except TimeoutError as error:
             if body.is_evicted:
                 raise evicted() from error
-            # Not if it was evicted, or who has a known key fetched could keep it from being fetched again.
+            # An eviction isn't a failed fetch, or a sender could keep a known key from being fetched again.
             if self.cache(source).knows(url):
                 self.cache(source).fail(url, self._clock())
                 with suppress(KeyNeededError):

@@ -523,7 +523,8 @@ async def test_whoever_is_evicted_while_a_known_key_is_fetched_postpones_no_othe
     """Or a withdrawn key would go on verifying, as long as somebody does so every ten seconds."""
     body, limits, may_end = b"x" * 9000, Limits(in_flight_bytes=20_000), asyncio.Event()
 
-    async def fetch(_: str, **__: Any) -> bytes:
+    async def fetch(url: str, **_: Any) -> bytes:
+        assert url == URL
         await may_end.wait()
         return CERTIFICATE
 
