@@ -148,8 +148,9 @@ class Ingress:
             logger=self._logger,
             metrics=self._metrics,
             may_trace=lambda event: self._take_quota(self._server_error_quota, NO_SOURCE, event),
+            refuse=self._refuse_connection,
         )
-        self._listener = Listener(self._web, setup, refuse=self._refuse_connection, logger=self._logger)
+        self._listener = Listener(self._web, setup, logger=self._logger)
         return await self._listener.start(host, port, is_shared=is_shared, backlog=BACKLOG)
 
     async def stop(self, timeout: float) -> None:
@@ -438,7 +439,7 @@ class Ingress:
         self._logger.info("request_finished", **fields)
 
     def _refuse_connection(self, reason: str, address: str, detail: str) -> None:
-        """Count a connection that is closed before it is open, and log it, unless the other end was just gone."""
+        """Count a connection that is closed early, and log it, unless the other end was just gone."""
         self._metrics.connections_refused.labels(reason).inc()
         if detail and self._take_quota(self._quota, NO_SOURCE, reason):
             self._logger.info("connection_refused", reason=reason, address=address, detail=detail)

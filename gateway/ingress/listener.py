@@ -20,7 +20,7 @@ import resource
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -62,9 +62,6 @@ SCAN_SHARE = 0.05
 """Maximum share of the loop's time that is spent on scanning for silent connections."""
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-Refuse = Callable[[str, str, str], None]
-"""Called with the reason, the address and the details of a connection that is closed, while it opens or is idle."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionSetup:
@@ -81,13 +78,13 @@ class ConnectionSetup:
 class Listener:
     """Listens at one address."""
 
-    def __init__(self, web: Server, setup: ConnectionSetup, *, refuse: Refuse, logger: FilteringBoundLogger) -> None:
+    def __init__(self, web: Server, setup: ConnectionSetup, *, logger: FilteringBoundLogger) -> None:
         self._web = web
         self._tls = setup.tls
         self._proxies = Networks(setup.proxies) if setup.proxies else None
         self._tasks = setup.tasks
         self._seconds = web.limits.opening_seconds
-        self._refuse = refuse
+        self._refuse = web.refuse
         self._logger = logger
         limit = room_for_connections() if web.limits.connections is None else web.limits.connections
         opening = max(1, min(web.limits.opening, limit // 8))
@@ -182,7 +179,7 @@ class Listener:
         while closed < number and (self._silent or self._look_for_silent()):
             connection, since = self._silent.popleft()
             if connection.silent_since == since:
-                address = _address_of(connection)
+                address = connection.address
                 if connection.close_silent():
                     closed += 1
                     self._refuse("idle", address, "expected a request before many others connected")
@@ -309,14 +306,6 @@ def room_for_connections() -> int:
     """Return for how many connections this process has descriptors, besides RESERVED."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return NO_LIMIT if soft == resource.RLIM_INFINITY else max(1, soft - min(RESERVED, soft // 4))
-
-
-def _address_of(connection: Connection) -> str:
-    """Return the client address of a connection; "" if it is unknown."""
-    if connection.peer is not None:
-        return connection.peer
-    name = connection.peername
-    return name[0] if isinstance(name, tuple) else ""
 
 
 def _bound(family: int, address: tuple[object, ...], *, is_shared: bool) -> socket.socket:

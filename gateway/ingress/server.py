@@ -73,6 +73,7 @@ class Server(web.Server):
     """Creates connections that don't log bad requests as errors.
 
     `may_trace` returns whether a bug may have another line of that event: whoever has found one may repeat it.
+    `refuse(reason, address, detail)` counts and logs a connection that is closed early.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class Server(web.Server):
         logger: FilteringBoundLogger,
         metrics: Metrics,
         may_trace: Callable[[str], bool],
+        refuse: Callable[[str, str, str], None],
     ) -> None:
         super().__init__(handler)
         self.limits = limits
         self.logger = logger
         self.metrics = metrics
         self.may_trace = may_trace
+        self.refuse = refuse
         self.head_memory = HeadMemory(limits.heads_bytes)
 
     @property
@@ -115,6 +118,7 @@ class Connection(web.RequestHandler):
         "_log",
         "_may_trace",
         "_metrics",
+        "_refuse",
         "_write_ends",
         "network",
         "peer",
@@ -137,6 +141,7 @@ class Connection(web.RequestHandler):
         self._log = server.logger
         self._metrics = server.metrics
         self._may_trace = server.may_trace
+        self._refuse = server.refuse
         self._limits = server.limits
         self._head_memory = server.head_memory
         self._msg_queue_resume_size = 0  # read on once no request waits behind the one in progress
@@ -151,6 +156,14 @@ class Connection(web.RequestHandler):
         """The address of the other end, if a PROXY header tells it; "" if nobody does."""
         self.network = network
         """The network of the other end (`network_of`)."""
+
+    @property
+    def address(self) -> str:
+        """The address of the other end; "" if it is unknown."""
+        if self.peer is not None:
+            return self.peer
+        name = self.peername
+        return name[0] if isinstance(name, tuple) else ""
 
     @property
     def silent_since(self) -> float | None:
@@ -195,7 +208,9 @@ class Connection(web.RequestHandler):
 
     def _end_unread(self, transport: asyncio.Transport) -> None:
         """Close a connection whose client has read too little of our responses."""
-        self._metrics.connections_refused.labels("unread").inc()
+        self._refuse(
+            "unread", self.address, f"expected the responses to be read within {self._limits.write_seconds:g} s"
+        )
         transport.abort()
 
     def _end_write(self) -> None:
@@ -312,7 +327,7 @@ class Connection(web.RequestHandler):
         if not self._is_in_use:
             self._end_head_if_any(EVICTED)
         elif self._is_head_certain or self._has_requests_behind() or held > HEAD_FRAMING * self._limits.head_bytes:
-            self._metrics.connections_refused.labels("evicted").inc()
+            self._refuse("evicted", self.address, "expected no request before the response to the one in progress")
             self.force_close()
             transport.abort()
 
@@ -412,7 +427,7 @@ def peer_of(request: web.BaseRequest) -> str:
     connection = request.protocol
     if isinstance(connection, Connection) and connection.peer is not None:
         return connection.peer
-    return request.remote or ""
+    return request.remote or ""  # which is still known when the connection is lost
 
 
 def _is_in_head(parser: HttpParser[Any]) -> bool:

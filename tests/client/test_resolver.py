@@ -165,15 +165,17 @@ async def test_a_zone_that_dies_later_delays_no_other(resolver: Resolver, zone: 
     assert await asyncio.gather(*dead) == [("10.0.0.1",)] * THREADS
 
 
-async def test_every_name_of_a_large_zone_gets_its_turn(resolver: Resolver, zone: Zone) -> None:
+async def test_every_name_of_a_large_zone_gets_its_turn(
+    resolver: Resolver, zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOKUP_TIMEOUT", 30.0)  # none hangs: on a busy machine, 500 may take a moment
+    monkeypatch.setattr(module, "REFRESH_TIMEOUT", 30.0)
     names = [f"{number}.a.test" for number in range(500)]
     zone.answers |= dict.fromkeys(names, ("10.0.0.1",))
-    for asked in (500, 1000):  # what was taken for the zone was given back
+    for _ in range(2):  # what was taken for the zone was given back
         assert await asyncio.gather(*[resolver.resolve(name) for name in names]) == [("10.0.0.1",)] * 500
-        while len(zone.asked) < asked:  # a known address is returned before a slow refresh is over
-            await asyncio.sleep(0.01)
-        assert len(zone.asked) == asked
         zone.now += TTL
+    assert len(zone.asked) == 1000
 
 
 async def test_a_caller_that_gives_up_takes_nothing_from_the_others(resolver: Resolver, zone: Zone) -> None:

@@ -72,6 +72,8 @@ async def test_a_client_that_reads_nothing_is_let_go_in_time_and_holds_little(ta
         assert sum(taken) - held_before <= 2 * ONE_READ + 10 * len(PING) + 1_000 * 300
         assert connection.transport is None
         assert world.count("connections_refused_total", reason="unread") == 1
+        [line] = [line for line in world.lines if line["event"] == "connection_refused"]
+        assert line["detail"] == "expected the responses to be read within 0.3 s"
         with pytest.raises(OSError):  # noqa: PT011 - reset or a broken pipe
             await heads
 

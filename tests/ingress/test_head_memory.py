@@ -100,6 +100,8 @@ async def test_what_waits_behind_requests_in_progress_makes_room_too() -> None:
             with suppress(ConnectionError):
                 assert await wire.is_closed()
         assert world.count("connections_refused_total", reason="evicted") >= 5
+        lines = [line for line in world.lines if line["event"] == "connection_refused"]
+        assert [(line["reason"], line["address"]) for line in lines[:5]] == [("evicted", "127.0.0.1")] * 5
         assert (await greedy[-1].reply()).status == 202
         assert [(await greedy[-1].reply()).status for _ in range(1000)] == [404] * 1000
         await until(lambda: held(world) == 0)

@@ -664,7 +664,7 @@ async def test_processes_share_a_port(pki: Pki) -> None:
     async with serving(pki) as world, asyncio.TaskGroup() as tasks:
         web, wire = world.ingress._web, ConnectionSetup(tls=world.tls, tasks=tasks)
         assert web is not None
-        other = Listener(web, wire, refuse=lambda *_: None, logger=structlog.get_logger())
+        other = Listener(web, wire, logger=structlog.get_logger())
         assert await other.start("127.0.0.1", world.port, is_shared=True, backlog=10) == ("127.0.0.1", world.port)
         for _ in range(20):  # the kernel chooses one for each
             assert await status_of(world, pki.client()) == 200
