@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
 
+_DEFAULT_RESPONSE = StoredResponse()
+
+
 class EventWriter:
     """Appends events to the log, once for each of them; no append is retried. Its callers hold the body's memory.
 
@@ -110,7 +113,7 @@ class EventWriter:
                     raise failure
         finally:
             self._memory.release(endpoint.share, memory)
-        return batch_response(endpoint.status, [event.id for event in events])
+        return batch_response(endpoint.response or _DEFAULT_RESPONSE, [event.id for event in events])
 
     async def destination_response(
         self, default: web.StreamResponse, state: RequestState, *, began: float
@@ -121,7 +124,10 @@ class EventWriter:
             found, outcome = await state.waiting.response(began)
         fields["destination_response"] = outcome
         self._metrics.destination_responses.labels(fields["source"], outcome).inc()
-        return default if found is None else passed_on_response(found, fields["event_id"])
+        if found is None:
+            return default
+        fields.pop("response_error", None)  # of the default response, which nobody gets
+        return passed_on_response(found, fields["event_id"])
 
     async def _append(
         self, endpoint: Endpoint, event: Event, key: bytes, secret: int | None, state: RequestState

@@ -135,6 +135,7 @@ class Quarantine:
         self._quotas[source.name].take(network, cost)
         salt = os.urandom(SALT_BYTES)
         kept = conceal(source.verifier, sent, salt)
+        headers = [pair for pair in kept.headers if pair[0].lower() not in source.proxy_headers]
         request = RejectedRequest(
             source=source.name,
             reason=reason,
@@ -143,7 +144,7 @@ class Quarantine:
             method=sent.method,
             path=source.shown_path,
             query=kept.query,
-            headers=kept.headers,
+            headers=tuple(headers),
             body=body,
             size=size,
             missing=Missing.BODY if is_too_large else Missing.NOTHING if kept.is_whole else Missing.CREDENTIAL,

@@ -2,7 +2,7 @@
 
 import http.client
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -79,23 +79,43 @@ def make_response(status: int, content_type: str, body: bytes) -> web.Response:
 def stored_response(response: StoredResponse, event: Event, view: EventView) -> tuple[web.Response, str]:
     """Return the response to the sender of an event that is stored, and why its template failed, "" if it didn't.
 
-    The event is stored already, so that a template that fails is no reason for a failure.
+    The event is stored already, so that a template that fails is no reason for a failure: then the response is the
+    event's id, with the headers that have no expressions.
     """
-    problem, content_type, headers = "", "application/json", {}
-    body = orjson.dumps({"id": event.id}) if response.has_body else b""
     try:
-        if response.body is not None and response.has_body:
-            body, found = response.body.render_bytes(view)
-            content_type = found or "text/plain; charset=utf-8"
-        headers = {name: _header_value(name, template, view) for name, template in response.headers}
+        made = _rendered(response, response.headers, response.body, {"id": event.id}, view)
+        problem = ""
     except ExpressionError as error:
+        fixed = [(name, template) for name, template in response.headers if not template.has_expressions]
+        made = _rendered(response, fixed, None, {"id": event.id}, view)
         problem = str(error)
-    made = make_response(response.status, content_type, body)
-    if not response.has_body:
-        del made.headers["Content-Type"]
-    made.headers.update(headers)
     made.headers["gateway-event-id"] = event.id
     return made, problem
+
+
+def _rendered(
+    response: StoredResponse,
+    headers: Iterable[tuple[str, Template]],
+    body: Template | None,
+    default: Mapping[str, object],
+    view: EventView | None,
+) -> web.Response:
+    """Return a response with these headers and this body, or by default with this JSON; None for no expressions.
+
+    Raises ExpressionError.
+    """
+    content, content_type = orjson.dumps(default), "application/json"
+    if not response.has_body:
+        content = b""
+    elif body is not None:
+        content, found = body.render_bytes(view)
+        content_type = found or "text/plain; charset=utf-8"
+    values = {name: _header_value(name, template, view) for name, template in headers}
+    made = make_response(response.status, content_type, content)
+    if not response.has_body:
+        del made.headers["Content-Type"]
+    made.headers.update(values)
+    return made
 
 
 def passed_on_response(found: DestinationResponse, event: EventId) -> web.Response:
@@ -111,13 +131,14 @@ def passed_on_response(found: DestinationResponse, event: EventId) -> web.Respon
     return response
 
 
-def batch_response(status: int, events: Sequence[EventId]) -> web.Response:
-    """Return the response to the sender of several events that are stored."""
-    has_body = status != HTTPStatus.NO_CONTENT
-    return make_response(status, "application/json", orjson.dumps({"ids": events}) if has_body else b"")
+def batch_response(response: StoredResponse, events: Sequence[EventId]) -> web.Response:
+    """Return the response to the sender of several events that are stored: expressions would be about one of them."""
+    headers = [(name, template) for name, template in response.headers if not template.has_expressions]
+    body = None if response.body is None or response.body.has_expressions else response.body
+    return _rendered(response, headers, body, {"ids": events}, None)
 
 
-def _header_value(name: str, template: Template, view: EventView) -> str:
+def _header_value(name: str, template: Template, view: EventView | None) -> str:
     value = template.render_bytes(view)[0].decode("utf-8", "replace")
     if not value.isprintable():
         raise ExpressionError(f"{name}: expected a value without control characters, got one with them")

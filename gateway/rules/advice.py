@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 from gateway.rules import hints
 from gateway.rules.addresses import url_parts
-from gateway.rules.build import names_of
+from gateway.rules.build import names_of, split_of
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
 from gateway.rules.yaml_document import Node
 from gateway.turns import give_way
@@ -70,6 +70,7 @@ class Advice:
                 verify = self.sources[name].node.value["verify"]
                 self.reader.locate(verify, verifier.warnings, code="weak", severity="warning")
             self._warn_of_weak_path(self.sources[name].node.child("path"))
+            self._warn_of_response(self.sources[name], verifier)
         for read in self.destinations.values():
             if sign := read.values.get("sign"):
                 for key, node in zip(sign.values["secrets"], sign.node.value["secrets"].value, strict=True):
@@ -87,6 +88,20 @@ class Advice:
             if proxy and "proxy_auth" in read.values and not _is_this_machine(proxy.host):
                 message = "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted"
                 self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
+
+    def _warn_of_response(self, read: ParsedMapping, verifier: Verifier | None) -> None:
+        """Warn about expressions that the response to a request with several events doesn't have."""
+        respond = read.values.get("respond")
+        split = split_of(read.values.get("split"), None if verifier is None else verifier.split)
+        if respond is None or split is None:
+            return
+        templates = {"body": respond.values.get("body")}
+        templates |= {f"headers.{name}": value for name, value in respond.values.get("headers", {}).items()}
+        for name, template in templates.items():
+            if template is not None and template.has_expressions:
+                instead = "is their ids" if name == "body" else "doesn't have it"
+                message = f"`{name}` has expressions: the response to several events {instead}"
+                self.reader.report(respond.node, "unused", message, severity="warning", at_key=True)
 
     def _warn_of_expiry(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
         """Warn about secrets that expire, and routes that have.

@@ -81,21 +81,20 @@ def split_of(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...
 
 
 def _response(read: ParsedMapping | None, default: PresetResponse | None) -> StoredResponse | None:
-    if read is not None:
-        values = read.values
-        after = values.get("after_delivery")
-        return StoredResponse(
-            status=values.get("status", 202),
-            headers=tuple(values.get("headers", {}).items()),
-            body=values.get("body"),
-            after_delivery=None
-            if after is None or "destination" not in after.values  # an unresolved reference
-            else AfterDelivery(**{**after.values, "destination": after.values["destination"].name}),
-        )
-    if default is not None:
-        body = None if default.body is None else Template(default.body)
-        return StoredResponse(status=default.status, body=body)
-    return None
+    """Return the source's response; what it doesn't say is as the provider wants it."""
+    if read is None and default is None:
+        return None
+    status, body = default or PresetResponse()
+    values = {} if read is None else read.values
+    after = values.get("after_delivery")
+    return StoredResponse(
+        status=values.get("status", status),
+        headers=tuple(values.get("headers", {}).items()),
+        body=values["body"] if "body" in values else None if body is None else Template(body),
+        after_delivery=None
+        if after is None or "destination" not in after.values  # an unresolved reference
+        else AfterDelivery(**{**after.values, "destination": after.values["destination"].name}),
+    )
 
 
 def destination_of(name: str, read: ParsedMapping, tls: Tls | None) -> Destination:

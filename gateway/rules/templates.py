@@ -64,16 +64,19 @@ class Template:
             case _:
                 raise TypeError("expected a template that is a string")
 
-    def render(self, view: EventView, escape: Callable[[str, str], str] | None = None) -> object:
-        """Return the value with its expressions evaluated.
+    def render(self, view: EventView | None, escape: Callable[[str, str], str] | None = None) -> object:
+        """Return the value with its expressions evaluated; a view of None will do for one that has none.
 
         `escape` is for the strings that they give, wherever they are, with the literal text right before.
 
         Raises ExpressionError, and MissingFieldError for a missing field: an incomplete body isn't sent.
         """
-        return _Rendering(view, escape).of(self._compiled) if self.has_expressions else self.value
+        if not self.has_expressions:
+            return self.value
+        assert view is not None
+        return _Rendering(view, escape).of(self._compiled)
 
-    def render_bytes(self, view: EventView) -> tuple[bytes, str | None]:
+    def render_bytes(self, view: EventView | None) -> tuple[bytes, str | None]:
         """Return the body to send and its content type: a string as UTF-8 and None, anything else as JSON.
 
         The template's type decides: `"${{ body.text }}"` is a string, whatever its value.

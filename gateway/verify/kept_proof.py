@@ -3,7 +3,7 @@
     signature, or a token that covers the body    kept as it came: it is good for this request alone
     credential in a header or the query           replaced by a salted digest (BLAKE2b, RFC 7693)
     credential in a field of the body             kept, as in the body of an event
-    Authorization, Cookie and the like            not kept, unless the signature is in it
+    Authorization, Cookie and the like            not kept, unless the signature itself is in it
 
 A refused credential is somebody's: the provider's new one, or one that was never meant for us. What was kept of it must
 not be of use to whoever reads the log. A digest is enough to recognise the credential among the secrets that the rules
@@ -14,6 +14,7 @@ be guessed: of it nothing is kept, and its request can't be verified again.
 import binascii
 import hashlib
 import hmac
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 from urllib.parse import unquote_plus
@@ -25,12 +26,14 @@ from gateway.verify.json_web_tokens import JsonWebToken
 from gateway.verify.message_signatures import MessageSignature
 from gateway.verify.request import Request
 from gateway.verify.signatures import Signature
+from gateway.verify.tokens import TOKEN
 from gateway.verify.verifier import Verifier
 
 SALT_BYTES = 16
 SHORT = 16
 """Bytes of a credential below which it may be guessed; of Basic authentication those of the password."""
 _BASIC = "Basic "
+_NAME = re.compile(TOKEN.pattern.encode())
 
 
 class KeptCredential(NamedTuple):
@@ -66,12 +69,13 @@ def is_body_secret(verifier: Verifier) -> bool:
 
 def conceal(verifier: Verifier, request: Request, salt: bytes) -> Concealed:
     """Return the head of a refused request as it may be kept; the salt (SALT_BYTES) is to be kept with it."""
-    hidden = verifier.credential_headers - _proof_headers(verifier)
-    hidden |= {check.header.lower().encode() for check in _credentials(verifier) if check.header is not None}
+    digested = {check.header.lower().encode() for check in _credentials(verifier) if check.header is not None}
+    hidden = verifier.credential_headers - _proof_headers(verifier) | digested
     names = request.lower_names()
     headers = tuple([pair for name, pair in zip(names, request.headers, strict=True) if name not in hidden])
     query = request.query
-    is_whole = True
+    lost = (hidden - digested).intersection(names)
+    is_whole = not lost or lost.isdisjoint(_signed_headers(verifier, request))
     if request.has_many_parameters:  # none of which verifies anything
         query, is_whole = "", False
     elif verifier.credential_query:
@@ -112,17 +116,31 @@ def _credentials(verifier: Verifier) -> list[Credential]:
 
 
 def _proof_headers(verifier: Verifier) -> set[bytes]:
-    """Return the headers without which a signature can't be verified, in lower case."""
+    """Return the headers that have a signature, its time, or a token that covers the body, in lower case."""
     found: set[bytes] = set()
     for check in verifier.checks:
         if isinstance(check, Signature):
-            found.update(check.names, check.signed.header_names)
+            found.update(check.names)
             found.update([check.timestamp.name] if check.timestamp is not None else [])
-        elif isinstance(check, MessageSignature):
-            found.update(check.header_names)
         elif isinstance(check, JsonWebToken):
             found.add(check.header.lower().encode())
     return found - {b""}
+
+
+def _signed_headers(verifier: Verifier, request: Request) -> set[bytes]:
+    """Return the headers without which a request's signature can't be verified, in lower case.
+
+    Some signatures list by themselves what they cover: of these, it is whatever the list mentions.
+    """
+    found: set[bytes] = set()
+    for check in verifier.checks:
+        if isinstance(check, Signature):
+            found.update(check.signed.header_names)
+            for name in check.signed.list_headers:
+                found.update(_NAME.findall(b" ".join(request.values(name)).lower()))
+        elif isinstance(check, MessageSignature):
+            found.update(_NAME.findall(b" ".join(request.values(b"signature-input")).lower()))
+    return found
 
 
 def _name(check: Credential) -> str:

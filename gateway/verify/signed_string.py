@@ -133,6 +133,11 @@ class SignedString:
         return self._headers
 
     @property
+    def list_headers(self) -> Sequence[bytes]:
+        """Return the headers, in lower case, that list others which are signed."""
+        return [part.name.partition(b",")[0] for part in self.parts if isinstance(part, Part) and part.kind == "listed"]
+
+    @property
     def field_paths(self) -> Sequence[FieldPath]:
         """Return where the fields of the JSON body are that are signed."""
         return [part.path for part in self.parts if isinstance(part, Part) and part.kind == "field"]

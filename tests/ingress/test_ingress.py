@@ -573,14 +573,17 @@ async def test_a_source_may_have_a_response_of_its_own(world: World) -> None:
     [
         StoredResponse(status=200, body=Template("${{ body.none }}")),
         StoredResponse(status=200, headers=(("X-A", Template("${{ body.zen }}")),)),
+        StoredResponse(status=200, headers=(("X-A", Template("${{ body.zen }}")),), body=Template("${{ id }}")),
+        StoredResponse(status=200, headers=(("X-A", Template("${{ id }}")),), body=Template("${{ body.none }}")),
     ],
 )
 async def test_a_response_that_cannot_be_rendered_is_the_default_one(world: World, response: StoredResponse) -> None:
     """The event is stored: any other status would have it sent again."""
-    answered(world, "open", response)
+    fixed = ("X-Fixed", Template("f"))
+    answered(world, "open", replace(response, headers=(*response.headers, fixed)))
     reply = await world.exchange(a_request(body=b'{"zen":"a\\r\\nSet-Cookie: b"}'))
     [stored] = world.log.stored
-    assert (reply.status, reply.json) == (200, {"id": stored.event.id})
+    assert (reply.status, reply.json, reply.headers["x-fixed"]) == (200, {"id": stored.event.id}, "f")
     assert "set-cookie" not in reply.headers
     assert "x-a" not in reply.headers
     [line] = [each for each in world.lines if each["event"] == "request_finished"]

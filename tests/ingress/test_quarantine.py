@@ -139,6 +139,16 @@ async def test_what_was_demanded_of_the_clients_certificate_is_kept(pki: Pki) ->
         assert [request.certificate for request in kept(world)] == [demanded.digest]
 
 
+async def test_a_certificate_in_a_proxys_header_goes_no_further(world: World) -> None:
+    keep(world, "github", proxy_headers=frozenset({b"x-client-cert"}))
+    await world.exchange(github("X-Hub-Signature-256: sha256=" + "0" * 64, "X-Client-Cert: PEM", "X-A: 1"))
+    await until(lambda: bool(kept(world)))
+    [request] = kept(world)
+    names = [name for name, _ in request.headers]
+    assert b"X-A" in names
+    assert b"X-Client-Cert" not in names
+
+
 async def test_the_addresses_of_one_network_share(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine, "BURST", 20.0)
     monkeypatch.setattr(quarantine, "REQUESTS_PER_SECOND", 0.0)

@@ -16,6 +16,7 @@ from gateway.rules.event_builder import EventBuilder
 from gateway.rules.expressions import Expression
 from gateway.rules.load import load_rules
 from gateway.rules.rules import StoredResponse
+from gateway.rules.templates import Template
 from gateway.verify.schemes import build_verifier
 from tests.ingress.test_ingress import SECRET, World, a_request, github_signature, running
 
@@ -53,6 +54,24 @@ async def test_each_item_is_an_event_with_its_bytes_identity_and_type(splitting:
     assert splitting.count("requests_total", source="github", status="202") == 1
     [line] = [each for each in splitting.lines if each["event"] == "request_finished"]
     assert line["events"] == 2
+
+
+async def test_the_sources_response_to_several_events_is_as_far_as_it_is_about_none_of_them(splitting: World) -> None:
+    source = splitting.rules[0].sources["github"]
+    about_one = ("X-Kind", Template("${{ type }}"))
+    response = StoredResponse(status=200, headers=(("X-A", Template("b")), about_one), body=Template("[accepted]"))
+    splitting.rules[0] = replace(splitting.rules[0], sources={"github": replace(source, response=response)})
+    reply = await splitting.exchange(signed())
+    assert (reply.status, reply.body, reply.headers["content-type"]) == (
+        200,
+        b"[accepted]",
+        "text/plain; charset=utf-8",
+    )
+    assert (reply.headers["x-a"], reply.headers.get("x-kind")) == ("b", None)
+    response = replace(response, body=Template({"type": "${{ type }}"}))
+    splitting.rules[0] = replace(splitting.rules[0], sources={"github": replace(source, response=response)})
+    reply = await splitting.exchange(signed())
+    assert reply.json == {"ids": [stored.event.id for stored in splitting.log.stored[-2:]]}
 
 
 async def test_a_request_that_comes_again_has_the_same_ids(splitting: World) -> None:

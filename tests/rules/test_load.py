@@ -921,6 +921,18 @@ def test_the_rules_know_their_resolved_references(tmp_path: Path) -> None:
     assert rules.secret_values == {"one", "two", "from a file"}
 
 
+def test_expressions_that_a_response_to_several_events_does_not_have_are_warned_of(tmp_path: Path) -> None:
+    text = (
+        "version: 1\nsources:\n  a:\n    verify: {scheme: bearer, secrets: [0123456789abcdef]}\n    split: body.l\n"
+        "    respond: {headers: {X-A: '${{ id }}', X-B: b}, body: {a: '${{ id }}'}}\n"
+        "destinations: {d: {url: 'https://d.example/'}}\nroutes: [{name: r, from: a, to: d}]\n"
+    )
+    assert problems(tmp_path, text) == [
+        "routes.yaml:6:5: sources.a.respond: `body` has expressions: the response to several events is their ids",
+        "routes.yaml:6:5: sources.a.respond: `headers.X-A` has expressions: the response to several events doesn't have it",
+    ]
+
+
 def test_an_unused_definition_is_a_warning(tmp_path: Path) -> None:
     text = GOOD.replace("routes: [", "routes: [] #")
     assert problems(tmp_path, text) == [

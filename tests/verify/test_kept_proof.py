@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.model import RefusedError
+from gateway.model import Headers, RefusedError
 from gateway.verify.kept_proof import Concealed, conceal, is_body_secret, revealed, why_not_kept
 from gateway.verify.request import MAX_PARAMETERS, Request
 from gateway.verify.schemes import build_verifier
@@ -125,3 +125,31 @@ def test_a_credential_in_the_body_is_known_to_be_there() -> None:
     kept = conceal(verifier, sent, SALT)
     assert kept.is_whole
     assert kept.credentials == ()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "headers"),
+    [
+        ({"scheme": "hmac", "header": "X-S", "signed": "{header:Authorization}.{body}"}, ()),
+        ({"scheme": "contentful"}, ((b"X-Contentful-Signed-Headers", b"X-Contentful-Signed-Headers,Authorization"),)),
+        (
+            {"scheme": "http-message-signature", "algorithm": "hmac-sha256", "covered": ["authorization"]},
+            ((b"Signature-Input", b'sig1=("content-digest" "authorization");created=1'),),
+        ),
+    ],
+    ids=["by the rules", "by a list", "by a message signature"],
+)
+def test_a_credential_that_is_signed_is_not_kept_and_its_request_is_not_whole(scheme: Scheme, headers: Headers) -> None:
+    verifier = build_verifier({**scheme, "secrets": ["ab" * 32]}, public_url="https://hooks.example/in/x")
+    credential = (b"Authorization", b"Bearer " + NEW.encode())
+    for more, is_whole in (((credential,), False), ((), True)):
+        kept = conceal(verifier, Request("POST", "/", "", (*headers, *more), BODY), SALT)
+        assert (kept.headers, kept.is_whole) == (headers, is_whole)
+
+
+def test_a_credential_that_is_not_signed_leaves_its_request_whole() -> None:
+    """A list may mention others than what was there."""
+    verifier = build_verifier({"scheme": "contentful", "secrets": ["ab" * 32]})
+    listed = (b"X-Contentful-Signed-Headers", b"x-contentful-signed-headers,x-a")
+    kept = conceal(verifier, Request("POST", "/", "", (listed, (b"Cookie", b"session=1")), BODY), SALT)
+    assert (kept.headers, kept.is_whole) == ((listed,), True)
