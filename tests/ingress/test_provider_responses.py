@@ -17,8 +17,13 @@ OWN = [each for each in vectors() if each.scheme in PRESETS and PRESETS[each.sch
 
 
 def rules_of(vector: Vector, path: Path, own: Mapping[str, object]) -> Rules:
-    source = {"path": "/in/it", "verify": {"scheme": vector.scheme, **vector.config}, "public_url": vector.public_url}
-    source["respond"] = own or None
+    respond = dict(own) or None
+    source = {
+        "path": "/in/it",
+        "respond": respond,
+        "verify": {"scheme": vector.scheme, **vector.config},
+        "public_url": vector.public_url,
+    }
     given = {key: value for key, value in source.items() if value is not None}
     path.write_bytes(orjson.dumps({"version": 1, "sources": {"it": given}, "destinations": {}, "routes": []}))
     return load_rules(path, environ={})
