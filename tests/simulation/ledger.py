@@ -684,6 +684,15 @@ class Ledger:
         versions = self.rules_versions(since, self._now())
         return all(each.is_ordered for version in versions for each in version.routes if each.name == route)
 
+    def _was_keyed_alike(self, route: str) -> bool:
+        """Return whether a route kept the order by all rules in force, and by the same key.
+
+        What it has in its topic by two keys, it can't tell apart.
+        """
+        versions = self.rules_versions(0.0, self._now())
+        keys = {each.quiet and each.by for version in versions for each in version.routes if each.name == route}
+        return self._was_ordered(route) and len(keys) <= 1
+
     # Attempts.
 
     def begin(
@@ -1609,7 +1618,7 @@ class Ledger:
             allowed = 0 if self.plan.is_graceful else trail.allowed_repeats
             # What has gone through a tier as of an unknown source has no place in the order, which shows duplicates.
             is_displaced = bool(self.trails.get((number, delivery_id(self.events[number].id, "", "")), Trail()).rows)
-            if trail.attempts and (is_displaced or not self._was_ordered(trail.attempts[0].route)):
+            if trail.attempts and (is_displaced or not self._was_keyed_alike(trail.attempts[0].route)):
                 allowed += trail.allowed_repeats_if_unordered
             lives = 1 + len(trail.lives)
             most = max(made.values(), default=0)
