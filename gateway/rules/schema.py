@@ -354,7 +354,7 @@ RESPOND = MappingKind(
         Key(
             name="status",
             kind=Scalar("200, 201, 202 or 204", _stored_status, {"enum": list(STORED_STATUSES)}),
-            about="Its status. Default: 202, or what the provider wants.",
+            about="Its status. Default: 202, or as the provider wants.",
         ),
         Key(
             name="headers",
@@ -368,7 +368,7 @@ RESPOND = MappingKind(
         Key(
             name="body",
             kind=Tree("any value", object, Template, {}, is_template=True),
-            about="A string is sent as text/plain, anything else as JSON. Default: the event's id, or what the provider wants.",
+            about="Text if it is a string, else JSON. Default: the event's id, or as the provider wants.",
         ),
         Key(name="after_delivery", kind=AFTER_DELIVERY, about=AFTER_DELIVERY.about),
     ),

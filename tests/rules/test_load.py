@@ -929,7 +929,10 @@ def test_expressions_that_a_response_to_several_events_does_not_have_are_warned_
     )
     assert problems(tmp_path, text) == [
         "routes.yaml:6:5: sources.a.respond: `body` has expressions: the response to several events is their ids",
-        "routes.yaml:6:5: sources.a.respond: `headers.X-A` has expressions: the response to several events doesn't have it",
+        (
+            "routes.yaml:6:5: sources.a.respond: `headers.X-A` has expressions: "
+            "the response to several events doesn't have it"
+        ),
     ]
 
 
