@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.model import UsageError
+from gateway.model import ExpressionError, UsageError
 from gateway.rules.batches import split
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
@@ -158,16 +158,30 @@ def test_identity_and_type_are_where_the_vendor_documents_them() -> None:
     check("calendly", b'{"event":"invitee.created"}', (None, "invitee.created"))
 
 
-@pytest.mark.parametrize("vector", [each for each in vectors() if not each.made_by.startswith("http")], ids=str)
-def test_a_signed_request_has_the_identity_and_type_of_its_preset(vector: Vector) -> None:
-    """Its body has the documented shape (unless it was published as it is), so what the preset reads must be there."""
-    verifier = vector.verifier()
-    bodies = [vector.request.body] if verifier.split is None else split(vector.request.body, verifier.split)
-    body = vector.request.body if bodies is None else bodies[0]
-    view = EventView(source="it", headers=vector.request.headers, query=vector.request.query, body=body)
-    for text in (verifier.id, verifier.type):
-        if text is not None:
-            assert Expression(text).as_text(view), text
+OWN = [each for each in vectors() if not each.made_by.startswith("http")]
+"""Requests whose bodies have the documented shape; what was published is as it is."""
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(vector.scheme for vector in OWN))
+def test_a_signed_request_has_the_identity_and_type_of_its_preset(name: str) -> None:
+    """What the preset reads must be there: in one of the requests, where a provider has events with and without it."""
+    found: dict[str, list[str | None]] = {}
+    for vector in [each for each in OWN if each.scheme == name]:
+        verifier = vector.verifier()
+        bodies = [vector.request.body] if verifier.split is None else split(vector.request.body, verifier.split)
+        body = vector.request.body if bodies is None else bodies[0]
+        view = EventView(source="it", headers=vector.request.headers, query=vector.request.query, body=body)
+        for text in (verifier.id, verifier.type):
+            if text is not None:
+                found.setdefault(text, []).append(_value(text, view))
+    assert all(map(any, found.values())), found
+
+
+def _value(text: str, view: EventView) -> str | None:
+    try:
+        return Expression(text).as_text(view)
+    except ExpressionError:
+        return None
 
 
 def test_an_unsigned_type_is_read_only_where_the_vendor_has_no_signed_one() -> None:
