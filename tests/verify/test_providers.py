@@ -156,6 +156,11 @@ def test_identity_and_type_are_where_the_vendor_documents_them() -> None:
     check("svix", b'{"type":"user.created"}', ("m2", "user.created"), svix_id="m2", webhook_id="m1")
     check("pagerduty", b'{"event":{"id":"01","event_type":"incident.triggered"}}', ("01", "incident.triggered"))
     check("calendly", b'{"event":"invitee.created"}', (None, "invitee.created"))
+    check("gocardless", b'{"id":"EV1","resource_type":"payments","action":"failed"}', ("EV1", "payments.failed"))
+    check("linkedin", b'{"notificationId":1234567890123,"action":"LIKE"}', ("1234567890123", "LIKE"))
+    check("linkedin", b'{"type":"LEAD_ACTION","leadType":"SPONSORED"}', (None, "LEAD_ACTION"))
+    check("okta", b'{"uuid":"u1","eventType":"user.session.start"}', ("u1", "user.session.start"))
+    check("x", b'{"data":{"event_uuid":"-27","event_type":"post.create"}}', ("-27", "post.create"))
 
 
 OWN = [each for each in vectors() if not each.made_by.startswith("http")]
