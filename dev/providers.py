@@ -14,6 +14,11 @@ NAME` prints the same, with the rules to copy. A provider that isn't here can be
 [`providers:`](rules.md#a-provider-of-your-own) with the keys that these are defined with
 ([the files](../gateway/verify/presets/)).
 
+*Identity* is where an event has the id that the provider gave it, by which `dedupe` knows it when it comes again; with
+several events in a request, in each of them. Where the provider's documents or source code say that it sends nothing
+that would do, it is `none`, with the reason; where neither was found, `not confirmed`. A source may say `id:` in both
+cases.
+
 *Checked with* says what our verification was compared with: the vendor's own library, or a request that the vendor has
 published. `unconfirmed` means that there is neither: the preset follows the vendor's documentation, and `gateway check`
 warns.

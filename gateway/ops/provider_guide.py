@@ -13,16 +13,23 @@ from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SigningMethod
 from gateway.verify.schemes import user_keys
 from gateway.verify.signed_string import SignedString
 
+NOT_CONFIRMED = "not confirmed"
+"""The identity of a provider's events, as long as no document of its own was found that says which one, or none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderGuide:
-    """A provider: how it signs, in words, and what its preset says of it. Empty where nothing is known."""
+    """A provider: how it signs, in words, and what its preset says of it. Empty where nothing is known.
+
+    `no_identity` is why the provider's events have none, if that is documented.
+    """
 
     name: str
     title: str
     docs: tuple[str, ...]
     signing: tuple[str, ...]
     identity: str
+    no_identity: str
     type: str
     dedupe_seconds: float | None
     handshake: str
@@ -46,7 +53,7 @@ class ProviderGuide:
             *[("signature", each) for each in self.signing],
             ("secret", self.secret),
             ("set up", self.setup),
-            ("identity", f"`{self.identity}`" if self.identity else "none that the provider sends"),
+            ("identity", self._shown_identity()),
             ("type", f"`{self.type}`" if self.type else ""),
             ("handshake", self.handshake),
             ("response", self.response),
@@ -56,6 +63,11 @@ class ProviderGuide:
             ("note", self.notes),
         ]
         return [(label, text) for label, text in rows if text]
+
+    def _shown_identity(self) -> str:
+        if self.identity:
+            return f"`{self.identity}`"
+        return f"none: {self.no_identity}" if self.no_identity else NOT_CONFIRMED
 
     def fields(self) -> Mapping[str, Any]:
         return {**asdict(self), "is_confirmed": self.is_confirmed}
@@ -76,6 +88,7 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
         docs=(docs,) if isinstance(docs, str) else tuple(docs),
         signing=tuple([_signing(method) for method in preset.methods]),
         identity=preset.id or "",
+        no_identity=about.get("no_id", ""),
         type=preset.type or "",
         dedupe_seconds=preset.dedupe,
         handshake=_handshake(preset),

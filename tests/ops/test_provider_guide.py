@@ -3,7 +3,7 @@
 import yaml
 
 from gateway.ops.provider_guide import provider_guide, provider_guides
-from gateway.verify.presets import PRESETS
+from gateway.verify.presets import PRESETS, Preset
 from gateway.verify.schemes import user_keys
 
 
@@ -13,6 +13,16 @@ def test_the_rules_to_copy_have_all_that_a_provider_asks_for() -> None:
         keys = user_keys(guide.name)
         required = {name for name, key in keys.items() if key.is_required}
         assert required | {"scheme"} <= source["verify"].keys() <= keys.keys() | {"scheme"}
+
+
+def test_an_identity_is_somewhere_or_there_is_none_or_nobody_knows() -> None:
+    def shown(preset: Preset) -> str:
+        return dict(provider_guide("it", preset).details())["identity"]
+
+    methods = PRESETS["stripe"].methods
+    assert shown(Preset(methods=methods, id="body.id", about={})) == "`body.id`"
+    assert shown(Preset(methods=methods, about={"no_id": "its id is the object's"})) == "none: its id is the object's"
+    assert shown(Preset(methods=methods, about={})) == "not confirmed"
 
 
 def test_keys_that_are_fetched_are_told_with_where_their_address_is() -> None:

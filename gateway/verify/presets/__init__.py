@@ -11,6 +11,8 @@ A file has the keys that `providers:` in the rules has, too:
     id, type    CEL: what identifies an event, and what kind it is. No `id` where the provider sends nothing that is
                 certain to differ between two events: a wrong identity loses events, a missing one only repeats them.
                 The type is a signed one if the provider says it there at all: THREAT_MODEL.md names the others
+    no_id       why there is no `id`, if the provider's documents or its source say that it sends none that would do.
+                With neither, it isn't confirmed whether it does
     dedupe      for how long a repeated event is a duplicate, where a source doesn't say: an hour, for a provider that
                 repeats by itself what wasn't answered in time. None where an identity comes again only because someone
                 asked for it, as by GitHub's "Redeliver" and GitLab's "Resend Request"
@@ -168,7 +170,7 @@ class Preset:
 UNCONFIRMED = "unconfirmed"
 _MEDIA_TYPE = re.compile(rf"{TOKEN.pattern}/{TOKEN.pattern}")
 _CEL = ("id", "type")
-_ABOUT = ("title", "docs", "secret", "setup", "deadline", "retries", "evidence", "notes")
+_ABOUT = ("title", "docs", "no_id", "secret", "setup", "deadline", "retries", "evidence", "notes")
 _OF_USERS = ("secrets", "handshake", "verify_tokens")
 KEYS = ("verify", *_CEL, "dedupe", "asks", "sends", "handshake", "respond", "split", "batch_type", "like", *_ABOUT)
 
@@ -186,6 +188,8 @@ def read_preset(entry: Mapping[Any, object], where: ConfigPath) -> Preset | None
         if name in entry and not isinstance(entry[name], str):
             where.below(name).report(f"expected a string, got {kind_of(entry[name])}")
             return None
+    if {"id", "no_id"} <= entry.keys():
+        where.below("no_id").report("expected no key 'id' beside it, got one")
     if (handshake := entry.get("handshake")) is not None and handshake not in HANDSHAKES:
         where.below("handshake").report(f"expected one of {', '.join(HANDSHAKES)}, got {handshake!r}")
         return None
@@ -224,6 +228,8 @@ def _with_base(entry: Mapping[Any, object], where: ConfigPath) -> dict[Any, obje
     inherited = dict(_entry(str(base)))
     if "split" in entry:
         inherited.pop("batch_type", None)  # that of another list
+    if "id" in entry:
+        inherited.pop("no_id", None)
     return {**inherited, **entry}
 
 
@@ -308,6 +314,7 @@ _DESCRIPTIONS = {
     "dedupe": "For how long a repeated event is a duplicate, where a source doesn't say.",
     "like": "A preset, whose keys count where this one has none.",
     "title": "The provider's name.",
+    "no_id": "Why nothing that the provider sends identifies an event, if that is documented.",
     "secret": "What to enter as the source's `secrets`.",
     "setup": "What to click at the vendor.",
     "deadline": "How long the vendor waits for the response.",
