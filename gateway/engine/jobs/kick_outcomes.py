@@ -11,6 +11,7 @@ delivery which is done while a partition that may have its successor can't be re
 meanwhile.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Container, Mapping
 from contextlib import aclosing
@@ -33,6 +34,8 @@ MAX_TRACKED = 10_000
 POLL_TIMEOUT = 3.5
 """Maximum seconds after the last one was expedited: for the queue, an attempt, and the commit that shows it."""
 POLL_INTERVAL = 0.25
+RECORDS_OF_ONE = RECORDS_PER_STEP // 8
+"""Records of a topic that are read before other tasks run, as several topics are read at once."""
 MIN_EARLIER_RECORDS = 500
 """Minimum number of records re-read per partition: selecting by timestamp alone would miss successors if the brokers'
 clocks differ by seconds."""
@@ -183,42 +186,53 @@ class KickOutcomes:
     async def _read_records(
         self, sleep: Callable[[float], Awaitable[None]], ends: Mapping[str, int] | None = None
     ) -> None:
-        """Read new records, or those up to these ends."""
-        scanned = 0
+        """Read new records, or those up to these ends: of all topics at once, since each takes several requests."""
         unreadable: dict[Partition, str] = {}
-        for topic in self._topics:
-            bounds, reasons = await self._log.readable(topic)
-            unreadable |= {Partition(topic, number): reason for number, reason in reasons.items()}
-            if self._is_another(topic, bounds, reasons):
-                unreadable[Partition(topic, ALL)] = "recreated"
-            if newly_readable := [
-                number for number in bounds if ends is None and f"{topic}/{number}" not in self._read
-            ]:
-                starts = await self._log.offsets_at(topic, self._since, newly_readable)
-                self._read |= {
-                    f"{topic}/{each}": min(at, bounds[each][1] - MIN_EARLIER_RECORDS) for each, at in starts.items()
-                }
-            for number, (start, end) in bounds.items():
-                partition = Partition(topic, number)
-                partition_name = f"{topic}/{number}"
-                end = end if ends is None else ends.get(partition_name, 0)  # noqa: PLW2901 - the same end
-                first = max(start, self._read.get(partition_name, start))
-                async with aclosing(records_of(self._log, partition, first, end)) as records:
-                    async for record in records:
-                        scanned += 1
-                        if scanned % RECORDS_PER_STEP == 0:
-                            await sleep(0)
-                        try:
-                            stored = decode_delivery(record)
-                        except UnreadableRecordError:
-                            continue
-                        if ends is None:
-                            self._observe(stored.delivery, stored.metadata, partition_name, record.offset)
-                        else:
-                            key = stored.delivery.life
-                            self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
-                self._read[partition_name] = end
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for topic in self._topics:
+                    tasks.create_task(self._read_topic(topic, sleep, ends, unreadable), name="kick-outcomes")
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
         self.unreadable = unreadable
+
+    async def _read_topic(
+        self,
+        topic: str,
+        sleep: Callable[[float], Awaitable[None]],
+        ends: Mapping[str, int] | None,
+        unreadable: dict[Partition, str],
+    ) -> None:
+        scanned = 0
+        bounds, reasons = await self._log.readable(topic)
+        unreadable |= {Partition(topic, number): reason for number, reason in reasons.items()}
+        if self._is_another(topic, bounds, reasons):
+            unreadable[Partition(topic, ALL)] = "recreated"
+        if newly_readable := [number for number in bounds if ends is None and f"{topic}/{number}" not in self._read]:
+            starts = await self._log.offsets_at(topic, self._since, newly_readable)
+            self._read |= {
+                f"{topic}/{each}": min(at, bounds[each][1] - MIN_EARLIER_RECORDS) for each, at in starts.items()
+            }
+        for number, (start, after_last) in bounds.items():
+            partition = Partition(topic, number)
+            partition_name = f"{topic}/{number}"
+            end = after_last if ends is None else ends.get(partition_name, 0)
+            first = max(start, self._read.get(partition_name, start))
+            async with aclosing(records_of(self._log, partition, first, end)) as records:
+                async for record in records:
+                    scanned += 1
+                    if scanned % RECORDS_OF_ONE == 0:
+                        await sleep(0)
+                    try:
+                        stored = decode_delivery(record)
+                    except UnreadableRecordError:
+                        continue
+                    if ends is None:
+                        self._observe(stored.delivery, stored.metadata, partition_name, record.offset)
+                    else:
+                        key = stored.delivery.life
+                        self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
+            self._read[partition_name] = end
 
     def _is_another(self, topic: str, *found: Collection[int]) -> bool:
         """Return whether a topic was deleted since it was read first, and perhaps recreated."""
