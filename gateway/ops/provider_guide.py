@@ -9,9 +9,10 @@ from gateway.rules.value_kinds import shown_duration
 from gateway.verify.check_builder import DEFAULT_TOLERANCE
 from gateway.verify.content import shown_path
 from gateway.verify.handshakes import HANDSHAKES
-from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SigningMethod
+from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset
 from gateway.verify.schemes import user_keys
 from gateway.verify.signed_string import SignedString
+from gateway.verify.signing_methods import SigningMethod
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from gateway.verify.content import Content
 from gateway.verify.credentials import Unverified
 from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeResponse
 from gateway.verify.key_ring import SecretLifetime
-from gateway.verify.presets import PresetResponse
+from gateway.verify.preset_keys import PresetResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request, most_specific
 
