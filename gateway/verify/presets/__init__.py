@@ -198,7 +198,8 @@ def _with_base(entry: Mapping[Any, object], where: ConfigPath) -> dict[Any, obje
         hint = did_you_mean(base, PRESETS) if isinstance(base, str) else ""
         where.below("like").report(f"expected a provider's name, got {shown(base)}{hint}")
         return None
-    inherited = dict(_entry(base))
+    if (inherited := _with_base(_entry(base), where)) is None:
+        return None
     if "split" in entry:
         inherited.pop("batch_type", None)  # that of another list
     return {**inherited, **entry}
