@@ -277,7 +277,7 @@ def methods(draw: st.DrawFn) -> dict[str, Any]:
     named += [name for name in NEEDED if name in keys]
     if scheme in PLACED:
         named.append(draw(st.sampled_from([place for place in PLACES if place in keys])))
-    method = {"scheme": scheme, **{name: draw(VALUES[name]) for name in dict.fromkeys(named)}}
+    method: dict[str, Any] = {"scheme": scheme, **{name: draw(VALUES[name]) for name in dict.fromkeys(named)}}
     if scheme in ALGORITHMS:
         method["algorithm"] = draw(st.sampled_from(ALGORITHMS[scheme]))
     if "signed" in method:
@@ -298,15 +298,14 @@ def methods(draw: st.DrawFn) -> dict[str, Any]:
 
 def built(method: dict[str, Any], *, way: str) -> Verifier | None:
     """Return the verifier of a method in a source, a provider, or one that asks for `x`; None if it is refused."""
-    if way == "source":
-        config, preset = method, {}
-    else:
+    config, preset = method, dict[str, Preset]()
+    if way != "source":
         asked = {"x": "1"} if way == "asking" else {}
         if method.get("handshake") == "braintree":
             asked["public_key"] = "k"
         bare = {name: each for name, each in method.items() if name not in {"handshake", "secrets", "verify_tokens"}}
         also = {name: method[name] for name in ("handshake",) if name in method}
-        given = {name: method[name] for name in ("secrets", "verify_tokens") if name in method}
+        given: dict[str, Any] = {name: method[name] for name in ("secrets", "verify_tokens") if name in method}
         config = {"scheme": "own", **given, **asked}
         try:
             preset = {"own": a_provider(verify=bare, asks=dict.fromkeys(asked, "a key"), **also)}
