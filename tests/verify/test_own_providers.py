@@ -121,6 +121,7 @@ def test_each_of_several_methods_has_the_keys_of_its_algorithm() -> None:
         {"scheme": "public-key", "algorithm": "ed25519", "header": "X-Ed25519"},
     ]
     verifier = a_source(a_provider(verify=methods), secrets=[SECRET], public_keys=[PUBLIC])
+    assert verifier.checks[0] == schemes.build_verifier(methods[0], public_url=URL).checks[0], "its keys are fetched"
     assert reason(verifier, a_request([("X-Ed25519", KEY.sign(BODY).hex())])) == "accepted"
     pairs = schemes.build_verifier({"scheme": "hmac", "header": "X-Signature", "secrets": [SECRET]}).sign(
         BODY, now=NOW, id="1", type="t", headers={}

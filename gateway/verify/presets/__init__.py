@@ -9,14 +9,15 @@ A file has the keys that `providers:` in the rules has, too:
                 others then get the rest; one that has `id` says where the identity is of what is signed by it.
                 Instead of secrets a source gives `public_keys`, where the algorithm is of these; they are here if they
                 are the same for everybody, and a source may then name others
-    id, type    CEL: what identifies an event, and what kind it is. No `id` where the provider sends nothing that is
-                certain to differ between two events: a wrong identity loses events, a missing one only repeats them.
-                The type is a signed one if the provider says it there at all: THREAT_MODEL.md names the others
+    id, type    CEL: what identifies an event, and what kind it is; without an `id`, a signed `id_header` identifies
+                it. None where the provider sends nothing that is certain to differ between two events: a wrong identity
+                loses events, a missing one only repeats them. The type is a signed one if the provider says it there at
+                all: THREAT_MODEL.md names the others
     dedupe      for how long a repeated event is a duplicate, where a source doesn't say: an hour, for a provider that
                 repeats by itself what wasn't answered in time. None where an identity comes again only because someone
                 asked for it, as by GitHub's "Redeliver" and GitLab's "Resend Request"
-    asks        further keys that a source gives, each with what it is; `{given:NAME}` in `signed`, `prefix` and
-                `recipient` stands for one
+    asks        further keys that a source gives, each with what it is; `{given:NAME}` in `signed`, `prefix`, `claims`
+                and `recipient` stands for one
     sends       headers beside the signature that the provider sends, for signing test events
     handshake   the name of one in handshakes.py
     split       `body` or `body.PATH`: the list of events in a body; `id` and `type` are then of one of them
