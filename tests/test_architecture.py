@@ -154,6 +154,7 @@ PURE = {
     "gateway/verify/remote_keys.py",
     "gateway/verify/sns.py",
     "gateway/verify/signatures.py",
+    "gateway/verify/signing_methods.py",
     "gateway/verify/request.py",
     "gateway/verify/schemes.py",
     "gateway/verify/structured_fields.py",

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import structlog
+import yaml
 from typing_extensions import override
 
 from gateway import commands
@@ -659,6 +660,63 @@ def test_providers_lists_them_and_shows_how_to_connect_one(run: Run) -> None:
     code, _, err = run("providers", "sqare")
     assert code == 2
     assert "expected a provider's name, got 'sqare', did you mean 'square'?" in err
+
+
+OWN_PROVIDERS = """
+version: 1
+providers:
+  acme.shop:
+    title: Acme
+    docs: [https://acme.example/hooks, https://acme.example/sdk]
+    secret: what Acme shows once
+    setup: Create a webhook.
+    verify: {header: X-Acme}
+  1forge: {like: stripe}
+  signed: {verify: {scheme: http-message-signature, algorithm: ed25519}}
+  tokens: {verify: {scheme: jwt, algorithms: EdDSA}}
+  plain: {verify: {scheme: hash, header: X-S, signed: "{body}{secret}"}}
+  listed: {verify: [{scheme: basic, username: us}, {scheme: token, query: t}]}
+  keyed: {verify: {scheme: public-key, algorithm: ed25519, field: s}, asks: {account: its id}}
+  later: {verify: {header: X-Later}, handshake: notion}
+  open: {verify: {scheme: none}}
+"""
+
+
+def test_providers_lists_those_of_the_rules_and_shows_how_to_connect_one(run: Run) -> None:
+    Path("own.yaml").write_text(f"{OWN_PROVIDERS}include: more.yaml\nsources: {{a: {{verify: {{scheme: nobodys}}}}}}\n")
+    Path("more.yaml").write_text("providers: {more: {verify: {scheme: bearer}}}\n")
+    code, out, err = run("providers", "--rules", "own.yaml", "--json")
+    listed = {each["name"]: each for each in map(json.loads, out.splitlines())}
+    own = [name for name, each in listed.items() if each["is_own"]]
+    assert (code, err) == (0, "")
+    assert own == sorted([*yaml.safe_load(OWN_PROVIDERS)["providers"], "more"])
+    assert listed.keys() == {*own, *PRESETS}
+    for name in own:
+        code, out, _ = run("providers", name, "--rules", "own.yaml")
+        assert code == 0
+        Path("copied.yaml").write_text(OWN_PROVIDERS + "include: more.yaml\n" + out[out.index("sources:") :])
+        assert run("check", "copied.yaml")[0] == 0, name
+    _, out, _ = run("providers", "acme.shop", "--rules", "own.yaml")
+    for text in ("Acme", "https://acme.example/sdk", "secret what Acme shows once", "set up Create a webhook."):
+        assert text in out
+    assert "of own.yaml" in run("providers", "--rules", "own.yaml")[1]
+
+
+def test_providers_needs_no_rules_for_what_it_knows_itself(run: Run) -> None:
+    assert run("providers", "stripe", "--rules", "missing.yaml")[0] == 0
+    code, _, err = run("providers", "--rules", "missing.yaml")
+    assert code == 2
+    assert "missing.yaml: expected a rule file, got none" in err
+    Path("routes.yaml").unlink()
+    assert run("providers")[0] == 0
+
+
+def test_a_provider_with_a_problem_is_told_of_beside_the_others(run: Run) -> None:
+    Path("own.yaml").write_text("version: 1\nproviders: {bad: {verify: {scheme: token}}, good: {like: github}}\n")
+    code, out, err = run("providers", "--rules", "own.yaml", "--json")
+    assert code == 0
+    assert [each["name"] for each in map(json.loads, out.splitlines()) if each["is_own"]] == ["good"]
+    assert "own.yaml:2:27: providers.bad.verify: expected one of header, query, field, got none; so a provider" in err
 
 
 def test_explain_shows_how_a_source_identifies_events(run: Run) -> None:

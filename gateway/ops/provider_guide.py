@@ -1,5 +1,6 @@
-"""What there is to know of a provider, from its preset: for `gateway providers`, and for docs/providers.md."""
+"""What there is to know of a provider, from its preset or the rules: for `gateway providers` and docs/providers.md."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isinf
@@ -9,9 +10,10 @@ from gateway.rules.value_kinds import shown_duration
 from gateway.verify.check_builder import DEFAULT_TOLERANCE
 from gateway.verify.content import shown_path
 from gateway.verify.handshakes import HANDSHAKES
-from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SigningMethod
+from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset
 from gateway.verify.schemes import user_keys
 from gateway.verify.signed_string import SignedString
+from gateway.verify.signing_methods import SigningMethod
 
 NOT_CONFIRMED = "not confirmed"
 """The identity of a provider's events, as long as no document of its own was found that says which one, or none."""
@@ -45,7 +47,7 @@ class ProviderGuide:
     @property
     def is_confirmed(self) -> bool:
         """Return whether its signatures were compared with the vendor's library or a published vector."""
-        return self.evidence != UNCONFIRMED
+        return self.evidence not in {"", UNCONFIRMED}
 
     def details(self) -> list[tuple[str, str]]:
         """Return what is known, each with its label, in the order in which it is read."""
@@ -73,9 +75,9 @@ class ProviderGuide:
         return {**asdict(self), "is_confirmed": self.is_confirmed}
 
 
-def provider_guides() -> Sequence[ProviderGuide]:
-    """Return all providers, by name."""
-    return [provider_guide(name, preset) for name, preset in PRESETS.items()]
+def provider_guides(providers: Mapping[str, Preset] = PRESETS) -> Sequence[ProviderGuide]:
+    """Return all of these providers, in their order; by default those that have a preset, by name."""
+    return [provider_guide(name, preset) for name, preset in providers.items()]
 
 
 def provider_guide(name: str, preset: Preset) -> ProviderGuide:
@@ -87,7 +89,7 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
         title=about.get("title", name),
         docs=(docs,) if isinstance(docs, str) else tuple(docs),
         signing=tuple([_signing(method) for method in preset.methods]),
-        identity=preset.id or "",
+        identity=preset.id or ", ".join(dict.fromkeys([method.id for method in preset.methods if method.id])),
         no_identity=about.get("no_id", ""),
         type=preset.type or "",
         dedupe_seconds=preset.dedupe,
@@ -97,7 +99,7 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
         setup=about.get("setup", ""),
         deadline=about.get("deadline", ""),
         retries=about.get("retries", ""),
-        evidence=_evidence(about.get("evidence", UNCONFIRMED)),
+        evidence=_evidence(about.get("evidence", "")),
         notes=about.get("notes", ""),
         snippet=_snippet(name, preset),
     )
@@ -116,9 +118,14 @@ def _signing(method: SigningMethod) -> str:
             text = f"HTTP basic authentication, user {values.get('username', 'of yours')}"
         case "bearer":
             text = "a bearer token, in the header Authorization"
+        case "none":
+            text = "nothing: whoever sends is let in"
+        case "http-message-signature":
+            text = f"an HTTP Message Signature (RFC 9421) of {values['algorithm']}, in the header `Signature`"
         case "jwt":
             claims = ", ".join(f"`{claim}` `{_claimed(each)}`" for claim, each in values["claims"])
-            text = f"a JSON Web Token ({', '.join(values['algorithms'])}) with {claims}, {_place(values)}"
+            also = f" with {claims}" if claims else ""
+            text = f"a JSON Web Token ({', '.join(values['algorithms'])}){also}, {_place(values)}"
         case "plaid-token":
             claims = "`request_body_sha256` `{body:sha256}`"
             text = f"a JSON Web Token (ES256) with {claims}, in the header `Plaid-Verification`"
@@ -171,7 +178,7 @@ def _evidence(evidence: object) -> str:
 
 
 def _snippet(name: str, preset: Preset) -> str:
-    variable = name.upper().replace("-", "_")
+    variable = re.sub(r"^(?=[0-9])|[^A-Z0-9]", "_", name.upper())
     lines = ["sources:", f"  {name}:"]
     keys = [f"scheme: {name}"]
     for key, about in user_keys(name, preset).items():

@@ -32,7 +32,7 @@ from gateway.rules.schema_reader import NameRef, ParsedMapping, SchemaReader, Te
 from gateway.rules.templates import Template
 from gateway.turns import give_way
 from gateway.verify.client_certificates import ClientCertificates
-from gateway.verify.presets import PresetResponse
+from gateway.verify.preset_keys import PresetResponse
 from gateway.verify.verifier import Verifier
 
 # Shorter than for other routes, since a delivery that keeps failing blocks its key and holds back the partition's

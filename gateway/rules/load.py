@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,6 +111,23 @@ def check_rules(
     """
     rules, problems, _ = _read(path, environ, resolve=resolve, now=now, lints=lints)
     return rules, problems
+
+
+def check_providers(
+    path: Path, *, environ: Mapping[str, str] | None = None
+) -> tuple[Mapping[str, Preset], list[Problem]]:
+    """Return the providers that a rule file and those that it includes define, and why some may be missing.
+
+    Nothing else in the files matters. References are resolved as in `check_rules`.
+    """
+    reader = SchemaReader(os.environ if environ is None else environ, is_strict=False)
+    with _no_collection():
+        assembly = _Assembly(reader, RuleFiles(reader).read(path))
+        for file in assembly.files:
+            assembly.collect_providers(file)
+        take_all_apart(assembly.files)
+    about = [each for each in reader.problems if re.split(r"[.\[]", each.path)[0] in {"", "include", "providers"}]
+    return assembly.providers, sorted({each for each in about if each.severity == "error"})
 
 
 def _read(
@@ -237,7 +255,7 @@ class _Assembly:
             section = file.node.child(f"{what}s")
             if section and isinstance(section.value, dict):
                 names.update(section.value)
-        self._collect_providers(file)
+        self.collect_providers(file)
         for name, read in file.values.get("sources", {}).items():
             self._add("source", self.sources, name, read, read.node, at_key=True)
         for name, read in file.values.get("destinations", {}).items():
@@ -281,7 +299,7 @@ class _Assembly:
                 message = "expected `trusted_proxies` with it, got none: the header counts from nobody"
                 self.reader.report(header.node, "unused", message, severity="warning", at_key=True)
 
-    def _collect_providers(self, file: ParsedMapping) -> None:
+    def collect_providers(self, file: ParsedMapping) -> None:
         written = file.node.child("providers")
         if written is not None and isinstance(written.value, dict):
             self.written_providers |= written.value.keys() - file.values.get("providers", {}).keys()

@@ -35,7 +35,6 @@ from gateway.rules.value_kinds import (
     _PASSWORD,
     _RESULTS,
     _SCOPE,
-    _SPLIT,
     _STATUS,
     _TOPIC,
     _URI,
@@ -79,13 +78,14 @@ from gateway.rules.value_kinds import (
     integer,
     matching,
     number,
-    or_off,
     pattern,
     provider,
     secret,
 )
 from gateway.verify import presets, schemes
 from gateway.verify.config_keys import GENERIC
+from gateway.verify.config_values import EXPECTED_WINDOW, WINDOW, parse_window
+from gateway.verify.config_values import SPLIT as BODY_LIST
 from gateway.verify.key_ring import EXPECTED_UNTIL, parse_until
 from gateway.verify.tokens import TOKEN
 
@@ -137,7 +137,7 @@ def _public(value: object) -> str:
 
 BOOLEAN = Scalar("true or false", _boolean, {"type": "boolean"})
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%", re.ASCII)
-_WINDOW = or_off(duration(1, 7 * 86400))
+_WINDOW = Scalar(EXPECTED_WINDOW, parse_window, WINDOW)
 SIGN = MappingKind(
     name="sign",
     about="Sign each request as Standard Webhooks does (https://www.standardwebhooks.com).",
@@ -474,7 +474,7 @@ SOURCE = MappingKind(
         Key(name="limits", kind=LIMITS, about=LIMITS.about),
         Key(
             name="split",
-            kind=Scalar("body, body.PATH or off", matching(_SPLIT), pattern(_SPLIT)),
+            kind=Scalar("body, body.PATH or off", matching(BODY_LIST), pattern(BODY_LIST)),
             about="The list in a JSON body of which each item is an event. Default: what the provider sends.",
         ),
         Key(name="respond", kind=RESPOND, about=RESPOND.about),

@@ -172,7 +172,6 @@ _RATE = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)/([smh])", re.ASCII)
 _DNS_NAME = re.compile(r"[A-Za-z0-9_*-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
-_SPLIT = re.compile(r"off|body(\.[A-Za-z_$][\w$-]*)*")
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
 _CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: more than RFC 6750 allows, as there are tokens with a `|`
@@ -362,6 +361,10 @@ def provider(config: Mapping[str, object]) -> Preset:
                 parse(text or "''")
             except ExpressionError as error:
                 problems[path, f"expected a CEL expression, got {text!r}: {error}"] = None
+        try:
+            Template("" if preset.response is None else preset.response.body)
+        except ExpressionError as error:
+            problems[("respond", "body", *getattr(error, "path", ())), str(error)] = None
     if preset is None or problems:
         raise SchemeError(list(problems))
     return preset
@@ -431,15 +434,6 @@ def choice(*names: str, parse: Callable[[Any], object] = str) -> Scalar:
 
 def pattern(pattern: re.Pattern[str]) -> dict[str, object]:
     return {"type": "string", "pattern": f"^{pattern.pattern}$"}
-
-
-def or_off(kind: Scalar) -> Scalar:
-    """Return a kind that also accepts `off`, read as None."""
-    return Scalar(
-        f"{kind.expected}, or off",
-        lambda value: None if value == "off" else kind.parse(value),
-        {"type": "string", "pattern": f"^off$|{kind.json['pattern']}"},
-    )
 
 
 TEXT = Scalar("a string", _text, {"type": "string"})

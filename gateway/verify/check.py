@@ -42,7 +42,10 @@ class Check(Protocol):
         """Return the check that remains for the body. Raises RefusedError if no body could pass."""
 
     def sign(self, draft: "Draft", request: Request, now: float, identity: str) -> None:
-        """Add to the draft the headers that make `verify` return. Raises UsageError if only the sender can."""
+        """Add to the draft the headers that make `verify` return.
+
+        Raises UsageError if only the sender can, and RefusedError if something is missing that is signed.
+        """
 
     def query(self, now: float) -> str:
         """Return the query string with the credential, empty without one. Raises UsageError if all have expired."""

@@ -18,12 +18,12 @@ from gateway.verify.encodings import ENCODINGS, SECRET_ENCODINGS, decode_secret
 from gateway.verify.json_web_tokens import SYMMETRIC, JsonWebToken, KeyRequest
 from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.message_signatures import HMAC, MessageSignature, read_message_key, secret_message_key
-from gateway.verify.presets import SigningMethod
 from gateway.verify.public_keys import KeyUrl, PublicKey, PublicKeys, read_public_key
 from gateway.verify.remote_keys import KeyLocations
 from gateway.verify.request import to_bytes
 from gateway.verify.signatures import Signature
 from gateway.verify.signed_string import SignedString, parse_template
+from gateway.verify.signing_methods import SigningMethod
 from gateway.verify.sns import SnsSignature
 from gateway.verify.timestamps import Timestamp
 

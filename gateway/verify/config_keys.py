@@ -161,7 +161,7 @@ def refuse_ambiguous(values: Mapping[str, Any], where: ConfigPath) -> None:
     for here, template in templates:
         try:
             if isinstance(template, SignedString):
-                template.with_guards(unit_of(values))
+                template.with_id_header(values.get("id_header")).with_guards(unit_of(values))
         except AmbiguousError as error:
             here.report(str(error))
 
@@ -459,3 +459,5 @@ OF_PRESETS: Mapping[str, Mapping[str, Key]] = {
 }
 """Schemes of a provider's file alone, with the keys that its user gives."""
 SCHEMES: Mapping[str, Mapping[str, Key]] = {**GENERIC, **OF_PRESETS}
+NAMED: Mapping[str, Key] = {name: SCHEMES["http-message-signature"][name] for name in ("secrets", "public_keys")}
+"""Lists of which an item may have the id by which its sender calls it."""

@@ -46,7 +46,7 @@ def read_keys(
     `elsewhere` says of other keys why they aren't among these.
     """
     for name in config:
-        if name not in keys and name != "scheme":
+        if name not in keys:
             # Without a value, it may be a secret in braces.
             shown_name = "without a value" if config[name] is None else repr(str(name))
             hint = (elsewhere or {}).get(str(name)) or did_you_mean(str(name), keys)

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from gateway.text import kind_of, parse_duration, shown
+from gateway.text import DURATION, kind_of, parse_duration, shown
 from gateway.verify.config_reader import ConfigPath, InvalidValueError
 from gateway.verify.content import FieldPath, parse_field_path
 from gateway.verify.json_web_tokens import ASYMMETRIC, SYMMETRIC
@@ -14,6 +14,10 @@ from gateway.verify.remote_keys import is_host, is_path
 from gateway.verify.signed_string import EXPECTED, SignedString, parse_signed_string, parse_template
 from gateway.verify.tokens import PARAMETER, TOKEN
 
+SPLIT = re.compile(r"off|body(\.[A-Za-z_$][\w$-]*)*")
+EXPECTED_WINDOW = "a duration from 1s to 7d, such as 5s, 2m or 1h30m, or off"
+WINDOW = {"type": "string", "pattern": f"^off$|^{DURATION.pattern}$"}
+_MIN_WINDOW, _MAX_WINDOW = 1, 7 * 86400
 MAX_NUMBERED = 10  # headers of a numbered name: DocuSign has one for each of a source's secrets
 
 
@@ -206,3 +210,13 @@ def read_algorithms(value: object, _: ConfigPath) -> tuple[str, ...]:
         if given and all(each in kind for each in given):
             return tuple(given)
     raise InvalidValueError(f"one or several of {', '.join(SYMMETRIC)}, or of {', '.join(ASYMMETRIC)}", value)
+
+
+def parse_window(value: object) -> float | None:
+    """Return for how many seconds a repeated event is a duplicate; None for `off`. Raises ValueError."""
+    if value == "off":
+        return None
+    seconds = parse_duration(value) if isinstance(value, str) else 0
+    if not _MIN_WINDOW <= seconds <= _MAX_WINDOW:
+        raise ValueError
+    return seconds

@@ -45,25 +45,23 @@ from gateway.verify.check_builder import LISTS, build_check, ring, secret_bytes
 from gateway.verify.config_keys import (
     CHOICES,
     GENERIC,
+    NAMED,
     OF_PRESETS,
     PENDING,
     PUBLIC_KEYS,
-    SCHEMES,
     SECRETS,
     TOLERANCE,
     VERIFY_TOKENS,
     asked_key,
-    refuse_uncovered,
 )
 from gateway.verify.config_reader import ConfigPath, Key, Path, read_keys
 from gateway.verify.encodings import decode_secret
 from gateway.verify.handshakes import HANDSHAKES, HandshakeKeys
-from gateway.verify.json_web_tokens import SYMMETRIC
 from gateway.verify.key_ring import SecretLifetime
-from gateway.verify.message_signatures import HMAC
 from gateway.verify.pending import PendingToken
-from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError, SigningMethod
+from gateway.verify.presets import PRESETS, UNCONFIRMED, Preset, SchemeError
 from gateway.verify.signed_string import SECRET
+from gateway.verify.signing_methods import SigningMethod, identity_of, read_method
 from gateway.verify.verifier import Verifier
 
 WEAK = 16  # bytes: anybody who has seen one signed request can find a shorter key by trying
@@ -125,13 +123,12 @@ def user_keys(scheme: str, preset: Preset | None = None) -> Mapping[str, Key]:
         return GENERIC[scheme]
     preset = preset or PRESETS[scheme]
     keys: dict[str, Key] = {}
-    if any("secrets" in SCHEMES[method.scheme] and "key_set" not in method.values for method in preset.methods):
-        keys["secrets"] = SECRETS
-    signed = [
-        method.values for method in preset.methods if method.scheme == "public-key" and "key_url" not in method.values
-    ]
-    if signed:  # a provider's own key may be replaced, by that of its sandbox
-        keys["public_keys"] = PUBLIC_KEYS._replace(is_required=not all("public_keys" in each for each in signed))
+    for name, key in (("secrets", SECRETS), ("public_keys", PUBLIC_KEYS)):
+        proven = [method for method in preset.methods if method.proof == name]
+        if proven:  # a provider's own public key may be replaced, by that of its sandbox
+            named = [NAMED[name] for method in proven if method.scheme == "http-message-signature"]
+            is_known = all(name in method.values for method in proven)
+            keys[name] = next(iter(named), key)._replace(is_required=not is_known)
     if preset.has_timestamp:
         keys["tolerance"] = TOLERANCE
     if preset.handshake and HANDSHAKES[preset.handshake].has_token:
@@ -175,20 +172,7 @@ def _build(
         hint = did_you_mean(scheme, (*GENERIC, *PRESETS, *providers)) or generic
         where.below("scheme").report(f"unknown scheme {shown(scheme)}{hint}")
         return None
-    elsewhere = dict.fromkeys(_OF_SOURCE, ": it stands beside `verify`, not in it")
-    if known is not None:
-        elsewhere |= dict.fromkeys(GENERIC["hmac"], f": `scheme: {scheme}` defines it")
-        elsewhere["tolerance"] = f": `scheme: {scheme}` signs no timestamp"
-    given = _indexed(read_keys(config, user_keys(scheme, known), where, elsewhere))
-    if known is None:
-        header = given.get("id_header")
-        identity = header and f'headers["{header.lower()}"]'
-        preset = Preset(methods=(), id=identity, handshake=given.get("handshake"), about={})
-        methods = [SigningMethod(scheme, given)]
-        _refuse_contradictions(scheme, config, given, where)
-    else:
-        preset = known
-        methods = preset.with_secrets(given)
+    preset, given, methods = _read(scheme, known, config, where)
     if not public_url and any(method.needs_url for method in methods):
         message = "expected the source's public_url beside `verify`, since the address that the sender knows is signed"
         where.report(f"{message}, got none")
@@ -205,7 +189,7 @@ def _build(
     ids = tuple([method.id or preset.id for method in used])
     if handshake is not None and handshake.shows_token:
         if given.get("pending"):
-            [header] = methods[0].values["header"]
+            [header] = methods[0].signature_headers
             checks.append(PendingToken(respond=handshake.respond, header=header))
             ids += (preset.id,)
         else:
@@ -236,8 +220,40 @@ def _build(
         split=preset.split,
         batch_type=preset.batch_type,
         fetches_keys=any({"key_url", "key_set", "topics", "api_secret"} & method.values.keys() for method in used),
-        warnings=_weaknesses(preset, methods, given),
+        warnings=_weaknesses(preset, methods, given, is_own=scheme in providers),
     )
+
+
+def _read(
+    scheme: str, known: Preset | None, config: Mapping[str, object], where: ConfigPath
+) -> tuple[Preset, dict[str, Any], Sequence[SigningMethod]]:
+    """Parse what a source has under `verify`; return its provider, the values, and the signing methods with these."""
+    elsewhere = dict.fromkeys(_OF_SOURCE, ": it stands beside `verify`, not in it")
+    if known is None:
+        given = _indexed(read_method(config, scheme, GENERIC[scheme], where, elsewhere=elsewhere))
+        own = Preset(methods=(), id=identity_of(given), handshake=given.get("handshake"), about={})
+        return own, given, [SigningMethod(scheme, given)]
+    keys = user_keys(scheme, known)
+    elsewhere |= dict.fromkeys(GENERIC["hmac"], f": `scheme: {scheme}` defines it")
+    elsewhere["tolerance"] = f": `scheme: {scheme}` signs no timestamp"
+    if "secrets" not in keys:
+        elsewhere["secrets"] = f": `scheme: {scheme}` is verified without"
+    given = _indexed(
+        read_keys({name: each for name, each in config.items() if name != "scheme"}, keys, where, elsewhere)
+    )
+    methods = known.with_given(given)
+    _refuse_unused_secrets(methods, given, where)
+    return known, given, methods
+
+
+def _refuse_unused_secrets(methods: Sequence[SigningMethod], given: Mapping[str, Any], where: ConfigPath) -> None:
+    """Report secrets that no method uses, as each is for those that begin in another way."""
+    used = {secret.position for method in methods for secret in method.values.get("secrets", ())}
+    for secret in given.get("secrets", ()):
+        if secret.position not in used:
+            beginnings = " or ".join(dict.fromkeys([each.secret_prefix for each in methods if each.secret_prefix]))
+            message = f"expected a secret that starts with {beginnings}, got another"
+            where.below("secrets").below(secret.position).report(message)
 
 
 def _indexed(given: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +267,7 @@ def _indexed(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weaknesses(
-    preset: Preset, methods: Sequence[SigningMethod], given: Mapping[str, Any]
+    preset: Preset, methods: Sequence[SigningMethod], given: Mapping[str, Any], *, is_own: bool
 ) -> tuple[tuple[Path, str], ...]:
     found: dict[tuple[Path, str], None] = {}
     where = ConfigPath((), found)
@@ -271,8 +287,7 @@ def _weaknesses(
         where.below("pending").report("accepts a token from anybody: replace it with the secret once you have it")
     for method in methods:
         _report_weakness(method, where.below("scheme"))
-    if given.get("tolerance") == math.inf:
-        where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
+    _report_tolerances(methods, given, where, is_own=is_own)
     for method in methods:
         for secret in method.values.get("secrets", ()):
             if len(decode_secret(secret.text, method.values.get("secret_encoding", "raw"))) < WEAK:
@@ -281,6 +296,17 @@ def _weaknesses(
                     f"{expected}, got a shorter one, which can be guessed"
                 )
     return tuple(found)
+
+
+def _report_tolerances(
+    methods: Sequence[SigningMethod], given: Mapping[str, Any], where: ConfigPath, *, is_own: bool
+) -> None:
+    """Report timestamps that may be of any time; those of presets are in their documents."""
+    if given.get("tolerance") == math.inf:
+        where.below("tolerance").report("expected a duration, got none: a recorded request can be replayed at any time")
+    elif is_own and any(method.values.get("tolerance") == math.inf for method in methods):
+        expected = "expected a provider whose tolerance is a duration"
+        where.below("scheme").report(f"{expected}, got none: a recorded request can be replayed at any time")
 
 
 def _report_weakness(method: SigningMethod, where: ConfigPath) -> None:
@@ -300,90 +326,3 @@ def _report_weakness(method: SigningMethod, where: ConfigPath) -> None:
             )
         case _:
             pass
-
-
-def _refuse_contradictions(
-    scheme: str, config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath
-) -> None:
-    """Report combinations of keys that contradict each other. `values` lacks those that already have a problem."""
-    for names in CHOICES.get(scheme, ()):
-        found = [name for name in names if name in config]
-        if len(found) != 1:
-            what = "where the signature is, one of" if "header" in names and "form" in names else "one of"
-            where.report(f"expected {what} {', '.join(names)}, got {' and '.join(found) or 'none'}")
-    _refuse_unused_tokens(config, values, where)
-    signed = values.get("signed")
-    refuse_uncovered(values, where)
-    if signed is not None:
-        _refuse_unsigned(config, values, where)
-        if signed.has("given"):
-            where.below("signed").report("expected no {given:…}, which only a provider's definition may have")
-        if scheme == "hmac" and signed.has("secret"):
-            where.below("signed").report("expected no {secret} with hmac, which is keyed with it, got it")
-        if scheme == "hash" and not signed.has("secret"):
-            where.below("signed").report("expected {secret} in 'signed', as anybody can make a hash without, got none")
-    if scheme in _REFUSE_KEYS:
-        _REFUSE_KEYS[scheme](config, values, where)
-    elif "tolerance" in config and "timestamp" not in config:
-        where.below("tolerance").report("expected the key 'timestamp' beside 'tolerance', got none")
-    if {"prefix", "position"} & values.get("timestamp", {}).keys() and "separator" not in config:
-        where.below("timestamp").report("expected the key 'separator' with a timestamp's prefix, got none")
-
-
-def _refuse_unused_tokens(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
-    has_token = values.get("handshake") is not None and HANDSHAKES[values["handshake"]].has_token
-    if has_token and "verify_tokens" not in config:
-        where.below("handshake").report("expected the key 'verify_tokens' with this handshake, got none")
-    if "verify_tokens" in config and not has_token:
-        where.below("verify_tokens").report("expected a 'handshake' that has tokens beside it, got none")
-
-
-def _refuse_mixed_keys(_: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
-    """Report keys of another kind than the algorithms of a token, or none."""
-    if "algorithms" in values:
-        needed, other = (
-            ("secrets", "public_keys") if values["algorithms"][0] in SYMMETRIC else ("public_keys", "secrets")
-        )
-        needed_ones = (needed,) if needed == "secrets" else (needed, "key_set")
-        found = [name for name in needed_ones if name in values]
-        if len(found) != 1:
-            expected = f"expected the key {' or '.join(map(repr, needed_ones))} with {', '.join(values['algorithms'])}"
-            where.report(f"{expected}, got {' and '.join(found) or 'none'}")
-        if needed == "secrets" and "key_set" in values:
-            where.below("key_set").report(f"expected no 'key_set' with {', '.join(values['algorithms'])}, got one")
-        if other in values:
-            where.below(other).report(f"expected no {other!r} with {', '.join(values['algorithms'])}, got some")
-
-
-def _refuse_other_keys(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
-    """Report keys of another kind than the algorithm of a message signature, or none."""
-    if "algorithm" not in values:
-        return
-    needed = ("secrets",) if values["algorithm"] == HMAC else ("public_keys", "key_set")
-    found = [name for name in needed if name in config]
-    if len(found) != 1:
-        expected = f"expected the key {' or '.join(map(repr, needed))} with {values['algorithm']}"
-        where.report(f"{expected}, got {' and '.join(found) or 'none'}")
-    usable = {*needed, "secret_encoding"} if needed == ("secrets",) else {*needed}
-    for name in ("secrets", "secret_encoding", "public_keys", "key_set"):
-        if name in config and name not in usable:
-            where.below(name).report(f"expected no {name!r} with {values['algorithm']}, got some")
-
-
-_REFUSE_KEYS = {"jwt": _refuse_mixed_keys, "http-message-signature": _refuse_other_keys}
-
-
-def _refuse_unsigned(config: Mapping[str, object], values: Mapping[str, Any], where: ConfigPath) -> None:
-    signed = values["signed"]
-    if signed.has("timestamp") and "timestamp" not in config:
-        where.below("signed").report("expected the key 'timestamp' with {timestamp}, got none")
-    # A field of the body is signed with the body.
-    is_in_body = "field" in values.get("timestamp", ()) and (signed.covers_body or "body_digest" in values)
-    if "timestamp" in config and not signed.has("timestamp") and not is_in_body:
-        where.below("timestamp").report("expected {timestamp} in 'signed', as it proves nothing unsigned, got none")
-    if signed.has("id") and "id_header" not in config:
-        where.below("signed").report("expected the key 'id_header' with {id}, got none")
-    if "id_header" in values and not (signed.has("id") or signed.covers_header(values["id_header"])):
-        where.below("id_header").report(
-            "expected {id} in 'signed', as anyone could choose an unsigned identity, got none"
-        )

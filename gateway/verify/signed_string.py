@@ -142,6 +142,11 @@ class SignedString:
         """Return where the fields of the JSON body are that are signed."""
         return [part.path for part in self.parts if isinstance(part, Part) and part.kind == "field"]
 
+    @property
+    def given_names(self) -> Sequence[str]:
+        """Return the names in `{given:NAME}`."""
+        return [part.name.decode() for part in self.parts if isinstance(part, Part) and part.kind == "given"]
+
     def has(self, kind: str) -> bool:
         return any(part.kind == kind for part in self.parts if isinstance(part, Part))
 
@@ -149,7 +154,9 @@ class SignedString:
         return self.has("url") or self._names("query", name.encode())
 
     def covers_header(self, name: str) -> bool:
-        return self._names("header", name.lower().encode())
+        wanted = name.lower().encode()
+        listed = [part.name.split(b",") for part in self.parts if isinstance(part, Part) and part.kind == "listed"]
+        return self._names("header", wanted) or any(wanted in names for names in listed)
 
     def _names(self, kind: str, name: bytes) -> bool:
         return any((part.kind, part.name) == (kind, name) for part in self.parts if isinstance(part, Part))

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gateway.model import RefusedError
+from gateway.model import RefusedError, UsageError
 from gateway.verify.check import BodyCheck, Check, Draft, SigningSpec
 from gateway.verify.config_reader import Path
 from gateway.verify.content import Content
 from gateway.verify.credentials import Unverified
 from gateway.verify.handshakes import Handshake, HandshakeKeys, HandshakeResponse
 from gateway.verify.key_ring import SecretLifetime
-from gateway.verify.presets import PresetResponse
+from gateway.verify.preset_keys import PresetResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request, most_specific
 
@@ -151,7 +151,10 @@ class Verifier:
         for name, template in self.sends:
             draft.add(name, template.replace("{id}", id).replace("{type}", type))
         unsigned = Request(method=method, path=path, query=query, headers=(), body=body)
-        self.checks[0].sign(draft, unsigned, now, id)
+        try:
+            self.checks[0].sign(draft, unsigned, now, id)
+        except RefusedError as error:  # what is signed isn't in the request
+            raise UsageError(f"a test event for this source: {error.detail}") from error
         return draft.pairs()
 
     def signed_query(self, *, now: float) -> str:

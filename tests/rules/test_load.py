@@ -2,15 +2,18 @@
 
 import base64
 import gc
+import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import dedent
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -599,19 +602,156 @@ def test_each_problem_of_a_broken_file_is_reported_with_its_place(
     assert problems(tmp_path, text) == expected
 
 
-@given(data=st.data())
-@settings(max_examples=150, deadline=None)
-def test_no_text_does_more_than_have_problems(data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, len(EVERY_KEY)))
+PROVIDERS = r"""
+version: 1
+providers:
+  acme:
+    title: Acme
+    docs: [https://acme.example/docs, https://acme.example/sdk]
+    secret: the webhook's secret
+    setup: Create a webhook.
+    deadline: 5 s
+    retries: three times
+    evidence: {sdk: acme 1.2}
+    notes: none
+    verify:
+      - header: X-Acme-Signature
+        algorithm: sha512
+        encoding: base64
+        separator: ","
+        prefix: "{given:key}="
+        timestamp: {prefix: "t=", unit: ms}
+        id_header: X-Acme-Id
+        signed: "{id}.{timestamp}.{given:key}.{body}"
+        tolerance: 10m
+        secret_encoding: hex
+        secret_prefix: "00"
+        id: headers['x-acme-id']
+      - {scheme: public-key, algorithm: ed25519, field: a.b, recipient: {field: a.c, is: "{given:key}"}}
+      - scheme: public-key
+        algorithm: rsa-sha256
+        query: s
+        key_url: {header: X-Url, hosts: [keys.acme.example], path: /v1/}
+      - {scheme: hash, query: s, signed: "{body}.{secret}", secret_prefix: "0"}
+      - {scheme: jwt, algorithms: [HS256, HS512], claims: {aud: "{given:key}", verified: true}, tolerance: 1h}
+      - {scheme: jwt, algorithms: ES256, key_set: https://acme.example/keys}
+      - {scheme: http-message-signature, algorithm: ed25519, covered: ["@method"], tag: acme}
+      - {scheme: basic, username: acme}
+      - {scheme: token, field: "a.*.b"}
+    id: body.id
+    type: body.kind
+    dedupe: 1d
+    asks: {key: the id of the key}
+    sends: {X-Acme-Kind: "{type}"}
+    handshake: meta
+    respond: {status: 200, body: {ok: "yes"}}
+    split: body.events
+    batch_type: application/json
+  forge: {like: hubspot, split: off, dedupe: off, title: Forge}
+  later: {verify: {header: X-L}, handshake: notion}
+sources:
+  acme:
+    verify:
+      scheme: acme
+      key: k1
+      tolerance: 5m
+      secrets: ["0011223344556677", "00112233445566778899"]
+      public_keys: [JrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs=]
+      verify_tokens: [hush]
+    public_url: https://hooks.example.com
+  forge: {verify: {scheme: forge, secrets: [s3cret]}, public_url: "https://hooks.example.com"}
+  later: {verify: {scheme: later, pending: true}}
+destinations: {ci: {url: https://ci.internal/hook}}
+routes: [{name: build, from: [acme, forge, later], to: ci}]
+"""
+"""Every key of a provider, and each scheme."""
+
+
+@given(data=st.data(), whole=st.sampled_from([EVERY_KEY, PROVIDERS]))
+@settings(max_examples=300, deadline=None)
+def test_no_text_does_more_than_have_problems(data: st.DataObject, whole: str) -> None:
+    start = data.draw(st.integers(0, len(whole)))
     length = data.draw(st.integers(0, 12))
     inserted = data.draw(st.text("{}[]:,-*&!#|>'\"\\$ \n\t\0é😀a1.", max_size=6))
-    text = EVERY_KEY[:start] + inserted + EVERY_KEY[start + length :]
+    text = whole[:start] + inserted + whole[start + length :]
     with TemporaryDirectory() as folder:
         path = Path(folder) / "routes.yaml"
         path.write_text(text)
         rules, found = check_rules(path, environ={}, resolve=True)
     assert (rules is None) == any(problem.severity == "error" for problem in found)
     assert all(problem.line <= text.count("\n") + 2 for problem in found)
+
+
+ODD: list[object] = [
+    None,
+    True,
+    5,
+    0.5,
+    "",
+    " ",
+    "x y",
+    "a.b",
+    "{body}",
+    [],
+    [[]],
+    [5],
+    ["a"],
+    {},
+    {"a": "b"},
+    {"a": {}},
+]
+
+
+@pytest.mark.rotated
+@pytest.mark.parametrize("value", ODD[::2], ids=str)
+def test_no_value_of_a_provider_does_more_than_have_a_problem(value: object, tmp_path: Path) -> None:
+    """In the place of each value, however deep, of providers and of `verify` in sources."""
+    whole = yaml.safe_load(PROVIDERS)
+    load(tmp_path, PROVIDERS)
+    count = 0
+    for path in [*places(whole["providers"], ("providers",)), *places(whole["sources"], ("sources",))]:
+        (tmp_path / "routes.yaml").write_text(json.dumps(with_value(whole, path, value)))
+        rules, found = check_rules(tmp_path / "routes.yaml", environ={}, resolve=True)
+        assert (rules is None) == any(problem.severity == "error" for problem in found), path
+        count += rules is None
+    assert count > 30
+
+
+def places(value: object, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    """Yield the paths of all values in a value, and its own."""
+    yield path
+    if isinstance(value, dict | list):
+        for step, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(each, (*path, step))
+
+
+def with_value(whole: Any, path: Sequence[str | int], value: object) -> Any:
+    """Return a copy with another value in a place."""
+    if not path:
+        return value
+    copied = whole.copy()
+    copied[path[0]] = with_value(whole[path[0]], path[1:], value)
+    return copied
+
+
+@pytest.mark.parametrize("key", ["id", "type", "dedupe", "split"])
+@pytest.mark.parametrize(
+    "value", [*ODD, "off", "1s", "7d", "8d", "30d", "500ms", "1h", "body", "body.a", "body[0]", "1 +"]
+)
+def test_a_provider_may_have_what_a_source_may_have(key: str, value: object, tmp_path: Path) -> None:
+    """Its keys are of the same kinds."""
+    refused = []
+    for where in ("providers", "sources"):
+        rules: dict[str, Any] = {
+            "version": 1,
+            "providers": {"own": {"verify": {"header": "X-S"}}},
+            "sources": {"own": {"verify": {"scheme": "own", "secrets": ["s3cret"]}}},
+        }
+        rules[where]["own"][key] = value
+        (tmp_path / "routes.yaml").write_text(json.dumps(rules))
+        _, found = check_rules(tmp_path / "routes.yaml", environ={})
+        refused.append([each.path.partition(".")[2] for each in found if each.severity == "error"])
+    assert refused[0] == refused[1]
 
 
 @pytest.mark.parametrize(
@@ -729,7 +869,17 @@ def test_a_batchs_media_type_is_that_of_its_list(tmp_path: Path, provider: str, 
         ("acme: {like: stripe, no_id: x}", "acme.no_id: expected no key 'id' beside it, got one"),
         ("acme: {like: sripe}", "acme.like: expected a provider's name, got 'sripe', did you mean 'stripe'?"),
         ("acme: {verify: {scheme: bearer}, handshake: xx}", "acme.handshake: expected one of slack, zoom"),
-        ("acme: {verify: {scheme: bearer}, dedupe: soon}", "acme.dedupe: expected a duration such as 1h, got 'soon'"),
+        ("acme: {verify: {scheme: bearer}, dedupe: soon}", "acme.dedupe: expected a duration from 1s to 7d, such "),
+        ("acme: {verify: {scheme: hash, header: X}}", "acme.verify: expected {secret} in 'signed', as anybody"),
+        ("acme: {verify: {header: X}, docs: 5}", "acme.docs: expected a non-empty string, got 5"),
+        ("acme: {verify: {header: X}, title: {a: b}}", "acme.title: expected a non-empty string, got a mapping"),
+        ("acme: {verify: {header: X}, sends: {X Y: a}}", "acme.sends.X Y: expected a header's name, got 'X Y'"),
+        ("acme: {verify: {header: X}, asks: {scheme: x}}", "acme.asks.scheme: expected a key that a source doesn't"),
+        ("acme: {verify: {header: X, secret_prefix: 5}}", "acme.verify.secret_prefix: expected a non-empty string, "),
+        ("acme: {verify: {header: X, id: 5}}", "acme.verify.id: expected a CEL expression, got 5"),
+        ("acme: {verify: {scheme: [a], header: X}}", "acme.verify.scheme: expected one of hmac, hash, public-key, "),
+        ("acme: {verify: {header: X}, respond: {status: 200, body: '$${{ 1 + }}'}}", "acme.respond.body: "),
+        ("acme: {verify: {scheme: bearer}, handshake: notion}", "acme.handshake: expected one signing method, by "),
         ("stripe: {verify: {scheme: bearer}}", "stripe: expected a new scheme's name"),
         ("hmac: {verify: {scheme: bearer}}", "hmac: expected a new scheme's name"),
     ],

@@ -149,6 +149,16 @@ def test_a_provider_of_ones_own_that_verifies_nothing_is_forbidden_like_none(tmp
     assert errors(write(tmp_path, team)) == ["5: sources.a.verify: expected a scheme that verifies, got none"]
 
 
+@pytest.mark.parametrize(
+    "verify", ['{scheme: hash, header: X-S, signed: "{body}"}', "{scheme: token}", "[{header: X-S}, {scheme: none}]"]
+)
+def test_a_provider_of_ones_own_that_proves_nothing_is_refused_before_the_policy(verify: str, tmp_path: Path) -> None:
+    providers = f"owner: team-a\nproviders: {{open: {{verify: {verify}}}}}"
+    team = GOOD.replace(GITHUB, "scheme: open, secrets: [s]").replace("owner: team-a", providers)
+    [found] = errors(write(tmp_path, team))
+    assert "providers.open.verify" in found
+
+
 def test_a_source_whose_key_is_unknown_is_not_one_that_verifies_nothing(tmp_path: Path) -> None:
     team = GOOD.replace(GITHUB, "scheme: discord, public_keys: ['${KEY}']")
     assert errors(write(tmp_path, team)) == []

@@ -7,8 +7,8 @@ import pytest
 from gateway.model import RefusedError
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request
-from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
+from tests.verify.both_ways import build_verifier
 
 NOW = 1_700_000_000.0
 SECRET = "hush"

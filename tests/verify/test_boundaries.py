@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gateway.verify.presets import SchemeError
 from gateway.verify.request import Request
-from gateway.verify.schemes import build_verifier
 from gateway.verify.timestamps import FORMATS
 from gateway.verify.verifier import Verifier
+from tests.verify.both_ways import build_verifier
 from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier, reason, refusal
 
 STAMP = str(int(NOW))

@@ -9,8 +9,9 @@ import pytest
 from gateway.verify.config_keys import GENERIC
 from gateway.verify.config_reader import Path
 from gateway.verify.presets import PRESETS, SchemeError
-from gateway.verify.schemes import build_verifier, json_schema
+from gateway.verify.schemes import json_schema
 from gateway.verify.signed_string import EXPECTED as SIGNED
+from tests.verify.both_ways import build_verifier
 from tests.verify.signed_requests import WHSEC
 from tests.verify.vectors import vectors
 

@@ -21,8 +21,8 @@ from gateway.verify.handshakes import HANDSHAKES, MAX_HANDSHAKE_BYTES, Handshake
 from gateway.verify.key_ring import KeyEntry, KeyRing
 from gateway.verify.presets import SchemeError, read_preset
 from gateway.verify.request import MAX_PARAMETERS, Request
-from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
+from tests.verify.both_ways import build_verifier
 from tests.verify.signed_requests import NOW, SECRET, a_request, a_verifier, reason
 
 NO_SNIFFING = (("X-Content-Type-Options", "nosniff"),)

@@ -9,8 +9,8 @@ import pytest
 from gateway.model import Headers, RefusedError
 from gateway.verify.kept_proof import Concealed, conceal, is_body_secret, revealed, why_not_kept
 from gateway.verify.request import MAX_PARAMETERS, Request
-from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
+from tests.verify.both_ways import build_verifier
 
 NOW = 1_764_075_895.25
 SALT = b"0123456789abcdef"

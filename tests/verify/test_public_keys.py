@@ -20,8 +20,8 @@ from gateway.verify.encodings import ENCODINGS
 from gateway.verify.presets import SchemeError
 from gateway.verify.public_keys import ALGORITHMS, decode_signature, read_public_key
 from gateway.verify.request import Request
-from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
+from tests.verify.both_ways import build_verifier
 from tests.verify.signed_requests import BODY, NOW, a_request, reason, refusal
 
 # RFC 8032, section 7.1, TEST 2

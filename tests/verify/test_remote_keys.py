@@ -31,8 +31,8 @@ from gateway.verify.remote_keys import (
     read_document,
 )
 from gateway.verify.request import Request
-from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
+from tests.verify.both_ways import build_verifier
 from tests.verify.signed_requests import BODY, NOW, a_request, reason, refusal
 from tests.verify.vectors import Vector, vectors
 

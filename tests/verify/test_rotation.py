@@ -20,8 +20,8 @@ from gateway.verify import algorithms, credentials, json_web_tokens, message_sig
 from gateway.verify.key_ring import SecretLifetime, expired_lists, expiring_secrets, parse_until
 from gateway.verify.presets import SchemeError
 from gateway.verify.request import Request
-from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
+from tests.verify.both_ways import build_verifier
 from tests.verify.signed_requests import BODY, NOW, WHSEC, a_request, a_verifier, reason, refusal
 from tests.verify.vectors import Vector, vectors
 

@@ -15,8 +15,8 @@ from gateway.verify.check import MAX_CANDIDATES, MAX_LINES
 from gateway.verify.config_reader import ConfigPath, Path
 from gateway.verify.presets import read_preset
 from gateway.verify.request import MAX_PARAMETERS, Reason
-from gateway.verify.schemes import build_verifier
 from gateway.verify.verifier import Verifier
+from tests.verify.both_ways import build_verifier
 from tests.verify.signed_requests import BODY, NOW, SECRET, WHSEC, a_request, a_verifier, reason, refusal
 
 GOOD = hmac.new(SECRET.encode(), BODY, hashlib.sha256).hexdigest()

@@ -14,7 +14,7 @@ from gateway.model import RefusedError, UsageError
 from gateway.verify.presets import SchemeError
 from gateway.verify.remote_keys import KeyCache
 from gateway.verify.request import Request
-from gateway.verify.schemes import build_verifier
+from tests.verify.both_ways import build_verifier
 from tests.verify.signed_requests import NOW, a_request, reason, refusal
 from tests.verify.test_remote_keys import a_certificate, known, the_key
 from tests.verify.vectors import Vector, vectors

@@ -121,7 +121,7 @@ def test_every_signing_method_of_a_preset_accepts_a_vector() -> None:
 def ways_in_use(vector: Vector) -> list[int]:
     """Return which of the preset's signing methods the checks of a vector's verifier are: those that have a key."""
     secrets = tuple([Secret(place, text) for place, text in enumerate(vector.config.get("secrets", ()))])
-    methods = PRESETS[vector.scheme].with_secrets({**vector.config, "secrets": secrets})
+    methods = PRESETS[vector.scheme].with_given({**vector.config, "secrets": secrets})
     proofs = ("secrets", "public_keys", "key_url", "key_set", "topics", "api_secret")
     return [index for index, method in enumerate(methods) if any(method.values.get(name) for name in proofs)]
 
