@@ -51,7 +51,7 @@ async def test_a_stored_event_gets_the_response_that_its_provider_wants(
         case None if wanted.status == 204:
             assert reply.body == b""
         case None:
-            assert reply.json["id"]
+            assert reply.json.keys() & {"id", "ids"}
         case str(text):
             assert reply.body == text.encode()
         case other:
