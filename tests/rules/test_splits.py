@@ -177,7 +177,7 @@ def test_a_list_is_computed_once_for_all_deliveries(tmp_path: Path, monkeypatch:
         ("debounce: 30s", "expected a mapping with `key` and `quiet`, got '30s'"),
         (
             "split: item.id",
-            "expected CEL of a list, such as body.commits, got 'item.id': unknown name 'item' at character 1, which only",
+            "expected CEL of a list, such as body.commits, got 'item.id': unknown name 'item' at character 1",
         ),
         ("split: body.c, when: item.id == 1", "expected a CEL expression, got 'item.id == 1': unknown name 'item'"),
         ("split: body.c, let: {a: item.b}, when: a == 1", "expected an expression over the event, got one over `item`"),
