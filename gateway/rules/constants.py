@@ -332,12 +332,12 @@ class _Reader:
             return _Part(start, end, "bool") if is_told else self._operation(_Part(start, end, "bool"), (left, right))
         if ANY in (left.type, right.type):
             return self._operation(_Part(start, end, "bool" if sign in COMPARISONS else ANY), (left, right))
-        if left.is_constant and right.is_constant:
-            return self._operation(_Part(start, end, type_of(sign, left.type, right.type) or ANY), (left, right))
         result = type_of(sign, left.type, right.type)
         if result is None:
-            self._tell(start, f"expected values for {sign}, got {WORDS[left.type]} and {WORDS[right.type]}")
-        return _Part(start, end, result or ANY)
+            got = f"{WORDS[left.type]} and {WORDS[right.type]}"
+            self._tell(start, f"expected values that go together beside {sign}, got {got}")
+            return _Part(start, end)
+        return self._operation(_Part(start, end, result), (left, right))
 
     def _operation(self, part: _Part, operands: Sequence[_Part], function: str = "") -> _Part:
         """Return what is made of operands: a constant, if these are, which is evaluated."""
