@@ -427,8 +427,9 @@ class _Reader:
         return "".join([*pieces, self._text[at : part.end]])
 
     def _shown(self, part: _Part) -> str:
+        # Not a part of it: whoever hides a secret that may be in it knows it as a whole.
         text = self._written(part)
-        return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+        return text if len(text) <= MAX_SHOWN else "another"
 
     def _tell(self, at: int, message: str) -> None:
         self.problems.append((at, f"{message} at character {at + 1}"))

@@ -73,6 +73,12 @@ def test_what_can_never_work_is_told_with_its_place(text: str, message: str) -> 
         check_constants(text)
 
 
+def test_a_long_constant_is_not_told_in_part() -> None:
+    """It may have the value of a reference in it, which is hidden where it is whole."""
+    with pytest.raises(ExpressionError, match=r"^date: expected a time zone .*, got another at character 20$"):
+        check_constants(f"date(body.x, '%Y', '{'s3cret' * 12}')")
+
+
 def test_all_of_it_is_told() -> None:
     with pytest.raises(ExpressionError) as raised:
         check_constants("date(body.x, '%Q', 'Berlin') + money(body.y, 'euro') == duration('soon')")
