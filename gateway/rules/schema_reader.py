@@ -284,7 +284,7 @@ class SchemaReader:
 
     def _plain(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # any JSON
         """Return a value of any shape without locations, with its references resolved."""
-        value = node.value
+        value = None if node.is_broken else node.value
         if isinstance(value, str) and not kind.is_raw:
             if kind.is_template and hints.is_template_elsewhere(value):
                 self.report(node, "literal", hints.NO_TEMPLATE, severity="warning")
