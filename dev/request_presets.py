@@ -49,14 +49,17 @@ routes:
       url: "${{ body.workflow_run.html_url }}"
 ```
 
-What you write in a field may have the service's markup; what comes of the event has none: it is escaped as the
-service documents it, so that a commit's message mentions nobody, begins no link and ends none, and adds no header,
-address or parameter. (Of Slack's markup, `*bold*` and its like can't be escaped.) Where you write a link around it,
-as in `<${{ body.url }}|open>`, it has to be a web address. Control characters, and those that turn the direction of a
-text, are left out. A text is cut, with `…`, where the service's limit is, and facts that are too many are left out;
-what names something, such as a `dedup_key`, is never cut. What the service would refuse isn't sent: the delivery is a
-dead letter, `expression_error`, which says what was expected. `headers` may be added to each; `gateway explain` shows
-the whole request.
+What you write in a field may have the service's markup; what comes of the event has none: it is escaped as the service
+documents it, so that a commit's message mentions nobody, begins no link and ends none, and adds no header, address or
+parameter. (Of Slack's markup, `*bold*` and its like can't be escaped.) Where you write a link around it, as in
+`<${{ body.url }}|open>`, it has to be a web address. Control characters are left out, and so is what isn't seen and
+hides or turns what is around it: all that sets the direction of a text (Unicode's Bidi_Control), blanks without a
+width, soft hyphens, invisible fillers and operators, tags, and the variation selectors of ideographs. Kept are the
+joiners U+200C and U+200D, and the selectors U+FE00 to U+FE0F and Mongolian's, which emoji and some scripts need; so a
+flag of a part of a country, which consists of tags, is a black one. A text is cut, with `…`, where the service's limit
+is, and facts that are too many are left out; what names something, such as a `dedup_key`, is never cut. What the
+service would refuse isn't sent: the delivery is a dead letter, `expression_error`, which says what was expected.
+`headers` may be added to each; `gateway explain` shows the whole request.
 """
 
 

@@ -66,6 +66,10 @@ def kind_of(value: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `, did you mean 'x'?` with the most similar known name, or "" if none is similar."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    """Return `, did you mean 'x'?` with the most similar known name, in any case, or "" if none is similar."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    if not near and name != name.lower():
+        by_lower = {each.lower(): each for each in names}
+        near = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, n=1)]
     return f", did you mean '{near[0]}'?" if near else ""

@@ -18,12 +18,12 @@ import base64
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import cel
 import orjson
@@ -41,6 +41,7 @@ MAX_FIELDS_SHOWN = 20  # Maximum names of an event's fields in a message.
 FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
 LONG_STRING = 1024  # Characters from which copying a string costs as much as a step.
 _MAY_BE_MISSING = re.compile(r"\b(?:has|default|in|size|exists)\b|\|\||&&|\?")
+_Value = TypeVar("_Value")
 MAX_CONTEXTS = 8  # If an event's expressions need more different parts of it, one context with everything is used.
 
 
@@ -267,34 +268,28 @@ class Expression:
         return None
 
 
-@contextmanager
-def using(secrets: Mapping[str, NamedSecret]) -> Iterator[None]:
+def using(secrets: Mapping[str, NamedSecret]) -> AbstractContextManager[None]:
     """Let expressions that are parsed meanwhile use these secrets by their names."""
-    before = _SECRETS.set(secrets)
-    try:
-        yield
-    finally:
-        _SECRETS.reset(before)
+    return _set(_SECRETS, secrets)
 
 
-@contextmanager
-def hiding(values: Collection[str]) -> Iterator[None]:
+def hiding(values: Collection[str]) -> AbstractContextManager[None]:
     """Let expressions that are parsed meanwhile tell none of these values in what they raise."""
-    before = _HIDDEN.set(values)
-    try:
-        yield
-    finally:
-        _HIDDEN.reset(before)
+    return _set(_HIDDEN, values)
+
+
+def naming(named: Mapping[str, str]) -> AbstractContextManager[None]:
+    """Let expressions that are parsed meanwhile use these texts by their names; see `parse`."""
+    return _set(_NAMED, named)
 
 
 @contextmanager
-def naming(named: Mapping[str, str]) -> Iterator[None]:
-    """Let expressions that are parsed meanwhile use these texts by their names; see `parse`."""
-    before = _NAMED.set(named)
+def _set(variable: ContextVar[_Value], value: _Value) -> Iterator[None]:
+    before = variable.set(value)
     try:
         yield
     finally:
-        _NAMED.reset(before)
+        variable.reset(before)
 
 
 def parse(text: str) -> Expression:
@@ -309,6 +304,11 @@ def parse(text: str) -> Expression:
     scan = Scan(text, _read_literal, named, _SECRETS.get())
     scan.analysis()
     return Expression(_edited(text, scan.named_edits))
+
+
+def named_texts() -> Mapping[str, str]:
+    """Return the texts that expressions may use by their names meanwhile; see `naming`."""
+    return _NAMED.get()
 
 
 def check_syntax(text: str) -> None:

@@ -19,7 +19,7 @@ _Values = Mapping[str | None, object]
 
 
 def expand(root: Node, problems: list[Problem]) -> None:
-    """Replace the routes of a document that have `foreach`; a route whose `foreach` has a problem is left out."""
+    """Replace the routes of a document that have `foreach`; one whose `foreach` has a problem is left out."""
     routes = root.child("routes")
     if routes is None or not isinstance(routes.value, list):
         return
@@ -46,13 +46,13 @@ class _Expansion:
         before = len(self._problems)
         for values in items:
             copy = self._copy(route, values)
-            if len(self._problems) > before:
-                return
             if self._left < 0:
                 self._report(written, f"expected at most {MAX_VALUES} values in all routes together, got more")
                 return
             del copy.value[KEY]
-            yield copy
+            yield copy  # also the first one with a problem, so that whatever else is wrong in it is told
+            if len(self._problems) > before:
+                return
 
     def _items(self, written: Node) -> list[_Values]:
         if not isinstance(written.value, list) or not written.value:
@@ -104,6 +104,7 @@ class _Expansion:
         return _EACH.sub(lambda found: _text(values[found[1]]), text)
 
     def _report(self, node: Node, message: str) -> None:
+        node.is_broken = True
         self._problems.append(node.problem("value", message))
 
 

@@ -338,6 +338,8 @@ class _Assembly:
         first = self.locations.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))
         if first[0] is not node:
             message = f"duplicate {shown}, first defined at {first[1]}"
+            if first[1] == f"{node.file}:{line}:{column}" and first[0].path != node.path:  # else `foreach` does
+                message = f"duplicate {shown}: an alias (*) repeats it from {first[0].path}, expected another"
             self.reader.report(node, "duplicate", message, at_key=at_key)
 
     def _check_paths(self) -> None:

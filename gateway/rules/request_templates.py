@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlencode
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression, as_text, json_type
-from gateway.rules.templates import Template, pieces_of
+from gateway.rules.templates import Mistake, Template, TemplateError, pieces_of
 
 MAX_TARGET = 8000  # bytes of a path and query: RFC 9110 §4.1 asks everybody to take that many.
 _LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
@@ -42,23 +42,23 @@ class PathTemplate:
     """A path such as `/customers/${{ body.id }}`, for the end of a destination's.
 
     Raises ValueError if it doesn't begin with `/`, has a character that paths don't have, or a segment `.` or `..`;
-    ExpressionError for an expression that doesn't compile.
+    TemplateError for expressions that don't compile, and whatever else is wrong then.
     """
 
     text: str
     _segments: tuple[_Segment, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        segments = list(_segments(pieces_of(self.text) or (self.text,)))
-        if segments[0] or len(segments) == 1:
-            raise ValueError("expected a path that begins with /, got one that doesn't")
-        for segment in segments:
-            match segment:
-                case [str(literal)] if unquote(literal) in _NOT_A_NAME:
-                    raise ValueError(f"expected a path without the segments . and .., got one with {literal}")
-                case _:
-                    pass
-        object.__setattr__(self, "_segments", tuple(segments[1:]))
+        mistakes: list[Mistake] = []
+        pieces = pieces_of(self.text, mistakes) or (self.text,)
+        try:
+            object.__setattr__(self, "_segments", tuple(_checked_segments(pieces)))
+        except ValueError as error:
+            if not mistakes:
+                raise
+            mistakes.append(Mistake((), str(error)))
+        if mistakes:
+            raise TemplateError(mistakes)
 
     @property
     def expressions(self) -> Iterator[Expression]:
@@ -169,6 +169,19 @@ def parameter(value: object) -> Template:
 
 def parameters(templates: Mapping[str, Template]) -> Parameters:
     return Parameters(tuple(templates.items()))
+
+
+def _checked_segments(pieces: tuple[str | Expression, ...]) -> list[_Segment]:
+    segments = _segments(pieces)
+    if segments[0] or len(segments) == 1:
+        raise ValueError("expected a path that begins with /, got one that doesn't")
+    for segment in segments:
+        match segment:
+            case [str(literal)] if unquote(literal) in _NOT_A_NAME:
+                raise ValueError(f"expected a path without the segments . and .., got one with {literal}")
+            case _:
+                pass
+    return segments[1:]
 
 
 def _segments(pieces: tuple[str | Expression, ...]) -> list[_Segment]:

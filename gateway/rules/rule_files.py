@@ -13,7 +13,7 @@ from gateway.rules.policy import confines_secrets
 from gateway.rules.schema import INCLUDED, ROOT
 from gateway.rules.schema_reader import ABSENT, NameRef, ParsedMapping, SchemaReader
 from gateway.rules.value_kinds import MappingKind
-from gateway.rules.yaml_document import Node, Severity, parse_document, text_of
+from gateway.rules.yaml_document import Node, Problem, Severity, is_of_tests, parse_document, text_of
 
 
 class RuleFiles:
@@ -42,7 +42,9 @@ class RuleFiles:
         reader.watch(path)
         text = text_of(path, reader.problems)
         self._version.update(f"{path.name}\0{text}\0".encode("utf-8", "surrogatepass"))
-        root = None if text is None else parse_document(str(path), text, reader.problems)
+        found: list[Problem] = []
+        root = None if text is None else parse_document(str(path), text, found)
+        reader.problems += [problem for problem in found if not is_of_tests(problem)]
         if root is not None:
             expand(root, reader.problems)
         outer = reader.secrets

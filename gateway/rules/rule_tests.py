@@ -16,7 +16,7 @@ import orjson
 from gateway.model import Headers
 from gateway.rules.schema_reader import ABSENT, ParsedMapping, SchemaReader
 from gateway.rules.value_kinds import TEXT, Key, MappingKind, Scalar, Several, Table, Tree, matching
-from gateway.rules.yaml_document import Node, Problem, read_document, reason_of
+from gateway.rules.yaml_document import Node, Problem, is_of_tests, read_document, reason_of
 from gateway.verify.tokens import TOKEN
 
 
@@ -149,7 +149,9 @@ def read_tests(rule_files: Sequence[Path], test_files: Sequence[Path]) -> tuple[
     reader = SchemaReader({}, is_strict=False)
     tests: list[RuleTest] = []
     for path in rule_files:
-        root = read_document(path, [])  # its problems are those of the rules
+        found: list[Problem] = []
+        root = read_document(path, found)
+        reader.problems += [problem for problem in found if is_of_tests(problem)]  # the others are those of the rules
         node = None if root is None else root.child("tests")
         if node is not None:
             tests += _tests(reader, path, reader.read(node, TESTS))

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
@@ -12,6 +11,7 @@ from gateway.rules.patterns import Pattern
 from gateway.text import did_you_mean
 
 MAX_NESTING = 3  # macros inside macros
+MAX_TOLD = 20  # problems of one expression
 MAX_STEPS = 8  # of a path in an item of which `default` is asked: each is looked for from the beginning
 
 
@@ -156,7 +156,7 @@ def without_comments(text: str) -> str:
 
 
 _ELSEWHERE = {
-    ITEM: ", which a route with `split` has",
+    ITEM: ", which only `request` has, in a route with `split`",
     "each": ": `foreach` replaces exactly '${{ each }}' and '${{ each.NAME }}', in quotes here, nothing longer",
     **dict.fromkeys(
         ("event", "payload", "data", "request", "msg"), ", expected body, headers, query, source, type, id or key"
@@ -206,16 +206,19 @@ class Scan:
         self,
         text: str,
         read_literal: Callable[[str], str],
-        named: Mapping[str, str] = MappingProxyType({ITEM: ITEM}),
+        named: Mapping[str, str] | None = None,
         secrets: Mapping[str, NamedSecret] | None = None,
     ) -> None:
         """`read_literal` returns the value of a CEL string literal; `named` are texts that stand for names.
 
+        Without them, all that is known is an item, which nobody is told to use.
+
         `secrets` are those that `hmac` may name; None where it can't be.
         """
         self._read_literal = read_literal
-        self._named = named
-        self._roots = (*ROOTS, ITEM) if named.get(ITEM) == ITEM else ROOTS
+        self._named = {ITEM: ITEM} if named is None else named
+        self._roots = (*ROOTS, ITEM) if self._named.get(ITEM) == ITEM else ROOTS
+        self._hinted = (*ROOTS, *(named or ()))
         self.named_edits: list[Edit] = []
         """What replaces the names of other expressions."""
         self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
@@ -232,10 +235,13 @@ class Scan:
         self._defaulted: Token | None = None
         """The root of a path that `default` may replace."""
         self._makes_values = False
+        self._told: set[str] = set()
+        """Unknown names: each is told once."""
 
     def analysis(self) -> Analysis:
         before = ""
-        while (token := self._tokens[self._at]).kind != "end":
+        problems: list[str] = []
+        while (token := self._tokens[self._at]).kind != "end" and len(problems) < MAX_TOLD:
             self._at += 1
             if token.text in ("(", "[", "{"):
                 self._brackets.append(None)
@@ -244,8 +250,13 @@ class Scan:
             elif token.text in (")", "]", "}"):
                 self._brackets.pop()
             elif token.kind == "name":
-                self._name(token, is_member=before == ".", is_call=self._tokens[self._at].text == "(")
+                try:
+                    self._name(token, is_member=before == ".", is_call=self._tokens[self._at].text == "(")
+                except ExpressionError as error:
+                    problems.append(str(error))
             before = self._tokens[self._at - 1].text
+        if problems:
+            raise ExpressionError("; ".join(problems))
         parts: dict[str, Parts] = {}
         for path in self._paths:
             _add_part(parts, path)
@@ -291,8 +302,9 @@ class Scan:
             self._path(token)
         elif token.text in self._named:
             self.named_edits.append(Edit(token.start, token.start + len(token.text), self._named[token.text]))
-        else:
-            near = _ELSEWHERE.get(token.text) or did_you_mean(token.text, (*ROOTS, *self._named))
+        elif token.text not in self._told:
+            self._told.add(token.text)
+            near = _ELSEWHERE.get(token.text) or did_you_mean(token.text, self._hinted)
             hint = near or f", expected {', '.join(ROOTS)}"
             raise _at(token, f"unknown name '{token.text}'", hint)
 
@@ -301,10 +313,10 @@ class Scan:
         variable = self._tokens[self._at + 1]
         if variable.text in ROOTS:
             raise _at(variable, f"expected a new name, got '{variable.text}'")
+        if self._loops == MAX_NESTING:
+            raise _at(token, f"expected at most {MAX_NESTING} macros inside each other, got more")
         self._brackets.append(variable.text)
         self._depth = max(self._depth, self._loops)
-        if self._loops > MAX_NESTING:
-            raise _at(token, f"expected at most {MAX_NESTING} macros inside each other, got more")
         self._macros.append(token.text)
         self._at += 3
 
@@ -346,6 +358,7 @@ class Scan:
             raise _at(name, message)
         comma, literal = inner[-2:]
         if comma.text != "," or literal.kind not in ("raw", "text", "line") or literal.text[0] in "bB":
+            self._told.add(literal.text)
             message = "hmac: expected the name of a secret as one string literal, such as 'pepper', got something else"
             raise _at(literal, message)
         if self._known_secrets is None:
@@ -446,6 +459,7 @@ class Scan:
         ):
             name, written, at = name + token.text, token, at + 1
         if written.kind != "sign" and "-" in name:
+            self._at = at
             plain = name.lower() if root.text == "headers" else name
             raise _at(root, f"expected {root.text}['{plain}'], got {root.text}.{name}")
 

@@ -21,6 +21,7 @@ from gateway.rules.conditions import parse_condition
 from gateway.rules.debounce import MAX_QUIET, MIN_QUIET
 from gateway.rules.defaults import OF_DESTINATIONS
 from gateway.rules.event_view import ITEM
+from gateway.rules.expression_kinds import CEL, CEL_CONDITION, CEL_SCALAR, EXPRESSION_NAME, SPLIT, provider
 from gateway.rules.policy import FORBIDDEN, REQUIRED
 from gateway.rules.request_presets import REQUEST_PRESETS
 from gateway.rules.request_presets.field_kinds import field_kind
@@ -39,9 +40,7 @@ from gateway.rules.value_kinds import (
     _TOPIC,
     _URI,
     _USER,
-    CEL,
     DURATION_STEP,
-    EXPRESSION_NAME,
     FILE_REF,
     HEADER,
     NAME,
@@ -51,7 +50,6 @@ from gateway.rules.value_kinds import (
     RATE,
     SECRET,
     SIZE,
-    SPLIT,
     TEXT,
     URL,
     ByKey,
@@ -79,7 +77,6 @@ from gateway.rules.value_kinds import (
     matching,
     number,
     pattern,
-    provider,
     secret,
 )
 from gateway.verify import presets, schemes
@@ -451,9 +448,13 @@ SOURCE = MappingKind(
             is_required=True,
         ),
         *CONTACT_KEYS,
-        Key(name="id", kind=CEL, about="CEL: what identifies an event. Default: what the scheme's vendor documents."),
-        Key(name="type", kind=CEL, about="CEL: the event's type. Default: what the scheme's vendor documents."),
-        Key(name="key", kind=CEL, about="CEL: the order key, such as body.repository.full_name."),
+        Key(
+            name="id",
+            kind=CEL_SCALAR,
+            about="CEL: what identifies an event. Default: what the scheme's vendor documents.",
+        ),
+        Key(name="type", kind=CEL_SCALAR, about="CEL: the event's type. Default: what the scheme's vendor documents."),
+        Key(name="key", kind=CEL_SCALAR, about="CEL: the order key, such as body.repository.full_name."),
         Key(
             name="topic",
             kind=Scalar("a topic's name of letters, digits, '.', '_' and '-'", matching(_TOPIC), pattern(_TOPIC)),
@@ -613,7 +614,7 @@ DEBOUNCE = MappingKind(
     keys=(
         Key(
             name="key",
-            kind=CEL,
+            kind=CEL_SCALAR,
             about="CEL: what they have in common, such as body.site. An event without it is superseded by none.",
             is_required=True,
         ),
@@ -664,7 +665,7 @@ ROUTE = MappingKind(
             about="CEL expressions by name: the others of the route, and those after them, may use the names.",
             names_expressions=True,
         ),
-        Key(name="when", kind=CEL, about="CEL, for conditions that match can't express."),
+        Key(name="when", kind=CEL_CONDITION, about="CEL, for conditions that match can't express."),
         Key(
             name="enabled",
             kind=BOOLEAN,
@@ -744,6 +745,7 @@ ROUTE = MappingKind(
             kind=REQUEST_OR_MESSAGE,
             about="Without it the raw bytes go through untouched.",
             takes_secrets=True,
+            takes_given=True,
         ),
         Key(name="retry", kind=RETRY, about=RETRY.about),
         Key(

@@ -14,7 +14,7 @@ from gateway.rules.expressions import hiding, naming, using
 from gateway.rules.file_stamps import Stamp, stamp_of
 from gateway.rules.functions import NamedSecret
 from gateway.rules.references import REFERENCE, content_of
-from gateway.rules.templates import Template
+from gateway.rules.templates import Template, TemplateError
 from gateway.rules.value_kinds import ByKey, Kind, MappingKind, NameOr, Scalar, Several, Table, Tree, has_secrets
 from gateway.rules.yaml_document import Code, Node, Problem, Severity, scalar, take_apart
 from gateway.text import did_you_mean, hidden, without_parts
@@ -24,7 +24,6 @@ from gateway.verify.presets import SchemeError
 MAX_HINTS = 100  # Unknown keys for which it is looked up what is meant.
 SHOWN = 60  # Maximum characters of a value in a message.
 
-_EXPRESSION = re.compile(r"\$\{\{(?:.*?\}\}|.*)", re.DOTALL)
 _TEMPLATE = re.compile(r"(?<!\$)\$\{\{")
 _NAMED = re.compile(r"\$\{[A-Za-z0-9_.]{1,60}\}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -270,11 +269,12 @@ class SchemaReader:
                 return kind.parse(tree)
         except (ConditionError, SchemeError) as error:
             self.locate(node, [(path, hidden(told, self.secret_values)) for path, told in error.problems])
-        except ExpressionError as error:
-            location = _descend(node, getattr(error, "path", ()))
-            told = without_parts(hidden(str(error), self.secret_values), self._values_in(location))
-            if location not in self.unresolved:
-                self.report(location, "expression", f"{_expected_expression(location)}{told}")
+        except TemplateError as error:
+            for mistake in error.mistakes:
+                location = _descend(node, mistake.path)
+                told = without_parts(hidden(mistake.message, self.secret_values), self._values_in(location))
+                if location not in self.unresolved:
+                    self.report(location, "expression", mistake.told(location.value, told))
         except ValueError as error:
             if len(self.unresolved) == unresolved:
                 self.report(node, "value", hidden(str(error), self.secret_values))
@@ -284,7 +284,7 @@ class SchemaReader:
 
     def _plain(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # any JSON
         """Return a value of any shape without locations, with its references resolved."""
-        value = node.value
+        value = None if node.is_broken else node.value
         if isinstance(value, str) and not kind.is_raw:
             if kind.is_template and hints.is_template_elsewhere(value):
                 self.report(node, "literal", hints.NO_TEMPLATE, severity="warning")
@@ -351,7 +351,7 @@ class SchemaReader:
         self._read_secrets(node, record)
         named = self._named_expressions(node, record)
         with naming(named) if named else nullcontext():
-            values = self._values(node, record)
+            values = self._values(node, record, named)
         if record.is_choice and (len(node.value) > 1 or not node.value):
             got = ", ".join([name for name, child in node.value.items() if child.value is not None])[:SHOWN]
             self.report(node, "value", f"expected exactly one of {', '.join(record.by_name)}, got {got or 'none'}")
@@ -395,14 +395,19 @@ class SchemaReader:
                     named = {**named, known: "null" if value is ABSENT else value.as_part}
         return named
 
-    def _values(self, node: Node, record: MappingKind) -> dict[str, Any]:
+    def _values(self, node: Node, record: MappingKind, named: Mapping[str, str]) -> dict[str, Any]:
         values: dict[str, Any] = {}
+        given = {key.gives for key in record.keys if key.gives in named}
+        general = {name: text for name, text in named.items() if name not in given}
         for name, child in self._entries(node):
             key = record.by_name.get(name)
             if key and (key.is_of_tests or key.names_expressions or key.gives_secrets):
                 continue
             if key:
-                with using(self.secrets) if key.takes_secrets else nullcontext():
+                with (
+                    using(self.secrets) if key.takes_secrets else nullcontext(),
+                    naming(general) if given and not key.takes_given else nullcontext(),
+                ):
                     value = self.read(child, key.kind)
                 if value is not ABSENT:
                     values[name] = value
@@ -472,17 +477,6 @@ def _descend(node: Node, steps: Sequence[str | int]) -> Node:
             break
         node = child
     return node
-
-
-def _expected_expression(node: Node) -> str:
-    """Return the beginning of what is said of an expression in a template, without the text around it."""
-    if not isinstance(node.value, str):
-        return ""
-    if node.path.endswith(".for"):
-        return f"expected CEL of a list, got {_shown(node)}: "
-    expressions = " ".join(_EXPRESSION.findall(node.value))
-    is_shown = expressions and "hmac(" not in expressions and len(expressions) <= SHOWN
-    return f"expected CEL in ${{{{ … }}}}, got {repr(expressions) if is_shown else 'another'}: "
 
 
 def _shown(node: Node, *, is_secret: bool = False) -> str:

@@ -10,22 +10,58 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
+from gateway.rules.constants import LIST, Wanted, check_constants
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression, as_json, as_text, check_syntax, dumps, json_type, parse
 from gateway.rules.scanner import is_free_name, tokens, without_comments
+from gateway.text import MAX_SHOWN, shown
 
 MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a record.
 _POSITION = re.compile(r"at character (\d+)")
-LOOP = frozenset(("for", "as", "do"))
-"""The keys of a mapping that stands for a list; with `join` for a string."""
+_KEYS = {"for": "CEL of a list", "as": "the name of an item", "do": "what there is for each"}
+LOOP = _KEYS.keys()
+"""The keys of a mapping that stands for a list; with `join` for a string. One that has two of them is meant as such."""
+_NO_LOOP = "a mapping that is none is written as CEL, ${{ {'for': …} }}"
+MAX_TOLD = 50
+"""Expressions of one string of which it is told what is wrong."""
+NOTHING = Expression("null")
+"""What stands for an expression that can't be compiled, so that what else is wrong is found."""
+
+
+class Mistake(NamedTuple):
+    """What is wrong in a template; `path` (keys and indexes) leads to its text.
+
+    `number` is that of the expression among those of a string, from 0; None for anything else. `is_list`: it is the
+    `for` of a loop.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    number: int | None = None
+    is_list: bool = False
+
+    def told(self, written: object, message: str) -> str:
+        """Return a message with which expression it is about; `written` is what is at the path, without references."""
+        if self.is_list:
+            return f"expected CEL of a list, got {shown(written)}: {message}"
+        if self.number is None:
+            return message
+        places = list(places_of_expressions(written)) if isinstance(written, str) else []
+        if not isinstance(written, str) or self.number >= len(places):  # a reference has brought it along
+            return f"expected CEL in ${{{{ … }}}}, got another: {message}"
+        start, end = places[self.number]
+        text = written[start:] if end < 0 else written[start : end + 2]
+        got = "another" if "hmac(" in text else shown(text)
+        where = f" (at character {start + 1})" if len(places) > 1 else ""
+        return f"expected CEL in ${{{{ … }}}}, got {got}{where}: {message}"
 
 
 class TemplateError(ExpressionError):
-    """An expression inside a template can't be compiled; `path` (keys and indexes) leads to its text."""
+    """A template has mistakes: all of them, in their order."""
 
-    def __init__(self, path: tuple[str | int, ...], message: str) -> None:
-        super().__init__(message)
-        self.path = path
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        super().__init__("; ".join([mistake.message for mistake in mistakes]))
+        self.mistakes = tuple(mistakes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +70,18 @@ class Template:
 
     A string that consists of one expression becomes the expression's value, of any type; in others, strings are
     inserted as they are, and other values as JSON. A list over the event's values is `for: CEL`, `as: NAME` of an item
-    in the expressions under `do`, and what is under `do` for each. Raises TemplateError for the first one that doesn't
-    compile.
+    in the expressions under `do`, and what is under `do` for each. Raises TemplateError for all that doesn't compile,
+    or can never work.
     """
 
     value: object
     _compiled: object = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_compiled", _compiled(self.value, ()))
+        compiler = _Compiler()
+        object.__setattr__(self, "_compiled", compiler.of(self.value, (), ()))
+        if compiler.mistakes:
+            raise TemplateError(compiler.mistakes)
 
     @property
     def has_expressions(self) -> bool:
@@ -114,61 +153,91 @@ class _Scope(NamedTuple):
     name: str
 
 
-def _compiled(value: object, path: tuple[str | int, ...], scopes: tuple[_Scope, ...] = ()) -> object:
-    """Replace strings by compiled expressions; a value without any is returned itself. Raises TemplateError."""
-    try:
+_Scopes = tuple[_Scope, ...] | None
+"""From the outermost on; None where a loop gives its item no name, so that no name is known to be wrong."""
+
+
+class _Compiler:
+    """Replaces strings by compiled expressions; a value without any is returned itself. Collects what is wrong."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[Mistake] = []
+
+    def of(self, value: object, path: tuple[str | int, ...], scopes: _Scopes) -> object:
         match value:
             case str():
-                pieces = pieces_of(value, scopes)
+                pieces = pieces_of(value, self.mistakes, path, scopes)
                 return value if not pieces else pieces[0] if len(pieces) == 1 else _Interpolated(pieces)
-            case dict() if value.keys() >= LOOP:
-                return _loop(value, path, scopes)
+            case dict() if len(value.keys() & LOOP) > 1:
+                return self._loop(value, path, scopes)
             case dict():
-                _refuse_nameless(value, path)
-                values = {key: _compiled(item, (*path, key), scopes) for key, item in value.items()}
+                values = {key: self.of(item, (*path, key), scopes) for key, item in value.items()}
                 return value if all(values[key] is value[key] for key in value) else values
             case list():
-                items = [_compiled(item, (*path, index), scopes) for index, item in enumerate(value)]
+                items = [self.of(item, (*path, index), scopes) for index, item in enumerate(value)]
                 return value if all(new is old for new, old in zip(items, value, strict=True)) else items
             case _:
-                dumps(as_json(value))
+                self._size(value, path)
                 return value
-    except TemplateError:
-        raise
-    except (ExpressionError, ValueError) as error:
-        raise TemplateError(path, str(error)) from error
+
+    def _loop(self, value: dict[str, object], path: tuple[str | int, ...], scopes: _Scopes) -> _Loop:
+        if others := value.keys() - LOOP - {"join"}:
+            names = ", ".join([name[:MAX_SHOWN] for name in sorted(map(str, others))])
+            message = f"expected for, as, do and join in a loop, got {names}, too ({_NO_LOOP})"
+            self.mistakes.append(Mistake(path, message))
+        hint = "" if "${{" in str(value.get("do")) else f" ({_NO_LOOP})"
+        for key, what in _KEYS.items():
+            if key not in value:
+                message = f"expected for, as and do in a loop, got no `{key}`: {what}{hint}"
+                self.mistakes.append(Mistake(path, message))
+        name, join = value.get("as"), value.get("join")
+        items, text = self._items(value["for"], path, scopes) if "for" in value else (NOTHING, "[]")
+        inner = None if scopes is None else (*scopes, _Scope(text, str(name)))
+        if not isinstance(name, str) or not is_free_name(name):
+            inner = None
+            if "as" in value:
+                expected = "expected a name of letters, digits and _, which isn't one of CEL's or of the event's"
+                self.mistakes.append(Mistake((*path, "as"), expected))
+        if join is not None and not isinstance(join, str):
+            self.mistakes.append(Mistake((*path, "join"), "expected a string to join strings with"))
+            join = None
+        do = value.get("do")
+        return _Loop(items, self.of(do, (*path, "do"), inner), join, self._size(do, path))
+
+    def _items(self, written: object, path: tuple[str | int, ...], scopes: _Scopes) -> tuple[Expression, str]:
+        """Return the list of a loop, and its text in expressions over an item."""
+        path = (*path, "for")
+        try:
+            if not isinstance(written, str):
+                raise ExpressionError("expected a CEL expression of a list")  # noqa: TRY301 - as all of them
+            return _scoped(written, scopes, LIST), without_comments(written)
+        except ExpressionError as error:
+            self.mistakes.append(Mistake(path, str(error), is_list=isinstance(written, str)))
+            return NOTHING, "[]"
+
+    def _size(self, value: object, path: tuple[str | int, ...]) -> int:
+        """Return the length of a value as it is written, which has to be JSON's."""
+        try:
+            return len(dumps(as_json(value)))
+        except (ExpressionError, ValueError) as error:
+            self.mistakes.append(Mistake(path, str(error)))
+            return 0
 
 
-def _refuse_nameless(value: dict[str, object], path: tuple[str | int, ...]) -> None:
-    is_meant = "${{" in str(value.get("do"))
-    if is_meant and {"for", "do"} <= value.keys() <= LOOP | {"join"}:
-        raise TemplateError(path, "expected for, as and do in a loop, got no `as`: the name of an item")
-
-
-def _loop(value: dict[str, object], path: tuple[str | int, ...], scopes: tuple[_Scope, ...]) -> _Loop:
-    if others := value.keys() - LOOP - {"join"}:
-        raise TemplateError(path, f"expected for, as, do and join in a loop, got {', '.join(sorted(others))}, too")
-    items, name, join = value["for"], value["as"], value.get("join")
-    if not isinstance(items, str):
-        raise TemplateError((*path, "for"), "expected a CEL expression of a list")
-    if not isinstance(name, str) or not is_free_name(name):
-        expected = "expected a name of letters, digits and _, which isn't one of CEL's or of the event's"
-        raise TemplateError((*path, "as"), expected)
-    if join is not None and not isinstance(join, str):
-        raise TemplateError((*path, "join"), "expected a string to join strings with")
-    try:
-        compiled = _scoped(items, scopes)
-    except ExpressionError as error:
-        raise TemplateError((*path, "for"), str(error)) from error
-    do = _compiled(value["do"], (*path, "do"), (*scopes, _Scope(without_comments(items), name)))
-    return _Loop(compiled, do, join, len(dumps(as_json(value["do"]))))
-
-
-def _scoped(text: str, scopes: Sequence[_Scope]) -> Expression:
+def _scoped(text: str, scopes: _Scopes, wanted: Wanted | None = None) -> Expression:
     """Compile an expression inside loops: its value is a list of its values, within one of these for each outer loop.
 
     By itself it is only checked for its own syntax first, so that a message has the positions of what is written.
     """
+    if scopes is None:
+        check_syntax(text)
+        return NOTHING
+    expression = _parsed(text, scopes)
+    check_constants(text, wanted, [scope.name for scope in scopes])
+    return expression
+
+
+def _parsed(text: str, scopes: Sequence[_Scope]) -> Expression:
     if not scopes:
         return parse(text)
     check_syntax(text)
@@ -199,30 +268,52 @@ def _expressions_in(compiled: object) -> Iterator[Expression]:
             pass
 
 
-def pieces_of(text: str, scopes: Sequence[_Scope] = ()) -> tuple[str | Expression, ...]:
+def pieces_of(
+    text: str, mistakes: list[Mistake], path: tuple[str | int, ...] = (), scopes: _Scopes = ()
+) -> tuple[str | Expression, ...]:
     """Split a string at its expressions; empty if it has none. `$${{` is a literal `${{`.
 
-    Raises ExpressionError for one that doesn't compile.
+    Adds to the mistakes the expressions that don't compile or can never work; another stands for each.
     """
+    if "${{" not in text:
+        return ()
     pieces: list[str | Expression] = []
-    literal, at = "", 0
-    while (start := text.find("${{", at)) >= 0:
-        if text.startswith("$", start - 1) and start > at:
-            literal += text[at:start] + "{{"
-            at = start + 3
-            continue
-        end = _end(text, start + 3)
-        if literal := literal + text[at:start]:
+    at, known = 0, len(mistakes)
+    for number, (start, end) in enumerate(places_of_expressions(text)):
+        if number and len(mistakes) - known >= MAX_TOLD:
+            break
+        if literal := text[at:start].replace("$${{", "${{"):
             pieces.append(literal)
-        pieces.append(_scoped(text[start + 3 : end].strip(), scopes))
-        literal, at = "", end + 2
-    if at and (literal := literal + text[at:]):
+        at = len(text) if end < 0 else end + 2
+        try:
+            if end < 0:
+                got = "got the end of the text"
+                raise ExpressionError(f"expected }}}} after ${{{{ at character {start + 1}, {got}")  # noqa: TRY301 - as all of them
+            pieces.append(_scoped(text[start + 3 : end].strip(), scopes))
+        except ExpressionError as error:
+            mistakes.append(Mistake(path, str(error), number))
+            pieces.append(NOTHING)
+    if literal := text[at:].replace("$${{", "${{"):
         pieces.append(literal)
     return tuple(pieces)
 
 
+def places_of_expressions(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where the `${{` and the `}}` of each expression in a string are; -1 for a last one without an end."""
+    at = 0
+    while (start := text.find("${{", at)) >= 0:
+        if text.startswith("$", start - 1) and start > at:
+            at = start + 3
+            continue
+        end = _end(text, start + 3)
+        yield start, end
+        if end < 0:
+            return
+        at = end + 2
+
+
 def _end(text: str, start: int) -> int:
-    """Find the `}}` that ends an expression, skipping strings and the expression's own braces."""
+    """Find the `}}` that ends an expression, skipping strings and the expression's own braces; -1 if there is none."""
     depth = 0
     for token in tokens(text, start):
         if token.text == "{":
@@ -231,7 +322,7 @@ def _end(text: str, start: int) -> int:
             depth -= 1
         elif token.text == "}" and text.startswith("}}", token.start):
             return token.start
-    raise ExpressionError(f"expected }}}} after ${{{{ at character {start - 2}, got the end of the text")
+    return -1
 
 
 class _Rendering:

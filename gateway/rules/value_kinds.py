@@ -9,18 +9,13 @@ from dataclasses import KW_ONLY, dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, assert_never
 
-from gateway.model import NAME_PATTERN, STORED_STATUSES, ExpressionError
+from gateway.model import NAME_PATTERN, STORED_STATUSES
 from gateway.rules.addresses import http_url, unresolved_url
-from gateway.rules.expressions import Expression, parse
 from gateway.rules.rules import RESERVED_HEADERS, cgi_normalized, is_opt_in_header
-from gateway.rules.scanner import is_free_name
-from gateway.rules.splits import Split
 from gateway.rules.templates import Template
 from gateway.text import DURATION, parse_duration
 from gateway.verify.client_certificates import normal_email, normal_subject
-from gateway.verify.config_reader import ConfigPath
 from gateway.verify.encodings import signing_key
-from gateway.verify.presets import Preset, SchemeError, read_preset
 from gateway.verify.schemes import WEAK
 from gateway.verify.tokens import TOKEN
 
@@ -110,7 +105,9 @@ class Key:
     names_expressions: bool = False
     """Its expressions are read first, and the others of the mapping may use them by their names."""
     gives: str = ""
-    """A name that the expressions of the mapping may use where the key is written."""
+    """A name that expressions below keys that take it may use where the key is written."""
+    takes_given: bool = False
+    """Expressions below it may use the names that keys of the mapping give."""
     gives_secrets: bool = False
     """Its secrets are read first, and expressions below keys that take some may use them by their names."""
     takes_secrets: bool = False
@@ -327,49 +324,6 @@ def _result(value: object) -> str:
     return str(value)
 
 
-def _expression(value: object) -> Expression:
-    return parse(_text(value))
-
-
-def _route_split(value: object) -> Split:
-    if value == "off":
-        raise ValueError("expected CEL of a list, got 'off': a route without `split` splits nothing")
-    return Split(_expression(value))
-
-
-def _expression_name(value: object) -> str:
-    name = _text(value)
-    if not is_free_name(name):
-        raise ValueError
-    return name
-
-
-def provider(config: Mapping[str, object]) -> Preset:
-    """Parse a provider of `providers:`, with its expressions. Raises SchemeError with all problems."""
-    problems: dict[tuple[tuple[str | int, ...], str], None] = {}
-    where = ConfigPath((), problems)
-    preset = read_preset(config, where)
-    if preset is not None:
-        many = isinstance(config.get("verify"), list)
-        methods = [(("verify", index) if many else ("verify",), each.id) for index, each in enumerate(preset.methods)]
-        for path, text in (
-            (("id",), preset.id),
-            (("type",), preset.type),
-            *[((*at, "id"), text) for at, text in methods],
-        ):
-            try:
-                parse(text or "''")
-            except ExpressionError as error:
-                problems[path, f"expected a CEL expression, got {text!r}: {error}"] = None
-        try:
-            Template("" if preset.response is None else preset.response.body)
-        except ExpressionError as error:
-            problems[("respond", "body", *getattr(error, "path", ())), str(error)] = None
-    if preset is None or problems:
-        raise SchemeError(list(problems))
-    return preset
-
-
 def shown_duration(seconds: float) -> str:
     """Format seconds as in the rules: 90m, 1h."""
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
@@ -437,13 +391,6 @@ def pattern(pattern: re.Pattern[str]) -> dict[str, object]:
 
 
 TEXT = Scalar("a string", _text, {"type": "string"})
-CEL = Scalar("a CEL expression", _expression, {"type": "string"}, unresolved=_expression)
-SPLIT = Scalar("CEL of a list, such as body.commits", _route_split, {"type": "string"}, unresolved=_route_split)
-EXPRESSION_NAME = Scalar(
-    "a name of letters, digits and _, which isn't one of CEL's or of the event's",
-    _expression_name,
-    {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
-)
 NAME = Scalar(
     "a name of lower-case letters, digits, '-', '_' and '.', at most 63, that starts with a letter or a digit",
     matching(NAME_PATTERN),

@@ -23,6 +23,8 @@ except ImportError:  # PyYAML was built without libyaml: the same, ten times slo
 
 MAX_VALUES = 1_000_000  # Per file, with aliases expanded; 10,000 routes have about 300,000.
 MAX_DEPTH = 64  # Also ends cycles of aliases.
+TESTS = "tests"
+"""The key of a file whose value is no part of the rules."""
 INTEGERS = range(-(2**63), 2**64)  # Those that JSON and CEL can represent.
 
 _TAG = "tag:yaml.org,2002:"
@@ -144,6 +146,11 @@ class Node:
         )
 
 
+def is_of_tests(problem: Problem) -> bool:
+    """Return whether a problem of a document is below its `tests`, which `gateway test` alone reads."""
+    return re.match(r"tests(?![^.\[])", problem.path) is not None
+
+
 def read_document(path: Path, problems: list[Problem]) -> Node | None:
     """Read a file's only document, adding to the problems; None if it can't be read."""
     text = text_of(path, problems)
@@ -254,12 +261,23 @@ def _compose(text: str) -> yaml.Node:
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         if error.problem == "but found another document":
             raise _UnreadableError(line, column, "expected one document, got another after it") from error
+        if (error.context or "").startswith("found duplicate anchor"):
+            raise _UnreadableError(line, column, _of_anchor(text, error)) from error
         reason = ", ".join(filter(None, (error.context, error.problem)))
         hint = _hint(text, error)
         raise _UnreadableError(line, column, f"expected YAML, got a syntax error: {reason}{hint}") from error
     if root is None:
         raise _UnreadableError(1, 1, "expected a mapping, got an empty file")
     return root
+
+
+def _of_anchor(text: str, error: yaml.MarkedYAMLError) -> str:
+    """Return what is wrong with an anchor whose name there is already."""
+    again, first = error.problem_mark, error.context_mark
+    line = text.splitlines()[again.line][again.column :] if again else ""
+    name = re.search(r"&[^\s,\[\]{}]{1,60}", line)
+    place = f", first in line {first.line + 1}, column {first.column + 1}" if first else ""
+    return f"expected each anchor once, got {name[0] if name else 'one'} again{place}"
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
@@ -347,10 +365,23 @@ class _Builder:
                     location, f"expected each key once, got {name!r} again, first on line {first.key_location[0]}"
                 )
             else:
-                child = children[name] = self.build(item, f"{path}.{name}" if path else name, depth + 1)
+                build = self.build if path or name != TESTS else self.tests
+                child = children[name] = build(item, f"{path}.{name}" if path else name, depth + 1)
                 child.key_location = (line, column)
                 child.has_text_key = key.tag == _TAG + "str"
         return children
+
+    def tests(self, source: yaml.Node, path: str, depth: int) -> Node:
+        """Read what `gateway test` alone reads: too much of it is a problem of its own."""
+        count = self.count
+        try:
+            return self.build(source, path, depth)
+        except _UnreadableError as error:
+            node = Node(file=self.file, path=path, line=error.line, column=error.column)
+            self.refuse(node, error.message)
+            return node
+        finally:
+            self.count = count
 
     def scalar(self, node: Node, text: str, tag: str) -> None:
         pattern, _, read = _CORE[tag]

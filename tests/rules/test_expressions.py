@@ -627,7 +627,7 @@ def test_the_template_decides_whether_a_body_is_text_or_json(
 def test_a_template_that_cannot_work_says_where(template: object, path: tuple[Any, ...], message: str) -> None:
     with pytest.raises(TemplateError) as caught:
         Template(template)
-    assert caught.value.path == path
+    assert caught.value.mistakes[0].path == path
     assert str(caught.value).startswith(message)
 
 

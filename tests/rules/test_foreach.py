@@ -154,6 +154,13 @@ def test_what_cannot_be_replaced_is_told_once(routes: str, message: str, tmp_pat
     assert message in found
 
 
+def test_what_else_is_wrong_in_a_route_is_told_too(tmp_path: Path) -> None:
+    routes = MANY.replace("from: shop", "from: shpo").replace('"${{ each }}"', '"${{ each.x }}"') + "    when: nope\n"
+    told = problems(tmp_path, routes)
+    assert [each.partition(": ")[0] for each in told] == ["12:11", "13:26", "15:11"]
+    assert "unknown name 'each.x'" in told[1]
+
+
 def test_many_mistyped_names_take_no_time(tmp_path: Path) -> None:
     items = ", ".join(f"t{number}" for number in range(400))
     body = ", ".join(f'k{number}: "${{{{ each.nope }}}}"' for number in range(400))

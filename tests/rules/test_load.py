@@ -264,7 +264,8 @@ BROKEN = {
         ),
         (
             "routes.yaml:7:10: sources.a.key: expected a CEL expression, got 'query.a-b-2 + body.a-b': "
-            "expected query['a-b-2'], got query.a-b-2 at character 1"
+            "expected query['a-b-2'], got query.a-b-2 at character 1; "
+            "unknown name 'b' at character 22, expected body, headers, query, type, source, id, key"
         ),
     ],
     "version: 1\nsources:\n  a:\n    verify: {scheme: github, secrets: [x]}\n    path: /in?x\n    topic: ..\n": [
@@ -978,6 +979,42 @@ def test_an_alias_stands_for_its_anchors_value(tmp_path: Path) -> None:
     )
     rules = load(tmp_path, text)
     assert rules.routes["b"].retry == rules.routes["build"].retry == RetryPolicy(schedule=(5,))
+
+
+def test_an_alias_of_a_whole_route_is_told_as_one(tmp_path: Path) -> None:
+    text = GOOD.replace("[{name: build", "[&r {name: build").replace("to: ci}]", "to: ci}, *r]")
+    (problem,) = problems(tmp_path, text)
+    assert problem.startswith("routes.yaml:4:20: routes[1].name: duplicate route 'build'")
+    assert problem.endswith(": an alias (*) repeats it from routes[0].name, expected another")
+
+
+def test_an_anchor_that_is_there_twice_is_named_with_both_places(tmp_path: Path) -> None:
+    text = GOOD + "tests:\n  - &one {name: a}\n  - !!map &one {name: b}\n"
+    assert problems(tmp_path, text) == [
+        "routes.yaml:7:5: expected each anchor once, got &one again, first in line 6, column 5"
+    ]
+
+
+@pytest.mark.parametrize("key", ["split: items", "when: items == 1", "when: itm == 1"])
+def test_nobody_is_told_to_use_the_item_where_it_is_not(tmp_path: Path, key: str) -> None:
+    (problem,) = problems(
+        tmp_path,
+        GOOD.replace("to: ci}", f"to: ci, split: body.items, {key}}}" if "when" in key else f"to: ci, {key}}}"),
+    )
+    assert "unknown name" in problem
+    assert "'item'" not in problem.partition("unknown name")[2].partition(",")[2]
+
+
+def test_a_name_in_another_case_is_guessed(tmp_path: Path) -> None:
+    (problem,) = problems(tmp_path, GOOD.replace("to: ci", "to: CI"))
+    assert problem.endswith("unknown destination 'CI', did you mean 'ci'?")
+
+
+def test_a_long_template_is_told_cut(tmp_path: Path) -> None:
+    text = GOOD.replace("to: ci}", f'to: ci, request: {{body: "${{{{ {"body.a + " * 20}nope }}}}"}}}}')
+    (problem,) = problems(tmp_path, text)
+    assert "got '${{ body.a + body.a + " in problem
+    assert "…': unknown name 'nope' at character 181" in problem
 
 
 def test_a_file_that_is_not_there_is_a_problem_without_a_line(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.load import check_rules, load_rules
 from gateway.rules.request_presets import REQUEST_PRESETS
 from gateway.rules.request_presets.field_kinds import field_kind
-from gateway.rules.request_presets.preset import Kind, PresetRequest, cut
+from gateway.rules.request_presets.preset import Kind, PresetRequest, cut, visible
 from gateway.rules.request_templates import Message
 from gateway.rules.templates import Template
 from tests.builders import an_event
@@ -43,7 +43,8 @@ HOSTILE = {
     "tags": "</b><script>alert(1)</script><a href=\"x\" onclick='y'>&amp;&#60;",
     "lines": "a\r\nBcc: all@acme.example\r\n\r\nb\u2028c\x00d\x1b[31m",
     "quotes": '"}],"x":{"\'`\\\\\\',
-    "direction": "\u202efdp.exe\u2066x\u2069\ufeff",
+    "direction": "\u202efdp.exe\u2066x\u2069\ufeff\u200e\u200f\u061c",
+    "unseen": "a\u200b\u00ad\u2060\u3164\U000e0069\U000e0067\U000e0100b\U0001d173",
     "huge": "&<*" * 300_000,
     "empty": "",
     "spaces": " \n\t ",
@@ -342,7 +343,8 @@ def test_a_hostile_value_stays_a_value(preset: str, value: str) -> None:
         _assert_same_shape(sent, json.loads(harmless.content))
         for text in strings_in(sent):
             assert preset in UNCHANGED or not re.search(
-                "[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text
+                "[\x00-\x08\x0b-\x1f\x7f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\U000e0000-\U000e0fff\ud800-\udfff]",
+                text,
             )
     else:
         assert parse_qs(found.content.decode()).keys() <= parse_qs(harmless.content.decode()).keys()
@@ -701,3 +703,27 @@ def test_headers_go_along(tmp_path: Path) -> None:
     assert not request.sends_event
     assert [name for name, _ in request.headers] == ["X-Who"]
     assert unquote(request.message.render(EventView.of(an_event(body={"who": "jo"}))).path) == ""  # type: ignore[union-attr]
+
+
+IGNORABLE = (
+    "00AD 034F 061C 115F-1160 17B4-17B5 180B-180F 200B-200F 202A-202E 2060-206F 3164 FE00-FE0F FEFF FFA0 FFF0-FFF8 "
+    "1BCA0-1BCA3 1D173-1D17A E0000-E0FFF"
+)
+"""Default_Ignorable_Code_Point of https://www.unicode.org/Public/17.0.0/ucd/DerivedCoreProperties.txt.
+
+Among them is all of Bidi_Control, of PropList.txt: 061C, 200E-200F, 202A-202E and 2066-2069.
+"""
+KEPT = "\u200c\u200d\u180b\u180c\u180d\u180f" + "".join(map(chr, range(0xFE00, 0xFE10)))
+
+
+def test_what_is_not_seen_is_left_out_but_for_what_emoji_and_scripts_need() -> None:
+    ranges = [[int(each, 16) for each in part.split("-")] for part in IGNORABLE.split()]
+    characters = [chr(code) for first, *last in ranges for code in range(first, (last or [first])[0] + 1)]
+    assert [each for each in characters if visible(f"a{each}b") != "ab"] == sorted(KEPT)
+    for text in (
+        "\U0001f469\U0001f3fd\u200d\U0001f4bb",
+        "\u2764\ufe0f",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "a\tb\nc",
+    ):
+        assert visible(text) == text

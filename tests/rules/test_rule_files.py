@@ -9,6 +9,7 @@ from gateway.rules import rule_files, schema_reader
 from gateway.rules.file_stamps import stamp_of, stamps_of
 from gateway.rules.load import InvalidRulesError, check_rules, load_rules
 from gateway.rules.references import content_of
+from gateway.rules.rule_tests import read_tests
 from gateway.rules.yaml_document import text_of
 
 ROUTES = """
@@ -35,6 +36,38 @@ def errors(file: Path) -> list[str]:
 def watched(file: Path) -> set[str]:
     rules = load_rules(file, environ={})
     return {str(each.relative_to(file.parent)) for each in rules.stamps}
+
+
+# --- Tests ---
+
+
+@pytest.mark.parametrize(
+    ("tests", "message"),
+    [
+        ("[{name: a, event: {source: shop, body: {v: 12345678901234567890123}}, expect: {routes: []}}]", "64 bits"),
+        ("[{name: a, event: {source: shop, body: [.nan]}, expect: {routes: []}}]", "expected a finite number"),
+        ("[{name: a, event: {source: shop, body: 1e400}, expect: {routes: []}}]", "expected a finite number"),
+        ("[{name: a, event: {source: shop, body: !foo x}, expect: {routes: []}}]", "expected no tag but YAML's own"),
+        ("[{name: a, name: b, event: {source: shop}, expect: {routes: []}}]", "expected each key once, got 'name'"),
+        ("[{name: a, event: {source: shop, body: {? [1] : 2}}, expect: {routes: []}}]", "expected a string as a key"),
+        ("!foo x", "expected no tag but YAML's own"),
+        ("[" * 70 + "]" * 70, "expected at most 64 levels"),
+        ("&t [*t, *t, *t]", "expected at most 64 levels"),
+    ],
+)
+def test_a_mistake_below_tests_is_told_with_the_tests_alone(tmp_path: Path, tests: str, message: str) -> None:
+    file = written(tmp_path, {"routes.yaml": ROUTES.replace("${file:secret}", "s3cret") + f"tests: {tests}\n"})
+    rules, problems = check_rules(file, environ={})
+    assert rules is not None
+    assert not any("tests" in each.path for each in problems)
+    _, told = read_tests([file], [])
+    assert any(message in each.message and each.line == 6 for each in told), told
+
+
+def test_a_mistake_that_an_alias_brings_from_tests_into_rules_is_one_of_the_rules(tmp_path: Path) -> None:
+    text = ROUTES.replace("${file:secret}", "s3cret").replace("name: build", "name: *n")
+    file = written(tmp_path, {"routes.yaml": f"tests: [{{name: &n .nan}}]\n{text}"})
+    assert errors(file) == ["routes.yaml:1: expected a finite number, got another (in quotes it is a string)"]
 
 
 # --- Includes ---

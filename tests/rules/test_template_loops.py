@@ -59,7 +59,8 @@ def loop(items: str, do: object, name: str = "c", **more: object) -> dict[str, o
         (loop("body.commits.map(c, c.id) // all", "${{ c + '!' }}"), ["a1!", "b2!"]),
         (loop("body.commits", "${{ default(c.by.name, 'somebody') }}"), ["somebody", "Jo"]),
         (loop("body.commits", "${{ c.added.join('|') }}"), ["x.py|y.py", ""]),
-        ({"for": "body.commits", "as": "c"}, {"for": "body.commits", "as": "c"}),
+        ({"for": "body.commits", "at": "c"}, {"for": "body.commits", "at": "c"}),
+        ("${{ {'for': 'body.commits', 'as': 'c'} }}", {"for": "body.commits", "as": "c"}),
     ],
 )
 def test_what_a_loop_makes(body: object, expected: object) -> None:
@@ -100,6 +101,11 @@ def test_a_name_under_let_may_be_looped_over_and_is_hidden_by_an_item_of_its_nam
         ({"for": ["a"], "as": "c", "do": "x"}, ("for",), "expected a CEL expression of a list"),
         (loop("body.commits", "x", "body"), ("as",), "expected a name of letters"),
         ({"for": "body.commits", "as": 1, "do": "x"}, ("as",), "expected a name of letters"),
+        ({"for": "body.commits", "as": "c"}, (), "expected for, as and do in a loop, got no `do`"),
+        ({"for": "body.commits", "as": "c", "d0": "x"}, (), "expected for, as, do and join in a loop, got d0, too"),
+        ({"for": "body.commits", "do": "x"}, (), "expected for, as and do in a loop, got no `as`"),
+        ({"as": "c", "do": "x"}, (), "expected for, as and do in a loop, got no `for`"),
+        (loop("size(body.commits)", "x"), ("for",), "expected a list, got an integer"),
         (loop("body.commits", "x", join=1), ("join",), "expected a string to join strings with"),
         (
             loop("body.a", loop("c", loop("d", loop("e", "${{ f }}", "f"), "e"), "d")),
@@ -111,7 +117,7 @@ def test_a_name_under_let_may_be_looped_over_and_is_hidden_by_an_item_of_its_nam
 def test_mistakes(body: object, path: tuple[str | int, ...], message: str) -> None:
     with pytest.raises(TemplateError, match=message) as raised:
         Template(body)
-    assert raised.value.path == path
+    assert raised.value.mistakes[0].path == path
 
 
 @pytest.mark.parametrize(
@@ -154,3 +160,31 @@ def test_each_expression_is_evaluated_once_for_all_items() -> None:
     view = EventView.of(an_event(body={"items": [{"n": number} for number in range(400)]}))
     assert template.render(view) == [{"n": 2 * number} for number in range(400)]
     assert len(list(template.expressions)) == 2
+
+
+def test_all_mistakes_of_a_body_are_told_each_with_its_place() -> None:
+    body = {
+        "a": "${{ nope1 }} and ${{ body.x }} ${{ nope2 + nope3 }}",
+        "b": ["${{ x. }}", {"c": "${{ date(body.x, '%Q') }}"}],
+        "l": loop("nope4", {"d": "${{ c.id }} ${{ nope5 }}", "e": loop("c.x", "${{ nope6 }} ${{ i }}", "i")}),
+        "n": {"for": "body.commits", "do": "${{ c.id }} ${{ x. }}"},
+        "e": "${{ body.x",
+    }
+    with pytest.raises(TemplateError) as raised:
+        Template(body)
+    found = [
+        (mistake.path, mistake.number, re.findall(r"nope\d|%Q|syntax|`as`|\}\}", mistake.message))
+        for mistake in raised.value.mistakes
+    ]
+    assert found == [
+        (("a",), 0, ["nope1"]),
+        (("a",), 2, ["nope2", "nope3"]),
+        (("b", 0), 0, ["syntax"]),
+        (("b", 1, "c"), 0, ["%Q"]),
+        (("l", "for"), None, ["nope4"]),
+        (("l", "do", "d"), 1, ["nope5"]),
+        (("l", "do", "e", "do"), 0, ["nope6"]),
+        (("n",), None, ["`as`"]),
+        (("n", "do"), 1, ["syntax"]),
+        (("e",), 0, ["}}"]),
+    ]
