@@ -15,6 +15,8 @@ from typing import NamedTuple
 from gateway.rules.event_view import EventView
 from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Token, add_part, own_name, tokens
 
+EDIT_STEPS = 20
+"""Steps of 0.1 µs of one of the edits, whenever it is evaluated."""
 _MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
 _OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
 _STRINGS = frozenset(("raw", "text", "line"))
@@ -51,6 +53,8 @@ class Semantics(NamedTuple):
     """Those over which a macro goes."""
     measured: tuple[FieldPath, ...]
     """Those whose `size` it asks for."""
+    looped: int
+    """How many of the edits are evaluated for each item of a macro."""
 
     def needs_care(self, view: EventView) -> bool:
         """Return whether it iterates over a mapping, or asks for the size of a string that isn't ASCII."""
@@ -88,12 +92,13 @@ class _Reader:
         self._careful: list[Edit] = []
         self._iterated: list[FieldPath] = []
         self._measured: list[FieldPath] = []
+        self._looped = 0
         self._macros: list[tuple[int, int, tuple[str, ...]]] = []  # name, closing bracket, variables around it
 
     def semantics(self) -> Semantics:
         if self._analysis.is_path or self._analysis.is_match:
             text = edited(self._text, self._edits)
-            return Semantics(text, text, text, (), (), ())
+            return Semantics(text, text, text, (), (), (), 0)
         self._match_brackets()
         around: list[_Macro | None] = []
         for at, token in enumerate(self._tokens):
@@ -106,7 +111,7 @@ class _Reader:
                     outer = tuple(dict.fromkeys([each.variable for each in around if each is not None]))
                     self._macro(macro, at, outer)
             elif token.text == "size" and self._tokens[at + 1].text == "(":
-                self._size(at)
+                self._size(at, is_in_loop=any(each is not None for each in around))
         careful = [*self._edits, *self._careful]
         quantifiers = [each for each in self._macros if self._tokens[each[0]].text in ("exists", "all")]
         calls = [self._call(number, *each) for number, each in enumerate(quantifiers)]
@@ -117,6 +122,7 @@ class _Reader:
             tuple([self._condition([*careful, *calls], *each) for each in quantifiers]),
             tuple(self._iterated),
             tuple(self._measured),
+            self._looped,
         )
 
     def _match_brackets(self) -> None:
@@ -163,13 +169,14 @@ class _Reader:
         self._macros.append((macro.name, closing, outer))
         if dot - 1 in self._lists:
             return
+        self._looped += bool(outer)
         if dot in self._paths:
             self._iterated.append(self._paths[dot])
             self._wrap(self._careful, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
         else:
             self._wrap(self._edits, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
 
-    def _size(self, at: int) -> None:
+    def _size(self, at: int, *, is_in_loop: bool) -> None:
         """Have the size of a string counted in characters: of `size(x)` and of `x.size()`."""
         token, opening, closing = self._tokens[at], at + 1, self._closing[at + 1]
         is_method = at > 0 and self._tokens[at - 1].text == "."
@@ -181,6 +188,7 @@ class _Reader:
         if is_whole and end - 1 in self._lists:
             return
         edits = self._edits
+        self._looped += is_in_loop
         if is_whole and end in self._paths:
             self._measured.append(self._paths[end])
             edits = self._careful

@@ -27,7 +27,7 @@ import cel
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.cel_errors import reason_of, shortened
-from gateway.rules.cel_semantics import Semantics, edited, semantics
+from gateway.rules.cel_semantics import EDIT_STEPS, Semantics, edited, semantics
 from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, READING, ROOTS, EventView, measured
 from gateway.rules.function_calls import ITEM_STEPS, NO_MATCHES, Calls, is_found_in
 from gateway.rules.functions import NamedSecret
@@ -283,19 +283,19 @@ class Expression:
         `map` and `filter` copy their result for each element, and naming a list, a mapping or a long string copies it.
         So with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
         macro, three times that if lists or mappings are created, which cost more to copy; without any copies, about ten
-        for each value.
+        for each value. What `cel_semantics.py` has evaluated for each item is added.
         """
-        copies = int(self._analysis.copies > 0)
-        exponent = copies
-        total, longest = 0, 1
+        copies, edits = int(self._analysis.copies > 0), EDIT_STEPS * self._semantics.looped
+        loops, total, longest = 0, 0, 1
         for path in self._analysis.paths:
             value = view.get(path.root, path.steps)
             if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_STRING):
-                exponent = max(exponent, path.loops + copies)
+                loops = max(loops, path.loops)
                 size = view.size(value)
                 total += size.total
                 longest = max(longest, size.longest)
-        if total and not view.spend(total * max(max(self._analysis.copies, 1) * longest**exponent, READING)):
+        each = max(max(self._analysis.copies, 1) * longest ** (loops + copies), READING) + edits * longest**loops
+        if not view.spend(total * each):
             raise self._too_expensive(f"it names {total} values, {longest} side by side")
 
     def _too_expensive(self, why: str) -> ExpressionError:

@@ -12,6 +12,8 @@ from gateway.rules.scanner import Analysis
 
 HMAC_STEPS = 40
 """Steps of 0.1 µs for the shortest text."""
+CALL_STEPS = 20
+"""Steps of 0.1 µs for a call."""
 ITEM_STEPS = 60
 """Steps of 0.1 µs to evaluate a condition for one item by itself."""
 NO_MATCHES = "matches isn't defined for such a value"
@@ -98,14 +100,14 @@ class Calls:
 
     def characters(self, text: object) -> object:
         """Return the length of a string, which CEL's library counts in bytes."""
-        return self._spent_on(len(text), len(text) // 64) if type(text) is str else ABSENT
+        return self._spent_on(len(text), CALL_STEPS + len(text) // 64) if type(text) is str else ABSENT
 
     def ordered(self, mapping: object) -> object:
         """Return the keys of a mapping in order, as the strings that JSON has for them."""
         if not isinstance(mapping, dict):
             return ABSENT
         keys = _in_order(mapping)
-        return self._spent_on(keys, CONVERTING * measured(mapping).total + self._cost_of_loops(keys))
+        return self._spent_on(keys, CALL_STEPS + CONVERTING * measured(mapping).total + self._cost_of_loops(keys))
 
     def _spent_on(self, result: object, steps: int) -> object:
         if self.view is None or self.is_spent:

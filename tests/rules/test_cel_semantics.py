@@ -203,21 +203,29 @@ def test_an_error_of_an_item_is_told_in_the_expressions_words() -> None:
         "body.l.exists(x, x.a == 1 || size(body.big) == 1)",
         "body.l.exists(x, body.m.exists(k, x.a == k))",
         "body.l.exists(x, x.a == size(body.m))",
+        "body.one.exists(x, x.l.exists(y, y.a == x.n))",
         "body.deep.exists(x, x.exists(y, y.exists(z, z.a == 1)))",
         "default(body.l, []).map(x, size(x) > 0).exists(x, body.m.all(k, x.a == k))",
         "body.l.exists(x, (x.a + body.big).matches('(a|b)*c'))",
         "body.m.map(k, body.m.map(l, l)).size() > 0",
         "body.wide.all(x, size(x) > 0 && x.size() > 0 && size(x + 'é') > 0)",
+        "body.empty.all(x, x.all(y, true))",
+        "body.empty.all(x, x.all(y, true) && size(x) >= 0 && x.all(z, true))",
+        "body.mappings.all(x, x.all(y, true))",
     ],
 )
-@pytest.mark.parametrize("count", [40, 3_000, 12_000])
+@pytest.mark.parametrize("count", [3_000, 12_000])
 def test_what_an_item_is_decided_by_takes_no_time_that_anybody_notices(text: str, count: int) -> None:
     """The figure of the threat model: a quarter of a second of an event's expressions together."""
     expression = Expression(text)
-    body: dict[str, object] = {"l": [{"b": "x"}] * count, "big": "é" * 10 * count}
-    body["m"] = {str(number): 0 for number in range(count)}
-    body |= {"deep": [[[{}] * 20] * 20] * (count // 40), "wide": ["é" * 300] * count}
-    content = orjson.dumps(body)
+    lists = {
+        "l": [{"b": "x"}] * count,
+        "one": [{"l": [{}] * count, "n": 1}],
+        "deep": [[[{}] * 20] * 20] * (count // 40),
+    }
+    lists |= {"wide": ["é" * 300] * count, "empty": [[]] * 4 * count, "mappings": [{}] * 3 * count}
+    body = {**lists, "big": "é" * 10 * count, "m": {str(number): 0 for number in range(count)}}
+    content = orjson.dumps({name: value for name, value in body.items() if f"body.{name}" in text})
 
     def seconds() -> float:
         view = EventView(source="s", headers=(), query="", body=content)
@@ -229,7 +237,7 @@ def test_what_an_item_is_decided_by_takes_no_time_that_anybody_notices(text: str
             assert re.search("isn't there|too much to compute", str(error))  # noqa: PT017 - either may be so
         return time.process_time() - began
 
-    assert as_usual(seconds) < 0.25
+    assert as_usual(seconds, tries=3) < 0.25
 
 
 def test_as_many_items_with_a_missing_field_as_providers_send_are_decided() -> None:
