@@ -15,6 +15,7 @@ from typing import NamedTuple
 from gateway.rules.event_view import EventView
 from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Token, add_part, own_name, tokens
 
+ITEMS = "x__"
 EDIT_STEPS = 20
 """Steps of 0.1 µs of one of the edits, whenever it is evaluated."""
 _MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
@@ -27,10 +28,9 @@ _SIZE = f"].map(x__, type(x__) == type('') ? {_CHARACTERS}(x__) : size(x__))[0]"
 
 
 class Condition(NamedTuple):
-    """The condition of `exists` or `all`, as an expression of its own."""
+    """The condition of `exists` or `all`, as an expression of its own, over a part of the items: `ITEMS`."""
 
     text: str
-    variable: str
     outer: tuple[str, ...]
     """The variables of the macros around it that it names."""
     parts: dict[str, Parts]
@@ -47,7 +47,7 @@ class Semantics(NamedTuple):
     text: str
     careful: str
     decided: str
-    """With functions in the place of `exists` and `all`, whose `conditions` they evaluate for each item by itself."""
+    """With functions in the place of `exists` and `all`, which evaluate their `conditions` for parts of the items."""
     conditions: tuple[Condition, ...]
     iterated: tuple[FieldPath, ...]
     """Those over which a macro goes."""
@@ -227,9 +227,10 @@ class _Reader:
         parts: dict[str, Parts] = {}
         for path in paths:
             add_part(parts, path)
+        macro, variable = self._tokens[name].text, self._tokens[name + 2].text
+        condition = edited(self._text, edits, self._tokens[name + 3].start + 1, self._tokens[closing].start)
         return Condition(
-            edited(self._text, edits, self._tokens[name + 3].start + 1, self._tokens[closing].start),
-            self._tokens[name + 2].text,
+            f"{ITEMS}.{macro}({variable}, {condition})",
             self._named(name, closing, outer),
             parts,
             tuple(paths),

@@ -27,7 +27,7 @@ import cel
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.cel_errors import reason_of, shortened
-from gateway.rules.cel_semantics import EDIT_STEPS, Semantics, edited, semantics
+from gateway.rules.cel_semantics import EDIT_STEPS, ITEMS, Semantics, edited, semantics
 from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, READING, ROOTS, EventView, measured
 from gateway.rules.function_calls import ITEM_STEPS, NO_MATCHES, Calls, is_found_in
 from gateway.rules.functions import NamedSecret
@@ -219,8 +219,8 @@ class Expression:
             return error
         return ExpressionError(f"{shortened(self._shown)}: {calls.refusal}")
 
-    def _bound(self, calls: Calls, number: int, outer: tuple[object, ...]) -> Callable[[object], bool] | None:
-        """Return a condition of `exists` or `all` as a function of an item, with the variables of the macros around.
+    def _bound(self, calls: Calls, number: int, outer: tuple[object, ...]) -> Callable[[list[object]], bool] | None:
+        """Return a condition of `exists` or `all` as a function of some items, with the variables of macros around it.
 
         None if the event's budget doesn't suffice.
         """
@@ -236,12 +236,12 @@ class Expression:
         program = self._variant(condition.text).program
         steps = ITEM_STEPS + READING * (size + sum([measured(value).total for value in outer]))
 
-        def holds(item: object) -> bool:
-            if not view.spend(steps):
+        def decision(items: list[object]) -> bool:
+            if not view.spend(steps + READING * len(items)):
                 calls.is_spent = True
                 raise self._too_expensive("")
             calls.refusal = calls.failure = None
-            context.add_variable(condition.variable, item)
+            context.add_variable(ITEMS, items)
             try:
                 value = self._result(program, context, view)
             except ExpressionError as error:
@@ -250,7 +250,7 @@ class Expression:
                 return value
             raise ExpressionError(f"{shortened(self._shown)}: an operand has the wrong type")
 
-        return holds
+        return decision
 
     def _is_matched(self, view: EventView) -> bool:
         """Match a plain path against a pattern, which most expressions do: takes a sixth of the time with CEL."""

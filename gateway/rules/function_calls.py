@@ -16,6 +16,8 @@ CALL_STEPS = 20
 """Steps of 0.1 µs for a call."""
 ITEM_STEPS = 60
 """Steps of 0.1 µs to evaluate a condition for one item by itself."""
+ITEMS_AT_ONCE = 32
+"""Few have an item for which the condition fails."""
 NO_MATCHES = "matches isn't defined for such a value"
 
 
@@ -32,11 +34,12 @@ class Calls:
         analysis: Analysis,
         view: EventView,
         names: Collection[str],
-        bind: Callable[["Calls", int, tuple[object, ...]], Callable[[object], bool] | None],
+        bind: Callable[["Calls", int, tuple[object, ...]], Callable[[list[object]], bool] | None],
     ) -> None:
         """`names` are those that the expression calls; `bind` returns a condition of `exists` and `all` by its number.
 
-        A condition takes an item, and raises ExpressionError where it fails. None if that takes too long.
+        A condition takes items and returns what `exists` or `all` is of them. It raises ExpressionError where it fails
+        for one of them. None if that takes too long.
         """
         self._analysis = analysis
         self._names = names
@@ -135,21 +138,26 @@ class Calls:
             self.refusal, self.failure = "an operand has the wrong type", None
             return ABSENT
         passed = sum([measured(each).total for each in (items, *outer)])
-        if self._spent_on(items, (CONVERTING + PASSING) * passed) is ABSENT:
+        if self._spent_on(items, (CONVERTING + 2 * PASSING) * passed) is ABSENT:
             return ABSENT
         condition = self._bind(self, number, outer)
         if condition is None:
             self.is_spent = True
             return ABSENT
         failures: list[ExpressionError] = []
-        for item in items:
+        parts = [items[first : first + ITEMS_AT_ONCE] for first in range(0, len(items), ITEMS_AT_ONCE)]
+        while parts:
+            part = parts.pop()
             try:
-                if condition(item) is decisive:
+                if condition(part) is decisive:
                     return decisive
             except ExpressionError as error:
-                error.__cause__ = error.__context__ = None  # which, as the traceback, hold what was evaluated
-                failures.append(error.with_traceback(None))
                 self.refusal = None
+                if len(part) > 1:
+                    parts += [[item] for item in part]
+                else:
+                    error.__cause__ = error.__context__ = None  # which, as the traceback, hold what was evaluated
+                    failures.append(error.with_traceback(None))
             if self.is_spent:
                 return ABSENT
         self.failure = min(failures, key=lambda error: isinstance(error, MissingFieldError), default=None)
