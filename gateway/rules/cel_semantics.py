@@ -54,7 +54,7 @@ class Semantics(NamedTuple):
     measured: tuple[FieldPath, ...]
     """Those whose `size` it asks for."""
     looped: int
-    """How many of the edits are evaluated for each item of a macro."""
+    """How many edits of `text` are evaluated for each item of a macro."""
 
     def needs_care(self, view: EventView) -> bool:
         """Return whether it iterates over a mapping, or asks for the size of a string that isn't ASCII."""
@@ -169,11 +169,11 @@ class _Reader:
         self._macros.append((macro.name, closing, outer))
         if dot - 1 in self._lists:
             return
-        self._looped += bool(outer)
         if dot in self._paths:
             self._iterated.append(self._paths[dot])
             self._wrap(self._careful, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
         else:
+            self._looped += bool(outer)
             self._wrap(self._edits, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
 
     def _size(self, at: int, *, is_in_loop: bool) -> None:
@@ -188,10 +188,11 @@ class _Reader:
         if is_whole and end - 1 in self._lists:
             return
         edits = self._edits
-        self._looped += is_in_loop
         if is_whole and end in self._paths:
             self._measured.append(self._paths[end])
             edits = self._careful
+        else:
+            self._looped += is_in_loop
         if is_method:
             after = self._tokens[closing].start + 1
             self._wrap(edits, begin, self._tokens[at - 1].start, after, _SIZE)
