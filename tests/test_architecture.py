@@ -139,6 +139,7 @@ PURE = {
     "gateway/quarantine/records.py",
     "gateway/rules/batches.py",
     "gateway/rules/destination_choice.py",
+    "gateway/rules/cel_semantics.py",
     "gateway/rules/expressions.py",
     "gateway/rules/scanner.py",
     "gateway/rules/route_table.py",

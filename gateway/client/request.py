@@ -27,8 +27,9 @@ from gateway.model import (
     TraceContext,
     immutable,
 )
+from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.event_view import ABSENT, EventView
-from gateway.rules.expressions import AbsentFieldError, dumps
+from gateway.rules.json_values import dumps
 from gateway.rules.request_templates import MAX_TARGET, MessageTemplate, Method, RequestTemplate
 from gateway.rules.rules import (
     OPT_IN_HEADERS,

@@ -23,11 +23,12 @@ from gateway.model import (
     shown,
 )
 from gateway.ops.output import count
+from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.addresses import url_parts
 from gateway.rules.destination_choice import UndeclaredDestinationError
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import AbsentFieldError, Expression
+from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
 from gateway.rules.value_kinds import shown_duration

@@ -11,7 +11,7 @@ from typing import Any
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.conditions import Glob
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import as_text
+from gateway.rules.json_values import as_text
 from gateway.rules.templates import Template
 
 

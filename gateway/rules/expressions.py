@@ -9,35 +9,34 @@ The only user of the CEL library. An expression sees these variables, whose valu
     id, type, key   what identifies, classifies and orders the event; empty or null before they are known
 
 A *missing field* is one that the event doesn't have, including a step into null or another scalar. Null is a value.
-The library's `size` of a string counts UTF-8 bytes instead of code points as specified. Its `matches` compiles the
-pattern at each call, so ours replaces it (`patterns.py`): the pattern is a string literal, compiled once. The functions
-of `functions.py` are called likewise.
+What the library gets wrong is put right by `cel_semantics.py`. Its `matches` compiles the pattern at each call, so ours
+replaces it (`patterns.py`): the pattern is a string literal, compiled once. The functions of `functions.py` are called
+likewise.
 """
 
-import base64
-import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import cel
-import orjson
 
 from gateway.model import ExpressionError, MissingFieldError
+from gateway.rules.absent_fields import AbsentFieldError
+from gateway.rules.cel_errors import reason_of, shortened
+from gateway.rules.cel_semantics import EDIT_STEPS, ITEMS, Semantics, edited, semantics
 from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, READING, ROOTS, EventView, measured
-from gateway.rules.function_calls import NO_MATCHES, Calls, is_found_in
+from gateway.rules.function_calls import ITEM_STEPS, NO_MATCHES, Calls, is_found_in
 from gateway.rules.functions import NamedSecret
+from gateway.rules.json_values import as_json, as_text, json_type
 from gateway.rules.patterns import Pattern
-from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Scan, gap_in, syntax_hint, without_comments
+from gateway.rules.scanner import Analysis, FieldPath, Parts, Scan, gap_in, own_name, syntax_hint, without_comments
 from gateway.text import did_you_mean, hidden
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
-MAX_FIELDS_SHOWN = 20  # Maximum names of an event's fields in a message.
 FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
 LONG_STRING = 1024  # Characters from which copying a string costs as much as a step.
 _MAY_BE_MISSING = re.compile(r"\b(?:has|default|in|size|exists)\b|\|\||&&|\?")
@@ -62,7 +61,8 @@ class Expression:
     _shown: str = field(init=False, compare=False, repr=False)
     secrets: tuple[NamedSecret, ...] = field(init=False, repr=False)
     """Those by which it makes digests."""
-    _program: cel.Program = field(init=False, compare=False, repr=False)
+    _variants: dict[str, "_Variant"] = field(init=False, compare=False, repr=False)
+    _semantics: Semantics = field(init=False, compare=False, repr=False)
     _analysis: Analysis = field(init=False, compare=False, repr=False)
     _path: FieldPath | None = field(init=False, compare=False, repr=False)
 
@@ -71,11 +71,12 @@ class Expression:
             raise ExpressionError(f"expected at most {MAX_TEXT} characters, got {len(self.text)}")
         program = _compile(self.text)
         analysis = Scan(self.text, _read_literal, secrets=_SECRETS.get()).analysis()
-        if analysis.edits:
-            program = _compile(_edited(self.text, sorted(analysis.edits)))
+        found = semantics(self.text, analysis)
         object.__setattr__(self, "_shown", hidden(self.text, _HIDDEN.get()))
         object.__setattr__(self, "secrets", analysis.secrets)
-        object.__setattr__(self, "_program", program)
+        variant = _Variant.of(program if found.text == self.text else _compile(found.text))
+        object.__setattr__(self, "_variants", {found.text: variant})
+        object.__setattr__(self, "_semantics", found)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
 
@@ -135,7 +136,7 @@ class Expression:
             return False
         if isinstance(value, bool):
             return value
-        raise ExpressionError(f"{_shortened(self._shown)}: expected true or false, got {json_type(value)}")
+        raise ExpressionError(f"{shortened(self._shown)}: expected true or false, got {json_type(value)}")
 
     def as_text(self, view: EventView) -> str | None:
         """Return the value as an id, a type or a key: a string as it is, a number or boolean as JSON.
@@ -155,39 +156,102 @@ class Expression:
         if value is ABSENT:
             return None
         if isinstance(value, dict | list):
-            raise ExpressionError(f"{_shortened(self._shown)}: expected a string or number, got {json_type(value)}")
+            raise ExpressionError(f"{shortened(self._shown)}: expected a string or number, got {json_type(value)}")
         return None if value is None else as_text(value)
 
     def _execute(self, view: EventView) -> object:
         if self._analysis.is_match:
             return self._is_matched(view)
+        found = self._semantics
+        plain = self._variant(found.careful if found.needs_care(view) else found.text)
+        try:
+            return self._run(plain, view)
+        except _TooMuchError:
+            raise
+        except ExpressionError:
+            if not found.conditions:
+                raise
+        # `exists` and `all` may have a value in spite of the error.
+        conditions = [self._variant(condition.text) for condition in found.conditions]
+        decided = self._variant(found.decided)
+        return self._run(decided._replace(calls=decided.calls.union(*[each.calls for each in conditions])), view)
+
+    def _variant(self, text: str) -> "_Variant":
+        """Return a text of `_semantics`, compiled when the first event needs it; few need others than the first."""
+        variant = self._variants.get(text)
+        if variant is None:
+            variant = self._variants[text] = _Variant.of(_compile(text))
+        return variant
+
+    def _run(self, variant: "_Variant", view: EventView) -> object:
         passed = self._context(view)
         if passed.size > FEW_VALUES or self._analysis.has_macros:
             self._charge(view)
-        if not self._analysis.calls:
-            return self._run(passed.context, view)
-        calls = Calls(self._analysis, view)
+        if not variant.calls:
+            return self._result(variant.program, passed.context, view)
+        calls = Calls(self._analysis, view, variant.calls, self._bound)
         for name, function in calls.functions():
             passed.context.add_function(name, function)
         try:
-            return self._run(passed.context, view)
+            return self._result(variant.program, passed.context, view)
         except ExpressionError as error:
-            if calls.refusal is None or isinstance(error, MissingFieldError):
-                raise
-            raise ExpressionError(f"{_shortened(self._shown)}: {calls.refusal}") from error
+            raise self._explained(error, calls) from error
         finally:
-            calls.view = None  # breaks a reference cycle that the garbage collector doesn't see
+            calls.view = calls.failure = None  # breaks a reference cycle that the garbage collector doesn't see
             if calls.is_spent:  # also if CEL continued without a result, which doesn't mean "no match"
                 raise self._too_expensive(_LONG_MATCH if self._analysis.patterns else _LONG_CALLS)
 
-    def _run(self, context: cel.Context, view: EventView) -> object:
+    def _result(self, program: cel.Program, context: cel.Context, view: EventView) -> object:
         try:
-            result = self._program.execute(context)
+            result = program.execute(context)
             if type(result) in (dict, list) and not view.spend(CONVERTING * measured(result).total):
                 raise self._too_expensive("the result has too many values")
             return as_json(result)
         except (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError) as error:
             raise self._translated(error, view) from error
+
+    def _explained(self, error: ExpressionError, calls: Calls) -> ExpressionError:
+        """Return what a function of ours had to say of the error, if it was one of them that failed."""
+        if isinstance(error, MissingFieldError | _TooMuchError):
+            return error
+        if calls.failure is not None and _OF_A_CONDITION.search(str(error.__cause__)):
+            return calls.failure
+        if calls.refusal is None:
+            return error
+        return ExpressionError(f"{shortened(self._shown)}: {calls.refusal}")
+
+    def _bound(self, calls: Calls, number: int, outer: tuple[object, ...]) -> Callable[[list[object]], bool] | None:
+        """Return a condition of `exists` or `all` as a function of some items, with the variables of macros around it.
+
+        None if the event's budget doesn't suffice.
+        """
+        view, condition = calls.view, self._semantics.conditions[number]
+        if view is None:
+            return None
+        values, size = _passed(view, condition.parts)
+        if not view.spend(PASSING * size):
+            return None
+        context = cel.Context({**values, **dict(zip(condition.outer, outer, strict=True))})
+        for name, function in calls.functions():
+            context.add_function(name, function)
+        program = self._variant(condition.text).program
+        steps = ITEM_STEPS + READING * (size + sum([measured(value).total for value in outer]))
+
+        def decision(items: list[object]) -> bool:
+            if not view.spend(steps + READING * len(items)):
+                calls.is_spent = True
+                raise self._too_expensive("")
+            calls.refusal = calls.failure = None
+            context.add_variable(ITEMS, items)
+            try:
+                value = self._result(program, context, view)
+            except ExpressionError as error:
+                raise self._explained(error, calls) from error
+            if isinstance(value, bool):
+                return value
+            raise ExpressionError(f"{shortened(self._shown)}: an operand has the wrong type")
+
+        return decision
 
     def _is_matched(self, view: EventView) -> bool:
         """Match a plain path against a pattern, which most expressions do: takes a sixth of the time with CEL."""
@@ -196,7 +260,7 @@ class Expression:
         if text is ABSENT:
             raise AbsentFieldError(path, view)
         if type(text) is not str:
-            raise ExpressionError(f"{_shortened(self._shown)}: {NO_MATCHES}")
+            raise ExpressionError(f"{shortened(self._shown)}: {NO_MATCHES}")
         is_found = is_found_in(self._analysis.patterns[0], text, view)
         if is_found is None:
             raise self._too_expensive(_LONG_MATCH)
@@ -220,23 +284,23 @@ class Expression:
         `map` and `filter` copy their result for each element, and naming a list, a mapping or a long string copies it.
         So with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
         macro, three times that if lists or mappings are created, which cost more to copy; without any copies, about ten
-        for each value.
+        for each value. What `cel_semantics.py` has evaluated for each item is added.
         """
-        copies = int(self._analysis.copies > 0)
-        exponent = copies
-        total, longest = 0, 1
+        copies, edits = int(self._analysis.copies > 0), EDIT_STEPS * self._semantics.looped
+        loops, total, longest = 0, 0, 1
         for path in self._analysis.paths:
             value = view.get(path.root, path.steps)
             if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_STRING):
-                exponent = max(exponent, path.loops + copies)
+                loops = max(loops, path.loops)
                 size = view.size(value)
                 total += size.total
                 longest = max(longest, size.longest)
-        if total and not view.spend(total * max(max(self._analysis.copies, 1) * longest**exponent, READING)):
+        each = max(max(self._analysis.copies, 1) * longest ** (loops + copies), READING) + edits * longest**loops
+        if not view.spend(total * each):
             raise self._too_expensive(f"it names {total} values, {longest} side by side")
 
     def _too_expensive(self, why: str) -> ExpressionError:
-        return ExpressionError(f"{_shortened(self._shown)}: too much to compute: {why}")
+        return _TooMuchError(f"{shortened(self._shown)}: too much to compute: {why}")
 
     def _translated(self, error: Exception, view: EventView) -> ExpressionError:
         """Distinguish a missing field from other failures; CEL reports a step into null or a scalar as an overload."""
@@ -246,13 +310,13 @@ class Expression:
             missing = self._missing(view, key.rpartition(" ")[2] if isinstance(error, IndexError) else key)
             if missing is None:
                 # A key that isn't in the expression is from the event.
-                name = _shortened(key if key in self._shown else f"a key of {self._shown}")
+                name = shortened(key if key in self._shown else f"a key of {self._shown}")
                 return MissingFieldError(f"{name} isn't there")
         elif isinstance(error, TypeError) or not view.has_body:
             missing = self._missing(view)
         if missing is not None:
             return AbsentFieldError(missing, view)
-        return ExpressionError(f"{_shortened(self._shown)}: {_reason(error)}")
+        return ExpressionError(f"{shortened(self._shown)}: {reason_of(error)}")
 
     def _missing(self, view: EventView, key: str | None = None) -> FieldPath | None:
         """Return the first path that is missing at that key; without a key, the first that steps into a scalar.
@@ -303,7 +367,7 @@ def parse(text: str) -> Expression:
     _compile(text)
     scan = Scan(text, _read_literal, named, _SECRETS.get())
     scan.analysis()
-    return Expression(_edited(text, scan.named_edits))
+    return Expression(edited(text, scan.named_edits))
 
 
 def named_texts() -> Mapping[str, str]:
@@ -316,98 +380,29 @@ def check_syntax(text: str) -> None:
     _compile(text)
 
 
-class AbsentFieldError(MissingFieldError):
-    """A literal path leads to a field that the event doesn't have."""
-
-    def __init__(self, path: FieldPath, view: EventView) -> None:
-        super().__init__(f"{path.text} isn't there")
-        self._path = path
-        self._view = view
-
-    @property
-    def hint(self) -> str:
-        """Suggest an expression that checks for the field, or name the value that has no fields; "" if too long.
-
-        It contains nothing of the event but a value's type.
-        """
-        path, gap = self._path, gap_in(self._path, self._view)
-        parent = path.up_to(gap.depth - 1).text
-        if gap.depth == 0:
-            hint = self._view.why_no_body
-        elif not gap.is_between_fields:
-            hint = f"{parent} is {json_type(gap.parent)}"
-        elif isinstance(gap.parent, list):
-            hint = f"check with size({parent})"
-        elif gap.key.isidentifier():
-            hint = f"check with has({path.up_to(gap.depth).text})"
-        else:
-            hint = f"check with '{gap.key}' in {parent}"
-        return hint if len(hint) <= 80 else ""  # noqa: PLR2004 - a line of a terminal
-
-    @property
-    def available_fields(self) -> str:
-        """Describe what is there instead, with the names of the event's fields, which mustn't be logged."""
-        gap = gap_in(self._path, self._view)
-        if gap.depth == 0:
-            return self._view.why_no_body
-        parent = self._path.up_to(gap.depth - 1).text
-        if isinstance(gap.parent, list):
-            return f"{parent} has {len(gap.parent):,} {'element' if len(gap.parent) == 1 else 'elements'}"
-        if not isinstance(gap.parent, dict):
-            return f"{parent} is {json_type(gap.parent)}"
-        names = [_shortened(name) for name in list(gap.parent)[:MAX_FIELDS_SHOWN]]
-        rest = len(gap.parent) - len(names)
-        return f"{parent} has: {', '.join(names) or 'nothing'}{f' and {rest:,} more' if rest else ''}"
-
-
-def as_json(value: object) -> object:
-    """Convert a CEL result to JSON's types, by CEL's own mapping to JSON."""
-    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    match value:
-        case list():
-            return [as_json(item) for item in value]
-        case dict():
-            # CEL's mappings are unordered, and two attempts should send the same bytes.
-            items = {key if isinstance(key, str) else as_text(key): item for key, item in value.items()}
-            return {key: as_json(items[key]) for key in sorted(items)}
-        case datetime():
-            return value.isoformat().replace("+00:00", "Z")
-        case timedelta():
-            return f"{value.total_seconds():g}s"
-        case bytes():
-            return base64.b64encode(value).decode()
-        case _:
-            raise ValueError(f"expected a JSON value, got {value}")
-
-
-def as_text(value: object) -> str:
-    return value if isinstance(value, str) else dumps(value).decode()
-
-
-def dumps(value: object) -> bytes:
-    try:
-        return orjson.dumps(value)
-    except TypeError as error:
-        raise ExpressionError(f"expected a JSON value: {error}") from error
-
-
-def json_type(value: object) -> str:
-    """Return a value's type for a message, since an event's values mustn't be logged."""
-    names = {str: "a string", bool: "a boolean", list: "a list", dict: "a mapping", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _shortened(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else text[:79] + "…"  # noqa: PLR2004 - a line of a terminal
-
-
 _NAMED: ContextVar[Mapping[str, str]] = ContextVar("named", default=MappingProxyType({}))
 _SECRETS: ContextVar[Mapping[str, NamedSecret] | None] = ContextVar("secrets", default=None)
 _HIDDEN: ContextVar[Collection[str]] = ContextVar("hidden", default=())
+_OF_A_CONDITION = re.compile("Function '(exists|all)__'")
+_LONG_CALLS = "its functions would take too long with such values"
+_LONG_MATCH = "its patterns would take too long with such strings"
 _EVERYTHING: Parts = {}
 _WHOLE = frozenset((*ROOTS, ITEM))
+
+
+class _TooMuchError(ExpressionError):
+    """The event's budget doesn't suffice."""
+
+
+class _Variant(NamedTuple):
+    """A text that CEL evaluates, and the names of our functions that it calls."""
+
+    program: cel.Program
+    calls: frozenset[str]
+
+    @classmethod
+    def of(cls, program: cel.Program) -> "_Variant":
+        return cls(program, frozenset([name for name in program.functions() if name.endswith(own_name(""))]))
 
 
 class _PassedContext(NamedTuple):
@@ -421,16 +416,18 @@ def _build_context(view: EventView, key: frozenset[str], parts: Parts) -> _Passe
     """Pass parts of the view to CEL, and cache the context in the view; None if that would cost too much."""
     contexts = view.contexts
     if key not in contexts:
-        whole: list[object] = []
-        named = {root: _selected(getattr(view, root), wanted, whole) for root, wanted in parts.items()}
-        size = sum([view.size(value).total for value in whole])
-        if view.spend(PASSING * size):
-            context = cel.Context({root: value for root, value in named.items() if value is not ABSENT})
-            contexts[key] = _PassedContext(context, size)
-        else:
-            contexts[key] = None
+        values, size = _passed(view, parts)
+        contexts[key] = _PassedContext(cel.Context(values), size) if view.spend(PASSING * size) else None
     passed: _PassedContext | None = contexts[key]
     return passed
+
+
+def _passed(view: EventView, parts: Parts) -> tuple[dict[str, object], int]:
+    """Return the parts of the view that are there, by their roots, and the number of their values."""
+    whole: list[object] = []
+    named = {root: _selected(getattr(view, root), wanted, whole) for root, wanted in parts.items()}
+    size = sum([view.size(value).total for value in whole])
+    return {root: value for root, value in named.items() if value is not ABSENT}, size
 
 
 def _selected(value: object, parts: Parts, whole: list[object]) -> object:
@@ -441,21 +438,13 @@ def _selected(value: object, parts: Parts, whole: list[object]) -> object:
     return {key: _selected(value[key], below, whole) for key, below in parts.items() if key in value}
 
 
-def _edited(text: str, edits: Sequence[Edit]) -> str:
-    pieces, at = [], 0
-    for edit in edits:
-        pieces += [text[at : edit.start], edit.text]
-        at = edit.end
-    return "".join([*pieces, text[at:]])
-
-
 def _compile(text: str) -> cel.Program:
     try:
         program = cel.compile(text)
     except ValueError as error:
         found = re.search(r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?([^\n]*)", str(error)[len(text) :])
         if found is None:
-            raise ExpressionError(f"syntax error: {_shortened(str(error))}") from error
+            raise ExpressionError(f"syntax error: {shortened(str(error))}") from error
         line, column, reason = found.groups()
         location = f"character {column}" if line == "1" else f"line {line}, character {column}"
         reason = reason.partition(" expecting ")[0] if len(reason) > 80 else reason  # noqa: PLR2004 - one line
@@ -467,32 +456,3 @@ def _compile(text: str) -> cel.Program:
 
 def _read_literal(text: str) -> str:
     return str(_compile(text).execute(cel.Context()))
-
-
-def _reason(error: Exception) -> str:
-    """Reduce the library's message to its first sentence, without anything from the event."""
-    if isinstance(error, RecursionError):
-        return "nested too deeply"
-    message = str(error)
-    # Names were checked when the expression was compiled, so this is about the types of the arguments.
-    if undefined := re.match("Undefined variable or function: '([^']*)'", message):
-        takes = _TAKES.get(undefined[1], "")
-        return f"{undefined[1]} isn't defined for such a value{takes}"
-    if message.startswith("No such overload"):
-        return "an operand has the wrong type"
-    if refused := re.match("(Function '[^']*' error: )(.*)", message, re.DOTALL):
-        why = _REFUSAL.match(refused[2])
-        message = refused[1] + (why[0] if why else "an argument that it doesn't take")
-    message = re.split(r"\. |\.$|(?<=') on (?=[-0-9])|: the operation is| CEL does not", message, maxsplit=1)[0]
-    return _shortened(message[:1].lower() + message[1:])
-
-
-_TAKES = {
-    "duration": ", only for a string such as '90s'",
-}
-"""Hints for functions that are often called with numbers, such as Unix times."""
-_LONG_CALLS = "its functions would take too long with such values"
-_LONG_MATCH = "its patterns would take too long with such strings"
-_REFUSAL = re.compile(
-    "string parse error: [a-z ]+|(unsigned )?integer overflow|premature end of input|input [a-z ]+|trailing input"
-)

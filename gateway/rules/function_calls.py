@@ -1,17 +1,23 @@
 """Calls of our functions by CEL: over one view of an event, whose budget each is charged to."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from types import MethodType
 
-from gateway.model import ExpressionError
-from gateway.rules.event_view import ABSENT, PASSING, READING, EventView
+from gateway.model import ExpressionError, MissingFieldError
+from gateway.rules.event_view import ABSENT, CONVERTING, PASSING, READING, EventView, measured
 from gateway.rules.functions import FUNCTIONS, Function, cost
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis
 
 HMAC_STEPS = 40
 """Steps of 0.1 µs for the shortest text."""
+CALL_STEPS = 20
+"""Steps of 0.1 µs for a call."""
+ITEM_STEPS = 60
+"""Steps of 0.1 µs to evaluate a condition for one item by itself."""
+ITEMS_AT_ONCE = 32
+"""Few have an item for which the condition fails."""
 NO_MATCHES = "matches isn't defined for such a value"
 
 
@@ -21,17 +27,32 @@ class Calls:
     CEL prints an exception that a function raises: a result that it can't convert, such as ABSENT, is an error as well.
     """
 
-    __slots__ = ("_analysis", "is_spent", "refusal", "view")
+    __slots__ = ("_analysis", "_bind", "_names", "failure", "is_spent", "refusal", "view")
 
-    def __init__(self, analysis: Analysis, view: EventView) -> None:
+    def __init__(
+        self,
+        analysis: Analysis,
+        view: EventView,
+        names: Collection[str],
+        bind: Callable[["Calls", int, tuple[object, ...]], Callable[[list[object]], bool] | None],
+    ) -> None:
+        """`names` are those that the expression calls; `bind` returns a condition of `exists` and `all` by its number.
+
+        A condition takes items and returns what `exists` or `all` is of them. It raises ExpressionError where it fails
+        for one of them. None if that takes too long.
+        """
         self._analysis = analysis
+        self._names = names
+        self._bind = bind
         self.view: EventView | None = view
         self.is_spent = False
         self.refusal: str | None = None
+        self.failure: ExpressionError | None = None
+        """Why the last `exists` or `all` had no value."""
 
     def functions(self) -> Iterator[tuple[str, Callable[..., object]]]:
         """Yield them with the names that the expression has for them."""
-        for name in self._analysis.calls:
+        for name in self._names:
             function = name.removesuffix("__")
             of_view = _OF_VIEW.get(function)
             yield name, partial(self._call, function) if of_view is None else MethodType(of_view, self)
@@ -80,6 +101,68 @@ class Calls:
         self.is_spent = True
         return ABSENT
 
+    def characters(self, text: object) -> object:
+        """Return the length of a string, which CEL's library counts in bytes."""
+        return self._spent_on(len(text), CALL_STEPS + len(text) // 64) if type(text) is str else ABSENT
+
+    def ordered(self, mapping: object) -> object:
+        """Return the keys of a mapping in order, as the strings that JSON has for them."""
+        if not isinstance(mapping, dict):
+            return ABSENT
+        keys = _in_order(mapping)
+        return self._spent_on(keys, CALL_STEPS + CONVERTING * measured(mapping).total + self._cost_of_loops(keys))
+
+    def _spent_on(self, result: object, steps: int) -> object:
+        if self.view is None or self.is_spent:
+            return ABSENT
+        if self.view.spend(steps):
+            return result
+        self.is_spent = True
+        return ABSENT
+
+    def exists(self, items: object, number: int, *outer: object) -> object:
+        return self._decided(items, number, outer, decisive=True)
+
+    def all(self, items: object, number: int, *outer: object) -> object:
+        return self._decided(items, number, outer, decisive=False)
+
+    def _decided(self, items: object, number: int, outer: tuple[object, ...], *, decisive: bool) -> object:
+        """Return `decisive` if the condition is that for some item, in spite of those for which it fails.
+
+        If it fails for some and is decisive for none, there is no value, and `failure` is why: an error rather than a
+        missing field, whatever the order of the items.
+        """
+        if isinstance(items, dict):
+            items = _in_order(items)
+        if not isinstance(items, list):
+            self.refusal, self.failure = "an operand has the wrong type", None
+            return ABSENT
+        passed = sum([measured(each).total for each in (items, *outer)])
+        if self._spent_on(items, (CONVERTING + 2 * PASSING) * passed) is ABSENT:
+            return ABSENT
+        condition = self._bind(self, number, outer)
+        if condition is None:
+            self.is_spent = True
+            return ABSENT
+        failures: list[ExpressionError] = []
+        parts = [items[first : first + ITEMS_AT_ONCE] for first in range(0, len(items), ITEMS_AT_ONCE)]
+        while parts:
+            part = parts.pop()
+            try:
+                if condition(part) is decisive:
+                    return decisive
+            except ExpressionError as error:
+                self.refusal = None
+                if len(part) > 1:
+                    parts += [[item] for item in part]
+                else:
+                    error.__cause__ = error.__context__ = None  # which, as the traceback, hold what was evaluated
+                    failures.append(error.with_traceback(None))
+            if self.is_spent:
+                return ABSENT
+        self.failure = min(failures, key=lambda error: isinstance(error, MissingFieldError), default=None)
+        return ABSENT if failures else not decisive
+
     def _call(self, function: str, *arguments: object) -> object:
         if self.view is None or self.is_spent:
             return ABSENT
@@ -110,8 +193,22 @@ class Calls:
         return length * max(max(self._analysis.copies, 1) * in_loops, READING)
 
 
-_OF_VIEW = {"matches": Calls.matches, "extract": Calls.extract, "default": Calls.default, "hmac": Calls.hmac}
-"""The functions that need more than their arguments."""
+_OF_VIEW: Mapping[str, Callable[..., object]] = {
+    "matches": Calls.matches,
+    "extract": Calls.extract,
+    "default": Calls.default,
+    "hmac": Calls.hmac,
+    "exists": Calls.exists,
+    "all": Calls.all,
+    "ordered": Calls.ordered,
+    "characters": Calls.characters,
+}
+"""The functions that need more than their arguments, and those that stand for CEL's own."""
+
+
+def _in_order(mapping: Mapping[object, object]) -> list[object]:
+    """Return the keys of a mapping; those that aren't strings, which only CEL has, come first."""
+    return sorted(mapping, key=lambda key: (isinstance(key, str), isinstance(key, str) or key, str(key)))
 
 
 def is_found_in(pattern: Pattern, text: str, view: EventView) -> bool | None:

@@ -7,11 +7,12 @@ with the size of its arguments, by which it is charged (`cost`). docs/rules.md d
 import base64
 import hashlib
 import hmac
+import math
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -20,6 +21,7 @@ import orjson
 from typing_extensions import override
 
 from gateway.model import ExpressionError
+from gateway.rules.json_values import as_json, dumps
 
 MAX_RESULT = 1 << 20  # characters of a string
 MAX_ITEMS = 10_000  # of a list
@@ -35,6 +37,25 @@ _MINOR_UNITS = {
     **dict.fromkeys(("CLF", "UYW"), 4),
 }
 _LAST_SECOND = 253_402_300_799  # of the year 9999
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OFFSET = re.compile(r"([+-]?)(\d\d):(\d\d)")
+_DURATION = re.compile(r"-?(?:\d{1,15}(?:\.\d{0,15})?(?:h|ms|m|s|us|µs|ns))+")
+_DURATION_PART = re.compile(r"([\d.]+)(h|ms|m|s|us|µs|ns)")
+_SECONDS = {
+    "h": Decimal(3600),
+    "m": Decimal(60),
+    "s": Decimal(1),
+    "ms": Decimal("1e-3"),
+    "us": Decimal("1e-6"),
+    "µs": Decimal("1e-6"),
+    "ns": Decimal("1e-9"),
+}
+_MAX_DURATION = 315_576_000_000  # seconds, as of protocol buffers
+_INTEGER = re.compile(r"[+-]?[0-9]{1,30}")
+_BOOLEANS = {
+    **dict.fromkeys(("true", "True", "TRUE", "t", "1"), True),
+    **dict.fromkeys(("false", "False", "FALSE", "f", "0"), False),
+}
 
 
 class Function(NamedTuple):
@@ -153,10 +174,11 @@ def _url(value: object) -> str:
 
 
 def _json(value: object) -> str:
+    """Return JSON with the keys of each mapping in order: CEL passes them in another one each time."""
     try:
-        return _checked(orjson.dumps(value, option=orjson.OPT_UTC_Z).decode())
-    except TypeError:
-        raise ExpressionError("expected a value that JSON has") from None
+        return _checked(orjson.dumps(value, option=orjson.OPT_UTC_Z | orjson.OPT_SORT_KEYS).decode())
+    except TypeError:  # of what only CEL has
+        return _checked(dumps(as_json(value)).decode())
 
 
 def _base64(value: object) -> str:
@@ -209,12 +231,21 @@ def _date(value: object, pattern: object = "%Y-%m-%d %H:%M", zone: object = "UTC
     text, name = _text(pattern), _text(zone)
     if len(text) > 100 or not re.fullmatch(f"(?:{_DIRECTIVES.pattern})*", text, re.DOTALL):  # noqa: PLR2004 - a line
         raise ExpressionError("expected a format of at most 100 characters, with %Y %m %d %H %M %S and the like")
-    at = _timestamp(value)
+    local = _timestamp(value).astimezone(_zone_of(name))
+    return _DIRECTIVES.sub(lambda found: local.strftime(found[0]) if len(found[0]) > 1 else found[0], text)
+
+
+def _zone_of(name: str) -> tzinfo:
+    """Return the time zone of a name of the IANA's, or of an offset such as `+02:00`, which CEL has as well."""
+    if offset := _OFFSET.fullmatch(name):
+        sign, hours, minutes = offset.groups()
+        ahead = timedelta(hours=int(hours), minutes=int(minutes))
+        if ahead < timedelta(days=1):
+            return timezone(-ahead if sign == "-" else ahead)
     try:
-        local = at.astimezone(_zone(name))
+        return _zone(name)
     except (KeyError, OSError, ValueError):
         raise ExpressionError("expected a time zone such as Europe/Berlin") from None
-    return _DIRECTIVES.sub(lambda found: local.strftime(found[0]) if len(found[0]) > 1 else found[0], text)
 
 
 @lru_cache(maxsize=1024)
@@ -243,10 +274,109 @@ def _timestamp(value: object) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def _duration(value: object) -> timedelta:
+    """Return a duration: of a string such as `1h30m` or `-1.5s`, of which what is below a microsecond is left out."""
+    if isinstance(value, timedelta):
+        return value
+    if not isinstance(value, str) or len(value) > 100 or not _DURATION.fullmatch(value):  # noqa: PLR2004 - a line
+        raise ExpressionError("expected a string such as '90s' or '1h30m'")
+    parts = _DURATION_PART.findall(value)
+    seconds = sum([Decimal(number) * _SECONDS[unit] for number, unit in parts], Decimal())
+    if seconds > _MAX_DURATION:
+        raise ExpressionError("expected at most 10,000 years")
+    return timedelta(microseconds=int(seconds.scaleb(6))) * (-1 if value.startswith("-") else 1)
+
+
+def _string(value: object) -> str:
+    match value:
+        case str():
+            return value
+        case int():  # or a boolean
+            return str(value).lower()
+        case float() if math.isfinite(value):
+            return f"{Decimal(repr(value)):f}".removesuffix(".0")
+        case float():
+            return "NaN" if math.isnan(value) else f"{value:f}"
+        case bytes():
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                raise ExpressionError("expected UTF-8, got other bytes") from None
+        case datetime() | timedelta():
+            return _shown(value)
+        case _:
+            raise ExpressionError("expected a string, number, boolean, time, duration or bytes")
+
+
+def _int(value: object) -> int:
+    """Return an integer of 64 bits; a time is its Unix seconds."""
+    match value:
+        case bool():
+            number = None
+        case int():
+            number = value
+        case float() if math.isfinite(value):
+            number = int(value)
+        case str() if _INTEGER.fullmatch(value):
+            number = int(value)
+        case datetime():
+            number = (value - _EPOCH) // timedelta(seconds=1)
+        case _:
+            number = None
+    if number is None:
+        raise ExpressionError("expected an integer as a string, a number or a time")
+    if not -(2**63) <= number < 2**63:
+        raise ExpressionError("expected an integer of 64 bits, got a larger one")
+    return number
+
+
+def _bool(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    found = _BOOLEANS.get(_text(value))
+    if found is None:
+        raise ExpressionError("expected 'true' or 'false'")
+    return found
+
+
+_OF_A_TIME: Mapping[str, Callable[[datetime], int]] = {
+    "getDate": lambda at: at.day,
+    "getDayOfMonth": lambda at: at.day - 1,
+    "getDayOfWeek": lambda at: at.isoweekday() % 7,
+    "getDayOfYear": lambda at: at.timetuple().tm_yday - 1,
+    "getFullYear": lambda at: at.year,
+    "getHours": lambda at: at.hour,
+    "getMilliseconds": lambda at: at.microsecond // 1000,
+    "getMinutes": lambda at: at.minute,
+    "getMonth": lambda at: at.month - 1,
+    "getSeconds": lambda at: at.second,
+}
+_OF_A_DURATION: Mapping[str, Callable[[timedelta], int]] = {
+    "getHours": lambda length: length // timedelta(hours=1),
+    "getMilliseconds": lambda length: length.microseconds // 1000,
+    "getMinutes": lambda length: length // timedelta(minutes=1),
+    "getSeconds": lambda length: length // timedelta(seconds=1),
+}
+"""The parts of a time and of a duration, by CEL's names for them; all but `getDate` and the year count from 0."""
+
+
+def _part(name: str, value: object, zone: object = None) -> int:
+    """Return a part of a time in a zone, by default UTC, or of a duration: its whole hours, minutes and so on."""
+    if isinstance(value, datetime):
+        return _OF_A_TIME[name](value.astimezone(UTC if zone is None else _zone_of(_text(zone))))
+    if not isinstance(value, timedelta) or name not in _OF_A_DURATION or zone is not None:
+        raise ExpressionError("expected a time, such as timestamp(body.at)")
+    return _OF_A_DURATION[name](abs(value)) * (-1 if value < timedelta() else 1)
+
+
 FUNCTIONS: Mapping[str, Function] = {
+    **{name: Function(partial(_part, name), 1, 2, is_method=True) for name in _OF_A_TIME},
     "base64": Function(_base64, 1, 1, is_method=False),
+    "bool": Function(_bool, 1, 1, is_method=False),
     "date": Function(_date, 1, 3, is_method=False, steps=300),
+    "duration": Function(_duration, 1, 1, is_method=False),
     "format": Function(_format, 2, 2, is_method=True),
+    "int": Function(_int, 1, 1, is_method=False),
     "join": Function(_join, 1, 2, is_method=True),
     "json": Function(_json, 1, 1, is_method=False),
     "lower": Function(_lower, 1, 1, is_method=True),
@@ -254,6 +384,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "replace": Function(_replace, 3, 3, is_method=True),
     "sha256": Function(_sha256, 1, 1, is_method=False),
     "split": Function(_split, 2, 2, is_method=True),
+    "string": Function(_string, 1, 1, is_method=False),
     "substring": Function(_substring, 2, 3, is_method=True),
     "timestamp": Function(_timestamp, 1, 1, is_method=False),
     "trim": Function(_trim, 1, 1, is_method=True),
@@ -288,6 +419,8 @@ def _number(value: object) -> float:
 
 def _shown(value: object) -> str:
     """Return a value as a template inserts it into a string."""
+    if isinstance(value, datetime | timedelta | bytes):
+        return str(as_json(value))
     return value if isinstance(value, str) else _json(value)
 
 

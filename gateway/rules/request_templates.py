@@ -13,7 +13,8 @@ from urllib.parse import quote, unquote, urlencode
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import Expression, as_text, json_type
+from gateway.rules.expressions import Expression
+from gateway.rules.json_values import as_text, json_type
 from gateway.rules.templates import Mistake, Template, TemplateError, pieces_of
 
 MAX_TARGET = 8000  # bytes of a path and query: RFC 9110 §4.1 asks everybody to take that many.

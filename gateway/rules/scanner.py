@@ -259,7 +259,7 @@ class Scan:
             raise ExpressionError("; ".join(problems))
         parts: dict[str, Parts] = {}
         for path in self._paths:
-            _add_part(parts, path)
+            add_part(parts, path)
         first = self._paths[0] if self._paths else None
         end = first.end if first is not None and self._tokens[0].text == first.root else -1
         return Analysis(
@@ -480,7 +480,7 @@ def _arguments(function: Function) -> str:
     return f"{count} argument{'' if most == 1 else 's'}"
 
 
-def _add_part(parts: dict[str, Parts], path: FieldPath) -> None:
+def add_part(parts: dict[str, Parts], path: FieldPath) -> None:
     """Add the parts that a path needs; lists are always included as a whole."""
     *names, last = [path.root, *[step.key for step in path.steps if step.key is not None]]
     below = parts

@@ -9,7 +9,8 @@ import orjson
 
 from gateway.model import Event, ExpressionError, ItemMissingError, Part
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import Expression, json_type
+from gateway.rules.expressions import Expression
+from gateway.rules.json_values import json_type
 
 MAX_ITEMS = 1000
 """Maximum items of one event: each is a delivery in memory."""

@@ -17,8 +17,9 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError, MissingFieldError
+from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.event_view import ABSENT, EventView
-from gateway.rules.expressions import AbsentFieldError, Expression
+from gateway.rules.expressions import Expression
 from gateway.rules.templates import Template, TemplateError
 from tests.builders import an_event
 from tests.machine_speed import as_usual
@@ -138,15 +139,15 @@ def test_a_missing_field_is_distinguished_from_other_failures_and_named(text: st
         ("size(body.nothing)", "size(body.nothing): size isn't defined for such a value"),
         ("body.number / 0", "body.number / 0: division by zero in CEL expression"),
         ("0.0 / 0.0", "0.0 / 0.0: expected a JSON value, got nan"),
-        (
-            "int(body.action)",
-            "int(body.action): function 'int' error: string parse error: invalid digit found in string",
-        ),
+        ("int(body.action)", "int(body.action): int: expected an integer as a string, a number or a time"),
+        ("double(body.action)", "function 'double' error: string parse error: invalid float literal"),
         ("body.big + 1u", "body.big + 1u: arithmetic overflow in 'add'"),
-        ("int(1e300)", "int(1e300): function 'int' error: integer overflow"),
+        ("int(1e300)", "int(1e300): int: expected an integer of 64 bits, got a larger one"),
+        ("duration(body.action)", "duration: expected a string such as '90s' or '1h30m'"),
+        ("duration(body.number)", "duration: expected a string such as '90s' or '1h30m'"),
+        ("duration('999999999h')", "duration: expected at most 10,000 years"),
         # The library's own words hold the value.
-        ("duration(body.action)", "duration(body.action): function 'duration' error: an argument that it doesn't take"),
-        ("duration(body.number)", "duration isn't defined for such a value, only for a string such as '90s'"),
+        ("timestamp(body.number) + duration('87000000h')", "duration('87000000h'): arithmetic overflow in 'add'"),
         (
             "timestamp(body.action) > timestamp('2026-01-02T03:04:05Z')",
             "timestamp: expected an RFC 3339 time, such as 2026-01-02T03:04:05Z",
@@ -465,7 +466,7 @@ def test_a_pattern_takes_no_time_that_anybody_notices_whatever_it_is_shown(to: l
             assert expression.is_true(view) is False
         return time.process_time() - began
 
-    assert as_usual(seconds, tries=15) < 0.02
+    assert as_usual(seconds, tries=15) < 0.04
 
 
 @pytest.mark.parametrize("form", ["body.t.matches('{}')", "(body.t).matches('{}')", "body.t.matches('{}') || true"])

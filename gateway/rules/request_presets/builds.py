@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.model import ExpressionError
-from gateway.rules.expressions import dumps
+from gateway.rules.json_values import dumps
 from gateway.rules.request_presets.preset import Field, Kind, RequestPreset, as_message, form, segment
 from gateway.rules.request_templates import Message
 

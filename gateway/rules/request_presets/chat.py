@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.model import ExpressionError
-from gateway.rules.expressions import dumps
+from gateway.rules.json_values import dumps
 from gateway.rules.request_presets.preset import (
     Fact,
     Field,

@@ -11,7 +11,8 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import Expression, as_text, dumps, json_type
+from gateway.rules.expressions import Expression
+from gateway.rules.json_values import as_text, dumps, json_type
 from gateway.rules.request_templates import Message, PathTemplate
 from gateway.rules.templates import MAX_RESULT, Template
 

@@ -1,0 +1,252 @@
+"""Where the CEL library differs from CEL's specification, as edits of an expression's text.
+
+- A mapping is iterated over in another order each time. Here, in that of its keys.
+- `exists` and `all` fail at the first item for which their condition fails. As specified, they are what the other items
+  decide, as with `||` and `&&`; they fail if no other does.
+- `size` counts the bytes of a string. As specified, its characters.
+
+The edits call functions of `function_calls.py`. What costs more than the library's own evaluation is evaluated only for
+the events that need it: see `Semantics`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from gateway.rules.event_view import EventView
+from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Token, add_part, own_name, tokens
+
+ITEMS = "x__"
+EDIT_STEPS = 20
+"""Steps of 0.1 µs of one of the edits, whenever it is evaluated."""
+_MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
+_OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
+_STRINGS = frozenset(("raw", "text", "line"))
+_ORDERED, _CHARACTERS = own_name("ordered"), own_name("characters")
+# Both evaluate what is before them once. The variable is only known in them.
+_IN_ORDER = f"].map(x__, type(x__) == type({{}}) ? {_ORDERED}(x__) : x__)[0]"
+_SIZE = f"].map(x__, type(x__) == type('') ? {_CHARACTERS}(x__) : size(x__))[0]"
+
+
+class Condition(NamedTuple):
+    """The condition of `exists` or `all`, as an expression of its own, over a part of the items: `ITEMS`."""
+
+    text: str
+    outer: tuple[str, ...]
+    """The variables of the macros around it that it names."""
+    parts: dict[str, Parts]
+    paths: tuple[FieldPath, ...]
+
+
+class Semantics(NamedTuple):
+    """An expression's texts for CEL.
+
+    `text` has a value where CEL's specification gives one, except where `decided` has. It is the specified one, except
+    where an event `needs_care`: then `careful` has that.
+    """
+
+    text: str
+    careful: str
+    decided: str
+    """With functions in the place of `exists` and `all`, which evaluate their `conditions` for parts of the items."""
+    conditions: tuple[Condition, ...]
+    iterated: tuple[FieldPath, ...]
+    """Those over which a macro goes."""
+    measured: tuple[FieldPath, ...]
+    """Those whose `size` it asks for."""
+    looped: int
+    """How many edits of `text` are evaluated for each item of a macro."""
+
+    def needs_care(self, view: EventView) -> bool:
+        """Return whether it iterates over a mapping, or asks for the size of a string that isn't ASCII."""
+        for path in self.iterated:
+            if type(view.get(path.root, path.steps)) is dict:
+                return True
+        for path in self.measured:
+            value = view.get(path.root, path.steps)
+            if type(value) is str and not value.isascii():
+                return True
+        return False
+
+
+def semantics(text: str, analysis: Analysis) -> Semantics:
+    return _Reader(text, analysis).semantics()
+
+
+class _Macro(NamedTuple):
+    name: int
+    variable: str
+
+
+class _Reader:
+    """Reads a valid expression for what the library gets wrong; positions are those of tokens."""
+
+    def __init__(self, text: str, analysis: Analysis) -> None:
+        self._text = text
+        self._analysis = analysis
+        self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
+        self._opening: dict[int, int] = {}  # closing bracket → its opening one
+        self._closing: dict[int, int] = {}
+        self._lists: set[int] = set()  # closing brackets of what can only be a list
+        self._paths = {path.end: path for path in analysis.paths}
+        self._edits = list(analysis.edits)
+        self._careful: list[Edit] = []
+        self._iterated: list[FieldPath] = []
+        self._measured: list[FieldPath] = []
+        self._looped = 0
+        self._macros: list[tuple[int, int, tuple[str, ...]]] = []  # name, closing bracket, variables around it
+
+    def semantics(self) -> Semantics:
+        if self._analysis.is_path or self._analysis.is_match:
+            text = edited(self._text, self._edits)
+            return Semantics(text, text, text, (), (), (), 0)
+        self._match_brackets()
+        around: list[_Macro | None] = []
+        for at, token in enumerate(self._tokens):
+            if token.text in _OPENING:
+                is_of_macro = token.text == "(" and self._is_macro(at - 1)
+                around.append(_Macro(at - 1, self._tokens[at + 1].text) if is_of_macro else None)
+            elif token.text in _CLOSING:
+                macro = around.pop()
+                if macro is not None:
+                    outer = tuple(dict.fromkeys([each.variable for each in around if each is not None]))
+                    self._macro(macro, at, outer)
+            elif token.text == "size" and self._tokens[at + 1].text == "(":
+                self._size(at, is_in_loop=any(each is not None for each in around))
+        careful = [*self._edits, *self._careful]
+        quantifiers = [each for each in self._macros if self._tokens[each[0]].text in ("exists", "all")]
+        calls = [self._call(number, *each) for number, each in enumerate(quantifiers)]
+        return Semantics(
+            edited(self._text, self._edits),
+            edited(self._text, careful),
+            edited(self._text, [*careful, *calls]),
+            tuple([self._condition([*careful, *calls], *each) for each in quantifiers]),
+            tuple(self._iterated),
+            tuple(self._measured),
+            self._looped,
+        )
+
+    def _match_brackets(self) -> None:
+        opened: list[int] = []
+        for at, token in enumerate(self._tokens):
+            if token.text in _OPENING:
+                opened.append(at)
+            elif token.text in _CLOSING:
+                opening = opened.pop()
+                self._opening[at], self._closing[opening] = opening, at
+                is_literal = token.text == "]" and not self._is_operand(opening - 1)
+                is_call = token.text == ")" and self._tokens[max(opening - 1, 0)].text == "split"
+                if is_literal or is_call or (token.text == ")" and self._is_macro(opening - 1)):
+                    self._lists.add(at)
+
+    def _is_macro(self, at: int) -> bool:
+        if at < 1 or self._tokens[at].text not in _MACROS or self._tokens[at - 1].text != ".":
+            return False
+        return self._tokens[at + 1].text == "(" and self._tokens[at + 3].text == ","
+
+    def _is_operand(self, at: int) -> bool:
+        """Return whether an operand ends at this token, so that `[` after it is an index and `(` a call."""
+        if at < 0:
+            return False
+        token = self._tokens[at]
+        return token.text in _CLOSING or token.kind in _STRINGS or (token.kind == "name" and token.text != "in")
+
+    def _begin_of(self, end: int) -> int:
+        """Return where the operand begins that ends before a token: `a.b(c)[0]`."""
+        at = end - 1
+        while True:
+            while at in self._opening:
+                opening = self._opening[at]
+                if not self._is_operand(opening - 1):
+                    at = opening
+                    break
+                at = opening - 1
+            if at < 1 or self._tokens[at - 1].text != ".":
+                return at
+            at -= 2
+
+    def _macro(self, macro: _Macro, closing: int, outer: tuple[str, ...]) -> None:
+        dot = macro.name - 1
+        self._macros.append((macro.name, closing, outer))
+        if dot - 1 in self._lists:
+            return
+        if dot in self._paths:
+            self._iterated.append(self._paths[dot])
+            self._wrap(self._careful, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
+        else:
+            self._looped += bool(outer)
+            self._wrap(self._edits, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
+
+    def _size(self, at: int, *, is_in_loop: bool) -> None:
+        """Have the size of a string counted in characters: of `size(x)` and of `x.size()`."""
+        token, opening, closing = self._tokens[at], at + 1, self._closing[at + 1]
+        is_method = at > 0 and self._tokens[at - 1].text == "."
+        if is_method != (closing == opening + 1) or self._has_comma(opening, closing):
+            return  # a wrong number of arguments, which CEL tells
+        end = at - 1 if is_method else closing  # the token after what is measured
+        begin = self._begin_of(end)
+        is_whole = is_method or begin == opening + 1
+        if is_whole and end - 1 in self._lists:
+            return
+        edits = self._edits
+        if is_whole and end in self._paths:
+            self._measured.append(self._paths[end])
+            edits = self._careful
+        else:
+            self._looped += is_in_loop
+        if is_method:
+            after = self._tokens[closing].start + 1
+            self._wrap(edits, begin, self._tokens[at - 1].start, after, _SIZE)
+        else:
+            edits.append(Edit(token.start, self._tokens[opening].start + 1, "["))
+            edits.append(Edit(self._tokens[closing].start, self._tokens[closing].start + 1, _SIZE))
+
+    def _has_comma(self, opening: int, closing: int) -> bool:
+        """Return whether there is a comma in these brackets that isn't in others."""
+        at = opening + 1
+        while at < closing:
+            if self._tokens[at].text == ",":
+                return True
+            at = self._closing.get(at, at) + 1
+        return False
+
+    def _wrap(self, edits: list[Edit], begin: int, start: int, end: int, text: str) -> None:
+        edits.append(Edit(self._tokens[begin].start, self._tokens[begin].start, "["))
+        edits.append(Edit(start, end, text))
+
+    def _named(self, name: int, closing: int, outer: Sequence[str]) -> tuple[str, ...]:
+        words = {token.text for token in self._tokens[name + 4 : closing] if token.kind == "name"}
+        variable = self._tokens[name + 2].text
+        return tuple([each for each in outer if each in words and each != variable])
+
+    def _call(self, number: int, name: int, closing: int, outer: Sequence[str]) -> Edit:
+        token = self._tokens[name]
+        arguments = ", ".join([str(number), *self._named(name, closing, outer)])
+        return Edit(token.start, self._tokens[closing].start + 1, f"{own_name(token.text)}({arguments})")
+
+    def _condition(self, edits: Sequence[Edit], name: int, closing: int, outer: Sequence[str]) -> Condition:
+        paths = [path for path in self._analysis.paths if name + 4 < path.end <= closing]
+        parts: dict[str, Parts] = {}
+        for path in paths:
+            add_part(parts, path)
+        macro, variable = self._tokens[name].text, self._tokens[name + 2].text
+        condition = edited(self._text, edits, self._tokens[name + 3].start + 1, self._tokens[closing].start)
+        return Condition(
+            f"{ITEMS}.{macro}({variable}, {condition})",
+            self._named(name, closing, outer),
+            parts,
+            tuple(paths),
+        )
+
+
+def edited(text: str, edits: Sequence[Edit], begin: int = 0, end: int | None = None) -> str:
+    """Return a part of a text with these edits; of those inside another, only the outer one."""
+    return "".join(_pieces(text, edits, begin, len(text) if end is None else end))
+
+
+def _pieces(text: str, edits: Sequence[Edit], at: int, end: int) -> Iterator[str]:
+    for edit in sorted(edits, key=lambda edit: (edit.start, edit.end > edit.start, -edit.end)):
+        if at <= edit.start and edit.end <= end and edit.start < end:
+            yield text[at : edit.start]
+            yield edit.text
+            at = edit.end
+    yield text[at:end]
