@@ -815,11 +815,12 @@ def test_a_strict_check_names_a_field_that_no_recent_event_had(run: Run) -> None
     Path("tried.yaml").write_text(f"{RULES}  - {{name: mistyped, from: github, match: {{body.reff: main}}, to: ci}}\n")
     number = len(RULES.splitlines()) + 1
     told = (
-        f"warning: tried.yaml:{number}:50: routes[2].match.body.reff: expected body.reff in an event, got 12 events "
+        f"warning: tried.yaml:{number}:44: routes[2].match.body.reff: expected body.reff in an event, got 12 events "
         "that fit otherwise, all without it [unseen]\n"
     )
     code, out, _ = run("check", "tried.yaml", "--since", "1h", "--strict")
-    assert (code, told in out) == (1, True)
+    assert code == 1
+    assert told in out
     assert "[unseen]" not in run("check", "tried.yaml", "--since", "1h")[1]
     rules = Path("tried.yaml").read_text().replace("to: ci}\n", "to: ci}  # allow unseen: they begin in March\n")
     Path("tried.yaml").write_text(rules)

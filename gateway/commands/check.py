@@ -133,7 +133,8 @@ def print_problems(output: Output, problems: Sequence[Problem]) -> None:
             place = dict.fromkeys(CHECKED) if not problem.file else {}
             output.line({key: fields[key] or place.get(key, fields[key]) for key in CHECKED})
         style = "bold red" if problem.severity == "error" else "yellow"
-        code = f" [{problem.code}]" if problem.severity == "warning" else ""  # by which a comment allows it
+        is_allowable = problem.severity == "warning" and problem.line
+        code = f" [{problem.code}]" if is_allowable else ""
         output.print((f"{problem.severity}: ", style), f"{problem}{code}")
 
 

@@ -1,5 +1,6 @@
 """`gateway test`: whether the rules do with events what their tests say."""
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ def test_arguments(parser: Parser) -> None:
     add_arguments=test_arguments,
     settings=LOG_SETTINGS,
 )
-async def _test(call: Invocation) -> int:
+def _test(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     path = rule_file(call)
     # Without what this machine has: a test that passes here passes elsewhere, and no message shows a secret.
@@ -63,7 +64,7 @@ async def _test(call: Invocation) -> int:
     if not is_readable:
         return 2
     if any(test.event.stored for test in tests):
-        tests, problems = await _with_stored_events(call, rules, tests)
+        tests, problems = asyncio.run(_with_stored_events(call, rules, tests))
         if problems:
             print_problems(call.output, problems)
             return 2
