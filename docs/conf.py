@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 project = "Webhook gateway"
-release = version_of("webhook-gateway")
+release = version_of("durable-webhook-gateway")
 copyright = ""  # noqa: A001 - Sphinx's name for it
 extensions = ["myst_parser"]
 root_doc = "docs/README"

@@ -15,7 +15,7 @@ from pathlib import Path
 from gateway.commands import COMMANDS
 from gateway.commands.base import SETTINGS, Invocation
 from gateway.commands.completion import ASKED, complete
-from gateway.model import ForbiddenError, GatewayError, RulesError, UsageError
+from gateway.model import DISTRIBUTION, ForbiddenError, GatewayError, RulesError, UsageError
 from gateway.ops.output import Output
 from gateway.settings import Settings, from_sources
 from gateway.text import did_you_mean
@@ -59,7 +59,7 @@ def _open_standard_streams() -> None:
 
 def _main(words: list[str]) -> int:
     if words in (["--version"], ["-V"]):
-        sys.stdout.write(f"gateway {version('webhook-gateway')}\n")
+        sys.stdout.write(f"gateway {version(DISTRIBUTION)}\n")
         return 0
     command = COMMANDS.get(" ".join(words[:2])) or COMMANDS.get(" ".join(words[:1]))
     if command is None:

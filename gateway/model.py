@@ -21,6 +21,8 @@ Occurrence = tuple[DeliveryId, float, int]
 Life = tuple[Occurrence, float]
 """A delivery's occurrence, and when its age began if it was replayed, else 0."""
 
+DISTRIBUTION = "durable-webhook-gateway"
+"""What this program is called where packages are installed from. There, `webhook-gateway` is somebody else's."""
 STORED_STATUSES = (200, 201, 202, 204)
 """The statuses by which a sender may learn that its event is stored."""
 SUCCESSOR_HEADROOM = 64 * 1024

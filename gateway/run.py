@@ -35,7 +35,14 @@ from gateway.ingress.rate_share import RateShare
 from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
-from gateway.model import AddressUnavailableError, GatewayError, LogLostError, LogUnavailableError, UsageError
+from gateway.model import (
+    DISTRIBUTION,
+    AddressUnavailableError,
+    GatewayError,
+    LogLostError,
+    LogUnavailableError,
+    UsageError,
+)
 from gateway.open_log import open_log
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.process_status import route_status
@@ -89,7 +96,7 @@ class Gateway:
         self._topics = Topics(settings.topic_prefix)
         self._registry = process_registry()
         self._metrics = Metrics(self._registry)
-        self._version = version("webhook-gateway")  # from the disk
+        self._version = version(DISTRIBUTION)  # from the disk
         self._metrics.build_info.labels(self._version, settings.role).set(1)
         self._stopping = asyncio.Event()
         self.reloader = Reloader(settings, self._metrics, logger, on_activated=self._on_rules_activated)
@@ -321,7 +328,7 @@ class Gateway:
         try:
             from gateway.telemetry.traces import Traces  # noqa: PLC0415 - an extra, and half a second
         except ImportError as error:
-            message = "expected the extra: pip install 'webhook-gateway[otel]'"
+            message = f"expected the extra: pip install '{DISTRIBUTION}[otel]'"
             raise UsageError(f"--traces: {message}, got no module {error.name}") from error
         return Traces(
             settings.traces,

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +59,20 @@ def previous(folder: Path) -> Version:
             return Version(name=given, home=path)
         raise PreviousMissingError(f"{VARIABLE}: expected an executable or a checkout, got {given}")
     commit = _previous_commit()
-    archive = _git("archive", "--format=tar", commit, "gateway")
+    archive = _git("archive", "--format=tar", commit, "gateway", "pyproject.toml")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(folder, filter="data")
+    _name_distribution(folder)
     return Version(name=commit, home=folder)
+
+
+def _name_distribution(folder: Path) -> None:
+    """Have code find its version by the name that its own project has, which may be another than that of this tree."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    name, number = project["name"].replace("-", "_"), project["version"]
+    about = folder / f"{name}-{number}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {number}\n")
 
 
 def changed(folder: Path, file: str, before: str, after: str) -> Version:

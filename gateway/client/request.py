@@ -19,6 +19,7 @@ from importlib.metadata import version
 from typing import NamedTuple, Protocol, TypeVar
 
 from gateway.model import (
+    DISTRIBUTION,
     Delivery,
     DestinationResponse,
     ExpressionError,
@@ -43,7 +44,7 @@ from gateway.rules.splits import Split
 from gateway.rules.templates import MAX_RESULT
 
 T = TypeVar("T")
-USER_AGENT = (b"user-agent", f"webhook-gateway/{version('webhook-gateway')}".encode())
+USER_AGENT = (b"user-agent", f"webhook-gateway/{version(DISTRIBUTION)}".encode())
 """The default user agent: GitHub's API and some firewalls refuse a request without one."""
 
 

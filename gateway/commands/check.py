@@ -15,7 +15,7 @@ from gateway.ops.check_reports import FORMATS, without_allowed
 from gateway.ops.identities import Seen, identities_of
 from gateway.ops.output import Output, count
 from gateway.ops.refused_addresses import refused_addresses
-from gateway.ops.unseen_fields import UnseenFields
+from gateway.ops.unseen_fields import UnseenFields, located
 from gateway.required_topics import event_topics, specs_of
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
@@ -54,8 +54,10 @@ async def _check(call: Invocation) -> int:
     unseen = None if rules is None else UnseenFields(rules)
     if unseen is not None and call.arguments.since is not None and not _errors(problems):
         seen = await _identities(call, unseen.rules, unseen.add if call.arguments.strict else lambda _: None)
+    if unseen is not None and call.arguments.strict:
+        problems += await asyncio.to_thread(_of_unseen, unseen)
     problems, allowed = without_allowed(problems)
-    identities = [*_of_identities(seen), *(_of_unseen(unseen) if unseen is not None and call.arguments.strict else ())]
+    identities = [*_of_identities(seen)]
     shown = [*problems, *identities]
     if call.arguments.format == "text":
         print_problems(output, problems)
@@ -131,7 +133,9 @@ def print_problems(output: Output, problems: Sequence[Problem]) -> None:
             place = dict.fromkeys(CHECKED) if not problem.file else {}
             output.line({key: fields[key] or place.get(key, fields[key]) for key in CHECKED})
         style = "bold red" if problem.severity == "error" else "yellow"
-        output.print((f"{problem.severity}: ", style), str(problem))
+        is_allowable = problem.severity == "warning" and problem.line
+        code = f" [{problem.code}]" if is_allowable else ""
+        output.print((f"{problem.severity}: ", style), f"{problem}{code}")
 
 
 def _elsewhere(code: Code, where: str, message: str, severity: Severity = "warning") -> Problem:
@@ -186,12 +190,13 @@ def _of_identities(seen: Mapping[str, Seen]) -> Iterator[Problem]:
                 yield _elsewhere("identity", f"sources.{name}.id", message, severity)
 
 
-def _of_unseen(unseen: UnseenFields) -> Iterator[Problem]:
-    for each in unseen.found():
-        message = (
-            f"expected {each.path} in an event, got {count(each.lacking, 'event')} that fit otherwise, all without it"
-        )
-        yield _elsewhere("unseen", f"routes.{each.route}.{each.where}", message)
+def _of_unseen(unseen: UnseenFields) -> list[Problem]:
+    """Return the fields that no event had, as warnings. Reads files."""
+    told = [
+        (each, f"expected {each.path} in an event, got {each.lacking} events that fit otherwise, all without it")
+        for each in unseen.found()
+    ]
+    return sorted(located(unseen.rules, told))
 
 
 def _print_identities(output: Output, found: Mapping[str, Seen]) -> None:

@@ -1,5 +1,6 @@
 """`gateway diff`: what other rules would do with recent events."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
@@ -12,11 +13,12 @@ from gateway.log.records import decode_event
 from gateway.model import LogUnavailableError, UnreadableRecordError, UsageError
 from gateway.ops.log_search import newest_first
 from gateway.ops.output import Output, count
-from gateway.ops.rule_diff import RouteDiff, RuleDiff, events_in, rule_file_of
+from gateway.ops.rule_diff import STDIN, RouteDiff, RuleDiff, events_in, rule_file_of
 from gateway.required_topics import event_topics
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.yaml_document import reason_of
+from gateway.telemetry.logs import printable
 
 MAX_EVENTS = 1_000_000
 """Maximum number of events compared, the newest first."""
@@ -24,6 +26,7 @@ COLUMNS = ("before", "after", "gained", "lost", "changed")
 KINDS = ("lost", "changed", "gained")
 MAX_DIFFERENCES = 8  # of a sample
 NO_EVENTS = "no events were compared"
+_HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
 def diff_arguments(parser: Parser) -> None:
@@ -32,7 +35,10 @@ def diff_arguments(parser: Parser) -> None:
     parser.add_argument("new", metavar="NEW", help="the same")
     events = parser.add_mutually_exclusive_group(required=True)
     events.add_argument(
-        "--events", type=Path, metavar="FILE", help="with these events: lines of `gateway events show --json`"
+        "--events",
+        type=Path,
+        metavar="FILE",
+        help="with these events: lines of `gateway events show --json`; - for stdin",
     )
     events.add_argument(
         "--since", type=duration, metavar="DURATION", help="with the events that were stored in the last DURATION"
@@ -84,9 +90,14 @@ async def _diff(call: Invocation) -> int:
     return 1 if diff.is_changed else 0
 
 
+def _visible(text: str) -> str:
+    """Escape what controls a terminal, hides, or turns the direction of a text, as events may have it."""
+    return _HIDDEN.sub(lambda found: printable(found[0]), text)
+
+
 def _compare_file(output: Output, diff: RuleDiff, path: Path) -> None:
     try:
-        size = path.stat().st_size
+        size = 0 if path == STDIN else path.stat().st_size
     except OSError as error:
         raise UsageError(f"{path}: expected a file of events, got: {error.strerror}") from error
     with output.gauge("comparing", size) as show:
@@ -195,7 +206,7 @@ def _markdown(diff: RuleDiff, changed: dict[str, RouteDiff]) -> Iterator[str]:
         yield "```"
         for sample in _samples(route):
             lines = [f"{sample.kind}: {sample.event} {sample.what[0]}", *_differences(sample)]
-            yield "\n  ".join(lines).replace("```", "'''")
+            yield _visible("\n  ".join(lines)).replace("```", "'''")
         yield "```"
         yield ""
         yield "</details>"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gateway.commands.base import Invocation, command
 from gateway.commands.values import Parser
+from gateway.model import UsageError
 from gateway.ops.output import count
 from gateway.ops.rule_format import formatted
 
@@ -23,7 +24,12 @@ def _arguments(parser: Parser) -> None:
 def _fmt(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     files: list[Path] = arguments.files or [Path("routes.yaml")]
-    texts = {file: formatted(file) for file in files}  # all are readable before the first is written
+    texts: dict[Path, str] = {}
+    for file in files:
+        try:
+            texts[file] = formatted(file)
+        except UsageError as error:
+            output.fail(str(error))
     changed = [file for file, text in texts.items() if file.read_bytes() != text.encode()]
     for file in changed:
         if not arguments.check:
@@ -34,5 +40,8 @@ def _fmt(call: Invocation) -> int:
         if output.json:
             output.line({"file": str(file)})
         output.print(f"{file}: {'not formatted' if arguments.check else 'formatted'}")
+    if unread := len(files) - len(texts):
+        output.print(f"{count(len(files), 'file')}: {len(changed)} changed, {unread} not readable")
+        return 2
     output.print(f"{count(len(files), 'file')}: {'ok' if not changed else f'{len(changed)} changed'}")
     return 1 if changed and arguments.check else 0

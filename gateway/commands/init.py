@@ -7,7 +7,7 @@ from pathlib import Path
 from gateway.commands.base import Invocation, command
 from gateway.commands.values import Parser
 from gateway.model import UsageError
-from gateway.ops.starter import RULES, repository_of, starter
+from gateway.ops.starter import PLACEHOLDER, RULES, repository_of, starter
 
 
 def _arguments(parser: Parser) -> None:
@@ -46,6 +46,8 @@ def _init(call: Invocation) -> int:
         if output.json:
             output.line({"file": str(path)})
         output.print(("written ", "bold"), str(path))
+    if PLACEHOLDER in files[arguments.folder / RULES]:
+        output.print(f"to replace: `public_url` in {arguments.folder / RULES}, by the address that the provider calls")
     rules = shlex.quote(str(arguments.folder / RULES))
     output.print(f"next: `gateway test {rules}`; `gateway run --rules {rules}`; `gateway providers {provider}`")
     return 0

@@ -1,14 +1,20 @@
 """`gateway test`: whether the rules do with events what their tests say."""
 
+import asyncio
+import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.commands.base import Invocation, command, rule_file, rule_file_argument
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rule_file, rule_file_argument
 from gateway.commands.check import print_problems
 from gateway.commands.values import Parser
-from gateway.model import UsageError
+from gateway.log.records import decode_event
+from gateway.model import Event, UsageError
+from gateway.ops.log_search import find_event
 from gateway.ops.output import Output, count
+from gateway.ops.rule_documents import rule_documents
 from gateway.ops.rule_tests import (
     TestResult,
     check_snapshot_files,
@@ -18,10 +24,11 @@ from gateway.ops.rule_tests import (
     untested_routes,
     write_snapshots,
 )
+from gateway.required_topics import event_topics
 from gateway.rules.load import load_rules
-from gateway.rules.rule_tests import RuleTest, read_tests
+from gateway.rules.rule_tests import GivenEvent, RuleTest, read_tests
 from gateway.rules.rules import Rules
-from gateway.rules.yaml_document import reason_of
+from gateway.rules.yaml_document import Problem, reason_of
 
 MAX_UNTESTED = 20  # routes that are named
 
@@ -46,6 +53,7 @@ def test_arguments(parser: Parser) -> None:
     about="try the tests of the rules: which events go where, and as which requests",
     example="gateway test routes.yaml --junit results.xml",
     add_arguments=test_arguments,
+    settings=LOG_SETTINGS,
 )
 def _test(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
@@ -55,6 +63,11 @@ def _test(call: Invocation) -> int:
     tests, is_readable = _read(call, path, rules)
     if not is_readable:
         return 2
+    if any(test.event.stored for test in tests):
+        tests, problems = asyncio.run(_with_stored_events(call, rules, tests))
+        if problems:
+            print_problems(call.output, problems)
+            return 2
     results = _run(call, rules, tests)
     if arguments.update:
         results = _update(output, results)
@@ -81,7 +94,7 @@ def _read(call: Invocation, path: Path, rules: Rules) -> tuple[list[RuleTest], b
         raise UsageError("--update: expected all tests, as it writes all snapshots of a file, got --only")
     folder = path.parent / "tests"
     files = arguments.tests or sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    tests, problems = read_tests([file for file in rules.files if file.suffix in (".yaml", ".yml")], files)
+    tests, problems = read_tests([file for file, _ in rule_documents(rules.files)], files)
     print_problems(call.output, problems)
     if not problems:
         check_snapshot_files(tests)
@@ -90,6 +103,46 @@ def _read(call: Invocation, path: Path, rules: Rules) -> tuple[list[RuleTest], b
         named = f" with {arguments.only!r} in their name" if arguments.only is not None else ""
         raise UsageError(f"{path}: expected tests{named} in the rules or in {folder}/*.yaml, got none")
     return chosen, not problems
+
+
+async def _with_stored_events(
+    call: Invocation, rules: Rules, tests: Sequence[RuleTest]
+) -> tuple[list[RuleTest], list[Problem]]:
+    """Return the tests with what the log has of their events, and what it hasn't. Raises LogUnavailableError."""
+    if call.arguments.log is None and not os.environ.get("GATEWAY_LOG"):
+        reason = "no such file, and no log to look for an event with this id: --log or GATEWAY_LOG names one"
+        return [], [_without_event(test, reason) for test in tests if test.event.stored]
+    found: dict[str, Event] = {}
+    topics = event_topics(rules, call.topics)
+    async with opened_log(call) as log:
+        for name in sorted({test.event.stored for test in tests if test.event.stored}):
+            with call.output.waiting(f"looking for {name}"):
+                event = await find_event(log, topics, name)
+            if event is not None:
+                found[name] = decode_event(event.record)
+    missing = [
+        _without_event(test, "no such file, and no event with this id in the log")
+        for test in tests
+        if test.event.stored and test.event.stored not in found
+    ]
+    return [replace(test, event=_stored_event(test.event, found)) for test in tests], missing
+
+
+def _stored_event(given: GivenEvent, found: Mapping[str, Event]) -> GivenEvent:
+    event = found.get(given.stored)
+    if event is None:
+        return given
+    return replace(
+        given, source=given.source or event.source, headers=event.headers, query=event.query, body=event.body
+    )
+
+
+def _without_event(test: RuleTest, reason: str) -> Problem:
+    file, line, column = test.where.rsplit(":", 2)
+    name = test.event.stored
+    message = f"expected a file at {test.file.parent / name}, got {reason}"
+    path = f"tests.{test.name}.event.captured"
+    return Problem(file=file, line=int(line), column=int(column), path=path, message=message, code="value")
 
 
 def _print_results(output: Output, results: list[TestResult]) -> None:

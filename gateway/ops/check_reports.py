@@ -14,6 +14,7 @@ from itertools import takewhile
 from pathlib import Path
 from urllib.parse import quote
 
+from gateway.model import DISTRIBUTION
 from gateway.rules.yaml_document import Problem
 
 _ALLOWED = re.compile(r"#\s*allow\s+([a-z_]+(?:\s*,\s*[a-z_]+)*)\s*(?::\s*(.*))?$")
@@ -84,7 +85,7 @@ def _escaped(text: str, also: str) -> str:
 def sarif(problems: Sequence[Problem]) -> str:
     """Return the problems in SARIF 2.1.0: https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html."""
     rules = [{"id": code} for code in sorted({each.code for each in problems})]
-    driver = {"name": "gateway check", "version": version("webhook-gateway"), "rules": rules}
+    driver = {"name": "gateway check", "version": version(DISTRIBUTION), "rules": rules}
     run = {"tool": {"driver": driver}, "results": [_result(each) for each in problems]}
     document = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
     return _utf8(json.dumps(document, indent=2, ensure_ascii=False)) + "\n"

@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,18 +18,21 @@ from typing import Any
 from gateway.client.request import Outbound, compose
 from gateway.engine.deliveries_of_event import plan_as_attempted
 from gateway.model import Delivery, Event, EventId, ExpressionError, RefusedError, UsageError, identity_of
+from gateway.ops.rule_documents import rule_documents
 from gateway.ops.rule_tests import body_of, differences, lasting_headers, refusal
 from gateway.rules.event_builder import EventBuilder
 from gateway.rules.event_view import EventView
 from gateway.rules.rule_tests import captured_event
 from gateway.rules.rules import Destination, DestinationAccess, Route, Rules
 from gateway.rules.watch import Changes, changes
-from gateway.rules.yaml_document import Node, read_document, reason_of
+from gateway.rules.yaml_document import Node, reason_of
 from gateway.verify.request import Request
 
 MAX_SAMPLES = 3
 MAX_LINE = 64 << 20  # bytes of an event in a file
 GIT_TIMEOUT = 60.0
+STDIN = Path("-")
+"""In the place of a file of events."""
 _KINDS_OF_ACCESS = (("oauth2", "auth"), ("tls", "tls"), ("proxy", "proxy"))
 """How a destination is reached beside its URL: fields of its `access`, each with its key in a rule file."""
 
@@ -218,9 +222,8 @@ def _changes(old: Rules, new: Rules) -> Changes:
 def _references(rules: Rules) -> dict[str, dict[str, list[str]]]:
     """Return what is written with a reference in each source and each destination, by key."""
     found: dict[str, dict[str, list[str]]] = {}
-    for file in rules.files:
-        root = read_document(file, []) if file.suffix in {".yaml", ".yml"} else None
-        for what, node in () if root is None else _named(root):
+    for _, root in rule_documents(rules.files):
+        for what, node in _named(root):
             found[what] = {key: list(_referring(child)) for key, child in _members(node)}
     return found
 
@@ -277,7 +280,7 @@ def _access_differences(old: Destination, new: Destination) -> Iterator[str]:
 def events_in(path: Path) -> Iterator[Event]:
     """Yield the events in a file: lines of JSON as `gateway events show --json` prints them. Raises UsageError."""
     try:
-        file = path.open("rb")
+        file = sys.stdin.buffer if path == STDIN else path.open("rb")
     except OSError as error:
         raise UsageError(f"{path}: expected a file of events, got: {reason_of(error)}") from error
     with file:
@@ -314,9 +317,14 @@ def rule_file_of(name: str) -> Iterator[Path]:
     """
     path = Path(name)
     revision, colon, inside = name.partition(":")
-    if path.exists() or not colon or not revision:
+    if path.exists():
         yield path
         return
+    if not colon or not revision:
+        named = name.strip(":") or "HEAD"
+        raise UsageError(
+            f"{name}: expected a rule file, or REVISION:PATH of Git as in {named}:routes.yaml, got no file"
+        )
     if Path(inside).is_absolute():
         raise UsageError(f"{name}: expected a path from the repository's root after the colon, got an absolute one")
     root = _git("rev-parse", "--show-toplevel").decode().strip()

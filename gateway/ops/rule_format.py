@@ -1,21 +1,35 @@
-"""Formats rule files: indentation, blank lines and line ends. Comments, quotes and order stay."""
+"""Formats rule files: indentation, spaces, blank lines and line ends. All else stays as it is written.
 
-import io
+The tokens of the YAML parser (https://yaml.org/spec/1.2.2) are written anew, each as its file has it, with other space
+between them: scalars with their quotes and escapes, anchors, tags, comments. Line breaks stay where they are, but for
+the second of two blank lines. Only within a scalar of several lines, the indentation of its lines changes with that of
+its first one.
+"""
+
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+import yaml
 
 from gateway.model import UsageError
 from gateway.rules.yaml_document import Node, Problem, parse_document, text_of
 
-NEVER = 1 << 20
-"""A line's maximum width: none is broken, since people break them better."""
-_BLANK_LINES = re.compile(r"\n{3,}")
+try:
+    from yaml import CSafeLoader as _Loader
+except ImportError:  # PyYAML was built without libyaml
+    from yaml import SafeLoader as _Loader  # type: ignore[assignment] # the stubs don't relate the two loaders
+
+STEP = 2
+"""Spaces of indentation."""
+_BLOCK_HEADER = re.compile(r"(?P<header>[|>][-+0-9]*)(?P<gap>[ \t]*)(?P<comment>#.*)?")
 _COMMENT = re.compile(r"(?:^|(?<=\s))#.*$", re.MULTILINE)
-_START = re.compile(r"^---(\s|$)", re.MULTILINE)
+_BREAKS = re.compile(r"[\x85\u2028\u2029]")  # as the parser takes them
+_OPENING = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+_NAMED = (yaml.AliasToken, yaml.AnchorToken, yaml.TagToken)
 
 
 def formatted(path: Path) -> str:
@@ -26,38 +40,21 @@ def formatted(path: Path) -> str:
     problems: list[Problem] = []
     text = text_of(path, problems)
     before = None if text is None else parse_document(str(path), text, problems)
-    if text is None or before is None or problems:
+    if text is None or before is None or any(problem.severity == "error" for problem in problems):
         raise UsageError("\n".join(map(str, sorted(problems))))
-    try:
-        written = _dumped(text.replace("\r\n", "\n"))
-    except (YAMLError, ValueError) as error:  # ValueError: a date that there is none, which is a string for us
-        raise UsageError(f"{path}: expected YAML that can be formatted, got: {' '.join(str(error).split())}") from error
-    # A string of several lines may have blank lines of its own.
-    for candidate in (_BLANK_LINES.sub("\n\n", written), written):
-        after = parse_document(str(path), candidate, [])
-        if after is not None and _plain(after) == _plain(before) and _comments(candidate) == _comments(text):
-            return candidate
-    # The library that writes it loses comments in lists and mappings of several lines in brackets.
-    raise UsageError(f"{path}: expected the same content and comments after formatting, got others; it stays as it is")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    written = _Layout(text).written()
+    after = parse_document(str(path), written, [])
+    if after is None or _plain(after) != _plain(before) or _comments(written) != _comments(text):
+        at = next((number for number, pair in enumerate(_lines_of(text, written), 1) if pair[0] != pair[1]), 1)
+        raise UsageError(f"{path}:{at}: expected the same after formatting, got something else; it stays as it is")
+    return written
 
 
-def _represent_null(representer: Any, _: None) -> Any:  # noqa: ANN401 - ruamel has no types
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")
-
-
-def _dumped(text: str) -> str:
-    yaml = YAML(typ="rt")
-    yaml.version = (1, 2)
-    yaml.preserve_quotes = True
-    yaml.representer.add_representer(type(None), _represent_null)
-    yaml.width = NEVER
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    out = io.StringIO()
-    yaml.dump(yaml.load(text), out)
-    written = out.getvalue().removeprefix("%YAML 1.2\n")  # for the parser: no file has to say it
-    if not _START.search(text):
-        written = written.removeprefix("---\n")
-    return written.strip("\n") + "\n"
+def _lines_of(before: str, after: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of both, without the space between words."""
+    squeezed = [["".join(line.split()) for line in text.splitlines()] for text in (before, after)]
+    return zip(*squeezed, strict=False)
 
 
 def _comments(text: str) -> list[str]:
@@ -69,3 +66,231 @@ def _plain(node: Node) -> object:
     if isinstance(node.value, dict):
         return [(key, _plain(child)) for key, child in node.value.items()]
     return [_plain(item) for item in node.value] if isinstance(node.value, list) else node.value
+
+
+@dataclass(slots=True)
+class _Block:
+    """A mapping or sequence without brackets.
+
+    `old` is the column of its items in the source, None before the first of them, and `new` the one as written.
+    `parsed` is the indentation that the parser assumes in the source: that of the mapping around it for a sequence
+    whose dashes stand below a key (`is_loose`). All begin at 0.
+    """
+
+    parsed: int
+    is_sequence: bool
+    is_loose: bool = False
+    old: int | None = None
+    new: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Comment:
+    """A comment behind something: the index of its line, the space before it, and its column in the source."""
+
+    line: int
+    gap: int
+    text: str
+    column: int
+
+
+class _Layout:
+    """Writes the tokens of a text, one after another."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._lines: list[str] = []
+        self._comments: list[_Comment] = []
+        self._blocks: list[_Block] = []
+        self._ended: list[_Block] = []
+        """Blocks that have ended since the last token was written, the inner ones first."""
+        self._brackets: list[int] = []
+        """Of each open bracket: the indentation of what closes it on a line of its own."""
+        self._indentation_in_brackets: int | None = None
+        """That of the current line, if it began within brackets."""
+        self._before: yaml.Token | None = None
+        self._end = 0
+        """Where the source goes on after that token."""
+        self._is_item = False
+        """Whether the next token begins an item of a block."""
+        self._kept = 0
+        """Lines from the first one on that are kept, though they may be empty."""
+        self._is_open = False
+        """Whether the text ends within a scalar, to which a line break would belong."""
+
+    def written(self) -> str:
+        """Return the text as it should be."""
+        for token in yaml.scan(self._text, Loader=_Loader):
+            self._add(token)
+        self._break(self._text[self._end :], 0, 0)
+        while len(self._lines) > self._kept and not self._lines[-1]:
+            self._lines.pop()
+        for line, column, comment in list(_aligned(self._comments, self._lines)):
+            self._lines[line] = self._lines[line].ljust(column) + comment
+        return "\n".join(self._lines) + ("" if self._is_open else "\n")
+
+    def _add(self, token: yaml.Token) -> None:
+        match token:
+            case yaml.StreamStartToken() | yaml.StreamEndToken():
+                pass
+            case yaml.BlockSequenceStartToken() | yaml.BlockMappingStartToken():
+                self._blocks.append(_Block(token.start_mark.column, isinstance(token, yaml.BlockSequenceStartToken)))
+            case yaml.BlockEndToken():
+                self._leave_loose()
+                self._ended.append(self._blocks.pop())
+            case yaml.BlockEntryToken():
+                if not self._blocks[-1].is_sequence:
+                    self._blocks.append(_Block(self._blocks[-1].parsed, is_sequence=True, is_loose=True))
+                self._is_item = True
+                self._write(token)
+            case yaml.KeyToken() | yaml.ValueToken():
+                if not self._brackets:
+                    self._leave_loose()
+                    self._is_item = True
+                if token.start_mark.index < token.end_mark.index:  # else it's a key without a question mark
+                    self._write(token)
+            case _:
+                self._write(token)
+
+    def _leave_loose(self) -> None:
+        if self._blocks[-1].is_loose:
+            self._ended.append(self._blocks.pop())
+
+    def _write(self, token: yaml.Token) -> None:
+        gap = _BREAKS.sub("\n", self._text[self._end : token.start_mark.index])
+        old = self._column_of(token.start_mark.index)
+        if self._before is None or "\n" in gap:
+            column = self._indentation(is_closing=isinstance(token, _CLOSING))
+            self._break(gap, column, old)
+            self._lines.append(" " * column)
+            self._indentation_in_brackets = column if self._brackets else None
+        else:
+            self._lines[-1] += _between(self._before, token)
+            column = len(self._lines[-1])
+        if not self._brackets and self._blocks and self._blocks[-1].old is None:
+            self._blocks[-1].old, self._blocks[-1].new = old, column
+        if isinstance(token, _CLOSING):
+            self._brackets.pop()
+        self._write_source(token)
+        if isinstance(token, _OPENING):
+            own = self._indentation_in_brackets
+            self._brackets.append(self._innermost() if own is None else own)
+        self._before = token
+        self._ended.clear()
+        self._is_item = False
+
+    def _innermost(self) -> int:
+        """Return the column of the items of the innermost block."""
+        return self._blocks[-1].new if self._blocks else 0
+
+    def _indentation(self, *, is_closing: bool = False) -> int:
+        """Return where a token at the beginning of a line belongs."""
+        if self._brackets:
+            return self._brackets[-1] + (0 if is_closing else STEP)
+        if not self._blocks:
+            return 0
+        if self._blocks[-1].old is None:
+            return self._blocks[-2].new + STEP if len(self._blocks) > 1 else 0
+        return self._blocks[-1].new + (0 if self._is_item else STEP)
+
+    def _break(self, gap: str, column: int, old: int) -> None:
+        """Write what is in the source before a token at the beginning of a line: comments, blank lines."""
+        first, *lines = gap.split("\n") if self._before is not None else ["", *gap.split("\n")]
+        if comment := first.strip(" \t"):
+            space = first[: len(first) - len(first.lstrip(" \t"))]
+            self._comment(space, comment, self._end)
+        for left, line in zip(reversed(range(len(lines))), lines, strict=True):
+            if comment := line.strip(" \t"):
+                self._lines.append(" " * self._column_of_comment(line, column, old) + comment)
+            elif left and self._lines and self._lines[-1]:  # none is left of the indentation of the token, or the end
+                self._lines.append("")
+
+    def _comment(self, space: str, text: str, at: int) -> None:
+        """Note a comment that ends the current line, and the space before it, which is there in the source."""
+        gap = len(space.replace("\t", " " * STEP))
+        self._comments.append(_Comment(len(self._lines) - 1, gap, text, self._column_of(at) + len(space)))
+
+    def _column_of(self, at: int) -> int:
+        return at - (self._text.rfind("\n", 0, at) + 1)
+
+    def _column_of_comment(self, line: str, column: int, old: int) -> int:
+        """Return where a comment on a line of its own belongs: to what follows, or to a block that ends before it."""
+        if self._brackets:
+            return self._brackets[-1] + STEP
+        found, its = (old, column), _indentation_of(line)
+        for block in reversed(self._ended):
+            if block.old is not None and found[0] < block.old <= its:
+                found = (block.old, block.new)
+        return found[1]
+
+    def _write_source(self, token: yaml.Token) -> None:
+        start, self._end = token.start_mark.index, token.end_mark.index
+        source = self._text[start : self._end]
+        if isinstance(token, yaml.ScalarToken) and token.style in ("|", ">"):
+            self._write_block_scalar(source, start)
+            return
+        source = source.rstrip(" \t\n")
+        self._end = start + len(source)
+        first, *lines = source.split("\n")
+        before = self._text[start - self._column_of(start) : start]
+        moved = _indentation_of(self._lines[-1]) - _indentation_of(before)
+        least = self._brackets[-1] + STEP if self._brackets else self._innermost() + STEP
+        self._lines[-1] += first
+        for line in lines:
+            content = line.lstrip(" \t")
+            indentation = max(least, len(line) - len(content) + moved)
+            self._lines.append(" " * indentation + content if content else "")
+
+    def _write_block_scalar(self, source: str, start: int) -> None:
+        header, *lines = source.split("\n")
+        found = _BLOCK_HEADER.match(header)
+        assert found is not None  # the parser has read it
+        self._lines[-1] += found["header"]
+        if found["comment"]:
+            self._comment(found["gap"], found["comment"].rstrip(), start + len(found["header"]))
+        digits = re.sub("[^0-9]", "", found["header"])
+        contents = [_indentation_of(line) for line in lines if line.strip(" ")]
+        # Spaces of indentation are counted from those of the block around it, if a number says how many.
+        is_counted = bool(digits)
+        old = self._blocks[-1].parsed + int(digits) if is_counted and self._blocks else int(digits or 0)
+        old = old if is_counted else next(iter(contents), len(source))
+        new = self._innermost() + (int(digits) if is_counted else STEP)
+        keeps = "+" in found["header"]
+        is_ended = source.endswith("\n")
+        if is_ended:
+            lines.pop()
+        while not keeps and lines and not lines[-1][old:] and not lines[-1].strip(" "):
+            lines.pop()  # a blank line behind it, which isn't a part of it
+            is_ended = True
+        self._end = start + len("\n".join([header, *lines]))
+        self._lines += [(" " * new + line[old:]) if line[old:] else "" for line in lines]
+        self._is_open = not is_ended
+        if keeps:
+            self._kept = len(self._lines)
+
+
+def _indentation_of(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _between(before: yaml.Token, token: yaml.Token) -> str:
+    """Return the space between two tokens of a line."""
+    match token:
+        case yaml.FlowEntryToken() | yaml.FlowSequenceEndToken() | yaml.FlowMappingEndToken():
+            return " " if isinstance(before, yaml.ValueToken) else ""  # without it, a colon would be of the key
+        case yaml.ValueToken():
+            return " " if isinstance(before, _NAMED) else ""
+        case _:
+            return "" if isinstance(before, _OPENING) else " "
+
+
+def _aligned(comments: Sequence[_Comment], lines: Sequence[str]) -> Iterator[tuple[int, int, str]]:
+    """Yield the line and the new column of comments: as far behind the text as before.
+
+    Where those of several lines stand below each other, they do so again.
+    """
+    numbered = groupby(enumerate(comments), key=lambda pair: (pair[1].line - pair[0], pair[1].column))
+    for _, pairs in numbered:
+        group = [comment for _, comment in pairs]
+        column = max(len(lines[each.line]) for each in group) + min(each.gap for each in group)
+        yield from [(each.line, column, each.text) for each in group]

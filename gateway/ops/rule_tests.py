@@ -1,6 +1,7 @@
 """`gateway test`: whether the rules do with events what their tests say, by the code that delivers them."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -24,6 +25,7 @@ SHOWN_BEFORE = 40  # characters before the first one that differs, of those
 _FORM = "application/x-www-form-urlencoded"
 CHANGING_HEADERS = ("gateway-delivery-id", "gateway-event-id")
 """Headers that a snapshot doesn't have, beside our own user agent: they are of one event."""
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 NO_ITEMS = "its list has no items"
 """Why a route that splits its events takes one and makes no request."""
 
@@ -171,8 +173,8 @@ def junit(results: Sequence[TestResult]) -> bytes:
 
 
 def _xml(text: str) -> str:
-    """Replace what XML 1.0 can't have."""
-    return "".join([each if each in "\t\n" or each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text])
+    """Replace what XML 1.0 can't have (https://www.w3.org/TR/xml/#charsets)."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _of_routes(test: RuleTest, explained: Explained, rules: Rules) -> Iterator[str]:

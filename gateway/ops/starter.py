@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from textwrap import wrap
 from urllib.parse import urlsplit
 
-from gateway.model import UsageError
+from gateway.model import DISTRIBUTION, UsageError
 from gateway.ops.provider_guide import provider_guide
 from gateway.rules.addresses import http_url
 from gateway.rules.load import check_rules
@@ -20,6 +20,8 @@ from gateway.text import did_you_mean
 from gateway.verify.presets import PRESETS
 
 _NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
+PLACEHOLDER = "https://hooks.example.com/"
+"""How the address of the gateway begins in a provider's example."""
 RULES, TESTS = Path("routes.yaml"), Path("tests/first.yaml")
 
 
@@ -65,7 +67,7 @@ def starter(provider: str, to: str, folder: Path = Path(), *, root: Path = Path(
     lines = [
         "version: 1",
         *setup,
-        *guide.snippet.splitlines(),
+        *_with_placeholders_told(guide.snippet.splitlines()),
         "destinations:",
         f"  {name}:",
         f"    url: {address}",
@@ -98,10 +100,18 @@ def starter(provider: str, to: str, folder: Path = Path(), *, root: Path = Path(
         ),
         job: _JOB.format(
             name=job.stem,
-            version=version("webhook-gateway"),
+            package=f"{DISTRIBUTION}=={version(DISTRIBUTION)}",
             rules=shlex.quote((folder / RULES).as_posix()),
         ),
     }
+
+
+def _with_placeholders_told(lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a source with a comment for what is only an example: the address that its sender calls."""
+    for line in lines:
+        if PLACEHOLDER in line:
+            yield "    # replace this by the address that you give to the provider: what it signs begins with it"
+        yield line
 
 
 def _with_allowances(lines: list[str]) -> Iterator[str]:
@@ -139,7 +149,7 @@ jobs:
       - uses: actions/setup-python@5fda3b95a4ea91299a34e894583c3862153e4b97 # v7.0.0
         with:
           python-version: "3.13"
-      - run: python -m pip install webhook-gateway=={version}
+      - run: python -m pip install {package}
       - run: gateway fmt --check {rules}
       - run: gateway check {rules} --strict --format github
       - run: gateway test {rules}

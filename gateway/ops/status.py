@@ -452,7 +452,7 @@ def _expression_steps(group: Group, which: str, statuses: Iterable[Mapping[str, 
         if change.startswith(f"route {group.route}: ")
     ]
     steps = [*dict.fromkeys(steps), f"gateway explain {group.event}"]
-    if group.last_result.startswith(("request.", "destinations.", "to: ")):
+    if group.last_result.startswith(("request.", "request: ", "destinations.", "to: ")):
         return [
             *steps,
             "# once the rule is fixed (a field that isn't always there: has(body.a) ? body.a : …):",

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.model import UsageError
+from gateway.ops.rule_documents import rule_documents
 from gateway.rules.load import InvalidRulesError, check_rules
 from gateway.rules.rules import Rules, Source
-from gateway.rules.yaml_document import Node, Problem, read_document
+from gateway.rules.yaml_document import Node, Problem
 from gateway.text import MASK, did_you_mean
 from gateway.verify.check import SigningSpec
 from gateway.verify.key_ring import SecretLifetime
@@ -53,9 +54,9 @@ def _masked(verify: Node | None, key: str) -> Sequence[str]:
 
 
 def written_source(files: Sequence[Path], name: str) -> Node | None:
-    """Return the YAML node of a source, if one of these files is YAML and has it."""
-    for file in files:
-        node: Node | None = read_document(file, []) if file.suffix in (".yaml", ".yml") else None
+    """Return the YAML node of a source, if one of these files is a rule file and has it."""
+    for _, root in rule_documents(files):
+        node: Node | None = root
         for step in ("sources", name):
             node = node.child(step) if node else None
         if node is not None:

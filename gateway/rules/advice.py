@@ -21,6 +21,17 @@ _CREDENTIAL = re.compile(
     re.IGNORECASE,
 )
 """Names of headers and parameters whose value is a credential."""
+_SECRET_ADDRESS = re.compile(
+    r"https://(?:"
+    r"hooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/"
+    r"|(?:\w+\.)?discord(?:app)?\.com/api/(?:v\d+/)?webhooks/"
+    r"|[\w.-]+\.webhook\.office\.com/"
+    r"|hooks\.zapier\.com/hooks/"
+    r"|api\.telegram\.org/bot"
+    r")",
+    re.IGNORECASE,
+)
+"""Addresses of services that take messages from whoever knows them."""
 
 
 class Advice:
@@ -139,6 +150,25 @@ def _strings_in(node: Node | None) -> Iterator[Node]:
         for name, child in entries:
             if name != "is":  # which says that it is no pattern
                 yield from _strings_in(child)
+
+
+def written_credential(read: ParsedMapping) -> tuple[Node, str] | None:
+    """Return where a destination has a credential as it is, instead of a reference, and what it is in; None if nowhere.
+
+    Of addresses that are a credential themselves, those of the best-known services are recognised.
+    """
+    url = read.node.value["url"]
+    if isinstance(url.value, str) and "${" not in url.value.replace("$${", ""):
+        if _SECRET_ADDRESS.match(url.value):
+            return url, "an address by which anybody can send"
+        for name, value in parse_qsl(url_parts(url.value).query):
+            if value and _CREDENTIAL.search(name):
+                return url, f"`{name}` in its query"
+    own = read.node.child("headers")
+    for name, node in own.value.items() if own is not None and isinstance(own.value, dict) else ():
+        if isinstance(node.value, str) and _CREDENTIAL.search(name) and "${" not in node.value.replace("$${", ""):
+            return node, f"`headers.{name}`"
+    return None
 
 
 def is_in_the_clear(url: str) -> bool:

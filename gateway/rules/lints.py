@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from gateway.model import Disposition
-from gateway.rules.advice import credential_of, is_in_the_clear
+from gateway.rules.advice import credential_of, is_in_the_clear, written_credential
 from gateway.rules.build import names_of, retry_policy_of
 from gateway.rules.conditions import AllOf, AnyOf, Compare, Condition, Every, Field, OneOf, Path, Test, written
 from gateway.rules.expressions import Expression
@@ -50,6 +50,10 @@ class Lints:
         url, node = read.values["url"], read.node.value["url"]
         if is_in_the_clear(url) and not _PRIVATE.match(url) and not credential_of(read):
             self._warn(node, "plain", "expected https, got http: what is sent can be read and changed on the way")
+        if written := written_credential(read):
+            where, what = written
+            message = f"expected a reference such as ${{NAME}}, got {what}, as it is: whoever reads the file has it"
+            self._warn(where, "weak", message)
         if "rate" not in read.values:
             message = "expected a `rate`, got none: a burst of events, or a backlog, comes as fast as it can"
             self._reader.report(read.node, "unlimited", message, severity="warning", at_key=True)

@@ -5,6 +5,7 @@ They are in `tests:` of the rule files, or in files of their own. References suc
 """
 
 import json
+import re
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,12 +20,15 @@ from gateway.rules.value_kinds import TEXT, Key, MappingKind, Scalar, Several, T
 from gateway.rules.yaml_document import Node, Problem, is_of_tests, read_document, reason_of
 from gateway.verify.tokens import TOKEN
 
+EVENT_ID = re.compile("evt_[0-9a-f]{32}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenEvent:
     """A request to a source, whose signature isn't looked at.
 
     With `is_captured`, it is an event that the ingress has made of one: an item already where the source splits them.
+    `stored` is the id of one that is in the log: nothing else of it is known then, but perhaps another source.
     """
 
     source: str
@@ -32,6 +36,7 @@ class GivenEvent:
     query: str
     body: bytes
     is_captured: bool = False
+    stored: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,11 @@ _EVENT = MappingKind(
         Key(name="query", kind=_STRING, about="Its query: a=1&b=2."),
         Key(name="body", kind=_raw("any value"), about="Its body: a string as it is, anything else as JSON."),
         Key(name="file", kind=TEXT, about="A file with its body, relative to this one."),
-        Key(name="captured", kind=TEXT, about="A file with what `gateway events show --json` has printed of one."),
+        Key(
+            name="captured",
+            kind=TEXT,
+            about="A file with what `gateway events show --json` has printed of one, or the id of one in the log.",
+        ),
     ),
 )
 _ITEM = Tree("a number from 0", int, int, {"type": "integer", "minimum": 0})
@@ -246,8 +255,11 @@ def _event(reader: SchemaReader, path: Path, read: ParsedMapping) -> GivenEvent 
 
 def _captured(reader: SchemaReader, path: Path, read: ParsedMapping) -> GivenEvent | None:
     """Read an event that `gateway events show --json` has printed."""
-    node = read.node.value["captured"]
-    content = _content(reader, node, path.parent / read.values["captured"])
+    node, named = read.node.value["captured"], read.values["captured"]
+    if EVENT_ID.fullmatch(named) and not (path.parent / named).exists():
+        source = read.values.get("source", "")
+        return GivenEvent(source=source, headers=(), query="", body=b"", is_captured=True, stored=named)
+    content = _content(reader, node, path.parent / named)
     if content is None:
         return None
     try:

@@ -25,6 +25,7 @@ import yaml
 from typing_extensions import override
 
 from dev.tools import HOME
+from gateway.model import DISTRIBUTION
 from tests.gateway_process import free_ports
 
 pytestmark = pytest.mark.timeout(1800)
@@ -210,13 +211,13 @@ def test_its_user_can_write_nothing_but_the_logs_folder_and_tmp(container: Conta
 def test_the_bill_of_materials_has_every_distribution_and_the_libraries(container: Container) -> None:
     bom = json.loads((container.root / "usr/share/doc/webhook-gateway/bom.cdx.json").read_text())
     assert bom["bomFormat"] == "CycloneDX"
-    assert bom["metadata"]["component"]["name"] == "webhook-gateway"
+    assert bom["metadata"]["component"]["name"] == DISTRIBUTION
     told = {(each["name"].lower().replace("_", "-"), each["version"]) for each in bom["components"]}
     there = set()
     for folder in container.root.glob("opt/gateway/lib/python3*/site-packages/*.dist-info"):
         name, _, number = folder.name.removesuffix(".dist-info").partition("-")
         there.add((name.lower().replace("_", "-"), number))
-    there = {each for each in there if each[0] != "webhook-gateway"}
+    there = {each for each in there if each[0] != DISTRIBUTION}
     assert there
     assert there <= told | {(name.replace(".", "-"), number) for name, number in told}
     pinned = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements" / "run.txt").read_text(), re.MULTILINE)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dev.release import build
+from gateway.model import DISTRIBUTION
 from tests.deploy.chart import ROOT
 
 RULES = """
@@ -77,5 +78,5 @@ def test_its_bill_of_materials_names_its_packages(dist: Path) -> None:
     bom = json.loads((dist / "bom.cdx.json").read_text())
     locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "requirements/run.txt").read_text(), re.MULTILINE))
     named = {component["name"].lower().replace("_", "-") for component in bom["components"]}
-    assert {"aiohttp", "aiokafka", "orjson"} <= named <= locked | {"webhook-gateway"}
+    assert {"aiohttp", "aiokafka", "orjson"} <= named <= locked | {DISTRIBUTION}
     assert {file.suffix for file in dist.iterdir()} == {".whl", ".gz", ".json"}

@@ -56,6 +56,11 @@ def test_warnings_fail_only_where_that_is_asked_for(check: Check) -> None:
     assert told.endswith("2 warnings, which --strict refuses\n")
 
 
+def test_a_warning_ends_with_the_code_by_which_a_comment_allows_it(check: Check) -> None:
+    lines = [line for line in check("--strict")[1].splitlines() if line.startswith("warning: ")]
+    assert [line.rpartition(" ")[2] for line in lines] == ["[unverified]", "[unused]"]
+
+
 def test_a_comment_with_a_reason_allows_a_warning(check: Check) -> None:
     code, told = check("--strict", **ALLOWED)
     assert (code, told) == (0, "routes.yaml: 1 source, 2 destinations, 1 route: ok, 2 warnings allowed\n")

@@ -1,6 +1,7 @@
 """`gateway diff`: what a change of the rules does to events that there were."""
 
 import asyncio
+import io
 import json
 import subprocess
 import time
@@ -463,3 +464,37 @@ def test_an_event_may_be_nested_deeply(compare: Compare, tmp_path: Path) -> None
     code, routes, _ = compare({"https://chat.example/in": "https://chat.example/new"})
     assert code == 1
     assert counts(routes["told"]) == (2, 2, 0, 0, 1)
+
+
+def test_a_summary_shows_what_turns_the_direction_of_a_text(compare: Compare, tmp_path: Path) -> None:
+    body = '{"kind": "order.paid", "id": "\\u202eevil\\u2066\\u061c\\u200b \\u3000\\u6ce8"}'
+    (tmp_path / "turned").write_text(a_line(0, body) + "\n")
+    compare({"body: {id:": "body: {number:"}, "--events", "turned", "--markdown", "out.md")
+    written = (tmp_path / "out.md").read_text()
+    assert r"\u202eevil\u2066\u061c\u200b" in written
+    assert "\u3000\u6ce8" in written
+    assert not [each for each in written if each in "\u202e\u2066\u061c\u200b"]
+
+
+def test_events_are_read_from_stdin(compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (tmp_path / "events").read_bytes()
+
+    class Stdin:
+        """A new one for each command: it is read to its end."""
+
+        encoding = "utf-8"
+
+        @property
+        def buffer(self) -> io.BytesIO:
+            return io.BytesIO(lines)
+
+    monkeypatch.setattr("sys.stdin", Stdin())
+    code, routes, said = compare({"type: order.*": "type: order.paid"}, "--events", "-")
+    assert (code, counts(routes["order"])) == (1, (2, 1, 0, 1, 0))
+    assert said.endswith("3 events: 1 of 2 routes changed; 1 without a route\n")
+
+
+def test_a_revision_alone_is_told_how_to_name_a_file_of_it(compare: Compare) -> None:
+    code, _, said = compare({}, old="HEAD")
+    assert code == 2
+    assert said == "error: HEAD: expected a rule file, or REVISION:PATH of Git as in HEAD:routes.yaml, got no file\n"

@@ -481,3 +481,14 @@ def test_values_are_compared_however_deeply_they_are_nested() -> None:
     for _ in range(500):
         one, other = [{"a": one}], [{"a": other}]
     assert [*differences("x", one, other)] == [f"x{'[0].a' * 500}: expected 1, got 2"]
+
+
+def test_results_for_ci_systems_have_every_character_that_xml_has(attempt: Try, tmp_path: Path) -> None:
+    name = "\u6ce8\u6587\u3000\u652f\u6255\u3044 \U0001f469\u200d\U0001f4bb\xa0\xe9"
+    assert attempt(a_test("{routes: order}", name=f'"{name}"'), "--junit", "out.xml")[0] == 0
+    assert ET.parse(tmp_path / "out.xml").getroot()[0][0].get("name") == name
+    assert attempt(a_test("{routes: order}", name='"a\\x0b\\uffffb"'), "--junit", "out.xml")[0] == 0
+    assert (
+        ET.parse(tmp_path / "out.xml").getroot()[0][0].get("name")
+        == "a\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}b"
+    )

@@ -54,6 +54,21 @@ def test_the_job_runs_the_commands(tmp_path: Path) -> None:
         assert each in job
 
 
+def test_what_has_to_be_replaced_is_told_in_the_file_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--provider", "twilio", "--to", "https://ci.example/"]) == 0
+    lines = RULES.read_text().splitlines()
+    [at] = [number for number, line in enumerate(lines) if "public_url: https://hooks.example.com/" in line]
+    assert lines[at - 1].strip().startswith("# replace this by the address")
+    assert (
+        "to replace: `public_url` in routes.yaml, by the address that the provider calls\n" in capsys.readouterr().out
+    )
+    assert main(["init", "other", "--provider", "github", "--to", "https://ci.example/"]) == 0
+    assert "to replace" not in capsys.readouterr().out
+
+
 def test_in_a_folder_of_a_repository_the_job_is_at_its_root_and_checks_that_folder(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     (tmp_path / "our edge" / "rules").mkdir(parents=True)

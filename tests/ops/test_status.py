@@ -409,6 +409,18 @@ async def test_dead_letters_of_removed_routes_say_what_a_replay_needs() -> None:
     assert unknown.next[1] == "# once the rules have its route and destination again:"
 
 
+@pytest.mark.parametrize("detail", ["request: text: body.x isn't there", "request.body: w", "destinations.ci.url: w"])
+async def test_dead_letters_of_a_request_that_failed_are_replayed_themselves(detail: str) -> None:
+    """Their events have matched already: what fails is made anew from the dead letter."""
+    log = MemoryLog(now=lambda: NOW)
+    await log.create(TOPICS.specs([]))
+    note = RecordMetadata(dead_reason="expression_error", detail=detail)
+    await log.append(TOPICS.dead, key=b"ci", value=b"{}", headers=encode_delivery(a_delivery(), note, at=NOW))
+    (found,) = await dead_letter_findings(log, TOPICS, Control(), (), {})
+    assert found.next[-1] == "gateway dead replay --route build --destination ci --reason expression_error"
+    assert not [step for step in found.next if "--undelivered" in step]
+
+
 async def test_dead_letters_of_an_expression_come_with_steps_to_fix_it_and_replay() -> None:
     log = MemoryLog(now=lambda: NOW)
     await log.create(TOPICS.specs([]))

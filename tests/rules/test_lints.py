@@ -47,8 +47,30 @@ def test_what_is_sent_in_the_clear(url: str, is_doubtful: bool, tmp_path: Path) 
 
 
 def test_a_credential_in_the_clear_is_told_once(tmp_path: Path) -> None:
-    destination = "url: 'http://d.example/', headers: {X-Api-Key: k}"
+    destination = "url: 'http://d.example/', headers: {X-Api-Key: '${NO_SUCH_KEY:-k}'}"
     assert found(tmp_path, destination=destination) == [("weak", "destinations.d.url")]
+
+
+@pytest.mark.parametrize(
+    ("destination", "path"),
+    [
+        ("url: 'https://hooks.slack.com/services/T0/B0/xyz'", "url"),
+        ("url: 'https://discord.com/api/webhooks/1/abc'", "url"),
+        ("url: 'https://acme.webhook.office.com/webhookb2/1'", "url"),
+        ("url: 'https://d.example/in?a=1&token=abc'", "url"),
+        ("url: 'https://d.example/', headers: {Authorization: Bearer abc}", "headers.Authorization"),
+        ("url: 'https://d.example/', headers: {X-Api-Key: '$${abc}'}", "headers.X-Api-Key"),
+        ("url: 'https://hooks.slack.com/services/${SLACK:-x}'", None),
+        ("url: 'https://d.example/in?a=1&token=${TOKEN:-x}'", None),
+        ("url: 'https://d.example/in?page=1&token='", None),
+        ("url: 'https://d.example/', headers: {X-Team: edge, Authorization: '${A:-x}'}", None),
+    ],
+)
+def test_a_credential_that_is_written_as_it_is(destination: str, path: str | None, tmp_path: Path) -> None:
+    expected = [] if path is None else [("weak", f"destinations.d.{path}")]
+    assert found(tmp_path, destination=destination) == expected
+    (file := tmp_path / "routes.yaml").write_text(RULES.format(destination=destination, route=""))
+    assert not [each for each in check_rules(file, lints=True)[1] if "abc" in str(each) or "xyz" in str(each)]
 
 
 def test_a_destination_without_a_rate(tmp_path: Path) -> None:

@@ -269,7 +269,10 @@ def test_without_the_extra_the_gateway_says_so(tmp_path: Path) -> None:
         check=False,
     )
     assert ended.returncode == 2
-    assert "error: --traces: expected the extra: pip install 'webhook-gateway[otel]', got no module" in ended.stderr
+    assert (
+        "error: --traces: expected the extra: pip install 'durable-webhook-gateway[otel]', got no module"
+        in ended.stderr
+    )
 
 
 class Slow(SpanExporter):
