@@ -290,6 +290,9 @@ class Disposition(StrEnum):
     DROP = "drop"
 
 
+EVENT_ID = re.compile("evt_[0-9a-f]{32}")
+
+
 def event_id(source: str, identity: str | None) -> EventId:
     """Make an event's id: the same for the same identity in every process; without one, ordered by time.
 

@@ -9,6 +9,20 @@ MASK = "***"
 LEAST_HIDDEN = 4  # characters of a value that is hidden
 MAX_SHOWN = 60  # characters of a value in a message
 DURATION = re.compile(r"(?=\d)(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?(?:(\d{1,9})ms)?", re.ASCII)
+UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+"""What no header's value may have: RFC 9110, section 5.5."""
+UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029"
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+    r"\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""What isn't seen, and may hide a text or change what is around it.
+
+In order: controls but for tab and line feed, and separators of lines; all of Bidi_Control; and of
+Default_Ignorable_Code_Point (Unicode's DerivedCoreProperties.txt) all but the joiners U+200C and U+200D, the variation
+selectors U+FE00 to U+FE0F, which emoji and some scripts need, and Mongolian's (U+180B to U+180D, U+180F).
+"""
 _SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 
 

@@ -1,6 +1,5 @@
 """`gateway diff`: what other rules would do with recent events."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
@@ -18,7 +17,7 @@ from gateway.required_topics import event_topics
 from gateway.rules.load import load_rules
 from gateway.rules.rules import Rules
 from gateway.rules.yaml_document import reason_of
-from gateway.telemetry.logs import printable
+from gateway.text import UNSEEN
 
 MAX_EVENTS = 1_000_000
 """Maximum number of events compared, the newest first."""
@@ -26,7 +25,6 @@ COLUMNS = ("before", "after", "gained", "lost", "changed")
 KINDS = ("lost", "changed", "gained")
 MAX_DIFFERENCES = 8  # of a sample
 NO_EVENTS = "no events were compared"
-_HIDDEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
 def diff_arguments(parser: Parser) -> None:
@@ -92,7 +90,7 @@ async def _diff(call: Invocation) -> int:
 
 def _visible(text: str) -> str:
     """Escape what controls a terminal, hides, or turns the direction of a text, as events may have it."""
-    return _HIDDEN.sub(lambda found: printable(found[0]), text)
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _compare_file(output: Output, diff: RuleDiff, path: Path) -> None:

@@ -1,7 +1,6 @@
 """`gateway explain`: where an event goes, and why."""
 
 import os
-import re
 import time
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from gateway.commands.base import (
 from gateway.commands.events import find, position_of_original
 from gateway.commands.values import Parser, header, parameter
 from gateway.log.records import decode_event
-from gateway.model import RefusedError, UsageError
+from gateway.model import EVENT_ID, RefusedError, UsageError
 from gateway.ops.control_client import ControlClient
 from gateway.ops.dead_letters import DeadLetter, open_dead_letters_of
 from gateway.ops.explain import explain, explain_event
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.log.base import Partition
-
-EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 
 
 def explain_arguments(parser: Parser) -> None:

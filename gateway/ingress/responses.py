@@ -17,6 +17,7 @@ from gateway.model import DestinationResponse, Event, EventId, ExpressionError, 
 from gateway.rules.event_view import EventView
 from gateway.rules.rules import StoredResponse
 from gateway.rules.templates import Template
+from gateway.text import UNSENDABLE
 from gateway.verify.handshakes import HandshakeResponse
 
 # Sent to a sender that we can't serve now; real ones wait longer by their own schedules.
@@ -82,27 +83,46 @@ def stored_response(response: StoredResponse, event: Event, view: EventView) -> 
     The event is stored already, so that a template that fails is no reason for a failure: then the response is the
     event's id, with the headers that have no expressions.
     """
-    try:
-        made = _rendered(response, response.headers, response.body, {"id": event.id}, view)
-        problem = ""
-    except ExpressionError as error:
-        fixed = [(name, template) for name, template in response.headers if not template.has_expressions]
-        made = _rendered(response, fixed, None, {"id": event.id}, view)
-        problem = str(error)
+    parts = [(response.headers, response.body), (_fixed(response), None)]
+    made, problem = _first_rendered(response, parts, {"id": event.id}, view)
     made.headers["gateway-event-id"] = event.id
     return made, problem
 
 
+_HeaderTemplates = Sequence[tuple[str, Template]]
+
+
+def _fixed(response: StoredResponse) -> _HeaderTemplates:
+    """Return the headers without expressions."""
+    return [(name, template) for name, template in response.headers if not template.has_expressions]
+
+
+def _first_rendered(
+    response: StoredResponse,
+    parts: Iterable[tuple[_HeaderTemplates, Template | None]],
+    default: Mapping[str, object],
+    view: EventView | None,
+) -> tuple[web.Response, str]:
+    """Return the response with the first headers and body that can be rendered, and why the first of all can't."""
+    problem = ""
+    for headers, body in parts:
+        try:
+            return _rendered(response, headers, body, default, view), problem
+        except ExpressionError as error:
+            problem = problem or str(error)
+    return _rendered(response, (), None, default, view), problem
+
+
 def _rendered(
     response: StoredResponse,
-    headers: Iterable[tuple[str, Template]],
+    headers: _HeaderTemplates,
     body: Template | None,
     default: Mapping[str, object],
     view: EventView | None,
 ) -> web.Response:
-    """Return a response with these headers and this body, or by default with this JSON; None for no expressions.
+    """Return a response with these headers and this body, or by default with this JSON.
 
-    Raises ExpressionError.
+    A view of None is for templates without expressions. Raises ExpressionError.
     """
     content, content_type = orjson.dumps(default), "application/json"
     if not response.has_body:
@@ -133,14 +153,13 @@ def passed_on_response(found: DestinationResponse, event: EventId) -> web.Respon
 
 def batch_response(response: StoredResponse, events: Sequence[EventId]) -> web.Response:
     """Return the response to the sender of several events that are stored: expressions would be about one of them."""
-    headers = [(name, template) for name, template in response.headers if not template.has_expressions]
     body = None if response.body is None or response.body.has_expressions else response.body
-    return _rendered(response, headers, body, {"ids": events}, None)
+    return _first_rendered(response, [(_fixed(response), body)], {"ids": events}, None)[0]
 
 
 def _header_value(name: str, template: Template, view: EventView | None) -> str:
     value = template.render_bytes(view)[0].decode("utf-8", "replace")
-    if not value.isprintable():
+    if UNSENDABLE.search(value):
         raise ExpressionError(f"{name}: expected a value without control characters, got one with them")
     return value
 

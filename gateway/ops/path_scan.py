@@ -1,16 +1,14 @@
 """Where an expression reads fields of the event: which of them it may do without, and which it reads together."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from gateway.rules.event_view import ABSENT, ROOTS, EventView, Step
-from gateway.rules.scanner import FieldPath, Token, tokens
+from gateway.rules.event_view import ABSENT, ROOTS, EventView
+from gateway.rules.scanner import FieldPath, Token, steps_at, tokens
 
 _OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
 _OPTIONAL = ("has", "default")
-_PLAIN_TEXT = re.compile(r"""(['"])([^\\'"]*)\1""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +54,7 @@ def _found(words: Sequence[Token]) -> Iterator[ReadPath]:
         elif word.text == "&" and before == "&" and not depth and has_parts:
             part += 1
         elif word.kind == "name" and word.text in ROOTS and before != "." and after != "(":
-            steps, at = _steps(words, at)
+            steps, at = steps_at(words, at)
             path = FieldPath(word.text, tuple(steps), 0, at)
             yield ReadPath(path=path, is_optional=optional is not None, part=part)
 
@@ -70,21 +68,3 @@ def _has_choice(words: Sequence[Token]) -> bool:
             if not depth and word.text in ("|", "?"):
                 return True
     return False
-
-
-def _steps(words: Sequence[Token], at: int) -> tuple[list[Step], int]:
-    """Return the literal steps that begin at a word, and the index of the one after them."""
-    steps: list[Step] = []
-    while True:
-        sign, inner, end = words[at : at + 3]
-        if sign.text == "." and inner.kind == "name" and end.text != "(":
-            steps.append(Step(inner.text, -1))
-            at += 2
-        elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
-            steps.append(Step(literal[2], -1))
-            at += 3
-        elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
-            steps.append(Step(None, int(inner.text)))
-            at += 3
-        else:
-            return steps, at

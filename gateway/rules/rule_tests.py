@@ -5,7 +5,6 @@ They are in `tests:` of the rule files, or in files of their own. References suc
 """
 
 import json
-import re
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +13,11 @@ from typing import Any
 
 import orjson
 
-from gateway.model import Headers
+from gateway.model import EVENT_ID, Headers
 from gateway.rules.schema_reader import ABSENT, ParsedMapping, SchemaReader
 from gateway.rules.value_kinds import TEXT, Key, MappingKind, Scalar, Several, Table, Tree, matching
 from gateway.rules.yaml_document import Node, Problem, is_of_tests, read_document, reason_of
 from gateway.verify.tokens import TOKEN
-
-EVENT_ID = re.compile("evt_[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

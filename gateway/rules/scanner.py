@@ -1,7 +1,7 @@
 """Analyses a CEL expression without its syntax tree, which the library doesn't provide: names, paths, macros."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
@@ -142,6 +142,24 @@ class Analysis(NamedTuple):
     copies: int
     parts: dict[str, Parts]
     key: frozenset[str]
+
+
+def steps_at(words: Sequence["Token"], at: int) -> tuple[list[Step], int]:
+    """Return the literal steps of a path that begin at a token, and the index of the token after them."""
+    steps: list[Step] = []
+    while True:
+        sign, inner, end = words[at : at + 3]
+        if sign.text == "." and inner.kind == "name" and end.text != "(":
+            steps.append(Step(inner.text, -1))
+            at += 2
+        elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
+            steps.append(Step(literal[2], -1))
+            at += 3
+        elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
+            steps.append(Step(None, int(inner.text)))
+            at += 3
+        else:
+            return steps, at
 
 
 def tokens(text: str, start: int = 0) -> Iterator[Token]:
@@ -389,7 +407,7 @@ class Scan:
 
     def _default_in_item(self, name: Token, root: Token) -> None:
         """Have CEL itself look for the path, since the item of a macro is known to nobody else."""
-        steps, end = self._steps(self._at + 2)
+        steps, end = steps_at(self._tokens, self._at + 2)
         comma = self._tokens[end]
         if comma.text != ",":
             raise _at(root, f"default: expected a path such as {root.text}.a.b, got an expression")
@@ -421,7 +439,7 @@ class Scan:
 
     def _path(self, root: Token) -> None:
         """Read the steps `.a['b'][0]`, as far as they are literal."""
-        steps, self._at = self._steps(self._at)
+        steps, self._at = steps_at(self._tokens, self._at)
         if root.text in ("headers", "query") and len(steps) == 1 and self._tokens[self._at - 1].kind == "name":
             self._refuse_hyphens(root)
         if root.text == "headers" and steps and (name := steps[0].key or "") != name.lower():
@@ -432,23 +450,6 @@ class Scan:
                 raise _at(root, "default: expected a path such as body.a.b, got an expression")
             self._edits.append(Edit(root.start, last.start + len(last.text), str(len(self._paths))))
         self._paths.append(FieldPath(root.text, tuple(steps), self._loops, self._at))
-
-    def _steps(self, at: int) -> tuple[list[Step], int]:
-        """Return the steps that begin at a token, and the index of the token after them."""
-        steps: list[Step] = []
-        while True:
-            sign, inner, end = self._tokens[at : at + 3]
-            if sign.text == "." and inner.kind == "name" and end.text != "(":
-                steps.append(Step(inner.text, -1))
-                at += 2
-            elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
-                steps.append(Step(literal[2], -1))
-                at += 3
-            elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
-                steps.append(Step(None, int(inner.text)))
-                at += 3
-            else:
-                return steps, at
 
     def _refuse_hyphens(self, root: Token) -> None:
         """Report how to write `headers.x-id`, which CEL parses as a subtraction."""

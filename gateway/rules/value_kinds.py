@@ -13,7 +13,7 @@ from gateway.model import NAME_PATTERN, STORED_STATUSES
 from gateway.rules.addresses import http_url, unresolved_url
 from gateway.rules.rules import RESERVED_HEADERS, cgi_normalized, is_opt_in_header
 from gateway.rules.templates import Template
-from gateway.text import DURATION, parse_duration
+from gateway.text import DURATION, UNSENDABLE, parse_duration
 from gateway.verify.client_certificates import normal_email, normal_subject
 from gateway.verify.encodings import signing_key
 from gateway.verify.schemes import WEAK
@@ -170,7 +170,6 @@ _DNS_NAME = re.compile(r"[A-Za-z0-9_*-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
-_UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
 _CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: more than RFC 6750 allows, as there are tokens with a `|`
 _USER = re.compile(r"[^:\x00-\x1f\x7f\ud800-\udfff]*")  # RFC 7617: a colon ends it
 _PASSWORD = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
@@ -258,7 +257,7 @@ def _email(value: object) -> str:
 
 def _header_value(value: object) -> str:
     text = _text(value)
-    if _UNSENDABLE.search(text):
+    if UNSENDABLE.search(text):
         raise ValueError("expected a header value without control characters, got one with them")
     return text
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gateway.model import STORED_STATUSES
-from gateway.text import shown
+from gateway.text import UNSENDABLE, shown
 from gateway.verify.config_keys import SCHEMES
 from gateway.verify.config_reader import ConfigPath, InvalidValueError, Key
 from gateway.verify.config_values import EXPECTED_WINDOW, SPLIT, WINDOW, one_of, parse_window
@@ -15,7 +15,6 @@ from gateway.verify.tokens import PARAMETER, TOKEN
 OF_SOURCES = frozenset({"scheme", "secrets", "public_keys", "tolerance", "verify_tokens", "pending"})
 """What a source may have beside what a provider asks for."""
 _MEDIA_TYPE = re.compile(rf"{TOKEN.pattern}/{TOKEN.pattern}")
-_UNSENDABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # RFC 9110, section 5.5
 
 
 class PresetResponse(NamedTuple):
@@ -87,7 +86,7 @@ def _read_sends(value: object, where: ConfigPath) -> tuple[tuple[str, str], ...]
         here = where.below(str(name))
         if not isinstance(name, str) or not TOKEN.fullmatch(name):
             here.report(f"expected a header's name, got {shown(name)}")
-        if isinstance(text, str) and _UNSENDABLE.search(text):
+        if isinstance(text, str) and UNSENDABLE.search(text):
             here.report("expected a header value without control characters, got one with them")
     return tuple(_read_pairs(value, where).items())
 

@@ -558,6 +558,11 @@ async def test_a_source_may_have_a_response_of_its_own(world: World) -> None:
     reply = await world.exchange(a_request())
     assert (reply.body, reply.headers["content-type"]) == (b"ok", "text/plain; charset=utf-8")
 
+    odd = "a\tb\u00a0c\u202e"
+    answered(world, "open", StoredResponse(headers=(("X-Odd", Template(odd)),)))
+    reply = await world.exchange(a_request())
+    assert (reply.status, reply.headers["x-odd"].encode("latin-1").decode()) == (202, odd)
+
     answered(world, "open", StoredResponse(status=201))
     reply = await world.exchange(a_request())
     assert (reply.status, reply.json) == (201, {"id": world.log.stored[-1].event.id})

@@ -68,7 +68,7 @@ async def test_the_sources_response_to_several_events_is_as_far_as_it_is_about_n
         "text/plain; charset=utf-8",
     )
     assert (reply.headers["x-a"], reply.headers.get("x-kind")) == ("b", None)
-    response = replace(response, body=Template({"type": "${{ type }}"}))
+    response = replace(response, headers=(("X-A", Template("b\0")),), body=Template({"type": "${{ type }}"}))
     splitting.rules[0] = replace(splitting.rules[0], sources={"github": replace(source, response=response)})
     reply = await splitting.exchange(signed())
     assert reply.json == {"ids": [stored.event.id for stored in splitting.log.stored[-2:]]}

@@ -15,6 +15,7 @@ from gateway.rules.expressions import Expression
 from gateway.rules.json_values import as_text, dumps, json_type
 from gateway.rules.request_templates import Message, PathTemplate
 from gateway.rules.templates import MAX_RESULT, Template
+from gateway.text import UNSEEN
 
 MAX_URL = 2000
 """Characters: Slack takes 3,000, Discord, Teams and browsers some 2,000."""
@@ -23,18 +24,6 @@ MAX_LINE = 10_000
 MAX_ITEMS = 100
 Fact = tuple[str, str]
 """A name and its value."""
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029"
-    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-    r"\xad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b\u2060-\u2065\u206a-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
-    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-)
-"""What isn't seen, and may hide a text or change what is around it.
-
-In order: controls but for tab and line feed, and separators of lines; all of Bidi_Control; and of
-Default_Ignorable_Code_Point (Unicode's DerivedCoreProperties.txt) all but the joiners U+200C and U+200D, the variation
-selectors U+FE00 to U+FE0F, which emoji and some scripts need, and Mongolian's (U+180B to U+180D, U+180F).
-"""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _LINES = re.compile(r"\s*\n\s*")
 _IN_URL = "%/:?#[]@!$&'()*+,;=~"
@@ -168,7 +157,7 @@ class PresetRequest:
 
 def visible(text: str) -> str:
     """Return a text without control characters, and without what isn't seen and hides or turns what is around it."""
-    return _UNSEEN.sub("", _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n")))
+    return UNSEEN.sub("", _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
 def line(text: str) -> str:
