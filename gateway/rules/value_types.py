@@ -85,7 +85,7 @@ def evaluated(text: str) -> object:
     return (_evaluated.__wrapped__ if hides_values() else _evaluated)(text)
 
 
-@lru_cache(maxsize=2048)
+@lru_cache(maxsize=256)  # of up to 1 MiB each
 def _evaluated(text: str) -> object:
     return Expression(text).evaluate(EventView(source="", headers=(), query="", body=b""))
 
