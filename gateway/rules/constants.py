@@ -3,15 +3,20 @@
 A constant part is evaluated, and so is a function of ours whose other arguments are samples: what an event would meet
 is met when rules are loaded. The type of a part is what is plain to see, such as that of `size(body.x)`; the values of
 an event's body may be of any. What this can't read, it finds nothing in: CEL has compiled it before.
+
+What fails in an operand of `&&` and `||`, in a branch of `?:` and for each item of a macro is nothing wrong, since the
+whole has a value without it, unless both operands or branches fail. A condition, which has to be true, is wrong if an
+operand of its `&&` fails; but not if another is false by constants alone, by which it is switched off.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.expressions import named_texts
+from gateway.rules.expressions import hides_values, named_texts
 from gateway.rules.functions import FUNCTIONS
 from gateway.rules.scanner import Token, tokens
 from gateway.rules.value_types import (
@@ -40,12 +45,12 @@ class Wanted(NamedTuple):
     """What an expression's value has to be: one of these types."""
 
     expected: str
-    types: Collection[str]
+    types: frozenset[str]
 
 
-CONDITION = Wanted("true or false", ("bool",))
-LIST = Wanted("a list", ("list",))
-SCALAR = Wanted("a string, a number or a boolean", WORDS.keys() - {"list", "map"})
+CONDITION = Wanted("true or false", frozenset(("bool",)))
+LIST = Wanted("a list", frozenset(("list",)))
+SCALAR = Wanted("a string, a number or a boolean", frozenset(WORDS) - {"list", "map"})
 
 
 def check_constants(text: str, wanted: Wanted | None = None, items: Iterable[str] = ()) -> None:
@@ -55,29 +60,56 @@ def check_constants(text: str, wanted: Wanted | None = None, items: Iterable[str
     """
     if _PLAIN.fullmatch(text):
         return
-    reader = _Reader(text, named_texts(), items)
+    named = named_texts()
+    used = tuple([(name, named[name]) for name in sorted({*_NAME.findall(text)}) if name in named])
+    found = _found.__wrapped__ if hides_values() else _found
+    if problems := found(text, wanted, used, tuple(items)):
+        raise ExpressionError("; ".join(problems))
+
+
+@lru_cache(maxsize=2048)
+def _found(
+    text: str, wanted: Wanted | None, named: tuple[tuple[str, str], ...], items: tuple[str, ...]
+) -> Sequence[str]:
+    """Return what is wrong: the same for thousands of routes that have the same text and use the same names."""
+    reader = _Reader(text, dict(named), items)
     part = reader.whole()
-    problems = sorted(reader.problems)
+    problems = {*reader.problems}
+    if part is not None and wanted == CONDITION and not part.is_off:
+        problems |= {*part.of_operands}
+    told = [message for _, message in sorted(problems)]
     if wanted is not None and part is not None and part.type != ANY and part.type not in wanted.types:
-        problems.append((0, f"expected {wanted.expected}, got {WORDS[part.type]}"))
-    if problems:
-        raise ExpressionError("; ".join([message for _, message in problems]))
+        told.append(f"expected {wanted.expected}, got {WORDS[part.type]}")
+    return told
+
+
+@lru_cache(maxsize=2048)
+def _kind_of(text: str) -> "_Part | None":
+    """Return what another expression is; see `_Reader.whole`."""
+    return _Reader(text, {}).whole()
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of an expression, from `start` to before `end`. `items` are those of a list that is written out."""
+    """A part of an expression, from `start` to before `end`.
+
+    `items` are those of a list that is written out, and `of_operands` the problems without which `&&` may be true.
+    `is_off`: it is false by its constants, whatever the event, or fails.
+    """
 
     start: int
     end: int
     type: str = ANY
     is_constant: bool = False
     items: "tuple[_Part, ...] | None" = None
+    of_operands: tuple[tuple[int, str], ...] = ()
+    is_off: bool = False
 
 
 _NOT_JSON = "expected a JSON value"
 _PLAIN = re.compile(r"body(?:\.\w+)*", re.ASCII)
 """Most expressions: of any type."""
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 class _UnknownError(Exception):
@@ -130,22 +162,52 @@ class _Reader:
         if self._is("?"):
             self._expect("?")
             self._want_boolean(condition, "before ?")
+            known = len(self.problems)
             first = self._conditional()
             self._expect(":")
+            between = len(self.problems)
             second = self._conditional()
-            condition = self._operation(
-                _Part(condition.start, second.end, first.type if first.type == second.type else ANY),
-                (condition, first, second),
-            )
+            self._forgive_one(known, between)
+            same = first.type if first.type == second.type else ANY
+            is_off = first.is_off and second.is_off
+            whole = _Part(condition.start, second.end, same, is_off=is_off)
+            condition = self._operation(whole, (condition, first, second))
         self._depth -= 1
         return condition
 
     def _binary(self, least: int) -> _Part:
+        known = len(self.problems)
         left = self._unary()
         while (sign := self._operator()) and _PRECEDENCE[sign] >= least:
             self._at += 1 if sign == "in" else len(sign)
-            left = self._combined(sign, left, self._binary(_PRECEDENCE[sign] + 1))
+            if sign in ("&&", "||"):
+                left = self._either(sign, known, left)
+            else:
+                left = self._combined(sign, left, self._binary(_PRECEDENCE[sign] + 1))
         return left
+
+    def _either(self, sign: str, known: int, left: _Part) -> _Part:
+        """Read what is after `&&` or `||`; the problems from `known` on are those of what is before it."""
+        self._want_boolean(left, f"beside {sign}")
+        between = len(self.problems)
+        right = self._binary(_PRECEDENCE[sign] + 1)
+        self._want_boolean(right, f"beside {sign}")
+        told = (*left.of_operands, *right.of_operands, *self.problems[known:]) if sign == "&&" else ()
+        self._forgive_one(known, between)
+        both = (left.is_off, right.is_off)
+        is_off = any(both) if sign == "&&" else all(both)
+        part = _Part(left.start, right.end, "bool", of_operands=told, is_off=is_off)
+        if {left.type, right.type} - {ANY, "bool"}:
+            return part
+        return self._operation(part, (left, right))
+
+    def _forgive_one(self, known: int, between: int) -> None:
+        """Forget the problems from `known` on, unless some are of what was read until `between`, and some of the rest.
+
+        Of two operands of `&&` and `||`, and of two branches, one that fails leaves the whole a value.
+        """
+        if not known < between < len(self.problems):
+            del self.problems[known:]
 
     def _operator(self) -> str:
         first, second = self._tokens[self._at : self._at + 2]
@@ -214,7 +276,7 @@ class _Reader:
         match token.text:
             case "(":
                 inner = self._conditional()
-                return _Part(token.start, self._expect(")"), inner.type, inner.is_constant, inner.items)
+                return replace(inner, start=token.start, end=self._expect(")"))
             case "[":
                 items = self._until("]")
                 return _Part(token.start, self._last_end, "list", all(each.is_constant for each in items), items)
@@ -238,7 +300,8 @@ class _Reader:
         if self._is("("):
             return self._call(token, None)
         if name in ("true", "false", "null"):
-            return _Part(token.start, end, "null" if name == "null" else "bool", True)  # noqa: FBT003 - constant
+            type_ = "null" if name == "null" else "bool"
+            return _Part(token.start, end, type_, is_constant=True, is_off=name == "false")
         if name in self._bound:
             return _Part(token.start, end)
         if name in self._named:
@@ -252,8 +315,10 @@ class _Reader:
         end = token.start + len(token.text)
         self._edits.append((token.start, end, text))
         # `null` is in the place of one that has a problem.
-        part = None if text == "null" else _Reader(text, {}).whole()
-        return _Part(token.start, end) if part is None else _Part(token.start, end, part.type, part.is_constant)
+        part = None if text == "null" else (_kind_of.__wrapped__ if hides_values() else _kind_of)(text)
+        if part is None:
+            return _Part(token.start, end)
+        return _Part(token.start, end, part.type, part.is_constant, is_off=part.is_off)
 
     def _mapping(self, token: Token) -> _Part:
         parts: list[_Part] = []
@@ -301,10 +366,10 @@ class _Reader:
         if receiver is not None and name.text in _MACROS and comma.text == ",":
             self._at += 2
             self._bound.append(variable.text)
-            inner = self._until(")")
+            known = len(self.problems)
+            self._until(")")
             self._bound.pop()
-            if name.text != "map" or len(inner) > 1:
-                self._want_boolean(inner[0], f"in {name.text}")
+            del self.problems[known:]  # there may be no items
             return _Part(start, self._last_end, result)
         known = len(self.problems)
         arguments = self._until(")")
@@ -325,13 +390,9 @@ class _Reader:
 
     def _combined(self, sign: str, left: _Part, right: _Part) -> _Part:
         start, end = left.start, right.end
-        if sign in ("&&", "||"):
-            for each in (left, right):
-                self._want_boolean(each, f"beside {sign}")
-            is_told = {left.type, right.type} - {ANY, "bool"}
-            return _Part(start, end, "bool") if is_told else self._operation(_Part(start, end, "bool"), (left, right))
         if ANY in (left.type, right.type):
-            return self._operation(_Part(start, end, "bool" if sign in COMPARISONS else ANY), (left, right))
+            part = _Part(start, end, "bool" if sign in COMPARISONS else ANY, is_off=sign == "in" and right.items == ())
+            return self._operation(part, (left, right))
         result = type_of(sign, left.type, right.type)
         if result is None:
             got = f"{WORDS[left.type]} and {WORDS[right.type]}"
@@ -347,7 +408,7 @@ class _Reader:
         if self._left < 0:
             return part
         try:
-            self._value(part)
+            value = self._value(part)
         except ExpressionError as error:
             if _NOT_JSON in str(error):  # such as a type, which other parts may use
                 return part
@@ -357,7 +418,7 @@ class _Reader:
             else:
                 self._tell(part.start, str(error))
             return _Part(part.start, part.end)
-        return _Part(part.start, part.end, part.type, True)  # noqa: FBT003 - constant
+        return replace(part, is_constant=True, is_off=value is False)
 
     def _refuses(self, name: Token, arguments: Sequence[_Part]) -> bool:
         """Tell the constant arguments that a function doesn't take, and return whether there are any."""
@@ -368,6 +429,10 @@ class _Reader:
             self._try_each(function, arguments)
         elif function == "timestamp" and len(arguments) == 1 and arguments[0].is_constant:
             self._try(function, (self._value(arguments[0]),), arguments[0])
+        elif function in BY_TYPE and len(arguments) != BY_TYPE[function]:
+            within = len([each for each in arguments if each.start > name.start])
+            most = within + BY_TYPE[function] - len(arguments)
+            self._tell(name.start, f"{function}: expected {most or 'no'} argument{'s' * (not most)}, got {within}")
         elif function in BY_TYPE and not all(each.is_constant for each in arguments):
             types = tuple([each.type for each in arguments])
             if types.count(ANY) < len(types) and not takes(function, types):
@@ -395,17 +460,14 @@ class _Reader:
         if len(arguments) != 2 or not arguments[0].is_constant:  # noqa: PLR2004 - the text and its values
             return
         pattern, values = self._value(arguments[0]), arguments[1].items
-        tried: list[list[object]]
+        tried: list[object]
         if values is None:
-            most = pattern.count("%") if isinstance(pattern, str) else 0
-            tried = [[1 for _ in range(number)] for number in range(min(most, 100) + 1)]
+            # A list of the event may have as many as the text has places for.
+            tried = [1] * pattern.replace("%%", "").count("%") if isinstance(pattern, str) else []
         else:
-            tried = [[self._value(each) if each.is_constant else OF_TYPE.get(each.type, 1) for each in values]]
-        failures = [found for each in tried if (found := failure("format", (pattern, each)))]
-        if len(failures) == len(tried):
-            if values is None and len(failures) > 1:
-                failures = [each for each in failures if "another %" in each] or failures
-            self._tell(arguments[0].start, f"format: {failures[0]}")
+            tried = [self._value(each) if each.is_constant else OF_TYPE.get(each.type, 1) for each in values]
+        if found := failure("format", (pattern, tried)):
+            self._tell(arguments[0].start, f"format: {found}")
 
     def _try(self, function: str, values: Sequence[object], at: _Part) -> None:
         found = failure(function, values)

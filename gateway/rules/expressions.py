@@ -375,6 +375,11 @@ def named_texts() -> Mapping[str, str]:
     return _NAMED.get()
 
 
+def hides_values() -> bool:
+    """Return whether expressions that are parsed meanwhile may have a secret in them; see `hiding`."""
+    return bool(_HIDDEN.get())
+
+
 def check_syntax(text: str) -> None:
     """Raise ExpressionError for text that isn't CEL, with the position; names aren't looked at."""
     _compile(text)

@@ -9,7 +9,7 @@ from itertools import product
 
 from gateway.model import ExpressionError
 from gateway.rules.event_view import EventView
-from gateway.rules.expressions import Expression
+from gateway.rules.expressions import Expression, hides_values
 from gateway.rules.functions import FUNCTIONS, MAX_RESULT
 
 ANY = "any"
@@ -57,8 +57,8 @@ RESULTS = {
     **{name: name for name in ("uint", "double", "bytes", "duration", "timestamp", "type")},
 }
 """The types of what functions and macros give."""
-BY_TYPE = frozenset(("contains", "endsWith", "size", "startsWith"))
-"""Functions that fail by the types of their arguments alone."""
+BY_TYPE = {"contains": 2, "endsWith": 2, "size": 1, "startsWith": 2}
+"""Functions that fail by the types of their arguments alone, and how many these are, with what they are methods of."""
 COMPARISONS = frozenset(("==", "!=", "<", "<=", ">", ">=", "in"))
 TAKES = {
     "duration": "a duration such as '90s' or '1h30m'",
@@ -81,6 +81,12 @@ OF_TYPE: Mapping[str, object] = {"string": "a", "bool": True, "list": [], "map":
 
 
 def evaluated(text: str) -> object:
+    """Return the value of an expression without anything of an event, not to be changed. Raises ExpressionError."""
+    return (_evaluated.__wrapped__ if hides_values() else _evaluated)(text)
+
+
+@lru_cache(maxsize=256)  # of up to 1 MiB each
+def _evaluated(text: str) -> object:
     return Expression(text).evaluate(EventView(source="", headers=(), query="", body=b""))
 
 
@@ -122,8 +128,11 @@ def type_of(sign: str, left: str, right: str) -> str | None:
 
 @lru_cache(maxsize=2048)
 def takes(function: str, types: tuple[str, ...]) -> bool:
-    """Return whether a function of CEL takes values of these types, of which ANY may be each."""
-    return any(_accepts(function, each) for each in product(*map(_samples, types)))
+    """Return whether a function of CEL takes values of these types, of which ANY may be each.
+
+    It takes as many as `BY_TYPE` says: trying more would take exponentially longer.
+    """
+    return len(types) == BY_TYPE[function] and any(_accepts(function, each) for each in product(*map(_samples, types)))
 
 
 def _samples(kind: str) -> Iterator[str]:
