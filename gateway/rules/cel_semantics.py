@@ -12,7 +12,7 @@ the events that need it: see `Semantics`.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from gateway.rules.event_view import EventView
+from gateway.rules.event_view import Absent, EventView
 from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Token, add_part, own_name, tokens
 
 ITEMS = "x__"
@@ -76,6 +76,16 @@ class Semantics(NamedTuple):
             if type(value) is str and not value.isascii():
                 return True
         return False
+
+    def deciding(self, view: EventView, *, needs_care: bool) -> str:
+        """Return the text for an event for which an item's condition may have failed.
+
+        Of a scalar that should have items, only `explained` tells.
+        """
+        for path in self.iterated:
+            if type(view.get(path.root, path.steps)) not in (list, dict, Absent):
+                return self.explained
+        return self.carefully_decided if needs_care else self.decided
 
 
 def semantics(text: str, analysis: Analysis) -> Semantics:

@@ -174,7 +174,7 @@ class Expression:
                 raise
         # `exists` and `all` may have a value in spite of the error.
         paid = self._charge_again(view)
-        decided = self._with_conditions(found.carefully_decided if needs_care else found.decided)
+        decided = self._with_conditions(found.deciding(view, needs_care=needs_care))
         with suppress(_UnexplainedError):
             return self._run(decided, view, paid)
         self._charge_again(view)

@@ -287,12 +287,14 @@ class Calls:
         if condition is None:
             self.is_spent = True
             return ABSENT
+        before = self.refusal, self.failure  # of another one, of which CEL may have something to say yet
         failures = _Failures(condition)
         parts = [items[first : first + ITEMS_AT_ONCE] for first in range(0, len(items), ITEMS_AT_ONCE)]
         while parts:
             part = parts.pop()
             try:
                 if condition.is_met(part) is decisive:
+                    self.refusal, self.failure = before
                     return decisive
             except (*FAILURES, ExpressionError) as error:
                 if len(part) > 1:
@@ -301,8 +303,8 @@ class Calls:
                     failures.add(error)
             if self.is_spent:
                 return ABSENT
-        self.refusal, self.failure = None, failures.first
-        return not decisive if self.failure is None else ABSENT
+        self.refusal, self.failure = before if failures.first is None else (None, failures.first)
+        return not decisive if failures.first is None else ABSENT
 
     def pay(self, steps: int) -> bool:
         """Spend steps, of those that are paid first."""

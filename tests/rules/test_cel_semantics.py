@@ -282,6 +282,20 @@ def test_a_large_event_of_which_one_item_is_incomplete_is_decided(text: str, num
     assert Expression(text).is_true(a_view(body)) is True
 
 
+@pytest.mark.parametrize("items", ["body.l", "default(body.l, [])", "body.l.filter(i, true)", "[body.l][0]"])
+def test_what_fails_is_told_whatever_comes_after_it(items: str) -> None:
+    body = {"l": [{}, {"a": 0}]}
+    assert outcome(f"{items}.exists(i, i.a == 1) || {items}.all(i, has(i.a))", body) == "missing"
+    assert outcome(f"{items}.exists(i, i.a == 1) || {items}.exists(i, has(i.a) && i.a < 0)", body) == "missing"
+    assert outcome(f"{items}.exists(i, i.a == 1) || {items}.exists(i, i == {{}})", body) is True
+
+
+def test_a_scalar_has_no_items() -> None:
+    """A wrong type isn't taken for the other scalar, that makes a field missing."""
+    assert outcome("body.s.exists(i, body.s.x == i)", {"s": "text"}) == "error"
+    assert outcome("body.l.exists(i, i.a == 1) && body.s.all(i, i == 1)", {"s": 1, "l": [{}, {"a": 1}]}) == "error"
+
+
 def test_the_items_of_a_mapping_are_its_keys_in_order() -> None:
     body = {"m": {"b": 1, "a": "text", "c": {}}}
     assert outcome("body.m.exists(k, body.m[k] > 0)", body) is True
