@@ -12,12 +12,14 @@ the events that need it: see `Semantics`.
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from gateway.rules.event_view import EventView
+from gateway.rules.event_view import Absent, EventView
 from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Token, add_part, own_name, tokens
 
 ITEMS = "x__"
 EDIT_STEPS = 20
 """Steps of 0.1 µs of one of the edits, whenever it is evaluated."""
+EXPLAINING = {"exists": "some", "all": "every"}
+"""The functions in the place of these macros that tell why there is no value."""
 _MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
 _OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
 _STRINGS = frozenset(("raw", "text", "line"))
@@ -31,6 +33,8 @@ class Condition(NamedTuple):
     """The condition of `exists` or `all`, as an expression of its own, over a part of the items: `ITEMS`."""
 
     text: str
+    source: FieldPath | None
+    """Where the items are in the event, if it is a plain path that says so, and no macro is around it."""
     outer: tuple[str, ...]
     """The variables of the macros around it that it names."""
     parts: dict[str, Parts]
@@ -41,13 +45,19 @@ class Semantics(NamedTuple):
     """An expression's texts for CEL.
 
     `text` has a value where CEL's specification gives one, except where `decided` has. It is the specified one, except
-    where an event `needs_care`: then `careful` has that.
+    where an event `needs_care`: then `careful` has that, and so has `carefully_decided`.
     """
 
     text: str
     careful: str
     decided: str
-    """With functions in the place of `exists` and `all`, which evaluate their `conditions` for parts of the items."""
+    """In which the macro that stands for `exists` and `all` goes on after an item for which the condition fails."""
+    carefully_decided: str
+    explained: str
+    """With functions in the place of `exists` and `all`, which evaluate their `conditions` for parts of the items.
+
+    It takes longer, and tells why there is no value.
+    """
     conditions: tuple[Condition, ...]
     iterated: tuple[FieldPath, ...]
     """Those over which a macro goes."""
@@ -66,6 +76,16 @@ class Semantics(NamedTuple):
             if type(value) is str and not value.isascii():
                 return True
         return False
+
+    def deciding(self, view: EventView, *, needs_care: bool) -> str:
+        """Return the text for an event for which an item's condition may have failed.
+
+        Of a scalar that should have items, only `explained` tells.
+        """
+        for path in self.iterated:
+            if type(view.get(path.root, path.steps)) not in (list, dict, Absent):
+                return self.explained
+        return self.carefully_decided if needs_care else self.decided
 
 
 def semantics(text: str, analysis: Analysis) -> Semantics:
@@ -98,7 +118,7 @@ class _Reader:
     def semantics(self) -> Semantics:
         if self._analysis.is_path or self._analysis.is_match:
             text = edited(self._text, self._edits)
-            return Semantics(text, text, text, (), (), (), 0)
+            return Semantics(text, text, text, text, text, (), (), (), 0)
         self._match_brackets()
         around: list[_Macro | None] = []
         for at, token in enumerate(self._tokens):
@@ -115,10 +135,16 @@ class _Reader:
         careful = [*self._edits, *self._careful]
         quantifiers = [each for each in self._macros if self._tokens[each[0]].text in ("exists", "all")]
         calls = [self._call(number, *each) for number, each in enumerate(quantifiers)]
+        explained = edited(self._text, [*careful, *calls])
+        # A value follows none but by mistake.
+        deciding = self._deciding(quantifiers)
+        is_plain = all(self._tokens[closing + 1].text not in (".", "[") for _, closing, _ in quantifiers)
         return Semantics(
             edited(self._text, self._edits),
             edited(self._text, careful),
-            edited(self._text, [*careful, *calls]),
+            edited(self._text, [*deciding, *self._edits]) if is_plain else explained,
+            edited(self._text, [*deciding, *careful]) if is_plain else explained,
+            explained,
             tuple([self._condition([*careful, *calls], *each) for each in quantifiers]),
             tuple(self._iterated),
             tuple(self._measured),
@@ -221,7 +247,30 @@ class _Reader:
     def _call(self, number: int, name: int, closing: int, outer: Sequence[str]) -> Edit:
         token = self._tokens[name]
         arguments = ", ".join([str(number), *self._named(name, closing, outer)])
-        return Edit(token.start, self._tokens[closing].start + 1, f"{own_name(token.text)}({arguments})")
+        return Edit(token.start, self._tokens[closing].start + 1, f"{own_name(EXPLAINING[token.text])}({arguments})")
+
+    def _deciding(self, quantifiers: Sequence[tuple[int, int, tuple[str, ...]]]) -> list[Edit]:
+        """Have functions of ours told for each item what the condition is, or that it fails.
+
+        `l.exists(i, c)` becomes `exists__(0, begin__(0, true, 2) && l.all(i, told__(0, c) || failed__(0)))`. CEL
+        evaluates what is after `||` if what is before it is false or fails, and if that is true, so is the whole.
+        """
+        before: list[Edit] = []
+        after: list[Edit] = []
+        for number, (name, closing, _) in enumerate(quantifiers):
+            token, begin = self._tokens[name], self._tokens[self._begin_of(name - 1)].start
+            condition, end = self._tokens[name + 3].start + 1, self._tokens[closing].start
+            decisive = "true" if token.text == "exists" else "false"
+            opened = (
+                f"{own_name(token.text)}({number}, {own_name('begin')}({number}, {decisive}, {end - condition}) && "
+            )
+            after += [
+                Edit(token.start, token.start + len(token.text), "all"),
+                Edit(end, end + 1, f") || {own_name('failed')}({number})))"),
+            ]
+            # Of those at one place, what is inside comes later.
+            before = [Edit(begin, begin, opened), Edit(condition, condition, f"{own_name('told')}({number}, "), *before]
+        return [*before, *after]
 
     def _condition(self, edits: Sequence[Edit], name: int, closing: int, outer: Sequence[str]) -> Condition:
         paths = [path for path in self._analysis.paths if name + 4 < path.end <= closing]
@@ -229,9 +278,11 @@ class _Reader:
         for path in paths:
             add_part(parts, path)
         macro, variable = self._tokens[name].text, self._tokens[name + 2].text
+        source = None if outer else self._paths.get(name - 1)
         condition = edited(self._text, edits, self._tokens[name + 3].start + 1, self._tokens[closing].start)
         return Condition(
             f"{ITEMS}.{macro}({variable}, {condition})",
+            source,
             self._named(name, closing, outer),
             parts,
             tuple(paths),

@@ -15,8 +15,8 @@ likewise.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.cel_errors import reason_of, shortened
 from gateway.rules.cel_semantics import EDIT_STEPS, ITEMS, Semantics, edited, semantics
 from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, READING, ROOTS, EventView, measured
-from gateway.rules.function_calls import ITEM_STEPS, NO_MATCHES, Calls, is_found_in
+from gateway.rules.function_calls import FAILURES, NO_MATCHES, Calls, Condition, is_found_in, is_of_condition
 from gateway.rules.functions import NamedSecret
 from gateway.rules.json_values import as_json, as_text, json_type
 from gateway.rules.patterns import Pattern
@@ -163,7 +163,8 @@ class Expression:
         if self._analysis.is_match:
             return self._is_matched(view)
         found = self._semantics
-        plain = self._variant(found.careful if found.needs_care(view) else found.text)
+        needs_care = found.needs_care(view)
+        plain = self._variant(found.careful if needs_care else found.text)
         try:
             return self._run(plain, view)
         except _TooMuchError:
@@ -172,9 +173,17 @@ class Expression:
             if not found.conditions:
                 raise
         # `exists` and `all` may have a value in spite of the error.
-        conditions = [self._variant(condition.text) for condition in found.conditions]
-        decided = self._variant(found.decided)
-        return self._run(decided._replace(calls=decided.calls.union(*[each.calls for each in conditions])), view)
+        paid = self._charge_again(view)
+        decided = self._with_conditions(found.deciding(view, needs_care=needs_care))
+        with suppress(_UnexplainedError):
+            return self._run(decided, view, paid)
+        self._charge_again(view)
+        return self._run(self._with_conditions(found.explained), view, 0)
+
+    def _with_conditions(self, text: str) -> "_Variant":
+        """Return a text of `_semantics` with the calls of the conditions that it evaluates."""
+        program, calls = self._variant(text)
+        return _Variant(program, calls.union(*[self._variant(each.text).calls for each in self._semantics.conditions]))
 
     def _variant(self, text: str) -> "_Variant":
         """Return a text of `_semantics`, compiled when the first event needs it; few need others than the first."""
@@ -183,19 +192,20 @@ class Expression:
             variant = self._variants[text] = _Variant.of(_compile(text))
         return variant
 
-    def _run(self, variant: "_Variant", view: EventView) -> object:
+    def _run(self, variant: "_Variant", view: EventView, paid: int | None = None) -> object:
+        """Evaluate it; `paid` are the steps that have been charged for its functions, if it has been charged."""
         passed = self._context(view)
-        if passed.size > FEW_VALUES or self._analysis.has_macros:
+        if paid is None and (passed.size > FEW_VALUES or self._analysis.has_macros):
             self._charge(view)
         if not variant.calls:
             return self._result(variant.program, passed.context, view)
-        calls = Calls(self._analysis, view, variant.calls, self._bound)
+        calls = Calls(self._analysis, view, variant.calls, self._bound, paid or 0)
         for name, function in calls.functions():
             passed.context.add_function(name, function)
         try:
             return self._result(variant.program, passed.context, view)
         except ExpressionError as error:
-            raise self._explained(error, calls) from error
+            raise self._explained(error, calls, error.__cause__) from error
         finally:
             calls.view = calls.failure = None  # breaks a reference cycle that the garbage collector doesn't see
             if calls.is_spent:  # also if CEL continued without a result, which doesn't mean "no match"
@@ -207,24 +217,29 @@ class Expression:
             if type(result) in (dict, list) and not view.spend(CONVERTING * measured(result).total):
                 raise self._too_expensive("the result has too many values")
             return as_json(result)
-        except (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError) as error:
+        except FAILURES as error:
             raise self._translated(error, view) from error
 
-    def _explained(self, error: ExpressionError, calls: Calls) -> ExpressionError:
-        """Return what a function of ours had to say of the error, if it was one of them that failed."""
+    def _explained(self, error: ExpressionError, calls: Calls, cause: BaseException | None) -> ExpressionError:
+        """Return what a function of ours had to say of the error, if it was one of them that failed: the cause."""
         if isinstance(error, MissingFieldError | _TooMuchError):
             return error
-        if calls.failure is not None and _OF_A_CONDITION.search(str(error.__cause__)):
-            return calls.failure
+        if (calls.failure or calls.undecided is not None) and is_of_condition(cause):
+            return calls.failure or self._unexplained(calls)
         if calls.refusal is None:
             return error
         return ExpressionError(f"{shortened(self._shown)}: {calls.refusal}")
 
-    def _bound(self, calls: Calls, number: int, outer: tuple[object, ...]) -> Callable[[list[object]], bool] | None:
-        """Return a condition of `exists` or `all` as a function of some items, with the variables of macros around it.
+    def _unexplained(self, calls: Calls) -> ExpressionError:
+        """Return why the last `exists` or `all` had no value, if that is found out without looking at all items."""
+        view, number = calls.view, calls.undecided
+        source = None if number is None else self._semantics.conditions[number].source
+        if view is None or number is None or source is None:
+            return _UnexplainedError("an item's condition fails")
+        return calls.why(number, view.get(source.root, source.steps)) or self._too_expensive(_LONG_CALLS)
 
-        None if the event's budget doesn't suffice.
-        """
+    def _bound(self, calls: Calls, number: int, outer: tuple[object, ...]) -> Condition | None:
+        """Return a condition of `exists` or `all`, with the variables of macros around it; None for want of budget."""
         view, condition = calls.view, self._semantics.conditions[number]
         if view is None:
             return None
@@ -235,23 +250,19 @@ class Expression:
         for name, function in calls.functions():
             context.add_function(name, function)
         program = self._variant(condition.text).program
-        steps = ITEM_STEPS + READING * (size + sum([measured(value).total for value in outer]))
 
-        def decision(items: list[object]) -> bool:
-            if not view.spend(steps + READING * len(items)):
-                calls.is_spent = True
-                raise self._too_expensive("")
-            calls.refusal = calls.failure = None
+        def evaluate(items: list[object]) -> object:
             context.add_variable(ITEMS, items)
-            try:
-                value = self._result(program, context, view)
-            except ExpressionError as error:
-                raise self._explained(error, calls) from error
-            if isinstance(value, bool):
-                return value
-            raise ExpressionError(f"{shortened(self._shown)}: an operand has the wrong type")
+            return program.execute(context)
 
-        return decision
+        return Condition(
+            calls,
+            evaluate,
+            explain=lambda error: self._explained(self._translated(error, view), calls, error),
+            finds_scalar=lambda: self._missing(view) is not None,
+            named=size + sum([measured(value).total for value in outer]),
+            length=len(condition.text),
+        )
 
     def _is_matched(self, view: EventView) -> bool:
         """Match a plain path against a pattern, which most expressions do: takes a sixth of the time with CEL."""
@@ -286,7 +297,23 @@ class Expression:
         macro, three times that if lists or mappings are created, which cost more to copy; without any copies, about ten
         for each value. What `cel_semantics.py` has evaluated for each item is added.
         """
-        copies, edits = int(self._analysis.copies > 0), EDIT_STEPS * self._semantics.looped
+        found = self._loops(view)
+        self._spend(view, found, max(found.each, READING))
+
+    def _charge_again(self, view: EventView) -> int:
+        """Charge for a second evaluation what the first was charged too little for; return what that was too much for.
+
+        Unless it is copied, a value that is named takes two or three steps of the `READING` that it is charged.
+        """
+        found = self._loops(view)
+        self._spend(view, found, max(2 * found.each - max(found.each, READING), 0))
+        return found.total * max(READING // 2 - found.each, 0)
+
+    def _spend(self, view: EventView, found: "_Loops", each: int) -> None:
+        if not view.spend(found.total * (each + found.edits)):
+            raise self._too_expensive(f"it names {found.total} values, {found.longest} side by side")
+
+    def _loops(self, view: EventView) -> "_Loops":
         loops, total, longest = 0, 0, 1
         for path in self._analysis.paths:
             value = view.get(path.root, path.steps)
@@ -295,9 +322,9 @@ class Expression:
                 size = view.size(value)
                 total += size.total
                 longest = max(longest, size.longest)
-        each = max(max(self._analysis.copies, 1) * longest ** (loops + copies), READING) + edits * longest**loops
-        if not view.spend(total * each):
-            raise self._too_expensive(f"it names {total} values, {longest} side by side")
+        copies = self._analysis.copies
+        each = max(copies, 1) * longest ** (loops + int(copies > 0))
+        return _Loops(total, longest, each, EDIT_STEPS * self._semantics.looped * longest**loops)
 
     def _too_expensive(self, why: str) -> ExpressionError:
         return _TooMuchError(f"{shortened(self._shown)}: too much to compute: {why}")
@@ -388,7 +415,6 @@ def check_syntax(text: str) -> None:
 _NAMED: ContextVar[Mapping[str, str]] = ContextVar("named", default=MappingProxyType({}))
 _SECRETS: ContextVar[Mapping[str, NamedSecret] | None] = ContextVar("secrets", default=None)
 _HIDDEN: ContextVar[Collection[str]] = ContextVar("hidden", default=())
-_OF_A_CONDITION = re.compile("Function '(exists|all)__'")
 _LONG_CALLS = "its functions would take too long with such values"
 _LONG_MATCH = "its patterns would take too long with such strings"
 _EVERYTHING: Parts = {}
@@ -397,6 +423,19 @@ _WHOLE = frozenset((*ROOTS, ITEM))
 
 class _TooMuchError(ExpressionError):
     """The event's budget doesn't suffice."""
+
+
+class _UnexplainedError(ExpressionError):
+    """It isn't known yet why `exists` or `all` has no value."""
+
+
+class _Loops(NamedTuple):
+    """What an expression names of an event: the values, the longest list, and the steps to copy each in loops."""
+
+    total: int
+    longest: int
+    each: int
+    edits: int
 
 
 class _Variant(NamedTuple):

@@ -39,7 +39,7 @@ _MINOR_UNITS = {
 _LAST_SECOND = 253_402_300_799  # of the year 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OFFSET = re.compile(r"([+-]?)(\d\d):(\d\d)")
-_DURATION = re.compile(r"-?(?:\d{1,15}(?:\.\d{0,15})?(?:h|ms|m|s|us|µs|ns))+")
+_DURATION = re.compile(r"[+-]?(?:0|(?:(?=\.?\d)\d{0,15}(?:\.\d{0,15})?(?:h|ms|m|s|us|µs|ns))+)")
 _DURATION_PART = re.compile(r"([\d.]+)(h|ms|m|s|us|µs|ns)")
 _SECONDS = {
     "h": Decimal(3600),
