@@ -39,7 +39,6 @@ from gateway.text import did_you_mean, hidden
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
 LONG_STRING = 1024  # Characters from which copying a string costs as much as a step.
-_MAY_BE_MISSING = re.compile(r"\b(?:has|default|in|size|exists)\b|\|\||&&|\?")
 _Value = TypeVar("_Value")
 MAX_CONTEXTS = 8  # If an event's expressions need more different parts of it, one context with everything is used.
 
@@ -90,13 +89,6 @@ class Expression:
     def patterns(self) -> Sequence[Pattern]:
         """The patterns that it looks for."""
         return self._analysis.patterns
-
-    @property
-    def required_paths(self) -> Sequence[FieldPath]:
-        """The paths without which it has no value, as far as that is plain to see."""
-        if _MAY_BE_MISSING.search(self.text):
-            return ()
-        return [path for path in self._analysis.paths if not path.loops]
 
     @property
     def reads_body(self) -> bool:
