@@ -42,7 +42,8 @@ test: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool helm prometheus promtool systemd-analyze > /dev/null
-	$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder  # on two cores, too: half the time they wait
+	$(BIN)/python -m pytest -q -m alone  # what compares times, with nothing else on the machine
+	$(BIN)/python -m pytest -q -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder  # on two cores, too: half the time they wait
 
 faults: $(READY) ## real faults under load, each with its ledger (some 30 minutes)
 	-@$(BIN)/python dev/tools.py alertmanager prometheus promtool

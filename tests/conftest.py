@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: takes long, and runs with --full alone")
+    config.addinivalue_line("markers", "alone: compares times of milliseconds: `make test` runs nothing beside it")
     config.addinivalue_line(
         "markers",
         "rotated(share=1/3, group=None): of the function's cases, or of all tests of a module with this group, a run "

@@ -61,6 +61,7 @@ NOISE = 0.2
 destination waits for a second or more."""
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(800)
 async def test_destinations_in_every_bad_state_do_not_delay_a_healthy_one(
     long_place: LogPlace, folder: Path, *, is_full: bool
