@@ -466,7 +466,8 @@ def test_a_pattern_takes_no_time_that_anybody_notices_whatever_it_is_shown(to: l
             assert expression.is_true(view) is False
         return time.process_time() - began
 
-    assert as_usual(seconds, tries=15) < 0.04
+    is_evaluated_again = to[-1] == 7  # the item for which it fails doesn't decide: all the others are looked at
+    assert as_usual(seconds, tries=15) < (0.04 if is_evaluated_again else 0.02)
 
 
 @pytest.mark.parametrize("form", ["body.t.matches('{}')", "(body.t).matches('{}')", "body.t.matches('{}') || true"])
