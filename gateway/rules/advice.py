@@ -31,7 +31,7 @@ _SECRET_ADDRESS = re.compile(
     r")",
     re.IGNORECASE,
 )
-"""Addresses of services that take messages from whoever knows them."""
+"""Addresses of services that take messages from anyone who knows them."""
 
 
 class Advice:

@@ -489,7 +489,7 @@ class _Reader:
         return "".join([*pieces, self._text[at : part.end]])
 
     def _shown(self, part: _Part) -> str:
-        # Not a part of it: whoever hides a secret that may be in it knows it as a whole.
+        # Not a part of it: what hides a secret that may be in it knows it as a whole.
         text = self._written(part)
         return text if len(text) <= MAX_SHOWN else "another"
 

@@ -157,8 +157,9 @@ class Expression:
         found = self._semantics
         needs_care = found.needs_care(view)
         plain = self._variant(found.careful if needs_care else found.text)
+        matched: _Matched | None = {} if found.conditions and self._analysis.patterns else None
         try:
-            return self._run(plain, view)
+            return self._run(plain, view, matched=matched)
         except _TooMuchError:
             raise
         except ExpressionError:
@@ -168,9 +169,9 @@ class Expression:
         paid = self._charge_again(view)
         decided = self._with_conditions(found.deciding(view, needs_care=needs_care))
         with suppress(_UnexplainedError):
-            return self._run(decided, view, paid)
+            return self._run(decided, view, paid, matched)
         self._charge_again(view)
-        return self._run(self._with_conditions(found.explained), view, 0)
+        return self._run(self._with_conditions(found.explained), view, 0, matched)
 
     def _with_conditions(self, text: str) -> "_Variant":
         """Return a text of `_semantics` with the calls of the conditions that it evaluates."""
@@ -184,14 +185,16 @@ class Expression:
             variant = self._variants[text] = _Variant.of(_compile(text))
         return variant
 
-    def _run(self, variant: "_Variant", view: EventView, paid: int | None = None) -> object:
+    def _run(
+        self, variant: "_Variant", view: EventView, paid: int | None = None, matched: "_Matched | None" = None
+    ) -> object:
         """Evaluate it; `paid` are the steps that have been charged for its functions, if it has been charged."""
         passed = self._context(view)
         if paid is None and (passed.size > FEW_VALUES or self._analysis.has_macros):
             self._charge(view)
         if not variant.calls:
             return self._result(variant.program, passed.context, view)
-        calls = Calls(self._analysis, view, variant.calls, self._bound, paid or 0)
+        calls = Calls(self._analysis, view, variant.calls, self._bound, paid or 0, matched=matched)
         for name, function in calls.functions():
             passed.context.add_function(name, function)
         try:
@@ -410,6 +413,7 @@ _HIDDEN: ContextVar[Collection[str]] = ContextVar("hidden", default=())
 _LONG_CALLS = "its functions would take too long with such values"
 _LONG_MATCH = "its patterns would take too long with such strings"
 _EVERYTHING: Parts = {}
+_Matched = dict[tuple[int, str], bool]
 _WHOLE = frozenset((*ROOTS, ITEM))
 
 

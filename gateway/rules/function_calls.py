@@ -102,6 +102,7 @@ class Calls:
         "_analysis",
         "_bind",
         "_found",
+        "_matched",
         "_names",
         "_paid",
         "failure",
@@ -118,10 +119,13 @@ class Calls:
         names: Collection[str],
         bind: Callable[["Calls", int, tuple[object, ...]], Condition | None],
         paid: int = 0,
+        *,
+        matched: dict[tuple[int, str], bool] | None = None,
     ) -> None:
         """`names` are those that the expression calls; `bind` returns a condition of `exists` and `all` by its number.
 
-        None if that takes too long. `paid` are the steps for items that the view was charged before.
+        None if that takes too long. `paid` are the steps for items that the view was charged before. `matched` keeps
+        which strings each pattern is found in, by its number, for a second evaluation.
         """
         self._analysis = analysis
         self._names = names
@@ -135,6 +139,7 @@ class Calls:
         """The number of the last `exists` or `all` that had no value, while nobody knows why."""
         self._found: dict[int, _Found] = {}
         self._paid = paid
+        self._matched = matched
 
     def functions(self) -> Iterator[tuple[str, Callable[..., object]]]:
         """Yield them with the names that the expression has for them."""
@@ -147,10 +152,15 @@ class Calls:
         if type(text) is not str or self.view is None or self.is_spent:
             self.refusal = NO_MATCHES
             return ABSENT
+        matched = self._matched
+        if matched is not None and (known := matched.get((number, text))) is not None:
+            return known
         is_found = is_found_in(self._analysis.patterns[number], text, self.view)
         if is_found is None:
             self.is_spent = True
             return ABSENT
+        if matched is not None:
+            matched[number, text] = is_found
         return is_found
 
     def extract(self, text: object, number: int) -> object:

@@ -451,6 +451,7 @@ EMAIL = r"^[\\w.-]{1,50}@\\w{1,50}$"
         ["a@" * 7_500],
         ["." * 50 + "@" + "a" * 51] * 145,
         [*["x"] * 3_700, 7],
+        [*[str(number) for number in range(2_400)], 7],
     ],
     ids=lambda to: f"{len(to)} of {to[0][:9]!r}",
 )
@@ -466,8 +467,7 @@ def test_a_pattern_takes_no_time_that_anybody_notices_whatever_it_is_shown(to: l
             assert expression.is_true(view) is False
         return time.process_time() - began
 
-    is_evaluated_again = to[-1] == 7  # the item for which it fails doesn't decide: all the others are looked at
-    assert as_usual(seconds, tries=15) < (0.04 if is_evaluated_again else 0.02)
+    assert as_usual(seconds, tries=15) < 0.02
 
 
 @pytest.mark.parametrize("form", ["body.t.matches('{}')", "(body.t).matches('{}')", "body.t.matches('{}') || true"])
