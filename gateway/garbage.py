@@ -8,7 +8,6 @@ every few seconds. So it runs on a timer instead, over few objects each time: 5 
 
 import asyncio
 import gc
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -21,8 +20,6 @@ FULL_INTERVAL = 60.0
 """Minimum seconds between full collections, which leave out only frozen objects."""
 THAW_INTERVAL = 3600.0
 """Minimum seconds between full collections with the frozen objects: with 5,000 routes one takes 0.14 s."""
-SWITCH_INTERVAL = 0.0005
-"""Seconds after which a thread that works for long gives way."""
 FULL_SHARE = 1000
 """The time between full collections is at least this many times the duration of the last one."""
 _keeping = 0
@@ -53,17 +50,12 @@ def kept() -> Iterator[None]:
     """Collect nothing while a thread creates much that stays, such as rules; then freeze that. It has no cycles.
 
     What else there is at that moment is frozen as well, and may become part of a cycle later: `collect` looks for that.
-    Meanwhile the event loop waits less long than usual (5 ms) for the interpreter, each time that it has something to
-    do.
     """
     global _keeping, _has_frozen  # noqa: PLW0603 - as the collector itself, one of a process
     _keeping += 1
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         yield
     finally:
-        sys.setswitchinterval(usual)
         gc.freeze()
         _has_frozen = True
         _keeping -= 1

@@ -1,4 +1,4 @@
-"""The domain model: events, deliveries, attempts, outcomes, retry policies, and the error tree.
+"""The domain model: events, deliveries, attempts, outcomes, and the error tree.
 
 Imports none of our modules. Values that modules exchange are immutable; plain floats are seconds, and times are Unix
 times.
@@ -17,9 +17,9 @@ from typing_extensions import dataclass_transform
 EventId = NewType("EventId", str)
 DeliveryId = NewType("DeliveryId", str)
 Occurrence = tuple[DeliveryId, float, int]
-"""A delivery's id, when its event was received, and the hash of its body."""
-Life = tuple[Occurrence, float]
-"""A delivery's occurrence, and when its age began if it was replayed, else 0."""
+"""A delivery's id, when its event was received, and the hash of its body: events of one identity have the same ids."""
+UniqueKey = tuple[Occurrence, float]
+"""Also tells the replays of a delivery apart: its occurrence, and when it was replayed, else 0."""
 
 DISTRIBUTION = "durable-webhook-gateway"
 """What this program is called where packages are installed from. There, `webhook-gateway` is somebody else's."""
@@ -189,7 +189,7 @@ class Delivery:
         return self.id, self.event.received_at, hash(self.event.body)
 
     @property
-    def life(self) -> Life:
+    def unique_key(self) -> UniqueKey:
         """Also distinguishes it from a replay of the same event, which may be pending at the same time."""
         return self.occurrence, self.replayed_at
 
@@ -225,7 +225,7 @@ class RecordMetadata:
     """A SpillReason: why it is in a retry topic, or parked, without an attempt."""
     paused_name: str = ""
     """If it is parked: the paused name, as "route/…" or "destination/…"."""
-    breaks: int = 0
+    breaker_deferrals: int = 0
     """How many times in a row it was postponed because its destination's breaker was open."""
     unknown_since: float | None = None
     """Since when (Unix time) the rules haven't had its source, route or destination."""

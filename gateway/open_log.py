@@ -11,7 +11,7 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     """Open the log that the settings name. Raises UsageError, or LogUnavailableError if it doesn't respond."""
     if isinstance(settings.log, EmbeddedTarget):
         return await EmbeddedLog.open(settings.log.path, owner=owner)
-    from gateway.credentials import load_security  # noqa: PLC0415 - with Kafka's, a part of each start
+    from gateway.kafka_credentials import load_security  # noqa: PLC0415 - with Kafka's, a part of each start
     from gateway.log.kafka.log import CLIENT_ID, KafkaLog  # noqa: PLC0415 - an embedded log needs neither
 
     # No other process has this host and admin port, except this one's successor, which takes over its memberships.

@@ -22,7 +22,6 @@ from structlog.typing import FilteringBoundLogger
 from gateway import garbage
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
-from gateway.credentials import kafka_certificate_expiries
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -33,6 +32,7 @@ from gateway.ingress.ingress import Ingress
 from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.rate_share import RateShare
 from gateway.ingress.tls import ServerTls, without_clients_names
+from gateway.kafka_credentials import kafka_certificate_expiries
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import (

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "commands": {"run", "garbage", "open_log", "required_topics", "engine", "ops", *_BELOW},
     # The command that puts all of it together.
     "run": {
-        "credentials",
+        "kafka_credentials",
         "garbage",
         "open_log",
         "reload",
@@ -32,8 +32,8 @@ MAY_IMPORT = {
     },
     "reload": {"garbage", "required_topics", "ops", "turns", *_BELOW},
     "required_topics": _BELOW,
-    "open_log": {"credentials", *_BELOW},
-    "credentials": {"client", *_BELOW},
+    "open_log": {"kafka_credentials", *_BELOW},
+    "kafka_credentials": {"client", *_BELOW},
     "garbage": set(),
     "ingress": {"quarantine", *_BELOW},
     "engine": {"client", *_BELOW},

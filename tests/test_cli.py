@@ -1380,7 +1380,7 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     assert known == "2 deliveries match; as far as the log shows, 0 missed or dead-lettered; 2 unknown"
     assert told == "would queue 2 deliveries: 2 events to ci; nothing was done"
     write_event("evt_late")
-    code, again, _ = run(*command.removeprefix("exactly these: gateway ").split(), "--dry-run")
+    code, again, _ = run(*command.removeprefix("to replay exactly these: gateway ").split(), "--dry-run")
     assert (code, again) == (0, out), "what has come since is left out"
     code, out, _ = run("replay", "--route", "customers", "--from", "1h", "--dry-run", "--json")
     assert code == 0
@@ -1435,8 +1435,8 @@ def test_deliveries_a_route_already_made_are_counted_and_can_be_skipped(run: Run
     )
     moment = rfc3339(began + 30)
     assert err == (
-        f"route build, or the `dedupe` of its sources, last changed at {moment}; it takes later events itself as it "
-        f"is now: use --to {moment} or --undelivered to exclude them\n"
+        f"route build, or the `dedupe` of its sources, last changed at {moment}; events after that were already "
+        f"routed by the current rules: use --to {moment} or --undelivered to leave them out\n"
     )
     code, out, err = run(*words, "--undelivered", "--dry-run")
     *_, told, command = out.splitlines()
@@ -1492,7 +1492,7 @@ def test_one_replay_covers_all_routes_of_a_source(run: Run) -> None:
             "in all, would queue 12 deliveries by 2 routes",
         ],
     )
-    command = out.splitlines()[-1].removeprefix("exactly these: gateway ")
+    command = out.splitlines()[-1].removeprefix("to replay exactly these: gateway ")
     assert run(*command.split(), "--dry-run")[1] == out
     code, out, _ = run(*words, "--dry-run", "--json")
     assert {(each["route"], each["type"]): each["deliveries"] for each in lines(out)} == {
@@ -1695,7 +1695,7 @@ def test_a_destination_is_paused_and_resumed(run: Run) -> None:
     code, out, _ = run("destination", "pause", "ci")
     told = (
         "the pause of destination ci is recorded; no process has confirmed it: is a gateway running? "
-        "Once one has read it, its deliveries are parked until `gateway destination resume ci`\n"
+        "Once one has read it, its deliveries wait until `gateway destination resume ci`\n"
     )
     assert (code, out) == (1, told)
     (paused,) = orders()
@@ -1739,7 +1739,7 @@ def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_carries_it_
     recorded, follows = "the command is recorded; ", "; what came of it:\n  gateway status ci\n"
     kick = ("destination", "kick", "ci")
     assert run(*kick, "--timeout", "0s")[:2] == (1, recorded + UNBEGUN + follows)
-    assert run(*kick, "--no-wait")[:2] == (0, f"{recorded}a gateway that runs or starts carries it out{follows}")
+    assert run(*kick, "--no-wait")[:2] == (0, f"{recorded}it is carried out once a gateway runs{follows}")
     assert "begun" not in lines(run(*kick, "--no-wait", "--json")[1])[0]
     assert lines(run(*kick, "--timeout", "0s", "--json")[1])[0]["begun"] is False
 
@@ -1758,7 +1758,7 @@ def test_a_command_without_an_outcome_in_time_says_whether_a_gateway_carries_it_
     assert out == f"{recorded}{told}; what came of it:\n  gateway status\n"
 
 
-UNBEGUN = "no gateway has begun to carry it out within --timeout: is one running? One that runs or starts does it"
+UNBEGUN = "no gateway has begun to carry it out within --timeout: is one running? It is carried out once one runs"
 
 
 @pytest.mark.usefixtures("log")
@@ -1769,7 +1769,7 @@ def test_a_pause_that_one_process_has_read_says_so_and_no_more(run: Run, monkeyp
     monkeypatch.setattr(ControlClient, "confirmed", read)
     told = (
         "destination ci is paused: one process has read it, any others follow within a moment; "
-        "its deliveries are parked until `gateway destination resume ci`\n"
+        "its deliveries wait until `gateway destination resume ci`\n"
     )
     assert run("destination", "pause", "ci")[:2] == (0, told)
     out = run("destination", "pause", "ci")[1]
@@ -1949,7 +1949,14 @@ def test_a_kick_of_an_ordered_route_reports_attempts_responses_and_pauses(
         f"kicked destination ci: nothing waited for a retry; on ordered routes {told}\n  gateway status ci\n"
     )
     ordered = lines(run("destination", "kick", "ci", "--json")[1])[0]["ordered"]
-    counts = {"tried": 1, "delivered": 0, "waits": {"behind": 2}, "got": {"401": 1}, "again": {"401": 1}, "dead": 0}
+    counts = {
+        "tried": 1,
+        "delivered": 0,
+        "waits": {"behind": 2},
+        "failed_by_result": {"401": 1},
+        "repeated_failures": {"401": 1},
+        "dead": 0,
+    }
     assert ordered == {"waited": 3, "waiting": 3, **counts}
     fate["dead"] = 1
     out = run("route", "kick", "build")[1]
@@ -1990,7 +1997,7 @@ def test_a_kick_whose_attempts_failed_reports_them_and_where_to_look(run: Run, m
     assert told.endswith("; 7 became dead letters; 1 waits (Retry-After)")
     assert commands == ["  gateway status ci", "  gateway dead list --destination ci"]
     assert lines(run("destination", "kick", "ci", "--json")[1])[0]["dead"] == 7
-    assert lines(run("destination", "kick", "ci", "--json")[1])[0]["got"] == got
+    assert lines(run("destination", "kick", "ci", "--json")[1])[0]["failed_by_result"] == got
 
 
 @pytest.mark.usefixtures("log")

@@ -32,14 +32,14 @@ def _runner_of(kind: str, action: str) -> Run:
 
 def control_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="its name in routes.yaml")
-    parser.add_argument("--force", action="store_true", help="also if the rules here have no such name")
+    parser.add_argument("--force", action="store_true", help="even if the rules here have no such name")
     wait_arguments(parser)
 
 
 for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
     for _action, _about in (
-        ("pause", "stop the deliveries of a {}; they are parked until it is resumed"),
-        ("resume", "resume a paused {}, and deliver what was parked"),
+        ("pause", "stop the deliveries of a {}; they wait until it is resumed"),
+        ("resume", "resume a paused {}, and deliver what waits"),
         ("kick", "retry a {}'s waiting deliveries now"),
     ):
         command(
@@ -111,7 +111,7 @@ async def _pause(call: Invocation, client: ControlClient, name: str) -> int:
             applies = await client.confirmed(pause, timeout=min(arguments.timeout, CONFIRMED_WITHIN))
         is_confirmed = applies is not None and applies.state == "paused"
     already = "" if is_new else f" already, by {paused.by or 'someone'} since {when(paused.at)}"
-    follows = f"its deliveries are parked until `gateway {kind} resume {called}`"
+    follows = f"its deliveries wait until `gateway {kind} resume {called}`"
     if is_confirmed:
         output.print(f"{shown} is paused{already}: {READ_BY_ONE}; {follows}")
     elif applies is not None:
@@ -218,8 +218,8 @@ def print_outcome(
                 "tried": done.tried,
                 "delivered": done.delivered,
                 "waiting": dict(done.waiting_by_reason),
-                "got": dict(done.failed_by_result),
-                "again": dict(done.repeated_failures),
+                "failed_by_result": dict(done.failed_by_result),
+                "repeated_failures": dict(done.repeated_failures),
                 "dead": done.dead,
             }
         if done and done.unread:
@@ -238,8 +238,8 @@ def print_outcome(
 
 _NOT_DONE = {
     True: "a gateway is carrying it out, which has taken longer than --timeout so far",
-    False: "no gateway has begun to carry it out within --timeout: is one running? One that runs or starts does it",
-    None: "a gateway that runs or starts carries it out",
+    False: "no gateway has begun to carry it out within --timeout: is one running? It is carried out once one runs",
+    None: "it is carried out once a gateway runs",
 }
 """What is known of a command without an outcome, by whether a gateway has begun to carry it out."""
 

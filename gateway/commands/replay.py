@@ -86,15 +86,15 @@ def replay_arguments(parser: Parser) -> None:
         help="how long to wait without progress (default: 30s)",
     )
     other = parser.add_mutually_exclusive_group()
-    about = "replay one event: its id (of several the newest) or its position, TOPIC/PARTITION@OFFSET"
-    other.add_argument("--event", metavar="ID", help=f"{about}; by every route that matches it, or --route")
+    about = "replay one event: its id (if several have it, the newest) or its position, TOPIC/PARTITION@OFFSET"
+    other.add_argument("--event", metavar="ID", help=f"{about}; on --route, or on every route that matches it")
     other.add_argument("--follow", metavar="ID", help="show the progress of this replay, until it ends")
     other.add_argument("--cancel", metavar="ID", help="cancel this replay")
 
 
 @command(
     "replay",
-    about="deliver past events again, by the current rules",
+    about="deliver past events again, under the current rules",
     example="gateway replay --route build-on-push --from 2h --to 30m --rate 100/s",
     add_arguments=replay_arguments,
     settings=("rules", *LOG_SETTINGS),
@@ -239,9 +239,8 @@ def _suggest_end(output: Output, control: Control, rules: Rules, selection: Sele
     told = rfc3339(since)
     if selection.until is None or told < rfc3339(selection.until):  # in milliseconds, as they are told: `--to` has them
         output.note(
-            f"route {selection.route}, or the `dedupe` of its sources, last changed at {told}; it takes later events "
-            f"itself as it is now: "
-            f"use --to {told} or --undelivered to exclude them"
+            f"route {selection.route}, or the `dedupe` of its sources, last changed at {told}; events after that were "
+            f"already routed by the current rules: use --to {told} or --undelivered to leave them out"
         )
 
 
@@ -266,7 +265,7 @@ async def _count_replays(
     if len(selected) > 1:
         output.print(f"in all, would queue {count(queued, 'delivery')} by {count(len(selected), 'route')}")
     first, _ = selected[0]
-    output.print(f"exactly these: {_command_of(first if call.arguments.route else replace(first, route=''))}")
+    output.print(f"to replay exactly these: {_command_of(first if call.arguments.route else replace(first, route=''))}")
 
 
 async def _count_replay(

@@ -255,7 +255,7 @@ class Member(ABC):
 
     def _lose(self, tracker: Tracker) -> None:
         """Drop what another owner reads again; what is in flight ends without effect."""
-        tracker.ownership = Ownership.LOST
+        tracker.ownership = Ownership.REASSIGNED
         if tracker in self._readers:
             self._readers.pop(tracker).release()
         for pending in tracker.pendings.values():

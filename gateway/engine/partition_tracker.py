@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from gateway.engine.commit_progress import Progress
 from gateway.log.base import Assignment, Commit, Partition, Record
-from gateway.model import NO_METADATA, DeadLettered, Delivery, Life, RecordMetadata
+from gateway.model import NO_METADATA, DeadLettered, Delivery, RecordMetadata, UniqueKey
 
 MAX_WINDOW_BLOCKERS = 1_000
 """Records whose deliveries are cut short in one iteration of the event loop: each may need an append."""
@@ -128,8 +128,8 @@ class PendingRecord:
 
     @property
     def is_closed(self) -> bool:
-        """Whether nothing more comes of it in this process: it is done, or its partition was lost."""
-        return self.tracker.is_lost or not (self.unfinished or self.offset in self.tracker.newer)
+        """Whether nothing more comes of it in this process: it is done, or its partition was reassigned."""
+        return self.tracker.is_reassigned or not (self.unfinished or self.offset in self.tracker.newer)
 
     @property
     def is_busy(self) -> bool:
@@ -179,7 +179,7 @@ class Ownership(Enum):
     OURS = auto()
     LEAVING = auto()
     SUSPENDED = auto()
-    LOST = auto()
+    REASSIGNED = auto()
 
 
 class Boundaries:
@@ -240,7 +240,7 @@ class Tracker:
         """Offsets of records in a newer format: they stay unfinished."""
         self.boundaries = Boundaries()
         self._end_of_adopted = 0
-        self._first_offsets: dict[tuple[Life, int], int] = {}
+        self._first_offsets: dict[tuple[UniqueKey, int], int] = {}
         self._pruned_below = self.progress.base - DUPLICATES_KEPT
 
     @override
@@ -263,8 +263,8 @@ class Tracker:
         return self.ownership is Ownership.SUSPENDED
 
     @property
-    def is_lost(self) -> bool:
-        return self.ownership is Ownership.LOST
+    def is_reassigned(self) -> bool:
+        return self.ownership is Ownership.REASSIGNED
 
     def ends_below(self, end: int) -> bool:
         """Return whether each unfinished record below an offset will be done by itself: all of it is in flight."""
@@ -315,7 +315,7 @@ class Tracker:
         Two events may share an identity, and then so do their deliveries: the time of receipt and the replay tell them
         apart.
         """
-        return self._first_offsets.setdefault((delivery.life, delivery.successor), offset) != offset
+        return self._first_offsets.setdefault((delivery.unique_key, delivery.successor), offset) != offset
 
     def mark_done(self, pending: PendingRecord) -> None:
         """Mark a record as done: each of its deliveries has ended or has an acknowledged successor."""

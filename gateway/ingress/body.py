@@ -1,4 +1,4 @@
-"""Reads request bodies within a deadline, and as far as there is memory."""
+"""Reads request bodies within a deadline, and as far as there is memory. What they decompress to: `bodies/codings`."""
 
 import asyncio
 from time import perf_counter

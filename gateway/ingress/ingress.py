@@ -190,7 +190,7 @@ class Ingress:
             return self._health(request)
         fields: dict[str, Any] = {"source": endpoint.name if endpoint else NO_SOURCE, "status": 500}  # if we have a bug
         state = RequestState(fields)
-        unread: Unread | None = None  # not its refusal: kept here, that would be a cycle through its traceback
+        unread: Unread | None = None  # Not the RefusedError: its traceback would refer to this frame, a cycle.
         try:
             handshake = None
             if endpoint is not None and endpoint.has_head_checks:
@@ -321,7 +321,7 @@ class Ingress:
     def _keep(
         self, request: web.BaseRequest, endpoint: Endpoint, refusal: RefusedError, sent: Request, *, at: float
     ) -> None:
-        """Keep a request that was refused with its body, if its source keeps such."""
+        """Keep a request that was refused with its body, if its source keeps such requests."""
         if self.quarantine.wants(endpoint.source, refusal):
             self.quarantine.keep(endpoint.source, refusal.reason, sent, at=at, sender=endpoint.sender_of(request))
 
@@ -347,7 +347,7 @@ class Ingress:
         return self._endpoints.get(path) or self._new_endpoint(path)
 
     def _new_endpoint(self, path: str) -> Endpoint | None:
-        """Make a source's endpoint for its first request by these rules: all of them at once would take seconds."""
+        """Make a source's endpoint for its first request under these rules: all of them at once would take seconds."""
         source = self._sources.get(path)
         if source is None:
             return None
@@ -366,9 +366,9 @@ class Ingress:
         """Take an equal share of the sources' rates: there are that many ingresses."""
         self._processes = processes
         if self._cached_rules is not None:
-            self._set_limits(self._cached_rules)
+            self._set_source_limits(self._cached_rules)
 
-    def _set_limits(self, rules: Rules) -> None:
+    def _set_source_limits(self, rules: Rules) -> None:
         now = perf_counter()
         for name, admission in self._admissions.items():
             limits = rules.sources[name].limits
@@ -381,7 +381,7 @@ class Ingress:
             for name, source in rules.sources.items()
             if source.limits.rate is not None or source.limits.concurrent is not None
         }
-        self._set_limits(rules)
+        self._set_source_limits(rules)
         self._proxies = Proxies(rules.trusted_proxies, rules.certificate_header)
         for former in (self._endpoints, self._sources):
             _free(former)

@@ -115,7 +115,7 @@ class Connection(web.RequestHandler):
         "_heads",
         "_is_head_certain",
         "_limits",
-        "_log",
+        "_logger",
         "_may_trace",
         "_metrics",
         "_refuse",
@@ -138,7 +138,7 @@ class Connection(web.RequestHandler):
             max_field_size=MAX_LINE,
             max_line_size=MAX_LINE,
         )
-        self._log = server.logger
+        self._logger = server.logger
         self._metrics = server.metrics
         self._may_trace = server.may_trace
         self._refuse = server.refuse
@@ -350,7 +350,7 @@ class Connection(web.RequestHandler):
         """Close a connection with an incomplete request head: it isn't idle, so KEEP_ALIVE doesn't apply."""
         self._forget_head()
         if self.transport is not None:
-            self._log.debug("request_malformed", error="a head that doesn't end")
+            self._logger.debug("request_malformed", error="a head that doesn't end")
             self._metrics.requests.labels(NO_SOURCE, str(response.status)).inc()
             self._metrics.rejected.labels(NO_SOURCE, response.reason).inc()
             self.transport.write(response.data)
@@ -381,7 +381,7 @@ class Connection(web.RequestHandler):
         """Respond to malformed requests (400), and to requests that failed by a bug of ours (500)."""
         if status < HTTPStatus.INTERNAL_SERVER_ERROR:
             # Anybody on the internet can cause these: a counter is enough.
-            self._log.debug("request_malformed", error=type(exc).__name__)
+            self._logger.debug("request_malformed", error=type(exc).__name__)
             self._metrics.requests.labels(NO_SOURCE, str(status)).inc()
             self._metrics.rejected.labels(NO_SOURCE, "malformed_request").inc()
             refusal = RefusedError(status, "malformed_request", "the request isn't HTTP as we read it")
@@ -389,7 +389,7 @@ class Connection(web.RequestHandler):
         else:
             # Counted and logged as a request already.
             if self._may_trace("request_failed"):
-                self._log.error("request_failed", exception="none" if exc is None else trace_of(exc))
+                self._logger.error("request_failed", exception="none" if exc is None else trace_of(exc))
             refusal = RefusedError(status, "bug", "the gateway failed")
         response = problem_response(refusal)
         response.force_close()

@@ -261,8 +261,8 @@ def encode_record_metadata(metadata: RecordMetadata) -> dict[str, str]:
     """Return the non-empty fields of record metadata, as in `gw_delivery`."""
     texts = {name: getattr(metadata, name) for name in _METADATA_TEXTS}
     encoded = {name: text for name, text in texts.items() if text}
-    if metadata.breaks:
-        encoded["breaks"] = str(metadata.breaks)
+    if metadata.breaker_deferrals:
+        encoded["breaks"] = str(metadata.breaker_deferrals)
     if metadata.unknown_since is not None:
         encoded["unknown_since"] = f"{metadata.unknown_since:.3f}"
     if metadata.is_expedited:
@@ -276,7 +276,7 @@ def decode_record_metadata(fields: JsonFields) -> RecordMetadata:
     since = fields.text("unknown_since", like=_TIME, expected="a time") if fields.has("unknown_since") else None
     return RecordMetadata(
         **texts,
-        breaks=int(fields.text("breaks", like=_COUNT, expected="a number")) if fields.has("breaks") else 0,
+        breaker_deferrals=int(fields.text("breaks", like=_COUNT, expected="a number")) if fields.has("breaks") else 0,
         unknown_since=None if since is None else float(since),
         is_expedited=fields.has("is_expedited"),
     )

@@ -101,8 +101,8 @@ class OrderedOutcome:
                 "tried": self.kick.tried,
                 "delivered": self.kick.delivered,
                 "waits": self.kick.waiting_by_reason,
-                "got": self.kick.failed_by_result,
-                "again": self.kick.repeated_failures,
+                "failed_by_result": self.kick.failed_by_result,
+                "repeated_failures": self.kick.repeated_failures,
                 "dead": self.kick.dead,
             }
         return fields

@@ -244,10 +244,10 @@ async def waiting_deliveries(
                 if topic == topics.parked
                 else control.was_injected_by_kick(*delivery.kicked_with, partition, record.offset, record.appended_at)
             )
-            life = hash(delivery.life)
-            if not is_over and life not in seen:
+            key = hash(delivery.unique_key)
+            if not is_over and key not in seen:
                 if len(seen) < MAX_DEDUPED:
-                    seen.add(life)
+                    seen.add(key)
                 yield stored
 
 
@@ -286,11 +286,11 @@ async def parked_counts(
     if paused:
         async for stored in _parked(log, topics, control, unread):
             by, delivery = stored.metadata.paused_name, stored.delivery
-            life = hash(delivery.life)
+            key = hash(delivery.unique_key)
             is_of_name = called == (delivery.route if kind == "route" else delivery.destination)
-            if by in paused and is_of_name and life not in seen:
+            if by in paused and is_of_name and key not in seen:
                 if len(seen) < MAX_DEDUPED:
-                    seen.add(life)
+                    seen.add(key)
                 found[by] += 1
     return found
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from gateway.model import ExpressionError
-from gateway.rules.constants import CONDITION, LIST, SCALAR, Wanted, check_constants
+from gateway.rules.expression_checks import CONDITION, LIST, SCALAR, Wanted, check_constants
 from gateway.rules.expressions import Expression, parse
 from gateway.rules.scanner import is_free_name
 from gateway.rules.splits import Split

@@ -1,5 +1,7 @@
 """What a route sends instead of the event's own request: method, path, query, and a body or a form.
 
+Bodies for chat and incident services (`preset: slack`) are in `request_presets/`.
+
 What an event has in a path or a query is percent-encoded (RFC 3986): it can add neither a segment nor a parameter, nor
 change the host. A segment can't become empty, `.` or `..`, by which a request would be for another resource.
 """

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.constants import LIST, Wanted, check_constants
 from gateway.rules.event_view import EventView
+from gateway.rules.expression_checks import LIST, Wanted, check_constants
 from gateway.rules.expressions import Expression, check_syntax, parse
 from gateway.rules.json_values import as_json, as_text, dumps, json_type
 from gateway.rules.scanner import is_free_name, tokens, without_comments

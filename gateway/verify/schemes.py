@@ -1,8 +1,7 @@
 """Builds a verifier from a source's `verify:`.
 
 Nine schemes are generic (`hmac`, `hash`, `public-key`, `http-message-signature`, `jwt`, `token`, `basic`, `bearer`,
-`none`); a preset is one of them,
-filled in by its file in `presets/`.
+`none`); a preset is one of them, filled in by its file in `presets/`.
 
     verify:
       scheme: hmac

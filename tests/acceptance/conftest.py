@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-import gateway.credentials  # noqa: F401 - `open_log` imports it late: its files would be read in the event loop
+import gateway.kafka_credentials  # noqa: F401 - `open_log` imports it late: its files would be read in the event loop
 from gateway.log.topics import Topics
 from gateway.open_log import open_log
 from gateway.ops.control_client import ControlClient

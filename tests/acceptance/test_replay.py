@@ -151,7 +151,7 @@ async def test_each_number_that_a_replay_reports_matches_its_destination(long_pl
             told = await call(*words, "--dry-run")
             assert number(r"(\d+) missed", told) == 0
             assert number(r"would queue (\d+) deliveries", told) == len(came)
-            exactly = told.partition("exactly these: gateway ")[2].split()
+            exactly = told.partition("to replay exactly these: gateway ")[2].split()
             assert number(r"queued (\d+) deliveries", await call(*exactly)) == len(came)
             event = next(iter(load.acknowledged))
             assert "queued 1 delivery by another, from 1 record" in await call(

@@ -105,6 +105,6 @@ def test_a_partition_without_a_backlog_or_of_another_owner_is_not_reported() -> 
     kept, empty, lost = [a_tracker(number) for number in range(3)]
     (ours,), (theirs,) = waiting(kept, 1), waiting(lost, 1)
     tally = begun([ours], [theirs], trackers=[empty])
-    lost.ownership = Ownership.LOST
+    lost.ownership = Ownership.REASSIGNED
     ours.stage = theirs.stage = Stage.FINISHED
     assert [outcome.name for outcome in taken(tally)] == ["tried/build/ci/0"]

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gateway.log.base import Assignment, Commit, Partition, Position, Record, TopicSpec
-from gateway.log.embedded import backup, file_check, statements
+from gateway.log.embedded import backup, file_check, statements, sweep
 from gateway.log.embedded import log as log_module
 from gateway.log.embedded.backup import back_up
 from gateway.log.embedded.consumer import BUFFER_BYTES, Range
@@ -1416,7 +1416,7 @@ async def test_a_sweep_deletes_only_records_older_than_the_retention(path: Path)
     log = await EmbeddedLog.open(path, owner=True, clock=clock)
     kept_for_ever = TopicSpec(name="kept", partitions=1, retention=None)
     await log.create([EVENTS, kept_for_ever])
-    old = 2 * statements.SWEEP_RECORDS + 5
+    old = 2 * sweep.SWEEP_RECORDS + 5
     await asyncio.gather(*[append(log, b"old") for _ in range(old)])
     await append(log, b"kept", topic="kept")
     clock.time += 7 * DAY - 60
@@ -1531,7 +1531,7 @@ async def test_a_process_that_starts_soon_after_the_last_sweep_waits_for_the_nex
 
 def last_sweep(path: Path) -> float:
     with closing(sqlite3.connect(path)) as connection:
-        return statements.swept_at(connection)
+        return sweep.swept_at(connection)
 
 
 async def test_a_sweep_deletes_done_records_that_nobody_rereads(path: Path) -> None:
@@ -1574,7 +1574,7 @@ async def test_an_owner_that_is_not_to_sweep_deletes_nothing(path: Path, tmp_pat
 
 
 async def test_appends_come_between_the_steps_of_a_sweep(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statements, "SWEEP_RECORDS", 1)
+    monkeypatch.setattr(sweep, "SWEEP_RECORDS", 1)
     clock = Clock()
     log = await EmbeddedLog.open(path, owner=True, clock=clock)
     await log.create([EVENTS])

@@ -1698,7 +1698,7 @@ async def test_a_successful_append_ends_its_partitions_refusal(log: KafkaLog) ->
     log._appender._failed_append(topic, RequestTimedOutError(), 0)
     await append(log, topic, b"a")
     assert await log.refusing() == {}
-    assert not log._appender._failures
+    assert not log._appender._partition_failures
 
 
 async def test_where_all_is_refused_no_partition_is_reported(log: KafkaLog, monkeypatch: pytest.MonkeyPatch) -> None:

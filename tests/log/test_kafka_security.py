@@ -20,10 +20,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from dev.kafka import Broker
-from gateway import credentials
+from gateway import kafka_credentials
 from gateway.cli import main
 from gateway.commands.base import SETTINGS
-from gateway.credentials import kafka_certificate_expiries
+from gateway.kafka_credentials import kafka_certificate_expiries
 from gateway.log.base import Assignment, Commit, Log, Partition, TopicSpec
 from gateway.log.kafka import connection
 from gateway.model import LogUnavailableError, UsageError
@@ -463,7 +463,7 @@ async def test_a_refusal_at_run_time_fails_requests_and_heals_by_itself(
 
     However long the token would hold that the broker refuses.
     """
-    monkeypatch.setattr(credentials, "TOKEN_AGE", 1.0)  # so that the test needn't wait for a minute
+    monkeypatch.setattr(kafka_credentials, "TOKEN_AGE", 1.0)  # so that the test needn't wait for a minute
     answers = secured.issuer.answer(life=1.5)
 
     def answer(request: Request) -> Answer:

@@ -109,7 +109,7 @@ _TEXTS = {name: st.text(max_size=40) for name in ("spill_reason", "paused_name",
 NOTES = st.builds(
     RecordMetadata,
     **_TEXTS,
-    breaks=st.integers(0, 999_999_999),
+    breaker_deferrals=st.integers(0, 999_999_999),
     unknown_since=st.none() | st.integers(0, 10**12).map(lambda milliseconds: milliseconds / 1000),
     is_expedited=st.booleans(),
 )
@@ -222,7 +222,12 @@ def test_a_delivery_is_read_as_it_was_written(delivery: Delivery, note: RecordMe
 
 def test_each_field_of_record_metadata_is_written_and_read() -> None:
     told = RecordMetadata(
-        spill_reason="paused", paused_name="route/build", breaks=3, unknown_since=NOW, is_expedited=True, replay="1"
+        spill_reason="paused",
+        paused_name="route/build",
+        breaker_deferrals=3,
+        unknown_since=NOW,
+        is_expedited=True,
+        replay="1",
     )
     told = replace(
         told, dead_reason="gone", detail="410", rules="8f31c0de", owner="team-ci", runbook="https://wiki.example"

@@ -1590,7 +1590,7 @@ class Ledger:
             for row, each in stored:
                 step = each.delivery.successor
                 # What a breaker has sent away, or an attempt, is the router's, of a duplicate that was parked, too.
-                is_resumed = not each.metadata.breaks and (step - 1, len(each.delivery.attempts)) in parents
+                is_resumed = not each.metadata.breaker_deferrals and (step - 1, len(each.delivery.attempts)) in parents
                 if row.partition.topic == SHORTEST and (each.metadata.is_expedited or is_resumed):
                     key = row.number, each.delivery.id, step
                     injected[key] += 1
@@ -1807,7 +1807,7 @@ class Ledger:
                 failed[made.destination].append(made.ended)
         for trail in self.trails.values():
             for row in trail.rows:
-                if row.stored is None or not row.stored.metadata.breaks:
+                if row.stored is None or not row.stored.metadata.breaker_deferrals:
                     continue
                 count = sum(at <= row.at for at in failed[row.stored.delivery.destination])
                 if count < 5:

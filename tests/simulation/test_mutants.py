@@ -94,7 +94,7 @@ def every_record_looks_like_a_duplicate(patch: pytest.MonkeyPatch) -> None:
     """DuplicateFilter are recognised by the delivery alone, without its step."""
 
     def hasty(self: Tracker, delivery: Any, offset: int) -> bool:
-        return self._first_offsets.setdefault((delivery.life, 0), offset) != offset
+        return self._first_offsets.setdefault((delivery.unique_key, 0), offset) != offset
 
     patch.setattr(Tracker, "is_duplicate_record", hasty)
 

@@ -124,7 +124,7 @@ class Appends:
         """
 
         def is_still_ours() -> bool:
-            return not predecessor.tracker.is_lost
+            return not predecessor.tracker.is_reassigned
 
         def suspend_if_undecided() -> bool:
             if predecessor.tracker.is_suspended:

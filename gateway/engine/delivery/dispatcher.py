@@ -161,7 +161,7 @@ class Dispatcher:
             finish()
             self._appends.finish(append, is_stored=is_stored)
 
-        if pending.tracker.is_lost:
+        if pending.tracker.is_reassigned:
             finish()
             return
         pending.unfinished = 1
@@ -191,7 +191,7 @@ class Dispatcher:
     def wait_in_memory(self, item: PendingDelivery, until: float) -> None:
         """Keep a delivery in memory until a time. Its member then resumes it, if the partition is still ours."""
         tracker = item.record.tracker
-        if tracker.is_lost:
+        if tracker.is_reassigned:
             self.finish(item)
             return
         item.stage = Stage.WAITING
@@ -361,8 +361,8 @@ class Dispatcher:
                 self.end(item, DeadLettered(reason=DeadReason.EXPIRED, detail="the destination's breaker is open"))
                 return
             if not keeps_order:  # in memory, checking the breaker costs nothing
-                times = item.metadata.breaks
-                item.metadata = RecordMetadata(breaks=times + 1)
+                times = item.metadata.breaker_deferrals
+                item.metadata = RecordMetadata(breaker_deferrals=times + 1)
                 doubled = BREAKER_DEFER_MIN * 2.0 ** min(times, 16)
                 due = max(due, now + max(BREAKER_DEFER_MIN, min(BREAKER_DEFER_MAX, doubled, down_for)))
         if not keeps_order:
@@ -385,7 +385,7 @@ class Dispatcher:
         """Write the successor, or keep the item until the owner of its partition is known."""
         tracker = item.record.tracker
         item.outcome = outcome
-        if tracker.is_lost:
+        if tracker.is_reassigned:
             self.finish(item)  # another owner reads it again; only the memory is released
         elif not tracker.is_writable:
             item.stage = Stage.WAITING

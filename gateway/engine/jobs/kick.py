@@ -198,7 +198,7 @@ class Kicks(ScanningJob):
                     checkpoint=longer_ends,
                     expedited=shortest_ends,
                     count=run.count,
-                    covers_commands_below=self._position(),
+                    covers_commands_below=self._control_offset(),
                 )
             )
 

@@ -23,8 +23,8 @@ from gateway.log.base import ALL, Commit, Log, Partition, are_of_different_topic
 from gateway.log.records import decode_delivery
 from gateway.model import (
     Delivery,
-    Life,
     RecordMetadata,
+    UniqueKey,
     UnreadableRecordError,
     result_label,
 )
@@ -102,9 +102,9 @@ class KickOutcomes:
         self._dead = dead
         self._read = dict(starts)
         self._since = since
-        self._tracked: dict[Life, _Tracked] = {}
+        self._tracked: dict[UniqueKey, _Tracked] = {}
         self._topic_ids: dict[str, str] = {}  # as they were before it began
-        self._before: dict[Life, int] = {}  # the last successor number of records written just before
+        self._before: dict[UniqueKey, int] = {}  # the last successor number of records written just before
 
     async def read_earlier(self, starts: Mapping[str, int], sleep: Callable[[float], Awaitable[None]]) -> None:
         """Read what was written from these offsets up to the start. Raises LogUnavailableError.
@@ -117,14 +117,14 @@ class KickOutcomes:
 
     def is_superseded(self, delivery: Delivery) -> bool:
         """Return whether another record had already continued a delivery."""
-        return delivery.successor < self._before.get(delivery.life, 0)
+        return delivery.successor < self._before.get(delivery.unique_key, 0)
 
     def track(self, name: str, delivery: Delivery, partition_name: str | None = None, offset: int = 0) -> None:
         """Track a delivery for a kicked name.
 
         `partition_name` and `offset` are given if its record is already in the shortest tier.
         """
-        key = delivery.life
+        key = delivery.unique_key
         tracked = self._tracked.get(key)
         if tracked is None:
             if len(self._tracked) >= MAX_TRACKED:
@@ -230,7 +230,7 @@ class KickOutcomes:
                     if ends is None:
                         self._observe(stored.delivery, stored.metadata, partition_name, record.offset)
                     else:
-                        key = stored.delivery.life
+                        key = stored.delivery.unique_key
                         self._before[key] = max(stored.delivery.successor, self._before.get(key, 0))
             self._read[partition_name] = end
 
@@ -242,7 +242,7 @@ class KickOutcomes:
         return not any(found) and any(partition_name.rpartition("/")[0] == topic for partition_name in self._read)
 
     def _observe(self, delivery: Delivery, metadata: RecordMetadata, partition_name: str, offset: int) -> None:
-        tracked = self._tracked.get(delivery.life)
+        tracked = self._tracked.get(delivery.unique_key)
         if tracked is None or delivery.successor <= tracked.successor:
             return
         topic = partition_name.rpartition("/")[0]

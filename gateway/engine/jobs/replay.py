@@ -94,7 +94,7 @@ class Replays:
         control: Control,
         successors: SuccessorWriter,
         injector: Injector,
-        position: Callable[[], int],
+        control_offset: Callable[[], int],
         publish: Callable[[ControlRecord], Awaitable[object]],
         caught_up: Callable[[], Awaitable[None]],
         owner: Callable[[], object | None],
@@ -109,7 +109,7 @@ class Replays:
         self._control = control
         self._successors = successors
         self._injector = injector
-        self._position = position
+        self._control_offset = control_offset
         self._publish = publish
         self._caught_up = caught_up
         self._owner = owner
@@ -187,7 +187,7 @@ class Replays:
         if remaining and remaining == unreadable.keys() and len(unreadable) == checkpoint_unreadable:
             self._wait(command, reason_of(unreadable))
             return
-        known_below, recreations = self._position(), self._control.recreations
+        known_below, recreations = self._control_offset(), self._control.recreations
         open_dead, undelivered = OpenDeadLetters(route=selection.route), None
         if selection.undelivered:
             readable = self._patient_reader.readable
@@ -461,7 +461,7 @@ class Replays:
             or len(run.unreadable) != run.checkpoint_unreadable
         ):
             is_known = run.recreations == self._control.recreations
-            checkpoint = run.checkpoint(at=self._log.now(), known_below=self._position() if is_known else None)
+            checkpoint = run.checkpoint(at=self._log.now(), known_below=self._control_offset() if is_known else None)
             try:
                 if run.resolved:
                     await self._publish(

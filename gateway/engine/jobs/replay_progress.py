@@ -1,4 +1,4 @@
-"""How far a replay has come, in the process that runs it."""
+"""How far a replay has come, in memory; `replay` publishes it as a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

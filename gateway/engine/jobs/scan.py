@@ -283,7 +283,8 @@ class Scan:
 class JobServices:
     """What the jobs share. `publish` returns once the record is in force here.
 
-    `owner()` returns a token while this process owns the jobs, else None.
+    `owner()` returns a token while this process owns the jobs, else None; `control_offset()` is up to where it has read
+    `gateway.control`.
     """
 
     log: Log
@@ -294,7 +295,7 @@ class JobServices:
     injector: Injector
     stored: set[Predecessor] = field(default_factory=set)
     publish: Callable[[ControlRecord], Awaitable[object]]
-    position: Callable[[], int]
+    control_offset: Callable[[], int]
     owner: Callable[[], object | None]
     logger: FilteringBoundLogger
     sleep: Callable[[float], Awaitable[None]]
@@ -315,7 +316,7 @@ class ScanningJob:
         self._injector = services.injector
         self._stored = services.stored
         self._publish = services.publish
-        self._position = services.position
+        self._control_offset = services.control_offset
         self._owner = services.owner
         self._logger = services.logger
         self._sleep = services.sleep
@@ -324,10 +325,10 @@ class ScanningJob:
     async def _first_records(
         self, topics: Collection[str], commands: Iterable[ControlRecord]
     ) -> Mapping[str, tuple[int, float]]:
-        """Return where the partitions in these commands' checkpoints begin, and when that was appended (inf: nothing).
+        """Return where the partitions in these commands' checkpoints begin, and when their first records were appended.
 
-        Those are the commands' own, and those of their jobs. Partitions that can't be read are left out. Raises
-        LogUnavailableError.
+        That is inf without a record. Those are the commands' own checkpoints, and those of their jobs. Partitions that
+        can't be read are left out. Raises LogUnavailableError.
         """
         known = {
             partition_name
@@ -366,7 +367,7 @@ class ScanningJob:
                 del positions[partition_name], latest[partition_name]
         return JobProgress(
             command=command,
-            covers_commands_below=self._position(),
+            covers_commands_below=self._control_offset(),
             recreations=self._control.recreations,
             detail=detail,
             positions=positions,
@@ -422,7 +423,7 @@ class ScanningJob:
         )
 
     async def _finish_job(self, scan: Scan, run: JobProgress, state: State) -> None:
-        """Publish the end of a job: of dead letters, a record of its command, else the last checkpoint of its key.
+        """Publish the end of a job: the last checkpoint of its key; for dead letters, the final record of its command.
 
         A newer command may be stored under that key, except for dead letters, whose commands have keys of their own.
         """

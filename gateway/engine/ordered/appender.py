@@ -136,7 +136,7 @@ class OrderedAppender:
         """Find out how many partitions a topic has; then assign the entries that came meanwhile to queues."""
         entries = self._unassigned[topic]
         pause = FIRST_PAUSE
-        while any(not entry.item.record.tracker.is_lost for entry in entries):
+        while any(not entry.item.record.tracker.is_reassigned for entry in entries):
             try:
                 bounds, unreadable = await self._services.log.readable(topic)
                 count = len(bounds) + len(unreadable)
@@ -207,14 +207,14 @@ class OrderedAppender:
     def _next_batch(self, queue: _Queue, limit: int) -> list[_Entry]:
         """Return the first entries that may be appended; forget those that another owner reads again."""
         entries = queue.entries
-        while entries and entries[0].item.record.tracker.is_lost:
+        while entries and entries[0].item.record.tracker.is_reassigned:
             self._dispatcher.finish(entries.popleft().item)
         batch: list[_Entry] = []
         size = 0
         for entry in entries:
             size += entry.item.size
             is_full = len(batch) == limit or (batch and size > BATCH_BYTES)
-            if is_full or entry.item.record.tracker.is_lost or not entry.may_be_appended:
+            if is_full or entry.item.record.tracker.is_reassigned or not entry.may_be_appended:
                 break
             batch.append(entry)
         return batch

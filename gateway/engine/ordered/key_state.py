@@ -1,4 +1,7 @@
-"""What is known of a key's head delivery beside its record, and of an ordered route."""
+"""What is known of a key's head delivery beside its record, of halted keys, and of an ordered route.
+
+`route` decides what halts a key, and what releases it.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

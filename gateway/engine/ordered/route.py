@@ -275,7 +275,7 @@ class OrderedRoute(Member):
 
     @override
     def resume(self, item: PendingDelivery, now: float) -> None:
-        if item.record.tracker.is_lost:
+        if item.record.tracker.is_reassigned:
             self._dispatcher.finish(item)
         else:
             self._make_ready(item)
@@ -309,7 +309,7 @@ class OrderedRoute(Member):
         route = self._route()
         if outcome.reason is DeadReason.ROUTE_REMOVED or (route is not None and route.on_exhausted != "halt"):
             return False
-        if item.record.tracker.is_lost:
+        if item.record.tracker.is_reassigned:
             return False  # its memory has to be released
         item.outcome = outcome
         item.stage = Stage.WAITING

@@ -17,6 +17,7 @@ same reason a group has a single member. Other processes (the command line) may 
     writer      the only thread that writes
     consumer    records from memory at the tail, and from the file behind it
     statements  the file's schema, and its SQL
+    sweep       deletes what is older than its retention, in steps
     file        the file's connections and its clock
     lock        the owner's lock
     file_check  whether it is still the file that was opened

@@ -16,10 +16,10 @@ from gateway.model import LogUnavailableError
 BUFFER_BYTES = 4 << 20  # Maximum bytes per topic that a consumer gets from memory; beyond that it reads the file.
 RETRY_INTERVAL = 0.25  # Seconds between a failed read and the next.
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
-class Source(Protocol):
+class ReadableLog(Protocol):
     """The log that a consumer reads from."""
 
     def read_soon(self, ranges: "Sequence[Range]", deliver: Callable[[Sequence[Chunk] | None], None]) -> None: ...
@@ -32,7 +32,7 @@ class Source(Protocol):
 class EmbeddedConsumer:
     """The only member of a group, or a reader. Its partitions are assigned once, before `consume` returns."""
 
-    def __init__(self, log: "Source", group: str | None, topics: Sequence[str], listener: Listener) -> None:
+    def __init__(self, log: "ReadableLog", group: str | None, topics: Sequence[str], listener: Listener) -> None:
         self.group = group
         self.topics = tuple(topics)
         self._log = log
@@ -101,7 +101,7 @@ class EmbeddedConsumer:
         try:
             await self.commit(commits)
         except LogUnavailableError as error:
-            log.warning(
+            logger.warning(
                 "log_commit_lost", group=self.group, error=str(error)
             )  # what was finished since the last commit is repeated
         finally:

@@ -27,6 +27,7 @@ from gateway.log.base import (
 from gateway.log.embedded import statements
 from gateway.log.embedded.consumer import EmbeddedConsumer, Range
 from gateway.log.embedded.file import File
+from gateway.log.embedded.sweep import sweep, swept_at
 from gateway.log.embedded.writer import Append, AppendBatch, OffsetCommits, Stored, Work, Writer, post
 from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
 
@@ -36,7 +37,7 @@ SWEEP_INTERVAL = 300.0  # Seconds; also between one process's last sweep and the
 MIN_SWEEP_DELAY = 5.0  # Seconds after the start before the first sweep, so that pending work comes first.
 POLL_INTERVAL = 0.2  # Seconds between checks for appends of other processes.
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -82,7 +83,7 @@ class EmbeddedLog:
         file = await asyncio.to_thread(File, path, is_owner=owner, busy_timeout=append_timeout * 0.8, clock=clock)
         log = cls(file, append_timeout=append_timeout, sweep_interval=sweep_interval)
         if owner and sweep_interval is not None:
-            due = await log.read(statements.swept_at) + sweep_interval - log.now()
+            due = await log.read(swept_at) + sweep_interval - log.now()
             log._sweep_later(min(sweep_interval, max(MIN_SWEEP_DELAY, due)))
         return log
 
@@ -360,7 +361,7 @@ class EmbeddedLog:
                 chunk.first = starts.get(chunk.topic, 0)
         except (sqlite3.Error, ValueError) as error:  # ValueError: the file is damaged
             self._file.note_error(error)
-            log.warning("log_read_failed", path=str(self._file.path), error=str(error))
+            logger.warning("log_read_failed", path=str(self._file.path), error=str(error))
             post(self._loop, deliver, None)
         else:
             post(self._loop, deliver, chunks)
@@ -387,7 +388,7 @@ class EmbeddedLog:
 
     def _start_sweep(self) -> asyncio.Future[None]:
         self._check_open()
-        steps = statements.sweep(self._file.writer, self._file.now, frozenset(self._until_done))
+        steps = sweep(self._file.writer, self._file.now, frozenset(self._until_done))
         future: asyncio.Future[None] = self._loop.create_future()
         self._writer.put(Work(partial(next, steps, None), future))
         return future
@@ -401,7 +402,7 @@ class EmbeddedLog:
 
     def _swept(self, future: asyncio.Future[None]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
-            log.warning("sweep_failed", path=str(self._file.path), error=str(error))
+            logger.warning("sweep_failed", path=str(self._file.path), error=str(error))
         if not self._is_closed and self._sweep_interval is not None:
             self._sweep_later(self._sweep_interval)
 

@@ -3,7 +3,7 @@
 import math
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,8 +23,6 @@ from gateway.log.base import (
 
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
-SWEEP_RECORDS = 1000  # Records deleted at a time, so that appends can run in between.
-SWEEP_PAGES = 256  # Pages returned to the file system at a time.
 
 APPLICATION_ID = 0x67776C67  # "gwlg" distinguishes our files from other SQLite databases.
 SCHEMA_VERSION = 1
@@ -261,77 +259,6 @@ def probe_space(connection: sqlite3.Connection, size: int) -> None:
         connection.execute(NOTES)
         connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('room', zeroblob(?))", (size,))
     connection.execute("DELETE FROM notes WHERE name = 'room'")
-
-
-class Requeue:
-    """Yielded to be requeued behind pending work."""
-
-
-def swept_at(connection: sqlite3.Connection) -> float:
-    """Return when the last sweep ended, by the log's clock; minus infinity if there was none."""
-    if not first_row(connection, "SELECT 1 FROM sqlite_schema WHERE name = 'notes'"):
-        return -math.inf
-    found = first_row(connection, "SELECT value FROM notes WHERE name = 'swept'")
-    return float(found[0]) if found else -math.inf
-
-
-def sweep(
-    connection: sqlite3.Connection, now: Callable[[], float], until_done: Collection[str] = ()
-) -> Iterator[Requeue]:
-    """Delete old records in steps, between which queued work runs.
-
-    In topics that are kept `until_done`, also delete records below the smallest committed base.
-    """
-    topics = rows(
-        connection,
-        "SELECT json_group_array(json_array(id, name, retention, (SELECT min(base) FROM commits WHERE topic = name)))"
-        " FROM topics WHERE retention IS NOT NULL",
-    )
-    for topic, name, retention, base in topics:
-        done_below = base if name in until_done and base is not None else 0
-        while _delete_some(connection, topic, int((now() - retention) * 1e6), done_below):
-            yield Requeue()
-    with transaction(connection):
-        connection.execute(NOTES)
-        connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('swept', ?)", (now(),))
-    # Free pages are reused; only if there are many is it worth moving others.
-    while True:
-        free = connection.execute("PRAGMA freelist_count").fetchone()[0]
-        if free * 4 <= connection.execute("PRAGMA page_count").fetchone()[0]:
-            return
-        connection.execute(f"PRAGMA incremental_vacuum({SWEEP_PAGES})").fetchall()
-        yield Requeue()
-
-
-def _delete_some(connection: sqlite3.Connection, topic: int, before: int, done_below: int) -> bool:
-    """Delete those of the first records that are older than a time (microseconds) or below an offset.
-
-    Return whether there were any.
-    """
-    first, last = topic << 48, topic << 48 | LAST_OFFSET
-    found = first_row(
-        connection,
-        "SELECT max(id) FROM (SELECT id, at FROM records WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?)"
-        " WHERE at < ? OR id < ?",
-        first,
-        last,
-        SWEEP_RECORDS,
-        before,
-        first + done_below,
-    )
-    if found is None or found[0] is None:
-        return False
-    with transaction(connection):
-        connection.execute(
-            "DELETE FROM records WHERE id BETWEEN ? AND ? AND (at < ? OR id < ?)",
-            (first, found[0], before, first + done_below),
-        )
-        connection.execute(
-            "UPDATE topics SET start = coalesce((SELECT min(id) & ? FROM records WHERE id BETWEEN ? AND ?), next)"
-            " WHERE id = ?",
-            (LAST_OFFSET, first, last, topic),
-        )
-    return True
 
 
 @contextmanager

@@ -16,7 +16,8 @@ import structlog
 from gateway.log.base import Position, Record
 from gateway.log.embedded import statements
 from gateway.log.embedded.file import File, error_text
-from gateway.log.embedded.statements import Chunk, Requeue
+from gateway.log.embedded.statements import Chunk
+from gateway.log.embedded.sweep import Requeue
 from gateway.model import LogLostError, LogNearlyFullError
 
 MAX_TRANSACTION_BYTES = 4 << 20  # Bytes after which a transaction takes no further groups.
@@ -25,7 +26,7 @@ SMALL_BYTES = 4 << 10  # Size of a small append, with its headers: most are smal
 SMALL_PROBE_INTERVAL = 10.0  # Seconds for which a stored small append shows that others fit: probing takes space.
 INSERT_TRIES = 10  # Each failed try means that another process has appended meanwhile.
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class Append(NamedTuple):
@@ -184,7 +185,7 @@ class Writer:
             tails = self._tails(appends, results)
         except Exception as error:
             if not isinstance(error, sqlite3.Error | OSError | LogLostError):
-                log.exception("append_failed", path=str(self._file.path))
+                logger.exception("append_failed", path=str(self._file.path))
             self._file.note_error(error)
             self._topics = {}  # the assigned offsets weren't used
             self._note_refused(sum([append.size for append in appends]) or 1)  # commits alone take next to nothing

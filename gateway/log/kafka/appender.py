@@ -41,7 +41,7 @@ PARTITION_MAX_AGE = 3.0  # The same for one partition, while others accept appen
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class Appender:
@@ -62,9 +62,9 @@ class Appender:
         self._in_flight = 0
         self._finished: asyncio.Event | None = None  # Set by the last append in flight, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
-        self._failing_since: float | None = None
-        self._failure: _AppendFailure | None = None
-        self._failures: dict[Partition, _AppendFailure] = {}
+        self._stuck_since: float | None = None
+        self._log_failure: _AppendFailure | None = None
+        self._partition_failures: dict[Partition, _AppendFailure] = {}
         self._appended_to: set[str] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._metadata_lock = asyncio.Lock()
@@ -122,7 +122,7 @@ class Appender:
     async def _append_in_order(
         self, partition: Partition, records: Sequence[NewRecord], until: float
     ) -> Sequence[Position]:
-        """Do that, each batch within the append timeout, the first one until a time of the loop."""
+        """Like `append_in_order`, but the first batch has until `until`, a time of the loop."""
         topic, number = partition
         for record in records:
             self._refuse_if_too_large(topic, *record)
@@ -185,7 +185,7 @@ class Appender:
     def _note_stored(
         self, partition: Partition, stored: ProducedRecord, taken: "Sequence[tuple[_OrderedAppend, int]]"
     ) -> None:
-        """Give the appends in a batch their positions; those that aren't complete have as much time for the next."""
+        """Give the appends in a batch their positions; incomplete ones get the whole timeout for the next."""
         at, offset = self._acknowledged(stored), stored.offset
         for append, count in taken:
             append.positions += [Position(partition.number, offset + index, at) for index in range(count)]
@@ -233,9 +233,9 @@ class Appender:
 
     def _acknowledged(self, stored: ProducedRecord) -> float:
         """Handle an acknowledgement; return when the record was appended."""
-        self._failing_since = self._failure = None
-        if self._failures:
-            self._failures.pop(Partition(stored.topic, stored.partition), None)
+        self._stuck_since = self._log_failure = None
+        if self._partition_failures:
+            self._partition_failures.pop(Partition(stored.topic, stored.partition), None)
         assert stored.timestamp is not None  # the broker returns it
         at = stored.timestamp / 1000
         if at != self._last_timestamp and stored.timestamp_type == LOG_APPEND_TIME:  # One time for a whole batch.
@@ -250,16 +250,16 @@ class Appender:
         replicas by now; they can't tell about other reasons, so a failure with another one is forgotten after a while.
         That a topic doesn't exist is no failure of the log.
         """
-        failure = self._failure
+        failure = self._log_failure
         if failure is None or self._loop.time() < failure.began + MIN_FAILURE_AGE:
             return
         accepting, missing = await self._accepting()
-        if self._failure is not failure:
+        if self._log_failure is not failure:
             return  # an append has succeeded meanwhile
         for topic in missing:
             failure.reasons.pop(topic, None)
         if not failure.reasons:
-            self._failure = None
+            self._log_failure = None
             return
         if not any(accepting.values()):
             failure.is_confirmed = True
@@ -268,34 +268,34 @@ class Appender:
             return  # one partition's missing replicas stop no other
         if not failure.is_confirmed and self._loop.time() < failure.last + UNEXPLAINED_MAX_AGE:
             raise LogUnavailableError(failure.reason)
-        self._failure = None
+        self._log_failure = None
 
     async def refusing(self) -> Mapping[Partition, str]:
         """Return which partitions refuse appends while others accept them, and why.
 
         If all refuse them, it is empty, and `check_appends` raises the reason.
         """
-        if not self._failures:
+        if not self._partition_failures:
             return {}
         accepting: Mapping[Partition, bool] = {}
         missing: Collection[str] = ()
         with contextlib.suppress(LogUnavailableError):
             accepting, missing = await self._accepting()
         now = self._loop.time()
-        has_success = self._failure is None or now < self._failure.began + MIN_FAILURE_AGE
+        has_success = self._log_failure is None or now < self._log_failure.began + MIN_FAILURE_AGE
         if not has_success and len(set(accepting.values())) <= 1:
-            self._failures.clear()
-        for partition, failure in list(self._failures.items()):
+            self._partition_failures.clear()
+        for partition, failure in list(self._partition_failures.items()):
             if partition.topic in missing:
-                del self._failures[partition]
+                del self._partition_failures[partition]
             elif not accepting.get(partition, True):
                 failure.is_confirmed = True
             else:
                 could_ask = bool(accepting)
                 is_over = could_ask if failure.is_confirmed else now >= failure.last + PARTITION_MAX_AGE
                 if is_over:
-                    del self._failures[partition]
-        return {partition: failure.reason for partition, failure in self._failures.items()}
+                    del self._partition_failures[partition]
+        return {partition: failure.reason for partition, failure in self._partition_failures.items()}
 
     async def _accepting(self) -> tuple[Mapping[Partition, bool], Collection[str]]:
         """Return whether each partition that had appends accepts them, and which of their topics are missing."""
@@ -404,19 +404,19 @@ class Appender:
         if isinstance(error, _TOO_LARGE):
             return RecordTooLargeError(f"{topic}: {message_of(error)}")
         now = self._loop.time()
-        if self._failing_since is None:
-            self._failing_since = now
+        if self._stuck_since is None:
+            self._stuck_since = now
         is_of_topic = isinstance(error, (UnknownTopicOrPartitionError, *MISCONFIGURED))
-        is_stuck = now - self._failing_since > self._append_timeout and not is_of_topic
+        is_stuck = now - self._stuck_since > self._append_timeout and not is_of_topic
         if self._replacing is None and not self._is_closed and (is_stuck or has_died(self._producer)):
             self._replacing = asyncio.create_task(self._replace_producer(), name="kafka-producer-replaced")
         reason = f"append to {topic}: expected an acknowledgement, got {message_of(error)}"
         if not is_of_topic:
-            if self._failure is None:
-                self._failure = _AppendFailure(began=now)
-            self._failure.add(topic, reason, now)
+            if self._log_failure is None:
+                self._log_failure = _AppendFailure(began=now)
+            self._log_failure.add(topic, reason, now)
         if number is not None and not isinstance(error, UnknownTopicOrPartitionError):
-            failure = self._failures.setdefault(Partition(topic, number), _AppendFailure(began=now))
+            failure = self._partition_failures.setdefault(Partition(topic, number), _AppendFailure(began=now))
             failure.add(topic, f"{NO_APPENDS}: {message_of(error)}", now)
         return ForbiddenError(reason) if isinstance(error, MISCONFIGURED) else LogUnavailableError(reason)
 
@@ -437,10 +437,10 @@ class Appender:
             await stop(producer)
             raise
         else:
-            log.warning("log_producer_replaced")
+            logger.warning("log_producer_replaced")
             old, self._producer = self._producer, producer
             self._partitions.clear()
-            self._failing_since = None
+            self._stuck_since = None
             await stop(old)
         finally:
             self._replacing = None

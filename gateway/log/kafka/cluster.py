@@ -62,7 +62,7 @@ TOPIC = 2  # A resource type of DescribeConfigs.
 
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class Cluster:
@@ -338,7 +338,7 @@ class Cluster:
                 raise_for(code, group)
                 for member in [identity for identity, client, *_ in members if client == client_id]:
                     await self._send(LeaveGroupRequest(group, member), coordinator)
-                    log.info("log_predecessor_evicted", group=group, member=member)
+                    logger.info("log_predecessor_evicted", group=group, member=member)
 
         await self._query(f"members of {group}", query)
 

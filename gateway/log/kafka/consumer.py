@@ -57,7 +57,7 @@ REJOIN_INTERVAL = 5.0  # Seconds between attempts to join a group that refuses u
 FORBIDDEN_TOPIC = "not authorized to describe this topic"
 VALUE_OF = itemgetter(1)
 
-log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class KafkaConsumer:
@@ -282,7 +282,7 @@ class KafkaConsumer:
             after_last, gone = await self._cluster.offsets_with_leader(list(first), LATEST)
             commits = await self._cluster.commits(self._group, list(after_last))
         except LogUnavailableError as error:
-            log.warning("log_commits_unavailable", group=self._group, error=str(error))
+            logger.warning("log_commits_unavailable", group=self._group, error=str(error))
             self._without_position = dict.fromkeys(self._without_position, str(error))
             return []
         self._without_position.update(missing)
@@ -345,7 +345,7 @@ class KafkaConsumer:
                 await self._commit(mine, timeout)
             except LogUnavailableError as error:
                 # The next owner repeats what was finished since the last commit.
-                log.warning("log_commit_lost", group=self._group, error=str(error))
+                logger.warning("log_commit_lost", group=self._group, error=str(error))
 
     async def _commit(self, commits: Mapping[Partition, Commit], timeout: float = COMMIT_TIMEOUT) -> None:
         if self._group is None:
@@ -474,7 +474,7 @@ class KafkaConsumer:
             await self._commit({partition: Commit(start) for partition, start in first.items()})
             is_stale = False
         except LogUnavailableError as error:
-            log.warning("log_commit_lost", group=self._group, error=str(error))
+            logger.warning("log_commit_lost", group=self._group, error=str(error))
         for partition, start in first.items():
             topic_id = self._topic_ids[partition]
             _log_restart(partition, positions[partition], start, former[partition], topic_id)
@@ -524,7 +524,7 @@ class KafkaConsumer:
             await self._recreate_consumer()
 
     def _handle_fetch_error(self, error: KafkaError) -> None:
-        log.warning("log_fetch_failed", group=self._group, error=message_of(error))
+        logger.warning("log_fetch_failed", group=self._group, error=message_of(error))
         if isinstance(error, TopicAuthorizationFailedError):
             self._set_aside(error)
         # It may have dropped records before it raised the error.
@@ -567,7 +567,7 @@ class KafkaConsumer:
 
     async def _rejoin_later(self, error: GroupAuthorizationFailedError) -> None:
         """Join the group again after a while: aiokafka doesn't, once it was told that it may not."""
-        log.warning("log_fetch_failed", group=self._group, error=message_of(error))
+        logger.warning("log_fetch_failed", group=self._group, error=message_of(error))
         if self._unjoined_since is None:
             self._unjoined_since = self._loop.time()
         await self._revoke()
@@ -577,7 +577,7 @@ class KafkaConsumer:
 
     async def _recreate_consumer(self) -> None:
         """Continue with a new consumer, as a task of the old one has ended: it would never return anything again."""
-        log.error("log_consumer_replaced", group=self._group)
+        logger.error("log_consumer_replaced", group=self._group)
         positions = dict(self._next)
         if self._group is not None:
             await self._revoke()
@@ -588,7 +588,7 @@ class KafkaConsumer:
                 await self._kafka.start()
                 break
             except KafkaError as error:
-                log.warning("log_consumer_not_started", group=self._group, error=message_of(error))
+                logger.warning("log_consumer_not_started", group=self._group, error=message_of(error))
                 await asyncio.sleep(1)
                 await stop(self._kafka)
                 self._kafka = new_consumer(self._connection, self._group)
@@ -605,9 +605,9 @@ class KafkaConsumer:
 def _log_restart(partition: Partition, position: int, end: int, former_id: str, topic_id: str) -> None:
     """Log that a partition is read from its start: its topic was recreated, or an unclean election truncated it."""
     if are_of_different_topics(former_id, topic_id):
-        log.error("topic_recreated", partition=partition, position=position, end=end)
+        logger.error("topic_recreated", partition=partition, position=position, end=end)
     else:
-        log.error("log_truncated", partition=partition, position=position, end=end)
+        logger.error("log_truncated", partition=partition, position=position, end=end)
 
 
 # aiokafka only checks for an instance; its class is untyped.

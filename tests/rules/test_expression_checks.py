@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError
-from gateway.rules import constants, value_types
-from gateway.rules.constants import CONDITION, LIST, SCALAR, Wanted, check_constants
+from gateway.rules import cel_types, expression_checks
+from gateway.rules.cel_types import ANY, takes
 from gateway.rules.event_view import EventView
+from gateway.rules.expression_checks import CONDITION, LIST, SCALAR, Wanted, check_constants
 from gateway.rules.expressions import Expression, hiding, naming, parse
 from gateway.rules.templates import Template
-from gateway.rules.value_types import ANY, takes
 from tests.builders import an_event
 
 
@@ -221,7 +221,7 @@ def test_a_name_that_is_false_by_constants_switches_a_condition_off() -> None:
 def test_no_more_arguments_are_tried_than_a_function_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those of any type, each further one would take twelve times as long."""
     tried: list[object] = []
-    monkeypatch.setattr(value_types, "_accepts", lambda *call: tried.append(call))
+    monkeypatch.setattr(cel_types, "_accepts", lambda *call: tried.append(call))
     assert not takes.__wrapped__("startsWith", (ANY, "string", ANY))
     assert not takes.__wrapped__("size", ("string", ANY))
     assert tried == []
@@ -230,12 +230,12 @@ def test_no_more_arguments_are_tried_than_a_function_takes(monkeypatch: pytest.M
 def test_a_text_is_read_once_whatever_names_others_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    class Reader(constants._Reader):
+    class Reader(expression_checks._Reader):
         def __init__(self, text: str, named: Mapping[str, str], items: Iterable[str] = ()) -> None:
             read.append(text)
             super().__init__(text, named, items)
 
-    monkeypatch.setattr(constants, "_Reader", Reader)
+    monkeypatch.setattr(expression_checks, "_Reader", Reader)
     for number in range(100):
         with naming({"first": "(size(body.once))", f"other{number}": "true"}):
             check_constants("first > 40 + 2")
@@ -251,7 +251,7 @@ def test_a_text_is_read_once_whatever_names_others_may_use(monkeypatch: pytest.M
 
 
 def test_a_text_that_may_have_a_secret_in_it_is_not_kept() -> None:
-    caches = (constants._found, constants._kind_of, value_types._evaluated)
+    caches = (expression_checks._found, expression_checks._kind_of, cel_types._evaluated)
     before = [each.cache_info().currsize for each in caches]
     with hiding({"s3cret"}), naming({"by_secret": "('s3' + 'cret')"}):
         check_constants("by_secret == body.x || 's3cret' + 'a' == body.y")

@@ -16,10 +16,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.expressions import hides_values, named_texts
-from gateway.rules.functions import FUNCTIONS
-from gateway.rules.scanner import Token, tokens
-from gateway.rules.value_types import (
+from gateway.rules.cel_types import (
     ANY,
     ARGUMENTS,
     BY_TYPE,
@@ -33,6 +30,9 @@ from gateway.rules.value_types import (
     takes,
     type_of,
 )
+from gateway.rules.expressions import hides_values, named_texts
+from gateway.rules.functions import FUNCTIONS
+from gateway.rules.scanner import Token, tokens
 from gateway.text import MAX_SHOWN
 
 MAX_EVALUATIONS = 50
