@@ -190,6 +190,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     attempts-that-hang-before-a-gap             each of them keeps what comes behind it from being read
     dead-letters-of-a-clock-that-is-ahead-before-a-gap  the last record below the command's end is before the gap
     retries-that-wait-before-a-gap              so does each of these, for as long as it waits
+    delayed-deliveries-that-wait-before-a-gap           the shortest tier makes them late, but not by more than it takes
     window-full-of-what-a-clock-that-is-ahead-returns   all of it goes back to its tier, again and again
     an-append-without-an-acknowledgement-before-its-key-changes    the next router appends it to another partition
     events-appended-again-after-retention       an ordered topic has deleted that they came, and the router starts over
