@@ -1,6 +1,6 @@
 """Apache Kafka on loopback, for tests, the demo and benchmarks: `python dev/kafka.py`, or a cluster of three nodes.
 
-The jars that dev/kafka-pom.xml names are fetched once, into .kafka/; after that nothing is downloaded any more.
+The jars that dev/broker/pom.xml names are fetched once, into .kafka/; after that nothing is downloaded any more.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from aiokafka.protocol.api import Response
 from aiokafka.protocol.metadata import MetadataRequest
 
 ROOT = Path(__file__).resolve().parent.parent
-POM = ROOT / "dev" / "kafka-pom.xml"
+POM = ROOT / "dev" / "broker" / "pom.xml"
 HOME = ROOT / ".kafka"
 LIB = HOME / "lib"
 CLASSES = HOME / "classes.jsa"  # Loaded classes, mapped by the JVM: a start takes 1 s with them, 3 s without.
@@ -479,7 +479,7 @@ def _fetch() -> None:
             timeout=FETCH_TIMEOUT,
         )
         if result.returncode:
-            raise KafkaMissingError(_missing(f"the jars of dev/kafka-pom.xml, but mvn said: {result.stdout[-1000:]}"))
+            raise KafkaMissingError(_missing(f"the jars of dev/broker/pom.xml, but mvn said: {result.stdout[-1000:]}"))
         _archive_classes()
         mark.write_bytes(POM.read_bytes())
 

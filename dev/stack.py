@@ -100,7 +100,7 @@ class Stack:
         has_traffic: bool = True,
     ) -> None:
         self.folder = folder
-        self._log = log
+        self.log = log
         self._job = job  # of Prometheus, for all processes; a job for each role where it is empty
         self._scrape_every = scrape_every
         self._has_traffic = has_traffic
@@ -192,11 +192,11 @@ class Stack:
             "GATEWAY_LISTEN": f"127.0.0.1:{ports['ingress']}",
             "GATEWAY_DEV": "1",
         }
-        if self._log == "kafka":
+        if self.log == "kafka":
             data = str(self.folder / "kafka")
             self._spawn("kafka", sys.executable, "dev/kafka.py", "--port", str(ports["kafka"]), "--data", data)
             self._wait("kafka", partial(self._says, "kafka", f"127.0.0.1:{ports['kafka']}"), FETCH_TIMEOUT)
-        roles = {"ingress": "ingress", "router": "router"} if self._log == "kafka" else {"ingress": "all"}
+        roles = {"ingress": "ingress", "router": "router"} if self.log == "kafka" else {"ingress": "all"}
         for name, role in roles.items():  # one after the other: the first makes the topics
             admin = {"GATEWAY_ADMIN": f"127.0.0.1:{ports[f'{name}-admin']}", "GATEWAY_ROLE": role}
             self._spawn(name, sys.executable, "-m", "gateway", "run", environ={**environ, **admin})
@@ -225,7 +225,7 @@ class Stack:
             self._wait(name, partial(_answers, f"http://127.0.0.1:{ports[name]}/-/ready"))
 
     def _log_address(self, ports: Mapping[str, int]) -> str:
-        if self._log == "kafka":
+        if self.log == "kafka":
             return f"kafka://127.0.0.1:{ports['kafka']}"
         return f"sqlite:///{self.folder.resolve() / 'gateway.db'}"
 

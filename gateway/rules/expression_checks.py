@@ -167,7 +167,7 @@ class _Reader:
             self._expect(":")
             between = len(self.problems)
             second = self._conditional()
-            self._forgive_one(known, between)
+            self._ignore_one(known, between)
             same = first.type if first.type == second.type else ANY
             is_off = first.is_off and second.is_off
             whole = _Part(condition.start, second.end, same, is_off=is_off)
@@ -193,7 +193,7 @@ class _Reader:
         right = self._binary(_PRECEDENCE[sign] + 1)
         self._want_boolean(right, f"beside {sign}")
         told = (*left.of_operands, *right.of_operands, *self.problems[known:]) if sign == "&&" else ()
-        self._forgive_one(known, between)
+        self._ignore_one(known, between)
         both = (left.is_off, right.is_off)
         is_off = any(both) if sign == "&&" else all(both)
         part = _Part(left.start, right.end, "bool", of_operands=told, is_off=is_off)
@@ -201,7 +201,7 @@ class _Reader:
             return part
         return self._operation(part, (left, right))
 
-    def _forgive_one(self, known: int, between: int) -> None:
+    def _ignore_one(self, known: int, between: int) -> None:
         """Forget the problems from `known` on, unless some are of what was read until `between`, and some of the rest.
 
         Of two operands of `&&` and `||`, and of two branches, one that fails leaves the whole a value.

@@ -69,7 +69,7 @@ def test_a_foreign_image_has_a_version(name: str) -> None:
 
 
 def test_the_broker_is_of_the_version_that_is_tested() -> None:
-    pom = ET.parse(ROOT / "dev" / "kafka-pom.xml")
+    pom = ET.parse(ROOT / "dev" / "broker" / "pom.xml")
     [version] = [
         each.findtext("m:version", namespaces=NAMESPACE)
         for each in pom.iterfind(".//m:dependency", NAMESPACE)
