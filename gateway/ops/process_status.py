@@ -145,7 +145,6 @@ def _key_findings(keys: Mapping[str, Any], where: str, control: Control) -> Iter
             needs_attention=False,
             until=keys.get("quiet_until"),
             by=where,
-            next=(f"gateway route kick {keys['route']}",),
             count=int(keys["quiet"]),
         )
     for state, rank in (("halted", HALTED), ("blocked", WAITING)):

@@ -62,7 +62,7 @@ class Backlog:
         self.count += 1
         self.oldest = min(self.oldest, delivery.age_began_at)
         if stored.metadata.spill_reason != SpillReason.PAUSED:
-            self.due = min(self.due, delivery.due)
+            self.due = min(self.due, delivery.due or stored.at)  # what is split by others has none
         if stored.metadata.spill_reason == SpillReason.UNKNOWN_NAME and stored.metadata.unknown_since is not None:
             self.unknown_since = min(self.unknown_since, stored.metadata.unknown_since)
         attempt = delivery.attempts[-1] if delivery.attempts else None

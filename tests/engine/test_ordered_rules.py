@@ -1,11 +1,15 @@
 """Ordered routes where processes go by different rules, and routes that come, leave and come again; in virtual time."""
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
 import pytest
+import structlog
+from structlog.testing import CapturingLogger
 from typing_extensions import override
 
 from gateway.engine.group_member import REVOKE_GRACE
@@ -213,6 +217,33 @@ class Unsteady(MemoryLog):
             await super().append_in_order(partition, records[: self._random.randint(0, len(records))])
             raise LogUnavailableError("no answer")
         return await super().append_in_order(partition, records)
+
+
+class NothingIsStored(TierIsAway):
+    """Nor in the topics of ordered routes."""
+
+    @override
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        raise LogUnavailableError("no leader")
+
+
+@virtual
+async def test_repeated_appends_are_one_line_a_second_for_each_topic() -> None:
+    """Each delivery tries again every few seconds, and there may be thousands."""
+    world = await a_world(an_ordered_route(), a_route("audit", to=("audit",)), audit=[503])
+    world.log = NothingIsStored(world.log)
+    told = CapturingLogger()
+    world.logger = structlog.wrap_logger(
+        told, processors=[], wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING)
+    )
+    await world.put(*keyed(40, 5))
+    async with running(world):
+        await asyncio.sleep(20)
+        lines = [call.kwargs for call in told.calls if call.kwargs["event"] == "append_retried"]
+    of_topic = Counter(line["topic"] for line in lines)
+    assert of_topic.keys() == {TOPICS.retry("5s"), ORDERED}
+    assert max(of_topic.values()) <= 21
+    assert sum(line["count"] for line in lines) > 4 * len(lines), "the others are counted in them"
 
 
 @virtual

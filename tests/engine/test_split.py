@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing_extensions import override
 
 from gateway.client.request import Outbound
-from gateway.engine.control.records import DeadFilter
+from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.engine.jobs.undelivered import Fate
 from gateway.log.topics import TIERS
 from gateway.model import Attempt, DeadReason
@@ -19,7 +19,18 @@ from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_jobs import an_order, ended
 from tests.engine.test_ordered import an_ordered_route
 from tests.engine.test_undelivered import a_scene
-from tests.engine.test_worker import TOPICS, Answer, ScriptedClient, World, a_world, rules_of, running, virtual
+from tests.engine.test_worker import (
+    TOPICS,
+    Answer,
+    ScriptedClient,
+    World,
+    a_world,
+    operated,
+    publish,
+    rules_of,
+    running,
+    virtual,
+)
 from tests.virtual_time import now
 
 ROWS = Split(Expression("body.rows"))
@@ -59,6 +70,27 @@ async def test_an_item_that_fails_is_retried_alone() -> None:
         assert waiting.delivery.part.number == 1
         await asyncio.sleep(60)
     assert Counter(number for _, _, number in world.client.made) == {1: 3, 2: 1}
+
+
+@virtual
+async def test_a_kick_of_deliveries_that_are_split_says_what_came_of_their_items() -> None:
+    """The whole ones end without a successor of their own: that isn't how a delivery ends that has a 2xx."""
+    route = replace(a_split(schedule=(3000.0,), max_age=86400.0), delay=300.0)
+    world = await a_world(route, ci=[503, 503, 200, 503, *[200] * 20])
+    await put(world, 4, rows=2)
+    async with operated(world) as control, running(world, world.worker(control)):
+        await asyncio.sleep(3)
+        order = ControlRecord(kind="kick", name="route/build", state="requested", at=now())
+        await publish(world, order)
+        done = await ended(control, order)
+        assert (done.count, done.tried, done.delivered, done.failed_by_result) == (4, 4, 2, {"503": 2})
+        assert len(world.client.made) == 8, "each item was tried"
+        again = replace(order, name="destination/ci", at=now())
+        await publish(world, again)
+        done = await ended(control, again)
+        assert (done.count, done.tried, done.delivered, done.repeated_failures) == (3, 3, 3, {}), (
+            "the items that failed"
+        )
 
 
 @virtual

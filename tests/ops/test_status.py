@@ -158,6 +158,14 @@ def test_a_pause_of_a_removed_route_ends_by_the_reported_step(kind: str, name: s
     assert command == f"gateway {kind} resume {name} --force"
 
 
+def test_what_is_due_at_once_is_due_since_it_was_stored() -> None:
+    """As what an ordered route leaves to others once it splits."""
+    backlog = Backlog(route="build", destination="ci")
+    backlog.add(StoredDelivery(delivery=a_delivery(due=1005.0), metadata=NO_METADATA, at=1000.0))
+    backlog.add(StoredDelivery(delivery=a_delivery(due=0.0), metadata=NO_METADATA, at=990.0))
+    assert backlog.due == 990.0
+
+
 def test_a_short_wait_is_fine_and_a_hold_is_wrong() -> None:
     fresh = Backlog(route="build", destination="ci", count=1, oldest=990.0, due=1005.0)
     fresh.reasons["got 500"] = 1

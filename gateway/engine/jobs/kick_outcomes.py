@@ -9,6 +9,9 @@ Any process may have taken a delivery, and the owner of the jobs sees only the r
 `tried` is never more than what destinations have seen, and an unknown outcome counts as on its way: also that of a
 delivery which is done while a partition that may have its successor can't be read, or is in a topic that was recreated
 meanwhile.
+
+A delivery that its route splits has become others, one for each item: it has failed if one of them has, and waits if
+one of them does.
 """
 
 import asyncio
@@ -58,6 +61,9 @@ class KickOutcome:
     dead: int = 0
 
 
+_Whole = tuple[str, str, str, float, int, float]
+
+
 @dataclass(slots=True, kw_only=True)
 class _Tracked:
     route: str
@@ -103,6 +109,7 @@ class KickOutcomes:
         self._read = dict(starts)
         self._since = since
         self._tracked: dict[UniqueKey, _Tracked] = {}
+        self._wholes: dict[_Whole, _Tracked] = {}
         self._topic_ids: dict[str, str] = {}  # as they were before it began
         self._before: dict[UniqueKey, int] = {}  # the last successor number of records written just before
 
@@ -137,6 +144,8 @@ class KickOutcomes:
                 partition_name=partition_name,
                 offset=offset,
             )
+            if delivery.part is None:
+                self._wholes[_whole(delivery)] = tracked
         tracked.names.add(name)
 
     async def poll(
@@ -243,15 +252,18 @@ class KickOutcomes:
 
     def _observe(self, delivery: Delivery, metadata: RecordMetadata, partition_name: str, offset: int) -> None:
         tracked = self._tracked.get(delivery.unique_key)
+        attempts = 0 if tracked is None else tracked.attempts
+        if tracked is None and delivery.part is not None:
+            tracked = self._wholes.get(_whole(delivery))
         if tracked is None or delivery.successor <= tracked.successor:
             return
         topic = partition_name.rpartition("/")[0]
         if topic == self._shortest and metadata.is_expedited and tracked.partition_name is None:
             tracked.partition_name, tracked.offset = partition_name, offset
-        elif len(delivery.attempts) > tracked.attempts:
+        elif len(delivery.attempts) > attempts:
             tracked.is_tried = True
             tracked.failed_with = _last_result(delivery)
-            tracked.is_dead = topic == self._dead
+            tracked.is_dead |= topic == self._dead
         else:
             tracked.outcome = ENDED if topic == self._dead else metadata.spill_reason or LATER
 
@@ -260,6 +272,12 @@ class KickOutcomes:
             commit = commits.get(each.partition_name or "")
             if each.outcome == ON_ITS_WAY and commit is not None and commit.covers(each.offset):
                 each.is_tried = True
+
+
+def _whole(delivery: Delivery) -> _Whole:
+    """Return what a delivery of an item has in common with the one that it was split from."""
+    event = delivery.event
+    return event.id, delivery.route, delivery.destination, event.received_at, hash(event.body), delivery.replayed_at
 
 
 def _last_result(delivery: Delivery) -> str:
