@@ -16,8 +16,6 @@ from gateway.rules.event_view import Absent, EventView
 from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Token, add_part, own_name, tokens
 
 ITEMS = "x__"
-EDIT_STEPS = 20
-"""Steps of 0.1 µs of one of the edits, whenever it is evaluated."""
 EXPLAINING = {"exists": "some", "all": "every"}
 """The functions in the place of these macros that tell why there is no value."""
 _MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
@@ -63,8 +61,6 @@ class Semantics(NamedTuple):
     """Those over which a macro goes."""
     measured: tuple[FieldPath, ...]
     """Those whose `size` it asks for."""
-    looped: int
-    """How many edits of `text` are evaluated for each item of a macro."""
 
     def needs_care(self, view: EventView) -> bool:
         """Return whether it iterates over a mapping, or asks for the size of a string that isn't ASCII."""
@@ -112,13 +108,12 @@ class _Reader:
         self._careful: list[Edit] = []
         self._iterated: list[FieldPath] = []
         self._measured: list[FieldPath] = []
-        self._looped = 0
         self._macros: list[tuple[int, int, tuple[str, ...]]] = []  # name, closing bracket, variables around it
 
     def semantics(self) -> Semantics:
         if self._analysis.is_path or self._analysis.is_match:
             text = edited(self._text, self._edits)
-            return Semantics(text, text, text, text, text, (), (), (), 0)
+            return Semantics(text, text, text, text, text, (), (), ())
         self._match_brackets()
         around: list[_Macro | None] = []
         for at, token in enumerate(self._tokens):
@@ -131,7 +126,7 @@ class _Reader:
                     outer = tuple(dict.fromkeys([each.variable for each in around if each is not None]))
                     self._macro(macro, at, outer)
             elif token.text == "size" and self._tokens[at + 1].text == "(":
-                self._size(at, is_in_loop=any(each is not None for each in around))
+                self._size(at)
         careful = [*self._edits, *self._careful]
         quantifiers = [each for each in self._macros if self._tokens[each[0]].text in ("exists", "all")]
         calls = [self._call(number, *each) for number, each in enumerate(quantifiers)]
@@ -148,7 +143,6 @@ class _Reader:
             tuple([self._condition([*careful, *calls], *each) for each in quantifiers]),
             tuple(self._iterated),
             tuple(self._measured),
-            self._looped,
         )
 
     def _match_brackets(self) -> None:
@@ -199,10 +193,9 @@ class _Reader:
             self._iterated.append(self._paths[dot])
             self._wrap(self._careful, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
         else:
-            self._looped += bool(outer)
             self._wrap(self._edits, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
 
-    def _size(self, at: int, *, is_in_loop: bool) -> None:
+    def _size(self, at: int) -> None:
         """Have the size of a string counted in characters: of `size(x)` and of `x.size()`."""
         token, opening, closing = self._tokens[at], at + 1, self._closing[at + 1]
         is_method = at > 0 and self._tokens[at - 1].text == "."
@@ -217,8 +210,6 @@ class _Reader:
         if is_whole and end in self._paths:
             self._measured.append(self._paths[end])
             edits = self._careful
-        else:
-            self._looped += is_in_loop
         if is_method:
             after = self._tokens[closing].start + 1
             self._wrap(edits, begin, self._tokens[at - 1].start, after, _SIZE)

@@ -53,7 +53,8 @@ RESULTS = {
     **dict.fromkeys(("all", "exists", "exists_one", "existsOne"), "bool"),
     **dict.fromkeys(("map", "filter", "split"), "list"),
     **dict.fromkeys(("string", "extract", "hmac", "base64", "date", "format", "join", "json", "lower"), "string"),
-    **dict.fromkeys(("money", "replace", "sha256", "substring", "trim", "truncate", "upper", "url"), "string"),
+    **dict.fromkeys(("ceAttribute", "money", "replace", "sha256", "substring", "trim", "truncate"), "string"),
+    **dict.fromkeys(("upper", "url"), "string"),
     **{name: name for name in ("uint", "double", "bytes", "duration", "timestamp", "type")},
 }
 """The types of what functions and macros give."""

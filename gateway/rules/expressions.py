@@ -27,18 +27,17 @@ import cel
 from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.cel_errors import reason_of, shortened
-from gateway.rules.cel_semantics import EDIT_STEPS, ITEMS, Semantics, edited, semantics
-from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, READING, ROOTS, EventView, measured
+from gateway.rules.cel_semantics import ITEMS, Semantics, edited, semantics
+from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, ROOTS, EventView, measured
 from gateway.rules.function_calls import FAILURES, NO_MATCHES, Calls, Condition, is_found_in, is_of_condition
 from gateway.rules.functions import NamedSecret
 from gateway.rules.json_values import as_json, as_text, json_type
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis, FieldPath, Parts, Scan, gap_in, own_name, syntax_hint, without_comments
+from gateway.rules.work import FEW_VALUES, Charge, Work
 from gateway.text import did_you_mean, hidden
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
-FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
-LONG_STRING = 1024  # Characters from which copying a string costs as much as a step.
 _Value = TypeVar("_Value")
 MAX_CONTEXTS = 8  # If an event's expressions need more different parts of it, one context with everything is used.
 
@@ -63,6 +62,7 @@ class Expression:
     _variants: dict[str, "_Variant"] = field(init=False, compare=False, repr=False)
     _semantics: Semantics = field(init=False, compare=False, repr=False)
     _analysis: Analysis = field(init=False, compare=False, repr=False)
+    _work: Work = field(init=False, compare=False, repr=False)
     _path: FieldPath | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -78,6 +78,7 @@ class Expression:
         object.__setattr__(self, "_semantics", found)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
+        object.__setattr__(self, "_work", Work(self.text, analysis))
 
     @property
     def as_part(self) -> str:
@@ -190,8 +191,8 @@ class Expression:
     ) -> object:
         """Evaluate it; `paid` are the steps that have been charged for its functions, if it has been charged."""
         passed = self._context(view)
-        if paid is None and (passed.size > FEW_VALUES or self._analysis.has_macros):
-            self._charge(view)
+        if paid is None and (passed.size * self._work.mentions > FEW_VALUES or self._analysis.has_macros):
+            self._spend(view, self._work.charge(view))
         if not variant.calls:
             return self._result(variant.program, passed.context, view)
         calls = Calls(self._analysis, view, variant.calls, self._bound, paid or 0, matched=matched)
@@ -284,42 +285,15 @@ class Expression:
             raise self._too_expensive("it names too many values")
         return passed
 
-    def _charge(self, view: EventView) -> None:
-        """Refuse expressions that would block the process for too long; CEL can't be interrupted.
-
-        `map` and `filter` copy their result for each element, and naming a list, a mapping or a long string copies it.
-        So with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
-        macro, three times that if lists or mappings are created, which cost more to copy; without any copies, about ten
-        for each value. What `cel_semantics.py` has evaluated for each item is added.
-        """
-        found = self._loops(view)
-        self._spend(view, found, max(found.each, READING))
-
     def _charge_again(self, view: EventView) -> int:
-        """Charge for a second evaluation what the first was charged too little for; return what that was too much for.
+        """Charge for another evaluation; return the steps of the first that neither takes."""
+        charge, spare = self._work.charge_again(view)
+        self._spend(view, charge)
+        return spare
 
-        Unless it is copied, a value that is named takes two or three steps of the `READING` that it is charged.
-        """
-        found = self._loops(view)
-        self._spend(view, found, max(2 * found.each - max(found.each, READING), 0))
-        return found.total * max(READING // 2 - found.each, 0)
-
-    def _spend(self, view: EventView, found: "_Loops", each: int) -> None:
-        if not view.spend(found.total * (each + found.edits)):
-            raise self._too_expensive(f"it names {found.total} values, {found.longest} side by side")
-
-    def _loops(self, view: EventView) -> "_Loops":
-        loops, total, longest = 0, 0, 1
-        for path in self._analysis.paths:
-            value = view.get(path.root, path.steps)
-            if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_STRING):
-                loops = max(loops, path.loops)
-                size = view.size(value)
-                total += size.total
-                longest = max(longest, size.longest)
-        copies = self._analysis.copies
-        each = max(copies, 1) * longest ** (loops + int(copies > 0))
-        return _Loops(total, longest, each, EDIT_STEPS * self._semantics.looped * longest**loops)
+    def _spend(self, view: EventView, charge: Charge) -> None:
+        if not view.spend(charge.steps):
+            raise self._too_expensive(f"it names {charge.values} values, {charge.longest} side by side")
 
     def _too_expensive(self, why: str) -> ExpressionError:
         return _TooMuchError(f"{shortened(self._shown)}: too much to compute: {why}")
@@ -423,15 +397,6 @@ class _TooMuchError(ExpressionError):
 
 class _UnexplainedError(ExpressionError):
     """It isn't known yet why `exists` or `all` has no value."""
-
-
-class _Loops(NamedTuple):
-    """What an expression names of an event: the values, the longest list, and the steps to copy each in loops."""
-
-    total: int
-    longest: int
-    each: int
-    edits: int
 
 
 class _Variant(NamedTuple):

@@ -191,15 +191,14 @@ class Calls:
             return ABSENT
         value = view.get(path.root, path.steps)
         if value is ABSENT or value is None:
-            return otherwise
-        if view.spend(PASSING * view.size(value).total):
-            return value
-        self.is_spent = True
-        return ABSENT
+            return self._spent_on(otherwise, CALL_STEPS + (CONVERTING + PASSING) * measured(otherwise).total)
+        return self._spent_on(value, CALL_STEPS + PASSING * view.size(value).total)
 
     def characters(self, text: object) -> object:
         """Return the length of a string, which CEL's library counts in bytes."""
-        return self._spent_on(len(text), CALL_STEPS + len(text) // 64) if type(text) is str else ABSENT
+        return (
+            self._spent_on(len(text), CALL_STEPS + len(text) // CHARACTERS_IN_A_STEP) if type(text) is str else ABSENT
+        )
 
     def ordered(self, mapping: object) -> object:
         """Return the keys of a mapping in order, as the strings that JSON has for them."""
@@ -341,7 +340,7 @@ class Calls:
         return ABSENT
 
     def _charged(self, function: Function, view: EventView, arguments: tuple[object, ...]) -> object:
-        if view.spend(function.steps + sum(map(cost, arguments))):
+        if view.spend(function.steps + function.weight * sum(map(cost, arguments))):
             result = function.call(*arguments)
             if view.spend(cost(result) + self._cost_of_loops(result)):
                 return result

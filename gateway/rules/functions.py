@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from functools import lru_cache, partial
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -28,6 +28,10 @@ MAX_ITEMS = 10_000  # of a list
 CHARACTERS_IN_A_STEP = 16
 _DIRECTIVES = re.compile(r"[^%]|%[%aAbBdfHIjmMpSyYzZ]")
 _PLACEHOLDER = re.compile(r"%(?:(%)|(s)|(d)|\.(\d)f)|%")
+_WITH_QUOTES = re.compile(r'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
+_QUOTED = re.compile(r'"([^"\\]*+(?:\\.[^"\\]*+)*+)"', re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+_NO_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CURRENCY = re.compile(r"[A-Za-z]{3}")
 # Currencies whose minor unit isn't a hundredth (ISO 4217, list one).
 _MINOR_UNITS = {
@@ -67,6 +71,8 @@ class Function(NamedTuple):
     is_method: bool
     steps: int = 20
     """Steps of 0.1 µs for the smallest arguments."""
+    weight: int = 1
+    """How many times the usual steps it takes for the size of its arguments."""
 
 
 def cost(value: object) -> int:
@@ -179,6 +185,28 @@ def _json(value: object) -> str:
         return _checked(orjson.dumps(value, option=orjson.OPT_UTC_Z | orjson.OPT_SORT_KEYS).decode())
     except TypeError:  # of what only CEL has
         return _checked(dumps(as_json(value)).decode())
+
+
+def _ce_attribute(header: object) -> str:
+    """Return a CloudEvent's attribute of its header in binary mode, quoted strings unquoted, then percent-decoded.
+
+    https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md#3132-http-header-values
+    """
+    text = _text(header)
+    if "\ufffd" in text:  # in the place of other bytes, which would make one value of two
+        raise ExpressionError("expected UTF-8, got other bytes")
+    if '"' in text:
+        if not _WITH_QUOTES.fullmatch(text):
+            raise ExpressionError("expected the end of a quoted string, got none")
+        text = _QUOTED.sub(lambda found: _ESCAPED.sub(r"\1", found[1]), text)
+    if "%" not in text:
+        return text
+    if _NO_ESCAPE.search(text):
+        raise ExpressionError("expected two hexadecimal digits after each %, got another character")
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        raise ExpressionError("expected percent-encoded UTF-8, got other bytes") from None
 
 
 def _base64(value: object) -> str:
@@ -373,6 +401,7 @@ FUNCTIONS: Mapping[str, Function] = {
     **{name: Function(partial(_part, name), 1, 2, is_method=True) for name in _OF_A_TIME},
     "base64": Function(_base64, 1, 1, is_method=False),
     "bool": Function(_bool, 1, 1, is_method=False),
+    "ceAttribute": Function(_ce_attribute, 1, 1, is_method=False, weight=8),
     "date": Function(_date, 1, 3, is_method=False, steps=300),
     "duration": Function(_duration, 1, 1, is_method=False),
     "format": Function(_format, 2, 2, is_method=True),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.event_view import EventView
+from gateway.rules.event_view import EventView, measured
 from gateway.rules.expression_checks import LIST, Wanted, check_constants
 from gateway.rules.expressions import Expression, check_syntax, parse
 from gateway.rules.json_values import as_json, as_text, dumps, json_type
@@ -335,6 +335,7 @@ class _Rendering:
         self._values: dict[int, object] = {}
         self._indexes: list[int] = []
         self._left = MAX_RESULT
+        self._room = MAX_RESULT
 
     def of(self, compiled: object) -> object:
         match compiled:
@@ -372,10 +373,24 @@ class _Rendering:
                 yield piece
             else:
                 text = as_text(self._value(piece))
+                self._count(text)
                 yield text if self._escape is None else self._escape(text, before)
                 before = ""
 
+    def _count(self, value: object) -> None:
+        """Refuse values that have more in them than is sent, before they are written; an escape shortens its own."""
+        if self._escape is not None:
+            return
+        if isinstance(value, str):
+            self._room -= len(value)
+        elif isinstance(value, list | dict):
+            size = measured(value)
+            self._room -= size.total + size.text - (size.text >> 8)  # JSON has no fewer characters
+        if self._room < 0:
+            raise ExpressionError(f"expected values of at most {MAX_RESULT} characters, got more")
+
     def _escaped(self, value: object) -> object:
+        self._count(value)
         if self._escape is None:
             return value
         match value:

@@ -69,6 +69,7 @@ OVER_A_MAPPING = (
     "[string(body.m.q.n), string(type(body.m) == map)]",
     "[int('1'), int(2.5)]",
     "[bool('true')]",
+    "[ceAttribute('%41')]",
     "[money(1, 'eur'), date(0)]",
     "[timestamp(0) + duration('1s')]",
     "[timestamp(0).getFullYear('Asia/Tokyo'), timestamp(0).getMonth(), timestamp(0).getDate()]",

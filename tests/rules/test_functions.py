@@ -4,6 +4,7 @@ import hashlib
 import re
 import time
 from pathlib import Path
+from urllib.parse import quote
 from zoneinfo import available_timezones
 
 import orjson
@@ -171,6 +172,71 @@ def test_default_replaces_what_an_item_does_not_have(text: str, expected: object
     assert value_of(f"body.items.map(c, {text})", {"items": ITEMS, "none": None}) == expected
 
 
+# As CloudEvents has headers decoded, and its SDK for C# does (HttpUtilitiesTest.cs)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("simple", "simple"),
+        ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
+        ("Euro%20%e2%82%ac%20%f0%9F%98%80", "Euro € 😀"),
+        ("percent%25encoded", "percent%encoded"),
+        ("percent%2525encoded", "percent%25encoded"),
+        ("quote%22encoded", 'quote"encoded'),
+        ("line1%0D%0Aline2", "line1\r\nline2"),
+        ("lenient decoding %30%31", "lenient decoding 01"),
+        ('"  quoted  text  "unquoted', "  quoted  text  unquoted"),
+        (r'"escaped quote\"end"', 'escaped quote"end'),
+        (r'"escaped backslash\\end"', r"escaped backslash\end"),
+        (r"non-escaping backslash\end", r"non-escaping backslash\end"),
+        ('"%22quoted, then%20decoded%22"', '"quoted, then decoded"'),
+        ('""', ""),
+        ("café", "café"),
+    ],
+)
+def test_an_attribute_of_a_cloudevent_is_decoded(header: str, expected: str) -> None:
+    assert value_of("ceAttribute(body.h)", {"h": header}) == expected
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "unterminated percent %",
+        "unterminated percent %0",
+        "non hex percent %g0",
+        "non hex percent %0g",
+        "non hex percent %0$",
+        "non hex percent %+1",
+        "low surrogate %ED%B0%80",
+        "high surrogate %ED%A0%80",
+        "surrogate pair via two UTF-16 %ED%A0%80%ED%B0%80",
+        "overlong UTF-8 %C0%A0",
+        "incomplete end UTF-8 %E2",
+        "incomplete end UTF-8 %E2%",
+        "incomplete non-percent UTF-8 %E2x",
+        "incomplete non-percent UTF-8 %C3é",
+        "invalid UTF-8 first byte %82",
+        "invalid UTF-8 second byte %E2%E2",
+        '"unterminated quote',
+        '"unterminated escape \\',
+        'one quote " too many',
+        "a byte that was none of UTF-8: \ufffd",
+        pytest.param('"' + r"\"" * 200_000, id="an unterminated string of quotes"),
+    ],
+)
+def test_what_the_binding_of_cloudevents_rejects_is_an_error(header: str) -> None:
+    with pytest.raises(ExpressionError, match=r"ceAttribute\(body\.h\): ceAttribute: expected "):
+        value_of("ceAttribute(body.h)", {"h": header})
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_an_attribute_that_is_encoded_as_the_binding_says_is_decoded(text: str) -> None:
+    encoded = "".join([each if "!" <= each <= "~" and each not in '"%' else quote(each, safe="") for each in text])
+    if "\ufffd" not in encoded:
+        assert value_of("ceAttribute(body.h)", {"h": encoded}) == text
+
+
 @given(st.text(max_size=50), st.text(min_size=1, max_size=5), st.text(max_size=5))
 def test_texts_of_any_kind_are_taken_as_python_takes_them(text: str, old: str, new: str) -> None:
     body = {"text": text, "old": old, "new": new}
@@ -200,6 +266,8 @@ def test_texts_of_any_kind_are_taken_as_python_takes_them(text: str, old: str, n
         "body.parts.split(',').map(x, '> ' + x).join(', ') == ''",
         "[body.parts.split(',')].exists(l, l.exists(a, l.exists(b, a + b == 'c')))",
         "body.long.all(x, body.hundred.all(y, (x + 'c').upper().lower() != ''))",
+        "body.l.map(x, ceAttribute(body.escapes)).size() > 0",
+        "body.l.map(x, ceAttribute(body.quotes)).size() > 0",
     ],
 )
 def test_no_function_takes_time_that_anybody_notices(text: str) -> None:
@@ -207,6 +275,7 @@ def test_no_function_takes_time_that_anybody_notices(text: str) -> None:
     expression = Expression(text)
     body = {"l": ["a"] * 3_000, "big": "ab" * 150_000, "small": "b" * 300, "at": 1767323045}
     body |= {"parts": ",".join(["a"] * 5_000), "long": ["ab" * 50_000] * 8, "hundred": [1] * 100}
+    body |= {"escapes": "%41" * 100_000, "quotes": r'"\""' * 75_000}
     content = orjson.dumps(body)
 
     def seconds() -> float:

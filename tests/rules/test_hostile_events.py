@@ -45,6 +45,7 @@ FUNCTIONS = (
     "json(body.a)",
     "base64(body.a)",
     "sha256(body.a)",
+    "ceAttribute(body.a)",
     "hmac(body.a, 'pepper')",
     "body.a.map(x, x)",
     "body.a + body.a",

@@ -69,7 +69,7 @@ REPEATED_DIFFERENTLY: dict[str, tuple[Any, Any]] = {
 """First and second attempt of events in whose bodies the provider tells which one it is."""
 
 
-def events_of(name: str, body: object, **headers: str) -> list[Event]:
+def events_of(name: str, body: object, **headers: str | bytes) -> list[Event]:
     """Return the events of a request to a source with the provider's preset, as the ingress makes them."""
     verifier = VECTORS[name].verifier()
     source = Source(name="it", path="/in/it", verifier=verifier, split=verifier.split, batch_type=verifier.batch_type)
@@ -150,3 +150,66 @@ def test_an_attempt_that_says_which_it_is_has_the_events_id_but_other_content(na
 def test_an_event_of_another_form_has_no_identity(name: str, body: object) -> None:
     (event,) = events_of(name, body)
     assert identity_of(event.id) is None
+
+
+# CloudEvents: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
+
+
+def in_binary_mode(source: str, identity: str, kind: str = "paid") -> Event:
+    sent = {"ce-source": source, "ce-id": identity, "ce-type": kind}
+    headers = {name: value.encode("utf-8", "surrogateescape") for name, value in sent.items()}
+    [event] = events_of("cloudevents", {}, **headers)
+    return event
+
+
+def in_structured_mode(source: str, identity: str, kind: str = "paid") -> Event:
+    body = {"specversion": "1.0", "source": source, "id": identity, "type": kind}
+    [event] = events_of("cloudevents", body, **{"Content-Type": "application/cloudevents+json"})
+    return event
+
+
+@pytest.mark.parametrize(
+    ("header", "attribute"),
+    [
+        ("A234-1234-1234", "A234-1234-1234"),
+        ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
+        ("%2e%2F", "./"),
+        ("100%25", "100%"),
+        ("a%2520b", "a%20b"),
+        (r'"a \"b\" \\ c"', r'a "b" \ c'),
+        ("%22a%22", '"a"'),
+    ],
+)
+def test_a_cloudevent_has_the_same_identity_and_type_in_both_modes(header: str, attribute: str) -> None:
+    for binary, structured in (
+        (in_binary_mode("/shop", header), in_structured_mode("/shop", attribute)),
+        (in_binary_mode(header, "7"), in_structured_mode(attribute, "7")),
+        (in_binary_mode("/shop", "7", header), in_structured_mode("/shop", "7", attribute)),
+    ):
+        assert (binary.id, binary.type) == (structured.id, structured.type)
+        assert identity_of(binary.id) is not None
+
+
+def test_no_two_cloudevents_have_one_identity() -> None:
+    sent = [
+        ("a b", "c"),
+        ("a", "b c"),
+        ("a%20b", "c"),
+        ("a", "b%20c"),
+        ("", "a b c"),
+        ("a b c", ""),
+        ('a","b', "c"),
+        ("a", 'b","c'),
+    ]
+    events = [in_structured_mode(source, identity) for source, identity in sent]
+    assert len({event.id for event in events}) == len(sent)
+
+
+@pytest.mark.parametrize("header", ["%", "%C0%A0", "%ED%A0%80", "50%", '"a', "\udcff"])
+def test_what_is_no_attribute_of_a_cloudevent_identifies_none(header: str) -> None:
+    """Else two of them would be one, or the one whose identity is what is written there."""
+    for source, identity in (("/shop", header), (header, "7")):
+        first, again = in_binary_mode(source, identity), in_binary_mode(source, identity)
+        assert first.id != again.id
+        assert identity_of(first.id) is None
+    assert in_binary_mode("/shop", "7", header).type == "webhook"

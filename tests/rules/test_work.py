@@ -1,0 +1,339 @@
+"""What an expression takes is charged before it is evaluated: no event, however it is made, holds the event loop."""
+
+import itertools
+import re
+import time
+from collections.abc import Mapping
+
+import cel
+import orjson
+import pytest
+from hypothesis import given, seed
+from hypothesis import strategies as st
+
+from gateway.model import ExpressionError
+from gateway.rules.event_view import READING, EventView
+from gateway.rules.expressions import Expression
+from gateway.rules.operations import operations_of
+from gateway.rules.scanner import Scan
+from gateway.rules.templates import Template
+from gateway.rules.work import Work
+from tests.machine_speed import as_usual
+from tests.rules.test_cel_semantics import OVER_A_MAPPING
+from tests.rules.test_functions import EXAMPLES
+from tests.rules.test_hostile_events import FUNCTIONS
+from tests.run_seeds import drawn
+
+MANY = 26_000
+"""As many items as are passed to CEL, each with one field."""
+LONG = "x" * 3_900
+
+
+def a_view(content: bytes) -> EventView:
+    return EventView(source="s", headers=(), query="", body=content)
+
+
+def filled(text: str) -> str:
+    """Return an expression in which `…` stands for as many repetitions as it may have, and `LONG` for a long string.
+
+    `A (B …) C` is `A B B B C`.
+    """
+    text = text.replace("LONG", LONG)
+    found = re.fullmatch(r"(.*?)<(.*) …>(.*)", text)
+    if found is None:
+        return text
+    before, repeated, after = found.groups()
+    return before + repeated * ((4_090 - len(before) - len(after)) // len(repeated)) + after
+
+
+BODIES: Mapping[str, object] = {
+    "items": [{"t": "x"}] * MANY,
+    "others": [{"t": "x" * 40}] * 8_000,
+    "l": [0] * 1_400,
+    "many": [0] * 40_000,
+    "texts": ["x" * 900] * 700,
+    "nested": [[0] * 1_400],
+    "some": [0] * 3_000,
+    "big": "x" * 1_900_000,
+    "wide": "é" * 900_000,
+    "medium": "x" * 16_000,
+    "short": "x" * 1_000,
+    "parts": ",".join(["x"] * 120),
+    "m": {"x" * 900_000: 0},
+    "keys": {f"{'k' * 200}{number}": 0 for number in range(4_000)},
+    "n": 1,
+}
+CONDITIONS = (
+    # The condition is long.
+    "body.items.exists(i, false< || i.t == 'y' …>)",
+    "body.items.exists(i, i.t.startsWith('LONG'))",
+    "body.items.exists(i, i.t.endsWith('LONG') || i.t.contains(i.t + i.t))",
+    "body.items.exists(i, i.t == 'LONG')",
+    "body.items.exists(i, i.t > 'LONG')",
+    "body.items.exists(i, i.t in ['a'<, 'a' …>])",
+    "body.items.exists(i, i.t in {'a': 1<, 'b': 1 …>})",
+    "body.items.all(i, size(i) == 1< && size(i.t) == 1 …>)",
+    "body.items.exists(i, i.t< + i.t …> == 'y')",
+    "body.items.exists(i, i == {}< || i == {} …>)",
+    "body.items.all(i, has(i.t)< && has(i.t) …>)",
+    "body.items.exists(i, body.n< + 1 …> == 0)",
+    "body.items.exists(i, body.n< - -1 …> == 0)",
+    "body.items.exists(i, !<! …>has(i.t))",
+    "body.items.exists(i, [i] == [i] ? false : [i] == [i] ? false : [i] == [i] ? false : [i] == [i])",
+    "body.items.exists(i, size([i.t<, i.t …>]) == 0)",
+    "body.items.exists(i, size([[i]<, [i] …>]) == 0)",
+    "body.items.exists(i, false< || type(i.t) == int …>)",
+    "body.items.exists(i, false< || int(body.n) == 0 …>)",
+    "body.items.exists(i, false< || dyn(i.t) == bytes('y') …>)",
+    "body.items.exists(i, false< || i['t'] == i.t + 'y' …>)",
+    "body.others.exists(i, false< || i.t.contains('yy') …>)",
+    "body.items.exists_one(i, false< || i.t == 'y' …>)",
+    "body.items.exists(i, false< || default(body.none, 1) == 2 …>)",
+    "body.items.exists(i, false< || default(body.none, i) == 2 …>)",
+    "[body.many].exists(m, [1< ,1 …>].exists(i, m.matches('a')))",
+    "[body.many].exists(m, [1< ,1 …>].exists(i, m.lower() == 'a'))",
+    "body.items.all(i, true< || default(body.none, 1) == 2 …>)",
+    "body.items.all(i, false< || i.t.matches('y') …> || true)",
+    "body.items.all(i, false< || size(i.t + 'x') == 0 …> || true)",
+    # Something long is looked at many times.
+    "[body.big].exists(x, false< || x.contains('xy') …>)",
+    "[body.big].exists(x, false< || x.contains('xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxy') …>)",
+    "[body.wide].exists(x, false< || x.contains('éa') …>)",
+    "[body.big].exists(x, [x].exists(y, false< || y + 'a' == x …>))",
+    "[body.big].exists(x, false< || x < x …>)",
+    "[body.many].exists(x, false< || 1 in x …>)",
+    "[body.many].exists(x, false< || x != x …>)",
+    "[body.many].exists(x, false< || x + x == [] …>)",
+    "[body.wide].exists(x, false< || size(x) == 1 …>)",
+    "[body.wide].exists(x, false< || x.trim() == 'y' …>)",
+    "[body.wide].exists(x, false< || x.matches('y') …>)",
+    "body.texts.exists(t, body.texts.exists(u, t.contains(u + 'a') || u.contains(t + 'a')))",
+    "body.texts.exists(t, body.texts.exists(u, t + u == '' || u + t == ''))",
+    "body.l.exists(i, false< || body.short.contains('xy') …>)",
+    "body.l.exists(i, body.l.exists(j, false< || body.short == 'y' …>))",
+    "body.medium< + body.medium …> == ''",
+    "false< || body.medium.contains('xy') …>",
+    "body.m.exists(k, false< || k.contains('xy') …>)",
+    "body.l.map(x, body.m) == []",
+    "body.keys.map(k, k + k) == []",
+    "body.keys.exists(k, body.keys.exists(j, j == k + 'a'))",
+    # A macro goes over the same items again.
+    "[body.some].exists(l, l.exists(a, l.exists(b, a + b == 1)))",
+    "body.nested.exists(l, l.exists(a, l.exists(b, a + b == 1)))",
+    "[[body.l]].exists(k, k.exists(l, l.exists(a, a in l && l != [])))",
+    "[default(body.some, [])].exists(l, l.exists(a, l.exists(b, a + b == 1)))",
+    "[body.l.filter(i, true)].exists(l, l.exists(a, l.exists(b, a + b == 1)))",
+    "(body.l + body.l + body.l + body.l).exists(a, (body.l + body.l).exists(b, a + b == 1))",
+    "[1<, 1 …>].exists(a, body.l.exists(b, a + b == 0))",
+    "[1,1,1,1,1,1,1,1,1,1].exists(a, [body.n, 1, 1].exists(b, [1<, 1 …>].exists(c, a + b + c == 0)))",
+    "{0}.exists(a, {0}.exists(b, {0}.exists(c, a + c == body.n)))".format("[1" + ",1" * 200 + "]"),
+    "body.parts.split(',').exists(a, body.l.exists(b, false< || a == 'y' …>))",
+    "[body.parts.split(',')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
+)
+GROWING = (
+    "[body.short].map(x, x + x)<.map(x, x + x) …>.size() == 0",
+    "[[body.n]].map(x, x + x)<.map(x, x + x) …>.size() == 0",
+    "[body.n].map(x, [x, x])<.map(x, [x, x]) …>.size() == 0",
+    "[body.l].map(x, {'a': x, 'b': x})<.map(x, {'a': x, 'b': x}) …>.size() == 0",
+    "body.l.map(x, [body.n, body.n, body.n, body.n, body.n, body.n, body.n, body.n]).map(x, x.map(y, y)).size() == 0",
+)
+"""What these make grows with each step."""
+
+
+@pytest.mark.parametrize("text", CONDITIONS, ids=lambda text: text[:60])
+def test_no_operation_takes_time_that_anybody_notices(text: str) -> None:
+    """The figure of the threat model: a quarter of a second of an event's expressions together."""
+    assert seconds_of(text) < 0.25
+
+
+@pytest.mark.parametrize("text", GROWING, ids=lambda text: text[:60])
+def test_nothing_grows_beyond_all_bounds(text: str) -> None:
+    assert seconds_of(text) < 0.25
+
+
+def seconds_of(text: str) -> float:
+    expression = Expression(filled(text))
+    content = orjson.dumps({name: value for name, value in BODIES.items() if re.search(rf"body\.{name}\b", text)})
+
+    def seconds() -> float:
+        view = a_view(content)
+        assert view.has_body
+        began = time.process_time()
+        for _ in range(100):  # as many routes
+            if time.process_time() - began > 1:
+                break
+            try:
+                expression.evaluate(view)
+            except ExpressionError:
+                break
+        return time.process_time() - began
+
+    return as_usual(seconds, tries=3)
+
+
+def test_no_loop_of_a_template_takes_time_that_anybody_notices() -> None:
+    """What is inside loops is evaluated for all of their items at the first of them."""
+    text = filled("${{ false< || c.t == 'y' …> }}").replace(" || c.t == 'y'", "", 10)
+    inner = {"for": "g.items", "as": "c", "do": text}
+    template = Template({"x": {"for": "body.groups", "as": "g", "do": inner}})
+    groups = [[{"t": "x"}], *[[{"t": "x"}] * 130] * 190]
+    content = orjson.dumps({"groups": [{"items": group} for group in groups]})
+
+    def seconds() -> float:
+        view = a_view(content)
+        assert view.has_body
+        began = time.process_time()
+        with pytest.raises(ExpressionError, match="too much to compute"):
+            template.render(view)
+        return time.process_time() - began
+
+    assert as_usual(seconds, tries=3) < 0.25
+
+
+# What is ordinary costs no more than by what it names
+
+ORDER = {"sku": "AB-1234", "count": 2, "price": 19.99, "tags": ["a", "b"], "note": "leave it at the door, please"}
+ORDINARY = (
+    "body.items.exists(i, i.sku == 'AB-1234')",
+    "body.items.exists(i, i.sku.startsWith('AB-') && i.count > 1)",
+    "body.items.all(i, has(i.price) && i.price < 100.0)",
+    "body.items.exists(i, i.note.contains('door') || i.note.contains('gate'))",
+    "body.items.exists(i, i.sku in ['AB-1', 'AB-2', 'AB-3'])",
+    "body.items.exists(i, 'a' in i.tags)",
+    "body.items.exists(i, i.tags.exists(t, t == 'b'))",
+    "body.items.exists(i, i.sku == body.sku)",
+    "size(body.items) > 3 && body.items[0].sku == 'AB-1'",
+)
+
+
+@pytest.mark.parametrize("count", [1, 30, 300, 3_000])
+@pytest.mark.parametrize("text", ORDINARY)
+def test_what_is_ordinary_is_charged_by_what_it_names(text: str, count: int) -> None:
+    view = a_view(orjson.dumps({"items": [ORDER] * count, "sku": "AB-1235"}))
+    charge = Work(text, Scan(text, str).analysis()).charge(view)
+    assert charge.steps == READING * charge.values
+
+
+def test_items_of_items_are_charged_once() -> None:
+    """Orders with lines, and not as many lines for each order as there are in all of them."""
+    view = a_view(orjson.dumps({"orders": [{"id": "o", "lines": [{"sku": "a"}] * 3}] * 2_000}))
+    assert Expression("body.orders.exists(o, o.lines.exists(l, l.sku == 'b'))").is_true(view) is False
+    assert Expression("body.orders.exists(o, o.lines.exists(l, l.sku == o.id))").is_true(view) is False
+
+
+# Whatever CEL takes is read
+
+
+@pytest.mark.parametrize(
+    "text", [*[text for text, _ in EXAMPLES], *OVER_A_MAPPING, *FUNCTIONS, *ORDINARY, *CONDITIONS, *GROWING]
+)
+def test_the_operations_of_an_expression_leave_one_value(text: str) -> None:
+    assert balance(filled(text)) == 1
+
+
+def balance(text: str) -> int:
+    """Return how many values the operations leave on the stack; none takes one that isn't there."""
+    left, begun = 0, 0
+    for operation in operations_of(text).operations:
+        kind, number = operation.kind, operation.number
+        taken = {"PATH": 0, "VARIABLE": 0, "LITERAL": 0, "CHOSEN": 3, "BEGUN": 1}.get(kind.name, 2)
+        taken = number if kind.name in ("SCALAR", "COLLECTED", "CALLED", "ENDED") else taken
+        begun += (kind.name == "BEGUN") - (kind.name == "ENDED")
+        assert left >= taken
+        assert begun >= 0
+        left += 1 - taken - (kind.name == "BEGUN")
+    assert begun == 0
+    return left
+
+
+operands = st.sampled_from(
+    [
+        *(
+            "1",
+            "-1",
+            "1.5",
+            ".5",
+            "1e3",
+            "1e+3",
+            "2u",
+            "0x1F",
+            "'a'",
+            '"b"',
+            "r'\\d'",
+            "b'x'",
+            "true",
+            "null",
+            "int",
+            "body",
+        ),
+        *("body.a", "body['b'].c[0]", "body.l[body.n]", "headers['x-a']", "key", "x", "x.y", "[]", "{}", "'''a\nb'''"),
+    ]
+)
+
+
+def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    operators = st.sampled_from(["||", "&&", "==", "!=", "<", ">=", " in ", "+", "-", "*", "/", "%"])
+    macros = st.sampled_from(["all", "exists", "exists_one", "filter", "map"])
+    return st.one_of(
+        st.builds(lambda a, b, c: f"{a}{b}{c}", inner, operators, inner),
+        st.builds(lambda a, b, c: f"{a} ? {b} : {c}", inner, inner, inner),
+        st.builds(lambda a, b: f"({a}).{b}", inner, st.sampled_from(["size()", "z", "contains('a')", "join(',')"])),
+        st.builds(lambda a, b, c: f"({a}).{b}(x, {c})", inner, macros, inner),
+        st.builds(lambda a, b, c: f"({a}).map(x, {b}, {c})", inner, inner, inner),
+        st.builds(lambda a, b: f"({a})[{b}]", inner, inner),
+        st.builds(lambda a: f"!({a})", inner),
+        st.builds(lambda a: f"size({a}) // so it is\n", inner),
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
+        st.lists(st.tuples(inner, inner), max_size=2).map(
+            lambda items: "{" + ", ".join(f"{key}: {value}" for key, value in items) + "}"
+        ),
+    )
+
+
+@seed(drawn())
+@given(st.recursive(operands, larger, max_leaves=12))
+def test_whatever_cel_takes_is_read(text: str) -> None:
+    """Else it would be charged too little."""
+    try:
+        cel.compile(text)
+    except ValueError:
+        return
+    assert balance(text) == 1
+
+
+def test_thousands_of_operators_are_read_and_so_are_as_many_brackets_as_cel_takes() -> None:
+    for text in (
+        "+".join(["1"] * 2_000),
+        "!" * 4_000 + "true",
+        "true ? 1 : " * 300 + "2",
+        "body" + ".a" * 2_000,
+        "body" + ".a()" * 1_000,
+        "[1]" + ".map(x, x)" * 400,
+    ):
+        assert balance(text) == 1
+    for depth in itertools.count(1):
+        text = "(" * depth + "1" + ")" * depth
+        try:
+            cel.compile(text)
+        except ValueError:
+            break
+        assert balance(text) == 1
+        if depth > 500:
+            break
+
+
+@pytest.mark.parametrize("value", ["x" * 1_000_000, [[]] * 400_000, {"k" * 500_000: "x"}, ["x" * 10] * 100_000])
+@pytest.mark.parametrize("template", [{"x": ["${{ body.v }}"] * 500}, "${{ body.v }} " * 500])
+def test_no_template_writes_more_than_is_sent(value: object, template: object) -> None:
+    """A path costs nothing, however often it is inserted."""
+    rendered, content = Template(template), orjson.dumps({"v": value})
+
+    def seconds() -> float:
+        view = a_view(content)
+        assert view.has_body
+        began = time.process_time()
+        with pytest.raises(ExpressionError, match=r"expected .* at most 1048576"):
+            rendered.render_bytes(view)
+        return time.process_time() - began
+
+    assert as_usual(seconds, tries=3) < 0.25
