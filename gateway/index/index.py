@@ -169,7 +169,7 @@ class Index:
             lag=sum(self._reader.lag.values()),
             settled_at=self._settled_at,
             unreadable=self._unreadable,
-            left_out=dict(self._writer.left_out),
+            left_out={why: count for why, count in self._writer.left_out.items() if count},
             problem=self._problem,
         )
 

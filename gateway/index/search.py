@@ -23,7 +23,7 @@ from gateway.log.base import Partition
 
 SECONDS = 0.15
 """For which a search looks; what it has found by then is its answer, with where to go on."""
-FIRST_CANDIDATES, MOST_CANDIDATES = 128, 4096
+FIRST_CANDIDATES, MOST_CANDIDATES = 128, 1024
 """Looked at in one statement, where deliveries decide; four times as many in each following one."""
 FEW = 500
 """Deliveries that are looked at one by one instead of going through all events with the terms."""
@@ -227,8 +227,8 @@ class Searcher:
     ) -> list[IndexedEvent]:
         """Return events by their numbers, in this order; without those whose topic is gone."""
         select = (
-            "SELECT json_group_array(json_array(events.event, id, source, type, key, received, partition, offset, size,"
-            " is_cut, json((SELECT json_group_array(json_array(route, destination, status)) FROM deliveries"
+            "SELECT json_group_array(json_array(events.event, events.id, source, events.type, events.key, received, partition,"
+            " offset, size, is_cut, json((SELECT json_group_array(json_array(route, destination, status)) FROM deliveries"
             " WHERE deliveries.event = events.event)))) FROM json_each(?) AS asked"
             f" CROSS JOIN events_{segment.id} AS events ON events.event = asked.value"  # noqa: S608 - our own number
         )

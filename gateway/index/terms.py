@@ -24,7 +24,12 @@ MAX_TEXT = 96
 MAX_PATH = 256
 """Characters of a path: what is deeper is found by its text alone."""
 MAX_CHARACTERS = 128 << 10
-"""Of an event's fields, and of the text of its body: what comes after is not found."""
+"""Of the text of an event's body: what comes after is not found."""
+MAX_FIELDS = 4096
+"""Of a body that are found by path and value."""
+CONTAINERS_A_TURN = 256
+PATHS_KEPT = 8192
+"""Paths that are kept as terms have them: most bodies have the same."""
 PUNCTUATION = ".,;:!?()[]{}<>\"'`“”‘’«»…¿¡"
 """What is no part of a piece of text at its beginning and end."""
 TOKEN_CHARACTERS = "".join([chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()])
@@ -36,6 +41,8 @@ _UNSAFE = re.compile(r"[\x00-\x20\x7f]+")
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]+")
 """What of these doesn't separate pieces."""
 _WORD = re.compile(r"\w+")
+_ROOT = len("body")
+_CONSTANTS = {None: "null", True: "true", False: "false"}
 _MAX_EXACT = 1e15
 """Floats below it that are whole have no other notation as integers."""
 
@@ -52,13 +59,12 @@ def terms_of(event: Event) -> Terms:
     names = [EVERY, term("source", event.source), term("type", event.type)]
     if event.key is not None:
         names.append(term("key", event.key))
-    fields, texts, is_cut = _content(event)
-    text = "\n".join(texts)
-    if len(text) > MAX_CHARACTERS:
-        text, is_cut = text[:MAX_CHARACTERS], True
-    found = _pieces(text)
-    lines = "\n".join([*names, *fields])
-    return Terms(lines + "\n=" + "\n=".join(found) if found else lines, is_cut)
+    content = _content(event)
+    text = "\n".join(content.texts)
+    is_cut = content.is_cut or len(text) > MAX_CHARACTERS
+    pieces = _pieces(text[:MAX_CHARACTERS], is_plain=content.is_plain)
+    lines = "\n".join([*names, *content.fields])
+    return Terms(lines + "\n=" + "\n=".join(pieces) if pieces else lines, is_cut)
 
 
 def term(name: str, value: str) -> str:
@@ -86,19 +92,33 @@ def _bounded(text: str) -> str:
     return f"{safe[:MAX_TEXT]}{_CUT}{digest}"
 
 
-def _pieces(text: str) -> set[str]:
-    """Return the pieces of a text, and the words in them, as parts of terms."""
-    folded = _CONTROLS.sub(_BLANK, text.casefold())
-    if not folded.isascii():
-        folded = folded.encode("utf-8", "replace").decode()
-    pieces = {piece.strip(PUNCTUATION) for piece in folded.split()}
-    pieces.update(_WORD.findall(folded))
-    pieces.discard("")
-    return {piece if len(piece) <= MAX_TEXT else _bounded(piece) for piece in pieces}
+def _pieces(text: str, *, is_plain: bool) -> set[str]:
+    """Return the pieces of a text, and the words in them, as parts of terms. `is_plain`: it has no controls."""
+    folded = text.casefold()
+    if not is_plain:
+        folded = _CONTROLS.sub(_BLANK, folded).encode("utf-8", "replace").decode()
+    pieces = set(folded.split())
+    if mixed := [piece for piece in pieces if not piece.isalnum()]:
+        pieces.difference_update(mixed)
+        pieces.update(_WORD.findall(" ".join(mixed)))
+        pieces.update([piece.strip(PUNCTUATION) for piece in mixed])
+        pieces.discard("")
+    if max(map(len, pieces), default=0) > MAX_TEXT:
+        return {_bounded(piece) for piece in pieces}
+    return pieces
 
 
-def _content(event: Event) -> tuple[list[str], list[str], bool]:
-    """Return the terms of a body's fields, its texts, and whether there is more. Binary bodies have none."""
+class _Content(NamedTuple):
+    """What a body has: the terms of its fields, its texts; whether there is more, and no control in a text."""
+
+    fields: list[str]
+    texts: list[str]
+    is_cut: bool
+    is_plain: bool
+
+
+def _content(event: Event) -> _Content:
+    """Return what a body has: a binary one, nothing."""
     kind = coding = ""
     for name, value in event.headers:
         length = len(name)
@@ -109,7 +129,7 @@ def _content(event: Event) -> tuple[list[str], list[str], bool]:
     try:
         content = read(event.body, coding, kind)
     except UnreadableBodyError:
-        return [], _plain_text(event.body, coding), False
+        return _Content([], _plain_text(event.body, coding), is_cut=False, is_plain=False)
     return _leaves(content)
 
 
@@ -122,43 +142,60 @@ def _plain_text(body: bytes, coding: str) -> list[str]:
     return [] if "\0" in text else [text]
 
 
-def _leaves(root: object) -> tuple[list[str], list[str], bool]:
-    """Return the terms of all fields, all texts, and whether these are only some."""
+def _leaves(root: object) -> _Content:
+    """Return what a value of JSON's types has. Each of its containers is looked at once, so depth costs nothing."""
     fields, texts = list[str](), list[str]()
-    room = MAX_CHARACTERS
+    is_plain, visited = True, 0
     stack: list[tuple[str, object]] = [("body", root)]
     while stack:
-        give_way()
+        visited += 1
+        if visited % CONTAINERS_A_TURN == 0:
+            give_way()
+        if len(fields) > MAX_FIELDS:
+            return _Content(fields[:MAX_FIELDS], texts, is_cut=True, is_plain=is_plain)
         path, container = stack.pop()
-        if isinstance(container, dict):
-            items: Iterable[tuple[str, object]] = [
-                (f"{path}.{key if key.isascii() and key.isprintable() and ' ' not in key else _safe(key)}", value)
-                if path
-                else ("", value)
-                for key, value in container.items()
-            ]
+        if type(container) is dict:
+            named: Iterable[tuple[str, object]] = [(_path(path, key), value) for key, value in container.items()]
         else:
-            items = [(path, value) for value in container] if isinstance(container, list) else [(path, container)]
-        for name, value in items:
-            if isinstance(value, str):
-                texts.append(value)
-                text = value
-                if not (value.isascii() and len(value) <= MAX_TEXT and value.isprintable() and " " not in value):
-                    text = _bounded(value)
-            elif isinstance(value, dict | list):
-                stack.append((name if len(name) <= MAX_PATH else "", value))
+            named = [(path, value) for value in container] if isinstance(container, list) else [(path, container)]
+        for name, value in named:
+            kind = type(value)
+            if kind is str:
+                text: str = value  # type: ignore[assignment] # as its type says
+                texts.append(text)
+                if not text.isascii() or not text.isprintable():
+                    is_plain, text = False, _bounded(text)
+                elif len(text) > MAX_TEXT or " " in text:
+                    text = _bounded(text)
+            elif kind is dict or kind is list:
+                stack.append((name, value))
                 continue
-            elif isinstance(value, bool) or value is None:
-                text = "null" if value is None else "true" if value else "false"
+            elif value is None or kind is bool:
+                text = _CONSTANTS[value]  # type: ignore[index] # as its type says
             else:
                 text = _number(value)
                 texts.append(text)
-            room -= len(name) + len(text)
-            if room < 0:
-                return fields, texts, True
-            if len(name) > len("body") and len(name) <= MAX_PATH:
+            if len(name) > _ROOT:
                 fields.append(f"{name}:{text}")
-    return fields, texts, False
+    return _Content(fields, texts, is_cut=len(fields) > MAX_FIELDS, is_plain=is_plain)
+
+
+def _path(path: str, key: str) -> str:
+    """Return the path of a key's value, "" if that is too long."""
+    if not path:
+        return ""
+    known = _paths.get((path, key))
+    if known is None:
+        name = f"{path}.{_safe(key)}"
+        known = name if len(name) <= MAX_PATH else ""
+        if len(_paths) >= PATHS_KEPT:
+            _paths.clear()
+        if len(key) <= MAX_PATH:
+            _paths[path, key] = known
+    return known
+
+
+_paths: dict[tuple[str, str], str] = {}
 
 
 def _number(value: object) -> str:

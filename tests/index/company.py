@@ -16,10 +16,13 @@ DAY = 86400.0
 
 
 class Silent:
-    """A member that only commits."""
+    """A member that only commits; `mine` is what it may commit."""
+
+    def __init__(self) -> None:
+        self.mine: set[Partition] = set()
 
     def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
-        pass
+        self.mine.update(assignment.partition for assignment in assignments)
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the contract's
         return {}
@@ -34,10 +37,11 @@ class Silent:
 class Company:
     """The log of a gateway with the sources github and stripe, and what is written to it."""
 
-    def __init__(self, log: Log, topics: Topics, router: Consumer) -> None:
+    def __init__(self, log: Log, topics: Topics, router: Consumer, member: Silent) -> None:
         self.log = log
         self.topics = topics
         self.router = router
+        self._member = member
         self._sent = 0
 
     @classmethod
@@ -47,8 +51,9 @@ class Company:
         attempts = TopicSpec(name=f"{prefix}attempts", partitions=4, retention=7 * DAY)
         await log.create([*topics.specs(events, ordered), attempts])
         tiers = [topics.retry("5s"), topics.retry("5h")]
-        router = await log.consume(group=topics.group(ROUTER_GROUP), topics=[*events, *tiers], listener=Silent())
-        return cls(log, topics, router)
+        member = Silent()
+        router = await log.consume(group=topics.group(ROUTER_GROUP), topics=[*events, *tiers], listener=member)
+        return cls(log, topics, router, member)
 
     async def close(self) -> None:
         await self.router.close()
@@ -57,7 +62,7 @@ class Company:
         """Append an event with an id of its own, unless one is given; return it, and where it is."""
         self._sent += 1
         source = fields.get("source", "github")
-        given = {"received_at": self.log.now(), "id": event_id(source, f"delivery {self._sent}")} | fields
+        given: dict[str, Any] = {"received_at": round(self.log.now(), 6), "id": event_id(source, f"delivery {self._sent}")} | fields
         event = an_event(**given)
         return await self.store(event)
 
@@ -129,6 +134,8 @@ class Company:
         return record
 
     async def commit(self, partition: Partition, base: int, done: bytes = b"") -> None:
+        while partition not in self._member.mine:
+            await self.router.fetch(timeout=0.05)
         await self.router.commit({partition: Commit(base, done)})
 
     async def command(self, record: ControlRecord) -> None:

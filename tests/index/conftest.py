@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import time
 from uuid import uuid4
 
 import pytest
@@ -12,10 +13,21 @@ from tests.index.company import Company
 from tests.memory_log import MemoryLog
 
 
+class Ticking:
+    """A clock by which no two records are appended in the same millisecond."""
+
+    def __init__(self) -> None:
+        self._now = time()
+
+    def __call__(self) -> float:
+        self._now += 0.002
+        return self._now
+
+
 @pytest.fixture
 async def company() -> Company:
     """Return a gateway's log in memory."""
-    return await Company.found(MemoryLog(), ordered=[("ship", "warehouse")])
+    return await Company.found(MemoryLog(now=Ticking()), ordered=[("ship", "warehouse")])
 
 
 @pytest.fixture(params=["memory", "embedded", "kafka"])
