@@ -53,8 +53,12 @@ class MadeUpLog:
         self.began = time.time() - count / RATE
         self.seconds = 0.0
         """Of CPU time that making up records took."""
-        template = Event(id=event_id("github", "0"), source="github", type="push", received_at=0.0, headers=HEADERS, body=b"")
-        self._fixed = [pair for pair in encode_event(template) if pair[0] not in ("ce_id", "ce_type", "gw_at", "ce_time")]
+        template = Event(
+            id=event_id("github", "0"), source="github", type="push", received_at=0.0, headers=HEADERS, body=b""
+        )
+        self._fixed = [
+            pair for pair in encode_event(template) if pair[0] not in ("ce_id", "ce_type", "gw_at", "ce_time")
+        ]
 
     async def topics(self) -> Collection[str]:
         return [PUSHES, DEAD]
@@ -106,7 +110,9 @@ class MadeUpLog:
                 attempts=(attempt,),
                 successor=1,
             )
-            return Record(offset, at, b"", event.body, encode_delivery(delivery, RecordMetadata(dead_reason="exhausted"), at=at))
+            return Record(
+                offset, at, b"", event.body, encode_delivery(delivery, RecordMetadata(dead_reason="exhausted"), at=at)
+            )
         number = offset * PARTITIONS + partition.number
         at = self.began + number / RATE
         headers = [
@@ -134,7 +140,9 @@ def body_of(number: int) -> bytes:
     """Return a push: its commit is its own, its repository and sender are some of many."""
     body = BODY.replace(SHA, b"%040x" % (number * 2654435761)).replace(OWN, b"%012x" % number)
     body = body.replace(b"acme/shop", b"acme/shop-%d" % (number % REPOSITORIES))
-    return body.replace(b'"login":"mona"', b'"login":"mona-%d"' % (number % SENDERS)).replace(MESSAGE, MESSAGE + b" %d" % number)
+    return body.replace(b'"login":"mona"', b'"login":"mona-%d"' % (number % SENDERS)).replace(
+        MESSAGE, MESSAGE + b" %d" % number
+    )
 
 
 async def measure(count: int, folder: Path) -> None:
@@ -150,9 +158,13 @@ async def measure(count: int, folder: Path) -> None:
         size = sum([each.stat().st_size for each in folder.iterdir()])
         own = cpu - source.seconds
         print(f"{count:,} events: {count / own:,.0f}/s of CPU time, {count / wall:,.0f}/s of time")
-        print(f"  {own / count * 1e6:.0f} µs of CPU time an event, and {source.seconds / count * 1e6:.0f} µs to make it up")
+        print(
+            f"  {own / count * 1e6:.0f} µs of CPU time an event, and {source.seconds / count * 1e6:.0f} µs to make it up"
+        )
         print(f"  {size / 2**20:,.0f} MiB, {size / count:,.0f} bytes an event")
-        print(f"  gaps of the event loop: p99 {quantiles(gaps, n=100)[98] * 1e3:.1f} ms, longest {max(gaps) * 1e3:.1f} ms")
+        print(
+            f"  gaps of the event loop: p99 {quantiles(gaps, n=100)[98] * 1e3:.1f} ms, longest {max(gaps) * 1e3:.1f} ms"
+        )
         await search_all(index, count)
         print(f"  statuses: {(await index.statistics()).left_out or 'all records are in the index'}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -89,7 +89,9 @@ class Reader:
             count += await self._read(ranges, kinds, unreadable)
         if not any(kinds.get(partition.topic) is Kind.EVENTS for partition in unreadable):
             count += await self._read(attempts, kinds, unreadable)  # else they wait for their events
-        has_unread = any(kinds.get(partition.topic) in SUCCESSORS for partition in unreadable)
+        has_unread = any(
+            kinds.get(each.topic) in SUCCESSORS or each.topic == self._topics.control for each in unreadable
+        )
         if not has_unread:
             known = {**successors, **events}
             settlements = {

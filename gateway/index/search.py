@@ -60,9 +60,9 @@ class Searcher:
         self._connection = connection
         self._clock = clock
 
-    def search(self, query: Query, *, limit: int, cursor: int | None, seconds: float = SECONDS) -> Page:
+    def search(self, query: Query, *, limit: int, cursor: int | None) -> Page:
         """Return the newest events before the cursor that match a query."""
-        until = self._clock() + seconds
+        until = self._clock() + SECONDS
         with self._snapshot():
             asked = asked_of(query, rows(self._connection, "SELECT json_group_array(name) FROM sources"))
             partitions = self._partitions()

@@ -1,5 +1,6 @@
 """A log with what a gateway stores: events, deliveries, attempts, commits, commands. Nothing is delivered."""
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -55,6 +56,12 @@ class Company:
         router = await log.consume(group=topics.group(ROUTER_GROUP), topics=[*events, *tiers], listener=member)
         return cls(log, topics, router, member)
 
+    async def wait_until_readable(self) -> None:
+        """Wait until all topics have leaders: those of Kafka have none just after they were created."""
+        for topic in await self.log.topics():
+            while topic.startswith(self.topics.prefix) and (await self.log.readable(topic))[1]:
+                await asyncio.sleep(0.05)
+
     async def close(self) -> None:
         await self.router.close()
 
@@ -62,7 +69,10 @@ class Company:
         """Append an event with an id of its own, unless one is given; return it, and where it is."""
         self._sent += 1
         source = fields.get("source", "github")
-        given: dict[str, Any] = {"received_at": round(self.log.now(), 6), "id": event_id(source, f"delivery {self._sent}")} | fields
+        given: dict[str, Any] = {
+            "received_at": round(self.log.now(), 6),
+            "id": event_id(source, f"delivery {self._sent}"),
+        } | fields
         event = an_event(**given)
         return await self.store(event)
 

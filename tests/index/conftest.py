@@ -42,6 +42,7 @@ async def any_company(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIt
         log = await KafkaLog.open(request.getfixturevalue("kafka"))
     try:
         company = await Company.found(log, prefix=f"t{uuid4().hex[:12]}.")
+        await company.wait_until_readable()
         yield company
         await company.close()
     finally:
