@@ -66,7 +66,7 @@ class Deliveries:
 
     def settle(self, partition: int, progress: Progress) -> None:
         """Close the deliveries whose records are done by the progress of their partition."""
-        update = f"UPDATE deliveries SET status = ?, is_open = 0 WHERE partition = ? AND is_open = 1 AND {_UNSETTLED}"
+        update = f"UPDATE deliveries SET status = ?, is_open = 0 WHERE partition = ? AND is_open = 1 AND {_UNSETTLED}"  # noqa: S608 - our own names and numbers
         if progress.doubted_until:
             doubted = (Status.UNKNOWN, partition, progress.doubted, progress.doubted_until)
             self._connection.execute(f"{update} AND offset >= ? AND offset < ?", doubted)
@@ -74,8 +74,8 @@ class Deliveries:
         if progress.done:
             commit = Commit(progress.base, progress.done)
             select = (
-                "SELECT json_group_array(offset) FROM deliveries"
-                f" WHERE partition = ? AND is_open = 1 AND {_UNSETTLED} AND offset BETWEEN ? AND ?"  # noqa: S608 - our own
+                "SELECT json_group_array(offset) FROM deliveries"  # noqa: S608 - our own names and numbers
+                f" WHERE partition = ? AND is_open = 1 AND {_UNSETTLED} AND offset BETWEEN ? AND ?"
             )
             last = progress.base + 8 * len(progress.done)
             done = [
@@ -84,7 +84,7 @@ class Deliveries:
                 if commit.covers(offset)
             ]
             if done:
-                chosen = f"{update} AND offset IN (SELECT value FROM json_each(?))"
+                chosen = f"{update} AND offset IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own names and numbers
                 self._connection.execute(chosen, (Status.ENDED, partition, as_json(done)))
 
     def forget_partition(self, partition: int) -> None:
@@ -121,9 +121,9 @@ class Deliveries:
             wanted = {name: value for name, value in named.items() if value is not None}
             narrowed = "".join([f" AND {name} = ?" for name in wanted])
             select = (
-                "SELECT json_group_array(json_array(event, delivery, replayed, route, destination, reason, decided,"
+                "SELECT json_group_array(json_array(event, delivery, replayed, route, destination, reason, decided,"  # noqa: S608 - our own names and numbers
                 " partition, offset)) FROM (SELECT * FROM deliveries WHERE status = 'dead'"
-                f" AND (event, delivery, replayed) > (?, ?, ?){narrowed}"  # noqa: S608 - our own names
+                f" AND (event, delivery, replayed) > (?, ?, ?){narrowed}"
                 f" ORDER BY event, delivery, replayed LIMIT {PAGE})"
             )
             after: Sequence[object] = (-1, "", -1)
@@ -155,7 +155,7 @@ class Deliveries:
     def _known(self, keys: Iterable[DeliveryKey]) -> dict[DeliveryKey, DeliveryRow]:
         named = ", ".join([f"deliveries.{name.strip()}" for name in COLUMNS.split(",")])
         select = (
-            f"SELECT json_group_array(json_array({named})) FROM json_each(?) AS asked CROSS JOIN deliveries"  # noqa: S608 - our own names
+            f"SELECT json_group_array(json_array({named})) FROM json_each(?) AS asked CROSS JOIN deliveries"  # noqa: S608 - our own names and numbers
             " ON deliveries.event = asked.value ->> 0 AND deliveries.delivery = asked.value ->> 1"
             " AND deliveries.replayed = asked.value ->> 2"
         )
@@ -166,7 +166,7 @@ class Deliveries:
         values = [(*row.key, *row[1:], int(row.status in OPEN)) for row in changed]
         columns = ", ".join([f"value ->> {index}" for index in range(17)])
         self._connection.execute(
-            f"INSERT OR REPLACE INTO deliveries ({COLUMNS}, is_open) SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names
+            f"INSERT OR REPLACE INTO deliveries ({COLUMNS}, is_open) SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names and numbers
             (as_json(values),),
         )
 
@@ -174,7 +174,7 @@ class Deliveries:
         if attempts:
             columns = ", ".join([f"value ->> {index}" for index in range(12)])
             self._connection.execute(
-                f"INSERT OR {conflict} INTO attempts SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own words
+                f"INSERT OR {conflict} INTO attempts SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names and numbers
                 (as_json([(*row.key, *row[1:]) for row in attempts]),),
             )
 

@@ -7,7 +7,7 @@ does have are words of bodies, so nobody else may read it. It belongs to one pro
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ MERGED_AT = 8
 # An event's number is when it was appended (ms) times 256, plus its place among those of that millisecond: so numbers
 # ascend with time, whatever is read first. `id_key` is the beginning of its id, as an integer.
 # A segment has the events of `start <= ms < end`. Its tables are `events_N` and `terms_N`.
-# `partitions.position` is the next offset to read. `is_gone`: its topic was deleted since. `unsettled`: since when (ms) it
-# has records above its base; NULL if it has none.
+# `partitions.position` is the next offset to read. `is_gone`: its topic was deleted since. `unsettled`: since when (ms)
+# it has records above its base; NULL if it has none.
 # `deliveries.is_open`: whether its record, or a command, may still settle it.
 # `stand_ins` are events of which only a delivery's record was read: they have the partition 0.
 SCHEMA = """
@@ -78,15 +78,18 @@ _TOKENIZE = ("ascii tokenchars '" + TOKEN_CHARACTERS.replace("'", "''") + "'").r
 def segment_statements(number: int) -> tuple[str, ...]:
     """Return the statements that create a segment's tables."""
     events, terms = f"events_{number}", f"terms_{number}"
+    columns = (
+        "event INTEGER PRIMARY KEY, id_key INTEGER NOT NULL, id TEXT NOT NULL, source TEXT NOT NULL,"
+        " type TEXT NOT NULL, key TEXT, received INTEGER NOT NULL, partition INTEGER NOT NULL,"
+        " offset INTEGER NOT NULL, size INTEGER NOT NULL, is_cut INTEGER NOT NULL"
+    )
+    options = f"content = '', detail = none, columnsize = 0, tokenize = \"{_TOKENIZE}\""
     return (
-        f"CREATE TABLE {events} (event INTEGER PRIMARY KEY, id_key INTEGER NOT NULL, id TEXT NOT NULL,"
-        " source TEXT NOT NULL, type TEXT NOT NULL, key TEXT, received INTEGER NOT NULL, partition INTEGER NOT NULL,"
-        " offset INTEGER NOT NULL, size INTEGER NOT NULL, is_cut INTEGER NOT NULL) STRICT",
+        f"CREATE TABLE {events} ({columns}) STRICT",
         f"CREATE INDEX {events}_by_id ON {events} (id_key)",
-        f"CREATE VIRTUAL TABLE {terms} USING fts5"
-        f" (terms, content = '', detail = none, columnsize = 0, tokenize = \"{_TOKENIZE}\")",
-        f"INSERT INTO {terms} ({terms}, rank) VALUES ('hashsize', {HASH_BYTES})",
-        f"INSERT INTO {terms} ({terms}, rank) VALUES ('automerge', {MERGED_AT})",
+        f"CREATE VIRTUAL TABLE {terms} USING fts5 (terms, {options})",
+        f"INSERT INTO {terms} ({terms}, rank) VALUES ('hashsize', {HASH_BYTES})",  # noqa: S608 - our own numbers
+        f"INSERT INTO {terms} ({terms}, rank) VALUES ('automerge', {MERGED_AT})",  # noqa: S608 - as above
     )
 
 
@@ -181,8 +184,9 @@ def one(connection: sqlite3.Connection, statement: str, *parameters: object) -> 
 
 
 def rows(connection: sqlite3.Connection, statement: str, *parameters: object) -> list[Any]:
-    """Return the rows of a statement that returns them as one JSON array."""
-    found: list[Any] = orjson.loads(one(connection, statement, *parameters))
+    """Return the rows of a statement that returns them as one JSON array; its parameters may be one mapping."""
+    given = parameters[0] if len(parameters) == 1 and isinstance(parameters[0], Mapping) else parameters
+    found: list[Any] = orjson.loads(connection.execute(statement, given).fetchall()[0][0])
     return found
 
 

@@ -171,10 +171,7 @@ def _part(word: _Word, now: float) -> list[Condition] | _Time:
         if is_negated:
             raise _ProblemError(f"expected '{name}' without '-', got '-{name}'")
         return _Time(name == "since", _time(_text(value), now))
-    if name.startswith("body.") and len(name) > len("body."):
-        field = Field.BODY
-    else:
-        field = _field(name)
+    field = Field.BODY if name.startswith("body.") and len(name) > len("body.") else _field(name)
     alternatives = _alternatives(value) if field in _LISTS else [value]
     values = tuple([_value(field, name, each) for each in alternatives])
     return [Condition(field=field, values=values, path=name if field is Field.BODY else "", is_negated=is_negated)]

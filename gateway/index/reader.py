@@ -122,7 +122,7 @@ class Reader:
         return kinds | {name: kind for name, kind in own.items() if name in present}
 
     async def _commits(self, names: set[str], kinds: Mapping[str, Kind]) -> dict[Partition, Commit | None]:
-        """Return the commits of the partitions of these topics that may have made progress; None where there is none."""
+        """Return the commits of partitions that may have made progress; None where there is none."""
 
         async def commits_of(topic: str) -> Mapping[int, Commit]:
             return await self._log.committed(self._group_of(topic, kinds[topic]), topic)

@@ -1,4 +1,4 @@
-"""What the index answers: events, deliveries and attempts as it knows them. Times are Unix seconds, by the log's clock."""
+"""What the index answers: events, deliveries, attempts. Times are Unix seconds, by the log's clock."""
 
 from gateway.index.settlement import Settled
 from gateway.index.statuses import Status

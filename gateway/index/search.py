@@ -1,7 +1,7 @@
 """Answers searches from the file: newest events first, page by page, for so long and no longer. One thread's.
 
-Each segment is asked in the cheapest way that there is, for some candidates at a time; what terms and indexes can't
-decide is decided for each candidate by `settlement.py`.
+Each segment is asked in the cheapest way that there is (`candidates.py`), for some candidates at a time; what terms and
+indexes can't decide is decided for each candidate by `settlement.py`.
 """
 
 import math
@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from gateway.index.conditions import Asked, DeliveryCondition, asked_of
+from gateway.index.candidates import candidates_of, count_up_to
+from gateway.index.conditions import Asked, asked_of
 from gateway.index.deliveries import COLUMNS, row_of
+from gateway.index.event_numbers import END, SLOTS, id_key
 from gateway.index.file import as_json, one, rows
 from gateway.index.query import Query
 from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent, Page
-from gateway.index.segments import SLOTS, id_key
 from gateway.index.settlement import Progress, Settled, decode_progress, settled, worst
 from gateway.index.statuses import Status
 from gateway.log.base import Partition
@@ -27,17 +28,8 @@ FIRST_CANDIDATES, MOST_CANDIDATES = 128, 1024
 """Looked at in one statement, where deliveries decide; four times as many in each following one."""
 FEW = 500
 """Deliveries that are looked at one by one instead of going through all events with the terms."""
-_OF_ROWS = frozenset({Status.DEAD, Status.PARKED, Status.RETRYING, Status.DROPPED, Status.DELIVERED})
-"""Nothing is one of these without a row of its own."""
-END = (1 << 62) - 1
-"""Above all events' numbers."""
 
-
-class _Candidates(NamedTuple):
-    """How a segment's candidates are found: a statement that yields numbers, and its parameters after the range's."""
-
-    statement: str
-    parameters: tuple[object, ...]
+Partitions = Mapping[int, tuple[Partition, Progress | None]]
 
 
 class _Segment(NamedTuple):
@@ -53,6 +45,13 @@ class _Limits(NamedTuple):
     upper: int
 
 
+class _View(NamedTuple):
+    """What a search has to know beside the events: the partitions, and from which number on events may be open."""
+
+    partitions: Partitions
+    floor: int
+
+
 class Searcher:
     """The reading side of an open file. `clock` is for how long a search takes."""
 
@@ -65,17 +64,14 @@ class Searcher:
         until = self._clock() + SECONDS
         with self._snapshot():
             asked = asked_of(query, rows(self._connection, "SELECT json_group_array(name) FROM sources"))
-            partitions = self._partitions()
-            lower, upper = _limits(query, cursor)
-            floor = self._floor()
+            view = _View(self._partitions(), self._floor())
+            limits = _limits(query, cursor)
             found: list[IndexedEvent] = []
-            for segment in self._segments(lower, upper):
-                within = _Limits(max(lower, segment.start * SLOTS), min(upper, segment.end * SLOTS))
-                for numbers, matches in self._matches(asked, segment, within, floor, partitions, limit):
-                    for match in matches:
-                        found.append(match)
-                        if len(found) == limit:
-                            return _page(found, match.number, is_cut_short=False)
+            for segment in self._segments(limits):
+                for numbers, matches in self._matches(asked, segment, limits, view, limit):
+                    found += matches
+                    if len(found) >= limit:
+                        return _page(found[:limit], found[limit - 1].number, is_cut_short=False)
                     if numbers and self._clock() > until:
                         return _page(found, numbers[-1], is_cut_short=True)
         return Page(events=tuple(found), cursor=None, searched_to=query.since, is_cut_short=False)
@@ -85,8 +81,8 @@ class Searcher:
         with self._snapshot():
             partitions = self._partitions()
             found: list[IndexedEvent] = []
-            for segment in self._segments(0, END):
-                select = f"SELECT json_group_array(event) FROM events_{segment.id} WHERE id_key = ? AND id = ?"  # noqa: S608
+            for segment in self._segments(_Limits(0, END)):
+                select = f"SELECT json_group_array(event) FROM events_{segment.id} WHERE id_key = ? AND id = ?"  # noqa: S608 - our own number
                 numbers = rows(self._connection, select, id_key(id), id)
                 found += self._described(segment, sorted(numbers, reverse=True), partitions)
             return found
@@ -99,8 +95,8 @@ class Searcher:
             found = [row_of(fields) for fields in rows(self._connection, select, number)]
             attempts: dict[tuple[str, int], list[IndexedAttempt]] = {}
             select = (
-                "SELECT json_group_array(json_array(delivery, replayed, number, at, took, result, status, sequel, detail,"
-                " partition, offset)) FROM (SELECT * FROM attempts WHERE event = ? ORDER BY number)"
+                "SELECT json_group_array(json_array(delivery, replayed, number, at, took, result, status, sequel,"
+                " detail, partition, offset)) FROM (SELECT * FROM attempts WHERE event = ? ORDER BY number)"
             )
             for delivery, replayed, *fields in rows(self._connection, select, number):
                 attempts.setdefault((delivery, replayed), []).append(_attempt_of(fields, partitions))
@@ -142,12 +138,12 @@ class Searcher:
         finally:
             self._connection.execute("ROLLBACK")
 
-    def _segments(self, lower: int, upper: int) -> list[_Segment]:
+    def _segments(self, limits: _Limits) -> list[_Segment]:
         select = "SELECT json_group_array(json_array(id, start, end)) FROM segments"
         found = sorted([_Segment(*row) for row in rows(self._connection, select)], key=lambda each: -each.start)
-        return [each for each in found if each.end * SLOTS > lower and each.start * SLOTS < upper]
+        return [each for each in found if each.end * SLOTS > limits.lower and each.start * SLOTS < limits.upper]
 
-    def _partitions(self) -> dict[int, tuple[Partition, Progress | None]]:
+    def _partitions(self) -> Partitions:
         select = "SELECT json_group_array(json_array(id, topic, number, progress)) FROM partitions"
         return {
             id_: (Partition(topic, number), decode_progress(progress))
@@ -155,87 +151,45 @@ class Searcher:
         }
 
     def _floor(self) -> int:
-        """Return the number above which there may be events that aren't done."""
         at = one(self._connection, "SELECT min(unsettled) FROM partitions WHERE is_gone = 0")
         return END if at is None else at * SLOTS
 
     def _matches(
-        self,
-        asked: Asked,
-        segment: _Segment,
-        within: _Limits,
-        floor: int,
-        partitions: Mapping[int, tuple[Partition, Progress | None]],
-        limit: int,
+        self, asked: Asked, segment: _Segment, limits: _Limits, view: _View, limit: int
     ) -> Iterator[tuple[list[int], list[IndexedEvent]]]:
         """Yield candidates of a segment, newest first, some at a time, with those that match."""
-        candidates = self._candidates(asked, segment, within, floor)
+        lower, upper = max(limits.lower, segment.start * SLOTS), min(limits.upper, segment.end * SLOTS)
+
+        def are_few(clause: str) -> bool:
+            found = self._connection.execute(count_up_to(clause, FEW), {"lower": lower, "upper": upper}).fetchall()
+            return bool(found[0][0] < FEW)
+
+        statement, parameters = candidates_of(asked, segment.id, view.floor, are_few)
         count = max(limit, FIRST_CANDIDATES) if asked.needs_deliveries or asked.not_ids else limit
-        upper = within.upper
         while True:
-            parameters = (within.lower, upper, *candidates.parameters, count)
-            numbers = rows(self._connection, candidates.statement, *parameters)
-            described = self._described(segment, numbers, partitions) if numbers else []
+            given = {**parameters, "lower": lower, "upper": upper, "count": count}
+            numbers = rows(self._connection, statement, given)
+            described = self._described(segment, numbers, view.partitions) if numbers else []
             yield numbers, [event for event in described if _is_match(asked, event)]
             if len(numbers) < count:
                 return
-            upper, count = numbers[-1], min(4 * count, MOST_CANDIDATES) if asked.needs_deliveries else count
+            upper = numbers[-1]
+            if asked.needs_deliveries:
+                count = max(count, min(4 * count, MOST_CANDIDATES))
 
-    def _candidates(self, asked: Asked, segment: _Segment, within: _Limits, floor: int) -> _Candidates:
-        events, terms = f"events_{segment.id}", f"terms_{segment.id}"
-        has_terms = f" AND EXISTS (SELECT 1 FROM {terms} WHERE {terms} MATCH ?3 AND rowid = event)"  # noqa: S608 - our own number
-        match = () if asked.expression is None else (asked.expression,)
-        matched = has_terms if match else ""
-        if asked.ids is not None:
-            ids = sorted(asked.ids)
-            chosen = f"SELECT event FROM {events} INDEXED BY {events}_by_id WHERE event >= ?1 AND event < ?2{matched} AND id_key IN"  # noqa: S608
-            keys = as_json([id_key(each) for each in ids])
-            listed = f"(SELECT value FROM json_each(?{4 if match else 3})) AND id IN (SELECT value FROM json_each(?{5 if match else 4}))"
-            last = 6 if match else 5
-            return _Candidates(_listed(f"{chosen} {listed}", last), (*match, keys, as_json(ids)))
-        if (by_rows := _by_rows(asked.wanted, events, floor)) and (not match or self._are_few(by_rows, within)):
-            selects = " UNION ".join(
-                [
-                    f"SELECT event FROM (SELECT DISTINCT event FROM {each} AND event >= ?1 AND event < ?2{matched}"  # noqa: S608
-                    f" ORDER BY event DESC LIMIT ?{4 if match else 3})"
-                    for each in by_rows
-                ]
-            )
-            return _Candidates(_listed(selects, 4 if match else 3), match)
-        if match:
-            select = f"SELECT rowid AS event FROM {terms} WHERE {terms} MATCH ?3 AND rowid >= ?1 AND rowid < ?2"  # noqa: S608
-            return _Candidates(_listed(select, 4), match)
-        return _Candidates(_listed(f"SELECT event FROM {events} WHERE event >= ?1 AND event < ?2", 3), ())  # noqa: S608
-
-    def _are_few(self, by_rows: Sequence[str], within: _Limits) -> bool:
-        """Return whether so few deliveries are to be looked at that their terms may be looked up one by one."""
-        return all(
-            one(
-                self._connection,
-                f"SELECT count(*) FROM (SELECT 1 FROM {each} AND event >= ? AND event < ? LIMIT {FEW})",  # noqa: S608 - our own
-                *within,
-            )
-            < FEW
-            for each in by_rows
-        )
-
-    def _described(
-        self,
-        segment: _Segment,
-        numbers: Sequence[int],
-        partitions: Mapping[int, tuple[Partition, Progress | None]],
-    ) -> list[IndexedEvent]:
+    def _described(self, segment: _Segment, numbers: Sequence[int], partitions: Partitions) -> list[IndexedEvent]:
         """Return events by their numbers, in this order; without those whose topic is gone."""
         select = (
-            "SELECT json_group_array(json_array(events.event, events.id, source, events.type, events.key, received, partition,"
-            " offset, size, is_cut, json((SELECT json_group_array(json_array(route, destination, status)) FROM deliveries"
+            "SELECT json_group_array(json_array(events.event, events.id, source, events.type, events.key, received,"  # noqa: S608 - our own number
+            " partition, offset, size, is_cut,"
+            " json((SELECT json_group_array(json_array(route, destination, status)) FROM deliveries"
             " WHERE deliveries.event = events.event)))) FROM json_each(?) AS asked"
-            f" CROSS JOIN events_{segment.id} AS events ON events.event = asked.value"  # noqa: S608 - our own number
+            f" CROSS JOIN events_{segment.id} AS events ON events.event = asked.value"
         )
         return [_described(fields, partitions) for fields in rows(self._connection, select, as_json(numbers))]
 
 
-def _attempt_of(fields: Sequence[Any], partitions: Mapping[int, tuple[Partition, Progress | None]]) -> IndexedAttempt:
+def _attempt_of(fields: Sequence[Any], partitions: Partitions) -> IndexedAttempt:
     number, at, took, result, status, sequel, detail, partition, offset = fields
     return IndexedAttempt(
         number=number,
@@ -250,7 +204,7 @@ def _attempt_of(fields: Sequence[Any], partitions: Mapping[int, tuple[Partition,
     )
 
 
-def _described(fields: Sequence[Any], partitions: Mapping[int, tuple[Partition, Progress | None]]) -> IndexedEvent:
+def _described(fields: Sequence[Any], partitions: Partitions) -> IndexedEvent:
     number, id_, source, type_, key, received, part, offset, size, is_cut, deliveries = fields
     partition, progress = partitions.get(part, (None, None))
     own = None
@@ -281,32 +235,6 @@ def _is_match(asked: Asked, event: IndexedEvent) -> bool:
     if asked.wanted is not None and not any(asked.wanted.holds(*each) for each in event.settled):
         return False
     return not any(unwanted.holds(*each) for unwanted in asked.unwanted for each in event.settled)
-
-
-def _by_rows(wanted: DeliveryCondition | None, events: str, floor: int) -> list[str]:
-    """Return where the events with the wanted deliveries are found, as FROM clauses; none if all have to be looked at."""
-    if wanted is None:
-        return []
-    names = {"route": wanted.routes, "destination": wanted.destinations}
-    by_names = [(column, values) for column, values in names.items() if values is not None]
-    if wanted.statuses is not None and wanted.statuses <= _OF_ROWS | {Status.PENDING}:
-        found = [f"deliveries WHERE status = '{status}'" for status in sorted(wanted.statuses)]
-        if Status.PENDING in wanted.statuses and not by_names:
-            found.append(f"{events} WHERE event >= {floor}")
-        return found or [f"{events} WHERE 0"]
-    if not by_names:
-        return []
-    column, values = by_names[0]
-    return [f"deliveries WHERE {column} = {_literal(value)}" for value in sorted(values)] or [f"{events} WHERE 0"]
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''").replace("\0", "") + "'"
-
-
-def _listed(select: str, parameter: int) -> str:
-    """Return a statement that yields the first numbers of another, in descending order, as one JSON array."""
-    return f"SELECT json_group_array(event) FROM (SELECT event FROM ({select}) ORDER BY event DESC LIMIT ?{parameter})"  # noqa: S608
 
 
 def _limits(query: Query, cursor: int | None) -> _Limits:

@@ -11,15 +11,13 @@ belong to the writing thread.
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Sequence
-from hashlib import blake2b
+from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
+from gateway.index.event_numbers import SLOTS, id_key
 from gateway.index.file import as_json, one, rows, segment_statements
-from gateway.model import EVENT_ID
 
-SLOTS = 256
-"""Events of one millisecond: more of them are counted to the next one."""
 DAY = 86_400_000
 SEGMENT_EVENTS = 262_144
 """Events of a segment, after which the next one begins."""
@@ -56,16 +54,16 @@ class Known(NamedTuple):
     offset: int
 
 
+@dataclass(slots=True)
 class _Segment:
-    __slots__ = ("characters", "end", "events", "id", "is_merged", "start")
+    """A segment as the file has it."""
 
-    def __init__(self, id: int, start: int, end: int, events: int, characters: int, is_merged: int) -> None:  # noqa: A002 - the column's name
-        self.id = id
-        self.start = start
-        self.end = end
-        self.events = events
-        self.characters = characters
-        self.is_merged = is_merged
+    id: int
+    start: int
+    end: int
+    events: int
+    characters: int
+    is_merged: int
 
 
 class Segments:
@@ -134,10 +132,10 @@ class Segments:
     def forget_partition(self, partition: int) -> None:
         """Delete the events of a partition whose topic is gone."""
         for segment in self._segments:
-            numbers = f"SELECT event FROM events_{segment.id} WHERE partition = ?"  # noqa: S608 - our own number
-            self._connection.execute(f"DELETE FROM deliveries WHERE event IN ({numbers})", (partition,))  # noqa: S608
-            self._connection.execute(f"DELETE FROM attempts WHERE event IN ({numbers})", (partition,))  # noqa: S608
-            self._connection.execute(f"DELETE FROM events_{segment.id} WHERE partition = ?", (partition,))  # noqa: S608
+            numbers = f"SELECT event FROM events_{segment.id} WHERE partition = ?"  # noqa: S608 - our own names and numbers
+            self._connection.execute(f"DELETE FROM deliveries WHERE event IN ({numbers})", (partition,))  # noqa: S608 - our own names and numbers
+            self._connection.execute(f"DELETE FROM attempts WHERE event IN ({numbers})", (partition,))  # noqa: S608 - our own names and numbers
+            self._connection.execute(f"DELETE FROM events_{segment.id} WHERE partition = ?", (partition,))  # noqa: S608 - our own names and numbers
 
     def forget_before(self, now: float) -> None:
         """Take nothing that is older than what is kept, at this time (Unix seconds)."""
@@ -158,7 +156,7 @@ class Segments:
         self._connection.execute(f"DROP TABLE terms_{segment.id}")
         self._connection.execute(f"DROP TABLE events_{segment.id}")
         for table in ("deliveries", "attempts", "stand_ins"):
-            self._connection.execute(f"DELETE FROM {table} WHERE event < ?", (below,))  # noqa: S608 - our own names
+            self._connection.execute(f"DELETE FROM {table} WHERE event < ?", (below,))  # noqa: S608 - our own names and numbers
         self._connection.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
         self._connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('horizon', ?)", (segment.end,))
         self._segments.pop(0)
@@ -179,7 +177,7 @@ class Segments:
             while not segment.is_merged:
                 before = self._connection.total_changes
                 terms = f"terms_{segment.id}"
-                self._connection.execute(f"INSERT INTO {terms} ({terms}, rank) VALUES ('merge', -{MERGE_PAGES})")  # noqa: S608
+                self._connection.execute(f"INSERT INTO {terms} ({terms}, rank) VALUES ('merge', -{MERGE_PAGES})")  # noqa: S608 - our own names and numbers
                 if self._connection.total_changes - before < 2:  # noqa: PLR2004 - as FTS5's documentation has it
                     segment.is_merged = 1
                     self._connection.execute("UPDATE segments SET is_merged = 1 WHERE id = ?", (segment.id,))
@@ -209,11 +207,11 @@ class Segments:
                 self._connection.execute("INSERT OR IGNORE INTO sources (name) VALUES (?)", (source,))
         columns = ", ".join([f"value ->> {index}" for index in range(11)])
         self._connection.execute(
-            f"INSERT INTO events_{segment.id} SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own numbers
+            f"INSERT INTO events_{segment.id} SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names and numbers
             (as_json(described),),
         )
         self._connection.execute(
-            f"INSERT INTO terms_{segment.id} (rowid, terms) SELECT value ->> 0, value ->> 1 FROM json_each(?)",  # noqa: S608
+            f"INSERT INTO terms_{segment.id} (rowid, terms) SELECT value ->> 0, value ->> 1 FROM json_each(?)",  # noqa: S608 - our own names and numbers
             (as_json(terms),),
         )
         segment.events += len(numbered)
@@ -229,7 +227,7 @@ class Segments:
         """End a segment that is full after its last event; what comes later is the next one's."""
         if segment.events < SEGMENT_EVENTS and segment.characters < self._max_bytes // SEGMENTS_A_FILE:
             return
-        last = one(self._connection, f"SELECT max(event) FROM events_{segment.id}")  # noqa: S608 - our own number
+        last = one(self._connection, f"SELECT max(event) FROM events_{segment.id}")  # noqa: S608 - our own names and numbers
         segment.end = min(segment.end, last // SLOTS + 1)
 
     def _segment_of(self, at: int) -> _Segment:
@@ -281,8 +279,9 @@ class Segments:
             else:
                 self._slots[at] = 0
         for number, its in by_segment.items():
-            last = f"SELECT max(event) FROM events_{number} WHERE event BETWEEN value * {SLOTS} AND value * {SLOTS} + {SLOTS - 1}"  # noqa: S608, E501
-            select = f"SELECT json_group_array(coalesce(({last}), value * {SLOTS} - 1)) FROM json_each(?)"  # noqa: S608
+            its_own = f"event >= value * {SLOTS} AND event < (value + 1) * {SLOTS}"
+            last = f"SELECT max(event) FROM events_{number} WHERE {its_own}"  # noqa: S608 - our own names and numbers
+            select = f"SELECT json_group_array(coalesce(({last}), value * {SLOTS} - 1)) FROM json_each(?)"  # noqa: S608 - our own names and numbers
             for at, taken in zip(its, rows(self._connection, select, as_json(its)), strict=True):
                 self._slots[at] = taken - at * SLOTS + 1
 
@@ -293,8 +292,8 @@ class Segments:
             return
         keys = [(index, id_key(events[index][0]), *events[index]) for index in wanted]
         select = (
-            "SELECT json_group_array(json_array(asked.value ->> 0, event, partition, offset)) FROM json_each(?) AS asked"
-            f" CROSS JOIN events_{segment.id} AS events ON events.id_key = asked.value ->> 1"  # noqa: S608 - our own number
+            "SELECT json_group_array(json_array(asked.value ->> 0, event, partition, offset))"  # noqa: S608 - our own names and numbers
+            f" FROM json_each(?) AS asked CROSS JOIN events_{segment.id} AS events ON events.id_key = asked.value ->> 1"
             " WHERE events.id = asked.value ->> 2 AND events.received = asked.value ->> 3"
         )
         for index, *known in rows(self._connection, select, as_json(keys)):
@@ -314,7 +313,7 @@ class Segments:
             event = events[index]
             segment = self._segment_of(number // SLOTS)
             cursor = self._connection.execute(
-                f"UPDATE events_{segment.id} SET partition = ?, offset = ?"  # noqa: S608 - our own number
+                f"UPDATE events_{segment.id} SET partition = ?, offset = ?"  # noqa: S608 - our own names and numbers
                 " WHERE event = ? AND id = ? AND partition = 0",
                 (event.partition, event.offset, number, event.id),
             )
@@ -323,10 +322,3 @@ class Segments:
                 self._connection.execute("DELETE FROM stand_ins WHERE event = ?", (number,))
                 self._stand_ins -= 1
         return [event for index, event in enumerate(events) if index not in known]
-
-
-def id_key(id: str) -> int:  # noqa: A002 - what it is
-    """Return an integer of 63 bits that tells most ids apart; it ascends with time for those that do."""
-    if EVENT_ID.fullmatch(id):
-        return int(id[4:20], 16) >> 1
-    return int.from_bytes(blake2b(id.encode("utf-8", "replace"), digest_size=8).digest(), "big") >> 1

@@ -22,8 +22,10 @@ ALL_OF_IT = 1 << 62
 
 
 class Progress(NamedTuple):
-    """Which records of a partition are done, by the commit in force; of those from `doubted` on to before
-    `doubted_until`, that isn't known: the log deleted them before."""
+    """Which records of a partition are done, by the commit in force.
+
+    Of those from `doubted` on to before `doubted_until` it isn't known: the log deleted them before.
+    """
 
     base: int = 0
     done: bytes = b""
@@ -71,10 +73,10 @@ class DeliveryKey(NamedTuple):
 class DeliveryRow(NamedTuple):
     """What is known of a delivery, by the last of its records and attempts. Times are microseconds, 0 if there is none.
 
-    Its record is at `offset` of the partition that has the number `partition` in the index; of a delivery of which only
-    attempts are known that is the event's. `decided` is when what its status is by was appended, or ended. `attempts` is
-    the number of the last attempt, `result` what came of it. `reason` is why it waits, is parked (by which name) or is a
-    dead letter.
+    Its record is at `offset` of the partition with the number `partition` in the index; of a delivery of which only
+    attempts are known, that is the event's. `decided` is when what its status is by was appended, or ended. `attempts`
+    is the number of the last attempt, `result` what came of it. `reason` is why it waits, is parked (by which name) or
+    is a dead letter.
     """
 
     key: DeliveryKey

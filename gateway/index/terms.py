@@ -5,12 +5,11 @@
     body.repository.full_name:acme/app  a field of the body; a list's items share its path
     =acme/app  =acme  =app              a piece of the body's text between blanks, and the words in it
 
-Case is folded, blanks inside a term are written as `␠`, and a long value is cut and told apart by a digest of all of it.
+Case is folded, blanks inside a term are written as `␠`, and a long value is cut and told apart by a digest of it all.
 """
 
 import hashlib
 import re
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from gateway.bodies.codings import decompressed
@@ -30,7 +29,7 @@ MAX_FIELDS = 4096
 CONTAINERS_A_TURN = 256
 PATHS_KEPT = 8192
 """Paths that are kept as terms have them: most bodies have the same."""
-PUNCTUATION = ".,;:!?()[]{}<>\"'`“”‘’«»…¿¡"
+PUNCTUATION = ".,;:!?()[]{}<>\"'`\u2018\u2019\u201c\u201d«»…¿¡"
 """What is no part of a piece of text at its beginning and end."""
 TOKEN_CHARACTERS = "".join([chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()])
 """The ASCII characters that FTS5 wouldn't take for parts of a term by itself."""
@@ -130,7 +129,7 @@ def _content(event: Event) -> _Content:
         content = read(event.body, coding, kind)
     except UnreadableBodyError:
         return _Content([], _plain_text(event.body, coding), is_cut=False, is_plain=False)
-    return _leaves(content)
+    return _content_of(content)
 
 
 def _plain_text(body: bytes, coding: str) -> list[str]:
@@ -142,57 +141,62 @@ def _plain_text(body: bytes, coding: str) -> list[str]:
     return [] if "\0" in text else [text]
 
 
-def _leaves(root: object) -> _Content:
-    """Return what a value of JSON's types has. Each of its containers is looked at once, so depth costs nothing."""
+def _content_of(root: object) -> _Content:
+    """Return what a value of JSON's types has."""
+    leaves, is_cut = _leaves(root)
     fields, texts = list[str](), list[str]()
-    is_plain, visited = True, 0
+    is_plain = True
+    for name, value in leaves:
+        if isinstance(value, str):
+            texts.append(value)
+            text = value
+            if not text.isascii() or not text.isprintable():
+                is_plain, text = False, _bounded(text)
+            elif len(text) > MAX_TEXT or " " in text:
+                text = _bounded(text)
+        elif value is None or isinstance(value, bool):
+            text = _CONSTANTS[value]
+        else:
+            text = _number(value)
+            texts.append(text)
+        if len(name) > _ROOT:
+            fields.append(f"{name}:{text}")
+    return _Content(fields, texts, is_cut, is_plain)
+
+
+def _leaves(root: object) -> tuple[list[tuple[str, object]], bool]:
+    """Return all values that are no containers, with their paths; and whether these are only some.
+
+    Each container is looked at once, however deep it is.
+    """
+    leaves = list[tuple[str, object]]()
     stack: list[tuple[str, object]] = [("body", root)]
-    while stack:
+    visited = 0
+    while stack and len(leaves) <= MAX_FIELDS:
         visited += 1
         if visited % CONTAINERS_A_TURN == 0:
             give_way()
-        if len(fields) > MAX_FIELDS:
-            return _Content(fields[:MAX_FIELDS], texts, is_cut=True, is_plain=is_plain)
         path, container = stack.pop()
-        if type(container) is dict:
-            named: Iterable[tuple[str, object]] = [(_path(path, key), value) for key, value in container.items()]
+        if isinstance(container, dict):
+            for key, value in container.items():
+                name = _paths.get((path, key)) or _path(path, key)
+                (stack if isinstance(value, dict | list) else leaves).append((name, value))
+        elif isinstance(container, list):
+            for value in container:
+                (stack if isinstance(value, dict | list) else leaves).append((path, value))
         else:
-            named = [(path, value) for value in container] if isinstance(container, list) else [(path, container)]
-        for name, value in named:
-            kind = type(value)
-            if kind is str:
-                text: str = value  # type: ignore[assignment] # as its type says
-                texts.append(text)
-                if not text.isascii() or not text.isprintable():
-                    is_plain, text = False, _bounded(text)
-                elif len(text) > MAX_TEXT or " " in text:
-                    text = _bounded(text)
-            elif kind is dict or kind is list:
-                stack.append((name, value))
-                continue
-            elif value is None or kind is bool:
-                text = _CONSTANTS[value]  # type: ignore[index] # as its type says
-            else:
-                text = _number(value)
-                texts.append(text)
-            if len(name) > _ROOT:
-                fields.append(f"{name}:{text}")
-    return _Content(fields, texts, is_cut=len(fields) > MAX_FIELDS, is_plain=is_plain)
+            leaves.append((path, container))
+    return leaves[:MAX_FIELDS], bool(stack) or len(leaves) > MAX_FIELDS
 
 
 def _path(path: str, key: str) -> str:
     """Return the path of a key's value, "" if that is too long."""
-    if not path:
-        return ""
-    known = _paths.get((path, key))
-    if known is None:
-        name = f"{path}.{_safe(key)}"
-        known = name if len(name) <= MAX_PATH else ""
-        if len(_paths) >= PATHS_KEPT:
-            _paths.clear()
-        if len(key) <= MAX_PATH:
-            _paths[path, key] = known
-    return known
+    name = f"{path}.{_safe(key)}" if path and len(path) + len(key) < MAX_PATH else ""
+    if len(_paths) >= PATHS_KEPT:
+        _paths.clear()
+    if name:
+        _paths[path, key] = name
+    return name
 
 
 _paths: dict[tuple[str, str], str] = {}

@@ -161,7 +161,7 @@ class Writer:
             except NewerRecordError:
                 self._uncommitted[LeftOut.NEWER] += 1
             else:
-                events.append(_new_event(event, part, record.offset, round(record.appended_at * 1e6) // 1000))
+                events.append(_new_event(event, part, record.offset, _us(record.appended_at) // 1000))
         self._uncommitted[LeftOut.TOO_OLD] += self._segments.add(events)
         if events:
             self._partitions.add_unsettled(part, records[-1].offset, events[0].at)
@@ -182,21 +182,22 @@ class Writer:
         for (record, each), key, known in zip(stored, keys, self._segments.find(keys), strict=True):
             event = known or stand_ins.get(key)
             if event is None:
-                at = min(key[1], round(record.appended_at * 1e6)) // 1000
+                at = min(key[1], _us(record.appended_at)) // 1000
                 new = _new_event(each.delivery.event, 0, 0, at)
                 event = self._segments.add_stand_in(new)
                 if event is None:
                     self._uncommitted[LeftOut.TOO_OLD] += 1
                     continue
                 stand_ins[key] = event
-            row = self._row_of(partition, part, kind, record, each, event.event)
+            lived = DeliveryKey(event.event, each.delivery.id, _us(each.delivery.replayed_at))
+            row = self._row_of(partition, kind, record, each, lived)
             found.append(row)
             attempts += _attempts_of(each, row.key)
         self._deliveries.add(found, attempts)
         self._touched.add(part)
 
     def _row_of(
-        self, partition: Partition, part: int, kind: Kind, record: Record, stored: StoredDelivery, event: int
+        self, partition: Partition, kind: Kind, record: Record, stored: StoredDelivery, key: DeliveryKey
     ) -> DeliveryRow:
         """Return what a delivery's record says."""
         delivery, metadata = stored.delivery, stored.metadata
@@ -219,20 +220,20 @@ class Writer:
             status = resolution(self.control, letter, partition, record.offset) or status
         last = delivery.attempts[-1] if delivery.attempts else None
         return DeliveryRow(
-            key=DeliveryKey(event, delivery.id, round(delivery.replayed_at * 1e6)),
+            key=key,
             route=delivery.route,
             destination=delivery.destination,
             item=-1 if delivery.part is None else delivery.part.number,
             status=status,
-            decided=round(record.appended_at * 1e6),
-            partition=part,
+            decided=_us(record.appended_at),
+            partition=self.parts[partition].id,
             offset=record.offset,
             successor=delivery.successor,
             attempts=0 if last is None else last.number,
             result="" if last is None else result_label(last),
             reason=_valid(reason),
             detail=_valid(metadata.detail[:MAX_DETAIL]),
-            due=round(delivery.due * 1e6),
+            due=_us(delivery.due),
         )
 
     def _add_attempts(self, part: int, records: Sequence[Record]) -> None:
@@ -324,16 +325,21 @@ def _new_event(event: Event, part: int, offset: int, at: int) -> NewEvent:
         source=event.source,
         type=_valid(event.type),
         key=None if event.key is None else _valid(event.key),
-        received=round(event.received_at * 1e6),
+        received=_us(event.received_at),
         size=len(event.body),
         is_cut=terms.is_cut,
         terms=terms.text,
     )
 
 
+def _us(seconds: float) -> int:
+    """Return a time as the index has it, in microseconds."""
+    return round(seconds * 1e6)
+
+
 def _identity(event_id: str, received_at: float) -> tuple[str, int]:
     """Return what tells an event from others: events with the same id were received at different times."""
-    return event_id, round(received_at * 1e6)
+    return event_id, _us(received_at)
 
 
 def _attempts_of(stored: StoredDelivery, key: DeliveryKey) -> list[AttemptRow]:
@@ -342,8 +348,8 @@ def _attempts_of(stored: StoredDelivery, key: DeliveryKey) -> list[AttemptRow]:
         AttemptRow(
             key=key,
             number=attempt.number,
-            at=round(attempt.at * 1e6),
-            took=round(attempt.seconds * 1e6),
+            at=_us(attempt.at),
+            took=_us(attempt.seconds),
             result=attempt.result,
             status=attempt.status or 0,
             sequel="",
@@ -357,14 +363,14 @@ def _attempts_of(stored: StoredDelivery, key: DeliveryKey) -> list[AttemptRow]:
 
 def _tried(attempt: AttemptRecord, event: Known, part: int, offset: int) -> tuple[AttemptRow, DeliveryRow, Tried]:
     """Return an attempt, what there is of its delivery if nothing else is known of that, and what it decides."""
-    key = DeliveryKey(event.event, attempt.delivery_id, round(attempt.replayed_at * 1e6))
+    key = DeliveryKey(event.event, attempt.delivery_id, _us(attempt.replayed_at))
     result = attempt.result.value if attempt.status is None else str(attempt.status)
-    tried = Tried(attempt.number, round((attempt.at + attempt.seconds) * 1e6), result, attempt.sequel)
+    tried = Tried(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.sequel)
     row = AttemptRow(
         key=key,
         number=attempt.number,
-        at=round(attempt.at * 1e6),
-        took=round(attempt.seconds * 1e6),
+        at=_us(attempt.at),
+        took=_us(attempt.seconds),
         result=attempt.result,
         status=attempt.status or 0,
         sequel=attempt.sequel or "",
