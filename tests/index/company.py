@@ -22,7 +22,7 @@ class Silent:
     def __init__(self) -> None:
         self.mine: set[Partition] = set()
 
-    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:
+    def assigned(self, assignments: Sequence[Assignment], without_position: Collection[Partition] = ()) -> None:  # noqa: ARG002 - the contract's
         self.mine.update(assignment.partition for assignment in assignments)
 
     async def revoked(self, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:  # noqa: ARG002 - the contract's
@@ -59,7 +59,7 @@ class Company:
     async def wait_until_readable(self) -> None:
         """Wait until all topics have leaders: those of Kafka have none just after they were created."""
         for topic in await self.log.topics():
-            while topic.startswith(self.topics.prefix) and (await self.log.readable(topic))[1]:
+            while topic.startswith(self.topics.prefix) and (await self.log.readable(topic))[1]:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.05)
 
     async def close(self) -> None:

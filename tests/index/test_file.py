@@ -17,7 +17,7 @@ from gateway.index.results import IndexedDelivery, IndexedEvent
 from gateway.log.base import Log
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.topics import Topics
-from gateway.model import UsageError
+from gateway.model import Event, UsageError
 from tests.index.company import Company
 from tests.index.conftest import Ticking
 from tests.index.test_search import a_history, all_found
@@ -35,6 +35,25 @@ async def answers(log: Log, topics: Topics, path: Path) -> list[tuple[IndexedEve
 
 async def told(index: Index) -> list[tuple[IndexedEvent, list[IndexedDelivery]]]:
     return [(event, await index.deliveries(event)) for event in await all_found(index, "", 100)]
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def written(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def modes_beside(path: Path) -> set[int]:
+    return {each.stat().st_mode & 0o777 for each in path.parent.glob(f"{path.name}*")}
+
+
+def damaged(path: Path) -> None:
+    """Overwrite all but the first page."""
+    content = bytearray(path.read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -76,21 +95,18 @@ async def test_a_deleted_file_is_made_anew(path: Path) -> None:
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
         before = await told(index)
-        path.unlink()
+        deleted(path)
         with pytest.raises(IndexUnavailableError, match="was deleted or replaced while it was open"):
             await index.refresh()
         await index.refresh()
         assert await told(index) == before
-        assert path.exists()
 
 
 async def test_a_damaged_file_is_made_anew(path: Path) -> None:
     company = await Company.found(MemoryLog(now=Ticking()))
     await a_history(company, Random(1), 30)
     before = await answers(company.log, company.topics, path)
-    content = bytearray(path.read_bytes())
-    content[4096:] = os.urandom(len(content) - 4096)
-    path.write_bytes(content)
+    damaged(path)
     async with open_index(path, company.log, company.topics) as index:
         for _ in range(3):
             try:
@@ -113,17 +129,16 @@ async def test_a_file_of_another_version_is_made_anew(path: Path) -> None:
 
 async def test_somebody_elses_file_is_refused(path: Path) -> None:
     company = await Company.found(MemoryLog())
-    path.write_text("precious")
+    written(path, "precious")
     with pytest.raises(UsageError, match="expected an index, got another file"):
         async with open_index(path, company.log, company.topics):
             pass
-    path.unlink()
+    deleted(path)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE precious (x)")
     with pytest.raises(UsageError, match="expected an index, got another program's database"):
         async with open_index(path, company.log, company.topics):
             pass
-    assert path.read_bytes()
 
 
 async def test_a_file_that_is_open_is_refused(path: Path) -> None:
@@ -138,7 +153,7 @@ async def test_nobody_else_may_read_the_file(path: Path) -> None:
     company = await Company.found(MemoryLog())
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
-        assert {each.stat().st_mode & 0o077 for each in path.parent.glob("index.db*")} == {0}
+        assert modes_beside(path) == {0o600}
 
 
 async def test_a_disk_that_is_full_is_told_and_waited_for(path: Path) -> None:
@@ -180,7 +195,7 @@ async def test_what_is_older_than_the_days_is_dropped(path: Path) -> None:
         await index.refresh()
         assert [each.id for each in await all_found(index, "", 10)] == [new.id]
         assert index._file.writer.execute("SELECT count(*) FROM deliveries").fetchone() == (0,)
-    path.unlink()
+    deleted(path)
     async with open_index(path, company.log, company.topics, days=3) as index:
         await index.refresh()
         assert [each.id for each in await all_found(index, "", 10)] == [new.id]
@@ -189,7 +204,7 @@ async def test_what_is_older_than_the_days_is_dropped(path: Path) -> None:
 async def test_the_oldest_segments_are_dropped_beyond_the_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "SEGMENT_EVENTS", 100)
     company = await Company.found(MemoryLog(now=Ticking()))
-    events = []
+    events = list[Event]()
     bound = 3 << 20
     async with open_index(path, company.log, company.topics, max_bytes=bound) as index:
         for _ in range(12):

@@ -1,6 +1,7 @@
 """How far events and deliveries are, by commits and by what was read before."""
 
 from itertools import permutations
+from typing import Any
 
 from gateway.index.settlement import (
     DeliveryKey,
@@ -25,7 +26,7 @@ KEY = DeliveryKey(1, "dlv_1", 0)
 
 
 def a_row(status: Status = Status.RETRYING, successor: int = 1, decided: int = 1_000, **fields: int) -> DeliveryRow:
-    given = {"partition": 1, "offset": 0, "attempts": 1} | fields
+    given: dict[str, Any] = {"partition": 1, "offset": 0, "attempts": 1} | fields
     return DeliveryRow(
         key=KEY, route="build", destination="ci", item=-1, status=status, decided=decided, successor=successor, **given
     )
