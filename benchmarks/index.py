@@ -149,7 +149,11 @@ async def measure(count: int, folder: Path) -> None:
     source = MadeUpLog(count)
     path = folder / "index.db"
     gaps: list[float] = []
+    before: list[float] = []
     async with open_index(path, cast("Log", source), TOPICS, days=3650, max_bytes=1 << 40) as index:
+        idle = asyncio.create_task(watch_loop(before), name="watch-idle")
+        await asyncio.sleep(3.0)
+        idle.cancel()
         watching = asyncio.create_task(watch_loop(gaps), name="watch")
         cpu, began = time.process_time(), time.perf_counter()
         await index.refresh()

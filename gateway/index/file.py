@@ -38,6 +38,7 @@ MERGED_AT = 8
 # A segment has the events of `start <= ms < end`. Its tables are `events_N` and `terms_N`.
 # `partitions.position` is the next offset to read. `is_gone`: its topic was deleted since. `unsettled`: since when (ms)
 # it has records above its base; NULL if it has none.
+# `let_through` are the events that have a dedupe entry, a bit each, in chunks of 4,096 offsets, in hexadecimal.
 # `deliveries.is_open`: whether its record, or a command, may still settle it.
 # `stand_ins` are events of which only a delivery's record was read: they have the partition 0.
 SCHEMA = """
@@ -49,6 +50,9 @@ CREATE TABLE partitions (
     id INTEGER PRIMARY KEY, topic TEXT NOT NULL, number INTEGER NOT NULL, topic_id TEXT NOT NULL,
     position INTEGER NOT NULL, is_gone INTEGER NOT NULL DEFAULT 0, progress TEXT, unsettled INTEGER
 ) STRICT;
+CREATE TABLE let_through (
+    partition TEXT NOT NULL, chunk INTEGER NOT NULL, bits TEXT NOT NULL, PRIMARY KEY (partition, chunk)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE sources (name TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 CREATE TABLE notes (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 CREATE TABLE deliveries (
@@ -81,7 +85,7 @@ def segment_statements(number: int) -> tuple[str, ...]:
     columns = (
         "event INTEGER PRIMARY KEY, id_key INTEGER NOT NULL, id TEXT NOT NULL, source TEXT NOT NULL,"
         " type TEXT NOT NULL, key TEXT, received INTEGER NOT NULL, partition INTEGER NOT NULL,"
-        " offset INTEGER NOT NULL, size INTEGER NOT NULL, is_cut INTEGER NOT NULL"
+        " offset INTEGER NOT NULL, size INTEGER NOT NULL, is_cut INTEGER NOT NULL, content INTEGER NOT NULL"
     )
     options = f"content = '', detail = none, columnsize = 0, tokenize = \"{_TOKENIZE}\""
     return (

@@ -24,6 +24,7 @@ from gateway.log.base import Log, Partition, Record
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import Event, LogUnavailableError, UnreadableRecordError, UsageError, immutable
+from gateway.turns import taking_turns
 
 T = TypeVar("T")
 POLL = 1.0
@@ -181,10 +182,10 @@ class Index:
             return None
 
     async def _read(self, work: Callable[[], T]) -> T:
-        """Do something in the reading thread."""
+        """Do something in the reading thread, in turns with the event loop."""
 
         def read() -> T:
-            with self._file.errors():
+            with self._file.errors(), taking_turns(self._loop):
                 return work()
 
         return await self._loop.run_in_executor(self._reading, read)

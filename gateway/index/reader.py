@@ -32,7 +32,8 @@ STEP_BYTES = 2 << 20
 RETENTION_SLACK = 3600.0
 """Seconds before what is kept from which on events are read: clocks differ."""
 _GROUPED = (Kind.EVENTS, Kind.RETRY, Kind.ORDERED)
-"""The kinds whose records are done by commits."""
+_ENDS = (*SUCCESSORS, Kind.DEDUPE)
+"""The kinds whose records are done by commits; those that tell how records were done."""
 
 
 class Range(NamedTuple):
@@ -82,16 +83,14 @@ class Reader:
         commits = await self._commits({topic for topic, kind in kinds.items() if kind in _GROUPED}, kinds)
         ids = {topic: self._log.topic_id(topic) for topic in kinds}
         attempts = await self._ranges([topic for topic, kind in kinds.items() if kind is Kind.ATTEMPTS], unreadable)
-        successors = await self._ranges([topic for topic, kind in kinds.items() if kind in SUCCESSORS], unreadable)
+        successors = await self._ranges([topic for topic, kind in kinds.items() if kind in _ENDS], unreadable)
         events = await self._ranges([topic for topic, kind in kinds.items() if kind is Kind.EVENTS], unreadable)
         count = await self._follow_control(unreadable)
         for ranges in (events, successors):
             count += await self._read(ranges, kinds, unreadable)
         if not any(kinds.get(partition.topic) is Kind.EVENTS for partition in unreadable):
             count += await self._read(attempts, kinds, unreadable)  # else they wait for their events
-        has_unread = any(
-            kinds.get(each.topic) in SUCCESSORS or each.topic == self._topics.control for each in unreadable
-        )
+        has_unread = any(kinds.get(each.topic) in _ENDS or each.topic == self._topics.control for each in unreadable)
         if not has_unread:
             known = {**successors, **events}
             settlements = {
@@ -118,7 +117,8 @@ class Reader:
         kinds = dict.fromkeys(sorted(self._event_topics & present), Kind.EVENTS)
         kinds |= {name: Kind.RETRY for name in sorted(present) if name.startswith(topics.retry(""))}
         kinds |= {name: Kind.ORDERED for name in sorted(present) if topics.ordered_target(name) is not None}
-        own = {topics.parked: Kind.PARKED, topics.dead: Kind.DEAD, f"{topics.prefix}attempts": Kind.ATTEMPTS}
+        own = {topics.parked: Kind.PARKED, topics.dead: Kind.DEAD, topics.dedupe: Kind.DEDUPE}
+        own |= {f"{topics.prefix}attempts": Kind.ATTEMPTS}
         return kinds | {name: kind for name, kind in own.items() if name in present}
 
     async def _commits(self, names: set[str], kinds: Mapping[str, Kind]) -> dict[Partition, Commit | None]:

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from gateway.engine.control.records import partition_key
 from gateway.index.candidates import candidates_of, count_up_to
 from gateway.index.conditions import Asked, asked_of
 from gateway.index.deliveries import COLUMNS, row_of
+from gateway.index.duplicates import LetThrough, Suspect
 from gateway.index.event_numbers import END, SLOTS, id_key
 from gateway.index.file import as_json, one, rows
 from gateway.index.query import Query
@@ -21,10 +23,11 @@ from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent,
 from gateway.index.settlement import Progress, Settled, decode_progress, settled, worst
 from gateway.index.statuses import Status
 from gateway.log.base import Partition
+from gateway.turns import give_way
 
 SECONDS = 0.15
 """For which a search looks; what it has found by then is its answer, with where to go on."""
-FIRST_CANDIDATES, MOST_CANDIDATES = 128, 1024
+FIRST_CANDIDATES, MOST_CANDIDATES = 128, 512
 """Looked at in one statement, where deliveries decide; four times as many in each following one."""
 FEW = 500
 """Deliveries that are looked at one by one instead of going through all events with the terms."""
@@ -57,6 +60,7 @@ class Searcher:
 
     def __init__(self, connection: sqlite3.Connection, clock: Callable[[], float] = perf_counter) -> None:
         self._connection = connection
+        self._let_through = LetThrough(connection)
         self._clock = clock
 
     def search(self, query: Query, *, limit: int, cursor: int | None) -> Page:
@@ -181,12 +185,68 @@ class Searcher:
         """Return events by their numbers, in this order; without those whose topic is gone."""
         select = (
             "SELECT json_group_array(json_array(events.event, events.id, source, events.type, events.key, received,"  # noqa: S608 - our own number
-            " partition, offset, size, is_cut,"
+            " partition, offset, size, is_cut, content,"
             " json((SELECT json_group_array(json_array(route, destination, status)) FROM deliveries"
             " WHERE deliveries.event = events.event)))) FROM json_each(?) AS asked"
             f" CROSS JOIN events_{segment.id} AS events ON events.event = asked.value"
         )
-        return [_described(fields, partitions) for fields in rows(self._connection, select, as_json(numbers))]
+        found = []
+        for fields in rows(self._connection, select, as_json(numbers)):
+            give_way()
+            found.append(_Found.of(fields, partitions))
+        suspects = [each.suspect for each in found if each.suspect is not None]
+        duplicates = self._let_through.duplicates(suspects, self._segment_ids() if suspects else ())
+        return [each.described(is_duplicate=each.suspect in duplicates) for each in found]
+
+    def _segment_ids(self) -> list[int]:
+        return [each.id for each in self._segments(_Limits(0, END))]
+
+
+class _Found(NamedTuple):
+    """An event as its row has it, with what its deliveries are; `own` is what its partition's progress says of it."""
+
+    fields: Sequence[Any]
+    partition: Partition | None
+    own: Status | None
+    deliveries: list[Settled]
+
+    @classmethod
+    def of(cls, fields: Sequence[Any], partitions: Partitions) -> "_Found":
+        *own_fields, deliveries = fields
+        partition, progress = partitions.get(own_fields[6], (None, None))
+        own = None
+        if partition is not None:
+            own = Status.UNKNOWN if progress is None else progress.status_of(own_fields[7])
+        its = [Settled(route, destination, Status(status)) for route, destination, status in deliveries]
+        return cls(own_fields, partition, own, its)
+
+    @property
+    def suspect(self) -> Suspect | None:
+        """Itself as what may be a duplicate, None if it can't be one."""
+        _, id_, _, _, _, _, part, offset, _, _, content = self.fields
+        if self.partition is None or not content or self.deliveries or self.own is not Status.ENDED:
+            return None
+        return Suspect(partition_key(self.partition), offset, part, id_, content)
+
+    def described(self, *, is_duplicate: bool) -> IndexedEvent:
+        number, id_, source, type_, key, received, _, offset, size, is_cut, _ = self.fields
+        instead = Status.DUPLICATE if is_duplicate else Status.ENDED
+        its = settled(self.own, self.deliveries, instead_of_ended=instead)
+        return IndexedEvent(
+            number=number,
+            id=id_,
+            source=source,
+            type=type_,
+            key=key,
+            received_at=received / 1e6,
+            appended_at=number // SLOTS / 1000,
+            partition=self.partition,
+            offset=offset,
+            size=size,
+            is_cut=bool(is_cut),
+            status=worst(its),
+            settled=tuple(its),
+        )
 
 
 def _attempt_of(fields: Sequence[Any], partitions: Partitions) -> IndexedAttempt:
@@ -201,30 +261,6 @@ def _attempt_of(fields: Sequence[Any], partitions: Partitions) -> IndexedAttempt
         detail=detail,
         partition=partitions[partition][0] if partition in partitions else None,
         offset=offset,
-    )
-
-
-def _described(fields: Sequence[Any], partitions: Partitions) -> IndexedEvent:
-    number, id_, source, type_, key, received, part, offset, size, is_cut, deliveries = fields
-    partition, progress = partitions.get(part, (None, None))
-    own = None
-    if partition is not None:
-        own = Status.UNKNOWN if progress is None else progress.status_of(offset)
-    its = settled(own, [Settled(route, destination, Status(status)) for route, destination, status in deliveries])
-    return IndexedEvent(
-        number=number,
-        id=id_,
-        source=source,
-        type=type_,
-        key=key,
-        received_at=received / 1e6,
-        appended_at=number // SLOTS / 1000,
-        partition=partition,
-        offset=offset,
-        size=size,
-        is_cut=bool(is_cut),
-        status=worst(its),
-        settled=tuple(its),
     )
 
 

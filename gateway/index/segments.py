@@ -43,6 +43,8 @@ class NewEvent(NamedTuple):
     received: int
     size: int
     is_cut: bool
+    content: int
+    """A digest of its type, query and body; 0 if its sender gave it no identity."""
     terms: str
 
 
@@ -197,15 +199,28 @@ class Segments:
     def _insert(self, segment: _Segment, numbered: Sequence[tuple[int, NewEvent]]) -> None:
         described, terms = list[tuple[object, ...]](), list[tuple[int, str]]()
         characters = 0
-        for number, (_, partition, offset, id_, source, type_, key, received, size, is_cut, text) in numbered:
-            fields = (number, id_key(id_), id_, source, type_, key, received, partition, offset, size, int(is_cut))
+        for number, (_, partition, offset, id_, source, type_, key, received, size, is_cut, content, text) in numbered:
+            fields = (
+                number,
+                id_key(id_),
+                id_,
+                source,
+                type_,
+                key,
+                received,
+                partition,
+                offset,
+                size,
+                int(is_cut),
+                content,
+            )
             described.append(fields)
             terms.append((number, text))
             characters += len(text)
             if source not in self._sources:
                 self._sources.add(source)
                 self._connection.execute("INSERT OR IGNORE INTO sources (name) VALUES (?)", (source,))
-        columns = ", ".join([f"value ->> {index}" for index in range(11)])
+        columns = ", ".join([f"value ->> {index}" for index in range(12)])
         self._connection.execute(
             f"INSERT INTO events_{segment.id} SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names and numbers
             (as_json(described),),

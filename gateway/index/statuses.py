@@ -19,11 +19,9 @@ class Status(StrEnum):
     DROPPED = "dropped"
     """It ended with a failure that the rules drop, or an operator has dropped its dead letter."""
     ENDED = "ended"
-    """It is done, without a dead letter; whether it was delivered, dropped or nobody's isn't recorded."""
+    """It is done, without a dead letter. Whether it was delivered, or dropped, or no route took it, isn't recorded."""
     DUPLICATE = "duplicate"
-    """An earlier event has its identity and content, and it was not delivered."""
-    UNROUTED = "unrouted"
-    """No route takes events of its source."""
+    """An earlier event has its identity and content, and is the one that was let through."""
     DELIVERED = "delivered"
     """A 2xx is recorded."""
 
@@ -31,5 +29,5 @@ class Status(StrEnum):
 WORST_FIRST = tuple(Status)
 OPEN = (Status.DEAD, Status.PARKED, Status.RETRYING, Status.PENDING)
 """Something is still to be done, by the gateway or by an operator."""
-OF_EVENTS = (Status.PENDING, Status.UNKNOWN, Status.ENDED, Status.DUPLICATE, Status.UNROUTED)
+OF_EVENTS = (Status.PENDING, Status.UNKNOWN, Status.ENDED, Status.DUPLICATE)
 """What an event may be of which no delivery is recorded."""

@@ -5,14 +5,15 @@ made anew by that version.
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 
-from gateway.engine.control.records import DeadLetterProperties
+from gateway.engine.control.records import DeadLetterProperties, partition_key
 from gateway.engine.control.state import Control
 from gateway.index.deliveries import AttemptRow, Deliveries, resolution
+from gateway.index.duplicates import LetThrough
 from gateway.index.file import IndexFile
 from gateway.index.partitions import Part, Partitions, Settlement
 from gateway.index.segments import Known, NewEvent, Segments
@@ -21,8 +22,15 @@ from gateway.index.statuses import Status
 from gateway.index.terms import terms_of
 from gateway.log.attempt_records import AttemptRecord, decode_attempt_record
 from gateway.log.base import Partition, Record
-from gateway.log.records import StoredDelivery, decode_delivery, decode_event
-from gateway.model import Event, NewerRecordError, UndecodableRecordError, result_label
+from gateway.log.records import (
+    DEDUPE_ENTRY,
+    StoredDelivery,
+    decode_dedupe_entries,
+    decode_delivery,
+    decode_event,
+    fingerprint,
+)
+from gateway.model import Event, NewerRecordError, UndecodableRecordError, identity_of, result_label
 from gateway.turns import give_way, taking_turns
 
 MAX_DETAIL = 300
@@ -39,6 +47,7 @@ class Kind(StrEnum):
     ORDERED = "ordered"
     PARKED = "parked"
     DEAD = "dead"
+    DEDUPE = "dedupe"
     ATTEMPTS = "attempts"
     CONTROL = "control"
 
@@ -76,7 +85,9 @@ class Writer:
         self._loop = loop
         self._connection = file.writer
         self._deliveries = Deliveries(self._connection)
+        self._let_through = LetThrough(self._connection)
         self.control = Control()
+        self._log_starts: dict[Partition, int] = {}
         self._resolutions = 0
         self._is_control_changed = True
         self.left_out: Counter[LeftOut] = Counter()
@@ -105,6 +116,7 @@ class Writer:
             part = self._partitions.forget(partition)
             if kind is Kind.EVENTS:
                 self._segments.forget_partition(part.id)
+                self._let_through.forget(partition_key(partition))
             self._deliveries.forget_partition(part.id)
 
     def note_topic_id(self, partition: Partition, topic_id: str) -> None:
@@ -128,6 +140,8 @@ class Writer:
             self._segments.forget_before(now)
             if kind is Kind.EVENTS:
                 self._add_events(part, records)
+            elif kind is Kind.DEDUPE:
+                self._add_entries(records)
             elif kind is Kind.ATTEMPTS:
                 self._add_attempts(part, records)
             else:
@@ -165,6 +179,24 @@ class Writer:
         self._uncommitted[LeftOut.TOO_OLD] += self._segments.add(events)
         if events:
             self._partitions.add_unsettled(part, records[-1].offset, events[0].at)
+
+    def _add_entries(self, records: Sequence[Record]) -> None:
+        offsets: defaultdict[str, list[int]] = defaultdict(list)
+        for record in records:
+            give_way()
+            name = record.key.decode("utf-8", "replace")
+            if "/" not in name:  # it was only appended to learn the time
+                continue
+            try:
+                entries = decode_dedupe_entries(record)
+            except UndecodableRecordError:
+                self._uncommitted[LeftOut.UNDECODABLE] += 1
+            except NewerRecordError:
+                self._uncommitted[LeftOut.NEWER] += 1
+            else:
+                offsets[name] += [offset for _, _, offset, _ in DEDUPE_ENTRY.iter_unpack(entries.rows)]
+        for name, its in offsets.items():
+            self._let_through.add(name, its)
 
     def _add_deliveries(self, partition: Partition, part: int, kind: Kind, records: Sequence[Record]) -> None:
         stored = list[tuple[Record, StoredDelivery]]()
@@ -264,6 +296,9 @@ class Writer:
             for partition, settlement in settlements.items():
                 if partition not in self.parts:
                     continue
+                if kinds.get(partition) is Kind.EVENTS and settlement.log_start > self._log_starts.get(partition, 0):
+                    self._log_starts[partition] = settlement.log_start
+                    self._let_through.forget(partition_key(partition), settlement.log_start)
                 progress = self._partitions.advance(partition, settlement)
                 part = self.parts[partition]
                 if progress is None and part.id not in self._touched:
@@ -317,6 +352,7 @@ class Writer:
 
 def _new_event(event: Event, part: int, offset: int, at: int) -> NewEvent:
     terms = terms_of(event)
+    has_identity = identity_of(event.id) is not None
     return NewEvent(
         at=at,
         partition=part,
@@ -328,6 +364,7 @@ def _new_event(event: Event, part: int, offset: int, at: int) -> NewEvent:
         received=_us(event.received_at),
         size=len(event.body),
         is_cut=terms.is_cut,
+        content=int.from_bytes(fingerprint(event), "big") >> 1 if has_identity else 0,
         terms=terms.text,
     )
 

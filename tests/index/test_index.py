@@ -13,9 +13,10 @@ from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
 from gateway.log.attempt_records import Sequel
 from gateway.log.base import Partition
-from gateway.model import LogUnavailableError, Result
+from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries, fingerprint
+from gateway.model import Event, LogUnavailableError, Result, identity_of
 from tests.builders import an_attempt, an_event
-from tests.index.company import Company
+from tests.index.company import Company, repeated
 
 YEARS = 36_500.0
 
@@ -296,15 +297,15 @@ async def test_events_with_one_identity_have_their_own_deliveries(company: Compa
 
 async def test_what_cant_be_decoded_is_left_out_and_counted(company: Company, path: Path) -> None:
     event, *_ = await company.event()
-    for topic in ("events.github", "retry.5s", "dead", "parked", "attempts", "control"):
-        await company.log.append(f"gateway.{topic}", key=b"k", value=b"poison", headers=[])
+    for topic in ("events.github", "retry.5s", "dead", "parked", "attempts", "dedupe", "control"):
+        await company.log.append(f"gateway.{topic}", key=b"k/1", value=b"poison", headers=[])
         newer = [("gw_v", b"9")] if topic != "control" else []
         value = b'{"v":9}' if topic == "control" else b""
         await company.log.append(f"gateway.{topic}", key=b"pause/route/x", value=value, headers=newer)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
         assert await ids(index) == {event.id}
-        assert (await index.statistics()).left_out == {"undecodable": 6, "newer": 6}
+        assert (await index.statistics()).left_out == {"undecodable": 7, "newer": 7}
 
 
 async def test_a_recreated_topic_is_read_from_its_beginning(company: Company, path: Path) -> None:
@@ -412,3 +413,58 @@ async def test_hostile_text_is_only_text(company: Company, path: Path, text: str
         with suppress(QueryError):
             assert await ids(index, text) <= {event.id}
         assert await ids(index) == {event.id}
+
+
+async def let_through(company: Company, partition: Partition, event: Event, offset: int) -> None:
+    """Store the dedupe entry of an event."""
+    identity = identity_of(event.id)
+    assert identity is not None
+    row = DEDUPE_ENTRY.pack(identity, fingerprint(event), offset, round(company.log.now() * 1e6))
+    headers = encode_dedupe_entries(event.source, 0)
+    await company.log.append(company.topics.dedupe, key=dedupe_entries_key(partition), value=row, headers=headers)
+
+
+async def test_a_duplicate_is_one_by_the_entry_of_its_original(any_company: Company, path: Path) -> None:
+    company = any_company
+    now = round(company.log.now(), 6)
+    original, partition, offset = await company.event(key="k")
+    repeat, _, last = await company.store(repeated(original, received_at=now + 1))
+    changed, *_ = await company.store(repeated(original, received_at=now + 2, body=b'{"other":1}'))
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        assert await ids(index, "status:duplicate") == set()
+        await let_through(company, partition, original, offset)
+        await let_through(company, partition, changed, last + 1)
+        await company.commit(partition, last + 2)
+        await index.refresh()
+        found = await index.events(original.id)
+        assert [(each.received_at, each.status) for each in found] == [
+            (changed.received_at, Status.ENDED),
+            (repeat.received_at, Status.DUPLICATE),
+            (original.received_at, Status.ENDED),
+        ]
+        assert len((await index.search("status:duplicate")).events) == 1
+        await company.die(repeat)  # it was delivered all the same, by rules without dedupe
+        await index.refresh()
+        assert await ids(index, "status:duplicate") == set()
+
+
+async def test_an_event_with_an_entry_of_its_own_is_no_duplicate(company: Company, path: Path) -> None:
+    """It came after the window of its original."""
+    original, partition, offset = await company.event(key="k")
+    repeat, _, last = await company.store(repeated(original, received_at=round(company.log.now(), 6)))
+    for event, at in ((original, offset), (repeat, last)):
+        await let_through(company, partition, event, at)
+    await company.commit(partition, last + 1)
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        assert {event.status for event in await index.events(original.id)} == {Status.ENDED}
+
+
+async def test_without_dedupe_an_event_is_no_duplicate(company: Company, path: Path) -> None:
+    original, partition, _ = await company.event(key="k")
+    _, _, last = await company.store(repeated(original, received_at=round(company.log.now(), 6)))
+    await company.commit(partition, last + 1)
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        assert {event.status for event in await index.events(original.id)} == {Status.ENDED}
