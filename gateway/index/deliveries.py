@@ -64,13 +64,18 @@ class Deliveries:
         self._write(known.values())
         self._write_attempts([row for row, _, _ in attempts], "REPLACE")
 
-    def settle(self, partition: int, progress: Progress) -> None:
-        """Close the deliveries whose records are done by the progress of their partition."""
+    def settle(self, partition: int, progress: Progress, unsure_before: int) -> None:
+        """Close the deliveries whose records are done by the progress of their partition.
+
+        Of those appended before a time (µs) it isn't known: the log may have deleted them before they were done.
+        """
         update = f"UPDATE deliveries SET status = ?, is_open = 0 WHERE partition = ? AND is_open = 1 AND {_UNSETTLED}"  # noqa: S608 - our own names and numbers
         if progress.doubted_until:
             doubted = (Status.UNKNOWN, partition, progress.doubted, progress.doubted_until)
             self._connection.execute(f"{update} AND offset >= ? AND offset < ?", doubted)
-        self._connection.execute(f"{update} AND offset < ?", (Status.ENDED, partition, progress.base))
+        below = f"{update} AND offset < ?"
+        self._connection.execute(f"{below} AND decided < ?", (Status.UNKNOWN, partition, progress.base, unsure_before))
+        self._connection.execute(below, (Status.ENDED, partition, progress.base))
         if progress.done:
             commit = Commit(progress.base, progress.done)
             select = (

@@ -78,7 +78,7 @@ class Reader:
         These stay as they were while some successors can't be read. Raises LogUnavailableError and
         IndexUnavailableError, after which the next round continues from what was committed.
         """
-        kinds = await self._kinds()
+        kinds, began = await self._kinds(), self._log.now()
         unreadable: dict[Partition, str] = {}
         commits = await self._commits({topic for topic, kind in kinds.items() if kind in _GROUPED}, kinds)
         ids = {topic: self._log.topic_id(topic) for topic in kinds}
@@ -99,7 +99,7 @@ class Reader:
                 if partition in known and not self._is_recreated(partition, ids[partition.topic])
             }
             by_partition = {partition: kinds[partition.topic] for partition in known}
-            await self._run(self._writer.settle, settlements, by_partition)
+            await self._run(self._writer.settle, settlements, by_partition, began)
         await self._commit()
         return Round(count, unreadable, has_unread)
 

@@ -124,8 +124,8 @@ def after_record(before: DeliveryRow | None, record: DeliveryRow) -> DeliveryRow
 
 
 def after_attempt(before: DeliveryRow | None, first: DeliveryRow, tried: Tried) -> DeliveryRow:
-    """Return what is known of a delivery after an attempt was read; `first`: what there is of one without a record."""
-    row = first._replace(status=Status.RETRYING) if before is None else before
+    """Return what is known of a delivery after an attempt was read; `first`: what it is if nothing else is known."""
+    row = first if before is None else before
     if tried.number >= row.attempts:
         row = row._replace(attempts=tried.number, result=tried.result)
     end = _ENDS.get(tried.sequel) if tried.sequel is not None else None

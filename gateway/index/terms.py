@@ -10,6 +10,7 @@ Case is folded, blanks inside a term are written as `␠`, and a long value is c
 
 import hashlib
 import re
+from collections import deque
 from typing import NamedTuple
 
 from gateway.bodies.codings import decompressed
@@ -167,26 +168,26 @@ def _content_of(root: object) -> _Content:
 def _leaves(root: object) -> tuple[list[tuple[str, object]], bool]:
     """Return all values that are no containers, with their paths; and whether these are only some.
 
-    Each container is looked at once, however deep it is.
+    Each container is looked at once, the outer ones first.
     """
     leaves = list[tuple[str, object]]()
-    stack: list[tuple[str, object]] = [("body", root)]
+    waiting: deque[tuple[str, object]] = deque([("body", root)])
     visited = 0
-    while stack and len(leaves) <= MAX_FIELDS:
+    while waiting and len(leaves) <= MAX_FIELDS:
         visited += 1
         if visited % CONTAINERS_A_TURN == 0:
             give_way()
-        path, container = stack.pop()
+        path, container = waiting.popleft()
         if isinstance(container, dict):
             for key, value in container.items():
                 name = _paths.get((path, key)) or _path(path, key)
-                (stack if isinstance(value, dict | list) else leaves).append((name, value))
+                (waiting if isinstance(value, dict | list) else leaves).append((name, value))
         elif isinstance(container, list):
             for value in container:
-                (stack if isinstance(value, dict | list) else leaves).append((path, value))
+                (waiting if isinstance(value, dict | list) else leaves).append((path, value))
         else:
             leaves.append((path, container))
-    return leaves[:MAX_FIELDS], bool(stack) or len(leaves) > MAX_FIELDS
+    return leaves[:MAX_FIELDS], bool(waiting) or len(leaves) > MAX_FIELDS
 
 
 def _path(path: str, key: str) -> str:

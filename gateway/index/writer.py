@@ -30,11 +30,14 @@ from gateway.log.records import (
     decode_event,
     fingerprint,
 )
+from gateway.log.topics import DAY
 from gateway.model import Event, NewerRecordError, UndecodableRecordError, identity_of, result_label
 from gateway.turns import give_way, taking_turns
 
 MAX_DETAIL = 300
 """Characters of a message that are kept; the record has all of it."""
+KEPT_UNDONE = 7 * DAY
+"""Seconds for which the log keeps a delivery's record, beside the delay of its tier, whether it is done or not."""
 MERGE_SECONDS = 0.1
 """For which closed segments are merged after a transaction."""
 
@@ -290,26 +293,34 @@ class Writer:
 
     # Transactions.
 
-    def settle(self, settlements: Mapping[Partition, Settlement], kinds: Mapping[Partition, Kind]) -> None:
+    def settle(self, settlements: Mapping[Partition, Settlement], kinds: Mapping[Partition, Kind], now: float) -> None:
         """Put commits in force. What had been appended when they were asked for has been read."""
         with self._working():
             for partition, settlement in settlements.items():
                 if partition not in self.parts:
                     continue
-                if kinds.get(partition) is Kind.EVENTS and settlement.log_start > self._log_starts.get(partition, 0):
-                    self._log_starts[partition] = settlement.log_start
-                    self._let_through.forget(partition_key(partition), settlement.log_start)
+                if kinds[partition] is Kind.EVENTS:
+                    self._forget_entries(partition, settlement.log_start)
+                    unsure_before = 0
+                else:  # the log deletes what is done there, but also what is older than that
+                    settlement, unsure_before = settlement._replace(log_start=0), _us(max(0.0, now - KEPT_UNDONE))  # noqa: PLW2901
                 progress = self._partitions.advance(partition, settlement)
                 part = self.parts[partition]
                 if progress is None and part.id not in self._touched:
                     continue
                 assert part.progress is not None
-                self._deliveries.settle(part.id, part.progress)
+                self._deliveries.settle(part.id, part.progress, unsure_before)
                 self._touched.discard(part.id)
             if self._is_control_changed:
                 self._deliveries.resume(self.control, self._numbered(kinds, Kind.PARKED))
                 self._deliveries.resolve(self.control, self._resolutions, self._numbered(kinds, Kind.DEAD))
                 self._resolutions, self._is_control_changed = self.control.resolutions, False
+
+    def _forget_entries(self, partition: Partition, log_start: int) -> None:
+        """Forget the dedupe entries of events that the log no longer has."""
+        if log_start > self._log_starts.get(partition, 0):
+            self._log_starts[partition] = log_start
+            self._let_through.forget(partition_key(partition), log_start)
 
     def _numbered(self, kinds: Mapping[Partition, Kind], kind: Kind) -> dict[int, Partition]:
         return {part.id: partition for partition, part in self.parts.items() if kinds.get(partition) is kind}
@@ -420,7 +431,7 @@ def _tried(attempt: AttemptRecord, event: Known, part: int, offset: int) -> tupl
         route=attempt.route,
         destination=attempt.destination,
         item=-1 if attempt.item is None else attempt.item,
-        status=Status.RETRYING,
+        status=Status.RETRYING if event.partition else Status.UNKNOWN,
         decided=tried.ended,
         partition=event.partition,
         offset=event.offset,

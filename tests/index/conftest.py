@@ -24,6 +24,17 @@ class Ticking:
         return self._now
 
 
+class Calendar:
+    """A clock that is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_764_532_800.0
+
+    def __call__(self) -> float:
+        self.now += 0.002
+        return self.now
+
+
 @pytest.fixture
 async def company() -> Company:
     """Return a gateway's log in memory."""

@@ -19,7 +19,7 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.topics import Topics
 from gateway.model import Event, UsageError
 from tests.index.company import Company
-from tests.index.conftest import Ticking
+from tests.index.conftest import Calendar, Ticking
 from tests.index.test_search import a_history, all_found
 from tests.memory_log import MemoryLog
 
@@ -170,17 +170,6 @@ async def test_a_disk_that_is_full_is_told_and_waited_for(path: Path) -> None:
         await index.refresh()
         assert [each.id for each in await all_found(index, "", 10)] == [event.id]
         assert (await index.statistics()).problem == ""
-
-
-class Calendar:
-    """A clock that is set."""
-
-    def __init__(self) -> None:
-        self.now = 1_764_532_800.0
-
-    def __call__(self) -> float:
-        self.now += 0.002
-        return self.now
 
 
 async def test_what_is_older_than_the_days_is_dropped(path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the index says of events and deliveries: as the log has them, and no more than that."""
 
 import asyncio
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from gateway.index.query import QueryError
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
 from gateway.log.attempt_records import Sequel
-from gateway.log.base import Partition
+from gateway.log.base import Partition, Record
 from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries, fingerprint
 from gateway.model import Event, LogUnavailableError, Result, identity_of
 from tests.builders import an_attempt, an_event
 from tests.index.company import Company, repeated
-
-YEARS = 36_500.0
+from tests.index.conftest import Calendar
+from tests.memory_log import MemoryLog
 
 
 def deleted(path: Path) -> None:
@@ -468,3 +469,92 @@ async def test_without_dedupe_an_event_is_no_duplicate(company: Company, path: P
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
         assert {event.status for event in await index.events(original.id)} == {Status.ENDED}
+
+
+async def test_a_retry_that_the_log_may_have_deleted_before_it_was_done_is_unknown(path: Path) -> None:
+    clock = Calendar()
+    company = await Company.found(MemoryLog(now=clock))
+    event, partition, offset = await company.event()
+    _, tier, at = await company.retry(event)
+    await company.commit(partition, offset + 1)
+    async with open_index(path, company.log, company.topics, days=30) as index:
+        await index.refresh()
+        assert await status(index, event.id) is Status.RETRYING
+        clock.now += 8 * 86400.0
+        company.log.delete_below(tier, at + 1)  # type: ignore[attr-defined] # the log in memory
+        await company.commit(tier, at + 1)
+        await index.refresh()
+        assert await status(index, event.id) is Status.UNKNOWN
+
+
+async def test_a_retry_whose_record_is_deleted_as_it_is_done_has_ended(company: Company, path: Path) -> None:
+    event, partition, offset = await company.event()
+    _, tier, at = await company.retry(event)
+    await company.commit(partition, offset + 1)
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        await company.commit(tier, at + 1)
+        company.log.delete_below(tier, at + 1)  # type: ignore[attr-defined] # the log in memory
+        await index.refresh()
+        assert await status(index, event.id) is Status.ENDED
+
+
+async def test_a_partition_that_fails_while_it_is_read_holds_up_no_other(company: Company, path: Path) -> None:
+    events = [(await company.event(key=str(number)))[0] for number in range(20)]
+    bad = Partition(company.topics.events("github"), 2)
+    scan = company.log.scan
+
+    async def failing(partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        if partition == bad:
+            raise LogUnavailableError("its leader is gone")
+        async for records in scan(partition, start, end):
+            yield records
+
+    async with open_index(path, company.log, company.topics) as index:
+        company.log.scan = failing  # type: ignore[method-assign] # one broker fails
+        done = await index.refresh()
+        assert done.unreadable == {bad: "its leader is gone"}
+        assert 0 < len(await found(index)) < 20
+        company.log.scan = scan  # type: ignore[method-assign] # it is back
+        await index.refresh()
+        assert await ids(index) == {event.id for event in events}
+
+
+async def test_bodies_of_all_kinds_are_indexed(company: Company, path: Path) -> None:
+    rows = [{"id": number, "name": f"row {number}"} for number in range(25_000)]
+    large, *_ = await company.event(body={"rows": rows})
+    deep, *_ = await company.event(body=b'{"deep":' * 900 + b'"bottom"' + b"}" * 900)
+    form, *_ = await company.event(body=b"a=one&b=two", headers={"Content-Type": "application/x-www-form-urlencoded"})
+    xml, *_ = await company.event(body=b"<o><n>seven</n></o>", headers={"Content-Type": "application/xml"})
+    binary, *_ = await company.event(body=bytes(range(256)) * 100)
+    strange, *_ = await company.event(type="t\udc80", key="k\udcff", body=b'{"a":"\\u0000 x"}')
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        assert await ids(index, "body.rows.id:7") == {large.id}
+        assert [event.is_cut for event in await index.events(large.id)] == [True]
+        assert await ids(index, "bottom") == {deep.id}
+        assert await ids(index, "body.b:two") == {form.id}
+        assert await ids(index, "seven") == {xml.id}
+        assert await ids(index, "x") == {strange.id}
+        assert binary.id in await ids(index)
+
+
+async def test_it_follows_the_log_until_it_is_cancelled(company: Company, path: Path) -> None:
+    slept: list[float] = []
+    event, *_ = await company.event()
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise asyncio.CancelledError
+        if len(slept) == 2:
+            await company.event()
+
+    async with open_index(path, company.log, company.topics, sleep=sleep) as index:
+        with pytest.raises(asyncio.CancelledError):
+            await index.run()
+        assert len(await found(index)) == 2
+        assert slept == [0.1, 1.0, 0.1]
+        statistics = await index.statistics()
+        assert (statistics.events, statistics.lag, statistics.problem) == (2, 0, "")
+        assert event.received_at - 86400.0 <= (statistics.oldest or 0.0) <= event.received_at
