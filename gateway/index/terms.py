@@ -42,6 +42,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]+")
 """What of these doesn't separate pieces."""
 _WORD = re.compile(r"\w+")
 _ROOT = len("body")
+_CONTAINERS = (dict, list)
 _CONSTANTS = {None: "null", True: "true", False: "false"}
 _MAX_EXACT = 1e15
 """Floats below it that are whole have no other notation as integers."""
@@ -181,10 +182,10 @@ def _leaves(root: object) -> tuple[list[tuple[str, object]], bool]:
         if isinstance(container, dict):
             for key, value in container.items():
                 name = _paths.get((path, key)) or _path(path, key)
-                (waiting if isinstance(value, dict | list) else leaves).append((name, value))
+                (waiting if isinstance(value, _CONTAINERS) else leaves).append((name, value))
         elif isinstance(container, list):
             for value in container:
-                (waiting if isinstance(value, dict | list) else leaves).append((path, value))
+                (waiting if isinstance(value, _CONTAINERS) else leaves).append((path, value))
         else:
             leaves.append((path, container))
     return leaves[:MAX_FIELDS], bool(waiting) or len(leaves) > MAX_FIELDS

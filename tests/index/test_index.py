@@ -462,6 +462,18 @@ async def test_an_event_with_an_entry_of_its_own_is_no_duplicate(company: Compan
         assert {event.status for event in await index.events(original.id)} == {Status.ENDED}
 
 
+async def test_an_event_whose_original_has_no_entry_is_no_duplicate(company: Company, path: Path) -> None:
+    """Dedupe was off when both came, and is on since."""
+    original, partition, _ = await company.event(key="k")
+    await company.store(repeated(original, received_at=round(company.log.now(), 6)))
+    other, _, last = await company.event(key="k", id=original.id, body=b"another")
+    await let_through(company, partition, other, last)
+    await company.commit(partition, last + 1)
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        assert {event.status for event in await index.events(original.id)} == {Status.ENDED}
+
+
 async def test_without_dedupe_an_event_is_no_duplicate(company: Company, path: Path) -> None:
     original, partition, _ = await company.event(key="k")
     _, _, last = await company.store(repeated(original, received_at=round(company.log.now(), 6)))
