@@ -46,7 +46,8 @@ class Statistics:
     """How the index is doing. `settled_at` is as of when statuses are, by the log's clock; None before the first round.
 
     `lag` are the records that aren't read yet, `unreadable` the partitions that can't be, and why: while one of these
-    may have deliveries, statuses stay as they are. `left_out` are the records that aren't in the index, since the
+    may have deliveries, statuses stay as they are. `unsettled` are topics whose commits can't be asked for, and why:
+    those of their records stay as they are. `left_out` are the records that aren't in the index, since the
     start. `problem` is what holds it up at the moment, "" if nothing does.
     """
 
@@ -56,6 +57,7 @@ class Statistics:
     lag: int
     settled_at: float | None
     unreadable: Mapping[Partition, str]
+    unsettled: Mapping[str, str]
     left_out: Mapping[LeftOut, int]
     problem: str
 
@@ -170,6 +172,7 @@ class Index:
             lag=sum(self._reader.lag.values()),
             settled_at=self._settled_at,
             unreadable=self._unreadable,
+            unsettled=dict(self._reader.unsettled),
             left_out={why: count for why, count in self._writer.left_out.items() if count},
             problem=self._problem,
         )

@@ -65,12 +65,14 @@ class Reader:
         self._days = days
         self._loop = asyncio.get_running_loop()
         self._event_topics: frozenset[str] = frozenset()
-        self._control_position: int | None = None
+        self._control_position = 0
         self._control_id = ""
         self._reached: dict[Partition, float] = {}
         self._committed_at = self._loop.time()
         self.lag: dict[Partition, int] = {}
         """How many offsets each partition had that weren't read, as of the last look."""
+        self.unsettled: dict[str, str] = {}
+        """The topics whose commits couldn't be asked for in the last round, and why."""
 
     async def round(self) -> Round:
         """Read everything that there is now, and put the commits of its beginning in force.
@@ -122,18 +124,27 @@ class Reader:
         return kinds | {name: kind for name, kind in own.items() if name in present}
 
     async def _commits(self, names: set[str], kinds: Mapping[str, Kind]) -> dict[Partition, Commit | None]:
-        """Return the commits of partitions that may have made progress; None where there is none."""
+        """Return the commits of partitions that may have made progress; None where there is none.
 
-        async def commits_of(topic: str) -> Mapping[int, Commit]:
-            return await self._log.committed(self._group_of(topic, kinds[topic]), topic)
+        Those of topics whose commits can't be asked for are left out, and noted in `unsettled`.
+        """
 
-        wanted = {partition.topic for partition, part in self._writer.parts.items() if self._is_open(partition)}
+        async def commits_of(topic: str) -> Mapping[int, Commit] | None:
+            try:
+                return await self._log.committed(self._group_of(topic, kinds[topic]), topic)
+            except LogUnavailableError as error:
+                self.unsettled[topic] = str(error)
+                return None
+
+        self.unsettled.clear()
+        wanted = {partition.topic for partition in self._writer.parts if self._is_open(partition)}
         wanted |= names - {partition.topic for partition in self._writer.parts}
         found = await self._ask(commits_of, sorted(names & wanted))
         numbers = await self._log.partitions(list(found))
         return {
             Partition(topic, number): commits.get(number)
             for topic, commits in found.items()
+            if commits is not None
             for number in range(numbers.get(topic, 0))
         }
 
@@ -179,10 +190,16 @@ class Reader:
         self, ranges: Mapping[Partition, Range], kinds: Mapping[str, Kind], unreadable: dict[Partition, str]
     ) -> int:
         """Read partitions up to their ends, in turn the one that is furthest behind in time; note what can't be."""
+        left = set[Partition]()
         for partition, found in ranges.items():
-            await self._take_up(partition, found, kinds[partition.topic])
-        left = {partition for partition, found in ranges.items() if self._position(partition) < found.end}
-        self.lag |= {partition: max(0, found.end - self._position(partition)) for partition, found in ranges.items()}
+            try:
+                await self._take_up(partition, found, kinds[partition.topic])
+            except LogUnavailableError as error:
+                unreadable[partition] = str(error)
+                continue
+            self.lag[partition] = max(0, found.end - self._position(partition))
+            if self.lag[partition]:
+                left.add(partition)
         count = 0
         while left:
             partition = min(left, key=lambda each: self._reached.get(each, 0.0))
@@ -257,16 +274,22 @@ class Reader:
         found = (await self._ranges([partition.topic], unreadable)).get(partition)
         if found is None:
             return 0
-        position, topic_id = self._control_position or 0, self._log.topic_id(partition.topic)
-        if are_of_different_topics(self._control_id, topic_id) or found.end < position:
+        topic_id = self._log.topic_id(partition.topic)
+        if are_of_different_topics(self._control_id, topic_id) or found.end < self._control_position:
             await self._run(self._writer.forget_control)
-            position = 0
+            self._control_position = 0
         self._control_id, count = topic_id or self._control_id, 0
-        async with aclosing(_batches(self._log, partition, max(position, found.start), found.end)) as batches:
-            async for records in batches:
-                await self._run(self._writer.follow_control, records)
-                count += len(records)
-        self._control_position = found.end
+        start = max(self._control_position, found.start)
+        try:
+            async with aclosing(_batches(self._log, partition, start, found.end)) as batches:
+                async for records in batches:
+                    await self._run(self._writer.follow_control, records)
+                    self._control_position = records[-1].offset + 1 if records else self._control_position
+                    count += len(records)
+        except LogUnavailableError as error:
+            unreadable[partition] = str(error)
+        else:
+            self._control_position = found.end
         return count
 
     def _position(self, partition: Partition) -> int:

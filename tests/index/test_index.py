@@ -1,21 +1,22 @@
 """What the index says of events and deliveries: as the log has them, and no more than that."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from gateway.engine.control.records import ControlRecord, DeadFilter
+from gateway.index import segments
 from gateway.index.index import Index, open_index
 from gateway.index.query import QueryError
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
 from gateway.log.attempt_records import Sequel
-from gateway.log.base import Partition, Record
+from gateway.log.base import Commit, Partition, Record
 from gateway.log.records import DEDUPE_ENTRY, dedupe_entries_key, encode_dedupe_entries, fingerprint
-from gateway.model import Event, LogUnavailableError, Result, identity_of
+from gateway.model import Event, ForbiddenError, LogUnavailableError, Result, identity_of
 from tests.builders import an_attempt, an_event
 from tests.index.company import Company, repeated
 from tests.index.conftest import Calendar
@@ -570,3 +571,42 @@ async def test_it_follows_the_log_until_it_is_cancelled(company: Company, path: 
         statistics = await index.statistics()
         assert (statistics.events, statistics.lag, statistics.problem) == (2, 0, "")
         assert event.received_at - 86400.0 <= (statistics.oldest or 0.0) <= event.received_at
+
+
+async def test_a_topic_whose_commits_cant_be_asked_for_holds_up_no_other(company: Company, path: Path) -> None:
+    event, partition, offset = await company.event()
+    charge, other, at = await company.event(source="stripe")
+    await company.commit(partition, offset + 1)
+    await company.commit(other, at + 1)
+    committed = company.log.committed
+
+    async def failing(group: str, topic: str) -> Mapping[int, Commit]:
+        if topic == partition.topic:
+            raise ForbiddenError("the right to it is missing")
+        return await committed(group, topic)
+
+    async with open_index(path, company.log, company.topics) as index:
+        company.log.committed = failing  # type: ignore[method-assign] # one group is forbidden
+        await index.refresh()
+        assert (await index.statistics()).unsettled == {partition.topic: "the right to it is missing"}
+        assert await status(index, charge.id) is Status.ENDED
+        assert await status(index, event.id) is Status.UNKNOWN
+        company.log.committed = committed  # type: ignore[method-assign] # it is allowed again
+        await index.refresh()
+        assert (await index.statistics()).unsettled == {}
+        assert await status(index, event.id) is Status.ENDED
+
+
+async def test_terms_of_closed_segments_are_merged(
+    company: Company, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_EVENTS", 50)
+    async with open_index(path, company.log, company.topics) as index:
+        for _ in range(12):
+            for _ in range(10):
+                await company.event()
+            await index.refresh()
+        writer = index._file.writer
+        assert writer.execute("SELECT is_merged FROM segments ORDER BY start").fetchall() == [(1,), (1,), (0,)]
+        assert writer.execute("SELECT count(DISTINCT segid) FROM terms_1_idx").fetchone() == (1,)
+        assert len(await found(index, "source:github")) == 120
