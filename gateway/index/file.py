@@ -26,6 +26,8 @@ VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
 CACHE_KIB = 48 << 10
 """Of each of the two connections."""
+STATEMENTS_KEPT = 1024
+"""Prepared statements of each: a segment has some of its own."""
 WAL_PAGES = 8192
 """Pages of 4 KiB after which the WAL is copied into the file."""
 HASH_BYTES = 16 << 20
@@ -212,7 +214,9 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def _connection(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        path, timeout=5.0, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS_KEPT
+    )
     try:
         # What a machine loses when it crashes is read from the log again, with the positions that were lost, too.
         connection.execute("PRAGMA synchronous = NORMAL")

@@ -92,6 +92,7 @@ class Index:
         self._unreadable: Mapping[Partition, str] = {}
         self._problem = ""
         self._is_open = False
+        self._refreshing = asyncio.Lock()
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
@@ -104,7 +105,14 @@ class Index:
                 await self._sleep(PAUSE if count else POLL)
 
     async def refresh(self) -> Round:
-        """Read everything that the log has now. Raises LogUnavailableError and IndexUnavailableError."""
+        """Read everything that the log has now; rounds that are asked for meanwhile come after it.
+
+        Raises LogUnavailableError and IndexUnavailableError.
+        """
+        async with self._refreshing:
+            return await self._refresh()
+
+    async def _refresh(self) -> Round:
         await self._reopen()
         began = self._log.now()
         try:
@@ -238,7 +246,10 @@ class Index:
     async def close(self) -> None:
         """Close the file; what isn't committed is read again."""
         await self._close_file(is_deleted=False)
-        self._reading.shutdown(wait=False)  # nothing is left to do
+
+    def shut_down(self) -> None:
+        """End the threads, which have nothing left to do."""
+        self._reading.shutdown(wait=False)
         self._writing.shutdown(wait=False)
 
 
@@ -258,11 +269,14 @@ async def open_index(
     index, or that another process has open, and IndexUnavailableError.
     """
     index = Index(path, source, topics, days=days, max_bytes=max_bytes, sleep=sleep)
-    await index.open()
     try:
-        yield index
+        await index.open()
+        try:
+            yield index
+        finally:
+            await index.close()
     finally:
-        await index.close()
+        index.shut_down()
 
 
 async def _record_at(source: Log, partition: Partition, offset: int) -> Record | None:

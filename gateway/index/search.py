@@ -129,9 +129,13 @@ class Searcher:
         return count
 
     def oldest(self) -> float | None:
-        """Return when the oldest event was appended (Unix seconds), to the segment; None if there is none."""
-        start = one(self._connection, "SELECT min(start) FROM segments")
-        return None if start is None else start / 1000
+        """Return when the oldest event was appended (Unix seconds), None if there is none."""
+        with self._snapshot():
+            for segment in reversed(self._segments(_Limits(0, END))):
+                first = one(self._connection, f"SELECT min(event) FROM events_{segment.id}")  # noqa: S608 - our own number
+                if first is not None:
+                    return float(first // SLOTS / 1000)
+        return None
 
     @contextmanager
     def _snapshot(self) -> Iterator[None]:

@@ -192,7 +192,7 @@ async def test_a_search_finds_what_looking_through_all_events_finds(
     history = await a_history(company, chosen, 120)
     async with open_index(path, company.log, company.topics) as index:
         await index.refresh()
-        for _ in range(1000 if is_full else 120):
+        for _ in range(1000 if is_full else 80):
             query = a_query(chosen)
             text = " ".join(query)
             expected = [told.event.id for told in reversed(history) if matches(told, query)]
