@@ -17,13 +17,15 @@ from typing import NamedTuple
 
 from gateway.index.event_numbers import SLOTS, id_key
 from gateway.index.file import as_json, one, rows, segment_statements
+from gateway.turns import give_way
 
 DAY = 86_400_000
 SEGMENT_EVENTS = 262_144
 """Events of a segment, after which the next one begins."""
 SEGMENTS_A_FILE = 16
 """The next one begins as well with this part of the bytes that the file may have."""
-ROWS_A_STATEMENT = 512
+ROWS_A_STATEMENT = 128
+"""Events that are stored in one statement: they are made its parameter without giving way to the event loop."""
 MERGE_PAGES = 256
 """Pages of a closed segment that one step merges."""
 CLOCKS = 300_000
@@ -194,6 +196,7 @@ class Segments:
                 segment = self._segment_of(number // SLOTS)
                 by_segment.setdefault(segment.id, (segment, []))[1].append((number, event))
             for segment, its in by_segment.values():
+                give_way()
                 self._insert(segment, its)
 
     def _insert(self, segment: _Segment, numbered: Sequence[tuple[int, NewEvent]]) -> None:
