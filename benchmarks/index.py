@@ -3,7 +3,7 @@
 python -m benchmarks.index [--events 1000000] [--folder DIR]
 
 The log is made up as it is read: pushes of 2 kB of 1,000 repositories, 1 in 1,000 with a dead letter. What making them
-up costs is told, and not counted in the rate.
+up costs is told, and not counted in the rate. Garbage is collected as in a gateway.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import psutil
 import uvloop
 
 from benchmarks.payload import BODY
+from gateway import garbage
 from gateway.index.index import Index, open_index
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import encode_delivery, encode_event
@@ -153,6 +154,7 @@ async def measure(count: int, folder: Path) -> None:
     gaps: list[float] = []
     before: list[float] = []
     async with open_index(path, cast("Log", source), TOPICS, days=3650, max_bytes=1 << 40) as index:
+        collecting = asyncio.create_task(garbage.collect(), name="garbage")
         idle = asyncio.create_task(watch_loop(before), name="watch-idle")
         await asyncio.sleep(3.0)
         idle.cancel()
@@ -161,6 +163,7 @@ async def measure(count: int, folder: Path) -> None:
         await index.refresh()
         wall, cpu = time.perf_counter() - began, time.process_time() - cpu
         watching.cancel()
+        collecting.cancel()
         size = bytes_in(folder)
         own = cpu - source.seconds
         print(f"{count:,} events: {count / own:,.0f}/s of CPU time, {count / wall:,.0f}/s of time")
@@ -253,6 +256,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the index is made, and deleted")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gateway-index-", dir=options.folder) as folder:
+        garbage.prepare()
         uvloop.run(measure(options.events, Path(folder)))
 
 
