@@ -5,7 +5,7 @@ from hashlib import blake2b
 from gateway.model import EVENT_ID
 
 SLOTS = 256
-"""Events of one millisecond: more of them are counted to the next one."""
+"""Events of one millisecond: more of them are counted to the next one. Those of one partition are in its order."""
 END = (1 << 62) - 1
 """Above all events' numbers."""
 
