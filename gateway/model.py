@@ -30,6 +30,8 @@ SUCCESSOR_HEADROOM = 64 * 1024
 more headers, and has to fit as well."""
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 """The names that sources, routes and destinations may have, in rules and in records; `value_kinds.py` describes it."""
+BODY_EXCERPT, HEADERS_EXCERPT = 2048, 4096
+"""Bytes of the body, and of the headers, of a response that are kept with an attempt that was no success."""
 SHOWN = 60
 """Maximum characters of an external value in a message."""
 
@@ -117,6 +119,33 @@ class Attempt:
     status: int | None = None
     detail: str = ""
     retry_after: float | None = None
+
+
+class AttemptPhases(NamedTuple):
+    """How many seconds parts of an attempt took; None for what didn't happen, or didn't end.
+
+    `first_byte` is from the request to the first byte of the response. On a connection that was used before, the
+    others are None. Of several requests in one attempt (a stale connection, a new token) it is about the last one.
+    """
+
+    dns: float | None = None
+    connect: float | None = None
+    tls: float | None = None
+    first_byte: float | None = None
+
+
+@immutable
+class ResponseExcerpt:
+    """The beginning of a response that is no success, as it may be kept: without any credential that we have sent.
+
+    At most `HEADERS_EXCERPT` bytes of header pairs, whose values have neither CR, LF nor NUL, and `BODY_EXCERPT` of the
+    body.
+    """
+
+    headers: Headers = ()
+    are_headers_cut: bool = False
+    body: bytes = field(default=b"", repr=False)
+    is_body_cut: bool = False
 
 
 class DeadReason(StrEnum):

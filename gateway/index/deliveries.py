@@ -1,0 +1,202 @@
+"""Deliveries and attempts in the index: read, merged with what was known, settled. Belongs to the writing thread."""
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from gateway.engine.control.records import DeadLetterProperties, partition_key
+from gateway.engine.control.state import Control
+from gateway.index.file import as_json, rows
+from gateway.index.settlement import DeliveryKey, DeliveryRow, Progress, Tried, after_attempt, after_record
+from gateway.index.statuses import OPEN, Status
+from gateway.log.base import Commit, Partition
+
+COLUMNS = (
+    "event, delivery, replayed, route, destination, item, status, decided, partition, offset, successor, attempts,"
+    " result, reason, detail, due"
+)
+PAGE = 1000
+"""Dead letters that are looked at in one statement."""
+
+
+class AttemptRow(NamedTuple):
+    """An attempt of a delivery; times in microseconds.
+
+    `partition` is 0 if it is known by the delivery's record alone; else its own record is there, at `offset`.
+    """
+
+    key: DeliveryKey
+    number: int
+    at: int
+    took: int
+    result: str
+    status: int
+    """The response's, 0 if there was none."""
+    sequel: str
+    detail: str
+    partition: int
+    offset: int
+
+
+class Deliveries:
+    """The tables of deliveries and of attempts."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def add(self, records: Sequence[DeliveryRow], attempts: Sequence[AttemptRow]) -> None:
+        """Store deliveries as their records have them, with the attempts that these tell."""
+        if not records:
+            return
+        known = self._known({row.key for row in records})
+        for row in records:
+            known[row.key] = after_record(known.get(row.key), row)
+        self._write(known.values())
+        self._write_attempts(attempts, "IGNORE")
+
+    def add_attempts(self, attempts: Sequence[tuple[AttemptRow, DeliveryRow, Tried]]) -> None:
+        """Store attempts, each with what there is of its delivery if nothing is known of that."""
+        if not attempts:
+            return
+        known = self._known({row.key for row, _, _ in attempts})
+        for row, first, tried in attempts:
+            known[row.key] = after_attempt(known.get(row.key), first, tried)
+        self._write(known.values())
+        self._write_attempts([row for row, _, _ in attempts], "REPLACE")
+
+    def settle(self, partition: int, progress: Progress, unsure_before: int) -> None:
+        """Close the deliveries whose records are done by the progress of their partition.
+
+        Of those appended before a time (µs) it isn't known: the log may have deleted them before they were done.
+        """
+        update = f"UPDATE deliveries SET status = ?, is_open = 0 WHERE partition = ? AND is_open = 1 AND {_UNSETTLED}"  # noqa: S608 - our own names and numbers
+        if progress.doubted_until:
+            doubted = (Status.UNKNOWN, partition, progress.doubted, progress.doubted_until)
+            self._connection.execute(f"{update} AND offset >= ? AND offset < ?", doubted)
+        below = f"{update} AND offset < ?"
+        self._connection.execute(f"{below} AND decided < ?", (Status.UNKNOWN, partition, progress.base, unsure_before))
+        self._connection.execute(below, (Status.ENDED, partition, progress.base))
+        if progress.done:
+            commit = Commit(progress.base, progress.done)
+            select = (
+                "SELECT json_group_array(offset) FROM deliveries"  # noqa: S608 - our own names and numbers
+                f" WHERE partition = ? AND is_open = 1 AND {_UNSETTLED} AND offset BETWEEN ? AND ?"
+            )
+            last = progress.base + 8 * len(progress.done)
+            done = [
+                offset
+                for offset in rows(self._connection, select, partition, progress.base, last)
+                if commit.covers(offset)
+            ]
+            if done:
+                chosen = f"{update} AND offset IN (SELECT value FROM json_each(?))"  # noqa: S608 - our own names and numbers
+                self._connection.execute(chosen, (Status.ENDED, partition, as_json(done)))
+
+    def forget_partition(self, partition: int) -> None:
+        """Give up what is open in a partition whose topic is gone: how it ends isn't known."""
+        self._connection.execute(
+            "UPDATE deliveries SET status = ?, is_open = 0 WHERE partition = ? AND is_open = 1",
+            (Status.UNKNOWN, partition),
+        )
+        self._connection.execute("UPDATE attempts SET partition = 0 WHERE partition = ?", (partition,))
+
+    def resume(self, control: Control, parked: Mapping[int, Partition]) -> None:
+        """Close what was parked and is resumed: `parked` are the partitions of its topic, by number in the index."""
+        select = (
+            "SELECT json_group_array(json_array(partition, reason)) FROM"
+            " (SELECT DISTINCT partition, reason FROM deliveries WHERE status = 'parked')"
+        )
+        for number, name in rows(self._connection, select):
+            if (partition := parked.get(number)) is None:
+                continue
+            key, partition_name = f"pause/{name}", partition_key(partition)
+            below = control.checkpoint(key).get(partition_name, 0)
+            until = round(control.covered_until(key, partition_name) * 1e6)
+            self._connection.execute(
+                "UPDATE deliveries SET status = ?, is_open = 0"
+                " WHERE status = 'parked' AND partition = ? AND reason = ? AND offset < ? AND decided <= ?",
+                (Status.ENDED, number, name, below, until),
+            )
+
+    def resolve(self, control: Control, since: int, dead: Mapping[int, Partition]) -> None:
+        """Close dead letters that commands have resolved since `control.resolutions` had that value."""
+        for command in control.resolved_after(since):
+            which = command.filter
+            named = {"route": which.route, "destination": which.destination, "reason": which.reason}
+            wanted = {name: value for name, value in named.items() if value is not None}
+            narrowed = "".join([f" AND {name} = ?" for name in wanted])
+            select = (
+                "SELECT json_group_array(json_array(event, delivery, replayed, route, destination, reason, decided,"  # noqa: S608 - our own names and numbers
+                " partition, offset)) FROM (SELECT * FROM deliveries WHERE status = 'dead'"
+                f" AND (event, delivery, replayed) > (?, ?, ?){narrowed}"
+                f" ORDER BY event, delivery, replayed LIMIT {PAGE})"
+            )
+            after: Sequence[object] = (-1, "", -1)
+            while page := rows(self._connection, select, *after, *wanted.values()):
+                self._close_resolved(control, dead, page)
+                after = page[-1][:3]
+
+    def _close_resolved(
+        self, control: Control, dead: Mapping[int, Partition], page: Iterable[Sequence[object]]
+    ) -> None:
+        closed = []
+        for event, delivery, replayed, route, destination, reason, decided, number, offset in page:
+            assert isinstance(number, int)
+            assert isinstance(offset, int)
+            assert isinstance(decided, int)
+            letter = DeadLetterProperties(
+                id=str(delivery), route=str(route), destination=str(destination), reason=str(reason), at=decided / 1e6
+            )
+            if number in dead and (status := resolution(control, letter, dead[number], offset)) is not None:
+                closed.append((status, event, delivery, replayed))
+        if closed:
+            self._connection.execute(
+                "UPDATE deliveries SET status = resolved.value ->> 0, is_open = 0 FROM json_each(?) AS resolved"
+                " WHERE event = resolved.value ->> 1 AND delivery = resolved.value ->> 2"
+                " AND replayed = resolved.value ->> 3",
+                (as_json(closed),),
+            )
+
+    def _known(self, keys: Iterable[DeliveryKey]) -> dict[DeliveryKey, DeliveryRow]:
+        named = ", ".join([f"deliveries.{name.strip()}" for name in COLUMNS.split(",")])
+        select = (
+            f"SELECT json_group_array(json_array({named})) FROM json_each(?) AS asked CROSS JOIN deliveries"  # noqa: S608 - our own names and numbers
+            " ON deliveries.event = asked.value ->> 0 AND deliveries.delivery = asked.value ->> 1"
+            " AND deliveries.replayed = asked.value ->> 2"
+        )
+        found = [row_of(fields) for fields in rows(self._connection, select, as_json([tuple(key) for key in keys]))]
+        return {row.key: row for row in found}
+
+    def _write(self, changed: Iterable[DeliveryRow]) -> None:
+        values = [(*row.key, *row[1:], int(row.status in OPEN)) for row in changed]
+        columns = ", ".join([f"value ->> {index}" for index in range(17)])
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO deliveries ({COLUMNS}, is_open) SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names and numbers
+            (as_json(values),),
+        )
+
+    def _write_attempts(self, attempts: Sequence[AttemptRow], conflict: str) -> None:
+        if attempts:
+            columns = ", ".join([f"value ->> {index}" for index in range(12)])
+            self._connection.execute(
+                f"INSERT OR {conflict} INTO attempts SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names and numbers
+                (as_json([(*row.key, *row[1:]) for row in attempts]),),
+            )
+
+
+_UNSETTLED = "status IN ('retrying', 'pending')"
+
+
+def resolution(control: Control, letter: DeadLetterProperties, partition: Partition, offset: int) -> Status | None:
+    """Return what a dead letter is by the command that resolved it, None while it is open."""
+    command = control.resolved_by(letter, partition, offset)
+    if command is None:
+        return None
+    return Status.DROPPED if command.action == "drop" else Status.ENDED
+
+
+def row_of(fields: Sequence[object]) -> DeliveryRow:
+    """Return a delivery from the columns of its row."""
+    event, delivery, replayed, route, destination, item, status, *rest = fields
+    key = DeliveryKey(event, delivery, replayed)  # type: ignore[arg-type] # as the file's columns are declared
+    return DeliveryRow(key, route, destination, item, Status(status), *rest)  # type: ignore[arg-type] # as above

@@ -1,0 +1,286 @@
+"""The index: a file that follows the log, and is asked for events and for what became of them.
+
+Its work on SQLite is done in two threads of its own, one that writes and one that reads. What holds it up, a log that
+isn't available or a disk that is full, is told in `statistics`, and it goes on by itself; a file that is deleted or
+damaged meanwhile is made anew from the log.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from gateway.index.file import IndexFile, IndexLostError, IndexUnavailableError
+from gateway.index.query import QueryError, parse_query
+from gateway.index.reader import Reader, Round
+from gateway.index.results import IndexedDelivery, IndexedEvent, Page
+from gateway.index.search import Searcher
+from gateway.index.writer import LeftOut, Writer
+from gateway.log.base import Log, Partition, Record
+from gateway.log.records import decode_event
+from gateway.log.topics import Topics
+from gateway.model import Event, LogUnavailableError, UnreadableRecordError, UsageError, immutable
+from gateway.turns import taking_turns
+
+T = TypeVar("T")
+POLL = 1.0
+"""Seconds between looks for new records, if there were none."""
+PAUSE = 0.1
+"""The same if there were some."""
+RETRY = 5.0
+"""Seconds until what has failed is tried again."""
+PAGE, MOST = 50, 500
+"""Events of a page: by default, and at most."""
+DAYS = 7.0
+BYTES = 8 << 30
+
+log = structlog.get_logger(__name__)
+
+
+@immutable
+class Statistics:
+    """How the index is doing. `settled_at` is as of when statuses are, by the log's clock; None before the first round.
+
+    `lag` are the records that aren't read yet, `unreadable` the partitions that can't be, and why: while one of these
+    may have deliveries, statuses stay as they are. `unsettled` are topics whose commits can't be asked for, and why:
+    those of their records stay as they are. `left_out` are the records that aren't in the index, since the
+    start. `problem` is what holds it up at the moment, "" if nothing does.
+    """
+
+    events: int
+    bytes: int
+    oldest: float | None
+    lag: int
+    settled_at: float | None
+    unreadable: Mapping[Partition, str]
+    unsettled: Mapping[str, str]
+    left_out: Mapping[LeftOut, int]
+    problem: str
+
+
+class Index:
+    """An open index. `run` follows the log until it is cancelled; searches may be asked meanwhile."""
+
+    def __init__(
+        self,
+        path: Path,
+        source: Log,
+        topics: Topics,
+        *,
+        days: float,
+        max_bytes: int,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """Used by `open_index`, which also opens the file."""
+        self._path = path
+        self._log = source
+        self._topics = topics
+        self._days, self._max_bytes = days, max_bytes
+        self._sleep = sleep
+        self._loop = asyncio.get_running_loop()
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="index-writer")
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="index-reader")
+        self._file: IndexFile
+        self._writer: Writer
+        self._reader: Reader
+        self._searcher: Searcher
+        self._settled_at: float | None = None
+        self._unreadable: Mapping[Partition, str] = {}
+        self._problem = ""
+        self._is_open = False
+        self._refreshing = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Follow the log until cancelled."""
+        while True:
+            try:
+                count = (await self.refresh()).records
+            except (LogUnavailableError, IndexUnavailableError):
+                await self._sleep(RETRY)
+            else:
+                await self._sleep(PAUSE if count else POLL)
+
+    async def refresh(self) -> Round:
+        """Read everything that the log has now; rounds that are asked for meanwhile come after it.
+
+        Raises LogUnavailableError and IndexUnavailableError.
+        """
+        async with self._refreshing:
+            return await self._refresh()
+
+    async def _refresh(self) -> Round:
+        await self._reopen()
+        began = self._log.now()
+        try:
+            done = await self._reader.round()
+        except (LogUnavailableError, IndexUnavailableError) as error:
+            if str(error) != self._problem:
+                log.warning("index_interrupted", path=str(self._path), error=str(error))
+            self._problem = str(error)
+            await self._recover(error)
+            raise
+        self._problem, self._unreadable = "", done.unreadable
+        if not done.has_unread_successors:
+            self._settled_at = began
+        return done
+
+    async def search(self, text: str, *, limit: int = PAGE, cursor: int | None = None) -> Page:
+        """Return the newest events that match a query, those before the cursor of the last page.
+
+        Raises QueryError and IndexUnavailableError.
+        """
+        query = parse_query(text, now=self._log.now())
+        if not 1 <= limit <= MOST:
+            raise QueryError(f"limit: expected a number from 1 to {MOST}, got {limit}")
+        return await self._read(lambda: self._searcher.search(query, limit=limit, cursor=cursor))
+
+    async def events(self, id: str) -> list[IndexedEvent]:  # noqa: A002 - what it is
+        """Return the events with an id, newest first: those with the same identity share it."""
+        return await self._read(lambda: self._searcher.events(id))
+
+    async def event(self, name: str) -> IndexedEvent | None:
+        """Return the newest event with an id, or the one at a position (`topic/partition@offset`); None for none.
+
+        Raises LogUnavailableError if the log can't be asked what is there.
+        """
+        topic, _, place = name.rpartition("/")
+        number, _, offset = place.partition("@")
+        if not (topic and number.isdecimal() and offset.isdecimal()):
+            return next(iter(await self.events(name)), None)
+        partition, at = Partition(topic, int(number)), int(offset)
+        event = await self._event_at(partition, at)
+        its = [] if event is None else await self.events(event.id)
+        return next((each for each in its if (each.partition, each.offset) == (partition, at)), None)
+
+    async def content(self, event: IndexedEvent) -> Event | None:
+        """Return an event with its headers and body, from its record; None if the log no longer has that.
+
+        Raises LogUnavailableError.
+        """
+        if event.partition is None:
+            return None
+        found = await self._event_at(event.partition, event.offset)
+        return found if found is not None and found.id == event.id else None
+
+    async def deliveries(self, event: IndexedEvent) -> list[IndexedDelivery]:
+        """Return what is known of an event's deliveries."""
+        return await self._read(lambda: self._searcher.deliveries(event.number))
+
+    async def statistics(self) -> Statistics:
+        """Return how the index is doing."""
+        events, oldest = await self._read(lambda: (self._searcher.count(), self._searcher.oldest()))
+        return Statistics(
+            events=events,
+            bytes=await self._loop.run_in_executor(self._writing, self._writer.size),
+            oldest=oldest,
+            lag=sum(self._reader.lag.values()),
+            settled_at=self._settled_at,
+            unreadable=self._unreadable,
+            unsettled=dict(self._reader.unsettled),
+            left_out={why: count for why, count in self._writer.left_out.items() if count},
+            problem=self._problem,
+        )
+
+    async def _event_at(self, partition: Partition, offset: int) -> Event | None:
+        record = await _record_at(self._log, partition, offset)
+        try:
+            return None if record is None else decode_event(record)
+        except UnreadableRecordError:
+            return None
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        """Do something in the reading thread, in turns with the event loop."""
+
+        def read() -> T:
+            with self._file.errors(), taking_turns(self._loop):
+                return work()
+
+        return await self._loop.run_in_executor(self._reading, read)
+
+    async def open(self) -> None:
+        """Open the file, or make it. Raises UsageError and IndexUnavailableError."""
+        self._file = await self._loop.run_in_executor(self._writing, IndexFile, self._path)
+        try:
+            self._writer = await self._loop.run_in_executor(self._writing, self._new_writer)
+        except BaseException:
+            await self._loop.run_in_executor(self._writing, self._file.close)
+            raise
+        self._searcher = Searcher(self._file.reader)
+        self._reader = Reader(self._log, self._topics, self._writer, self._writing, days=self._days)
+        self._is_open = True
+
+    def _new_writer(self) -> Writer:
+        return Writer(self._file, self._loop, days=self._days, max_bytes=self._max_bytes)
+
+    async def _recover(self, error: Exception) -> None:
+        """Go on from what was committed; or with the file anew, if it is lost."""
+        if not isinstance(error, IndexLostError):
+            try:
+                await self._reader.roll_back()
+            except IndexUnavailableError as another:
+                error = another
+        if isinstance(error, IndexLostError):
+            log.warning("index_rebuilt", path=str(self._path), reason=str(error))
+            self._settled_at = None
+            self._is_open = False
+            await self._close_file(is_deleted=error.is_damaged)
+            await self._reopen()
+
+    async def _reopen(self) -> None:
+        """Open the file if it isn't open. Raises IndexUnavailableError."""
+        if not self._is_open:
+            try:
+                await self.open()
+            except UsageError as error:  # somebody has put another file there
+                raise IndexUnavailableError(str(error)) from error
+
+    async def _close_file(self, *, is_deleted: bool) -> None:
+        """Close the file once what is being read and written has ended."""
+        await self._loop.run_in_executor(self._reading, self._file.reader.close)
+        await self._loop.run_in_executor(self._writing, self._file.delete if is_deleted else self._file.close)
+
+    async def close(self) -> None:
+        """Close the file; what isn't committed is read again."""
+        await self._close_file(is_deleted=False)
+
+    def shut_down(self) -> None:
+        """End the threads, which have nothing left to do."""
+        self._reading.shutdown(wait=False)
+        self._writing.shutdown(wait=False)
+
+
+@asynccontextmanager
+async def open_index(
+    path: Path,
+    source: Log,
+    topics: Topics,
+    *,
+    days: float = DAYS,
+    max_bytes: int = BYTES,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncIterator[Index]:
+    """Open the index in a file, of events that were appended within so many days, in about so many bytes at most.
+
+    A missing file is made. Its `run` belongs into a task of the caller's. Raises UsageError for a file that isn't an
+    index, or that another process has open, and IndexUnavailableError.
+    """
+    index = Index(path, source, topics, days=days, max_bytes=max_bytes, sleep=sleep)
+    try:
+        await index.open()
+        try:
+            yield index
+        finally:
+            await index.close()
+    finally:
+        index.shut_down()
+
+
+async def _record_at(source: Log, partition: Partition, offset: int) -> Record | None:
+    async for records in source.scan(partition, offset, offset + 1):
+        for record in records:
+            return record
+    return None

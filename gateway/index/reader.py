@@ -1,0 +1,315 @@
+"""Reads the log for the index, in rounds: first what may tell how events ended, last when that was asked for.
+
+    commits ──▶ ends of attempts ──▶ ends of successors ──▶ ends of events
+        │          read up to these ends: control, events, successors, attempts; the furthest behind first
+        └──────────────────────────────────────────────────────────────▶ in force
+
+So whatever was stored before a commit was asked for has been read when it comes into force, and an event before its
+deliveries and attempts. It joins no group: the positions are in the index, in the transaction with what was read.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import aclosing
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+from gateway.engine.event_topics import topics_with_events
+from gateway.index.partitions import Settlement
+from gateway.index.writer import SUCCESSORS, Kind, Writer
+from gateway.log.base import ALL, Commit, Log, Partition, Record, are_of_different_topics
+from gateway.log.topics import ROUTER_GROUP, Topics
+from gateway.model import LogUnavailableError
+
+T = TypeVar("T")
+COMMIT_EVERY = 1.0
+"""Seconds after which what was read is committed, and can be found."""
+AT_ONCE = 8
+"""Questions to the log at a time."""
+STEP_BYTES = 2 << 20
+"""Read of one partition before the one that is furthest behind then has its turn."""
+RETENTION_SLACK = 3600.0
+"""Seconds before what is kept from which on events are read: clocks differ."""
+_GROUPED = (Kind.EVENTS, Kind.RETRY, Kind.ORDERED)
+_ENDS = (*SUCCESSORS, Kind.DEDUPE)
+"""The kinds whose records are done by commits; those that tell how records were done."""
+
+
+class Range(NamedTuple):
+    """What a partition has: its offsets from `start` on to before `end`."""
+
+    start: int
+    end: int
+
+
+class Round(NamedTuple):
+    """What was done: how many records were read, and which partitions couldn't be.
+
+    `has_unread_successors`: some of these may have deliveries, so the commits of before are still in force.
+    """
+
+    records: int
+    unreadable: Mapping[Partition, str]
+    has_unread_successors: bool
+
+
+class Reader:
+    """Follows the log, on the event loop. Only `round` writes, by the writer's thread."""
+
+    def __init__(self, log: Log, topics: Topics, writer: Writer, executor: Executor, *, days: float) -> None:
+        self._log = log
+        self._topics = topics
+        self._writer = writer
+        self._executor = executor
+        self._days = days
+        self._loop = asyncio.get_running_loop()
+        self._event_topics: frozenset[str] = frozenset()
+        self._control_position = 0
+        self._control_id = ""
+        self._reached: dict[Partition, float] = {}
+        self._committed_at = self._loop.time()
+        self.lag: dict[Partition, int] = {}
+        """How many offsets each partition had that weren't read, as of the last look."""
+        self.unsettled: dict[str, str] = {}
+        """The topics whose commits couldn't be asked for in the last round, and why."""
+
+    async def round(self) -> Round:
+        """Read everything that there is now, and put the commits of its beginning in force.
+
+        These stay as they were while some successors can't be read. Raises LogUnavailableError and
+        IndexUnavailableError, after which the next round continues from what was committed.
+        """
+        kinds, began = await self._kinds(), self._log.now()
+        unreadable: dict[Partition, str] = {}
+        commits = await self._commits({topic for topic, kind in kinds.items() if kind in _GROUPED}, kinds)
+        ids = {topic: self._log.topic_id(topic) for topic in kinds}
+        attempts = await self._ranges([topic for topic, kind in kinds.items() if kind is Kind.ATTEMPTS], unreadable)
+        successors = await self._ranges([topic for topic, kind in kinds.items() if kind in _ENDS], unreadable)
+        events = await self._ranges([topic for topic, kind in kinds.items() if kind is Kind.EVENTS], unreadable)
+        count = await self._follow_control(unreadable)
+        for ranges in (events, successors):
+            count += await self._read(ranges, kinds, unreadable)
+        if not any(kinds.get(partition.topic) is Kind.EVENTS for partition in unreadable):
+            count += await self._read(attempts, kinds, unreadable)  # else they wait for their events
+        has_unread = any(kinds.get(each.topic) in _ENDS or each.topic == self._topics.control for each in unreadable)
+        if not has_unread:
+            known = {**successors, **events}
+            settlements = {
+                partition: Settlement(commit, known[partition].start)
+                for partition, commit in commits.items()
+                if partition in known and not self._is_recreated(partition, ids[partition.topic])
+            }
+            by_partition = {partition: kinds[partition.topic] for partition in known}
+            await self._run(self._writer.settle, settlements, by_partition, began)
+        await self._commit()
+        return Round(count, unreadable, has_unread)
+
+    async def roll_back(self) -> None:
+        """Take back what isn't committed, after an error."""
+        await self._run(self._writer.roll_back)
+
+    # What there is.
+
+    async def _kinds(self) -> Mapping[str, Kind]:
+        """Return the topics to read, each with what its records are."""
+        topics = self._topics
+        present = set(await self._log.topics())
+        self._event_topics = frozenset(await topics_with_events(self._log, topics, self._event_topics))
+        kinds = dict.fromkeys(sorted(self._event_topics & present), Kind.EVENTS)
+        kinds |= {name: Kind.RETRY for name in sorted(present) if name.startswith(topics.retry(""))}
+        kinds |= {name: Kind.ORDERED for name in sorted(present) if topics.ordered_target(name) is not None}
+        own = {topics.parked: Kind.PARKED, topics.dead: Kind.DEAD, topics.dedupe: Kind.DEDUPE}
+        own |= {f"{topics.prefix}attempts": Kind.ATTEMPTS}
+        return kinds | {name: kind for name, kind in own.items() if name in present}
+
+    async def _commits(self, names: set[str], kinds: Mapping[str, Kind]) -> dict[Partition, Commit | None]:
+        """Return the commits of partitions that may have made progress; None where there is none.
+
+        Those of topics whose commits can't be asked for are left out, and noted in `unsettled`.
+        """
+
+        async def commits_of(topic: str) -> Mapping[int, Commit] | None:
+            try:
+                return await self._log.committed(self._group_of(topic, kinds[topic]), topic)
+            except LogUnavailableError as error:
+                self.unsettled[topic] = str(error)
+                return None
+
+        self.unsettled.clear()
+        wanted = {partition.topic for partition in self._writer.parts if self._is_open(partition)}
+        wanted |= names - {partition.topic for partition in self._writer.parts}
+        found = await self._ask(commits_of, sorted(names & wanted))
+        numbers = await self._log.partitions(list(found))
+        return {
+            Partition(topic, number): commits.get(number)
+            for topic, commits in found.items()
+            if commits is not None
+            for number in range(numbers.get(topic, 0))
+        }
+
+    def _is_open(self, partition: Partition) -> bool:
+        """Return whether a commit may change something: not all that was read is done."""
+        part = self._writer.parts[partition]
+        return part.progress is None or part.progress.base < part.position or self.lag.get(partition, 1) > 0
+
+    def _is_recreated(self, partition: Partition, topic_id: str) -> bool:
+        """Return whether a partition's topic isn't the one that had an id, when commits were asked for."""
+        return are_of_different_topics(self._writer.parts[partition].topic_id, topic_id)
+
+    def _group_of(self, topic: str, kind: Kind) -> str:
+        target = self._topics.ordered_target(topic) if kind is Kind.ORDERED else None
+        return self._topics.group(ROUTER_GROUP) if target is None else self._topics.ordered_group(*target)
+
+    async def _ranges(self, names: Sequence[str], unreadable: dict[Partition, str]) -> dict[Partition, Range]:
+        """Return what the readable partitions of these topics have; note the others."""
+
+        async def readable(topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+            try:
+                return await self._log.readable(topic)
+            except LogUnavailableError as error:
+                return {}, {ALL: str(error)}
+
+        ranges: dict[Partition, Range] = {}
+        for topic, (bounds, others) in (await self._ask(readable, names)).items():
+            unreadable |= {Partition(topic, number): reason for number, reason in others.items()}
+            ranges |= {Partition(topic, number): Range(*found) for number, found in bounds.items()}
+        return ranges
+
+    async def _ask(self, ask: Callable[[str], Awaitable[T]], names: Sequence[str]) -> dict[str, T]:
+        """Ask the log something about each topic, about some at a time."""
+        found: dict[str, T] = {}
+        for begin in range(0, len(names), AT_ONCE):
+            some = names[begin : begin + AT_ONCE]
+            found |= dict(zip(some, await asyncio.gather(*[ask(name) for name in some]), strict=True))
+        return found
+
+    # Reading.
+
+    async def _read(
+        self, ranges: Mapping[Partition, Range], kinds: Mapping[str, Kind], unreadable: dict[Partition, str]
+    ) -> int:
+        """Read partitions up to their ends, in turn the one that is furthest behind in time; note what can't be."""
+        left = set[Partition]()
+        for partition, found in ranges.items():
+            try:
+                await self._take_up(partition, found, kinds[partition.topic])
+            except LogUnavailableError as error:
+                unreadable[partition] = str(error)
+                continue
+            self.lag[partition] = max(0, found.end - self._position(partition))
+            if self.lag[partition]:
+                left.add(partition)
+        count = 0
+        while left:
+            partition = min(left, key=lambda each: self._reached.get(each, 0.0))
+            end = ranges[partition].end
+            try:
+                count += await self._read_some(partition, end, kinds[partition.topic])
+            except LogUnavailableError as error:
+                unreadable[partition] = str(error)
+                left.discard(partition)
+            self.lag[partition] = max(0, end - self._position(partition))
+            if self._position(partition) >= end:
+                left.discard(partition)
+            if self._loop.time() > self._committed_at + COMMIT_EVERY:
+                await self._commit()
+        return count
+
+    async def _take_up(self, partition: Partition, found: Range, kind: Kind) -> None:
+        """Continue with a partition: one that is new, whose topic was recreated, or whose records were deleted."""
+        part, topic_id = self._writer.parts.get(partition), self._log.topic_id(partition.topic)
+        if part is not None and (are_of_different_topics(part.topic_id, topic_id) or found.end < part.position):
+            await self._run(self._writer.forget_partition, partition, kind)
+            part = None
+        if part is None:
+            await self._run(
+                self._writer.begin_partition, partition, topic_id, await self._first(partition, found, kind)
+            )
+        elif part.position < found.start:
+            await self._run(partial(self._writer.skip, partition, found.start, is_deleted=True))
+        elif topic_id and not part.topic_id:
+            await self._run(self._writer.note_topic_id, partition, topic_id)
+
+    async def _first(self, partition: Partition, found: Range, kind: Kind) -> int:
+        """Return where to begin with a partition: what is older than what is kept isn't read."""
+        if kind in SUCCESSORS:
+            return found.start
+        since = self._log.now() - self._days * 86400.0 - RETENTION_SLACK
+        if since <= 0:
+            return found.start
+        at = await self._log.offsets_at(partition.topic, since, [partition.number])
+        return max(found.start, min(found.end, at.get(partition.number, found.start)))
+
+    async def _read_some(self, partition: Partition, end: int, kind: Kind) -> int:
+        """Read some of a partition's next records."""
+        count = size = 0
+        async with aclosing(_batches(self._log, partition, self._position(partition), end)) as batches:
+            async for records in batches:
+                if not records:
+                    continue
+                position = records[-1].offset + 1
+                await self._run(self._writer.index, partition, kind, records, position, self._log.now())
+                self._reached[partition] = records[-1].appended_at
+                count += len(records)
+                size += sum([len(record.value) for record in records])
+                if size >= STEP_BYTES:
+                    return count
+        if self._position(partition) < end:
+            await self._skip_rest(partition, end)
+        return count
+
+    async def _skip_rest(self, partition: Partition, end: int) -> None:
+        """Continue at the end of a range that has no more records: gaps, or what was deleted meanwhile."""
+        found = (await self._ranges([partition.topic], {})).get(partition)
+        if found is None:
+            raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected records, got none")
+        if (start := min(found.start, end)) > self._position(partition):
+            await self._run(partial(self._writer.skip, partition, start, is_deleted=True))
+        await self._run(partial(self._writer.skip, partition, end, is_deleted=False))
+
+    async def _follow_control(self, unreadable: dict[Partition, str]) -> int:
+        """Read the control topic's next records: all of them in the first round."""
+        partition = self._topics.control_partition
+        found = (await self._ranges([partition.topic], unreadable)).get(partition)
+        if found is None:
+            return 0
+        topic_id = self._log.topic_id(partition.topic)
+        if are_of_different_topics(self._control_id, topic_id) or found.end < self._control_position:
+            await self._run(self._writer.forget_control)
+            self._control_position = 0
+        self._control_id, count = topic_id or self._control_id, 0
+        start = max(self._control_position, found.start)
+        try:
+            async with aclosing(_batches(self._log, partition, start, found.end)) as batches:
+                async for records in batches:
+                    await self._run(self._writer.follow_control, records)
+                    self._control_position = records[-1].offset + 1 if records else self._control_position
+                    count += len(records)
+        except LogUnavailableError as error:
+            unreadable[partition] = str(error)
+        else:
+            self._control_position = found.end
+        return count
+
+    def _position(self, partition: Partition) -> int:
+        return self._writer.parts[partition].position
+
+    async def _commit(self) -> None:
+        await self._run(self._writer.commit, self._log.now())
+        self._committed_at = self._loop.time()
+
+    async def _run(self, work: Callable[..., T], *arguments: object) -> T:
+        """Do something in the writer's thread."""
+        return await self._loop.run_in_executor(self._executor, work, *arguments)
+
+
+async def _batches(log: Log, partition: Partition, start: int, end: int) -> AsyncGenerator[Sequence[Record], None]:
+    """Yield the batches of a range. Closing it closes the scan, whose reader would otherwise leak."""
+    batches = log.scan(partition, start, end)
+    try:
+        async for batch in batches:
+            yield batch
+    finally:
+        if isinstance(batches, AsyncGenerator):
+            await batches.aclose()

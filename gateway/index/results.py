@@ -1,0 +1,92 @@
+"""What the index answers: events, deliveries, attempts. Times are Unix seconds, by the log's clock."""
+
+from gateway.index.settlement import Settled
+from gateway.index.statuses import Status
+from gateway.log.base import Partition
+from gateway.model import immutable
+
+
+@immutable
+class IndexedEvent:
+    """An event as the index has it.
+
+    `partition` and `offset` are where its record is; None if only a delivery's record tells of it. `settled` is how far
+    its deliveries are, `status` the worst of these. `is_cut`: its body has more than can be found.
+    """
+
+    number: int
+    """Its number in the index; the later it was appended, the higher."""
+    id: str
+    source: str
+    type: str
+    key: str | None
+    received_at: float
+    appended_at: float
+    partition: Partition | None
+    offset: int
+    size: int
+    """Bytes of its body."""
+    is_cut: bool
+    status: Status
+    settled: tuple[Settled, ...]
+
+    @property
+    def position(self) -> str:
+        """Where its record is, as commands name it; "" if that isn't known."""
+        return "" if self.partition is None else f"{self.partition.topic}/{self.partition.number}@{self.offset}"
+
+
+@immutable
+class Page:
+    """Events, newest first. `cursor` is where to go on, None if there are no more.
+
+    All that were appended since `searched_to` were looked at. `is_cut_short`: there may be more on this page, but
+    looking for them took too long.
+    """
+
+    events: tuple[IndexedEvent, ...]
+    cursor: int | None
+    searched_to: float
+    is_cut_short: bool
+
+
+@immutable
+class IndexedAttempt:
+    """An attempt of a delivery.
+
+    `partition` and `offset` are where its own record is, which has the response; None if only its delivery's record, or
+    one of those after it, tells of it.
+    """
+
+    number: int
+    at: float
+    seconds: float
+    result: str
+    status: int | None
+    sequel: str
+    """What followed, "" if that isn't recorded."""
+    detail: str
+    partition: Partition | None
+    offset: int
+
+
+@immutable
+class IndexedDelivery:
+    """A delivery as the index has it; `replayed_at` is 0 if it is no replay, `due` if it isn't known.
+
+    `reason` is why it waits, is parked (by which name) or is a dead letter. Its last record is at `offset` of
+    `partition`; if only attempts are known of it, that is the event's.
+    """
+
+    id: str
+    route: str
+    destination: str
+    item: int | None
+    status: Status
+    replayed_at: float
+    due: float
+    reason: str
+    detail: str
+    partition: Partition | None
+    offset: int
+    attempts: tuple[IndexedAttempt, ...]

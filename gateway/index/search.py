@@ -1,0 +1,287 @@
+"""Answers searches from the file: newest events first, page by page, for so long and no longer. One thread's.
+
+Each segment is asked in the cheapest way that there is (`candidates.py`), for some candidates at a time; what terms and
+indexes can't decide is decided for each candidate by `settlement.py`.
+"""
+
+import math
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from gateway.engine.control.records import partition_key
+from gateway.index.candidates import candidates_of, count_up_to
+from gateway.index.conditions import Asked, asked_of
+from gateway.index.deliveries import COLUMNS, row_of
+from gateway.index.duplicates import LetThrough, Suspect
+from gateway.index.event_numbers import END, SLOTS, id_key
+from gateway.index.file import as_json, one, rows
+from gateway.index.query import Query
+from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent, Page
+from gateway.index.settlement import Progress, Settled, decode_progress, settled, worst
+from gateway.index.statuses import Status
+from gateway.log.base import Partition
+from gateway.turns import give_way
+
+SECONDS = 0.15
+"""For which a search looks; what it has found by then is its answer, with where to go on."""
+FIRST_CANDIDATES, MOST_CANDIDATES = 128, 512
+"""Looked at in one statement, where deliveries decide; four times as many in each following one."""
+FEW = 500
+"""Deliveries that are looked at one by one instead of going through all events with the terms."""
+
+Partitions = Mapping[int, tuple[Partition, Progress | None]]
+
+
+class _Segment(NamedTuple):
+    id: int
+    start: int
+    end: int
+
+
+class _Limits(NamedTuple):
+    """Numbers of the events that are looked at: from `lower` on to before `upper`."""
+
+    lower: int
+    upper: int
+
+
+class _View(NamedTuple):
+    """What a search has to know beside the events: the partitions, and from which number on events may be open."""
+
+    partitions: Partitions
+    floor: int
+
+
+class Searcher:
+    """The reading side of an open file. `clock` is for how long a search takes."""
+
+    def __init__(self, connection: sqlite3.Connection, clock: Callable[[], float] = perf_counter) -> None:
+        self._connection = connection
+        self._let_through = LetThrough(connection)
+        self._clock = clock
+
+    def search(self, query: Query, *, limit: int, cursor: int | None) -> Page:
+        """Return the newest events before the cursor that match a query."""
+        until = self._clock() + SECONDS
+        with self._snapshot():
+            asked = asked_of(query, rows(self._connection, "SELECT json_group_array(name) FROM sources"))
+            view = _View(self._partitions(), self._floor())
+            limits = _limits(query, cursor)
+            found: list[IndexedEvent] = []
+            for segment in self._segments(limits):
+                for numbers, matches in self._matches(asked, segment, limits, view, limit):
+                    found += matches
+                    if len(found) >= limit:
+                        return _page(found[:limit], found[limit - 1].number, is_cut_short=False)
+                    if numbers and self._clock() > until:
+                        return _page(found, numbers[-1], is_cut_short=True)
+        return Page(events=tuple(found), cursor=None, searched_to=query.since, is_cut_short=False)
+
+    def events(self, id: str) -> list[IndexedEvent]:  # noqa: A002 - what it is
+        """Return the events with an id, newest first."""
+        with self._snapshot():
+            partitions = self._partitions()
+            found: list[IndexedEvent] = []
+            for segment in self._segments(_Limits(0, END)):
+                select = f"SELECT json_group_array(event) FROM events_{segment.id} WHERE id_key = ? AND id = ?"  # noqa: S608 - our own number
+                numbers = rows(self._connection, select, id_key(id), id)
+                found += self._described(segment, sorted(numbers, reverse=True), partitions)
+            return found
+
+    def deliveries(self, number: int) -> list[IndexedDelivery]:
+        """Return the deliveries of an event, each with its attempts, in the order of these."""
+        with self._snapshot():
+            partitions = self._partitions()
+            select = f"SELECT json_group_array(json_array({COLUMNS})) FROM deliveries WHERE event = ?"  # noqa: S608 - our own names
+            found = [row_of(fields) for fields in rows(self._connection, select, number)]
+            attempts: dict[tuple[str, int], list[IndexedAttempt]] = {}
+            select = (
+                "SELECT json_group_array(json_array(delivery, replayed, number, at, took, result, status, sequel,"
+                " detail, partition, offset)) FROM (SELECT * FROM attempts WHERE event = ? ORDER BY number)"
+            )
+            for delivery, replayed, *fields in rows(self._connection, select, number):
+                attempts.setdefault((delivery, replayed), []).append(_attempt_of(fields, partitions))
+        found.sort(key=lambda row: (row.route, row.destination, row.key.replayed, row.item))
+        return [
+            IndexedDelivery(
+                id=row.key.delivery,
+                route=row.route,
+                destination=row.destination,
+                item=None if row.item < 0 else row.item,
+                status=row.status,
+                replayed_at=row.key.replayed / 1e6,
+                due=row.due / 1e6,
+                reason=row.reason,
+                detail=row.detail,
+                partition=partitions[row.partition][0] if row.partition in partitions else None,
+                offset=row.offset,
+                attempts=tuple(attempts.get((row.key.delivery, row.key.replayed), ())),
+            )
+            for row in found
+        ]
+
+    def count(self) -> int:
+        """Return the number of events, those of deleted topics included until they are dropped."""
+        count: int = one(self._connection, "SELECT coalesce(sum(events), 0) FROM segments")
+        return count
+
+    def oldest(self) -> float | None:
+        """Return when the oldest event was appended (Unix seconds), None if there is none."""
+        with self._snapshot():
+            for segment in reversed(self._segments(_Limits(0, END))):
+                first = one(self._connection, f"SELECT min(event) FROM events_{segment.id}")  # noqa: S608 - our own number
+                if first is not None:
+                    return float(first // SLOTS / 1000)
+        return None
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Let all statements see the same state."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("ROLLBACK")
+
+    def _segments(self, limits: _Limits) -> list[_Segment]:
+        select = "SELECT json_group_array(json_array(id, start, end)) FROM segments"
+        found = sorted([_Segment(*row) for row in rows(self._connection, select)], key=lambda each: -each.start)
+        return [each for each in found if each.end * SLOTS > limits.lower and each.start * SLOTS < limits.upper]
+
+    def _partitions(self) -> Partitions:
+        select = "SELECT json_group_array(json_array(id, topic, number, progress)) FROM partitions"
+        return {
+            id_: (Partition(topic, number), decode_progress(progress))
+            for id_, topic, number, progress in rows(self._connection, select)
+        }
+
+    def _floor(self) -> int:
+        at = one(self._connection, "SELECT min(unsettled) FROM partitions WHERE is_gone = 0")
+        return END if at is None else at * SLOTS
+
+    def _matches(
+        self, asked: Asked, segment: _Segment, limits: _Limits, view: _View, limit: int
+    ) -> Iterator[tuple[list[int], list[IndexedEvent]]]:
+        """Yield candidates of a segment, newest first, some at a time, with those that match."""
+        lower, upper = max(limits.lower, segment.start * SLOTS), min(limits.upper, segment.end * SLOTS)
+
+        def are_few(clause: str) -> bool:
+            found = self._connection.execute(count_up_to(clause, FEW), {"lower": lower, "upper": upper}).fetchall()
+            return bool(found[0][0] < FEW)
+
+        statement, parameters = candidates_of(asked, segment.id, view.floor, are_few)
+        count = max(limit, FIRST_CANDIDATES) if asked.needs_deliveries or asked.not_ids else limit
+        while True:
+            given = {**parameters, "lower": lower, "upper": upper, "count": count}
+            numbers = rows(self._connection, statement, given)
+            described = self._described(segment, numbers, view.partitions) if numbers else []
+            yield numbers, [event for event in described if _is_match(asked, event)]
+            if len(numbers) < count:
+                return
+            upper = numbers[-1]
+            if asked.needs_deliveries:
+                count = max(count, min(4 * count, MOST_CANDIDATES))
+
+    def _described(self, segment: _Segment, numbers: Sequence[int], partitions: Partitions) -> list[IndexedEvent]:
+        """Return events by their numbers, in this order; without those whose topic is gone."""
+        select = (
+            "SELECT json_group_array(json_array(events.event, events.id, source, events.type, events.key, received,"  # noqa: S608 - our own number
+            " partition, offset, size, is_cut, content,"
+            " json((SELECT json_group_array(json_array(route, destination, status)) FROM deliveries"
+            " WHERE deliveries.event = events.event)))) FROM json_each(?) AS asked"
+            f" CROSS JOIN events_{segment.id} AS events ON events.event = asked.value"
+        )
+        found = []
+        for fields in rows(self._connection, select, as_json(numbers)):
+            give_way()
+            found.append(_Found.of(fields, partitions))
+        suspects = [each.suspect for each in found if each.suspect is not None]
+        duplicates = self._let_through.duplicates(suspects, self._segment_ids() if suspects else ())
+        return [each.described(is_duplicate=each.suspect in duplicates) for each in found]
+
+    def _segment_ids(self) -> list[int]:
+        return [each.id for each in self._segments(_Limits(0, END))]
+
+
+class _Found(NamedTuple):
+    """An event as its row has it, with what its deliveries are; `own` is what its partition's progress says of it."""
+
+    fields: Sequence[Any]
+    partition: Partition | None
+    own: Status | None
+    deliveries: list[Settled]
+
+    @classmethod
+    def of(cls, fields: Sequence[Any], partitions: Partitions) -> "_Found":
+        *own_fields, deliveries = fields
+        partition, progress = partitions.get(own_fields[6], (None, None))
+        own = None
+        if partition is not None:
+            own = Status.UNKNOWN if progress is None else progress.status_of(own_fields[7])
+        its = [Settled(route, destination, Status(status)) for route, destination, status in deliveries]
+        return cls(own_fields, partition, own, its)
+
+    @property
+    def suspect(self) -> Suspect | None:
+        """Itself as what may be a duplicate, None if it can't be one."""
+        _, id_, _, _, _, _, part, offset, _, _, content = self.fields
+        if self.partition is None or not content or self.deliveries or self.own is not Status.ENDED:
+            return None
+        return Suspect(partition_key(self.partition), offset, part, id_, content)
+
+    def described(self, *, is_duplicate: bool) -> IndexedEvent:
+        number, id_, source, type_, key, received, _, offset, size, is_cut, _ = self.fields
+        instead = Status.DUPLICATE if is_duplicate else Status.ENDED
+        its = settled(self.own, self.deliveries, instead_of_ended=instead)
+        return IndexedEvent(
+            number=number,
+            id=id_,
+            source=source,
+            type=type_,
+            key=key,
+            received_at=received / 1e6,
+            appended_at=number // SLOTS / 1000,
+            partition=self.partition,
+            offset=offset,
+            size=size,
+            is_cut=bool(is_cut),
+            status=worst(its),
+            settled=tuple(its),
+        )
+
+
+def _attempt_of(fields: Sequence[Any], partitions: Partitions) -> IndexedAttempt:
+    number, at, took, result, status, sequel, detail, partition, offset = fields
+    return IndexedAttempt(
+        number=number,
+        at=at / 1e6,
+        seconds=took / 1e6,
+        result=result,
+        status=status or None,
+        sequel=sequel,
+        detail=detail,
+        partition=partitions[partition][0] if partition in partitions else None,
+        offset=offset,
+    )
+
+
+def _is_match(asked: Asked, event: IndexedEvent) -> bool:
+    """Return whether an event that has the terms has the deliveries, and isn't one that isn't asked for."""
+    if event.id in asked.not_ids:
+        return False
+    if asked.wanted is not None and not any(asked.wanted.holds(*each) for each in event.settled):
+        return False
+    return not any(unwanted.holds(*each) for unwanted in asked.unwanted for each in event.settled)
+
+
+def _limits(query: Query, cursor: int | None) -> _Limits:
+    lower = math.ceil(max(0.0, query.since) * 1000) * SLOTS
+    upper = END if query.until == math.inf else math.ceil(max(0.0, query.until) * 1000) * SLOTS
+    return _Limits(min(lower, END), min(upper, END, END if cursor is None else cursor))
+
+
+def _page(found: Sequence[IndexedEvent], cursor: int, *, is_cut_short: bool) -> Page:
+    return Page(events=tuple(found), cursor=cursor, searched_to=cursor // SLOTS / 1000, is_cut_short=is_cut_short)

@@ -1,0 +1,445 @@
+"""Writes what was read of the log into the index, with how far it was read, in one transaction. One thread's.
+
+What can't be decoded is counted and left out, as routers do; what a newer version wrote is left out until the file is
+made anew by that version.
+"""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+
+from gateway.engine.control.records import DeadLetterProperties, partition_key
+from gateway.engine.control.state import Control
+from gateway.index.deliveries import AttemptRow, Deliveries, resolution
+from gateway.index.duplicates import LetThrough
+from gateway.index.file import IndexFile
+from gateway.index.partitions import Part, Partitions, Settlement
+from gateway.index.segments import Known, NewEvent, Segments
+from gateway.index.settlement import DeliveryKey, DeliveryRow, Tried
+from gateway.index.statuses import Status
+from gateway.index.terms import terms_of
+from gateway.log.attempt_records import AttemptRecord, decode_attempt_record
+from gateway.log.base import Partition, Record
+from gateway.log.records import (
+    DEDUPE_ENTRY,
+    StoredDelivery,
+    decode_dedupe_entries,
+    decode_delivery,
+    decode_event,
+    fingerprint,
+)
+from gateway.log.topics import DAY
+from gateway.model import Event, NewerRecordError, UndecodableRecordError, identity_of, result_label
+from gateway.turns import give_way, taking_turns
+
+MAX_DETAIL = 300
+"""Characters of a message that are kept; the record has all of it."""
+KEPT_UNDONE = 7 * DAY
+"""Seconds for which the log keeps a delivery's record, beside the delay of its tier, whether it is done or not."""
+MERGE_SECONDS = 0.1
+"""For which closed segments are merged after a transaction."""
+
+
+class Kind(StrEnum):
+    """What the records of a topic are, as far as the index is concerned."""
+
+    EVENTS = "events"
+    RETRY = "retry"
+    ORDERED = "ordered"
+    PARKED = "parked"
+    DEAD = "dead"
+    DEDUPE = "dedupe"
+    ATTEMPTS = "attempts"
+    CONTROL = "control"
+
+
+SUCCESSORS = {
+    Kind.RETRY: Status.RETRYING,
+    Kind.ORDERED: Status.PENDING,
+    Kind.PARKED: Status.PARKED,
+    Kind.DEAD: Status.DEAD,
+}
+"""The kinds of deliveries' records, and what a delivery is while one of them is its last."""
+
+
+class LeftOut(StrEnum):
+    """Why a record isn't in the index."""
+
+    UNDECODABLE = "undecodable"
+    NEWER = "newer"
+    TOO_OLD = "too_old"
+    """It is from before what the index goes back to."""
+    WITHOUT_EVENT = "without_event"
+    """It is an attempt for an event that isn't in the index."""
+    DELETED = "deleted"
+    """The log had deleted it before it was read."""
+
+
+class Writer:
+    """The writing side of an open file. Every method but the constructor belongs to one thread, which isn't the loop's.
+
+    Raises IndexUnavailableError, after which `roll_back` continues from what was committed.
+    """
+
+    def __init__(self, file: IndexFile, loop: asyncio.AbstractEventLoop, *, days: float, max_bytes: int) -> None:
+        self._file = file
+        self._loop = loop
+        self._connection = file.writer
+        self._deliveries = Deliveries(self._connection)
+        self._let_through = LetThrough(self._connection)
+        self.control = Control()
+        self._log_starts: dict[Partition, int] = {}
+        self._resolutions = 0
+        self._is_control_changed = True
+        self.left_out: Counter[LeftOut] = Counter()
+        """How many records aren't in the index, since this was made."""
+        self._uncommitted: Counter[LeftOut] = Counter()
+        with file.errors():
+            self._segments = Segments(self._connection, days=days, max_bytes=max_bytes)
+            self._partitions = Partitions(self._connection)
+        self._touched = {part.id for part in self.parts.values()}
+
+    @property
+    def parts(self) -> Mapping[Partition, Part]:
+        """What is read; to be looked at while no method runs."""
+        return self._partitions.parts
+
+    # The partitions.
+
+    def begin_partition(self, partition: Partition, topic_id: str, position: int) -> None:
+        """Read a partition that isn't read yet from an offset on."""
+        with self._working():
+            self._partitions.begin(partition, topic_id, position)
+
+    def forget_partition(self, partition: Partition, kind: Kind) -> None:
+        """Forget a partition whose topic is gone, with its events."""
+        with self._working():
+            part = self._partitions.forget(partition)
+            if kind is Kind.EVENTS:
+                self._segments.forget_partition(part.id)
+                self._let_through.forget(partition_key(partition))
+            self._deliveries.forget_partition(part.id)
+
+    def note_topic_id(self, partition: Partition, topic_id: str) -> None:
+        """Keep the id of a topic of which none was known."""
+        with self._working():
+            self._partitions.note_topic_id(partition, topic_id)
+
+    def skip(self, partition: Partition, position: int, *, is_deleted: bool) -> None:
+        """Continue at an offset: there is nothing before it, or nothing any more."""
+        with self._working():
+            if is_deleted:
+                self._uncommitted[LeftOut.DELETED] += position - self.parts[partition].position
+            self._partitions.move(partition, position)
+
+    # Records.
+
+    def index(self, partition: Partition, kind: Kind, records: Sequence[Record], position: int, now: float) -> None:
+        """Store what a partition's next records tell; the one after them has that position."""
+        with self._working():
+            part = self.parts[partition].id
+            self._segments.forget_before(now)
+            if kind is Kind.EVENTS:
+                self._add_events(part, records)
+            elif kind is Kind.DEDUPE:
+                self._add_entries(records)
+            elif kind is Kind.ATTEMPTS:
+                self._add_attempts(part, records)
+            else:
+                self._add_deliveries(partition, part, kind, records)
+            self._partitions.move(partition, position)
+
+    def follow_control(self, records: Sequence[Record]) -> None:
+        """Apply records of the control topic, which is read from its beginning by each process."""
+        for record in records:
+            self._is_control_changed = True
+            try:
+                self.control.decode_and_apply(record.key, record.value, record.offset)
+            except UndecodableRecordError:
+                self._uncommitted[LeftOut.UNDECODABLE] += 1
+            except NewerRecordError:
+                self._uncommitted[LeftOut.NEWER] += 1
+
+    def forget_control(self) -> None:
+        """Begin again with a control topic that was recreated."""
+        self.control.forget_offsets()
+        self._is_control_changed = True
+
+    def _add_events(self, part: int, records: Sequence[Record]) -> None:
+        events = []
+        for record in records:
+            give_way()
+            try:
+                event = decode_event(record)
+            except UndecodableRecordError:
+                self._uncommitted[LeftOut.UNDECODABLE] += 1
+            except NewerRecordError:
+                self._uncommitted[LeftOut.NEWER] += 1
+            else:
+                events.append(_new_event(event, part, record.offset, _us(record.appended_at) // 1000))
+        self._uncommitted[LeftOut.TOO_OLD] += self._segments.add(events)
+        if events:
+            self._partitions.add_unsettled(part, records[-1].offset, events[0].at)
+
+    def _add_entries(self, records: Sequence[Record]) -> None:
+        offsets: defaultdict[str, list[int]] = defaultdict(list)
+        for record in records:
+            give_way()
+            name = record.key.decode("utf-8", "replace")
+            if "/" not in name:  # it was only appended to learn the time
+                continue
+            try:
+                entries = decode_dedupe_entries(record)
+            except UndecodableRecordError:
+                self._uncommitted[LeftOut.UNDECODABLE] += 1
+            except NewerRecordError:
+                self._uncommitted[LeftOut.NEWER] += 1
+            else:
+                offsets[name] += [offset for _, _, offset, _ in DEDUPE_ENTRY.iter_unpack(entries.rows)]
+        for name, its in offsets.items():
+            self._let_through.add(name, its)
+
+    def _add_deliveries(self, partition: Partition, part: int, kind: Kind, records: Sequence[Record]) -> None:
+        stored = list[tuple[Record, StoredDelivery]]()
+        for record in records:
+            give_way()
+            try:
+                stored.append((record, decode_delivery(record)))
+            except UndecodableRecordError:
+                self._uncommitted[LeftOut.UNDECODABLE] += 1
+            except NewerRecordError:
+                self._uncommitted[LeftOut.NEWER] += 1
+        keys = [_identity(each.delivery.event.id, each.delivery.event.received_at) for _, each in stored]
+        stand_ins = dict[tuple[str, int], Known]()
+        found, attempts = list[DeliveryRow](), list[AttemptRow]()
+        for (record, each), key, known in zip(stored, keys, self._segments.find(keys), strict=True):
+            event = known or stand_ins.get(key)
+            if event is None:
+                at = min(key[1], _us(record.appended_at)) // 1000
+                new = _new_event(each.delivery.event, 0, 0, at)
+                event = self._segments.add_stand_in(new)
+                if event is None:
+                    self._uncommitted[LeftOut.TOO_OLD] += 1
+                    continue
+                stand_ins[key] = event
+            lived = DeliveryKey(event.event, each.delivery.id, _us(each.delivery.replayed_at))
+            row = self._row_of(partition, kind, record, each, lived)
+            found.append(row)
+            attempts += _attempts_of(each, row.key)
+        self._deliveries.add(found, attempts)
+        self._touched.add(part)
+
+    def _row_of(
+        self, partition: Partition, kind: Kind, record: Record, stored: StoredDelivery, key: DeliveryKey
+    ) -> DeliveryRow:
+        """Return what a delivery's record says."""
+        delivery, metadata = stored.delivery, stored.metadata
+        status, reason = SUCCESSORS[kind], metadata.spill_reason
+        if kind is Kind.RETRY and not delivery.attempts:
+            status = Status.PENDING
+        elif kind is Kind.PARKED:
+            reason = metadata.paused_name
+            if self.control.has_scanned(f"pause/{reason}", partition, record.offset, record.appended_at):
+                status = Status.ENDED
+        elif kind is Kind.DEAD:
+            reason = metadata.dead_reason
+            letter = DeadLetterProperties(
+                id=delivery.id,
+                route=delivery.route,
+                destination=delivery.destination,
+                reason=reason,
+                at=record.appended_at,
+            )
+            status = resolution(self.control, letter, partition, record.offset) or status
+        last = delivery.attempts[-1] if delivery.attempts else None
+        return DeliveryRow(
+            key=key,
+            route=delivery.route,
+            destination=delivery.destination,
+            item=-1 if delivery.part is None else delivery.part.number,
+            status=status,
+            decided=_us(record.appended_at),
+            partition=self.parts[partition].id,
+            offset=record.offset,
+            successor=delivery.successor,
+            attempts=0 if last is None else last.number,
+            result="" if last is None else result_label(last),
+            reason=_valid(reason),
+            detail=_valid(metadata.detail[:MAX_DETAIL]),
+            due=_us(delivery.due),
+        )
+
+    def _add_attempts(self, part: int, records: Sequence[Record]) -> None:
+        decoded = list[tuple[Record, AttemptRecord]]()
+        for record in records:
+            give_way()
+            try:
+                decoded.append((record, decode_attempt_record(record)))
+            except UndecodableRecordError:
+                self._uncommitted[LeftOut.UNDECODABLE] += 1
+            except NewerRecordError:
+                self._uncommitted[LeftOut.NEWER] += 1
+        events = self._segments.find([_identity(each.event_id, each.received_at) for _, each in decoded])
+        found = list[tuple[AttemptRow, DeliveryRow, Tried]]()
+        for (record, attempt), event in zip(decoded, events, strict=True):
+            if event is None:
+                self._uncommitted[LeftOut.WITHOUT_EVENT] += 1
+                continue
+            found.append(_tried(attempt, event, part, record.offset))
+            self._touched.add(event.partition)
+        self._deliveries.add_attempts(found)
+
+    # Transactions.
+
+    def settle(self, settlements: Mapping[Partition, Settlement], kinds: Mapping[Partition, Kind], now: float) -> None:
+        """Put commits in force. What had been appended when they were asked for has been read."""
+        with self._working():
+            for partition, settlement in settlements.items():
+                if partition not in self.parts:
+                    continue
+                if kinds[partition] is Kind.EVENTS:
+                    self._forget_entries(partition, settlement.log_start)
+                    unsure_before = 0
+                else:  # the log deletes what is done there, but also what is older than that
+                    settlement, unsure_before = settlement._replace(log_start=0), _us(max(0.0, now - KEPT_UNDONE))  # noqa: PLW2901
+                progress = self._partitions.advance(partition, settlement)
+                part = self.parts[partition]
+                if progress is None and part.id not in self._touched:
+                    continue
+                assert part.progress is not None
+                self._deliveries.settle(part.id, part.progress, unsure_before)
+                self._touched.discard(part.id)
+            if self._is_control_changed:
+                self._deliveries.resume(self.control, self._numbered(kinds, Kind.PARKED))
+                self._deliveries.resolve(self.control, self._resolutions, self._numbered(kinds, Kind.DEAD))
+                self._resolutions, self._is_control_changed = self.control.resolutions, False
+
+    def _forget_entries(self, partition: Partition, log_start: int) -> None:
+        """Forget the dedupe entries of events that the log no longer has."""
+        if log_start > self._log_starts.get(partition, 0):
+            self._log_starts[partition] = log_start
+            self._let_through.forget(partition_key(partition), log_start)
+
+    def _numbered(self, kinds: Mapping[Partition, Kind], kind: Kind) -> dict[int, Partition]:
+        return {part.id: partition for partition, part in self.parts.items() if kinds.get(partition) is kind}
+
+    def commit(self, now: float) -> None:
+        """Keep the index within its bounds, and end the transaction."""
+        with self._working():
+            while self._segments.is_beyond_bounds(now):
+                self._segments.drop_oldest()
+            self._segments.merge_some(MERGE_SECONDS)
+            self._file.check()
+            self._connection.execute("COMMIT")
+            self.left_out.update(self._uncommitted)
+            self._uncommitted.clear()
+
+    def roll_back(self) -> None:
+        """Take back what isn't committed."""
+        with self._file.errors():
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            self._uncommitted.clear()
+            self._segments.load()
+            self._partitions.load()
+            self._touched = {part.id for part in self.parts.values()}
+            self._resolutions, self._is_control_changed = 0, True
+
+    def size(self) -> int:
+        """Return the bytes of the file that are used."""
+        with self._file.errors():
+            return self._segments.bytes_used()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """Work in the transaction, in turns with the event loop."""
+        with self._file.errors(), taking_turns(self._loop):
+            if not self._connection.in_transaction:
+                self._connection.execute("BEGIN IMMEDIATE")
+            yield
+
+
+def _new_event(event: Event, part: int, offset: int, at: int) -> NewEvent:
+    terms = terms_of(event)
+    has_identity = identity_of(event.id) is not None
+    return NewEvent(
+        at=at,
+        partition=part,
+        offset=offset,
+        id=event.id,
+        source=event.source,
+        type=_valid(event.type),
+        key=None if event.key is None else _valid(event.key),
+        received=_us(event.received_at),
+        size=len(event.body),
+        is_cut=terms.is_cut,
+        content=int.from_bytes(fingerprint(event), "big") >> 1 if has_identity else 0,
+        terms=terms.text,
+    )
+
+
+def _us(seconds: float) -> int:
+    """Return a time as the index has it, in microseconds."""
+    return round(seconds * 1e6)
+
+
+def _identity(event_id: str, received_at: float) -> tuple[str, int]:
+    """Return what tells an event from others: events with the same id were received at different times."""
+    return event_id, _us(received_at)
+
+
+def _attempts_of(stored: StoredDelivery, key: DeliveryKey) -> list[AttemptRow]:
+    """Return the attempts that a delivery's record tells."""
+    return [
+        AttemptRow(
+            key=key,
+            number=attempt.number,
+            at=_us(attempt.at),
+            took=_us(attempt.seconds),
+            result=attempt.result,
+            status=attempt.status or 0,
+            sequel="",
+            detail=_valid(attempt.detail[:MAX_DETAIL]),
+            partition=0,
+            offset=0,
+        )
+        for attempt in stored.delivery.attempts
+    ]
+
+
+def _tried(attempt: AttemptRecord, event: Known, part: int, offset: int) -> tuple[AttemptRow, DeliveryRow, Tried]:
+    """Return an attempt, what there is of its delivery if nothing else is known of that, and what it decides."""
+    key = DeliveryKey(event.event, attempt.delivery_id, _us(attempt.replayed_at))
+    result = attempt.result.value if attempt.status is None else str(attempt.status)
+    tried = Tried(attempt.number, _us(attempt.at + attempt.seconds), result, attempt.sequel)
+    row = AttemptRow(
+        key=key,
+        number=attempt.number,
+        at=_us(attempt.at),
+        took=_us(attempt.seconds),
+        result=attempt.result,
+        status=attempt.status or 0,
+        sequel=attempt.sequel or "",
+        detail=_valid(attempt.detail[:MAX_DETAIL]),
+        partition=part,
+        offset=offset,
+    )
+    first = DeliveryRow(
+        key=key,
+        route=attempt.route,
+        destination=attempt.destination,
+        item=-1 if attempt.item is None else attempt.item,
+        status=Status.RETRYING if event.partition else Status.UNKNOWN,
+        decided=tried.ended,
+        partition=event.partition,
+        offset=event.offset,
+        successor=-1,
+    )
+    return row, first, tried
+
+
+def _valid(text: str) -> str:
+    """Return a text as valid UTF-8: what a sender's bytes weren't is shown as question marks."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

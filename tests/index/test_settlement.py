@@ -1,0 +1,135 @@
+"""How far events and deliveries are, by commits and by what was read before."""
+
+from itertools import permutations
+from typing import Any
+
+from gateway.index.settlement import (
+    DeliveryKey,
+    DeliveryRow,
+    Progress,
+    Settled,
+    Tried,
+    abandoned,
+    advanced,
+    after_attempt,
+    after_record,
+    decode_progress,
+    encode_progress,
+    settled,
+    worst,
+)
+from gateway.index.statuses import Status
+from gateway.log.attempt_records import Sequel
+from gateway.log.base import Commit
+
+KEY = DeliveryKey(1, "dlv_1", 0)
+
+
+def a_row(status: Status = Status.RETRYING, successor: int = 1, decided: int = 1_000, **fields: int) -> DeliveryRow:
+    given: dict[str, Any] = {"partition": 1, "offset": 0, "attempts": 1} | fields
+    return DeliveryRow(
+        key=KEY, route="build", destination="ci", item=-1, status=status, decided=decided, successor=successor, **given
+    )
+
+
+def test_a_record_is_done_by_the_commit_in_force() -> None:
+    progress = advanced(None, Commit(10, b"\x02"), 0)
+    assert [progress.status_of(offset) for offset in (9, 10, 11, 12)] == [
+        Status.ENDED,
+        Status.PENDING,
+        Status.ENDED,
+        Status.PENDING,
+    ]
+
+
+def test_nothing_is_done_without_a_commit() -> None:
+    assert advanced(None, None, 0).status_of(0) is Status.PENDING
+
+
+def test_what_the_log_deleted_before_it_was_done_is_unknown() -> None:
+    before = advanced(None, Commit(10), 0)
+    now = advanced(before, Commit(30), 20)
+    assert [now.status_of(offset) for offset in (9, 10, 19, 20)] == [
+        Status.ENDED,
+        Status.UNKNOWN,
+        Status.UNKNOWN,
+        Status.ENDED,
+    ]
+    later = advanced(now, Commit(60), 50)
+    assert later.status_of(10) is later.status_of(40) is Status.UNKNOWN
+
+
+def test_retention_of_what_is_done_makes_nothing_unknown() -> None:
+    progress = advanced(advanced(None, Commit(10), 0), Commit(10), 10)
+    assert progress == Progress(10, b"")
+
+
+def test_what_was_open_in_a_deleted_topic_is_unknown() -> None:
+    progress = abandoned(Progress(10, b"\x01"))
+    assert progress.status_of(9) is Status.ENDED
+    assert progress.status_of(11) is Status.UNKNOWN
+    assert abandoned(None).status_of(0) is Status.UNKNOWN
+
+
+def test_progress_survives_the_file() -> None:
+    progress = Progress(10, b"\x01\xff", 3, 7)
+    assert decode_progress(encode_progress(progress)) == progress
+    assert decode_progress(None) is None
+
+
+def test_the_last_successor_counts_in_whatever_order_they_are_read() -> None:
+    chain = [
+        a_row(successor=1, decided=1_000, offset=5),
+        a_row(successor=2, decided=2_000, offset=6, attempts=2),
+        a_row(Status.DEAD, successor=3, decided=3_000, offset=7, attempts=3),
+    ]
+    for order in permutations(chain):
+        row: DeliveryRow | None = None
+        for record in order:
+            row = after_record(row, record)
+        assert row is not None
+        assert (row.status, row.offset, row.attempts) == (Status.DEAD, 7, 3)
+
+
+def test_an_attempt_after_the_last_record_ends_a_delivery() -> None:
+    tried = Tried(2, 5_000, "200", Sequel.DELIVERED)
+    row = after_attempt(a_row(decided=1_000), a_row(), tried)
+    assert (row.status, row.attempts, row.result) == (Status.DELIVERED, 2, "200")
+    assert after_record(row, a_row(successor=2, decided=2_000)).status is Status.DELIVERED
+
+
+def test_a_record_after_a_success_is_open_all_the_same() -> None:
+    """A copy that a crash left behind has been tried again."""
+    row = after_attempt(a_row(decided=1_000), a_row(), Tried(2, 5_000, "200", Sequel.DELIVERED))
+    assert after_record(row, a_row(Status.DEAD, successor=2, decided=9_000)).status is Status.DEAD
+
+
+def test_an_attempt_alone_makes_a_delivery_that_is_retried() -> None:
+    first = a_row(successor=-1)
+    assert after_attempt(None, first, Tried(1, 5_000, "503", Sequel.RETRY)).status is Status.RETRYING
+    assert after_attempt(None, first, Tried(1, 5_000, "200", Sequel.DELIVERED)).status is Status.DELIVERED
+    assert after_attempt(None, first, Tried(1, 5_000, "400", Sequel.DROPPED)).status is Status.DROPPED
+
+
+def test_an_earlier_attempt_changes_no_result() -> None:
+    row = after_attempt(a_row(attempts=3), a_row(), Tried(2, 500, "503", Sequel.RETRY))
+    assert (row.attempts, row.status) == (3, Status.RETRYING)
+
+
+def test_what_is_pending_is_retried_once_it_was_tried() -> None:
+    row = after_attempt(a_row(Status.PENDING, attempts=0), a_row(), Tried(1, 500, "503", Sequel.RETRY))
+    assert row.status is Status.RETRYING
+
+
+def test_an_event_is_what_its_deliveries_are_and_what_its_record_is() -> None:
+    delivery = Settled("build", "ci", Status.DELIVERED)
+    assert settled(Status.ENDED, [delivery]) == [delivery]
+    assert settled(Status.ENDED, []) == [Settled("", "", Status.ENDED)]
+    assert settled(Status.PENDING, [delivery]) == [delivery, Settled("", "", Status.PENDING)]
+    assert settled(None, [delivery]) == [delivery]
+
+
+def test_the_worst_counts() -> None:
+    its = [Settled("a", "x", Status.DELIVERED), Settled("b", "y", Status.DEAD), Settled("", "", Status.PENDING)]
+    assert worst(its) is Status.DEAD
+    assert worst([]) is Status.UNKNOWN
