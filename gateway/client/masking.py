@@ -11,19 +11,20 @@ import re
 from base64 import b64decode, b64encode, urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from itertools import product
 from typing import Self
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
-from gateway.client.request import Outbound
+from gateway.model import Headers
 from gateway.rules.expressions import Expression
 from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.rules import Destination
 
 MASK = b"***"
 MIN_SECRET = 4
-"""Bytes of the shortest value of a reference that is masked: shorter ones may occur anywhere by chance."""
+"""Bytes of the shortest secret that is masked: shorter ones may occur anywhere by chance."""
 MIN_VALUE = 8
-"""Bytes of the shortest value of a header that is masked."""
+"""Bytes of the shortest value of a header, or of a query, that counts as a secret."""
 MIN_TOKEN, MIN_TOKEN_WITH_DIGITS = 16, 8
 """Characters from which a segment of a URL's path may be a token."""
 PUBLIC_HEADERS = frozenset(
@@ -35,51 +36,48 @@ PUBLIC_HEADERS = frozenset(
 """Headers whose values no one keeps secret, in lower case."""
 SIGNATURE = "webhook-signature"
 _PERCENT = re.compile(rb"%[0-9A-F]{2}")
+_TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]{8,}=*")  # as RFC 9110 §11.2 has it, of MIN_VALUE and more
 
 
 class Mask:
-    """What is masked in responses to the requests of one route to one destination."""
+    """What is masked in responses to the requests of one route to one destination.
+
+    `names` are the headers, in lower case, whose values in a request are masked, too; `forms` are masked as they are.
+    """
 
     __slots__ = ("_forms", "_names")
 
-    def __init__(self, secrets: Iterable[bytes], names: frozenset[bytes] = frozenset()) -> None:
-        """`names` are the headers, in lower case, whose values in a request are masked, too."""
+    def __init__(
+        self, secrets: Iterable[bytes] = (), names: frozenset[bytes] = frozenset(), forms: Iterable[bytes] = ()
+    ) -> None:
         found = {form for secret in secrets if len(secret) >= MIN_SECRET for form in _forms(secret)}
-        self._forms = sorted(found, key=len, reverse=True)  # one may contain another
+        self._forms = sorted(found.union(forms), key=len, reverse=True)  # one may contain another
         self._names = names
 
     @classmethod
     def of(cls, destination: Destination, request: RequestTemplate | None, references: Iterable[str]) -> Self:
         """Build it from the rules; `references` are the values of all of their references.
 
-        Takes some time if there are many of these, so it is worth keeping.
+        This takes some time if there are many, so it is worth keeping.
         """
-        written = [destination.url, *[value for _, value in destination.headers]]
-        written += [] if destination.access is None else _texts((destination.access.oauth2, destination.access.proxy))
-        written += _texts(request)
-        secrets = {each.encode("utf-8", "surrogateescape") for each in references if _is_in(each, written)}
+        added = [(name.lower(), value) for name, value in destination.headers]
+        secrets = {part for name, value in added if name not in PUBLIC_HEADERS for part in _of_header(_raw(value))}
         secrets.update(_of_url(destination.url), destination.sign)
         access = destination.access
         if access is not None and access.oauth2 is not None:
-            secrets.add(access.oauth2.client_secret.encode("utf-8", "surrogateescape"))
+            secrets.add(_raw(access.oauth2.client_secret))
         if access is not None and access.proxy is not None and access.proxy.authorization is not None:
-            secrets.update(_of_authorization(access.proxy.authorization.encode("ascii")))
-        added = [name.lower() for name, _ in destination.headers]
-        added += [] if request is None else [name.lower() for name, _ in request.headers]
-        names = frozenset([name.encode() for name in (SIGNATURE, *added) if name not in PUBLIC_HEADERS])
-        return cls(secrets, names)
+            secrets.update(_of_header(_raw(access.proxy.authorization)))
+        written = [destination.url, *[value for _, value in added], *_texts(request)]
+        secrets.update([_raw(each) for each in references if any(each in text for text in written)])
+        names = [SIGNATURE, *[name.lower() for name, _ in (() if request is None else request.headers)]]
+        return cls(secrets, frozenset([name.encode() for name in names if name not in PUBLIC_HEADERS]))
 
-    def with_sent(self, outbound: Outbound, tokens: Iterable[bytes] = ()) -> "Mask":
-        """Return one that also masks what this request had alone, and the values of Authorization that it was sent with.
-
-        A value of a header that the sender of the event has given isn't ours.
-        """
-        values = [value for name, value in outbound.headers if name.lower() in self._names and len(value) >= MIN_VALUE]
-        sent = {secret for value in (*values, *tokens) for secret in _of_authorization(value)}
-        more = Mask(sent)
-        more._forms = sorted({*self._forms, *more._forms}, key=len, reverse=True)
-        more._names = self._names
-        return more
+    def with_sent(self, headers: Headers, tokens: Iterable[bytes] = ()) -> "Mask":
+        """Return one that also masks what one request alone has had, and the values of Authorization sent with it."""
+        values = [value for name, value in headers if name.lower() in self._names and len(value) >= MIN_VALUE]
+        sent = {part for value in (*values, *tokens) for part in _of_header(value)}
+        return Mask(sent, self._names, self._forms) if sent else self
 
     def masked(self, text: bytes) -> bytes:
         """Return the text without them."""
@@ -101,10 +99,6 @@ class Mask:
         return text if begins == len(text) else text[:begins] + MASK
 
 
-def _is_in(secret: str, written: Iterable[str]) -> bool:
-    return len(secret) >= MIN_SECRET and any(secret in text for text in written)
-
-
 def _texts(value: object) -> list[str]:
     """Return the strings in a value of the rules, wherever they are."""
     match value:
@@ -124,40 +118,42 @@ def _texts(value: object) -> list[str]:
             return []
 
 
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _of_url(url: str) -> Iterator[bytes]:
     """Yield the parts of a URL that may be tokens, and its path after the first part as a whole."""
     parts = urlsplit(url)
     _, *others = parts.path.removeprefix("/").split("/")
     rest = "/".join(others)
     if len(rest) >= MIN_TOKEN:
-        yield rest.encode()
+        yield _raw(rest)
     for segment in parts.path.split("/"):
         if len(segment) >= (MIN_TOKEN_WITH_DIGITS if any(map(str.isdigit, segment)) else MIN_TOKEN):
-            yield segment.encode()
-            yield unquote(segment).encode()
+            yield _raw(segment)
+            yield _raw(unquote(segment))
     if parts.query:
-        yield parts.query.encode()
+        yield _raw(parts.query)
     for _, value in parse_qsl(parts.query):
         if len(value) >= MIN_VALUE:
-            yield value.encode()
+            yield _raw(value)
 
 
-def _of_authorization(value: bytes) -> Iterator[bytes]:
-    """Yield a header's value, and the credential in it: a token after its scheme, a password, one of its signatures."""
-    yield value
-    scheme, _, rest = value.partition(b" ")
-    if len(rest) < MIN_SECRET:
-        return
-    yield rest
+def _of_header(value: bytes) -> Iterator[bytes]:
+    """Yield a header's value, and the credentials in it: what follows a scheme, a password, whatever may be a token."""
+    if len(value) >= MIN_VALUE:
+        yield value
+    yield from _TOKEN.findall(value)
+    scheme, _, credential = value.partition(b" ")
+    yield credential
     if scheme.lower() == b"basic":
         try:
-            user_and_password = b64decode(rest, validate=True)
+            user_and_password = b64decode(credential, validate=True)
         except ValueError:
             return
         yield user_and_password
         yield user_and_password.partition(b":")[2]
-    else:
-        yield from value.split(b" ")[1:]
 
 
 def _forms(secret: bytes) -> Iterator[bytes]:
@@ -165,20 +161,18 @@ def _forms(secret: bytes) -> Iterator[bytes]:
     text = secret.decode("utf-8", "surrogateescape")
     for is_ascii in (False, True):
         in_json = json.dumps(text, ensure_ascii=is_ascii)[1:-1]
-        yield in_json.encode("utf-8", "surrogateescape")
-        yield in_json.replace("/", "\\/").encode("utf-8", "surrogateescape")  # as PHP writes it
-    yield html.escape(text).encode("utf-8", "surrogateescape")
+        yield _raw(in_json)
+        yield _raw(in_json.replace("/", "\\/"))  # as PHP writes it
+    yield _raw(html.escape(text))
     for in_url in (quote(secret, safe=""), quote(secret), quote_plus(secret)):
         yield in_url.encode()
         yield _PERCENT.sub(lambda found: found[0].lower(), in_url.encode())
-    for encode in (b64encode, urlsafe_b64encode):
-        yield from _in_base64(secret, encode(b"\0" * 0 + secret), 0)
-        yield from _in_base64(secret, encode(b"\0" + secret), 1)
-        yield from _in_base64(secret, encode(b"\0\0" + secret), 2)
+    for encode, before in product((b64encode, urlsafe_b64encode), range(3)):
+        yield from _in_base64(encode(bytes(before) + secret), before, len(secret))
 
 
-def _in_base64(secret: bytes, encoded: bytes, before: int) -> Iterator[bytes]:
-    """Yield the characters that the secret alone decides, with so many bytes before it and any after it."""
-    first, end = -(-before * 8 // 6), (before + len(secret)) * 8 // 6
+def _in_base64(encoded: bytes, before: int, length: int) -> Iterator[bytes]:
+    """Yield the characters that so many bytes alone decide, with others `before` them, and any after them."""
+    first, end = -(-before * 8 // 6), (before + length) * 8 // 6
     if end - first >= MIN_SECRET:
         yield encoded[first:end]

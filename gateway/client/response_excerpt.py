@@ -16,7 +16,8 @@ from gateway.model import BODY_EXCERPT, HEADERS_EXCERPT, Headers, ResponseExcerp
 _CREDENTIALS = re.compile(rb"auth|cookie|credential|passw|secret|session|signature|token|api-?key")
 """Found in the lower-case name of a header whose value may be a credential, or says how to get one."""
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2: a token
-_CONTROL = bytes([byte if byte >= 0x20 and byte != 0x7F or byte == 9 else 0x20 for byte in range(256)])  # noqa: PLR2004 - RFC 9110 §5.5
+_CONTROL = bytes((*range(9), *range(10, 32), 127))  # RFC 9110 §5.5
+_WITHOUT_CONTROL = bytes.maketrans(_CONTROL, b" " * len(_CONTROL))
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 
 
@@ -41,7 +42,7 @@ def _headers(lines: Sequence[bytes], mask: Mask) -> tuple[Headers, bool]:
         name, _, value = line.partition(b":")
         if not _NAME.fullmatch(name):
             continue
-        value = value.strip().translate(_CONTROL)
+        value = value.strip().translate(_WITHOUT_CONTROL)
         lower = name.lower()
         if _CREDENTIALS.search(lower):
             value = MASK
@@ -67,12 +68,14 @@ def _decoded(response: ResponseReader) -> tuple[bytes, bool]:
         if name.lower() == b"content-encoding":
             coding += b"," * bool(coding) + value.strip().lower()
     match coding:
+        case _ if not body:
+            return b"", is_whole
         case b"" | b"identity":
             return body[:RESPONSE_LIMIT], is_whole and len(body) <= RESPONSE_LIMIT
         case b"gzip" | b"x-gzip" | b"deflate":
             return _inflated(body)
         case _:
-            return b"", not body and is_whole
+            return b"", False
 
 
 def _inflated(body: bytes) -> tuple[bytes, bool]:
