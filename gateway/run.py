@@ -254,6 +254,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
+            attempts=self._settings.attempts,
             others=lambda: {
                 **follower.unreadable(),
                 **jobs.unreadable(),

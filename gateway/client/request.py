@@ -14,9 +14,11 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import field
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import NamedTuple, Protocol, TypeVar
+
+from yarl import URL
 
 from gateway.client.observation import Observation
 from gateway.model import (
@@ -67,6 +69,11 @@ class Outbound:
     access: DestinationAccess | None = field(default=None, repr=False)
     delivery: Delivery | None = field(default=None, repr=False)
     observation: Observation | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def host(self) -> str:
+        """The host of the URL, in ASCII."""
+        return _host_of(self.url)
 
     @property
     def address(self) -> str:
@@ -169,6 +176,11 @@ def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) 
         (b"webhook-timestamp", timestamp),
         (b"webhook-signature", b" ".join(signatures)),
     ]
+
+
+@lru_cache(maxsize=16384)
+def _host_of(url: str) -> str:
+    return URL(url).raw_host or ""
 
 
 def _forwarded_headers(

@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control.state import Control
 from gateway.engine.dedupe.filter import DuplicateFilter
+from gateway.engine.delivery.attempt_log import AttemptLog
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
 from gateway.engine.ordered.key_state import RouteState
@@ -22,6 +23,7 @@ from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import ForbiddenError, LogUnavailableError
 from gateway.rules.rules import Rules
+from gateway.settings import RecordedAttempts
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:  # an extra
@@ -58,6 +60,7 @@ class Worker:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         traces: "Traces | None" = None,
+        attempts: RecordedAttempts = RecordedAttempts.OFF,
         others: Callable[[], Mapping[Partition, str]] = dict,
         refusing: Callable[[], Mapping[Partition, str]] = dict,
     ) -> None:
@@ -76,7 +79,8 @@ class Worker:
             sleep=sleep,
             traces=traces,
         )
-        self._dispatcher = Dispatcher(self._services, client)
+        self._attempt_log = AttemptLog(self._services, attempts)
+        self._dispatcher = Dispatcher(self._services, client, self._attempt_log)
         self._duplicates = DuplicateFilter(
             log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep
         )
@@ -99,6 +103,7 @@ class Worker:
             loops = [
                 tasks.create_task(self._router.run(), name="router"),
                 tasks.create_task(self._dispatcher.run(), name="dispatch"),
+                tasks.create_task(self._attempt_log.run(), name="attempts"),
                 tasks.create_task(self._duplicates.run(), name="duplicates"),
                 tasks.create_task(self._keep_ordered(tasks), name="ordered"),
                 tasks.create_task(self._keep_looking(), name="unread"),
@@ -263,7 +268,8 @@ class Worker:
             member.stop_reading()
         await self._dispatcher.drain(self._router.stop_reading(), until)
         # Before their loops end: one may be leaving its group already, to join it for other topics.
-        await asyncio.gather(*[member.close() for member in (self._router, *ordered)])
+        closing = [member.close() for member in (self._router, *ordered)]
+        await asyncio.gather(*closing, self._attempt_log.flush())
         for task in [*loops, *[task for _, task in self._ordered.values()]]:
             task.cancel()
         self._dispatcher.abandon()
