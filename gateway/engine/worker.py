@@ -269,7 +269,10 @@ class Worker:
         await self._dispatcher.drain(self._router.stop_reading(), until)
         # Before their loops end: one may be leaving its group already, to join it for other topics.
         closing = [member.close() for member in (self._router, *ordered)]
-        await asyncio.gather(*closing, self._attempt_log.flush())
+        if not self._attempt_log.is_empty:
+            closing.append(self._attempt_log.flush())
+        await asyncio.gather(*closing)
+        self._attempt_log.close()
         for task in [*loops, *[task for _, task in self._ordered.values()]]:
             task.cancel()
         self._dispatcher.abandon()

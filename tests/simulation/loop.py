@@ -27,6 +27,12 @@ OWNER: contextvars.ContextVar[object] = contextvars.ContextVar("OWNER", default=
 """The process that a task belongs to: every task inherits it from the one that made it."""
 
 
+UNCOUNTED: contextvars.ContextVar[bool] = contextvars.ContextVar("UNCOUNTED", default=False)
+"""Whether callbacks don't count for `kill_after`: so a process is killed in the same moment of its deliveries, whether
+their attempts are recorded or not."""
+UNCOUNTED_COROUTINES = "AttemptLog."
+
+
 class LivelockError(AssertionError):
     """Callbacks follow callbacks and the clock stands still."""
 
@@ -49,6 +55,15 @@ class SimulatedTask(asyncio.Task[Any]):
     @override
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+def _make_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+) -> SimulatedTask:
+    if getattr(coro, "__qualname__", "").startswith(UNCOUNTED_COROUTINES):
+        context = options["context"] = options.get("context") or contextvars.copy_context()
+        context.run(UNCOUNTED.set, True)
+    return SimulatedTask(coro, loop=loop, **options)
 
 
 class _Timer(asyncio.TimerHandle):
@@ -77,7 +92,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._doomed: dict[object, tuple[int, Callable[[], None]]] = {}
         self._callbacks_at_instant = 0
-        self.set_task_factory(lambda loop, coro, **options: SimulatedTask(coro, loop=loop, **options))
+        self.set_task_factory(_make_task)
 
     @override
     def time(self) -> float:
@@ -97,7 +112,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 if handle._cancelled:
                     continue
                 handle._run()
-                if doomed and (owner := handle._context.get(OWNER)) in doomed:
+                context = handle._context
+                if doomed and (owner := context.get(OWNER)) in doomed and not context.get(UNCOUNTED):
                     steps, kill = doomed.pop(owner)
                     if steps > 1:
                         doomed[owner] = (steps - 1, kill)

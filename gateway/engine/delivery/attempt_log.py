@@ -14,6 +14,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple, assert_never
 
@@ -102,7 +103,7 @@ class _Queue:
 
 
 class AttemptLog:
-    """The attempts of one process: `record` takes them, `run` appends them, `flush` ends that."""
+    """The attempts of one process: `record` takes them, `run` appends them, `flush` and `close` end that."""
 
     def __init__(self, services: Services, recorded: RecordedAttempts) -> None:
         self._services = services
@@ -118,7 +119,7 @@ class AttemptLog:
         self._of_destination: Counter[str] = Counter()  # bytes
         self._masks: dict[tuple[str, str], tuple[Rules, Mask]] = {}
         self._throttle = LogThrottle(WARNING_INTERVAL)
-        self._has_work, self._is_empty = asyncio.Event(), asyncio.Event()
+        self._has_work, self._is_empty, self._is_flushed = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._is_empty.set()
         self._is_closed = False
 
@@ -164,7 +165,9 @@ class AttemptLog:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await self._has_work.wait()
-                await self._services.sleep(INTERVAL)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL):
+                        await self._is_flushed.wait()
                 self._has_work.clear()
                 await self._ask_for_partitions()
                 self._assign()
@@ -173,14 +176,23 @@ class AttemptLog:
                         queue.is_busy = True
                         tasks.create_task(self._append(queue), name="attempts-append")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in memory."""
+        return self._is_empty.is_set()
+
     async def flush(self) -> None:
-        """Wait until all is appended, for a second at most; the rest is dropped, and whatever comes later."""
-        try:
+        """Wait until all is appended, or FLUSH_TIMEOUT."""
+        self._is_flushed.set()
+        with suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT):
                 await self._is_empty.wait()
-        except TimeoutError:
-            self._drop(self._count, "stopped")
+
+    def close(self) -> None:
+        """Drop what is still in memory, and whatever comes later. `run` has to be cancelled with that."""
         self._is_closed = True
+        if self._count:
+            self._drop(self._count, "stopped")
 
     async def _ask_for_partitions(self) -> None:
         """Find out how many partitions there are, if that isn't known, or wasn't for a while."""
