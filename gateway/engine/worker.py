@@ -100,16 +100,18 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             self._dispatcher.bind(tasks)
             await self._begin()
+            recording = tasks.create_task(self._attempt_log.run(), name="attempts")
             loops = [
                 tasks.create_task(self._router.run(), name="router"),
                 tasks.create_task(self._dispatcher.run(), name="dispatch"),
-                tasks.create_task(self._attempt_log.run(), name="attempts"),
                 tasks.create_task(self._duplicates.run(), name="duplicates"),
                 tasks.create_task(self._keep_ordered(tasks), name="ordered"),
                 tasks.create_task(self._keep_looking(), name="unread"),
             ]
             await self._stopped.wait()
             await self._drain(loops)
+            await self._attempt_log.flush()
+            recording.cancel()
 
     async def _begin(self) -> None:
         """Subscribe, retrying for as long as the log is unavailable: the ingress may serve already.
@@ -268,11 +270,7 @@ class Worker:
             member.stop_reading()
         await self._dispatcher.drain(self._router.stop_reading(), until)
         # Before their loops end: one may be leaving its group already, to join it for other topics.
-        closing = [member.close() for member in (self._router, *ordered)]
-        if not self._attempt_log.is_empty:
-            closing.append(self._attempt_log.flush())
-        await asyncio.gather(*closing)
-        self._attempt_log.close()
+        await asyncio.gather(*[member.close() for member in (self._router, *ordered)])
         for task in [*loops, *[task for _, task in self._ordered.values()]]:
             task.cancel()
         self._dispatcher.abandon()

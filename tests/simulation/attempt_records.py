@@ -8,7 +8,7 @@ from gateway.settings import RecordedAttempts
 from tests.simulation.ledger import CLOCK_ERROR, Ledger, ObservedAttempt
 from tests.simulation.loop import EPOCH
 
-INVARIANT = "26 attempts are recorded"
+INVARIANT = "42 attempts are recorded"
 
 
 def check_counts(ledger: Ledger, process: str, *, recorded: int, dropped: int) -> None:

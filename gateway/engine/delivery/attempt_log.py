@@ -56,8 +56,8 @@ RETRY_DELAY = 5.0
 """Seconds from a failed append to the next one to the same partition."""
 PARTITIONS_AGE = 60.0
 """Seconds after which the log is asked again how many partitions there are."""
-FLUSH_TIMEOUT = 1.0
-"""Seconds of a drain for what is in memory."""
+FLUSH_TIMEOUT = 0.5
+"""Seconds, at the end of a drain, for what is in memory."""
 WARNING_INTERVAL = 60.0
 MASKS = 256
 """Pairs of a route and a destination for which it is kept what to mask."""
@@ -103,7 +103,7 @@ class _Queue:
 
 
 class AttemptLog:
-    """The attempts of one process: `record` takes them, `run` appends them, `flush` and `close` end that."""
+    """The attempts of one process: `record` takes them, `run` appends them, `flush` ends that."""
 
     def __init__(self, services: Services, recorded: RecordedAttempts) -> None:
         self._services = services
@@ -176,20 +176,15 @@ class AttemptLog:
                         queue.is_busy = True
                         tasks.create_task(self._append(queue), name="attempts-append")
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is in memory."""
-        return self._is_empty.is_set()
-
     async def flush(self) -> None:
-        """Wait until all is appended, or FLUSH_TIMEOUT."""
+        """Wait until all is appended, or FLUSH_TIMEOUT; then drop the rest, and whatever comes later.
+
+        `run` has to be cancelled with that.
+        """
         self._is_flushed.set()
         with suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT):
                 await self._is_empty.wait()
-
-    def close(self) -> None:
-        """Drop what is still in memory, and whatever comes later. `run` has to be cancelled with that."""
         self._is_closed = True
         if self._count:
             self._drop(self._count, "stopped")
