@@ -228,7 +228,7 @@ class Client:
             start = address.start_of(outbound.method, outbound.path, outbound.query)
         headers = (*outbound.headers, *address.headers) if address.headers else outbound.headers
         head = encode_head(start, headers, len(body) if body or outbound.method.has_content else None)
-        return await self._exchange(address.origin, head, body, deadline, reader, outbound.observation)
+        return await self._exchange(address.origin, head, body, deadline, reader, seen=outbound.observation)
 
     async def _exchange(
         self,
@@ -237,6 +237,7 @@ class Client:
         body: bytes,
         deadline: float,
         reader: Callable[[], ResponseReader],
+        *,
         seen: Observation | None = None,
     ) -> ResponseReader:
         connection = self._pool.take(origin)
@@ -245,14 +246,14 @@ class Client:
                 if seen is None:
                     return await connection.exchange(head, body, deadline, reader())
                 seen.reuses()
-                return await _observed(connection, head, body, deadline, reader(), seen)
+                return await _observed(seen, connection, head, body, deadline, reader=reader())
             except StaleError:
                 pass  # RFC 9112 §9.3.1: it was closed while it was idle
         connection = await self._dial(origin, deadline, seen or Observation(self._loop.time))
         try:
             if seen is None:
                 return await connection.exchange(head, body, deadline, reader())
-            return await _observed(connection, head, body, deadline, reader(), seen)
+            return await _observed(seen, connection, head, body, deadline, reader=reader())
         except StaleError as error:
             raise FailedError(Result.TRANSPORT, f"{origin.host}: {error}") from error
 
@@ -382,7 +383,7 @@ class Client:
 
 
 async def _observed(
-    connection: Connection, head: bytes, body: bytes, deadline: float, reader: ResponseReader, seen: Observation
+    seen: Observation, connection: Connection, head: bytes, body: bytes, deadline: float, *, reader: ResponseReader
 ) -> ResponseReader:
     """Do an exchange, which somebody observes."""
     seen.sends()

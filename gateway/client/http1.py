@@ -120,8 +120,7 @@ class ResponseReader:
                     pass
         if is_closing or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2.2: from here on it speaks something else
             is_reusable = False
-        if self.kept is None and status >= 300:  # noqa: PLR2004 - RFC 9110 §15: no success
-            self.kept = bytearray()
+        self._keep_failure(status)
         if status in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: without a body, whatever the head says
             length = 0
         elif is_chunked and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim response has no body
@@ -132,6 +131,11 @@ class ResponseReader:
         self._left = length
         self.is_reusable = is_reusable and (length is not None or is_chunked)
         return status
+
+    def _keep_failure(self, status: int) -> None:
+        """Keep the body, if the response is no success."""
+        if self.kept is None and status >= 300:  # noqa: PLR2004 - RFC 9110 §15
+            self.kept = bytearray()
 
     def _feed_body(self, data: bytes) -> bool:
         self._seen += len(data)

@@ -99,23 +99,24 @@ class Mask:
         return text if begins == len(text) else text[:begins] + MASK
 
 
-def _texts(value: object) -> list[str]:
-    """Return the strings in a value of the rules, wherever they are."""
+def _texts(value: object) -> Iterator[str]:
+    """Yield the strings in a value of the rules, wherever they are."""
+    parts: Iterable[object] = ()
     match value:
         case str():
-            return [value]
-        case bytes():
-            return [value.decode("utf-8", "surrogateescape")]
+            yield value
         case Expression():
-            return [value.text]
+            yield value.text
         case Mapping():
-            return [text for pair in value.items() for each in pair for text in _texts(each)]
+            parts = (*value.keys(), *value.values())
         case tuple() | list():
-            return [text for each in value for text in _texts(each)]
+            parts = value
         case _ if is_dataclass(value):
-            return [text for field in fields(value) if field.repr for text in _texts(getattr(value, field.name))]
+            parts = [getattr(value, field.name) for field in fields(value) if field.repr]
         case _:
-            return []
+            pass
+    for each in parts:
+        yield from _texts(each)
 
 
 def _raw(text: str) -> bytes:

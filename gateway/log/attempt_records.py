@@ -23,6 +23,7 @@ from gateway.log.records import _pairs
 from gateway.model import (
     BODY_EXCERPT,
     NAME_PATTERN,
+    NO_PHASES,
     AttemptPhases,
     DeliveryId,
     EventId,
@@ -74,7 +75,7 @@ class AttemptRecord:
     status: int | None = None
     detail: str = ""
     retry_after: float | None = None
-    phases: AttemptPhases = AttemptPhases()
+    phases: AttemptPhases = NO_PHASES
     method: str
     host: str
     rules: str = ""
@@ -98,16 +99,15 @@ def encode_attempt_record(attempt: AttemptRecord) -> NewRecord:
     }
     if attempt.replayed_at:
         fields["replayed_at"] = round(attempt.replayed_at, 6)
-    for name, value in (
-        ("item", attempt.item),
-        ("sequel", attempt.sequel),
-        ("status", attempt.status),
-        ("detail", attempt.detail or None),
-        ("retry_after", attempt.retry_after),
-        ("rules", attempt.rules or None),
-    ):
-        if value is not None:
-            fields[name] = value
+    optional = {
+        "item": attempt.item,
+        "sequel": attempt.sequel,
+        "status": attempt.status,
+        "detail": attempt.detail or None,
+        "retry_after": attempt.retry_after,
+        "rules": attempt.rules or None,
+    }
+    fields |= {name: value for name, value in optional.items() if value is not None}
     phases = {name: round(seconds, 6) for name, seconds in attempt.phases._asdict().items() if seconds is not None}
     if phases:
         fields["phases"] = phases
@@ -147,7 +147,7 @@ def decode_attempt_record(record: Record) -> AttemptRecord:
         status=fields.integer("status", maximum=999) if fields.has("status") else None,
         detail=fields.text("detail") if fields.has("detail") else "",
         retry_after=fields.number("retry_after") if fields.has("retry_after") else None,
-        phases=_phases(fields.inside("phases")) if fields.has("phases") else AttemptPhases(),
+        phases=_phases(fields.inside("phases")) if fields.has("phases") else NO_PHASES,
         method=fields.text("method"),
         host=fields.text("host"),
         rules=fields.text("rules") if fields.has("rules") else "",

@@ -171,7 +171,7 @@ def test_signatures_tokens_and_computed_headers_of_the_request_are_masked() -> N
     )
     sent = mask.with_sent(headers, [b"Bearer t0ken-of-now"])
     text = b"push-of-the-sender v1,YW5vdGhlci1vbmU= c2lnbmF0dXJl c0mputed-digest t0ken-of-now"
-    assert sent.masked(text) == b"push-of-the-sender v1,*** *** *** ***"
+    assert sent.masked(text) == b"push-of-the-sender *** *** *** ***"
     assert mask.masked(text) == text
 
 

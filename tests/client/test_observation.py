@@ -72,7 +72,7 @@ async def test_the_wait_for_the_first_byte_is_that_of_the_destination(client: Cl
     async with Sink(Answer(delay=0.2)) as sink:
         attempt, seen = await observed(client, sink.url)
     assert seen.phases.first_byte == pytest.approx(0.2, abs=0.15)
-    assert seen.phases.first_byte <= attempt.seconds
+    assert attempt.seconds >= (seen.phases.first_byte or 0.0)
 
 
 async def test_of_a_stale_connection_nothing_is_left(client: Client) -> None:
@@ -127,7 +127,8 @@ async def test_a_body_that_never_ends_is_there_as_far_as_it_was_read(client: Cli
         attempt, seen = await observed(client, sink.url, timeout=3)
     assert attempt.status == 500
     assert seen.response is not None
-    assert (seen.response.body, seen.response.kept) == (None, b"half")
+    assert seen.response.body is None
+    assert seen.response.kept == b"half"
 
 
 async def test_of_a_renewed_token_both_are_known_and_the_second_response(client: Client) -> None:

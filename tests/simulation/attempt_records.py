@@ -78,4 +78,3 @@ def _problems(ledger: Ledger, made: ObservedAttempt, attempt: AttemptRecord) -> 
         yield "another time"
     if (attempt.sequel is Sequel.DELIVERED) != (result.result is Result.SUCCESS):
         yield "what can't have followed"
-

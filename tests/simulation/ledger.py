@@ -277,9 +277,7 @@ class Ledger:
         self.in_force: list[InForce] = []
         self._readings = Readings()
         self.attempts: list[ObservedAttempt] = []
-        self.attempt_records: dict[str, list[Record]] = defaultdict(list)
-        """By the process that wrote them."""
-        self.dead_values: set[bytes] = set()
+        self.dead_values, self.attempt_records = set[bytes](), defaultdict[str, list[Record]](list)  # by their writers
         self.commits: dict[tuple[str, Partition], Commit] = {}
         self.appended, self._takeovers = Counter[str](), Counter[Partition]()
         self._routes = {route.name: route for route in plan.routes}

@@ -57,12 +57,14 @@ class SimulatedTask(asyncio.Task[Any]):
         return self is other
 
 
-def _make_task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
-) -> SimulatedTask:
+def _be_uncounted() -> None:
+    UNCOUNTED.set(True)
+
+
+def _make_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], /, **options: Any) -> SimulatedTask:
     if getattr(coro, "__qualname__", "").startswith(UNCOUNTED_COROUTINES):
         context = options["context"] = options.get("context") or contextvars.copy_context()
-        context.run(UNCOUNTED.set, True)
+        context.run(_be_uncounted)
     return SimulatedTask(coro, loop=loop, **options)
 
 

@@ -64,7 +64,7 @@ MASKS = 256
 
 
 class Made(NamedTuple):
-    """An attempt, when it began by the log's clock (a client may have another), and by which rules it was what request."""
+    """An attempt, when it began by the log's clock (a client may have another), its request, and the rules for that."""
 
     attempt: Attempt
     at: float
