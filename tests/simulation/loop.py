@@ -28,8 +28,8 @@ OWNER: contextvars.ContextVar[object] = contextvars.ContextVar("OWNER", default=
 
 
 UNCOUNTED: contextvars.ContextVar[bool] = contextvars.ContextVar("UNCOUNTED", default=False)
-"""Whether callbacks don't count for `kill_after`: so a process is killed in the same moment of its deliveries, whether
-their attempts are recorded or not."""
+"""Whether a task and its callbacks don't count, neither for serial numbers nor for `kill_after`: so a run is the same,
+whether attempts are recorded or not."""
 UNCOUNTED_COROUTINES = "AttemptLog."
 
 
@@ -40,12 +40,13 @@ class LivelockError(AssertionError):
 class SimulatedTask(asyncio.Task[Any]):
     """A task with a serial number for a hash, and an owner."""
 
-    _serials = count()
+    _serials, _uncounted = count(), count(1 << 40)
 
     def __init__(self, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
-        self._serial = next(SimulatedTask._serials)
-        super().__init__(coro, **options)
         context: contextvars.Context | None = options.get("context")
+        is_uncounted = context is not None and context.get(UNCOUNTED, False)
+        self._serial = next(SimulatedTask._uncounted if is_uncounted else SimulatedTask._serials)
+        super().__init__(coro, **options)
         self.owner = OWNER.get() if context is None else context.get(OWNER)
 
     @override
@@ -90,7 +91,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        SimulatedTask._serials = count()
+        SimulatedTask._serials, SimulatedTask._uncounted = count(), count(1 << 40)
         self._now = 0.0
         self._doomed: dict[object, tuple[int, Callable[[], None]]] = {}
         self._callbacks_at_instant = 0

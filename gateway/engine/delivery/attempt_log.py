@@ -182,9 +182,10 @@ class AttemptLog:
         `run` has to be cancelled with that.
         """
         self._is_flushed.set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_TIMEOUT):
-                await self._is_empty.wait()
+        if self._count:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_TIMEOUT):
+                    await self._is_empty.wait()
         self._is_closed = True
         if self._count:
             self._drop(self._count, "stopped")
