@@ -48,9 +48,9 @@ MAX_BYTES = 8 << 20
 """Bytes of all records in memory."""
 RECORD_OVERHEAD = 1024
 """Bytes of memory that a record takes besides its own, so that there are at most 8,192 of them."""
-INTERVAL = 0.1
+INTERVAL = 0.25
 """Seconds for which records are gathered: an append of many costs little more than one of a few."""
-BATCH_RECORDS, BATCH_BYTES = 128, 128 << 10
+BATCH_RECORDS, BATCH_BYTES = 256, 256 << 10
 """Records in one append, and about how many bytes: few enough that a turn of the event loop stays short."""
 RETRY_DELAY = 5.0
 """Seconds from a failed append to the next one to the same partition."""
