@@ -515,7 +515,7 @@ LOG = Board(
             "GatewayAttemptsUnrecorded",
             "Attempts that were recorded in `gateway.attempts`, and those that should have been and were dropped.",
             (f"sum(rate({of('gateway_attempt_records_total')}[$__rate_interval]))", "recorded"),
-            (f"{per_second('gateway_attempt_records_dropped_total', 'reason')} > 0", "dropped: {{reason}}"),
+            (per_second("gateway_attempt_records_dropped_total", "reason"), "dropped: {{reason}}"),
         ),
         graph(
             "Left to a newer version",
