@@ -39,7 +39,7 @@ def check_records(ledger: Ledger) -> None:
             except UnreadableRecordError as error:
                 ledger.violate(INVARIANT, f"a record can't be read: {error}")
                 continue
-            number = numbers.get(attempt.received_at, -1)
+            number = numbers.get(round(attempt.received_at, 6), -1)
             candidates = made.get((number, attempt.delivery_id, attempt.number), [])
             told = next(_of(candidates, attempt), None)
             if told is None:
@@ -61,7 +61,7 @@ def _of(candidates: Sequence[ObservedAttempt], attempt: AttemptRecord) -> Iterat
     """Yield the attempts that took as long."""
     for each in candidates:
         assert each.result is not None
-        if round(each.result.seconds, 6) == attempt.seconds:
+        if each.result.seconds == attempt.seconds:
             yield each
 
 
