@@ -449,6 +449,31 @@ async def test_an_append_that_fails_is_dropped_and_not_repeated() -> None:
 
 
 @virtual
+async def test_what_waits_behind_a_failed_append_is_dropped_with_it() -> None:
+    """A log that fails takes its time for each append: what waits would take the memory of all meanwhile."""
+    world = await a_recording_world(a_route(retry=ONCE), ci=[404])
+
+    class Slow(Hanging):
+        @override
+        async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+            if partition.topic == ATTEMPTS:
+                await asyncio.sleep(5)
+                raise LogUnavailableError("no acknowledgement in time")
+            return await super().append_in_order(partition, records)
+
+    world.log = Slow(world.log)
+    worker = world.worker()
+    async with running(world, worker):
+        for number in range(2000):
+            await world.put(an_event(id=f"evt_{number}", received_at=now()))
+            await asyncio.sleep(0.002)
+        assert worker._attempt_log._bytes > 500_000
+        await asyncio.sleep(2)
+        assert worker._attempt_log._bytes == 0
+        assert (counted(world), dropped(world)) == (0, {"append_failed": 2000})
+
+
+@virtual
 async def test_what_to_mask_is_remembered_for_a_bounded_number_of_pairs() -> None:
     names = [f"r{number}" for number in range(MASKS + 50)]
     world = await a_recording_world(*[a_route(name, retry=ONCE) for name in names], ci=[404])

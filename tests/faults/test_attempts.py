@@ -154,7 +154,7 @@ async def test_a_partition_without_a_leader_keeps_no_delivery_and_no_other_recor
         assert 0 < dropped < 60
         metrics = await gateway.metrics()
         assert metrics.sum("gateway_deliveries_total", destination="second", outcome="delivered") == 100
-        await asyncio.to_thread(cluster.nodes[3].start)
+        await asyncio.to_thread(cluster.nodes[3].restart)
         await cluster.until_whole()
         await asyncio.sleep(12)
         await send(gateway, "after", 80)
