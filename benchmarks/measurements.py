@@ -144,6 +144,34 @@ class Bench:
             ),
         ]
 
+    async def attempts(self) -> list[Figure]:
+        """Compare what is recorded of attempts with nothing, on both logs."""
+        figures: list[Figure] = []
+        for kind, is_embedded in (("Kafka", False), ("embedded log", True)):
+            async with AsyncExitStack() as stack:
+                contestants = [
+                    await self._join(
+                        stack, self._gateway(f"attempts-{which}-{kind[0]}", is_embedded=is_embedded, attempts=which)
+                    )
+                    for which in ("off", "failures", "all")
+                ]
+                off, failures, everything = await self._compare(f"attempts recorded, {kind}", contestants)
+            for which, burst, at_most in (
+                ("failures, of which there are none", failures, 1.02),
+                ("all", everything, 1.08),
+            ):
+                figures.append(
+                    Figure(
+                        section="attempts",
+                        name=f"whole path, {kind}, attempts recorded ({which}): CPU an event",
+                        value=burst.cpu,
+                        reference=off.cpu,
+                        unit="µs",
+                        at_most=at_most,
+                    )
+                )
+        return figures
+
     async def interpreters(self) -> list[Figure]:
         """Compare the gateway on this interpreter with the gateway on the other one."""
         figures: list[Figure] = []
@@ -329,6 +357,7 @@ class Bench:
         role: str = "all",
         routes: int = 10,
         ordered: int = 0,
+        attempts: str = "failures",
         python: str = sys.executable,
     ) -> MeasuredProcess:
         log = f"sqlite:///{self._folder / name}.db" if is_embedded else f"kafka://{self._servers}"
@@ -340,6 +369,7 @@ class Bench:
             role=role,
             routes=routes,
             ordered=ordered,
+            attempts=attempts,
             python=python,
         )
 
@@ -406,6 +436,7 @@ def _view(body: Mapping[str, object]) -> EventView:
 SECTIONS: Mapping[str, Callable[[Bench], Awaitable[list[Figure]]]] = {
     "ingress": Bench.ingress,
     "path": Bench.path,
+    "attempts": Bench.attempts,
     "routes": Bench.routes,
     "rules": Bench.rules,
     "ordered": Bench.ordered,

@@ -84,6 +84,7 @@ def gateway(
     routes: int = 10,
     fan_out: int = 1,
     ordered: int = 0,
+    attempts: str = "failures",
     prefix: str | None = None,
     python: str = sys.executable,
 ) -> MeasuredProcess:
@@ -99,6 +100,7 @@ def gateway(
         "--listen": "127.0.0.1:0",
         "--admin": "127.0.0.1:0",
         "--role": role,
+        "--attempts": attempts,
         "--topic-prefix": f"{prefix or name}.",
     }
     command = ["gateway", "run", "--dev", *[f"{flag}={value}" for flag, value in options.items()]]

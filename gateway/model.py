@@ -134,6 +134,9 @@ class AttemptPhases(NamedTuple):
     first_byte: float | None = None
 
 
+NO_PHASES = AttemptPhases()
+
+
 @immutable
 class ResponseExcerpt:
     """The beginning of a response that is no success, as it may be kept: without any credential that we have sent.

@@ -254,6 +254,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             traces=self._traces,
+            attempts=self._settings.attempts,
             others=lambda: {
                 **follower.unreadable(),
                 **jobs.unreadable(),
@@ -423,7 +424,9 @@ class Gateway:
         while True:
             await asyncio.sleep(POLL_INTERVAL)
             with suppress(LogUnavailableError):
-                self._refusing = await log.refusing()
+                refusing = await log.refusing()
+                # What attempts aren't recorded for has a metric and an alert of its own, and wakes nobody.
+                self._refusing = {each: why for each, why in refusing.items() if each.topic != self._topics.attempts}
             if self._worker is None:
                 now = log.now()
                 found = {**self._refusing, **self._unreadable_responses(), **self._missing}
@@ -436,7 +439,8 @@ class Gateway:
         """See which topics are missing that the rules need, also those that nobody reads or appends to just now."""
         while True:
             with suppress(LogUnavailableError, UsageError):
-                self._missing = await missing_topics(log, specs_of(self.reloader.rules, self._topics))
+                specs = specs_of(self.reloader.rules, self._topics)
+                self._missing = await missing_topics(log, [spec for spec in specs if not spec.is_best_effort])
             await asyncio.sleep(TOPICS_INTERVAL)
 
     async def _watch_loop(self) -> None:

@@ -28,6 +28,14 @@ class Role(StrEnum):
     ROUTER = "router"
 
 
+class RecordedAttempts(StrEnum):
+    """Which attempts are recorded in `gateway.attempts`."""
+
+    FAILURES = "failures"
+    ALL = "all"
+    OFF = "off"
+
+
 class SecurityProtocol(StrEnum):
     """Kafka's security protocols: plaintext or TLS, with or without authentication."""
 
@@ -129,6 +137,7 @@ class Settings:
     role: Role = Role.ALL
     topic_prefix: str = "gateway."
     dev: bool = False
+    attempts: RecordedAttempts = RecordedAttempts.FAILURES
     traces: str | None = None
     """An OpenTelemetry collector's URL."""
     traces_ratio: float = 1.0
@@ -180,6 +189,7 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
         role=setting("role", _member_of(Role), default.role),
         topic_prefix=setting("topic_prefix", _topic_prefix, default.topic_prefix),
         dev=setting("dev", _boolean, default.dev),
+        attempts=setting("attempts", _member_of(RecordedAttempts), default.attempts),
         traces=setting("traces", _http_url, default.traces),
         traces_ratio=setting("traces_ratio", _ratio, default.traces_ratio),
         kafka=KafkaSecurity(

@@ -510,6 +510,14 @@ LOG = Board(
             (f"sum by (kind) (increase({of('gateway_records_undecodable_total')}[$__rate_interval]))", "{{kind}}"),
         ),
         graph(
+            "Attempt records",
+            "reqps",
+            "GatewayAttemptsUnrecorded",
+            "Attempts that were recorded in `gateway.attempts`, and those that should have been and were dropped.",
+            (f"sum(rate({of('gateway_attempt_records_total')}[$__rate_interval]))", "recorded"),
+            (per_second("gateway_attempt_records_dropped_total", "reason"), "dropped: {{reason}}"),
+        ),
+        graph(
             "Left to a newer version",
             "none",
             "GatewayRecordsNewer",

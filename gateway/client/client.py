@@ -28,6 +28,7 @@ from gateway.client.connections import Connection, FailedError, Origin, Pool, St
 from gateway.client.egress import EgressGuard, EgressRefusedError
 from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head
 from gateway.client.oauth import NoTokenError, Token, Tokens
+from gateway.client.observation import Observation
 from gateway.client.request import USER_AGENT, Outbound, Senders
 from gateway.client.resolver import Resolver, UnresolvedError, is_canonical, literal_address
 from gateway.client.retry_after import parse_retry_after
@@ -227,47 +228,68 @@ class Client:
             start = address.start_of(outbound.method, outbound.path, outbound.query)
         headers = (*outbound.headers, *address.headers) if address.headers else outbound.headers
         head = encode_head(start, headers, len(body) if body or outbound.method.has_content else None)
-        return await self._exchange(address.origin, head, body, deadline, reader)
+        return await self._exchange(address.origin, head, body, deadline, reader, seen=outbound.observation)
 
     async def _exchange(
-        self, origin: Origin, head: bytes, body: bytes, deadline: float, reader: Callable[[], ResponseReader]
+        self,
+        origin: Origin,
+        head: bytes,
+        body: bytes,
+        deadline: float,
+        reader: Callable[[], ResponseReader],
+        *,
+        seen: Observation | None = None,
     ) -> ResponseReader:
         connection = self._pool.take(origin)
         if connection is not None:
             try:
-                return await connection.exchange(head, body, deadline, reader())
+                if seen is None:
+                    return await connection.exchange(head, body, deadline, reader())
+                seen.reuses()
+                return await _observed(seen, connection, head, body, deadline, reader=reader())
             except StaleError:
                 pass  # RFC 9112 §9.3.1: it was closed while it was idle
-        connection = await self._dial(origin, deadline)
+        connection = await self._dial(origin, deadline, seen or Observation(self._loop.time))
         try:
-            return await connection.exchange(head, body, deadline, reader())
+            if seen is None:
+                return await connection.exchange(head, body, deadline, reader())
+            return await _observed(seen, connection, head, body, deadline, reader=reader())
         except StaleError as error:
             raise FailedError(Result.TRANSPORT, f"{origin.host}: {error}") from error
 
-    async def _dial(self, origin: Origin, deadline: float) -> Connection:
+    async def _dial(self, origin: Origin, deadline: float, seen: Observation) -> Connection:
         if self._pool.is_closed:
             raise FailedError(Result.TRANSPORT, f"{origin.host}: not sent, the gateway is stopping")
         proxy = origin.proxy
         host, port = (origin.host, origin.port) if proxy is None else (proxy.host, proxy.port)
         shown = host if proxy is None else f"proxy {host}"
         stage = Result.DNS
+        seen.dials()
         try:
             async with asyncio.timeout_at(deadline):
                 if proxy is not None and (literal := literal_address(origin.host)):
                     self._guard.check(literal)  # the proxy resolves names, and may refuse them
-                found = await self._addresses(host)
+                found: tuple[str, ...] = (host,)
+                if not is_canonical(host):
+                    found = await self._resolver.resolve(host)
+                    seen.resolved()
                 stage = Result.TIMEOUT
                 # With the generation from before the guard is asked, so that a new guard invalidates it.
                 make = partial(Connection, self._pool, origin, self._pool.generation)
                 try:
                     if not origin.is_tls:
-                        return await _connect_first(partial(self._open, make, port), self._permitted(found))
+                        connection = await _connect_first(partial(self._open, make, port), self._permitted(found))
+                        seen.connected()
+                        return connection
                     connected = await _connect_first(partial(self._connect, port), self._permitted(found))
                 except OSError as error:
                     raise FailedError(Result.CONNECT, f"{shown}:{port}: {describe_failure(error)}") from error
                 if proxy is not None:
                     await self._open_tunnel(connected, origin, proxy)
-                return await self._secure(make, connected)
+                seen.connected()
+                connection = await self._secure(make, connected)
+                seen.secured()
+                return connection
         except TimeoutError as error:
             missing = "an address" if stage is Result.DNS else "a connection"
             raise FailedError(stage, f"{shown}: expected {missing}, got none in time") from error
@@ -275,9 +297,6 @@ class Client:
             raise FailedError(Result.DNS, str(error) if proxy is None else f"proxy {error}") from error
         except EgressRefusedError as error:
             raise FailedError(Result.EGRESS_REFUSED, str(error)) from error
-
-    async def _addresses(self, host: str) -> tuple[str, ...]:
-        return (host,) if is_canonical(host) else await self._resolver.resolve(host)
 
     def _permitted(self, addresses: tuple[str, ...]) -> list[str]:
         """Return the addresses to which we may connect. Raises EgressRefusedError if there is none."""
@@ -363,6 +382,16 @@ class Client:
         return connection
 
 
+async def _observed(
+    seen: Observation, connection: Connection, head: bytes, body: bytes, deadline: float, *, reader: ResponseReader
+) -> ResponseReader:
+    """Do an exchange, which somebody observes."""
+    seen.sends()
+    response = await connection.exchange(head, body, deadline, reader)
+    seen.answered(response)
+    return response
+
+
 async def _connect_first(connect: Callable[[str], Awaitable[T]], addresses: list[str]) -> T:
     """Return the connection to the first reachable address. Raises the last address's OSError."""
     *others, last = addresses
@@ -435,6 +464,8 @@ def _proxy_headers(proxy: Proxy) -> Headers:
 
 
 def _authorized(outbound: Outbound, token: Token) -> Outbound:
+    if outbound.observation is not None:
+        outbound.observation.tokens += (token.value,)
     return replace(outbound, headers=(*outbound.headers, (b"authorization", token.value)))
 
 

@@ -211,6 +211,8 @@ class Connection(asyncio.Protocol):
             self.abort()  # an unrequested response, often a 408 on an idle connection
             return
         reader = self._reader
+        if not reader.has_started:
+            reader.started_at = self._loop.time()
         is_head_there = bool(reader.status)
         try:
             is_over = reader.feed(data)

@@ -5,7 +5,8 @@ drops bytes that weren't UTF-8. And because it is cheap: the response's body is 
 """
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
 
 RESPONSE_LIMIT = 16 * 1024  # Maximum bytes of a body that we read to reuse its connection.
 HEAD_LIMIT = 64 * 1024  # Twice the limit of the usual servers.
@@ -39,19 +40,21 @@ def encode_head(start: bytes, headers: Iterable[tuple[bytes, bytes]], length: in
 class ResponseReader:
     """Reads one response (RFC 9112). `status` is 0 until its head is complete; interim responses (1xx) are skipped.
 
-    At the end, `is_reusable` is whether the connection may carry another request. With `keeps_body`, `kept` is the body
-    read so far, and `body` the complete one: None before its end, and if it exceeds `limit` bytes. One that
-    `needs_body` has the time of the whole response for it.
+    At the end, `is_reusable` is whether the connection may carry another request. `kept` is the body read so far, up to
+    `limit` bytes, of a response that is no success, and with `keeps_body` of any; `body` is the complete one: None
+    before its end, and if it is longer. One that `needs_body` has the time of the whole response for it. `started_at`
+    is when its first byte came, which whoever feeds it knows.
     """
 
     __slots__ = (
         *("_body", "_head", "_left", "_limit", "_lines", "_seen"),
-        *("body", "has_started", "is_reusable", "kept", "needs_body", "retry_after", "status"),
+        *("body", "has_started", "is_reusable", "kept", "needs_body", "retry_after", "started_at", "status"),
     )
 
     def __init__(self, *, keeps_body: bool = False, needs_body: bool = False, limit: int = RESPONSE_LIMIT) -> None:
         self.needs_body = needs_body
         self.has_started = False
+        self.started_at = 0.0
         self.body: bytes | None = None
         self.status = 0
         self.retry_after: bytes | None = None
@@ -117,6 +120,7 @@ class ResponseReader:
                     pass
         if is_closing or status == 101:  # noqa: PLR2004 - RFC 9110 §15.2.2: from here on it speaks something else
             is_reusable = False
+        self._keep_failure(status)
         if status in (204, 304):  # RFC 9110 §15.3.5, §15.4.5: without a body, whatever the head says
             length = 0
         elif is_chunked and status >= 200:  # noqa: PLR2004 - RFC 9112 §6.1: an interim response has no body
@@ -128,10 +132,16 @@ class ResponseReader:
         self.is_reusable = is_reusable and (length is not None or is_chunked)
         return status
 
+    def _keep_failure(self, status: int) -> None:
+        """Keep the body, if the response is no success."""
+        if self.kept is None and status >= 300:  # noqa: PLR2004 - RFC 9110 §15
+            self.kept = bytearray()
+
     def _feed_body(self, data: bytes) -> bool:
         self._seen += len(data)
         if self._seen > self._limit:
             self.is_reusable = False
+            self._keep_within_limit(data)
             return True
         if self._body is not None:
             try:
@@ -148,6 +158,22 @@ class ResponseReader:
                     self.is_reusable = self.is_reusable and self._left == 0
                     return self._end()
         return False
+
+    def _keep_within_limit(self, data: bytes) -> None:
+        """Keep of the last bytes that are read what is within the limit."""
+        within = data[: len(data) - (self._seen - self._limit)]
+        if self.kept is None:
+            return
+        if self._body is None:
+            self.kept += within
+            return
+        with suppress(StopIteration, MalformedResponseError):  # the head has decided
+            self._body.send(within)
+
+    @property
+    def header_lines(self) -> Sequence[bytes]:
+        """Return the lines of its head after the first, each perhaps with the CR of its end."""
+        return self._lines
 
     @property
     def content_type(self) -> bytes | None:

@@ -14,10 +14,13 @@ import re
 from base64 import b64encode
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import field
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import NamedTuple, Protocol, TypeVar
 
+from yarl import URL
+
+from gateway.client.observation import Observation
 from gateway.model import (
     DISTRIBUTION,
     Delivery,
@@ -54,7 +57,7 @@ class Outbound:
 
     `path` and `query`, percent-encoded, are added at the end of those that the URL has. `access` is how the URL is
     reached, if it needs more than its address; with OAuth2 the client adds Authorization. `delivery` is what it is sent
-    for.
+    for, `observation` takes down how that goes.
     """
 
     url: str = field(repr=False)
@@ -65,6 +68,12 @@ class Outbound:
     query: str = field(default="", repr=False)
     access: DestinationAccess | None = field(default=None, repr=False)
     delivery: Delivery | None = field(default=None, repr=False)
+    observation: Observation | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def host(self) -> str:
+        """The host of the URL, in ASCII."""
+        return _host_of(self.url)
 
     @property
     def address(self) -> str:
@@ -92,6 +101,7 @@ def compose(
     now: float,
     split: Split | None = None,
     trace: TraceContext | None = None,
+    observation: Observation | None = None,
 ) -> Outbound:
     """Build the request of a delivery's next attempt, at `now`.
 
@@ -101,7 +111,8 @@ def compose(
     (the delivery's), `webhook-timestamp` and `webhook-signature`; and `user-agent` if there is no other. A valid
     `traceparent` is forwarded; with a `trace`, it and `tracestate` are ours instead.
 
-    With a `split`, the delivery is for one item of its event, which is the body unless the template has another.
+    With a `split`, the delivery is for one item of its event, which is the body unless the template has another. An
+    `observation` is passed on.
 
     Raises ExpressionError if the template can't be rendered, or a header's value has control characters.
     """
@@ -148,6 +159,7 @@ def compose(
         query=query,
         access=destination.access,
         delivery=delivery,
+        observation=observation,
     )
 
 
@@ -164,6 +176,11 @@ def sign(identity: bytes, body: bytes, secrets: Iterable[bytes], *, now: float) 
         (b"webhook-timestamp", timestamp),
         (b"webhook-signature", b" ".join(signatures)),
     ]
+
+
+@lru_cache(maxsize=16384)
+def _host_of(url: str) -> str:
+    return URL(url).raw_host or ""
 
 
 def _forwarded_headers(

@@ -31,6 +31,7 @@ SETTINGS = {
     "proxy_protocol": ("NETWORK[,NETWORK]", "who sends PROXY headers (v2) first; others can't connect", "none"),
     "role": ("ROLE", "all, ingress or router", "all"),
     "topic_prefix": ("PREFIX", "prefix of the names of topics and groups", "gateway."),
+    "attempts": ("WHICH", "which attempts of deliveries are recorded: failures, all or off", "failures"),
     "traces": ("URL", "the OTLP collector to send traces to, such as http://localhost:4318", "none"),
     "traces_ratio": ("RATIO", "fraction of requests to trace, from 0 to 1, if the sender hasn't decided", "1"),
     "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),

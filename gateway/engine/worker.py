@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.engine.control.state import Control
 from gateway.engine.dedupe.filter import DuplicateFilter
+from gateway.engine.delivery.attempt_log import AttemptLog
 from gateway.engine.delivery.dispatcher import Dispatcher
 from gateway.engine.delivery.holds import Hold
 from gateway.engine.ordered.key_state import RouteState
@@ -22,6 +23,7 @@ from gateway.log.base import Commit, Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import ForbiddenError, LogUnavailableError
 from gateway.rules.rules import Rules
+from gateway.settings import RecordedAttempts
 from gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:  # an extra
@@ -58,6 +60,7 @@ class Worker:
         logger: FilteringBoundLogger,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         traces: "Traces | None" = None,
+        attempts: RecordedAttempts = RecordedAttempts.OFF,
         others: Callable[[], Mapping[Partition, str]] = dict,
         refusing: Callable[[], Mapping[Partition, str]] = dict,
     ) -> None:
@@ -76,7 +79,8 @@ class Worker:
             sleep=sleep,
             traces=traces,
         )
-        self._dispatcher = Dispatcher(self._services, client)
+        self._attempt_log = AttemptLog(self._services, attempts)
+        self._dispatcher = Dispatcher(self._services, client, self._attempt_log)
         self._duplicates = DuplicateFilter(
             log=log, topics=topics, rules=rules, metrics=metrics, logger=logger, sleep=sleep
         )
@@ -96,6 +100,7 @@ class Worker:
         async with asyncio.TaskGroup() as tasks:
             self._dispatcher.bind(tasks)
             await self._begin()
+            recording = tasks.create_task(self._attempt_log.run(), name="attempts")
             loops = [
                 tasks.create_task(self._router.run(), name="router"),
                 tasks.create_task(self._dispatcher.run(), name="dispatch"),
@@ -105,6 +110,8 @@ class Worker:
             ]
             await self._stopped.wait()
             await self._drain(loops)
+            await self._attempt_log.flush()
+            recording.cancel()
 
     async def _begin(self) -> None:
         """Subscribe, retrying for as long as the log is unavailable: the ingress may serve already.

@@ -11,7 +11,6 @@ A record's key is the event's id, and its value the beginning of the body of a r
 No delivery depends on a record: attempts are recorded as far as there is room (`engine/delivery/attempt_log.py`).
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -23,12 +22,14 @@ from gateway.log.records import _pairs
 from gateway.model import (
     BODY_EXCERPT,
     NAME_PATTERN,
+    NO_PHASES,
     AttemptPhases,
     DeliveryId,
     EventId,
     ResponseExcerpt,
     Result,
     UndecodableRecordError,
+    immutable,
 )
 
 FORMAT = 1
@@ -45,7 +46,7 @@ class Sequel(StrEnum):
     """Of an ordered route with `on_exhausted: halt`: its key waits for a kick."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@immutable
 class AttemptRecord:
     """One attempt of a delivery.
 
@@ -74,7 +75,7 @@ class AttemptRecord:
     status: int | None = None
     detail: str = ""
     retry_after: float | None = None
-    phases: AttemptPhases = AttemptPhases()
+    phases: AttemptPhases = NO_PHASES
     method: str
     host: str
     rules: str = ""
@@ -82,35 +83,29 @@ class AttemptRecord:
 
 
 def encode_attempt_record(attempt: AttemptRecord) -> NewRecord:
-    """Return the record of an attempt, with its times in microseconds."""
+    """Return the record of an attempt."""
+    dns, connect, tls, first_byte = attempt.phases
     fields: dict[str, Any] = {
         "delivery": attempt.delivery_id,
         "source": attempt.source,
         "route": attempt.route,
         "destination": attempt.destination,
-        "received_at": round(attempt.received_at, 6),
+        "received_at": attempt.received_at,
+        "replayed_at": attempt.replayed_at,
+        "item": attempt.item,
         "n": attempt.number,
-        "at": round(attempt.at, 6),
-        "s": round(attempt.seconds, 6),
+        "at": attempt.at,
+        "s": attempt.seconds,
         "result": attempt.result,
+        "sequel": attempt.sequel,
+        "status": attempt.status,
+        "detail": attempt.detail,
+        "retry_after": attempt.retry_after,
+        "phases": {"dns": dns, "connect": connect, "tls": tls, "first_byte": first_byte},
         "method": attempt.method,
         "host": attempt.host,
+        "rules": attempt.rules,
     }
-    if attempt.replayed_at:
-        fields["replayed_at"] = round(attempt.replayed_at, 6)
-    for name, value in (
-        ("item", attempt.item),
-        ("sequel", attempt.sequel),
-        ("status", attempt.status),
-        ("detail", attempt.detail or None),
-        ("retry_after", attempt.retry_after),
-        ("rules", attempt.rules or None),
-    ):
-        if value is not None:
-            fields[name] = value
-    phases = {name: round(seconds, 6) for name, seconds in attempt.phases._asdict().items() if seconds is not None}
-    if phases:
-        fields["phases"] = phases
     headers = [("gw_v", b"%d" % FORMAT), ("gw_type", attempt.type.encode("utf-8", "surrogateescape"))]
     response = attempt.response
     body = b""
@@ -137,7 +132,7 @@ def decode_attempt_record(record: Record) -> AttemptRecord:
         route=_name(fields, "route"),
         destination=_name(fields, "destination"),
         received_at=fields.number("received_at"),
-        replayed_at=fields.number("replayed_at") if fields.has("replayed_at") else 0.0,
+        replayed_at=fields.number("replayed_at"),
         item=fields.integer("item") if fields.has("item") else None,
         number=fields.integer("n", minimum=1),
         at=fields.number("at"),
@@ -145,12 +140,12 @@ def decode_attempt_record(record: Record) -> AttemptRecord:
         result=Result(_member(fields, "result", _RESULTS, "a result")),
         sequel=Sequel(_member(fields, "sequel", _SEQUELS, "what followed")) if fields.has("sequel") else None,
         status=fields.integer("status", maximum=999) if fields.has("status") else None,
-        detail=fields.text("detail") if fields.has("detail") else "",
+        detail=fields.text("detail"),
         retry_after=fields.number("retry_after") if fields.has("retry_after") else None,
-        phases=_phases(fields.inside("phases")) if fields.has("phases") else AttemptPhases(),
+        phases=_phases(fields.inside("phases")),
         method=fields.text("method"),
         host=fields.text("host"),
-        rules=fields.text("rules") if fields.has("rules") else "",
+        rules=fields.text("rules"),
         response=_response(fields.inside("response"), headers, record.value) if fields.has("response") else None,
     )
 

@@ -200,6 +200,8 @@ class TopicSpec:
     until_done: bool = False
     """Finished records aren't read again: the log may delete all below the smallest committed base."""
     fixed_keys: bool = False
+    is_best_effort: bool = False
+    """No delivery depends on its records, so that no configuration of it breaks a guarantee."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,10 @@ class Topics:
         return f"{self.prefix}responses"
 
     @property
+    def attempts(self) -> str:
+        return f"{self.prefix}attempts"
+
+    @property
     def control_partition(self) -> Partition:
         return Partition(self.control, CONTROL_PARTITION)
 
@@ -138,6 +142,7 @@ class Topics:
             *tiers,
             TopicSpec(name=self.dead, partitions=4, retention=30 * DAY),
             TopicSpec(name=self.parked, partitions=4, retention=30 * DAY),
+            TopicSpec(name=self.attempts, partitions=4, retention=7 * DAY, is_best_effort=True),
             # The longest window, plus a day during which an event may wait to be read.
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, total_order=True),

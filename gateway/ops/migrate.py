@@ -261,7 +261,7 @@ class _Migration:
         problems = [problem for problem in await self._target.check(specs) if problem.is_fatal]
         if problems:
             raise UsageError("\n".join([f"{problem.topic}: {problem.message}" for problem in problems]))
-        for spec in specs:
+        for spec in [each for each in specs if not each.is_best_effort]:  # what isn't moved is told at the end
             self._partitions[spec.name] = len(await self._target.bounds(spec.name))
             if self._topics.ordered_target(spec.name) and self._partitions[spec.name] > spec.partitions:
                 raise UsageError(f"{spec.name}: expected {spec.partitions} partitions, got more; {self._advice}")

@@ -12,13 +12,13 @@ class LogThrottle:
         self._interval = interval
         self._logged: dict[Hashable, tuple[float, int]] = {}
 
-    def count(self, key: Hashable, now: float) -> int:
-        """Count an occurrence; return how many to log now, or 0 if the last line is less than `interval` seconds old.
+    def count(self, key: Hashable, now: float, number: int = 1) -> int:
+        """Count occurrences; return how many to log now, or 0 if the last line is less than `interval` seconds old.
 
         The others are counted in the key's next line, or forgotten if there is none for a minute.
         """
         at, count = self._logged.get(key, (-self._interval, 0))
-        count += 1
+        count += number
         if at <= now < at + self._interval:
             self._logged[key] = at, count
             return 0

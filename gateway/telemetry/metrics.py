@@ -116,6 +116,7 @@ NO_DESTINATION = ""
 MAX_CHOSEN = 200
 """Most destinations of a route that chooses one for which all series are created; of others, with their first use."""
 SPILLS = tuple([reason for reason in SpillReason if reason is not SpillReason.DELAYED])
+DROPPED_ATTEMPT_RECORDS = ("append_failed", "bug", "no_room", "stopped")
 SPANS = ("exported", "failed", "dropped")
 REMOVED_KEPT = 2 * 86400.0
 """Seconds for which a route and a destination that it no longer has keep series: deliveries that wait for them end
@@ -437,6 +438,10 @@ class Metrics(Collector):
             "records_undecodable", "Records that no version of the gateway can have written, set aside.", "kind"
         )
         self.rules_reloads = counter("rules_reloads", "Reloads of the rules.", "result")
+        self.attempt_records = counter("attempt_records", "Attempts that the log has a record of.").labels()
+        self.attempt_records_dropped = counter(
+            "attempt_records_dropped", "Attempts that should have been recorded and weren't, by reason.", "reason"
+        )
         self.spans = counter("spans", "Spans of traces, by result of their export.", "result")
 
         self.request_duration = histogram("request_duration", "A request at the ingress, first to last byte.", "source")
@@ -542,6 +547,8 @@ class Metrics(Collector):
             self.records_newer.labels(kind)
         for reason in (DeadReason.UNDECODABLE, DeadReason.ROUTE_REMOVED):  # the latter: events of a removed source
             self.dead_letters.labels(NO_SOURCE, NO_SOURCE, reason)
+        for reason in DROPPED_ATTEMPT_RECORDS:
+            self.attempt_records_dropped.labels(reason)
         for result in SPANS:
             self.spans.labels(result)
         registry.register(self)

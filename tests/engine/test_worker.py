@@ -39,6 +39,7 @@ from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Contact, Destination, Egress, OnGone, Route, Rules, Source
 from gateway.rules.templates import Template
+from gateway.settings import RecordedAttempts
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event
@@ -124,6 +125,7 @@ class World:
     control: Control = field(default_factory=Control)
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
     logger: FilteringBoundLogger = QUIET
+    attempts: RecordedAttempts = RecordedAttempts.OFF
     drowsy: float = 0.0
 
     async def doze(self, seconds: float) -> None:
@@ -147,6 +149,7 @@ class World:
             metrics=self.metrics,
             logger=self.logger,
             sleep=self.sleep,
+            attempts=self.attempts,
         )
 
     async def put(self, *events: Event) -> None:

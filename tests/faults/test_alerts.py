@@ -409,6 +409,15 @@ async def _destinations(scenery: "Scenery") -> None:
         "GatewayDeliveryBudgetBurnsFast",
         "GatewayDeliveryBudgetBurnsSlowly",
     )
+    async with scenery.watch.fault("the topic of attempts is deleted", "GatewayAttemptsUnrecorded"):
+        await scenery.delete_topic("gateway.attempts")
+        until = time.monotonic() + SOON
+        while "GatewayAttemptsUnrecorded" not in scenery.watch.firing and time.monotonic() < until:
+            await scenery.send("/in/shop", 5, n=1, kind="denied")
+            await asyncio.sleep(0.5)
+    await scenery.create_topics()
+    scenery.watch.fixed()
+    await scenery.watch.clear(*SLOW_TO_CLEAR)
     async with scenery.watch.fault("a destination answers 401", "GatewayCredentialsRefused"):
         await scenery.send("/in/shop", 10, n=1, kind="denied")
     scenery.watch.fixed()

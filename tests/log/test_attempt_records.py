@@ -184,7 +184,9 @@ def test_an_attempt_with_an_unreadable_part_is_undecodable_and_names_it(where: s
 
 @given(misshapen(orjson.loads(state_with())), st.binary(max_size=20), st.binary(max_size=40))
 def test_whatever_is_in_a_record_it_is_read_or_unreadable(state: bytes, key: bytes, headers: bytes) -> None:
-    record = Record(7, NOW, key, b"", [("gw_v", b"1"), ("gw_type", b""), ("gw_attempt", state), ("gw_headers", headers)])
+    record = Record(
+        7, NOW, key, b"", [("gw_v", b"1"), ("gw_type", b""), ("gw_attempt", state), ("gw_headers", headers)]
+    )
     try:
         attempt = decode_attempt_record(record)
     except UnreadableRecordError:

@@ -36,6 +36,7 @@ from gateway.log.base import (
     missing_problem,
 )
 from gateway.log.kafka.broker_clock import BrokerClock
+from gateway.log.topics import Topics
 from gateway.model import LogUnavailableError, RecordTooLargeError
 from tests.simulation.loop import EPOCH
 
@@ -48,6 +49,7 @@ START_WAIT, START_INTERVAL = 0.1, 1.0
 TICK = 1e-6  # Between what follows each other: timers of the same time have no order.
 FETCH_RECORDS = 500
 FETCH_BYTES = 1 << 20
+ATTEMPTS = Topics().attempts
 
 _offset = attrgetter("offset")
 
@@ -137,6 +139,7 @@ class Broker:
         self,
         *,
         random: Random,
+        seed: int,
         witness: Witness,
         skews: Sequence[float],
         session: float,
@@ -144,6 +147,8 @@ class Broker:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.random = random
+        self.seed = seed
+        self.random_of_attempts = Random(f"{seed}/broker of attempts")
         self.witness = witness
         self.skews = list(skews)
         self.session = session
@@ -255,11 +260,12 @@ class Broker:
             self.groups[name] = Group(self, name)
         return self.groups[name]
 
-    def failing(self, what: str) -> str | None:
-        """Return the way in which a call fails now, if it does."""
+    def failing(self, what: str, topic: str = "") -> str | None:
+        """Return the way in which a call about a topic fails now, if it does."""
         now = self.loop.time()
+        random = self.random_of_attempts if topic == ATTEMPTS else self.random
         for failure in self.failures:
-            if failure.what == what and now < failure.until and self.random.random() < failure.share:
+            if failure.what == what and now < failure.until and random.random() < failure.share:
                 return failure.kind
         return None
 
@@ -440,6 +446,8 @@ class SimulatedLog:
         self._broker = broker
         self._client = client
         self._random = random
+        self._random_of_attempts = Random(f"{broker.seed}/attempts of {client.name}")
+        """Of its own, as are those of `Broker`: what is recorded of attempts changes nothing of the rest."""
         self._known: set[str] = set()
         self.clock = BrokerClock(local=client.machine.now, monotonic=client.machine.ticks)
         self.is_timeless = False
@@ -469,7 +477,7 @@ class SimulatedLog:
             raise LogUnavailableError(f"{partition.topic}: expected a partition, got one that is not there")
         positions: list[Position] = []
         while len(positions) < len(records):
-            batch = records[len(positions) : len(positions) + self._random.randint(1, 8)]
+            batch = records[len(positions) : len(positions) + self._random_for(partition.topic).randint(1, 8)]
             positions += await self._append(partition, batch)
         return positions
 
@@ -480,11 +488,11 @@ class SimulatedLog:
 
     async def _append(self, partition: Partition, batch: Sequence[NewRecord]) -> list[Position]:
         """Append a batch, which is stored as a whole or not."""
-        broker, loop, random = self._broker, self._broker.loop, self._random
-        topic = partition.topic
+        broker, loop, topic = self._broker, self._broker.loop, partition.topic
+        random = self._random_for(topic)
         segment = broker.segments[partition]
         is_refused = partition in broker.leaderless or loop.time() < broker.refusing.get(partition, 0.0)
-        failure = "refused" if is_refused else broker.failing("append")
+        failure = "refused" if is_refused else broker.failing("append", topic)
         if failure == "refused":
             await asyncio.sleep(random.uniform(0.001, APPEND_TIMEOUT))
             raise LogUnavailableError(f"{topic}: expected an answer, got none")
@@ -561,7 +569,7 @@ class SimulatedLog:
             start = batch[-1].offset + 1
 
     async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
-        await self._ask()
+        await self._ask(*topics)
         return {topic: len(self._broker.of(topic)) for topic in topics if self._broker.of(topic)}
 
     async def bounds(self, topic: str) -> Mapping[int, tuple[int, int]]:
@@ -670,15 +678,19 @@ class SimulatedLog:
             if partition in partitions:
                 raise LogUnavailableError(f"{partition.topic}/{partition.number}: expected a leader, got none")
 
-    async def _ask(self) -> None:
+    async def _ask(self, *about: str) -> None:
         """Wait for an answer of the brokers, which may not come."""
         self._check()
-        if self._broker.failing("slow") == "question":
-            await asyncio.sleep(self._random.uniform(0.1, APPEND_TIMEOUT))
+        topic = about[0] if len(about) == 1 else ""
+        if self._broker.failing("slow", topic) == "question":
+            await asyncio.sleep(self._random_for(topic).uniform(0.1, APPEND_TIMEOUT))
             self._check()
             raise LogUnavailableError("expected an answer, got none")
-        await asyncio.sleep(self._random.uniform(0.0005, 0.002))
+        await asyncio.sleep(self._random_for(topic).uniform(0.0005, 0.002))
         self._check()
+
+    def _random_for(self, topic: str) -> Random:
+        return self._random_of_attempts if topic == ATTEMPTS else self._random
 
 
 class SimulatedConsumer:

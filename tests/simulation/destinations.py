@@ -80,6 +80,7 @@ class SimulatedClient:
         except asyncio.CancelledError:
             if not self._caller.is_dead:
                 cut = Attempt(number=number, at=at, seconds=loop.time() - began, result=Result.TIMEOUT)
+                made.is_cut = True
                 self._ledger.end(made, cut)
             raise
         if self._caller.is_dead:

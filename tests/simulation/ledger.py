@@ -203,6 +203,8 @@ class ObservedAttempt:
     """Whether its process has to know the log's clock: one that has asked for it in vain goes by its own."""
     ended: float | None = None
     result: Attempt | None = None
+    is_cut: bool = False
+    """Whether its process has cut it off, and may have ended with that."""
 
     @override
     def __str__(self) -> str:
@@ -276,7 +278,7 @@ class Ledger:
         self.in_force: list[InForce] = []
         self._readings = Readings()
         self.attempts: list[ObservedAttempt] = []
-        self.dead_values: set[bytes] = set()
+        self.dead_values, self.attempt_records = set[bytes](), defaultdict[str, list[Record]](list)  # by their writers
         self.commits: dict[tuple[str, Partition], Commit] = {}
         self.appended, self._takeovers = Counter[str](), Counter[Partition]()
         self._routes = {route.name: route for route in plan.routes}
@@ -332,6 +334,8 @@ class Ledger:
         if partition.topic == TOPICS.control:
             with suppress(UndecodableRecordError):
                 self._see_order(decode(record.key, record.value), record.offset)
+        if partition.topic == TOPICS.attempts:
+            self.attempt_records[client.name].append(record)
         if not partition.topic.startswith(OF_EVENTS):
             return
         row = Row(partition, record.offset, self._now(), client.name, record.value, record.appended_at)

@@ -27,6 +27,12 @@ OWNER: contextvars.ContextVar[object] = contextvars.ContextVar("OWNER", default=
 """The process that a task belongs to: every task inherits it from the one that made it."""
 
 
+UNCOUNTED: contextvars.ContextVar[bool] = contextvars.ContextVar("UNCOUNTED", default=False)
+"""Whether a task and its callbacks don't count, neither for serial numbers nor for `kill_after`: so a run is the same,
+whether attempts are recorded or not."""
+UNCOUNTED_COROUTINES = "AttemptLog."
+
+
 class LivelockError(AssertionError):
     """Callbacks follow callbacks and the clock stands still."""
 
@@ -34,12 +40,13 @@ class LivelockError(AssertionError):
 class SimulatedTask(asyncio.Task[Any]):
     """A task with a serial number for a hash, and an owner."""
 
-    _serials = count()
+    _serials, _uncounted = count(), count(1 << 40)
 
     def __init__(self, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
-        self._serial = next(SimulatedTask._serials)
-        super().__init__(coro, **options)
         context: contextvars.Context | None = options.get("context")
+        is_uncounted = context is not None and context.get(UNCOUNTED, False)
+        self._serial = next(SimulatedTask._uncounted if is_uncounted else SimulatedTask._serials)
+        super().__init__(coro, **options)
         self.owner = OWNER.get() if context is None else context.get(OWNER)
 
     @override
@@ -49,6 +56,17 @@ class SimulatedTask(asyncio.Task[Any]):
     @override
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+def _be_uncounted() -> None:
+    UNCOUNTED.set(True)
+
+
+def _make_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], /, **options: Any) -> SimulatedTask:
+    if getattr(coro, "__qualname__", "").startswith(UNCOUNTED_COROUTINES):
+        context = options["context"] = options.get("context") or contextvars.copy_context()
+        context.run(_be_uncounted)
+    return SimulatedTask(coro, loop=loop, **options)
 
 
 class _Timer(asyncio.TimerHandle):
@@ -73,11 +91,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        SimulatedTask._serials = count()
+        SimulatedTask._serials, SimulatedTask._uncounted = count(), count(1 << 40)
         self._now = 0.0
         self._doomed: dict[object, tuple[int, Callable[[], None]]] = {}
         self._callbacks_at_instant = 0
-        self.set_task_factory(lambda loop, coro, **options: SimulatedTask(coro, loop=loop, **options))
+        self.set_task_factory(_make_task)
 
     @override
     def time(self) -> float:
@@ -97,7 +115,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
                 if handle._cancelled:
                     continue
                 handle._run()
-                if doomed and (owner := handle._context.get(OWNER)) in doomed:
+                context = handle._context
+                if doomed and (owner := context.get(OWNER)) in doomed and not context.get(UNCOUNTED):
                     steps, kill = doomed.pop(owner)
                     if steps > 1:
                         doomed[owner] = (steps - 1, kill)

@@ -135,6 +135,8 @@ class Plan:
     """Bytes that a router may hold, and four times what its appends may: a little is soon full."""
     is_shared: bool = False
     """Whether all sources append to one topic, that of the first."""
+    attempts: str = "off"
+    """Which attempts are recorded."""
     is_kicked: bool = False
     """Whether an operator kicks each destination when nothing fails any more: what waits is soon out, then."""
 
@@ -189,6 +191,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_splits(_stream(seed, "splits"), world)
     world = _with_stops(_stream(seed, "stops"), world)
     world = _with_debounces(_stream(seed, "debounces"), world)
+    world = replace(world, attempts=_stream(seed, "attempts").choices(("off", "failures", "all"), (40, 30, 30))[0])
     reloads = list(_reloads(_stream(seed, "reloads"), world))
     orders = list(_orders(_stream(seed, "orders"), world))
     steps = [
@@ -212,6 +215,7 @@ def plan_of(seed: int) -> Plan:
         *_narrowed_replays(_stream(seed, "narrowed replays"), world),
         *_stop_changes(_stream(seed, "changes of stops"), world),
         *_quiet_changes(_stream(seed, "changes of quiet"), world),
+        *_unrecorded(_stream(seed, "unrecorded"), world),
     ]
     steps += _failing_conditions(_stream(seed, "failing conditions"), world, steps)
     if RESTARTS.intersection([step.do for step in steps]):
@@ -1160,3 +1164,12 @@ def _small_event(random: Random, world: Plan, number: int, at: float, within: fl
         "body": number,
     }
     return Step(round(at + random.uniform(0, within), 6), "event", {"n": number, **event})
+
+
+def _unrecorded(random: Random, world: Plan) -> Iterable[Step]:
+    """Times in which attempts can't be recorded: a partition of theirs has no leader, or takes no appends."""
+    if world.attempts == "off" or "append" not in world.faults:
+        return
+    for _ in range(random.randint(0, 3)):
+        what = {"topic": "attempts", "number": random.randrange(4), "seconds": round(random.uniform(0.5, 20.0), 3)}
+        yield Step(round(random.uniform(0.0, world.horizon), 6), random.choice(("leaderless", "refuse")), what)

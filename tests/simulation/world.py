@@ -48,9 +48,11 @@ from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Destination, Egress, Route, Rules, Source
 from gateway.rules.splits import Split
 from gateway.rules.templates import Template
+from gateway.settings import RecordedAttempts
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
-from tests.simulation.broker import Broker, Failure, Machine, SimulatedLog
+from tests.simulation.attempt_records import check_counts, check_records
+from tests.simulation.broker import Broker, Failure, Machine, Segment, SimulatedLog
 from tests.simulation.destinations import HEALTHY, SimulatedClient, Sink
 from tests.simulation.ledger import MARK, PART, ROUTER, TOPICS, InForce, Ledger, Row, RulesVersion, Violation
 from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
@@ -126,6 +128,7 @@ class World:
         random = Random(f"{plan.seed}/nodes")
         self.broker = Broker(
             random=Random(f"{plan.seed}/broker"),
+            seed=plan.seed,
             witness=self.ledger,
             skews=[random.uniform(-plan.skew, plan.skew) for _ in range(plan.nodes)],
             session=plan.session,
@@ -207,6 +210,8 @@ class World:
                 await self._until_nothing_is_held()
                 for process in self.processes.values():
                     self.ledger.at_rest(process.name, process.held())
+                    process.check_attempts()
+                check_records(self.ledger)
                 self.ledger.close(self._counted_as_lost())
         except LivelockError as error:
             self.ledger.violate("19 progress", str(error))
@@ -321,7 +326,12 @@ class World:
         return groups
 
     def _ends(self) -> Mapping[Partition, int]:
-        return {partition: segment.end for partition, segment in self.broker.segments.items()}
+        return {partition: segment.end for partition, segment in self._segments.items()}
+
+    @property
+    def _segments(self) -> Mapping[Partition, Segment]:
+        """All but those of attempts, which nobody reads: a plan draws the same of them, whatever is recorded."""
+        return {each: segment for each, segment in self.broker.segments.items() if each.topic != TOPICS.attempts}
 
     def _is_known(self, key: str) -> bool:
         """Return whether all know of a command: not if some hadn't read it as the control topic was deleted."""
@@ -411,7 +421,7 @@ class World:
         self.broker.store(OUTSIDE, Partition(topics[where], 0), key, body, headers)
 
     def _skip(self, what: Mapping[str, Any]) -> None:
-        partitions = [partition for partition in self.broker.segments if partition.topic != TOPICS.control]
+        partitions = [partition for partition in self._segments if partition.topic != TOPICS.control]
         partitions = [partition for partition in partitions if partition.topic not in self.broker.gone]
         self.broker.skip(partitions[what["number"] % len(partitions)], what["count"])
 
@@ -423,7 +433,7 @@ class World:
         self.broker.failures.append(Failure(what["what"], what["kind"], until, what["share"]))
 
     def _lose_leader(self, what: Mapping[str, Any]) -> None:
-        partitions = list(self.broker.segments)
+        partitions = list(self._segments)
         if "topic" in what:
             partitions = self.broker.of(TOPICS.prefix + what["topic"])
         if not partitions:
@@ -831,7 +841,7 @@ class Process:
         self._world = world
         self._version, self._rules = world.rules_versions[-1]
         self._logger = world_logger(world, name) if world._is_traced else QUIET
-        metrics = Metrics(CollectorRegistry())
+        self._metrics = metrics = Metrics(CollectorRegistry())
         world.metrics.append(metrics)
         self._follower = Follower(self.log, TOPICS, metrics, self._logger)
         services: dict[str, Any] = {
@@ -843,7 +853,8 @@ class Process:
             "sleep": world.sleep,
         }
         client = SimulatedClient(self, world.sinks.__getitem__, world.ledger)
-        self._worker = Worker(client=client, control=self._follower.control, **services)
+        attempts = RecordedAttempts(world.plan.attempts)
+        self._worker = Worker(client=client, control=self._follower.control, attempts=attempts, **services)
         self._jobs = Jobs(follower=self._follower, **services)
         self._task: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
@@ -863,11 +874,18 @@ class Process:
             "unresponsive": budget._unresponsive,
             "bytes in flight": budget._in_flight_bytes,
             "bytes of appends": worker._dispatcher._appends.memory_bytes,
+            "bytes of recorded attempts": worker._attempt_log._bytes,
             "bytes of records": sum(member._memory_bytes for member in members),
             "bytes by partition": sum(
                 abs(tracker.memory_bytes) for member in members for tracker in member.trackers.values()
             ),
         }
+
+    def check_attempts(self) -> None:
+        """Check that each attempt is recorded or counted as dropped, as none waits any more."""
+        dropped = sum([int(counter.value) for counter in self._metrics.attempt_records_dropped.values()])
+        recorded = int(self._metrics.attempt_records.value)
+        check_counts(self._world.ledger, self.name, recorded=recorded, dropped=dropped)
 
     def start(self) -> None:
         context = contextvars.copy_context()
@@ -894,6 +912,8 @@ class Process:
             if isinstance(error, asyncio.CancelledError):
                 raise
         else:
+            if not self.is_dead:
+                self.check_attempts()
             self._world.ended(self, None)
 
     async def stop(self) -> None:

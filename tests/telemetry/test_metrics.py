@@ -52,6 +52,8 @@ INTERFACE = {
     "records_lost_total": ("counter", "topic"),
     "records_undecodable_total": ("counter", "kind"),
     "records_newer": ("gauge", "kind"),
+    "attempt_records_total": ("counter", ""),
+    "attempt_records_dropped_total": ("counter", "reason"),
     "spans_total": ("counter", "result"),
     "request_duration_seconds": ("histogram", "source"),
     "append_duration_seconds": ("histogram", ""),

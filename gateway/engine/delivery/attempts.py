@@ -1,29 +1,36 @@
-"""Attempts: the request of a delivery, made, measured and traced. `dispatcher` acts on the result."""
+"""Attempts: the request of a delivery, made, measured, traced and recorded. `dispatcher` acts on the result."""
 
 import asyncio
 from dataclasses import replace
 
 from gateway.client.request import Outbound, compose
+from gateway.engine.delivery.attempt_log import AttemptLog, Made, sequel_of
+from gateway.engine.delivery.retry_decision import Verdict
 from gateway.engine.partition_tracker import AttemptScope, PendingDelivery
 from gateway.engine.services import Client, Services
-from gateway.model import Attempt, Event, Result
+from gateway.model import Attempt, Delivered, Event, Result
 from gateway.rules.request_templates import Method
-from gateway.rules.rules import Destination, Route
+from gateway.rules.rules import Destination, Route, Rules
 from gateway.telemetry.metrics import Histogram
 
 
 class Attempts:
     """Makes attempts with the client. Their start times are by the log's clock."""
 
-    def __init__(self, services: Services, client: Client) -> None:
+    def __init__(self, services: Services, client: Client, records: AttemptLog) -> None:
         self._log = services.log
+        self._rules = services.rules
+        self._records = records
         self._metrics = services.metrics
         self._traces = services.traces
         self._client = client
 
-    async def make(self, item: PendingDelivery, route: Route, destination: Destination, now: float) -> Attempt:
+    async def make(
+        self, item: PendingDelivery, rules: Rules, route: Route, destination: Destination, now: float
+    ) -> Made:
         """Make a delivery's next attempt, which `item.scope` can cut short meanwhile.
 
+        Whoever then decides what follows also has to `record` it.
         Raises ExpressionError if the request can't be rendered.
         """
         delivery = item.delivery
@@ -32,7 +39,10 @@ class Attempts:
         attempt: Attempt | None = None
         try:
             trace = None if span is None else span.context
-            outbound = compose(delivery, destination, route.request, now=now, split=route.split, trace=trace)
+            seen = self._records.observation()
+            outbound = compose(
+                delivery, destination, route.request, now=now, split=route.split, trace=trace, observation=seen
+            )
             attempt = await self._attempt(item, outbound, timeout=destination.timeout, now=now)
         finally:
             item.scope = None
@@ -40,7 +50,19 @@ class Attempts:
                 span.end_attempt(attempt)
         self._metrics.attempts.labels(destination.name, attempt.result).inc()
         observe(self._metrics.attempt_duration.labels(destination.name), attempt.seconds, delivery.event)
-        return attempt
+        return Made(attempt, now, rules, route, destination, outbound)
+
+    def record(self, item: PendingDelivery, made: Made, verdict: Verdict | None) -> None:
+        """Record an attempt, if it is to be, with what follows; a verdict of None is one that a bug has prevented."""
+        if not self._records.wants(made.attempt):
+            return
+        sequel = None
+        tracker = item.record.tracker
+        if verdict is not None and (isinstance(verdict, Delivered) or not tracker.is_lost):  # else it is another's now
+            route = self._rules().routes.get(item.delivery.route)
+            halts = tracker.member.keeps_order and (route is None or route.on_exhausted == "halt")
+            sequel = sequel_of(verdict, halts=halts)
+        self._records.record(item.delivery, made, sequel)
 
     async def _attempt(self, item: PendingDelivery, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
         """Make an attempt. Its start time is by the log's clock, whatever the client's is."""

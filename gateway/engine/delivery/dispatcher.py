@@ -19,11 +19,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
 from gateway.engine import tiers
-from gateway.engine.control.records import ControlRecord
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.appends import APPEND_OVERHEAD, Append, Appends
+from gateway.engine.delivery.attempt_log import AttemptLog, Made
 from gateway.engine.delivery.attempts import Attempts
 from gateway.engine.delivery.destination_lanes import Lane, Spill
+from gateway.engine.delivery.gone_destinations import GoneDestinations
 from gateway.engine.delivery.holds import Holds
 from gateway.engine.delivery.outcomes import Outcomes
 from gateway.engine.delivery.queues import Queues
@@ -70,11 +71,11 @@ BREAKER_DEFER_MIN, BREAKER_DEFER_MAX = 5.0, 1200.0
 class Dispatcher:
     """Every delivery of one process, from `dispatch` to its end or its successor, of which the member is notified."""
 
-    def __init__(self, services: Services, client: Client) -> None:
+    def __init__(self, services: Services, client: Client, records: AttemptLog) -> None:
         self._log = services.log
         self._topics = services.topics
         self._rules = services.rules
-        self._attempts = Attempts(services, client)
+        self._attempts = Attempts(services, client, records)
         self._outcomes = Outcomes(services)
         self._control = services.control
         self._metrics = services.metrics
@@ -85,7 +86,7 @@ class Dispatcher:
         self.undecodable = self._successors.undecodable
         self._queues = Queues(services.rules, services.control)
         self.holds = Holds(services, self._queues)
-        self._pausing: set[str] = set()
+        self._gone = GoneDestinations(services, self._successors, self.spawn)
         self._tasks: asyncio.TaskGroup | None = None
         self._in_flight: set[asyncio.Task[None]] = set()  # attempts and appends
         self._appends = Appends()
@@ -261,9 +262,10 @@ class Dispatcher:
     async def _attempt(self, lane: Lane, item: PendingDelivery, now: float) -> float:
         """Make one attempt, act on its result, and return the time. An unexpected error dead-letters the delivery."""
         delivery = item.delivery
-        attempt: Attempt | None = None
+        made: Made | None = None
         try:
-            route, destination = self._rules().named(delivery.route, delivery.destination)
+            rules = self._rules()
+            route, destination = rules.named(delivery.route, delivery.destination)
             if route is None or destination is None:
                 self.defer_unknown(item)
                 return now
@@ -279,9 +281,9 @@ class Dispatcher:
                 else:
                     member.resume(item, now) if member.keeps_order else self.wait_in_memory(item, now)
                 return now
-            attempt = await self._attempts.make(item, route, destination, now)
+            made = await self._attempts.make(item, rules, route, destination, now)
             now = self._log.now()
-            verdict = retry_decision.decide(delivery, attempt, route.retry, now=now)
+            verdict = retry_decision.decide(delivery, made.attempt, route.retry, now=now)
         except ExpressionError as error:
             outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
             self.defer_unknown(item) if isinstance(error, ItemMissingError) else self.end(item, outcome)
@@ -294,17 +296,20 @@ class Dispatcher:
                 destination=delivery.destination,
                 exception=trace_of(error),
             )
+            if made is not None:
+                self._attempts.record(item, made, None)
             detail = f"{type(error).__name__} at {raise_site(error)}"
             self.end(item, DeadLettered(reason=DeadReason.BUG, detail=detail))
             return self._log.now()
         finally:
-            if attempt is None:
+            if made is None:
                 lane.cancelled(item, self._log.now())
             else:
-                lane.finished(item, attempt, now)
-        if destination.on_gone is OnGone.PAUSE and attempt.status == HTTPStatus.GONE:
-            self._pause_destination(destination.name)
-        self._act_on_verdict(item, attempt, verdict, now)
+                lane.finished(item, made.attempt, now)
+        if destination.on_gone is OnGone.PAUSE and made.attempt.status == HTTPStatus.GONE:
+            self._gone.pause(destination.name)
+        self._attempts.record(item, made, verdict)
+        self._act_on_verdict(item, made.attempt, verdict, now)
         return now
 
     def _act_on_verdict(
@@ -327,20 +332,6 @@ class Dispatcher:
                 self.end(item, verdict)
             case _ as never:
                 assert_never(never)
-
-    def _pause_destination(self, destination: str) -> None:
-        """Pause a destination as an operator would, once."""
-
-        async def write() -> None:
-            command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by="a 410 response")
-            self._logger.error("destination_paused", destination=destination, status=int(HTTPStatus.GONE))
-            await self._successors.store_command(command)
-            self._pausing.discard(name)
-
-        name = f"destination/{destination}"
-        if name not in self._pausing and self._control.paused_by("", destination) is None:
-            self._pausing.add(name)
-            self.spawn(write, "worker-pause")
 
     # Ends and successors.
 

@@ -244,7 +244,10 @@ def check(connection: sqlite3.Connection, specs: Sequence[TopicSpec]) -> list[To
             problems.append((spec.name, f"expected {wanted}, got {retention} s"))
         if is_compacted != spec.compacted:
             problems.append((spec.name, f"expected compacted to be {spec.compacted}, got {bool(is_compacted)}"))
-    return missing + [TopicProblem(topic=topic, message=message, is_fatal=True) for topic, message in problems]
+    expendable = {spec.name for spec in specs if spec.is_best_effort}
+    return missing + [
+        TopicProblem(topic=topic, message=message, is_fatal=topic not in expendable) for topic, message in problems
+    ]
 
 
 def probe_write_lock(connection: sqlite3.Connection) -> None:

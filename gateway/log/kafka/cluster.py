@@ -409,7 +409,8 @@ class Cluster:
                 for message in exact_partition_problems(spec, len(described[spec.name]))
             ]
             problems += [
-                TopicProblem(topic=spec.name, message=message, is_fatal=is_fatal) for is_fatal, message in wrong
+                TopicProblem(topic=spec.name, message=message, is_fatal=is_fatal and not spec.is_best_effort)
+                for is_fatal, message in wrong
             ]
         return problems
 

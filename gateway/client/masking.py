@@ -1,0 +1,179 @@
+"""Masks credentials in what a destination has responded: it may repeat what we have sent.
+
+They are known by where they are from, not by their form: the values of the rules' references, what a destination adds
+to its requests, the parts of its URL that look like tokens, fetched tokens, signatures. Each is masked in the forms in
+which a text may have it: as it is, as in a URL, in JSON and HTML, and in base64, whatever is around it there.
+"""
+
+import html
+import json
+import re
+from base64 import b64decode, b64encode, urlsafe_b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import product
+from typing import Self
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
+
+from gateway.model import Headers
+from gateway.rules.expressions import Expression
+from gateway.rules.request_templates import RequestTemplate
+from gateway.rules.rules import Destination
+
+MASK = b"***"
+MIN_SECRET = 4
+"""Bytes of the shortest secret that is masked: shorter ones may occur anywhere by chance."""
+MIN_VALUE = 8
+"""Bytes of the shortest value of a header, or of a query, that counts as a secret."""
+MIN_TOKEN, MIN_TOKEN_WITH_DIGITS = 16, 8
+"""Characters from which a segment of a URL's path may be a token."""
+PUBLIC_HEADERS = frozenset(
+    (
+        *("accept", "accept-charset", "accept-encoding", "accept-language", "cache-control", "content-encoding"),
+        *("content-language", "content-type", "origin", "referer", "user-agent"),
+    )
+)
+"""Headers whose values no one keeps secret, in lower case."""
+SIGNATURE = "webhook-signature"
+_PERCENT = re.compile(rb"%[0-9A-F]{2}")
+_TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]{8,}=*")  # as RFC 9110 §11.2 has it, of MIN_VALUE and more
+
+
+class Mask:
+    """What is masked in responses to the requests of one route to one destination.
+
+    `names` are the headers, in lower case, whose values in a request are masked, too; `forms` are masked as they are.
+    """
+
+    __slots__ = ("_forms", "_names")
+
+    def __init__(
+        self, secrets: Iterable[bytes] = (), names: frozenset[bytes] = frozenset(), forms: Iterable[bytes] = ()
+    ) -> None:
+        found = {form for secret in secrets if len(secret) >= MIN_SECRET for form in _forms(secret)}
+        self._forms = sorted(found.union(forms), key=len, reverse=True)  # one may contain another
+        self._names = names
+
+    @classmethod
+    def of(cls, destination: Destination, request: RequestTemplate | None, references: Iterable[str]) -> Self:
+        """Build it from the rules; `references` are the values of all of their references.
+
+        This takes some time if there are many, so it is worth keeping.
+        """
+        added = [(name.lower(), value) for name, value in destination.headers]
+        secrets = {part for name, value in added if name not in PUBLIC_HEADERS for part in _of_header(_raw(value))}
+        secrets.update(_of_url(destination.url), destination.sign)
+        access = destination.access
+        if access is not None and access.oauth2 is not None:
+            secrets.add(_raw(access.oauth2.client_secret))
+        if access is not None and access.proxy is not None and access.proxy.authorization is not None:
+            secrets.update(_of_header(_raw(access.proxy.authorization)))
+        written = [destination.url, *[value for _, value in added], *_texts(request)]
+        secrets.update([_raw(each) for each in references if any(each in text for text in written)])
+        names = [SIGNATURE, *[name.lower() for name, _ in (() if request is None else request.headers)]]
+        return cls(secrets, frozenset([name.encode() for name in names if name not in PUBLIC_HEADERS]))
+
+    def with_sent(self, headers: Headers, tokens: Iterable[bytes] = ()) -> "Mask":
+        """Return one that also masks what one request alone has had, and the values of Authorization sent with it."""
+        values = [value for name, value in headers if name.lower() in self._names and len(value) >= MIN_VALUE]
+        sent = {part for value in (*values, *tokens) for part in _of_header(value)}
+        return Mask(sent, self._names, self._forms) if sent else self
+
+    def masked(self, text: bytes) -> bytes:
+        """Return the text without them."""
+        for form in self._forms:
+            if form in text:
+                text = text.replace(form, MASK)
+        return text
+
+    def masked_beginning(self, text: bytes) -> bytes:
+        """Do so with a text that was cut off, perhaps in the middle of one."""
+        text = self.masked(text)
+        begins = len(text)
+        for form in self._forms:
+            at = text.find(form[:MIN_SECRET], max(0, len(text) - len(form) + 1))
+            while at >= 0 and not form.startswith(text[at:]):
+                at = text.find(form[:MIN_SECRET], at + 1)
+            if at >= 0:
+                begins = min(begins, at)
+        return text if begins == len(text) else text[:begins] + MASK
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the strings in a value of the rules, wherever they are."""
+    parts: Iterable[object] = ()
+    match value:
+        case str():
+            yield value
+        case Expression():
+            yield value.text
+        case Mapping():
+            parts = (*value.keys(), *value.values())
+        case tuple() | list():
+            parts = value
+        case _ if is_dataclass(value):
+            parts = [getattr(value, field.name) for field in fields(value) if field.repr]
+        case _:
+            pass
+    for each in parts:
+        yield from _texts(each)
+
+
+def _raw(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _of_url(url: str) -> Iterator[bytes]:
+    """Yield the parts of a URL that may be tokens, and its path after the first part as a whole."""
+    parts = urlsplit(url)
+    _, *others = parts.path.removeprefix("/").split("/")
+    rest = "/".join(others)
+    if len(rest) >= MIN_TOKEN:
+        yield _raw(rest)
+    for segment in parts.path.split("/"):
+        if len(segment) >= (MIN_TOKEN_WITH_DIGITS if any(map(str.isdigit, segment)) else MIN_TOKEN):
+            yield _raw(segment)
+            yield _raw(unquote(segment))
+    if parts.query:
+        yield _raw(parts.query)
+    for _, value in parse_qsl(parts.query):
+        if len(value) >= MIN_VALUE:
+            yield _raw(value)
+
+
+def _of_header(value: bytes) -> Iterator[bytes]:
+    """Yield a header's value, and the credentials in it: what follows a scheme, a password, whatever may be a token."""
+    if len(value) >= MIN_VALUE:
+        yield value
+    yield from _TOKEN.findall(value)
+    scheme, _, credential = value.partition(b" ")
+    yield credential
+    if scheme.lower() == b"basic":
+        try:
+            user_and_password = b64decode(credential, validate=True)
+        except ValueError:
+            return
+        yield user_and_password
+        yield user_and_password.partition(b":")[2]
+
+
+def _forms(secret: bytes) -> Iterator[bytes]:
+    yield secret
+    text = secret.decode("utf-8", "surrogateescape")
+    for is_ascii in (False, True):
+        in_json = json.dumps(text, ensure_ascii=is_ascii)[1:-1]
+        yield _raw(in_json)
+        yield _raw(in_json.replace("/", "\\/"))  # as PHP writes it
+    yield _raw(html.escape(text))
+    for in_url in (quote(secret, safe=""), quote(secret), quote_plus(secret)):
+        yield in_url.encode()
+        yield _PERCENT.sub(lambda found: found[0].lower(), in_url.encode())
+    for encode, before in product((b64encode, urlsafe_b64encode), range(3)):
+        yield from _in_base64(encode(bytes(before) + secret), before, len(secret))
+
+
+def _in_base64(encoded: bytes, before: int, length: int) -> Iterator[bytes]:
+    """Yield the characters that so many bytes alone decide, with others `before` them, and any after them."""
+    first, end = -(-before * 8 // 6), (before + length) * 8 // 6
+    if end - first >= MIN_SECRET:
+        yield encoded[first:end]

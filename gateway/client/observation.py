@@ -1,0 +1,69 @@
+"""What is seen of one attempt beyond its result, by whoever asks for it: how long its parts took, and the response.
+
+    dials ─▶ resolved ─▶ connected ─▶ secured ─┐
+    reuses ────────────────────────────────────┴▶ sends ─▶ answered
+
+It is filled in while the attempt is made, so that an attempt that is cut short shows how far it came. Of several
+requests (a stale connection, a new token), the last one counts.
+"""
+
+from collections.abc import Callable
+
+from gateway.client.http1 import ResponseReader
+from gateway.model import AttemptPhases
+
+
+class Observation:
+    """One attempt. `clock` is a monotonic one, that of `ResponseReader.started_at`.
+
+    `response` is the last request's; `tokens` are the values of Authorization with which it was tried.
+    """
+
+    __slots__ = ("_clock", "_connect", "_dns", "_first_byte", "_since", "_tls", "response", "tokens")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since = 0.0
+        self._dns: float | None = None
+        self._connect: float | None = None
+        self._tls: float | None = None
+        self._first_byte: float | None = None
+        self.response: ResponseReader | None = None
+        self.tokens: tuple[bytes, ...] = ()
+
+    @property
+    def phases(self) -> AttemptPhases:
+        return AttemptPhases(self._dns, self._connect, self._tls, self._first_byte)
+
+    def reuses(self) -> None:
+        """The next request goes through a connection that is open."""
+        self._dns = self._connect = self._tls = None
+
+    def dials(self) -> None:
+        """It gets one of its own."""
+        self.reuses()
+        self._since = self._clock()
+
+    def resolved(self) -> None:
+        self._dns = self._lap()
+
+    def connected(self) -> None:
+        """The connection is open, through a proxy's tunnel if there is one."""
+        self._connect = self._lap()
+
+    def secured(self) -> None:
+        self._tls = self._lap()
+
+    def sends(self) -> None:
+        self._first_byte = self.response = None
+        self._since = self._clock()
+
+    def answered(self, response: ResponseReader) -> None:
+        self._first_byte = max(0.0, response.started_at - self._since)
+        self.response = response
+
+    def _lap(self) -> float:
+        """Return how long the part took that ends now; the next one begins."""
+        since = self._since
+        self._since = self._clock()
+        return self._since - since
