@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import heapq
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from itertools import count
 from typing import Any, TypeVar
 
@@ -62,7 +62,9 @@ def _be_uncounted() -> None:
     UNCOUNTED.set(True)
 
 
-def _make_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], /, **options: Any) -> SimulatedTask:
+def _make_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any], /, **options: Any
+) -> SimulatedTask:
     if getattr(coro, "__qualname__", "").startswith(UNCOUNTED_COROUTINES):
         context = options["context"] = options.get("context") or contextvars.copy_context()
         context.run(_be_uncounted)

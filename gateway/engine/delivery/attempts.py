@@ -58,7 +58,9 @@ class Attempts:
             return
         sequel = None
         tracker = item.record.tracker
-        if verdict is not None and (isinstance(verdict, Delivered) or not tracker.is_lost):  # else it is another's now
+        if verdict is not None and (
+            isinstance(verdict, Delivered) or not tracker.is_reassigned
+        ):  # else it is another's now
             route = self._rules().routes.get(item.delivery.route)
             halts = tracker.member.keeps_order and (route is None or route.on_exhausted == "halt")
             sequel = sequel_of(verdict, halts=halts)
