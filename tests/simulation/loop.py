@@ -68,7 +68,7 @@ def _make_task(
     if getattr(coro, "__qualname__", "").startswith(UNCOUNTED_COROUTINES):
         context = options["context"] = options.get("context") or contextvars.copy_context()
         context.run(_be_uncounted)
-    return SimulatedTask(coro, loop=loop, **options)
+    return SimulatedTask(coro, loop=loop, **options)  # type: ignore[arg-type] # asyncio makes none of a generator
 
 
 class _Timer(asyncio.TimerHandle):
