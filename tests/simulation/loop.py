@@ -62,7 +62,7 @@ def _be_uncounted() -> None:
     UNCOUNTED.set(True)
 
 
-def _make_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], /, **options: Any) -> SimulatedTask:
+def _make_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any) -> SimulatedTask:
     if getattr(coro, "__qualname__", "").startswith(UNCOUNTED_COROUTINES):
         context = options["context"] = options.get("context") or contextvars.copy_context()
         context.run(_be_uncounted)
@@ -95,7 +95,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._doomed: dict[object, tuple[int, Callable[[], None]]] = {}
         self._callbacks_at_instant = 0
-        self.set_task_factory(_make_task)
+        self.set_task_factory(lambda loop, coro, **options: _make_task(loop, coro, **options))
 
     @override
     def time(self) -> float:
