@@ -95,7 +95,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._doomed: dict[object, tuple[int, Callable[[], None]]] = {}
         self._callbacks_at_instant = 0
-        self.set_task_factory(lambda loop, coro, **options: _make_task(loop, coro, **options))
+        self.set_task_factory(lambda loop, coro, **options: _make_task(loop, coro, **options))  # noqa: PLW0108 - its type
 
     @override
     def time(self) -> float:
