@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import heapq
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from itertools import count
 from typing import Any, TypeVar
 
@@ -62,13 +62,11 @@ def _be_uncounted() -> None:
     UNCOUNTED.set(True)
 
 
-def _make_task(
-    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any] | Generator[Any, None, Any], /, **options: Any
-) -> SimulatedTask:
+def _make_task(loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any) -> SimulatedTask:
     if getattr(coro, "__qualname__", "").startswith(UNCOUNTED_COROUTINES):
         context = options["context"] = options.get("context") or contextvars.copy_context()
         context.run(_be_uncounted)
-    return SimulatedTask(coro, loop=loop, **options)  # type: ignore[arg-type] # asyncio makes none of a generator
+    return SimulatedTask(coro, loop=loop, **options)
 
 
 class _Timer(asyncio.TimerHandle):
@@ -97,7 +95,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._now = 0.0
         self._doomed: dict[object, tuple[int, Callable[[], None]]] = {}
         self._callbacks_at_instant = 0
-        self.set_task_factory(_make_task)
+        self.set_task_factory(lambda loop, coro, **options: _make_task(loop, coro, **options))  # noqa: PLW0108 - its type
 
     @override
     def time(self) -> float:
