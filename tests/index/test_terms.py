@@ -67,7 +67,11 @@ def test_a_long_value_is_found_by_all_of_it_and_by_its_beginning() -> None:
         ({"Content-Type": "application/x-www-form-urlencoded"}, b"From=%2B491&Body=two+words", "body.From:+491"),
         ({"Content-Type": "text/xml"}, b"<order><id>7</id></order>", "=7"),
         ({"Content-Type": "text/plain"}, b"disk full on db-1", "=db-1"),
-        ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, gzip.compress(b'{"a":"b"}', mtime=0), "body.a:b"),
+        (
+            {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+            gzip.compress(b'{"a":"b"}', mtime=0),
+            "body.a:b",
+        ),
         ({}, b'["a", {"b": 1}]', "=a"),
         ({}, b'["a", {"b": 1}]', "body.b:1"),
         ({}, b'"all of it"', "=all"),
