@@ -14,10 +14,10 @@ from tests.memory_log import MemoryLog
 
 
 class Ticking:
-    """A clock by which no two records are appended in the same millisecond."""
+    """A clock by which no two records are appended in the same millisecond, and that is never ahead of the real one."""
 
     def __init__(self) -> None:
-        self._now = time()
+        self._now = time() - 3600
 
     def __call__(self) -> float:
         self._now += 0.002
