@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -47,7 +48,7 @@ from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import encode_delivery, encode_event, event_key
 from gateway.log.topics import JOBS_GROUP, Topics
-from gateway.model import NO_METADATA, LogLostError, RecordMetadata, SpillReason, event_id
+from gateway.model import NO_METADATA, LogLostError, Part, RecordMetadata, SpillReason, event_id
 from gateway.ops import silent_sources
 from gateway.ops.control_client import ControlClient, Pause, StoredCommand
 from gateway.ops.kick_report import parked_besides, parked_text
@@ -153,12 +154,16 @@ def write_dead_letter(
     destination: str = "ci",
     reason: str = "exhausted",
     body: bytes = b'{"a":1}',
+    part: Part | None = None,
 ) -> str:
-    delivery = a_delivery(
-        event=an_event(id=event, body=body, headers={"X-One": "1"}),
-        route=route,
-        destination=destination,
-        attempts=(an_attempt(1, status=503, detail="later"), an_attempt(2, status=500)),
+    delivery = replace(
+        a_delivery(
+            event=an_event(id=event, body=body, headers={"X-One": "1"}),
+            route=route,
+            destination=destination,
+            attempts=(an_attempt(1, status=503, detail="later"), an_attempt(2, status=500)),
+        ),
+        part=part,
     )
     note = RecordMetadata(dead_reason=reason, detail="500 after 2 attempts")
     on_log(
@@ -1378,6 +1383,9 @@ def test_a_dry_run_of_a_replay_counts_what_the_rules_match(run: Run) -> None:
     assert out.splitlines()[3].split() == ["github", "push", "2"]
     *_, known, told, command = out.splitlines()
     assert known == "2 deliveries match; as far as the log shows, 0 missed or dead-lettered; 2 unknown"
+    write_dead_letter("evt_1", part=Part(0, "0" * 32))
+    _, _, err = run("replay", "--route", "build", "--from", "1h", "--undelivered", "--dry-run")
+    assert err == "1 dead letter of items: not counted; `gateway dead replay --route build` delivers them\n"
     assert told == "would queue 2 deliveries: 2 events to ci; nothing was done"
     write_event("evt_late")
     code, again, _ = run(*command.removeprefix("to replay exactly these: gateway ").split(), "--dry-run")

@@ -260,6 +260,9 @@ async def _count_replays(
         let_through = await read_let_through(log, call.topics, selection, window.ends, readable=log.readable)
         if missed := [*window.unread, *dead.unreadable, *let_through.unreadable]:
             output.note(f"{unread_text(len(missed))}: not counted")
+        if dead.items:
+            left = count(dead.items, "dead letter")
+            output.note(f"{left} of items: not counted; `gateway dead replay --route {selection.route}` delivers them")
         known = Undelivered(control, selection.route, dead, let_through=let_through, rules=lambda: rules)
         queued += await _count_replay(output, log, rules, selection, window, known=known)
     if len(selected) > 1:
@@ -305,9 +308,8 @@ async def _count_replay(
 def _fates_text(total: "_Counted") -> str:
     """Return what is known of the matching deliveries, as text; no success is recorded."""
     others = total.matching - total.undelivered - total.unknown
-    under_way = (
-        f"; {others:,} delivered, dropped or on {'its' if others == 1 else 'their'} way ({WAITS})" if others else ""
-    )
+    way = "its way" if others == 1 else "their way"
+    under_way = f"; {others:,} delivered, dropped or on {way} ({WAITS})" if others else ""
     unknown = f"; {total.unknown:,} unknown" if total.unknown else ""
     return (
         f"{count(total.matching, 'delivery')} {'matches' if total.matching == 1 else 'match'}; "

@@ -1,4 +1,4 @@
-"""Functions of expressions that messages need, beside those of CEL: text, numbers and times for people, encodings.
+"""Functions of expressions: what messages need beside CEL's own, and CEL's conversions as they are here (`timestamp`…).
 
 Pure, and bounded: none returns more than `MAX_RESULT` characters or `MAX_ITEMS` items, and each takes a time that grows
 with the size of its arguments, by which it is charged (`cost`). docs/rules.md describes them.

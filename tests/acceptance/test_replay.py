@@ -135,7 +135,7 @@ async def test_each_number_that_a_replay_reports_matches_its_destination(long_pl
             words = ("replay", "--route", "another", "--from", "1h")
             told = await call(*words, "--dry-run")
             missed = number(r"(\d+) missed", told)
-            assert re.search("use --to .+Z or --undelivered to exclude them", told), told
+            assert re.search("use --to .+Z or --undelivered to leave them out", told), told
             assert number(r"would queue (\d+) deliveries", told) == number(r"(\d+) deliveries match", told) > missed
             told = await call("replay", "--source", "github", "--from", "1h", "--undelivered")
             assert "queued 0 deliveries by live, from " in told

@@ -38,6 +38,7 @@ async def test_bodies_that_are_held_open_delay_and_refuse_nobody(
     await _delay_nobody(embedded_place, folder, Attack("held", 500), rate=rate, seconds=seconds, spare=spare)
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 async def test_bodies_that_are_too_large_delay_and_refuse_nobody(
     embedded_place: LogPlace, folder: Path, *, is_full: bool

@@ -66,6 +66,8 @@ class OpenDeadLetters:
     ends: Mapping[str, int] = field(default_factory=dict)
     latest: float = 0.0
     """When the last of them was appended."""
+    items: int = 0
+    """How many others are of items of split events: a replay of such an event would repeat its other items."""
     unreadable: frozenset[str] = frozenset()
     """Partitions that couldn't be read ("topic/partition"): their dead letters are unknown."""
 
@@ -82,7 +84,7 @@ async def open_dead_letters(
 ) -> OpenDeadLetters:
     """Read the open dead letters of a selection's route, from the partitions that are `readable`."""
     letters: dict[tuple[str, float, str], list[str]] = {}
-    latest = 0.0
+    latest, items = 0.0, 0
     ends: dict[str, int] = {}
     which = DeadFilter(route=selection.route, destination=selection.destination)
     # A dead letter from before the first event was appended isn't about any of them.
@@ -97,13 +99,16 @@ async def open_dead_letters(
                 if stored is None or not which.covers(letter) or control.resolved_by(letter, partition, record.offset):
                     continue
                 if stored.delivery.part is not None:
-                    continue  # a replay of its event would repeat the others
+                    items += 1
+                    continue
                 event = stored.delivery.event
                 latest = max(latest, letter.at)
                 about = letters.setdefault((event.id, event.received_at, stored.delivery.destination), [])
                 about.append(f"{number}@{record.offset}")
     names = frozenset([f"{topics.dead}/{number}" for number in unreadable])
-    return OpenDeadLetters(route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=names)
+    return OpenDeadLetters(
+        route=selection.route, letters=letters, ends=ends, latest=latest, unreadable=names, items=items
+    )
 
 
 def resolution(

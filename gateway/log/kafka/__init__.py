@@ -8,6 +8,9 @@ metadata request ever creates a topic with the broker's defaults.
     appender        records → brokers: batches, deadlines, replaces a producer that is stuck
     consumer        brokers → records: groups, assignments, commits, replaces a consumer that has died
     cluster         queries and administration: topics, offsets, groups
+    scanner         reads a range of a partition, for jobs and commands
+    commits         what the metadata of a commit says
+    topic_metadata  topics' ids
     connection      how brokers are reached, how aiokafka's clients are stopped, and which of its log lines pass
     topic_settings  a topic's specification as Kafka settings, and what is wrong with existing ones
     broker_clock    the brokers' time
