@@ -79,7 +79,7 @@ class MadeUpLog:
     async def committed(self, group: str, topic: str) -> Mapping[int, Commit]:  # noqa: ARG002 - the contract's
         return {number: Commit(end) for number, (_, end) in (await self.readable(topic))[0].items()}
 
-    async def offsets_at(self, topic: str, at: float, numbers: Collection[int]) -> Mapping[int, int]:  # noqa: ARG002
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int]) -> Mapping[int, int]:  # noqa: ARG002 - as above
         return dict.fromkeys(numbers, 0)
 
     def topic_id(self, topic: str) -> str:  # noqa: ARG002 - the contract's
@@ -219,33 +219,33 @@ def repeated(make: Callable[[random.Random, int], str]) -> Callable[[random.Rand
 KINDS: dict[str, Callable[[random.Random, int], Iterator[str]]] = {
     name: repeated(make)
     for name, make in {
-        "(nothing: the newest)": lambda chosen, count: "",  # noqa: ARG005 - of one kind
-        "source:github type:push": lambda chosen, count: "source:github type:push",  # noqa: ARG005
-        "type:pull_request.*": lambda chosen, count: "type:pull_request.*",  # noqa: ARG005
+        "(nothing: the newest)": lambda _chosen, _count: "",
+        "source:github type:push": lambda _chosen, _count: "source:github type:push",
+        "type:pull_request.*": lambda _chosen, _count: "type:pull_request.*",
         "id:…": lambda chosen, count: f"id:{event_id('github', str(chosen.randrange(count)))}",
         "identity:…": lambda chosen, count: f"identity:{chosen.randrange(count)}",
         "a commit, as text": lambda chosen, count: f"{chosen.randrange(count) * 2654435761:040x}",
         "body.after:…": lambda chosen, count: f"body.after:{chosen.randrange(count) * 2654435761:040x}",
-        "body.repository.full_name:… (1 in 1,000)": lambda chosen, count: (  # noqa: ARG005
+        "body.repository.full_name:… (1 in 1,000)": lambda chosen, _count: (
             f"body.repository.full_name:acme/shop-{chosen.randrange(REPOSITORIES)}"
         ),
-        "a repository and a type that it never has": lambda chosen, count: (  # noqa: ARG005
+        "a repository and a type that it never has": lambda chosen, _count: (
             f"body.repository.full_name:acme/shop-{chosen.randrange(REPOSITORIES)} type:never"
         ),
-        "a repository and a sender that never meet": lambda chosen, count: (  # noqa: ARG005
+        "a repository and a sender that never meet": lambda chosen, _count: (
             f"body.repository.full_name:acme/shop-{chosen.randrange(500) * 2} mona-{chosen.randrange(2000) * 2 + 1}"
         ),
-        "words: round totals half even": lambda chosen, count: '"round totals half even"',  # noqa: ARG005
-        "a word that isn't there": lambda chosen, count: f"absent{chosen.randrange(10**9)}",  # noqa: ARG005
-        "status:dead": lambda chosen, count: "status:dead",  # noqa: ARG005
-        "status:dead type:push": lambda chosen, count: "status:dead type:push",  # noqa: ARG005
-        "status:dead and a repository": lambda chosen, count: (  # noqa: ARG005
+        "words: round totals half even": lambda _chosen, _count: '"round totals half even"',
+        "a word that isn't there": lambda chosen, _count: f"absent{chosen.randrange(10**9)}",
+        "status:dead": lambda _chosen, _count: "status:dead",
+        "status:dead type:push": lambda _chosen, _count: "status:dead type:push",
+        "status:dead and a repository": lambda chosen, _count: (
             f"status:dead body.repository.full_name:acme/shop-{chosen.randrange(REPOSITORIES)}"
         ),
-        "destination:ci-7": lambda chosen, count: "destination:ci-7",  # noqa: ARG005
-        "status:ended type:release.published": lambda chosen, count: "status:ended type:release.published",  # noqa: ARG005
-        "status:pending": lambda chosen, count: "status:pending",  # noqa: ARG005
-        "status:unknown": lambda chosen, count: "status:unknown",  # noqa: ARG005
+        "destination:ci-7": lambda _chosen, _count: "destination:ci-7",
+        "status:ended type:release.published": lambda _chosen, _count: "status:ended type:release.published",
+        "status:pending": lambda _chosen, _count: "status:pending",
+        "status:unknown": lambda _chosen, _count: "status:unknown",
     }.items()
 }
 

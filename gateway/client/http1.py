@@ -43,7 +43,7 @@ class ResponseReader:
     At the end, `is_reusable` is whether the connection may carry another request. `kept` is the body read so far, up to
     `limit` bytes, of a response that is no success, and with `keeps_body` of any; `body` is the complete one: None
     before its end, and if it is longer. One that `needs_body` has the time of the whole response for it. `started_at`
-    is when its first byte came, which whoever feeds it knows.
+    is when its first byte came, as the connection that feeds it knows.
     """
 
     __slots__ = (

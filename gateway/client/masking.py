@@ -79,6 +79,11 @@ class Mask:
         sent = {part for value in (*values, *tokens) for part in _of_header(value)}
         return Mask(sent, self._names, self._forms) if sent else self
 
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest form of a credential."""
+        return len(self._forms[0]) if self._forms else 0
+
     def masked(self, text: bytes) -> bytes:
         """Return the text without them."""
         for form in self._forms:

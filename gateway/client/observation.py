@@ -1,4 +1,4 @@
-"""What is seen of one attempt beyond its result, by whoever asks for it: how long its parts took, and the response.
+"""What is seen of one attempt besides its result, where a caller asks for it: its phases, and the response.
 
     dials ─▶ resolved ─▶ connected ─▶ secured ─┐
     reuses ────────────────────────────────────┴▶ sends ─▶ answered

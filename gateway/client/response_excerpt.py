@@ -1,8 +1,7 @@
 """The beginning of a response that is no success, for the record of its attempt: without credentials, and bounded.
 
 Our own credentials are masked wherever they are (`masking.py`), the destination's by the names of its headers. A body
-is taken without its content coding, since a credential can't be seen in a compressed one; where that can't be undone,
-none is kept.
+is decoded first, since a credential can't be seen in a compressed one; where that isn't possible, none is kept.
 """
 
 import re
@@ -25,6 +24,9 @@ def excerpt_of(response: ResponseReader, mask: Mask) -> ResponseExcerpt:
     """Return the beginning of a response, as it may be kept."""
     headers, are_headers_cut = _headers(response.header_lines, mask)
     body, is_whole = _decoded(response)
+    reach = BODY_EXCERPT + mask.longest  # of what follows nothing can begin in the excerpt
+    if len(body) > reach:
+        body, is_whole = body[:reach], False
     body = mask.masked(body) if is_whole else mask.masked_beginning(body)
     return ResponseExcerpt(
         headers=headers,

@@ -6,9 +6,10 @@ made anew by that version.
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import TypeVar
 
 from gateway.engine.control.records import DeadLetterProperties, partition_key
 from gateway.engine.control.state import Control
@@ -33,6 +34,8 @@ from gateway.log.records import (
 from gateway.log.topics import DAY
 from gateway.model import Event, NewerRecordError, UndecodableRecordError, identity_of, result_label
 from gateway.turns import give_way, taking_turns
+
+T = TypeVar("T")
 
 MAX_DETAIL = 300
 """Characters of a message that are kept; the record has all of it."""
@@ -167,50 +170,39 @@ class Writer:
         self.control.forget_offsets()
         self._is_control_changed = True
 
-    def _add_events(self, part: int, records: Sequence[Record]) -> None:
-        events = []
+    def _decoded(self, records: Iterable[Record], decode: Callable[[Record], T]) -> Iterator[tuple[Record, T]]:
+        """Yield the records that can be read with what they are, and give way before each; count the others."""
         for record in records:
             give_way()
             try:
-                event = decode_event(record)
+                decoded = decode(record)
             except UndecodableRecordError:
                 self._uncommitted[LeftOut.UNDECODABLE] += 1
             except NewerRecordError:
                 self._uncommitted[LeftOut.NEWER] += 1
             else:
-                events.append(_new_event(event, part, record.offset, _us(record.appended_at) // 1000))
+                yield record, decoded
+
+    def _add_events(self, part: int, records: Sequence[Record]) -> None:
+        events = [
+            _new_event(event, part, record.offset, _us(record.appended_at) // 1000)
+            for record, event in self._decoded(records, decode_event)
+        ]
         self._uncommitted[LeftOut.TOO_OLD] += self._segments.add(events)
         if events:
             self._partitions.add_unsettled(part, records[-1].offset, events[0].at)
 
     def _add_entries(self, records: Sequence[Record]) -> None:
         offsets: defaultdict[str, list[int]] = defaultdict(list)
-        for record in records:
-            give_way()
+        of_partitions = [record for record in records if b"/" in record.key]  # others were appended to learn the time
+        for record, entries in self._decoded(of_partitions, decode_dedupe_entries):
             name = record.key.decode("utf-8", "replace")
-            if "/" not in name:  # it was only appended to learn the time
-                continue
-            try:
-                entries = decode_dedupe_entries(record)
-            except UndecodableRecordError:
-                self._uncommitted[LeftOut.UNDECODABLE] += 1
-            except NewerRecordError:
-                self._uncommitted[LeftOut.NEWER] += 1
-            else:
-                offsets[name] += [offset for _, _, offset, _ in DEDUPE_ENTRY.iter_unpack(entries.rows)]
+            offsets[name] += [offset for _, _, offset, _ in DEDUPE_ENTRY.iter_unpack(entries.rows)]
         for name, its in offsets.items():
             self._let_through.add(name, its)
 
     def _add_deliveries(self, partition: Partition, part: int, kind: Kind, records: Sequence[Record]) -> None:
-        stored = list[tuple[Record, StoredDelivery]]()
-        for record in records:
-            give_way()
-            try:
-                stored.append((record, decode_delivery(record)))
-            except UndecodableRecordError:
-                self._uncommitted[LeftOut.UNDECODABLE] += 1
-            except NewerRecordError:
-                self._uncommitted[LeftOut.NEWER] += 1
+        stored = list(self._decoded(records, decode_delivery))
         keys = [_identity(each.delivery.event.id, each.delivery.event.received_at) for _, each in stored]
         stand_ins = dict[tuple[str, int], Known]()
         found, attempts = list[DeliveryRow](), list[AttemptRow]()
@@ -272,15 +264,7 @@ class Writer:
         )
 
     def _add_attempts(self, part: int, records: Sequence[Record]) -> None:
-        decoded = list[tuple[Record, AttemptRecord]]()
-        for record in records:
-            give_way()
-            try:
-                decoded.append((record, decode_attempt_record(record)))
-            except UndecodableRecordError:
-                self._uncommitted[LeftOut.UNDECODABLE] += 1
-            except NewerRecordError:
-                self._uncommitted[LeftOut.NEWER] += 1
+        decoded = list(self._decoded(records, decode_attempt_record))
         events = self._segments.find([_identity(each.event_id, each.received_at) for _, each in decoded])
         found = list[tuple[AttemptRow, DeliveryRow, Tried]]()
         for (record, attempt), event in zip(decoded, events, strict=True):

@@ -18,7 +18,7 @@ import orjson
 
 from gateway.log.base import NewRecord, Record
 from gateway.log.json_fields import ID, JsonFields, check_format
-from gateway.log.records import _pairs
+from gateway.log.records import parse_pairs
 from gateway.model import (
     BODY_EXCERPT,
     NAME_PATTERN,
@@ -178,7 +178,7 @@ def _response(fields: JsonFields, headers: dict[str, bytes], body: bytes) -> Res
     if len(body) > BODY_EXCERPT:
         raise UndecodableRecordError("value", f"at most {BODY_EXCERPT} bytes of a body", body)
     return ResponseExcerpt(
-        headers=_pairs(headers["gw_headers"]),
+        headers=parse_pairs(headers["gw_headers"]),
         are_headers_cut=fields.integer("headers_cut", maximum=1) == 1,
         body=body,
         is_body_cut=fields.integer("body_cut", maximum=1) == 1,

@@ -355,7 +355,7 @@ def _event(headers: _Headers, value: bytes) -> Event:
         type=headers["ce_type"].decode("utf-8", "surrogateescape"),
         key=None if key is None else key.decode("utf-8", "surrogateescape"),
         received_at=_received_at(headers),
-        headers=_pairs(headers["gw_headers"]),
+        headers=parse_pairs(headers["gw_headers"]),
         query=headers.get("gw_query", b"").decode("utf-8", "surrogateescape"),
         body=value,
         trace=_trace(headers) if "ce_traceparent" in headers else None,
@@ -391,7 +391,7 @@ def _received_at(headers: _Headers) -> float:
     return seconds
 
 
-def _pairs(raw: bytes) -> Headers:
+def parse_pairs(raw: bytes) -> Headers:
     """Return header pairs, if they are valid in a request (RFC 9110, 5.1 and 5.5)."""
     if not raw:
         return ()

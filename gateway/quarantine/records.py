@@ -27,7 +27,7 @@ import orjson
 
 from gateway.log.base import Record
 from gateway.log.json_fields import JsonFields, check_format
-from gateway.log.records import _pairs
+from gateway.log.records import parse_pairs
 from gateway.model import NAME_PATTERN, Headers, UndecodableRecordError, immutable
 from gateway.verify.kept_proof import SALT_BYTES, KeptCredential
 
@@ -173,7 +173,7 @@ def _rejected(fields: JsonFields, headers: dict[str, bytes], record: Record) -> 
         method=fields.text("method"),
         path=fields.text("path"),
         query=headers.get("gw_query", b"").decode("utf-8", "surrogateescape"),
-        headers=_pairs(headers["gw_headers"]),
+        headers=parse_pairs(headers["gw_headers"]),
         body=record.value,
         size=size,
         missing=Missing(missing),

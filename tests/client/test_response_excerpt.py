@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.client.http1 import RESPONSE_LIMIT, MalformedResponseError, ResponseReader
 from gateway.client.masking import Mask
 from gateway.client.response_excerpt import excerpt_of
-from gateway.log.records import _pairs
+from gateway.log.records import parse_pairs
 from gateway.model import BODY_EXCERPT, HEADERS_EXCERPT, ResponseExcerpt
 
 SECRET = b"s3cret-of-the-destination"
@@ -195,7 +195,7 @@ def test_whatever_comes_is_kept_in_a_form_that_can_be_stored(lines: list[bytes],
     with suppress(MalformedResponseError):
         reader.feed(response(*lines, body=body, status=status))
     found = excerpt_of(reader, MASK)
-    assert _pairs(b"\r\n".join(map(b": ".join, found.headers))) == found.headers
+    assert parse_pairs(b"\r\n".join(map(b": ".join, found.headers))) == found.headers
     assert len(found.body) <= BODY_EXCERPT
 
 

@@ -41,7 +41,7 @@ def check_records(ledger: Ledger) -> None:
                 continue
             number = numbers.get(round(attempt.received_at, 6), -1)
             candidates = made.get((number, attempt.delivery_id, attempt.number), [])
-            told = next(_of(candidates, attempt), None)
+            told = min(_of(candidates, attempt), key=lambda each: abs(attempt.at - EPOCH - each.began), default=None)
             if told is None:
                 ledger.violate(INVARIANT, f"{process} recorded what it hasn't made: {attempt}", candidates)
                 continue
@@ -58,7 +58,7 @@ def _is_wanted(made: ObservedAttempt, kept: RecordedAttempts) -> bool:
 
 
 def _of(candidates: Sequence[ObservedAttempt], attempt: AttemptRecord) -> Iterator[ObservedAttempt]:
-    """Yield the attempts that took as long."""
+    """Yield the attempts that took as long: a repeated one may have the same number."""
     for each in candidates:
         assert each.result is not None
         if each.result.seconds == attempt.seconds:

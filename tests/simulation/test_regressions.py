@@ -193,6 +193,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     delayed-deliveries-that-wait-before-a-gap           the shortest tier makes them late, but not by more than it takes
     window-full-of-what-a-clock-that-is-ahead-returns   all of it goes back to its tier, again and again
     an-append-without-an-acknowledgement-before-its-key-changes    the next router appends it to another partition
+    two-attempts-of-one-number-that-took-as-long    a record of the second isn't one of the first
     events-appended-again-after-retention       an ordered topic has deleted that they came, and the router starts over
     """
     check(decode(path.read_bytes()))

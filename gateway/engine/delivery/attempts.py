@@ -30,7 +30,7 @@ class Attempts:
     ) -> Made:
         """Make a delivery's next attempt, which `item.scope` can cut short meanwhile.
 
-        Whoever then decides what follows also has to `record` it.
+        The caller, which decides what follows, has to `record` it.
         Raises ExpressionError if the request can't be rendered.
         """
         delivery = item.delivery
@@ -58,9 +58,8 @@ class Attempts:
             return
         sequel = None
         tracker = item.record.tracker
-        if verdict is not None and (
-            isinstance(verdict, Delivered) or not tracker.is_reassigned
-        ):  # else it is another's now
+        is_ours = isinstance(verdict, Delivered) or not tracker.is_reassigned  # else its owner decides what follows
+        if verdict is not None and is_ours:
             route = self._rules().routes.get(item.delivery.route)
             halts = tracker.member.keeps_order and (route is None or route.on_exhausted == "halt")
             sequel = sequel_of(verdict, halts=halts)
