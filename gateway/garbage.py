@@ -3,7 +3,8 @@
 Reference counting frees most objects; the collector finds reference cycles, and blocks the event loop meanwhile. By
 default it runs when many more objects were allocated than freed since its last run. Here about as many are freed as are
 allocated, so it runs rarely, and then over everything that is open: with 5,000 slow connections that took 40 to 90 ms,
-every few seconds. So it runs on a timer instead, over few objects each time: 5 ms at most.
+every few seconds. So it runs on a timer instead, over few objects each time: 5 ms at most. Most times there is nothing
+to find, and a look at what 64 requests hold takes 0.5 ms: without new objects that stay, it looks once a second.
 """
 
 import asyncio
@@ -13,8 +14,11 @@ from contextlib import contextmanager
 from time import perf_counter
 
 YOUNG_INTERVAL = 0.05
-"""Seconds between collections of the young generation."""
-MIDDLE_EVERY = 10
+"""Seconds between collections of the young generation, if it has grown by `YOUNG_OBJECTS`."""
+YOUNG_OBJECTS = 8_000
+YOUNG_EVERY = 20
+"""Otherwise it is collected once in this many intervals."""
+MIDDLE_EVERY = 3
 """One in this many of these collections is of the middle generation as well."""
 FULL_INTERVAL = 60.0
 """Minimum seconds between full collections, which leave out only frozen objects."""
@@ -65,16 +69,22 @@ async def collect() -> None:
     """Collect garbage, until cancelled."""
     full_at = perf_counter() + FULL_INTERVAL
     thaw_at = perf_counter() + THAW_INTERVAL
+    young = 0  # collections since the last of the middle generation
     while True:
-        for number in range(MIDDLE_EVERY):
+        for _ in range(YOUNG_EVERY):
             await asyncio.sleep(YOUNG_INTERVAL)
-            if not _keeping:
-                gc.collect(0 if number else 1)
-        if (began := perf_counter()) >= full_at and not _keeping:
-            if _has_frozen and began >= thaw_at:
-                freeze()
-                thaw_at = perf_counter() + THAW_INTERVAL
-            else:
-                gc.collect()
-            ended = perf_counter()
-            full_at = ended + max(FULL_INTERVAL, FULL_SHARE * (ended - began))
+            if gc.get_count()[0] >= YOUNG_OBJECTS:
+                break
+        if _keeping:
+            continue
+        if (began := perf_counter()) < full_at:
+            young = (young + 1) % MIDDLE_EVERY
+            gc.collect(0 if young else 1)
+            continue
+        if _has_frozen and began >= thaw_at:
+            freeze()
+            thaw_at = perf_counter() + THAW_INTERVAL
+        else:
+            gc.collect()
+        ended = perf_counter()
+        full_at = ended + max(FULL_INTERVAL, FULL_SHARE * (ended - began))

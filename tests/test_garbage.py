@@ -15,6 +15,8 @@ from tests.acceptance.test_company import SECRETS
 from tests.company import ROUTES, TEAMS, write
 from tests.virtual_time import run
 
+A_SECOND = 1.1 * garbage.YOUNG_EVERY * garbage.YOUNG_INTERVAL
+
 
 class Node:
     """An object that refers to itself."""
@@ -41,10 +43,23 @@ async def _is_gone(node: "weakref.ref[Node]", seconds: float) -> bool:
 
 
 @pytest.mark.usefixtures("no_collection")
-def test_new_garbage_goes_at_once() -> None:
+def test_new_garbage_goes_within_a_second() -> None:
     async def scenario() -> None:
         async with collecting():
-            assert await _is_gone(weakref.ref(Node()), 4 * garbage.YOUNG_INTERVAL)
+            assert await _is_gone(weakref.ref(Node()), A_SECOND)
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_much_new_garbage_goes_at_once() -> None:
+    async def scenario() -> None:
+        async with collecting():
+            await asyncio.sleep(1.5 * A_SECOND)
+            nodes = [Node() for _ in range(garbage.YOUNG_OBJECTS)]
+            found = weakref.ref(nodes[0])
+            del nodes
+            assert await _is_gone(found, 2 * garbage.YOUNG_INTERVAL)
 
     run(scenario())
 
@@ -53,7 +68,7 @@ def test_new_garbage_goes_at_once() -> None:
 def test_garbage_that_was_looked_at_once_goes_soon() -> None:
     async def scenario(found: "weakref.ref[Node]") -> None:
         async with collecting():
-            assert await _is_gone(found, 4 * garbage.MIDDLE_EVERY * garbage.YOUNG_INTERVAL)
+            assert await _is_gone(found, 1.1 * garbage.MIDDLE_EVERY * A_SECOND)
 
     node = Node()
     gc.collect(0)
@@ -124,6 +139,7 @@ async def test_full_collections_take_a_thousandth_of_the_time(monkeypatch: pytes
 @pytest.mark.usefixtures("no_collection")
 async def test_no_collection_but_a_full_one_looks_at_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage, "YOUNG_INTERVAL", 0.005)
+    monkeypatch.setattr(garbage, "YOUNG_OBJECTS", garbage.YOUNG_OBJECTS // 10)
     kept: list[list[list[int]]] = []
     looked_at: list[int] = []
 
@@ -148,10 +164,10 @@ def test_nothing_is_collected_while_something_large_is_created_and_that_is_never
         async with collecting():
             with garbage.kept():
                 found = weakref.ref(Node())
-                assert not await _is_gone(found, 4 * garbage.MIDDLE_EVERY * garbage.YOUNG_INTERVAL)
+                assert not await _is_gone(found, 1.1 * garbage.MIDDLE_EVERY * A_SECOND)
                 frozen, kept = gc.get_freeze_count(), [[] for _ in range(1000)]  # type: ignore[var-annotated] # lists
             assert gc.get_freeze_count() >= frozen + len(kept)
-            assert await _is_gone(weakref.ref(Node()), 4 * garbage.YOUNG_INTERVAL), "as before"
+            assert await _is_gone(weakref.ref(Node()), A_SECOND), "as before"
 
     run(scenario())
 

@@ -408,7 +408,6 @@ class Ingress:
     def _record(self, endpoint: Endpoint | None, state: RequestState, seconds: float) -> None:
         """Count and log a request that has its response, and end or give back what it had."""
         fields = state.fields
-        source = fields["source"]
         if state.waiting is not None:
             state.waiting.close()
         if state.admission is not None:
@@ -420,23 +419,28 @@ class Ingress:
                 endpoint.seconds.observe(seconds)
             else:
                 endpoint.seconds.observe_traced(seconds, trace_id)
-        else:
-            self._metrics.requests.labels(source, str(fields["status"])).inc()
-            self._metrics.request_duration.labels(source).observe(seconds)
-            if "reason" in fields:
-                self._metrics.rejected.labels(source, fields["reason"]).inc()
-                if endpoint is not None:
-                    taken = self._metrics.events.labels(source).value
-                    self._metrics.refusal_runs.add(source, fields["reason"], at=self._log.now(), events=taken)
-        fields["seconds"] = round(seconds, 6)
-        is_bug = fields["status"] == _SERVER_ERROR and not {"reason", "destination_response"} & fields.keys()
-        is_server_error = fields["status"] >= _SERVER_ERROR
-        quota = self._server_error_quota if state.is_verified and is_server_error else self._quota
-        is_handshake = "handshake" in fields and fields["status"] < _SERVER_ERROR
-        reason = fields.get("reason", "handshake" if is_handshake else "bug" if is_bug else "")
-        if reason and not self._take_quota(quota, source, reason):
+        elif not self._count_other(endpoint, state, seconds):
             return
+        fields["seconds"] = round(seconds, 6)
         self._logger.info("request_finished", **fields)
+
+    def _count_other(self, endpoint: Endpoint | None, state: RequestState, seconds: float) -> bool:
+        """Count a request that isn't an accepted event; return whether it may have its line."""
+        fields = state.fields
+        source, status = fields["source"], fields["status"]
+        self._metrics.requests.labels(source, str(status)).inc()
+        self._metrics.request_duration.labels(source).observe(seconds)
+        if "reason" in fields:
+            self._metrics.rejected.labels(source, fields["reason"]).inc()
+            if endpoint is not None:
+                taken = self._metrics.events.labels(source).value
+                self._metrics.refusal_runs.add(source, fields["reason"], at=self._log.now(), events=taken)
+        is_bug = status == _SERVER_ERROR and not {"reason", "destination_response"} & fields.keys()
+        is_server_error = status >= _SERVER_ERROR
+        quota = self._server_error_quota if state.is_verified and is_server_error else self._quota
+        is_handshake = "handshake" in fields and not is_server_error
+        reason = fields.get("reason", "handshake" if is_handshake else "bug" if is_bug else "")
+        return not reason or self._take_quota(quota, source, reason)
 
     def _refuse_connection(self, reason: str, address: str, detail: str) -> None:
         """Count a connection that is closed early, and log it, unless the other end was just gone."""

@@ -113,6 +113,7 @@ class Connection(web.RequestHandler):
         "_head_memory",
         "_head_size",
         "_heads",
+        "_holds",
         "_is_head_certain",
         "_limits",
         "_logger",
@@ -150,6 +151,7 @@ class Connection(web.RequestHandler):
         self._head_size = 0
         self._head_ends: asyncio.TimerHandle | None = None
         self._is_head_certain = False
+        self._holds = False  # whether the memory of heads counts anything of it
         self._write_ends: asyncio.TimerHandle | None = None
         self.unread: StreamReader | None = None
         self.peer = peer
@@ -233,14 +235,27 @@ class Connection(web.RequestHandler):
             self.close()
             self._pause_reading_for_buffer()
             return
+        if body is None and not self._holds and self._is_one_request(data):
+            self._heads = self._request_count
+            return
         has_requests_behind = self._has_requests_behind()
         if not self._buffer_paused and has_requests_behind:
             self._pause_reading_for_buffer()
         self._follow_heads(data, body, begun)
         if has_requests_behind or self._head_ends is not None:
+            self._holds = True
             self._head_memory.hold(self, len(data) + LINE_OVERHEAD * data.count(b"\n"))
-        else:
-            self._head_memory.forget(self)
+        elif self._holds:
+            self._release()
+
+    def _is_one_request(self, data: bytes) -> bool:
+        """Return whether a whole request has come and nothing else, as for most; or nothing: aiohttp says that, too."""
+        if self._request_count == self._heads:
+            return not data
+        if len(self._messages) != 1 or self._request_in_progress or self._request_count != self._heads + 1:
+            return False
+        body = self._messages[0][1]
+        return body.is_eof() and data.find(END_OF_HEAD) + len(END_OF_HEAD) + body.total_bytes == len(data)
 
     def _follow_heads(self, data: bytes, body: StreamReader | None, begun: int) -> None:
         """Note whether the last head, or the body behind it, is complete; `begun` is what had come of that `body`."""
@@ -304,9 +319,14 @@ class Connection(web.RequestHandler):
         if self._head_ends is not None:
             self._head_ends.cancel()
             self._head_ends = None
-        self._head_memory.forget(self)
+        if self._holds:
+            self._release()
         self._head_size = 0
         self._is_head_certain = False
+
+    def _release(self) -> None:
+        self._holds = False
+        self._head_memory.forget(self)
 
     def _end_head_in_time(self) -> None:
         """End the connection if the parser has a part of a head, unless a response is still to come before."""
