@@ -81,7 +81,7 @@ def _show(figures: list[Figure], machine: dict[str, object], *, other: str) -> N
             figure.goal,
             "" if is_met is None else "[green]yes[/]" if is_met else "[red]no[/]",
         )
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items()), style="dim")
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from typing import NamedTuple
 
 import orjson
 from aiohttp import HttpVersion10, web
@@ -190,3 +191,28 @@ def problem_response(refusal: RefusedError, *, allow: str = "POST") -> web.Respo
     if refusal.status == HTTPStatus.REQUEST_TIMEOUT:
         response.force_close()
     return response
+
+
+class RawResponse(NamedTuple):
+    """The response to a request head that never becomes a request: it is too slow, too large, or in others' way."""
+
+    status: int
+    reason: str
+
+    @property
+    def data(self) -> bytes:
+        title = http.client.responses[self.status]
+        lines = (
+            f"HTTP/1.1 {self.status} {title}",
+            f"Server: {SERVER}",
+            "Connection: close",
+            "Content-Length: 0",
+            "",
+            "",
+        )
+        return "\r\n".join(lines).encode()
+
+
+TOO_SLOW = RawResponse(408, "head_slow")
+TOO_LARGE = RawResponse(431, "head_too_large")
+EVICTED = RawResponse(408, "evicted")

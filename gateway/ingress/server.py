@@ -7,7 +7,6 @@ one in progress. What all of them hold of such heads and requests is limited, to
 
 import asyncio
 import fcntl
-import http.client
 import socket
 import termios
 from array import array
@@ -15,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from ssl import SSLObject
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -24,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from typing_extensions import override
 
 from gateway.ingress.head_memory import HeadMemory
-from gateway.ingress.responses import SERVER, problem_response
+from gateway.ingress.responses import EVICTED, TOO_LARGE, TOO_SLOW, RawResponse, problem_response
 from gateway.model import RefusedError
 from gateway.telemetry.logs import trace_of
 from gateway.telemetry.metrics import NO_SOURCE, Metrics
@@ -351,7 +350,7 @@ class Connection(web.RequestHandler):
             self.force_close()
             transport.abort()
 
-    def _end_head_if_any(self, response: "_RawResponse") -> None:
+    def _end_head_if_any(self, response: RawResponse) -> None:
         """End the connection, on which no response is to come, if the parser has a part of a head."""
         if self._parser is not None and _is_in_head(self._parser):
             self._end_head(response)
@@ -366,7 +365,7 @@ class Connection(web.RequestHandler):
         if self._head_ends is not None:  # that we didn't read it took none of its time
             self._wait_for_head(is_certain=self._is_head_certain)
 
-    def _end_head(self, response: "_RawResponse") -> None:
+    def _end_head(self, response: RawResponse) -> None:
         """Close a connection with an incomplete request head: it isn't idle, so KEEP_ALIVE doesn't apply."""
         self._forget_head()
         if self.transport is not None:
@@ -478,32 +477,3 @@ def forget_frames(error: BaseException | None) -> None:
     """
     if error is not None:
         error.__traceback__ = None
-
-
-class _RawResponse(NamedTuple):
-    """The response to a request head that is too slow or too large."""
-
-    status: int
-    reason: str
-
-    @property
-    def data(self) -> bytes:
-        title = http.client.responses[self.status]
-        lines = (
-            f"HTTP/1.1 {self.status} {title}",
-            f"Server: {SERVER}",
-            "Connection: close",
-            "Content-Length: 0",
-            "",
-            "",
-        )
-        return "\r\n".join(lines).encode()
-
-
-TOO_SLOW = _RawResponse(408, "head_slow")
-
-
-TOO_LARGE = _RawResponse(431, "head_too_large")
-
-
-EVICTED = _RawResponse(408, "evicted")
