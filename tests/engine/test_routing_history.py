@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.engine.commit_progress import Progress
@@ -175,6 +175,7 @@ def test_of_each_event_that_is_done_the_rules_are_known_by_which_it_was_routed(
     hold(plan, is_told_late=is_told_late)
 
 
+@example([(Model.read, 2), (Model.reload, 1)], [0])
 @settings(max_examples=100)
 @given(st.lists(steps, max_size=40), st.lists(st.integers(0, 20), max_size=3))
 def test_an_epoch_that_is_appended_again_late_hides_none_of_those_after_it(
