@@ -472,7 +472,7 @@ def test_two_long_texts_are_shown_where_they_differ(attempt: Try) -> None:
 def test_values_are_compared_however_deeply_they_are_nested() -> None:
     one: object = 1
     other: object = 2
-    for _ in range(5000):
+    for _ in range(50_000):
         one, other = [one], {"a": other}
     assert [*differences("x", [one], [other])] == [
         "x[0]: expected a list that is nested too deeply, got a mapping that is nested too deeply"
