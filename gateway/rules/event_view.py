@@ -38,6 +38,13 @@ class Step(NamedTuple):
     position: int
 
 
+def entered(value: object, step: Step) -> object:
+    """Return what is in a value in one place, or ABSENT."""
+    if type(value) is dict:
+        return value.get(step.key, ABSENT)
+    return value[step.position] if type(value) is list and 0 <= step.position < len(value) else ABSENT
+
+
 class EventView:
     """The parts of an event that expressions and conditions see, parsed lazily and once. Don't modify its values.
 
@@ -194,6 +201,11 @@ class EventView:
             size = self._sizes_in[key] = _largest_in(items, step)
         return size
 
+    @property
+    def left(self) -> int:
+        """The steps that are left."""
+        return MAX_COST - self._spent
+
     def spend(self, steps: int) -> bool:
         """Spend steps if that many are left; return whether they were."""
         if self._spent + steps > MAX_COST:
@@ -288,11 +300,7 @@ def measured(value: object) -> Size:
 def _largest_in(items: Sequence[object], step: Step) -> Size:
     total, longest, inner, text, widest = 1, 0, 0, 0, 0
     for item in items:
-        value: object = None
-        if type(item) is dict:
-            value = item.get(step.key)
-        elif type(item) is list and 0 <= step.position < len(item):
-            value = item[step.position]
+        value = entered(item, step)
         if type(value) is str and len(value) <= widest:
             continue
         if type(value) in (str, list, dict):

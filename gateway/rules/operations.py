@@ -4,6 +4,9 @@ Of a valid expression, whose names are known (`scanner.py`). A field of a value 
 known of a value holds for all that is in it.
 """
 
+import re
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -30,6 +33,7 @@ _PRECEDENCE = {
     **dict.fromkeys(("*", "/", "%"), 5),
 }
 _COMPARING = 3
+_PLAIN_TEXT = re.compile(r"""(['"])((?:[^\\'"]|\\[nrt])+)\1""")
 
 
 class Kind(Enum):
@@ -38,7 +42,7 @@ class Kind(Enum):
     PATH = auto()
     """Names a value of the event, by its number."""
     VARIABLE = auto()
-    """Names the item of a macro, by how many are around it; or what is in it, by the first step."""
+    """Names the item of a macro, by how many are around it; or what is in it, by the first step of so many `nodes`."""
     LITERAL = auto()
     """Has so many characters."""
     SCALAR = auto()
@@ -59,6 +63,8 @@ class Kind(Enum):
     """Takes what is at a computed place."""
     CALLED = auto()
     """Calls a function by its name, with so many values."""
+    SPLIT = auto()
+    """Calls `split` for a path to a string, by one of the literals that `Reading.separators` has for it."""
     BEGUN = auto()
     """Begins to loop over a value by a macro: over that of a path, by its number and 1, or over any other, by 0."""
     ENDED = auto()
@@ -80,6 +86,12 @@ class Reading(NamedTuple):
 
     operations: tuple[Operation, ...]
     paths: tuple[tuple[str, tuple[Step, ...]], ...]
+    places: tuple[AbstractSet[int], ...]
+    """Of each place in the event that a path goes through: the paths to what CEL gets there, in it or around it."""
+    ways: tuple[Sequence[int], ...]
+    """Of each path, the places between its root and its end, which CEL copies on the way."""
+    separators: Mapping[int, Sequence[str]]
+    """By what the string of a path is split, if by a literal."""
 
 
 def operations_of(text: str) -> Reading:
@@ -98,6 +110,7 @@ class _Reader:
         self._at = 0
         self._operations: list[Operation] = []
         self._paths: dict[tuple[str, tuple[Step, ...]], int] = {}
+        self._separators: dict[int, list[str]] = {}
         self._variables: list[str] = []
         self._nodes = [0]
         """Of the whole, and of each macro around what is read."""
@@ -106,7 +119,8 @@ class _Reader:
         self._expression()
         if self._tokens[self._at].kind != "end":
             raise self._unexpected()
-        return Reading(tuple(self._operations), tuple(self._paths))
+        paths = tuple(self._paths)
+        return Reading(tuple(self._operations), paths, *_places(paths), self._separators)
 
     def _expression(self) -> None:
         self._binary()
@@ -167,7 +181,7 @@ class _Reader:
         token = self._tokens[self._at]
         self._at += 1
         if token.kind in ("raw", "text", "line"):
-            self._add(Kind.LITERAL, len(token.text))
+            self._add(Kind.LITERAL, len(token.text), token.text)
         elif token.kind == "number":
             self._add(Kind.LITERAL)
         elif token.kind == "name":
@@ -194,7 +208,8 @@ class _Reader:
             innermost = self._variables[::-1].index(name)
             steps, self._at = steps_at(self._tokens, self._at)
             self._nodes[-1] += len(steps)
-            self._add(Kind.VARIABLE, len(self._variables) - innermost, step=steps[0] if steps else None)
+            first = steps[0] if steps else None
+            self._add(Kind.VARIABLE, len(self._variables) - innermost, nodes=len(steps), step=first)
         elif name in _ROOTS:
             steps, self._at = steps_at(self._tokens, self._at)
             self._nodes[-1] += len(steps)
@@ -210,8 +225,9 @@ class _Reader:
                 self._at += 2
                 if after.text == "(":
                     self._call(name.text, is_method=True)
-                else:
-                    self._nodes[-1] += 1
+                else:  # as `['name']`
+                    self._add(Kind.LITERAL, len(name.text))
+                    self._add(Kind.INDEXED)
             elif sign.text == "[":
                 self._at += 1
                 self._expression()
@@ -239,7 +255,20 @@ class _Reader:
             self._add(Kind.COMPARED)
         else:
             self._nodes[-1] += 0 if name in NATIVE else _NODES_OF_A_CALL
-            self._add(Kind.CALLED, count, name)
+            if name == "split" and count == 2 and self._is_split_by_a_literal():  # noqa: PLR2004
+                self._add(Kind.SPLIT, self._operations[-2].number)
+            else:
+                self._add(Kind.CALLED, count, name)
+
+    def _is_split_by_a_literal(self) -> bool:
+        """Return whether the two values are a path and a literal without escapes; keep that literal."""
+        path, literal = self._operations[-2:]
+        plain = _PLAIN_TEXT.fullmatch(literal.name) if literal.kind is Kind.LITERAL else None
+        if plain is None or path.kind is not Kind.PATH:
+            return False
+        separator = plain[2].replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
+        self._separators.setdefault(path.number, []).append(separator)
+        return True
 
     def _macro(self, name: str, variable: str) -> None:
         source = self._operations[-1]
@@ -263,9 +292,9 @@ class _Reader:
                 break
         return count
 
-    def _add(self, kind: Kind, number: int = 0, name: str = "", step: Step | None = None) -> None:
+    def _add(self, kind: Kind, number: int = 0, name: str = "", nodes: int = 0, step: Step | None = None) -> None:
         self._nodes[-1] += 1
-        self._operations.append(Operation(kind, number, name, step=step))
+        self._operations.append(Operation(kind, number, name, nodes, step))
 
     def _passes(self, text: str) -> bool:
         token = self._tokens[self._at]
@@ -280,3 +309,29 @@ class _Reader:
     def _unexpected(self) -> ExpressionError:
         token = self._tokens[self._at]
         return ExpressionError(f"expected an operand or an operator at character {token.start + 1}, got another sign")
+
+
+def _places(
+    paths: Sequence[tuple[str, tuple[Step, ...]]],
+) -> tuple[tuple[AbstractSet[int], ...], tuple[Sequence[int], ...]]:
+    """Return `Reading.places` and `Reading.ways`."""
+    numbers: dict[tuple[int, object], int] = {}  # of a place, by the number of the one around it and the step into it
+    places: list[set[int]] = []
+    ways: list[list[int]] = []
+    for path, (root, steps) in enumerate(paths):
+        way, place = [], -1
+        for step in (root, *steps):
+            place = numbers.setdefault((place, step), len(numbers))
+            if place == len(places):
+                places.append(set())
+            places[place].add(path)
+            way.append(place)
+        ways.append(way)
+    ends = {way[-1]: path for path, way in enumerate(ways)}
+    for way in ways:
+        around: set[int] = set()
+        for place in way:
+            places[place] |= around
+            if place in ends:
+                around.add(ends[place])
+    return tuple(places), tuple([way[1:-1] for way in ways])

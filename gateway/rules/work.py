@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import add, le
 from typing import NamedTuple
 
-from gateway.rules.event_view import MAX_COST, READING, EventView, Size
+from gateway.rules.event_view import READING, EventView, Size, Step, entered
 from gateway.rules.functions import MAX_ITEMS, MAX_RESULT
 from gateway.rules.operations import NATIVE, Kind, Operation, Reading, operations_of
 from gateway.rules.scanner import Analysis
@@ -34,8 +34,14 @@ CONVERTED = 6
 """For each character that a function of ours gets, also if the budget doesn't suffice for the call itself."""
 SCANNED = 12
 """For each character of a string in which another is looked for."""
+ESTIMATING = 40
+"""Steps to find out what an expression takes, for each of its operations."""
+MEASURED_STEPS = 8  # of a path, up to which each list or mapping on the way is measured
+MOST_COUNTED = 16_384  # characters of a string of which the parts are counted before it is split
 _WRITTEN = 12
 """How many characters of text functions give for one of what they take: `%F0%9F%98%80`."""
+_OF_A_NUMBER = 32
+"""The most characters of a number in JSON, its comma included."""
 _SHORT = 400
 """The most characters of what is written of a number or a time, or as a digest."""
 _GROWTH = {
@@ -72,11 +78,14 @@ class Work:
         self._analysis = analysis
         self._reading: Reading | None = None  # read when the first event needs it, as few do
         self._known: dict[int, _Known] = {}
-        self.mentions = 1 + len(analysis.paths) ** 2 // 128
-        """How many times what it names is copied, where it is joined: as a multiple of a few times."""
+        steps = max([len(path.steps) for path in analysis.paths], default=0)
+        self.mentions = 1 + (len(analysis.paths) ** 2 + steps**2) // 128
+        """How many times what it names is copied, where it is joined or far inside: as a multiple of a few times."""
 
-    def charge(self, view: EventView) -> Charge:
+    def charge(self, view: EventView, *, is_whole: bool = False) -> Charge:
         """Return what an expression is charged over a view, before it is evaluated.
+
+        `is_whole`: CEL gets the whole event, rather than what the expression names.
 
         `map` and `filter` copy their result for each element, and naming a list, a mapping or a long string copies it.
         So with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
@@ -84,33 +93,39 @@ class Work:
         three for each value, which is charged `READING`. Where its operations may take more than that, it is charged
         what these do.
         """
-        charge = self._charge_of_values(view)
-        if charge.steps > MAX_COST:
-            return charge
-        values = self._values(view)
-        sizes = [number for value in values for number in (*view.size(value), _length(value))]
-        total = sum(sizes[:: len(Size._fields) + 1])
+        charge, reading = self._charge_of_values(view), self._read()
+        estimating = ESTIMATING * len(reading.operations)
+        if max(charge.steps, estimating) > view.left:
+            return charge._replace(steps=max(charge.steps, estimating))
+        named = self._named(view, is_whole=is_whole)
+        sizes = [number for each in named for number in each.numbers]
+        total = sum(sizes[:: len(Size._fields) + 3])
         kind = total >> max(total.bit_length() - 2, 0) | total.bit_length() << 2
         known = self._known.get(kind)
         if known is not None and known.work <= charge.steps and all(map(le, sizes, known.sizes)):
             return charge  # Larger values took no more. To know that takes a fifth of the time of an estimate.
-        work = self._estimated(view, values, looks=False)
+        work = self._estimated(view, named, looks=False)
         if work > charge.steps:
-            return charge._replace(steps=max(charge.steps, self._estimated(view, values, looks=True)))
+            work = max(charge.steps, self._estimated(view, named, looks=True))
+            if work > view.left:
+                view.spend(estimating)  # Else any number of routes could find that out of an event.
+            return charge._replace(steps=work)
         if known is None or known.work < work:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             self._known[kind] = _Known(sizes, work)
         return charge
 
-    def charge_again(self, view: EventView) -> tuple[Charge, int]:
+    def charge_again(self, view: EventView, *, is_whole: bool = False) -> tuple[Charge, int]:
         """Return what another evaluation is charged, for which the first was charged too little.
 
         And the steps of the first that neither of the two takes.
         """
-        charge = self._charge_of_values(view)
-        needed = 2 * self._operations(view, charge.steps // 2)
-        return charge._replace(steps=max(needed - charge.steps, 0)), max(charge.steps - needed, 0)
+        charge, named = self._charge_of_values(view), self._named(view, is_whole=is_whole)
+        work = self._estimated(view, named, looks=False)
+        if work > charge.steps // 2:  # What is in items is only looked at if that is more than is paid anyway.
+            work = self._estimated(view, named, looks=True)
+        return charge._replace(steps=max(2 * work - charge.steps, 0)), max(charge.steps - 2 * work, 0)
 
     def _charge_of_values(self, view: EventView) -> Charge:
         loops, total, longest = 0, 0, 1
@@ -125,23 +140,81 @@ class Work:
         copied = max(copies, 1) * longest ** (loops + int(copies > 0))
         return Charge(total * max(copied, READING), total, longest)
 
-    def _operations(self, view: EventView, paid: int) -> int:
-        """Return what its operations take. What is in items is only looked at if that is more than is paid anyway."""
-        values = self._values(view)
-        work = self._estimated(view, values, looks=False)
-        return work if work <= paid else self._estimated(view, values, looks=True)
-
-    def _values(self, view: EventView) -> Sequence[object]:
+    def _read(self) -> Reading:
         if self._reading is None:
             self._reading = operations_of(self._text)
-        return [view.get(*path) for path in self._reading.paths]
+        return self._reading
 
-    def _estimated(self, view: EventView, values: Sequence[object], *, looks: bool) -> int:
-        assert self._reading is not None
-        estimate = _Estimate(view, values, looks=looks)
-        for operation in self._reading.operations:
+    def _named(self, view: EventView, *, is_whole: bool) -> Sequence["_Named"]:
+        """Return what each path of the expression names, with what CEL copies on the way to it."""
+        reading = self._read()
+        values = [view.get(*path) for path in reading.paths]
+        sizes = [view.size(value) for value in values]
+        # With the mappings around each.
+        costs = [_cost_of(size) + 2 * VALUE * len(steps) for size, (_, steps) in zip(sizes, reading.paths, strict=True)]
+        places = [sum([costs[path] for path in paths]) for paths in reading.places] if any(reading.ways) else ()
+        named = []
+        for number, (value, size) in enumerate(zip(values, sizes, strict=True)):
+            copied = 0
+            if way := reading.ways[number]:
+                root, steps = reading.paths[number]
+                copied = _copied(view, root, steps, [places[place] for place in way], is_whole=is_whole)
+            separators = reading.separators.get(number, ()) if type(value) is str else ()
+            named.append(_Named(value, size, copied, _most_parts(value, separators)))
+        return named
+
+    def _estimated(self, view: EventView, named: Sequence["_Named"], *, looks: bool) -> int:
+        estimate = _Estimate(view, named, looks=looks)
+        for operation in self._read().operations:
             _DOES[operation.kind](estimate, operation)
         return estimate.work[0] // IN_A_STEP
+
+
+class _Named(NamedTuple):
+    """A value of the event that is named, and what it costs to copy what is around it."""
+
+    value: object
+    size: Size
+    copied: int
+    parts: int
+    """As how many it is split, by one of the literals by which it is."""
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Of which none makes an expression cheaper if it is larger."""
+        return (*self.size, _length(self.value), self.copied, self.parts)
+
+
+def _copied(view: EventView, root: str, steps: Sequence[Step], passed: Sequence[int], *, is_whole: bool) -> int:
+    """Return the cost of all copies that CEL makes on the way to a value, given that of what is passed at each step.
+
+    A list is passed as a whole, and so is all that is in it. Of a long way in it only the first step is measured.
+    """
+    copied = 0
+    cost: int | None = None
+    value: object = getattr(view, root)
+    for step, of_passed in zip(steps, passed, strict=False):  # The last step is to the value itself.
+        is_whole = is_whole or type(value) is list
+        value = entered(value, step)
+        if type(value) is not dict and type(value) is not list:
+            break
+        if is_whole and (cost is None or len(steps) <= MEASURED_STEPS):
+            cost = _cost_of(view.size(value))
+        copied += cost if is_whole and cost is not None else of_passed
+    return copied
+
+
+def _cost_of(size: Size) -> int:
+    of_one = VALUE if size.longest < LARGE else 2 * VALUE
+    return of_one * size.total + CHARACTER * size.text
+
+
+def _most_parts(value: object, separators: Sequence[str]) -> int:
+    if type(value) is not str or not separators:
+        return 0
+    if len(value) > MOST_COUNTED:
+        return MAX_ITEMS
+    return min(MAX_ITEMS, 1 + max([value.count(separator) for separator in separators]))
 
 
 class _Known(NamedTuple):
@@ -187,18 +260,19 @@ class _Loop(NamedTuple):
 class _Estimate:
     """Goes through the operations of an expression, as CEL would with its values."""
 
-    def __init__(self, view: EventView, values: Sequence[object], *, looks: bool) -> None:
+    def __init__(self, view: EventView, named: Sequence[_Named], *, looks: bool) -> None:
         self.work = _NOTHING
         self._view = view
-        self._values = values
+        self._named = named
         self._looks = looks
         """Whether at what is in items."""
         self._stack: list[_Value] = []
         self._loops: list[_Loop] = []
 
     def path(self, operation: Operation) -> None:
-        value = _of_event(self._view, self._values[operation.number])
-        self._spend(_cost(value))
+        named = self._named[operation.number]
+        value = _of_event(named)
+        self._spend(_plus(_cost(value), _number(named.copied)))
         self._stack.append(value)
 
     def variable(self, operation: Operation) -> None:
@@ -208,7 +282,7 @@ class _Estimate:
         if operation.step is not None:
             if self._looks and (size := self._view.size_in(self._loops[at].source, operation.step)) is not None:
                 value = self._limited(value, size)
-            self._spend(_cost(value))
+            self._spend(_times(operation.nodes, _cost(value)))  # It is copied at each step.
         self._stack.append(value)
 
     def _item(self, items: _Value, at: int) -> _Value:
@@ -280,16 +354,28 @@ class _Estimate:
     def indexed(self, _: Operation) -> None:
         value, index = self._take(2)
         self._spend(self._least([index.characters, _number(index.widest)]))
-        self._stack.append(value._replace(length=value.longest))
+        item = value._replace(length=value.longest)
+        if not value.longest:  # It has no lists or mappings in it.
+            item = _Value(_number(1), self._least([value.characters, _number(value.widest)]), 0, value.widest, 0)
+        self._spend(_cost(item))
+        self._stack.append(item)
 
     def called(self, operation: Operation) -> None:
         taken = self._take(operation.number)
-        for each in taken:
-            if operation.name not in NATIVE:
-                self._spend(_cost(each))
-            if operation.name not in NATIVE or operation.name == "size":
-                self._spend(_times(CONVERTED, each.characters))
+        self._spend_on_call(operation.name, taken)
         self._stack.append(self._result(operation.name, taken))
+
+    def split(self, operation: Operation) -> None:
+        taken = self._take(2)
+        self._spend_on_call("split", taken)
+        self._stack.append(_split(taken[0], self._named[operation.number].parts))
+
+    def _spend_on_call(self, name: str, taken: Sequence[_Value]) -> None:
+        for each in taken:
+            if name not in NATIVE:
+                self._spend(_cost(each))
+            if name not in NATIVE or name == "size":
+                self._spend(_times(CONVERTED, each.characters))
 
     def _result(self, name: str, taken: Sequence[_Value]) -> _Value:
         """Return what a function gives; functions of ours are charged for that when they are called."""
@@ -300,22 +386,24 @@ class _Estimate:
             return _either(first, taken[-1])
         if name in ("bytes", "dyn"):
             return first
+        if name == "split":
+            return _split(first, min(MAX_ITEMS, first.widest + 1))
         if name in _GROWTH:
             growth, more = _GROWTH[name]
             written = _plus(_times(growth, first.characters), _number(more))
             return _text(written, growth * first.widest + more)
-        if name == "split":
-            count = min(MAX_ITEMS, first.widest + 1)
-            values = _plus(_number(2), first.characters)
-            return _Value(values, first.characters, 0, first.widest, count)
         written = _number(_SHORT)
         for each in taken:
-            written = _plus(written, _times(_WRITTEN, _plus(each.characters, each.values)))
-        return _text(written, MAX_RESULT)
+            written = _plus(written, _plus(_times(_WRITTEN, each.characters), _times(_OF_A_NUMBER, each.values)))
+        if name == "replace" and len(taken) > 2:  # noqa: PLR2004 - each character by the third
+            written = _plus(written, _times(taken[2].widest, first.characters))
+        if name == "join" and len(taken) > 1:
+            written = _plus(written, _times(taken[1].widest, first.values))
+        return _text(self._least([written, _number(MAX_RESULT)]), min(MAX_RESULT, self._summed(written)))
 
     def begun(self, operation: Operation) -> None:
         [items] = self._take(1)
-        source = self._values[operation.number - 1] if operation.number else None
+        source = self._named[operation.number - 1].value if operation.number else None
         self._loops.append(_Loop(items, self.work, source))
         self.work = _NOTHING
 
@@ -383,6 +471,7 @@ _DOES: Mapping[Kind, Callable[[_Estimate, Operation], None]] = {
     Kind.CHOSEN: _Estimate.chosen,
     Kind.INDEXED: _Estimate.indexed,
     Kind.CALLED: _Estimate.called,
+    Kind.SPLIT: _Estimate.split,
     Kind.BEGUN: _Estimate.begun,
     Kind.ENDED: _Estimate.ended,
 }
@@ -413,8 +502,8 @@ def _over(items: _Value, at: int, of_item: _Sum, iterations: _Sum) -> _Sum:
     return _plus(whole, _times(characters, items.characters)) if characters else whole
 
 
-def _of_event(view: EventView, value: object) -> _Value:
-    size = view.size(value)
+def _of_event(named: _Named) -> _Value:
+    size, value = named.size, named.value
     is_text = isinstance(value, str)
     return _Value(_number(size.total), _number(size.text), size.inner, size.widest, _length(value), is_text)
 
@@ -425,6 +514,12 @@ def _length(value: object) -> int:
 
 def _text(characters: _Sum, widest: int) -> _Value:
     return _Value(_number(1), characters, 0, widest, 0, is_text=True)
+
+
+def _split(text: _Value, count: int) -> _Value:
+    """Return what is known of a string's parts, of which there are so many at most."""
+    values = _number(1 + count) if text.characters[0] else _plus(_number(2), text.characters)
+    return _Value(values, text.characters, 0, text.widest, count)
 
 
 def _cost(value: _Value) -> _Sum:
