@@ -33,7 +33,7 @@ _PRECEDENCE = {
     **dict.fromkeys(("*", "/", "%"), 5),
 }
 _COMPARING = 3
-_PLAIN_TEXT = re.compile(r"""(['"])((?:[^\\'"]|\\[nrt])+)\1""")
+_PLAIN_TEXT = re.compile(r"""(['"])((?:[^\\'"]|\\[nrt])*)\1""")
 
 
 class Kind(Enum):
@@ -255,20 +255,37 @@ class _Reader:
             self._add(Kind.COMPARED)
         else:
             self._nodes[-1] += 0 if name in NATIVE else _NODES_OF_A_CALL
-            if name == "split" and count == 2 and self._is_split_by_a_literal():  # noqa: PLR2004
-                self._add(Kind.SPLIT, self._operations[-2].number)
-            else:
+            path = self._path_that_is_split() if name == "split" and count == 2 else None  # noqa: PLR2004
+            if path is None:
                 self._add(Kind.CALLED, count, name)
+            else:
+                self._add(Kind.SPLIT, path)
 
-    def _is_split_by_a_literal(self) -> bool:
-        """Return whether the two values are a path and a literal without escapes; keep that literal."""
-        path, literal = self._operations[-2:]
-        plain = _PLAIN_TEXT.fullmatch(literal.name) if literal.kind is Kind.LITERAL else None
-        if plain is None or path.kind is not Kind.PATH:
-            return False
-        separator = plain[2].replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
-        self._separators.setdefault(path.number, []).append(separator)
-        return True
+    def _path_that_is_split(self) -> int | None:
+        """Return the path of which a string is split by a literal, which is kept: the first of the last two values.
+
+        Also if the string was changed before, by what adds none of these separators to it.
+        """
+        separator, at = _plain_text(self._operations[-1]), len(self._operations) - 2
+        if not separator:
+            return None
+        is_mark = len(separator) == 1 and separator.isascii() and not separator.isalpha()
+        while is_mark and self._operations[at].kind is Kind.CALLED:
+            match self._operations[at].name:
+                case "lower" | "trim" | "upper":
+                    at -= 1
+                case "replace":
+                    new = _plain_text(self._operations[at - 1])
+                    if new is None or separator in new or self._operations[at - 2].kind is not Kind.LITERAL:
+                        return None
+                    at -= 3
+                case _:
+                    return None
+        if self._operations[at].kind is not Kind.PATH:
+            return None
+        path = self._operations[at].number
+        self._separators.setdefault(path, []).append(separator)
+        return path
 
     def _macro(self, name: str, variable: str) -> None:
         source = self._operations[-1]
@@ -309,6 +326,12 @@ class _Reader:
     def _unexpected(self) -> ExpressionError:
         token = self._tokens[self._at]
         return ExpressionError(f"expected an operand or an operator at character {token.start + 1}, got another sign")
+
+
+def _plain_text(literal: Operation) -> str | None:
+    """Return the string that is a literal; None if it's none, or written otherwise than most are."""
+    found = _PLAIN_TEXT.fullmatch(literal.name) if literal.kind is Kind.LITERAL else None
+    return None if found is None else found[2].replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
 
 
 def _places(

@@ -150,9 +150,10 @@ class Work:
         reading = self._read()
         values = [view.get(*path) for path in reading.paths]
         sizes = [view.size(value) for value in values]
-        # With the mappings around each.
-        costs = [_cost_of(size) + 2 * VALUE * len(steps) for size, (_, steps) in zip(sizes, reading.paths, strict=True)]
-        places = [sum([costs[path] for path in paths]) for paths in reading.places] if any(reading.ways) else ()
+        places: Sequence[int] = ()
+        if any(reading.ways):
+            costs = [_cost_of_passed(view, *path) for path in reading.paths]
+            places = [sum([costs[path] for path in paths]) for paths in reading.places]
         named = []
         for number, (value, size) in enumerate(zip(values, sizes, strict=True)):
             copied = 0
@@ -202,6 +203,16 @@ def _copied(view: EventView, root: str, steps: Sequence[Step], passed: Sequence[
             cost = _cost_of(view.size(value))
         copied += cost if is_whole and cost is not None else of_passed
     return copied
+
+
+def _cost_of_passed(view: EventView, root: str, steps: Sequence[Step]) -> int:
+    """Return the cost of copying what CEL gets of a path, with the mappings around it: a list on the way as a whole."""
+    value: object = getattr(view, root)
+    for step in steps:
+        if type(value) is list:
+            break
+        value = entered(value, step)
+    return _cost_of(view.size(value)) + 2 * VALUE * len(steps)
 
 
 def _cost_of(size: Size) -> int:
