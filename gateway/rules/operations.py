@@ -6,7 +6,6 @@ known of a value holds for all that is in it.
 
 import re
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -86,10 +85,6 @@ class Reading(NamedTuple):
 
     operations: tuple[Operation, ...]
     paths: tuple[tuple[str, tuple[Step, ...]], ...]
-    places: tuple[AbstractSet[int], ...]
-    """Of each place in the event that a path goes through: the paths to what CEL gets there, in it or around it."""
-    ways: tuple[Sequence[int], ...]
-    """Of each path, the places between its root and its end, which CEL copies on the way."""
     separators: Mapping[int, Sequence[str]]
     """By what the string of a path is split, if by a literal."""
 
@@ -119,8 +114,7 @@ class _Reader:
         self._expression()
         if self._tokens[self._at].kind != "end":
             raise self._unexpected()
-        paths = tuple(self._paths)
-        return Reading(tuple(self._operations), paths, *_places(paths), self._separators)
+        return Reading(tuple(self._operations), tuple(self._paths), self._separators)
 
     def _expression(self) -> None:
         self._binary()
@@ -332,29 +326,3 @@ def _plain_text(literal: Operation) -> str | None:
     """Return the string that is a literal; None if it's none, or written otherwise than most are."""
     found = _PLAIN_TEXT.fullmatch(literal.name) if literal.kind is Kind.LITERAL else None
     return None if found is None else found[2].replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
-
-
-def _places(
-    paths: Sequence[tuple[str, tuple[Step, ...]]],
-) -> tuple[tuple[AbstractSet[int], ...], tuple[Sequence[int], ...]]:
-    """Return `Reading.places` and `Reading.ways`."""
-    numbers: dict[tuple[int, object], int] = {}  # of a place, by the number of the one around it and the step into it
-    places: list[set[int]] = []
-    ways: list[list[int]] = []
-    for path, (root, steps) in enumerate(paths):
-        way, place = [], -1
-        for step in (root, *steps):
-            place = numbers.setdefault((place, step), len(numbers))
-            if place == len(places):
-                places.append(set())
-            places[place].add(path)
-            way.append(place)
-        ways.append(way)
-    ends = {way[-1]: path for path, way in enumerate(ways)}
-    for way in ways:
-        around: set[int] = set()
-        for place in way:
-            places[place] |= around
-            if place in ends:
-                around.add(ends[place])
-    return tuple(places), tuple([way[1:-1] for way in ways])

@@ -10,34 +10,25 @@ from collections.abc import Callable, Mapping, Sequence
 from operator import add, le
 from typing import NamedTuple
 
-from gateway.rules.event_view import READING, EventView, Size, Step, entered
+from gateway.rules.event_view import READING, EventView, Size
 from gateway.rules.functions import MAX_ITEMS, MAX_RESULT
-from gateway.rules.operations import NATIVE, Kind, Operation, Reading, operations_of
+from gateway.rules.operations import NATIVE, Kind, Operation, operations_of
+from gateway.rules.passed_values import CHARACTER, IN_A_STEP, LARGE, VALUE, PassedValue, Places
 from gateway.rules.scanner import Analysis
 
 FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
 LONG_STRING = 1024  # Characters from which copying a string costs as much as a step.
 MOST_KNOWN = 32  # sizes of values for which it is known what an expression takes
-IN_A_STEP = 256
-"""Costs are in parts of a step of 0.1 µs."""
 NODE = 160
 """For each node of the syntax tree."""
 ITERATION = 1150
 """For each item of a macro."""
-VALUE = 220
-"""For each value, or key, that is copied or compared; twice that in something large."""
-LARGE = 4_000
-"""Items or keys side by side, from which on they don't fit into the processor's caches."""
-CHARACTER = 2
-"""For each character that is copied or compared: of UTF-8, up to four bytes."""
 CONVERTED = 6
 """For each character that a function of ours gets, also if the budget doesn't suffice for the call itself."""
 SCANNED = 12
 """For each character of a string in which another is looked for."""
 ESTIMATING = 40
 """Steps to find out what an expression takes, for each of its operations."""
-MEASURED_STEPS = 8  # of a path, up to which each list or mapping on the way is measured
-MOST_COUNTED = 16_384  # characters of a string of which the parts are counted before it is split
 _WRITTEN = 12
 """How many characters of text functions give for one of what they take: `%F0%9F%98%80`."""
 _OF_A_NUMBER = 32
@@ -76,37 +67,32 @@ class Work:
     def __init__(self, text: str, analysis: Analysis) -> None:
         self._text = text
         self._analysis = analysis
-        self._reading: Reading | None = None  # read when the first event needs it, as few do
+        self._reading: _Read | None = None  # when the first event needs it, as few do
         self._known: dict[int, _Known] = {}
         steps = max([len(path.steps) for path in analysis.paths], default=0)
         self.mentions = 1 + (len(analysis.paths) ** 2 + steps**2) // 128
         """How many times what it names is copied, where it is joined or far inside: as a multiple of a few times."""
 
     def charge(self, view: EventView, *, is_whole: bool = False) -> Charge:
-        """Return what an expression is charged over a view, before it is evaluated.
+        """Return what an expression is charged over a view, before it is evaluated: what its operations take.
 
-        `is_whole`: CEL gets the whole event, rather than what the expression names.
-
-        `map` and `filter` copy their result for each element, and naming a list, a mapping or a long string copies it.
-        So with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
-        macro, three times that if lists or mappings are created, which cost more to copy; without any copies, two or
-        three for each value, which is charged `READING`. Where its operations may take more than that, it is charged
-        what these do.
+        Of each list, mapping or long string that it names, at least `READING` steps for each value. `is_whole`: CEL
+        gets the whole event, rather than what the expression names.
         """
-        charge, reading = self._charge_of_values(view), self._read()
-        estimating = ESTIMATING * len(reading.operations)
+        charge, (operations, places) = self._charge_of_values(view), self._read()
+        estimating = ESTIMATING * len(operations)
         if max(charge.steps, estimating) > view.left:
             return charge._replace(steps=max(charge.steps, estimating))
-        named = self._named(view, is_whole=is_whole)
+        named = places.values(view, is_whole=is_whole)
         sizes = [number for each in named for number in each.numbers]
-        total = sum(sizes[:: len(Size._fields) + 3])
+        total = sum([each.size.total for each in named])
         kind = total >> max(total.bit_length() - 2, 0) | total.bit_length() << 2
         known = self._known.get(kind)
         if known is not None and known.work <= charge.steps and all(map(le, sizes, known.sizes)):
             return charge  # Larger values took no more. To know that takes a fifth of the time of an estimate.
-        work = self._estimated(view, named, looks=False)
+        work = _estimated(operations, view, named, looks=False)
         if work > charge.steps:
-            work = max(charge.steps, self._estimated(view, named, looks=True))
+            work = max(charge.steps, _estimated(operations, view, named, looks=True))
             if work > view.left:
                 view.spend(estimating)  # Else any number of routes could find that out of an event.
             return charge._replace(steps=work)
@@ -121,111 +107,33 @@ class Work:
 
         And the steps of the first that neither of the two takes.
         """
-        charge, named = self._charge_of_values(view), self._named(view, is_whole=is_whole)
-        work = self._estimated(view, named, looks=False)
+        charge, (operations, places) = self._charge_of_values(view), self._read()
+        named = places.values(view, is_whole=is_whole)
+        work = _estimated(operations, view, named, looks=False)
         if work > charge.steps // 2:  # What is in items is only looked at if that is more than is paid anyway.
-            work = self._estimated(view, named, looks=True)
+            work = _estimated(operations, view, named, looks=True)
         return charge._replace(steps=max(2 * work - charge.steps, 0)), max(charge.steps - 2 * work, 0)
 
     def _charge_of_values(self, view: EventView) -> Charge:
-        loops, total, longest = 0, 0, 1
+        total, longest = 0, 1
         for path in self._analysis.paths:
             value = view.get(path.root, path.steps)
             if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_STRING):
-                loops = max(loops, path.loops)
                 size = view.size(value)
                 total += size.total
                 longest = max(longest, size.longest)
-        copies = self._analysis.copies
-        copied = max(copies, 1) * longest ** (loops + int(copies > 0))
-        return Charge(total * max(copied, READING), total, longest)
+        return Charge(READING * total, total, longest)
 
-    def _read(self) -> Reading:
+    def _read(self) -> "_Read":
         if self._reading is None:
-            self._reading = operations_of(self._text)
+            operations, paths, separators = operations_of(self._text)
+            self._reading = _Read(operations, Places(paths, separators))
         return self._reading
 
-    def _named(self, view: EventView, *, is_whole: bool) -> Sequence["_Named"]:
-        """Return what each path of the expression names, with what CEL copies on the way to it."""
-        reading = self._read()
-        values = [view.get(*path) for path in reading.paths]
-        sizes = [view.size(value) for value in values]
-        places: Sequence[int] = ()
-        if any(reading.ways):
-            costs = [_cost_of_passed(view, *path) for path in reading.paths]
-            places = [sum([costs[path] for path in paths]) for paths in reading.places]
-        named = []
-        for number, (value, size) in enumerate(zip(values, sizes, strict=True)):
-            copied = 0
-            if way := reading.ways[number]:
-                root, steps = reading.paths[number]
-                copied = _copied(view, root, steps, [places[place] for place in way], is_whole=is_whole)
-            separators = reading.separators.get(number, ()) if type(value) is str else ()
-            named.append(_Named(value, size, copied, _most_parts(value, separators)))
-        return named
 
-    def _estimated(self, view: EventView, named: Sequence["_Named"], *, looks: bool) -> int:
-        estimate = _Estimate(view, named, looks=looks)
-        for operation in self._read().operations:
-            _DOES[operation.kind](estimate, operation)
-        return estimate.work[0] // IN_A_STEP
-
-
-class _Named(NamedTuple):
-    """A value of the event that is named, and what it costs to copy what is around it."""
-
-    value: object
-    size: Size
-    copied: int
-    parts: int
-    """As how many it is split, by one of the literals by which it is."""
-
-    @property
-    def numbers(self) -> Sequence[int]:
-        """Of which none makes an expression cheaper if it is larger."""
-        return (*self.size, _length(self.value), self.copied, self.parts)
-
-
-def _copied(view: EventView, root: str, steps: Sequence[Step], passed: Sequence[int], *, is_whole: bool) -> int:
-    """Return the cost of all copies that CEL makes on the way to a value, given that of what is passed at each step.
-
-    A list is passed as a whole, and so is all that is in it. Of a long way in it only the first step is measured.
-    """
-    copied = 0
-    cost: int | None = None
-    value: object = getattr(view, root)
-    for step, of_passed in zip(steps, passed, strict=False):  # The last step is to the value itself.
-        is_whole = is_whole or type(value) is list
-        value = entered(value, step)
-        if type(value) is not dict and type(value) is not list:
-            break
-        if is_whole and (cost is None or len(steps) <= MEASURED_STEPS):
-            cost = _cost_of(view.size(value))
-        copied += cost if is_whole and cost is not None else of_passed
-    return copied
-
-
-def _cost_of_passed(view: EventView, root: str, steps: Sequence[Step]) -> int:
-    """Return the cost of copying what CEL gets of a path, with the mappings around it: a list on the way as a whole."""
-    value: object = getattr(view, root)
-    for step in steps:
-        if type(value) is list:
-            break
-        value = entered(value, step)
-    return _cost_of(view.size(value)) + 2 * VALUE * len(steps)
-
-
-def _cost_of(size: Size) -> int:
-    of_one = VALUE if size.longest < LARGE else 2 * VALUE
-    return of_one * size.total + CHARACTER * size.text
-
-
-def _most_parts(value: object, separators: Sequence[str]) -> int:
-    if type(value) is not str or not separators:
-        return 0
-    if len(value) > MOST_COUNTED:
-        return MAX_ITEMS
-    return min(MAX_ITEMS, 1 + max([value.count(separator) for separator in separators]))
+class _Read(NamedTuple):
+    operations: Sequence[Operation]
+    places: Places
 
 
 class _Known(NamedTuple):
@@ -260,18 +168,27 @@ class _Value(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    """A macro of which the items are gone over: these, and what it took until then."""
+    """A macro of which the items are gone over: these, and what it took and how many it made until then."""
 
     items: _Value
     before: _Sum
     source: object
     """The value of the event, or None."""
+    collected: int
+
+
+def _estimated(operations: Sequence[Operation], view: EventView, named: Sequence[PassedValue], *, looks: bool) -> int:
+    """Return the steps that operations take at most; `looks` if what is in items is looked at."""
+    estimate = _Estimate(view, named, looks=looks)
+    for operation in operations:
+        _DOES[operation.kind](estimate, operation)
+    return estimate.work[0] // IN_A_STEP
 
 
 class _Estimate:
     """Goes through the operations of an expression, as CEL would with its values."""
 
-    def __init__(self, view: EventView, named: Sequence[_Named], *, looks: bool) -> None:
+    def __init__(self, view: EventView, named: Sequence[PassedValue], *, looks: bool) -> None:
         self.work = _NOTHING
         self._view = view
         self._named = named
@@ -279,6 +196,8 @@ class _Estimate:
         """Whether at what is in items."""
         self._stack: list[_Value] = []
         self._loops: list[_Loop] = []
+        self._collected = 0
+        """How many lists and mappings were made."""
 
     def path(self, operation: Operation) -> None:
         named = self._named[operation.number]
@@ -345,6 +264,7 @@ class _Estimate:
         self._stack.append(value)
 
     def collected(self, operation: Operation) -> None:
+        self._collected += 1
         parts = self._stack[len(self._stack) - operation.number :]
         longest = _most([max(each.length, each.longest) for each in parts])
         self._collect(operation.number, _most, longest, operation.number)
@@ -415,7 +335,7 @@ class _Estimate:
     def begun(self, operation: Operation) -> None:
         [items] = self._take(1)
         source = self._named[operation.number - 1].value if operation.number else None
-        self._loops.append(_Loop(items, self.work, source))
+        self._loops.append(_Loop(items, self.work, source, self._collected))
         self.work = _NOTHING
 
     def ended(self, operation: Operation) -> None:
@@ -425,7 +345,7 @@ class _Estimate:
         of_item = _plus(of_item, _cost(self._item(loop.items, at)))
         iterations = self._iterations(loop.items)
         self.work = _plus(loop.before, _over(loop.items, at, of_item, iterations))
-        items = loop.items
+        items, copies = loop.items, loop.items.length
         match operation.name:
             case "map":
                 values = _plus(_number(1), _over(items, at, made.values, iterations))
@@ -434,11 +354,12 @@ class _Estimate:
                 value = _Value(values, characters, longest, made.widest, items.length)
             case "filter":
                 value = items
+                copies *= 1 if self._collected == loop.collected else 3  # What is made between them divides them.
             case _:
                 self._stack.append(_SCALAR)
                 return
         # What there is of the result is copied for each item: half of it, but into new memory.
-        self._spend(_times(items.length, _cost(value)))
+        self._spend(_times(copies, _cost(value)))
         self._stack.append(value)
 
     def _iterations(self, items: _Value) -> _Sum:
@@ -513,14 +434,9 @@ def _over(items: _Value, at: int, of_item: _Sum, iterations: _Sum) -> _Sum:
     return _plus(whole, _times(characters, items.characters)) if characters else whole
 
 
-def _of_event(named: _Named) -> _Value:
-    size, value = named.size, named.value
-    is_text = isinstance(value, str)
-    return _Value(_number(size.total), _number(size.text), size.inner, size.widest, _length(value), is_text)
-
-
-def _length(value: object) -> int:
-    return len(value) if isinstance(value, list | dict) else 0
+def _of_event(named: PassedValue) -> _Value:
+    size, is_text = named.size, isinstance(named.value, str)
+    return _Value(_number(size.total), _number(size.text), size.inner, size.widest, named.length, is_text)
 
 
 def _text(characters: _Sum, widest: int) -> _Value:
