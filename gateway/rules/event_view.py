@@ -12,6 +12,7 @@ from gateway.model import Event, Headers, UnreadableBodyError
 # Maximum steps of about 0.1 µs of all expressions over one view: while they run, the event loop is blocked. Including
 # the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
 MAX_COST = 2_000_000
+STEPS_IN_A_MILLISECOND = 10_000
 PASSING, READING, CONVERTING = 15, 10, 20  # Steps per value: passed to CEL, named by an expression, converted to JSON.
 ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
 ITEM = "item"

@@ -28,7 +28,16 @@ from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.cel_errors import reason_of, shortened
 from gateway.rules.cel_semantics import ITEMS, Semantics, edited, semantics
-from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, ROOTS, EventView, measured
+from gateway.rules.event_view import (
+    ABSENT,
+    CONVERTING,
+    ITEM,
+    PASSING,
+    ROOTS,
+    STEPS_IN_A_MILLISECOND,
+    EventView,
+    measured,
+)
 from gateway.rules.function_calls import FAILURES, NO_MATCHES, Calls, Condition, is_found_in, is_of_condition
 from gateway.rules.functions import NamedSecret
 from gateway.rules.json_values import as_json, as_text, json_type
@@ -290,7 +299,10 @@ class Expression:
 
     def _spend(self, view: EventView, charge: Charge) -> None:
         if not view.spend(charge.steps):
-            raise self._too_expensive(f"it names {charge.values} values, {charge.longest} side by side")
+            if charge.is_of_values:
+                raise self._too_expensive(f"it names {charge.values} values, {charge.longest} side by side")
+            milliseconds, left = charge.steps / STEPS_IN_A_MILLISECOND, view.left / STEPS_IN_A_MILLISECOND
+            raise self._too_expensive(f"it may take {milliseconds:,.0f} ms with such values, and {left:,.0f} are left")
 
     def _too_expensive(self, why: str) -> ExpressionError:
         return _TooMuchError(f"{shortened(self._shown)}: too much to compute: {why}")

@@ -58,6 +58,11 @@ class Charge(NamedTuple):
     values: int
     longest: int
 
+    @property
+    def is_of_values(self) -> bool:
+        """Whether this is for what it names, rather than for what it does with that."""
+        return self.steps <= READING * self.values
+
 
 class Work:
     """What evaluating an expression takes."""
