@@ -150,6 +150,7 @@ CONDITIONS = (
     "{0}.exists(a, {0}.exists(b, {0}.exists(c, a + c == body.n)))".format("[1" + ",1" * 200 + "]"),
     "body.parts.split(',').exists(a, body.few.exists(b, false< || a == 'y' …>))",
     "[body.parts.split(',')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
+    "[body.parts.split(',' + '')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
 )
 GROWING = (
     "[body.short].map(x, x + x)<.map(x, x + x) …>.size() == 0",
