@@ -11,8 +11,6 @@ from gateway.rules.event_view import ABSENT, EventView, Step
 from gateway.text import did_you_mean
 
 Scalar = str | int | float | bool | None
-
-
 FREE = 1024  # characters of a text in which a glob is looked for in no time
 CHARACTERS_IN_A_STEP = 25
 """In how many characters the pieces of a glob are looked for in 0.1 µs, if almost each is almost there."""

@@ -135,7 +135,7 @@ def _not_taken(route: Matchable, view: EventView, last: Matchable | None) -> Exp
         try:
             reason = route.match.why_not(view)
         except UndecidedMatchError as error:
-            reason = str(error) if last is None else None
+            reason = str(error)
     if reason is None and route.when is not None:
         try:
             if not route.when.is_true(view):

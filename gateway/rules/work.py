@@ -3,7 +3,7 @@
 CEL can't be interrupted. Each operation is charged by the sizes of its operands, which are known as far as what they
 are made of: of an item of a macro, that all items together are as large as what it goes over. So a size is a sum: of a
 number, and of multiples of the sizes of the items of the macros around it. At the end of a macro, those of its own item
-become that of all items.
+become that of all items. Costs are in parts of a step, as in `passed_values.py`; what crosses this module is in steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -151,6 +151,7 @@ CONDITIONS = (
     "body.parts.split(',').exists(a, body.few.exists(b, false< || a == 'y' …>))",
     "[body.parts.split(',')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
     "[body.parts.split(',' + '')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
+    "[body.parts.replace('x', 'a,b,c,d,e').split(',')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
 )
 GROWING = (
     "[body.short].map(x, x + x)<.map(x, x + x) …>.size() == 0",
@@ -271,6 +272,14 @@ def test_what_is_ordinary_is_charged_by_what_it_names(text: str, count: int) -> 
     view = a_view(orjson.dumps({"items": [ORDER] * count, "sku": "AB-1235"}))
     charge = Work(text, Scan(text, str).analysis()).charge(view)
     assert charge.steps == READING * charge.values
+
+
+def test_what_is_known_of_an_event_says_nothing_of_one_that_is_larger_somewhere() -> None:
+    text = "body.a.exists(i, body.b.exists(j, i == j))"
+    work = Work(text, Scan(text, str).analysis())
+    few, many = [a_view(orjson.dumps({"a": [0] * count, "b": [1] * (1_001 - count)})) for count in (1, 500)]
+    assert work.charge(few).steps == READING * 1_003
+    assert work.charge(many).steps > 100 * work.charge(few).steps
 
 
 def test_items_of_items_are_charged_once() -> None:
