@@ -58,14 +58,10 @@ class Places:
         self._paths = paths
         self._separators = separators
         numbers: dict[tuple[int, object], int] = {}  # of a place, by the number of the one around it and the step
-        self._contents: list[AbstractSet[int]] = []
-        """Of each place, the paths to what CEL gets there: in it or around it. Of those to the same, the first."""
-        self._ways: list[Sequence[int]] = []
-        """Of each path, the places between its root and its end."""
-        firsts: dict[Path, int] = {}
-        ends: dict[int, int] = {}
-        ways: list[list[int]] = []
         contents: list[set[int]] = []
+        ways: list[list[int]] = []
+        firsts: dict[Path, int] = {}  # of the paths to the same
+        ends: dict[int, int] = {}
         for number, (root, steps) in enumerate(paths):
             passed = _passed_part(steps)
             path = firsts.setdefault((root, passed), number)
@@ -84,8 +80,10 @@ class Places:
                 contents[place] |= around
                 if place in ends:
                     around.add(ends[place])
-        self._contents = [*contents]
+        self._contents: Sequence[AbstractSet[int]] = contents
+        """Of each place, the paths to what CEL gets there: in it or around it. Of those to the same, the first."""
         self._ways = [way[1:-1] for way in ways]
+        """Of each path, the places between its root and its end."""
 
     def values(self, view: EventView, *, is_whole: bool) -> Sequence[PassedValue]:
         """Return what each path names; `is_whole` if CEL gets the whole event, rather than what is named."""
