@@ -151,7 +151,7 @@ CONDITIONS = (
     "body.parts.split(',').exists(a, body.few.exists(b, false< || a == 'y' …>))",
     "[body.parts.split(',')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
     "[body.parts.split(',' + '')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
-    "[body.parts.replace('x', 'a,b,c,d,e').split(',')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
+    "[body.short.replace('x', ',').split(',')].exists(l, l.exists(a, l.exists(b, a + b == 'y')))",
 )
 GROWING = (
     "[body.short].map(x, x + x)<.map(x, x + x) …>.size() == 0",
