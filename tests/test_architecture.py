@@ -150,6 +150,7 @@ PURE = {
     "gateway/rules/cel_semantics.py",
     "gateway/rules/expressions.py",
     "gateway/rules/operations.py",
+    "gateway/rules/passed_values.py",
     "gateway/rules/scanner.py",
     "gateway/rules/work.py",
     "gateway/rules/route_table.py",

@@ -55,7 +55,7 @@ def _found(words: Sequence[Token]) -> Iterator[ReadPath]:
             part += 1
         elif word.kind == "name" and word.text in ROOTS and before != "." and after != "(":
             steps, at = steps_at(words, at)
-            path = FieldPath(word.text, tuple(steps), 0, at)
+            path = FieldPath(word.text, tuple(steps), at)
             yield ReadPath(path=path, is_optional=optional is not None, part=part)
 
 

@@ -5,12 +5,13 @@ An event tells of a field what it would of the whole condition: only those count
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gateway.model import Event, ExpressionError, MissingFieldError
 from gateway.ops.path_scan import read_paths
 from gateway.ops.rule_documents import rule_documents
-from gateway.rules.conditions import AllOf, Condition, Exists, Field, Unless
+from gateway.rules.conditions import AllOf, Condition, Exists, Field, UndecidedMatchError, Unless
 from gateway.rules.conditions import Path as ConditionPath
 from gateway.rules.event_view import ABSENT, EventView
 from gateway.rules.expressions import Expression
@@ -59,7 +60,8 @@ class UnseenFields:
         view = EventView.of(event)
         for route in routes:
             if route.eligibility is None or route.eligibility.holds(view):
-                self._look(route, view)
+                with suppress(UndecidedMatchError):
+                    self._look(route, view)
 
     def _routes_of(self, source: str) -> Sequence[Route]:
         if source not in self._by_source:
@@ -86,8 +88,9 @@ class UnseenFields:
             path = self._paths[key]
             if view.get(path.root, path.steps) is ABSENT:
                 continue
-            if key[1] == "match" or route.match is None or route.match.holds(view):
-                self._has.add(key)
+            with suppress(UndecidedMatchError):
+                if key[1] == "match" or route.match is None or route.match.holds(view):
+                    self._has.add(key)
 
     def _look(self, route: Route, view: EventView) -> None:
         fields = list(_fields(route.match))

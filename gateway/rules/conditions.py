@@ -6,11 +6,18 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Final, NamedTuple, assert_never
 
-from gateway.model import RulesError
+from gateway.model import ExpressionError, RulesError
 from gateway.rules.event_view import ABSENT, EventView, Step
 from gateway.text import did_you_mean
 
 Scalar = str | int | float | bool | None
+FREE = 1024  # characters of a text in which a glob is looked for in no time
+CHARACTERS_IN_A_STEP = 25
+"""In how many characters the pieces of a glob are looked for in 0.1 µs, if almost each is almost there."""
+
+
+class UndecidedMatchError(ExpressionError):
+    """All that is looked for in an event's texts, and its expressions, would take too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,10 @@ class Glob:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """The value is one of these, or a string that matches one of the globs."""
+    """The value is one of these, or a string that matches one of the globs.
+
+    Looking for globs in a long text is charged to the view. Raises UndecidedMatchError if that has too few steps left.
+    """
 
     values: tuple[Scalar, ...]
     globs: tuple[Glob, ...] = ()
@@ -62,10 +72,20 @@ class OneOf:
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys", frozenset(map(key_of, self.values)))
 
-    def passes(self, value: object) -> bool:
+    def passes(self, value: object, view: EventView) -> bool:
         if key_of(value) in self.keys:
             return True
-        return bool(self.globs) and type(value) is str and any(glob.matches(value) for glob in self.globs)
+        if not self.globs or type(value) is not str:
+            return False
+        if len(value) <= FREE:
+            return any(glob.matches(value) for glob in self.globs)
+        return any(self._is_matched(value, glob, view) for glob in self.globs)
+
+    def _is_matched(self, text: str, glob: Glob, view: EventView) -> bool:
+        is_searched = len(glob.pieces) > 2 and text.startswith(glob.prefix)  # noqa: PLR2004 - more than both ends
+        if is_searched and not view.spend(len(text) // CHARACTERS_IN_A_STEP):
+            raise UndecidedMatchError(f"match: too much to compute: '{glob.text}' in {len(text):,} characters")
+        return glob.matches(text)
 
     def words(self) -> str:
         shown = [_shown(value) for value in self.values] + [glob.text for glob in self.globs]
@@ -79,7 +99,7 @@ class Compare:
     operator: str
     bound: float
 
-    def passes(self, value: object) -> bool:
+    def passes(self, value: object, _: EventView) -> bool:
         return (type(value) is int or type(value) is float) and _COMPARISONS[self.operator].holds(value, self.bound)
 
     def words(self) -> str:
@@ -92,7 +112,7 @@ class Exists:
 
     expected: bool
 
-    def passes(self, value: object) -> bool:
+    def passes(self, value: object, _: EventView) -> bool:
         return (value is not ABSENT) is self.expected
 
     def words(self) -> str:
@@ -105,8 +125,8 @@ class Unless:
 
     test: "Test"
 
-    def passes(self, value: object) -> bool:
-        return not self.test.passes(value)
+    def passes(self, value: object, view: EventView) -> bool:
+        return not self.test.passes(value, view)
 
     def words(self) -> str:
         return f"not ({self.test.words()})"
@@ -118,8 +138,8 @@ class Every:
 
     tests: tuple["Test", ...]
 
-    def passes(self, value: object) -> bool:
-        return all(test.passes(value) for test in self.tests)
+    def passes(self, value: object, view: EventView) -> bool:
+        return all(test.passes(value, view) for test in self.tests)
 
     def words(self) -> str:
         return " and ".join(test.words() for test in self.tests)
@@ -136,11 +156,11 @@ class Field:
     test: Test
 
     def holds(self, view: EventView) -> bool:
-        return self.test.passes(self.path.of(view))
+        return self.test.passes(self.path.of(view), view)
 
     def why_not(self, view: EventView) -> str | None:
         value = self.path.of(view)
-        if self.test.passes(value):
+        if self.test.passes(value, view):
             return None
         if value is ABSENT:
             return f"{self.path.text}: not there"

@@ -12,6 +12,7 @@ from gateway.model import Event, Headers, UnreadableBodyError
 # Maximum steps of about 0.1 µs of all expressions over one view: while they run, the event loop is blocked. Including
 # the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
 MAX_COST = 2_000_000
+STEPS_IN_A_MILLISECOND = 10_000
 PASSING, READING, CONVERTING = 15, 10, 20  # Steps per value: passed to CEL, named by an expression, converted to JSON.
 ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
 ITEM = "item"
@@ -36,6 +37,13 @@ class Step(NamedTuple):
 
     key: str | None
     position: int
+
+
+def entered(value: object, step: Step) -> object:
+    """Return what is in a value in one place, or ABSENT."""
+    if type(value) is dict:
+        return value.get(step.key, ABSENT)
+    return value[step.position] if type(value) is list and 0 <= step.position < len(value) else ABSENT
 
 
 class EventView:
@@ -194,6 +202,11 @@ class EventView:
             size = self._sizes_in[key] = _largest_in(items, step)
         return size
 
+    @property
+    def left(self) -> int:
+        """The steps that are left."""
+        return MAX_COST - self._spent
+
     def spend(self, steps: int) -> bool:
         """Spend steps if that many are left; return whether they were."""
         if self._spent + steps > MAX_COST:
@@ -288,11 +301,7 @@ def measured(value: object) -> Size:
 def _largest_in(items: Sequence[object], step: Step) -> Size:
     total, longest, inner, text, widest = 1, 0, 0, 0, 0
     for item in items:
-        value: object = None
-        if type(item) is dict:
-            value = item.get(step.key)
-        elif type(item) is list and 0 <= step.position < len(item):
-            value = item[step.position]
+        value = entered(item, step)
         if type(value) is str and len(value) <= widest:
             continue
         if type(value) in (str, list, dict):

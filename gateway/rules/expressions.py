@@ -28,7 +28,16 @@ from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.cel_errors import reason_of, shortened
 from gateway.rules.cel_semantics import ITEMS, Semantics, edited, semantics
-from gateway.rules.event_view import ABSENT, CONVERTING, ITEM, PASSING, ROOTS, EventView, measured
+from gateway.rules.event_view import (
+    ABSENT,
+    CONVERTING,
+    ITEM,
+    PASSING,
+    ROOTS,
+    STEPS_IN_A_MILLISECOND,
+    EventView,
+    measured,
+)
 from gateway.rules.function_calls import FAILURES, NO_MATCHES, Calls, Condition, is_found_in, is_of_condition
 from gateway.rules.functions import NamedSecret
 from gateway.rules.json_values import as_json, as_text, json_type
@@ -39,7 +48,7 @@ from gateway.text import did_you_mean, hidden
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 _Value = TypeVar("_Value")
-MAX_CONTEXTS = 8  # If an event's expressions need more different parts of it, one context with everything is used.
+MAX_CONTEXTS = 8  # of an event that are kept; for its other expressions that name much, there is one with everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +201,7 @@ class Expression:
         """Evaluate it; `paid` are the steps that have been charged for its functions, if it has been charged."""
         passed = self._context(view)
         if paid is None and (passed.size * self._work.mentions > FEW_VALUES or self._analysis.has_macros):
-            self._spend(view, self._work.charge(view))
+            self._spend(view, self._work.charge(view, is_whole=passed.is_whole))
         if not variant.calls:
             return self._result(variant.program, passed.context, view)
         calls = Calls(self._analysis, view, variant.calls, self._bound, paid or 0, matched=matched)
@@ -275,10 +284,7 @@ class Expression:
 
     def _context(self, view: EventView) -> "_PassedContext":
         """Return the CEL context with the parts of the event that this expression names (takes about 25 µs per kB)."""
-        contexts = view.contexts
-        passed: _PassedContext | None = contexts.get(self._analysis.key)
-        if passed is None and len(contexts) >= MAX_CONTEXTS:
-            passed = _build_context(view, _WHOLE, dict.fromkeys((*ROOTS, ITEM), _EVERYTHING))
+        passed: _PassedContext | None = view.contexts.get(self._analysis.key)
         if passed is None:
             passed = _build_context(view, self._analysis.key, self._analysis.parts)
         if passed is None:
@@ -287,13 +293,16 @@ class Expression:
 
     def _charge_again(self, view: EventView) -> int:
         """Charge for another evaluation; return the steps of the first that neither takes."""
-        charge, spare = self._work.charge_again(view)
+        charge, spare = self._work.charge_again(view, is_whole=self._context(view).is_whole)
         self._spend(view, charge)
         return spare
 
     def _spend(self, view: EventView, charge: Charge) -> None:
         if not view.spend(charge.steps):
-            raise self._too_expensive(f"it names {charge.values} values, {charge.longest} side by side")
+            if charge.is_of_values:
+                raise self._too_expensive(f"it names {charge.values} values, {charge.longest} side by side")
+            milliseconds, left = charge.steps / STEPS_IN_A_MILLISECOND, view.left / STEPS_IN_A_MILLISECOND
+            raise self._too_expensive(f"it may take {milliseconds:,.0f} ms with such values, and {left:,.0f} are left")
 
     def _too_expensive(self, why: str) -> ExpressionError:
         return _TooMuchError(f"{shortened(self._shown)}: too much to compute: {why}")
@@ -415,15 +424,28 @@ class _PassedContext(NamedTuple):
 
     context: cel.Context
     size: int
+    is_whole: bool = False
+    """Whether it has the whole event, which makes what is named in it more expensive: CEL copies what is around."""
 
 
 def _build_context(view: EventView, key: frozenset[str], parts: Parts) -> _PassedContext | None:
-    """Pass parts of the view to CEL, and cache the context in the view; None if that would cost too much."""
+    """Pass parts of the view to CEL; None if that would cost too much. The first contexts are cached in the view.
+
+    Further large ones are all the same one, with everything in it, if that isn't too large.
+    """
+    values, size = _passed(view, parts)
     contexts = view.contexts
-    if key not in contexts:
-        values, size = _passed(view, parts)
-        contexts[key] = _PassedContext(cel.Context(values), size) if view.spend(PASSING * size) else None
-    passed: _PassedContext | None = contexts[key]
+    if len(contexts) >= MAX_CONTEXTS and size > FEW_VALUES:
+        if _WHOLE not in contexts:
+            everything, total = _passed(view, dict.fromkeys((*ROOTS, ITEM), _EVERYTHING))
+            is_paid = view.spend(PASSING * total)
+            contexts[_WHOLE] = _PassedContext(cel.Context(everything), total, is_whole=True) if is_paid else None
+        if contexts[_WHOLE] is not None:
+            whole: _PassedContext = contexts[_WHOLE]
+            return whole
+    passed = _PassedContext(cel.Context(values), size) if view.spend(PASSING * size) else None
+    if passed is not None and len(contexts) < MAX_CONTEXTS:
+        contexts[key] = passed
     return passed
 
 

@@ -205,7 +205,7 @@ class Calls:
         if not isinstance(mapping, dict):
             return ABSENT
         keys = _in_order(mapping)
-        return self._spent_on(keys, CALL_STEPS + CONVERTING * measured(mapping).total + self._cost_of_loops(keys))
+        return self._spent_on(keys, CALL_STEPS + CONVERTING * measured(mapping).total)
 
     def _spent_on(self, result: object, steps: int) -> object:
         if self.view is None or self.is_spent:
@@ -342,18 +342,10 @@ class Calls:
     def _charged(self, function: Function, view: EventView, arguments: tuple[object, ...]) -> object:
         if view.spend(function.steps + function.weight * sum(map(cost, arguments))):
             result = function.call(*arguments)
-            if view.spend(cost(result) + self._cost_of_loops(result)):
+            if view.spend(cost(result)):
                 return result
         self.is_spent = True
         return ABSENT
-
-    def _cost_of_loops(self, result: object) -> int:
-        """Return the steps that macros may take over a list of ours, as `Expression._charge` has it for those named."""
-        if not isinstance(result, list) or not self._analysis.has_macros:
-            return 0
-        length = len(result)
-        in_loops: int = length**self._analysis.depth
-        return length * max(max(self._analysis.copies, 1) * in_loops, READING)
 
 
 _OF_VIEW: Mapping[str, Callable[..., object]] = {

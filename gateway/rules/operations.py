@@ -4,6 +4,8 @@ Of a valid expression, whose names are known (`scanner.py`). A field of a value 
 known of a value holds for all that is in it.
 """
 
+import re
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ _PRECEDENCE = {
     **dict.fromkeys(("*", "/", "%"), 5),
 }
 _COMPARING = 3
+_PLAIN_TEXT = re.compile(r"""(['"])((?:[^\\'"]|\\[nrt])*)\1""")
 
 
 class Kind(Enum):
@@ -38,7 +41,7 @@ class Kind(Enum):
     PATH = auto()
     """Names a value of the event, by its number."""
     VARIABLE = auto()
-    """Names the item of a macro, by how many are around it; or what is in it, by the first step."""
+    """Names the item of a macro, by how many are around it; or what is in it, by the first step of so many `nodes`."""
     LITERAL = auto()
     """Has so many characters."""
     SCALAR = auto()
@@ -59,6 +62,8 @@ class Kind(Enum):
     """Takes what is at a computed place."""
     CALLED = auto()
     """Calls a function by its name, with so many values."""
+    SPLIT = auto()
+    """Calls `split` for a path to a string, by one of the literals that `Reading.separators` has for it."""
     BEGUN = auto()
     """Begins to loop over a value by a macro: over that of a path, by its number and 1, or over any other, by 0."""
     ENDED = auto()
@@ -80,6 +85,8 @@ class Reading(NamedTuple):
 
     operations: tuple[Operation, ...]
     paths: tuple[tuple[str, tuple[Step, ...]], ...]
+    separators: Mapping[int, Sequence[str]]
+    """By what the string of a path is split, if by a literal."""
 
 
 def operations_of(text: str) -> Reading:
@@ -98,6 +105,7 @@ class _Reader:
         self._at = 0
         self._operations: list[Operation] = []
         self._paths: dict[tuple[str, tuple[Step, ...]], int] = {}
+        self._separators: dict[int, list[str]] = {}
         self._variables: list[str] = []
         self._nodes = [0]
         """Of the whole, and of each macro around what is read."""
@@ -106,7 +114,7 @@ class _Reader:
         self._expression()
         if self._tokens[self._at].kind != "end":
             raise self._unexpected()
-        return Reading(tuple(self._operations), tuple(self._paths))
+        return Reading(tuple(self._operations), tuple(self._paths), self._separators)
 
     def _expression(self) -> None:
         self._binary()
@@ -167,7 +175,7 @@ class _Reader:
         token = self._tokens[self._at]
         self._at += 1
         if token.kind in ("raw", "text", "line"):
-            self._add(Kind.LITERAL, len(token.text))
+            self._add(Kind.LITERAL, len(token.text), token.text)
         elif token.kind == "number":
             self._add(Kind.LITERAL)
         elif token.kind == "name":
@@ -194,7 +202,8 @@ class _Reader:
             innermost = self._variables[::-1].index(name)
             steps, self._at = steps_at(self._tokens, self._at)
             self._nodes[-1] += len(steps)
-            self._add(Kind.VARIABLE, len(self._variables) - innermost, step=steps[0] if steps else None)
+            first = steps[0] if steps else None
+            self._add(Kind.VARIABLE, len(self._variables) - innermost, nodes=len(steps), step=first)
         elif name in _ROOTS:
             steps, self._at = steps_at(self._tokens, self._at)
             self._nodes[-1] += len(steps)
@@ -210,8 +219,9 @@ class _Reader:
                 self._at += 2
                 if after.text == "(":
                     self._call(name.text, is_method=True)
-                else:
-                    self._nodes[-1] += 1
+                else:  # as `['name']`
+                    self._add(Kind.LITERAL, len(name.text))
+                    self._add(Kind.INDEXED)
             elif sign.text == "[":
                 self._at += 1
                 self._expression()
@@ -239,7 +249,37 @@ class _Reader:
             self._add(Kind.COMPARED)
         else:
             self._nodes[-1] += 0 if name in NATIVE else _NODES_OF_A_CALL
-            self._add(Kind.CALLED, count, name)
+            path = self._path_that_is_split() if name == "split" and count == 2 else None  # noqa: PLR2004
+            if path is None:
+                self._add(Kind.CALLED, count, name)
+            else:
+                self._add(Kind.SPLIT, path)
+
+    def _path_that_is_split(self) -> int | None:
+        """Return the path of which a string is split by a literal, which is kept: the first of the last two values.
+
+        Also if the string was changed before, by what adds none of these separators to it.
+        """
+        separator, at = _plain_text(self._operations[-1]), len(self._operations) - 2
+        if not separator:
+            return None
+        is_mark = len(separator) == 1 and separator.isascii() and not separator.isalpha()
+        while is_mark and self._operations[at].kind is Kind.CALLED:
+            match self._operations[at].name:
+                case "lower" | "trim" | "upper":
+                    at -= 1
+                case "replace":
+                    new = _plain_text(self._operations[at - 1])
+                    if new is None or separator in new or self._operations[at - 2].kind is not Kind.LITERAL:
+                        return None
+                    at -= 3
+                case _:
+                    return None
+        if self._operations[at].kind is not Kind.PATH:
+            return None
+        path = self._operations[at].number
+        self._separators.setdefault(path, []).append(separator)
+        return path
 
     def _macro(self, name: str, variable: str) -> None:
         source = self._operations[-1]
@@ -263,9 +303,9 @@ class _Reader:
                 break
         return count
 
-    def _add(self, kind: Kind, number: int = 0, name: str = "", step: Step | None = None) -> None:
+    def _add(self, kind: Kind, number: int = 0, name: str = "", nodes: int = 0, step: Step | None = None) -> None:
         self._nodes[-1] += 1
-        self._operations.append(Operation(kind, number, name, step=step))
+        self._operations.append(Operation(kind, number, name, nodes, step))
 
     def _passes(self, text: str) -> bool:
         token = self._tokens[self._at]
@@ -280,3 +320,9 @@ class _Reader:
     def _unexpected(self) -> ExpressionError:
         token = self._tokens[self._at]
         return ExpressionError(f"expected an operand or an operator at character {token.start + 1}, got another sign")
+
+
+def _plain_text(literal: Operation) -> str | None:
+    """Return the string that is a literal; None if it's none, or written otherwise than most are."""
+    found = _PLAIN_TEXT.fullmatch(literal.name) if literal.kind is Kind.LITERAL else None
+    return None if found is None else found[2].replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")

@@ -13,7 +13,7 @@ from math import prod
 from typing import Generic, Protocol, TypeVar
 
 from gateway.model import ExpressionError, MissingFieldError
-from gateway.rules.conditions import AllOf, AnyOf, Condition, Field, OneOf, Path, key_of
+from gateway.rules.conditions import AllOf, AnyOf, Condition, Field, OneOf, Path, UndecidedMatchError, key_of
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
 from gateway.rules.expressions import Expression
@@ -72,8 +72,8 @@ class RouteTable(Generic[_R]):
     def match(self, view: EventView) -> list[tuple[_R, ExpressionError | None]]:
         """Return the routes that take an event, in file order.
 
-        A route whose `when` failed, but not because of a missing field, is returned with the error: its deliveries are
-        dead-lettered, since it is unknown whether it matched.
+        A route whose `match` or `when` failed, but not because of a missing field, is returned with the error: its
+        deliveries are dead-lettered, since it is unknown whether it matched.
         """
         matched = self._matching(self._indexes.get(view.source), view)
         return matched or self._matching(self._catch_alls.get(view.source), view)
@@ -84,15 +84,14 @@ class RouteTable(Generic[_R]):
             route = self._routes[number]
             if route.eligibility is not None and not route.eligibility.holds(view):
                 continue
-            if route.match is not None and not route.match.holds(view):
-                continue
             error: ExpressionError | None = None
-            if route.when is not None:
-                try:
-                    if not route.when.is_true(view):
-                        continue
-                except ExpressionError as failure:
-                    error = failure
+            try:
+                if route.match is not None and not route.match.holds(view):
+                    continue
+                if route.when is not None and not route.when.is_true(view):
+                    continue
+            except ExpressionError as failure:
+                error = failure
             taken.append((route, error))
             if route.stop:
                 break
@@ -121,7 +120,8 @@ class Explanation:
 
 
 def _taken(route: Matchable, error: ExpressionError | None) -> Explanation:
-    reason = "matched" if error is None else f"when: failed: {error}"
+    failed = str(error) if isinstance(error, UndecidedMatchError) else f"when: failed: {error}"
+    reason = "matched" if error is None else failed
     return Explanation(name=route.name, matched=True, reason=reason)
 
 
@@ -132,7 +132,10 @@ def _not_taken(route: Matchable, view: EventView, last: Matchable | None) -> Exp
     elif route.eligibility is not None:
         reason = route.eligibility.why_not(view)
     if reason is None and route.match is not None:
-        reason = route.match.why_not(view)
+        try:
+            reason = route.match.why_not(view)
+        except UndecidedMatchError as error:
+            reason = str(error)
     if reason is None and route.when is not None:
         try:
             if not route.when.is_true(view):

@@ -29,7 +29,6 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_BEFORE_AN_INDEX = re.compile(r"[\w\])}'\"]$")  # Before any other token, `[` begins a list.
 _PLAIN_TEXT = re.compile(r"""(['"])([^\\'"]*)\1""")
 _WORDS = frozenset(
     ("true", "false", "null", "in", "bool", "bytes", "double", "int", "list", "map", "null_type", "string", "uint")
@@ -41,7 +40,6 @@ _FUNCTIONS = frozenset(
     )
 )
 _MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
-_COPYING_MACROS = frozenset(("exists_one", "existsOne", "filter", "map"))
 _METHODS = frozenset(
     (
         *("contains", "endsWith", "extract", "matches", "size", "startsWith"),
@@ -69,11 +67,10 @@ class Token(NamedTuple):
 
 
 class FieldPath(NamedTuple):
-    """The literal part of a path, the number of macros around it, and the index of the token after it."""
+    """The literal part of a path, and the index of the token after it."""
 
     root: str
     steps: tuple[Step, ...]
-    loops: int
     end: int
 
     @property
@@ -137,9 +134,6 @@ class Analysis(NamedTuple):
     secrets: tuple[NamedSecret, ...]
     is_match: bool
     has_macros: bool
-    depth: int
-    """How many macros are inside each other."""
-    copies: int
     parts: dict[str, Parts]
     key: frozenset[str]
 
@@ -243,8 +237,7 @@ class Scan:
         self._at = 0
         self._brackets: list[str | None] = []  # open brackets; a macro's with its variable
         self._paths: list[FieldPath] = []
-        self._macros: list[str] = []
-        self._depth = 0
+        self._has_macros = False
         self._edits: list[Edit] = []
         self._calls: set[str] = set()
         self._patterns: list[Pattern] = []
@@ -252,7 +245,6 @@ class Scan:
         self._secrets: list[NamedSecret] = []
         self._defaulted: Token | None = None
         """The root of a path that `default` may replace."""
-        self._makes_values = False
         self._told: set[str] = set()
         """Unknown names: each is told once."""
 
@@ -263,8 +255,6 @@ class Scan:
             self._at += 1
             if token.text in ("(", "[", "{"):
                 self._brackets.append(None)
-                is_index = token.text == "[" and before != "in" and _BEFORE_AN_INDEX.search(before)
-                self._makes_values |= token.text != "(" and not is_index
             elif token.text in (")", "]", "}"):
                 self._brackets.pop()
             elif token.kind == "name":
@@ -289,9 +279,7 @@ class Scan:
             secrets=tuple(self._secrets),
             # `.`, `matches`, `(`, the pattern, `)`
             is_match=self._calls == {own_name("matches")} and end + 5 == self._at and self._tokens[end].text == ".",
-            has_macros=bool(self._macros),
-            depth=self._depth,
-            copies=sum([macro in _COPYING_MACROS for macro in self._macros]) * (3 if self._makes_values else 1),
+            has_macros=self._has_macros,
             parts=parts,
             key=frozenset(path.text for path in self._paths),
         )
@@ -334,8 +322,7 @@ class Scan:
         if self._loops == MAX_NESTING:
             raise _at(token, f"expected at most {MAX_NESTING} macros inside each other, got more")
         self._brackets.append(variable.text)
-        self._depth = max(self._depth, self._loops)
-        self._macros.append(token.text)
+        self._has_macros = True
         self._at += 3
 
     def _call(self, name: Token) -> None:
@@ -449,7 +436,7 @@ class Scan:
             if self._tokens[self._at].text != ",":
                 raise _at(root, "default: expected a path such as body.a.b, got an expression")
             self._edits.append(Edit(root.start, last.start + len(last.text), str(len(self._paths))))
-        self._paths.append(FieldPath(root.text, tuple(steps), self._loops, self._at))
+        self._paths.append(FieldPath(root.text, tuple(steps), self._at))
 
     def _refuse_hyphens(self, root: Token) -> None:
         """Report how to write `headers.x-id`, which CEL parses as a subtraction."""

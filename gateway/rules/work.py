@@ -3,39 +3,36 @@
 CEL can't be interrupted. Each operation is charged by the sizes of its operands, which are known as far as what they
 are made of: of an item of a macro, that all items together are as large as what it goes over. So a size is a sum: of a
 number, and of multiples of the sizes of the items of the macros around it. At the end of a macro, those of its own item
-become that of all items.
+become that of all items. Costs are in parts of a step, as in `passed_values.py`; what crosses this module is in steps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import add, le
 from typing import NamedTuple
 
-from gateway.rules.event_view import MAX_COST, READING, EventView, Size
+from gateway.rules.event_view import READING, EventView, Size
 from gateway.rules.functions import MAX_ITEMS, MAX_RESULT
-from gateway.rules.operations import NATIVE, Kind, Operation, Reading, operations_of
+from gateway.rules.operations import NATIVE, Kind, Operation, operations_of
+from gateway.rules.passed_values import CHARACTER, IN_A_STEP, LARGE, VALUE, PassedValue, Places
 from gateway.rules.scanner import Analysis
 
 FEW_VALUES = 64  # Up to this many values, evaluating is cheaper than counting the cost.
 LONG_STRING = 1024  # Characters from which copying a string costs as much as a step.
 MOST_KNOWN = 32  # sizes of values for which it is known what an expression takes
-IN_A_STEP = 256
-"""Costs are in parts of a step of 0.1 µs."""
 NODE = 160
 """For each node of the syntax tree."""
 ITERATION = 1150
 """For each item of a macro."""
-VALUE = 220
-"""For each value, or key, that is copied or compared; twice that in something large."""
-LARGE = 4_000
-"""Items or keys side by side, from which on they don't fit into the processor's caches."""
-CHARACTER = 2
-"""For each character that is copied or compared: of UTF-8, up to four bytes."""
 CONVERTED = 6
 """For each character that a function of ours gets, also if the budget doesn't suffice for the call itself."""
 SCANNED = 12
 """For each character of a string in which another is looked for."""
+ESTIMATING = 40
+"""Steps to find out what an expression takes, for each of its operations."""
 _WRITTEN = 12
 """How many characters of text functions give for one of what they take: `%F0%9F%98%80`."""
+_OF_A_NUMBER = 32
+"""The most characters of a number in JSON, its comma included."""
 _SHORT = 400
 """The most characters of what is written of a number or a time, or as a digest."""
 _GROWTH = {
@@ -61,6 +58,11 @@ class Charge(NamedTuple):
     values: int
     longest: int
 
+    @property
+    def is_of_values(self) -> bool:
+        """Whether this is for what it names, rather than for what it does with that."""
+        return self.steps <= READING * self.values
+
 
 class Work:
     """What evaluating an expression takes."""
@@ -70,78 +72,73 @@ class Work:
     def __init__(self, text: str, analysis: Analysis) -> None:
         self._text = text
         self._analysis = analysis
-        self._reading: Reading | None = None  # read when the first event needs it, as few do
+        self._reading: _Read | None = None  # when the first event needs it, as few do
         self._known: dict[int, _Known] = {}
-        self.mentions = 1 + len(analysis.paths) ** 2 // 128
-        """How many times what it names is copied, where it is joined: as a multiple of a few times."""
+        steps = max([len(path.steps) for path in analysis.paths], default=0)
+        self.mentions = 1 + (len(analysis.paths) ** 2 + steps**2) // 128
+        """How many times what it names is copied, where it is joined or far inside: as a multiple of a few times."""
 
-    def charge(self, view: EventView) -> Charge:
-        """Return what an expression is charged over a view, before it is evaluated.
+    def charge(self, view: EventView, *, is_whole: bool = False) -> Charge:
+        """Return what an expression is charged over a view, before it is evaluated: what its operations take.
 
-        `map` and `filter` copy their result for each element, and naming a list, a mapping or a long string copies it.
-        So with a total of n named values, lists of at most m, and k nested copies, it takes n * m^k steps for each such
-        macro, three times that if lists or mappings are created, which cost more to copy; without any copies, two or
-        three for each value, which is charged `READING`. Where its operations may take more than that, it is charged
-        what these do.
+        Of each list, mapping or long string that it names, at least `READING` steps for each value. `is_whole`: CEL
+        gets the whole event, rather than what the expression names.
         """
-        charge = self._charge_of_values(view)
-        if charge.steps > MAX_COST:
-            return charge
-        values = self._values(view)
-        sizes = [number for value in values for number in (*view.size(value), _length(value))]
-        total = sum(sizes[:: len(Size._fields) + 1])
+        charge, (operations, places) = self._charge_of_values(view), self._read()
+        estimating = ESTIMATING * len(operations)
+        if max(charge.steps, estimating) > view.left:
+            return charge._replace(steps=max(charge.steps, estimating))
+        named = places.values(view, is_whole=is_whole)
+        sizes = [number for each in named for number in each.numbers]
+        total = sum([each.size.total for each in named])
         kind = total >> max(total.bit_length() - 2, 0) | total.bit_length() << 2
         known = self._known.get(kind)
         if known is not None and known.work <= charge.steps and all(map(le, sizes, known.sizes)):
             return charge  # Larger values took no more. To know that takes a fifth of the time of an estimate.
-        work = self._estimated(view, values, looks=False)
+        work = _estimated(operations, view, named, looks=False)
         if work > charge.steps:
-            return charge._replace(steps=max(charge.steps, self._estimated(view, values, looks=True)))
+            work = max(charge.steps, _estimated(operations, view, named, looks=True))
+            if work > view.left:
+                view.spend(estimating)  # Else any number of routes could find that out of an event.
+            return charge._replace(steps=work)
         if known is None or known.work < work:
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             self._known[kind] = _Known(sizes, work)
         return charge
 
-    def charge_again(self, view: EventView) -> tuple[Charge, int]:
+    def charge_again(self, view: EventView, *, is_whole: bool = False) -> tuple[Charge, int]:
         """Return what another evaluation is charged, for which the first was charged too little.
 
         And the steps of the first that neither of the two takes.
         """
-        charge = self._charge_of_values(view)
-        needed = 2 * self._operations(view, charge.steps // 2)
-        return charge._replace(steps=max(needed - charge.steps, 0)), max(charge.steps - needed, 0)
+        charge, (operations, places) = self._charge_of_values(view), self._read()
+        named = places.values(view, is_whole=is_whole)
+        work = _estimated(operations, view, named, looks=False)
+        if work > charge.steps // 2:  # What is in items is only looked at if that is more than is paid anyway.
+            work = _estimated(operations, view, named, looks=True)
+        return charge._replace(steps=max(2 * work - charge.steps, 0)), max(charge.steps - 2 * work, 0)
 
     def _charge_of_values(self, view: EventView) -> Charge:
-        loops, total, longest = 0, 0, 1
+        total, longest = 0, 1
         for path in self._analysis.paths:
             value = view.get(path.root, path.steps)
             if type(value) in (dict, list) or (type(value) is str and len(value) > LONG_STRING):
-                loops = max(loops, path.loops)
                 size = view.size(value)
                 total += size.total
                 longest = max(longest, size.longest)
-        copies = self._analysis.copies
-        copied = max(copies, 1) * longest ** (loops + int(copies > 0))
-        return Charge(total * max(copied, READING), total, longest)
+        return Charge(READING * total, total, longest)
 
-    def _operations(self, view: EventView, paid: int) -> int:
-        """Return what its operations take. What is in items is only looked at if that is more than is paid anyway."""
-        values = self._values(view)
-        work = self._estimated(view, values, looks=False)
-        return work if work <= paid else self._estimated(view, values, looks=True)
-
-    def _values(self, view: EventView) -> Sequence[object]:
+    def _read(self) -> "_Read":
         if self._reading is None:
-            self._reading = operations_of(self._text)
-        return [view.get(*path) for path in self._reading.paths]
+            operations, paths, separators = operations_of(self._text)
+            self._reading = _Read(operations, Places(paths, separators))
+        return self._reading
 
-    def _estimated(self, view: EventView, values: Sequence[object], *, looks: bool) -> int:
-        assert self._reading is not None
-        estimate = _Estimate(view, values, looks=looks)
-        for operation in self._reading.operations:
-            _DOES[operation.kind](estimate, operation)
-        return estimate.work[0] // IN_A_STEP
+
+class _Read(NamedTuple):
+    operations: Sequence[Operation]
+    places: Places
 
 
 class _Known(NamedTuple):
@@ -176,29 +173,41 @@ class _Value(NamedTuple):
 
 
 class _Loop(NamedTuple):
-    """A macro of which the items are gone over: these, and what it took until then."""
+    """A macro of which the items are gone over: these, and what it took and how many it made until then."""
 
     items: _Value
     before: _Sum
     source: object
     """The value of the event, or None."""
+    collected: int
+
+
+def _estimated(operations: Sequence[Operation], view: EventView, named: Sequence[PassedValue], *, looks: bool) -> int:
+    """Return the steps that operations take at most; `looks` if what is in items is looked at."""
+    estimate = _Estimate(view, named, looks=looks)
+    for operation in operations:
+        _DOES[operation.kind](estimate, operation)
+    return estimate.work[0] // IN_A_STEP
 
 
 class _Estimate:
     """Goes through the operations of an expression, as CEL would with its values."""
 
-    def __init__(self, view: EventView, values: Sequence[object], *, looks: bool) -> None:
+    def __init__(self, view: EventView, named: Sequence[PassedValue], *, looks: bool) -> None:
         self.work = _NOTHING
         self._view = view
-        self._values = values
+        self._named = named
         self._looks = looks
         """Whether at what is in items."""
         self._stack: list[_Value] = []
         self._loops: list[_Loop] = []
+        self._collected = 0
+        """How many lists and mappings were made."""
 
     def path(self, operation: Operation) -> None:
-        value = _of_event(self._view, self._values[operation.number])
-        self._spend(_cost(value))
+        named = self._named[operation.number]
+        value = _of_event(named)
+        self._spend(_plus(_cost(value), _number(named.copied)))
         self._stack.append(value)
 
     def variable(self, operation: Operation) -> None:
@@ -208,7 +217,7 @@ class _Estimate:
         if operation.step is not None:
             if self._looks and (size := self._view.size_in(self._loops[at].source, operation.step)) is not None:
                 value = self._limited(value, size)
-            self._spend(_cost(value))
+            self._spend(_times(operation.nodes, _cost(value)))  # It is copied at each step.
         self._stack.append(value)
 
     def _item(self, items: _Value, at: int) -> _Value:
@@ -260,6 +269,7 @@ class _Estimate:
         self._stack.append(value)
 
     def collected(self, operation: Operation) -> None:
+        self._collected += 1
         parts = self._stack[len(self._stack) - operation.number :]
         longest = _most([max(each.length, each.longest) for each in parts])
         self._collect(operation.number, _most, longest, operation.number)
@@ -280,16 +290,28 @@ class _Estimate:
     def indexed(self, _: Operation) -> None:
         value, index = self._take(2)
         self._spend(self._least([index.characters, _number(index.widest)]))
-        self._stack.append(value._replace(length=value.longest))
+        item = value._replace(length=value.longest)
+        if not value.longest:  # It has no lists or mappings in it.
+            item = _Value(_number(1), self._least([value.characters, _number(value.widest)]), 0, value.widest, 0)
+        self._spend(_cost(item))
+        self._stack.append(item)
 
     def called(self, operation: Operation) -> None:
         taken = self._take(operation.number)
-        for each in taken:
-            if operation.name not in NATIVE:
-                self._spend(_cost(each))
-            if operation.name not in NATIVE or operation.name == "size":
-                self._spend(_times(CONVERTED, each.characters))
+        self._spend_on_call(operation.name, taken)
         self._stack.append(self._result(operation.name, taken))
+
+    def split(self, operation: Operation) -> None:
+        taken = self._take(2)
+        self._spend_on_call("split", taken)
+        self._stack.append(_split(taken[0], self._named[operation.number].parts))
+
+    def _spend_on_call(self, name: str, taken: Sequence[_Value]) -> None:
+        for each in taken:
+            if name not in NATIVE:
+                self._spend(_cost(each))
+            if name not in NATIVE or name == "size":
+                self._spend(_times(CONVERTED, each.characters))
 
     def _result(self, name: str, taken: Sequence[_Value]) -> _Value:
         """Return what a function gives; functions of ours are charged for that when they are called."""
@@ -300,23 +322,25 @@ class _Estimate:
             return _either(first, taken[-1])
         if name in ("bytes", "dyn"):
             return first
+        if name == "split":
+            return _split(first, min(MAX_ITEMS, first.widest + 1))
         if name in _GROWTH:
             growth, more = _GROWTH[name]
             written = _plus(_times(growth, first.characters), _number(more))
             return _text(written, growth * first.widest + more)
-        if name == "split":
-            count = min(MAX_ITEMS, first.widest + 1)
-            values = _plus(_number(2), first.characters)
-            return _Value(values, first.characters, 0, first.widest, count)
         written = _number(_SHORT)
         for each in taken:
-            written = _plus(written, _times(_WRITTEN, _plus(each.characters, each.values)))
-        return _text(written, MAX_RESULT)
+            written = _plus(written, _plus(_times(_WRITTEN, each.characters), _times(_OF_A_NUMBER, each.values)))
+        if name == "replace" and len(taken) > 2:  # noqa: PLR2004 - each character by the third
+            written = _plus(written, _times(taken[2].widest, first.characters))
+        if name == "join" and len(taken) > 1:
+            written = _plus(written, _times(taken[1].widest, first.values))
+        return _text(self._least([written, _number(MAX_RESULT)]), min(MAX_RESULT, self._summed(written)))
 
     def begun(self, operation: Operation) -> None:
         [items] = self._take(1)
-        source = self._values[operation.number - 1] if operation.number else None
-        self._loops.append(_Loop(items, self.work, source))
+        source = self._named[operation.number - 1].value if operation.number else None
+        self._loops.append(_Loop(items, self.work, source, self._collected))
         self.work = _NOTHING
 
     def ended(self, operation: Operation) -> None:
@@ -326,7 +350,7 @@ class _Estimate:
         of_item = _plus(of_item, _cost(self._item(loop.items, at)))
         iterations = self._iterations(loop.items)
         self.work = _plus(loop.before, _over(loop.items, at, of_item, iterations))
-        items = loop.items
+        items, copies = loop.items, loop.items.length
         match operation.name:
             case "map":
                 values = _plus(_number(1), _over(items, at, made.values, iterations))
@@ -335,11 +359,12 @@ class _Estimate:
                 value = _Value(values, characters, longest, made.widest, items.length)
             case "filter":
                 value = items
+                copies *= 1 if self._collected == loop.collected else 3  # What is made between them divides them.
             case _:
                 self._stack.append(_SCALAR)
                 return
         # What there is of the result is copied for each item: half of it, but into new memory.
-        self._spend(_times(items.length, _cost(value)))
+        self._spend(_times(copies, _cost(value)))
         self._stack.append(value)
 
     def _iterations(self, items: _Value) -> _Sum:
@@ -383,6 +408,7 @@ _DOES: Mapping[Kind, Callable[[_Estimate, Operation], None]] = {
     Kind.CHOSEN: _Estimate.chosen,
     Kind.INDEXED: _Estimate.indexed,
     Kind.CALLED: _Estimate.called,
+    Kind.SPLIT: _Estimate.split,
     Kind.BEGUN: _Estimate.begun,
     Kind.ENDED: _Estimate.ended,
 }
@@ -413,18 +439,19 @@ def _over(items: _Value, at: int, of_item: _Sum, iterations: _Sum) -> _Sum:
     return _plus(whole, _times(characters, items.characters)) if characters else whole
 
 
-def _of_event(view: EventView, value: object) -> _Value:
-    size = view.size(value)
-    is_text = isinstance(value, str)
-    return _Value(_number(size.total), _number(size.text), size.inner, size.widest, _length(value), is_text)
-
-
-def _length(value: object) -> int:
-    return len(value) if isinstance(value, list | dict) else 0
+def _of_event(named: PassedValue) -> _Value:
+    size, is_text = named.size, isinstance(named.value, str)
+    return _Value(_number(size.total), _number(size.text), size.inner, size.widest, named.length, is_text)
 
 
 def _text(characters: _Sum, widest: int) -> _Value:
     return _Value(_number(1), characters, 0, widest, 0, is_text=True)
+
+
+def _split(text: _Value, count: int) -> _Value:
+    """Return what is known of a string's parts, of which there are so many at most."""
+    values = _number(1 + count) if text.characters[0] else _plus(_number(2), text.characters)
+    return _Value(values, text.characters, 0, text.widest, count)
 
 
 def _cost(value: _Value) -> _Sum:

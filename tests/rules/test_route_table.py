@@ -1,6 +1,7 @@
 """Which routes match an event: the meaning of conditions, what is refused, the index against the plain meaning."""
 
 import re
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,11 +10,12 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError
-from gateway.rules.conditions import ConditionError, parse_condition
+from gateway.rules.conditions import ConditionError, UndecidedMatchError, parse_condition
 from gateway.rules.event_view import EventView
 from gateway.rules.route_table import RouteTable
 from gateway.rules.rules import Route
 from tests.builders import a_route, an_event
+from tests.machine_speed import as_usual
 from tests.run_seeds import drawn
 
 BODY = {
@@ -133,6 +135,30 @@ def test_a_condition_compares_as_json_does(match: Mapping[str, object], expected
 def test_a_glob_with_many_stars_takes_no_time() -> None:
     condition = parse_condition({"body.s": "*a" * 50 + "*b"})
     assert not condition.holds(a_view({"s": "a" * 100_000}))
+
+
+def test_the_globs_of_many_routes_share_a_budget_and_a_limit_is_no_mismatch() -> None:
+    """The figure of the threat model, with texts in which each glob is almost there almost everywhere."""
+    table = RouteTable([a_route(f"r{n}", match={"body.s": [f"*{n}*", f"*aaaa{n}*"]}) for n in range(500)])
+    content = {"s": "a" * 1_000_000}
+
+    def seconds() -> float:
+        view = a_view(content)
+        assert view.has_body
+        began = time.process_time()
+        matched = table.match(view)
+        took = time.process_time() - began
+        assert matched[-1][0].name == "r499"
+        assert 400 < len(matched) < 500
+        assert all(isinstance(error, UndecidedMatchError) for _, error in matched)
+        found = table.explain(a_view(content), matched)[-1]
+        assert found.reason == "match: too much to compute: '*499*' in 1,000,000 characters"
+        return took
+
+    assert as_usual(seconds, tries=3) < 0.25
+    # What is short, or only has a certain beginning or end, isn't charged.
+    globs = RouteTable([a_route(f"r{n}", match={"body.s": [f"{n}*", f"*{n}"], "body.t": f"*{n}*"}) for n in range(500)])
+    assert names(globs, a_view({"s": "7" + "a" * 1_000_000, "t": "7" * 1_000})) == ["r7"]
 
 
 HOW_TO_WRITE = """; a list's items are body.a.0, other keys are quoted: body."a[b].c\""""

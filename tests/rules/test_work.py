@@ -46,6 +46,12 @@ def filled(text: str) -> str:
     return before + repeated * ((4_090 - len(before) - len(after)) // len(repeated)) + after
 
 
+def nested(depth: int, value: object) -> object:
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 BODIES: Mapping[str, object] = {
     "items": [{"t": "x"}] * MANY,
     "others": [{"t": "x" * 40}] * 8_000,
@@ -63,6 +69,9 @@ BODIES: Mapping[str, object] = {
     "m": {"x" * 900_000: 0},
     "keys": {f"{'k' * 200}{number}": 0 for number in range(4_000)},
     "n": 1,
+    "order": {"lines": [{"sku": "x", "count": 1}] * 1_000, "sku": "y"},
+    "deep": {"b": {"c": {"d": [0] * 20_000, "n": 0}}},
+    "chain": nested(200, [0] * 10_000),
 }
 CONDITIONS = (
     # The condition is long.
@@ -118,6 +127,17 @@ CONDITIONS = (
     "body.l.map(x, body.m) == []",
     "body.keys.map(k, k + k) == []",
     "body.keys.exists(k, body.keys.exists(j, j == k + 'a'))",
+    "[body.short.replace('x', body.short)].exists(t, false< || t.contains('xxxxxxxxxxxxxxxxxxxxxxxxxxxxxy') …>)",
+    "[body.few.join(body.short)].exists(t, false< || t.contains('xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxy') …>)",
+    # Each step of a path copies what is there.
+    "body.order.lines.exists(l, l.sku == body.order.sku)",
+    "false< || body.deep.b.c.d[0] == 1 …>",
+    "body.deep == {}< || body.deep.b.c.n == 1 …>",
+    f"body.chain{'.a' * 200} == []",
+    f"(body.chain){'.a' * 200} == []",
+    f"[body.chain].exists(o, o{'.a' * 200} == [])",
+    "[body.deep].exists(o, false< || o.b.c.d[0] == 1 …>)",
+    "[body.deep].exists(o, false< || (o.b).c.d[body.n] == 1 …>)",
     # A macro goes over the same items again.
     "[body.some].exists(l, l.exists(a, l.exists(b, a + b == 1)))",
     "body.nested.exists(l, l.exists(a, l.exists(b, a + b == 1)))",
@@ -130,6 +150,8 @@ CONDITIONS = (
     "{0}.exists(a, {0}.exists(b, {0}.exists(c, a + c == body.n)))".format("[1" + ",1" * 200 + "]"),
     "body.parts.split(',').exists(a, body.few.exists(b, false< || a == 'y' …>))",
     "[body.parts.split(',')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
+    "[body.parts.split(',' + '')].exists(l, l.exists(a, l.exists(b, false< || a + b == 'y' …>)))",
+    "[body.short.replace('x', ',').split(',')].exists(l, l.exists(a, l.exists(b, a + b == 'y')))",
 )
 GROWING = (
     "[body.short].map(x, x + x)<.map(x, x + x) …>.size() == 0",
@@ -172,6 +194,62 @@ def seconds_of(text: str) -> float:
     return as_usual(seconds, tries=3)
 
 
+def test_what_is_refused_takes_no_time_either() -> None:
+    """Else as many routes as there are could find that out of one event."""
+    routes = [
+        Expression(filled(f"body.items.exists(i, i.t == '{number}'< || i.t + i.t == 'y' …>)")) for number in range(99)
+    ]
+    content = orjson.dumps({"items": [{"t": "x"}] * 500})
+    for route in routes:  # A text is read when the first event needs that.
+        route.evaluate(a_view(b'{"items": [{"t": "1"}]}'))
+
+    def seconds() -> float:
+        view, refused, began = a_view(content), 0, time.process_time()
+        for route in routes:
+            try:
+                route.evaluate(view)
+            except ExpressionError:
+                refused += 1
+        assert refused > len(routes) // 2
+        return time.process_time() - began
+
+    assert as_usual(seconds, tries=3) < 0.25
+
+
+def test_what_is_beside_a_field_costs_those_nothing_that_name_others() -> None:
+    """However many fields the expressions over an event name."""
+    content = orjson.dumps({"o": {"l": [0] * 30_000, **{f"f{number}": number for number in range(400)}}})
+    routes = [Expression(f"body.o.f{number} < {number}") for number in range(400)]
+
+    def seconds() -> float:
+        view = a_view(content)
+        assert view.has_body
+        assert not Expression("size(body.o.l) == 0").is_true(view)
+        began = time.process_time()
+        assert not any(route.is_true(view) for route in routes)
+        return time.process_time() - began
+
+    assert as_usual(seconds, tries=3) < 0.1
+
+
+def test_where_much_is_named_in_many_ways_it_is_passed_once_and_copies_are_charged() -> None:
+    body = {"l": [0] * 1_000, **{f"f{number}": {"n": 0, "l": [0] * 6_000} for number in range(12)}}
+    content = orjson.dumps(body)
+    routes = [Expression(filled(f"size(body.l) == 0< || body.f{number}.n == 1 …>")) for number in range(12)]
+
+    def seconds() -> float:
+        view = a_view(content)
+        began = time.process_time()
+        for route in routes * 8:
+            try:
+                assert route.is_true(view) is False
+            except ExpressionError:
+                break
+        return time.process_time() - began
+
+    assert as_usual(seconds, tries=3) < 0.25
+
+
 # What is ordinary costs no more than by what it names
 
 ORDER = {"sku": "AB-1234", "count": 2, "price": 19.99, "tags": ["a", "b"], "note": "leave it at the door, please"}
@@ -196,11 +274,48 @@ def test_what_is_ordinary_is_charged_by_what_it_names(text: str, count: int) -> 
     assert charge.steps == READING * charge.values
 
 
+def test_what_is_known_of_an_event_says_nothing_of_one_that_is_larger_somewhere() -> None:
+    text = "body.a.exists(i, body.b.exists(j, i == j))"
+    work = Work(text, Scan(text, str).analysis())
+    few, many = [a_view(orjson.dumps({"a": [0] * count, "b": [1] * (1_001 - count)})) for count in (1, 500)]
+    assert work.charge(few).steps == READING * 1_003
+    assert work.charge(many).steps > 100 * work.charge(few).steps
+
+
 def test_items_of_items_are_charged_once() -> None:
     """Orders with lines, and not as many lines for each order as there are in all of them."""
     view = a_view(orjson.dumps({"orders": [{"id": "o", "lines": [{"sku": "a"}] * 3}] * 2_000}))
     assert Expression("body.orders.exists(o, o.lines.exists(l, l.sku == 'b'))").is_true(view) is False
     assert Expression("body.orders.exists(o, o.lines.exists(l, l.sku == o.id))").is_true(view) is False
+
+
+COMMIT = {
+    "id": "c0ffee",
+    "author": {"name": "Jo", "email": "jo@x.example"},
+    "added": ["a/b.py"] * 5,
+    "removed": ["c"] * 25,
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "size(body.commits.map(c, {'id': c.id, 'by': c.author.name})) > 0",
+        "body.commits.map(c, c.author.email).exists(e, e.endsWith('@x.example'))",
+        "body.text.split(', ').map(t, t.trim()).exists(t, t == 'tag 7')",
+        "body.text.split('\\n').filter(line, line.startsWith('tag')).size() == 1",
+        "body.text.lower().replace(' ', '').split(',').filter(t, t != '').exists(t, t == 'tag7')",
+        "body.tags.replace('; ', ', ').split(', ').filter(t, t != '').size() == 3",
+        "body.order.lines.exists(l, l.sku == body.order.sku)",
+        "body.order.lines[0].sku == body.order.sku && body.order.lines.filter(l, l.sku != '').size() > 1",
+    ],
+)
+def test_what_takes_little_is_not_refused(text: str) -> None:
+    order = {"lines": [{"sku": "a", "count": 1}] * 300 + [{"sku": "x", "count": 2}], "sku": "x"}
+    order["lines"][0] = {"sku": "x", "count": 3}  # type: ignore[index]
+    text_of_tags = ", ".join([f"tag {number}" for number in range(400)])
+    body = {"commits": [COMMIT] * 250, "text": text_of_tags, "tags": "a, b; c", "order": order}
+    assert Expression(text).is_true(a_view(orjson.dumps(body)))
 
 
 # Whatever CEL takes is read
