@@ -108,7 +108,7 @@ class IndexUnavailableError(GatewayError):
 
 
 class IndexLostError(IndexUnavailableError):
-    """The index's file was deleted or replaced, or `is_damaged`: it has to be opened, or made, anew."""
+    """The index's file was deleted or replaced, is of another version, or damaged: it has to be made anew."""
 
     def __init__(self, message: str, *, is_damaged: bool) -> None:
         super().__init__(message)
@@ -123,6 +123,8 @@ class IndexFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.replaced = ""
+        """Why there is a new file in the place of another, "" if there isn't."""
         if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
             raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
         try:
@@ -140,13 +142,20 @@ class IndexFile:
         _refuse_other_files(self.path)
         try:
             self._connect()
-        except IndexLostError:
-            _delete(self.path)
+        except IndexLostError as error:
+            self.replaced = str(error)
+            self._give_up(error)
             self._connect()
+
+    def _give_up(self, error: IndexLostError) -> None:
+        """Make room for a new file: keep a damaged one, which may tell of a broken disk, and delete any other."""
+        if error.is_damaged:
+            self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
+        _delete(self.path)
 
     def _connect(self) -> None:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        with _translated(self.path):
+        with translated(self.path):
             self.writer = _connection(self.path)
             try:
                 _prepare(self.writer)
@@ -165,7 +174,7 @@ class IndexFile:
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Raise SQLite's errors as IndexUnavailableError, or as IndexLostError if the file is damaged."""
-        with _translated(self.path):
+        with translated(self.path):
             yield
 
     def close(self) -> None:
@@ -177,11 +186,54 @@ class IndexFile:
             os.close(self._lock)
             self._lock = -1
 
-    def delete(self) -> None:
-        """Close the file and delete it."""
+    def set_aside(self) -> None:
+        """Close the file, which is damaged, and rename it."""
         self.close()
         with suppress(OSError):
+            self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
             _delete(self.path)
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """Return a connection that only reads, of a file that another process may keep.
+
+    Raises UsageError if there is no index of this version, and IndexUnavailableError.
+    """
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        keeps = f"`gateway run --role console --index {path}` keeps one"
+        raise UsageError(f"{path}: expected an index, got no file; {keeps}") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise IndexUnavailableError(f"{path}: expected an index that can be read, got: {reason}") from error
+    try:
+        with translated(path):
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            try:
+                _refuse_to_read(path, connection)
+            except BaseException:
+                connection.close()
+                raise
+    except IndexLostError as error:
+        raise UsageError(f"{path}: expected an index, got another file, or a damaged one: {error}") from error
+    return connection
+
+
+def _refuse_to_read(path: Path, connection: sqlite3.Connection) -> None:
+    """Raise an error for what isn't an index of this version."""
+    application, tables = (
+        one(connection, "PRAGMA application_id"),
+        one(connection, "SELECT count(*) FROM sqlite_schema"),
+    )
+    if application != APPLICATION_ID:
+        if not tables:
+            raise IndexUnavailableError(f"{path}: expected an index, got one that is being made")
+        raise UsageError(f"{path}: expected an index, got another program's database")
+    if (version := one(connection, "PRAGMA user_version")) != VERSION:
+        whose = "another version of the gateway keeps it, whose commands can search it"
+        raise UsageError(f"{path}: expected an index of version {VERSION}, got {version}: {whose}")
 
 
 def one(connection: sqlite3.Connection, statement: str, *parameters: object) -> Any:  # noqa: ANN401 - a column's value
@@ -206,7 +258,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     if connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
         if (version := connection.execute("PRAGMA user_version").fetchone()[0]) != VERSION:
-            raise IndexLostError(f"expected an index of version {VERSION}, got {version}", is_damaged=True)
+            raise IndexLostError(f"expected an index of version {VERSION}, got {version}", is_damaged=False)
         return
     # One transaction: an interrupted creation starts again.
     marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
@@ -247,7 +299,7 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _has_tables(path: Path) -> bool:
-    with _translated(path):
+    with translated(path):
         connection = _connection(path)
         try:
             if connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
@@ -285,7 +337,7 @@ def _locked(path: Path) -> int:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

@@ -376,7 +376,7 @@ async def test_a_log_that_isnt_available_is_told_and_waited_for(company: Company
     async with open_index(path, down, company.topics, sleep=sleep) as index:
         with pytest.raises(asyncio.CancelledError):
             await index.run()
-        assert slept == [5.0, 5.0]
+        assert slept == [5.0, 10.0]
         assert (await index.statistics()).problem == "the log is down"
 
 
