@@ -20,7 +20,7 @@ from gateway.log.records import FORMAT as RECORD_FORMAT
 from gateway.model import GatewayError, UsageError
 
 APPLICATION_ID = 0x67776978  # "gwix"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 """With the formats that are understood: records in a newer one were left out, and are to be read by who knows it."""
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
@@ -38,8 +38,8 @@ MERGED_AT = 8
 # An event's number is when it was appended (ms) times 256, plus its place among those of that millisecond: so numbers
 # ascend with time, whatever is read first. `id_key` is the beginning of its id, as an integer.
 # A segment has the events of `start <= ms < end`. Its tables are `events_N` and `terms_N`.
-# `partitions.position` is the next offset to read. `is_gone`: its topic was deleted since. `unsettled`: since when (ms)
-# it has records above its base; NULL if it has none.
+# `partitions.position` is the next offset to read, `last` when the one before it was appended (µs). `is_gone`: its
+# topic was deleted since. `unsettled`: since when (ms) it has records above its base; NULL if it has none.
 # `let_through` are the events that have a dedupe entry, a bit each, in chunks of 4,096 offsets, in hexadecimal.
 # `deliveries.is_open`: whether its record, or a command, may still settle it.
 # `stand_ins` are events of which only a delivery's record was read: they have the partition 0.
@@ -50,7 +50,8 @@ CREATE TABLE segments (
 ) STRICT;
 CREATE TABLE partitions (
     id INTEGER PRIMARY KEY, topic TEXT NOT NULL, number INTEGER NOT NULL, topic_id TEXT NOT NULL,
-    position INTEGER NOT NULL, is_gone INTEGER NOT NULL DEFAULT 0, progress TEXT, unsettled INTEGER
+    position INTEGER NOT NULL, last INTEGER NOT NULL DEFAULT 0, is_gone INTEGER NOT NULL DEFAULT 0, progress TEXT,
+    unsettled INTEGER
 ) STRICT;
 CREATE TABLE let_through (
     partition TEXT NOT NULL, chunk INTEGER NOT NULL, bits TEXT NOT NULL, PRIMARY KEY (partition, chunk)
@@ -139,7 +140,10 @@ class IndexFile:
             raise IndexUnavailableError(f"{path}: expected an index, got: {reason}") from error
 
     def _open(self) -> None:
-        _refuse_other_files(self.path)
+        try:
+            _refuse_other_files(self.path)
+        except IndexLostError as error:
+            raise _damaged_stranger(self.path, error) from error
         try:
             self._connect()
         except IndexLostError as error:
@@ -296,6 +300,11 @@ def _refuse_other_files(path: Path) -> None:
         raise UsageError(f"{path}: expected an index, got another file; delete it, or name another one")
     if application == 0 and _has_tables(path):  # of ours, it may still be in the WAL
         raise UsageError(f"{path}: expected an index, got another program's database; name another file")
+
+
+def _damaged_stranger(path: Path, error: IndexLostError) -> UsageError:
+    """Return the error for a damaged file of which nobody knows whose it is."""
+    return UsageError(f"{path}: expected an index, got a damaged database ({error}); delete it, or name another one")
 
 
 def _has_tables(path: Path) -> bool:

@@ -253,17 +253,26 @@ class Index:
 
     async def open(self) -> None:
         """Open the file, or make it. Raises UsageError and IndexUnavailableError."""
-        self._file = await self._loop.run_in_executor(self._writing, IndexFile, self._path)
         try:
-            self._writer = await self._loop.run_in_executor(self._writing, self._new_writer)
-        except BaseException:
-            await self._loop.run_in_executor(self._writing, self._file.close)
-            raise
+            await self._open_file()
+        except IndexLostError as error:  # its tables are damaged: it is aside now
+            log.warning("index_rebuilt", path=str(self._path), reason=str(error))
+            await self._open_file()
         self._searcher = Searcher(self._file.reader)
         self._reader = Reader(self._log, self._topics, self._writer, self._writing, days=self._days)
         self._is_open = True
+
+    async def _open_file(self) -> None:
+        """Open the file, and read what it says of itself. Raises IndexLostError after setting aside a damaged one."""
+        self._file = await self._loop.run_in_executor(self._writing, IndexFile, self._path)
         if self._file.replaced:
             log.warning("index_rebuilt", path=str(self._path), reason=self._file.replaced)
+        try:
+            self._writer = await self._loop.run_in_executor(self._writing, self._new_writer)
+        except BaseException as error:
+            is_damaged = isinstance(error, IndexLostError) and error.is_damaged
+            await self._loop.run_in_executor(self._writing, self._file.set_aside if is_damaged else self._file.close)
+            raise
 
     def _new_writer(self) -> Writer:
         return Writer(self._file, self._loop, days=self._days, max_bytes=self._max_bytes)

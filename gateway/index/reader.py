@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 from gateway.engine.event_topics import topics_with_events
 from gateway.index.notes import Note
-from gateway.index.partitions import Settlement
+from gateway.index.partitions import Part, Settlement
 from gateway.index.writer import SUCCESSORS, Kind, Writer
 from gateway.log.base import ALL, Commit, Log, Partition, Record, are_of_different_topics
 from gateway.log.topics import ROUTER_GROUP, Topics
@@ -255,7 +255,11 @@ class Reader:
     async def _take_up(self, partition: Partition, found: Range, kind: Kind) -> None:
         """Continue with a partition: one that is new, whose topic was recreated, or whose records were deleted."""
         part, topic_id = self._writer.parts.get(partition), self._log.topic_id(partition.topic)
-        if part is not None and (are_of_different_topics(part.topic_id, topic_id) or found.end < part.position):
+        if part is not None and (
+            are_of_different_topics(part.topic_id, topic_id)
+            or found.end < part.position
+            or await self._is_of_another_log(partition, part, found)
+        ):
             await self._run(self._writer.forget_partition, partition, kind)
             self._complete[partition], part = 0.0, None
         if part is None:
@@ -266,6 +270,20 @@ class Reader:
             await self._run(partial(self._writer.skip, partition, found.start, is_deleted=True))
         elif topic_id and not part.topic_id:
             await self._run(self._writer.note_topic_id, partition, topic_id)
+
+    async def _is_of_another_log(self, partition: Partition, part: Part, found: Range) -> bool:
+        """Return whether the record that was read last is another one now: a copy of the log was put in its place.
+
+        That happens while nobody reads it, so each process looks once.
+        """
+        offset = part.position - 1
+        if partition in self._complete or not part.last or not found.start <= offset < found.end:
+            return False
+        async with aclosing(_batches(self._log, partition, offset, part.position)) as batches:
+            async for records in batches:
+                for record in records:
+                    return round(record.appended_at * 1e6) != part.last
+        return False
 
     async def _first(self, partition: Partition, found: Range, kind: Kind) -> int:
         """Return where to begin with a partition: what is older than what is kept isn't read."""

@@ -158,7 +158,7 @@ class Writer:
                 self._add_attempts(part, records)
             else:
                 self._add_deliveries(partition, part, kind, records)
-            self._partitions.move(partition, position)
+            self._partitions.move(partition, position, _us(records[-1].appended_at))
 
     def follow_control(self, records: Sequence[Record]) -> None:
         """Apply records of the control topic, which is read from its beginning by each process."""

@@ -255,6 +255,37 @@ async def test_a_damaged_file_is_set_aside_and_said(company: Company, path: Path
     assert size_of(aside) != 8100  # one is kept
 
 
+async def test_a_damaged_file_that_may_be_somebody_elses_is_refused(company: Company, path: Path) -> None:
+    """What says whose it is was in its WAL alone."""
+    await asyncio.to_thread(executed, path, "CREATE TABLE precious (x)")
+    overwritten(path)
+    with pytest.raises(UsageError, match=r"got a damaged database .*; delete it, or name another one"):
+        async with open_index(path, company.log, company.topics):
+            pass
+    assert size_of(path) == 8100
+
+
+async def test_a_log_that_is_another_one_is_read_anew(path: Path) -> None:
+    """A copy was restored, and has got more since than it lacked."""
+    clock = Calendar()
+    one, other = [await Company.found(MemoryLog(now=clock)) for _ in range(2)]
+    same, *_ = await one.event(key="k")
+    await other.store(same)
+    former = [(await one.event(key="k"))[0] for _ in range(3)]
+    async with open_index(path, one.log, one.topics) as index:
+        await index.refresh()
+    new = [(await other.event(key="k"))[0] for _ in range(5)]
+    async with open_index(path, other.log, other.topics) as index:
+        await index.refresh()
+        received = [each.received_at for each in await searched(path)]
+        assert received == pytest.approx([each.received_at for each in reversed([same, *new])], abs=1e-5)
+        assert min(abs(at - each.received_at) for at in received for each in former) > 1e-4
+        await other.event(key="k")
+        assert (await index.refresh()).records == 1
+    async with open_index(path, other.log, other.topics) as index:  # the same one
+        assert (await index.refresh()).records == 0
+
+
 async def test_a_file_of_another_version_is_made_anew_and_said(company: Company, path: Path) -> None:
     event, *_ = await company.event()
     async with open_index(path, company.log, company.topics) as index:
