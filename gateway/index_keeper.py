@@ -1,7 +1,8 @@
 """Keeps the index in a process, beside what else that does and never in its way.
 
 What fails there (a full disk, a log that is away, a bug) is told in log lines and metrics, and tried again; nothing of
-it ends the process. Only what makes the start a mistake does: another process has the file, or it is no index.
+it ends the process. A process that is there for the index alone doesn't start if that is a mistake: another process has
+the file, or it is no index.
 """
 
 import asyncio
@@ -34,7 +35,10 @@ WHOLE = ""
 
 
 class IndexKeeper:
-    """The index of one process: `open` it, then `run` until cancelled. It is read from the process's own log."""
+    """The index of one process: `open` it, then `run` until cancelled. It is read from the process's own log.
+
+    `is_needed`: the process is there for nothing else.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class IndexKeeper:
         topics: Topics,
         metrics: Metrics,
         logger: FilteringBoundLogger,
+        is_needed: bool,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
@@ -51,6 +56,7 @@ class IndexKeeper:
         self._topics = topics
         self._metrics = metrics
         self._logger = logger
+        self._is_needed = is_needed
         self._sleep = sleep
         self._stack = AsyncExitStack()
         self._index: Index | None = None
@@ -69,11 +75,18 @@ class IndexKeeper:
         return [f"index: {problem}"] if problem else []
 
     async def open(self) -> None:
-        """Open the file, or leave that to `run` while the machine doesn't let us. Raises UsageError."""
+        """Open the file, or leave that to `run` while that can't be done. Raises UsageError if the index is needed."""
         settings = self._settings
         try:
             self._index = await self._stack.enter_async_context(
-                open_index(settings.file, self._log, self._topics, days=settings.days, max_bytes=settings.bytes)
+                open_index(
+                    settings.file,
+                    self._log,
+                    self._topics,
+                    days=settings.days,
+                    max_bytes=settings.bytes,
+                    sleep=self._sleep,
+                )
             )
             self._problem = ""
             self._counted.clear()
@@ -82,6 +95,10 @@ class IndexKeeper:
             complete_to = datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else None
             self._logger.info("index_opened", path=str(settings.file), complete_to=complete_to)
         except IndexUnavailableError as error:
+            self._failed(Interruption.FILE, str(error))
+        except UsageError as error:
+            if self._is_needed:
+                raise
             self._failed(Interruption.FILE, str(error))
 
     async def run(self) -> None:
@@ -99,17 +116,16 @@ class IndexKeeper:
         clock = asyncio.get_running_loop().time
         wait = RETRY
         while True:
-            if self._index is None:
-                await self._sleep(wait)
-                wait = min(2 * wait, LONGEST_RETRY)
-                try:
-                    await self.open()
-                except UsageError as error:  # somebody has taken the file meanwhile
-                    self._failed(Interruption.FILE, str(error))
-                continue
             began = clock()
             try:
-                await self._index.run()
+                if self._index is None:
+                    await self._sleep(wait)
+                    wait = min(2 * wait, LONGEST_RETRY)
+                    await self.open()
+                else:
+                    await self._index.run()
+            except UsageError as error:  # somebody has taken the file meanwhile
+                self._failed(Interruption.FILE, str(error))
             except Exception as error:  # noqa: BLE001 - whatever it is, deliveries go on beside it
                 wait = RETRY if clock() > began + LONGEST_RETRY else wait
                 self._metrics.index_interruptions.labels(BUG).inc()
@@ -174,5 +190,6 @@ class IndexKeeper:
             metrics.index_interruptions.labels(reason).inc(max(0, count - self._counted[reason]))
         self._counted = Counter(found.interruptions)
         for why, count in found.left_out.items():
-            metrics.index_left_out.labels(why).inc(max(0, count - self._left_out[why]))
+            before = self._left_out[why]  # a file that is made anew begins again
+            metrics.index_left_out.labels(why).inc(count - before if count >= before else count)
         self._left_out = Counter(found.left_out)

@@ -311,7 +311,12 @@ class Gateway:
         if not self._settings.keeps_index:
             return []
         self._index = IndexKeeper(
-            self._settings.index, log=log, topics=self._topics, metrics=self._metrics, logger=self._logger
+            self._settings.index,
+            log=log,
+            topics=self._topics,
+            metrics=self._metrics,
+            logger=self._logger,
+            is_needed=self._settings.role is Role.CONSOLE,
         )
         await self._index.open()
         return [tasks.create_task(self._index.run(), name="index")]

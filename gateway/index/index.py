@@ -31,9 +31,8 @@ from gateway.turns import taking_turns
 
 T = TypeVar("T")
 POLL = 1.0
-"""Seconds between looks for new records, if there were none."""
-PAUSE = 0.1
-"""The same if there were some."""
+"""Seconds between rounds. Each asks the log some 40 questions, and a process that delivers would notice ten times as
+many: with 0.1 s between rounds, acknowledgements on Kafka took 0.25 s at p99 instead of 0.03."""
 RETRY, LONGEST_RETRY = 5.0, 30.0
 """Seconds until what has failed is tried again: twice as many after each further failure, up to the latter."""
 PAGE = 50
@@ -120,13 +119,13 @@ class Index:
         wait = RETRY
         while True:
             try:
-                count = (await self.refresh()).records
+                await self.refresh()
             except (LogUnavailableError, IndexUnavailableError):
                 await self._sleep(wait)
                 wait = min(2 * wait, LONGEST_RETRY)
             else:
                 wait = RETRY
-                await self._sleep(PAUSE if count else POLL)
+                await self._sleep(POLL)
 
     async def refresh(self) -> Round:
         """Read everything that the log has now; rounds that are asked for meanwhile come after it.

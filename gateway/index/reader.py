@@ -16,6 +16,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+import structlog
+
 from gateway.engine.event_topics import topics_with_events
 from gateway.index.notes import Note
 from gateway.index.partitions import Part, Settlement
@@ -25,6 +27,7 @@ from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import LogUnavailableError
 
 T = TypeVar("T")
+logger = structlog.get_logger(__name__)
 COMMIT_EVERY = 1.0
 """Seconds after which what was read is committed, and can be found."""
 AT_ONCE = 8
@@ -255,11 +258,8 @@ class Reader:
     async def _take_up(self, partition: Partition, found: Range, kind: Kind) -> None:
         """Continue with a partition: one that is new, whose topic was recreated, or whose records were deleted."""
         part, topic_id = self._writer.parts.get(partition), self._log.topic_id(partition.topic)
-        if part is not None and (
-            are_of_different_topics(part.topic_id, topic_id)
-            or found.end < part.position
-            or await self._is_of_another_log(partition, part, found)
-        ):
+        if part is not None and (why := await self._why_anew(partition, part, found, topic_id)):
+            logger.warning("index_partition_anew", topic=partition.topic, partition=partition.number, reason=why)
             await self._run(self._writer.forget_partition, partition, kind)
             self._complete[partition], part = 0.0, None
         if part is None:
@@ -270,6 +270,15 @@ class Reader:
             await self._run(partial(self._writer.skip, partition, found.start, is_deleted=True))
         elif topic_id and not part.topic_id:
             await self._run(self._writer.note_topic_id, partition, topic_id)
+
+    async def _why_anew(self, partition: Partition, part: Part, found: Range, topic_id: str) -> str:
+        """Return why what was read of a partition isn't there any more, "" if it is."""
+        if are_of_different_topics(part.topic_id, topic_id):
+            return "the topic was recreated"
+        if found.end < part.position:
+            return f"expected at least {part.position} records, got {found.end}"
+        is_of_another = await self._is_of_another_log(partition, part, found)
+        return f"expected another record at {part.position - 1}: the log is another one" if is_of_another else ""
 
     async def _is_of_another_log(self, partition: Partition, part: Part, found: Range) -> bool:
         """Return whether the record that was read last is another one now: a copy of the log was put in its place.

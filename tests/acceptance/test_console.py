@@ -51,7 +51,9 @@ from tests.sink import Sink
 
 SOON = 30.0
 """Seconds within which an index has what was stored."""
-pytestmark = pytest.mark.timeout(180)
+TRIES = 3
+"""Of a comparison of times, of which one has to be good: it is disturbed by what else runs."""
+pytestmark = [pytest.mark.timeout(180), pytest.mark.rotated(share=1 / 3, group="console")]
 
 
 @asynccontextmanager
@@ -156,6 +158,7 @@ async def run_command(*words: str, **environ: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), err.decode()
 
 
+@pytest.mark.rotated(share=1 / 2)
 async def test_a_console_that_is_killed_again_and_again_has_every_event_once(place: LogPlace, folder: Path) -> None:
     path = folder / "index.db"
     async with serving(place, folder) as gateway:
@@ -178,6 +181,7 @@ async def test_a_console_that_is_killed_again_and_again_has_every_event_once(pla
     assert ids_of(await searched(path)) == ids_of(found)  # nobody has it open
 
 
+@pytest.mark.rotated(share=1 / 2)
 async def test_a_search_beside_a_console_says_what_has_become_of_events(place: LogPlace, folder: Path) -> None:
     """By commands alone, as operators run them."""
     async with Sink(503) as first, Sink(path="/second") as second:
@@ -213,19 +217,26 @@ async def test_a_search_beside_a_console_says_what_has_become_of_events(place: L
             assert "the index is complete to" in err
 
 
-async def test_a_second_process_with_the_same_file_ends_and_says_why(embedded_place: LogPlace, folder: Path) -> None:
+async def test_a_second_process_with_the_same_file_ends_and_says_why(
+    embedded_place: LogPlace, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     place, index = embedded_place, str(folder / "index.db")
     async with serving(place, folder) as gateway:
         async with a_console(place, folder, gateway) as console:
             other = {"GATEWAY_LOG": place.url, "GATEWAY_RULES": str(gateway.rules), "GATEWAY_INDEX": index}
-            for role in ("console", "all"):
-                log = place.url if role == "console" else place.another("other").url
-                words = ("run", f"--role={role}", "--admin=127.0.0.1:0", "--listen=127.0.0.1:0", f"--log={log}")
-                code, _, err = await run_command(*words, **other)
-                assert code == 2
-                assert "expected an index of this process alone, got one that another has open" in err
+            words = ("run", "--role=console", "--admin=127.0.0.1:0", f"--log={place.url}")
+            code, _, err = await run_command(*words, **other)
+            assert code == 2
+            assert "expected an index of this process alone, got one that another has open" in err
             assert (await console.readiness())["ready"]
-        await until(folder / "index.db", lambda found: not found)
+            # One that delivers goes on without.
+            another = tmp_path_factory.mktemp("another")
+            async with serving(place.another("other"), another, GATEWAY_INDEX=index) as serving_too:
+                assert "another has open" in (await serving_too.line("index_interrupted"))["error"]
+                told = await serving_too.readiness()
+                assert (told["ready"], len(told["notes"])) == (True, 1)
+                assert (await post(serving_too.port, signed_post(b"{}", delivery="1")))[0] == 202
+        assert await searched(folder / "index.db") == []
 
 
 async def test_rules_are_reloaded_beside_an_index(place: LogPlace, folder: Path) -> None:
@@ -498,11 +509,15 @@ async def latency(place: LogPlace, folder: Path, environ: Mapping[str, str]) -> 
 
 @pytest.mark.alone
 async def test_an_index_doesnt_hold_the_event_loop_that_delivers(
-    place: LogPlace, folder: Path, tmp_path_factory: pytest.TempPathFactory
+    place: LogPlace, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Beside the same load without one. A turn that the index doesn't give back shows as tens of milliseconds."""
-    without = await latency(place.another("without"), tmp_path_factory.mktemp("without"), {})
-    kept = await latency(place, folder, {"GATEWAY_INDEX": str(folder / "own.db")})
-    print(f"{place.kind}: p99 of acknowledgements, mean lag of the loop: {without} without, {kept} with an index")  # noqa: T201 - with -s
-    assert kept[0] < 3 * without[0] + 0.05
-    assert kept[1] < without[1] + 0.01
+    told = []
+    for number in range(TRIES):  # whatever else runs only makes it worse
+        folders = [tmp_path_factory.mktemp(f"{name}-{number}") for name in ("without", "kept")]
+        without = await latency(place.another(f"without{number}"), folders[0], {})
+        kept = await latency(place.another(f"kept{number}"), folders[1], {"GATEWAY_INDEX": str(folders[1] / "own.db")})
+        told.append(f"p99 of acknowledgements, mean lag of the loop: {without} without, {kept} with an index")
+        if kept[0] < 1.5 * without[0] + 0.02 and kept[1] < without[1] + 0.003:
+            return
+    raise AssertionError("\n".join(told))
