@@ -400,7 +400,7 @@ async def test_what_the_log_deletes_before_it_is_read_is_counted(kafka_place: Lo
             await until_counted(console, "gateway_index_records_left_out_total", 50, reason="deleted")
 
 
-async def test_a_topic_that_grows_or_is_recreated_is_read(kafka_place: LogPlace, folder: Path) -> None:
+async def test_a_topic_that_grows_is_read(kafka_place: LogPlace, folder: Path) -> None:
     place, path, topic = kafka_place, folder / "index.db", Topics(kafka_place.prefix).events("github")
     async with serving(place, folder) as gateway:
         load = Load(gateway.port, rate=200)
