@@ -1,7 +1,7 @@
 """The whole stack on one machine: `make stack` starts it, `make stack-down` ends it, `dev/stack.py --check` checks it.
 
-Kafka, an ingress and a router, Prometheus with the rules of deploy/, Alertmanager, and traffic: a sender of signed
-events, and receivers of which some fail at times (dev/stack.yaml). All of it listens on loopback. Its data is in
+Kafka, an ingress, a router and a console, Prometheus with the rules of deploy/, Alertmanager, and traffic: a sender of
+signed events, and receivers of which some fail at times (dev/stack.yaml). All of it listens on loopback. Its data is in
 .stack/, with a file for the ID of each process; stopped, it leaves only what was downloaded.
 """
 
@@ -54,6 +54,7 @@ PORTS = {
     "ingress": 8080,
     "ingress-admin": 9191,
     "router-admin": 9192,
+    "console-admin": 9193,
     "prometheus": 9090,
     "alertmanager": 9093,
     "receiver": 9101,
@@ -191,12 +192,15 @@ class Stack:
             "GATEWAY_LOG": self._log_address(ports),
             "GATEWAY_LISTEN": f"127.0.0.1:{ports['ingress']}",
             "GATEWAY_DEV": "1",
+            "GATEWAY_INDEX": str(self.folder / "index.db"),
         }
         if self.log == "kafka":
             data = str(self.folder / "kafka")
             self._spawn("kafka", sys.executable, "dev/kafka.py", "--port", str(ports["kafka"]), "--data", data)
             self._wait("kafka", partial(self._says, "kafka", f"127.0.0.1:{ports['kafka']}"), FETCH_TIMEOUT)
-        roles = {"ingress": "ingress", "router": "router"} if self.log == "kafka" else {"ingress": "all"}
+        roles = {"ingress": "all"}
+        if self.log == "kafka":
+            roles = {"ingress": "ingress", "router": "router", "console": "console"}
         for name, role in roles.items():  # one after the other: the first makes the topics
             admin = {"GATEWAY_ADMIN": f"127.0.0.1:{ports[f'{name}-admin']}", "GATEWAY_ROLE": role}
             self._spawn(name, sys.executable, "-m", "gateway", "run", environ={**environ, **admin})

@@ -164,7 +164,7 @@ class Reloader:
         }
         secrets = (
             []
-            if self._settings.role is Role.ROUTER  # verifies nothing
+            if not self._settings.role.receives  # verifies nothing
             else secret_statuses(
                 name, self.rules.sources[name].verifier.lifetimes, self._metrics.secret_uses, now=time.time(), at=now
             )
@@ -193,7 +193,7 @@ class Reloader:
     async def load(self) -> None:
         """Read the first rules. Later writes count as changes, even while the log is still being opened."""
         self._read_at = time.monotonic()
-        rules = await asyncio.to_thread(load_rules, self._settings.rules)
+        rules = await asyncio.to_thread(self._read_rules)
         self._metrics.prepare(rules, rules.contacts)
         self.activate(rules, await asyncio.to_thread(certificate_expiries, rules))
         self._watch = Watch(rules.stamps)
@@ -269,7 +269,7 @@ class Reloader:
             read = rules.stamps
             lost, before = lost_routes(self.rules, rules), self.rules.routes.keys()
             added = set(specs_of(rules, self._topics)).difference(specs_of(self.rules, self._topics))
-            if added:
+            if added and self._settings.role is not Role.CONSOLE:
                 # The topic of a new source or ordered route is created and checked before that is served: a client's
                 # metadata request for a missing topic must not create it with the broker's defaults.
                 await log.create(sorted(added, key=attrgetter("name")))
@@ -314,7 +314,7 @@ class Reloader:
         """
         try:
             with taking_turns(loop):
-                rules = load_rules(self._settings.rules)
+                rules = self._read_rules()
                 return rules, changes(self.rules, rules), certificate_expiries(rules)
         except GatewayError:
             raise
@@ -325,10 +325,21 @@ class Reloader:
             message = f"expected rules that can be read, got {type(error).__name__} in {place}: a bug of the gateway"
             raise RulesError(f"{self._settings.rules}: {message}") from error
 
+    def _read_rules(self) -> Rules:
+        """Read the rules on disk; for a console, which uses no secret, without any."""
+        if self._settings.role is Role.CONSOLE:
+            return load_rules(self._settings.rules, environ={}, resolve=False, reads_secrets=False)
+        return load_rules(self._settings.rules)
+
     def warn(self) -> None:
-        """Log what is doubtful in the active rules, except for what was so in those before."""
+        """Log what is doubtful in the active rules, except for what was so in those before.
+
+        A console, which has no secrets, leaves that to the others.
+        """
+        if self._settings.role is Role.CONSOLE:
+            return
         found = list(self.rules.warnings)
-        if self._settings.role is not Role.ROUTER:
+        if self._settings.role.receives:
             has_tls = bool(self._settings.connections.certificates)
             found += undemanded_certificates(self.rules, has_tls=has_tls)
         warned = frozenset([_PLACE.sub(": ", each, count=1) for each in found])

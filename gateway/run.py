@@ -1,6 +1,6 @@
 """`gateway run`: one process, from loading its rules to its last commit. One TaskGroup owns all of its tasks.
 
-start   rules ─▶ log ─▶ topics checked ─▶ admin ─▶ control records read ─▶ worker, jobs ─▶ ingress ─▶ "listening"
+start   rules ─▶ log ─▶ topics checked ─▶ admin, index ─▶ control records read ─▶ worker, jobs ─▶ ingress ─▶ "listening"
 stop    ingress refuses ─▶ requests in progress finish ─▶ worker drains and commits ─▶ log closed
 """
 
@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
 from gateway.engine.undecodable_records import UndecodableRecords, newer_record_notices
 from gateway.engine.worker import POLL_INTERVAL, Worker
+from gateway.index_keeper import IndexKeeper
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.ingress import Ingress
 from gateway.ingress.listener import ConnectionSetup
@@ -107,6 +108,7 @@ class Gateway:
         self._client: Client | None = None
         self._responses: DestinationResponses | None = None
         self._traces: Traces | None = None
+        self._index: IndexKeeper | None = None
         self._lost: LogLostError | None = None
         self._refusing: Mapping[Partition, str] = {}
         self._missing: Mapping[Partition, str] = {}
@@ -128,7 +130,7 @@ class Gateway:
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         await self.reloader.load()
-        if settings.role is not Role.ROUTER and settings.connections.certificates:
+        if settings.role.receives and settings.connections.certificates:
             self._tls = ServerTls(settings.connections.certificates, metrics=self._metrics, logger=self._logger)
             await self._tls.load()
             sys.unraisablehook = without_clients_names(sys.unraisablehook)
@@ -143,9 +145,12 @@ class Gateway:
             self._traces = self._open_traces()
             if self._traces is not None:
                 stack.push_async_callback(asyncio.to_thread, self._traces.close)
-            log = await open_log(settings, owner=True)
+            # A console reads beside the gateway that has the embedded log, and creates nothing.
+            is_guest = settings.role is Role.CONSOLE
+            log = await open_log(settings, owner=not (is_guest and isinstance(settings.log, EmbeddedTarget)))
             stack.push_async_callback(log.close)
-            await ensure_topics(log, settings, self.reloader.rules, self._logger, is_start=True)
+            if not is_guest:
+                await ensure_topics(log, settings, self.reloader.rules, self._logger, is_start=True)
             self._metrics.log_up.set(1)
             if isinstance(settings.log, KafkaTarget):
                 expiries = await asyncio.to_thread(kafka_certificate_expiries, settings.kafka)
@@ -179,10 +184,11 @@ class Gateway:
             # First of all, since its address is this process's name in the groups: two with the same name would evict
             # each other.
             admin = await self._start_admin(log, stack)
-            if settings.role is not Role.INGRESS:
+            index_tasks = await self._start_index(log, tasks)
+            if settings.role.delivers:
                 worker_task, others = await self._start_worker(log, tasks, stack)
                 background += others
-            listen = await self._start_ingress(log, tasks, stack) if settings.role is not Role.ROUTER else None
+            listen = await self._start_ingress(log, tasks, stack) if settings.role.receives else None
             if self._ingress is not None:
                 background.append(tasks.create_task(self._ingress.quarantine.run(), name="quarantine"))
             if self._ingress is not None and not isinstance(settings.log, EmbeddedTarget):
@@ -194,7 +200,7 @@ class Gateway:
                     logger=self._logger,
                 )
                 background.append(tasks.create_task(share.run(), name="rate-share"))
-            if settings.role is not Role.ROUTER:
+            if settings.role.receives:
                 background.append(tasks.create_task(responses.follow(), name="responses-follow"))
             background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
             background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
@@ -215,6 +221,8 @@ class Gateway:
             )
             await self._stopping.wait()
             self._logger.info("stopping")
+            for task in index_tasks:
+                task.cancel()  # its file is closed while the rest drains
             # Without a log, nothing could be committed and no successor written.
             until = time.monotonic() + (STOP_TIMEOUT - CLOSE_TIMEOUT if self._lost is None else 0.0)
             if self._ingress is not None:
@@ -299,6 +307,20 @@ class Gateway:
         except OSError as error:
             raise cannot_listen("--listen", address, error) from error
 
+    async def _start_index(self, log: Log, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        if not self._settings.keeps_index:
+            return []
+        self._index = IndexKeeper(
+            self._settings.index,
+            log=log,
+            topics=self._topics,
+            metrics=self._metrics,
+            logger=self._logger,
+            is_needed=self._settings.role is Role.CONSOLE,
+        )
+        await self._index.open()
+        return [tasks.create_task(self._index.run(), name="index")]
+
     async def _start_admin(self, log: Log, stack: AsyncExitStack) -> Address:
         application = admin_application(
             registry=self._registry,
@@ -306,7 +328,7 @@ class Gateway:
             log=log,
             unready=self._unready,
             unread=self._unread,
-            notes=lambda: newer_record_notices(self._metrics),
+            notes=self._notes,
             status=lambda: self._status(log.now()),
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
@@ -355,6 +377,9 @@ class Gateway:
         if self._stopping.is_set():
             return "draining"
         return None if self._is_ready else "starting"
+
+    def _notes(self) -> Sequence[str]:
+        return [*newer_record_notices(self._metrics), *(() if self._index is None else self._index.notes())]
 
     def _unread(self) -> Mapping[Partition, Unread]:
         return self._unread_here.partitions if self._worker is None else self._worker.unread

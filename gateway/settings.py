@@ -18,14 +18,29 @@ E = TypeVar("E", bound=StrEnum)
 PORTS = range(65536)  # 0 lets the system choose one.
 # Kafka allows 249 characters per topic name, including what follows the prefix.
 TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,100}")
+MAX_INDEX_DAYS = 3660
+MIN_INDEX_BYTES = 64 << 20
+"""Below it, a segment (a sixteenth) would have only some thousands of events."""
+MAX_INDEX_BYTES = 16 << 40
+"""Of SQLite's file, with pages of 4 KiB (its own limit, 4,294,967,294 pages)."""
 
 
 class Role(StrEnum):
-    """Which halves of the gateway this process runs."""
+    """What of the gateway this process runs. `ALL` is ingress and router."""
 
     ALL = "all"
     INGRESS = "ingress"
     ROUTER = "router"
+    CONSOLE = "console"
+    """Keeps the index, and neither receives nor delivers."""
+
+    @property
+    def receives(self) -> bool:
+        return self in (Role.ALL, Role.INGRESS)
+
+    @property
+    def delivers(self) -> bool:
+        return self in (Role.ALL, Role.ROUTER)
 
 
 class RecordedAttempts(StrEnum):
@@ -126,6 +141,21 @@ class ConnectionSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class IndexSettings:
+    """The searchable index: its file, how old its events get (days), and how large it may become (bytes).
+
+    The defaults are a week, for which Kafka keeps records by its own default, and what that comes to at ten events a
+    second with bodies of a few kilobytes: docs/search.md has the figures.
+    """
+
+    file: Path = Path("index.db")
+    days: float = 7.0
+    bytes: int = 8 << 30
+    is_named: bool = False
+    """Whether the file was named: role all keeps an index only then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of `gateway run`; how events are treated is decided by the rules alone."""
 
@@ -142,7 +172,12 @@ class Settings:
     """An OpenTelemetry collector's URL."""
     traces_ratio: float = 1.0
     """The fraction of requests to trace if the sender hasn't decided."""
+    index: IndexSettings = IndexSettings()
     kafka: KafkaSecurity = KafkaSecurity()
+
+    @property
+    def keeps_index(self) -> bool:
+        return self.role is Role.CONSOLE or (self.role is Role.ALL and self.index.is_named)
 
     @property
     def log_names(self) -> tuple[str, ...]:
@@ -192,6 +227,12 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
         attempts=setting("attempts", _member_of(RecordedAttempts), default.attempts),
         traces=setting("traces", _http_url, default.traces),
         traces_ratio=setting("traces_ratio", _ratio, default.traces_ratio),
+        index=IndexSettings(
+            file=setting("index", _path, default.index.file),
+            days=setting("index_days", _days, default.index.days),
+            bytes=setting("index_bytes", _size, default.index.bytes),
+            is_named=bool(flags.get("index") or environ.get("GATEWAY_INDEX")),
+        ),
         kafka=KafkaSecurity(
             protocol=setting("kafka_security_protocol", _member_of(SecurityProtocol), default.kafka.protocol),
             mechanism=setting("kafka_sasl_mechanism", _member_of(SaslMechanism), None),
@@ -323,6 +364,23 @@ def _ratio(text: str) -> float:
     if not 0.0 <= ratio <= 1.0:
         raise ValueError(f"expected a number from 0 to 1, got {text!r}")
     return ratio
+
+
+def _days(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", text) or not 0 < float(text) <= MAX_INDEX_DAYS:
+        raise ValueError(f"expected a number of days from 0.001 to {MAX_INDEX_DAYS}, got {text!r}")
+    return float(text)
+
+
+def _size(text: str) -> int:
+    found = re.fullmatch(r"([0-9]{1,15})(B|KiB|MiB|GiB|TiB)?", text)
+    size = int(found[1]) * _UNITS[found[2] or "B"] if found else 0
+    if not MIN_INDEX_BYTES <= size <= MAX_INDEX_BYTES:
+        raise ValueError(f"expected a size from 64MiB to 16TiB, such as 8GiB, got {text!r}")
+    return size
+
+
+_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def _topic_prefix(text: str) -> str:

@@ -16,11 +16,12 @@ _BELOW = {"bodies", "log", "rules", "verify", "telemetry", "settings", "text", "
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"commands", "ops", "settings", "text", "model"},
-    "commands": {"run", "garbage", "open_log", "required_topics", "engine", "ops", *_BELOW},
+    "commands": {"run", "garbage", "open_log", "required_topics", "engine", "index", "ops", *_BELOW},
     # The command that puts all of it together.
     "run": {
         "kafka_credentials",
         "garbage",
+        "index_keeper",
         "open_log",
         "reload",
         "required_topics",
@@ -31,6 +32,7 @@ MAY_IMPORT = {
         *_BELOW,
     },
     "reload": {"garbage", "required_topics", "ops", "turns", *_BELOW},
+    "index_keeper": {"index", *_BELOW},
     "required_topics": _BELOW,
     "open_log": {"kafka_credentials", *_BELOW},
     "kafka_credentials": {"client", *_BELOW},
@@ -41,6 +43,7 @@ MAY_IMPORT = {
     "ops": {
         "engine",
         "client",
+        "index",
         "quarantine",
         *_BELOW,
     },  # operators give orders, and see the requests that would be made

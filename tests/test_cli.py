@@ -2156,7 +2156,7 @@ def test_status_is_not_fine_while_no_process_was_asked(run: Run, monkeypatch: py
     assert run("status")[0] == 1, "what is wrong comes first"
     run("route", "resume", "build", "--no-wait")
 
-    answers: dict[str, dict[str, Any]] = {name: {"role": name} for name in ("ingress", "router", "all")}
+    answers: dict[str, dict[str, Any]] = {name: {"role": name} for name in ("ingress", "router", "all", "console")}
 
     async def answer(address: str) -> dict[str, Any]:
         return answers[address]
@@ -2167,6 +2167,10 @@ def test_status_is_not_fine_while_no_process_was_asked(run: Run, monkeypatch: py
         (told,) = [each for each in lines(out) if each["what"] == "processes"]
         assert unknown in told["why"]
         assert known not in told["why"]
+    _, out, _ = run("status", "--admin", "console", "--json")
+    (told,) = [each for each in lines(out) if each["what"] == "processes"]
+    assert told["why"].startswith("no ingress or router was asked")
+    assert "refused rules" not in told["why"]
     for asked in (("--admin", "all"), ("--admin", "ingress", "--admin", "router")):
         assert "processes" not in run("status", *asked)[1]
 

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from gateway.model import UsageError
-from gateway.settings import Address, ConnectionSettings, EmbeddedTarget, KafkaTarget, Role, Settings, from_sources
+from gateway.settings import (
+    Address,
+    ConnectionSettings,
+    EmbeddedTarget,
+    IndexSettings,
+    KafkaTarget,
+    Role,
+    Settings,
+    from_sources,
+)
 
 
 def test_nothing_given_is_a_laptop() -> None:
@@ -55,6 +64,22 @@ def test_every_flag_has_a_variable() -> None:
     assert from_sources({}, {f"GATEWAY_{name.upper()}": text for name, text in flags.items()}) == expected
 
 
+def test_an_index_is_kept_by_a_console_and_where_it_is_named() -> None:
+    flags = {"index": "/var/lib/index.db", "index_days": "1.5", "index_bytes": "100GiB"}
+    expected = IndexSettings(file=Path("/var/lib/index.db"), days=1.5, bytes=100 << 30, is_named=True)
+    assert from_sources(flags, {}).index == expected
+    assert from_sources({}, {f"GATEWAY_{name.upper()}": text for name, text in flags.items()}).index == expected
+    assert from_sources({}, {}).index == IndexSettings(file=Path("index.db"), days=7.0, bytes=8 << 30)
+    for role, by_default, named in (
+        (Role.CONSOLE, True, True),
+        (Role.ALL, False, True),
+        (Role.INGRESS, False, False),
+        (Role.ROUTER, False, False),
+    ):
+        assert from_sources({"role": role}, {}).keeps_index is by_default
+        assert from_sources({"role": role, **flags}, {}).keeps_index is named
+
+
 def test_the_flag_wins_over_the_variable() -> None:
     settings = from_sources({"role": "ingress", "dev": None}, {"GATEWAY_ROLE": "router", "GATEWAY_DEV": "1"})
     assert settings.role is Role.INGRESS
@@ -98,7 +123,12 @@ ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
         ("log", "kafka://a:1,", f"{ANY_LOG}, got 'kafka://a:1,'"),
         ("log", "redis://a:1", f"{ANY_LOG}, got 'redis://a:1'"),
         ("log", "kafka://u:hunter2@a:1", "expected an address without credentials, got one with '@'"),
-        ("role", "both", "expected all, ingress, router, got 'both'"),
+        ("role", "both", "expected all, ingress, router, console, got 'both'"),
+        ("index", " ", "expected a file's path, got ' '"),
+        ("index_days", "0", "expected a number of days from 0.001 to 3660, got '0'"),
+        ("index_days", "7d", "expected a number of days from 0.001 to 3660, got '7d'"),
+        ("index_bytes", "63MiB", "expected a size from 64MiB to 16TiB, such as 8GiB, got '63MiB'"),
+        ("index_bytes", "8G", "expected a size from 64MiB to 16TiB, such as 8GiB, got '8G'"),
         ("topic_prefix", "a b", "expected at most 100 letters, digits, '.', '_' or '-', got 'a b'"),
         ("dev", "maybe", "expected true or false, got 'maybe'"),
         ("rules", " ", "expected a file's path, got ' '"),
@@ -135,5 +165,5 @@ def test_all_problems_are_reported_at_once() -> None:
         from_sources({"role": "both"}, {"GATEWAY_LISTEN": ":x"})
     assert str(caught.value).splitlines() == [
         "GATEWAY_LISTEN: expected host:port, got ':x'",
-        "--role: expected all, ingress, router, got 'both'",
+        "--role: expected all, ingress, router, console, got 'both'",
     ]

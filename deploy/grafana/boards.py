@@ -532,6 +532,52 @@ LOG = Board(
             (f"sum by (topic) ({of('gateway_dedupe_identities')})", "{{topic}}"),
             (f"sum by (topic) ({of('gateway_dedupe_rebuilding')})", "{{topic}} being rebuilt"),
         ),
+        graph(
+            "Index behind",
+            "s",
+            "GatewayIndexBehind",
+            "For how long the index may lack what a topic has got.",
+            (f"max by (topic) ({of('gateway_index_behind_seconds')})", "{{topic}}"),
+        ),
+        graph(
+            "Index records to read",
+            "none",
+            "GatewayIndexBehind",
+            "Records that the index hasn't read, by topic.",
+            (f"sum by (topic) ({of('gateway_index_lag_records')})", "{{topic}}"),
+        ),
+        graph(
+            "Index failures",
+            "none",
+            "GatewayIndexBehind",
+            "What held the index up, and records that it hasn't taken, by reason.",
+            (f"sum by (reason) (increase({of('gateway_index_interruptions_total')}[$__rate_interval]))", "{{reason}}"),
+            (
+                f"sum by (reason) (increase({of('gateway_index_records_left_out_total')}[$__rate_interval]))",
+                "left out: {{reason}}",
+            ),
+        ),
+        graph(
+            "Index events",
+            "none",
+            "GatewayIndexBehind",
+            "Events in the index.",
+            (of("gateway_index_events"), "{{job}} {{instance}}"),
+        ),
+        graph(
+            "Index size",
+            "bytes",
+            "GatewayIndexBehind",
+            "Size of the index's file. At its bound, the oldest events are dropped.",
+            (of("gateway_index_bytes"), "{{job}} {{instance}}"),
+        ),
+        graph(
+            "Index age",
+            "s",
+            "GatewayIndexBehind",
+            "How old the oldest event in the index is.",
+            (f"time() - {of('gateway_index_oldest_event_timestamp_seconds')}", "{{job}} {{instance}}"),
+        ),
     ),
 )
 

@@ -19,7 +19,7 @@ _MODULES = {
     "providers": ("providers",),
     "send": ("send", "receive"),
     "topics": ("topics create", "topics check"),
-    "events": ("events list", "events show"),
+    "events": ("events list", "events search", "events show"),
     "dead": ("dead list", "dead show", "dead replay", "dead drop"),
     "rejected": ("rejected list", "rejected show", "rejected retry", "rejected drop"),
     "replay": ("replay",),

@@ -1,15 +1,30 @@
 """`gateway events`: the events in the log."""
 
+import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 
 from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets
 from gateway.commands.values import Parser, duration, positive
+from gateway.index.query import parse_query
+from gateway.index.reading import Currency, index_to_read
+from gateway.index.results import IndexedDelivery, IndexedEvent
 from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.model import Event, RulesError, UnreadableRecordError, UsageError
+from gateway.ops.index_presentation import (
+    currency_fields,
+    delivery_fields,
+    indexed_fields,
+    indexed_row,
+    print_currency,
+    print_deliveries,
+)
 from gateway.ops.log_search import Found, find_event, is_position, newest_first, original_of
+from gateway.ops.output import Output
 from gateway.ops.presentation import Row, event_content, event_fields, event_row, print_event, print_rows
 from gateway.required_topics import event_topics
 from gateway.rules.rules import Rules
@@ -18,6 +33,10 @@ from gateway.text import did_you_mean
 
 def events_arguments(parser: Parser) -> None:
     parser.add_argument("--source", metavar="SOURCE", help="only events of this source")
+    events_limits(parser)
+
+
+def events_limits(parser: Parser) -> None:
     parser.add_argument(
         "--limit", type=positive, default=20, metavar="N", help="show at most N, newest first (default: 20)"
     )
@@ -57,10 +76,49 @@ async def _events_list(call: Invocation) -> int:
     return 0
 
 
+def search_arguments(parser: Parser) -> None:
+    about = "what to look for, as one argument: such as 'source:github status:dead body.order.id:42'; '' for all"
+    parser.add_argument("query", metavar="QUERY", help=about)
+    events_limits(parser)
+
+
+@command(
+    "events search",
+    about="search the index for events, by fields, words of the body and what has become of them",
+    example="gateway events search 'source:github -status:delivered since:2h body.repository.full_name:acme/app'",
+    add_arguments=search_arguments,
+    settings=("index",),
+)
+def _events_search(call: Invocation) -> int:
+    arguments, output, path = call.arguments, call.output, call.settings.index.file
+    now = time.time()
+    query = parse_query(arguments.query, now=now)
+    if arguments.since is not None:
+        query = replace(query, since=max(query.since, now - arguments.since))
+    rows: list[Row] = []
+    with index_to_read(path) as index:
+        with output.waiting("searching"):
+            for event in index.search(query, arguments.limit):
+                if output.json:
+                    output.line(indexed_fields(event))
+                else:
+                    rows.append(indexed_row(event))
+        if output.json:
+            output.line(currency_fields(path, index.currency))
+        elif rows:
+            print_rows(output, rows)
+        else:
+            output.print("no events")
+        print_currency(output, index.currency)
+    return 0
+
+
 def event_arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the event's id, or its position, TOPIC/PARTITION@OFFSET")
     parser.add_argument("--source", metavar="SOURCE", help="search only this source")
     parser.add_argument("--all", action="store_true", help="show every record with this id, not only the newest")
+    about = "show also what has become of it, by the index, which `gateway run --role console` keeps"
+    parser.add_argument("--deliveries", action="store_true", help=about)
 
 
 @command(
@@ -68,10 +126,12 @@ def event_arguments(parser: Parser) -> None:
     about="show an event with its headers and body",
     example="gateway events show evt_9c1f…",
     add_arguments=event_arguments,
-    settings=("rules", *LOG_SETTINGS),
+    settings=("rules", "index", *LOG_SETTINGS),
 )
 async def _events_show(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
+    if arguments.deliveries:
+        await asyncio.to_thread(_looked_up, call.settings.index.file, ())  # before the log is searched
     found_events: list[tuple[Found, Event, str]] = []
     topics = _event_topics(call, arguments.source)
     try:
@@ -94,15 +154,51 @@ async def _events_show(call: Invocation) -> int:
                         found_events.append((found, event, await position_of_original(rules, log, found, event)))
                         if not arguments.all:
                             break
-    for found, event, copied in found_events:
-        if output.json:
-            more = {"duplicate_of": copied} if copied else {}
-            output.line(event_fields(found, event, "") | more | event_content(event))
-        else:
-            print_event(output, event, found.position, copied)
     if not found_events:
         output.fail(_NEITHER.format(arguments.id))
-    return 0 if found_events else 1
+        return 1
+    await _print_all(call, found_events)
+    return 0
+
+
+async def _print_all(call: Invocation, found_events: Sequence[tuple[Found, Event, str]]) -> None:
+    if not call.arguments.deliveries:
+        for each in found_events:
+            _print_found(call.output, *each)
+        return
+    events = [(event.id, found.position) for found, event, _ in found_events]
+    known, currency = await asyncio.to_thread(_looked_up, call.settings.index.file, events)
+    for each, indexed in zip(found_events, known, strict=True):
+        _print_found(call.output, *each, indexed)
+    print_currency(call.output, currency)
+
+
+_Indexed = tuple[IndexedEvent | None, Sequence[IndexedDelivery]]
+"""What the index has of an event, and its deliveries."""
+
+
+def _looked_up(path: Path, events: Iterable[tuple[str, str]]) -> tuple[list[_Indexed], Currency]:
+    """Return what the index has of events, by their ids and positions, and how current it is."""
+    with index_to_read(path) as index:
+        known = [index.event(*each) for each in events]
+        return [(each, () if each is None else index.deliveries(each)) for each in known], index.currency
+
+
+def _print_found(output: Output, found: Found, event: Event, copied: str, indexed: _Indexed | None = None) -> None:
+    """Print an event; with what the index has of it, what has become of it."""
+    known, deliveries = indexed or (None, ())
+    if output.json:
+        more: dict[str, object] = {"duplicate_of": copied} if copied else {}
+        if indexed is not None:
+            told = [delivery_fields(each) for each in deliveries]
+            more |= {"status": None if known is None else known.status, "deliveries": told}
+        output.line(event_fields(found, event, "") | more | event_content(event))
+        return
+    print_event(output, event, found.position, copied)
+    if known is not None:
+        print_deliveries(output, known, deliveries)
+    elif indexed is not None:
+        output.note(f"{found.position}: the index doesn't have it", style="yellow")
 
 
 _NEITHER = "{}: expected the id of an event in the log, or its position, got neither"

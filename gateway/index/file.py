@@ -20,7 +20,7 @@ from gateway.log.records import FORMAT as RECORD_FORMAT
 from gateway.model import GatewayError, UsageError
 
 APPLICATION_ID = 0x67776978  # "gwix"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 """With the formats that are understood: records in a newer one were left out, and are to be read by who knows it."""
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
@@ -38,8 +38,8 @@ MERGED_AT = 8
 # An event's number is when it was appended (ms) times 256, plus its place among those of that millisecond: so numbers
 # ascend with time, whatever is read first. `id_key` is the beginning of its id, as an integer.
 # A segment has the events of `start <= ms < end`. Its tables are `events_N` and `terms_N`.
-# `partitions.position` is the next offset to read. `is_gone`: its topic was deleted since. `unsettled`: since when (ms)
-# it has records above its base; NULL if it has none.
+# `partitions.position` is the next offset to read, `last` when the one before it was appended (µs). `is_gone`: its
+# topic was deleted since. `unsettled`: since when (ms) it has records above its base; NULL if it has none.
 # `let_through` are the events that have a dedupe entry, a bit each, in chunks of 4,096 offsets, in hexadecimal.
 # `deliveries.is_open`: whether its record, or a command, may still settle it.
 # `stand_ins` are events of which only a delivery's record was read: they have the partition 0.
@@ -50,7 +50,8 @@ CREATE TABLE segments (
 ) STRICT;
 CREATE TABLE partitions (
     id INTEGER PRIMARY KEY, topic TEXT NOT NULL, number INTEGER NOT NULL, topic_id TEXT NOT NULL,
-    position INTEGER NOT NULL, is_gone INTEGER NOT NULL DEFAULT 0, progress TEXT, unsettled INTEGER
+    position INTEGER NOT NULL, last INTEGER NOT NULL DEFAULT 0, is_gone INTEGER NOT NULL DEFAULT 0, progress TEXT,
+    unsettled INTEGER
 ) STRICT;
 CREATE TABLE let_through (
     partition TEXT NOT NULL, chunk INTEGER NOT NULL, bits TEXT NOT NULL, PRIMARY KEY (partition, chunk)
@@ -108,7 +109,7 @@ class IndexUnavailableError(GatewayError):
 
 
 class IndexLostError(IndexUnavailableError):
-    """The index's file was deleted or replaced, or `is_damaged`: it has to be opened, or made, anew."""
+    """The index's file was deleted or replaced, is of another version, or damaged: it has to be made anew."""
 
     def __init__(self, message: str, *, is_damaged: bool) -> None:
         super().__init__(message)
@@ -123,6 +124,8 @@ class IndexFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.replaced = ""
+        """Why there is a new file in the place of another, "" if there isn't."""
         if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
             raise UsageError(f"sqlite: expected at least 3.38, got {sqlite3.sqlite_version}")
         try:
@@ -137,16 +140,26 @@ class IndexFile:
             raise IndexUnavailableError(f"{path}: expected an index, got: {reason}") from error
 
     def _open(self) -> None:
-        _refuse_other_files(self.path)
+        try:
+            _refuse_other_files(self.path)
+        except IndexLostError as error:
+            raise _damaged_stranger(self.path, error) from error
         try:
             self._connect()
-        except IndexLostError:
-            _delete(self.path)
+        except IndexLostError as error:
+            self.replaced = str(error)
+            self._give_up(error)
             self._connect()
+
+    def _give_up(self, error: IndexLostError) -> None:
+        """Make room for a new file: keep a damaged one, which may tell of a broken disk, and delete any other."""
+        if error.is_damaged:
+            self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
+        _delete(self.path)
 
     def _connect(self) -> None:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        with _translated(self.path):
+        with translated(self.path):
             self.writer = _connection(self.path)
             try:
                 _prepare(self.writer)
@@ -165,7 +178,7 @@ class IndexFile:
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Raise SQLite's errors as IndexUnavailableError, or as IndexLostError if the file is damaged."""
-        with _translated(self.path):
+        with translated(self.path):
             yield
 
     def close(self) -> None:
@@ -177,11 +190,54 @@ class IndexFile:
             os.close(self._lock)
             self._lock = -1
 
-    def delete(self) -> None:
-        """Close the file and delete it."""
+    def set_aside(self) -> None:
+        """Close the file, which is damaged, and rename it."""
         self.close()
         with suppress(OSError):
+            self.path.replace(self.path.with_name(f"{self.path.name}.damaged"))
             _delete(self.path)
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """Return a connection that only reads, of a file that another process may keep.
+
+    Raises UsageError if there is no index of this version, and IndexUnavailableError.
+    """
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        keeps = f"`gateway run --role console --index {path}` keeps one"
+        raise UsageError(f"{path}: expected an index, got no file; {keeps}") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise IndexUnavailableError(f"{path}: expected an index that can be read, got: {reason}") from error
+    try:
+        with translated(path):
+            connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            try:
+                _refuse_to_read(path, connection)
+            except BaseException:
+                connection.close()
+                raise
+    except IndexLostError as error:
+        raise UsageError(f"{path}: expected an index, got another file, or a damaged one: {error}") from error
+    return connection
+
+
+def _refuse_to_read(path: Path, connection: sqlite3.Connection) -> None:
+    """Raise an error for what isn't an index of this version."""
+    application, tables = (
+        one(connection, "PRAGMA application_id"),
+        one(connection, "SELECT count(*) FROM sqlite_schema"),
+    )
+    if application != APPLICATION_ID:
+        if not tables:
+            raise IndexUnavailableError(f"{path}: expected an index, got one that is being made")
+        raise UsageError(f"{path}: expected an index, got another program's database")
+    if (version := one(connection, "PRAGMA user_version")) != VERSION:
+        whose = "another version of the gateway keeps it, whose commands can search it"
+        raise UsageError(f"{path}: expected an index of version {VERSION}, got {version}: {whose}")
 
 
 def one(connection: sqlite3.Connection, statement: str, *parameters: object) -> Any:  # noqa: ANN401 - a column's value
@@ -206,7 +262,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     if connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
         if (version := connection.execute("PRAGMA user_version").fetchone()[0]) != VERSION:
-            raise IndexLostError(f"expected an index of version {VERSION}, got {version}", is_damaged=True)
+            raise IndexLostError(f"expected an index of version {VERSION}, got {version}", is_damaged=False)
         return
     # One transaction: an interrupted creation starts again.
     marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
@@ -246,8 +302,13 @@ def _refuse_other_files(path: Path) -> None:
         raise UsageError(f"{path}: expected an index, got another program's database; name another file")
 
 
+def _damaged_stranger(path: Path, error: IndexLostError) -> UsageError:
+    """Return the error for a damaged file of which nobody knows whose it is."""
+    return UsageError(f"{path}: expected an index, got a damaged database ({error}); delete it, or name another one")
+
+
 def _has_tables(path: Path) -> bool:
-    with _translated(path):
+    with translated(path):
         connection = _connection(path)
         try:
             if connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID:
@@ -285,7 +346,7 @@ def _locked(path: Path) -> int:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:

@@ -12,12 +12,16 @@ _SKEW = round(LEADER_CLOCK_SKEW * 1000)
 
 
 class Part(NamedTuple):
-    """A partition that is read: its number in the index, its topic's id, the next offset, and its progress."""
+    """A partition that is read: its number in the index, its topic's id, the next offset, and its progress.
+
+    `last` is when the record before the next offset was appended (µs), 0 if that wasn't read.
+    """
 
     id: int
     topic_id: str
     position: int
     progress: Progress | None
+    last: int
 
 
 class Settlement(NamedTuple):
@@ -46,13 +50,13 @@ class Partitions:
     def load(self) -> None:
         """Read what the file has."""
         select = (
-            "SELECT json_group_array(json_array(topic, number, id, topic_id, position, progress, unsettled))"
+            "SELECT json_group_array(json_array(topic, number, id, topic_id, position, progress, last, unsettled))"
             " FROM partitions WHERE is_gone = 0"
         )
         self.parts.clear()
         self._unsettled.clear()
-        for topic, number, id_, topic_id, position, progress, unsettled in rows(self._connection, select):
-            self.parts[Partition(topic, number)] = Part(id_, topic_id, position, decode_progress(progress))
+        for topic, number, id_, topic_id, position, progress, last, unsettled in rows(self._connection, select):
+            self.parts[Partition(topic, number)] = Part(id_, topic_id, position, decode_progress(progress), last)
             if unsettled is not None:
                 self._unsettled[id_] = deque([_Unsettled(position - 1, unsettled)])
 
@@ -63,7 +67,7 @@ class Partitions:
             (*partition, topic_id, position),
         )
         assert cursor.lastrowid is not None
-        self.parts[partition] = Part(cursor.lastrowid, topic_id, position, None)
+        self.parts[partition] = Part(cursor.lastrowid, topic_id, position, None, 0)
 
     def forget(self, partition: Partition) -> Part:
         """Read a partition no more, as its topic is gone; what isn't known to be done never will be."""
@@ -75,11 +79,11 @@ class Partitions:
         )
         return part
 
-    def move(self, partition: Partition, position: int) -> None:
-        """Continue with an offset."""
+    def move(self, partition: Partition, position: int, last: int = 0) -> None:
+        """Continue with an offset; `last` is when the record before it was appended (µs), if that was read."""
         part = self.parts[partition]
-        self.parts[partition] = part._replace(position=position)
-        self._connection.execute("UPDATE partitions SET position = ? WHERE id = ?", (position, part.id))
+        self.parts[partition] = part._replace(position=position, last=last)
+        self._connection.execute("UPDATE partitions SET position = ?, last = ? WHERE id = ?", (position, last, part.id))
 
     def note_topic_id(self, partition: Partition, topic_id: str) -> None:
         """Keep the id of a topic of which none was known."""

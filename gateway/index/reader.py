@@ -9,20 +9,25 @@ deliveries and attempts. It joins no group: the positions are in the index, in t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing
 from functools import partial
 from typing import NamedTuple, TypeVar
 
+import structlog
+
 from gateway.engine.event_topics import topics_with_events
-from gateway.index.partitions import Settlement
+from gateway.index.notes import Note
+from gateway.index.partitions import Part, Settlement
 from gateway.index.writer import SUCCESSORS, Kind, Writer
 from gateway.log.base import ALL, Commit, Log, Partition, Record, are_of_different_topics
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import LogUnavailableError
 
 T = TypeVar("T")
+logger = structlog.get_logger(__name__)
 COMMIT_EVERY = 1.0
 """Seconds after which what was read is committed, and can be found."""
 AT_ONCE = 8
@@ -41,6 +46,13 @@ class Range(NamedTuple):
 
     start: int
     end: int
+
+
+class Progress(NamedTuple):
+    """How many records of a topic aren't read yet; until when (Unix seconds) all that was appended is, 0 if unknown."""
+
+    records: int
+    complete_to: float
 
 
 class Round(NamedTuple):
@@ -67,12 +79,14 @@ class Reader:
         self._event_topics: frozenset[str] = frozenset()
         self._control_position = 0
         self._control_id = ""
-        self._reached: dict[Partition, float] = {}
+        self._complete: dict[Partition, float] = {}
+        self._unreadable: Mapping[Partition, str] = {}
         self._committed_at = self._loop.time()
         self.lag: dict[Partition, int] = {}
         """How many offsets each partition had that weren't read, as of the last look."""
         self.unsettled: dict[str, str] = {}
         """The topics whose commits couldn't be asked for in the last round, and why."""
+        self._present: frozenset[str] = frozenset()
 
     async def round(self) -> Round:
         """Read everything that there is now, and put the commits of its beginning in force.
@@ -81,7 +95,7 @@ class Reader:
         IndexUnavailableError, after which the next round continues from what was committed.
         """
         kinds, began = await self._kinds(), self._log.now()
-        unreadable: dict[Partition, str] = {}
+        self._unreadable = unreadable = dict[Partition, str]()
         commits = await self._commits({topic for topic, kind in kinds.items() if kind in _GROUPED}, kinds)
         ids = {topic: self._log.topic_id(topic) for topic in kinds}
         attempts = await self._ranges([topic for topic, kind in kinds.items() if kind is Kind.ATTEMPTS], unreadable)
@@ -89,9 +103,9 @@ class Reader:
         events = await self._ranges([topic for topic, kind in kinds.items() if kind is Kind.EVENTS], unreadable)
         count = await self._follow_control(unreadable)
         for ranges in (events, successors):
-            count += await self._read(ranges, kinds, unreadable)
+            count += await self._read(ranges, kinds, unreadable, began)
         if not any(kinds.get(partition.topic) is Kind.EVENTS for partition in unreadable):
-            count += await self._read(attempts, kinds, unreadable)  # else they wait for their events
+            count += await self._read(attempts, kinds, unreadable, began)  # else they wait for their events
         has_unread = any(kinds.get(each.topic) in _ENDS or each.topic == self._topics.control for each in unreadable)
         if not has_unread:
             known = {**successors, **events}
@@ -102,12 +116,23 @@ class Reader:
             }
             by_partition = {partition: kinds[partition.topic] for partition in known}
             await self._run(self._writer.settle, settlements, by_partition, began)
+            await self._run(self._writer.note, Note.SETTLED_AT, began)
         await self._commit()
         return Round(count, unreadable, has_unread)
 
     async def roll_back(self) -> None:
         """Take back what isn't committed, after an error."""
         await self._run(self._writer.roll_back)
+        self._complete.clear()
+
+    def progress(self) -> Mapping[str, Progress]:
+        """Return how far each topic is read, as of the last look; to be asked on the event loop."""
+        found: dict[str, Progress] = {}
+        for partition in self._present_partitions():
+            records, complete_to = found.get(partition.topic, Progress(0, math.inf))
+            records += self.lag.get(partition, 0)
+            found[partition.topic] = Progress(records, min(complete_to, self._complete_to(partition)))
+        return found
 
     # What there is.
 
@@ -121,7 +146,9 @@ class Reader:
         kinds |= {name: Kind.ORDERED for name in sorted(present) if topics.ordered_target(name) is not None}
         own = {topics.parked: Kind.PARKED, topics.dead: Kind.DEAD, topics.dedupe: Kind.DEDUPE}
         own |= {f"{topics.prefix}attempts": Kind.ATTEMPTS}
-        return kinds | {name: kind for name, kind in own.items() if name in present}
+        kinds |= {name: kind for name, kind in own.items() if name in present}
+        self._present = frozenset(kinds)
+        return kinds
 
     async def _commits(self, names: set[str], kinds: Mapping[str, Kind]) -> dict[Partition, Commit | None]:
         """Return the commits of partitions that may have made progress; None where there is none.
@@ -187,9 +214,16 @@ class Reader:
     # Reading.
 
     async def _read(
-        self, ranges: Mapping[Partition, Range], kinds: Mapping[str, Kind], unreadable: dict[Partition, str]
+        self,
+        ranges: Mapping[Partition, Range],
+        kinds: Mapping[str, Kind],
+        unreadable: dict[Partition, str],
+        began: float,
     ) -> int:
-        """Read partitions up to their ends, in turn the one that is furthest behind in time; note what can't be."""
+        """Read partitions up to their ends, in turn the one that is furthest behind in time; note what can't be.
+
+        Their ends were asked for after the round `began`.
+        """
         left = set[Partition]()
         for partition, found in ranges.items():
             try:
@@ -198,11 +232,15 @@ class Reader:
                 unreadable[partition] = str(error)
                 continue
             self.lag[partition] = max(0, found.end - self._position(partition))
+            # What is new to it, or to this process, has been read as far as all had been: before, it had no records.
+            self._complete.setdefault(partition, self._writer.complete_to)
             if self.lag[partition]:
                 left.add(partition)
+            else:
+                self._complete[partition] = began
         count = 0
         while left:
-            partition = min(left, key=lambda each: self._reached.get(each, 0.0))
+            partition = min(left, key=lambda each: self._complete[each])
             end = ranges[partition].end
             try:
                 count += await self._read_some(partition, end, kinds[partition.topic])
@@ -212,6 +250,7 @@ class Reader:
             self.lag[partition] = max(0, end - self._position(partition))
             if self._position(partition) >= end:
                 left.discard(partition)
+                self._complete[partition] = began
             if self._loop.time() > self._committed_at + COMMIT_EVERY:
                 await self._commit()
         return count
@@ -219,9 +258,10 @@ class Reader:
     async def _take_up(self, partition: Partition, found: Range, kind: Kind) -> None:
         """Continue with a partition: one that is new, whose topic was recreated, or whose records were deleted."""
         part, topic_id = self._writer.parts.get(partition), self._log.topic_id(partition.topic)
-        if part is not None and (are_of_different_topics(part.topic_id, topic_id) or found.end < part.position):
+        if part is not None and (why := await self._why_anew(partition, part, found, topic_id)):
+            logger.warning("index_partition_anew", topic=partition.topic, partition=partition.number, reason=why)
             await self._run(self._writer.forget_partition, partition, kind)
-            part = None
+            self._complete[partition], part = 0.0, None
         if part is None:
             await self._run(
                 self._writer.begin_partition, partition, topic_id, await self._first(partition, found, kind)
@@ -230,6 +270,29 @@ class Reader:
             await self._run(partial(self._writer.skip, partition, found.start, is_deleted=True))
         elif topic_id and not part.topic_id:
             await self._run(self._writer.note_topic_id, partition, topic_id)
+
+    async def _why_anew(self, partition: Partition, part: Part, found: Range, topic_id: str) -> str:
+        """Return why what was read of a partition isn't there any more, "" if it is."""
+        if are_of_different_topics(part.topic_id, topic_id):
+            return "the topic was recreated"
+        if found.end < part.position:
+            return f"expected at least {part.position} records, got {found.end}"
+        is_of_another = await self._is_of_another_log(partition, part, found)
+        return f"expected another record at {part.position - 1}: the log is another one" if is_of_another else ""
+
+    async def _is_of_another_log(self, partition: Partition, part: Part, found: Range) -> bool:
+        """Return whether the record that was read last is another one now: a copy of the log was put in its place.
+
+        That happens while nobody reads it, so each process looks once.
+        """
+        offset = part.position - 1
+        if partition in self._complete or not part.last or not found.start <= offset < found.end:
+            return False
+        async with aclosing(_batches(self._log, partition, offset, part.position)) as batches:
+            async for records in batches:
+                for record in records:
+                    return round(record.appended_at * 1e6) != part.last
+        return False
 
     async def _first(self, partition: Partition, found: Range, kind: Kind) -> int:
         """Return where to begin with a partition: what is older than what is kept isn't read."""
@@ -250,7 +313,7 @@ class Reader:
                     continue
                 position = records[-1].offset + 1
                 await self._run(self._writer.index, partition, kind, records, position, self._log.now())
-                self._reached[partition] = records[-1].appended_at
+                self._complete[partition] = max(self._complete[partition], records[-1].appended_at)
                 count += len(records)
                 size += sum([len(record.value) for record in records])
                 if size >= STEP_BYTES:
@@ -292,10 +355,20 @@ class Reader:
             self._control_position = found.end
         return count
 
+    def _present_partitions(self) -> Iterator[Partition]:
+        yield from [each for each in self._writer.parts if each.topic in self._present]
+        yield from [each for each in self._unreadable if each.topic in self._present and each not in self._writer.parts]
+
+    def _complete_to(self, partition: Partition) -> float:
+        return self._complete.get(partition, self._writer.complete_to)
+
     def _position(self, partition: Partition) -> int:
         return self._writer.parts[partition].position
 
     async def _commit(self) -> None:
+        its = [self._complete_to(each) for each in self._present_partitions() if each.topic in self._event_topics]
+        if its:
+            await self._run(self._writer.note, Note.COMPLETE_TO, min(its))
         await self._run(self._writer.commit, self._log.now())
         self._committed_at = self._loop.time()
 

@@ -8,14 +8,18 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TypeVar
+
+import structlog
 
 from gateway.engine.control.records import DeadLetterProperties, partition_key
 from gateway.engine.control.state import Control
 from gateway.index.deliveries import AttemptRow, Deliveries, resolution
 from gateway.index.duplicates import LetThrough
 from gateway.index.file import IndexFile
+from gateway.index.notes import Note, noted, write_note
 from gateway.index.partitions import Part, Partitions, Settlement
 from gateway.index.segments import Known, NewEvent, Segments
 from gateway.index.settlement import DeliveryKey, DeliveryRow, Tried
@@ -36,6 +40,7 @@ from gateway.model import Event, NewerRecordError, UndecodableRecordError, ident
 from gateway.turns import give_way, taking_turns
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 MAX_DETAIL = 300
 """Characters of a message that are kept; the record has all of it."""
@@ -102,6 +107,7 @@ class Writer:
         with file.errors():
             self._segments = Segments(self._connection, days=days, max_bytes=max_bytes)
             self._partitions = Partitions(self._connection)
+            self.complete_to = noted(self._connection, Note.COMPLETE_TO)
         self._touched = {part.id for part in self.parts.values()}
 
     @property
@@ -152,7 +158,7 @@ class Writer:
                 self._add_attempts(part, records)
             else:
                 self._add_deliveries(partition, part, kind, records)
-            self._partitions.move(partition, position)
+            self._partitions.move(partition, position, _us(records[-1].appended_at))
 
     def follow_control(self, records: Sequence[Record]) -> None:
         """Apply records of the control topic, which is read from its beginning by each process."""
@@ -275,6 +281,13 @@ class Writer:
             self._touched.add(event.partition)
         self._deliveries.add_attempts(found)
 
+    def note(self, note: Note, at: float) -> None:
+        """Note a time in the file."""
+        with self._working():
+            write_note(self._connection, note, at)
+            if note is Note.COMPLETE_TO:
+                self.complete_to = at
+
     # Transactions.
 
     def settle(self, settlements: Mapping[Partition, Settlement], kinds: Mapping[Partition, Kind], now: float) -> None:
@@ -312,11 +325,15 @@ class Writer:
     def commit(self, now: float) -> None:
         """Keep the index within its bounds, and end the transaction."""
         with self._working():
+            dropped = 0
             while self._segments.is_beyond_bounds(now):
-                self._segments.drop_oldest()
+                dropped += self._segments.drop_oldest()
             self._segments.merge_some(MERGE_SECONDS)
             self._file.check()
             self._connection.execute("COMMIT")
+            if dropped:
+                before = datetime.fromtimestamp(self._segments.horizon / 1000, UTC).isoformat(timespec="seconds")
+                log.info("index_events_dropped", path=str(self._file.path), count=dropped, before=before)
             self.left_out.update(self._uncommitted)
             self._uncommitted.clear()
 
@@ -328,6 +345,7 @@ class Writer:
             self._uncommitted.clear()
             self._segments.load()
             self._partitions.load()
+            self.complete_to = noted(self._connection, Note.COMPLETE_TO)
             self._touched = {part.id for part in self.parts.values()}
             self._resolutions, self._is_control_changed = 0, True
 

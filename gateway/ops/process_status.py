@@ -423,6 +423,7 @@ def not_asked_finding(statuses: Sequence[Mapping[str, Any]], why: str = "") -> F
         return None
     missing += [] if roles else [*_KNOWN_TO_ALL]
     role = "process" if not roles else Role.ROUTER if Role.INGRESS in roles else Role.INGRESS
+    role = "ingress or router" if roles == {Role.CONSOLE} else role
     return Finding(
         rank=NOT_READ,
         what="processes",

@@ -524,6 +524,24 @@ class Metrics(Collector):
             "source",
             "position",
         )
+        # Only where an index is kept: `IndexKeeper` makes their series.
+        self.index_behind = gauge(
+            "index_behind_seconds",
+            "For how long the index may lack what a topic has got; of no topic while none is known.",
+            "topic",
+        )
+        self.index_lag = gauge("index_lag_records", "Records of a topic that the index hasn't read.", "topic")
+        self.index_events = gauge("index_events", "Events in the index.")
+        self.index_bytes = gauge("index_bytes", "Size of the index's file, without pages that will be used again.")
+        self.index_oldest_event = gauge(
+            "index_oldest_event_timestamp_seconds", "When the oldest event in the index was stored; 0 without one."
+        )
+        self.index_interruptions = counter(
+            "index_interruptions", "Rounds of reading that failed, and are tried again, by reason.", "reason"
+        )
+        self.index_left_out = counter(
+            "index_records_left_out", "Records that the index hasn't taken, by reason.", "reason"
+        )
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log responds and accepts all appends.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")

@@ -150,7 +150,7 @@ def test_nothing_fires_of_a_gateway_to_which_nothing_happens(tool: Tool, tmp_pat
             assert ask(stack.prometheus, 'ALERTS{alertstate="firing"}') == []
             time.sleep(1)
         assert ask(stack.prometheus, "ALERTS") == [], "nor would any fire that waits for longer"
-        assert len(ask(stack.prometheus, "gateway_build_info")) == 2
+        assert len(ask(stack.prometheus, "gateway_build_info")) == 3
         assert health_of_rules(stack) == {"ok"}
     finally:
         stack.down()
@@ -172,7 +172,7 @@ def test_a_stopped_stack_leaves_nothing(stack: Stack) -> None:
     folder = stack.folder
     files = list(folder.glob("*.pid"))
     ids = [int(file.read_text().split()[0]) for file in files]
-    of_kafka = {"kafka", "router"} if stack.log == "kafka" else set[str]()
+    of_kafka = {"kafka", "router", "console"} if stack.log == "kafka" else set[str]()
     assert {file.stem for file in files} == {"ingress", "traffic", "prometheus", "alertmanager", *of_kafka}
     assert all(map(_is_there, ids))
     assert stack.is_up

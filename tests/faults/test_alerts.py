@@ -242,6 +242,8 @@ async def test_each_alert_fires_at_its_fault_and_clears_after_it(
         await watch.clear(*SLOW_TO_CLEAR)
         await _records(scenery)
         await watch.clear(*SLOW_TO_CLEAR)
+        await _index(scenery)
+        await watch.clear(*SLOW_TO_CLEAR)
         await _destinations(scenery)
         await watch.clear(*SLOW_TO_CLEAR)
         await _overload(scenery)
@@ -399,6 +401,16 @@ async def _records(scenery: "Scenery") -> None:
     scenery.watch.fixed()
 
 
+async def _index(scenery: "Scenery") -> None:
+    """Something else is where the file of the index was."""
+    file = scenery.index
+    async with scenery.watch.fault("a folder in the place of the index", "GatewayIndexBehind"):
+        file.unlink()
+        file.mkdir()
+    file.rmdir()
+    scenery.watch.fixed()
+
+
 async def _destinations(scenery: "Scenery") -> None:
     """A destination answers 503 for more than the 30 s within which its deliveries have to be there."""
     names = (
@@ -496,7 +508,7 @@ async def _processes(scenery: "Scenery") -> None:
 
 
 class Scenery:
-    """Kafka, an ingress, two routers, Prometheus and Alertmanager, and a sender that goes on. A context manager."""
+    """Kafka, three kinds of gateways, Prometheus and Alertmanager, and a sender that goes on. A context manager."""
 
     def __init__(self, folder: Path, tool: Callable[[str], Path]) -> None:
         self.is_failing = False
@@ -551,14 +563,21 @@ class Scenery:
         self._place = LogPlace(url=f"kafka://{self.broker.address}", prefix="gateway.")
         self._ingress = await self._gateway("ingress", "ingress")
         self.routers = [await self._gateway(name, "router") for name in ("first", "second")]
-        return {"gateway-ingress": [self._ingress], "gateway-router": self.routers}
+        console = await self._gateway("console", "console")
+        return {"gateway-ingress": [self._ingress], "gateway-router": self.routers, "gateway-console": [console]}
+
+    @property
+    def index(self) -> Path:
+        """The file of the console's index."""
+        return self._folder / "console" / "index.db"
 
     async def _gateway(self, name: str, role: str) -> GatewayProcess:
         folder = self._folder / name
         folder.mkdir()
         self._issue(folder, timedelta(days=30))
         rules = ROUTES.replace("URL", f"http://127.0.0.1:{self._sink.port}")
-        gateway = GatewayProcess(folder, rules=rules, log=self._place.url, environ={"GATEWAY_ROLE": role})
+        environ = {"GATEWAY_ROLE": role} | ({"GATEWAY_INDEX": str(self.index)} if role == "console" else {})
+        gateway = GatewayProcess(folder, rules=rules, log=self._place.url, environ=environ)
         return await self._stack.enter_async_context(gateway)
 
     def _answer(self, request: Request) -> int | Answer:

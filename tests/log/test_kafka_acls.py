@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent.parent
 OPERATIONS = ROOT / "docs" / "operations.md"
 MAKER = "topics"
 """Who calls `gateway topics create`."""
-USERS = ("ingress", "router", MAKER)
+USERS = ("ingress", "router", MAKER, "console")
 TABLE = "| Principal | Topic ACLs | Group ACLs |\n|---|---|---|\n"
 PASSWORD = "correct horse"
 LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule"
@@ -147,7 +147,11 @@ class Guarded:
         home = folder / role
         home.mkdir()
         gateway = GatewayProcess(
-            home, rules=rules, log=self.address, prefix=prefix, environ=self.environ(role, role=role)
+            home,
+            rules=rules,
+            log=self.address,
+            prefix=prefix,
+            environ=self.environ(role, role=role, index=str(home / "index.db") if role == "console" else ""),
         )
         async with gateway:
             yield gateway
@@ -222,6 +226,7 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
         async with (
             guarded.gateway(tmp_path, "router", rules=rules, prefix=prefix) as router,
             guarded.gateway(tmp_path, "ingress", rules=rules, prefix=prefix) as ingress,
+            guarded.gateway(tmp_path, "console", rules=rules, prefix=prefix) as console,
         ):
             assert (await post(ingress.port, signed_post(b'{"key":"a"}', delivery="1")))[0] == 202
             await first.received(2)
@@ -236,6 +241,10 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
                 await half.line("rules_reloaded")  # by itself
             assert (await post(ingress.port, signed_post(b"{}", delivery="2", path="/in/shop")))[0] == 202
             await first.received(3)
+            topic = f"{prefix}events.shop"
+            await console.until("gateway_index_lag_records", 0, topic=topic)
+            await console.until("gateway_index_events", 2)
+            assert (await console.metrics()).sum("gateway_index_interruptions_total") == 0
             # The destination's own response, and not the default one.
             assert (await post(ingress.port, signed_post(b"{}", delivery="3", path="/in/ask")))[0] == 200
             assert ingress.lines("rate_not_shared") == []

@@ -88,6 +88,13 @@ INTERFACE = {
     "connections_refused_total": ("counter", "reason"),
     "secret_expiry_timestamp_seconds": ("gauge", "source position"),
     "log_up": ("gauge", ""),
+    "index_behind_seconds": ("gauge", "topic"),
+    "index_lag_records": ("gauge", "topic"),
+    "index_events": ("gauge", ""),
+    "index_bytes": ("gauge", ""),
+    "index_oldest_event_timestamp_seconds": ("gauge", ""),
+    "index_interruptions_total": ("counter", "reason"),
+    "index_records_left_out_total": ("counter", "reason"),
     "event_loop_tasks": ("gauge", ""),
     "build_info": ("gauge", "version role"),
     "owner_info": ("gauge", "kind name owner runbook"),
@@ -157,6 +164,12 @@ def test_the_names_types_and_labels_are_the_interface() -> None:
         family.labels("build", "ci").set(1)
     for family in (metrics.ordered_quiet_keys, metrics.ordered_lag, metrics.ordered_oldest_pending):
         family.labels("build", "ci").set(1)
+    for family in (metrics.index_behind, metrics.index_lag):
+        family.labels("x").set(1)
+    for family in (metrics.index_events, metrics.index_bytes, metrics.index_oldest_event):
+        family.labels().set(1)
+    for counters in (metrics.index_interruptions, metrics.index_left_out):
+        counters.labels("x").inc()
     text, content_type = page(registry)
     assert content_type == "text/plain; version=0.0.4; charset=utf-8"
     found = {}

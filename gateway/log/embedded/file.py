@@ -68,15 +68,13 @@ class File:
     def check_file(self) -> None:
         """Raise LogLostError, now and at every later call, if the opened file was moved, replaced, cut or damaged.
 
-        If it doesn't raise, what was stored before is in the file that the next owner will open.
+        If it doesn't raise, what was stored before is in the file that the next owner will open. Who isn't the owner
+        only sees that the file is another one: the owner may change its WAL.
         """
-        if (
-            self.lost is None
-            and self.is_owner
-            and self._file_check is not None
-            and (problem := self._file_check.problem())
-        ):
-            self.lost = f"{self.path} can't be used any more, and nothing is stored in it: {problem}"
+        if self.lost is None and self._file_check is not None:
+            check = self._file_check
+            if problem := check.problem() if self.is_owner else check.moved():
+                self.lost = f"{self.path} can't be used any more, and nothing is stored in it: {problem}"
         if self.lost is not None:
             raise LogLostError(self.lost)
 

@@ -1,0 +1,71 @@
+"""The index for who only reads it: a command, while another process keeps the file."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from gateway.index.file import open_to_read, translated
+from gateway.index.notes import Note, noted
+from gateway.index.query import Query
+from gateway.index.results import IndexedDelivery, IndexedEvent, Page
+from gateway.index.search import Searcher
+from gateway.model import immutable
+
+MOST = 500
+"""Events of a page, at most."""
+
+
+@immutable
+class Currency:
+    """How current an index is (Unix seconds, 0 if unknown).
+
+    All events that were stored before `complete_to` are in it; statuses are at least those of `settled_at`.
+    """
+
+    complete_to: float
+    settled_at: float
+
+
+class Reading:
+    """An index that is open to read. Each method raises IndexUnavailableError."""
+
+    def __init__(self, path: Path, searcher: Searcher, currency: Currency) -> None:
+        """Used by `index_to_read`. `currency` is as of the opening: what is found may be newer."""
+        self._path = path
+        self._searcher = searcher
+        self.currency = currency
+
+    def search(self, query: Query, limit: int) -> Iterator[IndexedEvent]:
+        """Yield the newest events that match a query, so many at most, however long that takes."""
+        cursor: int | None = None
+        while limit:
+            page = self._page(query, min(limit, MOST), cursor)
+            yield from page.events
+            limit, cursor = limit - len(page.events), page.cursor
+            if cursor is None:
+                return
+
+    def _page(self, query: Query, limit: int, cursor: int | None) -> Page:
+        with translated(self._path):
+            return self._searcher.search(query, limit=limit, cursor=cursor)
+
+    def event(self, id: str, position: str) -> IndexedEvent | None:  # noqa: A002 - what it is
+        """Return the event with an id that is stored at a position (`topic/partition@offset`); None if it lacks it."""
+        with translated(self._path):
+            return next((each for each in self._searcher.events(id) if each.position == position), None)
+
+    def deliveries(self, event: IndexedEvent) -> list[IndexedDelivery]:
+        """Return what is known of an event's deliveries."""
+        with translated(self._path):
+            return self._searcher.deliveries(event.number)
+
+
+@contextmanager
+def index_to_read(path: Path) -> Iterator[Reading]:
+    """Open an index to read it. Raises UsageError if there is none of this version, and IndexUnavailableError."""
+    with closing(open_to_read(path)) as connection:
+        with translated(path):
+            currency = Currency(
+                complete_to=noted(connection, Note.COMPLETE_TO), settled_at=noted(connection, Note.SETTLED_AT)
+            )
+        yield Reading(path, Searcher(connection), currency)

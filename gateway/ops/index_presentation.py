@@ -1,0 +1,129 @@
+"""How commands show what the index knows: as JSON fields for scripts, as text for people."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway.index.reading import Currency
+from gateway.index.results import IndexedDelivery, IndexedEvent
+from gateway.index.settlement import Settled
+from gateway.ops.output import Output, rfc3339, when
+from gateway.ops.presentation import Row, print_rows
+
+STALE = 60.0
+"""Seconds from which on statuses that are older than the events are told."""
+
+
+def indexed_fields(event: IndexedEvent) -> dict[str, object]:
+    """Return an event as JSON has it, with its deliveries."""
+    return {
+        "at": rfc3339(event.received_at),
+        "stored_at": rfc3339(event.appended_at),
+        "id": event.id,
+        "source": event.source,
+        "type": event.type,
+        "key": event.key,
+        "size": event.size,
+        "position": event.position or None,
+        "status": event.status,
+        "deliveries": [
+            {"route": each.route, "destination": each.destination, "status": each.status} for each in _named(event)
+        ],
+    }
+
+
+def indexed_row(event: IndexedEvent) -> Row:
+    """Return an event as a table has it."""
+    return {
+        "stored": when(event.appended_at).replace(" ", "\n"),
+        "event": event.id,
+        "source": event.source,
+        "type": event.type,
+        "key": event.key or "",
+        "status": event.status,
+        "deliveries": "\n".join(
+            [
+                f"{route} → {destination or 'no destination'}: {status}{f' ({count:,})' if count > 1 else ''}"
+                for (route, destination, status), count in sorted(Counter(_named(event)).items())
+            ]
+        ),
+    }
+
+
+def _named(event: IndexedEvent) -> Sequence[Settled]:
+    """Return an event's deliveries but for those of which nothing is known."""
+    return [each for each in event.settled if each.route or each.destination]
+
+
+def currency_fields(path: Path, currency: Currency) -> dict[str, object]:
+    return {
+        "index": {
+            "file": str(path),
+            "complete_to": rfc3339(currency.complete_to) if currency.complete_to else None,
+            "statuses_as_of": rfc3339(currency.settled_at) if currency.settled_at else None,
+        }
+    }
+
+
+def print_currency(output: Output, currency: Currency) -> None:
+    """Say, besides the result, how current it is."""
+    if not currency.complete_to:
+        output.note("the index is being made: it isn't known yet what it lacks", style="yellow")
+        return
+    output.note(f"the index is complete to {when(currency.complete_to)}")
+    if currency.settled_at < currency.complete_to - STALE:
+        known = f"those of {when(currency.settled_at)}" if currency.settled_at else "not known yet"
+        output.note(f"statuses are {known}, at least", style="yellow")
+
+
+def delivery_fields(delivery: IndexedDelivery) -> dict[str, object]:
+    """Return a delivery as JSON has it, with its attempts."""
+    return {
+        "delivery_id": delivery.id,
+        "route": delivery.route,
+        "destination": delivery.destination,
+        **({} if delivery.item is None else {"item": delivery.item}),
+        "status": delivery.status,
+        "replayed_at": rfc3339(delivery.replayed_at) if delivery.replayed_at else None,
+        "due": rfc3339(delivery.due) if delivery.due else None,
+        "reason": delivery.reason or None,
+        "detail": delivery.detail or None,
+        "attempts": [
+            {
+                "attempt": each.number,
+                "at": rfc3339(each.at),
+                "seconds": each.seconds,
+                "result": each.result if each.status is None else str(each.status),
+                "detail": each.detail or None,
+            }
+            for each in delivery.attempts
+        ],
+    }
+
+
+def print_deliveries(output: Output, event: IndexedEvent, deliveries: Sequence[IndexedDelivery]) -> None:
+    """Print the deliveries of an event, each with its last recorded attempt."""
+    output.print()
+    if not deliveries:
+        output.print(("deliveries ", "bold"), f"none is recorded; status {event.status}")
+        return
+    output.print(("deliveries ", "bold"), f"status {event.status}")
+    rows: list[Row] = []
+    for each in deliveries:
+        last = each.attempts[-1] if each.attempts else None
+        result = "" if last is None else last.result if last.status is None else str(last.status)
+        item = "" if each.item is None else f", item {each.item}"
+        again = f"\nreplayed {when(each.replayed_at)}" if each.replayed_at else ""
+        rows.append(
+            {
+                "route → destination, delivery": (
+                    f"{each.route} → {each.destination or 'no destination'}{item}\n{each.id}{again}"
+                ),
+                "status": each.status,
+                "attempts": "" if last is None else str(last.number),
+                "last result": result,
+                "due": when(each.due).replace(" ", "\n") if each.due and each.status == "retrying" else "",
+                "reason": each.reason,
+            }
+        )
+    print_rows(output, rows)
