@@ -164,7 +164,11 @@ class IndexFile:
             try:
                 _prepare(self.writer)
                 self.reader = _connection(self.path)
-                self.reader.execute("SELECT count(*) FROM segments").fetchall()
+                try:
+                    self.reader.execute("SELECT count(*) FROM segments").fetchall()
+                except BaseException:
+                    self.reader.close()
+                    raise
             except BaseException:
                 self.writer.close()
                 raise
