@@ -77,7 +77,7 @@ async def _events_list(call: Invocation) -> int:
 
 
 def search_arguments(parser: Parser) -> None:
-    about = "what to look for, as one argument: 'source:github status:dead body.order.id:42', ' -status:ended', or '' for all"
+    about = "what to look for, as one argument: 'status:dead body.order.id:42', ' -status:ended', or '' for all"
     parser.add_argument("query", metavar="QUERY", help=about)
     events_limits(parser)
 
