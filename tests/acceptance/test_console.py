@@ -507,7 +507,7 @@ async def latency(place: LogPlace, folder: Path, environ: Mapping[str, str]) -> 
         return times[int(len(times) * 0.99)], total / count
 
 
-@pytest.mark.alone
+@pytest.mark.full
 async def test_an_index_doesnt_hold_the_event_loop_that_delivers(
     place: LogPlace, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
