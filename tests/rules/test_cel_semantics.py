@@ -1,5 +1,6 @@
 """Expressions say the same each time, and what CEL's specification says, where its library doesn't."""
 
+import contextlib
 import itertools
 import os
 import re
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError, MissingFieldError
-from gateway.rules.event_view import EventView
+from gateway.rules.event_view import MAX_COST, EventView
 from gateway.rules.expressions import Expression
 from gateway.rules.functions import FUNCTIONS
 from gateway.rules.json_values import as_json
@@ -248,6 +249,17 @@ def test_what_an_item_is_decided_by_takes_no_time_that_anybody_notices(text: str
         return time.process_time() - began
 
     assert as_usual(seconds, tries=3) < 0.25
+
+
+def test_an_item_without_the_field_is_charged_for_being_evaluated_alone() -> None:
+    def spent(items: list[dict[str, str]]) -> int:
+        view = EventView(source="s", headers=(), query="", body=orjson.dumps({"l": items}))
+        assert view.has_body
+        with contextlib.suppress(ExpressionError):
+            Expression("body.l.exists(x, x.a == 1)").evaluate(view)
+        return MAX_COST - view.left
+
+    assert spent([{"b": "x"}] * 1000) > 2 * spent([{"a": "x"}] * 1000)
 
 
 def order_lines(number: int, fields: int, *, incomplete: bool) -> list[dict[str, str]]:
