@@ -19,9 +19,9 @@ from gateway.ops.index_presentation import (
     currency_fields,
     delivery_fields,
     indexed_fields,
-    indexed_row,
     print_currency,
     print_deliveries,
+    print_indexed,
 )
 from gateway.ops.log_search import Found, find_event, is_position, newest_first, original_of
 from gateway.ops.output import Output
@@ -95,18 +95,18 @@ def _events_search(call: Invocation) -> int:
     query = parse_query(arguments.query, now=now)
     if arguments.since is not None:
         query = replace(query, since=max(query.since, now - arguments.since))
-    rows: list[Row] = []
+    found: list[IndexedEvent] = []
     with index_to_read(path) as index:
         with output.waiting("searching"):
             for event in index.search(query, arguments.limit):
                 if output.json:
                     output.line(indexed_fields(event))
                 else:
-                    rows.append(indexed_row(event))
+                    found.append(event)
         if output.json:
             output.line(currency_fields(path, index.currency))
-        elif rows:
-            print_rows(output, rows)
+        elif found:
+            print_indexed(output, found)
         else:
             output.print("no events")
         print_currency(output, index.currency)

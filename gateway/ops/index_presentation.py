@@ -32,14 +32,18 @@ def indexed_fields(event: IndexedEvent) -> dict[str, object]:
     }
 
 
-def indexed_row(event: IndexedEvent) -> Row:
-    """Return an event as a table has it."""
+def print_indexed(output: Output, events: Sequence[IndexedEvent]) -> None:
+    """Print events as a table of 80 columns, if nothing in it is long."""
+    has_keys = any(event.key for event in events)
+    print_rows(output, [_row(event, has_keys=has_keys) for event in events], unbroken=["event"])
+
+
+def _row(event: IndexedEvent, *, has_keys: bool) -> Row:
     return {
-        "stored": when(event.appended_at).replace(" ", "\n"),
-        "event": event.id,
+        "event": f"{event.id}\n{when(event.appended_at)}",
         "source": event.source,
         "type": event.type,
-        "key": event.key or "",
+        **({"key": event.key or ""} if has_keys else {}),
         "status": event.status,
         "deliveries": "\n".join(
             [
@@ -126,4 +130,4 @@ def print_deliveries(output: Output, event: IndexedEvent, deliveries: Sequence[I
                 "reason": each.reason,
             }
         )
-    print_rows(output, rows)
+    print_rows(output, rows, unbroken=["route → destination, delivery"])

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 import orjson
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -58,14 +58,20 @@ class Output:
             self._out.print(Text(printable(text, keep="\n\t")), soft_wrap=True)
 
     def table(
-        self, columns: Sequence[str], rows: Iterable[Sequence["str | Text"]], *, right: Sequence[str] = ()
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence["str | Text"]],
+        *,
+        right: Sequence[str] = (),
+        unbroken: Sequence[str] = (),
     ) -> None:
-        """Print a table for people; the columns in `right` are aligned to the right."""
+        """Print a table for people: columns in `right` are aligned to the right, `unbroken` ones narrowed last."""
         if self.json:
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
         for column in columns:
-            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+            justify: JustifyMethod = "right" if column in right else "left"
+            table.add_column(column, justify=justify, overflow="fold", no_wrap=column in unbroken)
         for row in rows:
             # Rows of several lines are separated by space.
             table.leading |= any("\n" in str(cell) for cell in row)

@@ -247,10 +247,10 @@ NUMBERS = ("count", "attempts", "bytes", "partitions")
 """Columns that are aligned to the right."""
 
 
-def print_rows(output: Output, rows: Sequence[Row]) -> None:
+def print_rows(output: Output, rows: Sequence[Row], *, unbroken: Sequence[str] = ()) -> None:
     """Print rows with the same titles as a table; nothing without rows."""
     if rows:
-        output.table(list(rows[0]), [list(row.values()) for row in rows], right=NUMBERS)
+        output.table(list(rows[0]), [list(row.values()) for row in rows], right=NUMBERS, unbroken=unbroken)
 
 
 def topic_row(spec: TopicSpec, state: str | Text) -> Row:

@@ -193,7 +193,7 @@ async def test_a_search_beside_a_console_says_what_has_become_of_events(place: L
                 gateway.port, signed_post(b'{"order":{"id":42},"n":"\xe2\x80\xae\\u001b[31mred"}', delivery="1")
             )
             await until(folder / "index.db", lambda found: len(found) == 1, "status:dead")
-            index = {"GATEWAY_INDEX": str(folder / "index.db")}
+            index = {"GATEWAY_INDEX": str(folder / "index.db"), "COLUMNS": "120"}
             code, out, err = await run_command("events", "search", "status:dead body.order.id:42 since:1h", **index)
             assert code == 0
             assert id_ in out
