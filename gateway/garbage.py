@@ -3,8 +3,9 @@
 Reference counting frees most objects; the collector finds reference cycles, and blocks the event loop meanwhile. By
 default it runs when many more objects were allocated than freed since its last run. Here about as many are freed as are
 allocated, so it runs rarely, and then over everything that is open: with 5,000 slow connections that took 40 to 90 ms,
-every few seconds. So it runs on a timer instead, over few objects each time: 5 ms at most. Most times there is nothing
-to find, and a look at what 64 requests hold takes 0.5 ms: without new objects that stay, it looks once a second.
+every few seconds. So it runs on a timer instead, over few objects each time: 6 ms at most, but once some 40 ms where
+5,000 connections open within a second or two. Most times there is nothing to find, and a look at what 64 requests hold
+takes 0.5 ms: without new objects that stay, it looks once a second.
 """
 
 import asyncio
