@@ -1778,9 +1778,11 @@ class Ledger:
                 continue
             delay = self._delay(made.route)
             waited = made.began - at[made.number] - delay
-            # What waits for its due time may have to leave a full window, for the shortest tier.
+            # What waits for its due time may have to leave a full window, for the shortest tier. Others wait there for
+            # theirs in memory, and if those fill the window, it isn't read before one of them has ended.
             moves = moved[made.number, made.route, made.destination] if delay else 0
-            if waited > LATE + moves * TIERS[tiers.SHORTEST]:
+            turn = tiers.WAIT_IN_MEMORY if self.plan.window < WINDOW else 0.0
+            if waited > LATE + moves * (TIERS[tiers.SHORTEST] + turn):
                 self.violate("15 isolation", f"a healthy destination waited {waited:.2f} s", [made])
 
     def _check_breakers(self) -> None:

@@ -191,6 +191,7 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     dead-letters-of-a-clock-that-is-ahead-before-a-gap  the last record below the command's end is before the gap
     retries-that-wait-before-a-gap              so does each of these, for as long as it waits
     delayed-deliveries-that-wait-before-a-gap           the shortest tier makes them late, but not by more than it takes
+    delayed-behind-a-window-full-of-what-waits  a small window of a tier is full of what another destination waits for
     window-full-of-what-a-clock-that-is-ahead-returns   all of it goes back to its tier, again and again
     an-append-without-an-acknowledgement-before-its-key-changes    the next router appends it to another partition
     two-attempts-of-one-number-that-took-as-long    a record of the second isn't one of the first
