@@ -11,6 +11,8 @@ from argcomplete.shell_integration import shellcode
 
 from gateway.cli import main
 
+pytestmark = pytest.mark.rotated(share=1 / 3, group="completion")
+
 RULES = Path(__file__).resolve().parent.parent / "routes.yaml"
 ASK = {
     "bash": """

@@ -45,7 +45,10 @@ START_TIMEOUT = 10.0
 
 Tool = Callable[[str], Path]
 
-pytestmark = pytest.mark.timeout(180)  # where CI has to fetch Prometheus first
+pytestmark = [
+    pytest.mark.timeout(180),  # where CI has to fetch Prometheus first
+    pytest.mark.rotated(share=1 / 2, group="prometheus"),
+]
 
 
 def alerts() -> dict[str, dict[str, Any]]:

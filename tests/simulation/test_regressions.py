@@ -8,6 +8,8 @@ import pytest
 from tests.simulation.plan import Plan, RouteSpec, Step, decode, plan_of
 from tests.simulation.world import simulate
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="regressions")
+
 
 def a_plan(*steps: Step, horizon: float, timeout: float = 10.0, schedule: tuple[float, ...] = (20.0,)) -> Plan:
     """Make a plan of one process, two sources, and one route to one destination."""
