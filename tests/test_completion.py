@@ -42,6 +42,10 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("gateway replay --route build", {"build-on-push"}),
         ("gateway send git", {"github"}),
         ("gateway completion f", {"fish"}),
+        ("gateway trigger git", {"github", "gitlab"}),
+        ("gateway trigger github pu", {"pull_request", "push"}),
+        ("gateway trigger github --sou", {"--source"}),
+        ("gateway trigger stripe invoice.payment_failed --source git", {"github"}),
     ],
 )
 def test_a_shell_completes_commands_options_and_names(

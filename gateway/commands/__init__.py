@@ -18,6 +18,7 @@ _MODULES = {
     "diff": ("diff",),
     "providers": ("providers",),
     "send": ("send", "receive"),
+    "trigger": ("trigger",),
     "topics": ("topics create", "topics check"),
     "events": ("events list", "events search", "events show"),
     "dead": ("dead list", "dead show", "dead replay", "dead drop"),
