@@ -960,13 +960,11 @@ def _redeliveries(random: Random, world: Plan, others: Sequence[Step]) -> Iterab
         if random.random() < 0.15:
             later = at + random.choice((0.0, 0.3, 3.0)) * random.random()
             yield Step(round(later, 6), "redeliver", asked | {"undo": True})
-        others_fail = {"crash", "stop", "rebalance", "join", "expire"}.intersection(world.faults)
-        if others_fail and random.random() < 0.5:
-            later = at + random.choice((0.3, 3.0)) * random.random()
-            drawn = _given_up(random, world, later)
-            yield from [
-                step for step in drawn if step.do in others_fail or (step.do == "start" and "join" in others_fail)
-            ]
+        if random.random() < 0.5:
+            drawn = list(_given_up(random, world, at + random.choice((0.3, 3.0)) * random.random()))
+            joins = {"start", "stop"} if "join" in world.faults else set[str]()
+            if {step.do for step in drawn} <= joins.union(world.faults):
+                yield from drawn
 
 
 def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[Step]:
