@@ -21,6 +21,8 @@ _MODULES = {
     "trigger": ("trigger",),
     "topics": ("topics create", "topics check"),
     "events": ("events list", "events search", "events show"),
+    "redeliver": ("events redeliver",),
+    "deliveries": ("deliveries list",),
     "dead": ("dead list", "dead show", "dead replay", "dead drop"),
     "rejected": ("rejected list", "rejected show", "rejected retry", "rejected drop"),
     "replay": ("replay",),
