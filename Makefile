@@ -97,7 +97,7 @@ lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs 
 	uv pip compile pyproject.toml --extra otel --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/run.txt
 	uv pip compile deploy/image/build.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/build.txt
 	uv pip compile pyproject.toml --extra otel --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
-	uv pip compile requirements/oracles.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/oracles.txt -c requirements/dev.txt
+	uv pip compile requirements/oracles.in --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/oracles.txt -c requirements/dev.txt
 
 clean: ## remove what the other targets made
 	rm -rf .venv .kafka .tools .oracles .site .stack .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
