@@ -120,9 +120,7 @@ class LiveDisplay:
                 case Resend(item) if self._resending is None:
                     self._resending = item.id
                     self._orders.put_nowait(item)
-                case Resend():
-                    self._list.note = f"still resending {self._resending}"
-                case None:
+                case Resend() | None:  # one at a time: the status says which
                     pass
         self._changed.set()
 

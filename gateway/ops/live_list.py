@@ -76,11 +76,8 @@ class LiveList:
         """Take a delivery in, or what has become of one that is there."""
         self._items[item.id] = item
         while len(self._items) > MAX_ROWS:
-            oldest = next(iter(self._items))
-            del self._items[oldest]
+            del self._items[next(iter(self._items))]
             self.dropped += 1
-            if oldest == self._selected:
-                self._selected = None
 
     def matching(self) -> list[Listed]:
         words = self.filter.lower().split()

@@ -14,6 +14,7 @@ NEW = Listed(id="", at=time.time(), source="stripe", type="invoice.paid", destin
 
 async def main(how: str) -> None:
     coming: asyncio.Queue[Listed] = asyncio.Queue()
+    resent: list[str] = []
     for number in range(30):
         coming.put_nowait(replace(NEW, id=f"dlv_{number}", source=f"shop{number}"))
     coming.put_nowait(replace(NEW, id="dlv_hostile", source="\x1b[2Jred", type="push", destination="ci"))
@@ -27,10 +28,11 @@ async def main(how: str) -> None:
             yield await coming.get()
 
     async def resend(item: Listed) -> str:
+        resent.append(item.id)
         if item.source == "shop29":
             raise ConnectionError("connection refused")
         coming.put_nowait(replace(item, status="delivered", detail="200 in 3 ms"))
-        return "200"
+        return f"200, number {len(resent)}"
 
     await LiveDisplay(items(), resend).run()
 

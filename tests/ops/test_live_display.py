@@ -84,9 +84,11 @@ def test_deliveries_are_listed_and_one_is_resent() -> None:
         assert "shop21" not in screen  # which has no room in 12 lines
         assert "[2Jred" in screen
         assert not terminal.echoes()
-        terminal.type("r")
-        screen = terminal.has("dlv_hostile: 200")
+        terminal.type("rr")
+        terminal.has("dlv_hostile: 200, number 1")
         assert "delivered" in terminal.has("200 in 3 ms")
+        terminal.type("r")
+        terminal.has("dlv_hostile: 200, number 2")
         terminal.type("\x1b[B")
         terminal.type("r")
         terminal.has("dlv_29: connection refused")
@@ -95,6 +97,7 @@ def test_deliveries_are_listed_and_one_is_resent() -> None:
         assert terminal.process.wait(PATIENCE) == 0
         assert terminal.echoes()
         assert "\x1b[?1049l" in terminal.output  # the screen as before
+        assert "Exception" not in terminal.output
 
 
 def test_a_filter_is_typed_and_left() -> None:
