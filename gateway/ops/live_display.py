@@ -108,7 +108,10 @@ class LiveDisplay:
                     await self._changed.wait()
 
     def _read(self, descriptor: int) -> None:
-        data = os.read(descriptor, MAX_READ)
+        try:
+            data = os.read(descriptor, MAX_READ)
+        except OSError:
+            data = b""
         if not data:  # the terminal is gone
             self._quit.set()
             return
@@ -165,7 +168,8 @@ def _single_keys(descriptor: int) -> Iterator[None]:
         tty.setcbreak(descriptor)
         yield
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        with suppress(termios.error):  # it is gone
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 def _age(seconds: float) -> str:

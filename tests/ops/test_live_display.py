@@ -54,6 +54,9 @@ class Terminal:
     def has(self, text: str) -> str:
         return self.until(lambda screen: text in screen)
 
+    def hang_up(self) -> None:
+        os.close(self._descriptor)
+
     def echoes(self) -> bool:
         return bool(termios.tcgetattr(self._descriptor)[3] & termios.ECHO)
 
@@ -73,7 +76,8 @@ def a_list(how: str = "goes-on") -> Iterator[Terminal]:
             yield Terminal(ours, process)
         finally:
             process.kill()
-            os.close(ours)
+            with suppress(OSError):  # it was hung up
+                os.close(ours)
             os.close(theirs)
 
 
@@ -143,3 +147,10 @@ def test_an_interrupt_leaves_the_terminal_as_it_was() -> None:
         assert terminal.process.wait(PATIENCE) == 0
         assert terminal.echoes()
         assert "\x1b[?1049l" in terminal.output
+
+
+def test_it_ends_with_its_terminal() -> None:
+    with a_list() as terminal:
+        terminal.has("shop29")
+        terminal.hang_up()
+        assert terminal.process.wait(PATIENCE) != 0
