@@ -32,7 +32,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     ("line", "expected"),
     [
         ("gateway ru", {"run"}),
-        ("gateway de", {"dead", "destination"}),
+        ("gateway de", {"dead", "deliveries", "destination"}),
         ("gateway route p", {"pause"}),
         ("gateway route pause b", {"build-on-push"}),
         ("gateway dead list --ro", {"--route"}),
