@@ -83,11 +83,11 @@ chart: ## copy the Prometheus rules and the dashboards into the Helm chart
 
 docs: $(READY) ## these documents as a site, in .site/
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . .site
-	@echo .site/docs/README.html
+	@echo .site/index.html
 
 installed: $(READY) ## what is installed: the wheel in an empty environment, dashboards and alerts in a Prometheus
-	-@$(BIN)/python dev/tools.py alertmanager amtool prometheus promtool
-	$(BIN)/python -m pytest -q --full tests/deploy/test_wheel.py tests/deploy/test_dashboards.py tests/deploy/test_prometheus.py
+	-@$(BIN)/python dev/tools.py alertmanager amtool chdb prometheus promtool
+	$(BIN)/python -m pytest -q --full tests/deploy/test_wheel.py tests/deploy/test_dashboards.py tests/deploy/test_prometheus.py tests/deploy/test_clickhouse.py
 
 image: $(READY) ## build the image on a Debian of its own, and try it
 	@$(BIN)/python dev/tools.py buildah debootstrap
