@@ -103,6 +103,7 @@ with Session() as session:
     "prometheus": _debian("prometheus", "usr/bin/prometheus"),
     "promtool": _debian("prometheus", "usr/bin/promtool"),
     "systemd-analyze": _debian("systemd", "usr/bin/systemd-analyze"),
+    "zsh": _debian("zsh", "bin/zsh", FPATH="usr/share/zsh/functions/Misc"),
 }
 
 
