@@ -3,11 +3,15 @@
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,6 +181,24 @@ def health_of_rules(stack: Stack) -> set[str]:
     with urllib.request.urlopen(f"{stack.prometheus}/api/v1/rules", timeout=10) as response:
         groups = json.load(response)["data"]["groups"]
     return {rule["health"] for group in groups for rule in group["rules"]}
+
+
+def test_the_search_that_it_names_finds_what_is_sent(stack: Stack) -> None:
+    [(_, command)] = [each for each in stack.urls() if "search" in each[0]]
+    _, *words = shlex.split(command)
+    until = time.monotonic() + DATA_TIMEOUT
+    while not (found := events_found(words)):
+        assert time.monotonic() < until
+        time.sleep(SCRAPE_EVERY)
+    assert {each["source"] for each in found} == {"github"}
+    assert {each["key"] for each in found} == {"acme/1"}
+
+
+def events_found(words: list[str]) -> list[dict[str, Any]]:
+    told = subprocess.run(
+        [sys.executable, "-m", "gateway", *words, "--json"], capture_output=True, text=True, check=True, timeout=60
+    )
+    return [found for found in map(json.loads, told.stdout.splitlines()) if "id" in found]
 
 
 def test_an_invalid_query_says_why(stack: Stack) -> None:
