@@ -463,6 +463,25 @@ async def test_hundreds_that_wait_delay_no_other_and_are_told_once_each() -> Non
 
 
 @virtual
+async def test_hundreds_of_events_of_a_newer_version_delay_no_other() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 1)
+    command = await asked(world)
+    partition, record = place_of(world, "evt_0")
+    headers = [(name, b"9" if name == "gw_v" else value) for name, value in record.headers]
+    position = await world.log.append(EVENTS, key=record.key, value=record.value, headers=headers)
+    assert position.partition == partition.number
+    assert command.redelivery is not None
+    newer = replace(command.redelivery, offset=position.offset)
+    for number in range(300):
+        await publish(world, replace(command, name=f"newer-{number}", redelivery=newer, last_records={}))
+    async with owning(world) as control:
+        await asyncio.sleep(60)
+        await asked(world, name="other")
+        assert (await ended(control, "other", within=2.0)).count == 1
+
+
+@virtual
 async def test_events_of_a_newer_version_wait_for_a_process_that_reads_them() -> None:
     world = await a_world(a_route())
     await events_of(world, 1)
