@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "engine": {"client", *_BELOW},
     "client": {"rules", "model"},
     "ops": {
+        "access",
         "engine",
         "client",
         "index",
@@ -149,6 +150,7 @@ PURE = {
     "gateway/quarantine/claims.py",
     "gateway/quarantine/quota.py",
     "gateway/log/attempt_records.py",
+    "gateway/log/audit_records.py",
     "gateway/quarantine/records.py",
     "gateway/rules/batches.py",
     "gateway/rules/destination_choice.py",

@@ -175,6 +175,11 @@ def rule_file_argument(parser: Parser) -> None:
     parser.set_defaults(rules=None)
 
 
+def why_argument(parser: Parser) -> None:
+    about = "why it is done, for those who read of it later: `gateway audit list`"
+    parser.add_argument("--why", default="", metavar="TEXT", help=about)
+
+
 def wait_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--wait",
