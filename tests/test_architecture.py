@@ -16,9 +16,10 @@ _BELOW = {"bodies", "log", "rules", "verify", "telemetry", "settings", "text", "
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"commands", "ops", "settings", "text", "model"},
-    "commands": {"run", "garbage", "open_log", "required_topics", "engine", "index", "ops", *_BELOW},
+    "commands": {"run", "access", "garbage", "open_log", "required_topics", "engine", "index", "ops", *_BELOW},
     # The command that puts all of it together.
     "run": {
+        "access",
         "kafka_credentials",
         "garbage",
         "index_keeper",
@@ -32,7 +33,7 @@ MAY_IMPORT = {
         *_BELOW,
     },
     "reload": {"garbage", "required_topics", "ops", "turns", *_BELOW},
-    "access": {"model"},  # what it is told of, it knows by name alone
+    "access": {"rules", "settings", "model"},  # of rules, how a file is watched
     "index_keeper": {"index", *_BELOW},
     "required_topics": _BELOW,
     "open_log": {"kafka_credentials", *_BELOW},
@@ -117,7 +118,7 @@ ONLY_USER: dict[str, str | tuple[str, ...]] = {
 """Library → the one module, or package, that knows it; each of two files of SQLite has its own."""
 
 PURE = {
-    *(f"gateway/access/{name}.py" for name in ("local_request", "principal")),
+    *(f"gateway/access/{name}.py" for name in ("access_file", "guesses", "local_request", "principal", "tokens")),
     *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "redaction", "xml")),
     "gateway/client/request.py",
     "gateway/client/http1.py",

@@ -25,7 +25,7 @@ from gateway.engine.control.records import (
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import last_append_time, last_records, records_of
 from gateway.log.audit_records import ActOutcome, AuditRecord
-from gateway.log.base import Log, Partition, Record
+from gateway.log.base import Log, Partition, Position, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
 from gateway.model import LogUnavailableError, UnreadableRecordError
@@ -268,15 +268,20 @@ class ControlClient:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, command: ControlRecord) -> StoredCommand:
-        """Store an order, unless its audit record can't be stored."""
-        act = await self.audit.begin(*order_words(command))
-        try:
-            position = await append_control_record(self._log, self._topics, command)
-        except LogUnavailableError as error:  # perhaps it was stored all the same
-            await self.audit.came_of(act, ActOutcome.FAILED, str(error))
-            raise
-        await self.audit.came_of(act, ActOutcome.ORDERED, command.key)
+        position, act = await place_order(self._log, self._topics, command, self.audit)
         return StoredCommand(command, position.offset, act=act)
+
+
+async def place_order(log: Log, topics: Topics, command: ControlRecord, audit: Auditor) -> tuple[Position, AuditRecord]:
+    """Store an order, unless its audit record can't be stored. Raises LogUnavailableError."""
+    act = await audit.begin(*order_words(command))
+    try:
+        position = await append_control_record(log, topics, command)
+    except LogUnavailableError as error:  # perhaps it was stored all the same
+        await audit.came_of(act, ActOutcome.FAILED, str(error))
+        raise
+    await audit.came_of(act, ActOutcome.ORDERED, command.key)
+    return position, act
 
 
 async def read_on(log: Log, topics: Topics, control: Control, position: int) -> int:
@@ -297,7 +302,7 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
         position = end
 
 
-_NAMED_ONCE = ("replay", "dead")
+_NAMED_ONCE = ("replay", "dead", "redeliver")
 """The kinds of orders of which each has a name of its own: what their records say now is about this one."""
 
 

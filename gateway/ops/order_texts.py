@@ -10,17 +10,24 @@ MAX_NAMED = 10
 
 def order_words(command: ControlRecord) -> tuple[str, str]:
     """Return what an operator's control record orders, and on what."""
+    what: str = command.kind
+    on = command.name
+    is_cancelled = command.state == "cancelled"
     match command.kind:
         case "pause":
-            return "pause" if command.state == "paused" else "resume", command.name
+            what = "pause" if command.state == "paused" else "resume"
         case "dead":
-            return f"dead {command.action}", dead_words(command.filter)
-        case "replay" if command.state == "requested" and command.selection is not None:
-            return "replay", replayed_words(command.selection)
-        case "replay":
-            return "replay --cancel", command.name
+            what, on = f"dead {command.action}", dead_words(command.filter)
+        case "replay" if command.selection is not None and not is_cancelled:
+            on = replayed_words(command.selection)
+        case "redeliver" if command.redelivery is not None and not is_cancelled:
+            asked = command.redelivery
+            words = [] if asked.route is None else ["--route", asked.route]
+            words += [] if asked.destination is None else ["--destination", asked.destination]
+            on = " ".join([asked.event, *words])
         case _:
-            return command.kind, command.name
+            pass
+    return (f"{what} --cancel" if is_cancelled else what), on
 
 
 def replay_words(selection: Selection) -> str:
