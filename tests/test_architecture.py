@@ -32,6 +32,7 @@ MAY_IMPORT = {
         *_BELOW,
     },
     "reload": {"garbage", "required_topics", "ops", "turns", *_BELOW},
+    "access": {"model"},  # what it is told of, it knows by name alone
     "index_keeper": {"index", *_BELOW},
     "required_topics": _BELOW,
     "open_log": {"kafka_credentials", *_BELOW},
@@ -115,6 +116,7 @@ ONLY_USER: dict[str, str | tuple[str, ...]] = {
 """Library → the one module, or package, that knows it; each of two files of SQLite has its own."""
 
 PURE = {
+    *(f"gateway/access/{name}.py" for name in ("local_request", "principal")),
     *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "xml")),
     "gateway/client/request.py",
     "gateway/client/http1.py",
