@@ -69,10 +69,19 @@ class IndexKeeper:
         for why in LeftOut:
             metrics.index_left_out.labels(why)
 
+    @property
+    def index(self) -> Index | None:
+        """The index, None while its file isn't open."""
+        return self._index
+
+    @property
+    def problem(self) -> str:
+        """What holds it up at the moment, "" if nothing does."""
+        return self._problem or ("" if self._index is None else self._index.problem)
+
     def notes(self) -> Sequence[str]:
         """Return what holds the index up, for `/readyz`: nothing that makes the process less ready."""
-        problem = self._problem or ("" if self._index is None else self._index.problem)
-        return [f"index: {problem}"] if problem else []
+        return [f"index: {self.problem}"] if self.problem else []
 
     async def open(self) -> None:
         """Open the file, or leave that to `run` while that can't be done. Raises UsageError if the index is needed."""

@@ -6,7 +6,6 @@ stop    ingress refuses ─▶ requests in progress finish ─▶ worker drains 
 
 import asyncio
 import os
-import resource
 import signal
 import socket
 import sys
@@ -20,6 +19,9 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway import garbage
+from gateway.access.access import Access
+from gateway.api.application import add_api
+from gateway.api.backend import Backend
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.engine.control.follower import Follower
@@ -44,6 +46,7 @@ from gateway.model import (
     LogUnavailableError,
     UsageError,
 )
+from gateway.open_files import raise_file_limit
 from gateway.open_log import open_log
 from gateway.ops.admin import admin_application, log_problem
 from gateway.ops.process_status import route_status
@@ -68,8 +71,6 @@ STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 INGRESS_STOP_TIMEOUT = 5.0
 """Seconds of it for requests in progress: as long as an append may take."""
-OPEN_FILES = 65_536
-"""More than all attempts, idle connections and senders need together."""
 SWITCH_INTERVAL = 0.0005
 """Python's thread switch interval: a thread that loads rules delays each step of the event loop by this much."""
 ADMIN_CLOSE_TIMEOUT = 1.0
@@ -127,7 +128,7 @@ class Gateway:
         the log was moved, replaced or damaged.
         """
         settings = self._settings
-        _raise_file_limit()
+        raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         await self.reloader.load()
         if settings.role.receives and settings.connections.certificates:
@@ -322,6 +323,7 @@ class Gateway:
         return [tasks.create_task(self._index.run(), name="index")]
 
     async def _start_admin(self, log: Log, stack: AsyncExitStack) -> Address:
+        settings = self._settings
         application = admin_application(
             registry=self._registry,
             metrics=self._metrics,
@@ -332,10 +334,12 @@ class Gateway:
             status=lambda: self._status(log.now()),
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
+        if settings.serves_api:
+            add_api(application, self._backend(log), Access(), self._logger)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        address = self._settings.admin
+        address = settings.admin
         site = web.TCPSite(runner, *address)
         try:
             await site.start()
@@ -343,6 +347,17 @@ class Gateway:
             raise cannot_listen("--admin", address, error) from error
         name = runner.addresses[0]
         return Address(name[0], name[1])
+
+    def _backend(self, log: Log) -> Backend:
+        return Backend(
+            log=log,
+            topics=self._topics,
+            rules=lambda: self.reloader.rules,
+            rules_status=self.reloader.status,
+            index=lambda: None if self._index is None else self._index.index,
+            index_problem=lambda: "" if self._index is None else self._index.problem,
+            holds=lambda: {} if self._worker is None else self._worker.holds,
+        )
 
     def _open_traces(self) -> "Traces | None":
         settings = self._settings
@@ -475,14 +490,6 @@ class Gateway:
             due = clock() + LAG_INTERVAL
             await asyncio.sleep(LAG_INTERVAL)
             self._metrics.event_loop_lag.observe(max(0.0, clock() - due))
-
-
-def _raise_file_limit() -> None:
-    """Raise the limit of open files as far as the system allows: each attempt and each sender needs one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _first_error(group: BaseExceptionGroup[GatewayError]) -> GatewayError:
