@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from structlog.typing import FilteringBoundLogger
 
 from gateway.index.file import IndexUnavailableError
+from gateway.index.hidden import Redactions
 from gateway.index.index import LONGEST_RETRY, RETRY, Index, Interruption, open_index
 from gateway.index.writer import LeftOut
 from gateway.log.base import Log
@@ -37,7 +38,7 @@ WHOLE = ""
 class IndexKeeper:
     """The index of one process: `open` it, then `run` until cancelled. It is read from the process's own log.
 
-    `is_needed`: the process is there for nothing else.
+    `is_needed`: the process is there for nothing else. `redactions` are what the rules in force hide, by source.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class IndexKeeper:
         metrics: Metrics,
         logger: FilteringBoundLogger,
         is_needed: bool,
+        redactions: Callable[[], Redactions],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
@@ -57,6 +59,7 @@ class IndexKeeper:
         self._metrics = metrics
         self._logger = logger
         self._is_needed = is_needed
+        self._redactions = redactions
         self._sleep = sleep
         self._stack = AsyncExitStack()
         self._index: Index | None = None
@@ -94,6 +97,7 @@ class IndexKeeper:
                     self._topics,
                     days=settings.days,
                     max_bytes=settings.bytes,
+                    redactions=self._redactions,
                     sleep=self._sleep,
                 )
             )

@@ -318,6 +318,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             is_needed=self._settings.role is Role.CONSOLE,
+            redactions=lambda: self.reloader.rules.redactions,
         )
         await self._index.open()
         return [tasks.create_task(self._index.run(), name="index")]

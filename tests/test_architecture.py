@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "log": {"model"},
     "rules": {"bodies", "model", "text", "turns", "verify"},  # a source has its verifier
     "verify": {"bodies", "model", "text"},
-    "bodies": {"model"},
+    "bodies": {"model", "text", "turns"},
     "telemetry": {"model"},
     "settings": {"model"},
     "text": set[str](),
@@ -124,7 +124,7 @@ ONLY_USER: dict[str, str | tuple[str, ...]] = {
 PURE = {
     *(f"gateway/api/{name}.py" for name in ("cursors", "json_shapes", "openapi", "overview", "problems", "sight")),
     *(f"gateway/access/{name}.py" for name in ("local_request", "principal")),
-    *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "xml")),
+    *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "redaction", "xml")),
     "gateway/client/request.py",
     "gateway/client/http1.py",
     "gateway/client/masking.py",

@@ -12,7 +12,7 @@ from typing import Any
 from gateway.commands.values import Parser, duration
 from gateway.log.base import Log
 from gateway.log.topics import Topics
-from gateway.model import UsageError
+from gateway.model import RulesError, UsageError
 from gateway.open_log import open_log
 from gateway.ops.output import Output
 from gateway.rules.load import load_rules
@@ -148,6 +148,15 @@ def rule_file(call: Invocation) -> Path:
 def rules_without_secrets(path: Path) -> Rules:
     """Read rules for a command that needs no secrets: unresolved references get placeholders."""
     return load_rules(path, resolve=False)
+
+
+def readable_rules(call: Invocation) -> Rules | None:
+    """Return the rules without secrets; None, after a note, if they can't be read: nothing is hidden then."""
+    try:
+        return rules_without_secrets(call.settings.rules)
+    except RulesError:
+        call.output.note(f"{call.settings.rules} can't be read, so what it would hide (`redact`) is shown")
+        return None
 
 
 def read(name: str) -> bytes:

@@ -5,11 +5,12 @@ import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules
 from gateway.commands.values import Parser, duration, positive
 from gateway.model import UsageError
 from gateway.ops.output import count
 from gateway.ops.presentation import Row, print_rows
+from gateway.ops.redaction import Redactions
 from gateway.ops.rejected import RejectedFilter, RejectedGroups, find_rejected, read_rejected
 from gateway.ops.rejected_presentation import (
     print_rejected,
@@ -98,13 +99,15 @@ def show_arguments(parser: Parser) -> None:
     about="show a refused request without its credentials",
     example="gateway rejected show 2@1041",
     add_arguments=show_arguments,
-    settings=LOG_SETTINGS,
+    settings=("rules", *LOG_SETTINGS),
 )
 async def _rejected_show(call: Invocation) -> int:
     output, position = call.output, call.arguments.position
+    hidden = Redactions(readable_rules(call))
     async with opened_log(call) as log:
         with output.waiting(f"looking for {position}"):
-            rejected = await find_rejected(log, call.topics, position)
+            found = await find_rejected(log, call.topics, position)
+    rejected = None if found is None else hidden.rejected(found)
     if rejected is None:
         output.fail(f"{position}: expected the position of a refused request, as `gateway rejected list` has it")
         return 1
