@@ -20,6 +20,7 @@ _MODULES = {
     "send": ("send", "receive"),
     "topics": ("topics create", "topics check"),
     "events": ("events list", "events search", "events show"),
+    "redeliver": ("events redeliver",),
     "dead": ("dead list", "dead show", "dead replay", "dead drop"),
     "rejected": ("rejected list", "rejected show", "rejected retry", "rejected drop"),
     "replay": ("replay",),

@@ -155,7 +155,7 @@ async def _events_show(call: Invocation) -> int:
                         if not arguments.all:
                             break
     if not found_events:
-        output.fail(_NEITHER.format(arguments.id))
+        output.fail(NEITHER.format(arguments.id))
         return 1
     await _print_all(call, found_events, Redactions(rules))
     return 0
@@ -204,7 +204,7 @@ def _print_found(
         output.note(f"{found.position}: the index doesn't have it", style="yellow")
 
 
-_NEITHER = "{}: expected the id of an event in the log, or its position, got neither"
+NEITHER = "{}: expected the id of an event in the log, or its position, got neither"
 
 
 async def find(call: Invocation, log: Log, topics: Iterable[str], name: str) -> Found | None:
@@ -216,7 +216,7 @@ async def find(call: Invocation, log: Log, topics: Iterable[str], name: str) -> 
         call.output.fail(f"{name}: expected an event there, got a record that can't be read: {error}")
         return None
     if found is None:
-        call.output.fail(_NEITHER.format(name))
+        call.output.fail(NEITHER.format(name))
     return found
 
 

@@ -54,6 +54,11 @@ class Reading:
         with translated(self._path):
             return next((each for each in self._searcher.events(id) if each.position == position), None)
 
+    def newest(self, id: str) -> IndexedEvent | None:  # noqa: A002 - what it is
+        """Return the newest event with an id whose record's position is known; None if there is none."""
+        with translated(self._path):
+            return next((each for each in self._searcher.events(id) if each.position), None)
+
     def deliveries(self, event: IndexedEvent) -> list[IndexedDelivery]:
         """Return what is known of an event's deliveries."""
         with translated(self._path):

@@ -16,8 +16,8 @@ from typing_extensions import override
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import ControlRecord, DeadFilter, DeadLetterProperties, Selection
 from gateway.engine.control.state import Control
+from gateway.engine.jobs.injector import BACKLOG
 from gateway.engine.jobs.log_reader import CHECKPOINT_EVERY
-from gateway.engine.jobs.replay import BACKLOG
 from gateway.engine.jobs.runner import KEEP_COMMANDS_FOR, Jobs
 from gateway.log.base import Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.records import decode_event

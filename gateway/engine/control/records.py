@@ -1,4 +1,4 @@
-"""The records of `gateway.control`: commands (pause, kick, replay, dead letters), checkpoints, the routing history.
+"""The records of `gateway.control`: commands (pause, kick, replay, redeliver, dead letters), checkpoints, the history.
 
 The last record of each key counts (the topic is compacted):
 
@@ -6,6 +6,7 @@ The last record of each key counts (the topic is compacted):
     kick/route/NAME,  kick/destination/NAME     requested ──checkpoint──▶ done
     dead/ID                                     requested ──job──▶ done
     replay/ID                                   requested ──job──▶ done, or cancelled by an operator or by the job
+    redeliver/ID                                requested ──job──▶ done, or cancelled by an operator or by the job
     checkpoint/KEY                              how far the jobs of that key have come, and which commands they answer
     checkpoint/announcement/KEY                 announces up to where the job of a kick will scan
     checkpoint/tried/ROUTE/DESTINATION/PARTITION    outcome of the last kick on a partition of an ordered route
@@ -20,15 +21,17 @@ from typing import Any, Literal, TypeVar
 
 import orjson
 
+from gateway.engine.control import redelivery_records
+from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResult, decode_redelivery, decode_results
 from gateway.log.base import Partition
 from gateway.log.json_fields import ID, JsonFields
 from gateway.model import NAME_PATTERN, NewerRecordError, UndecodableRecordError, shown
 
-Kind = Literal["pause", "kick", "dead", "replay", "checkpoint", "rules", "routed"]
+Kind = Literal["pause", "kick", "dead", "replay", "redeliver", "checkpoint", "rules", "routed"]
 State = Literal["paused", "resuming", "active", "requested", "done", "cancelled", "deleted"]
 T = TypeVar("T")
 FORMAT = 1
-"""Version of a record's value (`v`, 1 if absent)."""
+"""Version of a record's value (`v`, 1 if absent), but for commands to redeliver."""
 
 
 ON_ITS_WAY = "on_its_way"
@@ -48,6 +51,7 @@ _STATES: Mapping[Kind, tuple[State, ...]] = {
     "kick": ("requested", "done"),
     "dead": ("requested", "done"),
     "replay": ("requested", "done", "cancelled"),
+    "redeliver": ("requested", "done", "cancelled"),
     "checkpoint": ("requested", "done", "cancelled"),
     "rules": ("done",),
     "routed": ("done",),
@@ -59,6 +63,7 @@ _NAMES: Mapping[Kind, re.Pattern[str]] = {
     "kick": _NAME,
     "dead": ID,
     "replay": ID,
+    "redeliver": ID,
     "checkpoint": ID,
     "rules": ID,
     "routed": ID,
@@ -148,9 +153,10 @@ class ControlRecord:
 
     `checkpoint` maps "topic/partition" to an offset: up to where the jobs of the key have scanned, or, in a command,
     where its dead letters or its replay end. `count` is the number of deliveries that the job has injected or dropped.
-    `selection` is that of a replay. `detail` is why a job has cancelled a replay, which ordered routes aren't counted,
-    or which partitions a replay of the undelivered couldn't consider. A checkpoint `covers_commands_below` an
-    offset of the control topic: it ends the earlier commands of its key.
+    `selection` is that of a replay, `redelivery` what a redelivery asks for, and `results` what it has made of which
+    deliveries: so far in its checkpoint, in all once it has ended. `detail` is why a job has cancelled either, which
+    ordered routes aren't counted, or which partitions a replay of the undelivered couldn't consider. A checkpoint
+    `covers_commands_below` an offset of the control topic: it ends the earlier commands of its key.
 
     `expedited` in a kick's announcement: up to where deliveries in the shortest tier are due at once. In a kick's last
     checkpoint, `tried` and `delivered` are how many of the `count` were, by then (None if unknown), `waiting_by_reason`
@@ -205,6 +211,8 @@ class ControlRecord:
     known_below: tuple[int, int] | None = None
     identities: str = ""
     number: int = 0
+    redelivery: Redelivery | None = None
+    results: tuple[RedeliveryResult, ...] = ()
 
     @property
     def key(self) -> str:
@@ -214,6 +222,11 @@ class ControlRecord:
     def is_pending(self) -> bool:
         """Whether a job has to carry it out."""
         return self.state in ("requested", "resuming")
+
+    @property
+    def extent(self) -> tuple[int, bool]:
+        """How far a redelivery's checkpoint is, to compare it with others of it."""
+        return len(self.results), not self.is_pending
 
     @property
     def covered_until(self) -> float:
@@ -248,6 +261,7 @@ class ControlRecord:
             if not self.selection.undelivered:
                 del asked["undelivered"]
             body["selection"] = asked
+        body |= redelivery_records.as_json(self.redelivery, self.results)
         texts = {
             "detail": self.detail,
             "revision": self.revision,
@@ -294,8 +308,9 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         return ControlRecord(kind=kind, name=name, state="deleted", at=0.0)
     body = JsonFields.parse(f"control record {shown(key.decode('utf-8', 'replace'))}", value)
     version = body.integer("v", minimum=1) if body.has("v") else FORMAT
-    if version > FORMAT:
-        raise NewerRecordError(body.where, version, FORMAT)
+    known = max(FORMAT, redelivery_records.FORMAT) if kind == "redeliver" else FORMAT
+    if version > known:
+        raise NewerRecordError(body.where, version, known)
     if kind is None:
         raise UndecodableRecordError(body.where, f"one of {', '.join(f'{known}/…' for known in _STATES)}", key)
     return ControlRecord(
@@ -329,6 +344,8 @@ def decode(key: bytes, value: bytes) -> ControlRecord:
         identities=body.text("identities") if body.has("identities") else "",
         known_below=_first_and_last(body.inside("known_below")) if body.has("known_below") else None,
         number=body.integer("number") if body.has("number") else 0,
+        redelivery=decode_redelivery(body.inside("redelivery")) if kind == "redeliver" else None,
+        results=decode_results(body),
     )
 
 

@@ -57,9 +57,8 @@ class Control:
         self._paused: frozenset[str] = frozenset()
         self._checkpoints: dict[str, ControlRecord] = {}
         self._overwritten: dict[str, ControlRecord] = {}  # by name: last checkpoints, in the topic, by an earlier one
-        self._last_heartbeats: dict[
-            str, float
-        ] = {}  # key of a kick → when its last checkpoint or announcement was read
+        self._last_heartbeats: dict[str, float] = {}
+        """When the last checkpoint or announcement of a kick was read, by its key."""
         self._last_kicks: dict[str, int] = {}  # name → the number of its last kick
         self._resolved = _ResolvedIndex()
         self._resolving: dict[str, ControlRecord] = {}  # key → the command as far as it is carried out
@@ -132,7 +131,7 @@ class Control:
             if command.is_pending:
                 self._pending[key] = command
         self._offsets[key] = offset
-        if command.kind == "replay":
+        if command.kind in ("replay", "redeliver"):
             self._update_cancellation(key)
         if command.kind == "pause":
             added = {command.name} if command.state == "paused" else set[str]()
@@ -178,17 +177,19 @@ class Control:
             self._last_heartbeats[kick] = self.read_at
         if name.startswith("dead/"):
             self._update_resolution(name)
-        if name.startswith("replay/"):
+        if name.startswith(("replay/", "redeliver/")):
             self._update_cancellation(name)
 
     def _is_late(self, before: ControlRecord, checkpoint: ControlRecord) -> bool:
         """Return whether a checkpoint of a command was appended late, by a try without an answer.
 
-        A later one covers no fewer commands, and one of a replay is nowhere behind. One that isn't the last comes after
-        the last one only for another command.
+        A later one covers no fewer commands, one of a replay is nowhere behind, and one of a redelivery has no fewer
+        results. One that isn't the last comes after the last one only for another command.
         """
         if checkpoint.name not in self._offsets:
             return False
+        if checkpoint.name.startswith("redeliver/"):
+            return checkpoint.extent < before.extent
         if checkpoint.name.startswith("replay/"):
             later = checkpoint.checkpoint
             return any(offset > later.get(name, 0) for name, offset in before.checkpoint.items())
@@ -197,7 +198,7 @@ class Control:
         return checkpoint.covers_commands_below < before.covers_commands_below
 
     def _update_cancellation(self, key: str) -> None:
-        """Update whether the last checkpoint of a cancelled replay is missing."""
+        """Update whether the last checkpoint of a cancelled replay or redelivery is missing."""
         command, checkpoint = self.commands.get(key), self._checkpoints.get(key)
         is_closed = checkpoint is not None and checkpoint.state == "cancelled"
         if command is not None and command.state == "cancelled" and not is_closed:
@@ -254,7 +255,7 @@ class Control:
         return 0 if checkpoint is None else checkpoint.covers_commands_below
 
     def unacknowledged_cancellations(self) -> list[ControlRecord]:
-        """Return the cancelled replays whose last checkpoint is missing."""
+        """Return the cancelled replays and redeliveries whose last checkpoint is missing."""
         return [
             command
             for key, command in self._unacknowledged_cancellations.items()
@@ -267,6 +268,9 @@ class Control:
         Otherwise processes that start later take the commands for pending, once the topic is compacted.
         """
         return self._overwritten.values()
+
+    def last_checkpoint(self, key: str) -> ControlRecord | None:
+        return self._checkpoints.get(key)
 
     def checkpoint(self, key: str) -> Mapping[str, int]:
         """Return up to where the jobs of a command have scanned: "topic/partition" → offset."""

@@ -68,8 +68,13 @@ async def last_records(log: Log, starts: Mapping[str, int], ends: Mapping[str, i
         start = max(end - 1, starts.get(partition_name, 0))
         async with aclosing(records_of(log, Partition(topic, int(number)), start, end)) as records:
             async for record in records:
-                found[partition_name] = crc32(repr((record.key, record.value, record.headers)).encode())
+                found[partition_name] = checksum_of(record)
     return found
+
+
+def checksum_of(record: Record) -> int:
+    """Return a checksum by which a record is told from another one at its offset."""
+    return crc32(repr((record.key, record.value, record.headers)).encode())
 
 
 async def last_append_time(log: Log, ends: Mapping[str, int]) -> float | None:

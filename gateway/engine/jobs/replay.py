@@ -20,10 +20,10 @@ from functools import partial
 from structlog.typing import FilteringBoundLogger
 
 from gateway.engine import tiers
-from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.state import Control
-from gateway.engine.jobs.injector import Injector
+from gateway.engine.jobs.identities_before import identities_before, offset_in_id_of
+from gateway.engine.jobs.injector import BACKLOG, Injector, most_unfinished
 from gateway.engine.jobs.log_reader import (
     CHECKPOINT_EVERY,
     CHECKPOINT_INTERVAL,
@@ -34,7 +34,6 @@ from gateway.engine.jobs.log_reader import (
 )
 from gateway.engine.jobs.replay_matcher import Matched, Matcher
 from gateway.engine.jobs.replay_progress import RATE_STEP, ReplayProgress, reason_of
-from gateway.engine.jobs.shared_identities import Identities
 from gateway.engine.jobs.undelivered import (
     OpenDeadLetters,
     Undelivered,
@@ -45,8 +44,7 @@ from gateway.engine.jobs.undelivered import (
 )
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.engine.unavailable_partitions import PatientReader
-from gateway.log.base import Commit, Log, Partition, Record
-from gateway.log.records import decode_event
+from gateway.log.base import Log, Partition, Record
 from gateway.log.topics import ROUTER_GROUP, Topics
 from gateway.model import (
     Delivery,
@@ -56,23 +54,16 @@ from gateway.model import (
     NewerRecordError,
     RecordMetadata,
     RecordTooLargeError,
-    UnreadableRecordError,
     delivery_id,
     identity_of,
 )
-from gateway.rules.event_builder import EventBuilder
 from gateway.rules.rules import Rules
 from gateway.telemetry.logs import trace_of
 
-BACKLOG = WINDOW // 2
-"""Unfinished records of one partition of the shortest tier above which a replay waits. A window that is three quarters
-full cuts deliveries short, so a replay may use half of it; with the tier's 5 s, that is 1,300 deliveries a second."""
 OWNER_POLL_INTERVAL = 0.1
 """Seconds between checks, during waits, whether the replay is still wanted."""
 POLL_INTERVAL = 0.25
 """Seconds between checks for a replay to start, or for capacity in the tier."""
-LOOKBACK = 20_000
-"""Records before an event that are searched for its identity: some 0.3 s, once per partition."""
 RECHECK_INTERVAL = 30.0
 """Seconds after which a replay that stopped at a record in a newer format tries again."""
 REREAD_INTERVAL = 5.0
@@ -317,8 +308,11 @@ class Replays:
         run.identities_by = now if run.identities_by in (None, now) else ""
         matched, partition_name = await self._match(run, partition, record), partition_key(partition)
         if matched is not None and run.identities is None and identity_of(matched.event.id) is not None:
-            run.identities = await self._identities_before(run, partition, record.offset)
-        offset_in_id = None if run.identities is None else self._offset_in_id(run.identities, record)
+            start = run.selection.starts.get(partition_name, 0)
+            run.identities = await identities_before(
+                self._log, partition, record.offset, self._rules, start=start, sleep=self._sleep
+            )
+        offset_in_id = None if run.identities is None else offset_in_id_of(run.identities, record, self._rules)
         if matched is not None and run.selection.undelivered:
             matched = matched.undelivered()
         if matched is not None and matched.destinations:
@@ -327,38 +321,6 @@ class Replays:
             run.batch.append(matched)
             run.batch_bytes += len(matched.event.body)
         run.reached[partition_name] = record.offset + 1
-
-    async def _identities_before(self, run: ReplayProgress, partition: Partition, offset: int) -> Identities:
-        """Collect the identities of the records before an offset, whether they were injected or not."""
-        bounds, unreadable = await self._log.readable(partition.topic)
-        if partition.number in unreadable:
-            raise LogUnavailableError(f"{partition_key(partition)}: {unreadable[partition.number]}")
-        first, _ = bounds.get(partition.number, (offset, offset))
-        # A previous owner may have injected some of the deleted events, under IDs without an offset.
-        is_cut = first > run.selection.starts.get(partition_key(partition), 0)
-        identities, scanned = Identities(first + LOOKBACK if is_cut else 0), 0
-        start = max(first, offset - LOOKBACK)
-        async with aclosing(records_of(self._log, partition, start, offset)) as records:
-            async for record in records:
-                self._offset_in_id(identities, record)
-                scanned += 1
-                if scanned % RECORDS_PER_STEP == 0:
-                    await self._sleep(0)
-        return identities
-
-    def _offset_in_id(self, identities: Identities, record: Record) -> int | None:
-        """Return the offset for the IDs of an event's deliveries, by the active rules; None if they need none."""
-        try:
-            event = decode_event(record)
-        except UnreadableRecordError:
-            return None
-
-        def window() -> float | None:
-            source = self._rules().sources.get(event.source)
-            # If the active rules derive another identity, it isn't a duplicate.
-            return source.dedupe if source is not None and EventBuilder(source).reproduces_id_of(event) else None
-
-        return identities.offset_in_id(event, record, window)
 
     def _is_wanted(self, run: ReplayProgress) -> bool:
         return self._owner() is run.owner and self._control.commands.get(run.command.key) == run.command
@@ -384,7 +346,7 @@ class Replays:
             if wait <= 0:
                 if run.since_backlog_check < CHECKPOINT_EVERY:
                     return True
-                if await self._unfinished() < BACKLOG:
+                if await most_unfinished(self._log, self._group, self._tier) < BACKLOG:
                     run.since_backlog_check = 0
                     return True
                 wait = POLL_INTERVAL
@@ -483,13 +445,3 @@ class Replays:
     def _is_overtaken(self, run: ReplayProgress) -> bool:
         checkpoint = self._control.checkpoint(run.command.key)
         return any(offset > run.positions.get(partition_name, 0) for partition_name, offset in checkpoint.items())
-
-    async def _unfinished(self) -> int:
-        """Count the unfinished records of the fullest partition of the shortest tier."""
-        commits = await self._log.committed(self._group, self._tier)
-        unfinished = 0
-        bounds, _ = await self._log.readable(self._tier)
-        for number, (start, end) in bounds.items():
-            base, done, *_ = commits.get(number, Commit(start))
-            unfinished = max(unfinished, end - max(base, start) - int.from_bytes(done, "little").bit_count())
-        return unfinished

@@ -22,6 +22,7 @@ from gateway.engine.jobs.backlog_counts import BacklogCounts
 from gateway.engine.jobs.cancelled_replay import CancelledReplays
 from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.kick import Kicks
+from gateway.engine.jobs.redeliver import KEEP_FOR, Redeliveries, obsolete_redeliveries
 from gateway.engine.jobs.replay import Replays
 from gateway.engine.jobs.resolve_dead_letters import DeadLetterResolutions
 from gateway.engine.jobs.resume import ResumeJobs
@@ -124,6 +125,7 @@ class Jobs:
         self._resume_jobs = ResumeJobs(services)
         self._kicks = Kicks(services)
         self._dead_letters = DeadLetterResolutions(services)
+        self._redeliveries = Redeliveries(services)
         self._cancelled = CancelledReplays(services)
         self._backlog_counts = BacklogCounts(
             log=log,
@@ -226,7 +228,7 @@ class Jobs:
             return  # it stays unfinished
         if command is not None and command.kind == "pause":
             self._log_pause(command)
-        if command is None or command.kind == "replay":
+        if command is None or command.kind in ("replay", "redeliver"):
             progress.mark_done(record.offset)
         else:
             self._unfinished[record.offset] = command
@@ -263,7 +265,11 @@ class Jobs:
         owner = self._progress
         if owner is None:
             return
-        for key, command, job in (*self._name_jobs(owner), *self._dead_letter_jobs(owner)):
+        for key, command, job in (
+            *self._name_jobs(owner),
+            *self._dead_letter_jobs(owner),
+            *self._redelivery_jobs(owner),
+        ):
             if key not in self._running:
                 self._running[key] = tasks.create_task(self._run(key, command, job, owner), name=f"jobs-{key}")
 
@@ -272,7 +278,7 @@ class Jobs:
         if self._kicks.ready_commands():
             yield "kick", None, partial(self._kicks.kick, owner)
         for command in control.unacknowledged_cancellations():
-            if self._replays.under_way != command.key:
+            if command.kind == "replay" and self._replays.under_way != command.key:
                 yield command.key, command, partial(self._cancelled.publish_last_checkpoint, command, owner)
         for checkpoint in control.overwritten_checkpoints():
             yield checkpoint.key, None, partial(self._publish, checkpoint)
@@ -295,6 +301,15 @@ class Jobs:
             if is_free and room > 0 and command.key not in self._running:
                 room -= 1
                 yield command.key, command, partial(self._dead_letters.resolve, command, owner)
+
+    def _redelivery_jobs(self, owner: object) -> Iterator[_Turn]:
+        for command in self._follower.control.unacknowledged_cancellations():
+            if command.kind == "redeliver":
+                yield command.key, command, partial(self._redeliveries.acknowledge_cancellation, command, owner)
+        room = MAX_JOBS_PER_KIND - self._count("redeliver/")
+        waiting = [command for command in self._redeliveries.ready_commands() if command.key not in self._running]
+        for command in waiting[: max(0, room)]:
+            yield command.key, command, partial(self._redeliveries.redeliver, command, owner)
 
     def _count(self, prefix: str) -> int:
         return sum([key.startswith(prefix) for key in self._running])
@@ -390,9 +405,14 @@ class Jobs:
         if unreadable:
             return  # it isn't known which dead letters remain
         starts = {f"{self._topics.dead}/{number}": start for number, (start, _) in bounds.items()}
-        for command in control.obsolete(self._log.now() - KEEP_COMMANDS_FOR, starts)[:MAX_FORGOTTEN_PER_SWEEP]:
+        now = self._log.now()
+        obsolete = [
+            *control.obsolete(now - KEEP_COMMANDS_FOR, starts),
+            *obsolete_redeliveries(control, now - KEEP_FOR),
+        ]
+        for command in obsolete[:MAX_FORGOTTEN_PER_SWEEP]:
             # The checkpoint first: it is found through its command.
-            if control.checkpoint(command.key):
+            if control.last_checkpoint(command.key) is not None:
                 await self._append_record(ControlRecord(kind="checkpoint", name=command.key, state="deleted", at=0.0))
             await self._append_record(ControlRecord(kind=command.kind, name=command.name, state="deleted", at=0.0))
 

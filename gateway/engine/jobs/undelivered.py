@@ -1,6 +1,7 @@
 """What a route has delivered and what it hasn't, as far as the log shows. Successful deliveries leave no record.
 
     has an open dead letter ─────────────────────────────────▶ undelivered
+    a redelivery has brought it ─────────────────────────────▶ ended
     dropped as a duplicate, which it isn't by today's rules ─▶ undelivered, unless a replay has covered it since
     routed by a revision in which the route matches it ──────▶ ended: delivered, on its way, or given up on purpose
     ... if that revision isn't known ────────────────────────▶ unknown
@@ -270,6 +271,7 @@ class Undelivered:
         self._rules = rules
         replays = _replays_of(control, route, key)
         self._replays = [_Replay(command, control, is_foretold=not key) for command in replays]
+        self._redelivered = _redelivered_by(control, route)
         self._identified_by: tuple[Rules | None, str] = None, ""
         self._known: dict[str, tuple[PastRoute | None, RouteTable[Route] | None]] = {}
 
@@ -277,6 +279,8 @@ class Undelivered:
         """Return the fate of an event's delivery by the route to a destination."""
         if self._dead.of(event, destination, self._rules().routes.get(self._route)):
             return Fate.UNDELIVERED
+        if self._was_redelivered(partition, record, event, destination):
+            return Fate.ENDED
         which = _Candidate(partition, record, event, EventView.of(event), destination)
         revision = self._history.revision_at(partition, record.offset)
         routed = self._routed_by(revision, which)
@@ -288,6 +292,17 @@ class Undelivered:
         if self._may_have_been_overtaken(which):
             return self._after_replays(Fate.UNKNOWN, which, is_judged_by_routing=False)
         return Fate.ENDED
+
+    def _was_redelivered(self, partition: Partition, record: Record, event: Event, destination: str) -> bool:
+        """Return whether a redelivery has brought an event; not one that was asked for before the event was stored.
+
+        That was of another one, in a topic that has been recreated since.
+        """
+        return any(
+            event.id == command.redelivery.event and record.appended_at <= command.at + LEADER_CLOCK_SKEW
+            for command in self._redelivered.get((partition_key(partition), record.offset, destination), ())
+            if command.redelivery is not None
+        )
 
     def _after_replays(self, known: Fate, which: "_Candidate", *, is_judged_by_routing: bool) -> Fate:
         """Return what replays have made of a fate. A replay of the undelivered has injected what is UNDELIVERED.
@@ -451,6 +466,20 @@ class _Replay:
             and which.source in (None, asked.event.source)
             and which.destination in (None, asked.destination)
         )
+
+
+def _redelivered_by(control: Control, route: str) -> Mapping[tuple[str, int, str], Sequence[ControlRecord]]:
+    """Return the redeliveries by a route: by the event's partition, its offset, and the destination."""
+    found: dict[tuple[str, int, str], list[ControlRecord]] = {}
+    for command in control.commands.values():
+        last = None if command.redelivery is None else control.last_checkpoint(command.key)
+        if last is None or command.redelivery is None:
+            continue
+        for each in last.results:
+            if each.route == route:
+                place = command.redelivery.partition, command.redelivery.offset, each.destination
+                found.setdefault(place, []).append(command)
+    return found
 
 
 def _replays_of(control: Control, route: str, key: str) -> Sequence[ControlRecord]:

@@ -1,0 +1,211 @@
+"""`gateway events redeliver`: deliver one event again."""
+
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    command,
+    opened_log,
+    rules_without_secrets,
+    wait_arguments,
+)
+from gateway.commands.events import NEITHER
+from gateway.commands.values import Parser
+from gateway.engine.control.redelivery_records import RedeliveryResult
+from gateway.log.base import Log
+from gateway.model import UnreadableRecordError, UsageError
+from gateway.ops.control_client import ControlClient
+from gateway.ops.output import Output, count, when
+from gateway.ops.presentation import Row, print_rows
+from gateway.ops.redeliveries import (
+    RedeliveryProgress,
+    cancel_redelivery,
+    find_to_redeliver,
+    followed,
+    progress_of,
+    redeliver,
+    redeliveries,
+    redelivery_fields,
+)
+from gateway.required_topics import event_topics
+from gateway.rules.rules import Rules
+from gateway.text import did_you_mean
+
+LISTED = 50
+"""Redeliveries that are listed for people; with --json it is all."""
+DUE = "due within 5 seconds, then at their destinations' own pace"
+
+
+def redeliver_arguments(parser: Parser) -> None:
+    about = "the event's id (if several have it, the newest), or its position, TOPIC/PARTITION@OFFSET"
+    parser.add_argument("id", metavar="ID", nargs="?", help=about)
+    about = "by this route only (default: by every route that takes the event, by the running gateway's rules)"
+    parser.add_argument("--route", metavar="NAME", help=about)
+    parser.add_argument("--destination", metavar="NAME", help="to this destination only (default: to all)")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why, for those who look at it later")
+    wait_arguments(parser)
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--list", action="store_true", help="list the redeliveries of the last 7 days, newest first")
+    other.add_argument("--follow", metavar="REDELIVERY", help="show what has come of this redelivery, or wait for it")
+    other.add_argument("--cancel", metavar="REDELIVERY", help="cancel this redelivery")
+
+
+@command(
+    "events redeliver",
+    about="deliver one event again, by the running gateway's rules",
+    example="gateway events redeliver evt_9c1f… --destination ci --reason 'it lost its disk'",
+    add_arguments=redeliver_arguments,
+    settings=("rules", "index", *LOG_SETTINGS),
+)
+async def _events_redeliver(call: Invocation) -> int:
+    arguments = call.arguments
+    others = (arguments.list, arguments.follow is not None, arguments.cancel is not None)
+    if any(others) is (arguments.id is not None) or (any(others) and (arguments.route or arguments.destination)):
+        raise UsageError("events redeliver: expected the ID of an event, or one of --list, --follow and --cancel alone")
+    async with opened_log(call) as log:
+        if arguments.list:
+            return await _list(call, log)
+        if arguments.follow is not None:
+            return await _follow(call, log, arguments.follow)
+        if arguments.cancel is not None:
+            return await _cancel(call, log, arguments.cancel)
+        return await _redeliver(call, log)
+
+
+async def _redeliver(call: Invocation, log: Log) -> int:
+    arguments, output = call.arguments, call.output
+    rules = rules_without_secrets(call.settings.rules)
+    _note_unknown(output, rules, arguments.route, arguments.destination)
+    name: str = arguments.id
+    try:
+        with output.waiting(f"looking for {name}"):
+            found = await find_to_redeliver(log, event_topics(rules, call.topics), name, call.settings.index.file)
+    except UnreadableRecordError as error:
+        output.fail(f"{name}: expected an event there, got a record that can't be read: {error}")
+        return 1
+    if found is None:
+        output.fail(NEITHER.format(name))
+        return 1
+    control = await ControlClient(log, call.topics).control()
+    asked = await redeliver(
+        log,
+        call.topics,
+        control,
+        found,
+        route=arguments.route,
+        destination=arguments.destination,
+        reason=arguments.reason,
+    )
+    if arguments.wait:
+        return await _follow(call, log, asked.command.name)
+    output.print(f"redelivery {asked.command.name} is stored; a running gateway will carry it out")
+    if output.json:
+        output.line(redelivery_fields(RedeliveryProgress(asked.command, (), is_final=False)))
+    return 0
+
+
+def _note_unknown(output: Output, rules: Rules, route: str | None, destination: str | None) -> None:
+    """Say that the local rules lack a name: those of the running gateway decide, which may be others."""
+    for flag, name, known in (("--route", route, rules.routes), ("--destination", destination, rules.destinations)):
+        if name is not None and name not in known:
+            output.note(f"{flag}: {name!r} isn't in the local rules{did_you_mean(name, known)}", style="yellow")
+
+
+async def _follow(call: Invocation, log: Log, name: str) -> int:
+    last = await _awaited(call, log, name)
+    if last is None:
+        raise UsageError(f"--follow: expected the ID of a redelivery, got {name!r}; --list shows those of 7 days")
+    return _print_end(call.output, last)
+
+
+async def _awaited(call: Invocation, log: Log, name: str) -> RedeliveryProgress | None:
+    """Return a redelivery once it has ended, or nothing more comes of it; None if there is none of that name."""
+    steps = followed(log, call.topics, name, timeout=call.arguments.timeout)
+    with call.output.waiting(f"waiting for redelivery {name}"):
+        found = [step async for step in steps]
+    return found[-1] if found else None
+
+
+async def _cancel(call: Invocation, log: Log, name: str) -> int:
+    control = await ControlClient(log, call.topics).control()
+    cancelled = await cancel_redelivery(log, call.topics, control, name)
+    if cancelled is None:
+        raise UsageError(f"--cancel: expected the ID of a redelivery that hasn't ended, got {name!r}")
+    if not call.arguments.wait:
+        call.output.print(f"redelivery {name} is cancelled")
+        return 0
+    last = await _awaited(call, log, name)
+    assert last is not None, name
+    queued = count(_queued(last.results), "delivery")
+    reached = "" if last.is_final else " or more: no gateway reported where it stopped"
+    call.output.print(f"redelivery {name} is cancelled after {queued}{reached}")
+    if call.output.json:
+        call.output.line(redelivery_fields(last))
+    return 0
+
+
+async def _list(call: Invocation, log: Log) -> int:
+    output, control = call.output, await ControlClient(log, call.topics).control()
+    known = [each for command in redeliveries(control) if (each := progress_of(control, command.name)) is not None]
+    if output.json:
+        for each in known:
+            output.line(redelivery_fields(each))
+        return 0
+    if not known:
+        output.print("no event was redelivered within 7 days")
+    print_rows(output, [_row(each) for each in known[:LISTED]], unbroken=["redelivery, event"])
+    if len(known) > LISTED:
+        output.note(f"and {count(len(known) - LISTED, 'other')}, which --json shows")
+    return 0
+
+
+def _row(progress: RedeliveryProgress) -> Row:
+    command, asked = progress.command, progress.command.redelivery
+    assert asked is not None, command
+    return {
+        "redelivery, event": f"{command.name}\n{asked.event}",
+        "asked for": when(command.at),
+        "by": f"{command.by}\n{asked.reason}" if asked.reason else command.by,
+        "state": "waits" if command.is_pending else command.state,
+        "queued": str(_queued(progress.results)),
+        "detail": command.detail,
+    }
+
+
+def _queued(results: tuple[RedeliveryResult, ...]) -> int:
+    return sum([each.outcome == "queued" for each in results])
+
+
+def _print_end(output: Output, last: RedeliveryProgress) -> int:
+    command, asked = last.command, last.command.redelivery
+    assert asked is not None, command
+    if output.json:
+        output.line(redelivery_fields(last))
+    print_rows(
+        output,
+        [
+            {"route": each.route, "destination": each.destination or "none", "result": _result(each)}
+            for each in last.results
+        ],
+    )
+    queued = f"{count(_queued(last.results), 'delivery')} of {asked.event}"
+    if command.state == "done":
+        output.print(f"queued {queued}{f': {DUE}' if _queued(last.results) else ''}")
+        return 0
+    if command.state == "cancelled":
+        because = f": {command.detail}" if command.detail else ""
+        output.fail(f"redelivery {command.name} was cancelled after {queued}{because}")
+        return 1
+    output.fail(
+        f"redelivery {command.name} hasn't ended, with {queued} queued by now: is a gateway of this version running, "
+        f"and its log available? It is stored, and goes on by itself; --follow {command.name} shows what comes of it"
+    )
+    return 1
+
+
+def _result(each: RedeliveryResult) -> str:
+    if each.outcome == "dead":
+        return "a dead letter: its route can't be decided"
+    if each.paused_by:
+        kind, _, name = each.paused_by.partition("/")
+        return f"queued; paused: it will be parked until `gateway {kind} resume {name}`"
+    return "queued"
