@@ -13,10 +13,12 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.access.access import Access
 from gateway.access.principal import AccessError, AccessRole, Principal
+from gateway.api.acts import KEY_PATTERN, LONGEST_KEY
 from gateway.api.backend import Backend
 from gateway.api.endpoints import BASE, BYTES, ENDPOINTS, Endpoint
 from gateway.api.json_shapes import ShapeError, read_shape, read_value
 from gateway.api.openapi import JSON, OWN, PROBLEM, document
+from gateway.api.orders import Order
 from gateway.api.problems import ApiError, Code
 from gateway.model import shown
 from gateway.telemetry.logs import trace_of
@@ -83,9 +85,22 @@ class _Api:
 
         async def answer(request: web.Request, principal: Principal) -> web.Response:
             given = arguments_of(endpoint, request)
+            if endpoint.is_keyed:
+                given["key"] = _key(request)
             if endpoint.body is not None:
                 given["given"] = await _body(request, endpoint.body)
             found = await endpoint.run(self._backend, principal, **given)
+            if isinstance(found, Order):
+                self._logger.info(
+                    "order_given",
+                    order=found.id,
+                    operation=endpoint.name,
+                    by=principal.name,
+                    via=principal.via,
+                    address=request.remote,
+                    reason=given["given"].reason,
+                    is_new=found.is_new,
+                )
             if endpoint.answer == BYTES:
                 return _bytes(found, BYTES, {"Content-Disposition": "attachment"})
             return _bytes(json_of(found), JSON, status=endpoint.status)
@@ -148,6 +163,17 @@ def _as_json(kind: Any, text: str) -> object:  # noqa: ANN401 - any type
 
 
 _INTEGER = re.compile(r"-?[0-9]{1,15}", re.ASCII)
+
+
+def _key(request: web.Request) -> str | None:
+    """Return the idempotency key of a request (draft-ietf-httpapi-idempotency-key-header). Raises ApiError."""
+    keys = request.headers.getall("Idempotency-Key", [])
+    if not keys:
+        return None
+    if len(keys) > 1 or len(keys[0]) > LONGEST_KEY or not re.match(KEY_PATTERN, keys[0]):
+        expected = f"one key of at most {LONGEST_KEY} visible characters of ASCII"
+        raise ApiError(Code.INVALID_REQUEST, f"Idempotency-Key: expected {expected}, got another")
+    return keys[0]
 
 
 async def _body(request: web.Request, shape: type[S]) -> S:

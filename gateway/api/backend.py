@@ -19,6 +19,7 @@ from gateway.index.index import Index
 from gateway.log.base import Log
 from gateway.log.topics import CONTROL_PARTITION, Topics
 from gateway.model import LogUnavailableError, UnreadableRecordError
+from gateway.ops.keyed_requests import Answers
 from gateway.rules.rules import Rules
 from gateway.turns import taking_turns
 
@@ -45,10 +46,13 @@ class Backend:
     index: Callable[[], Index | None] = lambda: None
     index_problem: Callable[[], str] = lambda: ""
     holds: Callable[[], Mapping[str, Hold]] = dict
+    ordering: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    """Held while an order is given: the next one sees it, and what was answered to its key."""
     _turns: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
     _waiting: int = field(init=False, default=0)
     _overview: tuple[object, Overview] | None = field(init=False, default=None)
     _control: Control = field(init=False, default_factory=Control)
+    _answers: Answers = field(init=False, default_factory=Answers)
     _position: int = field(init=False, default=0)
     _last_at: float = field(init=False, default=0.0)
     _reading: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
@@ -102,13 +106,18 @@ class Backend:
         async with self._reading:
             start, end = (await self.log.bounds(self.topics.control)).get(CONTROL_PARTITION, (0, 0))
             if end < self._position or (end > self._position and not await self._goes_on(start)):
-                self._control, self._position = Control(), 0
+                self._control, self._answers, self._position = Control(), Answers(), 0
             while end > self._position:
                 await self._read_control(max(start, self._position), end)
                 self._position = end
                 # A record may have been compacted away for one behind the end that was known.
                 _, end = (await self.log.bounds(self.topics.control)).get(CONTROL_PARTITION, (0, 0))
             return self._control
+
+    async def answers(self) -> Answers:
+        """Return what was answered to requests with a key. Raises LogUnavailableError."""
+        await self.control()
+        return self._answers
 
     async def _goes_on(self, start: int) -> bool:
         """Return whether the last record that was read is still there, or compacted away: else the topic is another."""
@@ -126,6 +135,7 @@ class Backend:
             for record in records:
                 with suppress(UnreadableRecordError):  # the processes that act on it report it
                     self._control.decode_and_apply(record.key, record.value, record.offset)
+                self._answers.apply(record.key, record.value)
                 self._last_at = record.appended_at
                 number += 1
                 if number % RECORDS_PER_STEP == 0:

@@ -17,6 +17,8 @@ from gateway.model import Attempt
 from gateway.ops.dead_letters import DeadLetter, dead_letter_of
 from gateway.ops.log_search import Found, newest_first
 from gateway.ops.output import rfc3339
+from gateway.ops.redaction import Redactions
+from gateway.turns import give_way
 
 SECONDS = 1.0
 """For which a page is looked for; what was found by then is the answer, with where to go on."""
@@ -44,7 +46,7 @@ async def list_dead_letters(
     of = ("dead-letters", which, include_resolved)
     ends: dict[str, object] = {} if cursor is None else dict(decode_cursor(cursor, of=of))
     before = {int(number): whole(ends, number) for number in ends if number.isdecimal() and number.isascii()}
-    items: list[shapes.DeadLetter] = []
+    letters: list[DeadLetter] = []
     stop_at, is_cut_short, is_more = time.monotonic() + SECONDS, False, False
     async with told(), backend.turn():
         control = await backend.control()
@@ -56,7 +58,7 @@ async def list_dead_letters(
         async with aclosing(history):
             looked = 0
             async for found in history:
-                if len(items) == limit:
+                if len(letters) == limit:
                     is_more = True
                     break
                 if time.monotonic() > stop_at:
@@ -69,9 +71,9 @@ async def list_dead_letters(
                 letter = dead_letter_of(found, control)
                 is_asked = which.covers(letter.properties) and (include_resolved or letter.resolved_by is None)
                 if is_asked and _is_seen(backend, principal, letter):
-                    items.append(_letter(letter))
+                    letters.append(letter)
     return shapes.DeadLetterPage(
-        items=tuple(items),
+        items=tuple([_letter(each) for each in await _seen(backend, letters)]),
         next_cursor=encode_cursor({str(number): end for number, end in before.items()}, of=of) if is_more else None,
         is_cut_short=is_cut_short,
         unread_partitions=tuple([f"{topic}/{number}" for number in sorted(unread)]),
@@ -98,6 +100,7 @@ async def get_dead_letter(backend: Backend, principal: Principal, *, position: s
     letter = dead_letter_of(Found(partition, found[0]), control)
     if not _is_seen(backend, principal, letter):
         raise not_found("the position of a dead letter")
+    (letter,) = await _seen(backend, [letter])
     attempts = () if letter.decoded is None else letter.decoded.delivery.attempts[-MOST_ATTEMPTS:]
     return shapes.DeadLetterDetail(letter=_letter(letter), attempts=tuple([_attempt(each) for each in attempts]))
 
@@ -113,6 +116,23 @@ def dead_filter(
         since=None if since is None else time_of(since),
         until=None if until is None else time_of(until),
     )
+
+
+async def _seen(backend: Backend, letters: list[DeadLetter]) -> list[DeadLetter]:
+    """Return dead letters as people may see them, without what their sources' `redact` hides."""
+    rules = backend.rules()
+    if all(source.redaction is None for source in rules.sources.values()):
+        return letters
+    hidden = Redactions(rules)
+
+    def seen() -> list[DeadLetter]:
+        found = []
+        for letter in letters:
+            give_way()
+            found.append(hidden.letter(letter))
+        return found
+
+    return await backend.aside(seen)
 
 
 def _is_seen(backend: Backend, principal: Principal, letter: DeadLetter) -> bool:

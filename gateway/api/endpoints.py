@@ -7,7 +7,7 @@ from inspect import signature
 from typing import Annotated, Any, Literal
 
 from gateway.access.principal import AccessRole
-from gateway.api import dead_letters, events, names, shapes
+from gateway.api import acts, dead_letters, events, names, order_states, orders, shapes
 from gateway.api.cursors import LONGEST as LONGEST_CURSOR
 from gateway.api.json_shapes import Limits
 from gateway.api.problems import Code
@@ -65,6 +65,11 @@ class Endpoint:
         found = self._argument(parameter).default
         return None if found is Argument.empty else found
 
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it takes an idempotency key, as whatever acts does."""
+        return "key" in signature(self.run).parameters
+
     def _argument(self, parameter: Parameter) -> Argument:
         return signature(self.run).parameters[parameter.name]
 
@@ -98,7 +103,117 @@ def _only(name: str, about: str) -> Parameter:
     return Parameter(name=name, place="query", kind=_NAME, about=about)
 
 
+_ORDER = Parameter(
+    name="order",
+    place="path",
+    kind=Annotated[str, Limits(longest=255)],
+    about="`id` of an order, percent-encoded",
+    example="pause/destination/ci",
+)
+_REPLAY = Parameter(
+    name="replay",
+    place="path",
+    kind=Annotated[str, Limits(longest=255)],
+    about="the replay's id",
+    example="19ab4c2f1d0-1f2e3d4c",
+)
+_OF_ACTS = (Code.NOT_FOUND, Code.CONFLICT, Code.KEY_REUSED, Code.LOG_UNAVAILABLE, Code.BUSY)
+
+
+def _act(
+    name: str,
+    path: str,
+    run: Callable[..., Awaitable[Any]],
+    body: Any,  # noqa: ANN401 - a shape
+    *parameters: Parameter,
+    codes: tuple[Code, ...] = (),
+) -> Endpoint:
+    """Return an endpoint that acts."""
+    return Endpoint(
+        name=name,
+        method="POST",
+        path=path,
+        role=AccessRole.OPERATOR,
+        run=run,
+        answer=orders.Order,
+        tag="orders",
+        parameters=parameters,
+        body=body,
+        status=202,
+        codes=(*_OF_ACTS, *codes),
+    )
+
+
+ACTS = (
+    _act("pauseRoute", "/routes/{name}/pause", acts.pause_route, orders.Act, _named("route", "build-on-push")),
+    _act("resumeRoute", "/routes/{name}/resume", acts.resume_route, orders.Act, _named("route", "build-on-push")),
+    _act("kickRoute", "/routes/{name}/kick", acts.kick_route, orders.Act, _named("route", "build-on-push")),
+    _act(
+        "pauseDestination",
+        "/destinations/{name}/pause",
+        acts.pause_destination,
+        orders.Act,
+        _named("destination", "ci"),
+    ),
+    _act(
+        "resumeDestination",
+        "/destinations/{name}/resume",
+        acts.resume_destination,
+        orders.Act,
+        _named("destination", "ci"),
+    ),
+    _act(
+        "kickDestination", "/destinations/{name}/kick", acts.kick_destination, orders.Act, _named("destination", "ci")
+    ),
+    _act("replayDeadLetters", "/dead-letters/replay", acts.replay_dead_letters, orders.DeadSelection),
+    _act("dropDeadLetters", "/dead-letters/drop", acts.drop_dead_letters, orders.DeadSelection),
+    _act("startReplay", "/replays", acts.start_replay, orders.ReplayRequest),
+    _act("cancelReplay", "/replays/{replay}/cancel", acts.cancel_replay, orders.Act, _REPLAY),
+    _act(
+        "redeliverEvent",
+        "/events/{event}/redeliver",
+        acts.redeliver_event,
+        orders.RedeliveryRequest,
+        _EVENT,
+        codes=(Code.INDEX_UNAVAILABLE,),
+    ),
+)
+"""What operators order. Each is an order in the log, and takes an idempotency key."""
 ENDPOINTS: tuple[Endpoint, ...] = (
+    *ACTS,
+    Endpoint(
+        name="getOrder",
+        method="GET",
+        path="/orders/{order}",
+        role=AccessRole.VIEWER,
+        run=order_states.get_order,
+        answer=orders.OrderState,
+        tag="orders",
+        parameters=(_ORDER,),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="listReplays",
+        method="GET",
+        path="/replays",
+        role=AccessRole.VIEWER,
+        run=order_states.list_replays,
+        answer=orders.ReplayPage,
+        tag="orders",
+        parameters=(_LIMIT, _CURSOR),
+        codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="getReplay",
+        method="GET",
+        path="/replays/{replay}",
+        role=AccessRole.VIEWER,
+        run=order_states.get_replay,
+        answer=orders.Replay,
+        tag="orders",
+        parameters=(_REPLAY,),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
     Endpoint(
         name="getMe",
         method="GET",

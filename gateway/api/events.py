@@ -15,14 +15,16 @@ from gateway.api.backend import Backend, told
 from gateway.api.cursors import decode_cursor, encode_cursor, whole
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import reads_bodies, sees_delivery, sees_source
+from gateway.bodies.redaction import HIDDEN
 from gateway.index.index import Index
 from gateway.index.query import Condition, Field, Query, QueryError, Value, parse_query
 from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent
-from gateway.log.attempt_records import decode_attempt_record
+from gateway.log import attempt_records
 from gateway.log.base import Partition
 from gateway.log.json_fields import LATEST
-from gateway.model import Event, Headers, UnreadableRecordError
+from gateway.model import Event, Headers, ResponseExcerpt, UnreadableRecordError
 from gateway.ops.output import header_text, rfc3339
+from gateway.ops.redaction import Redactions
 
 MOST_ATTEMPTS = 100
 """Attempts of a delivery that are shown: the last ones."""
@@ -80,7 +82,7 @@ async def get_event(backend: Backend, principal: Principal, *, event: str) -> sh
     currency = currency_of(index)
     async with told():
         found = await find_event(backend, principal, event)
-        content = await index.content(found)
+        content = await _seen(backend, await index.content(found))
     return shapes.EventDetail(
         event=summary_of(found),
         is_stored=content is not None,
@@ -160,12 +162,13 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
         its = backend.log.scan(place.partition, place.offset, place.offset + 1)
         found = [record async for records in its for record in records]
     try:
-        attempt = decode_attempt_record(found[0])
+        attempt = attempt_records.decode_attempt_record(found[0])
     except (UnreadableRecordError, IndexError):
         raise not_found("an attempt") from None
     if not sees_delivery(principal, backend.rules(), attempt.source, attempt.route, attempt.destination):
         raise not_found("an attempt")
-    response = attempt.response
+    async with told():
+        response, detail = await _seen_response(backend, attempt)
     return shapes.AttemptRecord(
         event_id=attempt.event_id,
         delivery_id=attempt.delivery_id,
@@ -178,7 +181,7 @@ async def get_attempt(backend: Backend, principal: Principal, *, position: str) 
         result=attempt.result,
         status=attempt.status,
         sequel=attempt.sequel,
-        detail=attempt.detail or None,
+        detail=detail or None,
         retry_after_seconds=attempt.retry_after,
         method=attempt.method,
         host=attempt.host,
@@ -216,6 +219,34 @@ async def find_event(backend: Backend, principal: Principal, name: str) -> Index
     return found
 
 
+async def _seen(backend: Backend, event: Event | None) -> Event | None:
+    """Return an event as people may see it, without what its source's `redact` hides."""
+    hidden = Redactions(backend.rules())
+    if event is None or hidden.of(event.source) is None:
+        return event
+    return await backend.aside(lambda: hidden.event(event))
+
+
+async def _seen_response(
+    backend: Backend, attempt: attempt_records.AttemptRecord
+) -> tuple[ResponseExcerpt | None, str]:
+    """Return the response of an attempt, and its detail, without what they repeat of hidden values.
+
+    If the event isn't there any more by which these are known, all of it is hidden.
+    """
+    hidden, response, detail = Redactions(backend.rules()), attempt.response, attempt.detail
+    if hidden.of(attempt.source) is None:
+        return response, detail
+    index = backend.index()
+    its = [] if index is None else await index.events(attempt.event_id)
+    event = None if index is None or not its else await index.content(its[0])
+    if event is None:
+        none = None if response is None else ResponseExcerpt(body=HIDDEN.encode())
+        return none, HIDDEN if detail else ""
+    echoes = await backend.aside(lambda: hidden.echoes(event))
+    return None if response is None else echoes.excerpt(response), echoes.text(detail)
+
+
 class _Place(NamedTuple):
     partition: Partition
     offset: int
@@ -239,7 +270,7 @@ async def _is_there(backend: Backend, place: _Place) -> bool:
 async def _content(backend: Backend, principal: Principal, name: str) -> tuple[IndexedEvent, Event]:
     async with told():
         found = await find_event(backend, principal, name)
-        content = await backend.open_index().content(found)
+        content = await _seen(backend, await backend.open_index().content(found))
     if content is None:
         raise ApiError(Code.NOT_FOUND, f"expected the record of {found.id} in the log, got none: it was deleted by age")
     return found, content

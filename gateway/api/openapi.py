@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
+from gateway.api.acts import KEY_PATTERN, LONGEST_KEY
 from gateway.api.endpoints import BASE, BYTES, ENDPOINTS, Endpoint, Parameter
 from gateway.api.json_shapes import SCHEMAS, object_schema, schema_of, shapes_in
 from gateway.api.problems import STATUSES, Code, Problem
@@ -15,6 +16,15 @@ OWN = "/openapi.json"
 """Where the document itself is."""
 ANY = (Code.INVALID_REQUEST, Code.UNAUTHENTICATED, Code.FORBIDDEN, Code.TOO_MANY_REQUESTS, Code.BUG, Code.BUSY)
 """What any request may meet."""
+KEY: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Of the client's making, another for each order: asked again with it, within a day, an order is "
+    "given once, and answered alike. Best a UUID, as a string of RFC 9651, in double quotes.",
+    "schema": {"type": "string", "pattern": KEY_PATTERN, "maxLength": LONGEST_KEY},
+    "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
+}
 WITH_BODY = (Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE)
 
 
@@ -65,8 +75,11 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "tags": [endpoint.tag],
         "x-role": endpoint.role.value,
     }
-    if endpoint.parameters:
-        operation["parameters"] = [_parameter(endpoint, each) for each in endpoint.parameters]
+    parameters = [_parameter(endpoint, each) for each in endpoint.parameters]
+    if endpoint.is_keyed:
+        parameters.append(KEY)
+    if parameters:
+        operation["parameters"] = parameters
     if endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": schema_of(endpoint.body)}}}
     operation["responses"] = _responses(endpoint.status, _content(endpoint.answer), codes)

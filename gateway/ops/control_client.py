@@ -10,7 +10,7 @@ import math
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Literal, NamedTuple
 
@@ -26,7 +26,7 @@ from gateway.engine.control.records import (
 )
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import last_append_time, last_records, records_of
-from gateway.log.base import Log, Partition, Record
+from gateway.log.base import Log, NewRecord, Partition, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
 from gateway.model import UnreadableRecordError
@@ -59,12 +59,28 @@ class Pause(NamedTuple):
     offset: int | None
 
 
+def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
+    return ()
+
+
 class ControlClient:
-    """Writes and reads the control records of one log. Every method may raise LogUnavailableError."""
+    """Writes and reads the control records of one log. Every method may raise LogUnavailableError.
+
+    `by` is who gives the commands, by default who runs this process. What belongs to a command, `alongside`, is stored
+    with it: together, or not at all.
+    """
 
     def __init__(
-        self, log: Log, topics: Topics, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        by: str = "",
+        alongside: Callable[[ControlRecord], Sequence[ControlRecord]] = _nothing,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        self._by = by
+        self._alongside = alongside
         self._log = log
         self._topics = topics
         self._partition = topics.control_partition
@@ -83,7 +99,7 @@ class ControlClient:
         which sees the other, the later one applies.
         """
         control = await self.control()
-        command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
+        command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=self._by or who())
         before = control.commands.get(command.key)
         if before is not None and before.state == "paused" and command.key not in control.newer:
             return Pause(before, is_new=False, offset=control.offset_of(command.key))
@@ -116,7 +132,7 @@ class ControlClient:
 
         None if it isn't paused and has none: it may have some if the control topic was recreated.
         """
-        command = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
+        command = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=self._by or who())
         control = await self.control()
         before = control.commands.get(command.key)
         was_paused = before is not None and before.state != "active"
@@ -126,16 +142,19 @@ class ControlClient:
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
-        return await self._place(ControlRecord(kind="kick", name=name, state="requested", at=self._log.now()))
+        return await self._place(
+            ControlRecord(kind="kick", name=name, state="requested", at=self._log.now(), by=self._by)
+        )
 
-    async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
-        """Have the dead letters that exist now and match the filter replayed or dropped."""
+    async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter, *, name: str = "") -> StoredCommand:
+        """Have the dead letters that exist now and match the filter replayed or dropped, by a command of that name."""
         bounds, unread = await self._log.readable(self._topics.dead)
         ends = {f"{self._topics.dead}/{number}": end for number, (_, end) in bounds.items()}
         return await self._place(
             ControlRecord(
                 kind="dead",
-                name=self._new_name(),
+                name=name or self._new_name(),
+                by=self._by,
                 state="requested",
                 at=self._log.now(),
                 checkpoint=ends,
@@ -146,7 +165,9 @@ class ControlClient:
             )
         )
 
-    async def replay(self, selection: Selection, ends: Mapping[str, int], *, unread: int = 0) -> StoredCommand:
+    async def replay(
+        self, selection: Selection, ends: Mapping[str, int], *, unread: int = 0, name: str = ""
+    ) -> StoredCommand:
         """Have a selection's events below these ends ("topic/partition" → offset) delivered again.
 
         `unread` is the number of unreadable partitions, which aren't included.
@@ -154,7 +175,8 @@ class ControlClient:
         return await self._place(
             ControlRecord(
                 kind="replay",
-                name=self._new_name(),
+                name=name or self._new_name(),
+                by=self._by,
                 state="requested",
                 at=self._log.now(),
                 checkpoint=ends,
@@ -248,8 +270,16 @@ class ControlClient:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, command: ControlRecord) -> StoredCommand:
-        position = await append_control_record(self._log, self._topics, command)
-        return StoredCommand(command, position.offset)
+        if not (others := self._alongside(command)):
+            position = await append_control_record(self._log, self._topics, command)
+            return StoredCommand(command, position.offset)
+        records = [NewRecord(*each.encode(), []) for each in (command, *others)]
+        positions = await self._log.append_in_order(self._partition, records)
+        return StoredCommand(command, positions[0].offset)
+
+    async def note(self, record: ControlRecord) -> None:
+        """Store a record that belongs to no new command."""
+        await append_control_record(self._log, self._topics, record)
 
 
 async def read_on(log: Log, topics: Topics, control: Control, position: int) -> int:

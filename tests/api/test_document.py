@@ -38,6 +38,7 @@ def test_operations_have_names_of_their_own() -> None:
 def test_a_function_takes_what_its_endpoint_says(endpoint: Endpoint) -> None:
     arguments = [each for each in signature(endpoint.run).parameters.values() if each.kind is Argument.KEYWORD_ONLY]
     expected = [each.name for each in endpoint.parameters] + ([] if endpoint.body is None else ["given"])
+    expected += ["key"] if endpoint.role is AccessRole.OPERATOR else []
     assert sorted(each.name for each in arguments) == sorted(expected)
     in_path = {each.name for each in endpoint.parameters if each.place == "path"}
     assert in_path == set(endpoint.path.replace("}", "{").split("{")[1::2])
@@ -96,7 +97,8 @@ async def _check_role(world: World, endpoint: Endpoint, role: AccessRole | None)
     for parameter in endpoint.parameters:
         path = path.replace(f"{{{parameter.name}}}", "nothing")
     headers = {"Host": "gateway.example"} if role is None else {}
-    async with world.client.request(endpoint.method, f"{BASE}{path}", headers=headers) as response:
+    body: dict[str, object] | None = None if endpoint.body is None else {}
+    async with world.client.request(endpoint.method, f"{BASE}{path}", headers=headers, json=body) as response:
         problem = await response.json() if response.status >= 400 else {}
     if role is None:
         assert (response.status, problem["code"]) == (401, "unauthenticated")
@@ -112,9 +114,13 @@ EXPECTED = {
     AccessRole.VIEWER: {
         *("getMe", "searchEvents", "getEvent", "listDeliveries", "listDeadLetters", "getDeadLetter", "listSources"),
         *("getSource", "listDestinations", "getDestination", "listRoutes", "getRoute", "getRules", "getIndex"),
+        *("getOrder", "listReplays", "getReplay"),
     },
     AccessRole.READER: {"getEventBody", "getEventRaw", "getAttempt"},
-    AccessRole.OPERATOR: set[str](),
+    AccessRole.OPERATOR: {
+        *("pauseRoute", "resumeRoute", "kickRoute", "pauseDestination", "resumeDestination", "kickDestination"),
+        *("replayDeadLetters", "dropDeadLetters", "startReplay", "cancelReplay", "redeliverEvent"),
+    },
 }
 
 

@@ -15,7 +15,6 @@ from gateway.engine.control.records import ControlRecord, decode
 from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResult
 from gateway.engine.control.state import Control
 from gateway.engine.jobs import injector, redeliver, runner
-from gateway.engine.jobs.log_reader import checksum_of
 from gateway.engine.jobs.redelivery_plan import MOST
 from gateway.engine.jobs.runner import MAX_JOBS_PER_KIND
 from gateway.log.base import Partition, Record
