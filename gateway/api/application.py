@@ -16,10 +16,12 @@ from gateway.access.principal import AccessError, AccessRole, Principal
 from gateway.api.acts import KEY_PATTERN, LONGEST_KEY
 from gateway.api.backend import Backend
 from gateway.api.endpoints import BASE, BYTES, ENDPOINTS, Endpoint
+from gateway.api.event_stream import EVENT_STREAM, stream
 from gateway.api.json_shapes import ShapeError, read_shape, read_value
 from gateway.api.openapi import JSON, OWN, PROBLEM, document
 from gateway.api.orders import Order
 from gateway.api.problems import ApiError, Code
+from gateway.api.tail import Tails
 from gateway.model import shown
 from gateway.telemetry.logs import trace_of
 
@@ -59,6 +61,7 @@ class _Api:
         self._backend = backend
         self._access = access
         self._logger = logger
+        self._tails = Tails()
         self._in_progress = 0
 
     def own(self, text: bytes) -> Handler:
@@ -83,12 +86,14 @@ class _Api:
     def endpoint(self, endpoint: Endpoint) -> Handler:
         """Return the handler of an endpoint."""
 
-        async def answer(request: web.Request, principal: Principal) -> web.Response:
+        async def answer(request: web.Request, principal: Principal) -> web.StreamResponse:
             given = arguments_of(endpoint, request)
             if endpoint.is_keyed:
                 given["key"] = _key(request)
             if endpoint.body is not None:
                 given["given"] = await _body(request, endpoint.body)
+            if endpoint.answer == EVENT_STREAM:
+                return await self._stream(endpoint, request, principal, given)
             found = await endpoint.run(self._backend, principal, **given)
             if isinstance(found, Order):
                 self._logger.info(
@@ -106,6 +111,25 @@ class _Api:
             return _bytes(json_of(found), JSON, status=endpoint.status)
 
         return self._handler(endpoint.name, endpoint.role, answer)
+
+    async def _stream(
+        self, endpoint: Endpoint, request: web.Request, principal: Principal, given: dict[str, Any]
+    ) -> web.StreamResponse:
+        """Tell a listener what an endpoint yields."""
+        if (last := request.headers.get("Last-Event-ID")) is not None:
+            if not _INTEGER.fullmatch(last) or last.startswith("-"):
+                raise ApiError(Code.INVALID_REQUEST, "Last-Event-ID: expected an id that was told, got another text")
+            given["after"] = int(last)
+
+        def may_listen() -> bool:
+            try:
+                return self._access.principal_of(request) == principal
+            except AccessError:
+                return False
+
+        with self._tails.place():
+            told = endpoint.run(self._backend, principal, **given)
+            return await stream(request, told, HEADERS, may_listen, json_of)
 
     def _handler(self, name: str, role: AccessRole, answer: Answer) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -162,7 +186,7 @@ def _as_json(kind: Any, text: str) -> object:  # noqa: ANN401 - any type
     return text
 
 
-_INTEGER = re.compile(r"-?[0-9]{1,15}", re.ASCII)
+_INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 
 def _key(request: web.Request) -> str | None:

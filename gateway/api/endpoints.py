@@ -7,10 +7,12 @@ from inspect import signature
 from typing import Annotated, Any, Literal
 
 from gateway.access.principal import AccessRole
-from gateway.api import acts, dead_letters, events, names, order_states, orders, shapes
+from gateway.api import acts, dead_letters, events, explaining, names, order_states, orders, shapes, tail
 from gateway.api.cursors import LONGEST as LONGEST_CURSOR
+from gateway.api.event_stream import EVENT_STREAM
 from gateway.api.json_shapes import Limits
 from gateway.api.problems import Code
+from gateway.index.event_numbers import END
 from gateway.index.query import MAX_QUERY
 from gateway.model import DeadReason
 
@@ -36,15 +38,16 @@ class Endpoint:
     """One operation: its method and path below `BASE`, who may, and the function that does it.
 
     The function takes the backend, the principal, and the parameters by name; those with a default may be missing.
-    `body` is the shape of the request's body, its argument `given`. `answer` is the shape of the response, or BYTES.
-    `codes` are the problems that there may be besides those that any request may meet.
+    `body` is the shape of the request's body, its argument `given`. `answer` is the shape of the response, or BYTES, or
+    EVENT_STREAM: that function yields what is told. `codes` are the problems that there may be besides those that any
+    request may meet.
     """
 
     name: str
     method: Literal["GET", "POST"]
     path: str
     role: AccessRole
-    run: Callable[..., Awaitable[Any]]
+    run: Callable[..., Any]
     answer: Any
     tag: str
     parameters: tuple[Parameter, ...] = ()
@@ -181,6 +184,42 @@ ACTS = (
 """What operators order. Each is an order in the log, and takes an idempotency key."""
 ENDPOINTS: tuple[Endpoint, ...] = (
     *ACTS,
+    Endpoint(
+        name="explain",
+        method="POST",
+        path="/explain",
+        role=AccessRole.READER,
+        run=explaining.explain_request,
+        answer=explaining.Explanation,
+        tag="rules",
+        body=explaining.ExplainRequest,
+        codes=(Code.NOT_FOUND, Code.INVALID_RULES, Code.NOT_ACCEPTED_BY_INGRESS, Code.BUSY),
+    ),
+    Endpoint(
+        name="tailEvents",
+        method="GET",
+        path="/tail",
+        role=AccessRole.VIEWER,
+        run=tail.tail_events,
+        answer=EVENT_STREAM,
+        tag="events",
+        parameters=(
+            Parameter(
+                name="query",
+                place="query",
+                kind=Annotated[str, Limits(longest=MAX_QUERY)],
+                about="as in a search; its times don't count",
+                example="source:github status:dead",
+            ),
+            Parameter(
+                name="after",
+                place="query",
+                kind=Annotated[int, Limits(minimum=0, maximum=END)],
+                about="the last `id` that was told, as in `Last-Event-ID`, which counts instead if it is there",
+            ),
+        ),
+        codes=(Code.INVALID_QUERY, Code.INDEX_UNAVAILABLE, Code.BUSY),
+    ),
     Endpoint(
         name="getOrder",
         method="GET",

@@ -6,6 +6,7 @@ from typing import Any
 
 from gateway.api.acts import KEY_PATTERN, LONGEST_KEY
 from gateway.api.endpoints import BASE, BYTES, ENDPOINTS, Endpoint, Parameter
+from gateway.api.event_stream import EVENT_STREAM
 from gateway.api.json_shapes import SCHEMAS, object_schema, schema_of, shapes_in
 from gateway.api.problems import STATUSES, Code, Problem
 from gateway.model import DISTRIBUTION
@@ -24,6 +25,13 @@ KEY: dict[str, Any] = {
     "given once, and answered alike. Best a UUID, as a string of RFC 9651, in double quotes.",
     "schema": {"type": "string", "pattern": KEY_PATTERN, "maxLength": LONGEST_KEY},
     "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
+}
+LAST_EVENT: dict[str, Any] = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "The last id that was told: what follows it is told.",
+    "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
 }
 WITH_BODY = (Code.TOO_LARGE, Code.UNSUPPORTED_MEDIA_TYPE)
 
@@ -61,7 +69,7 @@ def document(endpoints: Iterable[Endpoint] = ENDPOINTS) -> dict[str, Any]:
 def _schemas(table: Iterable[Endpoint]) -> dict[str, Any]:
     written, read = {Problem}, set[Any]()
     for endpoint in table:
-        written.update(() if endpoint.answer == BYTES else shapes_in(endpoint.answer))
+        written.update(shapes_in(endpoint.answer))
         read.update(() if endpoint.body is None else shapes_in(endpoint.body))
     shapes = [*[(shape, False) for shape in written], *[(shape, True) for shape in read - written]]
     return {shape.__name__: object_schema(shape, is_read=is_read) for shape, is_read in shapes}
@@ -76,6 +84,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "x-role": endpoint.role.value,
     }
     parameters = [_parameter(endpoint, each) for each in endpoint.parameters]
+    if endpoint.answer == EVENT_STREAM:
+        parameters.append(LAST_EVENT)
     if endpoint.is_keyed:
         parameters.append(KEY)
     if parameters:
@@ -115,6 +125,8 @@ def _parameter(endpoint: Endpoint, parameter: Parameter) -> dict[str, Any]:
 
 
 def _content(answer: Any) -> dict[str, Any]:  # noqa: ANN401 - a shape, or BYTES
+    if answer == EVENT_STREAM:
+        return {EVENT_STREAM: {"schema": {"type": "string"}}}
     return {BYTES: {}} if answer == BYTES else {JSON: {"schema": schema_of(answer)}}
 
 
