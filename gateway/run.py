@@ -48,7 +48,7 @@ from gateway.model import (
 )
 from gateway.open_files import raise_file_limit
 from gateway.open_log import open_log
-from gateway.ops.admin import admin_application, log_problem
+from gateway.ops.admin import admin_application, admin_runner, log_problem
 from gateway.ops.process_status import route_status
 from gateway.reload import Reloader
 from gateway.required_topics import ensure_topics, missing_topics, specs_of
@@ -337,7 +337,7 @@ class Gateway:
         )
         if settings.serves_api:
             add_api(application, self._backend(log), Access(), self._logger)
-        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
+        runner = admin_runner(application, close_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         address = settings.admin

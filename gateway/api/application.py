@@ -254,8 +254,10 @@ def _problem(error: ApiError) -> web.Response:
 
 def _allowed(path: str) -> set[str]:
     """Return the methods of a path below `BASE`, none if there is no such path."""
-    found = {"GET"} if path == OWN else set[str]()
-    return found | {each.method for each in ENDPOINTS if _pattern(each.path).fullmatch(path)}
+    if path == OWN:
+        return {"GET"}
+    exact = {each.method for each in ENDPOINTS if each.path == path}
+    return exact or {each.method for each in ENDPOINTS if _pattern(each.path).fullmatch(path)}
 
 
 @cache

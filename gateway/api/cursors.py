@@ -12,7 +12,7 @@ import orjson
 
 from gateway.api.problems import ApiError, Code
 
-LONGEST = 2048
+LONGEST = 512
 
 
 def encode_cursor(at: Mapping[str, Any], *, of: tuple[object, ...]) -> str:

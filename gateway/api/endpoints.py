@@ -10,7 +10,7 @@ from gateway.access.principal import AccessRole
 from gateway.api import acts, dead_letters, events, explaining, names, order_states, orders, shapes, tail
 from gateway.api.cursors import LONGEST as LONGEST_CURSOR
 from gateway.api.event_stream import EVENT_STREAM
-from gateway.api.json_shapes import Limits
+from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import Code
 from gateway.index.event_numbers import END
 from gateway.index.query import MAX_QUERY
@@ -77,9 +77,12 @@ class Endpoint:
         return signature(self.run).parameters[parameter.name]
 
 
-_NAME = Annotated[str, Limits(longest=63)]
+_NAME = Annotated[str, NAME]
 _CURSOR = Parameter(
-    name="cursor", place="query", kind=Annotated[str, Limits(longest=LONGEST_CURSOR)], about="`next_cursor` of a page"
+    name="cursor",
+    place="query",
+    kind=Annotated[str, Limits(pattern="^[A-Za-z0-9_-]+$", longest=LONGEST_CURSOR)],
+    about="`next_cursor` of a page",
 )
 _LIMIT = Parameter(
     name="limit",

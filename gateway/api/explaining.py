@@ -11,7 +11,7 @@ import orjson
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend
-from gateway.api.json_shapes import Limits
+from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import sees_source
 from gateway.model import Headers, RefusedError, UsageError
@@ -19,7 +19,7 @@ from gateway.ops.explain import Explained, ExplainedRoute, Planned, explain
 from gateway.ops.output import header_text
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.yaml_document import Problem, parse_document
+from gateway.rules.yaml_document import Problem, read_document
 
 MOST_BODY, MOST_RULES = 1 << 20, 256 << 10
 """Bytes of a body, and characters of rules."""
@@ -45,7 +45,7 @@ class ExplainRequest:
     `include`. Routes that don't match are told with `include_unmatched`.
     """
 
-    source: Annotated[str, Limits(longest=63)]
+    source: Annotated[str, NAME]
     headers: Annotated[tuple[GivenHeader, ...], Limits(longest=100)] = ()
     query: Annotated[str, Limits(longest=8192)] = ""
     body: Annotated[str | None, Limits(longest=MOST_BODY)] = None
@@ -143,13 +143,12 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
 
 def _posted(text: str) -> Rules:
     """Return the rules of a text: without secrets, and without any other file of this machine. Raises ApiError."""
-    found: list[Problem] = []
-    root = parse_document(FILE, text, found)
-    if root is not None and root.child("include") is not None:
-        raise ApiError(Code.INVALID_RULES, f"{FILE}: expected rules of one file, got `include`")
     with TemporaryDirectory(prefix="gateway-explain-") as folder:
         path = Path(folder) / FILE
         path.write_text(text, encoding="utf-8", errors="replace")
+        root = read_document(path, list[Problem]())
+        if root is not None and root.child("include") is not None:
+            raise ApiError(Code.INVALID_RULES, f"{FILE}: expected rules of one file, got `include`")
         try:
             return load_rules(path, environ={}, resolve=False, reads_secrets=False)
         except InvalidRulesError as error:

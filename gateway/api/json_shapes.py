@@ -17,7 +17,8 @@ from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gateway.model import GatewayError, shown
+from gateway.log.json_fields import LATEST
+from gateway.model import NAME_PATTERN, GatewayError, shown
 
 S = TypeVar("S")
 SCHEMAS = "#/components/schemas/"
@@ -31,6 +32,8 @@ class Limits:
     about: str = ""
     form: str = ""
     """`format` of JSON Schema: date-time, byte."""
+    pattern: str = ""
+    """A regular expression of ASCII that all of it has to match, with its anchors."""
     longest: int | None = None
     minimum: float | None = None
     maximum: float | None = None
@@ -38,6 +41,12 @@ class Limits:
 
 Time = Annotated[str, Limits(form="date-time")]
 """RFC 3339, in UTC, with milliseconds."""
+
+NAME = Limits(
+    about="a name as rules have it, of lower-case letters, digits, '.', '_' and '-'",
+    pattern=f"^{NAME_PATTERN.pattern}$",
+    longest=63,
+)
 
 
 class ShapeError(GatewayError):
@@ -83,6 +92,7 @@ def _bounds(limits: Limits, kind: Any) -> dict[str, Any]:  # noqa: ANN401 - any 
     found = {
         "description": limits.about or None,
         "format": limits.form or None,
+        "pattern": limits.pattern or None,
         "maxItems" if is_list else "maxLength": limits.longest,
         "minimum": limits.minimum,
         "maximum": limits.maximum,
@@ -222,6 +232,8 @@ def _beyond(limits: Limits, value: Any) -> str:  # noqa: ANN401 - any type
     """Return what was expected of a value that is beyond its limits, "" if it isn't."""
     if value is None:
         return ""
+    if limits.pattern and not re.search(limits.pattern, value, re.ASCII):
+        return f"{limits.about or 'what is as ' + limits.pattern}, got {shown(value)}"
     if limits.form == "date-time" and time_of(value) is None:
         return f"a time as 2026-11-30T20:00:00Z, got {shown(value)}"
     if limits.longest is not None and len(value) > limits.longest:
@@ -235,13 +247,14 @@ def _beyond(limits: Limits, value: Any) -> str:  # noqa: ANN401 - any type
 
 
 def time_of(text: str) -> float | None:
-    """Return a time of RFC 3339 in Unix seconds, None if it is none."""
+    """Return a time of RFC 3339 in Unix seconds, None if it is none, or before 1970 or after 9999."""
     if not _TIME.fullmatch(text):
         return None
     try:
-        return datetime.fromisoformat(text.upper()).timestamp()
+        at = datetime.fromisoformat(text.upper()).timestamp()
     except ValueError:
         return None
+    return at if 0 <= at < LATEST else None
 
 
 _TIME = re.compile(

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
-from gateway.api.json_shapes import Limits, Time
+from gateway.api.json_shapes import NAME, Limits, Time
 from gateway.model import DeadReason
 
 LONGEST_REASON = 500
 Reason = Annotated[str | None, Limits(about="why, for those who read of it later", longest=LONGEST_REASON)]
-Name = Annotated[str, Limits(longest=63)]
+Name = Annotated[str, NAME]
 When = Annotated[str | None, Limits(form="date-time", longest=40)]
 
 
@@ -27,7 +27,7 @@ class DeadSelection:
     `ids` are of deliveries. Without anything else, `all` has to be true.
     """
 
-    ids: Annotated[tuple[Annotated[str, Limits(longest=100)], ...], Limits(longest=500)] = ()
+    ids: Annotated[tuple[Annotated[str, Limits(pattern="^[!-~]+$", longest=100)], ...], Limits(longest=500)] = ()
     route: Name | None = None
     destination: Name | None = None
     dead_reason: DeadReason | None = None

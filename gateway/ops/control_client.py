@@ -29,7 +29,7 @@ from gateway.engine.jobs.log_reader import last_append_time, last_records, recor
 from gateway.log.base import Log, NewRecord, Partition, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
-from gateway.model import UnreadableRecordError
+from gateway.model import UnreadableRecordError, UsageError
 
 CANCEL_GRACE = 3.0
 """Seconds within which a gateway publishes how far a cancelled command had come."""
@@ -270,6 +270,11 @@ class ControlClient:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, command: ControlRecord) -> StoredCommand:
+        """Store a command. Raises UsageError for one that no process could read."""
+        try:
+            decode(*command.encode())
+        except UnreadableRecordError as error:
+            raise UsageError(str(error)) from error
         if not (others := self._alongside(command)):
             position = await append_control_record(self._log, self._topics, command)
             return StoredCommand(command, position.offset)

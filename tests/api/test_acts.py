@@ -21,9 +21,9 @@ import pytest
 from typing_extensions import override
 
 from gateway.access.principal import AccessRole
-from gateway.engine.control.records import ControlRecord, decode
+from gateway.engine.control.records import ControlRecord, DeadFilter, decode
 from gateway.log.base import NewRecord, Partition, Position
-from gateway.model import LogUnavailableError
+from gateway.model import LogUnavailableError, UsageError
 from gateway.ops import keyed_requests
 from gateway.ops.control_client import ControlClient
 from tests.api.conftest import World, world_of
@@ -198,6 +198,14 @@ async def test_dead_letters_need_a_selection(world: World) -> None:
         assert (command.action, command.filter.reason, command.filter.since) == (action, "exhausted", 1577836800.0)
 
 
+async def test_an_order_that_no_process_could_read_is_refused(world: World) -> None:
+    """It would be in the log for good, and each process would report it as foreign."""
+    client = ControlClient(world.company.log, world.company.topics)
+    with pytest.raises(UsageError, match="expected a number from 0"):
+        await client.resolve("drop", DeadFilter(since=-1.0))
+    assert await orders(world) == []
+
+
 async def test_a_replay_is_started_followed_and_cancelled(world: World) -> None:
     for _ in range(3):
         await world.company.event()
@@ -222,6 +230,9 @@ async def test_a_replay_is_started_followed_and_cancelled(world: World) -> None:
         ({"route": "build", "since": SINCE, "destination": "ledger"}, 400, "body.destination: expected one of"),
         ({"route": "build", "since": "2999-01-01T00:00:00Z"}, 400, "body.since: expected a time before"),
         ({"route": "build", "since": SINCE, "until": "2020-01-02T00:00:00Z"}, 409, "expected events of that time"),
+        ({"route": "build", "since": "0001-01-01T00:00:00Z"}, 400, "body.since: expected a time"),
+        ({"route": "build", "since": "9999-12-31T23:59:59-01:00"}, 400, "body.since: expected a time"),
+        ({"route": "No Name", "since": SINCE}, 400, "body.route: expected a name as rules have it"),
         ({"route": "build"}, 400, "body.since: expected a value, got none"),
         ({"route": "build", "since": SINCE, "rate": 0}, 400, "body.rate: expected a number from 0.001"),
         ({"route": "build", "since": SINCE, "rat": 1}, 400, "body.rat: expected one of"),

@@ -53,6 +53,7 @@ async def test_a_request_is_explained_by_posted_rules(world: World) -> None:
         ({"source": "github", "rules": "version: 1\nsauces: {}\n"}, 422, "routes.yaml:2:1: sauces: unknown key"),
         ({"source": "github", "rules": "version: 1\ninclude: [/etc/*.conf]\n"}, 422, "routes.yaml: expected rules of"),
         ({"source": "github", "rules": "{"}, 422, "routes.yaml:"),
+        ({"source": "github", "rules": "\f\x04"}, 422, "routes.yaml:1:1: expected text, got the character"),
         ({"source": "github", "rules": ""}, 422, "routes.yaml:"),
         ({}, 400, "body.source: expected a value, got none"),
     ],
