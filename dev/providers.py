@@ -22,6 +22,9 @@ cases.
 *Checked with* says what our verification was compared with: the vendor's own library, or a request that the vendor has
 published. `unconfirmed` means that there is neither: the preset follows the vendor's documentation, and `gateway check`
 warns.
+
+*Fixtures* are samples of its events: `gateway trigger stripe invoice.payment_failed` sends one to your gateway, with
+new ids and current times, signed with the secrets in your rules ([more](commands.md#test-events)).
 """
 
 

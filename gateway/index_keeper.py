@@ -6,16 +6,19 @@ the file, or it is no index.
 """
 
 import asyncio
+import shutil
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
 from gateway.index.file import IndexUnavailableError
 from gateway.index.hidden import Redactions
-from gateway.index.index import LONGEST_RETRY, RETRY, Index, Interruption, open_index
+from gateway.index.index import LONGEST_RETRY, RETRY, Index, Interruption, Statistics, open_index
 from gateway.index.writer import LeftOut
 from gateway.log.base import Log
 from gateway.log.topics import Topics
@@ -64,6 +67,9 @@ class IndexKeeper:
         self._stack = AsyncExitStack()
         self._index: Index | None = None
         self._problem = ""
+        self._held_up_since: float | None = None
+        self._found: Statistics | None = None
+        self._room: int | None = None
         self._began = log.now()
         self._counted: Counter[Interruption] = Counter()
         self._left_out: Counter[LeftOut] = Counter()
@@ -85,6 +91,41 @@ class IndexKeeper:
     def notes(self) -> Sequence[str]:
         """Return what holds the index up, for `/readyz`: nothing that makes the process less ready."""
         return [f"index: {self.problem}"] if self.problem else []
+
+    def status(self, now: float) -> Mapping[str, Any]:
+        """Return how the index is doing, for `/status`, at a time of the log's clock.
+
+        The names are an interface: commands of another version read them. What its file has is as of some seconds ago,
+        and None before it was first asked; `room` is what its disk has left, None if that can't be known.
+        """
+        found, oldest = self._found, None if self._found is None else self._found.oldest
+        return {
+            "file": str(self._settings.file),
+            "days": self._settings.days,
+            "max_bytes": self._settings.bytes,
+            "held_up": {"since": self._held_up_since, "reason": self.problem} if self.problem else None,
+            "behind": self._furthest_behind(now),
+            "events": None if found is None else found.events,
+            "bytes": None if found is None else found.bytes,
+            "oldest": oldest,
+            "oldest_age": None if oldest is None else max(0.0, now - oldest),
+            "room": self._room,
+        }
+
+    def _furthest_behind(self, now: float) -> Mapping[str, Any] | None:
+        progress = {} if self._index is None else self._index.progress()
+        if not progress:
+            return None
+        topic, each = min(progress.items(), key=lambda item: item[1].complete_to or self._began)
+        unreadable = {} if self._found is None else self._found.unreadable
+        since = each.complete_to or self._began
+        return {
+            "topic": topic,
+            "since": since,
+            "seconds": max(0.0, now - since),
+            "records": each.records,
+            "reason": next((why for where, why in sorted(unreadable.items()) if where.topic == topic), ""),
+        }
 
     async def open(self) -> None:
         """Open the file, or leave that to `run` while that can't be done. Raises UsageError if the index is needed."""
@@ -176,6 +217,7 @@ class IndexKeeper:
     def _measure_progress(self) -> None:
         """Tell how far each topic is; of one of which nothing was read yet, since when it could have been."""
         now = self._log.now()
+        self._held_up_since = (self._held_up_since or now) if self.problem else None
         progress = {} if self._index is None else self._index.progress()
         behind = {topic: now - (each.complete_to or self._began) for topic, each in progress.items()}
         if not behind:
@@ -195,6 +237,7 @@ class IndexKeeper:
             found = await self._index.statistics()
         except (IndexUnavailableError, RuntimeError):  # which the rounds say; or its threads have just ended
             return
+        self._found, self._room = found, await asyncio.to_thread(_room, self._settings.file.parent)
         metrics = self._metrics
         metrics.index_events.labels().set(found.events)
         metrics.index_bytes.labels().set(found.bytes)
@@ -206,3 +249,11 @@ class IndexKeeper:
             before = self._left_out[why]  # a file that is made anew begins again
             metrics.index_left_out.labels(why).inc(count - before if count >= before else count)
         self._left_out = Counter(found.left_out)
+
+
+def _room(folder: Path) -> int | None:
+    """Return how many bytes a folder's disk has left; None if that can't be asked."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None

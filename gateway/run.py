@@ -430,6 +430,7 @@ class Gateway:
             ],
             "sources": self.reloader.source_statuses(now),
             "quiet_routes": None if self._worker is None else self.reloader.route_statuses(),
+            "index": None if self._index is None else self._index.status(now),
         }
 
     async def _watch_log(self, log: Log) -> None:

@@ -11,6 +11,8 @@ from argcomplete.shell_integration import shellcode
 
 from gateway.cli import main
 
+pytestmark = pytest.mark.rotated(share=1 / 3, group="completion")
+
 RULES = Path(__file__).resolve().parent.parent / "routes.yaml"
 ASK = {
     "bash": """
@@ -40,6 +42,10 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
         ("gateway replay --route build", {"build-on-push"}),
         ("gateway send git", {"github"}),
         ("gateway completion f", {"fish"}),
+        ("gateway trigger git", {"github", "gitlab"}),
+        ("gateway trigger github pu", {"pull_request", "push"}),
+        ("gateway trigger github --sou", {"--source"}),
+        ("gateway trigger stripe invoice.payment_failed --source git", {"github"}),
     ],
 )
 def test_a_shell_completes_commands_options_and_names(

@@ -14,6 +14,7 @@ from argcomplete.shell_integration import shellcode
 from gateway.commands.base import Command, Invocation, command
 from gateway.commands.values import Parser
 from gateway.model import GatewayError
+from gateway.ops import fixtures
 from gateway.rules.load import check_rules
 from gateway.rules.rules import Rules
 
@@ -70,12 +71,14 @@ def _parser_of(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 
 def _complete_names(parser: argparse.ArgumentParser, group: str) -> None:
-    """Complete names from the local rules."""
+    """Complete names from the local rules, and those of fixtures."""
     for action in parser._actions:  # noqa: SLF001 - argparse has no public accessor
         kind = {"NAME": action.dest, "SOURCE": "source"}.get(str(action.metavar), "")
         kind = group if kind == "name" else kind
         if kind in KINDS:
             action.completer = partial(_names, kind)  # type: ignore[attr-defined]  # argcomplete's
+        elif action.dest in _OF_FIXTURES and group == "trigger":
+            action.completer = _OF_FIXTURES[action.dest]  # type: ignore[attr-defined]  # argcomplete's
 
 
 def _names(kind: str, **_: object) -> list[str]:
@@ -84,3 +87,15 @@ def _names(kind: str, **_: object) -> list[str]:
         if rules is not None:
             return list(KINDS[kind](rules))
     return []
+
+
+def _providers(**_: object) -> Iterable[str]:
+    return fixtures.names()
+
+
+def _types(parsed_args: argparse.Namespace, **_: object) -> Iterable[str]:
+    return fixtures.names().get(parsed_args.provider, ())
+
+
+_OF_FIXTURES: Mapping[str, Callable[..., Iterable[str]]] = {"provider": _providers, "type": _types}
+"""Argument of `gateway trigger` → what completes it."""

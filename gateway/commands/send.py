@@ -5,26 +5,37 @@ import signal
 import sys
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from gateway.commands.base import Invocation, command, read
 from gateway.commands.values import Parser, duration, header, port, positive, signing_secret, statuses
 from gateway.ops.presentation import is_success, print_response, print_responses
 from gateway.ops.receiver import Received, Receiver
-from gateway.ops.send import Response, Sender, sample, sign, source_of
+from gateway.ops.send import Response, Sender, Signed, sample, sign, source_of
 from gateway.run import cannot_listen
 from gateway.settings import Address
+
+
+def target_arguments(parser: Parser) -> None:
+    """Add what every command has that sends signed events."""
+    parser.add_argument(
+        "--url",
+        default="http://127.0.0.1:8080",
+        metavar="URL",
+        help="where to send it (default: http://127.0.0.1:8080); the source's path is added if it has none",
+    )
+    parser.add_argument(
+        "--secret",
+        metavar="SECRET",
+        help="sign with this instead of the secrets in the rules; where these have a public key, with its private one",
+    )
 
 
 def send_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="the source, as named in routes.yaml")
     parser.add_argument("file", nargs="?", metavar="FILE", help="the body; - is stdin; a small JSON object by default")
-    parser.add_argument(
-        "--url",
-        default="http://127.0.0.1:8080",
-        metavar="URL",
-        help="where to send it; the source's path is added if it has none",
-    )
+    target_arguments(parser)
     parser.add_argument(
         "--type", default="test", metavar="TYPE", help="the event type, if the provider has it in a header"
     )
@@ -34,7 +45,6 @@ def send_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--header", action="append", default=[], type=header, metavar="'K: V'", help="an additional header; repeatable"
     )
-    parser.add_argument("--secret", metavar="SECRET", help="sign with this instead of the secrets in the rules")
     parser.add_argument("--count", type=positive, default=1, metavar="N", help="send N, one after the other")
     parser.add_argument("--forge", action="store_true", help="use an invalid signature")
 
@@ -47,15 +57,16 @@ def send_arguments(parser: Parser) -> None:
     settings=("rules",),
 )
 async def _send(call: Invocation) -> int:
-    arguments, output = call.arguments, call.output
+    arguments = call.arguments
     source, verifier = source_of(call.settings.rules, arguments.source, secret=arguments.secret)
     given = None if arguments.file is None else read(arguments.file)
-    responses: list[Response] = []
-    async with Sender() as sender:
-        with output.progress("sending", arguments.count) as advance:
-            for _ in range(arguments.count):
-                identity = arguments.id or str(uuid.uuid4())
-                request = sign(
+
+    def requests() -> Iterator[tuple[str, Signed]]:
+        for _ in range(arguments.count):
+            identity = arguments.id or str(uuid.uuid4())
+            yield (
+                identity,
+                sign(
                     source,
                     verifier,
                     url=arguments.url,
@@ -65,19 +76,34 @@ async def _send(call: Invocation) -> int:
                     headers=dict(arguments.header),
                     now=time.time(),
                     is_forged=arguments.forge,
-                )
+                ),
+            )
+
+    return await send_all(call, requests(), arguments.count)
+
+
+async def send_all(call: Invocation, requests: Iterable[tuple[str | None, Signed]], count: int) -> int:
+    """Send the requests, of which there are `count`, one after the other, each with its identity; print the responses.
+
+    Returns the exit code. The first that gets no response is the last.
+    """
+    output = call.output
+    responses: list[Response] = []
+    async with Sender() as sender:
+        with output.progress("sending", count) as advance:
+            for identity, request in requests:
                 try:
                     response = await sender.send(request)
                 except (OSError, TimeoutError) as error:
-                    output.fail(f"{arguments.url}: expected a response, got {str(error) or 'none in time'}")
+                    output.fail(f"{call.arguments.url}: expected a response, got {str(error) or 'none in time'}")
                     return 1
                 responses.append(response)
                 if output.json:
                     output.line({**asdict(response), "seconds": round(response.seconds, 6), "id": identity})
-                elif arguments.count == 1:
+                elif count == 1:
                     print_response(output, response)
                 advance()
-    if arguments.count > 1:
+    if count > 1:
         print_responses(output, responses)
     return 0 if all(is_success(response.status) for response in responses) else 1
 

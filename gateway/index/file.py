@@ -20,7 +20,7 @@ from gateway.log.records import FORMAT as RECORD_FORMAT
 from gateway.model import GatewayError, UsageError
 
 APPLICATION_ID = 0x67776978  # "gwix"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 """With the formats that are understood: records in a newer one were left out, and are to be read by who knows it."""
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
@@ -68,6 +68,8 @@ CREATE TABLE deliveries (
 CREATE INDEX deliveries_by_status ON deliveries (status, event);
 CREATE INDEX deliveries_by_route ON deliveries (route, event);
 CREATE INDEX deliveries_by_destination ON deliveries (destination, event);
+CREATE INDEX open_by_route ON deliveries (route, status, event) WHERE is_open = 1;
+CREATE INDEX open_by_destination ON deliveries (destination, status, event) WHERE is_open = 1;
 CREATE INDEX open_deliveries ON deliveries (partition, offset) WHERE is_open = 1;
 CREATE TABLE attempts (
     event INTEGER NOT NULL, delivery TEXT NOT NULL, replayed INTEGER NOT NULL, number INTEGER NOT NULL,

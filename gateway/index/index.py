@@ -16,12 +16,13 @@ from typing import TypeVar
 
 import structlog
 
+from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery
 from gateway.index.file import IndexFile, IndexLostError, IndexOutdatedError, IndexUnavailableError
 from gateway.index.hidden import Redactions
 from gateway.index.query import Query, QueryError, parse_query
 from gateway.index.reader import Progress, Reader, Round
 from gateway.index.reading import MOST
-from gateway.index.results import IndexedDelivery, IndexedEvent, Page
+from gateway.index.results import DeliveryPage, IndexedDelivery, IndexedEvent, Page
 from gateway.index.search import Searcher
 from gateway.index.writer import LeftOut, Writer
 from gateway.log.base import Log, Partition, Record
@@ -207,6 +208,17 @@ class Index:
     async def deliveries(self, event: IndexedEvent) -> list[IndexedDelivery]:
         """Return what is known of an event's deliveries."""
         return await self._read(lambda: self._searcher.deliveries(event.number))
+
+    async def list_deliveries(
+        self, query: DeliveryQuery, *, limit: int = PAGE, cursor: DeliveryCursor | None = None
+    ) -> DeliveryPage:
+        """Return the deliveries that a query is for, those of the newest events first, behind the cursor of a page.
+
+        Raises QueryError and IndexUnavailableError.
+        """
+        if not 1 <= limit <= MOST:
+            raise QueryError(f"limit: expected a number from 1 to {MOST}, got {limit}")
+        return await self._read(lambda: self._searcher.list_deliveries(query, limit=limit, cursor=cursor))
 
     async def statistics(self) -> Statistics:
         """Return how the index is doing."""

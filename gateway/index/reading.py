@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery
 from gateway.index.file import open_to_read, translated
 from gateway.index.notes import Note, noted
 from gateway.index.query import Query
-from gateway.index.results import IndexedDelivery, IndexedEvent, Page
+from gateway.index.results import IndexedDelivery, IndexedEvent, ListedDelivery, Page
 from gateway.index.search import Searcher
 from gateway.model import immutable
 
@@ -58,6 +59,21 @@ class Reading:
         """Return the newest event with an id whose record's position is known; None if there is none."""
         with translated(self._path):
             return next((each for each in self._searcher.events(id) if each.position), None)
+
+    def list_deliveries(self, query: DeliveryQuery, limit: int) -> tuple[list[ListedDelivery], float | None]:
+        """Return the first deliveries that a query is for, so many at most, however long that takes.
+
+        And since when events were appended of which some deliveries may wait without a record; None if none may.
+        """
+        found: list[ListedDelivery] = []
+        cursor: DeliveryCursor | None = None
+        while True:
+            with translated(self._path):
+                page = self._searcher.list_deliveries(query, limit=min(limit - len(found), MOST), cursor=cursor)
+            found += page.deliveries
+            cursor = page.cursor
+            if cursor is None or len(found) >= limit:
+                return found, page.unrecorded_since
 
     def deliveries(self, event: IndexedEvent) -> list[IndexedDelivery]:
         """Return what is known of an event's deliveries."""

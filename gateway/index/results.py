@@ -1,5 +1,6 @@
 """What the index answers: events, deliveries, attempts. Times are Unix seconds, by the log's clock."""
 
+from gateway.index.delivery_query import DeliveryCursor
 from gateway.index.settlement import Settled
 from gateway.index.statuses import Status
 from gateway.log.base import Partition
@@ -90,3 +91,36 @@ class IndexedDelivery:
     partition: Partition | None
     offset: int
     attempts: tuple[IndexedAttempt, ...]
+
+
+@immutable
+class ListedDelivery:
+    """A delivery beside its event, with the last of its attempts that is recorded, if one is.
+
+    `since` is since when it is what it is: a parked one or a dead letter since its record, another since its event was
+    received, or replayed. `tried` is the number of its last attempt, 0 if it wasn't attempted as far as is known.
+    """
+
+    event: IndexedEvent
+    delivery: IndexedDelivery
+    since: float
+    tried: int
+
+    @property
+    def cursor(self) -> DeliveryCursor:
+        """The place in the list behind it."""
+        return DeliveryCursor(self.event.number, self.delivery.id, round(self.delivery.replayed_at * 1e6))
+
+
+@immutable
+class DeliveryPage:
+    """Deliveries, those of the newest events first. `cursor` is where to go on, None if there are no more.
+
+    `unrecorded_since`: of events that were appended from then on, and aren't done, some deliveries may wait without a
+    record (a first attempt that hasn't ended): they aren't here. None if there are no such events.
+    """
+
+    deliveries: tuple[ListedDelivery, ...]
+    cursor: DeliveryCursor | None
+    is_cut_short: bool
+    unrecorded_since: float | None

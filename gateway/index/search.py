@@ -15,12 +15,14 @@ from gateway.engine.control.records import partition_key
 from gateway.index.candidates import candidates_of, count_up_to
 from gateway.index.conditions import Asked, asked_of
 from gateway.index.deliveries import COLUMNS, row_of
+from gateway.index.delivery_query import FIRST as BEGINNING
+from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery, statement_of
 from gateway.index.duplicates import LetThrough, Suspect
 from gateway.index.event_numbers import END, SLOTS, id_key
 from gateway.index.file import as_json, one, rows
 from gateway.index.query import Query
-from gateway.index.results import IndexedAttempt, IndexedDelivery, IndexedEvent, Page
-from gateway.index.settlement import Progress, Settled, decode_progress, settled, worst
+from gateway.index.results import DeliveryPage, IndexedAttempt, IndexedDelivery, IndexedEvent, ListedDelivery, Page
+from gateway.index.settlement import DeliveryKey, DeliveryRow, Progress, Settled, decode_progress, settled, worst
 from gateway.index.statuses import Status
 from gateway.log.base import Partition
 from gateway.turns import give_way
@@ -31,6 +33,8 @@ FIRST_CANDIDATES, MOST_CANDIDATES = 128, 512
 """Looked at in one statement, where deliveries decide; four times as many in each following one."""
 FEW = 500
 """Deliveries that are looked at one by one instead of going through all events with the terms."""
+
+_ATTEMPT_COLUMNS = ("number", "at", "took", "result", "status", "sequel", "detail", "partition", "offset")
 
 Partitions = Mapping[int, tuple[Partition, Progress | None]]
 
@@ -105,23 +109,82 @@ class Searcher:
             for delivery, replayed, *fields in rows(self._connection, select, number):
                 attempts.setdefault((delivery, replayed), []).append(_attempt_of(fields, partitions))
         found.sort(key=lambda row: (row.route, row.destination, row.key.replayed, row.item))
-        return [
-            IndexedDelivery(
-                id=row.key.delivery,
-                route=row.route,
-                destination=row.destination,
-                item=None if row.item < 0 else row.item,
-                status=row.status,
-                replayed_at=row.key.replayed / 1e6,
-                due=row.due / 1e6,
-                reason=row.reason,
-                detail=row.detail,
-                partition=partitions[row.partition][0] if row.partition in partitions else None,
-                offset=row.offset,
-                attempts=tuple(attempts.get((row.key.delivery, row.key.replayed), ())),
-            )
-            for row in found
+        return [_delivery_of(row, attempts.get((row.key.delivery, row.key.replayed), ()), partitions) for row in found]
+
+    def list_deliveries(self, query: DeliveryQuery, *, limit: int, cursor: DeliveryCursor | None) -> DeliveryPage:
+        """Return the deliveries behind the cursor that a query is for, those of the newest events first."""
+        until = self._clock() + SECONDS
+        statement, parameters = statement_of(query, COLUMNS)
+        at, count = cursor or BEGINNING, limit if query.decides_alone else max(limit, FIRST_CANDIDATES)
+        found: list[ListedDelivery] = []
+        is_over = False
+        with self._snapshot():
+            floor, partitions = self._floor(), self._partitions()
+            while True:
+                behind = {"event": at.event, "delivery": at.delivery, "replayed": at.replayed, "count": count}
+                seen = [row_of(fields) for fields in rows(self._connection, statement, {**parameters, **behind})]
+                wanted = [row for row in seen if query.holds(row.route, row.destination, row.status)]
+                found += self._listed(wanted, partitions, query.source)
+                is_over = len(seen) < count
+                if is_over or len(found) >= limit:
+                    break
+                at = DeliveryCursor(*seen[-1].key)
+                if self._clock() > until:
+                    break
+                count = max(count, min(4 * count, MOST_CANDIDATES))
+        is_full = len(found) >= limit
+        if is_full and not (is_over and len(found) == limit):
+            at = found[limit - 1].cursor
+        return DeliveryPage(
+            deliveries=tuple(found[:limit]),
+            cursor=None if is_over and len(found) <= limit else at,
+            is_cut_short=not (is_over or is_full),
+            unrecorded_since=None if floor == END else floor // SLOTS / 1000,
+        )
+
+    def _listed(
+        self, wanted: Sequence[DeliveryRow], partitions: Partitions, source: str | None
+    ) -> list[ListedDelivery]:
+        """Return deliveries with their events and last attempts, in this order: those whose event is of the source."""
+        numbers = sorted({row.key.event for row in wanted})
+        events: dict[int, IndexedEvent] = {}
+        for segment in self._segments(_Limits(0, END)):
+            its = [each for each in numbers if segment.start * SLOTS <= each < segment.end * SLOTS]
+            events |= {each.number: each for each in (self._described(segment, its, partitions) if its else ())}
+        of_source = [
+            row for row in wanted if row.key.event in events and source in (None, events[row.key.event].source)
         ]
+        last = self._last_attempts([row.key for row in of_source], partitions)
+        return [
+            ListedDelivery(
+                event=(event := events[row.key.event]),
+                delivery=_delivery_of(row, last.get(row.key, ()), partitions),
+                since=(
+                    row.decided / 1e6
+                    if row.status not in (Status.RETRYING, Status.PENDING)
+                    else row.key.replayed / 1e6 or event.received_at
+                ),
+                tried=row.attempts,
+            )
+            for row in of_source
+        ]
+
+    def _last_attempts(
+        self, keys: Sequence[DeliveryKey], partitions: Partitions
+    ) -> Mapping[DeliveryKey, tuple[IndexedAttempt, ...]]:
+        named = ", ".join([f"attempts.{name}" for name in _ATTEMPT_COLUMNS])
+        same = "attempts.event = asked.value ->> 0 AND attempts.delivery = asked.value ->> 1"
+        select = (
+            f"SELECT json_group_array(json_array(attempts.event, attempts.delivery, attempts.replayed, {named}))"  # noqa: S608 - our own names
+            f" FROM json_each(?) AS asked CROSS JOIN attempts ON {same} AND attempts.replayed = asked.value ->> 2"
+            " AND attempts.number = (SELECT max(number) FROM attempts AS others WHERE others.event = attempts.event"
+            " AND others.delivery = attempts.delivery AND others.replayed = attempts.replayed)"
+        )
+        found = rows(self._connection, select, as_json([tuple(key) for key in keys]))
+        return {
+            DeliveryKey(event, delivery, replayed): (_attempt_of(fields, partitions),)
+            for event, delivery, replayed, *fields in found
+        }
 
     def count(self) -> int:
         """Return the number of events, those of deleted topics included until they are dropped."""
@@ -251,6 +314,23 @@ class _Found(NamedTuple):
             status=worst(its),
             settled=tuple(its),
         )
+
+
+def _delivery_of(row: DeliveryRow, attempts: Sequence[IndexedAttempt], partitions: Partitions) -> IndexedDelivery:
+    return IndexedDelivery(
+        id=row.key.delivery,
+        route=row.route,
+        destination=row.destination,
+        item=None if row.item < 0 else row.item,
+        status=row.status,
+        replayed_at=row.key.replayed / 1e6,
+        due=row.due / 1e6,
+        reason=row.reason,
+        detail=row.detail,
+        partition=partitions[row.partition][0] if row.partition in partitions else None,
+        offset=row.offset,
+        attempts=tuple(attempts),
+    )
 
 
 def _attempt_of(fields: Sequence[Any], partitions: Partitions) -> IndexedAttempt:

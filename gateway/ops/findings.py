@@ -9,7 +9,7 @@ from gateway.log.base import NO_TOPIC, Partition
 from gateway.model import DeadReason
 from gateway.rules.rules import Rules
 
-NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT = range(9)
+NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT, INDEX = range(10)
 """Ranks, the worst first."""
 
 

@@ -477,9 +477,11 @@ class _Migration:
             if command.kind != "checkpoint":
                 is_there = there.commands.get(command.key) == command
             else:
-                is_there = (
-                    there.checkpoint(command.name) == command.checkpoint
-                    and there.injected(command.name) == command.count
+                last = there.last_checkpoint(command.name)
+                is_there = last is not None and (last.checkpoint, last.count, last.results) == (
+                    command.checkpoint,
+                    command.count,
+                    command.results,
                 )
             if not is_there:
                 await self._store_control(command)
@@ -540,8 +542,27 @@ class _Migration:
                         )
                     )
                 return moved
+            case "redeliver" if command.state == "requested" and command.redelivery is not None:
+                return await self._translated_redelivery(command, control)
             case _:
                 return []
+
+    async def _translated_redelivery(self, command: ControlRecord, control: Control) -> list[ControlRecord]:
+        """Return the records for a redelivery, with what it has injected by now; its event may be in another partition.
+
+        None if its event is gone: there is nothing left to deliver.
+        """
+        assert command.redelivery is not None, command
+        name, offset = command.redelivery.partition, command.redelivery.offset
+        starts, ends = self._translated({name: offset}), self._translated({name: offset + 1})
+        places = [each for each, end in ends.items() if end > starts.get(each, end)]
+        if not places:
+            return []
+        there = replace(command.redelivery, partition=places[0], offset=starts[places[0]])
+        known = await last_records(self._target, starts, {there.partition: there.offset + 1})
+        moved = [replace(command, redelivery=there, last_records=known)]
+        last = control.last_checkpoint(command.key)
+        return moved if last is None else [*moved, replace(last, covers_commands_below=0)]
 
     async def _dead_letter_ids(self, command: ControlRecord, control: Control) -> tuple[str, ...]:
         """Return the deliveries whose open dead letters a command covers; if none, an id that no delivery has."""

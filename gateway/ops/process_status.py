@@ -25,6 +25,7 @@ from gateway.ops.findings import (
     pause_steps,
     unread_finding,
 )
+from gateway.ops.index_findings import index_findings
 from gateway.ops.output import rfc3339, when
 from gateway.ops.recovery import Replayed, covered, replayed
 from gateway.ops.refusal_advice import SHARE, refusal_of
@@ -407,6 +408,7 @@ _PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable
     ("sources", _missed_events_findings),
     ("sources", _refused_requests_findings),
     ("sources", secret_findings),
+    ("index", index_findings),
 )
 """Which part of a response is read by what: each of a list, or the part itself."""
 

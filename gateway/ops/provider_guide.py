@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from math import isinf
 from typing import Any
 
+from gateway.ops import fixtures
 from gateway.rules.value_kinds import shown_duration
 from gateway.verify.check_builder import DEFAULT_TOLERANCE
 from gateway.verify.content import shown_path
@@ -42,6 +43,7 @@ class ProviderGuide:
     retries: str
     evidence: str
     notes: str
+    fixtures: tuple[str, ...]
     snippet: str
 
     @property
@@ -63,6 +65,7 @@ class ProviderGuide:
             ("retries", self.retries),
             ("checked with", self.evidence),
             ("note", self.notes),
+            ("fixtures", self._shown_fixtures()),
         ]
         return [(label, text) for label, text in rows if text]
 
@@ -70,6 +73,10 @@ class ProviderGuide:
         if self.identity:
             return f"`{self.identity}`"
         return f"none: {self.no_identity}" if self.no_identity else NOT_CONFIRMED
+
+    def _shown_fixtures(self) -> str:
+        names = ", ".join([f"`{name}`" for name in self.fixtures])
+        return f"{names}: `gateway trigger {self.name} TYPE` sends one" if names else ""
 
     def fields(self) -> Mapping[str, Any]:
         return {**asdict(self), "is_confirmed": self.is_confirmed}
@@ -101,6 +108,7 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
         retries=about.get("retries", ""),
         evidence=_evidence(about.get("evidence", "")),
         notes=about.get("notes", ""),
+        fixtures=tuple(fixtures.names().get(name, ())),
         snippet=_snippet(name, preset),
     )
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,9 @@ from gateway.ops.verification import resolved_source, written_source
 from gateway.rules.rules import Source
 from gateway.rules.yaml_document import Node, Problem
 from gateway.verify.algorithms import OfSenderAloneError
+from gateway.verify.public_keys import PublicKeys, with_private_key
 from gateway.verify.schemes import build_verifier
+from gateway.verify.signatures import Signature
 from gateway.verify.verifier import Verifier
 
 TIMEOUT = 30.0
@@ -77,8 +79,9 @@ def sign(
 ) -> Signed:
     """Return the request that the provider would send; a URL without a path gets the source's.
 
-    A forged one has the signature of another body, and wrong credentials. Raises UsageError for an invalid URL, for a
-    missing header that is signed, and if there is nothing to forge.
+    Of a provider that has time or signature in the body, these are written into it. A forged one has the signature of
+    another body, and wrong credentials. Raises UsageError for an invalid URL, for a missing header that is signed, and
+    if there is nothing to forge.
     """
     target = _target(source, url)
     if is_forged and verifier.is_open:
@@ -88,14 +91,12 @@ def sign(
         credential = credential.partition("=")[0] + "=forged"
     query = "&".join(filter(None, [target.raw_query_string, credential]))
     given = {name.lower() for name in headers}
+    if "content-type" not in given:
+        headers = {"Content-Type": "application/json", **headers}
+    path = target.raw_path
+    body = verifier.complete(body, now=now, headers=headers, path=path, query=query, is_forged=is_forged)
     signed = verifier.sign(
-        body + b" " if is_forged else body,
-        now=now,
-        id=id,
-        type=type,
-        headers=headers if "content-type" in given else {"Content-Type": "application/json", **headers},
-        path=target.raw_path,
-        query=query,
+        body + b" " if is_forged else body, now=now, id=id, type=type, headers=headers, path=path, query=query
     )
     if is_forged:
         signed = [
@@ -225,13 +226,25 @@ def _with_secret(files: tuple[Path, ...], source: Source, secret: str) -> Verifi
         public_url = node.child("public_url")
         config = _plain(verify)
         if "secrets" not in config:
-            if source.verifier.is_open:
-                return source.verifier
-            raise OfSenderAloneError
+            return _with_private_key(source.verifier, secret)
         return build_verifier(
             {**config, "secrets": [secret]}, public_url=None if public_url is None else public_url.value
         )
     raise UsageError(f"--secret: expected the source {source.name!r} in a YAML file of the rules, got none")
+
+
+def _with_private_key(verifier: Verifier, pem: str) -> Verifier:
+    """Return a verifier that signs with a private key, if it verifies by public keys from the rules."""
+    if verifier.is_open:
+        return verifier
+    check = verifier.checks[0]
+    if not isinstance(check, Signature) or not isinstance(check.algorithm, PublicKeys) or check.algorithm.key_url:
+        raise OfSenderAloneError
+    try:
+        signing = replace(check, algorithm=with_private_key(check.algorithm, pem))
+    except ValueError as error:
+        raise UsageError(f"--secret: {error}") from error
+    return replace(verifier, checks=(signing, *verifier.checks[1:]))
 
 
 def _plain(node: Node) -> Any:  # noqa: ANN401 - a value of YAML

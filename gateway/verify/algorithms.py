@@ -124,8 +124,9 @@ class Hash:
 class OfSenderAloneError(UsageError):
     """A test event can't be signed, since only the sender has the key."""
 
-    def __init__(self) -> None:
-        super().__init__("a test event for this source: expected a secret, but only the sender has the private key")
+    def __init__(self, advice: str = "") -> None:
+        expected = "a test event for this source: expected a secret, but only the sender has the private key"
+        super().__init__(expected + advice)
 
 
 def _any_is(expected: bytes, candidates: Sequence[bytes]) -> bool:

@@ -252,6 +252,22 @@ def require_form(request: Request) -> None:
         raise refused(Reason.UNREADABLE_BODY, f"expected a body of {FORM}, which is signed, got something else")
 
 
+def with_field(request: Request, path: FieldPath, value: str) -> Request:
+    """Return a request whose JSON body has a value at this path, a number where one was; as it is if a form has it.
+
+    Raises RefusedError if the body has no object for it.
+    """
+    if isinstance(path[0], InForm):
+        return request
+    document = Content(request).json()
+    place, name = _value(document, path[:-1], path), path[-1]
+    if not isinstance(place, dict) or not isinstance(name, str):
+        raise refused(Reason.UNREADABLE_BODY, f"expected a place for {shown_path(path)} in the body, got none")
+    is_number = value.isdecimal() and not isinstance(place.get(name), str)
+    place[name] = int(value) if is_number else value
+    return request._replace(body=orjson.dumps(document))
+
+
 def shown_path(path: FieldPath) -> str:
     """Return a path as it is written."""
     return ".".join([f"{each}@" if isinstance(each, InForm) else str(each) for each in path]).replace("@.", "@")

@@ -7,7 +7,10 @@ import binascii
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
+
+from typing_extensions import override
 
 from gateway.verify.algorithms import Message, OfSenderAloneError
 from gateway.verify.content import Content, FieldPath
@@ -84,7 +87,7 @@ class PublicKeys:
         )
 
     def sign(self, message: Message, now: float) -> bytes:  # noqa: ARG002 - of the protocol
-        raise OfSenderAloneError
+        raise OfSenderAloneError("" if self.key_url else "; if the public one is yours, give yours as --secret, in PEM")
 
     def _known(self, content: Content) -> Sequence[KeyEntry[PublicKey]]:
         if self.key_url is None:
@@ -97,6 +100,43 @@ class PublicKeys:
             raise refused(Reason.MALFORMED_SIGNATURE, f"{expected}, got {len(candidates)}")
         decoded = [decode_signature(each, self.algorithm, self.encoding) for each in candidates]
         return [each for each in decoded if each is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKey(PublicKeys):
+    """Public keys, and a private key of ours with which test events are signed."""
+
+    signs: Callable[[bytes], bytes] = field(repr=False)
+
+    @override
+    def sign(self, message: Message, now: float) -> bytes:
+        return ENCODINGS[self.encoding](self.signs(message(b"")))
+
+
+def with_private_key(keys: PublicKeys, pem: str) -> SigningKey:
+    """Return keys of one of the ALGORITHMS with a private key in PEM, without a password.
+
+    It need not be one of theirs: what it signs is then refused. Raises ValueError for what is none of the algorithm.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm  # noqa: PLC0415 - only if a test event needs it
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415 - the same
+
+    algorithm = keys.algorithm
+    try:
+        key: Any = load_pem_private_key(pem.encode(), None)
+        public_key(key.public_key(), algorithm)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        expected = f"expected the private key of {_KINDS[algorithm].key} in PEM, without a password"
+        raise ValueError(f"{expected}, got something else") from error
+    match algorithm:
+        case "ed25519":
+            how: tuple[object, ...] = ()
+        case "ecdsa-p256-sha256":
+            how = (_ecdsa(),)
+        case _:
+            how = _pkcs1(algorithm)
+    signs = partial(_signed, key, how)
+    return SigningKey(algorithm=algorithm, encoding=keys.encoding, keys=keys.keys, key_url=keys.key_url, signs=signs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +244,10 @@ def _verifier(key: Any, *how: object) -> Callable[[bytes, bytes], bool]:  # noqa
         return True
 
     return verifies
+
+
+def _signed(key: Any, how: Sequence[object], message: bytes) -> bytes:  # noqa: ANN401 - three types, not related
+    return bytes(key.sign(message, *how))
 
 
 def _ecdsa() -> object:

@@ -8,7 +8,7 @@ from functools import partial
 from gateway.model import RefusedError, UsageError
 from gateway.verify.algorithms import Algorithm, Hmac
 from gateway.verify.check import MAX_CANDIDATES, MAX_CHALLENGE, MAX_LINES, BodyCheck, Draft, SigningSpec
-from gateway.verify.content import Content, FieldPath, shown_path
+from gateway.verify.content import Content, FieldPath, shown_path, with_field
 from gateway.verify.request import Reason, Request, most_specific, refused, to_bytes
 from gateway.verify.signed_string import SignedString, SigningInput, only_parameter
 from gateway.verify.timestamps import Timestamp
@@ -84,9 +84,27 @@ class Signature:
             return partial(self._check_body, (self._read(lines[0], head, now, None),))
         return partial(self._check_body, self._read_lines(lines, head, now))
 
+    def complete(self, request: Request, now: float, *, is_forged: bool) -> Request:
+        """Return the request with what its sender writes into a JSON body, if anything: the time, the signature.
+
+        A forged signature is that of another text. Raises RefusedError if the body has no place for them, and
+        UsageError if only the sender can sign.
+        """
+        if self.timestamp is not None and self.timestamp.path:
+            request = with_field(request, self.timestamp.path, self.timestamp.write(now))
+        if self.path:
+            content = Content(request)
+            stamp = content.field(self.timestamp.path) if self.timestamp is not None and self.timestamp.path else b""
+            message = partial(self._message, request, content, stamp or b"")
+            signature = self.algorithm.sign((lambda secret: message(secret) + b" ") if is_forged else message, now)
+            request = with_field(request, self.path, (self.prefix + signature).decode())
+        return request
+
     def sign(self, draft: Draft, request: Request, now: float, identity: str) -> None:
-        if self.path or self.parameter or self.form:
+        if self.parameter or self.form or (self.path and Content(request).field(self.path) is None):
             raise UsageError(f"a test event for this source: expected its signature {self._where()}")
+        if self.path:
+            return
         if self.id_header is not None:
             draft.add(self.id_header, identity)
         stamp = b""

@@ -14,6 +14,7 @@ from gateway.verify.key_ring import SecretLifetime
 from gateway.verify.preset_keys import PresetResponse
 from gateway.verify.remote_keys import KeyCache, KeyNeededError
 from gateway.verify.request import Request, most_specific
+from gateway.verify.signatures import Signature
 
 
 class Verified(NamedTuple):
@@ -144,7 +145,8 @@ class Verifier:
         """Return `headers`, followed by those that the sender would add: identity, type, timestamp, signature.
 
         A given header takes precedence over ours, and is what gets signed; so a forged one stays forged. Signs with the
-        first secret that hasn't expired. An identity or type that the scheme has in the body must be there already.
+        first secret that hasn't expired. What the scheme has in the body must be there already: identity and type, and
+        what `complete` writes.
         Raises UsageError for a signed header that only the caller can know, and if every secret has expired.
         """
         draft = Draft(headers)
@@ -156,6 +158,29 @@ class Verifier:
         except RefusedError as error:  # what is signed isn't in the request
             raise UsageError(f"a test event for this source: {error.detail}") from error
         return draft.pairs()
+
+    def complete(
+        self,
+        body: bytes,
+        *,
+        now: float,
+        headers: Mapping[str, str],
+        path: str = "/",
+        query: str = "",
+        is_forged: bool = False,
+    ) -> bytes:
+        """Return a body with the time and the signature, where the sender writes them into it: as it is for most.
+
+        A forged signature is that of another text. Raises UsageError for a body that has no place for them.
+        """
+        check = self.checks[0]
+        if not isinstance(check, Signature):
+            return body
+        request = Request(method="POST", path=path, query=query, headers=Draft(headers).raw(), body=body)
+        try:
+            return check.complete(request, now, is_forged=is_forged).body
+        except RefusedError as error:
+            raise UsageError(f"a test event for this source: {error.detail}") from error
 
     def signed_query(self, *, now: float) -> str:
         """Return the query string by which the sender would authenticate; empty if it doesn't use the query."""

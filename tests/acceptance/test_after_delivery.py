@@ -18,6 +18,8 @@ from tests.gateway_process import GatewayProcess
 from tests.load import report
 from tests.sink import Answer, Fault, Request, Scripted, Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="after delivery")
+
 AT_ONCE = 200
 DELAY = 0.1
 TOKEN = "a token of the sender"

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 
 from gateway.engine.control.records import DeadFilter
@@ -17,6 +18,8 @@ from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess
 from tests.load import Ledger, Load, all_delivered, deliveries, report
 from tests.sink import Answer, Request, Sink
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="deliveries")
 
 RETRIED = (
     SOURCES

@@ -13,6 +13,8 @@ from tests.gateway_process import GatewayProcess
 from tests.load import Ledger, Load, all_delivered, deliveries, post, report, signed_post
 from tests.sink import Answer, Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="lifecycle")
+
 ONE = (
     SOURCES
     + """

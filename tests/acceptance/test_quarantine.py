@@ -22,6 +22,8 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import post, report
 from tests.sink import Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="rejections")
+
 OLD, NEW = "the old secret of a sender", "the new secret of a sender"
 RULES = """
 version: 1

@@ -20,6 +20,8 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import Load
 from tests.sink import Answer, Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="status")
+
 RULES = (
     SOURCES
     + """

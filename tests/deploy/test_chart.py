@@ -158,11 +158,12 @@ def test_the_gateway_accepts_its_command_line(chart: Chart, example: str) -> Non
             ports = {port["name"]: port["containerPort"] for port in container["ports"]}
             assert settings.admin.port == ports["admin"]
             assert settings.admin.host == "0.0.0.0"
-            assert ("http" in ports) == (settings.role is not Role.ROUTER)
+            assert ("http" in ports) == settings.role.receives
             assert ports.get("http", settings.listen.port) == settings.listen.port
             assert not settings.dev
         assert name == "Job/gateway-topics" or command.name == "run"
-    assert roles == ({Role.ALL} if example == "embedded" else {Role.INGRESS, Role.ROUTER})
+    console = {Role.CONSOLE} if example == "production" else set()
+    assert roles == ({Role.ALL} if example == "embedded" else {Role.INGRESS, Role.ROUTER} | console)
 
 
 @every_example
@@ -259,7 +260,7 @@ def test_pods_are_as_restricted_as_kubernetes_knows(chart: Chart, example: str) 
         assert spec["securityContext"]["runAsUser"] == USER
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
-        assert all({"configMap", "secret"} & volume.keys() for volume in spec["volumes"])
+        assert all({"configMap", "secret"} & volume.keys() for volume in spec["volumes"] if volume["name"] != "index")
         for container in spec["containers"]:
             security = container["securityContext"]
             assert security["allowPrivilegeEscalation"] is False
@@ -267,8 +268,9 @@ def test_pods_are_as_restricted_as_kubernetes_knows(chart: Chart, example: str) 
             assert security["capabilities"] == {"drop": ["ALL"]}
             assert {"requests", "limits"} <= container["resources"].keys()
             assert "cpu" not in container["resources"]["limits"]  # throttled, its loop would stand still
-            # Whatever is mounted is read-only, but for the embedded log.
-            assert {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")} <= {"log"}
+            # Whatever is mounted is read-only, but for the embedded log and the index.
+            written = {mount["name"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+            assert written <= {"log", "index"}
     for account in of_kind(chart.render(example), "ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 
@@ -374,6 +376,103 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
     assert workload["spec"]["podManagementPolicy"] == "Parallel"
 
 
+# ---- The index ----
+
+
+INDEX = "/var/lib/gateway-index"
+
+
+def _console(chart: Chart, example: str, **changes: Any) -> tuple[list[Manifest], Manifest, dict[str, Any]]:
+    """Return the manifests with a console, what makes the pods that keep the index, and their only container."""
+    manifests = chart.render(example, {"console": {"enabled": True, **changes}})
+    for manifest in manifests:
+        _validate(manifest, NEWEST)
+    name = "gateway" if example == "embedded" else "gateway-console"
+    [workload] = [each for each in of_kind(manifests, "Deployment", "StatefulSet") if each["metadata"]["name"] == name]
+    [container] = workload["spec"]["template"]["spec"]["containers"]
+    return manifests, workload, container
+
+
+def test_no_index_is_kept_unless_somebody_wants_one(chart: Chart) -> None:
+    for example in ("small", "embedded"):
+        assert "index" not in json.dumps([pods_of(chart.render(example))])
+        assert not of_kind(chart.render(example), "PersistentVolumeClaim")
+
+
+@every_example
+def test_one_process_keeps_the_index_in_a_volume_of_its_own(chart: Chart, example: str) -> None:
+    manifests, workload, container = _console(chart, example, days=30, bytes="20GiB", volume={"size": "50Gi"})
+    settings = from_sources({}, environment_of(container))
+    assert settings.role is (Role.ALL if example == "embedded" else Role.CONSOLE)
+    assert settings.keeps_index
+    assert (settings.index.days, settings.index.bytes) == (30, 20 << 30)
+    assert str(settings.index.file.parent) == _mount(container, "index")["mountPath"] == INDEX
+    [volume] = [each for each in workload["spec"]["template"]["spec"]["volumes"] if each["name"] == "index"]
+    [claim] = of_kind(manifests, "PersistentVolumeClaim")
+    assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+    assert claim["spec"]["resources"]["requests"]["storage"] == "50Gi"
+    # Two pods never have it at once: neither during an update, nor by a second workload.
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    assert workload["spec"]["replicas"] == 1
+    assert workload["kind"] == "StatefulSet" or workload["spec"]["strategy"] == {"type": "Recreate"}
+    keeping = [name for name, pod in pods_of(manifests).items() if INDEX in json.dumps(pod)]
+    assert keeping == [f"{workload['kind']}/{workload['metadata']['name']}"]
+
+
+def test_the_claim_of_a_statefulset_that_runs_is_left_alone(chart: Chart) -> None:
+    """Kubernetes refuses an upgrade that changes its templates of claims."""
+    [before] = of_kind(chart.render("embedded"), "StatefulSet")
+    _, after, _ = _console(chart, "embedded")
+    assert after["spec"]["volumeClaimTemplates"] == before["spec"]["volumeClaimTemplates"]
+
+
+@every_example
+def test_an_index_without_a_claim_is_in_a_folder_that_is_bounded(chart: Chart, example: str) -> None:
+    manifests, workload, _ = _console(chart, example, volume={"persistent": False, "size": "20Gi"})
+    assert not of_kind(manifests, "PersistentVolumeClaim")
+    [volume] = [each for each in workload["spec"]["template"]["spec"]["volumes"] if each["name"] == "index"]
+    assert volume["emptyDir"] == {"sizeLimit": "20Gi"}
+
+
+def test_the_volume_has_room_for_a_second_file_after_damage(chart: Chart) -> None:
+    manifests, _, container = _console(chart, "small")
+    [claim] = of_kind(manifests, "PersistentVolumeClaim")
+    room = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) << 30
+    assert room > 2 * from_sources({}, environment_of(container)).index.bytes + (1 << 30)
+
+
+def test_a_console_reaches_the_log_and_nothing_else_and_only_prometheus_reaches_it(chart: Chart) -> None:
+    manifests, _, container = _console(chart, "production")
+    assert [port["name"] for port in container["ports"]] == ["admin"]
+    [policy] = [each for each in of_kind(manifests, "NetworkPolicy") if each["metadata"]["name"] == "gateway-console"]
+    assert [_ports(rule) for rule in policy["spec"]["egress"]] == [{53, 5353}, {9093}]
+    assert [_ports(rule) for rule in policy["spec"]["ingress"]] == [{"admin"}]
+    manifests, _, _ = _console(chart, "small")
+    [policy] = [each for each in of_kind(manifests, "NetworkPolicy") if each["metadata"]["name"] == "gateway-console"]
+    assert "ingress" not in policy["spec"]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_a_console_has_no_secret_of_the_rules(chart: Chart) -> None:
+    _, _, container = _console(chart, "small")
+    assert [each["name"] for each in container["volumeMounts"]] == ["rules", "index"]
+    _, workload, container = _console(chart, "production")
+    [secret] = [each["secret"] for each in workload["spec"]["template"]["spec"]["volumes"] if "secret" in each]
+    assert [item["key"] for item in secret["items"]] == ["kafka-password", "kafka-ca"]
+    kafka = from_sources({}, environment_of(container)).kafka
+    assert kafka.password_file == Path(_mount(container, "secrets")["mountPath"], secret["items"][0]["path"])
+    _, workload, _ = _console(chart, "embedded")
+    [secret] = [each["secret"] for each in workload["spec"]["template"]["spec"]["volumes"] if "secret" in each]
+    assert "items" not in secret, "it verifies and delivers as well"
+
+
+def test_nothing_keeps_a_node_from_being_drained_of_its_console(chart: Chart) -> None:
+    manifests, workload, _ = _console(chart, "small")
+    labels = [workload["spec"]["template"]["metadata"]["labels"]]
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        assert not _matching(budget["spec"]["selector"]["matchLabels"], labels)
+
+
 # ---- A copy of the embedded log ----
 
 
@@ -459,6 +558,9 @@ def _restore(log: Path, backup: Path) -> int:
         ),
         ({"ingress": {"proxyProtocol": ["lb"]}}, r"/ingress/proxyProtocol/0.*does not match pattern"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
+        ({"console": {"bytes": "8G"}}, "/console/bytes.*does not match pattern"),
+        ({"console": {"replicas": 2}}, r"/console.*additional propert.*'replicas'"),
+        ({"env": [{"name": "GATEWAY_INDEX", "value": "/tmp/index.db"}]}, "/env/0/name"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "/monitoring/podMonitor/interval"),
         ({"monitoring": {"runbooks": "https://docs.example.com/a\\b"}}, "/monitoring/runbooks.*does not match pattern"),
     ],
@@ -546,8 +648,8 @@ def test_the_alerts_know_each_pod_by_its_job(chart: Chart) -> None:
     [relabelings] = [each["relabelings"] for each in monitor["spec"]["podMetricsEndpoints"]]
     [job] = [each["replacement"] for each in relabelings if each["targetLabel"] == "job"]
     [components] = [each["values"] for each in monitor["spec"]["selector"]["matchExpressions"]]
-    [known] = own_jobs()
-    assert set(components) == {role for role in Role if role.receives or role.delivers}
+    known = own_jobs("GatewayProcessDown")
+    assert set(components) == set(Role)
     assert all(known.fullmatch(job.replace("$1", component)) for component in components)
     # By it one gateway is told from another; the operator adds it.
     assert "namespace" not in [each["targetLabel"] for each in relabelings]

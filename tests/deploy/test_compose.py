@@ -93,7 +93,19 @@ def test_the_gateway_accepts_its_command_line() -> None:
             assert int(service["stop_grace_period"].removesuffix("s")) > STOP_TIMEOUT
             assert service["healthcheck"]["test"][-1] in probe.PATHS
             assert service["healthcheck"]["test"][-2] == probe.__name__
-    assert sorted(roles) == [Role.INGRESS, Role.ROUTER]
+    assert sorted(roles) == [Role.CONSOLE, Role.INGRESS, Role.ROUTER]
+
+
+def test_the_index_is_kept_and_found_by_commands_in_a_volume_of_its_own() -> None:
+    """The tmpfs of the others would lie over it, and begin it anew with each start."""
+    console = SERVICES["console"]
+    settings = from_sources({"role": "console"}, console["environment"])
+    # What a command in the container opens.
+    assert settings.index == from_sources({}, console["environment"]).index
+    folders = dict(volume.split(":")[:2] for volume in console["volumes"])
+    assert folders["index"] == str(settings.index.file.parent)
+    assert folders["index"] not in console["tmpfs"]
+    assert [name for name, service in SERVICES.items() if "index" in str(service.get("volumes"))] == ["console"]
 
 
 def test_prometheus_finds_the_gateway_and_alertmanager() -> None:
@@ -122,8 +134,8 @@ def test_its_rules_are_fine_and_their_secrets_given() -> None:
     assert not [problem for problem in problems if problem.severity == "error"]
     named = set(re.findall(r"\$\{file:/run/secrets/([^}]+)\}", file.read_text()))
     assert named
-    for service in OURS.values():
-        assert named <= set(service["secrets"])
+    for name, service in OURS.items():
+        assert (set(service["secrets"]) == set()) if name == "console" else (named <= set(service["secrets"]))
 
 
 def test_no_secret_is_in_the_repository() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from dev.release import build
 from gateway.model import DISTRIBUTION
+from gateway.ops.fixtures import fixtures
 from tests.deploy.chart import ROOT
 
 RULES = """
@@ -71,6 +72,15 @@ def test_it_says_which_version_it_is(environment: Path, dist: Path) -> None:
     [wheel] = dist.glob("*.whl")
     assert re.fullmatch(r"gateway \d+\.\d+\.\d+\n", told.stdout)
     assert told.stdout.split()[1] in wheel.name
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_it_has_the_fixtures_of_trigger(environment: Path) -> None:
+    command = [str(environment / "bin/gateway"), "trigger", "--json"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=environment)
+    found = {(line["provider"], line["name"]) for line in map(json.loads, told.stdout.splitlines())}
+    assert found == {(each.provider, each.name) for each in fixtures()}
 
 
 @pytest.mark.full

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 import structlog
 
 from gateway.engine.control.records import ControlRecord, DeadFilter
@@ -28,6 +29,8 @@ from tests.engine.test_worker import (
     virtual,
 )
 from tests.virtual_time import now
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="outages")
 
 PATIENT = a_policy(schedule=(5.0, 30.0, 120.0), max_attempts=20, max_age=3600.0)
 

@@ -25,6 +25,7 @@ from gateway.ops.redeliveries import cancel_redelivery, progress_of
 from gateway.ops.redeliveries import redeliver as ask
 from tests.builders import a_policy, a_route, an_event
 from tests.engine.test_replay import TIER, MortalLog, Owner, an_order, events_of, injected, owning
+from tests.engine.test_replay import ended as replayed
 from tests.engine.test_worker import EVENTS, TOPICS, World, a_world, publish, rules_of, running, virtual
 from tests.virtual_time import now, run
 
@@ -104,8 +105,7 @@ async def test_events_that_share_an_identity_get_the_ids_that_a_replay_gives_the
     await world.put(*[an_event(id=shared, body=b"%d" % number, received_at=now()) for number in range(3)])
     async with owning(world) as control:
         await an_order(world, "all")
-        while control.commands.get("replay/all") is None or control.commands["replay/all"].is_pending:
-            await asyncio.sleep(0.1)
+        await replayed(control, "all")
         by_replay = {one.delivery.event.body: one.delivery.id for one in world.stored(TIER)}
         for number, (partition, record) in enumerate(_records(world)):
             await ask(world.log, TOPICS, Control(), Found(partition, record), name=f"r{number}")
@@ -135,9 +135,12 @@ async def test_what_cannot_be_delivered_again_is_told_with_its_reason() -> None:
     world.log.skip_offsets(place_of(world, "evt_0")[0], 1)
     command = await asked(world, name="elsewhere")
     assert command.redelivery is not None
-    elsewhere = {"other": {"event": "evt_5"}, "gone": {"offset": command.redelivery.offset + 5}}
+    elsewhere: dict[str, dict[str, Any]] = {
+        "other": {"event": "evt_5"},
+        "gone": {"offset": command.redelivery.offset + 5},
+    }
     async with owning(world) as control:
-        for name, fields, told in (
+        refused: tuple[tuple[str, dict[str, str], str], ...] = (
             ("route", {"route": "rout"}, "expected a route rout, got rules without it"),
             ("to", {"destination": "cia"}, "expected a destination cia, got rules without it"),
             ("unmatched", {"route": "none"}, "expected route none to take evt_0, got build, by the active rules"),
@@ -146,7 +149,8 @@ async def test_what_cannot_be_delivered_again_is_told_with_its_reason() -> None:
                 {"destination": "chat"},
                 "expected a route to send evt_0 to chat, got build, by the active rules",
             ),
-        ):
+        )
+        for name, fields, told in refused:
             await asked(world, name=name, **fields)
             done = await ended(control, name)
             assert (done.state, done.detail, done.results) == ("cancelled", told, ())
@@ -407,8 +411,7 @@ async def test_a_replay_of_the_undelivered_leaves_out_what_was_redelivered() -> 
         await asked(world, "evt_1", route="build", destination="ci")
         await ended(control)
         await an_order(world, "rest", undelivered=True)
-        while control.commands.get("replay/rest") is None or control.commands["replay/rest"].is_pending:
-            await asyncio.sleep(0.1)
+        await replayed(control, "rest")
     by_build = [one.delivery for one in world.stored(TIER) if one.delivery.route == "build"]
     found = Counter([(each.event.id, each.destination) for each in by_build])
     assert found == Counter([(f"evt_{number}", to) for number in range(4) for to in ("ci", "chat")])

@@ -23,6 +23,8 @@ from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
 from tests.sink import Answer, Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="attempts")
+
 RULES = (
     SOURCES
     + """

@@ -27,6 +27,8 @@ from tests.gateway_process import GatewayProcess
 from tests.load import post
 from tests.run_seeds import drawn
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="disk")
+
 Fill = Callable[[Path, GatewayProcess], None]
 
 ROOM = 256 * 1024

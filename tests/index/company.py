@@ -91,6 +91,7 @@ class Company:
         attempts: tuple[Attempt, ...] = (),
         successor: int = 1,
         replayed_at: float = 0.0,
+        due: float = 0.0,
         metadata: RecordMetadata = NO_METADATA,
     ) -> tuple[Delivery, Partition, int]:
         """Append a delivery's record; return it, and where it is."""
@@ -101,6 +102,7 @@ class Company:
             destination=destination,
             attempts=attempts,
             successor=successor,
+            due=due,
             replayed_at=replayed_at,
         )
         headers = encode_delivery(delivery, metadata, at=self.log.now())

@@ -83,6 +83,13 @@ async def test_what_it_does_is_measured(company: Company, path: Path) -> None:
             assert kept.value("oldest_event_timestamp_seconds") == pytest.approx(event.received_at, abs=1)
             assert (kept.value("bytes") or 0) > 4096
             assert kept.keeper.notes() == []
+            status = kept.keeper.status(company.log.now())
+            assert (status["held_up"], status["events"], status["file"]) == (None, 1, str(path))
+            assert status["bytes"] == kept.value("bytes")
+            assert status["oldest"] == kept.value("oldest_event_timestamp_seconds")
+            assert 0 <= status["oldest_age"] < 60
+            assert status["room"] > 0
+            assert 0 <= status["behind"]["seconds"] < 5
             assert kept.value("behind_seconds", topic="") is None
             await kept.until(lambda: len(kept.clock.slept) > 30)
             assert kept.value("records_left_out_total", reason="undecodable") == 1
@@ -97,11 +104,16 @@ async def test_a_file_that_cant_be_opened_is_waited_for(company: Company, path: 
         async with kept.running():
             await kept.until(lambda: (kept.value("interruptions_total", reason="file_unavailable") or 0) >= 3)
             assert "directory" in kept.keeper.notes()[0]
+            status = kept.keeper.status(company.log.now())
+            assert kept.keeper.notes() == [f"index: {status['held_up']['reason']}"]
+            assert status["held_up"]["since"] <= company.log.now()
+            assert (status["behind"], status["bytes"], status["oldest"]) == (None, None, None)
             assert kept.value("behind_seconds", topic="") is not None
             path.rmdir()  # noqa: ASYNC240 - as above
             await kept.until(lambda: kept.value("events") == 1)
             assert kept.keeper.notes() == []
             await kept.until(lambda: kept.value("behind_seconds", topic="") is None)
+            assert kept.keeper.status(company.log.now())["held_up"] is None
     assert [line["event"] for line in lines] == ["index_interrupted", "index_opened", "index_stopped"]
     assert [wait for wait in kept.clock.slept if wait > 1][:3] == [5.0, 10.0, 20.0]
 
@@ -152,4 +164,7 @@ async def test_a_topic_that_cant_be_read_falls_behind_alone(company: Company, pa
         await kept.until(lambda: kept.value("behind_seconds", topic=bad.topic) is not None)
         company.log.lose_leader(bad)  # type: ignore[attr-defined] # the log in memory
         await kept.until(lambda: (kept.value("behind_seconds", topic=bad.topic) or 0.0) > 0.3)
+        behind = kept.keeper.status(company.log.now())["behind"]
+        assert (behind["topic"], bool(behind["reason"])) == (bad.topic, True)
+        assert behind["seconds"] > 0.3
         assert (kept.value("behind_seconds", topic=company.topics.events("github")) or 0.0) < 0.3

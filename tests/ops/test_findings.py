@@ -6,6 +6,7 @@ from gateway.ops.findings import (
     DEAD,
     HALTED,
     HELD,
+    INDEX,
     NOT_READ,
     PAUSED,
     REFUSED,
@@ -22,7 +23,7 @@ def a_finding(rank: int, what: str, *, since: float | None = None, needs_attenti
 
 
 def test_the_worst_comes_first_and_what_is_wrong_before_what_is_not() -> None:
-    ranks = (NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT)
+    ranks = (NOT_READ, REFUSED, PAUSED, HELD, HALTED, WAITING, DEAD, SOURCE, SILENT, INDEX)
     wrong = [a_finding(rank, f"wrong {rank}", since=float(100 - rank)) for rank in ranks]
     calm = [*[rank for rank in ranks if rank != REFUSED], REFUSED]  # rules that aren't refused any more are over
     fine = [a_finding(rank, f"fine {rank}", since=float(rank), needs_attention=False) for rank in calm]

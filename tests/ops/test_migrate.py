@@ -11,9 +11,10 @@ import pytest
 from typing_extensions import override
 
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection, decode, partition_key
+from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResult
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.dead_letters import read_dead_letter
-from gateway.engine.jobs.log_reader import last_records
+from gateway.engine.jobs.log_reader import checksum_of, last_records
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.log.base import Assignment, Commit, Log, Partition, Position, Record, RecordHeaders, partition_of
 from gateway.log.embedded.log import EmbeddedLog
@@ -34,6 +35,7 @@ from gateway.log.records import (
 )
 from gateway.log.topics import TIERS, Topics
 from gateway.model import NO_METADATA, LogUnavailableError, RecordMetadata, UsageError
+from gateway.ops.log_search import find_event
 from gateway.ops.migrate import MOVED, Moved, migrate
 from gateway.rules.routing_revision import encode
 from gateway.rules.rules import RoutingRevision
@@ -469,6 +471,34 @@ async def test_an_order_that_was_carried_out_after_an_interruption_is_not_carrie
     control = await control_of(target)
     assert [each.key for each in control.commands.values()] == ["pause/destination/ci"]
     assert not control.checkpoint("replay/r")
+
+
+async def test_a_redelivery_that_waits_is_of_the_same_event_wherever_that_is_now(source: EmbeddedLog) -> None:
+    await fill(source)
+    found = await find_event(source, [EVENTS], f"{EVENTS}/0@7")
+    assert found is not None
+    wanted = decode_event(found.record)
+    asked = Redelivery(event=wanted.id, partition=f"{EVENTS}/0", offset=7, route="build")
+    command = ControlRecord(kind="redeliver", name="one", state="requested", at=1.0, redelivery=asked, by="me")
+    await order(source, command)
+    results = (RedeliveryResult(route="build", destination="ci", outcome="queued"),)
+    await order(source, ControlRecord(kind="checkpoint", name=command.key, state="requested", at=1.0, results=results))
+    await order(source, replace(command, name="gone", redelivery=replace(asked, offset=10**6)))
+    await order(source, replace(command, name="ended", state="done"))
+    target = MemoryLog()
+    await move(source, target)
+    control = await control_of(target)
+    assert [each.name for each in control.commands.values() if each.kind == "redeliver"] == ["one"]
+    moved = control.commands[command.key]
+    assert moved.redelivery is not None
+    there = await find_event(target, [EVENTS], moved.redelivery.position)
+    assert there is not None
+    assert decode_event(there.record) == wanted
+    assert moved.last_records == {moved.redelivery.partition: checksum_of(there.record)}
+    assert (moved.redelivery.route, moved.by) == ("build", "me")
+    last = control.last_checkpoint(command.key)
+    assert last is not None
+    assert last.results == results
 
 
 async def test_a_dead_letter_beside_a_failed_append_is_there_once(source: EmbeddedLog) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from yarl import URL
 
 from gateway.model import RefusedError, RulesError, UsageError
@@ -94,6 +96,72 @@ def test_a_secret_that_cannot_be_resolved_is_asked_for(rules: Path, monkeypatch:
         signed(rules, "github")
     assert signed(rules, "github", secret="it's a secret") == sent
     signed(rules, "stripe")  # whose secret is there
+
+
+IN_BODY = """
+version: 1
+sources:
+  adyen: {verify: {scheme: adyen, secrets: [44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056]}}
+  linear: {verify: {scheme: linear, secrets: [a-secret-of-some-length]}}
+  meta: {verify: {scheme: hmac, field: meta.signature, secrets: [a-secret-of-some-length], signed: "{field:meta.id}"}}
+  keyed: {verify: {scheme: public-key, algorithm: ed25519, header: X-Sig, public_keys: ["KEY"]}}
+destinations: {}
+routes: []
+"""
+SECRET_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+
+
+@pytest.fixture
+def in_body(tmp_path: Path) -> Path:
+    path = tmp_path / "routes.yaml"
+    path.write_text(IN_BODY.replace("KEY", SECRET_KEY.public_key().public_bytes_raw().hex()))
+    return path
+
+
+def of_body(rules: Path, name: str, body: bytes, *, is_forged: bool = False, secret: str | None = None) -> Signed:
+    source, verifier = source_of(rules, name, secret=secret)
+    return sign(
+        source,
+        verifier,
+        url="http://127.0.0.1:1",
+        body=body,
+        id="1",
+        type="t",
+        headers={},
+        now=NOW,
+        is_forged=is_forged,
+    )
+
+
+def test_what_a_provider_signs_into_the_body_is_written_there(in_body: Path) -> None:
+    body = b'{"notificationItems":[{"NotificationRequestItem":{"pspReference":"1","merchantAccountCode":"M","amount":'
+    body += b'{"value":1,"currency":"EUR"},"eventCode":"CAPTURE","success":"true","additionalData":{}}}]}'
+    for name, sent in (("adyen", body), ("meta", b'{"meta": {"id": 7, "signature": "stale"}}'), ("linear", b"{}")):
+        verify(in_body, name, of_body(in_body, name, sent))
+        with pytest.raises(RefusedError, match=r"^401 bad_signature"):
+            verify(in_body, name, of_body(in_body, name, sent, is_forged=True))
+    assert of_body(in_body, "linear", b"{}").body == b'{"webhookTimestamp":1700000000000}'
+    assert of_body(in_body, "linear", b'{"webhookTimestamp":""}').body == b'{"webhookTimestamp":"1700000000000"}'
+
+
+@pytest.mark.parametrize("body", [b"no JSON", b"[]", b"{}", b'{"meta":[]}', b'{"meta":{"id":[]}}'])
+def test_a_body_without_a_place_for_its_signature_is_reported(in_body: Path, body: bytes) -> None:
+    with pytest.raises(UsageError, match=r"^a test event for this source: expected "):
+        of_body(in_body, "meta", body)
+
+
+def test_a_private_key_of_ones_own_signs(in_body: Path) -> None:
+    pem = SECRET_KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    verify(in_body, "keyed", of_body(in_body, "keyed", b"{}", secret=pem))
+    with pytest.raises(RefusedError, match=r"^401 bad_signature"):
+        verify(in_body, "keyed", of_body(in_body, "keyed", b"{}", secret=pem, is_forged=True))
+    with pytest.raises(UsageError, match=r"give yours as --secret, in PEM$"):
+        of_body(in_body, "keyed", b"{}")
+    with pytest.raises(
+        UsageError, match=r"^--secret: expected the private key of an Ed25519 public key in PEM"
+    ) as error:
+        of_body(in_body, "keyed", b"{}", secret="hush")
+    assert "hush" not in str(error.value)
 
 
 def test_a_source_in_an_included_file_is_found(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-_NEED_LIBRARIES = ["test_request_presets.py", "test_oracles.py", "test_structured_fields.py"]
+_NEED_LIBRARIES = ["test_request_presets.py", "test_oracles.py", "test_structured_fields.py", "test_fixtures.py"]
 collect_ignore = [] if "GATEWAY_ORACLES" in os.environ else _NEED_LIBRARIES
 SEED = int(os.environ.get("GATEWAY_TEST_SEED") or random.SystemRandom().randrange(10**9))
 

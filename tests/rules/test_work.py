@@ -163,12 +163,14 @@ GROWING = (
 """What these make grows with each step."""
 
 
+@pytest.mark.rotated
 @pytest.mark.parametrize("text", CONDITIONS, ids=lambda text: text[:60])
 def test_no_operation_takes_time_that_anybody_notices(text: str) -> None:
     """The figure of the threat model: a quarter of a second of an event's expressions together."""
     assert seconds_of(text) < 0.25
 
 
+@pytest.mark.rotated
 @pytest.mark.parametrize("text", GROWING, ids=lambda text: text[:60])
 def test_nothing_grows_beyond_all_bounds(text: str) -> None:
     assert seconds_of(text) < 0.25

@@ -421,6 +421,11 @@ OLD, NEW = (b"1", b'{"v":1,'), (b"2", b'{"v":2,')
 """How records of two versions tell which they are: by `gw_v`, and at the beginning of an order."""
 
 
+REDELIVERY, UNKNOWN_KIND = b'{"v":2,"state":', b'{"v":3,"state":'
+"""How a command to redeliver begins, and how it does where some processes are to know of none: in their place, it is a
+version further."""
+
+
 def _changed(
     value: bytes, headers: RecordHeaders, old: tuple[bytes, bytes], new: tuple[bytes, bytes]
 ) -> tuple[bytes, RecordHeaders]:
@@ -432,6 +437,8 @@ def _changed(
 def as_newer(record: Record) -> Record:
     """Return a record as a process of the newer version understands it."""
     value, headers = _changed(record.value, record.headers, NEW, OLD)
+    if value.startswith(UNKNOWN_KIND):
+        value = REDELIVERY + value.removeprefix(UNKNOWN_KIND)
     return record._replace(value=value, headers=tuple(headers))
 
 

@@ -19,6 +19,7 @@ from gateway.client.request import Outbound
 from gateway.engine import tiers
 from gateway.engine.commit_progress import WINDOW
 from gateway.engine.control.records import ControlRecord, Selection, decode
+from gateway.engine.control.redelivery_records import Redelivery
 from gateway.engine.delivery.destination_lanes import BURST, MAX_BYTES
 from gateway.engine.delivery.retry_decision import SHORT_AGE, SHORT_ATTEMPTS
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
@@ -47,7 +48,7 @@ from gateway.model import (
 )
 from tests.simulation.broker import Client, as_newer
 from tests.simulation.loop import EPOCH
-from tests.simulation.plan import GRACEFUL, HANDOVER, NARROWED, RECREATE, RETENTION, Plan, RouteSpec
+from tests.simulation.plan import GRACEFUL, HANDOVER, NARROWED, RECREATE, REDELIVERED, RETENTION, Plan, RouteSpec
 
 TOPICS = Topics()
 ROUTER = TOPICS.group(ROUTER_GROUP)
@@ -302,7 +303,7 @@ class Ledger:
         self._evicted_at: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         self._loose: dict[str, set[Key]] = defaultdict(set)
         """What a process may have in flight from revoked partitions: a late append, an attempt that hangs."""
-        self._replays: list[_Replay] = []
+        self._replays, self._redeliveries = list[_Replay](), dict[str, _Redelivery]()
         self._kicks: dict[str, dict[int, float]] = {}
         """When kicks were given that aren't answered yet, by key and offset."""
         self._owners_killed = 0
@@ -736,7 +737,7 @@ class Ledger:
     def _ids(self, event: Event, route: str, destination: str) -> Iterator[str]:
         """Yield the ids that a delivery may have: if replayed, with the place of its record, or of its original's."""
         yield delivery_id(event.id, route, destination)
-        if self._replays:
+        if self._replays or self._redeliveries:
             for row in self._identities_of(event):
                 if row.event is not None and row.event.body == event.body:
                     yield delivery_id(event.id, route, destination, f"{_place(row.partition)}@{row.offset}")
@@ -975,6 +976,14 @@ class Ledger:
         """Note that an operator wants events of a route, up to these ends, once more, or what is undelivered."""
         self._replays.append(_Replay(name, which, ends, self._now()))
 
+    def redelivered(self, name: str, asked: Redelivery, row: Row) -> None:
+        """Note that an operator wants one event once more."""
+        self._redeliveries[name] = _Redelivery(name, asked, row, self._now())
+
+    def redelivery_undone(self, name: str) -> None:
+        """Note that an operator doesn't want it any more."""
+        self._redeliveries[name].is_undone = True
+
     def place_of(self, number: int) -> Row | None:
         """Return the record of an event, the last one if it was stored again; None if there is none."""
         found = [row for rows in self.rows.values() for row in rows.values() if row.number == number]
@@ -1196,6 +1205,7 @@ class Ledger:
         self._check_repeats()
         self._check_storms()
         self._check_replays()
+        self._check_redeliveries()
         self._check_resolutions()
         self._check_injections()
         self._check_duplicates()
@@ -1325,6 +1335,50 @@ class Ledger:
 
         self._check_ids_of_replays()
 
+    def _check_redeliveries(self) -> None:
+        """A redelivery brings what was asked for, all of it, says what that was, and does so once under its name."""
+        for each in self._redeliveries.values():
+            injected: Counter[Target] = Counter()
+            for trail in self.trails.values():
+                for row in trail.rows:
+                    if row.stored is None or row.stored.metadata.replay != each.name:
+                        continue
+                    delivery = row.stored.delivery
+                    if row.number != each.row.number or not each.is_to(delivery.route, delivery.destination):
+                        told = f"redelivery {each.name} brought more"
+                        self.violate("12 a redelivery is of what was asked for", told, [row])
+                    # In an item's place, or behind an attempt, it has gone on; else only a job gives it such a number.
+                    is_first = delivery.part is None and not delivery.attempts and delivery.successor in each.numbers
+                    if is_first and row.partition.topic in (SHORTEST, TOPICS.dead):
+                        injected[delivery.route, delivery.destination] += 1
+            self._check_redelivery(each, injected)
+
+    def _check_redelivery(self, each: "_Redelivery", injected: Mapping[Target, int]) -> None:
+        answer = each.answer
+        if answer is None:
+            return  # what is left undone is told elsewhere, and a control topic that is recreated has forgotten it
+        results = Counter([(result.route, result.destination) for result in answer.results])
+        told = [each.row, f"{answer.state}: {answer.detail}", *map(str, results), *map(str, injected.items())]
+        if max(results.values(), default=0) > 1:
+            self.violate("31 a redelivery reports truly", f"{each.name} has two results of one delivery", told)
+        queued = {(one.route, one.destination) for one in answer.results if one.outcome == "queued"}
+        if not queued <= injected.keys():
+            self.violate("31 a redelivery reports truly", f"{each.name} says that more is queued than is", told)
+        event = each.row.event
+        assert event is not None
+        wanted = {to for to in self.required(event, each.since, each.answered_at) if each.is_to(*to)}
+        are_all_known = all(event.source in v.sources for v in self.rules_versions(each.since, each.answered_at))
+        is_there = each.row.gone_at > each.answered_at and not each.row.is_deleted
+        if answer.state == "done" and not wanted <= results.keys():
+            self.violate("12 nothing is skipped", f"redelivery {each.name} left out {wanted - results.keys()}", told)
+        if answer.state == "cancelled" and wanted and is_there and are_all_known and not each.is_undone:
+            self.violate("12 nothing is skipped", f"redelivery {each.name} was refused", told)
+        if set(self.plan.faults) <= {*GRACEFUL, HANDOVER, REDELIVERED, "crash", "order", "trouble", "gap", "poison"}:
+            if max(injected.values(), default=0) > 1 + self._owners_killed:
+                self.violate("12 a redelivery is done once", f"{each.name} has injected more", told)
+            if not self._owners_killed and injected.keys() != results.keys():
+                self.violate("31 a redelivery reports truly", f"{each.name} has queued what it doesn't say", told)
+
     def _check_part(self, replay: "_Replay") -> None:
         """A replay brings nothing that wasn't asked for: of another route or destination, or of other events."""
         # Of one whose append was reported as failed there may be two records, and one has its place.
@@ -1377,7 +1431,17 @@ class Ledger:
 
         A kill within the moment in which a process has new rules and hasn't said so makes that wrong of some events.
         """
-        if not set(self.plan.faults) <= {*GRACEFUL, RECREATE, NARROWED, "reload", "order", "trouble", "gap", "poison"}:
+        if not set(self.plan.faults) <= {
+            *GRACEFUL,
+            RECREATE,
+            NARROWED,
+            REDELIVERED,
+            "reload",
+            "order",
+            "trouble",
+            "gap",
+            "poison",
+        }:
             return
         if self.plan.has_stops:
             return  # what others took by former rules isn't known
@@ -1424,6 +1488,7 @@ class Ledger:
             for replay in self._replays:
                 if replay.name == order.name:
                     replay.ended = min(replay.ended, self._now())
+        self._see_redelivery(order)
         self._see_kick(order)
         if order.kind == "kick" and order.state == "requested":
             self._kicks.setdefault(order.key, {})[offset] = self._now()
@@ -1434,6 +1499,19 @@ class Ledger:
             if answered:
                 self._see_what_was_tried(order, min(asked[each] for each in answered))
                 self._see_what_is_left(order, max(asked.pop(each) for each in answered))
+
+    def _see_redelivery(self, order: ControlRecord) -> None:
+        """Note a redelivery's answer, and when it was asked for: its deliveries are numbered by that."""
+        is_answer = order.kind == "checkpoint" and order.name.startswith("redeliver/")
+        each = self._redeliveries.get(order.name.removeprefix("redeliver/"))
+        if each is None or not (is_answer or order.kind == "redeliver"):
+            return
+        if not is_answer:
+            each.numbers.add(int(order.at * 1000))
+        elif not order.is_pending:
+            if each.answer is None:
+                each.answered_at = self._now()
+            each.answer = order if each.answer is None or order.extent >= each.answer.extent else each.answer
 
     def _see_what_was_tried(self, answer: ControlRecord, since: float) -> None:
         """A kick reports no more attempts than there were, and nothing of what it has expedited is left out."""
@@ -1778,9 +1856,11 @@ class Ledger:
                 continue
             delay = self._delay(made.route)
             waited = made.began - at[made.number] - delay
-            # What waits for its due time may have to leave a full window, for the shortest tier.
+            # What waits for its due time may have to leave a full window, for the shortest tier. Others wait there for
+            # theirs in memory, and if those fill the window, it isn't read before one of them has ended.
             moves = moved[made.number, made.route, made.destination] if delay else 0
-            if waited > LATE + moves * TIERS[tiers.SHORTEST]:
+            turn = tiers.WAIT_IN_MEMORY if self.plan.window < WINDOW else 0.0
+            if waited > LATE + moves * (TIERS[tiers.SHORTEST] + turn):
                 self.violate("15 isolation", f"a healthy destination waited {waited:.2f} s", [made])
 
     def _check_breakers(self) -> None:
@@ -1925,6 +2005,23 @@ class _Replay:
             and (which.until is None or row.appended_at < which.until)
             and which.source in (None, row.event.source)
         )
+
+
+@dataclass(slots=True)
+class _Redelivery:
+    """A redelivery: of which event, since when, by which numbers its deliveries are known, and what is told of it."""
+
+    name: str
+    asked: Redelivery
+    row: Row
+    since: float
+    is_undone: bool = False
+    numbers: set[int] = field(default_factory=set)
+    answer: ControlRecord | None = None
+    answered_at: float = math.inf
+
+    def is_to(self, route: str, destination: str) -> bool:
+        return self.asked.route in (None, route) and self.asked.destination in (None, destination)
 
 
 def _is_for(order: ControlRecord, at: float, row: Row) -> bool:

@@ -65,6 +65,9 @@ while a kick, a resume or a replay injects: added to any others."""
 NARROWED = "narrowed"
 """A route that wasn't there gets a part of what it has missed by a replay that is narrowed, and the rest by others:
 added to any others."""
+REDELIVERED = "redelivered"
+"""Single events are delivered again, some of them asked for twice under one name, cancelled, or amid a change of the
+owner of the jobs: added to any others."""
 GRACEFUL = ("stop", "join", "rebalance")
 """What must not repeat a single attempt, where destinations answer soon."""
 
@@ -187,6 +190,7 @@ def plan_of(seed: int) -> Plan:
     world = _with_hurried_reloads(_stream(seed, "hurried"), world)
     world = _with_refusals(_stream(seed, "refused"), world)
     world = _with_narrowed_replays(_stream(seed, "narrowed"), world)
+    world = _with_redeliveries(_stream(seed, "redelivered"), world)
     world = _with_delays(_stream(seed, "delays"), world)
     world = _with_splits(_stream(seed, "splits"), world)
     world = _with_stops(_stream(seed, "stops"), world)
@@ -217,6 +221,7 @@ def plan_of(seed: int) -> Plan:
         *_quiet_changes(_stream(seed, "changes of quiet"), world),
         *_unrecorded(_stream(seed, "unrecorded"), world),
     ]
+    steps += _redeliveries(_stream(seed, "redeliveries"), world, steps)
     steps += _failing_conditions(_stream(seed, "failing conditions"), world, steps)
     if RESTARTS.intersection([step.do for step in steps]):
         steps = [step for step in steps if not (step.do == "remake" and step.what["kind"] == "control")]
@@ -386,6 +391,14 @@ def _with_narrowed_replays(random: Random, world: Plan) -> Plan:
     return replace(world, sources=sources, routes=(first, *world.routes[1:]))
 
 
+def _with_redeliveries(random: Random, world: Plan) -> Plan:
+    """Add redeliveries of single events to some, beside any other fault."""
+    if random.random() > 0.12:
+        return world
+    order = () if "order" in world.faults else ("order",)
+    return replace(world, faults=(*world.faults, *order, REDELIVERED))
+
+
 def _with_delays(random: Random, world: Plan) -> Plan:
     """Delay what some routes deliver, beside any fault; a kick of their destinations leaves that alone."""
     if random.random() > 0.1 or all(route.is_ordered for route in world.routes):
@@ -489,7 +502,8 @@ def _failing_conditions(random: Random, world: Plan, others: Sequence[Step]) -> 
     """
     if not {"reload", "order"} <= set(world.faults) or any(route.quiet for route in world.routes):
         return
-    if any(step.do == "order" and step.what["kind"] in ("again", "replay", "drop") for step in others):
+    kinds = {step.what["kind"] if step.do == "order" else step.do for step in others}
+    if not kinds.isdisjoint(("again", "replay", "drop", "redeliver")):
         return
     at = random.uniform(0.0, world.horizon / 2)
     chosen = random.sample(world.routes, random.randint(1, min(2, len(world.routes))))
@@ -922,6 +936,35 @@ def _narrowed_replays(random: Random, world: Plan) -> Iterable[Step]:
         at += random.choice((0.2, 30.0))
     rest = {"kind": "again", "name": "n9", "route": route.name, "rate": None, "undelivered": True}
     yield Step(round(at, 6), "order", rest)
+
+
+def _redeliveries(random: Random, world: Plan, others: Sequence[Step]) -> Iterable[Step]:
+    """One event again, by all routes or one: asked for once more, cancelled, or while the jobs get another owner."""
+    if REDELIVERED not in world.faults:
+        return
+    events = sorted([(step.at, step.what["n"]) for step in others if step.do == "event"])
+    for count in range(random.choice((1, 2, 3, 6))):
+        at = random.uniform(0.5, world.horizon + 5.0)
+        known = [number for when, number in events if when < at]
+        if not known:
+            continue
+        asked: dict[str, Any] = {"name": f"d{count}", "event": random.choice(known[-30:])}
+        if random.random() < 0.3:
+            asked["route"] = random.choice(world.routes).name
+        if random.random() < 0.3:
+            asked["destination"] = random.choice(sorted(world.destinations))
+        yield Step(round(at, 6), "redeliver", asked)
+        for _ in range(random.choice((0, 0, 1, 2))):
+            later = at + random.choice((0.0, 0.3, 3.0, 60.0)) * random.random()
+            yield Step(round(later, 6), "redeliver", asked)
+        if random.random() < 0.15:
+            later = at + random.choice((0.0, 0.3, 3.0)) * random.random()
+            yield Step(round(later, 6), "redeliver", asked | {"undo": True})
+        if random.random() < 0.5:
+            drawn = list(_given_up(random, world, at + random.choice((0.3, 3.0)) * random.random()))
+            joins = {"start", "stop"} if "join" in world.faults else set[str]()
+            if {step.do for step in drawn} <= joins.union(world.faults):
+                yield from drawn
 
 
 def _handovers(random: Random, world: Plan, orders: Sequence[Step]) -> Iterable[Step]:

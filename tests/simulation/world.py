@@ -25,11 +25,13 @@ from typing_extensions import override
 from gateway.engine import commit_progress, router
 from gateway.engine.control.follower import Follower
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
+from gateway.engine.control.redelivery_records import Redelivery
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import appends
 from gateway.engine.delivery.destination_lanes import MAX_WAIT
 from gateway.engine.delivery.queues import IDLE_TICK
-from gateway.engine.jobs import replay, replay_progress, scan
+from gateway.engine.jobs import redeliver, replay, replay_progress, scan
+from gateway.engine.jobs.log_reader import checksum_of
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.ordered.route import OWNERSHIP_CHECK_AGE
 from gateway.engine.worker import Worker
@@ -52,7 +54,7 @@ from gateway.settings import RecordedAttempts
 from gateway.telemetry.metrics import Metrics
 from gateway.verify.schemes import build_verifier
 from tests.simulation.attempt_records import check_counts, check_records
-from tests.simulation.broker import Broker, Failure, Machine, Segment, SimulatedLog
+from tests.simulation.broker import REDELIVERY, UNKNOWN_KIND, Broker, Failure, Machine, Segment, SimulatedLog, as_newer
 from tests.simulation.destinations import HEALTHY, SimulatedClient, Sink
 from tests.simulation.ledger import MARK, PART, ROUTER, TOPICS, InForce, Ledger, Row, RulesVersion, Violation
 from tests.simulation.loop import EPOCH, OWNER, LivelockError, SimulatedLoop, SimulatedTask, run
@@ -98,7 +100,7 @@ def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
         patch.setitem(defaults, "window", plan.window)
         for module in (scan, replay, replay_progress):
             patch.setattr(module, "CHECKPOINT_EVERY", min(plan.batch, module.CHECKPOINT_EVERY))
-        for module in (scan, replay_progress):
+        for module in (scan, replay_progress, redeliver):
             patch.setattr(module, "APPENDS_AT_ONCE", min(plan.batch, module.APPENDS_AT_ONCE))
         return run(_simulate(plan, traced=traced))
 
@@ -154,6 +156,7 @@ class World:
         self._background: set[asyncio.Task[None]] = set()
         self._healed_at: float | None = None
         self._given: set[bytes] = set()  # keys of commands
+        self._redeliveries: dict[str, ControlRecord] = {}
         self._initial_poll_interval = 1.0 if plan.is_long else 0.0
         self._has_rate = any(each["rate"] for each in plan.destinations.values())
         self._longest_delay = max([route.delay for route in plan.routes], default=0.0)
@@ -386,6 +389,7 @@ class World:
             "reload": self._reload,
             "order": self._order,
             "handover": self._hand_over,
+            "redeliver": self._redeliver,
         }
         takers[step.do](step.what)
 
@@ -627,6 +631,45 @@ class World:
         self._given.add(key)
         self.broker.store(OUTSIDE, CONTROL, key, value, [])
 
+    def _redeliver(self, what: Mapping[str, Any]) -> None:
+        """Have an event delivered again; or, once that was asked for, ask for it again or cancel it."""
+        if CONTROL in self.broker.leaderless or CONTROL.topic in self.broker.gone:
+            return  # and so says the command to its operator
+        name, at = what["name"], EPOCH + self.now()
+        found = self.ledger.place_of(what["event"])
+        if name not in self._redeliveries and found is not None and found.event is not None:
+            partition_name = f"{found.partition.topic}/{found.partition.number}"
+            segment = self.broker.segments[found.partition]
+            known = next((checksum_of(as_newer(each)) for each in segment.records if each.offset == found.offset), 0)
+            asked = Redelivery(
+                event=found.event.id,
+                partition=partition_name,
+                offset=found.offset,
+                route=what.get("route"),
+                destination=what.get("destination"),
+            )
+            self._redeliveries[name] = ControlRecord(
+                kind="redeliver",
+                name=name,
+                state="requested",
+                at=at,
+                redelivery=asked,
+                last_records={partition_name: known},
+            )
+            self.ledger.redelivered(name, asked, found)
+        command = self._redeliveries.get(name)
+        if command is None:
+            return
+        command = replace(command, at=at)
+        if what.get("undo"):
+            self.ledger.redelivery_undone(name)
+            command = command.with_state("cancelled", detail="by an operator")
+        key, value = command.encode()
+        if GATEWAY_VERSIONS in self.plan.faults:
+            value = UNKNOWN_KIND + value.removeprefix(REDELIVERY)
+        self._given.add(key)
+        self.broker.store(OUTSIDE, CONTROL, key, value, [])
+
     # Rules.
 
     def _new_version(self, what: Mapping[str, Any]) -> None:
@@ -788,6 +831,7 @@ def poisoned_orders() -> list[tuple[bytes, bytes]]:
         b"kick/route/never",
         b"dead/never",
         b"replay/never",
+        b"redeliver/never",
         b"checkpoint/kick/route/never",
     )
     values = (
@@ -817,13 +861,24 @@ def misleading_orders(topic: str) -> list[tuple[bytes, bytes]]:
         )
         for number, (ends, starts) in enumerate(ranges)
     ]
+    redeliveries = [
+        ControlRecord(
+            kind="redeliver",
+            name=f"never-{number}",
+            state="requested",
+            at=EPOCH,
+            redelivery=Redelivery(event="evt_never", partition=partition, offset=offset),
+            last_records={place: 7},
+        )
+        for number, (partition, offset) in enumerate(((place, 0), (place, 1 << 53), ("nowhere/7", 0)))
+    ]
     routed = {"nowhere/0": 3}
     history = [
         ControlRecord(kind="rules", name="never", state="done", at=EPOCH, revision="never", routes="x"),
         ControlRecord(kind="rules", name="never-whole", state="done", at=EPOCH, routes="x"),
         ControlRecord(kind="routed", name="never", state="done", at=EPOCH, checkpoint=routed, revision="never"),
     ]
-    return [each.encode() for each in (*replays, *history)]
+    return [each.encode() for each in (*replays, *history, *redeliveries)]
 
 
 class Process:

@@ -27,6 +27,8 @@ from tests.sink import Request, Sink
 from tests.telemetry.openmetrics import families_of
 from tests.telemetry.otlp_collector import Collector, Seen
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="traces")
+
 RULES = f"""
 version: 1
 sources:

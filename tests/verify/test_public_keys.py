@@ -11,14 +11,20 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.model import UsageError
 from gateway.verify.encodings import ENCODINGS
 from gateway.verify.presets import SchemeError
-from gateway.verify.public_keys import ALGORITHMS, decode_signature, read_public_key
+from gateway.verify.public_keys import ALGORITHMS, decode_signature, read_public_key, with_private_key
 from gateway.verify.request import Request
 from gateway.verify.verifier import Verifier
 from tests.verify.both_ways import build_verifier
@@ -159,6 +165,27 @@ def test_timestamp_and_identity_are_signed_with_it() -> None:
 def test_only_the_sender_signs_test_events() -> None:
     with pytest.raises(UsageError, match="only the sender has the private key"):
         a_public_key_verifier().sign(BODY, now=NOW, id="e1", type="t", headers={})
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_private_key_signs_what_its_public_key_verifies(algorithm: str, encoding: str) -> None:
+    verifier = a_public_key_verifier(algorithm, encoding=encoding)
+    keys = verifier.checks[0].algorithm  # type: ignore[attr-defined] # a Signature's
+    key = a_key(algorithm).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    signing = with_private_key(keys, key)
+    assert reason(verifier, a_signed_request(signing.sign(lambda _: BODY, NOW))) == "accepted"
+    assert "object" not in repr(signing)
+    others = {"ed25519": "ecdsa-p256-sha256", "ecdsa-p256-sha256": "rsa-sha256"}
+    other = a_key(others.get(algorithm, "ed25519"))
+    for wrong in (
+        other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+        a_key(algorithm).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"hush")).decode(),
+        pem(a_key(algorithm).public_key()),
+        "",
+    ):
+        with pytest.raises(ValueError, match=r"^expected the private key of an? .* in PEM, without a password, got"):
+            with_private_key(keys, wrong)
 
 
 def test_verifiers_with_other_keys_differ() -> None:

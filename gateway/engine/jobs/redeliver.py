@@ -149,9 +149,11 @@ class Redeliveries:
     async def _event(self, run: _Run, partition: Partition) -> tuple[Record, Event] | str:
         """Return the record and its event; or why it isn't there."""
         asked = run.asked
-        _, unreadable = await self._log.readable(partition.topic)
+        bounds, unreadable = await self._log.readable(partition.topic)
         if partition.number in unreadable:
             raise LogUnavailableError(f"{asked.partition}: {unreadable[partition.number]}")
+        if partition.number not in bounds:
+            return f"expected {asked.event} at {asked.position}, got a log without that partition"
         async with aclosing(records_of(self._log, partition, asked.offset, asked.offset + 1)) as records:
             record = await anext(records, None)
         if record is None:

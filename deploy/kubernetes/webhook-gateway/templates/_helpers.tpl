@@ -36,6 +36,24 @@ sqlite:////var/lib/gateway/gateway.db
 {{- .Values.rules.existingConfigMap | default (printf "%s-rules" (include "gateway.name" .)) -}}
 {{- end }}
 
+{{/* The roles that pods have, one a line. Beside the embedded log nothing runs: its pod keeps the index, too. */}}
+{{- define "gateway.roles" -}}
+{{- if eq .Values.log.kind "kafka" -}}
+ingress
+router
+{{- if .Values.console.enabled }}
+console
+{{- end }}
+{{- else -}}
+all
+{{- end -}}
+{{- end }}
+
+{{/* The role of the pods that keep the index. */}}
+{{- define "gateway.indexRole" -}}
+{{- eq .Values.log.kind "kafka" | ternary "console" "all" -}}
+{{- end }}
+
 {{/* The ports of the brokers: what may be connected to. */}}
 {{- define "gateway.kafkaPorts" -}}
 {{- $ports := list -}}
@@ -102,24 +120,41 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{/* Takes {root, hasSecrets}. */}}
 {{- define "gateway.mounts" -}}
 # Folders, not single files (subPath): only in a folder does a change arrive.
 - {name: rules, mountPath: /etc/gateway, readOnly: true}
-{{- if .Values.secrets.existingSecret }}
+{{- if and .hasSecrets .root.Values.secrets.existingSecret }}
 - {name: secrets, mountPath: /run/secrets/gateway, readOnly: true}
 {{- end }}
 {{- end }}
 
+{{/* The volumes of `gateway.mounts`. Takes {root, hasSecrets, rules: another ConfigMap, keys: of the Secret, if not all}. */}}
 {{- define "gateway.volumes" -}}
 - name: rules
   configMap:
     name: {{ .rules | default (include "gateway.rulesConfigMap" .root) }}
-{{- with .root.Values.secrets.existingSecret }}
+{{- if and .hasSecrets .root.Values.secrets.existingSecret }}
 - name: secrets
   secret:
-    secretName: {{ . }}
+    secretName: {{ .root.Values.secrets.existingSecret }}
     defaultMode: 0440
+    {{- with .keys }}
+    items:
+      {{- range . }}
+      - {key: {{ . | quote }}, path: {{ . | quote }}}
+      {{- end }}
+    {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* The keys of the Secret that `env` names, one a line: Kafka's, not those of the rules. */}}
+{{- define "gateway.ownSecrets" -}}
+{{- range .Values.env -}}
+{{- if hasPrefix "/run/secrets/gateway/" (.value | default "") -}}
+{{- trimPrefix "/run/secrets/gateway/" .value }}
+{{ end -}}
+{{- end -}}
 {{- end }}
 
 {{/* One file of each TLS secret, as a list. Takes {secrets, file}. */}}
@@ -148,9 +183,15 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 
-{{/* A pod of the gateway. Takes {root, role: all | ingress | router, values: those of a half}. */}}
+{{/* A pod of the gateway. Takes {root, role: all | ingress | router | console, values: those of that part}. */}}
 {{- define "gateway.pod" -}}
 {{- $root := .root -}}
+{{- $receives := has .role (list "all" "ingress") -}}
+{{- $keepsIndex := and $root.Values.console.enabled (eq .role (include "gateway.indexRole" $root)) -}}
+{{- $isConsole := eq .role "console" -}}
+{{- $keys := $isConsole | ternary (without (splitList "\n" (include "gateway.ownSecrets" $root)) "" | uniq) list -}}
+{{- /* It reads no secret of the rules, so it gets none. */ -}}
+{{- $hasSecrets := or (not $isConsole) $keys -}}
 metadata:
   labels:
     {{- include "gateway.selector" $root | nindent 4 }}
@@ -173,7 +214,7 @@ spec:
   tolerations:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  {{- if ne .role "all" }}
+  {{- if has .role (list "ingress" "router") }}
   topologySpreadConstraints:
     {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" }}
     - topologyKey: {{ . }}
@@ -196,7 +237,7 @@ spec:
         - {name: GATEWAY_LISTEN, value: {{ printf "%s:8080" $root.Values.listenHost | quote }}}
         # For the kubelet and Prometheus. The NetworkPolicy keeps everyone else away.
         - {name: GATEWAY_ADMIN, value: {{ printf "%s:9090" $root.Values.listenHost | quote }}}
-        {{- if ne .role "router" }}
+        {{- if $receives }}
         {{- with $root.Values.ingress.tls.secrets }}
         - {name: GATEWAY_TLS_CERTIFICATE, value: {{ include "gateway.tlsFiles" (dict "secrets" . "file" "tls.crt") | quote }}}
         - {name: GATEWAY_TLS_KEY, value: {{ include "gateway.tlsFiles" (dict "secrets" . "file" "tls.key") | quote }}}
@@ -205,9 +246,14 @@ spec:
         - {name: GATEWAY_PROXY_PROTOCOL, value: {{ join "," . | quote }}}
         {{- end }}
         {{- end }}
+        {{- if $keepsIndex }}
+        - {name: GATEWAY_INDEX, value: /var/lib/gateway-index/index.db}
+        - {name: GATEWAY_INDEX_DAYS, value: {{ $root.Values.console.days | toString | quote }}}
+        - {name: GATEWAY_INDEX_BYTES, value: {{ $root.Values.console.bytes | quote }}}
+        {{- end }}
         {{- include "gateway.environment" $root | nindent 8 }}
       ports:
-        {{- if ne .role "router" }}
+        {{- if $receives }}
         - {name: http, containerPort: 8080}
         {{- end }}
         - {name: admin, containerPort: 9090}
@@ -236,11 +282,14 @@ spec:
       resources:
         {{- toYaml .values.resources | nindent 8 }}
       volumeMounts:
-        {{- include "gateway.mounts" $root | nindent 8 }}
-        {{- if ne .role "router" }}
+        {{- include "gateway.mounts" (dict "root" $root "hasSecrets" $hasSecrets) | nindent 8 }}
+        {{- if $receives }}
         {{- range $root.Values.ingress.tls.secrets }}
         - {name: {{ printf "tls-%s" (sha256sum . | trunc 8) }}, mountPath: /run/secrets/gateway-tls/{{ . }}, readOnly: true}
         {{- end }}
+        {{- end }}
+        {{- if $keepsIndex }}
+        - {name: index, mountPath: /var/lib/gateway-index}
         {{- end }}
         {{- if eq .role "all" }}
         - {name: log, mountPath: /var/lib/gateway}
@@ -249,14 +298,24 @@ spec:
         {{- end }}
         {{- end }}
   volumes:
-    {{- include "gateway.volumes" (dict "root" $root) | nindent 4 }}
-    {{- if ne .role "router" }}
+    {{- include "gateway.volumes" (dict "root" $root "hasSecrets" $hasSecrets "keys" $keys) | nindent 4 }}
+    {{- if $receives }}
     {{- range $root.Values.ingress.tls.secrets }}
     - name: {{ printf "tls-%s" (sha256sum . | trunc 8) }}
       secret:
         secretName: {{ . }}
         defaultMode: 0440
     {{- end }}
+    {{- end }}
+    {{- if $keepsIndex }}
+    - name: index
+      {{- with $root.Values.console.volume }}
+      {{- if .persistent }}
+      persistentVolumeClaim: {claimName: {{ include "gateway.name" $root }}-index}
+      {{- else }}
+      emptyDir: {sizeLimit: {{ .size }}}
+      {{- end }}
+      {{- end }}
     {{- end }}
     {{- if eq .role "all" }}
     {{- with $root.Values.log.embedded.backupClaim }}

@@ -1,0 +1,93 @@
+"""`gateway deliveries`: what the index has of deliveries, such as what waits for a destination."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.values import Parser, positive
+from gateway.index.delivery_query import WAITING, DeliveryQuery
+from gateway.index.reading import Currency, index_to_read
+from gateway.index.results import ListedDelivery
+from gateway.index.statuses import OF_EVENTS, WORST_FIRST, Status
+from gateway.model import LogUnavailableError, UsageError
+from gateway.ops.delivery_presentation import listed_fields, print_listed, print_unrecorded, unrecorded_fields
+from gateway.ops.index_presentation import currency_fields, print_currency
+from gateway.ops.responses_in_log import Response, responses_of
+from gateway.text import did_you_mean
+
+OF_DELIVERIES = tuple([status for status in WORST_FIRST if status not in OF_EVENTS or status is not Status.DUPLICATE])
+"""What a delivery may be: a duplicate is an event of which there is none."""
+
+
+def deliveries_arguments(parser: Parser) -> None:
+    parser.add_argument("--destination", metavar="NAME", help="only those to this destination")
+    parser.add_argument("--route", metavar="NAME", help="only those by this route")
+    parser.add_argument("--source", metavar="NAME", help="only those of this source's events")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--waiting", action="store_true", help=f"only those that wait: {', '.join(sorted(WAITING))}")
+    about = f"only those that are so, of {', '.join(OF_DELIVERIES)}; several with commas"
+    which.add_argument("--status", metavar="STATUS", help=about)
+    parser.add_argument(
+        "--limit", type=positive, default=20, metavar="N", help="show at most N, of the newest events (default: 20)"
+    )
+
+
+@command(
+    "deliveries list",
+    about="list deliveries by the index: what waits, since when, until when, and what was answered",
+    example="gateway deliveries list --destination ci --waiting",
+    add_arguments=deliveries_arguments,
+    settings=("index", *LOG_SETTINGS),
+)
+async def _deliveries_list(call: Invocation) -> int:
+    arguments, output, path = call.arguments, call.output, call.settings.index.file
+    statuses = WAITING if arguments.waiting else _statuses(arguments.status)
+    query = DeliveryQuery(
+        route=arguments.route, destination=arguments.destination, source=arguments.source, statuses=statuses
+    )
+    with output.waiting("searching"):
+        found, unrecorded, currency = await asyncio.to_thread(_found, path, query, arguments.limit)
+    responses = await _responses(call, found)
+    if output.json:
+        for each in found:
+            output.line(listed_fields(each, responses.get(each.cursor)))
+        output.line(currency_fields(path, currency) | unrecorded_fields(unrecorded))
+    elif found:
+        print_listed(output, found, responses)
+    else:
+        output.print("no deliveries")
+    print_currency(output, currency)
+    may_lack = statuses is None or Status.PENDING in statuses
+    if unrecorded is not None and may_lack:
+        print_unrecorded(output, unrecorded)
+    return 0
+
+
+def _found(path: Path, query: DeliveryQuery, limit: int) -> tuple[list[ListedDelivery], float | None, Currency]:
+    with index_to_read(path) as index:
+        found, unrecorded = index.list_deliveries(query, limit)
+        return found, unrecorded, index.currency
+
+
+async def _responses(call: Invocation, found: Sequence[ListedDelivery]) -> Mapping[object, Response]:
+    """Return what was responded to the last attempts, as the log has it; without it, the rest is shown all the same."""
+    if not any(each.delivery.attempts and each.delivery.attempts[0].partition for each in found):
+        return {}
+    try:
+        async with opened_log(call) as log:
+            return await responses_of(log, found)
+    except (LogUnavailableError, UsageError) as error:
+        call.output.note(f"what was responded isn't shown, as the log can't be read: {error}", style="yellow")
+        return {}
+
+
+def _statuses(text: str | None) -> frozenset[Status] | None:
+    if text is None:
+        return None
+    names = [each.strip() for each in text.split(",")]
+    for name in names:
+        if name not in OF_DELIVERIES:
+            near = did_you_mean(name, OF_DELIVERIES)
+            raise UsageError(f"--status: expected one of {', '.join(OF_DELIVERIES)}, got {name!r}{near}")
+    return frozenset(map(Status, names))

@@ -1,0 +1,137 @@
+"""`gateway deliveries list`, as an operator calls it while a destination is down."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from gateway.cli import main
+from gateway.index.index import open_index
+from gateway.log.attempt_records import Sequel
+from gateway.log.embedded.log import EmbeddedLog
+from gateway.model import Event, ResponseExcerpt, Result
+from tests.index.company import Company
+
+Run = Callable[..., tuple[int, str, str]]
+FAILED: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "sequel": Sequel.RETRY}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "220")
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield tmp_path
+    logging.root.handlers[:], logging.root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["deliveries", "list", *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def events() -> list[Event]:
+    """Store events of which the first waits for ci, whose response is recorded, and the second is parked."""
+
+    async def store() -> list[Event]:
+        log = await EmbeddedLog.open(Path("gateway.db"), owner=True)
+        company = await Company.found(log)
+        first, *_ = await company.event(key="a")
+        second, *_ = await company.event(type="release\x1b[31m")
+        third, *_ = await company.event(source="stripe")
+        await company.retry(first, due=log.now() + 60.0)
+        body = b"down for \x1b[31mmaintenance\n until noon " + 60 * b"x"
+        await company.attempt(first, **FAILED, response=ResponseExcerpt(body=body))
+        await company.park(second)
+        await company.die(third, destination="chat")
+        async with open_index(Path("index.db"), log, company.topics) as index:
+            await index.refresh()
+        await company.close()
+        await log.close()
+        return [first, second, third]
+
+    return asyncio.run(store())
+
+
+def lines(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_what_waits_for_a_destination_is_listed_with_what_it_has_answered(run: Run, events: list[Event]) -> None:
+    code, out, err = run("--destination", "ci", "--waiting")
+    assert code == 0
+    assert out.index(events[1].id) < out.index(events[0].id)
+    assert events[2].id not in out
+    assert "build → ci" in out
+    assert "503" in out
+    assert "maintenance until noon xxx" in out
+    assert "destination/ci" in out
+    assert "\x1b" not in out
+    assert err.startswith("the index is complete to ")
+    assert "what waits for its first attempt, or for its turn on an ordered route, has no record" in err
+    parked, retried, last = lines(run("--destination", "ci", "--waiting", "--json")[1])
+    assert (parked["event"]["id"], parked["status"], parked["reason"]) == (events[1].id, "parked", "destination/ci")
+    assert (parked["due"], parked["response"], parked["attempts"]) == (None, None, [])
+    assert (retried["event"]["id"], retried["event"]["key"], retried["tried"]) == (events[0].id, "a", 1)
+    assert retried["attempts"][0]["result"] == "503"
+    assert retried["response"].startswith("down for \x1b[31mmaintenance\n until noon")
+    assert retried["due"] is not None
+    assert retried["since"] == retried["event"]["received_at"]
+    assert last.keys() == {"index", "unrecorded_since"}
+    assert last["unrecorded_since"] is not None
+
+
+def test_a_route_a_source_a_status_and_a_limit_narrow_it(run: Run, events: list[Event]) -> None:
+    def found(*words: str) -> list[str]:
+        return [each["event"]["id"] for each in lines(run(*words, "--json")[1])[:-1]]
+
+    first, second, third = [event.id for event in events]
+    assert sorted(found()) == sorted([third, second, first])
+    assert found("--route", "build", "--source", "stripe") == [third]
+    assert sorted(found("--status", "dead, parked")) == sorted([third, second])
+    assert found("--source", "github", "--limit", "1") == [second]
+    assert found("--destination", "nobody") == []
+
+
+@pytest.mark.usefixtures("events")
+def test_nothing_found_is_an_answer_and_what_cannot_wait_unrecorded_is_not_mentioned(run: Run) -> None:
+    code, out, err = run("--status", "dropped")
+    assert (code, out) == (0, "no deliveries\n")
+    assert "has no record" not in err
+
+
+@pytest.mark.usefixtures("events")
+def test_a_wrong_status_is_told(run: Run) -> None:
+    code, out, err = run("--status", "dead,retryng")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: --status: expected one of dead, parked, retrying, ")
+    assert err.endswith(", got 'retryng', did you mean 'retrying'?\n")
+    assert run("--status", "dead", "--waiting")[0] == 2
+
+
+def test_without_the_log_everything_else_is_shown(run: Run, events: list[Event]) -> None:
+    Path("gateway.db").rename("elsewhere.db")
+    code, out, err = run("--destination", "ci", "--waiting")
+    assert code == 0
+    assert events[0].id in out
+    assert "503" in out
+    assert "what was responded isn't shown, as the log can't be read: " in err
+
+
+def test_without_an_index_it_says_how_to_get_one(run: Run) -> None:
+    code, out, err = run("--waiting")
+    assert (code, out) == (2, "")
+    assert "`gateway run --role console --index index.db` keeps one" in err
