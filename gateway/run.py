@@ -5,7 +5,6 @@ stop    ingress refuses ─▶ requests in progress finish ─▶ worker drains 
 """
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -36,11 +35,11 @@ from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.rate_share import RateShare
 from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.kafka_credentials import kafka_certificate_expiries
+from gateway.listen_errors import cannot_listen
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import (
     DISTRIBUTION,
-    AddressUnavailableError,
     GatewayError,
     LogLostError,
     LogUnavailableError,
@@ -79,16 +78,6 @@ CLOSE_TIMEOUT = 6.0
 """Seconds of it for the last commit, and for closing a log that doesn't respond."""
 
 
-def cannot_listen(where: str, address: Address, error: OSError) -> AddressUnavailableError:
-    """Return the error for a flag's address at which we can't listen."""
-    if isinstance(error, socket.gaierror):  # whose number isn't the system's
-        expected, reason = "a host that has an address", error.strerror or "none"
-    else:
-        # asyncio's own message repeats the address.
-        expected, reason = "an address that is free", os.strerror(error.errno or 0)
-    return AddressUnavailableError(f"{where} {address}: expected {expected}, got {reason.lower()}")
-
-
 class Gateway:
     """One process. `run` until a signal (or `stop`)."""
 
@@ -110,6 +99,7 @@ class Gateway:
         self._responses: DestinationResponses | None = None
         self._traces: Traces | None = None
         self._index: IndexKeeper | None = None
+        self._access = Access(settings.access, refused=lambda why: self._metrics.access_refused.labels(why).inc())
         self._lost: LogLostError | None = None
         self._refusing: Mapping[Partition, str] = {}
         self._missing: Mapping[Partition, str] = {}
@@ -135,6 +125,7 @@ class Gateway:
             self._tls = ServerTls(settings.connections.certificates, metrics=self._metrics, logger=self._logger)
             await self._tls.load()
             sys.unraisablehook = without_clients_names(sys.unraisablehook)
+        await asyncio.to_thread(self._access.load)
         self.reloader.warn()
         # Caches each series' text: with ten thousand routes the first scrape would take a second.
         b"".join(self._metrics.pieces(is_open=False))
@@ -208,6 +199,7 @@ class Gateway:
             background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
             background.append(tasks.create_task(self._watch_topics(log), name="topics-watch"))
             background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
+            background.append(tasks.create_task(self._access.watch(), name="access-watch"))
             if self._tls is not None:
                 background.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
             garbage.freeze()
@@ -336,7 +328,7 @@ class Gateway:
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
         if settings.serves_api:
-            add_api(application, self._backend(log), Access(), self._logger)
+            add_api(application, self._backend(log), self._access, self._logger)
         runner = admin_runner(application, close_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -395,7 +387,8 @@ class Gateway:
         return None if self._is_ready else "starting"
 
     def _notes(self) -> Sequence[str]:
-        return [*newer_record_notices(self._metrics), *(() if self._index is None else self._index.notes())]
+        of_index = () if self._index is None else self._index.notes()
+        return [*newer_record_notices(self._metrics), *of_index, *self._access.notes()]
 
     def _unread(self) -> Mapping[Partition, Unread]:
         return self._unread_here.partitions if self._worker is None else self._worker.unread

@@ -16,7 +16,18 @@ _BELOW = {"bodies", "log", "rules", "verify", "telemetry", "settings", "text", "
 MAY_IMPORT = {
     "__main__": {"cli"},
     "cli": {"commands", "ops", "settings", "text", "model"},
-    "commands": {"run", "garbage", "open_log", "required_topics", "engine", "index", "ops", *_BELOW},
+    "commands": {
+        "run",
+        "listen_errors",
+        "access",
+        "garbage",
+        "open_log",
+        "required_topics",
+        "engine",
+        "index",
+        "ops",
+        *_BELOW,
+    },
     # The command that puts all of it together.
     "run": {
         "access",
@@ -24,6 +35,7 @@ MAY_IMPORT = {
         "kafka_credentials",
         "garbage",
         "index_keeper",
+        "listen_errors",
         "open_files",
         "open_log",
         "reload",
@@ -35,19 +47,21 @@ MAY_IMPORT = {
         *_BELOW,
     },
     "reload": {"garbage", "required_topics", "ops", "turns", *_BELOW},
-    "access": {"model"},  # what it is told of, it knows by name alone
+    "access": {"rules", "settings", "model"},  # of rules, how a file is watched
     "index_keeper": {"index", *_BELOW},
     "required_topics": _BELOW,
     "open_log": {"kafka_credentials", *_BELOW},
     "kafka_credentials": {"client", *_BELOW},
     "garbage": set(),
     "open_files": set(),
+    "listen_errors": {"model", "settings"},
     # What operators do by command, they do by the API: nothing about events is decided there.
     "api": {"access", "engine", "index", "ops", "required_topics", "turns", *_BELOW},
     "ingress": {"quarantine", *_BELOW},
     "engine": {"client", *_BELOW},
     "client": {"rules", "model"},
     "ops": {
+        "access",
         "engine",
         "client",
         "index",
@@ -123,7 +137,7 @@ ONLY_USER: dict[str, str | tuple[str, ...]] = {
 
 PURE = {
     *(f"gateway/api/{name}.py" for name in ("cursors", "json_shapes", "openapi", "overview", "problems", "sight")),
-    *(f"gateway/access/{name}.py" for name in ("local_request", "principal")),
+    *(f"gateway/access/{name}.py" for name in ("access_file", "guesses", "local_request", "principal", "tokens")),
     *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "redaction", "xml")),
     "gateway/client/request.py",
     "gateway/client/http1.py",
@@ -156,6 +170,7 @@ PURE = {
     "gateway/quarantine/claims.py",
     "gateway/quarantine/quota.py",
     "gateway/log/attempt_records.py",
+    "gateway/log/audit_records.py",
     "gateway/quarantine/records.py",
     "gateway/rules/batches.py",
     "gateway/rules/destination_choice.py",

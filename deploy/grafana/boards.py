@@ -185,6 +185,13 @@ OVERVIEW = Board(
             (per_second("gateway_connections_refused_total", "reason"), "{{reason}}"),
         ),
         graph(
+            "Admin requests refused",
+            "ops",
+            "GatewaySignaturesRefused",
+            "Requests at the admin address of nobody who may ask, by reason.",
+            (per_second("gateway_access_refused_total", "reason"), "{{reason}}"),
+        ),
+        graph(
             "Ended deliveries",
             "reqps",
             "GatewayDeadLettersGrow",

@@ -59,8 +59,8 @@ def is_foreign(method: str, host: str, headers: Mapping[str, str]) -> bool:
     """Return whether a page of another origin had a browser make the request.
 
     Who follows a link elsewhere to a page here, in a tab of its own, made that request by themselves: it is allowed,
-    as it changes nothing, and the other page doesn't see what it gets. Browsers that don't send `Sec-Fetch-Site` send
-    `Origin` with whatever isn't GET or HEAD.
+    as it changes nothing, and the other page doesn't see what it gets. `Origin` and the host are compared where a
+    browser sends no `Sec-Fetch-Site`, which no page can set: a proxy may give the host another name.
     """
     is_link = (
         method in _SAFE_METHODS
@@ -68,7 +68,7 @@ def is_foreign(method: str, host: str, headers: Mapping[str, str]) -> bool:
         and headers.get("Sec-Fetch-Dest") == "document"
         and "Origin" not in headers
     )
-    if headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        return not is_link
+    if (site := headers.get("Sec-Fetch-Site")) is not None:
+        return site not in ("same-origin", "none") and not is_link
     origin = headers.get("Origin")
     return origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower())

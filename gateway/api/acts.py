@@ -6,7 +6,7 @@ key it is given once: whoever asks again, anywhere and for a day, gets the first
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import asdict, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gateway.access.principal import Principal
 from gateway.api.backend import Backend, told
@@ -19,6 +19,7 @@ from gateway.api.sight import acts_on, needs_no_limit, sees_named
 from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
 from gateway.engine.control.state import Control
 from gateway.model import UsageError
+from gateway.ops.audit import Actor
 from gateway.ops.control_client import ControlClient
 from gateway.ops.keyed_requests import KeyedRequest
 from gateway.ops.log_search import find_event as find_record
@@ -32,68 +33,72 @@ Kind = Literal["route", "destination"]
 Named = tuple[Kind, str]
 Give = Callable[[ControlClient, Control, str], Awaitable[Order]]
 """Gives an order, by the name that it has if it has any, and returns what is answered."""
+
+
+class Sent(NamedTuple):
+    """How an order came: under which idempotency key, None without one, and from which address."""
+
+    key: str | None = None
+    origin: str = ""
+
+
+SENT = Sent()
 LONGEST_KEY = 255
 KEY_PATTERN = "^[!-~]+$"
 """What an idempotency key has: no blanks, and ASCII alone."""
 
 
-async def pause_route(
-    backend: Backend, principal: Principal, *, name: str, given: Act, key: str | None = None
-) -> Order:
+async def pause_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
     """Stop the deliveries of a route: they wait until it is resumed."""
-    return await _pause(backend, principal, ("route", name), given, key)
+    return await _pause(backend, principal, ("route", name), given, sent)
 
 
 async def pause_destination(
-    backend: Backend, principal: Principal, *, name: str, given: Act, key: str | None = None
+    backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
 ) -> Order:
     """Stop the deliveries to a destination: they wait until it is resumed."""
-    return await _pause(backend, principal, ("destination", name), given, key)
+    return await _pause(backend, principal, ("destination", name), given, sent)
 
 
-async def resume_route(
-    backend: Backend, principal: Principal, *, name: str, given: Act, key: str | None = None
-) -> Order:
+async def resume_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
     """Resume a paused route, and deliver what waits for that."""
-    return await _resume(backend, principal, ("route", name), given, key)
+    return await _resume(backend, principal, ("route", name), given, sent)
 
 
 async def resume_destination(
-    backend: Backend, principal: Principal, *, name: str, given: Act, key: str | None = None
+    backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
 ) -> Order:
     """Resume a paused destination, and deliver what waits for that."""
-    return await _resume(backend, principal, ("destination", name), given, key)
+    return await _resume(backend, principal, ("destination", name), given, sent)
 
 
-async def kick_route(backend: Backend, principal: Principal, *, name: str, given: Act, key: str | None = None) -> Order:
+async def kick_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
     """Retry the waiting deliveries of a route now."""
-    return await _kick(backend, principal, ("route", name), given, key)
+    return await _kick(backend, principal, ("route", name), given, sent)
 
 
 async def kick_destination(
-    backend: Backend, principal: Principal, *, name: str, given: Act, key: str | None = None
+    backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
 ) -> Order:
     """Retry the waiting deliveries to a destination now."""
-    return await _kick(backend, principal, ("destination", name), given, key)
+    return await _kick(backend, principal, ("destination", name), given, sent)
 
 
 async def replay_dead_letters(
-    backend: Backend, principal: Principal, *, given: DeadSelection, key: str | None = None
+    backend: Backend, principal: Principal, *, given: DeadSelection, sent: Sent = SENT
 ) -> Order:
     """Deliver dead letters again, with a fresh retry schedule."""
-    return await _resolve(backend, principal, "replay", given, key)
+    return await _resolve(backend, principal, "replay", given, sent)
 
 
 async def drop_dead_letters(
-    backend: Backend, principal: Principal, *, given: DeadSelection, key: str | None = None
+    backend: Backend, principal: Principal, *, given: DeadSelection, sent: Sent = SENT
 ) -> Order:
     """Discard dead letters."""
-    return await _resolve(backend, principal, "drop", given, key)
+    return await _resolve(backend, principal, "drop", given, sent)
 
 
-async def start_replay(
-    backend: Backend, principal: Principal, *, given: ReplayRequest, key: str | None = None
-) -> Order:
+async def start_replay(backend: Backend, principal: Principal, *, given: ReplayRequest, sent: Sent = SENT) -> Order:
     """Deliver past events of a route again, under the rules in force."""
     rules, now = backend.rules(), backend.log.now()
     route = rules.routes.get(given.route)
@@ -134,12 +139,10 @@ async def start_replay(
         )
         return order_of(placed.command)
 
-    return await _once(backend, principal, key, ("replay", given), give)
+    return await _once(backend, principal, sent, ("replay", given), give, why=given.reason)
 
 
-async def cancel_replay(
-    backend: Backend, principal: Principal, *, replay: str, given: Act, key: str | None = None
-) -> Order:
+async def cancel_replay(backend: Backend, principal: Principal, *, replay: str, given: Act, sent: Sent = SENT) -> Order:
     """Cancel a replay: what it has queued by then is delivered."""
 
     async def give(client: ControlClient, control: Control, _: str) -> Order:
@@ -154,11 +157,11 @@ async def cancel_replay(
         placed = await client.cancel(replay)
         return order_of(command, is_new=False) if placed is None else order_of(placed.command)
 
-    return await _once(backend, principal, key, ("cancel", replay, given), give)
+    return await _once(backend, principal, sent, ("cancel", replay, given), give, why=given.reason)
 
 
 async def redeliver_event(
-    backend: Backend, principal: Principal, *, event: str, given: RedeliveryRequest, key: str | None = None
+    backend: Backend, principal: Principal, *, event: str, given: RedeliveryRequest, sent: Sent = SENT
 ) -> Order:
     """Deliver an event again: by each route that takes it, or one, to each of its destinations, or one."""
     rules = backend.rules()
@@ -182,15 +185,15 @@ async def redeliver_event(
             route=given.route,
             destination=given.destination,
             reason=given.reason or "",
-            by=by_whom(principal),
+            actor=Actor.of(principal, sent.origin),
             name=name,
         )
         return order_of(asked.command, is_new=asked.is_new)
 
-    return await _once(backend, principal, key, ("redeliver", event, given), give)
+    return await _once(backend, principal, sent, ("redeliver", event, given), give, why=given.reason)
 
 
-async def _pause(backend: Backend, principal: Principal, of: Named, given: Act, key: str | None) -> Order:
+async def _pause(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
     kind, name = of
     await _must_be_named(backend, principal, kind, name)
 
@@ -198,10 +201,10 @@ async def _pause(backend: Backend, principal: Principal, of: Named, given: Act, 
         pause = await client.pause(f"{kind}/{name}")
         return order_of(pause.command, is_new=pause.is_new)
 
-    return await _once(backend, principal, key, ("pause", kind, name, given), give)
+    return await _once(backend, principal, sent, ("pause", kind, name, given), give, why=given.reason)
 
 
-async def _resume(backend: Backend, principal: Principal, of: Named, given: Act, key: str | None) -> Order:
+async def _resume(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
     kind, name = of
     await _must_be_named(backend, principal, kind, name)
 
@@ -213,21 +216,21 @@ async def _resume(backend: Backend, principal: Principal, of: Named, given: Act,
         now = ControlRecord(kind="pause", name=f"{kind}/{name}", state="active", at=backend.log.now())
         return order_of(before or now, is_new=False)
 
-    return await _once(backend, principal, key, ("resume", kind, name, given), give)
+    return await _once(backend, principal, sent, ("resume", kind, name, given), give, why=given.reason)
 
 
-async def _kick(backend: Backend, principal: Principal, of: Named, given: Act, key: str | None) -> Order:
+async def _kick(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
     kind, name = of
     await _must_be_named(backend, principal, kind, name)
 
     async def give(client: ControlClient, _: Control, __: str) -> Order:
         return order_of((await client.kick(f"{kind}/{name}")).command)
 
-    return await _once(backend, principal, key, ("kick", kind, name, given), give)
+    return await _once(backend, principal, sent, ("kick", kind, name, given), give, why=given.reason)
 
 
 async def _resolve(
-    backend: Backend, principal: Principal, action: Literal["replay", "drop"], given: DeadSelection, key: str | None
+    backend: Backend, principal: Principal, action: Literal["replay", "drop"], given: DeadSelection, sent: Sent
 ) -> Order:
     which = replace(
         dead_filter(
@@ -249,7 +252,7 @@ async def _resolve(
             return order_of(before)
         return order_of((await client.resolve(action, which, name=name)).command)
 
-    return await _once(backend, principal, key, ("dead", action, given), give)
+    return await _once(backend, principal, sent, ("dead", action, given), give, why=given.reason)
 
 
 async def _must_act_on_letters(backend: Backend, principal: Principal, given: DeadSelection) -> None:
@@ -281,9 +284,12 @@ def _must_act_on(principal: Principal, rules: Rules, kind: Kind, name: str, sour
         raise ApiError(Code.FORBIDDEN, f"{kind} {name}: expected one that is yours alone, got one that is others', too")
 
 
-async def _once(backend: Backend, principal: Principal, key: str | None, asked: object, give: Give) -> Order:
+async def _once(
+    backend: Backend, principal: Principal, sent: Sent, asked: object, give: Give, *, why: str | None
+) -> Order:
     """Give an order, or return what was answered when it was asked for under the same key. Raises ApiError."""
-    request = None if key is None else KeyedRequest.of(principal.name, key, asked)
+    request = None if sent.key is None else KeyedRequest.of(principal.name, sent.key, asked)
+    actor = Actor.of(principal, sent.origin)
     async with told(), backend.ordering:
         answers, now = await backend.answers(), backend.log.now()
         if request is not None and (known := answers.to(request, now=now)) is not None:
@@ -299,7 +305,7 @@ async def _once(backend: Backend, principal: Principal, key: str | None, asked: 
                 return []
             return [request.answered(asdict(order_of(command)), now), *answers.forgotten(now=now)]
 
-        client = ControlClient(backend.log, backend.topics, by=by_whom(principal), alongside=alongside)
+        client = ControlClient(backend.log, backend.topics, actor=actor, why=why or "", alongside=alongside)
         try:
             order = await give(client, await backend.control(), "" if request is None else request.name)
         except UsageError as error:
@@ -311,8 +317,3 @@ async def _once(backend: Backend, principal: Principal, key: str | None, asked: 
 
 def order_of(command: ControlRecord, *, is_new: bool = True) -> Order:
     return Order(id=command.key, at=rfc3339(command.at), by=command.by or None, state=command.state, is_new=is_new)
-
-
-def by_whom(principal: Principal) -> str:
-    """Return whom an order is by, as everybody may read it."""
-    return f"{principal.name} ({principal.via})"

@@ -13,13 +13,12 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway.access.access import Access
 from gateway.access.principal import AccessError, AccessRole, Principal
-from gateway.api.acts import KEY_PATTERN, LONGEST_KEY
+from gateway.api.acts import KEY_PATTERN, LONGEST_KEY, Sent
 from gateway.api.backend import Backend
 from gateway.api.endpoints import BASE, BYTES, ENDPOINTS, Endpoint
 from gateway.api.event_stream import EVENT_STREAM, stream
 from gateway.api.json_shapes import ShapeError, read_shape, read_value
 from gateway.api.openapi import JSON, OWN, PROBLEM, document
-from gateway.api.orders import Order
 from gateway.api.problems import ApiError, Code
 from gateway.api.tail import Tails
 from gateway.model import shown
@@ -89,23 +88,12 @@ class _Api:
         async def answer(request: web.Request, principal: Principal) -> web.StreamResponse:
             given = arguments_of(endpoint, request)
             if endpoint.is_keyed:
-                given["key"] = _key(request)
+                given["sent"] = Sent(_key(request), request.remote or "")
             if endpoint.body is not None:
                 given["given"] = await _body(request, endpoint.body)
             if endpoint.answer == EVENT_STREAM:
                 return await self._stream(endpoint, request, principal, given)
             found = await endpoint.run(self._backend, principal, **given)
-            if isinstance(found, Order):
-                self._logger.info(
-                    "order_given",
-                    order=found.id,
-                    operation=endpoint.name,
-                    by=principal.name,
-                    via=principal.via,
-                    address=request.remote,
-                    reason=given["given"].reason,
-                    is_new=found.is_new,
-                )
             if endpoint.answer == BYTES:
                 return _bytes(found, BYTES, {"Content-Disposition": "attachment"})
             return _bytes(json_of(found), JSON, status=endpoint.status)
@@ -256,7 +244,7 @@ def _allowed(path: str) -> set[str]:
     """Return the methods of a path below `BASE`, none if there is no such path."""
     if path == OWN:
         return {"GET"}
-    exact = {each.method for each in ENDPOINTS if each.path == path}
+    exact: set[str] = {each.method for each in ENDPOINTS if each.path == path}
     return exact or {each.method for each in ENDPOINTS if _pattern(each.path).fullmatch(path)}
 
 

@@ -71,7 +71,7 @@ class Endpoint:
     @property
     def is_keyed(self) -> bool:
         """Whether it takes an idempotency key, as whatever acts does."""
-        return "key" in signature(self.run).parameters
+        return "sent" in signature(self.run).parameters
 
     def _argument(self, parameter: Parameter) -> Argument:
         return signature(self.run).parameters[parameter.name]

@@ -26,6 +26,8 @@ _MODULES = {
     "dead": ("dead list", "dead show", "dead replay", "dead drop"),
     "rejected": ("rejected list", "rejected show", "rejected retry", "rejected drop"),
     "replay": ("replay",),
+    "audit": ("audit list",),
+    "token": ("token new", "token list", "token revoke"),
     "status": ("status",),
     "control": tuple([f"{what} {action}" for what in ("route", "destination") for action in _ACTIONS]),
     "maintenance": ("migrate", "backup", "restore"),

@@ -37,6 +37,9 @@ SETTINGS = {
     "index": ("FILE", "the searchable index; role console keeps it, and role all if it is named", "index.db"),
     "index_days": ("DAYS", "how old the events in the index get", "7"),
     "index_bytes": ("SIZE", "about how large the index's file may become", "8GiB"),
+    "access": ("FILE", "the access file: who may ask at the admin address", "none: whoever is on this machine"),
+    "identity_header": ("NAME", "the header in which a trusted proxy names who is signed in", "none"),
+    "identity_proxies": ("NETWORK[,NETWORK]", "the addresses of these proxies", "none"),
     "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
     "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
     "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),
@@ -173,6 +176,11 @@ def rule_file_argument(parser: Parser) -> None:
         "file", nargs="?", metavar="routes.yaml", help="the rule file [env: GATEWAY_RULES, default: routes.yaml]"
     )
     parser.set_defaults(rules=None)
+
+
+def why_argument(parser: Parser) -> None:
+    about = "why it is done, for those who read of it later: `gateway audit list`"
+    parser.add_argument("--why", default="", metavar="TEXT", help=about)
 
 
 def wait_arguments(parser: Parser) -> None:

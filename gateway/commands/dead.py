@@ -7,8 +7,16 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules, wait_arguments
-from gateway.commands.control import not_included_text, print_outcome, wait_for_outcome
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    command,
+    opened_log,
+    readable_rules,
+    wait_arguments,
+    why_argument,
+)
+from gateway.commands.control import not_included_text, ordering, print_outcome, wait_for_outcome
 from gateway.commands.replay import DUE
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
@@ -129,6 +137,7 @@ def resolve_arguments(parser: Parser) -> None:
     parser.add_argument("--all", action="store_true", help="every open dead letter")
     parser.add_argument("--dry-run", action="store_true", help="only show how many match")
     parser.set_defaults(yes=False)
+    why_argument(parser)
     wait_arguments(parser)
 
 
@@ -165,7 +174,7 @@ async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
     if not arguments.ids and not arguments.all and which == DeadFilter():
         raise UsageError(f"dead {action}: expected ids, --route, --destination, --reason, --since, --until or --all")
     async with opened_log(call) as log:
-        client = ControlClient(log, call.topics)
+        client = ordering(call, log)
         which = _filter(arguments, now=log.now())
         with output.waiting("reading the dead letters"):
             control = await client.control()

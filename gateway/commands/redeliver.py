@@ -127,7 +127,7 @@ async def _awaited(call: Invocation, log: Log, name: str) -> RedeliveryProgress 
 
 async def _cancel(call: Invocation, log: Log, name: str) -> int:
     control = await ControlClient(log, call.topics).control()
-    cancelled = await cancel_redelivery(log, call.topics, control, name)
+    cancelled = await cancel_redelivery(log, call.topics, control, name, reason=call.arguments.reason)
     if cancelled is None:
         raise UsageError(f"--cancel: expected the ID of a redelivery that hasn't ended, got {name!r}")
     if not call.arguments.wait:

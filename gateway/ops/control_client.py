@@ -5,13 +5,11 @@ resume, kick, replay, drop     are carried out by the running gateway that owns 
 """
 
 import asyncio
-import getpass
 import math
-import os
 import secrets
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from gateway.engine.control.append import append_control_record
@@ -26,10 +24,13 @@ from gateway.engine.control.records import (
 )
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import last_append_time, last_records, records_of
-from gateway.log.base import Log, NewRecord, Partition, Record
+from gateway.log.audit_records import ActOutcome, AuditRecord
+from gateway.log.base import Log, NewRecord, Partition, Position, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
-from gateway.model import UnreadableRecordError, UsageError
+from gateway.model import LogUnavailableError, UnreadableRecordError, UsageError
+from gateway.ops.audit import Act, Actor, Auditor
+from gateway.ops.order_texts import order_words
 
 CANCEL_GRACE = 3.0
 """Seconds within which a gateway publishes how far a cancelled command had come."""
@@ -43,12 +44,13 @@ POLL_EVERY = 0.1
 class StoredCommand(NamedTuple):
     """A stored control record, and its offset in the control topic.
 
-    `was_paused` is False for a resume of what isn't paused, but has parked deliveries.
+    `was_paused` is False for a resume of what isn't paused, but has parked deliveries. `act` is its audit record.
     """
 
     command: ControlRecord
     offset: int
     was_paused: bool = True
+    act: AuditRecord | None = None
 
 
 class Pause(NamedTuple):
@@ -59,6 +61,10 @@ class Pause(NamedTuple):
     offset: int | None
 
 
+Alongside = Callable[[ControlRecord], Sequence[ControlRecord]]
+"""What is stored together with an order."""
+
+
 def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
     return ()
 
@@ -66,8 +72,8 @@ def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
 class ControlClient:
     """Writes and reads the control records of one log. Every method may raise LogUnavailableError.
 
-    `by` is who gives the commands, by default who runs this process. What belongs to a command, `alongside`, is stored
-    with it: together, or not at all.
+    Whatever it orders has an audit record first, of an `actor` (by default whoever runs this command), and `why`. What
+    belongs to an order, `alongside`, is stored with it: together, or not at all.
     """
 
     def __init__(
@@ -75,11 +81,12 @@ class ControlClient:
         log: Log,
         topics: Topics,
         *,
-        by: str = "",
-        alongside: Callable[[ControlRecord], Sequence[ControlRecord]] = _nothing,
+        actor: Actor | None = None,
+        why: str = "",
+        alongside: Alongside = _nothing,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
-        self._by = by
+        self.audit = Auditor(log, topics, actor or Actor.of_command(), why)
         self._alongside = alongside
         self._log = log
         self._topics = topics
@@ -99,7 +106,7 @@ class ControlClient:
         which sees the other, the later one applies.
         """
         control = await self.control()
-        command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=self._by or who())
+        command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=self.audit.actor.who)
         before = control.commands.get(command.key)
         if before is not None and before.state == "paused" and command.key not in control.newer:
             return Pause(before, is_new=False, offset=control.offset_of(command.key))
@@ -132,7 +139,7 @@ class ControlClient:
 
         None if it isn't paused and has none: it may have some if the control topic was recreated.
         """
-        command = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=self._by or who())
+        command = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=self.audit.actor.who)
         control = await self.control()
         before = control.commands.get(command.key)
         was_paused = before is not None and before.state != "active"
@@ -142,9 +149,8 @@ class ControlClient:
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
-        return await self._place(
-            ControlRecord(kind="kick", name=name, state="requested", at=self._log.now(), by=self._by)
-        )
+        command = ControlRecord(kind="kick", name=name, state="requested", at=self._log.now())
+        return await self._place(command)
 
     async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter, *, name: str = "") -> StoredCommand:
         """Have the dead letters that exist now and match the filter replayed or dropped, by a command of that name."""
@@ -154,7 +160,6 @@ class ControlClient:
             ControlRecord(
                 kind="dead",
                 name=name or self._new_name(),
-                by=self._by,
                 state="requested",
                 at=self._log.now(),
                 checkpoint=ends,
@@ -176,7 +181,6 @@ class ControlClient:
             ControlRecord(
                 kind="replay",
                 name=name or self._new_name(),
-                by=self._by,
                 state="requested",
                 at=self._log.now(),
                 checkpoint=ends,
@@ -210,16 +214,23 @@ class ControlClient:
                     if command is None:
                         continue
                     if (ended := _ending(command, placed)) is not None:
-                        return ended
+                        return await self._ended(placed, ended)
                     if command.state == "paused":
                         replaced_at = min(replaced_at, waited)
             start = max(start, end)
             if waited >= replaced_at + CANCEL_GRACE:  # before any gateway had begun
-                return placed.command.with_state("cancelled", count=0)
+                return await self._ended(placed, placed.command.with_state("cancelled", count=0))
             if waited >= timeout:
                 return None
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
+
+    async def _ended(self, placed: StoredCommand, ended: ControlRecord) -> ControlRecord:
+        """Write what came of an order that this client has given, and return it."""
+        if placed.act is not None:
+            outcome = ActOutcome.CANCELLED if ended.state == "cancelled" else ActOutcome.DONE
+            await self.audit.came_of(placed.act, outcome, _count_of(placed.command, ended.count))
+        return ended
 
     async def ordered_outcomes(self, placed: StoredCommand) -> Mapping[str, ControlRecord]:
         """Return a kick's outcome on each partition of ordered routes, by the name of its checkpoint.
@@ -270,21 +281,37 @@ class ControlClient:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, command: ControlRecord) -> StoredCommand:
-        """Store a command. Raises UsageError for one that no process could read."""
-        try:
-            decode(*command.encode())
-        except UnreadableRecordError as error:
-            raise UsageError(str(error)) from error
-        if not (others := self._alongside(command)):
-            position = await append_control_record(self._log, self._topics, command)
-            return StoredCommand(command, position.offset)
-        records = [NewRecord(*each.encode(), []) for each in (command, *others)]
-        positions = await self._log.append_in_order(self._partition, records)
-        return StoredCommand(command, positions[0].offset)
+        position, act = await place_order(self._log, self._topics, command, self.audit, alongside=self._alongside)
+        return StoredCommand(command, position.offset, act=act)
 
     async def note(self, record: ControlRecord) -> None:
-        """Store a record that belongs to no new command."""
+        """Store a record that orders nothing."""
         await append_control_record(self._log, self._topics, record)
+
+
+async def place_order(
+    log: Log, topics: Topics, command: ControlRecord, audit: Auditor, *, alongside: Alongside = _nothing
+) -> tuple[Position, AuditRecord]:
+    """Store an order, unless its audit record can't be stored.
+
+    Raises LogUnavailableError, and UsageError for an order that no process could read.
+    """
+    try:
+        decode(*command.encode())
+    except UnreadableRecordError as error:
+        raise UsageError(str(error)) from error
+    act = await audit.begin(*order_words(command))
+    try:
+        if others := alongside(command):
+            records = [NewRecord(*each.encode(), []) for each in (command, *others)]
+            position, *_ = await log.append_in_order(topics.control_partition, records)
+        else:
+            position = await append_control_record(log, topics, command)
+    except LogUnavailableError as error:  # perhaps it was stored all the same
+        await audit.came_of(act, ActOutcome.FAILED, str(error))
+        raise
+    await audit.came_of(act, ActOutcome.ORDERED, command.key)
+    return position, act
 
 
 async def read_on(log: Log, topics: Topics, control: Control, position: int) -> int:
@@ -305,13 +332,23 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
         position = end
 
 
-def who() -> str:
-    """Return who runs this command, as far as this machine knows: "user@host"."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+_NAMED_ONCE = ("replay", "dead", "redeliver")
+"""The kinds of orders of which each has a name of its own: what their records say now is about this one."""
+
+
+def by_now(act: Act, control: Control) -> Act:
+    """Return what is known by now of an order that nobody has waited for."""
+    if act.outcome is not ActOutcome.ORDERED or not act.detail.startswith(_NAMED_ONCE):
+        return act
+    command = control.commands.get(act.detail)
+    if command is None or command.state not in ("done", "cancelled"):
+        return act
+    outcome = ActOutcome.DONE if command.state == "done" else ActOutcome.CANCELLED
+    return replace(act, outcome=outcome, detail=_count_of(command, command.count))
+
+
+def _count_of(command: ControlRecord, number: int) -> str:
+    return f"{command.key}: {number:,} {'delivery' if number == 1 else 'deliveries'}"
 
 
 def _decode_related(record: Record, placed: ControlRecord) -> ControlRecord | None:

@@ -65,6 +65,7 @@ class As(Access):
     """Lets a test be anybody."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.principal: Principal | None = None
 
     @override

@@ -38,7 +38,7 @@ def test_operations_have_names_of_their_own() -> None:
 def test_a_function_takes_what_its_endpoint_says(endpoint: Endpoint) -> None:
     arguments = [each for each in signature(endpoint.run).parameters.values() if each.kind is Argument.KEYWORD_ONLY]
     expected = [each.name for each in endpoint.parameters] + ([] if endpoint.body is None else ["given"])
-    expected += ["key"] if endpoint.role is AccessRole.OPERATOR else []
+    expected += ["sent"] if endpoint.role is AccessRole.OPERATOR else []
     assert sorted(each.name for each in arguments) == sorted(expected)
     in_path = {each.name for each in endpoint.parameters if each.place == "path"}
     assert in_path == set(endpoint.path.replace("}", "{").split("{")[1::2])
