@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules
 from gateway.commands.values import Parser, positive
 from gateway.index.delivery_query import WAITING, DeliveryQuery
 from gateway.index.reading import Currency, index_to_read
@@ -13,6 +13,7 @@ from gateway.index.statuses import OF_EVENTS, WORST_FIRST, Status
 from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.delivery_presentation import listed_fields, print_listed, print_unrecorded, unrecorded_fields
 from gateway.ops.index_presentation import currency_fields, print_currency
+from gateway.ops.redaction import Redactions
 from gateway.ops.responses_in_log import Response, responses_of
 from gateway.text import did_you_mean
 
@@ -38,7 +39,7 @@ def deliveries_arguments(parser: Parser) -> None:
     about="list deliveries by the index: what waits, since when, until when, and what was answered",
     example="gateway deliveries list --destination ci --waiting",
     add_arguments=deliveries_arguments,
-    settings=("index", *LOG_SETTINGS),
+    settings=("rules", "index", *LOG_SETTINGS),
 )
 async def _deliveries_list(call: Invocation) -> int:
     arguments, output, path = call.arguments, call.output, call.settings.index.file
@@ -76,7 +77,7 @@ async def _responses(call: Invocation, found: Sequence[ListedDelivery]) -> Mappi
         return {}
     try:
         async with opened_log(call) as log:
-            return await responses_of(log, found)
+            return await responses_of(log, found, Redactions(readable_rules(call)))
     except (LogUnavailableError, UsageError) as error:
         call.output.note(f"what was responded isn't shown, as the log can't be read: {error}", style="yellow")
         return {}
