@@ -167,6 +167,7 @@ PURE = {
     "gateway/engine/tiers.py",
     *(f"gateway/index/{name}.py" for name in ("candidates", "conditions", "event_numbers", "query", "terms")),
     "gateway/index/settlement.py",
+    "gateway/ops/live_list.py",
     "gateway/quarantine/claims.py",
     "gateway/quarantine/quota.py",
     "gateway/log/attempt_records.py",

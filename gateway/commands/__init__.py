@@ -21,6 +21,7 @@ _MODULES = {
     "trigger": ("trigger",),
     "topics": ("topics create", "topics check"),
     "events": ("events list", "events search", "events show"),
+    "export": ("events export",),
     "redeliver": ("events redeliver",),
     "deliveries": ("deliveries list",),
     "dead": ("dead list", "dead show", "dead replay", "dead drop"),

@@ -65,7 +65,7 @@ def events_limits(parser: Parser) -> None:
 )
 async def _events_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
-    topics = _event_topics(call, arguments.source)
+    topics = event_topics_of(call, arguments.source)
     hidden = Redactions(readable_rules(call))
     rows: list[Row] = []
     async with opened_log(call) as log:
@@ -195,7 +195,7 @@ async def _events_show(call: Invocation) -> int:
     if arguments.deliveries:
         await asyncio.to_thread(_looked_up, call.settings.index.file, ())  # before the log is searched
     found_events: list[tuple[Found, Event, str]] = []
-    topics = _event_topics(call, arguments.source)
+    topics = event_topics_of(call, arguments.source)
     rules = readable_rules(call)
     async with opened_log(call) as log:
         if is_position(arguments.id, topics):
@@ -293,7 +293,7 @@ async def position_of_original(rules: Rules | None, log: Log, found: Found, even
     return "" if original is None else original.position
 
 
-def _event_topics(call: Invocation, source: str | None) -> list[str]:
+def event_topics_of(call: Invocation, source: str | None) -> list[str]:
     """Return the topics of events. Without readable rules, a source's topic is derived from its name."""
     try:
         rules = rules_without_secrets(call.settings.rules)
