@@ -158,6 +158,8 @@ PURE = {
     "gateway/engine/delivery/breaker.py",
     "gateway/engine/dedupe/index.py",
     "gateway/engine/jobs/shared_identities.py",
+    "gateway/engine/jobs/redelivery_plan.py",
+    "gateway/engine/control/redelivery_records.py",
     "gateway/engine/delivery/destination_lanes.py",
     "gateway/engine/alternate_partitions.py",
     "gateway/engine/commit_progress.py",
@@ -166,7 +168,10 @@ PURE = {
     "gateway/engine/ordered/duplicate_appends.py",
     "gateway/engine/ordered/kick_tally.py",
     "gateway/engine/tiers.py",
-    *(f"gateway/index/{name}.py" for name in ("candidates", "conditions", "event_numbers", "query", "terms")),
+    *(
+        f"gateway/index/{name}.py"
+        for name in ("candidates", "conditions", "delivery_query", "event_numbers", "query", "terms")
+    ),
     "gateway/index/settlement.py",
     "gateway/ops/live_list.py",
     "gateway/quarantine/claims.py",
