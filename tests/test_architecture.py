@@ -66,6 +66,7 @@ MAY_IMPORT = {
         "client",
         "index",
         "quarantine",
+        "turns",
         *_BELOW,
     },  # operators give orders, and see the requests that would be made
     "quarantine": {"log", "verify", "model"},

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -176,6 +177,13 @@ def rule_file_argument(parser: Parser) -> None:
         "file", nargs="?", metavar="routes.yaml", help="the rule file [env: GATEWAY_RULES, default: routes.yaml]"
     )
     parser.set_defaults(rules=None)
+
+
+def api_arguments(parser: Parser) -> None:
+    about = "ask the API of a process at URL instead, such as http://127.0.0.1:9090 [env: GATEWAY_API]"
+    parser.add_argument("--api", metavar="URL", default=os.environ.get("GATEWAY_API") or None, help=about)
+    about = "a token for that; in the variable, no list of processes has it [env: GATEWAY_TOKEN]"
+    parser.add_argument("--token", metavar="TOKEN", help=about)
 
 
 def why_argument(parser: Parser) -> None:

@@ -2,15 +2,24 @@
 
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, Run, command, opened_log, wait_arguments, why_argument
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    Run,
+    api_arguments,
+    command,
+    opened_log,
+    wait_arguments,
+    why_argument,
+)
 from gateway.commands.values import Parser
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
 from gateway.log.base import Log
 from gateway.model import UsageError
-from gateway.ops.control_client import CONFIRMED_WITHIN, ControlClient, StoredCommand
+from gateway.ops.control_client import CONFIRMED_WITHIN, ControlClient, Pause, StoredCommand
 from gateway.ops.kick_report import dead_in, describe_kick, parked_besides, parked_text, paused_text, unread_text
 from gateway.ops.ordered_backlog import OrderedBacklog, OrderedOutcome, ordered_backlog_of, ordered_outcome_of
 from gateway.ops.output import count, rfc3339, when
@@ -23,8 +32,22 @@ if TYPE_CHECKING:
     from gateway.log.base import Partition
 
 
+class Orders(Protocol):
+    """Gives orders, and says what came of them: in the log, or by the API."""
+
+    async def pause(self, name: str) -> Pause: ...
+
+    async def confirmed(self, pause: Pause, *, timeout: float) -> ControlRecord | None: ...
+
+    async def finished(self, placed: StoredCommand, *, timeout: float) -> ControlRecord | None: ...
+
+    async def has_begun(self, placed: StoredCommand) -> bool: ...
+
+
 def _runner_of(kind: str, action: str) -> Run:
     def run(call: Invocation) -> Coroutine[Any, Any, int]:
+        if call.arguments.api is not None:
+            return _run_by_api(call, f"{kind}/{call.arguments.name}", action)
         rules = None if call.arguments.force else _check_name(call, kind, call.arguments.name)
         return _run_control(call, f"{kind}/{call.arguments.name}", action, rules)
 
@@ -36,6 +59,7 @@ def control_arguments(parser: Parser) -> None:
     parser.add_argument("--force", action="store_true", help="even if the rules here have no such name")
     why_argument(parser)
     wait_arguments(parser)
+    api_arguments(parser)
 
 
 for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
@@ -73,10 +97,7 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
             paused_names = _paused_names(await client.control(), name, before, rules)
         placed = await (client.resume(name) if action == "resume" else client.kick(name))
         if placed is None:
-            call.output.print(f"{shown} isn't paused: there is nothing to do")
-            if call.output.json:
-                call.output.line({"name": name, "state": "active", "count": 0})
-            return 0
+            return _nothing_to_resume(call, name)
         waited = await wait_for_outcome(call, client, placed)
         done = waited.done
         if action == "kick" and done is not None:
@@ -101,11 +122,42 @@ async def _run_control(call: Invocation, name: str, action: str, rules: Rules | 
         )
 
 
+async def _run_by_api(call: Invocation, name: str, action: str) -> int:
+    """Do the same by the API of a process, which knows nothing of ordered keys, or of what other pauses hold."""
+    from gateway.commands.remote import ApiControl, client_of  # noqa: PLC0415 - a tenth of a second
+
+    kind, _, called = name.partition("/")
+    shown = f"{kind} {called}"
+    async with client_of(call) as remote:
+        client = ApiControl(remote, call.arguments.why)
+        if action == "pause":
+            return await _pause(call, client, name)
+        placed = await (client.resume(name) if action == "resume" else client.kick(name))
+        if placed is None:
+            return _nothing_to_resume(call, name)
+        waited = await wait_for_outcome(call, client, placed)
+    held = Held(parked=("", ""), paused=("", ""))
+    return print_outcome(
+        call,
+        placed,
+        waited,
+        lambda command: _outcome_text(shown, action, command, held, OrderedOutcome(), was_paused=True),
+        see=f"gateway status {called}" if kind == "destination" else "gateway status",
+    )
+
+
+def _nothing_to_resume(call: Invocation, name: str) -> int:
+    call.output.print(f"{name.replace('/', ' ', 1)} isn't paused: there is nothing to do")
+    if call.output.json:
+        call.output.line({"name": name, "state": "active", "count": 0})
+    return 0
+
+
 READ_BY_ONE = "one process has read it, any others follow within a moment"
 """What a confirmed pause means: only the owner of the jobs confirms what it has read."""
 
 
-async def _pause(call: Invocation, client: ControlClient, name: str) -> int:
+async def _pause(call: Invocation, client: Orders, name: str) -> int:
     """Pause a name, and say whether a running process knows it: until one does, nothing has changed."""
     kind, _, called = name.partition("/")
     shown, arguments, output = f"{kind} {called}", call.arguments, call.output
@@ -189,7 +241,7 @@ class Waited(NamedTuple):
     has_begun: bool | None = None
 
 
-async def wait_for_outcome(call: Invocation, client: ControlClient, placed: StoredCommand) -> Waited:
+async def wait_for_outcome(call: Invocation, client: Orders, placed: StoredCommand) -> Waited:
     """Wait for a command's outcome, unless `--no-wait`."""
     if not call.arguments.wait:
         return Waited(None)

@@ -1,13 +1,23 @@
 """`gateway events`: the events in the log."""
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules, rules_without_secrets
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    api_arguments,
+    command,
+    opened_log,
+    readable_rules,
+    rules_without_secrets,
+)
 from gateway.commands.values import Parser, duration, positive
 from gateway.index.query import parse_query
 from gateway.index.reading import Currency, index_to_read
@@ -83,6 +93,7 @@ def search_arguments(parser: Parser) -> None:
     about = "what to look for, as one argument: 'status:dead body.order.id:42', ' -status:ended', or '' for all"
     parser.add_argument("query", metavar="QUERY", help=about)
     events_limits(parser)
+    api_arguments(parser)
 
 
 @command(
@@ -92,8 +103,10 @@ def search_arguments(parser: Parser) -> None:
     add_arguments=search_arguments,
     settings=("index",),
 )
-def _events_search(call: Invocation) -> int:
+def _events_search(call: Invocation) -> int | Coroutine[Any, Any, int]:
     arguments, output, path = call.arguments, call.output, call.settings.index.file
+    if arguments.api is not None:
+        return _search_by_api(call)
     now = time.time()
     query = parse_query(arguments.query, now=now)
     if arguments.since is not None:
@@ -116,12 +129,56 @@ def _events_search(call: Invocation) -> int:
     return 0
 
 
+async def _search_by_api(call: Invocation) -> int:
+    """Do the same by the API of a process."""
+    from gateway.commands.remote import client_of, searched  # noqa: PLC0415 - a tenth of a second
+
+    arguments, output = call.arguments, call.output
+    since = "" if arguments.since is None else f" since:{math.ceil(arguments.since)}s"
+    found: list[IndexedEvent] = []
+    currency = Currency(complete_to=0.0, settled_at=0.0)
+    async with client_of(call) as client:
+        with output.waiting("searching"):
+            async for event, currency in searched(client, arguments.query + since, arguments.limit):  # noqa: B007 - the last
+                if event is not None and output.json:
+                    output.line(indexed_fields(event))
+                elif event is not None:
+                    found.append(event)
+        if output.json:
+            output.line(currency_fields(client.url, currency))
+    if found:
+        print_indexed(output, found)
+    elif not output.json:
+        output.print("no events")
+    print_currency(output, currency)
+    return 0
+
+
+async def _show_by_api(call: Invocation) -> int:
+    """Do the same by the API of a process."""
+    from gateway.commands.remote import client_of, deliveries, shown  # noqa: PLC0415 - a tenth of a second
+
+    arguments = call.arguments
+    if arguments.all or arguments.source is not None:
+        raise UsageError("events show: expected neither --all nor --source with --api")
+    async with client_of(call) as client:
+        found, event = await shown(client, arguments.id)
+        if not arguments.deliveries:
+            _print_found(call.output, Redactions(None), (found, event, ""))
+            return 0
+        known, its, currency = await deliveries(client, found.position)
+    _print_found(call.output, Redactions(None), (found, event, ""), (known, its))
+    print_currency(call.output, currency)
+    return 0
+
+
 def event_arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the event's id, or its position, TOPIC/PARTITION@OFFSET")
     parser.add_argument("--source", metavar="SOURCE", help="search only this source")
     parser.add_argument("--all", action="store_true", help="show every record with this id, not only the newest")
     about = "show also what has become of it, by the index, which `gateway run --role console` keeps"
     parser.add_argument("--deliveries", action="store_true", help=about)
+    api_arguments(parser)
 
 
 @command(
@@ -133,6 +190,8 @@ def event_arguments(parser: Parser) -> None:
 )
 async def _events_show(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
+    if arguments.api is not None:
+        return await _show_by_api(call)
     if arguments.deliveries:
         await asyncio.to_thread(_looked_up, call.settings.index.file, ())  # before the log is searched
     found_events: list[tuple[Found, Event, str]] = []

@@ -59,10 +59,11 @@ def _named(event: IndexedEvent) -> Sequence[Settled]:
     return [each for each in event.settled if each.route or each.destination]
 
 
-def currency_fields(path: Path, currency: Currency) -> dict[str, object]:
+def currency_fields(where: Path | str, currency: Currency) -> dict[str, object]:
+    """Return how current an index is, in a file or at a URL, as JSON has it."""
     return {
         "index": {
-            "file": str(path),
+            "file": str(where),
             "complete_to": rfc3339(currency.complete_to) if currency.complete_to else None,
             "statuses_as_of": rfc3339(currency.settled_at) if currency.settled_at else None,
         }

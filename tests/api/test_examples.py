@@ -11,7 +11,8 @@ import pytest
 from tests.gateway_process import GatewayProcess
 from tests.sink import Sink
 
-DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^\$ ((?:timeout 2 )?curl .*)$", DOCUMENT, re.MULTILINE)
 RULES = """
 version: 1
