@@ -70,7 +70,7 @@ def replay_arguments(parser: Parser) -> None:
         help="limit for all processes together, such as 100/s or 10/m (default: as fast as possible)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="only show how many it would deliver, by the local rules"
+        "--dry-run", action="store_true", help="only show how many it would deliver, under the local rules"
     )
     parser.add_argument(
         "--wait",
@@ -86,15 +86,19 @@ def replay_arguments(parser: Parser) -> None:
         help="how long to wait without progress (default: 30s)",
     )
     other = parser.add_mutually_exclusive_group()
-    about = "replay one event: its id (if several have it, the newest) or its position, TOPIC/PARTITION@OFFSET"
-    other.add_argument("--event", metavar="ID", help=f"{about}; on --route, or on every route that matches it")
-    other.add_argument("--follow", metavar="ID", help="show the progress of this replay, until it ends")
-    other.add_argument("--cancel", metavar="ID", help="cancel this replay")
+    about = (
+        "replay one event: its id (if several have it, the newest) or its position, TOPIC/PARTITION@OFFSET. By "
+        "--route, or by each route that matches it: each is a replay, which waits its turn (`gateway events redeliver` "
+        "doesn't wait)"
+    )
+    other.add_argument("--event", metavar="ID", help=about)
+    other.add_argument("--follow", metavar="REPLAY", help="show the progress of this replay, until it ends")
+    other.add_argument("--cancel", metavar="REPLAY", help="cancel this replay")
 
 
 @command(
     "replay",
-    about="deliver past events again, under the current rules",
+    about="deliver a period's events again, under the current rules; for one event use `gateway events redeliver`",
     example="gateway replay --route build-on-push --from 2h --to 30m --rate 100/s",
     add_arguments=replay_arguments,
     settings=("rules", *LOG_SETTINGS),
