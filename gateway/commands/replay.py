@@ -86,12 +86,8 @@ def replay_arguments(parser: Parser) -> None:
         help="how long to wait without progress (default: 30s)",
     )
     other = parser.add_mutually_exclusive_group()
-    about = (
-        "replay one event: its id (if several have it, the newest) or its position, TOPIC/PARTITION@OFFSET. By "
-        "--route, or by each route that matches it: each is a replay, which waits its turn (`gateway events redeliver` "
-        "doesn't wait)"
-    )
-    other.add_argument("--event", metavar="ID", help=about)
+    about = "replay one event, by id (the newest) or TOPIC/PARTITION@OFFSET, on --route or every route that matches it"
+    other.add_argument("--event", metavar="ID", help=f"{about}; `gateway events redeliver` doesn't wait for replays")
     other.add_argument("--follow", metavar="REPLAY", help="show the progress of this replay, until it ends")
     other.add_argument("--cancel", metavar="REPLAY", help="cancel this replay")
 
