@@ -41,7 +41,7 @@ test: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool helm prometheus promtool systemd-analyze > /dev/null
+	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool helm prometheus promtool systemd-analyze zsh > /dev/null
 	$(BIN)/python -m pytest -q -m alone  # what compares times, with nothing else on the machine
 	$(BIN)/python -m pytest -q -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder  # on two cores, too: half the time they wait
 
@@ -83,11 +83,11 @@ chart: ## copy the Prometheus rules and the dashboards into the Helm chart
 
 docs: $(READY) ## these documents as a site, in .site/
 	$(BIN)/sphinx-build -q -E -W --keep-going -c docs . .site
-	@echo .site/docs/README.html
+	@echo .site/index.html
 
 installed: $(READY) ## what is installed: the wheel in an empty environment, dashboards and alerts in a Prometheus
-	-@$(BIN)/python dev/tools.py alertmanager amtool prometheus promtool
-	$(BIN)/python -m pytest -q --full tests/deploy/test_wheel.py tests/deploy/test_dashboards.py tests/deploy/test_prometheus.py
+	-@$(BIN)/python dev/tools.py alertmanager amtool chdb prometheus promtool
+	$(BIN)/python -m pytest -q --full tests/deploy/test_wheel.py tests/deploy/test_dashboards.py tests/deploy/test_prometheus.py tests/deploy/test_clickhouse.py
 
 image: $(READY) ## build the image on a Debian of its own, and try it
 	@$(BIN)/python dev/tools.py buildah debootstrap
@@ -97,7 +97,7 @@ lock: ## pin the newest versions that pyproject.toml allows, with hashes (needs 
 	uv pip compile pyproject.toml --extra otel --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/run.txt
 	uv pip compile deploy/image/build.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/build.txt
 	uv pip compile pyproject.toml --extra otel --group dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/dev.txt -c requirements/run.txt
-	uv pip compile requirements/oracles.in --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/oracles.txt -c requirements/dev.txt
+	uv pip compile requirements/oracles.in --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q --upgrade -o requirements/oracles.txt -c requirements/dev.txt
 
 clean: ## remove what the other targets made
 	rm -rf .venv .kafka .tools .oracles .site .stack .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

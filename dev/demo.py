@@ -7,6 +7,7 @@ commands in processes of their own, on loopback.
 import argparse
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ SECRETS = {
     "GITHUB_WEBHOOK_SECRET": "It's a Secret to Everybody",
     "STRIPE_SECRET": "whsec_demo_secret_of_the_stripe_endpoint",
 }
+QUERY = "body.data.object.customer_email:jenny.rosen@example.com route:announce-failed-payments"
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -83,6 +85,7 @@ def demo(stack: ExitStack, folder: Path, log: str) -> None:
         "GATEWAY_LISTEN": f"127.0.0.1:{ingress}",
         "GATEWAY_ADMIN": f"127.0.0.1:{admin}",
         "GATEWAY_DEV": "1",
+        "GATEWAY_INDEX": str(folder / "index.db"),
         "PYTHONWARNINGS": "ignore",
     }
 
@@ -99,7 +102,7 @@ def demo(stack: ExitStack, folder: Path, log: str) -> None:
         subprocess.run([*GATEWAY, *command], env=environ, cwd=ROOT, check=False)
 
     def run(*arguments: str) -> None:
-        _show(f"gateway {' '.join(arguments)}")
+        _show(f"gateway {shlex.join(arguments)}")
         subprocess.run([*GATEWAY, *arguments], env=environ, cwd=ROOT, check=True)
 
     _step("The rules", "two routes of routes.yaml are at work: a push goes to `ci`, a failed payment to `chat`")
@@ -138,6 +141,13 @@ def demo(stack: ExitStack, folder: Path, log: str) -> None:
     console.print(f"  chat  got {message.get('body', '')}")
     run("dead", "list")
 
+    _step("Search", "the gateway has kept an index of its log, too: events are found by what is in their bodies")
+    run("events", "search", _indexed(QUERY, environ))
+
+    _end(gateway)
+
+
+def _end(gateway: Process) -> None:
     _step("Stop", "SIGTERM: what is under way ends, what is done is committed")
     code = gateway.stop()
     console.print(f"  exit code {code}")
@@ -147,6 +157,7 @@ def demo(stack: ExitStack, folder: Path, log: str) -> None:
         "\n[bold]Where to look next[/]\n"
         "  README.md         your own first route, in five minutes\n"
         "  routes.yaml       the rules that just ran\n"
+        "  docs/search.md    the index, of a gateway of yours: gateway events search 'status:dead,retrying since:1h'\n"
         "  gateway explain routes.yaml --source github --header 'X-GitHub-Event: push' samples/github.push.json\n"
         "  ARCHITECTURE.md   what a crash at each step does, and why nothing is lost"
     )
@@ -166,6 +177,18 @@ def _log_address(log: str, folder: Path) -> Iterator[str]:
         yield f"kafka://{broker.address}"
     finally:
         broker.stop()
+
+
+def _indexed(query: str, environ: dict[str, str], seconds: float = 30) -> str:
+    """Return the query once it finds something: the index is a second or two behind."""
+    until = time.monotonic() + seconds
+    search = [*GATEWAY, "events", "search", "--json", query]
+    while time.monotonic() < until:
+        told = subprocess.run(search, env=environ, cwd=ROOT, capture_output=True, text=True, check=False)
+        if any("id" in json.loads(line) for line in told.stdout.splitlines()):
+            return query
+        time.sleep(0.5)
+    raise SystemExit(f"demo: expected {query} to find something within {seconds:g} s")
 
 
 def _say(line: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ EXAMPLES: Mapping[str, str] = {
     "sources.NAME.topic": "crm.events",
     "sources.NAME.dedupe": "1h",
     "sources.NAME.split": "body.records",
+    "sources.NAME.redact": "[body.card.number, headers.x-api-key]",
     "sources.NAME.respond": "{status: 200, body: {ok: true}}",
     "sources.NAME.client_certificate.subjects": "['CN=hooks,O=Bank,C=DE']",
     "sources.NAME.client_certificate.uris": "[spiffe://bank.example/hooks]",

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -77,6 +78,8 @@ EVENTS_PER_SECOND = 20.0
 FORGED_EVERY = 50
 FAILS = {"/mirror": 0.02, "/legacy": 0.05}
 """The share of requests that a receiver refuses."""
+SEARCH = "source:github body.repository.full_name:acme/1"
+"""Finds what the traffic sends."""
 TURN, DOWN = 120.0, 30.0
 """Seconds: in each turn `chat` is down for so long, from the beginning of the traffic on."""
 
@@ -160,6 +163,8 @@ class Stack:
             if name.endswith("-admin"):
                 yield f"metrics, {name.removesuffix('-admin')}", f"http://127.0.0.1:{port}/metrics"
         yield "log lines", str(self.folder)
+        index = shlex.quote(str(self.folder / "index.db"))
+        yield "a search of events", f".venv/bin/gateway events search --index {index} {shlex.quote(SEARCH)}"
 
     def without_data(self, *, timeout: float = CHECK_TIMEOUT) -> list[str]:
         """Run each query of each dashboard until it has returned something; return those that haven't in time."""

@@ -1,7 +1,7 @@
 """Programs that tests and `make stack` need, fetched once into .tools/: `python dev/tools.py helm`.
 
-From Debian's own packages, unpacked and not installed, or from a Go module; neither needs root. What is on the path is
-preferred to what would have to be fetched.
+From Debian's own packages, unpacked and not installed, from a Go module, or from a wheel of PyPI; none needs root. What
+is on the path is preferred to what would have to be fetched.
 """
 
 import argparse
@@ -51,11 +51,21 @@ class GoModule:
     linked: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wheel:
+    """A program that is `code` for our Python, with one wheel of PyPI on its path, which has this SHA-256."""
+
+    package: str
+    version: str
+    digest: str
+    code: str
+
+
 def _debian(package: str, file: str, **environ: str) -> Debian:
     return Debian(package=package, file=file, environ=environ)
 
 
-TOOLS: dict[str, Debian | GoModule] = {
+TOOLS: dict[str, Debian | GoModule | Wheel] = {
     "actionlint": GoModule(command="github.com/rhysd/actionlint/cmd/actionlint", version="v1.7.12", linked={}),
     "alertmanager": Debian(
         package="prometheus-alertmanager",
@@ -65,6 +75,19 @@ TOOLS: dict[str, Debian | GoModule] = {
     ),
     "amtool": _debian("prometheus-alertmanager", "usr/bin/amtool"),
     "buildah": Debian(package="buildah", file="usr/bin/buildah", environ={}, restarts=True),
+    # ClickHouse in a process: a list of statements in JSON on stdin, rows in JSON on stdout.
+    "chdb": Wheel(
+        package="chdb-core",
+        version="26.9.0",
+        digest="707e2ec3fe0f7953bac97942eaeb7a1ed1d66b1e56ecef3f0aa2130f61f6e735",  # of Linux on x86-64
+        code="""\
+import json, sys
+from chdb.session import Session
+with Session() as session:
+    for statement in json.load(sys.stdin):
+        print(session.query(statement, "JSONEachRow"), end="")
+""",
+    ),
     "debootstrap": _debian("debootstrap", "usr/sbin/debootstrap", DEBOOTSTRAP_DIR="usr/share/debootstrap"),
     "haproxy": _debian("haproxy", "usr/sbin/haproxy"),
     "helm": GoModule(
@@ -80,6 +103,7 @@ TOOLS: dict[str, Debian | GoModule] = {
     "prometheus": _debian("prometheus", "usr/bin/prometheus"),
     "promtool": _debian("prometheus", "usr/bin/promtool"),
     "systemd-analyze": _debian("systemd", "usr/bin/systemd-analyze"),
+    "zsh": _debian("zsh", "bin/zsh", FPATH="usr/share/zsh/functions/Misc"),
 }
 
 
@@ -113,6 +137,8 @@ def fetch(name: str) -> Path:
             if source.restarts:
                 _unpack("patchelf")
             _write_starter(name, source)
+        elif isinstance(source, Wheel):
+            _pip_install(name, source)
         else:
             _go_install(name, source)
     return _fetched(name)
@@ -120,8 +146,12 @@ def fetch(name: str) -> Path:
 
 def _fetched(name: str) -> Path:
     source = TOOLS[name]
-    # A Go program's version is in its path, so that a new pin is fetched.
-    return HOME / "bin" / name if isinstance(source, Debian) else HOME / "go" / source.version / name
+    # The version of a Go program or a wheel is in its path, so that a new pin is fetched.
+    if isinstance(source, Debian):
+        return HOME / "bin" / name
+    if isinstance(source, Wheel):
+        return HOME / "wheels" / f"{source.package}-{source.version}" / name
+    return HOME / "go" / source.version / name
 
 
 # ---- Debian ----
@@ -211,6 +241,27 @@ def _go_install(name: str, source: GoModule) -> None:
     _run(*command, environ={"GOBIN": str(folder), "CGO_ENABLED": "0"})
 
 
+# ---- PyPI ----
+
+
+def _pip_install(name: str, source: Wheel) -> None:
+    """Install a wheel beside its starter, without what it would have as dependencies."""
+    starter = _fetched(name)
+    modules = starter.parent / "modules"
+    modules.mkdir(parents=True, exist_ok=True)
+    wanted = starter.parent / "requirements.txt"
+    wanted.write_text(f"{source.package}=={source.version} --hash=sha256:{source.digest}\n")
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--upgrade")
+    _run(*pip, "--require-hashes", "--only-binary=:all:", f"--target={modules}", "-r", str(wanted))
+    code = starter.parent / "program.py"  # by its own name Python would find it instead of the package
+    code.write_text(source.code)
+    fresh = starter.with_suffix(".new")
+    path = f"PYTHONPATH={shlex.quote(str(modules))}"
+    fresh.write_text(f'#!/bin/sh\n{path} exec {shlex.quote(sys.executable)} {shlex.quote(str(code))} "$@"\n')
+    fresh.chmod(0o755)
+    fresh.rename(starter)
+
+
 def _run(*command: str, cwd: Path | None = None, environ: Mapping[str, str] | None = None) -> str:
     try:
         result = subprocess.run(
@@ -239,7 +290,7 @@ def main() -> None:
     for name in names:
         try:
             if find(name) is None:
-                how = "unpacked" if isinstance(TOOLS[name], Debian) else "built (some minutes)"
+                how = "built (some minutes)" if isinstance(TOOLS[name], GoModule) else "unpacked"
                 print(f"{name} is fetched into .tools/ and {how} …", file=sys.stderr, flush=True)
             print(fetch(name), flush=True)
         except ToolMissingError as error:

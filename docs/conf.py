@@ -34,12 +34,21 @@ LINK = re.compile(r"\]\(([^)#]+\.md)\)")
 def setup(app: Any) -> None:  # noqa: ANN401 - untyped there
     app.connect("source-read", _add_contents)
     app.connect("source-read", _unlink_folders)
+    app.connect("build-finished", _write_index)
 
 
 def _unlink_folders(_: Any, name: str, source: list[str]) -> None:  # noqa: ANN401 - untyped there
     """Leave links to folders as words: a site has files alone."""
     beside = (ROOT / name).parent
     source[0] = FOLDER.sub(lambda found: found[1] if (beside / found[2]).is_dir() else found[0], source[0])
+
+
+def _write_index(app: Any, failure: Exception | None) -> None:  # noqa: ANN401 - untyped there
+    """Write the page of the site's root, which leads to that of these documents: that one's links are of its folder."""
+    if failure is None and app.builder.format == "html":
+        page = app.builder.get_target_uri(root_doc)
+        head = f'<meta charset="utf-8"><title>{project}</title><meta http-equiv="refresh" content="0; url={page}">'
+        Path(app.outdir, "index.html").write_text(f'<!doctype html>{head}<a href="{page}">{project}</a>\n')
 
 
 def _add_contents(_: Any, name: str, source: list[str]) -> None:  # noqa: ANN401 - untyped there

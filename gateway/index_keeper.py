@@ -17,6 +17,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from gateway.index.file import IndexUnavailableError
+from gateway.index.hidden import Redactions
 from gateway.index.index import LONGEST_RETRY, RETRY, Index, Interruption, Statistics, open_index
 from gateway.index.writer import LeftOut
 from gateway.log.base import Log
@@ -40,7 +41,7 @@ WHOLE = ""
 class IndexKeeper:
     """The index of one process: `open` it, then `run` until cancelled. It is read from the process's own log.
 
-    `is_needed`: the process is there for nothing else.
+    `is_needed`: the process is there for nothing else. `redactions` are what the rules in force hide, by source.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class IndexKeeper:
         metrics: Metrics,
         logger: FilteringBoundLogger,
         is_needed: bool,
+        redactions: Callable[[], Redactions],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._settings = settings
@@ -60,6 +62,7 @@ class IndexKeeper:
         self._metrics = metrics
         self._logger = logger
         self._is_needed = is_needed
+        self._redactions = redactions
         self._sleep = sleep
         self._stack = AsyncExitStack()
         self._index: Index | None = None
@@ -129,6 +132,7 @@ class IndexKeeper:
                     self._topics,
                     days=settings.days,
                     max_bytes=settings.bytes,
+                    redactions=self._redactions,
                     sleep=self._sleep,
                 )
             )

@@ -20,6 +20,7 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway import garbage
+from gateway.access.access import Access
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.engine.control.follower import Follower
@@ -109,6 +110,7 @@ class Gateway:
         self._responses: DestinationResponses | None = None
         self._traces: Traces | None = None
         self._index: IndexKeeper | None = None
+        self._access = Access(settings.access, refused=lambda why: self._metrics.access_refused.labels(why).inc())
         self._lost: LogLostError | None = None
         self._refusing: Mapping[Partition, str] = {}
         self._missing: Mapping[Partition, str] = {}
@@ -134,6 +136,7 @@ class Gateway:
             self._tls = ServerTls(settings.connections.certificates, metrics=self._metrics, logger=self._logger)
             await self._tls.load()
             sys.unraisablehook = without_clients_names(sys.unraisablehook)
+        await asyncio.to_thread(self._access.load)
         self.reloader.warn()
         # Caches each series' text: with ten thousand routes the first scrape would take a second.
         b"".join(self._metrics.pieces(is_open=False))
@@ -207,6 +210,7 @@ class Gateway:
             background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
             background.append(tasks.create_task(self._watch_topics(log), name="topics-watch"))
             background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
+            background.append(tasks.create_task(self._access.watch(), name="access-watch"))
             if self._tls is not None:
                 background.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
             garbage.freeze()
@@ -317,6 +321,7 @@ class Gateway:
             metrics=self._metrics,
             logger=self._logger,
             is_needed=self._settings.role is Role.CONSOLE,
+            redactions=lambda: self.reloader.rules.redactions,
         )
         await self._index.open()
         return [tasks.create_task(self._index.run(), name="index")]
@@ -379,7 +384,8 @@ class Gateway:
         return None if self._is_ready else "starting"
 
     def _notes(self) -> Sequence[str]:
-        return [*newer_record_notices(self._metrics), *(() if self._index is None else self._index.notes())]
+        of_index = () if self._index is None else self._index.notes()
+        return [*newer_record_notices(self._metrics), *of_index, *self._access.notes()]
 
     def _unread(self) -> Mapping[Partition, Unread]:
         return self._unread_here.partitions if self._worker is None else self._worker.unread

@@ -156,6 +156,22 @@ class IndexSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AccessSettings:
+    """Who may ask at the admin address: those in a file; as whom, proxies of these networks may say in a header.
+
+    Without a file, whoever is on this machine.
+    """
+
+    file: Path | None = None
+    identity_header: str | None = None
+    identity_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    @property
+    def is_configured(self) -> bool:
+        return self.file is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of `gateway run`; how events are treated is decided by the rules alone."""
 
@@ -173,6 +189,7 @@ class Settings:
     traces_ratio: float = 1.0
     """The fraction of requests to trace if the sender hasn't decided."""
     index: IndexSettings = IndexSettings()
+    access: AccessSettings = AccessSettings()
     kafka: KafkaSecurity = KafkaSecurity()
 
     @property
@@ -233,6 +250,11 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
             bytes=setting("index_bytes", _size, default.index.bytes),
             is_named=bool(flags.get("index") or environ.get("GATEWAY_INDEX")),
         ),
+        access=AccessSettings(
+            file=setting("access", _path, None),
+            identity_header=setting("identity_header", _header_name, None),
+            identity_proxies=setting("identity_proxies", _networks, ()),
+        ),
         kafka=KafkaSecurity(
             protocol=setting("kafka_security_protocol", _member_of(SecurityProtocol), default.kafka.protocol),
             mechanism=setting("kafka_sasl_mechanism", _member_of(SaslMechanism), None),
@@ -246,6 +268,8 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
             key=setting("kafka_ssl_key", _path, None),
         ),
     )
+    if not problems:
+        problems += _missing_of_identity(settings.access)
     if not problems and isinstance(settings.log, KafkaTarget):
         problems += _contradictions(settings.kafka)
     if problems:
@@ -354,6 +378,29 @@ def _contradictions(kafka: KafkaSecurity) -> Iterator[str]:
                 yield f"GATEWAY_KAFKA_{name.upper()}: expected it with {expected}, got {got}"
     if kafka.key is not None and kafka.certificate is None:
         yield "GATEWAY_KAFKA_SSL_CERTIFICATE: expected it with GATEWAY_KAFKA_SSL_KEY, got none"
+
+
+def _missing_of_identity(access: AccessSettings) -> Iterator[str]:
+    """Yield what is missing for a header that says who somebody is, or would silently not be used."""
+    given = {
+        "IDENTITY_HEADER": access.identity_header is not None,
+        "IDENTITY_PROXIES": bool(access.identity_proxies),
+    }
+    for name, other in (("IDENTITY_HEADER", "IDENTITY_PROXIES"), ("IDENTITY_PROXIES", "IDENTITY_HEADER")):
+        if given[other] and not given[name]:
+            yield f"GATEWAY_{name}: expected it with GATEWAY_{other}, got none"
+    if any(given.values()) and access.file is None:
+        yield "GATEWAY_ACCESS: expected a file that says what each person may, got none"
+
+
+def _header_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,100}", text) or text.lower() in _OTHERS_HEADERS:
+        raise ValueError(f"expected the name of a header such as X-Forwarded-Email, got {text!r}")
+    return text
+
+
+_OTHERS_HEADERS = frozenset(("authorization", "cookie", "host", "forwarded", "x-forwarded-for", "x-forwarded-host"))
+"""Headers that mean something else, or that clients set."""
 
 
 def _ratio(text: str) -> float:

@@ -3,6 +3,8 @@
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Self
 
 MASK = "***"
 """What is shown instead of a secret."""
@@ -24,6 +26,36 @@ Default_Ignorable_Code_Point (Unicode's DerivedCoreProperties.txt) all but the j
 selectors U+FE00 to U+FE0F, which emoji and some scripts need, and Mongolian's (U+180B to U+180D, U+180F).
 """
 _SECONDS = (86400.0, 3600.0, 60.0, 1.0, 0.001)
+
+
+@dataclass(frozen=True, slots=True)
+class Glob:
+    """A pattern in which `*` matches any characters, and everything else itself."""
+
+    text: str
+    pieces: tuple[str, ...]
+
+    @property
+    def prefix(self) -> str:
+        return self.pieces[0]
+
+    def matches(self, text: str) -> bool:
+        first, *middle, last = self.pieces
+        if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
+            return False
+        # The leftmost match is the best one for each piece, so there is no backtracking, however many stars there are.
+        at, end = len(first), len(text) - len(last)
+        for piece in middle:
+            at = text.find(piece, at, end)
+            if at < 0:
+                return False
+            at += len(piece)
+        return True
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """Return the pattern that a text is."""
+        return cls(text, tuple(text.split("*")))
 
 
 def parse_duration(text: str) -> float:

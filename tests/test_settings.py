@@ -133,6 +133,10 @@ ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
         ("dev", "maybe", "expected true or false, got 'maybe'"),
         ("rules", " ", "expected a file's path, got ' '"),
         ("tls_certificate", "a.pem,", "expected a file's path, got ''"),
+        ("identity_header", "X Email", "expected the name of a header such as X-Forwarded-Email, got 'X Email'"),
+        ("identity_header", "Host", "expected the name of a header such as X-Forwarded-Email, got 'Host'"),
+        ("identity_proxies", "proxy", "expected networks such as 10.0.0.0/8,fd00::/8, got 'proxy'"),
+        ("access", " ", "expected a file's path, got ' '"),
         ("proxy_protocol", "10.0.0.1/8", "expected networks such as 10.0.0.0/8,fd00::/8, got '10.0.0.1/8'"),
         ("proxy_protocol", "lb.example", "expected networks such as 10.0.0.0/8,fd00::/8, got 'lb.example'"),
         ("proxy_protocol", "::ffff:10.0.0.1", "expected networks such as 10.0.0.0/8,fd00::/8, got '::ffff:10.0.0.1'"),
@@ -158,6 +162,33 @@ def test_a_key_is_in_the_certificates_file_unless_there_is_one_for_each() -> Non
         with pytest.raises(UsageError) as caught:
             from_sources({"tls_certificate": certificates, "tls_key": keys}, {})
         assert str(caught.value) == f"GATEWAY_TLS_KEY: expected a file for each certificate, {told}"
+
+
+def test_who_may_ask_is_in_a_file_and_a_proxys_header() -> None:
+    flags = {"access": "/etc/access.conf", "identity_header": "X-Forwarded-Email", "identity_proxies": "10.0.0.0/8"}
+    found = from_sources(flags, {}).access
+    assert (found.file, found.identity_header, found.is_configured) == (
+        *(Path("/etc/access.conf"), "X-Forwarded-Email"),
+        True,
+    )
+    assert found.identity_proxies == (ip_network("10.0.0.0/8"),)
+    assert from_sources({}, {f"GATEWAY_{name.upper()}": text for name, text in flags.items()}).access == found
+    assert not from_sources({}, {}).access.is_configured
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"identity_header", "identity_proxies"}, "ACCESS: expected a file that says what each person may"),
+        ({"identity_header", "access"}, "IDENTITY_PROXIES: expected it with GATEWAY_IDENTITY_HEADER"),
+        ({"identity_proxies", "access"}, "IDENTITY_HEADER: expected it with GATEWAY_IDENTITY_PROXIES"),
+    ],
+)
+def test_settings_of_access_that_do_not_go_together_are_reported(given: set[str], missing: str) -> None:
+    flags = {"access": "access.conf", "identity_header": "X-Forwarded-Email", "identity_proxies": "10.0.0.0/8"}
+    with pytest.raises(UsageError) as caught:
+        from_sources({name: text for name, text in flags.items() if name in given}, {})
+    assert str(caught.value) == f"GATEWAY_{missing}, got none"
 
 
 def test_all_problems_are_reported_at_once() -> None:

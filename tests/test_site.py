@@ -1,5 +1,6 @@
 """The documents as a site: whole, and without a link or an anchor that leads nowhere."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,12 @@ def test_each_document_is_a_page_that_the_index_leads_to(site: Path) -> None:
         page = document.relative_to(ROOT).with_suffix(".html")
         assert (site / page).exists(), page
         assert page.name in index, page
+
+
+def test_its_root_leads_to_the_index(site: Path) -> None:
+    [page] = re.findall(r'http-equiv="refresh" content="0; url=([^"]+)"', (site / "index.html").read_text())
+    assert page == "docs/README.html"
+    assert (site / page).is_file()
 
 
 def test_linked_files_of_other_kinds_can_be_fetched(site: Path) -> None:

@@ -21,7 +21,9 @@ WIDTH, HEIGHT = 8, 8
 STAT_WIDTH, STAT_HEIGHT = 4, 4
 NAMESPACE = 'namespace=~"$namespace"'
 """Distinguishes gateways, as in the alerts. Outside of Kubernetes series have no namespace, which also matches."""
-OF_INSTANCE = 'job=~"$job", instance=~"$instance"'
+JOB = 'job=~"$job"'
+"""Tells the parts of a gateway from one another, or gateways where there are no namespaces."""
+OF_INSTANCE = 'instance=~"$instance"'
 OLDEST_GENERATION = 'generation="2"'
 
 
@@ -60,7 +62,7 @@ class Panel:
 class Board:
     """A dashboard. `variables` are label names, each with the metric that supplies its values.
 
-    Each dashboard has `namespace` before them.
+    Each dashboard has `namespace` and `job` before them.
     """
 
     uid: str
@@ -87,8 +89,9 @@ def number(title: str, unit: str, alert: str, text: str, expr: str) -> Panel:
 
 
 def of(metric: str, where: str = "") -> str:
-    """Return the selector of a metric for the selected gateways."""
-    return f"{metric}{{{NAMESPACE}{where and ', '}{where}}}"
+    """Return the selector of a metric for what was chosen. A recorded series is of all jobs, and has none."""
+    labels = [NAMESPACE, *([] if ":" in metric else [JOB]), *([where] if where else [])]
+    return f"{metric}{{{', '.join(labels)}}}"
 
 
 def of_process(expr: str) -> str:
@@ -183,6 +186,13 @@ OVERVIEW = Board(
             "GatewayCertificateExpires",
             "Connections that were closed before they were open, or while idle to let others in, by reason.",
             (per_second("gateway_connections_refused_total", "reason"), "{{reason}}"),
+        ),
+        graph(
+            "Admin requests refused",
+            "ops",
+            "GatewaySignaturesRefused",
+            "Requests at the admin address of nobody who may ask, by reason.",
+            (per_second("gateway_access_refused_total", "reason"), "{{reason}}"),
         ),
         graph(
             "Ended deliveries",
@@ -586,7 +596,7 @@ PROCESS = Board(
     uid="gateway-process",
     title="Gateway: process",
     text="What each process uses, and whether anything holds it up.",
-    variables=(("job", "gateway_build_info"), ("instance", "gateway_build_info")),
+    variables=(("instance", "gateway_build_info"),),
     panels=(
         graph(
             "CPU",
@@ -742,6 +752,7 @@ def _variables(board: Board) -> Iterator[dict[str, Any]]:
     yield {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
     yield {"name": "runbooks", "type": "constant", "query": RUNBOOKS, "hide": 2}
     yield _choice("namespace", "gateway_build_info")
+    yield _choice("job", f"gateway_build_info{{{NAMESPACE}}}")
     for label, metric in board.variables:
         yield _choice(label, of(metric))
 

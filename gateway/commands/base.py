@@ -12,7 +12,7 @@ from typing import Any
 from gateway.commands.values import Parser, duration
 from gateway.log.base import Log
 from gateway.log.topics import Topics
-from gateway.model import UsageError
+from gateway.model import RulesError, UsageError
 from gateway.open_log import open_log
 from gateway.ops.output import Output
 from gateway.rules.load import load_rules
@@ -37,6 +37,9 @@ SETTINGS = {
     "index": ("FILE", "the search index; role console keeps it, and role all if this is set", "index.db"),
     "index_days": ("DAYS", "days of events to keep in the index", "7"),
     "index_bytes": ("SIZE", "approximate maximum size of the index's file", "8GiB"),
+    "access": ("FILE", "the access file: who may use the admin address", "none: anyone on this machine"),
+    "identity_header": ("NAME", "the header in which a trusted proxy names the signed-in user", "none"),
+    "identity_proxies": ("NETWORK[,NETWORK]", "the addresses of these proxies", "none"),
     "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
     "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
     "kafka_sasl_username": ("NAME", "the user; with OAUTHBEARER the client's id", "none"),
@@ -150,6 +153,15 @@ def rules_without_secrets(path: Path) -> Rules:
     return load_rules(path, resolve=False)
 
 
+def readable_rules(call: Invocation) -> Rules | None:
+    """Return the rules without secrets; None, after a note, if they can't be read: nothing is hidden then."""
+    try:
+        return rules_without_secrets(call.settings.rules)
+    except RulesError:
+        call.output.note(f"{call.settings.rules} can't be read, so what it would hide (`redact`) is shown")
+        return None
+
+
 def read(name: str) -> bytes:
     if name == "-":
         return sys.stdin.buffer.read()
@@ -164,6 +176,11 @@ def rule_file_argument(parser: Parser) -> None:
         "file", nargs="?", metavar="routes.yaml", help="the rule file [env: GATEWAY_RULES, default: routes.yaml]"
     )
     parser.set_defaults(rules=None)
+
+
+def why_argument(parser: Parser) -> None:
+    about = "the reason, which `gateway audit list` shows"
+    parser.add_argument("--why", default="", metavar="TEXT", help=about)
 
 
 def wait_arguments(parser: Parser) -> None:

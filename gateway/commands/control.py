@@ -4,10 +4,11 @@ from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, Run, command, opened_log, wait_arguments
+from gateway.commands.base import LOG_SETTINGS, Invocation, Run, command, opened_log, wait_arguments, why_argument
 from gateway.commands.values import Parser
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.state import Control
+from gateway.log.base import Log
 from gateway.model import UsageError
 from gateway.ops.control_client import CONFIRMED_WITHIN, ControlClient, StoredCommand
 from gateway.ops.kick_report import dead_in, describe_kick, parked_besides, parked_text, paused_text, unread_text
@@ -33,6 +34,7 @@ def _runner_of(kind: str, action: str) -> Run:
 def control_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="its name in routes.yaml")
     parser.add_argument("--force", action="store_true", help="accept a name that isn't in the local rules")
+    why_argument(parser)
     wait_arguments(parser)
 
 
@@ -51,11 +53,16 @@ for _kind, _name in (("route", "build-on-push"), ("destination", "ci")):
         )(_runner_of(_kind, _action))
 
 
+def ordering(call: Invocation, log: Log) -> ControlClient:
+    """Return what writes the orders of a command, with its audit records."""
+    return ControlClient(log, call.topics, why=call.arguments.why)
+
+
 async def _run_control(call: Invocation, name: str, action: str, rules: Rules | None) -> int:
     kind, _, called = name.partition("/")
     shown = f"{kind} {called}"
     async with opened_log(call) as log:
-        client = ControlClient(log, call.topics)
+        client = ordering(call, log)
         if action == "pause":
             return await _pause(call, client, name)
         parked: Mapping[str, int] = {}

@@ -7,8 +7,16 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, wait_arguments
-from gateway.commands.control import not_included_text, print_outcome, wait_for_outcome
+from gateway.commands.base import (
+    LOG_SETTINGS,
+    Invocation,
+    command,
+    opened_log,
+    readable_rules,
+    wait_arguments,
+    why_argument,
+)
+from gateway.commands.control import not_included_text, ordering, print_outcome, wait_for_outcome
 from gateway.commands.replay import DUE
 from gateway.commands.values import Parser, duration, positive
 from gateway.engine.control.records import DeadFilter
@@ -18,6 +26,7 @@ from gateway.ops.dead_letter_presentation import group_row, letter_content, lett
 from gateway.ops.dead_letters import Groups, deliveries_of, find_dead_letters, read_dead_letters
 from gateway.ops.output import Output, count
 from gateway.ops.presentation import Row, print_rows
+from gateway.ops.redaction import Redactions
 
 
 def filter_arguments(parser: Parser) -> None:
@@ -50,13 +59,14 @@ def dead_list_arguments(parser: Parser) -> None:
     about="list open dead letters: by group, then one by one, newest first",
     example="gateway dead list --destination ci --since 1d",
     add_arguments=dead_list_arguments,
-    settings=LOG_SETTINGS,
+    settings=("rules", *LOG_SETTINGS),
 )
 async def _dead_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
     groups = Groups()
     count_all = 0
     rows: list[Row] = []
+    hidden = Redactions(readable_rules(call))
     async with opened_log(call) as log:
         control = await ControlClient(log, call.topics).control()
         which = _filter(arguments, now=log.now())
@@ -64,7 +74,8 @@ async def _dead_list(call: Invocation) -> int:
             async with aclosing(
                 read_dead_letters(log, call.topics, control, which, include_resolved=arguments.all)
             ) as letters:
-                async for letter in letters:
+                async for found in letters:
+                    letter = hidden.letter(found)
                     count_all += 1
                     if output.json:
                         if count_all > arguments.limit:
@@ -98,14 +109,16 @@ def dead_show_arguments(parser: Parser) -> None:
     about="show a dead letter with its attempts and its event",
     example="gateway dead show dlv_51aa…",
     add_arguments=dead_show_arguments,
-    settings=LOG_SETTINGS,
+    settings=("rules", *LOG_SETTINGS),
 )
 async def _dead_show(call: Invocation) -> int:
     output = call.output
+    hidden = Redactions(readable_rules(call))
     async with opened_log(call) as log:
         control = await ControlClient(log, call.topics).control()
         with output.waiting(f"looking for {call.arguments.id}"):
-            letters = await find_dead_letters(log, call.topics, control, call.arguments.id)
+            found = await find_dead_letters(log, call.topics, control, call.arguments.id)
+    letters = [hidden.letter(letter) for letter in found]
     for number, letter in enumerate(letters):
         if output.json:
             output.line(letter_fields(letter) | letter_content(letter))
@@ -124,6 +137,7 @@ def resolve_arguments(parser: Parser) -> None:
     parser.add_argument("--all", action="store_true", help="every open dead letter")
     parser.add_argument("--dry-run", action="store_true", help="only show how many match")
     parser.set_defaults(yes=False)
+    why_argument(parser)
     wait_arguments(parser)
 
 
@@ -160,7 +174,7 @@ async def _resolve(call: Invocation, action: Literal["replay", "drop"]) -> int:
     if not arguments.ids and not arguments.all and which == DeadFilter():
         raise UsageError(f"dead {action}: expected ids, --route, --destination, --reason, --since, --until or --all")
     async with opened_log(call) as log:
-        client = ControlClient(log, call.topics)
+        client = ordering(call, log)
         which = _filter(arguments, now=log.now())
         with output.waiting("reading the dead letters"):
             control = await client.control()

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules, rules_without_secrets
 from gateway.commands.values import Parser, duration, positive
 from gateway.index.query import parse_query
 from gateway.index.reading import Currency, index_to_read
@@ -26,6 +26,7 @@ from gateway.ops.index_presentation import (
 from gateway.ops.log_search import Found, find_event, is_position, newest_first, original_of
 from gateway.ops.output import Output
 from gateway.ops.presentation import Row, event_content, event_fields, event_row, print_event, print_rows
+from gateway.ops.redaction import Redactions
 from gateway.required_topics import event_topics
 from gateway.rules.rules import Rules
 from gateway.text import did_you_mean
@@ -54,7 +55,8 @@ def events_limits(parser: Parser) -> None:
 )
 async def _events_list(call: Invocation) -> int:
     arguments, output = call.arguments, call.output
-    topics = _event_topics(call, arguments.source)
+    topics = event_topics_of(call, arguments.source)
+    hidden = Redactions(readable_rules(call))
     rows: list[Row] = []
     async with opened_log(call) as log:
         since = None if arguments.since is None else log.now() - arguments.since
@@ -66,9 +68,10 @@ async def _events_list(call: Invocation) -> int:
                     event, problem = _event_of(found)
                     if event is not None and arguments.source not in (None, event.source):
                         continue
+                    seen = None if event is None else hidden.names(event)
                     if output.json:
-                        output.line(event_fields(found, event, problem))
-                    rows.append(event_row(found, event, problem))
+                        output.line(event_fields(found, seen, problem))
+                    rows.append(event_row(found, seen, problem))
     if rows:
         print_rows(output, rows)
     else:
@@ -133,11 +136,8 @@ async def _events_show(call: Invocation) -> int:
     if arguments.deliveries:
         await asyncio.to_thread(_looked_up, call.settings.index.file, ())  # before the log is searched
     found_events: list[tuple[Found, Event, str]] = []
-    topics = _event_topics(call, arguments.source)
-    try:
-        rules = rules_without_secrets(call.settings.rules)
-    except RulesError:
-        rules = None
+    topics = event_topics_of(call, arguments.source)
+    rules = readable_rules(call)
     async with opened_log(call) as log:
         if is_position(arguments.id, topics):
             one = await find(call, log, topics, arguments.id)
@@ -157,19 +157,19 @@ async def _events_show(call: Invocation) -> int:
     if not found_events:
         output.fail(NEITHER.format(arguments.id))
         return 1
-    await _print_all(call, found_events)
+    await _print_all(call, found_events, Redactions(rules))
     return 0
 
 
-async def _print_all(call: Invocation, found_events: Sequence[tuple[Found, Event, str]]) -> None:
+async def _print_all(call: Invocation, found_events: Sequence[tuple[Found, Event, str]], hidden: Redactions) -> None:
     if not call.arguments.deliveries:
         for each in found_events:
-            _print_found(call.output, *each)
+            _print_found(call.output, hidden, each)
         return
     events = [(event.id, found.position) for found, event, _ in found_events]
     known, currency = await asyncio.to_thread(_looked_up, call.settings.index.file, events)
     for each, indexed in zip(found_events, known, strict=True):
-        _print_found(call.output, *each, indexed)
+        _print_found(call.output, hidden, each, indexed)
     print_currency(call.output, currency)
 
 
@@ -184,17 +184,20 @@ def _looked_up(path: Path, events: Iterable[tuple[str, str]]) -> tuple[list[_Ind
         return [(each, () if each is None else index.deliveries(each)) for each in known], index.currency
 
 
-def _print_found(output: Output, found: Found, event: Event, copied: str, indexed: _Indexed | None = None) -> None:
-    """Print an event; with what the index has of it, what has become of it."""
+def _print_found(
+    output: Output, hidden: Redactions, found_event: tuple[Found, Event, str], indexed: _Indexed | None = None
+) -> None:
+    """Print an event as people may see it; with what the index has of it, what has become of it."""
+    found, event, copied = found_event
     known, deliveries = indexed or (None, ())
     if output.json:
         more: dict[str, object] = {"duplicate_of": copied} if copied else {}
         if indexed is not None:
             told = [delivery_fields(each) for each in deliveries]
             more |= {"status": None if known is None else known.status, "deliveries": told}
-        output.line(event_fields(found, event, "") | more | event_content(event))
+        output.line(event_fields(found, hidden.names(event), "") | more | event_content(hidden.event(event)))
         return
-    print_event(output, event, found.position, copied)
+    print_event(output, hidden.event(event), found.position, copied)
     if known is not None:
         print_deliveries(output, known, deliveries)
     elif indexed is not None:
@@ -231,7 +234,7 @@ async def position_of_original(rules: Rules | None, log: Log, found: Found, even
     return "" if original is None else original.position
 
 
-def _event_topics(call: Invocation, source: str | None) -> list[str]:
+def event_topics_of(call: Invocation, source: str | None) -> list[str]:
     """Return the topics of events. Without readable rules, a source's topic is derived from its name."""
     try:
         rules = rules_without_secrets(call.settings.rules)

@@ -24,6 +24,7 @@ from gateway.ops.explain import explain, explain_event
 from gateway.ops.kick_report import unread_text
 from gateway.ops.log_search import is_position
 from gateway.ops.presentation import explained_fields, print_explained
+from gateway.ops.redaction import Redactions
 from gateway.ops.source_presentation import print_source, source_fields
 from gateway.ops.verification import verification_of
 from gateway.required_topics import event_topics
@@ -76,7 +77,9 @@ async def _explain(call: Invocation) -> int:
             event = decode_event(found.record)
             with call.output.waiting("looking for its dead letters"):
                 control = await ControlClient(log, call.topics).control()
-                dead = await open_dead_letters_of(log, call.topics, control, event, unread)
+                letters = await open_dead_letters_of(log, call.topics, control, event, unread)
+            hidden = Redactions(None if is_secret_shown else rules)
+            dead = [hidden.letter(letter) for letter in letters]
             if unread:
                 call.output.note(f"{unread_text(len(unread))}: its dead letters there aren't shown")
         explained = explain_event(rules, event, now=time.time(), is_secret_shown=is_secret_shown)

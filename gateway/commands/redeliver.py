@@ -15,7 +15,7 @@ from gateway.log.base import Log
 from gateway.model import UnreadableRecordError, UsageError
 from gateway.ops.control_client import ControlClient
 from gateway.ops.output import Output, count, when
-from gateway.ops.presentation import Row, print_rows
+from gateway.ops.presentation import print_rows
 from gateway.ops.redeliveries import (
     RedeliveryProgress,
     cancel_redelivery,
@@ -127,7 +127,7 @@ async def _awaited(call: Invocation, log: Log, name: str) -> RedeliveryProgress 
 
 async def _cancel(call: Invocation, log: Log, name: str) -> int:
     control = await ControlClient(log, call.topics).control()
-    cancelled = await cancel_redelivery(log, call.topics, control, name)
+    cancelled = await cancel_redelivery(log, call.topics, control, name, reason=call.arguments.reason)
     if cancelled is None:
         raise UsageError(f"--cancel: expected the ID of a redelivery that hasn't ended, got {name!r}")
     if not call.arguments.wait:
@@ -152,23 +152,22 @@ async def _list(call: Invocation, log: Log) -> int:
         return 0
     if not known:
         output.print("no event was redelivered within 7 days")
-    print_rows(output, [_row(each) for each in known[:LISTED]], unbroken=["redelivery, event"])
+    for each in known[:LISTED]:
+        _print_listed(output, each)
     if len(known) > LISTED:
         output.note(f"and {count(len(known) - LISTED, 'other')}, which --json shows")
     return 0
 
 
-def _row(progress: RedeliveryProgress) -> Row:
+def _print_listed(output: Output, progress: RedeliveryProgress) -> None:
     command, asked = progress.command, progress.command.redelivery
     assert asked is not None, command
-    return {
-        "redelivery, event": f"{command.name}\n{asked.event}",
-        "asked for": when(command.at),
-        "by": f"{command.by}\n{asked.reason}" if asked.reason else command.by,
-        "state": "waits" if command.is_pending else command.state,
-        "queued": str(_queued(progress.results)),
-        "detail": command.detail,
-    }
+    state = "waits" if command.is_pending else command.state
+    told = f"{when(command.at)}  {state}, {count(_queued(progress.results), 'delivery')} queued, by {command.by}"
+    output.print((command.name, "bold"), f"  {told}")
+    output.print(f"  {asked.event}{f': {asked.reason}' if asked.reason else ''}")
+    if command.detail:
+        output.print((f"  {command.detail}", "dim"))
 
 
 def _queued(results: tuple[RedeliveryResult, ...]) -> int:

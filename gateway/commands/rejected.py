@@ -5,11 +5,12 @@ import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules, why_argument
 from gateway.commands.values import Parser, duration, positive
 from gateway.model import UsageError
 from gateway.ops.output import count
 from gateway.ops.presentation import Row, print_rows
+from gateway.ops.redaction import Redactions
 from gateway.ops.rejected import RejectedFilter, RejectedGroups, find_rejected, read_rejected
 from gateway.ops.rejected_presentation import (
     print_rejected,
@@ -98,13 +99,15 @@ def show_arguments(parser: Parser) -> None:
     about="show a refused request without its credentials",
     example="gateway rejected show 2@1041",
     add_arguments=show_arguments,
-    settings=LOG_SETTINGS,
+    settings=("rules", *LOG_SETTINGS),
 )
 async def _rejected_show(call: Invocation) -> int:
     output, position = call.output, call.arguments.position
+    hidden = Redactions(readable_rules(call))
     async with opened_log(call) as log:
         with output.waiting(f"looking for {position}"):
-            rejected = await find_rejected(log, call.topics, position)
+            found = await find_rejected(log, call.topics, position)
+    rejected = None if found is None else hidden.rejected(found)
     if rejected is None:
         output.fail(f"{position}: expected the position of a refused request, as `gateway rejected list` has it")
         return 1
@@ -120,6 +123,7 @@ def retry_arguments(parser: Parser) -> None:
     parser.add_argument("positions", nargs="*", metavar="PARTITION@OFFSET", help="only these, as listed")
     filter_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="only show what would be admitted")
+    why_argument(parser)
 
 
 @command(
@@ -137,7 +141,7 @@ async def _rejected_retry(call: Invocation) -> int:
     async with opened_log(call) as log:
         which = _filter(arguments, now=log.now())
         with call.output.waiting("verifying the refused requests"):
-            retry = RejectedCommand(log, call.topics, wait=WAIT)
+            retry = RejectedCommand(log, call.topics, wait=WAIT, why=arguments.why)
             report = await _retried(retry, rules, source, which, dry_run=arguments.dry_run)
     return _print_report(call, report, is_dry=arguments.dry_run)
 
@@ -159,6 +163,7 @@ def drop_arguments(parser: Parser) -> None:
     filter_arguments(parser)
     parser.add_argument("--all", action="store_true", help="all open ones")
     parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
+    why_argument(parser)
 
 
 @command(
@@ -184,7 +189,7 @@ async def _rejected_drop(call: Invocation) -> int:
                 output.print("nothing was dropped")
                 return 1
         with output.waiting("dropping the refused requests"):
-            report = await RejectedCommand(log, call.topics, wait=WAIT).drop(which)
+            report = await RejectedCommand(log, call.topics, wait=WAIT, why=arguments.why).drop(which)
     return _print_report(call, report)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, astuple, dataclass, replace
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets
-from gateway.commands.control import not_included_text
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, rules_without_secrets, why_argument
+from gateway.commands.control import not_included_text, ordering
 from gateway.commands.events import find
 from gateway.commands.values import Parser, duration, moment, rate
 from gateway.engine.control.records import ControlRecord, Selection
@@ -22,6 +22,7 @@ from gateway.log.records import decode_event
 from gateway.model import Event, UsageError
 from gateway.ops.control_client import CANCEL_GRACE, ControlClient, StoredCommand
 from gateway.ops.kick_report import unread_text
+from gateway.ops.order_texts import replay_words
 from gateway.ops.output import Output, count, rfc3339
 from gateway.ops.presentation import replay_fields
 from gateway.ops.replays import Progress, Window, follow, until_elected, window_of, would_replay
@@ -85,6 +86,7 @@ def replay_arguments(parser: Parser) -> None:
         metavar="DURATION",
         help="how long to wait without progress (default: 30s)",
     )
+    why_argument(parser)
     other = parser.add_mutually_exclusive_group()
     about = "replay one event, by id (the newest) or TOPIC/PARTITION@OFFSET, on --route or every route that matches it"
     other.add_argument("--event", metavar="ID", help=f"{about}; `gateway events redeliver` doesn't wait for replays")
@@ -107,7 +109,7 @@ async def _replay(call: Invocation) -> int:
         return await _start_replay(call)
     async with opened_log(call) as log:
         if arguments.cancel is not None:
-            return await _cancel_replay(call, ControlClient(log, call.topics), arguments.cancel)
+            return await _cancel_replay(call, ordering(call, log), arguments.cancel)
         return await _follow_replay(call, log, arguments.follow)
 
 
@@ -158,7 +160,7 @@ async def _start_replay(call: Invocation) -> int:
             output.note(f"route {name} is ordered, but a replay isn't")
         if unread:
             output.note(f"{_unread_detail(unread)}: not included")
-        client = ControlClient(log, call.topics)
+        client = ordering(call, log)
         placed = [
             (await client.replay(selection, window.ends, unread=len(window.unread)), window.total)
             for selection, window in begun
@@ -268,7 +270,8 @@ async def _count_replays(
     if len(selected) > 1:
         output.print(f"in all, would queue {count(queued, 'delivery')} by {count(len(selected), 'route')}")
     first, _ = selected[0]
-    output.print(f"to replay exactly these: {_command_of(first if call.arguments.route else replace(first, route=''))}")
+    exactly = replay_words(first if call.arguments.route else replace(first, route=""))
+    output.print(f"to replay exactly these: gateway replay {exactly}")
 
 
 async def _count_replay(
@@ -347,21 +350,6 @@ class _Counted:
         self.unknown += matched.fates.count(Fate.UNKNOWN)
 
 
-def _command_of(selection: Selection) -> str:
-    """Return the command that replays exactly a selection at any time; without a route, of every route."""
-    words = ["gateway replay"]
-    for flag, value in (
-        ("--route", selection.route or None),
-        ("--destination", selection.destination),
-        ("--source", selection.source),
-    ):
-        words += [] if value is None else [flag, value]
-    words += ["--from", rfc3339(selection.since)]
-    words += [] if selection.until is None else ["--to", rfc3339(selection.until)]
-    words += ["--undelivered"] if selection.undelivered else []
-    return " ".join(words)
-
-
 def _to_the_millisecond(at: float) -> float:
     """Return a time with the precision that commands print, so a copied command means the same."""
     return math.floor(at * 1000) / 1000
@@ -393,7 +381,7 @@ async def _replay_event(call: Invocation) -> int:
         for route in routes:
             starts, ends = {partition_name: found.record.offset}, {partition_name: found.record.offset + 1}
             selection = Selection(route=route.name, destination=arguments.destination, since=0.0, starts=starts)
-            placed = await ControlClient(log, call.topics).replay(selection, ends)
+            placed = await ordering(call, log).replay(selection, ends)
             result |= await _await_replay(call, log, placed, 1)
         return result
 

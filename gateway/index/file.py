@@ -118,6 +118,13 @@ class IndexLostError(IndexUnavailableError):
         self.is_damaged = is_damaged
 
 
+class IndexOutdatedError(IndexLostError):
+    """The index's file has what may not be found any more: it has to be deleted, and made anew."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, is_damaged=False)
+
+
 class IndexFile:
     """An open file with a connection to write and one to read, each for one thread at a time.
 
@@ -195,6 +202,12 @@ class IndexFile:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def delete(self) -> None:
+        """Close the file, and delete it."""
+        self.close()
+        with suppress(OSError):
+            _delete(self.path)
 
     def set_aside(self) -> None:
         """Close the file, which is damaged, and rename it."""

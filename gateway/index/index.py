@@ -17,7 +17,8 @@ from typing import TypeVar
 import structlog
 
 from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery
-from gateway.index.file import IndexFile, IndexLostError, IndexUnavailableError
+from gateway.index.file import IndexFile, IndexLostError, IndexOutdatedError, IndexUnavailableError
+from gateway.index.hidden import Redactions
 from gateway.index.query import QueryError, parse_query
 from gateway.index.reader import Progress, Reader, Round
 from gateway.index.reading import MOST
@@ -51,7 +52,7 @@ class Interruption(StrEnum):
     FILE = "file_unavailable"
     """It can't be written or read: the disk is full."""
     LOST = "file_lost"
-    """It was deleted, replaced or damaged, and is made anew."""
+    """It was deleted, replaced or damaged, or has what is hidden by now, and is made anew."""
 
 
 @immutable
@@ -92,6 +93,7 @@ class Index:
         *,
         days: float,
         max_bytes: int,
+        redactions: Callable[[], Redactions],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         """Used by `open_index`, which also opens the file."""
@@ -99,6 +101,7 @@ class Index:
         self._log = source
         self._topics = topics
         self._days, self._max_bytes = days, max_bytes
+        self._redactions = redactions
         self._sleep = sleep
         self._loop = asyncio.get_running_loop()
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="index-writer")
@@ -140,6 +143,7 @@ class Index:
         began = self._log.now()
         try:
             await self._reopen()
+            await self._loop.run_in_executor(self._writing, self._writer.hide, self._redactions())
             done = await self._reader.round()
         except (LogUnavailableError, IndexUnavailableError) as error:
             self._note_problem(error)
@@ -299,7 +303,7 @@ class Index:
             log.warning("index_rebuilt", path=str(self._path), reason=str(error))
             self._settled_at = None
             self._is_open = False
-            await self._close_file(is_damaged=error.is_damaged)
+            await self._close_file(error)
             await self._reopen()
 
     async def _reopen(self) -> None:
@@ -310,14 +314,19 @@ class Index:
             except UsageError as error:  # somebody has put another file there
                 raise IndexUnavailableError(str(error)) from error
 
-    async def _close_file(self, *, is_damaged: bool) -> None:
-        """Close the file once what is being read and written has ended."""
+    async def _close_file(self, error: IndexLostError | None = None) -> None:
+        """Close the file once nothing is read or written any more; set it aside, or delete it, as an error says."""
+        end = self._file.close
+        if error is not None and error.is_damaged:
+            end = self._file.set_aside
+        elif isinstance(error, IndexOutdatedError):
+            end = self._file.delete
         await self._loop.run_in_executor(self._reading, self._file.reader.close)
-        await self._loop.run_in_executor(self._writing, self._file.set_aside if is_damaged else self._file.close)
+        await self._loop.run_in_executor(self._writing, end)
 
     async def close(self) -> None:
         """Close the file; what isn't committed is read again."""
-        await self._close_file(is_damaged=False)
+        await self._close_file()
 
     def shut_down(self) -> None:
         """End the threads, which have nothing left to do."""
@@ -333,14 +342,16 @@ async def open_index(
     *,
     days: float = DAYS,
     max_bytes: int = BYTES,
+    redactions: Callable[[], Redactions] = dict,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> AsyncIterator[Index]:
     """Open the index in a file, of events that were appended within so many days, in about so many bytes at most.
 
-    A missing file is made. Its `run` belongs into a task of the caller's. Raises UsageError for a file that isn't an
+    A missing file is made. `redactions` are asked before each round for what isn't to be found, by source. Its `run`
+    belongs into a task of the caller's. Raises UsageError for a file that isn't an
     index, or that another process has open, and IndexUnavailableError.
     """
-    index = Index(path, source, topics, days=days, max_bytes=max_bytes, sleep=sleep)
+    index = Index(path, source, topics, days=days, max_bytes=max_bytes, redactions=redactions, sleep=sleep)
     try:
         await index.open()
         try:

@@ -16,9 +16,10 @@ import structlog
 
 from gateway.engine.control.records import DeadLetterProperties, partition_key
 from gateway.engine.control.state import Control
+from gateway.index import hidden
 from gateway.index.deliveries import AttemptRow, Deliveries, resolution
 from gateway.index.duplicates import LetThrough
-from gateway.index.file import IndexFile
+from gateway.index.file import IndexFile, IndexOutdatedError
 from gateway.index.notes import Note, noted, write_note
 from gateway.index.partitions import Part, Partitions, Settlement
 from gateway.index.segments import Known, NewEvent, Segments
@@ -101,6 +102,7 @@ class Writer:
         self._log_starts: dict[Partition, int] = {}
         self._resolutions = 0
         self._is_control_changed = True
+        self._redactions: hidden.Redactions = {}
         self.left_out: Counter[LeftOut] = Counter()
         """How many records aren't in the index, since this was made."""
         self._uncommitted: Counter[LeftOut] = Counter()
@@ -142,6 +144,17 @@ class Writer:
             if is_deleted:
                 self._uncommitted[LeftOut.DELETED] += position - self.parts[partition].position
             self._partitions.move(partition, position)
+
+    def hide(self, redactions: hidden.Redactions) -> None:
+        """Hide what the rules do of the events that are read from now on.
+
+        Raises IndexOutdatedError if some of it is in the file.
+        """
+        with self._working():
+            if self.parts and (more := hidden.sources_that_hide_more(self._connection, redactions)):
+                raise IndexOutdatedError(f"the rules hide more now of what came from {', '.join(more[:5])}")
+            hidden.note(self._connection, redactions)
+            self._redactions = redactions
 
     # Records.
 
@@ -191,7 +204,7 @@ class Writer:
 
     def _add_events(self, part: int, records: Sequence[Record]) -> None:
         events = [
-            _new_event(event, part, record.offset, _us(record.appended_at) // 1000)
+            self._new_event(event, part, record.offset, _us(record.appended_at) // 1000)
             for record, event in self._decoded(records, decode_event)
         ]
         self._uncommitted[LeftOut.TOO_OLD] += self._segments.add(events)
@@ -216,7 +229,7 @@ class Writer:
             event = known or stand_ins.get(key)
             if event is None:
                 at = min(key[1], _us(record.appended_at)) // 1000
-                new = _new_event(each.delivery.event, 0, 0, at)
+                new = self._new_event(each.delivery.event, 0, 0, at)
                 event = self._segments.add_stand_in(new)
                 if event is None:
                     self._uncommitted[LeftOut.TOO_OLD] += 1
@@ -225,7 +238,7 @@ class Writer:
             lived = DeliveryKey(event.event, each.delivery.id, _us(each.delivery.replayed_at))
             row = self._row_of(partition, kind, record, each, lived)
             found.append(row)
-            attempts += _attempts_of(each, row.key)
+            attempts += self._attempts_of(each, row.key)
         self._deliveries.add(found, attempts)
         self._touched.add(part)
 
@@ -265,7 +278,7 @@ class Writer:
             attempts=0 if last is None else last.number,
             result="" if last is None else result_label(last),
             reason=_valid(reason),
-            detail=_valid(metadata.detail[:MAX_DETAIL]),
+            detail=self._detail(metadata.detail, delivery.event),
             due=_us(delivery.due),
         )
 
@@ -280,6 +293,48 @@ class Writer:
             found.append(_tried(attempt, event, part, record.offset))
             self._touched.add(event.partition)
         self._deliveries.add_attempts(found)
+
+    def _new_event(self, event: Event, part: int, offset: int, at: int) -> NewEvent:
+        redaction = self._redactions.get(event.source)
+        seen = hidden.seen(event, redaction)
+        terms = terms_of(seen, redaction)
+        has_identity = identity_of(event.id) is not None
+        return NewEvent(
+            at=at,
+            partition=part,
+            offset=offset,
+            id=event.id,
+            source=event.source,
+            type=_valid(seen.type),
+            key=None if seen.key is None else _valid(seen.key),
+            received=_us(event.received_at),
+            size=len(event.body),
+            is_cut=terms.is_cut,
+            content=int.from_bytes(fingerprint(event), "big") >> 1 if has_identity else 0,
+            terms=terms.text,
+        )
+
+    def _attempts_of(self, stored: StoredDelivery, key: DeliveryKey) -> list[AttemptRow]:
+        """Return the attempts that a delivery's record tells."""
+        return [
+            AttemptRow(
+                key=key,
+                number=attempt.number,
+                at=_us(attempt.at),
+                took=_us(attempt.seconds),
+                result=attempt.result,
+                status=attempt.status or 0,
+                sequel="",
+                detail=self._detail(attempt.detail, stored.delivery.event),
+                partition=0,
+                offset=0,
+            )
+            for attempt in stored.delivery.attempts
+        ]
+
+    def _detail(self, detail: str, event: Event) -> str:
+        redaction = self._redactions.get(event.source)
+        return _valid(hidden.seen_detail(detail, event, redaction)[:MAX_DETAIL])
 
     def note(self, note: Note, at: float) -> None:
         """Note a time in the file."""
@@ -363,25 +418,6 @@ class Writer:
             yield
 
 
-def _new_event(event: Event, part: int, offset: int, at: int) -> NewEvent:
-    terms = terms_of(event)
-    has_identity = identity_of(event.id) is not None
-    return NewEvent(
-        at=at,
-        partition=part,
-        offset=offset,
-        id=event.id,
-        source=event.source,
-        type=_valid(event.type),
-        key=None if event.key is None else _valid(event.key),
-        received=_us(event.received_at),
-        size=len(event.body),
-        is_cut=terms.is_cut,
-        content=int.from_bytes(fingerprint(event), "big") >> 1 if has_identity else 0,
-        terms=terms.text,
-    )
-
-
 def _us(seconds: float) -> int:
     """Return a time as the index has it, in microseconds."""
     return round(seconds * 1e6)
@@ -390,25 +426,6 @@ def _us(seconds: float) -> int:
 def _identity(event_id: str, received_at: float) -> tuple[str, int]:
     """Return what tells an event from others: events with the same id were received at different times."""
     return event_id, _us(received_at)
-
-
-def _attempts_of(stored: StoredDelivery, key: DeliveryKey) -> list[AttemptRow]:
-    """Return the attempts that a delivery's record tells."""
-    return [
-        AttemptRow(
-            key=key,
-            number=attempt.number,
-            at=_us(attempt.at),
-            took=_us(attempt.seconds),
-            result=attempt.result,
-            status=attempt.status or 0,
-            sequel="",
-            detail=_valid(attempt.detail[:MAX_DETAIL]),
-            partition=0,
-            offset=0,
-        )
-        for attempt in stored.delivery.attempts
-    ]
 
 
 def _tried(attempt: AttemptRecord, event: Known, part: int, offset: int) -> tuple[AttemptRow, DeliveryRow, Tried]:

@@ -17,6 +17,8 @@ MAX_SAFE_INTEGER = 1 << 53
 """Any JSON parser represents integers up to this one exactly."""
 ID = re.compile(r"[!-~]{1,255}")
 """Ids are sent in headers, so they contain neither blanks nor control characters."""
+PARTITION_NAME = re.compile(r"(?!\.{1,2}/)[a-zA-Z0-9._-]{1,249}/(0|[1-9][0-9]{0,8})")
+"""A topic that Kafka allows (not `.` or `..`), and a partition's number."""
 _DIGITS = re.compile(rb"[1-9][0-9]{0,8}")
 
 

@@ -22,6 +22,9 @@ TIERS: dict[str, float] = {
 }
 """Name → delay in seconds, ascending. Each is about four times the previous one, so that any delay takes few hops."""
 
+AUDIT_RETENTION = 365 * DAY
+"""Seconds for which it is kept who has done what: longer than the accounts of most of what went wrong."""
+
 ORDERED_PARTITIONS = 6
 """Partitions of an ordered topic that are used: however many are added, a key stays in its partition."""
 
@@ -77,6 +80,10 @@ class Topics:
     @property
     def attempts(self) -> str:
         return f"{self.prefix}attempts"
+
+    @property
+    def audit(self) -> str:
+        return f"{self.prefix}audit"
 
     @property
     def control_partition(self) -> Partition:
@@ -146,6 +153,7 @@ class Topics:
             # The longest window, plus a day during which an event may wait to be read.
             TopicSpec(name=self.dedupe, partitions=6, retention=8 * DAY),
             TopicSpec(name=self.control, partitions=1, retention=None, compacted=True, total_order=True),
+            TopicSpec(name=self.audit, partitions=1, retention=AUDIT_RETENTION, is_best_effort=True),
         )
         if has_responses:  # nobody waits for one longer than 30 seconds
             own = (*own, TopicSpec(name=self.responses, partitions=2, retention=3600.0))

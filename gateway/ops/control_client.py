@@ -5,13 +5,11 @@ resume, kick, replay, drop     are carried out by the running gateway that owns 
 """
 
 import asyncio
-import getpass
 import math
-import os
 import secrets
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from gateway.engine.control.append import append_control_record
@@ -26,10 +24,13 @@ from gateway.engine.control.records import (
 )
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import last_append_time, last_records, records_of
-from gateway.log.base import Log, Partition, Record
+from gateway.log.audit_records import ActOutcome, AuditRecord
+from gateway.log.base import Log, Partition, Position, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
-from gateway.model import UnreadableRecordError
+from gateway.model import LogUnavailableError, UnreadableRecordError
+from gateway.ops.audit import Act, Actor, Auditor
+from gateway.ops.order_texts import order_words
 
 CANCEL_GRACE = 3.0
 """Seconds within which a gateway publishes how far a cancelled command had come."""
@@ -43,12 +44,13 @@ POLL_EVERY = 0.1
 class StoredCommand(NamedTuple):
     """A stored control record, and its offset in the control topic.
 
-    `was_paused` is False for a resume of what isn't paused, but has parked deliveries.
+    `was_paused` is False for a resume of what isn't paused, but has parked deliveries. `act` is its audit record.
     """
 
     command: ControlRecord
     offset: int
     was_paused: bool = True
+    act: AuditRecord | None = None
 
 
 class Pause(NamedTuple):
@@ -60,11 +62,21 @@ class Pause(NamedTuple):
 
 
 class ControlClient:
-    """Writes and reads the control records of one log. Every method may raise LogUnavailableError."""
+    """Writes and reads the control records of one log. Every method may raise LogUnavailableError.
+
+    Whatever it orders has an audit record first, of an `actor` (by default whoever runs this command), and `why`.
+    """
 
     def __init__(
-        self, log: Log, topics: Topics, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+        self,
+        log: Log,
+        topics: Topics,
+        *,
+        actor: Actor | None = None,
+        why: str = "",
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
+        self.audit = Auditor(log, topics, actor or Actor.of_command(), why)
         self._log = log
         self._topics = topics
         self._partition = topics.control_partition
@@ -83,7 +95,7 @@ class ControlClient:
         which sees the other, the later one applies.
         """
         control = await self.control()
-        command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=who())
+        command = ControlRecord(kind="pause", name=name, state="paused", at=self._log.now(), by=self.audit.actor.who)
         before = control.commands.get(command.key)
         if before is not None and before.state == "paused" and command.key not in control.newer:
             return Pause(before, is_new=False, offset=control.offset_of(command.key))
@@ -116,7 +128,7 @@ class ControlClient:
 
         None if it isn't paused and has none: it may have some if the control topic was recreated.
         """
-        command = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=who())
+        command = ControlRecord(kind="pause", name=name, state="resuming", at=self._log.now(), by=self.audit.actor.who)
         control = await self.control()
         before = control.commands.get(command.key)
         was_paused = before is not None and before.state != "active"
@@ -126,7 +138,8 @@ class ControlClient:
 
     async def kick(self, name: str) -> StoredCommand:
         """Have everything that waits for a retry retried now."""
-        return await self._place(ControlRecord(kind="kick", name=name, state="requested", at=self._log.now()))
+        command = ControlRecord(kind="kick", name=name, state="requested", at=self._log.now())
+        return await self._place(command)
 
     async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
         """Have the dead letters that exist now and match the filter replayed or dropped."""
@@ -188,16 +201,23 @@ class ControlClient:
                     if command is None:
                         continue
                     if (ended := _ending(command, placed)) is not None:
-                        return ended
+                        return await self._ended(placed, ended)
                     if command.state == "paused":
                         replaced_at = min(replaced_at, waited)
             start = max(start, end)
             if waited >= replaced_at + CANCEL_GRACE:  # before any gateway had begun
-                return placed.command.with_state("cancelled", count=0)
+                return await self._ended(placed, placed.command.with_state("cancelled", count=0))
             if waited >= timeout:
                 return None
             await self._sleep(POLL_EVERY)
             waited += POLL_EVERY
+
+    async def _ended(self, placed: StoredCommand, ended: ControlRecord) -> ControlRecord:
+        """Write what came of an order that this client has given, and return it."""
+        if placed.act is not None:
+            outcome = ActOutcome.CANCELLED if ended.state == "cancelled" else ActOutcome.DONE
+            await self.audit.came_of(placed.act, outcome, _count_of(placed.command, ended.count))
+        return ended
 
     async def ordered_outcomes(self, placed: StoredCommand) -> Mapping[str, ControlRecord]:
         """Return a kick's outcome on each partition of ordered routes, by the name of its checkpoint.
@@ -248,8 +268,20 @@ class ControlClient:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, command: ControlRecord) -> StoredCommand:
-        position = await append_control_record(self._log, self._topics, command)
-        return StoredCommand(command, position.offset)
+        position, act = await place_order(self._log, self._topics, command, self.audit)
+        return StoredCommand(command, position.offset, act=act)
+
+
+async def place_order(log: Log, topics: Topics, command: ControlRecord, audit: Auditor) -> tuple[Position, AuditRecord]:
+    """Store an order, unless its audit record can't be stored. Raises LogUnavailableError."""
+    act = await audit.begin(*order_words(command))
+    try:
+        position = await append_control_record(log, topics, command)
+    except LogUnavailableError as error:  # perhaps it was stored all the same
+        await audit.came_of(act, ActOutcome.FAILED, str(error))
+        raise
+    await audit.came_of(act, ActOutcome.ORDERED, command.key)
+    return position, act
 
 
 async def read_on(log: Log, topics: Topics, control: Control, position: int) -> int:
@@ -270,13 +302,23 @@ async def read_on(log: Log, topics: Topics, control: Control, position: int) -> 
         position = end
 
 
-def who() -> str:
-    """Return who runs this command, as far as this machine knows: "user@host"."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+_NAMED_ONCE = ("replay", "dead", "redeliver")
+"""The kinds of orders of which each has a name of its own: what their records say now is about this one."""
+
+
+def by_now(act: Act, control: Control) -> Act:
+    """Return what is known by now of an order that nobody has waited for."""
+    if act.outcome is not ActOutcome.ORDERED or not act.detail.startswith(_NAMED_ONCE):
+        return act
+    command = control.commands.get(act.detail)
+    if command is None or command.state not in ("done", "cancelled"):
+        return act
+    outcome = ActOutcome.DONE if command.state == "done" else ActOutcome.CANCELLED
+    return replace(act, outcome=outcome, detail=_count_of(command, command.count))
+
+
+def _count_of(command: ControlRecord, number: int) -> str:
+    return f"{command.key}: {number:,} {'delivery' if number == 1 else 'deliveries'}"
 
 
 def _decode_related(record: Record, placed: ControlRecord) -> ControlRecord | None:

@@ -8,6 +8,7 @@ from urllib.parse import quote, urlunsplit
 import orjson
 
 from gateway.bodies.media_types import Kind, kind_of
+from gateway.bodies.redaction import HIDDEN
 from gateway.client.request import Outbound, compose
 from gateway.engine.deliveries_of_event import Planned as PlannedDelivery
 from gateway.engine.deliveries_of_event import plan_as_attempted
@@ -23,6 +24,7 @@ from gateway.model import (
     shown,
 )
 from gateway.ops.output import count
+from gateway.ops.redaction import Redactions
 from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.addresses import url_parts
 from gateway.rules.destination_choice import UndeclaredDestinationError
@@ -113,8 +115,8 @@ def explain(
     Raises UsageError for a source that isn't in the rules, BatchError for a body that its source splits, RefusedError
     if the ingress couldn't split it, or derive the event's id, type or key. Without `is_secret_shown` these are masked:
     values of references in the rules (of 4 characters or more), wherever they occur; headers of destinations;
-    signatures; and in URLs everything after the first part of the path. A token that an attempt would fetch is never
-    shown.
+    signatures; in URLs everything after the first part of the path; and what the source's `redact` hides of its events.
+    A token that an attempt would fetch is never shown.
     """
     sender = rules.sources.get(source)
     if sender is None:
@@ -146,7 +148,8 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     for each in plan_as_attempted(event, view, matched):
         planned.setdefault(each.delivery.route, []).append(_plan(rules, each, now, failed))
         bursts[each.delivery.route] = each.delivery.burst
-    mask = None if is_secret_shown else _Mask(rules.secret_values)
+    redactions = Redactions(None if is_secret_shown else rules)
+    mask = None if is_secret_shown else _Mask(rules.secret_values, redactions, event)
     routes = []
     for name, found in found_of.items():
         explained = ExplainedRoute(
@@ -163,13 +166,14 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
         identified_by = EventBuilder(sender).identified_by(request)
     except RefusedError:
         identified_by = ""  # received under other rules
+    seen = redactions.event(event)
     return Explained(
-        event=event,
+        event=seen,
         rules=rules.version,
         identified_by=identified_by,
         dedupe=sender.dedupe,
         body_warnings=tuple(_body_warnings(view)) if event.body else (),
-        body_as_read=_body_as_read(view),
+        body_as_read=_body_as_read(view, seen, is_redacted=seen.body != event.body),
         routes=tuple(routes),
     )
 
@@ -191,12 +195,14 @@ def _body_warnings(view: EventView) -> Iterator[str]:
         yield f"rules can't read the body: {unreadable.detail}"
 
 
-def _body_as_read(view: EventView) -> str:
+def _body_as_read(view: EventView, seen: Event, *, is_redacted: bool) -> str:
     is_as_it_came = (
         kind_of(view.headers.get("content-type", "")) is Kind.JSON and "content-encoding" not in view.headers
     )
     if is_as_it_came or not view.has_body:
         return ""
+    if is_redacted:
+        return "" if seen.body == HIDDEN.encode() else seen.body.decode()
     try:
         return orjson.dumps(view.body).decode()
     except TypeError:  # orjson reads what is nested more deeply than it writes
@@ -204,12 +210,14 @@ def _body_as_read(view: EventView) -> str:
 
 
 class _Mask:
-    """Masks possible secrets: by their origin, not by their form."""
+    """Masks possible secrets, by their origin, not by their form; and what the event's source hides."""
 
-    def __init__(self, secrets: Collection[str]) -> None:
+    def __init__(self, secrets: Collection[str], redactions: Redactions, event: Event) -> None:
         # The longest first, as one may contain another. Not a regular expression: that takes seconds for a CA bundle.
         known = {form for secret in secrets if len(secret) >= MIN_SECRET for form in _forms(secret)}
         self._secrets = [word.encode("utf-8", "surrogateescape") for word in sorted(known, key=len, reverse=True)]
+        self._echoes = redactions.echoes(event)
+        self._raw_body, self._seen_body = event.body, redactions.event(event).body
 
     def route(self, explained: ExplainedRoute, rules: Rules) -> ExplainedRoute:
         template = rules.routes[explained.name].request
@@ -217,7 +225,7 @@ class _Mask:
             self._planned(self._computed(planned, template), rules.destinations.get(planned.destination))
             for planned in explained.requests
         ]
-        reason, wait = self._text(explained.reason), self._text(explained.wait)
+        reason, wait = self._shown(explained.reason), self._shown(explained.wait)
         return replace(explained, reason=reason, wait=wait, requests=tuple(requests))
 
     def _computed(self, planned: Planned, template: RequestTemplate | None) -> Planned:
@@ -259,23 +267,31 @@ class _Mask:
         if request is not None and destination is not None:
             secret = {name.lower().encode() for name, _ in destination.headers} | {b"webhook-signature"}
             headers = [
-                (name, MASK.encode() if name.lower() in secret else self._bytes(value))
+                (name, MASK.encode() if name.lower() in secret else self._echoes.bytes(self._bytes(value)))
                 for name, value in request.headers
             ]
             request = replace(
                 request,
                 url=self.url(request.url),
-                path=self._text(request.path),
-                query=self._text(request.query),
+                path=self._shown(request.path),
+                query=self._shown(request.query),
                 headers=tuple(headers),
-                body=self._bytes(request.body),
+                body=self._body(request.body),
             )
         return replace(
             planned,
             request=request,
-            problem=self._text(planned.problem),
-            available_fields=self._text(planned.available_fields),
+            problem=self._shown(planned.problem),
+            available_fields=self._shown(planned.available_fields),
         )
+
+    def _body(self, body: bytes) -> bytes:
+        if body == self._raw_body:
+            return self._bytes(self._seen_body)
+        return self._echoes.bytes(self._bytes(body))
+
+    def _shown(self, text: str) -> str:
+        return self._echoes.text(self._text(text))
 
     def _bytes(self, content: bytes) -> bytes:
         for secret in self._secrets:

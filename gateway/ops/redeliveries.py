@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.engine.control.append import append_control_record
 from gateway.engine.control.records import ControlRecord
 from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResult
 from gateway.engine.control.state import Control
@@ -20,7 +19,8 @@ from gateway.log.base import Log
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
 from gateway.model import UnreadableRecordError, UsageError
-from gateway.ops.control_client import CANCEL_GRACE, read_on, who
+from gateway.ops.audit import Actor, Auditor
+from gateway.ops.control_client import CANCEL_GRACE, place_order, read_on
 from gateway.ops.log_search import Found, find_event, is_position
 from gateway.ops.output import rfc3339
 
@@ -80,13 +80,15 @@ async def redeliver(
     destination: str | None = None,
     reason: str = "",
     by: str = "",
+    actor: Actor | None = None,
     name: str = "",
 ) -> Asked:
     """Have an event delivered again, by all routes that take it or one, to all their destinations or one.
 
-    With a `name`, that is done once: if it was asked for before, nothing is stored. Without one, it gets one. `by` is
-    who asks; by default who runs this process. Raises UsageError if the name is another redelivery's or too long, the
-    reason is too long, or there are too many redeliveries already; LogUnavailableError.
+    With a `name`, that is done once: if it was asked for before, nothing is stored. Without one, it gets one. `actor`
+    is who asks, for the audit record, and `by` for the redelivery's own: by default who runs this process. Raises
+    UsageError if the name is another redelivery's or too long, the reason is too long, or there are too many
+    redeliveries already; LogUnavailableError.
     """
     if len(name) > MAX_NAME or len(reason) > MAX_REASON:
         what = f"a name of at most {MAX_NAME} characters, and a reason of at most {MAX_REASON}"
@@ -100,13 +102,13 @@ async def redeliver(
         destination=destination,
         reason=reason,
     )
-    now = log.now()
+    now, actor = log.now(), actor or Actor.of_command()
     command = ControlRecord(
         kind="redeliver",
         name=name or f"{int(now * 1000):x}-{secrets.token_hex(4)}",
         state="requested",
         at=now,
-        by=by or who(),
+        by=by or actor.who,
         redelivery=asked,
         last_records={partition: checksum_of(found.record)},
     )
@@ -119,7 +121,7 @@ async def redeliver(
     if len(known) >= MAX_KNOWN or len([each for each in known if each.is_pending]) >= MAX_PENDING:
         limits = f"at most {MAX_PENDING:,} that wait, and {MAX_KNOWN:,} within a week"
         raise UsageError(f"redelivery: expected {limits}, got one more; `gateway replay` delivers many events again")
-    await append_control_record(log, topics, command)
+    await place_order(log, topics, command, Auditor(log, topics, actor, reason))
     return Asked(command, is_new=True)
 
 
@@ -129,7 +131,9 @@ def redeliveries(control: Control) -> list[ControlRecord]:
     return sorted(found, key=lambda command: -command.at)
 
 
-async def cancel_redelivery(log: Log, topics: Topics, control: Control, name: str) -> ControlRecord | None:
+async def cancel_redelivery(
+    log: Log, topics: Topics, control: Control, name: str, *, actor: Actor | None = None, reason: str = ""
+) -> ControlRecord | None:
     """Cancel a redelivery; its current batch is still injected. None if there is none of that name that hasn't ended.
 
     Raises LogUnavailableError.
@@ -137,8 +141,9 @@ async def cancel_redelivery(log: Log, topics: Topics, control: Control, name: st
     command = control.commands.get(f"redeliver/{name}")
     if command is None or not command.is_pending:
         return None
-    cancelled = command.with_state("cancelled", detail=f"by {who()}")
-    await append_control_record(log, topics, cancelled)
+    actor = actor or Actor.of_command()
+    cancelled = command.with_state("cancelled", detail=f"by {actor.who}")
+    await place_order(log, topics, cancelled, Auditor(log, topics, actor, reason))
     return cancelled
 
 

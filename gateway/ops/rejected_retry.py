@@ -23,6 +23,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from gateway.engine.jobs.log_reader import records_of
+from gateway.log.audit_records import ActOutcome, AuditRecord
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import decode_event, encode_event, event_key, fingerprint
 from gateway.log.topics import Topics
@@ -34,7 +35,8 @@ from gateway.model import (
     RefusedError,
     UnreadableRecordError,
 )
-from gateway.ops.control_client import who
+from gateway.ops.audit import Actor, Auditor
+from gateway.ops.order_texts import rejected_words
 from gateway.ops.rejected import Rejected, RejectedFilter, read_rejected
 from gateway.ops.rejected_claims import Claim, ClaimLostError
 from gateway.ops.rejected_verification import RepeatedVerification
@@ -83,6 +85,7 @@ class RejectedCommand:
         topics: Topics,
         *,
         wait: float,
+        why: str = "",
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
@@ -92,7 +95,7 @@ class RejectedCommand:
         self._clock = clock
         self._sleep = sleep
         self._name = f"{int(log.now() * 1000):x}-{secrets.token_hex(4)}"
-        self._by = who()
+        self.audit = Auditor(log, topics, Actor.of_command(), why)
         self.report = Report()
         self._unread: dict[Partition, str] = {}
         self._refused_late = 0
@@ -124,13 +127,14 @@ class RejectedCommand:
         if dry_run:
             await self._dry_run(verification, present, passing)
             return self._ended(report.outcomes.total() + self._refused_late)
+        act = await self.audit.begin("rejected retry", rejected_words(replace(which, source=source.name)))
         for partition, offsets in sorted(passing.items()):
             await self._with_claim(
                 partition, sorted(offsets), starts, lambda claim, some: self._admit(verification, present, claim, some)
             )
             if report.problem:
                 break
-        return self._ended(total)
+        return await self._audited(act, self._ended(total))
 
     async def drop(self, which: RejectedFilter) -> Report:
         """Dismiss open requests, whether they can be read or not. Raises and reports as `retry` does."""
@@ -139,11 +143,20 @@ class RejectedCommand:
         async with aclosing(self._read(which)) as history:
             async for found in history:
                 chosen[found.partition].append(found.record.offset)
+        if not chosen:
+            return self._ended(0)
+        act = await self.audit.begin("rejected drop", rejected_words(which))
         for partition, offsets in sorted(chosen.items()):
             await self._with_claim(partition, sorted(offsets), starts, None)
             if self.report.problem:
                 break
-        return self._ended(sum(map(len, chosen.values())))
+        return await self._audited(act, self._ended(sum(map(len, chosen.values()))))
+
+    async def _audited(self, act: AuditRecord, report: Report) -> Report:
+        """Write what came of the command, and return its report."""
+        outcome = ActOutcome.FAILED if report.problem else ActOutcome.DONE
+        await self.audit.came_of(act, outcome, text_of(report, is_dry=False))
+        return report
 
     async def _ends(self) -> Mapping[int, int]:
         """Return where the partitions end that can be read now."""
@@ -196,7 +209,7 @@ class RejectedCommand:
     ) -> None:
         """Claim a partition, work on these requests, in batches, and end the claim."""
         start = starts.get(partition.number, 0)
-        claim = Claim(self._log, partition, name=self._name, by=self._by, start=start, sleep=self._sleep)
+        claim = Claim(self._log, partition, name=self._name, by=self.audit.actor.who, start=start, sleep=self._sleep)
         try:
             if holder := await claim.acquire(self._wait):
                 self.report.problem = f"{partition.topic}/{partition.number}: {holder} is working on it"

@@ -129,7 +129,7 @@ def curl(request: Signed) -> str:
     """Return a command that sends the request. A secret that is sent as it is stands in it."""
     headers: list[str] = []
     for name, value in request.headers:
-        headers += ["-H", f"{name}: {value}" if value else f"{name};"]
+        headers += ["-H", f"{name}: {value}"]
     return shlex.join(["curl", "-i", *headers, "--data-raw", request.body.decode(), str(request.url)])
 
 

@@ -10,6 +10,7 @@ from gateway.rules.destination_choice import DestinationChoice, fitting
 from gateway.rules.destination_credentials import basic_authorization
 from gateway.rules.eligibility import Eligibility
 from gateway.rules.event_view import EventView
+from gateway.rules.redact_paths import redaction_of
 from gateway.rules.references import without_values
 from gateway.rules.request_presets import REQUEST_PRESETS
 from gateway.rules.request_presets.preset import PresetRequest
@@ -61,6 +62,7 @@ def source_of(
         response=_response(read.values.get("respond"), verifier.response),
         allow_from=read.values.get("allow_from"),
         quarantine=read.values.get("quarantine", False),
+        redaction=redaction_of(paths) if (paths := read.values.get("redact")) else None,
         client_certificate=client_certificate,
         proxy_headers=frozenset() if certificate_header is None else certificate_header.headers,
         limits=SourceLimits(**(limits.values if (limits := read.values.get("limits")) else {})),

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, assert_never
 
 from gateway.model import ExpressionError, RulesError
 from gateway.rules.event_view import ABSENT, EventView, Step
-from gateway.text import did_you_mean
+from gateway.text import Glob, did_you_mean
 
 Scalar = str | int | float | bool | None
 FREE = 1024  # characters of a text in which a glob is looked for in no time
@@ -31,31 +31,6 @@ class Path:
     def of(self, view: EventView) -> object:
         """Return the value, or ABSENT."""
         return view.get(self.root, self.steps)
-
-
-@dataclass(frozen=True, slots=True)
-class Glob:
-    """A pattern in which `*` matches any characters, and everything else itself."""
-
-    text: str
-    pieces: tuple[str, ...]
-
-    @property
-    def prefix(self) -> str:
-        return self.pieces[0]
-
-    def matches(self, text: str) -> bool:
-        first, *middle, last = self.pieces
-        if len(text) < len(first) + len(last) or not text.startswith(first) or not text.endswith(last):
-            return False
-        # The leftmost match is the best one for each piece, so there is no backtracking, however many stars there are.
-        at, end = len(first), len(text) - len(last)
-        for piece in middle:
-            at = text.find(piece, at, end)
-            if at < 0:
-                return False
-            at += len(piece)
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +340,7 @@ class _Reader:
             items = [self._scalar(item, (*at, index)) for index, item in enumerate(value)]
         else:
             items = [self._scalar(value, at)]
-        globs = tuple([Glob(item, tuple(item.split("*"))) for item in items if isinstance(item, str) and "*" in item])
+        globs = tuple([Glob.of(item) for item in items if isinstance(item, str) and "*" in item])
         return OneOf(tuple([item for item in items if not (isinstance(item, str) and "*" in item)]), globs)
 
     def _named_test(self, name: str, operand: object, at: tuple[str | int, ...]) -> Test:
@@ -397,8 +372,10 @@ class _Reader:
 
 
 _ROOTS = ("type", "source", "headers", "query", "body")
-_SEGMENT = re.compile(r'\.(?:"([^"]+)"|([^."\[\]]+))')
-_NAME = re.compile(r'\.(?:"([^"]+)"|([^"]+))')
+SEGMENT = re.compile(r'\.(?:"([^"]+)"|([^."\[\]]+))')
+"""A step of a path in a body: a quoted key, or a plain one or an item's position."""
+NAME = re.compile(r'\.(?:"([^"]+)"|([^"]+))')
+"""A header's or parameter's name in a path, quoted or plain."""
 
 
 _BRANCHES = {"or": "any_of", "any": "any_of", "anyOf": "any_of", "and": "all_of", "all": "all_of", "allOf": "all_of"}
@@ -416,13 +393,13 @@ def _parsed_path(text: str) -> Path | str:
     if root in ("type", "source") and not rest:
         return Path(root, (), text)
     if root in ("headers", "query"):
-        found = _NAME.fullmatch(rest)
+        found = NAME.fullmatch(rest)
         if found is None:
             return f"expected {root}.<name>, got '{text}'"
         name = found[1] or found[2]
         return Path(root, (Step(name.lower() if root == "headers" else name, -1),), text)
-    if root == "body" and "".join(found[0] for found in _SEGMENT.finditer(rest)) == rest:
-        return Path(root, tuple([_step(found) for found in _SEGMENT.finditer(rest)]), text)
+    if root == "body" and "".join(found[0] for found in SEGMENT.finditer(rest)) == rest:
+        return Path(root, tuple([_step(found) for found in SEGMENT.finditer(rest)]), text)
     example = '; a list\'s items are body.a.0, other keys are quoted: body."a[b].c"' if root == "body" else ""
     return f"expected {'body.a.b' if root == 'body' else root}, got '{text}'{example}"
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.model import ExpressionError, MissingFieldError
-from gateway.rules.conditions import Glob
 from gateway.rules.event_view import EventView
 from gateway.rules.json_values import as_text
 from gateway.rules.templates import Template
+from gateway.text import Glob
 
 
 class UndeclaredDestinationError(ExpressionError):

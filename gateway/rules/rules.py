@@ -10,6 +10,7 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Literal, NamedTuple
 
+from gateway.bodies.redaction import Redaction
 from gateway.model import DeadLettered, DeadReason, ExpressionError
 from gateway.rules.batches import split
 from gateway.rules.conditions import Condition
@@ -142,6 +143,8 @@ class Source:
     batch_type: str | None = None
     quarantine: bool = False
     """Whether requests that verification refused are kept, to be verified again."""
+    redaction: Redaction | None = None
+    """What people may not see of its events; None if that is nothing."""
 
     def split_body(self, request: Request) -> list[bytes] | None:
         """Return the bodies of a request's events; None if it is one event. Raises RefusedError as `split` does."""
@@ -415,6 +418,11 @@ class Rules:
     def contact_of(self, route: str, destination: str) -> Contact:
         """Return the contact of a delivery: its route's, else its destination's."""
         return self.contacts.get(("route", route)) or self.contacts.get(("destination", destination)) or NOBODY
+
+    @property
+    def redactions(self) -> Mapping[str, Redaction]:
+        """Return what the sources hide that hide anything, by name."""
+        return {name: source.redaction for name, source in self.sources.items() if source.redaction is not None}
 
     @property
     def has_responses(self) -> bool:

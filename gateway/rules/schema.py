@@ -23,6 +23,7 @@ from gateway.rules.defaults import OF_DESTINATIONS
 from gateway.rules.event_view import ITEM
 from gateway.rules.expression_kinds import CEL, CEL_CONDITION, CEL_SCALAR, EXPRESSION_NAME, SPLIT, provider
 from gateway.rules.policy import FORBIDDEN, REQUIRED
+from gateway.rules.redact_paths import EXPECTED, parse_redact_path
 from gateway.rules.request_presets import REQUEST_PRESETS
 from gateway.rules.request_presets.field_kinds import field_kind
 from gateway.rules.request_templates import Method, PathTemplate, parameter
@@ -485,6 +486,12 @@ SOURCE = MappingKind(
             about="Whether requests whose signature or credential was refused are kept for 7 days, "
             "to be verified again by `gateway rejected retry`.",
             default=False,
+        ),
+        Key(
+            name="redact",
+            kind=Several("a list of paths", Tree(EXPECTED, str, parse_redact_path, {"type": "string"}, is_raw=True)),
+            about="What commands, the API and the console hide of its events: body.card.number, headers.x-api-key. "
+            "Deliveries and the log have all of it.",
         ),
         Key(
             name="public_url",

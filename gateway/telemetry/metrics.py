@@ -87,6 +87,10 @@ REJECTIONS = (
     "unreadable_body",
     "wrong_recipient",
 )
+ACCESS_REFUSALS = (
+    *("bad_identity", "bad_token", "expired_token", "foreign_page", "no_credentials", "not_local"),
+    *("too_many_guesses", "unknown_person", "untrusted_proxy"),
+)
 CONNECTION_REFUSALS = (
     "bug",
     "client_certificate_refused",
@@ -542,6 +546,9 @@ class Metrics(Collector):
         self.index_left_out = counter(
             "index_records_left_out", "Records that the index hasn't taken, by reason.", "reason"
         )
+        self.access_refused = counter(
+            "access_refused", "Requests at the admin address of nobody who may ask, by reason.", "reason"
+        )
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log responds and accepts all appends.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")
@@ -556,6 +563,7 @@ class Metrics(Collector):
 
         _each(self.requests, (NO_SOURCE,), STATUSES)
         _each(self.rejected, (NO_SOURCE,), ("head_slow", "head_too_large", "malformed_request", "unknown_source"))
+        _each(self.access_refused, (), ACCESS_REFUSALS)
         for reason in CONNECTION_REFUSALS:
             self.connections_refused.labels(reason)
         for result in RELOADS:

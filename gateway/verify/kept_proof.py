@@ -16,11 +16,13 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
-from gateway.model import Headers
+from gateway.model import Headers, RefusedError
 from gateway.verify.check import MAX_CANDIDATES
+from gateway.verify.content import Content
 from gateway.verify.credentials import Credential
 from gateway.verify.json_web_tokens import JsonWebToken
 from gateway.verify.message_signatures import MessageSignature
@@ -65,6 +67,39 @@ def why_not_kept(verifier: Verifier) -> str:
 def is_body_secret(verifier: Verifier) -> bool:
     """Return whether a credential is in the body of a source's requests."""
     return any(isinstance(check, Credential) and check.path for check in verifier.checks)
+
+
+class Proofs(NamedTuple):
+    """Where an event has what proves who sent it: in which headers (lower-case names) and parameters, and as what.
+
+    `values` are the signatures and credentials in its body.
+    """
+
+    headers: frozenset[bytes]
+    parameters: frozenset[str]
+    values: tuple[bytes, ...]
+
+
+def proofs_in(verifier: Verifier, request: Request) -> Proofs:
+    """Return what a stored request has of signatures and credentials: what must not go to where it isn't needed."""
+    specs = verifier.signing_specs
+    named = {spec.header.lower().encode() for spec in specs if spec.header is not None}
+    signatures = {b"signature", b"signature-input"} if _has_message_signature(verifier) else set[bytes]()
+    headers = verifier.credential_headers | named | _proof_headers(verifier) | signatures
+    parameters = verifier.credential_query | {spec.query for spec in specs if spec.query is not None}
+    paths = [check.path for check in verifier.checks if isinstance(check, Credential | Signature) and check.path]
+    content, values = Content(request), list[bytes]()
+    for path in paths:
+        with suppress(RefusedError):  # a body of another kind has no such field
+            values += [value for value in content.fields(path) if value]
+    for name in [check.form for check in verifier.checks if isinstance(check, Signature) and check.form]:
+        with suppress(RefusedError):
+            values += [value for key, value in content.form() if key == name.encode() and value]
+    return Proofs(headers, parameters, tuple(values))
+
+
+def _has_message_signature(verifier: Verifier) -> bool:
+    return any(isinstance(check, MessageSignature) for check in verifier.checks)
 
 
 def conceal(verifier: Verifier, request: Request, salt: bytes) -> Concealed:

@@ -231,10 +231,17 @@ async def test_a_second_process_with_the_same_file_ends_and_says_why(
             assert (await console.readiness())["ready"]
             # One that delivers goes on without.
             another = tmp_path_factory.mktemp("another")
-            async with serving(place.another("other"), another, GATEWAY_INDEX=index) as serving_too:
+            own = place.another("other")
+            async with serving(own, another, GATEWAY_INDEX=index) as serving_too:
                 assert "another has open" in (await serving_too.line("index_interrupted"))["error"]
                 told = await serving_too.readiness()
                 assert (told["ready"], len(told["notes"])) == (True, 1)
+                log = {"GATEWAY_LOG": own.url, "GATEWAY_RULES": str(serving_too.rules)}
+                admin = f"--admin=127.0.0.1:{serving_too.admin_port}"
+                code, out, _ = await run_command("status", admin, "--json", **log)
+                [row] = [each for each in map(json.loads, out.splitlines()) if each["what"].startswith("index ")]
+                assert (code, row["needs_attention"]) == (1, True)
+                assert "another has open" in row["why"]
                 assert (await post(serving_too.port, signed_post(b"{}", delivery="1")))[0] == 202
         assert await searched(folder / "index.db") == []
 

@@ -162,6 +162,10 @@ async def test_each_number_that_a_replay_reports_matches_its_destination(long_pl
             await second.received(2 * len(came) + 1, timeout=30)
             twice = Counter(request.header("gateway-event-id") for request in second.requests)
             assert twice == dict.fromkeys(came, 2) | {event: 3}
+            assert f"queued 2 deliveries of {event}: due" in await call("events", "redeliver", event)
+            await second.received(2 * len(came) + 2, timeout=30)
+            await first.received(len(came) + 1, timeout=30)
+            assert [request.header("gateway-event-id") for request in first.requests].count(event) == 2
             report(
                 f"replay of what a route missed, {long_place.kind}: {missed} of {len(came)} queued, each delivered once"
             )

@@ -3,17 +3,21 @@
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deploy.grafana.boards import BOARDS, DASHBOARDS, Board, Panel, dashboard, text_of
 from dev.stack import Stack, StackError, ask
-from tests.deploy.test_prometheus import OURS, RUNBOOKS, SUFFIX, Tool, alerts, metrics
+from tests.deploy.test_prometheus import OURS, RUNBOOKS, SUFFIX, Tool, alerts, metrics, rules
 from tests.test_documents import anchors
 
 SCRAPE_EVERY = 0.5
@@ -52,12 +56,29 @@ def test_a_query_is_about_metrics_that_there_are(panel: Panel) -> None:
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_a_query_is_about_the_gateways_of_the_namespaces_that_were_chosen(panel: Panel) -> None:
+def test_a_query_is_about_the_gateways_of_the_namespaces_and_jobs_that_were_chosen(panel: Panel) -> None:
     for query in panel.queries:
-        expr = query.at(rate_interval="1m", variables={"namespace": "production"})
-        selectors = SELECTOR.findall(expr)
-        assert len(selectors) == len(NAME.findall(expr)), expr
-        assert all(selector.startswith('namespace=~"production"') for selector in selectors), expr
+        expr = query.at(rate_interval="1m", variables={"namespace": "production", "job": "webhooks"})
+        series = re.findall(rf"({NAME.pattern}[\w:]*){SELECTOR.pattern}", expr)
+        assert len(series) == len(NAME.findall(expr)), expr
+        for name, selector in series:
+            # Objectives are of a whole gateway: what is recorded for them has no job.
+            chosen = 'namespace=~"production"' if ":" in name else 'namespace=~"production", job=~"webhooks"'
+            assert re.match(rf"{re.escape(chosen)}(, |$)", selector), expr
+
+
+def test_recorded_series_have_no_job() -> None:
+    """What the test above leaves out."""
+    recorded = [rule for rule in rules() if "record" in rule]
+    assert recorded
+    assert not any("job" in each["expr"] for each in recorded)
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.uid))
+def test_every_dashboard_is_chosen_by_the_same_variables(board: Board) -> None:
+    """In the same order, so that links between them keep what was chosen."""
+    names = [each["name"] for each in dashboard(board)["templating"]["list"]]
+    assert names[:4] == ["datasource", "runbooks", "namespace", "job"]
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: str(board.uid))
@@ -160,6 +181,24 @@ def health_of_rules(stack: Stack) -> set[str]:
     with urllib.request.urlopen(f"{stack.prometheus}/api/v1/rules", timeout=10) as response:
         groups = json.load(response)["data"]["groups"]
     return {rule["health"] for group in groups for rule in group["rules"]}
+
+
+def test_the_search_that_it_names_finds_what_is_sent(stack: Stack) -> None:
+    [(_, command)] = [each for each in stack.urls() if "search" in each[0]]
+    _, *words = shlex.split(command)
+    until = time.monotonic() + DATA_TIMEOUT
+    while not (found := events_found(words)):
+        assert time.monotonic() < until
+        time.sleep(SCRAPE_EVERY)
+    assert {each["source"] for each in found} == {"github"}
+    assert {each["key"] for each in found} == {"acme/1"}
+
+
+def events_found(words: list[str]) -> list[dict[str, Any]]:
+    told = subprocess.run(
+        [sys.executable, "-m", "gateway", *words, "--json"], capture_output=True, text=True, check=True, timeout=60
+    )
+    return [found for found in map(json.loads, told.stdout.splitlines()) if "id" in found]
 
 
 def test_an_invalid_query_says_why(stack: Stack) -> None:

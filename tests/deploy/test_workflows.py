@@ -5,9 +5,11 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -31,6 +33,23 @@ def test_actionlint_finds_nothing(tool: Tool) -> None:
         [tool("actionlint"), "-shellcheck=", "-pyflakes=", *WORKFLOWS], capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_dependabot_reads_what_there_is_and_leaves_nothing_out() -> None:
+    """By GitHub's own schema, and each folder has what its kind is made of."""
+    settings = yaml.safe_load((GITHUB / "dependabot.yml").read_text())
+    text = resources.files("check_jsonschema.builtin_schemas").joinpath("vendor/dependabot.json").read_text()
+    schema = json.loads(text)
+    jsonschema.validators.validator_for(schema)(schema).validate(settings)
+    read: dict[str, set[Path]] = {}
+    for each in settings["updates"]:
+        folders = each.get("directories") or [each["directory"]]
+        read[each["package-ecosystem"]] = {ROOT / folder.strip("/") for folder in folders}
+    assert read["uv"] == {ROOT / "requirements"}
+    assert "uv pip compile" in (ROOT / "Makefile").read_text()
+    assert read["maven"] == {file.parent for file in ROOT.glob("dev/*/pom.xml")}
+    assert all((folder / "compose.yaml").exists() for folder in read["docker-compose"])
+    assert read["github-actions"] == {ROOT}
 
 
 def test_each_action_is_pinned_to_a_commit_and_says_of_which_version() -> None:

@@ -19,7 +19,8 @@ from gateway.log.base import Partition, Position, Record, RecordHeaders, partiti
 from gateway.log.records import encode_delivery
 from gateway.log.topics import JOBS_GROUP
 from gateway.model import NO_METADATA, Disposition, RecordMetadata
-from gateway.ops.control_client import ControlClient, StoredCommand, who
+from gateway.ops.audit import who
+from gateway.ops.control_client import ControlClient, StoredCommand
 from gateway.ops.kick_report import dead_in, describe_kick
 from gateway.rules.rules import Rules
 from tests.builders import a_delivery, a_destination, a_policy, a_route, an_event

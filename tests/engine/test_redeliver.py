@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from gateway.engine.control import redelivery_records
@@ -438,6 +439,64 @@ async def test_what_was_redelivered_from_a_topic_that_has_been_recreated_was_ano
         await asyncio.sleep(10)
     assert before == 1
     assert [one.metadata.replay for one in world.stored(TIER)] == ["x", "rest"]
+
+
+@virtual
+async def test_many_that_wait_delay_no_other_and_are_told_once_each() -> None:
+    """Their retries alone would take all turns."""
+    world = await a_world(a_route())
+    await events_of(world, 60)
+    lost, _ = place_of(world, "evt_0")
+    (other,) = [decode_event(record).id for each, record in _records(world) if each != lost][:1]
+    world.log.lose_leader(lost)
+    with capture_logs() as lines:
+        world.logger = structlog.get_logger()
+        async with owning(world) as control:
+            for number in range(40):
+                await asked(world, "evt_0", name=f"w{number}")
+            await asyncio.sleep(60)
+            await asked(world, other, name="other")
+            assert (await ended(control, "other", within=2.0)).count == 1
+            await asyncio.sleep(120)
+    retried = Counter([line["command"] for line in lines if line["event"] == "job_retried"])
+    assert set(retried.values()) == {1}
+
+
+@virtual
+async def test_hundreds_of_events_of_a_newer_version_delay_no_other() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 1)
+    command = await asked(world)
+    partition, record = place_of(world, "evt_0")
+    headers = [(name, b"9" if name == "gw_v" else value) for name, value in record.headers]
+    position = await world.log.append(EVENTS, key=record.key, value=record.value, headers=headers)
+    assert position.partition == partition.number
+    assert command.redelivery is not None
+    newer = replace(command.redelivery, offset=position.offset)
+    for number in range(300):
+        await publish(world, replace(command, name=f"newer-{number}", redelivery=newer, last_records={}))
+    async with owning(world) as control:
+        await asyncio.sleep(60)
+        await asked(world, name="other")
+        assert (await ended(control, "other", within=2.0)).count == 1
+
+
+@virtual
+async def test_events_of_a_newer_version_wait_for_a_process_that_reads_them() -> None:
+    world = await a_world(a_route())
+    await events_of(world, 1)
+    command = await asked(world)
+    partition, record = place_of(world, "evt_0")
+    headers = [(name, b"9" if name == "gw_v" else value) for name, value in record.headers]
+    position = await world.log.append(EVENTS, key=record.key, value=record.value, headers=headers)
+    assert position.partition == partition.number
+    assert command.redelivery is not None
+    newer = replace(command.redelivery, offset=position.offset)
+    await publish(world, replace(command, name="newer", redelivery=newer, last_records={}))
+    async with owning(world) as control:
+        await ended(control)
+        await asyncio.sleep(30)
+        assert control.commands["redeliver/newer"].is_pending
 
 
 # Versions

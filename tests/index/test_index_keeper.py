@@ -44,6 +44,7 @@ class Kept:
             metrics=Metrics(self.registry),
             logger=structlog.get_logger(),
             is_needed=is_needed,
+            redactions=dict,
             sleep=self.clock,
         )
 

@@ -23,7 +23,8 @@ from gateway.log.embedded.log import EmbeddedLog
 from gateway.log.records import decode_delivery, encode_event, event_key
 from gateway.log.topics import Topics
 from gateway.model import UsageError
-from gateway.ops import control_client, redeliveries
+from gateway.ops import redeliveries
+from gateway.ops.audit import who
 from gateway.ops.control_client import ControlClient
 from gateway.ops.log_search import find_event
 from gateway.rules.load import load_rules
@@ -143,7 +144,7 @@ def test_an_event_is_delivered_again_and_told_where(run: Run) -> None:
     (told,) = lines(run("--follow", name, "--json")[1])
     assert (told["state"], told["is_final"], told["reason"]) == ("done", True, "lost its disk")
     assert (told["position"], len(told["deliveries"])) == (f"{EVENTS}/0@1", 3)
-    assert told["by"] == control_client.who()
+    assert told["by"] == who()
 
 
 def test_a_position_a_route_and_a_destination_say_exactly_what(run: Run) -> None:
@@ -193,7 +194,7 @@ def test_one_that_waits_is_cancelled(run: Run) -> None:
     assert carry_out() == []
     assert run("--cancel", name)[0] == 2
     code, _, err = run("--follow", name)
-    assert (code, f"cancelled after 0 deliveries of evt_1: by {control_client.who()}" in err) == (1, True)
+    assert (code, f"cancelled after 0 deliveries of evt_1: by {who()}" in err) == (1, True)
 
 
 @pytest.mark.parametrize(

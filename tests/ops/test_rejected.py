@@ -380,7 +380,7 @@ async def test_a_batch_is_split_and_each_of_its_events_is_admitted_once() -> Non
     world = await World(split=(), id=Expression("body.id")).start()
     batch = world.request(1, body=b'[{"id":"a"},{"id":"b"},{"id":"c"}]')
     await world.refuse(batch, world.request(2, body=b"[]"))
-    world.log.kill_at = 4  # the claim, and two of the events
+    world.log.kill_at = 5  # the audit record, the claim, and two of the events
     with pytest.raises(Killed):
         await world.retry()
     world.log.is_dead = False
@@ -430,7 +430,7 @@ async def test_a_kill_at_any_append_loses_nothing_and_repeats_nothing(*, is_stor
         assert (await world.retry()).outcomes == {}
         if world.log.kill_at > 0:
             break
-    assert kills == len(sent) + 3, "the claim, each event, the outcomes, the end"
+    assert kills == len(sent) + 5, "the audit record, the claim, each event, the outcomes, the end, what came of it"
 
 
 async def test_of_two_retries_at_once_each_request_is_admitted_by_one(world: World) -> None:
@@ -461,7 +461,7 @@ async def test_of_two_retries_at_once_each_request_is_admitted_by_one(world: Wor
 
 async def test_a_retry_that_does_not_wait_long_enough_says_who_is_at_it(world: World) -> None:
     await world.refuse(world.request(1))
-    world.log.kill_at = 2
+    world.log.kill_at = 3  # after the audit record and the claim
     with pytest.raises(Killed):
         await world.retry()
     world.log.is_dead = False
@@ -490,7 +490,7 @@ async def test_a_command_whose_clock_is_wrong_takes_no_partition_from_another(wo
     world.log = log = Skewed(now=lambda: world.at)
     await world.start()
     await world.refuse(world.request(1))
-    log.kill_at = 2
+    log.kill_at = 3  # after the audit record and the claim
     with pytest.raises(Killed):
         await world.retry()
     log.is_dead, log.skew = False, skew

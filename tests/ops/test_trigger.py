@@ -248,6 +248,15 @@ def test_a_request_is_printed_and_not_sent(file: Path, capsys: pytest.CaptureFix
     assert json.loads(request["body"])["created"] == fixture("stripe", "invoice.paid").at
 
 
+def test_each_run_is_of_another_event_and_what_is_set_stays(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = fixture("stripe", "invoice.paid")
+    words = ("stripe", "invoice.paid", "--rules", str(file), "--print", "--json", "--set", f"body.created={stored.at}")
+    first, second = [json.loads(json.loads(command(capsys, *words)[1])["body"]) for _ in range(2)]
+    assert len({first["id"], second["id"], stored.identity[0]}) == 3
+    assert first["created"] == second["created"] == stored.at
+    assert first["data"]["object"]["status_transitions"]["paid_at"] > stored.at
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -14,13 +14,17 @@ from gateway.engine import tiers
 from gateway.engine.commit_progress import Progress
 from gateway.engine.committer import Committer
 from gateway.engine.control.records import ControlRecord, partition_key
+from gateway.engine.control.redelivery_records import Redelivery
 from gateway.engine.control.state import Control
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.breaker import Breaker
 from gateway.engine.delivery.destination_lanes import Budget, Lane
 from gateway.engine.delivery.queues import Queues
 from gateway.engine.group_member import Member
+from gateway.engine.jobs import redeliver
 from gateway.engine.jobs.injector import Injector
+from gateway.engine.jobs.redelivery_plan import PlannedDelivery
+from gateway.engine.jobs.redelivery_plan import plan as planned
 from gateway.engine.jobs.scan import ScanningJob
 from gateway.engine.ordered.appender import _Entry
 from gateway.engine.ordered.route import OrderedRoute
@@ -28,9 +32,10 @@ from gateway.engine.partition_tracker import PendingDelivery, Tracker
 from gateway.engine.router import Router
 from gateway.engine.successor_writer import SuccessorWriter
 from gateway.log.base import Commit, Partition
-from gateway.model import Attempt, LogUnavailableError
+from gateway.model import Attempt, Event, LogUnavailableError
 from gateway.rules.event_view import EventView
-from tests.simulation.plan import Plan, Step, plan_of
+from gateway.rules.rules import Rules
+from tests.simulation.plan import REDELIVERED, Plan, Step, plan_of
 from tests.simulation.test_regressions import a_plan, an_event, behaves
 from tests.simulation.world import simulate
 
@@ -451,6 +456,66 @@ def test_a_stale_mention_of_a_deleted_topic_is_found(
     violation = simulate(plan).violation
     assert violation is not None
     assert violation.invariant == "12 nothing is skipped"
+
+
+def a_redelivery_forgets_its_answer(patch: pytest.MonkeyPatch) -> None:
+    """What is asked for is done, whatever was done under that name."""
+    patch.setattr(Control, "last_checkpoint", lambda *_: None)
+
+
+def a_redelivery_goes_everywhere(patch: pytest.MonkeyPatch) -> None:
+    """An event belongs to all who take it."""
+
+    def generous(rules: Rules, event: Event, which: Redelivery) -> Sequence[PlannedDelivery] | str:
+        return planned(rules, event, replace(which, destination=None))
+
+    patch.setattr(redeliver, "plan", generous)
+
+
+def a_redelivery_leaves_one_out(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(redeliver, "plan", lambda *given: planned(*given)[:-1])
+
+
+def a_redelivery_is_told_and_not_queued(patch: pytest.MonkeyPatch) -> None:
+    async def credulous(_self: Injector, deliveries: Iterable[object], _is_wanted: object) -> list[bool]:
+        return [True for _ in deliveries]
+
+    patch.setattr(Injector, "inject", credulous)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "invariant"),
+    [
+        (a_redelivery_forgets_its_answer, "12 a redelivery is done once"),
+        (a_redelivery_goes_everywhere, "12 a redelivery is of what was asked for"),
+        (a_redelivery_leaves_one_out, "12 nothing is skipped"),
+        (a_redelivery_is_told_and_not_queued, "31 a redelivery reports truly"),
+    ],
+)
+def test_a_wrong_redelivery_is_found(mutant: Mutant, invariant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an event that two destinations get, once to all of them and once to one; asked for twice."""
+
+    def asked(at: float, name: str, **narrowed: str) -> Step:
+        return Step(at, "redeliver", {"name": name, "event": 1, **narrowed})
+
+    plan = a_plan(
+        *[an_event(2.0 + number / 10, number) for number in range(3)],
+        *[asked(at, "all") for at in (10.0, 10.001, 20.0)],
+        *[asked(at, "one", destination="d1") for at in (30.0, 40.0)],
+        horizon=60.0,
+    )
+    [route] = plan.routes
+    plan = replace(
+        plan,
+        faults=("order", REDELIVERED),
+        destinations={**plan.destinations, "d1": plan.destinations["d0"]},
+        routes=(replace(route, to=("d0", "d1")),),
+    )
+    assert simulate(plan).violation is None
+    mutant(monkeypatch)
+    violation = simulate(plan).violation
+    assert violation is not None
+    assert violation.invariant == invariant
 
 
 def test_order_is_seen_where_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,7 @@ INTERFACE = {
     "index_oldest_event_timestamp_seconds": ("gauge", ""),
     "index_interruptions_total": ("counter", "reason"),
     "index_records_left_out_total": ("counter", "reason"),
+    "access_refused_total": ("counter", "reason"),
     "event_loop_tasks": ("gauge", ""),
     "build_info": ("gauge", "version role"),
     "owner_info": ("gauge", "kind name owner runbook"),

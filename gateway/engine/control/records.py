@@ -24,7 +24,7 @@ import orjson
 from gateway.engine.control import redelivery_records
 from gateway.engine.control.redelivery_records import Redelivery, RedeliveryResult, decode_redelivery, decode_results
 from gateway.log.base import Partition
-from gateway.log.json_fields import ID, JsonFields
+from gateway.log.json_fields import ID, PARTITION_NAME, JsonFields
 from gateway.model import NAME_PATTERN, NewerRecordError, UndecodableRecordError, shown
 
 Kind = Literal["pause", "kick", "dead", "replay", "redeliver", "checkpoint", "rules", "routed"]
@@ -68,8 +68,6 @@ _NAMES: Mapping[Kind, re.Pattern[str]] = {
     "rules": ID,
     "routed": ID,
 }
-_PARTITION_NAME = re.compile(r"(?!\.{1,2}/)[a-zA-Z0-9._-]{1,249}/(0|[1-9][0-9]{0,8})")
-"""A topic that Kafka allows (not `.` or `..`), and a partition's number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -367,7 +365,7 @@ def _offsets(fields: JsonFields, name: str) -> Mapping[str, int]:
     """Return the offsets (or checksums) of a field, by "topic/partition"."""
     offsets = fields.inside(name)
     for partition_name in offsets.names():
-        if not _PARTITION_NAME.fullmatch(partition_name):
+        if not PARTITION_NAME.fullmatch(partition_name):
             raise UndecodableRecordError(offsets.where, "topic/partition", partition_name)
     return {partition_name: offsets.integer(partition_name) for partition_name in offsets.names()}
 

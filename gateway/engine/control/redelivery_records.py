@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gateway.log.json_fields import JsonFields
+from gateway.log.json_fields import PARTITION_NAME, JsonFields
 
 FORMAT = 2
 """Version of the value of a command to redeliver: an owner of the jobs who doesn't know them leaves it to one who does,
@@ -70,12 +70,9 @@ def as_json(asked: Redelivery | None, results: Sequence[RedeliveryResult]) -> di
 def decode_redelivery(fields: JsonFields) -> Redelivery:
     """Read what a redelivery asks for. Raises UndecodableRecordError."""
     fields.allow("event", "partition", "offset", "route", "destination", "reason")
-    topic, slash, number = fields.text("partition").rpartition("/")
-    if not (topic and slash and number.isascii() and number.isdecimal()):
-        raise fields.error("partition", "topic/partition")
     return Redelivery(
         event=fields.text("event"),
-        partition=f"{topic}/{int(number)}",
+        partition=fields.text("partition", like=PARTITION_NAME, expected="topic/partition"),
         offset=fields.integer("offset"),
         route=fields.text("route") if fields.has("route") else None,
         destination=fields.text("destination") if fields.has("destination") else None,

@@ -77,16 +77,32 @@ class Redeliveries:
         self._owner = services.owner
         self._logger = services.logger
         self._sleep = services.sleep
-        self._waiting: dict[str, float] = {}
-        """Those whose event can't be read now, by key, each with the time of its next try (in the loop's time)."""
+        self._unread: dict[str, float] = {}
+        """Partitions whose events can't be read now, each with the time of its next try (in the loop's time)."""
+        self._newer: dict[str, float] = {}
+        """The same of redeliveries whose event was written by a newer version, by key."""
+        self._told: dict[str, str] = {}
+        """Why those wait that have been tried, by key."""
 
     def ready_commands(self) -> list[ControlRecord]:
-        """Return the redeliveries that are asked for, oldest first, without those that wait for their event."""
+        """Return the redeliveries that are asked for, without those that wait for their event.
+
+        Those that were never tried come first: however many wait for what isn't there, no other waits for these.
+        """
         pending = self._control.pending("redeliver")
-        if self._waiting:
-            now, waiting = asyncio.get_running_loop().time(), self._waiting
-            self._waiting = {each.key: until for each in pending if (until := waiting.get(each.key, 0.0)) > now}
-        return [command for command in pending if command.key not in self._waiting]
+        if self._told:
+            now, keys = asyncio.get_running_loop().time(), {command.key for command in pending}
+            self._unread = {name: until for name, until in self._unread.items() if until > now}
+            self._newer = {key: until for key, until in self._newer.items() if until > now}
+            self._told = {key: reason for key, reason in self._told.items() if key in keys}
+        ready = [
+            command
+            for command in pending
+            if command.redelivery is not None
+            and command.redelivery.partition not in self._unread
+            and command.key not in self._newer
+        ]
+        return sorted(ready, key=lambda command: command.key in self._told) if self._told else ready
 
     async def redeliver(self, command: ControlRecord, owner: object) -> None:
         """Carry out a redelivery, or what is left of it; one that was answered before gets the same answer."""
@@ -96,7 +112,12 @@ class Redeliveries:
             return
         try:
             await self._carry_out(run)
-        except (LogUnavailableError, NewerRecordError) as error:
+        except LogUnavailableError as error:
+            self._unread[run.asked.partition] = asyncio.get_running_loop().time() + RETRY_INTERVAL
+            await self._wait(run, str(error))
+            return
+        except NewerRecordError as error:
+            self._newer[command.key] = asyncio.get_running_loop().time() + RETRY_INTERVAL
             await self._wait(run, str(error))
             return
         except Exception as error:  # noqa: BLE001 - it would end each process that owns the jobs, one after the other
@@ -230,8 +251,9 @@ class Redeliveries:
 
     async def _wait(self, run: _Run, reason: str) -> None:
         """Let it wait for its event, or the tier, which can't be read now; others may run meanwhile."""
-        self._logger.warning("job_retried", command=run.command.key, error=reason)
-        self._waiting[run.command.key] = asyncio.get_running_loop().time() + RETRY_INTERVAL
+        if self._told.get(run.command.key) != reason:
+            self._logger.warning("job_retried", command=run.command.key, error=reason)
+        self._told[run.command.key] = reason
         await self._stop(run)
 
     async def _stop(self, run: _Run) -> None:

@@ -1,0 +1,1 @@
+"""Who asks at the admin address, and what they may see and do."""

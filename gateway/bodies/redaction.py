@@ -1,0 +1,291 @@
+"""What of an event people may not see (`redact:` of its source), in its headers, its query and its body. Pure.
+
+    body.card.number      that field; of a list, that field of each item:  {"card": [{"number": …}, {"number": …}]}
+    body.items.0  .*      an item by its position; each item, or each field
+    body.*_token          each field whose key matches
+    body                  all of it
+    headers.x-api-key     headers.x-*      query.token
+
+A body is shown as rules read it, written anew, and never as the bytes that came: these may have a key twice, of which a
+parser takes one. What can't be read as what it should be is hidden whole, and so is a text where a path goes on: it may
+be JSON once more.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+from urllib.parse import unquote_plus
+
+import orjson
+
+from gateway.bodies.codings import CONTENT_ENCODING, decompressed
+from gateway.bodies.content import read
+from gateway.bodies.media_types import Kind, kind_of
+from gateway.model import Event, Headers, UnreadableBodyError
+from gateway.text import Glob
+from gateway.turns import give_way
+
+HIDDEN = "[redacted]"
+"""What is shown instead of a value."""
+MAX_VALUES = 1000
+"""Hidden values of an event that are known one by one, to be hidden in other texts as well."""
+MIN_WORD = 8
+"""Bytes of a word in a hidden header from which it is hidden by itself: the token after `Bearer`."""
+CONTAINERS_A_TURN = 256
+
+_ANY = ("", "")
+"""The pieces of `*`."""
+
+Steps = tuple[Glob, ...]
+"""A path below its root."""
+
+
+class Redacted(NamedTuple):
+    """What people may see. `values` were taken out; with `has_more`, there were others besides."""
+
+    headers: Headers
+    query: str
+    body: bytes
+    values: tuple[bytes, ...]
+    has_more: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redaction:
+    """The paths that a source hides. Those of headers are in lower case; the body's empty path is all of it."""
+
+    body: tuple[Steps, ...] = ()
+    headers: tuple[Glob, ...] = ()
+    query: tuple[Glob, ...] = ()
+
+    def of(self, headers: Headers, query: str, body: bytes) -> Redacted:
+        """Return what people may see of a request's parts. Takes some 10 ms for a large body."""
+        values = _Values()
+        shown = tuple([(name, self._header(name, value, values)) for name, value in headers])
+        return Redacted(
+            headers=shown,
+            query=self._query(query, values),
+            body=self._body(headers, body, values) if self.body and body else body,
+            values=tuple(values.found),
+            has_more=values.has_more,
+        )
+
+    def event(self, event: Event) -> Event:
+        """Return an event as people may see it. A type or a key that is a hidden value is hidden, too."""
+        parts = self.of(event.headers, event.query, event.body)
+        return replace(
+            event,
+            type=_seen(event.type, parts.values),
+            key=None if event.key is None else _seen(event.key, parts.values),
+            headers=parts.headers,
+            query=parts.query,
+            body=parts.body,
+        )
+
+    def content(self, headers: Headers, body: bytes) -> object:
+        """Return the value of a body without what is hidden, whose keys and items aren't in it.
+
+        Raises UnreadableBodyError for a body that isn't what it should be, or is hidden whole.
+        """
+        content = _read(headers, body)
+        if _is_hidden(content, self.body):
+            raise UnreadableBodyError(400, "body_hidden", "expected a body of which some may be seen")
+        _take(content, self.body, None)
+        return content
+
+    def below(self, steps: Sequence[str]) -> "Redaction":
+        """Return one that also hides the same paths below another, of a list of events that are requests together."""
+        prefix = tuple([Glob(step, (step,)) for step in steps])
+        return replace(self, body=(*self.body, *[(*prefix, *path) for path in self.body]))
+
+    @property
+    def texts(self) -> frozenset[str]:
+        """Return a text for each path, by which two redactions are compared."""
+        roots = (("body", self.body), ("headers", _each(self.headers)), ("query", _each(self.query)))
+        written = [[root, *[step.pieces for step in steps]] for root, paths in roots for steps in paths]
+        return frozenset([orjson.dumps(path).decode() for path in written])
+
+    def _header(self, name: bytes, value: bytes, values: "_Values") -> bytes:
+        if not self.headers:
+            return value
+        text = name.lower().decode("utf-8", "replace")
+        if not _is_named(text, self.headers):
+            return value
+        values.add(value)
+        for word in value.split():
+            if len(word) >= MIN_WORD:
+                values.add(word)
+        return HIDDEN.encode()
+
+    def _query(self, query: str, values: "_Values") -> str:
+        if not self.query:
+            return query
+        shown = []
+        for pair in query.split("&"):
+            name, sign, value = pair.partition("=")
+            if not _is_named(unquote_plus(name), self.query):
+                shown.append(pair)
+                continue
+            values.add(value.encode("utf-8", "surrogateescape"))
+            values.add(unquote_plus(value).encode("utf-8", "surrogateescape"))
+            shown.append(f"{name}{sign}{HIDDEN if sign else ''}")
+        return "&".join(shown)
+
+    def _body(self, headers: Headers, body: bytes, values: "_Values") -> bytes:
+        try:
+            content = _read(headers, body)
+        except UnreadableBodyError:
+            values.has_more = True
+            return HIDDEN.encode()
+        if _is_hidden(content, self.body):
+            values.add_all(content)
+            return HIDDEN.encode()
+        values.add_all(_take(content, self.body, HIDDEN))
+        try:
+            return orjson.dumps(content)
+        except TypeError:  # orjson reads what is nested more deeply than it writes
+            values.has_more = True
+            return HIDDEN.encode()
+
+
+class _Values:
+    """What was taken out of an event, each value once."""
+
+    def __init__(self) -> None:
+        self.found: dict[bytes, None] = {}
+        self.has_more = False
+
+    def add(self, value: bytes) -> None:
+        if len(self.found) < MAX_VALUES:
+            self.found[value] = None
+        else:
+            self.has_more |= value not in self.found
+
+    def add_all(self, root: object) -> None:
+        """Add the texts and numbers in a value."""
+        for leaf in _leaves(root):
+            if isinstance(leaf, str):
+                self.add(leaf.encode("utf-8", "surrogateescape"))
+            elif isinstance(leaf, int | float) and not isinstance(leaf, bool):
+                self.add(orjson.dumps(leaf))
+            if self.has_more:
+                return
+
+
+def _seen(text: str, values: Sequence[bytes]) -> str:
+    return HIDDEN if text.encode("utf-8", "surrogateescape") in values else text
+
+
+def _each(globs: Iterable[Glob]) -> list[Steps]:
+    return [(glob,) for glob in globs]
+
+
+def _is_named(name: str, globs: Iterable[Glob]) -> bool:
+    return any(name == glob.text if len(glob.pieces) == 1 else glob.matches(name) for glob in globs)
+
+
+def _read(headers: Headers, body: bytes) -> object:
+    """Return a body's value as rules read it. Raises UnreadableBodyError, also for what others would read as JSON."""
+    kind = next((value for name, value in headers if name.lower() == b"content-type"), b"").decode("utf-8", "replace")
+    codings = [value for name, value in headers if name.lower() == CONTENT_ENCODING]
+    coding = b",".join(codings).decode("latin-1")
+    content = read(body, coding, kind)
+    if kind_of(kind) in (Kind.FORM, Kind.MULTIPART):
+        text = decompressed(body, coding) if coding else body
+        if text.lstrip()[:1] in (b"{", b"[", b"<"):  # sent by a client that calls everything a form
+            raise UnreadableBodyError(400, "body_not_form", "expected a form, got something else")
+    return content
+
+
+def _is_hidden(value: object, paths: Sequence[Steps]) -> bool:
+    """Return whether all of a value is hidden that these paths are below."""
+    return bool(paths) and (() in paths or isinstance(value, str))
+
+
+_Waiting = list[tuple[object, Sequence[Steps]]]
+"""Containers to look into, each with the paths below it."""
+
+
+def _take(root: object, paths: Sequence[Steps], instead: str | None) -> list[object]:
+    """Take out of a value what is hidden, put something else there, or nothing, and return it. Changes the value."""
+    taken = list[object]()
+    waiting: _Waiting = [(root, paths)]
+    visited = 0
+    while waiting:
+        visited += 1
+        if visited % CONTAINERS_A_TURN == 0:
+            give_way()
+        container, below = waiting.pop()
+        if isinstance(container, dict):
+            taken += _take_fields(container, below, instead, waiting)
+        elif isinstance(container, list):
+            taken += _take_items(container, below, instead, waiting)
+    return taken
+
+
+def _take_fields(
+    container: dict[str, object], paths: Sequence[Steps], instead: str | None, waiting: _Waiting
+) -> Iterator[object]:
+    for key, rest in _fields(container, paths):
+        value = container[key]
+        if not _is_hidden(value, rest):
+            waiting.append((value, rest))
+            continue
+        yield value
+        if instead is None:
+            del container[key]
+        else:
+            container[key] = instead
+
+
+def _take_items(
+    container: list[object], paths: Sequence[Steps], instead: str | None, waiting: _Waiting
+) -> Iterator[object]:
+    kept = list[object]()
+    for number, value in enumerate(container):
+        rest = _item(paths, str(number))
+        if _is_hidden(value, rest):
+            yield value
+            kept += [] if instead is None else [instead]
+            continue
+        if rest:
+            waiting.append((value, rest))
+        kept.append(value)
+    container[:] = kept
+
+
+def _fields(container: dict[str, object], paths: Sequence[Steps]) -> list[tuple[str, list[Steps]]]:
+    """Return the keys of a mapping that paths enter, each with what is left of them."""
+    found: dict[str, list[Steps]] = {}
+    for step, *rest in paths:
+        if len(step.pieces) == 1:
+            keys = [step.text] if step.text in container else []
+        else:
+            keys = [key for key in container if step.matches(key)]
+        for key in keys:
+            found.setdefault(key, []).append(tuple(rest))
+    return list(found.items())
+
+
+def _item(paths: Sequence[Steps], number: str) -> list[Steps]:
+    """Return what is left of paths for an item of a list: `*` and a position enter it, any other step all of them."""
+    rest = list[Steps]()
+    for path in paths:
+        step = path[0]
+        if step.text == number or step.pieces == _ANY:
+            rest.append(path[1:])
+        elif not step.text.isdecimal():
+            rest.append(path)
+    return rest
+
+
+def _leaves(root: object) -> Iterator[object]:
+    waiting = [root]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+        else:
+            yield value

@@ -1,0 +1,145 @@
+"""Who has done what: written to `gateway.audit` before it is done, and again with what came of it.
+
+    begin ──▶ the act ──▶ came_of: ordered ──▶ came_of: done, cancelled …     each a record of the same act
+      └─ can't be written: nothing is done
+
+A kill between the two leaves an act of which nothing more is known than that it was about to be done.
+"""
+
+import getpass
+import os
+import secrets
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+import structlog
+
+from gateway.access.principal import Principal
+from gateway.log.audit_records import ActOutcome, AuditRecord, decode_audit_record, encode_audit_record
+from gateway.log.base import Log, Partition
+from gateway.log.topics import Topics
+from gateway.model import LogUnavailableError, RecordTooLargeError, UnreadableRecordError, immutable
+from gateway.ops.log_search import newest_first
+
+logger = structlog.get_logger(__name__)
+COMMAND = "command"
+"""How it is known who runs a command: this machine says so, and whoever has an account there may say anything."""
+LOOPBACK = "loopback"
+"""As little is known of who is on this machine and asks its admin address."""
+
+
+@immutable
+class Actor:
+    """Who does something, how that is known, and from where; `is_proven`: they had to prove it."""
+
+    who: str
+    via: str
+    origin: str
+    is_proven: bool
+
+    @classmethod
+    def of_command(cls) -> "Actor":
+        """Return who runs this command, as far as this machine knows."""
+        name = who()
+        return cls(who=name, via=COMMAND, origin=name.rpartition("@")[2], is_proven=False)
+
+    @classmethod
+    def of(cls, principal: Principal, origin: str) -> "Actor":
+        """Return who makes a request, from an address."""
+        is_proven = principal.via != LOOPBACK
+        return cls(who=principal.name, via=principal.via, origin=origin, is_proven=is_proven)
+
+
+def who() -> str:
+    """Return who runs this command, as far as this machine knows: "user@host"."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+class Auditor:
+    """Writes what one actor does, for one reason."""
+
+    def __init__(self, log: Log, topics: Topics, actor: Actor, why: str = "") -> None:
+        self._log = log
+        self._topics = topics
+        self.actor = actor
+        self._why = why
+
+    async def begin(self, what: str, on: str) -> AuditRecord:
+        """Write that something is about to be done, and return it. Raises LogUnavailableError: then it must not be."""
+        act = AuditRecord(
+            id=f"act_{secrets.token_hex(16)}",
+            at=self._log.now(),
+            who=self.actor.who,
+            via=self.actor.via,
+            is_proven=self.actor.is_proven,
+            origin=self.actor.origin,
+            what=what,
+            on=on,
+            why=self._why,
+        )
+        await self._append(act)
+        return act
+
+    async def came_of(self, act: AuditRecord, outcome: ActOutcome, detail: str = "") -> None:
+        """Write what came of it; if that fails, a log line says so: it is done all the same."""
+        try:
+            await self._append(replace(act, at=self._log.now(), outcome=outcome, detail=detail))
+        except (LogUnavailableError, RecordTooLargeError) as error:
+            logger.warning("audit_record_failed", act=act.id, outcome=outcome, error=str(error))
+
+    async def _append(self, act: AuditRecord) -> None:
+        record = encode_audit_record(act)
+        await self._log.append(self._topics.audit, key=record.key, value=record.value, headers=record.headers)
+
+
+@immutable
+class Act:
+    """Something that was done, or was about to be: its first record, and what has come of it."""
+
+    record: AuditRecord
+    outcome: ActOutcome
+    detail: str
+    ended_at: float | None
+    """When that was known; None if nothing is."""
+
+
+@immutable
+class UnreadableAct:
+    """A record that can't be read, where it is, when it was stored, and why."""
+
+    position: str
+    at: float
+    problem: str
+
+
+async def read_acts(
+    log: Log, topics: Topics, *, since: float | None = None, unread: dict[Partition, str] | None = None
+) -> AsyncGenerator[Act | UnreadableAct, None]:
+    """Yield what was done, newest first, with what came of it; with `since` (Unix seconds) what began from then on.
+
+    What can't be read is among it. With `unread`, unreadable partitions are recorded there, with the reason.
+    """
+    outcomes: dict[str, AuditRecord] = {}
+    async with aclosing(newest_first(log, [topics.audit], since=since, unread=unread)) as history:
+        async for found in history:
+            try:
+                record = decode_audit_record(found.record)
+            except UnreadableRecordError as error:
+                yield UnreadableAct(position=found.position, at=found.record.appended_at, problem=str(error))
+                continue
+            if record.outcome is not ActOutcome.BEGUN:
+                outcomes.setdefault(record.id, record)  # the last one, as it is read first
+                continue
+            last = outcomes.pop(record.id, None)
+            yield Act(
+                record=record,
+                outcome=record.outcome if last is None else last.outcome,
+                detail="" if last is None else last.detail,
+                ended_at=None if last is None else last.at,
+            )

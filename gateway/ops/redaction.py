@@ -1,0 +1,106 @@
+"""What commands and pages show of an event: without what its source's `redact` hides, wherever that is repeated.
+
+Each function returns the same kind of thing as it takes, so that what shows it needs to know nothing of it.
+"""
+
+import re
+from dataclasses import replace
+
+from gateway.bodies.redaction import HIDDEN, Redacted, Redaction
+from gateway.client.masking import MIN_SECRET, Mask
+from gateway.model import Event, ResponseExcerpt
+from gateway.ops.dead_letters import DeadLetter
+from gateway.ops.rejected import Rejected
+from gateway.rules.rules import Rules
+from gateway.text import MASK
+
+
+class Echoes:
+    """Hides an event's hidden values in other texts: what a destination responded, why an expression failed.
+
+    A value of four bytes and more is hidden in any form in which a text may have it, a shorter one where it stands by
+    itself. If not all values are known, because the body couldn't be read or has too many, the whole text is hidden.
+    """
+
+    def __init__(self, redacted: Redacted | None) -> None:
+        values = () if redacted is None else redacted.values
+        self._is_all = redacted is not None and redacted.has_more
+        self._mask = Mask([value for value in values if len(value) >= MIN_SECRET])
+        short = [re.escape(value) for value in values if 0 < len(value) < MIN_SECRET]
+        self._short = re.compile(rb"(?<![0-9A-Za-z])(?:" + b"|".join(short) + rb")(?![0-9A-Za-z])") if short else None
+
+    def bytes(self, text: bytes, *, is_cut: bool = False) -> bytes:
+        """Return a text without them; `is_cut`: it may end in the middle of one."""
+        if self._is_all:
+            return HIDDEN.encode() if text else text
+        text = self._mask.masked_beginning(text) if is_cut else self._mask.masked(text)
+        return text if self._short is None else self._short.sub(MASK.encode(), text)
+
+    def text(self, text: str) -> str:
+        """Return a text without them."""
+        return self.bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+
+    def excerpt(self, excerpt: ResponseExcerpt) -> ResponseExcerpt:
+        """Return what was kept of a response without them."""
+        return replace(
+            excerpt,
+            headers=tuple([(self.bytes(name), self.bytes(value)) for name, value in excerpt.headers]),
+            body=self.bytes(excerpt.body, is_cut=excerpt.is_body_cut),
+        )
+
+
+class Redactions:
+    """What the sources of the rules hide; nothing of a source that they don't have, or without rules."""
+
+    def __init__(self, rules: Rules | None) -> None:
+        sources = {} if rules is None else rules.sources
+        self._sources = {name: source for name, source in sources.items() if source.redaction is not None}
+
+    def of(self, source: str) -> Redaction | None:
+        """Return what a source hides; None if that is nothing."""
+        found = self._sources.get(source)
+        return None if found is None else found.redaction
+
+    def event(self, event: Event) -> Event:
+        """Return an event as people may see it."""
+        redaction = self.of(event.source)
+        return event if redaction is None else redaction.event(event)
+
+    def names(self, event: Event) -> Event:
+        """Return an event whose type and key people may see; nothing else of it is changed."""
+        seen = self.event(event)
+        return replace(event, type=seen.type, key=seen.key)
+
+    def echoes(self, event: Event) -> Echoes:
+        """Return what hides the event's values in other texts. Takes some milliseconds, once for all texts."""
+        redaction = self.of(event.source)
+        return Echoes(None if redaction is None else redaction.of(event.headers, event.query, event.body))
+
+    def letter(self, letter: DeadLetter) -> DeadLetter:
+        """Return a dead letter as people may see it.
+
+        Of one that can't be decoded nobody knows the source, so its values are hidden if any source hides some.
+        """
+        if letter.decoded is None:
+            if not self._sources:
+                return letter
+            headers = tuple([(name, HIDDEN.encode()) for name, _ in letter.record.headers])
+            return replace(letter, record=letter.record._replace(value=HIDDEN.encode(), headers=headers))
+        delivery, metadata = letter.decoded.delivery, letter.decoded.metadata
+        if self.of(delivery.event.source) is None:
+            return letter
+        echoes = self.echoes(delivery.event)
+        attempts = tuple([replace(each, detail=echoes.text(each.detail)) for each in delivery.attempts])
+        seen = replace(delivery, event=self.event(delivery.event), attempts=attempts)
+        metadata = replace(metadata, detail=echoes.text(metadata.detail))
+        return replace(letter, decoded=replace(letter.decoded, delivery=seen, metadata=metadata))
+
+    def rejected(self, rejected: Rejected) -> Rejected:
+        """Return a refused request as people may see it; its body may be a list of events."""
+        request = rejected.request
+        source = None if request is None else self._sources.get(request.source)
+        if request is None or source is None or source.redaction is None:
+            return rejected
+        redaction = source.redaction if source.split is None else source.redaction.below(source.split)
+        seen = redaction.of(request.headers, request.query, request.body)
+        return replace(rejected, request=replace(request, headers=seen.headers, query=seen.query, body=seen.body))

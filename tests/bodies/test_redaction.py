@@ -1,0 +1,186 @@
+"""What `redact:` hides of headers, a query and a body, and that nothing of it is left anywhere."""
+
+import gzip
+import json
+from collections.abc import Mapping
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.bodies.redaction import HIDDEN, MAX_VALUES, Redaction
+from gateway.model import UnreadableBodyError
+from gateway.rules.redact_paths import parse_redact_path, redaction_of
+from tests.builders import an_event
+
+JSON = ((b"Content-Type", b"application/json"),)
+FORM = ((b"Content-Type", b"application/x-www-form-urlencoded"),)
+
+
+def hiding(*paths: str) -> Redaction:
+    return redaction_of([parse_redact_path(path) for path in paths])
+
+
+def shown(body: object, *paths: str) -> object:
+    """Return a JSON body as people may see it."""
+    return orjson.loads(hiding(*paths).of(JSON, "", orjson.dumps(body)).body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("body.card.number", {"card": {"number": "4242", "year": 30}}, {"card": {"number": HIDDEN, "year": 30}}),
+        ("body.card.number", {"card": {"number": 4242}}, {"card": {"number": HIDDEN}}),
+        ("body.card", {"card": {"number": "4242"}, "id": 1}, {"card": HIDDEN, "id": 1}),
+        ("body.card", {"card": None}, {"card": HIDDEN}),
+        ("body.card.number", {"id": 1, "card": None}, {"id": 1, "card": None}),
+        # A list's items, however deep in lists.
+        ("body.cards.number", {"cards": [{"number": 1}, {"number": 2}]}, {"cards": [{"number": HIDDEN}] * 2}),
+        ("body.cards.number", {"cards": [[{"number": 1}]]}, {"cards": [[{"number": HIDDEN}]]}),
+        ("body.number", [{"number": 1}, {"id": 2}], [{"number": HIDDEN}, {"id": 2}]),
+        ("body.names.0", {"names": ["a", "b"]}, {"names": [HIDDEN, "b"]}),
+        ("body.names.*", {"names": ["a", "b"]}, {"names": [HIDDEN, HIDDEN]}),
+        ("body.cards.1.n", {"cards": [{"n": 1}, {"n": 2}]}, {"cards": [{"n": 1}, {"n": HIDDEN}]}),
+        ("body.cards.*.number", {"cards": [{"number": 1, "a": "b"}]}, {"cards": [{"number": HIDDEN, "a": "b"}]}),
+        ("body.0", {"0": "a", "1": "b"}, {"0": HIDDEN, "1": "b"}),
+        # Globs.
+        ("body.*_token", {"a_token": "x", "token": "y"}, {"a_token": HIDDEN, "token": "y"}),
+        ("body.*.n", {"a": {"n": "x"}, "b": {"n": "y", "c": 1}}, {"a": {"n": HIDDEN}, "b": {"n": HIDDEN, "c": 1}}),
+        ('body."a.b".c', {"a.b": {"c": 1}, "a": {"b": {"c": 2}}}, {"a.b": {"c": HIDDEN}, "a": {"b": {"c": 2}}}),
+        ('body."a*"', {"a*": 1, "ab": 2}, {"a*": HIDDEN, "ab": 2}),
+        # A text where the path goes on may be JSON once more.
+        ("body.card.number", {"card": '{"number": "4242"}'}, {"card": HIDDEN}),
+        ("body.cards.number", {"cards": ['{"number": "4242"}', 1]}, {"cards": [HIDDEN, 1]}),
+    ],
+)  # fmt: skip
+def test_a_path_hides_what_it_names(path: str, body: object, expected: object) -> None:
+    assert shown(body, path) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "paths"),
+    [
+        (b"[1, 2]", ["body"]),
+        (b'"{\\"card\\": 4242}"', ["body.card"]),  # JSON in a text
+        (b"card=4242", ["body.card"]),  # no JSON
+        (b'{"card": 4242', ["body.card"]),
+        (b"\xff\x00", ["body.card"]),
+        (b"[" * 300 + b"]" * 300, ["body.card"]),  # more deeply nested than can be written again
+    ],
+)
+def test_what_cant_be_read_as_what_it_should_be_is_hidden_whole(body: bytes, paths: list[str]) -> None:
+    assert hiding(*paths).of(JSON, "", body).body == HIDDEN.encode()
+
+
+def test_json_that_a_client_calls_a_form_is_hidden_whole() -> None:
+    for body in (b'{"card": {"number": "4242"}}', b' [{"number": "4242"}]', b"<card><number>4242</number></card>"):
+        assert hiding("body.card.number").of(FORM, "", body).body == HIDDEN.encode()
+
+
+def test_a_key_that_is_there_twice_is_shown_as_rules_read_it_and_not_as_it_came() -> None:
+    assert hiding("body.card.number").of(JSON, "", b'{"card": {"number": 4242}, "card": {}}').body == b'{"card":{}}'
+
+
+def test_forms_xml_and_compressed_bodies_are_shown_as_rules_read_them() -> None:
+    text = b"card=4242&card=4343&id=1&payload=%7B%22token%22%3A1%7D"
+    form = hiding("body.card", "body.payload.token").of(FORM, "", text)
+    assert orjson.loads(form.body) == {"card": HIDDEN, "id": "1", "payload": {"token": HIDDEN}}
+    xml = hiding("body.order.card.number").of(
+        ((b"content-type", b"text/xml"),), "", b"<order><card><number>4242</number></card><id>1</id></order>"
+    )
+    assert orjson.loads(xml.body) == {"order": {"card": {"number": HIDDEN}, "id": "1"}}
+    headers = (*JSON, (b"Content-Encoding", b"gzip"))
+    assert hiding("body.card").of(headers, "", gzip.compress(b'{"card": 1}')).body == b'{"card":"[redacted]"}'
+    boundary = b"--b\r\nContent-Disposition: form-data; name=card\r\n\r\n4242\r\n--b--\r\n"
+    multipart = ((b"Content-Type", b"multipart/form-data; boundary=b"),)
+    assert hiding("body.card").of(multipart, "", boundary).body == b'{"card":"[redacted]"}'
+
+
+def test_headers_are_hidden_by_their_names_in_any_case_and_each_line_of_them() -> None:
+    headers = ((b"X-API-Key", b"secret-1"), (b"x-api-key", b"secret-2"), (b"X-Other", b"seen"))
+    expected = ((b"X-API-Key", HIDDEN.encode()), (b"x-api-key", HIDDEN.encode()), (b"X-Other", b"seen"))
+    assert hiding("headers.X-Api-Key").of(headers, "", b"").headers == expected
+    assert hiding("headers.x-api-*").of(headers, "", b"").headers == expected
+
+
+def test_parameters_are_hidden_by_their_names_however_they_are_written() -> None:
+    seen = hiding("query.to*en").of((), "token=4242&id=1&t%6Fken=4343&token", b"").query
+    assert seen == f"token={HIDDEN}&id=1&t%6Fken={HIDDEN}&token"
+
+
+def test_without_a_path_in_the_body_it_is_shown_as_it_came() -> None:
+    assert hiding("headers.x-api-key").of(JSON, "", b'{"a" : 1}').body == b'{"a" : 1}'
+    assert hiding("body.card").of(JSON, "", b"").body == b""
+
+
+def test_hidden_values_are_known_to_be_hidden_elsewhere() -> None:
+    headers = (*JSON, (b"Authorization", b"Bearer abcdefgh"))
+    found = hiding("headers.authorization", "query.t", "body.card").of(
+        headers, "t=a%20b", b'{"card": {"number": "4242", "year": 30, "is_new": true}}'
+    )
+    assert {*found.values} == {b"Bearer abcdefgh", b"abcdefgh", b"a%20b", b"a b", b"4242", b"30"}
+    assert not found.has_more
+
+
+def test_how_many_are_known_is_bounded_and_told() -> None:
+    found = hiding("body.cards").of(JSON, "", orjson.dumps({"cards": list(range(MAX_VALUES + 5))}))
+    assert len(found.values) == MAX_VALUES
+    assert found.has_more
+    assert hiding("body.card").of(JSON, "", b"{").has_more
+
+
+def test_an_event_stays_what_it_is_but_for_what_is_hidden() -> None:
+    event = an_event(key="k", query="token=1", body={"card": 4242, "id": 1})
+    seen = hiding("body.card", "query.token").event(event)
+    assert (seen.id, seen.type, seen.key, seen.received_at) == (event.id, event.type, event.key, event.received_at)
+    assert (seen.query, seen.body) == (f"token={HIDDEN}", b'{"card":"[redacted]","id":1}')
+    assert b"4242" in event.body
+
+
+def test_a_type_or_a_key_that_is_a_hidden_value_is_hidden_too() -> None:
+    seen = hiding("body.card").event(an_event(type="42", key="4343", body={"card": {"n": 4343, "kind": "42"}}))
+    assert (seen.type, seen.key) == (HIDDEN, HIDDEN)
+    assert hiding("body.card").event(an_event(body={"card": 4343})).key is None
+
+
+def test_the_content_for_a_search_lacks_what_is_hidden() -> None:
+    content = hiding("body.card", "body.names.0").content(JSON, b'{"card": {"number": 4242}, "id": 1, "names": [1, 2]}')
+    assert content == {"id": 1, "names": [2]}
+    for body in (b'{"id"', b'"text"'):
+        with pytest.raises(UnreadableBodyError):
+            hiding("body.card").content(JSON, body)
+
+
+def test_of_a_list_of_events_the_paths_hold_in_each_of_them() -> None:
+    redaction = hiding("body.card").below(("data", "events"))
+    body = b'{"data": {"events": [{"card": 4242}, {"card": 4343}]}, "card": 4444}'
+    expected = {"data": {"events": [{"card": HIDDEN}, {"card": HIDDEN}]}, "card": HIDDEN}
+    assert orjson.loads(redaction.of(JSON, "", body).body) == expected
+
+
+def test_redactions_are_compared_by_their_paths() -> None:
+    assert hiding("body.a", "headers.X", "query.b").texts == hiding("query.b", "headers.x", "body.a").texts
+    assert len(hiding("body.a", 'body."a*"', "body.a*", "headers.a", "query.a", "body").texts) == 6
+
+
+SECRET = "s3cr3t-4242"
+KEYS = st.sampled_from(["card", "number", "0", "a", "a.b", "*"])
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(0, 9), st.sampled_from(["", "x", SECRET])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4), VALUES)
+def test_nothing_of_a_named_field_is_left_whatever_is_around_it(around: Mapping[str, object], value: object) -> None:
+    body = {**{key: _without(each) for key, each in around.items()}, "card": {"number": value, "n": 1}}
+    text = json.dumps(shown(body, "body.card.number"))
+    assert SECRET not in text
+    content = hiding("body.card.number").content(JSON, orjson.dumps(body))
+    assert SECRET not in json.dumps(content)
+
+
+def _without(value: object) -> object:
+    return orjson.loads(orjson.dumps(value).replace(SECRET.encode(), b"x"))

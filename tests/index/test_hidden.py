@@ -1,0 +1,133 @@
+"""What the rules hide isn't found by a search, whatever was hidden when the file was made."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.bodies.redaction import HIDDEN, Redaction
+from gateway.index.file import IndexOutdatedError
+from gateway.index.index import Index, Interruption, open_index
+from gateway.index.terms import terms_of
+from gateway.model import RecordMetadata
+from gateway.rules.redact_paths import parse_redact_path, redaction_of
+from tests.builders import an_attempt, an_event
+from tests.index.company import Company
+
+BODY = {"card": {"number": "4242424242424242", "cvc": "123"}, "note": "hello world"}
+GUESSES = ("body.card.number:4242424242424242", "4242424242424242", "body.card.cvc:123", "123", "key:4242424242424242")
+
+
+def hiding(*paths: str) -> Redaction:
+    return redaction_of([parse_redact_path(path) for path in paths])
+
+
+async def found(index: Index, text: str) -> int:
+    return len((await index.search(text)).events)
+
+
+async def found_by_guessing(index: Index) -> list[str]:
+    return [guess for guess in GUESSES if await found(index, guess)]
+
+
+def test_a_hidden_value_is_no_term_of_its_event() -> None:
+    terms = terms_of(an_event(body=BODY), hiding("body.card")).text
+    assert "4242" not in terms
+    assert "123" not in terms
+    assert {"body.note:hello␠world", "=hello", "=world"} <= {*terms.splitlines()}
+
+
+def test_a_body_that_cant_be_read_has_no_terms_if_some_of_it_is_hidden() -> None:
+    event = an_event(body=b"card 4242")
+    assert "=4242" in terms_of(event).text
+    assert "=4242" in terms_of(event, hiding("headers.x-api-key")).text
+    assert "4242" not in terms_of(event, hiding("body.card")).text
+
+
+async def test_a_hidden_value_is_not_found_by_guessing(any_company: Company, path: Path) -> None:
+    company = any_company
+    await company.event(key="4242424242424242", body=BODY)
+    await company.event(source="stripe", body=BODY)
+    hidden = {"github": hiding("body.card")}
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        await index.refresh()
+        assert await found(index, "hello source:github") == 1
+        for guess in GUESSES:
+            assert await found(index, f"{guess} source:github") == 0, guess
+        assert await found(index, "4242424242424242 source:stripe") == 1  # which hides nothing
+        assert (await index.search("source:github")).events[0].key == HIDDEN
+
+
+async def test_a_delivery_that_repeats_a_hidden_value_is_told_without_it(company: Company, path: Path) -> None:
+    event, *_ = await company.event(body=BODY)
+    metadata = RecordMetadata(dead_reason="expression_error", detail="got '4242424242424242'")
+    attempt = an_attempt(detail="no card 4242424242424242")
+    await company.carry(company.topics.dead, event, metadata=metadata, attempts=(attempt,))
+    other, *_ = await company.event(source="stripe", body=BODY)
+    await company.carry(company.topics.dead, other, metadata=metadata, attempts=(attempt,))
+    hidden = {"github": hiding("body.card")}
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        await index.refresh()
+        for its, details in ((event, {HIDDEN}), (other, {"got '4242424242424242'", "no card 4242424242424242"})):
+            known = await index.event(its.id)
+            assert known is not None
+            (delivery,) = await index.deliveries(known)
+            assert {delivery.detail, *[each.detail for each in delivery.attempts]} == details
+
+
+async def test_a_path_that_is_added_makes_the_file_anew(any_company: Company, path: Path) -> None:
+    company = any_company
+    await company.event(key="4242424242424242", body=BODY)
+    hidden = dict[str, Redaction]()
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        await index.refresh()
+        assert await found_by_guessing(index) == list(GUESSES)
+        hidden = {"github": hiding("body.card")}
+        with pytest.raises(IndexOutdatedError, match="the rules hide more now of what came from github"):
+            await index.refresh()
+        assert await found_by_guessing(index) == []  # at once: the file is empty
+        await index.refresh()
+        assert await found(index, "hello") == 1
+        assert await found_by_guessing(index) == []
+        assert (await index.statistics()).interruptions[Interruption.LOST] == 1
+
+
+async def test_so_does_one_that_was_added_while_no_process_kept_the_file(any_company: Company, path: Path) -> None:
+    company = any_company
+    await company.event(key="4242424242424242", body=BODY)
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+    hidden = {"github": hiding("body.card")}
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        with pytest.raises(IndexOutdatedError):
+            await index.refresh()
+        await index.refresh()
+        assert await found_by_guessing(index) == []
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        await index.refresh()  # what it was made by is known
+        assert await found(index, "hello") == 1
+
+
+async def test_a_path_that_is_removed_and_added_again_makes_it_anew_only_then(company: Company, path: Path) -> None:
+    hidden = {"github": hiding("body.card", "body.other")}
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        await company.event(key="k", body=BODY)
+        await index.refresh()
+        hidden = {"github": hiding("body.other")}
+        await index.refresh()
+        assert await found_by_guessing(index) == []  # what was read before stays hidden
+        await company.event(key="k", body=BODY)
+        await index.refresh()
+        assert await found(index, "4242424242424242") == 1
+        hidden = {"github": hiding("body.card")}
+        with pytest.raises(IndexOutdatedError):
+            await index.refresh()
+        await index.refresh()
+        assert await found_by_guessing(index) == []
+        assert await found(index, "hello") == 2
+
+
+async def test_a_file_that_nothing_was_read_into_is_not_made_anew(company: Company, path: Path) -> None:
+    hidden = {"github": hiding("body.card")}
+    async with open_index(path, company.log, company.topics, redactions=lambda: hidden) as index:
+        await index.refresh()
+        assert (await index.statistics()).interruptions == {}

@@ -1,0 +1,205 @@
+"""What commands show of events whose source hides some of it, and of the texts that repeat it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+import pytest
+
+from gateway.bodies.redaction import HIDDEN
+from gateway.engine.control.records import DeadLetterProperties
+from gateway.log.base import Partition, Record
+from gateway.log.records import StoredDelivery
+from gateway.model import NO_METADATA, DeadReason, Event, ResponseExcerpt
+from gateway.ops.dead_letters import DeadLetter
+from gateway.ops.explain import explain_event
+from gateway.ops.presentation import explained_fields
+from gateway.ops.redaction import Redactions
+from gateway.ops.rejected import Rejected
+from gateway.quarantine.records import RejectedRequest
+from gateway.rules.load import load_rules
+from gateway.rules.rules import Rules
+from tests.builders import a_delivery, an_attempt, an_event
+
+RULES = """
+version: 1
+sources:
+  shop:
+    verify: {scheme: none}
+    redact: [body.card, headers.x-api-key, query.token]
+  batches:
+    verify: {scheme: none}
+    split: body.events
+    redact: [body.card]
+  open:
+    verify: {scheme: none}
+destinations:
+  ci: {url: "https://ci.example/"}
+routes:
+  - name: exact
+    from: [shop, open]
+    match: {body.card.number: "4000"}
+    to: ci
+  - name: raw
+    from: [shop, open, batches]
+    to: ci
+  - name: own
+    from: [shop, open]
+    to: ci
+    request:
+      path: /cards/${{ body.card.number }}
+      query: {cvc: "${{ body.card.cvc }}"}
+      headers: {X-Card: "card ${{ body.card.number }}"}
+      body: {card: "${{ body.card }}", id: "${{ body.id }}"}
+"""
+CARD = {"number": "4242424242424242", "cvc": "987"}
+SECRETS = ("4242424242424242", "987", "key-of-the-shop", "t0ken")
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Rules:
+    (tmp_path / "routes.yaml").write_text(RULES)
+    return load_rules(tmp_path / "routes.yaml")
+
+
+def shop_event(source: str = "shop", **fields: object) -> Event:
+    values: dict[str, object] = {
+        "headers": {"Content-Type": "application/json", "X-API-Key": "key-of-the-shop"},
+        "query": "token=t0ken&id=1",
+        "body": {"card": CARD, "id": 7},
+    }
+    return an_event(source=source, **(values | fields))  # type: ignore[arg-type] # an event's fields
+
+
+def leaked(text: str, secrets: Sequence[str] = SECRETS) -> list[str]:
+    return [secret for secret in secrets if secret in text]
+
+
+def test_an_event_is_shown_without_what_its_source_hides(rules: Rules) -> None:
+    event = shop_event(key="4242424242424242")
+    seen = Redactions(rules).event(event)
+    assert leaked(repr(seen)) == []
+    assert orjson.loads(seen.body) == {"card": HIDDEN, "id": 7}
+    named = Redactions(rules).names(event)
+    assert (named.key, named.body) == (HIDDEN, event.body)
+
+
+def test_nothing_is_hidden_of_other_sources_or_without_rules(rules: Rules) -> None:
+    for source, redactions in (("open", Redactions(rules)), ("gone", Redactions(rules)), ("shop", Redactions(None))):
+        event = shop_event(source)
+        assert redactions.event(event) is event
+        assert redactions.echoes(event).text("card 4242424242424242, 987") == "card 4242424242424242, 987"
+
+
+def test_what_repeats_a_hidden_value_is_shown_without_it(rules: Rules) -> None:
+    echoes = Redactions(rules).echoes(shop_event())
+    assert echoes.text("no such card: 4242424242424242 (987)") == "no such card: *** (***)"
+    assert echoes.text("id 1987, 9870 and 987a") == "id 1987, 9870 and 987a"  # a short value counts by itself
+    excerpt = ResponseExcerpt(
+        headers=((b"X-Echo", b"key-of-the-shop"),),
+        body=b'{"got": "NDI0MjQyNDI0MjQyNDI0Mg==", "again": "42424242',
+        is_body_cut=True,
+    )
+    seen = echoes.excerpt(excerpt)
+    assert seen.headers == ((b"X-Echo", b"***"),)
+    assert b"42424242" not in seen.body
+    assert b"NDI0MjQyNDI0MjQyNDI0M" not in seen.body
+
+
+def test_if_not_all_values_are_known_the_whole_text_is_hidden(rules: Rules) -> None:
+    echoes = Redactions(rules).echoes(shop_event(body=b'{"card": 4242'))
+    assert echoes.text("got 4242") == HIDDEN
+    assert echoes.text("") == ""
+
+
+def a_letter(event: Event | None, *, detail: str = "") -> DeadLetter:
+    record = Record(0, 0.0, b"k", b'{"card": 4242424242424242}', (("gw_headers", b"X-API-Key: key-of-the-shop"),))
+    decoded = None
+    if event is not None:
+        attempts = (replace(an_attempt(), detail=detail),)
+        delivery = a_delivery(event=event, attempts=attempts)
+        decoded = StoredDelivery(delivery=delivery, metadata=replace(NO_METADATA, detail=detail), at=0.0)
+    properties = DeadLetterProperties(id="dlv_1", route="raw", destination="ci", reason=DeadReason.EXHAUSTED, at=0.0)
+    return DeadLetter(
+        partition=Partition("gateway.dead", 0),
+        record=record,
+        properties=properties,
+        decoded=decoded,
+        problem="" if decoded else "can't be read",
+        resolved_by=None,
+    )
+
+
+def test_a_dead_letter_is_shown_without_it_and_so_are_its_reasons(rules: Rules) -> None:
+    seen = Redactions(rules).letter(a_letter(shop_event(), detail="expected a card, got '4242424242424242'"))
+    assert leaked(repr(seen.decoded)) == []
+    assert seen.decoded is not None
+    assert seen.decoded.metadata.detail == "expected a card, got '***'"
+    letter = a_letter(shop_event("open"))
+    assert Redactions(rules).letter(letter) is letter
+
+
+def test_of_one_that_cant_be_decoded_nothing_is_shown_if_any_source_hides_something(rules: Rules) -> None:
+    seen = Redactions(rules).letter(a_letter(None))
+    assert leaked(repr(seen)) == []
+    assert seen.record.headers == (("gw_headers", HIDDEN.encode()),)
+    letter = a_letter(None)
+    assert Redactions(None).letter(letter) is letter
+
+
+def a_refused(source: str, body: bytes) -> Rejected:
+    request = RejectedRequest(
+        source=source,
+        reason="bad_signature",
+        at=0.0,
+        address="192.0.2.1",
+        method="POST",
+        path=f"/{source}",
+        query="token=t0ken",
+        headers=((b"X-API-Key", b"key-of-the-shop"),),
+        body=body,
+        size=len(body),
+        salt=b"",
+    )
+    record = Record(0, 0.0, source.encode(), b"", ())
+    return Rejected(
+        partition=Partition("gateway.rejected", 0), record=record, request=request, problem="", outcome=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "body", "expected"),
+    [
+        ("shop", b'{"card": {"number": "4242424242424242"}, "id": 7}', {"card": HIDDEN, "id": 7}),
+        ("batches", b'{"events": [{"card": "4242"}, {"id": 7}]}', {"events": [{"card": HIDDEN}, {"id": 7}]}),
+    ],
+)
+def test_a_refused_request_is_shown_without_it_a_list_of_events_too(
+    rules: Rules, source: str, body: bytes, expected: object
+) -> None:
+    seen = Redactions(rules).rejected(a_refused(source, body)).request
+    assert seen is not None
+    assert orjson.loads(seen.body) == expected
+    cut = Redactions(rules).rejected(a_refused(source, body[:30])).request  # too large to keep whole
+    assert cut is not None
+    assert cut.body == HIDDEN.encode()
+
+
+def test_what_isnt_hidden_of_a_refused_request_stays(rules: Rules) -> None:
+    rejected = a_refused("open", b"{}")
+    assert Redactions(rules).rejected(rejected) is rejected
+
+
+def test_explain_shows_no_hidden_value_in_reasons_or_requests(rules: Rules) -> None:
+    fields = orjson.dumps(explained_fields(explain_event(rules, shop_event(), now=0.0))).decode()
+    assert leaked(fields) == []
+    assert '"id":7' in fields.replace("\\", "")  # the rest is shown
+    shown = explain_event(rules, shop_event(), now=0.0, is_secret_shown=True)
+    assert leaked(orjson.dumps(explained_fields(shown)).decode()) != []
+    form = shop_event(
+        headers={"Content-Type": "application/x-www-form-urlencoded"}, body=b"card=4242424242424242&id=7", query=""
+    )
+    explained = explain_event(rules, form, now=0.0)
+    assert explained.body_as_read == '{"card":"[redacted]","id":"7"}'
+    assert leaked(orjson.dumps(explained_fields(explained)).decode()) == []
