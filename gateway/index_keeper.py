@@ -78,9 +78,19 @@ class IndexKeeper:
         for why in LeftOut:
             metrics.index_left_out.labels(why)
 
+    @property
+    def index(self) -> Index | None:
+        """The index, None while its file isn't open."""
+        return self._index
+
+    @property
+    def problem(self) -> str:
+        """What holds it up at the moment, "" if nothing does."""
+        return self._problem or ("" if self._index is None else self._index.problem)
+
     def notes(self) -> Sequence[str]:
         """Return what holds the index up, for `/readyz`: nothing that makes the process less ready."""
-        return [f"index: {self._held_up_by}"] if self._held_up_by else []
+        return [f"index: {self.problem}"] if self.problem else []
 
     def status(self, now: float) -> Mapping[str, Any]:
         """Return how the index is doing, for `/status`, at a time of the log's clock.
@@ -93,7 +103,7 @@ class IndexKeeper:
             "file": str(self._settings.file),
             "days": self._settings.days,
             "max_bytes": self._settings.bytes,
-            "held_up": {"since": self._held_up_since, "reason": self._held_up_by} if self._held_up_by else None,
+            "held_up": {"since": self._held_up_since, "reason": self.problem} if self.problem else None,
             "behind": self._furthest_behind(now),
             "events": None if found is None else found.events,
             "bytes": None if found is None else found.bytes,
@@ -101,10 +111,6 @@ class IndexKeeper:
             "oldest_age": None if oldest is None else max(0.0, now - oldest),
             "room": self._room,
         }
-
-    @property
-    def _held_up_by(self) -> str:
-        return self._problem or ("" if self._index is None else self._index.problem)
 
     def _furthest_behind(self, now: float) -> Mapping[str, Any] | None:
         progress = {} if self._index is None else self._index.progress()
@@ -211,7 +217,7 @@ class IndexKeeper:
     def _measure_progress(self) -> None:
         """Tell how far each topic is; of one of which nothing was read yet, since when it could have been."""
         now = self._log.now()
-        self._held_up_since = (self._held_up_since or now) if self._held_up_by else None
+        self._held_up_since = (self._held_up_since or now) if self.problem else None
         progress = {} if self._index is None else self._index.progress()
         behind = {topic: now - (each.complete_to or self._began) for topic, each in progress.items()}
         if not behind:

@@ -5,8 +5,6 @@ stop    ingress refuses ─▶ requests in progress finish ─▶ worker drains 
 """
 
 import asyncio
-import os
-import resource
 import signal
 import socket
 import sys
@@ -21,6 +19,8 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway import garbage
 from gateway.access.access import Access
+from gateway.api.application import add_api
+from gateway.api.backend import Backend
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.engine.control.follower import Follower
@@ -35,18 +35,19 @@ from gateway.ingress.listener import ConnectionSetup
 from gateway.ingress.rate_share import RateShare
 from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.kafka_credentials import kafka_certificate_expiries
+from gateway.listen_errors import cannot_listen
 from gateway.log.base import Log, Partition
 from gateway.log.topics import Topics
 from gateway.model import (
     DISTRIBUTION,
-    AddressUnavailableError,
     GatewayError,
     LogLostError,
     LogUnavailableError,
     UsageError,
 )
+from gateway.open_files import raise_file_limit
 from gateway.open_log import open_log
-from gateway.ops.admin import admin_application, log_problem
+from gateway.ops.admin import admin_application, admin_runner, log_problem
 from gateway.ops.process_status import route_status
 from gateway.reload import Reloader
 from gateway.required_topics import ensure_topics, missing_topics, specs_of
@@ -69,24 +70,12 @@ STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 INGRESS_STOP_TIMEOUT = 5.0
 """Seconds of it for requests in progress: as long as an append may take."""
-OPEN_FILES = 65_536
-"""More than all attempts, idle connections and senders need together."""
 SWITCH_INTERVAL = 0.0005
 """Python's thread switch interval: a thread that loads rules delays each step of the event loop by this much."""
 ADMIN_CLOSE_TIMEOUT = 1.0
 """Seconds for a scrape in progress, after the drain: a client that doesn't read must not delay the stop."""
 CLOSE_TIMEOUT = 6.0
 """Seconds of it for the last commit, and for closing a log that doesn't respond."""
-
-
-def cannot_listen(where: str, address: Address, error: OSError) -> AddressUnavailableError:
-    """Return the error for a flag's address at which we can't listen."""
-    if isinstance(error, socket.gaierror):  # whose number isn't the system's
-        expected, reason = "a host that has an address", error.strerror or "none"
-    else:
-        # asyncio's own message repeats the address.
-        expected, reason = "an address that is free", os.strerror(error.errno or 0)
-    return AddressUnavailableError(f"{where} {address}: expected {expected}, got {reason.lower()}")
 
 
 class Gateway:
@@ -129,7 +118,7 @@ class Gateway:
         the log was moved, replaced or damaged.
         """
         settings = self._settings
-        _raise_file_limit()
+        raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         await self.reloader.load()
         if settings.role.receives and settings.connections.certificates:
@@ -327,6 +316,7 @@ class Gateway:
         return [tasks.create_task(self._index.run(), name="index")]
 
     async def _start_admin(self, log: Log, stack: AsyncExitStack) -> Address:
+        settings = self._settings
         application = admin_application(
             registry=self._registry,
             metrics=self._metrics,
@@ -337,10 +327,12 @@ class Gateway:
             status=lambda: self._status(log.now()),
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
-        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=ADMIN_CLOSE_TIMEOUT)
+        if settings.serves_api:
+            add_api(application, self._backend(log), self._access, self._logger)
+        runner = admin_runner(application, close_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        address = self._settings.admin
+        address = settings.admin
         site = web.TCPSite(runner, *address)
         try:
             await site.start()
@@ -348,6 +340,17 @@ class Gateway:
             raise cannot_listen("--admin", address, error) from error
         name = runner.addresses[0]
         return Address(name[0], name[1])
+
+    def _backend(self, log: Log) -> Backend:
+        return Backend(
+            log=log,
+            topics=self._topics,
+            rules=lambda: self.reloader.rules,
+            rules_status=self.reloader.status,
+            index=lambda: None if self._index is None else self._index.index,
+            index_problem=lambda: "" if self._index is None else self._index.problem,
+            holds=lambda: {} if self._worker is None else self._worker.holds,
+        )
 
     def _open_traces(self) -> "Traces | None":
         settings = self._settings
@@ -482,14 +485,6 @@ class Gateway:
             due = clock() + LAG_INTERVAL
             await asyncio.sleep(LAG_INTERVAL)
             self._metrics.event_loop_lag.observe(max(0.0, clock() - due))
-
-
-def _raise_file_limit() -> None:
-    """Raise the limit of open files as far as the system allows: each attempt and each sender needs one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _first_error(group: BaseExceptionGroup[GatewayError]) -> GatewayError:

@@ -197,6 +197,11 @@ class Settings:
         return self.role is Role.CONSOLE or (self.role is Role.ALL and self.index.is_named)
 
     @property
+    def serves_api(self) -> bool:
+        """Whether its admin address has the API: a process for senders or deliveries alone has nothing to show."""
+        return self.role in (Role.ALL, Role.CONSOLE)
+
+    @property
     def log_names(self) -> tuple[str, ...]:
         """Names of the log, with the topics' prefix: two processes that share one of them have the same log."""
         names = [str(self.log.path.resolve())] if isinstance(self.log, EmbeddedTarget) else self.log.servers

@@ -43,6 +43,7 @@ from gateway.engine.control.records import (
     tried_name,
 )
 from gateway.engine.dedupe.index import ENTRIES_KEPT
+from gateway.listen_errors import cannot_listen
 from gateway.log.base import Commit, Log, Partition, Position
 from gateway.log.embedded.lock import Lock
 from gateway.log.embedded.log import EmbeddedLog
@@ -57,7 +58,6 @@ from gateway.ops.provider_guide import ProviderGuide, provider_guides
 from gateway.ops.send import ask_status
 from gateway.rules.load import check_rules
 from gateway.rules.routing_revision import encode, routing_revision
-from gateway.run import cannot_listen
 from gateway.settings import Address
 from gateway.verify.presets import PRESETS
 from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event

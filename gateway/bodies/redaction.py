@@ -98,6 +98,11 @@ class Redaction:
         prefix = tuple([Glob(step, (step,)) for step in steps])
         return replace(self, body=(*self.body, *[(*prefix, *path) for path in self.body]))
 
+    def touches(self, root: str, keys: Sequence[str]) -> bool:
+        """Return whether some of a field is hidden, or all of what it is in; of a list's items, by their keys alone."""
+        paths = {"body": self.body, "headers": _each(self.headers), "query": _each(self.query)}.get(root, [])
+        return any(all(_is_named(key, [step]) for step, key in zip(path, keys, strict=False)) for path in paths)
+
     @property
     def texts(self) -> frozenset[str]:
         """Return a text for each path, by which two redactions are compared."""

@@ -10,10 +10,10 @@ from dataclasses import asdict
 
 from gateway.commands.base import Invocation, command, read
 from gateway.commands.values import Parser, duration, header, port, positive, signing_secret, statuses
+from gateway.listen_errors import cannot_listen
 from gateway.ops.presentation import is_success, print_response, print_responses
 from gateway.ops.receiver import Received, Receiver
 from gateway.ops.send import Response, Sender, Signed, sample, sign, source_of
-from gateway.run import cannot_listen
 from gateway.settings import Address
 
 

@@ -19,7 +19,7 @@ import structlog
 from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery
 from gateway.index.file import IndexFile, IndexLostError, IndexOutdatedError, IndexUnavailableError
 from gateway.index.hidden import Redactions
-from gateway.index.query import QueryError, parse_query
+from gateway.index.query import Query, QueryError, parse_query
 from gateway.index.reader import Progress, Reader, Round
 from gateway.index.reading import MOST
 from gateway.index.results import DeliveryPage, IndexedDelivery, IndexedEvent, Page
@@ -167,12 +167,12 @@ class Index:
             log.warning("index_interrupted", path=str(self._path), error=str(error))
         self._problem = str(error)
 
-    async def search(self, text: str, *, limit: int = PAGE, cursor: int | None = None) -> Page:
+    async def search(self, asked: str | Query, *, limit: int = PAGE, cursor: int | None = None) -> Page:
         """Return the newest events that match a query, those before the cursor of the last page.
 
         Raises QueryError and IndexUnavailableError.
         """
-        query = parse_query(text, now=self._log.now())
+        query = parse_query(asked, now=self._log.now()) if isinstance(asked, str) else asked
         if not 1 <= limit <= MOST:
             raise QueryError(f"limit: expected a number from 1 to {MOST}, got {limit}")
         return await self._read(lambda: self._searcher.search(query, limit=limit, cursor=cursor))
@@ -240,6 +240,11 @@ class Index:
     def complete_to(self) -> float:
         """Until when (Unix seconds) all events that were appended have been read; 0 if that isn't known yet."""
         return self._writer.complete_to
+
+    @property
+    def settled_at(self) -> float:
+        """As of when (Unix seconds) statuses are, at least; 0 before the first round."""
+        return self._settled_at or 0.0
 
     @property
     def problem(self) -> str:

@@ -109,7 +109,7 @@ class Writer:
         with file.errors():
             self._segments = Segments(self._connection, days=days, max_bytes=max_bytes)
             self._partitions = Partitions(self._connection)
-            self.complete_to = noted(self._connection, Note.COMPLETE_TO)
+            self.complete_to = self._noted_to = noted(self._connection, Note.COMPLETE_TO)
         self._touched = {part.id for part in self.parts.values()}
 
     @property
@@ -341,7 +341,7 @@ class Writer:
         with self._working():
             write_note(self._connection, note, at)
             if note is Note.COMPLETE_TO:
-                self.complete_to = at
+                self._noted_to = at
 
     # Transactions.
 
@@ -386,6 +386,7 @@ class Writer:
             self._segments.merge_some(MERGE_SECONDS)
             self._file.check()
             self._connection.execute("COMMIT")
+            self.complete_to = self._noted_to  # no search sees it before
             if dropped:
                 before = datetime.fromtimestamp(self._segments.horizon / 1000, UTC).isoformat(timespec="seconds")
                 log.info("index_events_dropped", path=str(self._file.path), count=dropped, before=before)
@@ -400,7 +401,7 @@ class Writer:
             self._uncommitted.clear()
             self._segments.load()
             self._partitions.load()
-            self.complete_to = noted(self._connection, Note.COMPLETE_TO)
+            self.complete_to = self._noted_to = noted(self._connection, Note.COMPLETE_TO)
             self._touched = {part.id for part in self.parts.values()}
             self._resolutions, self._is_control_changed = 0, True
 

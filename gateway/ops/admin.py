@@ -20,6 +20,8 @@ from gateway.telemetry.metrics import Metrics, content_type_for, exposition
 _LOOPBACK = ("127.0.0.1", "::1")
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - not to bind to: how such a listener is asked on its machine
 _FROM_PROXIES = ("Forwarded", "X-Forwarded-For", "Via")
+MAX_LINE = 64 << 10
+"""Bytes of a request's line: a query of the API has 4,096 characters, each of up to 12 bytes, percent-encoded."""
 PING_TIMEOUT = 2.0  # Kubernetes' probes time out after seconds; a log that hangs is an answer, too.
 
 
@@ -95,6 +97,13 @@ def admin_application(
     application.router.add_get("/status", show_status)
     application.router.add_get("/handshakes", partial(_show_handshakes, tokens))
     return application
+
+
+def admin_runner(application: web.Application, *, close_timeout: float) -> web.AppRunner:
+    """Return what serves the admin address; a request in progress at its end has so many seconds."""
+    return web.AppRunner(
+        application, access_log=None, handle_signals=False, shutdown_timeout=close_timeout, max_line_size=MAX_LINE
+    )
 
 
 async def _show_handshakes(tokens: Callable[[], Mapping[str, Sequence[str]]], request: web.Request) -> web.Response:

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import structlog
@@ -83,7 +83,11 @@ class Auditor:
             on=on,
             why=self._why,
         )
-        await self._append(act)
+        try:
+            await self._append(act)
+        except LogUnavailableError as error:
+            told = f"nothing was done, as it can't be recorded who does it: {error}"
+            raise type(error)(f"{told}{await self._advice()}") from error
         return act
 
     async def came_of(self, act: AuditRecord, outcome: ActOutcome, detail: str = "") -> None:
@@ -92,6 +96,13 @@ class Auditor:
             await self._append(replace(act, at=self._log.now(), outcome=outcome, detail=detail))
         except (LogUnavailableError, RecordTooLargeError) as error:
             logger.warning("audit_record_failed", act=act.id, outcome=outcome, error=str(error))
+
+    async def _advice(self) -> str:
+        """Return what helps if the topic is missing, as it is where an older version has set the log up."""
+        with suppress(LogUnavailableError):
+            if self._topics.audit not in await self._log.topics():
+                return "; `gateway topics create` creates it, and in an embedded log a gateway of this version does"
+        return ""
 
     async def _append(self, act: AuditRecord) -> None:
         record = encode_audit_record(act)

@@ -7,7 +7,7 @@ resume, kick, replay, drop     are carried out by the running gateway that owns 
 import asyncio
 import math
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Literal, NamedTuple
@@ -25,10 +25,10 @@ from gateway.engine.control.records import (
 from gateway.engine.control.state import Control
 from gateway.engine.jobs.log_reader import last_append_time, last_records, records_of
 from gateway.log.audit_records import ActOutcome, AuditRecord
-from gateway.log.base import Log, Partition, Position, Record
+from gateway.log.base import Log, NewRecord, Partition, Position, Record
 from gateway.log.records import record_metadata_of
 from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP, Topics
-from gateway.model import LogUnavailableError, UnreadableRecordError
+from gateway.model import LogUnavailableError, UnreadableRecordError, UsageError
 from gateway.ops.audit import Act, Actor, Auditor
 from gateway.ops.order_texts import order_words
 
@@ -61,10 +61,19 @@ class Pause(NamedTuple):
     offset: int | None
 
 
+Alongside = Callable[[ControlRecord], Sequence[ControlRecord]]
+"""What is stored together with an order."""
+
+
+def _nothing(_: ControlRecord) -> Sequence[ControlRecord]:
+    return ()
+
+
 class ControlClient:
     """Writes and reads the control records of one log. Every method may raise LogUnavailableError.
 
-    Whatever it orders has an audit record first, of an `actor` (by default whoever runs this command), and `why`.
+    Whatever it orders has an audit record first, of an `actor` (by default whoever runs this command), and `why`. What
+    belongs to an order, `alongside`, is stored with it: together, or not at all.
     """
 
     def __init__(
@@ -74,9 +83,11 @@ class ControlClient:
         *,
         actor: Actor | None = None,
         why: str = "",
+        alongside: Alongside = _nothing,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.audit = Auditor(log, topics, actor or Actor.of_command(), why)
+        self._alongside = alongside
         self._log = log
         self._topics = topics
         self._partition = topics.control_partition
@@ -141,14 +152,14 @@ class ControlClient:
         command = ControlRecord(kind="kick", name=name, state="requested", at=self._log.now())
         return await self._place(command)
 
-    async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter) -> StoredCommand:
-        """Have the dead letters that exist now and match the filter replayed or dropped."""
+    async def resolve(self, action: Literal["replay", "drop"], which: DeadFilter, *, name: str = "") -> StoredCommand:
+        """Have the dead letters that exist now and match the filter replayed or dropped, by a command of that name."""
         bounds, unread = await self._log.readable(self._topics.dead)
         ends = {f"{self._topics.dead}/{number}": end for number, (_, end) in bounds.items()}
         return await self._place(
             ControlRecord(
                 kind="dead",
-                name=self._new_name(),
+                name=name or self._new_name(),
                 state="requested",
                 at=self._log.now(),
                 checkpoint=ends,
@@ -159,7 +170,9 @@ class ControlClient:
             )
         )
 
-    async def replay(self, selection: Selection, ends: Mapping[str, int], *, unread: int = 0) -> StoredCommand:
+    async def replay(
+        self, selection: Selection, ends: Mapping[str, int], *, unread: int = 0, name: str = ""
+    ) -> StoredCommand:
         """Have a selection's events below these ends ("topic/partition" → offset) delivered again.
 
         `unread` is the number of unreadable partitions, which aren't included.
@@ -167,7 +180,7 @@ class ControlClient:
         return await self._place(
             ControlRecord(
                 kind="replay",
-                name=self._new_name(),
+                name=name or self._new_name(),
                 state="requested",
                 at=self._log.now(),
                 checkpoint=ends,
@@ -268,15 +281,32 @@ class ControlClient:
         return f"{int(self._log.now() * 1000):x}-{secrets.token_hex(4)}"
 
     async def _place(self, command: ControlRecord) -> StoredCommand:
-        position, act = await place_order(self._log, self._topics, command, self.audit)
+        position, act = await place_order(self._log, self._topics, command, self.audit, alongside=self._alongside)
         return StoredCommand(command, position.offset, act=act)
 
+    async def note(self, record: ControlRecord) -> None:
+        """Store a record that orders nothing."""
+        await append_control_record(self._log, self._topics, record)
 
-async def place_order(log: Log, topics: Topics, command: ControlRecord, audit: Auditor) -> tuple[Position, AuditRecord]:
-    """Store an order, unless its audit record can't be stored. Raises LogUnavailableError."""
+
+async def place_order(
+    log: Log, topics: Topics, command: ControlRecord, audit: Auditor, *, alongside: Alongside = _nothing
+) -> tuple[Position, AuditRecord]:
+    """Store an order, unless its audit record can't be stored.
+
+    Raises LogUnavailableError, and UsageError for an order that no process could read.
+    """
+    try:
+        decode(*command.encode())
+    except UnreadableRecordError as error:
+        raise UsageError(str(error)) from error
     act = await audit.begin(*order_words(command))
     try:
-        position = await append_control_record(log, topics, command)
+        if others := alongside(command):
+            records = [NewRecord(*each.encode(), []) for each in (command, *others)]
+            position, *_ = await log.append_in_order(topics.control_partition, records)
+        else:
+            position = await append_control_record(log, topics, command)
     except LogUnavailableError as error:  # perhaps it was stored all the same
         await audit.came_of(act, ActOutcome.FAILED, str(error))
         raise

@@ -77,7 +77,7 @@ async def read_dead_letters(
     """
     async with aclosing(newest_first(log, [topics.dead], since=which.since, unread=unread)) as history:
         async for found in history:
-            letter = _read(found, control)
+            letter = dead_letter_of(found, control)
             if which.covers(letter.properties) and (include_resolved or letter.resolved_by is None):
                 yield letter
 
@@ -172,7 +172,8 @@ async def deliveries_of(log: Log, topics: Topics, control: Control, names: Seque
     return tuple(ids)
 
 
-def _read(found: Found, control: Control) -> DeadLetter:
+def dead_letter_of(found: Found, control: Control) -> DeadLetter:
+    """Return what a record of the dead-letter topic is, and what the commands so far have done about it."""
     partition, record = found
     properties, decoded = read_dead_letter(record)
     reason = dict(record.headers).get("gw_undecodable", b"")

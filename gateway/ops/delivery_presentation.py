@@ -48,8 +48,8 @@ def print_listed(output: Output, found: Sequence[ListedDelivery], responses: Map
 def print_unrecorded(output: Output, since: float) -> None:
     """Say, besides the list, what isn't in it because nothing is recorded of it."""
     output.note(
-        f"events stored since {when(since)} aren't all done: what waits for its first attempt, or for its turn on an "
-        "ordered route, has no record and isn't listed; `gateway status` counts it"
+        f"events stored since {when(since)} aren't all done: what waits for its first attempt to end has no record "
+        "yet, and isn't listed"
     )
 
 

@@ -40,17 +40,25 @@ async def bounds_of(log: Log, topic: str, unread: dict[Partition, str] | None) -
 
 
 async def newest_first(
-    log: Log, topics: Iterable[str], *, since: float | None = None, unread: dict[Partition, str] | None = None
+    log: Log,
+    topics: Iterable[str],
+    *,
+    since: float | None = None,
+    unread: dict[Partition, str] | None = None,
+    below: Mapping[Partition, int] | None = None,
 ) -> AsyncGenerator[Found, None]:
     """Yield the records of these topics, newest first; with `since` (Unix seconds) only those appended from then on.
 
     Records appended after the start aren't yielded. A missing topic has no records. `unread` is as in `bounds_of`.
+    With `below`, only records at smaller offsets are, and nothing of partitions that it doesn't have.
     """
     async with AsyncExitStack() as stack:
         readers = []
         for topic in topics:
-            for number, (first, end) in sorted((await bounds_of(log, topic, unread)).items()):
-                reader = _backwards(log, Partition(topic, number), first, end)
+            for number, (first, last) in sorted((await bounds_of(log, topic, unread)).items()):
+                partition = Partition(topic, number)
+                end = last if below is None else min(last, below.get(partition, 0))
+                reader = _backwards(log, partition, first, end)
                 readers.append(await stack.enter_async_context(aclosing(reader)))
         # Concurrently: the first read of a Kafka partition takes tens of milliseconds.
         firsts = await asyncio.gather(*[anext(reader, None) for reader in readers])

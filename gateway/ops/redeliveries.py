@@ -16,9 +16,10 @@ from gateway.engine.jobs.log_reader import checksum_of
 from gateway.index.file import IndexUnavailableError
 from gateway.index.reading import index_to_read
 from gateway.log.base import Log
+from gateway.log.json_fields import ID
 from gateway.log.records import decode_event
 from gateway.log.topics import Topics
-from gateway.model import UnreadableRecordError, UsageError
+from gateway.model import UnreadableRecordError, UsageError, shown
 from gateway.ops.audit import Actor, Auditor
 from gateway.ops.control_client import CANCEL_GRACE, place_order, read_on
 from gateway.ops.log_search import Found, find_event, is_position
@@ -87,12 +88,15 @@ async def redeliver(
 
     With a `name`, that is done once: if it was asked for before, nothing is stored. Without one, it gets one. `actor`
     is who asks, for the audit record, and `by` for the redelivery's own: by default who runs this process. Raises
-    UsageError if the name is another redelivery's or too long, the reason is too long, or there are too many
+    UsageError if the name is another redelivery's or can't be one, the reason is too long, or there are too many
     redeliveries already; LogUnavailableError.
     """
-    if len(name) > MAX_NAME or len(reason) > MAX_REASON:
-        what = f"a name of at most {MAX_NAME} characters, and a reason of at most {MAX_REASON}"
-        raise UsageError(f"redelivery: expected {what}, got {len(name)} and {len(reason)}")
+    if name and (len(name) > MAX_NAME or not ID.fullmatch(name)):
+        raise UsageError(
+            f"redelivery: expected a name of at most {MAX_NAME} visible ASCII characters, got {shown(name)}"
+        )
+    if len(reason) > MAX_REASON:
+        raise UsageError(f"redelivery: expected a reason of at most {MAX_REASON} characters, got {len(reason):,}")
     partition = f"{found.partition.topic}/{found.partition.number}"
     asked = Redelivery(
         event=decode_event(found.record).id,

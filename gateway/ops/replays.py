@@ -135,7 +135,7 @@ async def follow(
         position = await read_on(log, topics, control, before)
         if position > before:
             waited = 0.0
-        progress = _progress(control, name)
+        progress = progress_of(control, name)
         if progress is None:
             return
         if progress != last:
@@ -148,7 +148,8 @@ async def follow(
         waited += POLL_INTERVAL
 
 
-def _progress(control: Control, name: str) -> Progress | None:
+def progress_of(control: Control, name: str) -> Progress | None:
+    """Return how far a replay is; None if there is none of that name."""
     command = control.commands.get(f"replay/{name}")
     if command is None or command.selection is None:
         return None

@@ -8,6 +8,8 @@ from urllib.parse import parse_qsl
 from gateway.rules import hints
 from gateway.rules.addresses import url_parts
 from gateway.rules.build import names_of, split_of
+from gateway.rules.expressions import Expression
+from gateway.rules.redact_paths import redaction_of
 from gateway.rules.schema_reader import ParsedMapping, SchemaReader
 from gateway.rules.yaml_document import Node
 from gateway.turns import give_way
@@ -82,6 +84,7 @@ class Advice:
                 self.reader.locate(verify, verifier.warnings, code="weak", severity="warning")
             self._warn_of_weak_path(self.sources[name].node.child("path"))
             self._warn_of_response(self.sources[name], verifier)
+            self._warn_of_redaction(self.sources[name])
         for read in self.destinations.values():
             if sign := read.values.get("sign"):
                 for key, node in zip(sign.values["secrets"], sign.node.value["secrets"].value, strict=True):
@@ -99,6 +102,23 @@ class Advice:
             if proxy and "proxy_auth" in read.values and not _is_this_machine(proxy.host):
                 message = "expected a proxy on this machine with `proxy_auth`, got another: it is sent unencrypted"
                 self.reader.report(read.node.value["proxy"], "weak", message, severity="warning")
+
+    def _warn_of_redaction(self, read: ParsedMapping) -> None:
+        """Warn about what is made of hidden values, and isn't hidden itself."""
+        if not (paths := read.values.get("redact")):
+            return
+        redaction = redaction_of(paths)
+        for name in ("id", "type", "key"):
+            expression = read.values.get(name)
+            if not isinstance(expression, Expression) or (name != "id" and expression.is_field):
+                continue  # what is such a value is hidden, too
+            fields = [
+                (each.root, [step.key for step in each.steps if step.key is not None]) for each in expression.fields
+            ]
+            if any(redaction.touches(*field) for field in fields):
+                told = "by which events are found" if name == "id" else "which is shown"
+                message = f"expected `{name}` of what isn't hidden, got one of what `redact` hides, {told}"
+                self.reader.report(read.node.value[name], "weak", message, severity="warning")
 
     def _warn_of_response(self, read: ParsedMapping, verifier: Verifier | None) -> None:
         """Warn about expressions that the response to a request with several events doesn't have."""

@@ -96,6 +96,16 @@ class Expression:
         return f"({text})" if self._path is None else text
 
     @property
+    def fields(self) -> Sequence[FieldPath]:
+        """The fields of an event that it reads, as far as they are written as paths."""
+        return self._analysis.paths
+
+    @property
+    def is_field(self) -> bool:
+        """Whether it is such a field and nothing else."""
+        return self._path is not None
+
+    @property
     def patterns(self) -> Sequence[Pattern]:
         """The patterns that it looks for."""
         return self._analysis.patterns

@@ -126,6 +126,7 @@ def _taken(route: Matchable, error: ExpressionError | None) -> Explanation:
 
 
 def _not_taken(route: Matchable, view: EventView, last: Matchable | None) -> Explanation:
+    give_way()
     reason: str | None = None
     if view.source not in route.sources:
         reason = f"from: expected {' or '.join(route.sources)}, got {view.source}"

@@ -159,6 +159,25 @@ def test_of_a_list_of_events_the_paths_hold_in_each_of_them() -> None:
     assert orjson.loads(redaction.of(JSON, "", body).body) == expected
 
 
+@pytest.mark.parametrize(
+    ("root", "keys", "touched"),
+    [
+        ("body", ["card", "number"], True),
+        ("body", ["card"], True),  # it has the hidden field in it
+        ("body", [], True),
+        ("body", ["card", "number", "first"], True),
+        ("body", ["card", "year"], False),
+        ("body", ["id"], False),
+        ("headers", ["x-api-key"], True),
+        ("headers", ["content-type"], False),
+        ("query", ["token"], False),
+        ("type", [], False),
+    ],
+)
+def test_what_is_made_of_a_field_may_tell_what_is_hidden_in_it(root: str, keys: list[str], *, touched: bool) -> None:
+    assert hiding("body.card.number", "headers.x-*").touches(root, keys) is touched
+
+
 def test_redactions_are_compared_by_their_paths() -> None:
     assert hiding("body.a", "headers.X", "query.b").texts == hiding("query.b", "headers.x", "body.a").texts
     assert len(hiding("body.a", 'body."a*"', "body.a*", "headers.a", "query.a", "body").texts) == 6

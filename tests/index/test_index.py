@@ -10,6 +10,7 @@ import pytest
 from gateway.engine.control.records import ControlRecord, DeadFilter
 from gateway.index import segments
 from gateway.index.index import Index, open_index
+from gateway.index.notes import Note
 from gateway.index.query import QueryError
 from gateway.index.results import IndexedEvent
 from gateway.index.statuses import Status
@@ -610,3 +611,15 @@ async def test_terms_of_closed_segments_are_merged(
         assert writer.execute("SELECT is_merged FROM segments ORDER BY start").fetchall() == [(1,), (1,), (0,)]
         assert writer.execute("SELECT count(DISTINCT segid) FROM terms_1_idx").fetchone() == (1,)
         assert len(await found(index, "source:github")) == 120
+
+
+async def test_it_says_that_it_is_complete_only_once_searches_see_that(company: Company, path: Path) -> None:
+    """Who has seen all up to then looks further from there, and would never see what is committed later."""
+    async with open_index(path, company.log, company.topics) as index:
+        await index.refresh()
+        before, later = index.complete_to, company.log.now() + 60
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(index._writing, index._writer.note, Note.COMPLETE_TO, later)
+        assert index.complete_to == before
+        await loop.run_in_executor(index._writing, index._writer.commit, company.log.now())
+        assert index.complete_to == later

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 import pytest
+from aiohttp import ClientSession
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import for_code
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
@@ -245,6 +246,9 @@ async def test_each_half_needs_no_more_than_is_documented(guarded: Guarded, pref
             await console.until("gateway_index_lag_records", 0, topic=topic)
             await console.until("gateway_index_events", 2)
             assert (await console.metrics()).sum("gateway_index_interruptions_total") == 0
+            kick = f"http://127.0.0.1:{console.admin_port}/api/v1/destinations/second/kick"
+            async with ClientSession() as client, client.post(kick, json={}) as given:
+                assert given.status == 202, await given.text()
             # The destination's own response, and not the default one.
             assert (await post(ingress.port, signed_post(b"{}", delivery="3", path="/in/ask")))[0] == 200
             assert ingress.lines("rate_not_shared") == []

@@ -81,7 +81,7 @@ def test_what_waits_for_a_destination_is_listed_with_what_it_has_answered(run: R
     assert "destination/ci" in out
     assert "\x1b" not in out
     assert err.startswith("the index is complete to ")
-    assert "what waits for its first attempt, or for its turn on an ordered route, has no record" in err
+    assert "what waits for its first attempt to end has no record yet, and isn't listed" in err
     parked, retried, last = lines(run("--destination", "ci", "--waiting", "--json")[1])
     assert (parked["event"]["id"], parked["status"], parked["reason"]) == (events[1].id, "parked", "destination/ci")
     assert (parked["due"], parked["response"], parked["attempts"]) == (None, None, [])
@@ -110,7 +110,7 @@ def test_a_route_a_source_a_status_and_a_limit_narrow_it(run: Run, events: list[
 def test_nothing_found_is_an_answer_and_what_cannot_wait_unrecorded_is_not_mentioned(run: Run) -> None:
     code, out, err = run("--status", "dropped")
     assert (code, out) == (0, "no deliveries\n")
-    assert "has no record" not in err
+    assert "has no record yet" not in err
 
 
 @pytest.mark.usefixtures("events")

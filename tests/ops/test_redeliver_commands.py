@@ -273,9 +273,10 @@ def test_a_name_is_one_redelivery_and_never_another() -> None:
     assert (first.is_new, again.is_new, again.command) == (True, False, first.command)
     with pytest.raises(UsageError, match="redelivery key-1: expected the same event and targets as before, got others"):
         _asked(_control(), name="key-1", route="build")
-    with pytest.raises(UsageError, match="a name of at most 200 characters"):
-        _asked(_control(), name="x" * 201)
-    with pytest.raises(UsageError, match="a reason of at most 500"):
+    for name in ("x" * 201, "a b", "a\n", "é"):
+        with pytest.raises(UsageError, match="a name of at most 200 visible ASCII characters, got "):
+            _asked(_control(), name=name)
+    with pytest.raises(UsageError, match="a reason of at most 500 characters, got 501"):
         _asked(_control(), reason="x" * 501)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.bodies.redaction import HIDDEN
 from gateway.model import RulesError
-from gateway.rules.load import load_rules
+from gateway.rules.load import check_rules, load_rules
 from gateway.rules.redact_paths import parse_redact_path
 from tests.builders import an_event
 
@@ -54,6 +54,26 @@ def test_what_is_no_path_is_refused(tmp_path: Path, path: str, problem: str) -> 
             load_rules(tmp_path / "routes.yaml", resolve=resolve)
         assert "sources.shop.redact[0]" in str(caught.value)
         assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        ("id: body.card.number", "id"),
+        ("id: sha256(body.card.number)", "id"),
+        ("key: sha256(body.card.number)", "key"),
+        ("type: \"'a ' + body.card.number\"", "type"),
+        ("key: body.card.number", None),  # it is hidden itself
+        ("id: body.id", None),
+        ("id: body.card[0].number", "id"),
+    ],
+)
+def test_what_is_made_of_a_hidden_value_is_warned_of(tmp_path: Path, key: str, problem: str | None) -> None:
+    text = RULES % "body.card.number"
+    (tmp_path / "routes.yaml").write_text(text.replace("    redact:", f"    {key}\n    redact:"))
+    _, found = check_rules(tmp_path / "routes.yaml")
+    weak = [each for each in found if each.code == "weak"]
+    assert [each.path for each in weak] == ([] if problem is None else [f"sources.shop.{problem}"])
 
 
 def test_a_quoted_key_is_that_key_alone() -> None:

@@ -1,0 +1,1 @@
+"""The HTTP API at the admin address: what operators and their programs see and do, as JSON."""

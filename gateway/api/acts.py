@@ -1,0 +1,319 @@
+"""What operators order: pause, resume, kick; dead letters, replays, and single events again.
+
+An order is a control record, the same as a command writes; the processes that deliver carry it out. With an idempotency
+key it is given once: whoever asks again, anywhere and for a day, gets the first answer (`ops/keyed_requests.py`).
+"""
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import asdict, replace
+from typing import Literal, NamedTuple
+
+from gateway.access.principal import Principal
+from gateway.api.backend import Backend, told
+from gateway.api.dead_letters import dead_filter
+from gateway.api.events import find_event
+from gateway.api.json_shapes import ShapeError, read_shape, time_of
+from gateway.api.orders import Act, DeadSelection, Order, RedeliveryRequest, ReplayRequest
+from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.sight import acts_on, needs_no_limit, sees_named
+from gateway.engine.control.records import ControlRecord, DeadFilter, Selection
+from gateway.engine.control.state import Control
+from gateway.model import UsageError
+from gateway.ops.audit import Actor
+from gateway.ops.control_client import ControlClient
+from gateway.ops.keyed_requests import KeyedRequest
+from gateway.ops.log_search import find_event as find_record
+from gateway.ops.output import rfc3339
+from gateway.ops.redeliveries import redeliver
+from gateway.ops.replays import window_of
+from gateway.required_topics import event_topics
+from gateway.rules.rules import Rules
+
+Kind = Literal["route", "destination"]
+Named = tuple[Kind, str]
+Give = Callable[[ControlClient, Control, str], Awaitable[Order]]
+"""Gives an order, by the name that it has if it has any, and returns what is answered."""
+
+
+class Sent(NamedTuple):
+    """How an order came: under which idempotency key, None without one, and from which address."""
+
+    key: str | None = None
+    origin: str = ""
+
+
+SENT = Sent()
+LONGEST_KEY = 255
+KEY_PATTERN = "^[!-~]+$"
+"""What an idempotency key has: no blanks, and ASCII alone."""
+
+
+async def pause_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
+    """Stop the deliveries of a route: they wait until it is resumed."""
+    return await _pause(backend, principal, ("route", name), given, sent)
+
+
+async def pause_destination(
+    backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
+) -> Order:
+    """Stop the deliveries to a destination: they wait until it is resumed."""
+    return await _pause(backend, principal, ("destination", name), given, sent)
+
+
+async def resume_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
+    """Resume a paused route, and deliver what waits for that."""
+    return await _resume(backend, principal, ("route", name), given, sent)
+
+
+async def resume_destination(
+    backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
+) -> Order:
+    """Resume a paused destination, and deliver what waits for that."""
+    return await _resume(backend, principal, ("destination", name), given, sent)
+
+
+async def kick_route(backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT) -> Order:
+    """Retry the waiting deliveries of a route now."""
+    return await _kick(backend, principal, ("route", name), given, sent)
+
+
+async def kick_destination(
+    backend: Backend, principal: Principal, *, name: str, given: Act, sent: Sent = SENT
+) -> Order:
+    """Retry the waiting deliveries to a destination now."""
+    return await _kick(backend, principal, ("destination", name), given, sent)
+
+
+async def replay_dead_letters(
+    backend: Backend, principal: Principal, *, given: DeadSelection, sent: Sent = SENT
+) -> Order:
+    """Deliver dead letters again, with a fresh retry schedule."""
+    return await _resolve(backend, principal, "replay", given, sent)
+
+
+async def drop_dead_letters(
+    backend: Backend, principal: Principal, *, given: DeadSelection, sent: Sent = SENT
+) -> Order:
+    """Discard dead letters."""
+    return await _resolve(backend, principal, "drop", given, sent)
+
+
+async def start_replay(backend: Backend, principal: Principal, *, given: ReplayRequest, sent: Sent = SENT) -> Order:
+    """Deliver past events of a route again, under the rules in force."""
+    rules, now = backend.rules(), backend.log.now()
+    route = rules.routes.get(given.route)
+    if route is None or not sees_named(principal, rules, "route", given.route, route.sources):
+        raise not_found("a route")
+    for what, name, known in (
+        ("source", given.source, route.sources),
+        ("destination", given.destination, route.destinations),
+    ):
+        if name is not None and name not in known:
+            raise ApiError(Code.INVALID_REQUEST, f"body.{what}: expected one of route {route.name}, got {name!r}")
+    sources = route.sources if given.source is None else (given.source,)
+    _must_act_on(principal, rules, "route", route.name, sources)
+    since = time_of(given.since)
+    until = None if given.until is None else time_of(given.until)
+    assert since is not None, given
+    if since >= (now if until is None else until):
+        raise ApiError(Code.INVALID_REQUEST, "body.since: expected a time before until, or before now")
+    of_route = replace(rules, sources={name: rules.sources[name] for name in sources})
+    selection = Selection(
+        route=route.name,
+        destination=given.destination,
+        source=given.source,
+        since=since,
+        until=until,
+        rate=given.rate,
+        undelivered=given.undelivered,
+    )
+
+    async def give(client: ControlClient, control: Control, name: str) -> Order:
+        if name and (before := control.commands.get(f"replay/{name}")) is not None:
+            return order_of(before)
+        window = await window_of(backend.log, event_topics(of_route, backend.topics), since, until)
+        if not window.total:
+            raise ApiError(Code.CONFLICT, "expected events of that time in the log, got none")
+        placed = await client.replay(
+            replace(selection, starts=window.starts), window.ends, unread=len(window.unread), name=name
+        )
+        return order_of(placed.command)
+
+    return await _once(backend, principal, sent, ("replay", given), give, why=given.reason)
+
+
+async def cancel_replay(backend: Backend, principal: Principal, *, replay: str, given: Act, sent: Sent = SENT) -> Order:
+    """Cancel a replay: what it has queued by then is delivered."""
+
+    async def give(client: ControlClient, control: Control, _: str) -> Order:
+        rules, command = backend.rules(), control.commands.get(f"replay/{replay}")
+        if command is None or command.selection is None:
+            raise not_found("a replay")
+        route = rules.routes.get(command.selection.route)
+        if route is None:
+            needs_no_limit(principal, "a replay of a former route")
+        else:
+            _must_act_on(principal, rules, "route", route.name, route.sources)
+        placed = await client.cancel(replay)
+        return order_of(command, is_new=False) if placed is None else order_of(placed.command)
+
+    return await _once(backend, principal, sent, ("cancel", replay, given), give, why=given.reason)
+
+
+async def redeliver_event(
+    backend: Backend, principal: Principal, *, event: str, given: RedeliveryRequest, sent: Sent = SENT
+) -> Order:
+    """Deliver an event again: by each route that takes it, or one, to each of its destinations, or one."""
+    rules = backend.rules()
+    for what, name, known in (
+        ("route", given.route, rules.routes),
+        ("destination", given.destination, rules.destinations),
+    ):
+        if name is not None and name not in known:
+            raise ApiError(Code.INVALID_REQUEST, f"body.{what}: expected a {what} of the rules, got {name!r}")
+
+    async def give(_: ControlClient, control: Control, name: str) -> Order:
+        found = await find_event(backend, principal, event)
+        record = await find_record(backend.log, [found.partition.topic], found.position) if found.partition else None
+        if record is None:
+            raise ApiError(Code.CONFLICT, f"expected the record of {found.id} in the log, got none: deleted by age")
+        asked = await redeliver(
+            backend.log,
+            backend.topics,
+            control,
+            record,
+            route=given.route,
+            destination=given.destination,
+            reason=given.reason or "",
+            actor=Actor.of(principal, sent.origin),
+            name=name,
+        )
+        return order_of(asked.command, is_new=asked.is_new)
+
+    return await _once(backend, principal, sent, ("redeliver", event, given), give, why=given.reason)
+
+
+async def _pause(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
+    kind, name = of
+    await _must_be_named(backend, principal, kind, name)
+
+    async def give(client: ControlClient, _: Control, __: str) -> Order:
+        pause = await client.pause(f"{kind}/{name}")
+        return order_of(pause.command, is_new=pause.is_new)
+
+    return await _once(backend, principal, sent, ("pause", kind, name, given), give, why=given.reason)
+
+
+async def _resume(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
+    kind, name = of
+    await _must_be_named(backend, principal, kind, name)
+
+    async def give(client: ControlClient, control: Control, _: str) -> Order:
+        placed = await client.resume(f"{kind}/{name}")
+        if placed is not None:
+            return order_of(placed.command)
+        before = control.commands.get(f"pause/{kind}/{name}")
+        now = ControlRecord(kind="pause", name=f"{kind}/{name}", state="active", at=backend.log.now())
+        return order_of(before or now, is_new=False)
+
+    return await _once(backend, principal, sent, ("resume", kind, name, given), give, why=given.reason)
+
+
+async def _kick(backend: Backend, principal: Principal, of: Named, given: Act, sent: Sent) -> Order:
+    kind, name = of
+    await _must_be_named(backend, principal, kind, name)
+
+    async def give(client: ControlClient, _: Control, __: str) -> Order:
+        return order_of((await client.kick(f"{kind}/{name}")).command)
+
+    return await _once(backend, principal, sent, ("kick", kind, name, given), give, why=given.reason)
+
+
+async def _resolve(
+    backend: Backend, principal: Principal, action: Literal["replay", "drop"], given: DeadSelection, sent: Sent
+) -> Order:
+    which = replace(
+        dead_filter(
+            route=given.route,
+            destination=given.destination,
+            reason=given.dead_reason,
+            since=given.since,
+            until=given.until,
+        ),
+        ids=given.ids,
+    )
+    if which == DeadFilter() and not given.all:
+        raise ApiError(Code.INVALID_REQUEST, "body: expected what the dead letters have, or all: true, got neither")
+    if principal.is_limited:
+        await _must_act_on_letters(backend, principal, given)
+
+    async def give(client: ControlClient, control: Control, name: str) -> Order:
+        if name and (before := control.commands.get(f"dead/{name}")) is not None:
+            return order_of(before)
+        return order_of((await client.resolve(action, which, name=name)).command)
+
+    return await _once(backend, principal, sent, ("dead", action, given), give, why=given.reason)
+
+
+async def _must_act_on_letters(backend: Backend, principal: Principal, given: DeadSelection) -> None:
+    """Raise ApiError unless a route or destination is named that a principal with limits acts on."""
+    rules = backend.rules()
+    route = rules.routes.get(given.route or "")
+    if route is not None and acts_on(principal, rules, "route", route.name, route.sources):
+        return
+    if given.destination is not None and given.destination in rules.destinations:
+        sources = (await backend.overview(rules)).sources_of[given.destination]
+        if acts_on(principal, rules, "destination", given.destination, sources):
+            return
+    raise ApiError(Code.FORBIDDEN, "body: expected a route or destination that you may act on, got another selection")
+
+
+async def _must_be_named(backend: Backend, principal: Principal, kind: Kind, name: str) -> None:
+    """Raise ApiError unless the rules have a name, and the principal sees it and acts on it."""
+    rules = backend.rules()
+    if name not in (rules.routes if kind == "route" else rules.destinations):
+        raise not_found(f"a {kind}")
+    of = rules.routes[name].sources if kind == "route" else (await backend.overview(rules)).sources_of[name]
+    if not sees_named(principal, rules, kind, name, of):
+        raise not_found(f"a {kind}")
+    _must_act_on(principal, rules, kind, name, of)
+
+
+def _must_act_on(principal: Principal, rules: Rules, kind: Kind, name: str, sources: Collection[str]) -> None:
+    if not acts_on(principal, rules, kind, name, sources):
+        raise ApiError(Code.FORBIDDEN, f"{kind} {name}: expected one that is yours alone, got one that is others', too")
+
+
+async def _once(
+    backend: Backend, principal: Principal, sent: Sent, asked: object, give: Give, *, why: str | None
+) -> Order:
+    """Give an order, or return what was answered when it was asked for under the same key. Raises ApiError."""
+    request = None if sent.key is None else KeyedRequest.of(principal.name, sent.key, asked)
+    actor = Actor.of(principal, sent.origin)
+    async with told(), backend.ordering:
+        answers, now = await backend.answers(), backend.log.now()
+        if request is not None and (known := answers.to(request, now=now)) is not None:
+            if known.is_of_another:
+                raise ApiError(Code.KEY_REUSED, "Idempotency-Key: expected one of this request, got another's")
+            try:
+                return read_shape(Order, known.answer)
+            except ShapeError as error:
+                raise ApiError(Code.CONFLICT, "Idempotency-Key: its answer is of a newer version") from error
+
+        def alongside(command: ControlRecord) -> list[ControlRecord]:
+            if request is None:
+                return []
+            return [request.answered(asdict(order_of(command)), now), *answers.forgotten(now=now)]
+
+        client = ControlClient(backend.log, backend.topics, actor=actor, why=why or "", alongside=alongside)
+        try:
+            order = await give(client, await backend.control(), "" if request is None else request.name)
+        except UsageError as error:
+            raise ApiError(Code.CONFLICT, str(error)) from error
+        if request is not None and (await backend.answers()).to(request, now=now) is None:
+            await client.note(request.answered(asdict(order), now))
+        return order
+
+
+def order_of(command: ControlRecord, *, is_new: bool = True) -> Order:
+    return Order(id=command.key, at=rfc3339(command.at), by=command.by or None, state=command.state, is_new=is_new)

@@ -1,0 +1,156 @@
+"""What the API works on: the log, the rules in force, the index if this process keeps one, and the control records.
+
+Nothing here may hold up the event loop, on which this process may deliver: what takes long is in threads that give way
+to it (`aside`), or in steps.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from gateway.api.overview import Overview, overview_of
+from gateway.api.problems import ApiError, Code
+from gateway.engine.control.state import Control
+from gateway.engine.delivery.holds import Hold
+from gateway.index.file import IndexUnavailableError
+from gateway.index.index import Index
+from gateway.log.base import Log
+from gateway.log.topics import CONTROL_PARTITION, Topics
+from gateway.model import LogUnavailableError, UnreadableRecordError
+from gateway.ops.keyed_requests import Answers
+from gateway.rules.rules import Rules
+from gateway.turns import taking_turns
+
+T = TypeVar("T")
+RECORDS_PER_STEP = 32
+"""Records decoded before other tasks run: less than a millisecond."""
+AT_A_TIME, WAITING = 2, 16
+"""Requests that may work aside, or in the log, at a time, and those that may wait for that."""
+PATIENCE = 10.0
+"""Seconds for which a request waits for its turn, and for the log."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Backend:
+    """One process's. `rules` and `index` are what they are at the moment; `index` is None while there is none open.
+
+    `index_problem` is why. `holds` are those of the destinations that this process delivers to.
+    """
+
+    log: Log
+    topics: Topics
+    rules: Callable[[], Rules]
+    rules_status: Callable[[], Mapping[str, Any]]
+    index: Callable[[], Index | None] = lambda: None
+    index_problem: Callable[[], str] = lambda: ""
+    holds: Callable[[], Mapping[str, Hold]] = dict
+    ordering: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+    """Held while an order is given: the next one sees it, and what was answered to its key."""
+    _turns: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(AT_A_TIME))
+    _waiting: int = field(init=False, default=0)
+    _overview: tuple[object, Overview] | None = field(init=False, default=None)
+    _control: Control = field(init=False, default_factory=Control)
+    _answers: Answers = field(init=False, default_factory=Answers)
+    _position: int = field(init=False, default=0)
+    _last_at: float = field(init=False, default=0.0)
+    _reading: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+
+    def open_index(self) -> Index:
+        """Return the index. Raises ApiError if this process has none open."""
+        found = self.index()
+        if found is None:
+            why = self.index_problem() or "this process keeps none: `gateway run --role console` does, or `--index`"
+            raise ApiError(Code.INDEX_UNAVAILABLE, f"the index isn't available: {why}")
+        return found
+
+    async def overview(self, rules: Rules) -> Overview:
+        """Return what the rules in force have, which is looked over once."""
+        key = (rules.version, self.rules_status()["loaded_at"])
+        if self._overview is None or self._overview[0] != key:
+            self._overview = key, await self.aside(lambda: overview_of(rules))
+        return self._overview[1]
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a turn at what takes long. Raises ApiError if too many wait already, or it takes too long."""
+        if self._turns.locked() and self._waiting >= WAITING:
+            raise ApiError(Code.BUSY, "expected few requests of this kind at a time, got too many: try again")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise ApiError(Code.BUSY, f"expected a turn within {PATIENCE:g} s, got none: try again") from None
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Do what computes for long in a thread, which gives way to the event loop where it calls `give_way`."""
+        loop = asyncio.get_running_loop()
+
+        def run() -> T:
+            with taking_turns(loop):
+                return work()
+
+        async with self.turn():
+            return await asyncio.to_thread(run)
+
+    async def control(self) -> Control:
+        """Return the state of the control records, with all that are stored by now. Raises LogUnavailableError."""
+        async with self._reading:
+            start, end = (await self.log.bounds(self.topics.control)).get(CONTROL_PARTITION, (0, 0))
+            if end < self._position or (end > self._position and not await self._goes_on(start)):
+                self._control, self._answers, self._position = Control(), Answers(), 0
+            while end > self._position:
+                await self._read_control(max(start, self._position), end)
+                self._position = end
+                # A record may have been compacted away for one behind the end that was known.
+                _, end = (await self.log.bounds(self.topics.control)).get(CONTROL_PARTITION, (0, 0))
+            return self._control
+
+    async def answers(self) -> Answers:
+        """Return what was answered to requests with a key. Raises LogUnavailableError."""
+        await self.control()
+        return self._answers
+
+    async def _goes_on(self, start: int) -> bool:
+        """Return whether the last record that was read is still there, or compacted away: else the topic is another."""
+        last = self._position - 1
+        if last < start:
+            return True
+        async for records in self.log.scan(self.topics.control_partition, last, last + 1):
+            for record in records:
+                return record.appended_at == self._last_at
+        return True
+
+    async def _read_control(self, start: int, end: int) -> None:
+        number = 0
+        async for records in self.log.scan(self.topics.control_partition, start, end):
+            for record in records:
+                with suppress(UnreadableRecordError):  # the processes that act on it report it
+                    self._control.decode_and_apply(record.key, record.value, record.offset)
+                self._answers.apply(record.key, record.value)
+                self._last_at = record.appended_at
+                number += 1
+                if number % RECORDS_PER_STEP == 0:
+                    await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def told() -> AsyncIterator[None]:
+    """Turn what isn't available into a problem that says so."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield
+    except LogUnavailableError as error:
+        raise ApiError(Code.LOG_UNAVAILABLE, f"the log isn't available: {error}") from error
+    except IndexUnavailableError as error:
+        raise ApiError(Code.INDEX_UNAVAILABLE, f"the index isn't available: {error}") from error
+    except TimeoutError:
+        raise ApiError(Code.LOG_UNAVAILABLE, f"the log gave no answer within {PATIENCE:g} s") from None

@@ -1,0 +1,43 @@
+"""Cursors: where a list goes on, as text that means something to nobody else. Pure.
+
+A cursor belongs to the list that it came with: with another query, it would skip what that one has.
+"""
+
+import hashlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from gateway.api.problems import ApiError, Code
+
+LONGEST = 512
+
+
+def encode_cursor(at: Mapping[str, Any], *, of: tuple[object, ...]) -> str:
+    """Return a cursor; `of` is what was asked."""
+    return urlsafe_b64encode(orjson.dumps([_digest(of), at])).decode().rstrip("=")
+
+
+def decode_cursor(text: str, *, of: tuple[object, ...]) -> Mapping[str, Any]:
+    """Return where a list goes on. Raises ApiError for a cursor that isn't of what is asked."""
+    try:
+        digest, at = orjson.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, TypeError):
+        digest, at = "", None
+    if digest != _digest(of) or not isinstance(at, dict):
+        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+    return at
+
+
+def _digest(of: tuple[object, ...]) -> str:
+    return hashlib.blake2b(repr(of).encode(errors="surrogatepass"), digest_size=6).hexdigest()
+
+
+def whole(at: Mapping[str, Any], name: str) -> int:
+    """Return a whole number of a cursor. Raises ApiError for anything else: anybody can make a cursor."""
+    value = at.get(name)
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+    return value

@@ -1,0 +1,196 @@
+"""Dead letters, from the log: newest first, so many at a time, and for so long and no longer."""
+
+import asyncio
+import time
+from contextlib import aclosing
+
+from gateway.access.principal import Principal
+from gateway.api import shapes
+from gateway.api.backend import Backend, told
+from gateway.api.cursors import decode_cursor, encode_cursor, whole
+from gateway.api.json_shapes import time_of
+from gateway.api.problems import not_found
+from gateway.api.sight import sees_delivery
+from gateway.engine.control.records import DeadFilter
+from gateway.log.base import Partition
+from gateway.model import Attempt
+from gateway.ops.dead_letters import DeadLetter, dead_letter_of
+from gateway.ops.log_search import Found, newest_first
+from gateway.ops.output import rfc3339
+from gateway.ops.redaction import Redactions
+from gateway.turns import give_way
+
+SECONDS = 1.0
+"""For which a page is looked for; what was found by then is the answer, with where to go on."""
+RECORDS_PER_STEP = 16
+"""Records decoded before other tasks run: less than a millisecond."""
+MOST_ATTEMPTS = 100
+
+
+async def list_dead_letters(
+    backend: Backend,
+    principal: Principal,
+    *,
+    route: str | None = None,
+    destination: str | None = None,
+    reason: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    include_resolved: bool = False,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> shapes.DeadLetterPage:
+    """List dead letters, newest first: the open ones, or all of them."""
+    topic = backend.topics.dead
+    which = dead_filter(route=route, destination=destination, reason=reason, since=since, until=until)
+    of = ("dead-letters", which, include_resolved)
+    ends: dict[str, object] = {} if cursor is None else dict(decode_cursor(cursor, of=of))
+    before = {int(number): whole(ends, number) for number in ends if number.isdecimal() and number.isascii()}
+    letters: list[DeadLetter] = []
+    stop_at, is_cut_short, is_more = time.monotonic() + SECONDS, False, False
+    async with told(), backend.turn():
+        control = await backend.control()
+        bounds, unread = await backend.log.readable(topic)
+        if cursor is None:
+            before = {number: end for number, (_, end) in bounds.items()}
+        below = {Partition(topic, number): end for number, end in before.items()}
+        history = newest_first(backend.log, [topic], since=which.since, unread={}, below=below)
+        async with aclosing(history):
+            looked = 0
+            async for found in history:
+                if len(letters) == limit:
+                    is_more = True
+                    break
+                if time.monotonic() > stop_at:
+                    is_more = is_cut_short = True
+                    break
+                looked += 1
+                if looked % RECORDS_PER_STEP == 0:
+                    await asyncio.sleep(0)
+                before[found.partition.number] = found.record.offset
+                letter = dead_letter_of(found, control)
+                is_asked = which.covers(letter.properties) and (include_resolved or letter.resolved_by is None)
+                if is_asked and _is_seen(backend, principal, letter):
+                    letters.append(letter)
+    return shapes.DeadLetterPage(
+        items=tuple([_letter(each) for each in await _seen(backend, letters)]),
+        next_cursor=encode_cursor({str(number): end for number, end in before.items()}, of=of) if is_more else None,
+        is_cut_short=is_cut_short,
+        unread_partitions=tuple([f"{topic}/{number}" for number in sorted(unread)]),
+    )
+
+
+async def get_dead_letter(backend: Backend, principal: Principal, *, position: str) -> shapes.DeadLetterDetail:
+    """Return the dead letter at a position, PARTITION@OFFSET, with its attempts."""
+    number, _, offset = position.partition("@")
+    is_position = all(part.isdecimal() and part.isascii() and len(part) < 19 for part in (number, offset))  # noqa: PLR2004 - 64 bits
+    if not is_position:
+        raise not_found("the position of a dead letter")
+    partition, at = Partition(backend.topics.dead, int(number)), int(offset)
+    async with told():
+        bounds, _ = await backend.log.readable(partition.topic)
+        first, end = bounds.get(partition.number, (0, 0))
+        found = []
+        if first <= at < end:
+            scan = backend.log.scan(partition, at, at + 1)
+            found = [record async for records in scan for record in records]
+        control = await backend.control()
+    if not found:
+        raise not_found("the position of a dead letter")
+    letter = dead_letter_of(Found(partition, found[0]), control)
+    if not _is_seen(backend, principal, letter):
+        raise not_found("the position of a dead letter")
+    (letter,) = await _seen(backend, [letter])
+    attempts = () if letter.decoded is None else letter.decoded.delivery.attempts[-MOST_ATTEMPTS:]
+    return shapes.DeadLetterDetail(letter=_letter(letter), attempts=tuple([_attempt(each) for each in attempts]))
+
+
+def dead_filter(
+    *, route: str | None, destination: str | None, reason: str | None, since: str | None, until: str | None
+) -> DeadFilter:
+    """Return a filter; times are as RFC 3339 has them."""
+    return DeadFilter(
+        route=route,
+        destination=destination,
+        reason=reason,
+        since=None if since is None else time_of(since),
+        until=None if until is None else time_of(until),
+    )
+
+
+async def _seen(backend: Backend, letters: list[DeadLetter]) -> list[DeadLetter]:
+    """Return dead letters as people may see them, without what their sources' `redact` hides."""
+    rules = backend.rules()
+    if all(source.redaction is None for source in rules.sources.values()):
+        return letters
+    hidden = Redactions(rules)
+
+    def seen() -> list[DeadLetter]:
+        found = []
+        for letter in letters:
+            give_way()
+            found.append(hidden.letter(letter))
+        return found
+
+    return await backend.aside(seen)
+
+
+def _is_seen(backend: Backend, principal: Principal, letter: DeadLetter) -> bool:
+    """Return whether a principal sees a dead letter; one that can't be read, only who has no limits."""
+    if letter.decoded is None:
+        return not principal.is_limited
+    which = letter.decoded.delivery
+    return sees_delivery(principal, backend.rules(), which.event.source, which.route, which.destination)
+
+
+def _letter(letter: DeadLetter) -> shapes.DeadLetter:
+    decoded = letter.decoded
+    if decoded is None:
+        return shapes.DeadLetter(
+            position=letter.position,
+            at=rfc3339(letter.properties.at),
+            status=letter.status,
+            reason=letter.properties.reason,
+            detail=letter.problem or None,
+            delivery_id=None,
+            event_id=None,
+            source=None,
+            type=None,
+            route=None,
+            destination=None,
+            item=None,
+            attempts=0,
+            last_result=None,
+            owner=None,
+        )
+    delivery = decoded.delivery
+    return shapes.DeadLetter(
+        position=letter.position,
+        at=rfc3339(letter.properties.at),
+        status=letter.status,
+        reason=letter.properties.reason,
+        detail=decoded.metadata.detail or None,
+        delivery_id=delivery.id,
+        event_id=delivery.event.id,
+        source=delivery.event.source,
+        type=delivery.event.type,
+        route=delivery.route,
+        destination=delivery.destination or None,
+        item=None if delivery.part is None else delivery.part.number,
+        attempts=delivery.attempts[-1].number if delivery.attempts else 0,
+        last_result=letter.last_result if delivery.attempts else None,
+        owner=decoded.metadata.owner or None,
+    )
+
+
+def _attempt(attempt: Attempt) -> shapes.Attempt:
+    return shapes.Attempt(
+        number=attempt.number,
+        at=rfc3339(attempt.at),
+        seconds=attempt.seconds,
+        result=attempt.result,
+        status=attempt.status,
+        sequel=None,
+        detail=attempt.detail or None,
+        position=None,
+    )

@@ -1,0 +1,483 @@
+"""Every endpoint of the API, in one table: of it are made the routes, the OpenAPI document, and the check of roles."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from inspect import Parameter as Argument
+from inspect import signature
+from typing import Annotated, Any, Literal
+
+from gateway.access.principal import AccessRole
+from gateway.api import acts, dead_letters, events, explaining, names, order_states, orders, shapes, tail
+from gateway.api.cursors import LONGEST as LONGEST_CURSOR
+from gateway.api.event_stream import EVENT_STREAM
+from gateway.api.json_shapes import NAME, Limits
+from gateway.api.problems import Code
+from gateway.index.event_numbers import END
+from gateway.index.query import MAX_QUERY
+from gateway.model import DeadReason
+
+BASE = "/api/v1"
+BYTES = "application/octet-stream"
+MOST_ITEMS = 200
+"""Items of a page, at most: what is written in one step of the event loop takes some milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A parameter of the path or the query: its type, what it is, and a value for readers to try."""
+
+    name: str
+    place: Literal["path", "query"]
+    kind: Any
+    about: str
+    example: str | int | bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One operation: its method and path below `BASE`, who may, and the function that does it.
+
+    The function takes the backend, the principal, and the parameters by name; those with a default may be missing.
+    `body` is the shape of the request's body, its argument `given`. `answer` is the shape of the response, or BYTES, or
+    EVENT_STREAM: that function yields what is told. `codes` are the problems that there may be besides those that any
+    request may meet.
+    """
+
+    name: str
+    method: Literal["GET", "POST"]
+    path: str
+    role: AccessRole
+    run: Callable[..., Any]
+    answer: Any
+    tag: str
+    parameters: tuple[Parameter, ...] = ()
+    body: Any = None
+    status: int = 200
+    codes: tuple[Code, ...] = ()
+
+    @property
+    def about(self) -> str:
+        """What it does, in a line: the first of the function's docstring."""
+        return (self.run.__doc__ or "").split("\n", maxsplit=1)[0].rstrip(".")
+
+    def is_required(self, parameter: Parameter) -> bool:
+        return self._argument(parameter).default is Argument.empty
+
+    def default(self, parameter: Parameter) -> Any:  # noqa: ANN401 - of any type
+        """Return the value of a parameter that isn't given; None if there is none."""
+        found = self._argument(parameter).default
+        return None if found is Argument.empty else found
+
+    @property
+    def is_keyed(self) -> bool:
+        """Whether it takes an idempotency key, as whatever acts does."""
+        return "sent" in signature(self.run).parameters
+
+    def _argument(self, parameter: Parameter) -> Argument:
+        return signature(self.run).parameters[parameter.name]
+
+
+_NAME = Annotated[str, NAME]
+_CURSOR = Parameter(
+    name="cursor",
+    place="query",
+    kind=Annotated[str, Limits(pattern="^[A-Za-z0-9_-]+$", longest=LONGEST_CURSOR)],
+    about="`next_cursor` of a page",
+)
+_LIMIT = Parameter(
+    name="limit",
+    place="query",
+    kind=Annotated[int, Limits(minimum=1, maximum=MOST_ITEMS)],
+    about="items of a page, at most",
+    example=20,
+)
+_EVENT = Parameter(
+    name="event",
+    place="path",
+    kind=Annotated[str, Limits(longest=400)],
+    about="the event's id (if several have it, the newest), or its position TOPIC/PARTITION@OFFSET, percent-encoded",
+    example="evt_1b2f0e8c5a7d8e3fb1c2d3e4f5061728",
+)
+_TIME = Annotated[str, Limits(form="date-time", longest=40)]
+
+
+def _named(what: str, example: str) -> Parameter:
+    return Parameter(name="name", place="path", kind=_NAME, about=f"the {what}'s name", example=example)
+
+
+def _only(name: str, about: str) -> Parameter:
+    return Parameter(name=name, place="query", kind=_NAME, about=about)
+
+
+_ORDER = Parameter(
+    name="order",
+    place="path",
+    kind=Annotated[str, Limits(longest=255)],
+    about="`id` of an order, percent-encoded",
+    example="pause/destination/ci",
+)
+_REPLAY = Parameter(
+    name="replay",
+    place="path",
+    kind=Annotated[str, Limits(longest=255)],
+    about="the replay's id",
+    example="19ab4c2f1d0-1f2e3d4c",
+)
+_OF_ACTS = (Code.NOT_FOUND, Code.CONFLICT, Code.KEY_REUSED, Code.LOG_UNAVAILABLE, Code.BUSY)
+
+
+def _act(
+    name: str,
+    path: str,
+    run: Callable[..., Awaitable[Any]],
+    body: Any,  # noqa: ANN401 - a shape
+    *parameters: Parameter,
+    codes: tuple[Code, ...] = (),
+) -> Endpoint:
+    """Return an endpoint that acts."""
+    return Endpoint(
+        name=name,
+        method="POST",
+        path=path,
+        role=AccessRole.OPERATOR,
+        run=run,
+        answer=orders.Order,
+        tag="orders",
+        parameters=parameters,
+        body=body,
+        status=202,
+        codes=(*_OF_ACTS, *codes),
+    )
+
+
+ACTS = (
+    _act("pauseRoute", "/routes/{name}/pause", acts.pause_route, orders.Act, _named("route", "build-on-push")),
+    _act("resumeRoute", "/routes/{name}/resume", acts.resume_route, orders.Act, _named("route", "build-on-push")),
+    _act("kickRoute", "/routes/{name}/kick", acts.kick_route, orders.Act, _named("route", "build-on-push")),
+    _act(
+        "pauseDestination",
+        "/destinations/{name}/pause",
+        acts.pause_destination,
+        orders.Act,
+        _named("destination", "ci"),
+    ),
+    _act(
+        "resumeDestination",
+        "/destinations/{name}/resume",
+        acts.resume_destination,
+        orders.Act,
+        _named("destination", "ci"),
+    ),
+    _act(
+        "kickDestination", "/destinations/{name}/kick", acts.kick_destination, orders.Act, _named("destination", "ci")
+    ),
+    _act("replayDeadLetters", "/dead-letters/replay", acts.replay_dead_letters, orders.DeadSelection),
+    _act("dropDeadLetters", "/dead-letters/drop", acts.drop_dead_letters, orders.DeadSelection),
+    _act("startReplay", "/replays", acts.start_replay, orders.ReplayRequest),
+    _act("cancelReplay", "/replays/{replay}/cancel", acts.cancel_replay, orders.Act, _REPLAY),
+    _act(
+        "redeliverEvent",
+        "/events/{event}/redeliver",
+        acts.redeliver_event,
+        orders.RedeliveryRequest,
+        _EVENT,
+        codes=(Code.INDEX_UNAVAILABLE,),
+    ),
+)
+"""What operators order. Each is an order in the log, and takes an idempotency key."""
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *ACTS,
+    Endpoint(
+        name="explain",
+        method="POST",
+        path="/explain",
+        role=AccessRole.READER,
+        run=explaining.explain_request,
+        answer=explaining.Explanation,
+        tag="rules",
+        body=explaining.ExplainRequest,
+        codes=(Code.NOT_FOUND, Code.INVALID_RULES, Code.NOT_ACCEPTED_BY_INGRESS, Code.BUSY),
+    ),
+    Endpoint(
+        name="tailEvents",
+        method="GET",
+        path="/tail",
+        role=AccessRole.VIEWER,
+        run=tail.tail_events,
+        answer=EVENT_STREAM,
+        tag="events",
+        parameters=(
+            Parameter(
+                name="query",
+                place="query",
+                kind=Annotated[str, Limits(longest=MAX_QUERY)],
+                about="as in a search; its times don't count",
+                example="source:github status:dead",
+            ),
+            Parameter(
+                name="after",
+                place="query",
+                kind=Annotated[int, Limits(minimum=0, maximum=END)],
+                about="the last `id` that was told, as in `Last-Event-ID`, which counts instead if it is there",
+            ),
+        ),
+        codes=(Code.INVALID_QUERY, Code.INDEX_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="getOrder",
+        method="GET",
+        path="/orders/{order}",
+        role=AccessRole.VIEWER,
+        run=order_states.get_order,
+        answer=orders.OrderState,
+        tag="orders",
+        parameters=(_ORDER,),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="listReplays",
+        method="GET",
+        path="/replays",
+        role=AccessRole.VIEWER,
+        run=order_states.list_replays,
+        answer=orders.ReplayPage,
+        tag="orders",
+        parameters=(_LIMIT, _CURSOR),
+        codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="getReplay",
+        method="GET",
+        path="/replays/{replay}",
+        role=AccessRole.VIEWER,
+        run=order_states.get_replay,
+        answer=orders.Replay,
+        tag="orders",
+        parameters=(_REPLAY,),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="getMe",
+        method="GET",
+        path="/me",
+        role=AccessRole.VIEWER,
+        run=names.me,
+        answer=shapes.Me,
+        tag="access",
+    ),
+    Endpoint(
+        name="searchEvents",
+        method="GET",
+        path="/events",
+        role=AccessRole.VIEWER,
+        run=events.search_events,
+        answer=shapes.EventPage,
+        tag="events",
+        parameters=(
+            Parameter(
+                name="query",
+                place="query",
+                kind=Annotated[str, Limits(longest=MAX_QUERY)],
+                about="as `gateway events search` takes it; by what bodies have, only for the role reader",
+                example="source:github -status:delivered since:2h",
+            ),
+            _LIMIT,
+            _CURSOR,
+        ),
+        codes=(Code.INVALID_QUERY, Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="getEvent",
+        method="GET",
+        path="/events/{event}",
+        role=AccessRole.VIEWER,
+        run=events.get_event,
+        answer=shapes.EventDetail,
+        tag="events",
+        parameters=(_EVENT,),
+        codes=(Code.NOT_FOUND, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="getEventBody",
+        method="GET",
+        path="/events/{event}/body",
+        role=AccessRole.READER,
+        run=events.get_body,
+        answer=BYTES,
+        tag="events",
+        parameters=(_EVENT,),
+        codes=(Code.NOT_FOUND, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="getEventRaw",
+        method="GET",
+        path="/events/{event}/raw",
+        role=AccessRole.READER,
+        run=events.get_raw,
+        answer=shapes.RawEvent,
+        tag="events",
+        parameters=(_EVENT,),
+        codes=(Code.NOT_FOUND, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="listDeliveries",
+        method="GET",
+        path="/events/{event}/deliveries",
+        role=AccessRole.VIEWER,
+        run=events.list_deliveries,
+        answer=shapes.DeliveryPage,
+        tag="deliveries",
+        parameters=(_EVENT, _LIMIT, _CURSOR),
+        codes=(Code.NOT_FOUND, Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="getAttempt",
+        method="GET",
+        path="/attempts/{position}",
+        role=AccessRole.READER,
+        run=events.get_attempt,
+        answer=shapes.AttemptRecord,
+        tag="deliveries",
+        parameters=(
+            Parameter(
+                name="position",
+                place="path",
+                kind=Annotated[str, Limits(longest=300)],
+                about="`position` of an attempt of a delivery, percent-encoded",
+                example="gateway.attempts/0@7",
+            ),
+        ),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="listDeadLetters",
+        method="GET",
+        path="/dead-letters",
+        role=AccessRole.VIEWER,
+        run=dead_letters.list_dead_letters,
+        answer=shapes.DeadLetterPage,
+        tag="dead letters",
+        parameters=(
+            _only("route", "only those of this route"),
+            _only("destination", "only those for this destination"),
+            Parameter(name="reason", place="query", kind=DeadReason, about="only those with this reason"),
+            Parameter(name="since", place="query", kind=_TIME, about="only those written then or later"),
+            Parameter(name="until", place="query", kind=_TIME, about="only those written before then"),
+            Parameter(
+                name="include_resolved", place="query", kind=bool, about="also those that were replayed or dropped"
+            ),
+            _LIMIT,
+            _CURSOR,
+        ),
+        codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="getDeadLetter",
+        method="GET",
+        path="/dead-letters/{position}",
+        role=AccessRole.VIEWER,
+        run=dead_letters.get_dead_letter,
+        answer=shapes.DeadLetterDetail,
+        tag="dead letters",
+        parameters=(
+            Parameter(
+                name="position",
+                place="path",
+                kind=Annotated[str, Limits(longest=400)],
+                about="its position, PARTITION@OFFSET",
+                example="0@0",
+            ),
+        ),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="listSources",
+        method="GET",
+        path="/sources",
+        role=AccessRole.VIEWER,
+        run=names.list_sources,
+        answer=shapes.SourcePage,
+        tag="rules",
+        parameters=(_LIMIT, _CURSOR),
+        codes=(Code.INVALID_CURSOR, Code.BUSY),
+    ),
+    Endpoint(
+        name="getSource",
+        method="GET",
+        path="/sources/{name}",
+        role=AccessRole.VIEWER,
+        run=names.get_source,
+        answer=shapes.Source,
+        tag="rules",
+        parameters=(_named("source", "github"),),
+        codes=(Code.NOT_FOUND, Code.BUSY),
+    ),
+    Endpoint(
+        name="listDestinations",
+        method="GET",
+        path="/destinations",
+        role=AccessRole.VIEWER,
+        run=names.list_destinations,
+        answer=shapes.DestinationPage,
+        tag="rules",
+        parameters=(_LIMIT, _CURSOR),
+        codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="getDestination",
+        method="GET",
+        path="/destinations/{name}",
+        role=AccessRole.VIEWER,
+        run=names.get_destination,
+        answer=shapes.Destination,
+        tag="rules",
+        parameters=(_named("destination", "ci"),),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="listRoutes",
+        method="GET",
+        path="/routes",
+        role=AccessRole.VIEWER,
+        run=names.list_routes,
+        answer=shapes.RoutePage,
+        tag="rules",
+        parameters=(
+            _only("source", "only those from this source"),
+            _only("destination", "only those to this destination"),
+            _LIMIT,
+            _CURSOR,
+        ),
+        codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="getRoute",
+        method="GET",
+        path="/routes/{name}",
+        role=AccessRole.VIEWER,
+        run=names.get_route,
+        answer=shapes.Route,
+        tag="rules",
+        parameters=(_named("route", "build-on-push"),),
+        codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="getRules",
+        method="GET",
+        path="/rules",
+        role=AccessRole.VIEWER,
+        run=names.get_rules,
+        answer=shapes.RulesInForce,
+        tag="rules",
+    ),
+    Endpoint(
+        name="getIndex",
+        method="GET",
+        path="/index",
+        role=AccessRole.VIEWER,
+        run=events.get_index,
+        answer=shapes.IndexState,
+        tag="events",
+        codes=(Code.INDEX_UNAVAILABLE,),
+    ),
+)

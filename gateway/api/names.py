@@ -1,0 +1,267 @@
+"""Sources, destinations and routes of the rules in force, with their state; and who asks."""
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import orjson
+
+from gateway.access.principal import Principal
+from gateway.api import shapes
+from gateway.api.backend import Backend, told
+from gateway.api.cursors import decode_cursor, encode_cursor
+from gateway.api.overview import Overview
+from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.sight import sees_named, sees_source
+from gateway.engine.control.state import Control
+from gateway.ops.output import rfc3339
+from gateway.rules.routing_revision import routing_revision
+from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules, Source
+
+N = TypeVar("N")
+SHORTEST_SECRET = 4
+"""Characters of the shortest value of a reference that is looked for in a host."""
+NAMES_PER_STEP = 200
+"""Names that are looked at before other tasks run: less than a millisecond."""
+
+
+async def me(backend: Backend, principal: Principal) -> shapes.Me:  # noqa: ARG001 - each function takes both
+    """Return who asks."""
+    return shapes.Me(
+        name=principal.name,
+        role=principal.role,
+        owners=None if principal.owners is None else tuple(sorted(principal.owners)),
+        sources=None if principal.sources is None else tuple(sorted(principal.sources)),
+        via=principal.via,
+    )
+
+
+async def list_sources(
+    backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
+) -> shapes.SourcePage:
+    """List the sources of the rules in force."""
+    rules = backend.rules()
+    overview = await backend.overview(rules)
+    items, following = await _page(
+        _List(overview.sources, ("sources",), limit, cursor),
+        lambda name: sees_source(principal, rules, name),
+        lambda name: _source(backend, rules, overview, name),
+    )
+    return shapes.SourcePage(items=items, next_cursor=following)
+
+
+async def get_source(backend: Backend, principal: Principal, *, name: str) -> shapes.Source:
+    """Return a source."""
+    rules = backend.rules()
+    if name not in rules.sources or not sees_source(principal, rules, name):
+        raise not_found("a source")
+    return _source(backend, rules, await backend.overview(rules), name)
+
+
+async def list_destinations(
+    backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
+) -> shapes.DestinationPage:
+    """List the destinations of the rules in force, with what pauses or holds them."""
+    rules = backend.rules()
+    overview = await backend.overview(rules)
+    async with told():
+        control = await backend.control()
+    items, following = await _page(
+        _List(overview.destinations, ("destinations",), limit, cursor),
+        lambda name: sees_named(principal, rules, "destination", name, overview.sources_of[name]),
+        lambda name: _destination(backend, rules, overview, control, name),
+    )
+    return shapes.DestinationPage(items=items, next_cursor=following)
+
+
+async def get_destination(backend: Backend, principal: Principal, *, name: str) -> shapes.Destination:
+    """Return a destination, with what pauses or holds it."""
+    rules = backend.rules()
+    overview = await backend.overview(rules)
+    if name not in rules.destinations or not sees_named(
+        principal, rules, "destination", name, overview.sources_of[name]
+    ):
+        raise not_found("a destination")
+    async with told():
+        return _destination(backend, rules, overview, await backend.control(), name)
+
+
+async def list_routes(
+    backend: Backend,
+    principal: Principal,
+    *,
+    source: str | None = None,
+    destination: str | None = None,
+    limit: int = 50,
+    cursor: str | None = None,
+) -> shapes.RoutePage:
+    """List the routes of the rules in force: all, or those from a source or to a destination."""
+    rules = backend.rules()
+
+    def is_asked(name: str) -> bool:
+        route = rules.routes[name]
+        return (
+            source in (None, *route.sources)
+            and destination in (None, *route.destinations)
+            and sees_named(principal, rules, "route", name, route.sources)
+        )
+
+    overview = await backend.overview(rules)
+    async with told():
+        control = await backend.control()
+    items, following = await _page(
+        _List(overview.routes, ("routes", source, destination), limit, cursor),
+        is_asked,
+        lambda name: _route(rules, control, rules.routes[name]),
+    )
+    return shapes.RoutePage(items=items, next_cursor=following)
+
+
+async def get_route(backend: Backend, principal: Principal, *, name: str) -> shapes.Route:
+    """Return a route, with its condition and what pauses it."""
+    rules = backend.rules()
+    route = rules.routes.get(name)
+    if route is None or not sees_named(principal, rules, "route", name, route.sources):
+        raise not_found("a route")
+    async with told():
+        return _route(rules, await backend.control(), route)
+
+
+async def get_rules(backend: Backend, principal: Principal) -> shapes.RulesInForce:  # noqa: ARG001 - as above
+    """Return which rules are in force in this process, and whether newer ones are refused."""
+    rules, status = backend.rules(), backend.rules_status()
+    refusal = status["refusal"]
+    return shapes.RulesInForce(
+        version=rules.version,
+        file=status["file"],
+        loaded_at=rfc3339(status["loaded_at"]),
+        sources=len(rules.sources),
+        destinations=len(rules.destinations),
+        routes=len(rules.routes),
+        changed=tuple(status["changed"]),
+        refusal=None
+        if refusal is None or not status["refused"]
+        else shapes.Refusal(since=rfc3339(refusal["since"]), file=refusal["file"], problems=tuple(refusal["problems"])),
+    )
+
+
+class _List(NamedTuple):
+    """Names in order, what of them is asked for, how many at a time, and after which cursor."""
+
+    names: Sequence[str]
+    of: tuple[object, ...]
+    limit: int
+    cursor: str | None
+
+
+async def _page(
+    asked: _List, is_asked: Callable[[str], bool], made: Callable[[str], N]
+) -> tuple[tuple[N, ...], str | None]:
+    """Return what is made of some names, and where the rest begins, None if there is none."""
+    names, of, limit, cursor = asked
+    start = 0
+    if cursor is not None:
+        after = decode_cursor(cursor, of=of).get("after")
+        if not isinstance(after, str):
+            raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+        start = bisect_right(names, after)
+    items: list[N] = []
+    last = ""
+    for index in range(start, len(names)):
+        if index % NAMES_PER_STEP == 0:
+            await asyncio.sleep(0)
+        name = names[index]
+        if not is_asked(name):
+            continue
+        if len(items) == limit:
+            return tuple(items), encode_cursor({"after": last}, of=of)
+        items.append(made(name))
+        last = name
+    return tuple(items), None
+
+
+def _source(backend: Backend, rules: Rules, overview: Overview, name: str) -> shapes.Source:
+    source: Source = rules.sources[name]
+    contact = rules.contacts.get(("source", name), NOBODY)
+    return shapes.Source(
+        name=name,
+        **_contact(contact),
+        path=source.shown_path,
+        scheme=source.verifier.scheme,
+        topic=source.topic or backend.topics.events(name),
+        dedupe_seconds=source.dedupe,
+        is_quarantined=source.quarantine,
+        routes=overview.routes_from[name],
+    )
+
+
+def _destination(backend: Backend, rules: Rules, overview: Overview, control: Control, name: str) -> shapes.Destination:
+    destination: Destination = rules.destinations[name]
+    hold = backend.holds().get(name)
+    return shapes.Destination(
+        name=name,
+        **_contact(rules.contacts.get(("destination", name), NOBODY)),
+        host=_host(destination.url, rules),
+        timeout_seconds=destination.timeout,
+        concurrency=destination.concurrency,
+        rate=destination.rate,
+        routes=overview.routes_to[name],
+        pause=_pause(control, f"destination/{name}"),
+        hold=None
+        if hold is None
+        else shapes.Hold(
+            why=hold.reason,
+            since=rfc3339(hold.since),
+            until=None if hold.is_probe_due else rfc3339(hold.until),
+        ),
+    )
+
+
+def _route(rules: Rules, control: Control, route: Route) -> shapes.Route:
+    written = orjson.loads(routing_revision(rules).routes[route.name].encode("utf-8", "replace"))
+    return shapes.Route(
+        name=route.name,
+        **_contact(rules.contacts.get(("route", route.name), NOBODY)),
+        sources=route.sources,
+        destinations=route.destinations,
+        condition=None
+        if "hidden" in written
+        else {key: written[key] for key in ("match", "when", "choice") if key in written},
+        order=route.order,
+        on_exhausted=route.on_exhausted,
+        stop=route.stop,
+        catch_all=route.catch_all,
+        is_split=route.split is not None,
+        delay_seconds=route.delay,
+        debounce_seconds=None if route.debounce is None else route.debounce.quiet,
+        retry=shapes.Retry(
+            schedule_seconds=route.retry.schedule,
+            max_attempts=route.retry.max_attempts,
+            max_age_seconds=route.retry.max_age,
+        ),
+        pause=_pause(control, f"route/{route.name}"),
+    )
+
+
+def _contact(contact: Contact) -> dict[str, str | None]:
+    return {"owner": contact.owner or None, "runbook": contact.runbook or None}
+
+
+def _pause(control: Control, name: str) -> shapes.Pause | None:
+    command = control.commands.get(f"pause/{name}")
+    if command is None or command.state not in ("paused", "resuming"):
+        return None
+    return shapes.Pause(state=command.state, since=rfc3339(command.at), by=command.by or None)
+
+
+def _host(url: str, rules: Rules) -> str | None:
+    """Return a URL's host, None if a secret is in it, or if it is a reference that isn't resolved here."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+    except ValueError:
+        return None
+    is_secret = any(len(secret) >= SHORTEST_SECRET and secret in parts.netloc for secret in rules.secret_values)
+    return None if is_secret else host

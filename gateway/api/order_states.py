@@ -1,0 +1,139 @@
+"""What has come of orders, and replays with their progress."""
+
+from gateway.access.principal import Principal
+from gateway.api import orders
+from gateway.api.backend import Backend, told
+from gateway.api.cursors import decode_cursor, encode_cursor, whole
+from gateway.api.problems import ApiError, Code, not_found
+from gateway.api.sight import sees_named
+from gateway.engine.control.records import ControlRecord
+from gateway.engine.control.state import Control
+from gateway.log.json_fields import LATEST
+from gateway.log.topics import CONTROL_PARTITION, JOBS_GROUP
+from gateway.ops.output import rfc3339
+from gateway.ops.replays import Progress, progress_of
+
+ORDERS = ("pause", "kick", "dead", "replay", "redeliver")
+
+
+async def get_order(backend: Backend, principal: Principal, *, order: str) -> orders.OrderState:
+    """Return what has come of an order."""
+    async with told():
+        control = await backend.control()
+        command, offset = control.commands.get(order), control.offset_of(order)
+        if command is None or command.kind not in ORDERS or not _sees(backend, principal, command):
+            raise not_found("an order")
+        group, topic = backend.topics.group(JOBS_GROUP), backend.topics.control
+        commit = (await backend.log.committed(group, topic)).get(CONTROL_PARTITION)
+    progress = progress_of(control, command.name) if command.kind == "replay" else None
+    return orders.OrderState(
+        id=command.key,
+        at=rfc3339(command.at),
+        by=command.by or None,
+        state=command.state,
+        is_read=commit is not None and offset is not None and commit.covers(offset),
+        count=max(command.count, control.injected(command.key)),
+        tried=command.tried,
+        delivered=command.delivered,
+        waiting=dict(command.waiting_by_reason),
+        failed_by_result=dict(command.failed_by_result),
+        dead=command.dead,
+        scanned=None if progress is None else progress.scanned,
+        total=None if progress is None else progress.total,
+        unread_partitions=command.unread if progress is None else progress.unread,
+        detail=command.detail or None,
+    )
+
+
+async def list_replays(
+    backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
+) -> orders.ReplayPage:
+    """List replays, the last that was asked for first."""
+    after = None if cursor is None else _after(cursor)
+    async with told():
+        control = await backend.control()
+    found = [each for each in control.commands.values() if each.kind == "replay" and each.selection is not None]
+    found.sort(key=_order, reverse=True)
+    items: list[orders.Replay] = []
+    last = (0, "")
+    for command in found:
+        if (after is not None and _order(command) >= after) or not _sees(backend, principal, command):
+            continue
+        if len(items) == limit:
+            return orders.ReplayPage(
+                items=tuple(items), next_cursor=encode_cursor({"at": last[0], "name": last[1]}, of=("replays",))
+            )
+        items.append(_replay(control, command))
+        last = _order(command)
+    return orders.ReplayPage(items=tuple(items), next_cursor=None)
+
+
+async def get_replay(backend: Backend, principal: Principal, *, replay: str) -> orders.Replay:
+    """Return a replay with its progress."""
+    async with told():
+        control = await backend.control()
+    command = control.commands.get(f"replay/{replay}")
+    if command is None or command.selection is None or not _sees(backend, principal, command):
+        raise not_found("a replay")
+    return _replay(control, command)
+
+
+def _order(command: ControlRecord) -> tuple[int, str]:
+    return round(command.at * 1e6), command.name
+
+
+def _after(cursor: str) -> tuple[int, str]:
+    at = decode_cursor(cursor, of=("replays",))
+    name = at.get("name")
+    if not isinstance(name, str):
+        raise ApiError(Code.INVALID_CURSOR, "cursor: expected the next_cursor of the same list, got another text")
+    return whole(at, "at"), name
+
+
+def _replay(control: Control, command: ControlRecord) -> orders.Replay:
+    progress, asked = progress_of(control, command.name), command.selection
+    assert asked is not None, command
+    progress = progress or Progress(command, 0, 0, 0)
+    return orders.Replay(
+        id=command.name,
+        at=rfc3339(command.at),
+        state=command.state,
+        route=asked.route,
+        destination=asked.destination,
+        source=asked.source,
+        since=_time(asked.since),
+        until=None if asked.until is None else _time(asked.until),
+        rate=asked.rate,
+        undelivered=asked.undelivered,
+        scanned=progress.scanned,
+        total=progress.total,
+        queued=progress.injected,
+        unread_partitions=progress.unread,
+        detail=command.detail or None,
+    )
+
+
+def _sees(backend: Backend, principal: Principal, command: ControlRecord) -> bool:
+    """Return whether a principal sees an order: who has no limits, or sees what it is about."""
+    if not principal.is_limited:
+        return True
+    rules = backend.rules()
+    kind, _, name = command.name.partition("/")
+    if command.kind == "replay":
+        kind, name = "route", "" if command.selection is None else command.selection.route
+    elif command.kind == "dead":
+        kind, name = (
+            ("route", command.filter.route)
+            if command.filter.route
+            else ("destination", command.filter.destination or "")
+        )
+    if kind == "route" and name in rules.routes:
+        return sees_named(principal, rules, kind, name, rules.routes[name].sources)
+    if kind == "destination" and name in rules.destinations:
+        of = {source for route in rules.routes.values() if name in route.destinations for source in route.sources}
+        return sees_named(principal, rules, kind, name, of)
+    return False
+
+
+def _time(at: float) -> str | None:
+    return rfc3339(min(at, LATEST - 1)) if at > 0 else None

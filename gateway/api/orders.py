@@ -1,0 +1,135 @@
+"""Shapes of what operators order by the API, and of what comes of that."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from gateway.api.json_shapes import NAME, Limits, Time
+from gateway.model import DeadReason
+
+LONGEST_REASON = 500
+Reason = Annotated[str | None, Limits(about="why, for those who read of it later", longest=LONGEST_REASON)]
+Name = Annotated[str, NAME]
+When = Annotated[str | None, Limits(form="date-time", longest=40)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """Why something is done."""
+
+    reason: Reason = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadSelection:
+    """Which of the open dead letters that exist now: those that are all of what is given.
+
+    `ids` are of deliveries. Without anything else, `all` has to be true.
+    """
+
+    ids: Annotated[tuple[Annotated[str, Limits(pattern="^[!-~]+$", longest=100)], ...], Limits(longest=500)] = ()
+    route: Name | None = None
+    destination: Name | None = None
+    dead_reason: DeadReason | None = None
+    since: When = None
+    until: When = None
+    all: bool = False
+    reason: Reason = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRequest:
+    """Which events a route delivers again: those stored from `since` until before `until`, or until now.
+
+    `rate` is deliveries a second, over all processes. With `undelivered`, only what the route has missed, and its open
+    dead letters, as far as the log shows.
+    """
+
+    route: Name
+    since: Annotated[str, Limits(form="date-time", longest=40)]
+    until: When = None
+    destination: Name | None = None
+    source: Name | None = None
+    rate: Annotated[float | None, Limits(minimum=0.001, maximum=1e6)] = None
+    undelivered: bool = False
+    reason: Reason = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedeliveryRequest:
+    """By which of the routes that take an event it is delivered again, and to which destination: by default, all."""
+
+    route: Name | None = None
+    destination: Name | None = None
+    reason: Reason = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """An order that is stored in the log, where the processes that carry it out read it.
+
+    `is_new` is false if there was nothing to do: what is paused was paused already, by `by` and since `at`; what isn't
+    paused, and has nothing parked, wasn't resumed. `GET /orders/{id}` says what has come of it.
+    """
+
+    id: str
+    at: Time
+    by: str | None
+    state: str
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderState:
+    """What has come of an order; of several of one name, of the last.
+
+    `is_read`: a gateway has read it. A pause is `paused` until it is resumed (`resuming`, then `active`); other orders
+    are `requested`, then `done` or `cancelled`. `count` is how many deliveries were queued or dropped so far. Of a kick
+    that is done, `tried` and `delivered` are how many of these were, `waiting` why others weren't tried, and
+    `failed_by_result` how those failed that were. A replay has looked at `scanned` of the `total` records of events.
+    """
+
+    id: str
+    at: Time
+    by: str | None
+    state: str
+    is_read: bool
+    count: int
+    tried: int | None
+    delivered: int | None
+    waiting: Mapping[str, int]
+    failed_by_result: Mapping[str, int]
+    dead: int
+    scanned: int | None
+    total: int | None
+    unread_partitions: int
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """A replay: what it was asked for, and how far it is. `rate` is deliveries a second."""
+
+    id: str
+    at: Time
+    state: str
+    route: str
+    destination: str | None
+    source: str | None
+    since: Time | None
+    until: Time | None
+    rate: float | None
+    undelivered: bool
+    scanned: int
+    total: int
+    queued: int
+    unread_partitions: int
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayPage:
+    """Replays, the last that was asked for first; ended ones for as long as the log keeps them."""
+
+    items: tuple[Replay, ...]
+    next_cursor: str | None

@@ -1,0 +1,53 @@
+"""What a principal may see and act on, by the limits to owners and sources. Pure.
+
+An event is its source's. A route or destination concerns the sources that it has events of, and is seen with any of
+them; who acts on it acts on all of them, and needs all.
+"""
+
+from collections.abc import Iterable
+
+from gateway.access.principal import AccessRole, Principal
+from gateway.api.problems import ApiError, Code
+from gateway.rules.rules import Rules
+
+
+def sees_source(principal: Principal, rules: Rules, source: str) -> bool:
+    """Return whether somebody sees a source, and its events; one that isn't in the rules has no owner."""
+    return principal.may_see(source=source, owner=_owner(rules, "source", source))
+
+
+def sees_delivery(principal: Principal, rules: Rules, source: str, route: str, destination: str) -> bool:
+    """Return whether somebody sees a delivery: who answers for it does, and who sees its event."""
+    owner = rules.contact_of(route, destination).owner or None
+    return sees_source(principal, rules, source) or principal.may_see(source=source, owner=owner)
+
+
+def sees_named(principal: Principal, rules: Rules, kind: str, name: str, sources: Iterable[str]) -> bool:
+    """Return whether somebody sees a route or destination that has events of these sources."""
+    owner = _owner(rules, kind, name)
+    return any(principal.may_see(source=source, owner=owner) for source in sources) or (
+        principal.sources is None and principal.may_see(source=None, owner=owner)
+    )
+
+
+def acts_on(principal: Principal, rules: Rules, kind: str, name: str, sources: Iterable[str]) -> bool:
+    """Return whether somebody may act on a route or destination that has events of these sources."""
+    owner, known = _owner(rules, kind, name), list(sources)
+    if not known:
+        return principal.sources is None and principal.may_see(source=None, owner=owner)
+    return all(principal.may_see(source=source, owner=owner) for source in known)
+
+
+def needs_no_limit(principal: Principal, what: str) -> None:
+    """Raise ApiError for a principal with limits, for what can't be limited."""
+    if principal.is_limited:
+        raise ApiError(Code.FORBIDDEN, f"expected a principal without limits for {what}, got one with some")
+
+
+def reads_bodies(principal: Principal) -> bool:
+    return principal.role.covers(AccessRole.READER)
+
+
+def _owner(rules: Rules, kind: str, name: str) -> str | None:
+    contact = rules.contacts.get((kind, name))
+    return None if contact is None else contact.owner or None

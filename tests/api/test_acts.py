@@ -1,0 +1,351 @@
+"""What operators order: control records as the commands write them, each once for each idempotency key.
+
+what crosses                                what has to come of it
+──────────────────────────────────────────  ──────────────────────────────────────────────────
+the same key again                          the same answer, and one order
+… after a restart, in another process       the same, by the log alone
+… with another request, by somebody else    422; an order of their own
+an append whose answer is lost              the next try finds the order
+a second order of the name in between       the first key's answer stays
+a newer record in the way                   as for commands
+limits to owners and sources                no order about what is others', too
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typing_extensions import override
+
+from gateway.access.principal import AccessRole
+from gateway.engine.control.records import ControlRecord, DeadFilter, decode
+from gateway.log.base import NewRecord, Partition, Position
+from gateway.model import LogUnavailableError, UsageError
+from gateway.ops import keyed_requests
+from gateway.ops.audit import Act, read_acts
+from gateway.ops.control_client import ControlClient
+from tests.api.conftest import World, world_of
+from tests.index.company import Company
+from tests.index.conftest import Ticking
+from tests.memory_log import MemoryLog
+
+KEY = {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
+SINCE = "2020-01-01T00:00:00Z"
+
+
+class Recording(MemoryLog):
+    """A log that knows also what was compacted away."""
+
+    appended: list[tuple[str, bytes, bytes]]
+
+    @override
+    async def append(self, topic: str, *, key: bytes, value: bytes, **others: Any) -> Position:
+        position = await super().append(topic, key=key, value=value, **others)
+        self.appended.append((topic, key, value))
+        return position
+
+    @override
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        positions = await super().append_in_order(partition, records)
+        self.appended += [(partition.topic, record.key, record.value) for record in records]
+        return positions
+
+
+@pytest.fixture
+async def company() -> Company:
+    log = Recording(now=Ticking())
+    log.appended = []
+    return await Company.found(log)
+
+
+async def orders(world: World) -> list[ControlRecord]:
+    """Return all orders that were ever stored, in order."""
+    log = world.company.log
+    assert isinstance(log, Recording)
+    found = [decode(key, value) for topic, key, value in log.appended if topic == world.company.topics.control]
+    return [each for each in found if each.kind != "checkpoint"]
+
+
+@pytest.mark.parametrize("kind", ["route", "destination"])
+async def test_a_name_is_paused_resumed_and_kicked_as_by_command(world: World, kind: str) -> None:
+    name = "build" if kind == "route" else "ci"
+    world.become(AccessRole.OPERATOR)
+    paused = await world.post(f"/{kind}s/{name}/pause", {"reason": "it is being moved"})
+    assert (paused["id"], paused["state"], paused["is_new"]) == (f"pause/{kind}/{name}", "paused", True)
+    again = await world.post(f"/{kind}s/{name}/pause", {})
+    assert again == {**paused, "is_new": False}
+    shown = await world.get(f"/{kind}s/{name}")
+    assert shown["pause"] == {"state": "paused", "since": paused["at"], "by": "anna"}
+    client = ControlClient(world.company.log, world.company.topics)
+    assert (await client.control()).paused_by("build", "ci") == f"{kind}/{name}"
+    state = await world.get(f"/orders/pause%2F{kind}%2F{name}")
+    assert (state["state"], state["is_read"]) == ("paused", False)
+    resumed = await world.post(f"/{kind}s/{name}/resume", {})
+    assert resumed["state"] == "resuming"
+    kicked = await world.post(f"/{kind}s/{name}/kick", {})
+    assert (kicked["id"], kicked["state"]) == (f"kick/{kind}/{name}", "requested")
+    assert [each.state for each in await orders(world)] == ["paused", "resuming", "requested"]
+
+
+async def test_nothing_is_resumed_that_isnt_paused(world: World) -> None:
+    answer = await world.post("/routes/build/resume", {}, headers=KEY)
+    assert (answer["is_new"], answer["state"]) == (False, "active")
+    assert await orders(world) == []
+    assert await world.post("/routes/build/resume", {}, headers=KEY) == answer
+
+
+ORDERS: Sequence[tuple[str, Mapping[str, object]]] = (
+    ("/routes/build/pause", {}),
+    ("/destinations/ci/kick", {}),
+    ("/dead-letters/replay", {"route": "build"}),
+    ("/dead-letters/drop", {"all": True}),
+    ("/replays", {"route": "build", "since": SINCE}),
+)
+
+
+@pytest.mark.parametrize(("path", "body"), ORDERS, ids=[path for path, _ in ORDERS])
+async def test_a_key_is_one_order_whoever_serves_it(
+    world: World, tmp_path: Path, path: str, body: Mapping[str, object]
+) -> None:
+    event, *_ = await world.company.event()
+    await world.company.die(event)
+    first = await world.post(path, body, headers=KEY)
+    assert await world.post(path, body, headers=KEY) == first
+    if path == "/routes/build/pause":  # something else happens to the name meanwhile
+        await world.post("/routes/build/resume", {})
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    async with world_of(world.company, elsewhere) as other:
+        assert await other.post(path, body, headers=KEY) == first
+        refused = await other.post(path, {**body, "reason": "another"}, 422, headers=KEY)
+        assert refused["code"] == "key_reused"
+        other.become(AccessRole.OPERATOR)
+        await other.post(path, body, headers=KEY)
+    kind = first["id"].partition("/")[0]
+    stored = [each for each in await orders(world) if each.kind == kind and each.state != "resuming"]
+    assert len(stored) == 2, "one of each of the two operators"
+
+
+async def test_each_order_is_in_the_audit_records_with_who_from_where_and_why(world: World) -> None:
+    world.become(AccessRole.OPERATOR)
+    for _ in range(2):
+        await world.post("/destinations/ci/kick", {"reason": "it is back"}, headers=KEY)
+    await world.post("/dead-letters/drop", {"route": "build", "reason": "gone for good"})
+    acts = [each async for each in read_acts(world.company.log, world.company.topics)]
+    assert all(isinstance(each, Act) for each in acts)
+    records = [each.record for each in acts if isinstance(each, Act)]
+    assert [(each.what, each.on, each.who, each.via, each.origin, each.why) for each in records] == [
+        ("dead drop", "--route build", "anna", "test", "127.0.0.1", "gone for good"),
+        ("kick", "destination/ci", "anna", "test", "127.0.0.1", "it is back"),
+    ]
+
+
+async def test_nothing_is_ordered_that_cant_be_recorded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, audit = world.company.log, world.company.topics.audit
+    append = log.append
+
+    async def fail(topic: str, **given: Any) -> Position:
+        if topic == audit:
+            raise LogUnavailableError("away")
+        return await append(topic, **given)
+
+    monkeypatch.setattr(log, "append", fail)
+    assert (await world.post("/destinations/ci/kick", {}, 503))["code"] == "log_unavailable"
+    assert await orders(world) == []
+
+
+async def test_without_a_key_each_request_is_an_order(world: World) -> None:
+    for _ in range(2):
+        await world.post("/destinations/ci/kick", {})
+    assert len(await orders(world)) == 2
+
+
+async def test_many_at_once_with_one_key_are_one_order(world: World) -> None:
+    answers = await asyncio.gather(*[world.post("/destinations/ci/kick", {}, headers=KEY) for _ in range(8)])
+    assert len(await orders(world)) == 1
+    assert all(each == answers[0] for each in answers)
+
+
+async def test_an_order_whose_append_gave_no_answer_is_found_by_the_next_try(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = world.company.log
+    append = log.append_in_order
+
+    async def lose(partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        await append(partition, records)
+        raise LogUnavailableError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log, "append_in_order", lose)
+        assert (await world.post("/destinations/ci/kick", {}, 503, headers=KEY))["code"] == "log_unavailable"
+    answer = await world.post("/destinations/ci/kick", {}, headers=KEY)
+    (order,) = await orders(world)
+    assert (answer["id"], order.kind) == ("kick/destination/ci", "kick")
+
+
+async def test_an_order_and_its_answer_are_stored_together_or_not_at_all(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: Partition, __: Sequence[NewRecord]) -> Sequence[Position]:
+        raise LogUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.company.log, "append_in_order", fail)
+        await world.post("/destinations/ci/kick", {}, 503, headers=KEY)
+    assert await orders(world) == []
+    await world.post("/destinations/ci/kick", {}, headers=KEY)
+    assert len(await orders(world)) == 1
+
+
+async def test_answers_are_forgotten_after_a_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    await world.post("/destinations/ci/kick", {}, headers=KEY)
+    monkeypatch.setattr(keyed_requests, "KEPT", -1.0)
+    await world.post("/destinations/ci/kick", {}, headers=KEY)
+    assert len(await orders(world)) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr(keyed_requests, "KEPT", -1.0)
+    await world.post("/routes/build/kick", {}, headers={"Idempotency-Key": "another"})
+    answers = await world.backend.answers()
+    assert len(answers.forgotten(now=world.company.log.now())) == 1, "the last one; the others are deleted"
+
+
+async def test_a_key_has_its_form(world: World) -> None:
+    for key in ("", "a b", "\xe9", "x" * 256):
+        problem = await world.post("/destinations/ci/kick", {}, 400, headers={"Idempotency-Key": key})
+        assert problem["detail"].startswith("Idempotency-Key: expected one key")
+    assert await orders(world) == []
+
+
+async def test_dead_letters_need_a_selection(world: World) -> None:
+    for action in ("replay", "drop"):
+        assert (await world.post(f"/dead-letters/{action}", {}, 400))["code"] == "invalid_request"
+        placed = await world.post(f"/dead-letters/{action}", {"dead_reason": "exhausted", "since": SINCE})
+        command = (await world.backend.control()).commands[placed["id"]]
+        assert (command.action, command.filter.reason, command.filter.since) == (action, "exhausted", 1577836800.0)
+
+
+async def test_an_order_that_no_process_could_read_is_refused(world: World) -> None:
+    """It would be in the log for good, and each process would report it as foreign."""
+    client = ControlClient(world.company.log, world.company.topics)
+    with pytest.raises(UsageError, match="expected a number from 0"):
+        await client.resolve("drop", DeadFilter(since=-1.0))
+    assert await orders(world) == []
+
+
+async def test_a_replay_is_started_followed_and_cancelled(world: World) -> None:
+    for _ in range(3):
+        await world.company.event()
+    placed = await world.post("/replays", {"route": "build", "since": SINCE, "destination": "ci", "rate": 5})
+    replay = placed["id"].removeprefix("replay/")
+    shown = await world.get(f"/replays/{replay}")
+    assert (shown["state"], shown["total"], shown["queued"], shown["rate"]) == ("requested", 3, 0, 5)
+    assert (await world.get("/replays"))["items"] == [shown]
+    state = await world.get(f"/orders/replay%2F{replay}")
+    assert (state["total"], state["scanned"]) == (3, 0)
+    cancelled = await world.post(f"/replays/{replay}/cancel", {})
+    assert (cancelled["state"], cancelled["is_new"]) == ("cancelled", True)
+    assert (await world.post(f"/replays/{replay}/cancel", {}))["is_new"] is False
+    assert (await world.get(f"/replays/{replay}"))["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"),
+    [
+        ({"route": "nothing", "since": SINCE}, 404, "expected a route"),
+        ({"route": "build", "since": SINCE, "source": "stripe"}, 400, "body.source: expected one of route build"),
+        ({"route": "build", "since": SINCE, "destination": "ledger"}, 400, "body.destination: expected one of"),
+        ({"route": "build", "since": "2999-01-01T00:00:00Z"}, 400, "body.since: expected a time before"),
+        ({"route": "build", "since": SINCE, "until": "2020-01-02T00:00:00Z"}, 409, "expected events of that time"),
+        ({"route": "build", "since": "0001-01-01T00:00:00Z"}, 400, "body.since: expected a time"),
+        ({"route": "build", "since": "9999-12-31T23:59:59-01:00"}, 400, "body.since: expected a time"),
+        ({"route": "No Name", "since": SINCE}, 400, "body.route: expected a name as rules have it"),
+        ({"route": "build"}, 400, "body.since: expected a value, got none"),
+        ({"route": "build", "since": SINCE, "rate": 0}, 400, "body.rate: expected a number from 0.001"),
+        ({"route": "build", "since": SINCE, "rat": 1}, 400, "body.rat: expected one of"),
+        ([], 400, "body: expected an object"),
+    ],
+)
+async def test_a_replay_that_isnt_possible_is_refused(world: World, body: object, status: int, detail: str) -> None:
+    await world.company.event()
+    assert (await world.post("/replays", body, status))["detail"].startswith(detail)
+    assert await orders(world) == []
+
+
+async def test_replays_are_listed_page_by_page(world: World) -> None:
+    await world.company.event()
+    ids = [(await world.post("/replays", {"route": "build", "since": SINCE}))["id"] for _ in range(3)]
+    first = await world.get("/replays", limit=2)
+    rest = await world.get("/replays", limit=2, cursor=first["next_cursor"])
+    listed = [f"replay/{each['id']}" for each in (*first["items"], *rest["items"])]
+    assert listed == ids[::-1]
+
+
+async def test_an_event_is_delivered_again(world: World) -> None:
+    event, *_ = await world.company.event()
+    await world.refresh()
+    first = await world.post(f"/events/{event.id}/redeliver", {"route": "build", "reason": "lost"}, headers=KEY)
+    assert await world.post(f"/events/{event.id}/redeliver", {"route": "build", "reason": "lost"}, headers=KEY) == first
+    (order,) = await orders(world)
+    assert order.redelivery is not None
+    assert (order.redelivery.event, order.redelivery.route, order.by) == (event.id, "build", "local")
+    assert (await world.get(f"/orders/{first['id'].replace('/', '%2F')}"))["state"] == "requested"
+    await world.post("/events/evt_1/redeliver", {}, 404)
+    await world.post(f"/events/{event.id}/redeliver", {"route": "nothing"}, 400)
+
+
+async def test_limits_let_nobody_act_on_what_is_others(world: World) -> None:
+    """The ledger gets events of both sources: whoever has one of these doesn't pause it for the other."""
+    theirs, *_ = await world.company.event(source="github")
+    await world.refresh()
+    world.become(AccessRole.OPERATOR, sources=frozenset({"stripe"}))
+    await world.post("/routes/book/pause", {})
+    assert (await world.post("/destinations/ledger/pause", {}, 403))["code"] == "forbidden"
+    assert (await world.post("/routes/audit/kick", {}, 403))["code"] == "forbidden"
+    await world.post("/routes/build/pause", {}, 404)
+    await world.post("/destinations/ci/pause", {}, 404)
+    await world.post(f"/events/{theirs.id}/redeliver", {}, 404)
+    for body in ({"all": True}, {"route": "build"}, {"ids": ["dlv_1"]}, {"destination": "ledger"}):
+        assert (await world.post("/dead-letters/drop", body, 403))["code"] == "forbidden"
+    await world.post("/dead-letters/drop", {"route": "book"})
+    assert {each.name.rpartition("/")[2] for each in await orders(world) if each.kind == "pause"} == {"book"}
+    world.become(AccessRole.OPERATOR, owners=frozenset({"payments"}))
+    await world.post("/destinations/ledger/pause", {})
+    await world.post("/routes/audit/pause", {}, 404)
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}, {}]
+)
+async def test_only_json_is_taken(world: World, headers: dict[str, str]) -> None:
+    given: dict[str, Any] = {"data": b"{}", "headers": headers, "skip_auto_headers": ["Content-Type"]}
+    assert (await world.ask("POST", "/routes/build/pause", 415, **given))["code"] == "unsupported_media_type"
+    assert await orders(world) == []
+
+
+async def test_a_body_has_its_bounds(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"headers": {"Content-Type": "application/json"}}
+    large = BytesIO(b'{"reason": "' + b"x" * (4 << 20) + b'"}')
+    assert (await world.ask("POST", "/routes/build/pause", 413, data=large, **given))["code"] == "too_large"
+    assert "at most 500" in (await world.post("/routes/build/pause", {"reason": "x" * 501}, 400))["detail"]
+    assert (await world.ask("POST", "/routes/build/pause", 400, data=b"{", **given))["code"] == "invalid_request"
+    monkeypatch.setattr("gateway.api.application.BODY_SECONDS", 0.1)
+
+    async def slowly() -> Any:
+        yield b"{"
+        await asyncio.sleep(1)
+        yield b"}"
+
+    assert "within 0.1 s" in (await world.ask("POST", "/routes/build/pause", 400, data=slowly(), **given))["detail"]
+
+
+async def test_a_control_topic_that_is_recreated_is_read_anew(world: World) -> None:
+    await world.post("/routes/build/pause", {}, headers=KEY)
+    log = world.company.log
+    assert isinstance(log, Recording)
+    await log.recreate(world.company.topics.control)
+    assert (await world.get("/routes/build"))["pause"] is None
+    await world.post("/routes/build/pause", {}, headers=KEY)
+    assert (await world.get("/routes/build"))["pause"] is not None

@@ -1,0 +1,226 @@
+"""What the API shows: events, deliveries, dead letters, and the names of the rules."""
+
+import asyncio
+from base64 import b64decode
+from urllib.parse import quote
+
+import pytest
+
+from gateway.access.principal import AccessRole
+from gateway.api import backend as backend_module
+from gateway.api.endpoints import BASE
+from gateway.log.attempt_records import Sequel
+from gateway.model import ResponseExcerpt, Result
+from tests.api.conftest import World
+from tests.builders import an_attempt
+
+
+async def test_events_are_found_page_by_page_while_others_arrive(world: World) -> None:
+    stored = [(await world.company.event(body={"n": number}))[0].id for number in range(5)]
+    await world.refresh()
+    first = await world.get("/events", query="source:github", limit=2)
+    assert [each["id"] for each in first["items"]] == stored[:2:-1]
+    await world.company.event()
+    await world.refresh()
+    second = await world.get("/events", query="source:github", limit=2, cursor=first["next_cursor"])
+    third = await world.get("/events", query="source:github", limit=2, cursor=second["next_cursor"])
+    assert [each["id"] for each in second["items"] + third["items"]] == stored[2::-1]
+    assert third["next_cursor"] is None
+    assert first["index"]["complete_to"] is not None
+
+
+async def test_a_cursor_of_another_list_is_refused(world: World) -> None:
+    for _ in range(3):
+        await world.company.event()
+    await world.refresh()
+    page = await world.get("/events", limit=1)
+    for cursor in (page["next_cursor"], "x", "W10", "e30"):
+        refused = await world.get("/events", 400, query="type:push", cursor=cursor)
+        assert (refused["code"], refused["status"]) == ("invalid_cursor", 400)
+    assert len((await world.get("/events", limit=1, cursor=page["next_cursor"]))["items"]) == 1
+
+
+async def test_an_event_is_shown_with_its_headers_and_its_deliveries(world: World) -> None:
+    event, partition, offset = await world.company.event(headers={"X-Kind": "a", "Content-Type": "application/json"})
+    await world.company.retry(event, attempts=(an_attempt(status=503),))
+    record = await world.company.attempt(
+        event, result=Result.SERVER_ERROR, status=503, sequel=Sequel.RETRY, response=ResponseExcerpt(body=b"busy")
+    )
+    await world.refresh()
+    position = f"{partition.topic}/{partition.number}@{offset}"
+    for name in (event.id, quote(position, safe="")):
+        found = await world.get(f"/events/{name}")
+        assert found["event"]["position"] == position
+        assert found["event"]["status"] == "retrying"
+        assert found["headers"][0] == {"name": "X-Kind", "value": "a"}
+        assert found["is_stored"]
+    (delivery,) = (await world.get(f"/events/{event.id}/deliveries"))["items"]
+    assert (delivery["route"], delivery["destination"], delivery["status"]) == ("build", "ci", "retrying")
+    assert [each["status"] for each in delivery["attempts"]] == [503]
+    attempt = await world.get(f"/attempts/{quote(delivery['attempts'][0]['position'], safe='')}")
+    assert (attempt["response_body"], attempt["host"]) == ("busy", record.host)
+
+
+async def test_a_body_comes_byte_for_byte_and_never_as_a_page(world: World) -> None:
+    body = b"<script>alert(1)</script>\xff\x00"
+    event, *_ = await world.company.event(body=body, headers={"Content-Type": "text/html", "X-A": "\xff"})
+    await world.refresh()
+    async with world.client.get(f"{BASE}/events/{event.id}/body") as response:
+        assert (await response.read(), response.status) == (body, 200)
+        assert response.content_type == "application/octet-stream"
+        assert response.headers["Content-Disposition"] == "attachment"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+    raw = await world.get(f"/events/{event.id}/raw")
+    assert b64decode(raw["body_base64"]) == body
+    assert tuple([(b64decode(each["name_base64"]), b64decode(each["value_base64"])) for each in raw["headers"]]) == (
+        event.headers
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "evt_00000000000000000000000000000000",
+        "gateway.events.github/0@999",
+        "gateway.events.github/77@0",
+        "gateway.control/0@0",
+        "elsewhere/0@0",
+        "gateway.events.github/0@9999999999999999999",
+        "\x00",
+        "…",
+    ],
+)
+async def test_what_isnt_there_is_a_404(world: World, name: str) -> None:
+    await world.company.event()
+    await world.refresh()
+    for path in ("", "/body", "/raw", "/deliveries"):
+        found = await world.get(f"/events/{quote(name, safe='')}{path}", 404)
+        assert found["code"] == "not_found"
+    assert (await world.get(f"/attempts/{quote(name, safe='')}", 404))["code"] == "not_found"
+    assert (await world.get(f"/dead-letters/{quote(name, safe='')}", 404))["code"] == "not_found"
+
+
+async def test_a_viewer_sees_no_bodies_and_no_values_of_headers(world: World) -> None:
+    event, *_ = await world.company.event(headers={"X-Kind": "secret"}, query="q=secret", body={"a": "secret"})
+    await world.refresh()
+    world.become(AccessRole.VIEWER)
+    found = await world.get(f"/events/{event.id}")
+    assert found["headers"] == [{"name": "X-Kind", "value": None}]
+    assert found["query"] is None
+    for path in ("body", "raw"):
+        assert (await world.get(f"/events/{event.id}/{path}", 403))["code"] == "forbidden"
+    for query in ("secret", "body.a:secret", "-secret"):
+        assert (await world.get("/events", 403, query=query))["code"] == "forbidden"
+    assert len((await world.get("/events", query="type:push"))["items"]) == 1
+
+
+async def test_limits_hide_what_is_others(world: World) -> None:
+    ours, *_ = await world.company.event(source="stripe")
+    theirs, *_ = await world.company.event(source="github")
+    await world.company.die(ours, route="book", destination="ledger")
+    await world.company.die(theirs)
+    await world.refresh()
+    limits: dict[str, frozenset[str]]
+    for limits in ({"owners": frozenset({"payments"})}, {"sources": frozenset({"stripe"})}):
+        world.become(AccessRole.READER, **limits)
+        assert [each["id"] for each in (await world.get("/events"))["items"]] == [ours.id]
+        await world.get(f"/events/{theirs.id}", 404)
+        await world.get(f"/events/{theirs.id}/body", 404)
+        assert [each["name"] for each in (await world.get("/sources"))["items"]] == ["stripe"]
+        await world.get("/sources/github", 404)
+        await world.get("/routes/build", 404)
+        letters = (await world.get("/dead-letters"))["items"]
+        assert [each["event_id"] for each in letters] == [ours.id]
+    world.become(AccessRole.READER, owners=frozenset())
+    for path in ("/events", "/sources", "/routes", "/destinations", "/dead-letters"):
+        assert (await world.get(path))["items"] == []
+
+
+async def test_names_of_the_rules_are_listed_in_order(world: World) -> None:
+    page = await world.get("/routes", limit=2)
+    assert [each["name"] for each in page["items"]] == ["audit", "book"]
+    rest = await world.get("/routes", limit=2, cursor=page["next_cursor"])
+    assert [each["name"] for each in rest["items"]] == ["build"]
+    assert rest["next_cursor"] is None
+    build = rest["items"][0]
+    assert build["condition"] == {"match": {"type": {"is": "push"}}}
+    assert (build["owner"], build["pause"]) == ("platform", None)
+    assert [each["name"] for each in (await world.get("/routes", destination="ci"))["items"]] == ["build"]
+    ci, ledger = (await world.get("/destinations"))["items"]
+    assert (ci["host"], ci["routes"]) == ("ci.example", 1)
+    assert (ledger["rate"], ledger["routes"]) == (10, 2)
+    source = await world.get("/sources/github")
+    assert (source["path"], source["scheme"], source["routes"]) == ("/github", "token", 2)
+    rules = await world.get("/rules")
+    assert (rules["version"], rules["routes"]) == (world.rules.version, 3)
+
+
+async def test_dead_letters_are_listed_newest_first_page_by_page(world: World) -> None:
+    events = [(await world.company.event())[0] for _ in range(5)]
+    for event in events:
+        await world.company.die(event, destination=f"d{events.index(event)}")
+    first = await world.get("/dead-letters", limit=2)
+    await world.company.die((await world.company.event())[0])
+    second = await world.get("/dead-letters", limit=2, cursor=first["next_cursor"])
+    third = await world.get("/dead-letters", limit=2, cursor=second["next_cursor"])
+    listed = [each["event_id"] for page in (first, second, third) for each in page["items"]]
+    assert listed == [event.id for event in reversed(events)]
+    assert third["next_cursor"] is None
+    letter = first["items"][0]
+    shown = await world.get(f"/dead-letters/{letter['position']}")
+    assert shown["letter"] == letter
+    assert [each["status"] for each in shown["attempts"]] == [400]
+    only = await world.get("/dead-letters", destination="d0", since="2020-01-01T00:00:00Z")
+    assert [each["event_id"] for each in only["items"]] == [events[0].id]
+
+
+async def test_a_list_that_takes_long_goes_on_with_the_next_page(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.api.dead_letters.SECONDS", 0.0)
+    event, *_ = await world.company.event()
+    await world.company.die(event)
+    page = await world.get("/dead-letters")
+    assert (page["items"], page["is_cut_short"]) == ([], True)
+    monkeypatch.setattr("gateway.api.dead_letters.SECONDS", 5.0)
+    assert len((await world.get("/dead-letters", cursor=page["next_cursor"]))["items"]) == 1
+
+
+async def test_without_an_index_everything_else_is_answered(world: World) -> None:
+    world.index = None
+    for path in ("/events", "/events/evt_1", "/events/evt_1/body", "/events/evt_1/deliveries", "/index"):
+        problem = await world.get(path, 503)
+        assert problem["code"] == "index_unavailable"
+        assert "keeps none" in problem["detail"]
+    for path in ("/me", "/sources", "/routes", "/destinations", "/rules", "/dead-letters"):
+        await world.get(path)
+
+
+async def test_a_log_that_is_away_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_module, "PATIENCE", 0.2)
+
+    async def hang(_: str) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(world.company.log, "bounds", hang)
+    for path in ("/routes", "/destinations"):
+        assert (await world.get(path, 503))["code"] == "log_unavailable"
+    await world.get("/sources")
+
+
+async def test_parameters_are_checked_all_at_once(world: World) -> None:
+    problem = await world.get("/events", 400, limit="many", quary="x")
+    assert problem["detail"].splitlines() == [
+        "limit: expected an integer, got 'many'",
+        "'quary': expected one of the parameters query, limit, cursor, got another",
+    ]
+    assert "from 1 to 200" in (await world.get("/events", 400, limit=0))["detail"]
+    assert (await world.get("/events", 400, query="nothing:x"))["code"] == "invalid_query"
+    assert (await world.get("/dead-letters", 400, since="yesterday"))["code"] == "invalid_request"
+    assert (await world.get("/dead-letters", 400, reason="bad luck"))["code"] == "invalid_request"
+
+
+async def test_a_type_that_isnt_utf_8_is_escaped(world: World) -> None:
+    event, *_ = await world.company.event(type=b"\xff\xfe".decode("utf-8", "surrogateescape"))
+    await world.company.die(event)
+    page = await world.get("/dead-letters")
+    assert page["items"][0]["type"] == "\\xff\\xfe"

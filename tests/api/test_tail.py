@@ -1,0 +1,212 @@
+"""The live tail: each event once, in order, from where a listener was; and nobody who holds up the others.
+
+what crosses                              what has to come of it
+────────────────────────────────────────  ────────────────────────────────────────────────
+a listener that comes back                goes on after the last that it was told
+… to another process                      the same: the numbers are those of the log's times
+a window with more than a page            all of it, in order
+an index that is behind                   nothing is told that something may precede
+a listener that doesn't read              is told so and cut; the others go on
+a role or token that ends                 the listener is cut
+an index that is lost meanwhile           the same
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import ClientResponse
+
+from gateway.access.principal import AccessRole
+from gateway.api import event_stream, tail
+from gateway.api.endpoints import BASE
+from tests.api.answers import strict
+from tests.api.conftest import World
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "POLL", 0.01)
+
+
+class Listener:
+    """A listener, and what it was told."""
+
+    def __init__(self, response: ClientResponse) -> None:
+        self._response = response
+        self.last = ""
+
+    async def next(self) -> tuple[str, Any]:
+        """Return what it is told next: the kind, and the data."""
+        fields: dict[str, str] = {}
+        async with asyncio.timeout(20):
+            while line := (await self._response.content.readline()).decode().rstrip("\n"):
+                name, _, value = line.partition(": ")
+                fields[name] = value
+        assert fields, "the end of the stream"
+        self.last = fields.get("id", self.last)
+        return fields["event"], orjson.loads(fields["data"])
+
+    async def events(self, number: int) -> list[str]:
+        """Return the ids of the next events."""
+        found: list[str] = []
+        while len(found) < number:
+            kind, data = await self.next()
+            assert kind in ("event", "complete"), data
+            if kind == "event":
+                found.append(data["id"])
+        return found
+
+
+@asynccontextmanager
+async def listening(world: World, query: str = "", **headers: str) -> AsyncIterator[Listener]:
+    async with world.client.get(f"{BASE}/tail", params={"query": query}, headers=headers) as response:
+        assert response.status == 200, await response.read()
+        assert response.content_type == "text/event-stream"
+        listener = Listener(response)
+        if not headers:
+            assert (await listener.next())[0] == "complete"
+        yield listener
+
+
+async def events(world: World, number: int, **fields: Any) -> list[str]:
+    found = [str((await world.company.event(**fields))[0].id) for _ in range(number)]
+    await world.refresh()
+    return found
+
+
+async def test_events_are_told_as_they_come_in_order(world: World) -> None:
+    await events(world, 2)
+    async with listening(world, "type:push") as listener:
+        first = await events(world, 3)
+        await events(world, 1, type="ping")
+        second = await events(world, 2)
+        assert await listener.events(5) == [*first, *second]
+        kind, data = await listener.next()
+        assert kind == "complete"
+        assert data.keys() == strict()["components"]["schemas"]["Currency"]["properties"].keys()
+
+
+async def test_a_listener_goes_on_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "PAGE", 4)
+    async with listening(world) as listener:
+        stored = await events(world, 3)
+        told = await listener.events(2)
+        last = listener.last
+    stored += await events(world, 20)
+    async with listening(world, **{"Last-Event-ID": last}) as listener:
+        told += await listener.events(21)
+    assert told == stored
+
+
+async def test_many_of_one_moment_are_all_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "PAGE", 3)
+    async with listening(world) as listener:
+        last = listener.last
+    at = world.company.log.now() + 0.001
+    world.company.log._now = lambda: at  # type: ignore[attr-defined]
+    stored = [(await world.company.event())[0].id for _ in range(20)]
+    world.company.log._now = lambda: at + 10  # type: ignore[attr-defined]
+    await world.refresh()
+    async with listening(world, **{"Last-Event-ID": last}) as listener:
+        assert sorted(await listener.events(20)) == sorted(stored)
+
+
+async def test_what_may_be_preceded_isnt_told_yet(world: World) -> None:
+    """Of what was stored since the index looked last, others may come before it."""
+    assert world.index is not None
+    async with listening(world) as listener:
+        stored = await events(world, 1)
+        assert await listener.events(1) == stored
+        complete = listener.last
+        late = (await world.company.event())[0].id
+        kind, data = await listener.next()
+        assert (kind, data["complete_to"] is not None) == ("complete", True)
+        assert int(listener.last) >= int(complete)
+        await world.refresh()
+        assert await listener.events(1) == [late]
+
+
+async def test_a_viewer_and_who_is_limited_hear_what_they_see(world: World) -> None:
+    world.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))
+    await world.get("/tail", 403, query="body.a:1")
+    async with listening(world) as listener:
+        await events(world, 1, source="github")
+        theirs = await events(world, 1, source="stripe")
+        assert await listener.events(1) == theirs
+
+
+async def test_who_may_not_listen_any_more_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "ASKED_AGAIN", 0.0)
+    world.become(AccessRole.VIEWER)
+    async with listening(world) as listener:
+        world.become(AccessRole.READER)
+        await events(world, 1)
+        kind, data = await _end_of(listener)
+        assert (kind, data["code"]) == ("cut", "forbidden")
+
+
+async def test_an_index_that_is_gone_is_told(world: World) -> None:
+    async with listening(world) as listener:
+        world.index = None
+        kind, data = await _end_of(listener)
+        assert (kind, data["code"]) == ("cut", "index_unavailable")
+
+
+async def _end_of(listener: Listener) -> tuple[str, Any]:
+    while True:
+        kind, data = await listener.next()
+        if kind == "cut":
+            return kind, data
+
+
+async def test_a_listener_that_doesnt_read_is_cut_and_holds_up_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "SLOW", 2.0)
+    monkeypatch.setattr(event_stream, "GRACE", 0.3)
+    monkeypatch.setattr(tail, "LISTENERS", 2)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.setblocking(False)  # noqa: FBT003 - its only argument
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(connection, ("127.0.0.1", world.client.port))
+    await loop.sock_sendall(connection, f"GET {BASE}/tail HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    async with listening(world) as listener:
+        assert (await world.get("/tail", 503))["code"] == "busy"
+        reading = asyncio.create_task(listener.events(1200))
+        stored: list[str] = []
+        for _ in range(12):
+            stored += await events(world, 100, type="x" * 2000)
+        assert await reading == stored
+        async with asyncio.timeout(20):
+            while True:
+                async with world.client.get(f"{BASE}/tail") as response:  # its place is free again
+                    if response.status == 200:
+                        break
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(0.4)
+        assert b"event: event" in await _all_of(connection), "and then the end"
+
+
+async def _all_of(connection: socket.socket) -> bytes:
+    """Return what a connection still has, until it ends in whatever way."""
+    read = b""
+    with suppress(ConnectionError):
+        while piece := await asyncio.get_running_loop().sock_recv(connection, 1 << 20):
+            read += piece
+    connection.close()
+    return read
+
+
+async def test_a_tail_that_isnt_right_is_a_problem(world: World) -> None:
+    assert (await world.get("/tail", 400, query="nothing:x"))["code"] == "invalid_query"
+    assert (await world.get("/tail", 400, after="x"))["code"] == "invalid_request"
+    for last in ("x", "-1", "9" * 30):
+        assert (await world.ask("GET", "/tail", 400, headers={"Last-Event-ID": last}))["code"] == "invalid_request"
+    world.index = None
+    assert (await world.get("/tail", 503))["code"] == "index_unavailable"
