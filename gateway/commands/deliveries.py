@@ -22,21 +22,21 @@ OF_DELIVERIES = tuple([status for status in WORST_FIRST if status not in OF_EVEN
 
 
 def deliveries_arguments(parser: Parser) -> None:
-    parser.add_argument("--destination", metavar="NAME", help="only those to this destination")
-    parser.add_argument("--route", metavar="NAME", help="only those by this route")
-    parser.add_argument("--source", metavar="NAME", help="only those of this source's events")
+    parser.add_argument("--destination", metavar="NAME", help="only deliveries to this destination")
+    parser.add_argument("--route", metavar="NAME", help="only deliveries of this route")
+    parser.add_argument("--source", metavar="NAME", help="only deliveries of this source's events")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--waiting", action="store_true", help=f"only those that wait: {', '.join(sorted(WAITING))}")
-    about = f"only those that are so, of {', '.join(OF_DELIVERIES)}; several with commas"
+    which.add_argument("--waiting", action="store_true", help=f"only waiting deliveries: {', '.join(sorted(WAITING))}")
+    about = f"only deliveries with this status; comma-separated: {', '.join(OF_DELIVERIES)}"
     which.add_argument("--status", metavar="STATUS", help=about)
     parser.add_argument(
-        "--limit", type=positive, default=20, metavar="N", help="show at most N, of the newest events (default: 20)"
+        "--limit", type=positive, default=20, metavar="N", help="show at most N, newest events first (default: 20)"
     )
 
 
 @command(
     "deliveries list",
-    about="list deliveries by the index: what waits, since when, until when, and what was answered",
+    about="list deliveries from the search index: what waits, since when, until when, and the last response",
     example="gateway deliveries list --destination ci --waiting",
     add_arguments=deliveries_arguments,
     settings=("rules", "index", *LOG_SETTINGS),

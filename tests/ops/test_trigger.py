@@ -237,7 +237,7 @@ def test_without_a_type_the_types_are_listed(capsys: pytest.CaptureFixture[str])
 def test_a_request_is_printed_and_not_sent(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("stripe", "invoice.paid", "--rules", str(file), "--url", "http://192.0.2.1:9/x", "--print")
     code, out, err = command(
-        capsys, *words, "--set", "body.id=evt_mine", "--set", "body.lifemode=true", "--repeat", "2"
+        capsys, *words, "--set", "body.id=evt_mine", "--set", "body.lifemode=true", "--count", "2"
     )
     assert code == 0
     assert err == "--set: body.lifemode, did you mean 'livemode'?: the fixture has no such field, and gets it\n"
