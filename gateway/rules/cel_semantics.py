@@ -65,10 +65,10 @@ class Semantics(NamedTuple):
     def needs_care(self, view: EventView) -> bool:
         """Return whether it iterates over a mapping, or asks for the size of a string that isn't ASCII."""
         for path in self.iterated:
-            if type(view.get(path.root, path.steps)) is dict:
+            if type(view.get(path.root, path.segments)) is dict:
                 return True
         for path in self.measured:
-            value = view.get(path.root, path.steps)
+            value = view.get(path.root, path.segments)
             if type(value) is str and not value.isascii():
                 return True
         return False
@@ -79,7 +79,7 @@ class Semantics(NamedTuple):
         Of a scalar that should have items, only `explained` tells.
         """
         for path in self.iterated:
-            if type(view.get(path.root, path.steps)) not in (list, dict, Absent):
+            if type(view.get(path.root, path.segments)) not in (list, dict, Absent):
                 return self.explained
         return self.carefully_decided if needs_care else self.decided
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.event_view import ABSENT, ITEM, ROOTS, EventView, Step
+from gateway.rules.event_view import ABSENT, ITEM, ROOTS, EventView, Segment
 from gateway.rules.functions import FUNCTIONS, Function, NamedSecret
 from gateway.rules.patterns import Pattern
 from gateway.text import did_you_mean
 
-MAX_NESTING = 3  # macros inside macros
-MAX_TOLD = 20  # problems of one expression
-MAX_STEPS = 8  # of a path in an item of which `default` is asked: each is looked for from the beginning
+MAX_NESTING = 3  # nested macros
+MAX_PROBLEMS = 20  # that are reported for one expression
+MAX_SEGMENTS = 8  # of a path in an element, as the first argument of `default`: each is looked up from the beginning
 
 
 # A tree of mapping keys; an empty one means everything below.
@@ -70,45 +70,45 @@ class FieldPath(NamedTuple):
     """The literal part of a path, and the index of the token after it."""
 
     root: str
-    steps: tuple[Step, ...]
+    segments: tuple[Segment, ...]
     end: int
 
     @property
     def text(self) -> str:
         return self.root + "".join(
             f"[{position}]" if key is None else f".{key}" if key.isidentifier() else f"['{key}']"
-            for key, position in self.steps
+            for key, position in self.segments
         )
 
     def up_to(self, depth: int) -> "FieldPath":
-        return self._replace(steps=self.steps[:depth])
+        return self._replace(segments=self.segments[:depth])
 
 
 class Gap(NamedTuple):
-    """The first missing field of a path: after `depth` steps, of which `step` is the last; `parent` is before it."""
+    """The first missing field of a path: `segment`, the one at `depth`, counted from 1. `parent` has no such field."""
 
     depth: int
     parent: object
-    step: Step
+    segment: Segment
 
     @property
     def key(self) -> str:
-        return str(self.step.position) if self.step.key is None else self.step.key
+        return str(self.segment.position) if self.segment.key is None else self.segment.key
 
     @property
     def is_between_fields(self) -> bool:
-        """Return whether the parent has fields or elements, as the step requires, but not this one."""
-        return isinstance(self.parent, list if self.step.key is None else dict)
+        """Return whether the parent has fields or elements, as the segment requires, but not this one."""
+        return isinstance(self.parent, list if self.segment.key is None else dict)
 
 
 def gap_in(path: FieldPath, view: EventView) -> Gap:
     """Find the first missing field of a path; a depth of 0 means that its root is missing."""
     depth = 0
-    while view.get(path.root, path.steps[:depth]) is not ABSENT:
+    while view.get(path.root, path.segments[:depth]) is not ABSENT:
         depth += 1
     if depth == 0:
-        return Gap(0, ABSENT, Step(None, -1))
-    return Gap(depth, view.get(path.root, path.steps[: depth - 1]), path.steps[depth - 1])
+        return Gap(0, ABSENT, Segment(None, -1))
+    return Gap(depth, view.get(path.root, path.segments[: depth - 1]), path.segments[depth - 1])
 
 
 class Edit(NamedTuple):
@@ -138,22 +138,22 @@ class Analysis(NamedTuple):
     key: frozenset[str]
 
 
-def steps_at(words: Sequence["Token"], at: int) -> tuple[list[Step], int]:
-    """Return the literal steps of a path that begin at a token, and the index of the token after them."""
-    steps: list[Step] = []
+def segments_at(words: Sequence["Token"], at: int) -> tuple[list[Segment], int]:
+    """Return the literal segments of a path that begin at a token, and the index of the token after them."""
+    segments: list[Segment] = []
     while True:
         sign, inner, end = words[at : at + 3]
         if sign.text == "." and inner.kind == "name" and end.text != "(":
-            steps.append(Step(inner.text, -1))
+            segments.append(Segment(inner.text, -1))
             at += 2
         elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
-            steps.append(Step(literal[2], -1))
+            segments.append(Segment(literal[2], -1))
             at += 3
         elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
-            steps.append(Step(None, int(inner.text)))
+            segments.append(Segment(None, int(inner.text)))
             at += 3
         else:
-            return steps, at
+            return segments, at
 
 
 def tokens(text: str, start: int = 0) -> Iterator[Token]:
@@ -251,7 +251,7 @@ class Scan:
     def analysis(self) -> Analysis:
         before = ""
         problems: list[str] = []
-        while (token := self._tokens[self._at]).kind != "end" and len(problems) < MAX_TOLD:
+        while (token := self._tokens[self._at]).kind != "end" and len(problems) < MAX_PROBLEMS:
             self._at += 1
             if token.text in ("(", "[", "{"):
                 self._brackets.append(None)
@@ -394,14 +394,14 @@ class Scan:
 
     def _default_in_item(self, name: Token, root: Token) -> None:
         """Have CEL itself look for the path, since the item of a macro is known to nobody else."""
-        steps, end = steps_at(self._tokens, self._at + 2)
+        segments, end = segments_at(self._tokens, self._at + 2)
         comma = self._tokens[end]
         if comma.text != ",":
             raise _at(root, f"default: expected a path such as {root.text}.a.b, got an expression")
-        if len(steps) > MAX_STEPS:
-            raise _at(root, f"default: expected a path of at most {MAX_STEPS} steps, got {len(steps)}")
+        if len(segments) > MAX_SEGMENTS:
+            raise _at(root, f"default: expected a path of at most {MAX_SEGMENTS} segments, got {len(segments)}")
         path, conditions = root.text, []
-        for key, position in steps:
+        for key, position in segments:
             if key is None:
                 conditions += [f"type({path}) == list", f"size({path}) > {position}"]
                 path += f"[{position}]"
@@ -425,18 +425,18 @@ class Scan:
         self._patterns.append(pattern)
 
     def _path(self, root: Token) -> None:
-        """Read the steps `.a['b'][0]`, as far as they are literal."""
-        steps, self._at = steps_at(self._tokens, self._at)
-        if root.text in ("headers", "query") and len(steps) == 1 and self._tokens[self._at - 1].kind == "name":
+        """Read the segments `.a['b'][0]`, as far as they are literal."""
+        segments, self._at = segments_at(self._tokens, self._at)
+        if root.text in ("headers", "query") and len(segments) == 1 and self._tokens[self._at - 1].kind == "name":
             self._refuse_hyphens(root)
-        if root.text == "headers" and steps and (name := steps[0].key or "") != name.lower():
+        if root.text == "headers" and segments and (name := segments[0].key or "") != name.lower():
             raise _at(root, f"expected a header's name in lower case, got '{name}'")
         if root is self._defaulted:
             last = self._tokens[self._at - 1]
             if self._tokens[self._at].text != ",":
                 raise _at(root, "default: expected a path such as body.a.b, got an expression")
             self._edits.append(Edit(root.start, last.start + len(last.text), str(len(self._paths))))
-        self._paths.append(FieldPath(root.text, tuple(steps), self._at))
+        self._paths.append(FieldPath(root.text, tuple(segments), self._at))
 
     def _refuse_hyphens(self, root: Token) -> None:
         """Report how to write `headers.x-id`, which CEL parses as a subtraction."""
@@ -470,7 +470,7 @@ def _arguments(function: Function) -> str:
 
 def add_part(parts: dict[str, Parts], path: FieldPath) -> None:
     """Add the parts that a path needs; lists are always included as a whole."""
-    *names, last = [path.root, *[step.key for step in path.steps if step.key is not None]]
+    *names, last = [path.root, *[segment.key for segment in path.segments if segment.key is not None]]
     below = parts
     for name in names:
         if name in below and not below[name]:

@@ -385,7 +385,7 @@ class _Rendering:
             self._room -= len(value)
         elif isinstance(value, list | dict):
             size = measured(value)
-            self._room -= size.total + size.text - (size.text >> 8)  # JSON has no fewer characters
+            self._room -= size.values + size.characters - (size.characters >> 8)  # JSON has no fewer characters
         if self._room < 0:
             raise ExpressionError(f"expected values of at most {MAX_RESULT} characters, got more")
 
