@@ -1,4 +1,4 @@
-"""Conditions (`match:`) over the fields of an event: how they are parsed and tested."""
+"""Conditions on the fields of an event (`match:`): parsing and evaluation."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence

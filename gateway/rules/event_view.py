@@ -17,7 +17,7 @@ COST_UNITS_PER_MS = 10_000
 PASSING, READING, CONVERTING = 15, 10, 20
 ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
 ITEM = "item"
-"""The root for the current element in a route with `split`. Only the `request` of such a route may use it."""
+"""The root for the current item in a route with `split`. Only the `request` of such a route may use it."""
 
 
 class Absent(Enum):
@@ -104,7 +104,7 @@ class EventView:
         self._body: object = _UNREAD
         self._unreadable: UnreadableBodyError | None = None
         self.item: object = ABSENT
-        """In a route with `split`, the element that a delivery is for. Set it before evaluating what names it."""
+        """In a route with `split`, the item that a delivery is for. Set it before evaluating what names it."""
         self.contexts: dict[frozenset[str], Any] = {}
         self._sizes: dict[int, Size] = {}
         self._sizes_in: dict[tuple[int, Segment], Size] = {}

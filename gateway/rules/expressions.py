@@ -117,7 +117,7 @@ class Expression:
 
     @property
     def reads_item(self) -> bool:
-        """Whether it uses `item`, the element in a route with `split`."""
+        """Whether it uses `item`, the current item of a `split`."""
         return any(path.root == ITEM for path in self._analysis.paths)
 
     def evaluate(self, view: EventView) -> object:
