@@ -113,7 +113,8 @@ class Advice:
             if not isinstance(expression, Expression) or (name != "id" and expression.is_field):
                 continue  # what is such a value is hidden, too
             fields = [
-                (each.root, [step.key for step in each.steps if step.key is not None]) for each in expression.fields
+                (each.root, [segment.key for segment in each.segments if segment.key is not None])
+                for each in expression.fields
             ]
             if any(redaction.touches(*field) for field in fields):
                 told = "by which events are found" if name == "id" else "which is shown"
