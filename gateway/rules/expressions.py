@@ -60,9 +60,8 @@ class Expression:
     a header name that isn't in lower case, macros nested deeper than 3, a text longer than 4,096 characters, and a
     pattern for `matches` that isn't a string literal, isn't valid RE2, or is too large.
 
-    A plain path (`body.a[0].b`, `headers['x-event']`, `type`), and a plain path followed by `matches`, is evaluated
-    without CEL, with the same result. For other expressions, the parts of the event that they name are passed to CEL,
-    which is what costs most.
+    A plain path (`body.a[0].b`, `headers['x-event']`, `type`), alone or followed by `matches`, is evaluated without
+    CEL, with the same result. For others, the parts of the event that they name are passed to CEL, which costs most.
     """
 
     text: str
@@ -98,12 +97,12 @@ class Expression:
 
     @property
     def fields(self) -> Sequence[FieldPath]:
-        """The fields of an event that it reads, as far as they are written as paths."""
+        """The paths in it."""
         return self._analysis.paths
 
     @property
     def is_field(self) -> bool:
-        """Whether it is such a field and nothing else."""
+        """Whether it is a plain path."""
         return self._path is not None
 
     @property
@@ -124,9 +123,8 @@ class Expression:
         """Return the value as JSON: a time is an RFC 3339 string, a duration `1.5s`, bytes are base64.
 
         Raises MissingFieldError for a missing field, ExpressionError for any other failure: incompatible operands, an
-        overflow, or a cost over the view's budget. All expressions over a view share its budget. It suffices for about
-        80,000 values and keys, and for fewer if they are named, copied or iterated over repeatedly. Plain paths are
-        free.
+        overflow, or a cost over the view's budget, which all expressions over it share. It suffices for about 80,000
+        values and keys, and for fewer if they are named, copied or iterated over repeatedly. Plain paths are free.
         """
         path = self._path
         if path is None:
