@@ -100,8 +100,12 @@ def _list(output: Output, provider: str | None) -> int:
         rows = [(name, ", ".join(types)) for name, types in names().items()]
         output.table(["provider", "types"], rows, unbroken=["provider"])
     else:
-        rows = [(each.name, each.about) for each in fixtures(provider)]
+        found = fixtures(provider)
+        rows = [(each.name, each.about) for each in found]
         output.table(["type", "what has happened"], rows, unbroken=["type"])
+        for text in dict.fromkeys([each.unconfirmed for each in found if each.unconfirmed]):
+            of = ", ".join([each.name for each in found if each.unconfirmed == text])
+            output.print(f"not confirmed in {of}: {text}")
     return 0
 
 
@@ -112,4 +116,5 @@ def _fields(fixture: Fixture) -> dict[str, object]:
         "type": fixture.type,
         "about": fixture.about,
         "made_from": fixture.made_from,
+        "unconfirmed": fixture.unconfirmed,
     }
