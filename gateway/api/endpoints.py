@@ -109,7 +109,9 @@ def _only(name: str, about: str) -> Parameter:
     return Parameter(name=name, place="query", kind=_NAME, about=about)
 
 
-_NAMED = _only("name", "only those with this in their names")
+_NAMED = Parameter(
+    name="name", place="query", kind=Annotated[str, Limits(longest=63)], about="only those with this in their names"
+)
 
 
 def _stopped(about: str) -> Parameter:
