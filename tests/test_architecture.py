@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "run": {
         "access",
         "api",
+        "console",
         "kafka_credentials",
         "garbage",
         "index_keeper",
@@ -57,6 +58,8 @@ MAY_IMPORT = {
     "listen_errors": {"model", "settings"},
     # What operators do by command, they do by the API: nothing about events is decided there.
     "api": {"access", "engine", "index", "ops", "required_topics", "turns", *_BELOW},
+    # What it asks, it asks the API; what it shows is called as commands call it.
+    "console": {"access", "api", "index", "ops", "turns", *_BELOW},
     "ingress": {"quarantine", *_BELOW},
     "engine": {"client", *_BELOW},
     "client": {"rules", "model"},
@@ -131,6 +134,7 @@ ONLY_USER: dict[str, str | tuple[str, ...]] = {
     "aiokafka": "gateway/log/kafka/",
     "opentelemetry": "gateway/telemetry/traces.py",
     "cel": "gateway/rules/expressions.py",
+    "jinja2": "gateway/console/look.py",
     "re2": "gateway/rules/patterns.py",
     "sqlite3": ("gateway/log/embedded/", "gateway/index/"),
 }
@@ -140,6 +144,7 @@ PURE = {
     *(f"gateway/api/{name}.py" for name in ("cursors", "json_shapes", "openapi", "overview", "problems", "sight")),
     *(f"gateway/access/{name}.py" for name in ("access_file", "guesses", "local_request", "principal", "tokens")),
     *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "redaction", "xml")),
+    *(f"gateway/console/{name}.py" for name in ("body_views", "json_layout", "page", "text")),
     "gateway/client/request.py",
     "gateway/client/http1.py",
     "gateway/client/masking.py",

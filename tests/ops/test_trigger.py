@@ -249,9 +249,7 @@ def test_what_is_not_confirmed_is_listed_once_with_the_fixtures_that_have_it(
 
 def test_a_request_is_printed_and_not_sent(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("stripe", "invoice.paid", "--rules", str(file), "--url", "http://192.0.2.1:9/x", "--print")
-    code, out, err = command(
-        capsys, *words, "--set", "body.id=evt_mine", "--set", "body.lifemode=true", "--count", "2"
-    )
+    code, out, err = command(capsys, *words, "--set", "body.id=evt_mine", "--set", "body.lifemode=true", "--count", "2")
     assert code == 0
     assert err == "--set: body.lifemode, did you mean 'livemode'?: the fixture has no such field, and gets it\n"
     assert out.count("curl -i ") == out.count('"id":"evt_mine"') == out.count(" http://192.0.2.1:9/x\n") == 2
