@@ -5,10 +5,12 @@ from typing import Any
 
 from gateway.api import events as api
 from gateway.api import shapes
+from gateway.api.acts import redeliver_event
 from gateway.api.problems import ApiError, Code
 from gateway.console.asking import Asking
 from gateway.console.body_views import View, download_name, view_of
 from gateway.console.page import Download, Given, Page
+from gateway.console.try_page import explained
 from gateway.index.statuses import Status
 
 PAGE = 50
@@ -21,7 +23,7 @@ STATUSES = {
     **{each.value: each.capitalize() for each in Status if each is not Status.DEAD},
 }
 _WAITING = (Status.PARKED, Status.RETRYING, Status.PENDING)
-TABS = ("journey", "body", "headers")
+TABS = ("journey", "routes", "body", "headers")
 
 
 async def events(asking: Asking, given: Given) -> Page:
@@ -65,6 +67,9 @@ async def event(asking: Asking, given: Given) -> Page:
     if tab == "journey":
         page = await asking.ask(api.list_deliveries, event=name, limit=MOST_DELIVERIES, cursor=given.cursor())
         values |= {"deliveries": page, "outcomes": outcomes(detail.event)}
+        values["acts"] = asking.may(redeliver_event)
+    elif tab == "routes" and values["reads"] and detail.is_stored:
+        values["found"] = await explained(asking, name)
     elif tab == "body" and values["reads"] and detail.is_stored:
         content = await asking.ask(api.get_body, event=name)
         asked = given.choice("view", (*View,))

@@ -95,6 +95,7 @@ def _environment(sources: Mapping[str, str]) -> Environment:
         "exact": text.exact,
         "json": lambda value: text.marked(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode(), keep="\n"),
         "duration": text.duration,
+        "area": text.area,
         "text": lambda value: text.marked(value, keep="\n\t"),
         "bytes": text.size,
         "count": text.plural,

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from gateway.api import acts, shapes
 from gateway.api import dead_letters as dead_api
 from gateway.api import events as event_api
 from gateway.api import names as api
-from gateway.api import shapes
 from gateway.api.problems import ApiError
 from gateway.console.asking import Asking
 from gateway.console.page import Given, Page
@@ -30,6 +30,7 @@ async def destination(asking: Asking, given: Given) -> Page:
     found = await asking.ask(api.get_destination, name=name)
     values: dict[str, Any] = {
         "destination": found,
+        "acts": asking.may(acts.pause_destination),
         "routes": await asking.try_asking(api.list_routes, destination=name, limit=FEW),
         "letters": await asking.try_asking(dead_api.list_dead_letters, destination=name, limit=FEW),
         **await _events(asking, "destination", name),
@@ -55,6 +56,7 @@ async def route(asking: Asking, given: Given) -> Page:
     name = given.path["name"]
     values: dict[str, Any] = {
         "route": await asking.ask(api.get_route, name=name),
+        "acts": asking.may(acts.pause_route),
         "letters": await asking.try_asking(dead_api.list_dead_letters, route=name, limit=FEW),
         **await _events(asking, "route", name),
     }
