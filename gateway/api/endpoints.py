@@ -7,7 +7,7 @@ from inspect import signature
 from typing import Annotated, Any, Literal
 
 from gateway.access.principal import AccessRole
-from gateway.api import acts, dead_letters, events, explaining, names, order_states, orders, shapes, tail
+from gateway.api import acts, dead_letters, deliveries, events, explaining, names, order_states, orders, shapes, tail
 from gateway.api.cursors import LONGEST as LONGEST_CURSOR
 from gateway.api.event_stream import EVENT_STREAM
 from gateway.api.json_shapes import NAME, Limits
@@ -338,6 +338,23 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         tag="deliveries",
         parameters=(_EVENT, _LIMIT, _CURSOR),
         codes=(Code.NOT_FOUND, Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="listWaiting",
+        method="GET",
+        path="/deliveries/waiting",
+        role=AccessRole.VIEWER,
+        run=deliveries.list_waiting,
+        answer=deliveries.WaitingPage,
+        tag="deliveries",
+        parameters=(
+            _only("route", "only those by this route"),
+            _only("destination", "only those to this destination"),
+            _only("source", "only those of this source's events"),
+            _LIMIT,
+            _CURSOR,
+        ),
+        codes=(Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
         name="getAttempt",

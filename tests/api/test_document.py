@@ -112,7 +112,16 @@ async def _check_role(world: World, endpoint: Endpoint, role: AccessRole | None)
 
 EXPECTED = {
     AccessRole.VIEWER: {
-        *("getMe", "searchEvents", "getEvent", "listDeliveries", "listDeadLetters", "getDeadLetter", "listSources"),
+        *(
+            "getMe",
+            "searchEvents",
+            "getEvent",
+            "listDeliveries",
+            "listWaiting",
+            "listDeadLetters",
+            "getDeadLetter",
+            "listSources",
+        ),
         *("getSource", "listDestinations", "getDestination", "listRoutes", "getRoute", "getRules", "getIndex"),
         *("getOrder", "listReplays", "getReplay", "tailEvents"),
     },
