@@ -81,7 +81,7 @@ def _act(
     name: str,
     path: str,
     run: Callable[..., Awaitable[Any]],
-    body: Any,
+    body: Any,  # noqa: ANN401 - a shape
     *parameters: Parameter,
     codes: tuple[Code, ...] = (),
 ) -> Endpoint:
