@@ -146,6 +146,7 @@ async def test_an_event_says_why_other_routes_dont_take_it(console: Console) -> 
     page = await console.page("events", event.id, tab="routes")
     assert "build doesn't take it" in page.text
     assert "audit takes it" in page.text
+    assert f"gateway events export id:{event.id} --to tests/" in page.text
     assert "<script>alert" not in page.source
     console.become(AccessRole.VIEWER)
     assert "audit" not in (await console.page("events", event.id, tab="routes")).text
