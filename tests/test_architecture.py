@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "required_topics",
         "engine",
         "index",
+        "listen",
         "ops",
         *_BELOW,
     },
@@ -57,6 +58,8 @@ MAY_IMPORT = {
     "listen_errors": {"model", "settings"},
     # What operators do by command, they do by the API: nothing about events is decided there.
     "api": {"access", "engine", "index", "ops", "required_topics", "turns", *_BELOW},
+    # On a machine of its own: of a gateway it knows the API, and how deliveries are sent.
+    "listen": {"client", "index", "ops", "rules", "model"},
     "ingress": {"quarantine", *_BELOW},
     "engine": {"client", *_BELOW},
     "client": {"rules", "model"},
@@ -167,6 +170,7 @@ PURE = {
     "gateway/engine/tiers.py",
     *(f"gateway/index/{name}.py" for name in ("candidates", "conditions", "event_numbers", "query", "terms")),
     "gateway/index/settlement.py",
+    *(f"gateway/listen/{name}.py" for name in ("copies", "messages", "place")),
     "gateway/ops/live_list.py",
     "gateway/quarantine/claims.py",
     "gateway/quarantine/quota.py",
