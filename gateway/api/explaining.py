@@ -19,7 +19,8 @@ from gateway.ops.explain import Explained, ExplainedRoute, Planned, explain
 from gateway.ops.output import header_text
 from gateway.rules.load import InvalidRulesError, load_rules
 from gateway.rules.rules import Rules
-from gateway.rules.yaml_document import Problem, read_document
+from gateway.rules.yaml_document import Problem, read_document, take_apart
+from gateway.turns import give_way
 
 MOST_BODY, MOST_RULES = 1 << 20, 256 << 10
 """Bytes of a body, and characters of rules."""
@@ -127,6 +128,9 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
 
     def work() -> Explanation:
         rules = backend.rules() if given.rules is None else _posted(given.rules)
+        parts: list[object] = []
+        if given.rules is not None:
+            parts = [*rules.routes.values(), *rules.destinations.values(), *rules.sources.values()]
         try:
             found = explain(
                 rules, source=given.source, headers=_headers_of(given), query=given.query, body=body, now=now
@@ -136,6 +140,11 @@ async def explain_request(backend: Backend, principal: Principal, *, given: Expl
         except RefusedError as error:
             detail = f"the ingress would answer {error.status} ({error.reason}): {error.detail}"
             raise ApiError(Code.NOT_ACCEPTED_BY_INGRESS, detail) from error
+        finally:
+            del rules
+            while parts:  # all of them at once would keep the event loop waiting
+                parts.pop()
+                give_way()
         return _explanation(found, is_all=given.include_unmatched)
 
     return await backend.aside(work)
@@ -147,7 +156,9 @@ def _posted(text: str) -> Rules:
         path = Path(folder) / FILE
         path.write_text(text, encoding="utf-8", errors="replace")
         root = read_document(path, list[Problem]())
-        if root is not None and root.child("include") is not None:
+        has_include = root is not None and root.child("include") is not None
+        take_apart(root)
+        if has_include:
             raise ApiError(Code.INVALID_RULES, f"{FILE}: expected rules of one file, got `include`")
         try:
             return load_rules(path, environ={}, resolve=False, reads_secrets=False)

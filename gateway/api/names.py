@@ -39,15 +39,15 @@ async def me(backend: Backend, principal: Principal) -> shapes.Me:  # noqa: ARG0
 
 
 async def list_sources(
-    backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
+    backend: Backend, principal: Principal, *, name: str = "", limit: int = 50, cursor: str | None = None
 ) -> shapes.SourcePage:
     """List the sources of the rules in force."""
     rules = backend.rules()
     overview = await backend.overview(rules)
     items, following = await _page(
-        _List(overview.sources, ("sources",), limit, cursor),
-        lambda name: sees_source(principal, rules, name),
-        lambda name: _source(backend, rules, overview, name),
+        _List(overview.sources, ("sources", name), limit, cursor),
+        lambda each: name in each and sees_source(principal, rules, each),
+        lambda each: _source(backend, rules, overview, each),
     )
     return shapes.SourcePage(items=items, next_cursor=following)
 
@@ -61,17 +61,32 @@ async def get_source(backend: Backend, principal: Principal, *, name: str) -> sh
 
 
 async def list_destinations(
-    backend: Backend, principal: Principal, *, limit: int = 50, cursor: str | None = None
+    backend: Backend,
+    principal: Principal,
+    *,
+    name: str = "",
+    stopped: bool = False,
+    limit: int = 50,
+    cursor: str | None = None,
 ) -> shapes.DestinationPage:
     """List the destinations of the rules in force, with what pauses or holds them."""
     rules = backend.rules()
     overview = await backend.overview(rules)
     async with told():
         control = await backend.control()
+    holds = backend.holds()
+
+    def is_asked(each: str) -> bool:
+        return (
+            name in each
+            and (not stopped or each in holds or _pause(control, f"destination/{each}") is not None)
+            and sees_named(principal, rules, "destination", each, overview.sources_of[each])
+        )
+
     items, following = await _page(
-        _List(overview.destinations, ("destinations",), limit, cursor),
-        lambda name: sees_named(principal, rules, "destination", name, overview.sources_of[name]),
-        lambda name: _destination(backend, rules, overview, control, name),
+        _List(overview.destinations, ("destinations", name, stopped), limit, cursor),
+        is_asked,
+        lambda each: _destination(backend, rules, overview, control, each),
     )
     return shapes.DestinationPage(items=items, next_cursor=following)
 
@@ -92,29 +107,33 @@ async def list_routes(
     backend: Backend,
     principal: Principal,
     *,
+    name: str = "",
     source: str | None = None,
     destination: str | None = None,
+    stopped: bool = False,
     limit: int = 50,
     cursor: str | None = None,
 ) -> shapes.RoutePage:
     """List the routes of the rules in force: all, or those from a source or to a destination."""
     rules = backend.rules()
-
-    def is_asked(name: str) -> bool:
-        route = rules.routes[name]
-        return (
-            source in (None, *route.sources)
-            and destination in (None, *route.destinations)
-            and sees_named(principal, rules, "route", name, route.sources)
-        )
-
     overview = await backend.overview(rules)
     async with told():
         control = await backend.control()
+
+    def is_asked(each: str) -> bool:
+        route = rules.routes[each]
+        return (
+            name in each
+            and source in (None, *route.sources)
+            and destination in (None, *route.destinations)
+            and (not stopped or _pause(control, f"route/{each}") is not None)
+            and sees_named(principal, rules, "route", each, route.sources)
+        )
+
     items, following = await _page(
-        _List(overview.routes, ("routes", source, destination), limit, cursor),
+        _List(overview.routes, ("routes", name, source, destination, stopped), limit, cursor),
         is_asked,
-        lambda name: _route(rules, control, rules.routes[name]),
+        lambda each: _route(rules, control, rules.routes[each]),
     )
     return shapes.RoutePage(items=items, next_cursor=following)
 

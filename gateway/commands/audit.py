@@ -19,7 +19,7 @@ UNKNOWN = "not known: it was about to be done"
 
 def list_arguments(parser: Parser) -> None:
     parser.add_argument(
-        "--since", type=duration, metavar="DURATION", help="only what began within DURATION (such as 1d)"
+        "--since", type=duration, metavar="DURATION", help="only what began in the last DURATION (such as 1d)"
     )
     parser.add_argument("--who", metavar="NAME", help="only what this user did, such as ada@laptop, or ada on any host")
     parser.add_argument(
@@ -29,7 +29,7 @@ def list_arguments(parser: Parser) -> None:
 
 @command(
     "audit list",
-    about="list who has paused, kicked, replayed or dropped something, and what came of it, newest first",
+    about="list who paused, kicked, replayed or dropped something, and the result, newest first",
     example="gateway audit list --since 7d --who ada",
     add_arguments=list_arguments,
     settings=LOG_SETTINGS,

@@ -27,19 +27,19 @@ SETTINGS = {
     "log": ("URL", "sqlite:///FILE or kafka://HOST:PORT[,HOST:PORT]", "sqlite:///gateway.db"),
     "listen": ("HOST:PORT", "the address that senders post to", "0.0.0.0:8080"),
     "admin": ("HOST:PORT", "the address of metrics, health and status", "127.0.0.1:9090"),
-    "tls_certificate": ("FILE[,FILE]", "the ingress's certificates, in PEM: with them it speaks TLS", "none"),
+    "tls_certificate": ("FILE[,FILE]", "the ingress's certificates, in PEM; with them it serves HTTPS", "none"),
     "tls_key": ("FILE[,FILE]", "their private keys", "in the certificates' files"),
-    "proxy_protocol": ("NETWORK[,NETWORK]", "who sends PROXY headers (v2) first; others can't connect", "none"),
-    "role": ("ROLE", "all, ingress, router or console (which keeps the index that is searched)", "all"),
+    "proxy_protocol": ("NETWORK[,NETWORK]", "networks that send a PROXY v2 header; no others can connect", "none"),
+    "role": ("ROLE", "all (ingress and router), ingress, router, or console (search index, API and pages)", "all"),
     "topic_prefix": ("PREFIX", "prefix of the names of topics and groups", "gateway."),
     "attempts": ("WHICH", "which attempts of deliveries are recorded: failures, all or off", "failures"),
     "traces": ("URL", "the OTLP collector to send traces to, such as http://localhost:4318", "none"),
     "traces_ratio": ("RATIO", "fraction of requests to trace, from 0 to 1, if the sender hasn't decided", "1"),
-    "index": ("FILE", "the searchable index; role console keeps it, and role all if it is named", "index.db"),
-    "index_days": ("DAYS", "how old the events in the index get", "7"),
-    "index_bytes": ("SIZE", "about how large the index's file may become", "8GiB"),
-    "access": ("FILE", "the access file: who may ask at the admin address", "none: whoever is on this machine"),
-    "identity_header": ("NAME", "the header in which a trusted proxy names who is signed in", "none"),
+    "index": ("FILE", "the search index; role console keeps it, and role all if this is set", "index.db"),
+    "index_days": ("DAYS", "days of events to keep in the index", "7"),
+    "index_bytes": ("SIZE", "approximate maximum size of the index's file", "8GiB"),
+    "access": ("FILE", "the access file: who may use the admin address", "none: anyone on this machine"),
+    "identity_header": ("NAME", "the header in which a trusted proxy names the signed-in user", "none"),
     "identity_proxies": ("NETWORK[,NETWORK]", "the addresses of these proxies", "none"),
     "kafka_security_protocol": ("PROTOCOL", "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", "PLAINTEXT"),
     "kafka_sasl_mechanism": ("MECHANISM", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER", "none"),
@@ -187,7 +187,7 @@ def api_arguments(parser: Parser) -> None:
 
 
 def why_argument(parser: Parser) -> None:
-    about = "why it is done, for those who read of it later: `gateway audit list`"
+    about = "the reason, which `gateway audit list` shows"
     parser.add_argument("--why", default="", metavar="TEXT", help=about)
 
 

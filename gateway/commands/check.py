@@ -30,10 +30,13 @@ def check_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--since", type=duration, metavar="DURATION", help=about)
     parser.add_argument(
-        "--strict", action="store_true", help="look closer, and fail for warnings, too, unless a comment allows them"
+        "--strict", action="store_true", help="run more checks, and fail on warnings, too, unless a comment allows them"
     )
     parser.add_argument(
-        "--format", choices=("text", *FORMATS), default="text", help="for a CI system: github or sarif (default: text)"
+        "--format",
+        choices=("text", *FORMATS),
+        default="text",
+        help="output format; github and sarif are for CI systems (default: text)",
     )
 
 

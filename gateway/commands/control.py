@@ -56,7 +56,7 @@ def _runner_of(kind: str, action: str) -> Run:
 
 def control_arguments(parser: Parser) -> None:
     parser.add_argument("name", metavar="NAME", help="its name in routes.yaml")
-    parser.add_argument("--force", action="store_true", help="even if the rules here have no such name")
+    parser.add_argument("--force", action="store_true", help="accept a name that isn't in the local rules")
     why_argument(parser)
     wait_arguments(parser)
     api_arguments(parser)

@@ -39,7 +39,7 @@ def filter_arguments(parser: Parser) -> None:
         help=f"only those with this reason: {', '.join(DeadReason)}",
     )
     parser.add_argument(
-        "--since", type=duration, metavar="DURATION", help="only those written within DURATION (such as 2h)"
+        "--since", type=duration, metavar="DURATION", help="only those written in the last DURATION (such as 2h)"
     )
     parser.add_argument(
         "--until", type=duration, metavar="DURATION", help="only those written more than DURATION (such as 5m) ago"

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log
+from gateway.commands.base import LOG_SETTINGS, Invocation, command, opened_log, readable_rules
 from gateway.commands.values import Parser, positive
 from gateway.index.delivery_query import WAITING, DeliveryQuery
 from gateway.index.reading import Currency, index_to_read
@@ -13,6 +13,7 @@ from gateway.index.statuses import OF_EVENTS, WORST_FIRST, Status
 from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.delivery_presentation import listed_fields, print_listed, print_unrecorded, unrecorded_fields
 from gateway.ops.index_presentation import currency_fields, print_currency
+from gateway.ops.redaction import Redactions
 from gateway.ops.responses_in_log import Response, responses_of
 from gateway.text import did_you_mean
 
@@ -21,24 +22,24 @@ OF_DELIVERIES = tuple([status for status in WORST_FIRST if status not in OF_EVEN
 
 
 def deliveries_arguments(parser: Parser) -> None:
-    parser.add_argument("--destination", metavar="NAME", help="only those to this destination")
-    parser.add_argument("--route", metavar="NAME", help="only those by this route")
-    parser.add_argument("--source", metavar="NAME", help="only those of this source's events")
+    parser.add_argument("--destination", metavar="NAME", help="only deliveries to this destination")
+    parser.add_argument("--route", metavar="NAME", help="only deliveries of this route")
+    parser.add_argument("--source", metavar="NAME", help="only deliveries of this source's events")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--waiting", action="store_true", help=f"only those that wait: {', '.join(sorted(WAITING))}")
-    about = f"only those that are so, of {', '.join(OF_DELIVERIES)}; several with commas"
+    which.add_argument("--waiting", action="store_true", help=f"only waiting deliveries: {', '.join(sorted(WAITING))}")
+    about = f"only deliveries with this status; comma-separated: {', '.join(OF_DELIVERIES)}"
     which.add_argument("--status", metavar="STATUS", help=about)
     parser.add_argument(
-        "--limit", type=positive, default=20, metavar="N", help="show at most N, of the newest events (default: 20)"
+        "--limit", type=positive, default=20, metavar="N", help="show at most N, newest events first (default: 20)"
     )
 
 
 @command(
     "deliveries list",
-    about="list deliveries by the index: what waits, since when, until when, and what was answered",
+    about="list deliveries from the search index: what waits, since when, until when, and the last response",
     example="gateway deliveries list --destination ci --waiting",
     add_arguments=deliveries_arguments,
-    settings=("index", *LOG_SETTINGS),
+    settings=("rules", "index", *LOG_SETTINGS),
 )
 async def _deliveries_list(call: Invocation) -> int:
     arguments, output, path = call.arguments, call.output, call.settings.index.file
@@ -76,7 +77,7 @@ async def _responses(call: Invocation, found: Sequence[ListedDelivery]) -> Mappi
         return {}
     try:
         async with opened_log(call) as log:
-            return await responses_of(log, found)
+            return await responses_of(log, found, Redactions(readable_rules(call)))
     except (LogUnavailableError, UsageError) as error:
         call.output.note(f"what was responded isn't shown, as the log can't be read: {error}", style="yellow")
         return {}

@@ -28,25 +28,25 @@ NO_EVENTS = "no events were compared"
 
 
 def diff_arguments(parser: Parser) -> None:
-    about = "a rule file, or REVISION:PATH of Git, such as HEAD:routes.yaml"
+    about = "the old rules: a rule file, or REVISION:PATH in Git, such as HEAD:routes.yaml"
     parser.add_argument("old", metavar="OLD", help=about)
-    parser.add_argument("new", metavar="NEW", help="the same")
+    parser.add_argument("new", metavar="NEW", help="the new rules: a rule file or REVISION:PATH")
     events = parser.add_mutually_exclusive_group(required=True)
     events.add_argument(
         "--events",
         type=Path,
         metavar="FILE",
-        help="with these events: lines of `gateway events show --json`; - for stdin",
+        help="compare on these events: a file of lines from `gateway events show --json`; - is stdin",
     )
     events.add_argument(
-        "--since", type=duration, metavar="DURATION", help="with the events that were stored in the last DURATION"
+        "--since", type=duration, metavar="DURATION", help="compare on the events stored in the last DURATION"
     )
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write a summary for a pull request there")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write a summary for a pull request to FILE")
 
 
 @command(
     "diff",
-    about="compare what two versions of the rules do with the same events: by route, what is gained, lost and changed",
+    about="compare what two versions of the rules do with the same events: what each route gains, loses and changes",
     example="gateway diff HEAD:routes.yaml routes.yaml --since 1h",
     add_arguments=diff_arguments,
     settings=LOG_SETTINGS,

@@ -52,7 +52,7 @@ def events_limits(parser: Parser) -> None:
         "--limit", type=positive, default=20, metavar="N", help="show at most N, newest first (default: 20)"
     )
     parser.add_argument(
-        "--since", type=duration, metavar="DURATION", help="only those stored within DURATION (such as 1h)"
+        "--since", type=duration, metavar="DURATION", help="only those stored in the last DURATION (such as 1h)"
     )
 
 
@@ -90,7 +90,7 @@ async def _events_list(call: Invocation) -> int:
 
 
 def search_arguments(parser: Parser) -> None:
-    about = "what to look for, as one argument: 'status:dead body.order.id:42', ' -status:ended', or '' for all"
+    about = "the query, as one argument: 'status:dead body.order.id:42', ' -status:ended', or '' for all events"
     parser.add_argument("query", metavar="QUERY", help=about)
     events_limits(parser)
     api_arguments(parser)
@@ -98,7 +98,7 @@ def search_arguments(parser: Parser) -> None:
 
 @command(
     "events search",
-    about="search the index for events, by fields, words of the body and what has become of them",
+    about="find events in the search index, by field, by words in the body, and by delivery status",
     example="gateway events search 'source:github -status:delivered since:2h body.repository.full_name:acme/app'",
     add_arguments=search_arguments,
     settings=("index",),
@@ -176,7 +176,7 @@ def event_arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the event's id, or its position, TOPIC/PARTITION@OFFSET")
     parser.add_argument("--source", metavar="SOURCE", help="search only this source")
     parser.add_argument("--all", action="store_true", help="show every record with this id, not only the newest")
-    about = "show also what has become of it, by the index, which `gateway run --role console` keeps"
+    about = "also show its deliveries, from the search index (kept by `gateway run --role console`)"
     parser.add_argument("--deliveries", action="store_true", help=about)
     api_arguments(parser)
 

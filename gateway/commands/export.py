@@ -21,16 +21,16 @@ from gateway.ops.output import Output, count
 
 
 def export_arguments(parser: Parser) -> None:
-    about = "which events, by the index, as `gateway events search` takes it; without one, the newest of the log"
+    about = "events from the search index, as for `gateway events search`; without it, the newest in the log"
     parser.add_argument("query", metavar="QUERY", nargs="?", help=about)
     about = f"a folder, which gets a file for each event and {TESTS}; or FILE{LINES}, which gets a line for each"
     parser.add_argument("--to", required=True, type=Path, metavar="PATH", help=about)
     parser.add_argument("--source", metavar="SOURCE", help="without QUERY: only events of this source")
     parser.add_argument(
-        "--since", type=duration, metavar="DURATION", help="only those stored within DURATION (such as 1h)"
+        "--since", type=duration, metavar="DURATION", help="only those stored in the last DURATION (such as 1h)"
     )
     parser.add_argument(
-        "--limit", type=positive, default=100, metavar="N", help="export at most N, the newest (default: 100)"
+        "--limit", type=positive, default=100, metavar="N", help="export the newest N at most (default: 100)"
     )
 
 

@@ -17,15 +17,17 @@ def _arguments(parser: Parser) -> None:
         type=Path,
         default=Path(),
         metavar="FOLDER",
-        help="where (default: here); the job goes to its repository's root",
+        help="where to write (default: here); the CI job is written to the root of its Git repository",
     )
-    parser.add_argument("--provider", metavar="NAME", help="who sends; `gateway providers` lists them")
-    parser.add_argument("--to", metavar="URL", help="where its events go")
+    parser.add_argument(
+        "--provider", metavar="NAME", help="the provider that sends the events; `gateway providers` lists them"
+    )
+    parser.add_argument("--to", metavar="URL", help="the URL that its events go to")
 
 
 @command(
     "init",
-    about="write rules to begin with, a test of them, and a CI job; asks for what isn't given",
+    about="write starter rules, a test of them, and a CI job; asks for what isn't given",
     example="gateway init --provider github --to https://ci.example/hooks",
     add_arguments=_arguments,
 )

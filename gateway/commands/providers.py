@@ -20,7 +20,7 @@ def _arguments(parser: Parser) -> None:
 
 @command(
     "providers",
-    about="list the providers that are known, those of the rules too; of one: how it signs, what to set up there, "
+    about="list the known providers, including those of the rules; with a NAME: how it signs, what to set up there, "
     "and the rules for it",
     example="gateway providers stripe",
     add_arguments=_arguments,

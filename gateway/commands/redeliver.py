@@ -38,20 +38,20 @@ DUE = "due within 5 seconds, then at their destinations' own pace"
 def redeliver_arguments(parser: Parser) -> None:
     about = "the event's id (if several have it, the newest), or its position, TOPIC/PARTITION@OFFSET"
     parser.add_argument("id", metavar="ID", nargs="?", help=about)
-    about = "by this route only (default: by every route that takes the event, by the running gateway's rules)"
+    about = "by this route only (default: by every route that matches it in the running gateway's rules)"
     parser.add_argument("--route", metavar="NAME", help=about)
     parser.add_argument("--destination", metavar="NAME", help="to this destination only (default: to all)")
-    parser.add_argument("--reason", default="", metavar="TEXT", help="why, for those who look at it later")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="the reason, which --list shows")
     wait_arguments(parser)
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--list", action="store_true", help="list the redeliveries of the last 7 days, newest first")
-    other.add_argument("--follow", metavar="REDELIVERY", help="show what has come of this redelivery, or wait for it")
+    other.add_argument("--follow", metavar="REDELIVERY", help="show the result of this redelivery; waits for its end")
     other.add_argument("--cancel", metavar="REDELIVERY", help="cancel this redelivery")
 
 
 @command(
     "events redeliver",
-    about="deliver one event again, by the running gateway's rules",
+    about="deliver one event again, under the running gateway's rules; for many events use `gateway replay`",
     example="gateway events redeliver evt_9c1f… --destination ci --reason 'it lost its disk'",
     add_arguments=redeliver_arguments,
     settings=("rules", "index", *LOG_SETTINGS),

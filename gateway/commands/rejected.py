@@ -35,7 +35,7 @@ WAIT = 90.0
 def filter_arguments(parser: Parser) -> None:
     parser.add_argument("--reason", metavar="REASON", help="only those refused for this reason, such as bad_signature")
     parser.add_argument(
-        "--since", type=duration, metavar="DURATION", help="only those received within DURATION (such as 2h)"
+        "--since", type=duration, metavar="DURATION", help="only those received in the last DURATION (such as 2h)"
     )
     parser.add_argument(
         "--until", type=duration, metavar="DURATION", help="only those received more than DURATION (such as 5m) ago"
@@ -46,7 +46,7 @@ def list_arguments(parser: Parser) -> None:
     parser.add_argument("source", nargs="?", metavar="SOURCE", help="only those of this source")
     filter_arguments(parser)
     parser.add_argument(
-        "--limit", type=positive, default=20, metavar="N", help="show at most N one by one, newest first (default: 20)"
+        "--limit", type=positive, default=20, metavar="N", help="list at most N singly, newest first (default: 20)"
     )
     parser.add_argument("--all", action="store_true", help="include admitted and dropped ones")
 
@@ -161,7 +161,7 @@ def drop_arguments(parser: Parser) -> None:
     parser.add_argument("positions", nargs="*", metavar="PARTITION@OFFSET", help="only these, as listed")
     parser.add_argument("--source", metavar="SOURCE", help="only those of this source")
     filter_arguments(parser)
-    parser.add_argument("--all", action="store_true", help="every open one")
+    parser.add_argument("--all", action="store_true", help="all open ones")
     parser.add_argument("--yes", action="store_true", help="don't ask for confirmation")
     why_argument(parser)
 

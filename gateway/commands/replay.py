@@ -71,7 +71,7 @@ def replay_arguments(parser: Parser) -> None:
         help="limit for all processes together, such as 100/s or 10/m (default: as fast as possible)",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="only show how many it would deliver, by the local rules"
+        "--dry-run", action="store_true", help="only show how many it would deliver, under the local rules"
     )
     parser.add_argument(
         "--wait",
@@ -88,15 +88,15 @@ def replay_arguments(parser: Parser) -> None:
     )
     why_argument(parser)
     other = parser.add_mutually_exclusive_group()
-    about = "replay one event: its id (if several have it, the newest) or its position, TOPIC/PARTITION@OFFSET"
-    other.add_argument("--event", metavar="ID", help=f"{about}; on --route, or on every route that matches it")
-    other.add_argument("--follow", metavar="ID", help="show the progress of this replay, until it ends")
-    other.add_argument("--cancel", metavar="ID", help="cancel this replay")
+    about = "replay one event, by id (the newest) or TOPIC/PARTITION@OFFSET, on --route or every route that matches it"
+    other.add_argument("--event", metavar="ID", help=f"{about}; `gateway events redeliver` doesn't wait for replays")
+    other.add_argument("--follow", metavar="REPLAY", help="show the progress of this replay, until it ends")
+    other.add_argument("--cancel", metavar="REPLAY", help="cancel this replay")
 
 
 @command(
     "replay",
-    about="deliver past events again, under the current rules",
+    about="deliver a period's events again, under the current rules; for one event use `gateway events redeliver`",
     example="gateway replay --route build-on-push --from 2h --to 30m --rate 100/s",
     add_arguments=replay_arguments,
     settings=("rules", *LOG_SETTINGS),

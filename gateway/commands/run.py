@@ -12,7 +12,7 @@ from gateway.telemetry import logs
 
 
 def run_arguments(parser: Parser) -> None:
-    about = "for trying out: create missing topics, and only warn about broker settings that could lose events"
+    about = "for local development: create missing topics, and only warn about broker settings that could lose events"
     parser.add_argument("--dev", action="store_const", const="true", help=f"{about} [env: GATEWAY_DEV]")
     parser.set_defaults(json=False)
 

@@ -28,7 +28,7 @@ def target_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--secret",
         metavar="SECRET",
-        help="sign with this instead of the secrets in the rules; where these have a public key, with its private one",
+        help="sign with this instead of the secrets in the rules; if the rules have a public key, with its private key",
     )
 
 
@@ -45,7 +45,7 @@ def send_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--header", action="append", default=[], type=header, metavar="'K: V'", help="an additional header; repeatable"
     )
-    parser.add_argument("--count", type=positive, default=1, metavar="N", help="send N, one after the other")
+    parser.add_argument("--count", type=positive, default=1, metavar="N", help="send N events, one after the other")
     parser.add_argument("--forge", action="store_true", help="use an invalid signature")
 
 
@@ -116,7 +116,7 @@ def receive_arguments(parser: Parser) -> None:
         type=statuses,
         default=[200],
         metavar="STATUSES",
-        help="what to respond with, in turn; the last one repeats (default: 200)",
+        help="statuses to respond with, in turn; the last one repeats (default: 200)",
     )
     parser.add_argument(
         "--delay", type=duration, default=0.0, metavar="DURATION", help="wait before each response (default: 0s)"

@@ -43,14 +43,14 @@ def test_arguments(parser: Parser) -> None:
         metavar="FILE",
         help="a file of tests; repeatable. Without it, tests/*.yaml and tests/*.yml beside the rules",
     )
-    parser.add_argument("--only", metavar="TEXT", help="only the tests with this in their name")
+    parser.add_argument("--only", metavar="TEXT", help="run only the tests whose name contains TEXT")
     parser.add_argument("--update", action="store_true", help="write the snapshots instead of comparing them")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write the results there, for a CI system")
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="also write the results to FILE, for a CI system")
 
 
 @command(
     "test",
-    about="try the tests of the rules: which events go where, and as which requests",
+    about="run the rule tests: which events go where, and as which requests",
     example="gateway test routes.yaml --junit results.xml",
     add_arguments=test_arguments,
     settings=LOG_SETTINGS,

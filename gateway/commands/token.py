@@ -16,9 +16,7 @@ from gateway.ops.presentation import Row, print_rows
 
 
 def new_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "name", metavar="NAME", help="what it is called where it is listed, and in `gateway audit list`"
-    )
+    parser.add_argument("name", metavar="NAME", help="its name in lists, and in `gateway audit list`")
     parser.add_argument(
         "--role",
         dest="access_role",  # `role` is what of the gateway a process runs
@@ -27,17 +25,17 @@ def new_arguments(parser: Parser) -> None:
         metavar="ROLE",
         help="viewer (no bodies), reader (bodies) or operator (acts)",
     )
-    about = "only what concerns this source; repeatable"
+    about = "restrict the token to this source; repeatable"
     parser.add_argument("--source", action="append", default=[], metavar="SOURCE", help=about)
-    about = "only what this owner answers for; repeatable"
+    about = "restrict the token to what this owner answers for; repeatable"
     parser.add_argument("--owner", action="append", default=[], metavar="OWNER", help=about)
-    about = "after how long it is good for nothing, such as 90d (default: never)"
+    about = "expires after DURATION, such as 90d (default: never)"
     parser.add_argument("--expires", type=duration, metavar="DURATION", help=about)
 
 
 @command(
     "token new",
-    about="make a token, print it once, and write its digest into the access file",
+    about="create a token, print it once, and write its digest into the access file",
     example="gateway token new deploys --role operator --source github --expires 90d --access access.conf",
     add_arguments=new_arguments,
     settings=("access",),
@@ -107,7 +105,7 @@ def revoke_arguments(parser: Parser) -> None:
 
 @command(
     "token revoke",
-    about="take a token out of the access file: running processes refuse it within seconds",
+    about="remove a token from the access file: running processes refuse it within seconds",
     example="gateway token revoke deploys --access access.conf",
     add_arguments=revoke_arguments,
     settings=("access",),

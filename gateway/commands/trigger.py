@@ -35,18 +35,20 @@ def _arguments(parser: Parser) -> None:
     parser.add_argument("provider", nargs="?", metavar="PROVIDER", help="the provider; without it, all are listed")
     parser.add_argument("type", nargs="?", metavar="TYPE", help="the type of the event; without it, all are listed")
     parser.add_argument(
-        "--source", metavar="SOURCE", help="the source; without it, the only one whose scheme is the provider's"
+        "--source", metavar="SOURCE", help="the source (default: the only one with the provider's scheme)"
     )
     target_arguments(parser)
     parser.add_argument(
         "--set", action="append", default=[], type=_setting, metavar="PATH=VALUE",
-        help="another value in the body, such as body.data.amount=42; repeatable",
+        help="set a value in the body, such as body.data.amount=42; repeatable",
     )  # fmt: skip
-    parser.add_argument("--same", action="store_true", help="the same ids and times each time: those of the fixture")
-    parser.add_argument("--id", metavar="ID", help="the same, but with this identity")
-    parser.add_argument("--repeat", type=positive, default=1, metavar="N", help="send N, one after the other")
+    parser.add_argument("--same", action="store_true", help="send the fixture's own ids and times, the same each time")
+    parser.add_argument("--id", metavar="ID", help="like --same, with this ID")
+    parser.add_argument("--count", type=positive, default=1, metavar="N", help="send N events, one after the other")
     parser.add_argument(
-        "--print", action="store_true", help="print the request as a curl command, with its secret if it has one in it"
+        "--print",
+        action="store_true",
+        help="print the request as a curl command, with any secret in it, instead of sending it",
     )
 
 
@@ -74,7 +76,7 @@ async def _trigger(call: Invocation) -> int:
 
     def requests() -> Iterator[tuple[str | None, Signed]]:
         draw = random.SystemRandom()
-        for _ in range(arguments.repeat):
+        for _ in range(arguments.count):
             now = time.time()
             each, _ = with_settings(stored if is_same else renewed(stored, now=now, draw=draw), arguments.set)
             identity = each.identity[0] if each.identity else None
@@ -87,7 +89,7 @@ async def _trigger(call: Invocation) -> int:
             else:
                 output.block(curl(request))
         return 0
-    return await send_all(call, requests(), arguments.repeat)
+    return await send_all(call, requests(), arguments.count)
 
 
 def _list(output: Output, provider: str | None) -> int:
@@ -98,8 +100,12 @@ def _list(output: Output, provider: str | None) -> int:
         rows = [(name, ", ".join(types)) for name, types in names().items()]
         output.table(["provider", "types"], rows, unbroken=["provider"])
     else:
-        rows = [(each.name, each.about) for each in fixtures(provider)]
+        found = fixtures(provider)
+        rows = [(each.name, each.about) for each in found]
         output.table(["type", "what has happened"], rows, unbroken=["type"])
+        for text in dict.fromkeys([each.unconfirmed for each in found if each.unconfirmed]):
+            of = ", ".join([each.name for each in found if each.unconfirmed == text])
+            output.print(f"not confirmed in {of}: {text}")
     return 0
 
 
@@ -110,4 +116,5 @@ def _fields(fixture: Fixture) -> dict[str, object]:
         "type": fixture.type,
         "about": fixture.about,
         "made_from": fixture.made_from,
+        "unconfirmed": fixture.unconfirmed,
     }

@@ -8,6 +8,7 @@ event stays behind, wherever its source has it, and whatever by its name may be 
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -41,6 +42,8 @@ _SUSPECT = re.compile(
     re.IGNORECASE,
 )
 """What is in a header's or parameter's name that may carry a credential, whatever the rules say of it."""
+REDACTED = "what its source hides (redact)"
+_OF_BODY = frozenset((b"content-type", b"content-encoding", b"content-length"))
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -94,7 +97,18 @@ def withhold(rules: Rules, event: Event) -> Withheld | None:
         query=query,
         body=body,
     )
-    return Withheld(without, tuple(names))
+    if source is None or source.redaction is None:
+        return Withheld(without, tuple(names))
+    seen = as_read(source.redaction.event(without), without)
+    return Withheld(seen, (*names, REDACTED) if seen != without else tuple(names))
+
+
+def as_read(seen: Event, event: Event) -> Event:
+    """Return an event of which some is hidden, with headers that say how its body is written now: as JSON."""
+    if seen.body == event.body:
+        return seen
+    kept = [(name, value) for name, value in seen.headers if name.lower() not in _OF_BODY]
+    return replace(seen, headers=(*kept, (b"Content-Type", b"application/json")))
 
 
 def exported(found: Found, withheld: Withheld) -> bytes:
@@ -142,7 +156,7 @@ class Export:
         if safe is None:
             self.left_out["has a credential in its body that is too short to be masked"] += 1
             return
-        self.size += self._to.write(event, found.position, exported(found, safe))
+        self.size += self._to.write(safe.event, found.position, exported(found, safe))
         self.written += 1
         self.withheld.update(safe.names)
 

@@ -35,6 +35,7 @@ from gateway.rules.request_templates import RequestTemplate
 from gateway.rules.rules import NOBODY, Contact, Destination, Route, Rules
 from gateway.rules.value_kinds import shown_duration
 from gateway.text import MASK, did_you_mean
+from gateway.turns import give_way
 from gateway.verify.request import Request
 
 MIN_SECRET = 4
@@ -152,6 +153,7 @@ def explain_event(rules: Rules, event: Event, *, now: float, is_secret_shown: bo
     mask = None if is_secret_shown else _Mask(rules.secret_values, redactions, event)
     routes = []
     for name, found in found_of.items():
+        give_way()
         explained = ExplainedRoute(
             name=name,
             is_matched=found.matched,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gateway.rules.event_view import ABSENT, ROOTS, EventView
-from gateway.rules.scanner import FieldPath, Token, steps_at, tokens
+from gateway.rules.scanner import FieldPath, Token, segments_at, tokens
 
 _OPENING, _CLOSING = ("(", "[", "{"), (")", "]", "}")
 _OPTIONAL = ("has", "default")
@@ -25,7 +25,7 @@ class ReadPath:
 
     def is_absent(self, view: EventView) -> bool:
         """Return whether an event hasn't the field."""
-        return view.get(self.path.root, self.path.steps) is ABSENT
+        return view.get(self.path.root, self.path.segments) is ABSENT
 
 
 @lru_cache(10_000)
@@ -54,8 +54,8 @@ def _found(words: Sequence[Token]) -> Iterator[ReadPath]:
         elif word.text == "&" and before == "&" and not depth and has_parts:
             part += 1
         elif word.kind == "name" and word.text in ROOTS and before != "." and after != "(":
-            steps, at = steps_at(words, at)
-            path = FieldPath(word.text, tuple(steps), at)
+            segments, at = segments_at(words, at)
+            path = FieldPath(word.text, tuple(segments), at)
             yield ReadPath(path=path, is_optional=optional is not None, part=part)
 
 

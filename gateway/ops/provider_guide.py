@@ -24,7 +24,8 @@ NOT_CONFIRMED = "not confirmed"
 class ProviderGuide:
     """A provider: how it signs, in words, and what its preset says of it. Empty where nothing is known.
 
-    `no_identity` is why the provider's events have none, if that is documented.
+    `no_identity` is why the provider's events have none, if that is documented. `fixtures_unconfirmed` has, by fixture,
+    what of it isn't known.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ProviderGuide:
     evidence: str
     notes: str
     fixtures: tuple[str, ...]
+    fixtures_unconfirmed: Mapping[str, str]
     snippet: str
 
     @property
@@ -66,6 +68,7 @@ class ProviderGuide:
             ("checked with", self.evidence),
             ("note", self.notes),
             ("fixtures", self._shown_fixtures()),
+            ("unconfirmed in them", self._shown_unconfirmed()),
         ]
         return [(label, text) for label, text in rows if text]
 
@@ -77,6 +80,12 @@ class ProviderGuide:
     def _shown_fixtures(self) -> str:
         names = ", ".join([f"`{name}`" for name in self.fixtures])
         return f"{names}: `gateway trigger {self.name} TYPE` sends one" if names else ""
+
+    def _shown_unconfirmed(self) -> str:
+        texts = {*self.fixtures_unconfirmed.values()}
+        if len(texts) == 1 and self.fixtures_unconfirmed.keys() == {*self.fixtures}:
+            return texts.pop()
+        return "; ".join([f"`{name}`: {text}" for name, text in self.fixtures_unconfirmed.items()])
 
     def fields(self) -> Mapping[str, Any]:
         return {**asdict(self), "is_confirmed": self.is_confirmed}
@@ -91,6 +100,7 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
     """Describe a provider."""
     about = preset.about
     docs = about.get("docs", ())
+    samples = fixtures.fixtures(name) if name in fixtures.names() else ()
     return ProviderGuide(
         name=name,
         title=about.get("title", name),
@@ -108,7 +118,8 @@ def provider_guide(name: str, preset: Preset) -> ProviderGuide:
         retries=about.get("retries", ""),
         evidence=_evidence(about.get("evidence", "")),
         notes=about.get("notes", ""),
-        fixtures=tuple(fixtures.names().get(name, ())),
+        fixtures=tuple([each.name for each in samples]),
+        fixtures_unconfirmed={each.name: each.unconfirmed for each in samples if each.unconfirmed},
         snippet=_snippet(name, preset),
     )
 

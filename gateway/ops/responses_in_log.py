@@ -2,12 +2,16 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
+from gateway.bodies.redaction import HIDDEN
 from gateway.index.results import ListedDelivery
 from gateway.log.attempt_records import decode_attempt_record
 from gateway.log.base import Log, Partition
-from gateway.model import LogUnavailableError, UnreadableRecordError
+from gateway.log.records import decode_event
+from gateway.model import Event, LogUnavailableError, ResponseExcerpt, UnreadableRecordError
+from gateway.ops.redaction import Redactions
 
 AT_A_TIME = 16
 """Records that are read at a time."""
@@ -19,10 +23,11 @@ class Response(NamedTuple):
     body: bytes
 
 
-async def responses_of(log: Log, found: Sequence[ListedDelivery]) -> Mapping[object, Response]:
+async def responses_of(log: Log, found: Sequence[ListedDelivery], hidden: Redactions) -> Mapping[object, Response]:
     """Return the responses to the last attempts of deliveries, by the cursor of each; without those that aren't there.
 
-    Raises LogUnavailableError if none can be read.
+    What sources hide of the events isn't in them; if the log no longer has the event of one that hides something,
+    nobody knows what that is, and all of the response is hidden. Raises LogUnavailableError if none can be read.
     """
     turns = asyncio.Semaphore(AT_A_TIME)
     problems: list[LogUnavailableError] = []
@@ -32,7 +37,8 @@ async def responses_of(log: Log, found: Sequence[ListedDelivery]) -> Mapping[obj
         assert attempt.partition is not None
         async with turns:
             try:
-                return each.cursor, await _response(log, attempt.partition, attempt.offset, each)
+                response = await _response(log, attempt.partition, attempt.offset, each)
+                return each.cursor, await _seen(log, response, each, hidden)
             except LogUnavailableError as error:
                 problems.append(error)
                 return each.cursor, None
@@ -44,7 +50,25 @@ async def responses_of(log: Log, found: Sequence[ListedDelivery]) -> Mapping[obj
     return {cursor: response for cursor, response in read_of if response is not None}
 
 
-async def _response(log: Log, partition: Partition, offset: int, of: ListedDelivery) -> Response | None:
+async def _seen(log: Log, response: ResponseExcerpt | None, of: ListedDelivery, hidden: Redactions) -> Response | None:
+    if response is None or hidden.of(of.event.source) is None or not response.body:
+        return None if response is None else Response(response.body)
+    event = await _event(log, of)
+    return Response(HIDDEN.encode() if event is None else hidden.echoes(event).excerpt(response).body)
+
+
+async def _event(log: Log, of: ListedDelivery) -> Event | None:
+    if of.event.partition is None:
+        return None
+    async for records in log.scan(of.event.partition, of.event.offset, of.event.offset + 1):
+        for record in records:
+            with suppress(UnreadableRecordError):
+                event = decode_event(record)
+                return event if event.id == of.event.id else None
+    return None
+
+
+async def _response(log: Log, partition: Partition, offset: int, of: ListedDelivery) -> ResponseExcerpt | None:
     async for records in log.scan(partition, offset, offset + 1):
         for record in records:
             try:
@@ -53,5 +77,5 @@ async def _response(log: Log, partition: Partition, offset: int, of: ListedDeliv
                 return None
             if attempt.delivery_id != of.delivery.id or attempt.response is None:
                 return None  # a recreated topic has another record there
-            return Response(attempt.response.body)
+            return attempt.response
     return None

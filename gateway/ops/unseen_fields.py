@@ -86,7 +86,7 @@ class UnseenFields:
         view = EventView.of(event)
         for route, key in missed:
             path = self._paths[key]
-            if view.get(path.root, path.steps) is ABSENT:
+            if view.get(path.root, path.segments) is ABSENT:
                 continue
             with suppress(UndecidedMatchError):
                 if key[1] == "match" or route.match is None or route.match.holds(view):

@@ -1,4 +1,4 @@
-"""What is told of a path of an expression that leads to no field of the event."""
+"""The error for a path that leads to no field of the event."""
 
 from gateway.model import MissingFieldError
 from gateway.rules.cel_errors import shortened
@@ -6,7 +6,7 @@ from gateway.rules.event_view import EventView
 from gateway.rules.json_values import json_type
 from gateway.rules.scanner import FieldPath, gap_in
 
-MAX_FIELDS_SHOWN = 20  # Maximum names of an event's fields in a message.
+MAX_FIELDS_SHOWN = 20  # in a message
 
 
 class AbsentFieldError(MissingFieldError):
@@ -21,7 +21,7 @@ class AbsentFieldError(MissingFieldError):
     def hint(self) -> str:
         """Suggest an expression that checks for the field, or name the value that has no fields; "" if too long.
 
-        It contains nothing of the event but a value's type.
+        It has nothing from the event in it except a value's type.
         """
         path, gap = self._path, gap_in(self._path, self._view)
         parent = path.up_to(gap.depth - 1).text
@@ -39,7 +39,7 @@ class AbsentFieldError(MissingFieldError):
 
     @property
     def available_fields(self) -> str:
-        """Describe what is there instead, with the names of the event's fields, which mustn't be logged."""
+        """Describe what is there instead. It has names of the event's fields, so it mustn't be logged."""
         gap = gap_in(self._path, self._view)
         if gap.depth == 0:
             return self._view.why_no_body

@@ -1,4 +1,4 @@
-"""URLs and paths as rule files may have them; also with references whose values aren't known here."""
+"""URLs and paths in rule files, also with references whose values aren't known here."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\
 _RESERVED_PATHS = frozenset({"/healthz"})
 _ORIGIN = re.compile(r"[^/?#]+://[^/?#]*[/?#]")  # a scheme and an authority, and where they end
 _ANY = "x"
-"""What a reference may well stand for, in a path or a query."""
+"""A plausible value of a reference in a path or query."""
 
 
 def path(value: object) -> str:
@@ -27,14 +27,14 @@ def path(value: object) -> str:
 
 
 def unresolved_path(written: str) -> str:
-    """Check a path, the values of whose references aren't known, as far as it begins without one."""
+    """Check a path with unresolved references, up to the first of them."""
     if literal_beginning(written):
         path(filled(written, _ANY))
     return written
 
 
 def http_url(value: object) -> str:
-    """Check a URL. No message shows it, since a URL is often a credential."""
+    """Check a URL. No message shows the URL, since it is often a credential."""
     if not isinstance(value, str):
         raise ValueError  # noqa: TRY004 - as for any other value
     try:
@@ -67,7 +67,7 @@ def _is_address(host: str) -> bool:
 
 
 def unresolved_url(written: str, check: Callable[[object], str] = http_url) -> str:
-    """Check a URL, the values of whose references aren't known, if they aren't in its scheme, host and port."""
+    """Check a URL with unresolved references, if none is in its scheme, host or port."""
     if _ORIGIN.match(literal_beginning(written)):
         check(filled(written, _ANY))
     return written
@@ -95,7 +95,7 @@ def proxy(value: object) -> Proxy:
 
 
 def url_parts(url: str) -> SplitResult:
-    """Split a URL; one with references whose values aren't known may have no part that is known."""
+    """Split a URL. One with unresolved references may have no known parts."""
     try:
         return urlsplit(url)
     except ValueError:
@@ -103,6 +103,6 @@ def url_parts(url: str) -> SplitResult:
 
 
 def literal_host(written: str) -> str | None:
-    """Return the host of a URL, whatever the values of its references are; None if that depends on them."""
+    """Return the host of a URL; None if it depends on an unresolved reference."""
     begins = literal_beginning(written)
     return url_parts(begins).hostname or "" if begins == written or _ORIGIN.match(begins) else None

@@ -1,4 +1,4 @@
-"""Warnings about rules that are valid: names that nothing uses, settings that protect less than they seem to, ends."""
+"""Warnings about valid rules: unused names, weak settings, and what expires."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -33,11 +33,11 @@ _SECRET_ADDRESS = re.compile(
     r")",
     re.IGNORECASE,
 )
-"""Addresses of services that take messages from anyone who knows them."""
+"""Services that accept messages from anyone who knows the URL."""
 
 
 class Advice:
-    """Reports to the reader what is doubtful in complete rules: `sources`, `destinations` and `routes` by name."""
+    """Adds warnings about complete rules to the reader. `sources`, `destinations` and `routes` are by name."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Advice:
         self.routes = routes
 
     def give(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
-        """Warn, at a time (Unix seconds)."""
+        """Add all warnings. `now` is in Unix seconds."""
         self._warn_of_unused()
         self._warn_of_patterns()
         self._warn_of_weak(verifiers)
@@ -113,7 +113,8 @@ class Advice:
             if not isinstance(expression, Expression) or (name != "id" and expression.is_field):
                 continue  # what is such a value is hidden, too
             fields = [
-                (each.root, [step.key for step in each.steps if step.key is not None]) for each in expression.fields
+                (each.root, [segment.key for segment in each.segments if segment.key is not None])
+                for each in expression.fields
             ]
             if any(redaction.touches(*field) for field in fields):
                 told = "by which events are found" if name == "id" else "which is shown"
@@ -121,7 +122,7 @@ class Advice:
                 self.reader.report(read.node.value[name], "weak", message, severity="warning")
 
     def _warn_of_response(self, read: ParsedMapping, verifier: Verifier | None) -> None:
-        """Warn about expressions that the response to a request with several events doesn't have."""
+        """Warn about expressions in `respond` that have no value for a request with several events."""
         respond = read.values.get("respond")
         split = split_of(read.values.get("split"), None if verifier is None else verifier.split)
         if respond is None or split is None:
@@ -135,9 +136,9 @@ class Advice:
                 self.reader.report(respond.node, "unused", message, severity="warning", at_key=True)
 
     def _warn_of_expiry(self, verifiers: Mapping[str, Verifier | None], now: float) -> None:
-        """Warn about secrets that expire, and routes that have.
+        """Warn about secrets that expire, and about routes that have expired.
 
-        A list in which all have expired is no error here: a restart would stop all other sources, too.
+        If all secrets of a source have expired, that is no error here: a restart would stop all other sources, too.
         """
         for route in self.routes.values():
             if (at := route.values.get("expires")) is not None and at <= now:
@@ -168,14 +169,14 @@ def _strings_in(node: Node | None) -> Iterator[Node]:
     elif node is not None and isinstance(node.value, list | dict):
         entries = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
         for name, child in entries:
-            if name != "is":  # which says that it is no pattern
+            if name != "is":  # `is` says that it isn't a pattern
                 yield from _strings_in(child)
 
 
 def written_credential(read: ParsedMapping) -> tuple[Node, str] | None:
-    """Return where a destination has a credential as it is, instead of a reference, and what it is in; None if nowhere.
+    """Return the node of a destination's literal credential, and what it is in; None if all are references.
 
-    Of addresses that are a credential themselves, those of the best-known services are recognised.
+    URLs that are credentials themselves are only recognised for the best-known services.
     """
     url = read.node.value["url"]
     if isinstance(url.value, str) and "${" not in url.value.replace("$${", ""):
@@ -192,7 +193,7 @@ def written_credential(read: ParsedMapping) -> tuple[Node, str] | None:
 
 
 def is_in_the_clear(url: str) -> bool:
-    """Return whether a URL's requests are sent unencrypted to another machine. An unresolved one has no scheme yet."""
+    """Return whether requests to a URL are sent unencrypted to another machine. False if it is unresolved."""
     parts = url_parts(url)
     return parts.scheme == "http" and not _is_this_machine(parts.hostname or "")
 
@@ -207,12 +208,12 @@ def _is_this_machine(host: str) -> bool:
 
 
 def credential_of(read: ParsedMapping) -> str | None:
-    """Return where a destination's requests have a credential; None if they don't seem to have one."""
+    """Return where in its requests a destination has a credential; None if it doesn't seem to have one."""
     if "auth" in read.values:
         return "`auth`"
     own = read.node.child("headers")
     written = {name: node.value for name, node in own.value.items()} if own else {}
-    for name in read.values.get("headers", ()):  # one of `defaults` has its value alone
+    for name in read.values.get("headers", ()):  # headers from `defaults` have only a value
         if _CREDENTIAL.search(name) or "${" in written.get(name, "").replace("$${", ""):
             return f"`headers.{name}`"
     for name, _ in parse_qsl(url_parts(read.values["url"]).query):

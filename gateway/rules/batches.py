@@ -1,6 +1,6 @@
-"""Splits a request with several events into their bodies, each the bytes that came.
+"""Splits a request with several events into their bodies, without changing their bytes.
 
-JSON is scanned by the standard library, which tells where a value ends: parsing and writing it anew would change
+The standard library's JSON scanner tells where a value ends. Parsing and serializing the values again would change
 numbers and spelling.
 """
 
@@ -11,13 +11,13 @@ from json.decoder import scanstring  # type: ignore[attr-defined] # part of the 
 
 from gateway.model import RefusedError
 
-MAX_EVENTS = 1000  # of one request; each is a record of its own
+MAX_EVENTS = 1000  # in one request; each is a separate record
 _SPACE = re.compile(r"[ \t\n\r]*")
 _decode = json.JSONDecoder().raw_decode
 
 
 def split(body: bytes, path: Sequence[str]) -> list[bytes] | None:
-    """Return the items of the list at a path of the JSON body; None if there is no list, so that it is one event.
+    """Return the elements of the list at a path of the JSON body; None if there is no list: then it is one event.
 
     Raises RefusedError for a body that isn't one JSON value (400), and for more than MAX_EVENTS (413).
     """
@@ -42,7 +42,7 @@ def split(body: bytes, path: Sequence[str]) -> list[bytes] | None:
 
 
 def _member(text: str, at: int, name: str) -> int:
-    """Return where the value of an object's last member of that name begins."""
+    """Return where the value of a member of an object begins; of several with this name, the last one's."""
     found, at = at, _skip(text, at + 1)
     while text[at] != "}":
         key, at = scanstring(text, at + 1, True)  # noqa: FBT003 - positional in C
@@ -64,7 +64,7 @@ def _items(text: str, at: int, count: int) -> list[bytes]:
 
 
 def _next(text: str, end: int) -> int:
-    """Return where the next member or item begins, or where the closing bracket is."""
+    """Return the position of the next member or element, or of the closing bracket."""
     at = _skip(text, end)
     return _skip(text, at + 1) if text[at] == "," else at
 

@@ -1,4 +1,4 @@
-"""Builds sources, destinations and routes of what was read from the rule files, and checked."""
+"""Builds sources, destinations and routes from rule files that were parsed and checked."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -76,14 +76,14 @@ def client_certificates_of(read: ParsedMapping, authorities: tuple[bytes, ...]) 
 
 
 def split_of(own: str | None, default: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Return the path of the list of events in a body, as the source or else its provider says; None for no list."""
+    """Return the path of the list of events in a body, from the source or its provider; None if there is no list."""
     if own is None:
         return default
     return None if own == "off" else tuple(own.split(".")[1:])
 
 
 def _response(read: ParsedMapping | None, default: PresetResponse | None) -> StoredResponse | None:
-    """Return the source's response; what it doesn't say is as the provider wants it."""
+    """Return the source's response, with the provider's defaults."""
     if read is None and default is None:
         return None
     status, body = default or PresetResponse()
@@ -116,7 +116,7 @@ def destination_of(name: str, read: ParsedMapping, tls: Tls | None) -> Destinati
 
 
 def _authorization(read: ParsedMapping) -> tuple[Sequence[tuple[str, str]], OAuth2 | None]:
-    """Return what `auth` means: a header, or OAuth2 client credentials."""
+    """Convert `auth` to headers, or to OAuth2 client credentials."""
     auth = read.values.get("auth")
     for kind, found in auth.values.items() if auth else ():
         match kind:
@@ -157,9 +157,9 @@ def route_of(name: str, read: ParsedMapping) -> Route:
 
 
 def _debounce(read: ParsedMapping) -> dict[str, Any]:
-    """Return what `debounce` means: an order of its own key, and which events supersede one another in it."""
+    """Convert `debounce` to the fields of a route: it implies an order, by its own key."""
     values = read.values["debounce"].values if "debounce" in read.values else {}
-    # One whose values were refused is reported.
+    # If its values were refused, that is reported.
     return {"order": "key", "debounce": Debounce(**values)} if values.keys() == {"key", "quiet"} else {}
 
 
@@ -182,10 +182,10 @@ def _request(read: ParsedMapping) -> RequestTemplate:
 
 
 def message_problem(read: ParsedMapping) -> str:
-    """Return why no event can be sent as this message; "" if that isn't plain to see."""
+    """Return why this message can't be built; "" if it can, or if that depends on the event."""
     message = _request(read).message
     needed = [each.name for each in REQUEST_PRESETS[read.values["preset"]].fields if each.is_required]
-    is_whole = read.node.value.keys() == read.values.keys() >= set(needed)  # else there is a problem already
+    is_whole = read.node.value.keys() == read.values.keys() >= set(needed)  # otherwise a problem was reported
     if message is None or not is_whole or any(message.expressions):
         return ""
     try:
@@ -196,7 +196,7 @@ def message_problem(read: ParsedMapping) -> str:
 
 
 def retry_policy_of(route: ParsedMapping) -> RetryPolicy:
-    """Return how a route retries, with the defaults of its file."""
+    """Return a route's retry policy, with the defaults of its file."""
     read = route.values.get("retry")
     is_ordered = bool({"order", "debounce"} & route.values.keys())
     values: dict[str, Any] = ({"max_age": ORDERED_MAX_AGE} if is_ordered else {}) | dict(read.values if read else {})
@@ -215,7 +215,7 @@ def _names(uses: Iterable[NameRef | ParsedMapping]) -> tuple[str, ...]:
 
 
 def choose_destinations(route: ParsedMapping, declared: Iterable[str], reader: SchemaReader) -> None:
-    """Replace a template in a route's `to` by the names that it can give, and keep it as the value `choice`."""
+    """Replace a template in a route's `to` by all names that it may evaluate to; keep the template as `choice`."""
     uses = route.values.get("to", ())
     templates = [use for use in uses if isinstance(use, TemplateRef)]
     otherwise: NameRef | None = route.values.get("otherwise")
@@ -255,7 +255,7 @@ def path_of(name: str, source: ParsedMapping) -> str:
 
 
 def shown_path_of(name: str, source: ParsedMapping) -> str:
-    """Return a source's path for people: without the values of references, which may be secrets."""
+    """Return a source's path for display, without the values of references, which may be secrets."""
     return _masked_path(source) or path_of(name, source)
 
 

@@ -1,4 +1,4 @@
-"""What the CEL library's errors say, without anything from the event."""
+"""Messages for the CEL library's errors, without anything from the event."""
 
 import re
 

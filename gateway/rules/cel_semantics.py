@@ -1,12 +1,12 @@
-"""Where the CEL library differs from CEL's specification, as edits of an expression's text.
+"""Corrects where the CEL library deviates from CEL's specification, by editing an expression's text.
 
-- A mapping is iterated over in another order each time. Here, in that of its keys.
-- `exists` and `all` fail at the first item for which their condition fails. As specified, they are what the other items
-  decide, as with `||` and `&&`; they fail if no other does.
-- `size` counts the bytes of a string. As specified, its characters.
+- The library iterates over a mapping in a random order. We iterate in the order of its keys.
+- Its `exists` and `all` fail at the first element for which the condition fails. By the specification, an error is
+  ignored if another element decides the result, as with `||` and `&&`.
+- Its `size` counts the bytes of a string. By the specification, it counts characters.
 
-The edits call functions of `function_calls.py`. What costs more than the library's own evaluation is evaluated only for
-the events that need it: see `Semantics`.
+The edits call the functions in `function_calls.py`. Slow edits are only used for events that need them: see
+`Semantics`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,69 +17,69 @@ from gateway.rules.scanner import Analysis, Edit, FieldPath, Parts, Token, add_p
 
 ITEMS = "x__"
 EXPLAINING = {"exists": "some", "all": "every"}
-"""The functions in the place of these macros that tell why there is no value."""
+"""The functions that replace these macros to find out why there is no value."""
 _MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
 _OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
 _STRINGS = frozenset(("raw", "text", "line"))
 _ORDERED, _CHARACTERS = own_name("ordered"), own_name("characters")
-# Both evaluate what is before them once. The variable is only known in them.
+# Both evaluate their operand once. The variable is only visible inside.
 _IN_ORDER = f"].map(x__, type(x__) == type({{}}) ? {_ORDERED}(x__) : x__)[0]"
 _SIZE = f"].map(x__, type(x__) == type('') ? {_CHARACTERS}(x__) : size(x__))[0]"
 
 
 class Condition(NamedTuple):
-    """The condition of `exists` or `all`, as an expression of its own, over a part of the items: `ITEMS`."""
+    """The condition of `exists` or `all` as an expression over some of the elements, which are the variable `ITEMS`."""
 
     text: str
     source: FieldPath | None
-    """Where the items are in the event, if it is a plain path that says so, and no macro is around it."""
+    """The path of the list or mapping; None if it isn't a plain path, or if another macro encloses this one."""
     outer: tuple[str, ...]
-    """The variables of the macros around it that it names."""
+    """The variables of enclosing macros that it names."""
     parts: dict[str, Parts]
     paths: tuple[FieldPath, ...]
 
 
 class Semantics(NamedTuple):
-    """An expression's texts for CEL.
+    """An expression's edited texts, from the fastest to the slowest.
 
-    `text` has a value where CEL's specification gives one, except where `decided` has. It is the specified one, except
-    where an event `needs_care`: then `careful` has that, and so has `carefully_decided`.
+    `text` has the specified value, unless an event `needs_care`: then `careful` has it. Both may fail where `exists` or
+    `all` should have a value: then `decided` has it, or `carefully_decided`.
     """
 
     text: str
     careful: str
     decided: str
-    """In which the macro that stands for `exists` and `all` goes on after an item for which the condition fails."""
+    """Replaces `exists` and `all` by a macro that continues after an element for which the condition fails."""
     carefully_decided: str
     explained: str
-    """With functions in the place of `exists` and `all`, which evaluate their `conditions` for parts of the items.
+    """Replaces `exists` and `all` by functions that evaluate their `conditions` for a few elements at a time.
 
-    It takes longer, and tells why there is no value.
+    This is the slowest text, but it finds out why there is no value.
     """
     conditions: tuple[Condition, ...]
     iterated: tuple[FieldPath, ...]
-    """Those over which a macro goes."""
+    """The paths that a macro iterates over."""
     measured: tuple[FieldPath, ...]
-    """Those whose `size` it asks for."""
+    """The paths that are arguments of `size`."""
 
     def needs_care(self, view: EventView) -> bool:
         """Return whether it iterates over a mapping, or asks for the size of a string that isn't ASCII."""
         for path in self.iterated:
-            if type(view.get(path.root, path.steps)) is dict:
+            if type(view.get(path.root, path.segments)) is dict:
                 return True
         for path in self.measured:
-            value = view.get(path.root, path.steps)
+            value = view.get(path.root, path.segments)
             if type(value) is str and not value.isascii():
                 return True
         return False
 
     def deciding(self, view: EventView, *, needs_care: bool) -> str:
-        """Return the text for an event for which an item's condition may have failed.
+        """Return the text for an event with which the condition may have failed for an element.
 
-        Of a scalar that should have items, only `explained` tells.
+        If a macro iterates over a scalar, only `explained` gives the right error.
         """
         for path in self.iterated:
-            if type(view.get(path.root, path.steps)) not in (list, dict, Absent):
+            if type(view.get(path.root, path.segments)) not in (list, dict, Absent):
                 return self.explained
         return self.carefully_decided if needs_care else self.decided
 
@@ -94,7 +94,7 @@ class _Macro(NamedTuple):
 
 
 class _Reader:
-    """Reads a valid expression for what the library gets wrong; positions are those of tokens."""
+    """Finds where a valid expression has to be edited. Positions are indexes of tokens."""
 
     def __init__(self, text: str, analysis: Analysis) -> None:
         self._text = text
@@ -102,13 +102,15 @@ class _Reader:
         self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
         self._opening: dict[int, int] = {}  # closing bracket → its opening one
         self._closing: dict[int, int] = {}
-        self._lists: set[int] = set()  # closing brackets of what can only be a list
+        self._lists: set[int] = set()  # closing brackets after which there is certainly a list
         self._paths = {path.end: path for path in analysis.paths}
         self._edits = list(analysis.edits)
         self._careful: list[Edit] = []
         self._iterated: list[FieldPath] = []
         self._measured: list[FieldPath] = []
-        self._macros: list[tuple[int, int, tuple[str, ...]]] = []  # name, closing bracket, variables around it
+        self._macros: list[
+            tuple[int, int, tuple[str, ...]]
+        ] = []  # name, closing bracket, variables of enclosing macros
 
     def semantics(self) -> Semantics:
         if self._analysis.is_path or self._analysis.is_match:
@@ -131,7 +133,7 @@ class _Reader:
         quantifiers = [each for each in self._macros if self._tokens[each[0]].text in ("exists", "all")]
         calls = [self._call(number, *each) for number, each in enumerate(quantifiers)]
         explained = edited(self._text, [*careful, *calls])
-        # A value follows none but by mistake.
+        # The boolean result has no members or elements, except by mistake.
         deciding = self._deciding(quantifiers)
         is_plain = all(self._tokens[closing + 1].text not in (".", "[") for _, closing, _ in quantifiers)
         return Semantics(
@@ -171,7 +173,7 @@ class _Reader:
         return token.text in _CLOSING or token.kind in _STRINGS or (token.kind == "name" and token.text != "in")
 
     def _begin_of(self, end: int) -> int:
-        """Return where the operand begins that ends before a token: `a.b(c)[0]`."""
+        """Return the beginning of the operand that ends before a token, such as `a.b(c)[0]`."""
         at = end - 1
         while True:
             while at in self._opening:
@@ -196,11 +198,11 @@ class _Reader:
             self._wrap(self._edits, self._begin_of(dot), self._tokens[dot].start, self._tokens[dot].start, _IN_ORDER)
 
     def _size(self, at: int) -> None:
-        """Have the size of a string counted in characters: of `size(x)` and of `x.size()`."""
+        """Edit `size(x)` or `x.size()` to count the characters of a string."""
         token, opening, closing = self._tokens[at], at + 1, self._closing[at + 1]
         is_method = at > 0 and self._tokens[at - 1].text == "."
         if is_method != (closing == opening + 1) or self._has_comma(opening, closing):
-            return  # a wrong number of arguments, which CEL tells
+            return  # a wrong number of arguments, which CEL reports
         end = at - 1 if is_method else closing  # the token after what is measured
         begin = self._begin_of(end)
         is_whole = is_method or begin == opening + 1
@@ -218,7 +220,7 @@ class _Reader:
             edits.append(Edit(self._tokens[closing].start, self._tokens[closing].start + 1, _SIZE))
 
     def _has_comma(self, opening: int, closing: int) -> bool:
-        """Return whether there is a comma in these brackets that isn't in others."""
+        """Return whether there is a comma in these brackets, outside of nested ones."""
         at = opening + 1
         while at < closing:
             if self._tokens[at].text == ",":
@@ -241,10 +243,10 @@ class _Reader:
         return Edit(token.start, self._tokens[closing].start + 1, f"{own_name(EXPLAINING[token.text])}({arguments})")
 
     def _deciding(self, quantifiers: Sequence[tuple[int, int, tuple[str, ...]]]) -> list[Edit]:
-        """Have functions of ours told for each item what the condition is, or that it fails.
+        """Pass the condition's value for each element to our functions, or that it failed.
 
         `l.exists(i, c)` becomes `exists__(0, begin__(0, true, 2) && l.all(i, told__(0, c) || failed__(0)))`. CEL
-        evaluates what is after `||` if what is before it is false or fails, and if that is true, so is the whole.
+        evaluates the right operand of `||` if the left one is false or fails; if it is true, so is the result.
         """
         before: list[Edit] = []
         after: list[Edit] = []
@@ -259,7 +261,7 @@ class _Reader:
                 Edit(token.start, token.start + len(token.text), "all"),
                 Edit(end, end + 1, f") || {own_name('failed')}({number})))"),
             ]
-            # Of those at one place, what is inside comes later.
+            # Among edits at the same position, those of inner macros come later.
             before = [Edit(begin, begin, opened), Edit(condition, condition, f"{own_name('told')}({number}, "), *before]
         return [*before, *after]
 
@@ -281,7 +283,7 @@ class _Reader:
 
 
 def edited(text: str, edits: Sequence[Edit], begin: int = 0, end: int | None = None) -> str:
-    """Return a part of a text with these edits; of those inside another, only the outer one."""
+    """Apply edits to a part of a text. An edit inside another one is dropped."""
     return "".join(_pieces(text, edits, begin, len(text) if end is None else end))
 
 

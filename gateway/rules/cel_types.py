@@ -1,6 +1,6 @@
-"""What values of CEL's types can be used for: by operators, by functions of CEL, and by functions of ours.
+"""Which types CEL's operators, CEL's functions and our functions accept.
 
-Each is found out by trying it, with values that stand for all of a type.
+It is found out by evaluating them with a sample value of each type.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from gateway.rules.expressions import Expression, hides_values
 from gateway.rules.functions import FUNCTIONS, MAX_RESULT
 
 ANY = "any"
-"""The type of what only an event decides."""
+"""The type of a value that depends on the event."""
 WORDS = {
     "bool": "a boolean",
     "int": "an integer",
@@ -28,7 +28,7 @@ WORDS = {
     "duration": "a duration",
     "type": "a type",
 }
-"""The types, as messages call them."""
+"""The types' names in messages."""
 _SAMPLES = {
     "bool": "true",
     "int": "1",
@@ -43,7 +43,7 @@ _SAMPLES = {
     "duration": "duration('1s')",
     "type": "type(1)",
 }
-"""A value of each type, in CEL."""
+"""A sample value of each type, in CEL."""
 
 
 RESULTS = {
@@ -57,9 +57,9 @@ RESULTS = {
     **dict.fromkeys(("upper", "url"), "string"),
     **{name: name for name in ("uint", "double", "bytes", "duration", "timestamp", "type")},
 }
-"""The types of what functions and macros give."""
+"""The result types of functions and macros."""
 BY_TYPE = {"contains": 2, "endsWith": 2, "size": 1, "startsWith": 2}
-"""Functions that fail by the types of their arguments alone, and how many these are, with what they are methods of."""
+"""Functions that only fail because of their arguments' types, with the number of arguments, receiver included."""
 COMPARISONS = frozenset(("==", "!=", "<", "<=", ">", ">=", "in"))
 TAKES = {
     "duration": "a duration such as '90s' or '1h30m'",
@@ -76,23 +76,23 @@ ARGUMENTS: Mapping[str, tuple[object, ...]] = {
     "substring": ("a" * MAX_RESULT, 0, MAX_RESULT),
     "truncate": ("a", 1),
 }
-"""Arguments that functions of ours take, beside which a constant one is tried."""
+"""Arguments that our functions accept, to be tried together with a constant one."""
 OF_TYPE: Mapping[str, object] = {"string": "a", "bool": True, "list": [], "map": {}, "null": None}
-"""Values for `format`; of any other type, and of one that isn't known, a number."""
+"""Sample arguments of `format` by type. For other and unknown types, it is a number."""
 
 
 def evaluated(text: str) -> object:
-    """Return the value of an expression without anything of an event, not to be changed. Raises ExpressionError."""
+    """Evaluate a constant expression. The result must not be modified. Raises ExpressionError."""
     return (_evaluated.__wrapped__ if hides_values() else _evaluated)(text)
 
 
-@lru_cache(maxsize=256)  # of up to 1 MiB each
+@lru_cache(maxsize=256)  # results are up to 1 MiB each
 def _evaluated(text: str) -> object:
     return Expression(text).evaluate(EventView(source="", headers=(), query="", body=b""))
 
 
 def failure(function: str, values: Sequence[object]) -> str:
-    """Return why a function of ours doesn't take these values; "" if it does."""
+    """Return why one of our functions refuses these values; "" if it accepts them."""
     try:
         FUNCTIONS[function].call(*values)
     except ExpressionError as error:
@@ -115,7 +115,7 @@ _OF_TIMES = {
 
 @lru_cache(maxsize=2048)
 def type_of(sign: str, left: str, right: str) -> str | None:
-    """Return the type that an operator makes of two, ANY if it isn't known, None if it takes no such values."""
+    """Return the result type of an operator; ANY if it isn't known, None if it doesn't accept these operands."""
     try:
         value = evaluated(f"{_SAMPLES[left]} {sign} {_SAMPLES[right]}")
     except ExpressionError:
@@ -129,9 +129,9 @@ def type_of(sign: str, left: str, right: str) -> str | None:
 
 @lru_cache(maxsize=2048)
 def takes(function: str, types: tuple[str, ...]) -> bool:
-    """Return whether a function of CEL takes values of these types, of which ANY may be each.
+    """Return whether a function of CEL accepts arguments of these types, where ANY stands for each of them.
 
-    It takes as many as `BY_TYPE` says: trying more would take exponentially longer.
+    There are as many arguments as `BY_TYPE` says. Trying more would take exponentially longer.
     """
     return len(types) == BY_TYPE[function] and any(_accepts(function, each) for each in product(*map(_samples, types)))
 

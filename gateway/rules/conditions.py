@@ -1,4 +1,4 @@
-"""Conditions (`match:`) over the fields of an event: how they are parsed and tested."""
+"""Conditions on the fields of an event (`match:`): parsing and evaluation."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,17 +7,17 @@ from math import isfinite
 from typing import Any, Final, NamedTuple, assert_never
 
 from gateway.model import ExpressionError, RulesError
-from gateway.rules.event_view import ABSENT, EventView, Step
+from gateway.rules.event_view import ABSENT, EventView, Segment
 from gateway.text import Glob, did_you_mean
 
 Scalar = str | int | float | bool | None
-FREE = 1024  # characters of a text in which a glob is looked for in no time
-CHARACTERS_IN_A_STEP = 25
-"""In how many characters the pieces of a glob are looked for in 0.1 µs, if almost each is almost there."""
+FREE = 1024  # characters; searching a string up to this length for globs isn't charged
+CHARACTERS_PER_COST_UNIT = 25
+"""How many characters are searched for the pieces of a glob in 0.1 µs, in the worst case: near-matches everywhere."""
 
 
 class UndecidedMatchError(ExpressionError):
-    """All that is looked for in an event's texts, and its expressions, would take too long."""
+    """The event's budget for expressions and globs doesn't suffice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,19 +25,19 @@ class Path:
     """A path to a value: `type`, `source`, `headers.<name>`, `query.<name>`, `body`, `body.<key or index>.…`."""
 
     root: str
-    steps: tuple[Step, ...]
+    segments: tuple[Segment, ...]
     text: str = field(compare=False)
 
     def of(self, view: EventView) -> object:
         """Return the value, or ABSENT."""
-        return view.get(self.root, self.steps)
+        return view.get(self.root, self.segments)
 
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
     """The value is one of these, or a string that matches one of the globs.
 
-    Looking for globs in a long text is charged to the view. Raises UndecidedMatchError if that has too few steps left.
+    Searching a long string for globs is charged to the view's budget. Raises UndecidedMatchError if it doesn't suffice.
     """
 
     values: tuple[Scalar, ...]
@@ -58,7 +58,7 @@ class OneOf:
 
     def _is_matched(self, text: str, glob: Glob, view: EventView) -> bool:
         is_searched = len(glob.pieces) > 2 and text.startswith(glob.prefix)  # noqa: PLR2004 - more than both ends
-        if is_searched and not view.spend(len(text) // CHARACTERS_IN_A_STEP):
+        if is_searched and not view.spend(len(text) // CHARACTERS_PER_COST_UNIT):
             raise UndecidedMatchError(f"match: too much to compute: '{glob.text}' in {len(text):,} characters")
         return glob.matches(text)
 
@@ -397,19 +397,19 @@ def _parsed_path(text: str) -> Path | str:
         if found is None:
             return f"expected {root}.<name>, got '{text}'"
         name = found[1] or found[2]
-        return Path(root, (Step(name.lower() if root == "headers" else name, -1),), text)
+        return Path(root, (Segment(name.lower() if root == "headers" else name, -1),), text)
     if root == "body" and "".join(found[0] for found in SEGMENT.finditer(rest)) == rest:
-        return Path(root, tuple([_step(found) for found in SEGMENT.finditer(rest)]), text)
+        return Path(root, tuple([_segment(found) for found in SEGMENT.finditer(rest)]), text)
     example = '; a list\'s items are body.a.0, other keys are quoted: body."a[b].c"' if root == "body" else ""
     return f"expected {'body.a.b' if root == 'body' else root}, got '{text}'{example}"
 
 
-def _step(segment: re.Match[str]) -> Step:
-    quoted, plain = segment.groups()
+def _segment(found: re.Match[str]) -> Segment:
+    quoted, plain = found.groups()
     if plain is None:
-        return Step(quoted, -1)
+        return Segment(quoted, -1)
     is_position = plain.isascii() and plain.isdigit() and len(plain) < 10  # noqa: PLR2004 - no list has more items
-    return Step(plain, int(plain) if is_position else -1)
+    return Segment(plain, int(plain) if is_position else -1)
 
 
 def _named(value: object) -> str:

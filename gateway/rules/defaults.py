@@ -1,4 +1,4 @@
-"""`defaults:`: what the routes and destinations of a file, and of those that it includes, have if they don't say it."""
+"""`defaults:`: the default settings of the routes and destinations in a file and the files that it includes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,19 +8,19 @@ from gateway.rules.schema_reader import ParsedMapping
 from gateway.turns import give_way
 
 OF_DESTINATIONS = ("timeout", "concurrency", "rate")
-"""Keys besides `headers` that a destination takes over as they are."""
+"""Keys besides `headers` that destinations inherit unchanged."""
 
 
 def inherit(file: ParsedMapping, parent: ParsedMapping | None) -> None:
-    """Add to what a file says what the one that includes it says, of defaults and of who answers for it."""
+    """Add the including file's defaults and owner to an included file."""
     above: Mapping[str, Any] = {} if parent is None else parent.values
     file.values["defaults"] = inherited(above.get("defaults"), file.values.get("defaults"))
-    if "owner" not in file.values:  # another owner has another runbook
+    if "owner" not in file.values:  # a different owner has a different runbook
         file.values |= {key: above[key] for key in ("owner", "runbook") if key in above and key not in file.values}
 
 
 def contact_of(read: ParsedMapping, file: ParsedMapping) -> Contact:
-    """Return who answers for what a file defines."""
+    """Return the contact for something that a file defines."""
     give_way()
     own = [key for key in ("owner", "runbook") if key in read.values]
     values = {**file.values, **read.values} if "owner" not in own else read.values
@@ -28,7 +28,7 @@ def contact_of(read: ParsedMapping, file: ParsedMapping) -> Contact:
 
 
 def contacts_of(files: Iterable[ParsedMapping]) -> Mapping[tuple[str, str], Contact]:
-    """Return who answers for what, by kind and name, of what has somebody who does."""
+    """Return the contacts by kind and name, without those that are empty."""
     found: dict[tuple[str, str], Contact] = {}
     for file in files:
         routes = file.values.get("routes", ())
@@ -42,7 +42,7 @@ def contacts_of(files: Iterable[ParsedMapping]) -> Mapping[tuple[str, str], Cont
 
 
 def inherited(above: ParsedMapping | None, own: ParsedMapping | None) -> ParsedMapping | None:
-    """Return the defaults of a file: its own, and where it has none, those of the file that includes it."""
+    """Return the defaults of a file: its own, completed by those of the including file."""
     if above is None or own is None:
         return own or above
     values = above.values | own.values
@@ -54,14 +54,14 @@ def inherited(above: ParsedMapping | None, own: ParsedMapping | None) -> ParsedM
 
 
 def fill_route(route: ParsedMapping, defaults: ParsedMapping) -> None:
-    """Add to a route's policy of retries what it doesn't say."""
+    """Complete a route's retry policy from the defaults."""
     if retry := defaults.values.get("retry"):
         own = route.values.get("retry")
         route.values["retry"] = retry if own is None else _filled(own, retry.values)
 
 
 def fill_destination(destination: ParsedMapping, defaults: ParsedMapping) -> None:
-    """Add to a destination what it doesn't say. A header of its own replaces one of the same name."""
+    """Complete a destination from the defaults. Its own headers take precedence."""
     for key in OF_DESTINATIONS:
         if key in defaults.values:
             destination.values.setdefault(key, defaults.values[key])

@@ -1,7 +1,7 @@
-"""`to: tenant-${{ body.tenant }}`: a route whose events go to the destination that their own values name.
+"""`to: tenant-${{ body.tenant }}`: each event's values choose its destination.
 
-It can only be a declared one whose name the template can give: `to` is replaced by all of those when the rules are
-read, so that whatever asks where a route may deliver has the answer without an event.
+When the rules are loaded, `to` is replaced by all declared destinations whose names fit the template. So it is known
+without an event where a route may deliver.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from gateway.text import Glob
 
 
 class UndeclaredDestinationError(ExpressionError):
-    """An event names no destination that is declared, but perhaps another `name`, which isn't in the message."""
+    """An event chooses a destination that isn't declared. Its `name`, if there is one, isn't in the message."""
 
     def __init__(self, message: str, name: str | None = None) -> None:
         super().__init__(message)
@@ -25,22 +25,22 @@ class UndeclaredDestinationError(ExpressionError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationChoice:
-    """The destination whose name a template gives, if it is one of `candidates`; else the one for the rest."""
+    """A template for the name of one of the `candidates`, and an optional fallback for other names."""
 
     name: Template
     candidates: frozenset[str]
     otherwise: str | None = None
 
     def written(self) -> dict[str, Any]:
-        """Return the template and the destination for the rest as JSON; see `read_choice`."""
+        """Return the template and the fallback as JSON; see `read_choice`."""
         pieces = [each if isinstance(each, str) else f"${{{{ {each.as_part} }}}}" for each in self.name.pieces]
         return {"name": "".join(pieces), "otherwise": self.otherwise}
 
     def of(self, view: EventView) -> str:
         """Return the name of a declared destination.
 
-        Raises UndeclaredDestinationError for an event that names none, unless there is one for the rest, and
-        ExpressionError for an expression that fails.
+        Raises UndeclaredDestinationError if the event chooses no candidate and there is no fallback, and
+        ExpressionError if an expression fails.
         """
         name: str | None = None
         try:
@@ -60,14 +60,14 @@ class DestinationChoice:
 
 
 def fitting(template: Template, names: Iterable[str]) -> list[str]:
-    """Return those of the names that a template can give, sorted."""
+    """Return the names that fit a template, sorted."""
     literals = [each if isinstance(each, str) else None for each in template.pieces]
     glob = Glob(text=as_text(template.value), pieces=_around(literals))
     return sorted([name for name in names if glob.matches(name)])
 
 
 def _around(literals: Iterable[str | None]) -> tuple[str, ...]:
-    """Return the literal texts before, between and after the expressions, for which None stands."""
+    """Return the literal texts before, between and after the expressions, given as None."""
     pieces = [""]
     for each in literals:
         if each is None:
@@ -78,9 +78,9 @@ def _around(literals: Iterable[str | None]) -> tuple[str, ...]:
 
 
 def read_choice(written: dict[str, Any], destinations: Iterable[str]) -> DestinationChoice:
-    """Read what `written` returned of a choice among destinations. Raises ValueError or ExpressionError.
+    """Parse the output of `written`. Raises ValueError or ExpressionError.
 
-    All of a route's may be given: those that aren't candidates are names that the template doesn't give.
+    `destinations` are the candidates. They may include names that don't fit the template: it never chooses them.
     """
     match written:
         case {"name": str(name), "otherwise": str() | None as otherwise}:

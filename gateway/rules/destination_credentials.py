@@ -13,19 +13,20 @@ from weakref import WeakValueDictionary
 from gateway.rules.rules import Rules, Tls
 
 CERTIFICATES = 1024
-"""Maximum texts of certificates whose expiry is remembered, for reloads."""
+"""Maximum certificate texts whose expiry is cached across reloads."""
 
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----[\s!-~]*?-----END \1-----", re.ASCII)  # RFC 7468
 _in_use: WeakValueDictionary[tuple[str | None, str | None, str | None], Tls] = WeakValueDictionary()
-"""By the texts, those that some destination has, of the active rules or others.
+"""The TLS settings in use, by their PEM texts.
 
-One with the system's authorities takes 25 ms and half a megabyte, so equal ones are one, also across a reload. No other
-is kept: what was rotated is freed with the last rules and connections that have it, its private key included.
+A context with the system's authorities takes 25 ms and half a megabyte, so equal settings share one, also across a
+reload. The references are weak: rotated settings, with their private keys, are freed with the last rules and
+connections that use them.
 """
 
 
 class TlsError(Exception):
-    """The value of a key of `tls` can't be used. `str()` says what was expected, and shows nothing of the value."""
+    """A value in `tls` can't be used. `str()` says what was expected, without showing the value."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -67,7 +68,7 @@ def certificate_expiries(rules: Rules) -> dict[str, float]:
 
 
 def expiries_of(tls: Tls) -> dict[str, float]:
-    """Return when (Unix seconds) `ca` and `certificate` expire; of several in one text, the first to expire."""
+    """Return when (Unix seconds) `ca` and `certificate` expire; if a text has several, the first to expire."""
     texts = {"ca": tls.ca, "certificate": tls.certificate}
     found = {kind: _expiry_of(text) for kind, text in texts.items() if text is not None}
     return {kind: at for kind, at in found.items() if at is not None}
@@ -95,7 +96,7 @@ def _tls(ca: str | None, certificate: str | None, key: str | None) -> Tls:
 
 
 def present(context: ssl.SSLContext, certificate: str, key: str) -> None:
-    """Have a context present a certificate (PEM): a client's to servers that request one, a server's to all clients.
+    """Add a certificate (PEM) to a context: a client presents it if a server requests one, a server to all clients.
 
     Raises TlsError.
     """
@@ -133,7 +134,7 @@ def _file(text: str) -> Iterator[str]:
 
 
 def blocks(key: str, text: str, label: str) -> str:
-    """Return the blocks of a kind: text around them may be in any language, which `ssl` doesn't accept.
+    """Return the PEM blocks with this label, without the text around them: `ssl` only accepts ASCII.
 
     Raises TlsError for the key of `tls` if there are none.
     """

@@ -1,6 +1,6 @@
-"""What a route takes of the events that its conditions let through: all, a share of them, those until a time, or none.
+"""Which of the events that meet a route's conditions it takes: all, a sample, those until a time, or none.
 
-An event decides it, not the moment: whatever reads an event again, such as a replay, gets the same answer.
+It depends on the event alone, not on the current time: a replay gets the same answer.
 """
 
 import hashlib
@@ -23,15 +23,15 @@ class Eligibility:
     expires: float = inf
 
     def holds(self, view: EventView) -> bool:
-        """Return whether an event may match, by when it was received and by its id."""
+        """Return whether the route takes an event; it depends on the time of receipt and the id."""
         return self.enabled and view.received_at < self.expires and (self.sample >= 1 or _is_in(view.id, self.sample))
 
     def takes_all(self, now: float) -> bool:
-        """Return whether no event of a moment is left out (Unix seconds)."""
+        """Return whether the route takes every event received at this time (Unix seconds)."""
         return self.enabled and self.sample >= 1 and now < self.expires
 
     def why_not(self, view: EventView) -> str | None:
-        """Return the first reason against it, in the words of the rule file; None if there is none."""
+        """Return the first reason not to take an event, in the rule file's words; None if there is none."""
         if not self.enabled:
             return "enabled: false"
         if view.received_at >= self.expires:
@@ -41,7 +41,7 @@ class Eligibility:
         return None
 
     def written(self) -> dict[str, Any]:
-        """Return what isn't the default, as JSON; see `read`."""
+        """Return the fields that differ from their defaults, as JSON; see `read`."""
         return (
             ({} if self.enabled else {"enabled": False})
             | ({} if self.sample == 1 else {"sample": self.sample})
@@ -50,7 +50,7 @@ class Eligibility:
 
 
 def read(document: dict[str, Any]) -> Eligibility | None:
-    """Read what `written` returned from a mapping that may have more; None if it is the default.
+    """Parse the output of `written` in a mapping that may have other keys; None if all is default.
 
     Raises ValueError for anything else.
     """
@@ -61,7 +61,7 @@ def read(document: dict[str, Any]) -> Eligibility | None:
 
 
 def _is_in(event_id: str, share: float) -> bool:
-    """Return whether an event is in a sample; one that is in a smaller sample is in each larger one, of every route."""
+    """Return whether an event is in a sample. Each sample contains all smaller ones, whatever the route."""
     digest = hashlib.blake2b(event_id.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * _HASHES
 

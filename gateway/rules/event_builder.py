@@ -1,4 +1,4 @@
-"""Builds events from verified requests: id, type and key, by the source's expressions and the scheme's defaults."""
+"""Builds events from verified requests: id, type and key by the source's expressions or the scheme's defaults."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
@@ -21,11 +21,11 @@ _OF_WHOLE = frozenset(
 )
 _BATCH, _ONE = b"application/cloudevents-batch+json", b"application/cloudevents+json"
 IDEMPOTENCY_KEY = "the header Idempotency-Key"
-"""Where an identity is looked for last."""
+"""The last place to look for an identity."""
 
 
 class EventBuilder:
-    """Builds the events of one source; it precomputes what it can."""
+    """Builds the events of one source. Precomputes what doesn't depend on the request."""
 
     __slots__ = ("_ids", "_key", "_of_whole", "_source", "_type", "_withheld")
 
@@ -41,15 +41,15 @@ class EventBuilder:
         self._withheld = verifier.credential_headers | source.proxy_headers
         specs = [(spec.header, spec.timestamp_header) for spec in verifier.signing_specs]
         self._of_whole = _OF_WHOLE | {name.lower().encode() for names in specs for name in names if name}
-        """Headers that are about a request's whole body, and not about one of the events in it."""
+        """Headers that describe a request's whole body, rather than one of the events in it."""
 
     def events(
         self, request: Request, bodies: Sequence[bytes], *, received_at: float, identity_expression: str | None = None
     ) -> list[Event]:
-        """Build the events of a verified request that has several: these are their bodies, which aren't compressed.
+        """Build the events of a verified request that has several, given their uncompressed bodies.
 
-        An identity that isn't read from an event's own body is the request's, and its number is added; also where an
-        expression may read either. Raises RefusedError (400) as `event` does, for any of them.
+        An identity from the request, rather than from an event's own body, gets the event's number appended; also if
+        its expression may read either. Raises RefusedError (400) as `event` does, for any of the events.
         """
         kept = [_of_one(*pair) for pair in request.headers if pair[0].lower() not in self._of_whole]
         bare = request._replace(headers=tuple(kept), names=None)
@@ -62,7 +62,7 @@ class EventBuilder:
         return events
 
     def _identity_of(self, request: Request, identity_expression: str | None) -> str | None:
-        """Return the identity of a whole request with several events, None if it has none of its own."""
+        """Return the identity of a request with several events; None if the request itself has none."""
         given = _Input(self._source.name, request, request.headers, request.lower_names(), request.query)
         try:
             identity = self._ids[identity_expression].read(given)
@@ -115,13 +115,13 @@ class EventBuilder:
         )
 
     def expression_texts(self) -> Mapping[str, Sequence[str]]:
-        """Return the expressions for an event's id, type and key; of several, the first that finds a value applies."""
+        """Return the expressions for an event's id, type and key. The first one that has a value applies."""
         ids = [field.text for field in self._ids.values() if field.text is not None]
         texts = {"type": self._type.text, "key": self._key.text}
         return {"id": list(dict.fromkeys(ids)), **{name: [text] if text else [] for name, text in texts.items()}}
 
     def reproduces_id_of(self, event: Event) -> bool:
-        """Return whether these rules give a stored event its id; not if that came from a stripped credential."""
+        """Return whether these rules reproduce a stored event's id. They don't if it came from a removed credential."""
         request = Request(
             method="POST", path=self._source.path, query=event.query, headers=event.headers, body=event.body
         )
@@ -139,7 +139,7 @@ class EventBuilder:
         )
 
     def identified_by(self, request: Request) -> str:
-        """Return the expression by which a request's identity is found; "" if it has none.
+        """Return the expression that finds a request's identity; "" if none does.
 
         Raises RefusedError (400) as `event` does.
         """
@@ -152,7 +152,7 @@ class EventBuilder:
 
 @lru_cache(maxsize=4096)
 def _compiled(default: str) -> Expression:
-    """Return a scheme's default expression, the same for all sources: compiling one takes up to a millisecond."""
+    """Return a scheme's default expression. It is cached for all sources: compiling one takes up to a millisecond."""
     return Expression(default)
 
 
@@ -208,7 +208,7 @@ class _Field:
 
     @property
     def text(self) -> str | None:
-        """The expression, as it is written."""
+        """The text of the expression."""
         return None if self._expression is None else self._expression.text
 
     def read(self, given: _Input) -> str | None:
@@ -228,7 +228,7 @@ class _Field:
             return None
 
     def _evaluate(self, expression: Expression, view: EventView) -> str | None:
-        # What a provider sends in a header isn't looked for in the body.
+        # If a provider sends it in a header, the body isn't searched.
         if self._is_configured and self._reads_body and (unreadable := view.unreadable) is not None:
             raise RefusedError(unreadable.status, unreadable.reason, f"{self._name}: {unreadable.detail}")
         try:
@@ -252,7 +252,7 @@ def _idempotency_key(headers: Headers) -> str | None:
 
 
 def _of_one(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """Return a header of a batch as that of one of its events: CloudEvents have a content type for each of the two.
+    """Convert a batch's header for one of its events: a CloudEvents batch has a content type of its own.
 
     https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md#33-batched-content-mode
     """

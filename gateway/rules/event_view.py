@@ -9,14 +9,15 @@ from gateway.bodies.codings import CONTENT_ENCODING
 from gateway.bodies.content import NOT_JSON, read
 from gateway.model import Event, Headers, UnreadableBodyError
 
-# Maximum steps of about 0.1 µs of all expressions over one view: while they run, the event loop is blocked. Including
-# the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
+# The budget of one view in cost units of about 0.1 µs, for all expressions together: they block the event loop while
+# they run. Including the parsing and measuring of the body, the worst event blocks it for a quarter of a second.
 MAX_COST = 2_000_000
-STEPS_IN_A_MILLISECOND = 10_000
-PASSING, READING, CONVERTING = 15, 10, 20  # Steps per value: passed to CEL, named by an expression, converted to JSON.
+COST_UNITS_PER_MS = 10_000
+# Cost units for each value that is passed to CEL, named by an expression, or converted to JSON.
+PASSING, READING, CONVERTING = 15, 10, 20
 ROOTS = ("body", "headers", "query", "type", "source", "id", "key")
 ITEM = "item"
-"""The root of one item of a list by which a route splits its events; known to their requests alone."""
+"""The root for the current item in a route with `split`. Only the `request` of such a route may use it."""
 
 
 class Absent(Enum):
@@ -32,24 +33,27 @@ _UNREAD: Final = object()
 NO_BODY = "there is no JSON body"
 
 
-class Step(NamedTuple):
-    """One step into a value: `key` enters a mapping, `position` a list; None and -1 enter nothing."""
+class Segment(NamedTuple):
+    """One segment of a path: `key` selects a field of a mapping, `position` an element of a list.
+
+    A `key` of None and a `position` of -1 select nothing.
+    """
 
     key: str | None
     position: int
 
 
-def entered(value: object, step: Step) -> object:
-    """Return what is in a value in one place, or ABSENT."""
+def entered(value: object, segment: Segment) -> object:
+    """Return the field or element of a value that a segment selects, or ABSENT."""
     if type(value) is dict:
-        return value.get(step.key, ABSENT)
-    return value[step.position] if type(value) is list and 0 <= step.position < len(value) else ABSENT
+        return value.get(segment.key, ABSENT)
+    return value[segment.position] if type(value) is list and 0 <= segment.position < len(value) else ABSENT
 
 
 class EventView:
     """The parts of an event that expressions and conditions see, parsed lazily and once. Don't modify its values.
 
-    `contexts` caches the parts that were passed to CEL, for as long as the view; `expressions.py` manages it.
+    `contexts` caches the CEL contexts that have parts of this event; `expressions.py` manages it.
     """
 
     __slots__ = (
@@ -100,10 +104,10 @@ class EventView:
         self._body: object = _UNREAD
         self._unreadable: UnreadableBodyError | None = None
         self.item: object = ABSENT
-        """The item of a route's `split` that a delivery is for; set before anything is evaluated that names it."""
+        """In a route with `split`, the item that a delivery is for. Set it before evaluating what names it."""
         self.contexts: dict[frozenset[str], Any] = {}
         self._sizes: dict[int, Size] = {}
-        self._sizes_in: dict[tuple[int, Step], Size] = {}
+        self._sizes_in: dict[tuple[int, Segment], Size] = {}
         self._spent = 0
 
     @classmethod
@@ -155,23 +159,23 @@ class EventView:
 
     @property
     def unreadable(self) -> UnreadableBodyError | None:
-        """Return why the body can't be read: by which status and reason the ingress refuses it if it has to read it."""
+        """Return why the body can't be read, with the status and reason of a refusal at the ingress."""
         return None if self.has_body else self._unreadable
 
     @property
     def why_no_body(self) -> str:
-        """Explain why there is no parsed body, if there is none; in this are no words of the sender's."""
+        """Explain why there is no parsed body, if there is none. The text has nothing from the request in it."""
         unreadable = self.unreadable
         return NO_BODY if unreadable is None or unreadable.reason == NOT_JSON else unreadable.detail
 
-    def get(self, root: str, steps: Sequence[Step]) -> object:
-        """Follow a path, such as `body` and the steps to `commits.0.id`; ABSENT if it doesn't exist."""
-        if root == "headers" and len(steps) == 1:
-            name = steps[0].key
+    def get(self, root: str, segments: Sequence[Segment]) -> object:
+        """Return the value at a path, such as `body` and the segments of `commits.0.id`; ABSENT if there is none."""
+        if root == "headers" and len(segments) == 1:
+            name = segments[0].key
             found = None if name is None else self._header(name)
             return ABSENT if found is None else found
         value: object = getattr(self, root)
-        for key, position in steps:
+        for key, position in segments:
             if type(value) is dict:
                 value = value.get(key, ABSENT)
             elif type(value) is list and 0 <= position < len(value):
@@ -189,29 +193,29 @@ class EventView:
             size = self._sizes[id(value)] = measured(value)
         return size
 
-    def size_in(self, items: object, step: Step) -> "Size | None":
-        """Return the most of what any of these items of this view has in one place; None if they aren't a list.
+    def size_in(self, elements: object, segment: Segment) -> "Size | None":
+        """Return an upper bound on the size of one field of any element of a list of this view.
 
-        Cached, and charged for the first time; None also if that is too much.
+        None if it isn't a list, or if the budget doesn't suffice to measure it. It is measured once, then cached.
         """
-        if type(items) is not list:
+        if type(elements) is not list:
             return None
-        key = id(items), step
+        key = id(elements), segment
         size = self._sizes_in.get(key)
-        if size is None and self.spend(len(items)):
-            size = self._sizes_in[key] = _largest_in(items, step)
+        if size is None and self.spend(len(elements)):
+            size = self._sizes_in[key] = _largest_in(elements, segment)
         return size
 
     @property
     def left(self) -> int:
-        """The steps that are left."""
+        """The cost units that are left of the budget."""
         return MAX_COST - self._spent
 
-    def spend(self, steps: int) -> bool:
-        """Spend steps if that many are left; return whether they were."""
-        if self._spent + steps > MAX_COST:
+    def spend(self, cost_units: int) -> bool:
+        """Spend cost units of the budget if that many are left; return whether they were."""
+        if self._spent + cost_units > MAX_COST:
             return False
-        self._spent += steps
+        self._spent += cost_units
         return True
 
     def _content_encoding(self) -> str:
@@ -251,64 +255,64 @@ def _first_values(query: str) -> dict[str, str]:
 
 
 class Size(NamedTuple):
-    """The total number of values, keys included (256 characters count as one more), and the longest list or mapping.
+    """The size of a value. All counts include what is nested in it."""
 
-    `inner` is the longest in it, itself aside. `text` are the characters of all strings, `widest` those of the longest.
-    """
-
-    total: int
+    values: int
+    """The number of values and keys. A string counts as one more for every 256 characters."""
     longest: int
-    inner: int
-    text: int
-    widest: int
+    """The length of the longest list or mapping."""
+    longest_nested: int
+    """The same without the value itself."""
+    characters: int
+    """The characters of all strings and keys."""
+    longest_string: int
+    """The characters of the longest string or key."""
 
 
 def measured(value: object) -> Size:
     """Return a value's size; counting stops once it is too large for CEL."""
-    total, inner, text, widest = 1, 0, 0, 0
+    values, longest_nested, characters, longest_string = 1, 0, 0, 0
     length = len(value) if isinstance(value, dict | list) else 0
     waiting = [value]
-    while waiting and total <= MAX_COST // PASSING:
+    while waiting and values <= MAX_COST // PASSING:
         item = waiting.pop()
         if type(item) is str:
-            characters = len(item)
+            added = len(item)
         elif type(item) is dict:
-            total += 2 * len(item)
+            values += 2 * len(item)
             if item is not value:
-                inner = max(inner, len(item))
+                longest_nested = max(longest_nested, len(item))
             waiting.extend(item.values())
-            keys = _characters_of(item)
-            total += keys >> 8
-            text += keys
-            if keys > widest:
-                widest = max(widest, _longest_of(item))
+            of_keys = _characters_of(item)
+            values += of_keys >> 8
+            characters += of_keys
+            if of_keys > longest_string:
+                longest_string = max(longest_string, _longest_of(item))
             continue
         elif type(item) is list:
-            total += len(item)
+            values += len(item)
             if item is not value:
-                inner = max(inner, len(item))
+                longest_nested = max(longest_nested, len(item))
             waiting.extend(item)
             continue
         else:
             continue
-        total += characters >> 8
-        text += characters
-        if characters > widest:  # noqa: PLR1730 - a third of the time of `max`, and this is the hot path
-            widest = characters
-    return Size(total, max(length, inner), inner, text, widest)
+        values += added >> 8
+        characters += added
+        if added > longest_string:  # noqa: PLR1730 - a third of the time of `max`, and this is the hot path
+            longest_string = added
+    return Size(values, max(length, longest_nested), longest_nested, characters, longest_string)
 
 
-def _largest_in(items: Sequence[object], step: Step) -> Size:
-    total, longest, inner, text, widest = 1, 0, 0, 0, 0
-    for item in items:
-        value = entered(item, step)
-        if type(value) is str and len(value) <= widest:
+def _largest_in(elements: Sequence[object], segment: Segment) -> Size:
+    largest = Size(1, 0, 0, 0, 0)
+    for element in elements:
+        value = entered(element, segment)
+        if type(value) is str and len(value) <= largest.longest_string:
             continue
         if type(value) in (str, list, dict):
-            size = measured(value)
-            total, longest, inner = max(total, size.total), max(longest, size.longest), max(inner, size.inner)
-            text, widest = max(text, size.text), max(widest, size.widest)
-    return Size(total, longest, inner, text, widest)
+            largest = Size(*map(max, largest, measured(value)))
+    return largest
 
 
 def _longest_of(keys: Iterable[object]) -> int:

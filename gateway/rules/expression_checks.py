@@ -1,12 +1,13 @@
-"""Finds what can never work in an expression, whatever the event: its constant parts, and values of the wrong type.
+"""Finds expressions that can't work with any event, by constant folding and type checking.
 
-A constant part is evaluated, and so is a function of ours whose other arguments are samples: what an event would meet
-is met when rules are loaded. The type of a part is what is plain to see, such as that of `size(body.x)`; the values of
-an event's body may be of any. What this can't read, it finds nothing in: CEL has compiled it before.
+Constant parts are evaluated when rules are loaded, which finds errors that every event would raise. Calls of our
+functions with some constant arguments are tried with sample values for the others. The type of other parts is only
+known where it is obvious, as for `size(body.x)`: a value of the event's body may have any type. CEL has compiled the
+expression before; nothing is reported for syntax that this parser doesn't know.
 
-What fails in an operand of `&&` and `||`, in a branch of `?:` and for each item of a macro is nothing wrong, since the
-whole has a value without it, unless both operands or branches fail. A condition, which has to be true, is wrong if an
-operand of its `&&` fails; but not if another is false by constants alone, by which it is switched off.
+An operand of `&&` or `||`, a branch of `?:` or a macro's body may fail, since the result may not depend on it. It is
+only a problem if both operands or branches fail. In a condition, which has to be true, any failing operand of `&&` is a
+problem, unless a constant operand is false and so switches the condition off.
 """
 
 import re
@@ -36,13 +37,13 @@ from gateway.rules.scanner import Token, tokens
 from gateway.text import MAX_SHOWN
 
 MAX_EVALUATIONS = 50
-"""Constant parts of one expression that are evaluated."""
+"""The most constant parts of one expression that are evaluated."""
 MAX_NESTING = 30
-"""Brackets, operators and conditions inside each other; CEL takes a few more."""
+"""The most nested brackets, operators and conditions. CEL accepts a few more."""
 
 
 class Wanted(NamedTuple):
-    """What an expression's value has to be: one of these types."""
+    """The types that an expression's value may have."""
 
     expected: str
     types: frozenset[str]
@@ -54,9 +55,9 @@ SCALAR = Wanted("a string, a number or a boolean", frozenset(WORDS) - {"list", "
 
 
 def check_constants(text: str, wanted: Wanted | None = None, items: Iterable[str] = ()) -> None:
-    """Raise ExpressionError for what can't work in a valid expression, all of it, with its positions.
+    """Raise ExpressionError if a valid expression can't work, with all problems and their positions.
 
-    With `wanted`, its value has to be that. `items` are the names of items of loops around it.
+    `wanted` are the types that its value may have. `items` are the element variables of enclosing loops.
     """
     if _PLAIN.fullmatch(text):
         return
@@ -71,7 +72,7 @@ def check_constants(text: str, wanted: Wanted | None = None, items: Iterable[str
 def _found(
     text: str, wanted: Wanted | None, named: tuple[tuple[str, str], ...], items: tuple[str, ...]
 ) -> Sequence[str]:
-    """Return what is wrong: the same for thousands of routes that have the same text and use the same names."""
+    """Return the problems. They are cached, since thousands of routes may have the same text and named expressions."""
     reader = _Reader(text, dict(named), items)
     part = reader.whole()
     problems = {*reader.problems}
@@ -85,16 +86,16 @@ def _found(
 
 @lru_cache(maxsize=2048)
 def _kind_of(text: str) -> "_Part | None":
-    """Return what another expression is; see `_Reader.whole`."""
+    """Return the result of parsing a named expression; see `_Reader.whole`."""
     return _Reader(text, {}).whole()
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A part of an expression, from `start` to before `end`.
+    """A part of an expression, from `start` up to `end`.
 
-    `items` are those of a list that is written out, and `of_operands` the problems without which `&&` may be true.
-    `is_off`: it is false by its constants, whatever the event, or fails.
+    `items` are the elements of a list literal. `of_operands` are problems in operands of `&&`, which can't be true with
+    them. `is_off`: because of its constants it is false, or fails, for any event.
     """
 
     start: int
@@ -108,12 +109,12 @@ class _Part:
 
 _NOT_JSON = "expected a JSON value"
 _PLAIN = re.compile(r"body(?:\.\w+)*", re.ASCII)
-"""Most expressions: of any type."""
+"""Plain paths into the body. Most expressions are such paths, and may have any type."""
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 class _UnknownError(Exception):
-    """An expression has something that isn't read here."""
+    """The expression has syntax that this parser doesn't know."""
 
 
 _PRECEDENCE = {
@@ -129,14 +130,14 @@ _TYPES = frozenset(("bool", "bytes", "double", "int", "list", "map", "null_type"
 
 
 class _Reader:
-    """Reads an expression by CEL's grammar, and collects what is wrong with its parts, each with its position."""
+    """Parses an expression by CEL's grammar, and collects problems with their positions."""
 
     def __init__(self, text: str, named: Mapping[str, str], items: Iterable[str] = ()) -> None:
         self.problems: list[tuple[int, str]] = []
         self._text = text
         self._named = named
         self._edits: list[tuple[int, int, str]] = []
-        """What stands for the names of other expressions."""
+        """The replacements of names of named expressions."""
         self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
         self._at = 0
         self._depth = 0
@@ -144,7 +145,7 @@ class _Reader:
         self._left = MAX_EVALUATIONS
 
     def whole(self) -> _Part | None:
-        """Return what the expression is; None if it isn't read here."""
+        """Parse the whole expression. None if it has syntax that this parser doesn't know."""
         try:
             part = self._conditional()
             return part if self._tokens[self._at].kind == "end" else None
@@ -187,7 +188,7 @@ class _Reader:
         return left
 
     def _either(self, sign: str, known: int, left: _Part) -> _Part:
-        """Read what is after `&&` or `||`; the problems from `known` on are those of what is before it."""
+        """Parse the right operand of `&&` or `||`. The problems from `known` on are those of the left operand."""
         self._want_boolean(left, f"beside {sign}")
         between = len(self.problems)
         right = self._binary(_PRECEDENCE[sign] + 1)
@@ -202,9 +203,9 @@ class _Reader:
         return self._operation(part, (left, right))
 
     def _ignore_one(self, known: int, between: int) -> None:
-        """Forget the problems from `known` on, unless some are of what was read until `between`, and some of the rest.
+        """Forget the problems from `known` on, unless there are some both before and after `between`.
 
-        Of two operands of `&&` and `||`, and of two branches, one that fails leaves the whole a value.
+        If only one of two operands or branches fails, the result may still have a value.
         """
         if not known < between < len(self.problems):
             del self.problems[known:]
@@ -262,7 +263,7 @@ class _Reader:
         match token.kind:
             case "raw" | "text" | "line":
                 is_bytes = "b" in token.text.partition(token.text[-1])[0].lower()
-                # What stands for a reference isn't known yet.
+                # The value of a reference isn't known yet.
                 is_known = "${" not in token.text
                 return _Part(token.start, token.start + len(token.text), "bytes" if is_bytes else "string", is_known)
             case "number":
@@ -311,10 +312,10 @@ class _Reader:
         return _Part(token.start, end, "type" if name in _TYPES else ANY)
 
     def _of_named(self, token: Token, text: str) -> _Part:
-        """Return what a name of another expression is; what is wrong with that is told where it is written."""
+        """Return the part for a named expression. Its own problems are reported where it is defined."""
         end = token.start + len(token.text)
         self._edits.append((token.start, end, text))
-        # `null` is in the place of one that has a problem.
+        # `null` replaces a named expression that has a problem.
         part = None if text == "null" else (_kind_of.__wrapped__ if hides_values() else _kind_of)(text)
         if part is None:
             return _Part(token.start, end)
@@ -332,7 +333,7 @@ class _Reader:
         return _Part(token.start, self._expect("}"), "map", all(part.is_constant for part in parts))
 
     def _until(self, end: str) -> tuple[_Part, ...]:
-        """Read what commas separate, and the bracket after it."""
+        """Parse expressions separated by commas, and the closing bracket."""
         parts: list[_Part] = []
         while not self._is(end):
             parts.append(self._conditional())
@@ -347,7 +348,7 @@ class _Reader:
         return token.kind == "sign" and token.text == text
 
     def _expect(self, text: str) -> int:
-        """Pass a sign, and return where it ends."""
+        """Consume a sign, and return its end."""
         if not self._is(text):
             raise _UnknownError
         self._at += 1
@@ -369,12 +370,12 @@ class _Reader:
             known = len(self.problems)
             self._until(")")
             self._bound.pop()
-            del self.problems[known:]  # there may be no items
+            del self.problems[known:]  # the list may be empty
             return _Part(start, self._last_end, result)
         known = len(self.problems)
         arguments = self._until(")")
         part = _Part(start, self._last_end, result)
-        if name.text in ("has", "default", "hmac", "dyn"):  # what may fail, be missing, and be nobody's
+        if name.text in ("has", "default", "hmac", "dyn"):  # whose arguments may fail, may be missing, or aren't values
             del self.problems[known if name.text == "has" else len(self.problems) :]
             return part
         parts = arguments if receiver is None else (receiver, *arguments)
@@ -401,7 +402,7 @@ class _Reader:
         return self._operation(_Part(start, end, result), (left, right))
 
     def _operation(self, part: _Part, operands: Sequence[_Part], function: str = "") -> _Part:
-        """Return what is made of operands: a constant, if these are, which is evaluated."""
+        """Return the result of an operation. If all operands are constants, it is evaluated and a constant too."""
         if not operands or not all(each.is_constant for each in operands):
             return part
         self._left -= 1
@@ -410,7 +411,7 @@ class _Reader:
         try:
             value = self._value(part)
         except ExpressionError as error:
-            if _NOT_JSON in str(error):  # such as a type, which other parts may use
+            if _NOT_JSON in str(error):  # such as a type, which may be an operand
                 return part
             if function in TAKES and len(operands) == 1:
                 got = f", got {self._shown(operands[0])}"
@@ -421,7 +422,7 @@ class _Reader:
         return replace(part, is_constant=True, is_off=value is False)
 
     def _refuses(self, name: Token, arguments: Sequence[_Part]) -> bool:
-        """Tell the constant arguments that a function doesn't take, and return whether there are any."""
+        """Report constant arguments that a function doesn't accept. Return whether there are any."""
         function, known = name.text, len(self.problems)
         if function == "format":
             self._try_format(arguments)
@@ -462,7 +463,7 @@ class _Reader:
         pattern, values = self._value(arguments[0]), arguments[1].items
         tried: list[object]
         if values is None:
-            # A list of the event may have as many as the text has places for.
+            # A list from the event may have as many values as the text has placeholders.
             tried = [1] * pattern.replace("%%", "").count("%") if isinstance(pattern, str) else []
         else:
             tried = [self._value(each) if each.is_constant else OF_TYPE.get(each.type, 1) for each in values]
@@ -480,7 +481,7 @@ class _Reader:
         return evaluated(self._written(part))
 
     def _written(self, part: _Part) -> str:
-        """Return a part as it is written, with what stands for the names in it."""
+        """Return a part's text, with named expressions in place of their names."""
         pieces, at = [], part.start
         for start, end, text in self._edits:
             if part.start <= start and end <= part.end:
@@ -489,7 +490,7 @@ class _Reader:
         return "".join([*pieces, self._text[at : part.end]])
 
     def _shown(self, part: _Part) -> str:
-        # Not a part of it: what hides a secret that may be in it knows it as a whole.
+        # Not just a part of it: a secret in it is only hidden if the message has all of it.
         text = self._written(part)
         return text if len(text) <= MAX_SHOWN else "another"
 

@@ -1,4 +1,4 @@
-"""The kinds of values in routes.yaml that are CEL: it compiles, and has nothing that can never work."""
+"""The kinds of values in routes.yaml that are CEL. They have to compile, and must be able to work."""
 
 from collections.abc import Callable, Mapping
 
@@ -24,7 +24,7 @@ def _expression_of(wanted: Wanted | None) -> Callable[[object], Expression]:
 
 
 def _cel(wanted: Wanted | None = None) -> Scalar:
-    """Return the kind of an expression whose value has to be what is wanted."""
+    """Return the kind of an expression with a value of these types."""
     read = _expression_of(wanted)
     return Scalar("a CEL expression", read, {"type": "string"}, unresolved=read)
 

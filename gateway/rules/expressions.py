@@ -1,17 +1,18 @@
-"""Expressions over an event, in CEL (https://github.com/google/cel-spec): identity, conditions, bodies.
+"""CEL expressions over an event (https://github.com/google/cel-spec).
 
-The only user of the CEL library. An expression sees these variables, whose values are JSON's:
+This is the only module that uses the CEL library. An expression has these variables, whose values are JSON values:
 
-    body      the parsed body, of a form or XML as docs/rules.md shows; missing if it can't be read
+    body      the parsed body; docs/rules.md shows how forms and XML are parsed. Missing if it can't be read
     headers   name, in lower case → the first value
     query     name → the first value
     source    the source's name
-    id, type, key   what identifies, classifies and orders the event; empty or null before they are known
+    id, type, key   the event's id, type and order key; empty or null before they are known
 
-A *missing field* is one that the event doesn't have, including a step into null or another scalar. Null is a value.
-What the library gets wrong is put right by `cel_semantics.py`. Its `matches` compiles the pattern at each call, so ours
-replaces it (`patterns.py`): the pattern is a string literal, compiled once. The functions of `functions.py` are called
-likewise.
+A *missing field* is one that the event doesn't have, including a field of null or another scalar. Null is a value.
+
+`cel_semantics.py` corrects where the library deviates from CEL. The library's `matches` compiles the pattern at each
+call, so ours replaces it (`patterns.py`): its pattern must be a string literal, and is compiled once. The functions in
+`functions.py` replace the library's in the same way.
 """
 
 import re
@@ -28,13 +29,14 @@ from gateway.model import ExpressionError, MissingFieldError
 from gateway.rules.absent_fields import AbsentFieldError
 from gateway.rules.cel_errors import reason_of, shortened
 from gateway.rules.cel_semantics import ITEMS, Semantics, edited, semantics
+from gateway.rules.cost import FEW_VALUES, CostEstimate, CostEstimator
 from gateway.rules.event_view import (
     ABSENT,
     CONVERTING,
+    COST_UNITS_PER_MS,
     ITEM,
     PASSING,
     ROOTS,
-    STEPS_IN_A_MILLISECOND,
     EventView,
     measured,
 )
@@ -43,12 +45,11 @@ from gateway.rules.functions import NamedSecret
 from gateway.rules.json_values import as_json, as_text, json_type
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis, FieldPath, Parts, Scan, gap_in, own_name, syntax_hint, without_comments
-from gateway.rules.work import FEW_VALUES, Charge, Work
 from gateway.text import did_you_mean, hidden
 
 MAX_TEXT = 4096  # characters; at 40,000 the parser overflows the C stack and takes the process with it.
 _Value = TypeVar("_Value")
-MAX_CONTEXTS = 8  # of an event that are kept; for its other expressions that name much, there is one with everything
+MAX_CONTEXTS = 8  # that are cached for an event; further expressions that name much share one with the whole event
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +57,21 @@ class Expression:
     """A compiled CEL expression.
 
     Raises ExpressionError, in one line with the character's position, for a syntax error, an unknown name or function,
-    a header name that isn't in lower case, macros nested deeper than 3, a string longer than 4,096 characters, and a
-    pattern of `matches` that isn't a string literal, isn't valid in RE2, or is too large.
+    a header name that isn't in lower case, macros nested deeper than 3, a text longer than 4,096 characters, and a
+    pattern for `matches` that isn't a string literal, isn't valid RE2, or is too large.
 
-    A plain path (`body.a[0].b`, `headers['x-event']`, `type`) is evaluated without CEL, with the same result, and so is
-    one followed by `matches`. For others, the event's data is passed to CEL, which is the expensive part; only the
-    parts that the expression names are.
+    A plain path (`body.a[0].b`, `headers['x-event']`, `type`), alone or followed by `matches`, is evaluated without
+    CEL, with the same result. For others, the parts of the event that they name are passed to CEL, which costs most.
     """
 
     text: str
     _shown: str = field(init=False, compare=False, repr=False)
     secrets: tuple[NamedSecret, ...] = field(init=False, repr=False)
-    """Those by which it makes digests."""
+    """Those that it passes to `hmac`."""
     _variants: dict[str, "_Variant"] = field(init=False, compare=False, repr=False)
     _semantics: Semantics = field(init=False, compare=False, repr=False)
     _analysis: Analysis = field(init=False, compare=False, repr=False)
-    _work: Work = field(init=False, compare=False, repr=False)
+    _cost_estimator: CostEstimator = field(init=False, compare=False, repr=False)
     _path: FieldPath | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -87,27 +87,27 @@ class Expression:
         object.__setattr__(self, "_semantics", found)
         object.__setattr__(self, "_analysis", analysis)
         object.__setattr__(self, "_path", analysis.paths[0] if analysis.is_path else None)
-        object.__setattr__(self, "_work", Work(self.text, analysis))
+        object.__setattr__(self, "_cost_estimator", CostEstimator(self.text, analysis))
 
     @property
     def as_part(self) -> str:
-        """The text for a place within another expression."""
+        """The text as it can be inserted into another expression."""
         text = without_comments(self.text)
         return f"({text})" if self._path is None else text
 
     @property
     def fields(self) -> Sequence[FieldPath]:
-        """The fields of an event that it reads, as far as they are written as paths."""
+        """The paths in it."""
         return self._analysis.paths
 
     @property
     def is_field(self) -> bool:
-        """Whether it is such a field and nothing else."""
+        """Whether it is a plain path."""
         return self._path is not None
 
     @property
     def patterns(self) -> Sequence[Pattern]:
-        """The patterns that it looks for."""
+        """The patterns of its calls of `matches` and `extract`."""
         return self._analysis.patterns
 
     @property
@@ -116,20 +116,20 @@ class Expression:
 
     @property
     def reads_item(self) -> bool:
-        """Whether it names the item of a split."""
+        """Whether it uses `item`, the current item of a `split`."""
         return any(path.root == ITEM for path in self._analysis.paths)
 
     def evaluate(self, view: EventView) -> object:
         """Return the value as JSON: a time is an RFC 3339 string, a duration `1.5s`, bytes are base64.
 
         Raises MissingFieldError for a missing field, ExpressionError for any other failure: incompatible operands, an
-        overflow, more data than CEL may be given: about 80,000 values and keys for all expressions over one view, fewer
-        the more often they are named, copied or looped over. Plain paths don't count.
+        overflow, or a cost over the view's budget, which all expressions over it share. It suffices for about 80,000
+        values and keys, and for fewer if they are named, copied or iterated over repeatedly. Plain paths are free.
         """
         path = self._path
         if path is None:
             return self._execute(view)
-        value = view.get(path.root, path.steps)
+        value = view.get(path.root, path.segments)
         if value is ABSENT:
             raise AbsentFieldError(path, view)
         return value
@@ -138,7 +138,7 @@ class Expression:
     def header(self) -> str | None:
         """The header, in lower case, if this is a plain path to one; it can then be read without a view."""
         path = self._path
-        return path.steps[0].key if path is not None and path.root == "headers" and len(path.steps) == 1 else None
+        return path.segments[0].key if path is not None and path.root == "headers" and len(path.segments) == 1 else None
 
     def is_true(self, view: EventView) -> bool:
         """Return whether a condition holds; with a missing field it doesn't. Raises ExpressionError."""
@@ -157,7 +157,7 @@ class Expression:
         """
         path = self._path
         if path is not None:  # the hot path: neither an extra call nor an exception
-            value = view.get(path.root, path.steps)
+            value = view.get(path.root, path.segments)
         else:
             try:
                 value = self._execute(view)
@@ -186,20 +186,20 @@ class Expression:
             if not found.conditions:
                 raise
         # `exists` and `all` may have a value in spite of the error.
-        paid = self._charge_again(view)
+        paid = self._spend_on_reevaluation(view)
         decided = self._with_conditions(found.deciding(view, needs_care=needs_care))
         with suppress(_UnexplainedError):
             return self._run(decided, view, paid, matched)
-        self._charge_again(view)
+        self._spend_on_reevaluation(view)
         return self._run(self._with_conditions(found.explained), view, 0, matched)
 
     def _with_conditions(self, text: str) -> "_Variant":
-        """Return a text of `_semantics` with the calls of the conditions that it evaluates."""
+        """Return a compiled text of `_semantics`, with the functions that its conditions call as well."""
         program, calls = self._variant(text)
         return _Variant(program, calls.union(*[self._variant(each.text).calls for each in self._semantics.conditions]))
 
     def _variant(self, text: str) -> "_Variant":
-        """Return a text of `_semantics`, compiled when the first event needs it; few need others than the first."""
+        """Return a compiled text of `_semantics`, compiled when first needed: few events need any but the first."""
         variant = self._variants.get(text)
         if variant is None:
             variant = self._variants[text] = _Variant.of(_compile(text))
@@ -208,10 +208,11 @@ class Expression:
     def _run(
         self, variant: "_Variant", view: EventView, paid: int | None = None, matched: "_Matched | None" = None
     ) -> object:
-        """Evaluate it; `paid` are the steps that have been charged for its functions, if it has been charged."""
+        """Evaluate it. `paid` are cost units already spent on its functions; None if nothing has been spent yet."""
         passed = self._context(view)
-        if paid is None and (passed.size * self._work.mentions > FEW_VALUES or self._analysis.has_macros):
-            self._spend(view, self._work.charge(view, is_whole=passed.is_whole))
+        estimator = self._cost_estimator
+        if paid is None and (passed.size * estimator.copy_factor > FEW_VALUES or self._analysis.has_macros):
+            self._spend(view, estimator.estimate(view, is_whole=passed.is_whole))
         if not variant.calls:
             return self._result(variant.program, passed.context, view)
         calls = Calls(self._analysis, view, variant.calls, self._bound, paid or 0, matched=matched)
@@ -229,14 +230,14 @@ class Expression:
     def _result(self, program: cel.Program, context: cel.Context, view: EventView) -> object:
         try:
             result = program.execute(context)
-            if type(result) in (dict, list) and not view.spend(CONVERTING * measured(result).total):
+            if type(result) in (dict, list) and not view.spend(CONVERTING * measured(result).values):
                 raise self._too_expensive("the result has too many values")
             return as_json(result)
         except FAILURES as error:
             raise self._translated(error, view) from error
 
     def _explained(self, error: ExpressionError, calls: Calls, cause: BaseException | None) -> ExpressionError:
-        """Return what a function of ours had to say of the error, if it was one of them that failed: the cause."""
+        """Return a better error if one of our functions failed, which `cause` shows."""
         if isinstance(error, MissingFieldError | _TooMuchError):
             return error
         if (calls.failure or calls.undecided is not None) and is_of_condition(cause):
@@ -246,15 +247,15 @@ class Expression:
         return ExpressionError(f"{shortened(self._shown)}: {calls.refusal}")
 
     def _unexplained(self, calls: Calls) -> ExpressionError:
-        """Return why the last `exists` or `all` had no value, if that is found out without looking at all items."""
+        """Return why the last `exists` or `all` had no value, if that is known without evaluating all elements."""
         view, number = calls.view, calls.undecided
         source = None if number is None else self._semantics.conditions[number].source
         if view is None or number is None or source is None:
             return _UnexplainedError("an item's condition fails")
-        return calls.why(number, view.get(source.root, source.steps)) or self._too_expensive(_LONG_CALLS)
+        return calls.why(number, view.get(source.root, source.segments)) or self._too_expensive(_LONG_CALLS)
 
     def _bound(self, calls: Calls, number: int, outer: tuple[object, ...]) -> Condition | None:
-        """Return a condition of `exists` or `all`, with the variables of macros around it; None for want of budget."""
+        """Bind a condition of `exists` or `all` to the outer macros' variables. None if the budget doesn't suffice."""
         view, condition = calls.view, self._semantics.conditions[number]
         if view is None:
             return None
@@ -275,14 +276,14 @@ class Expression:
             evaluate,
             explain=lambda error: self._explained(self._translated(error, view), calls, error),
             finds_scalar=lambda: self._missing(view) is not None,
-            named=size + sum([measured(value).total for value in outer]),
+            named=size + sum([measured(value).values for value in outer]),
             length=len(condition.text),
         )
 
     def _is_matched(self, view: EventView) -> bool:
-        """Match a plain path against a pattern, which most expressions do: takes a sixth of the time with CEL."""
+        """Match a plain path against a pattern, the most common expression, in a sixth of the time that CEL takes."""
         path = self._analysis.paths[0]
-        text = view.get(path.root, path.steps)
+        text = view.get(path.root, path.segments)
         if text is ABSENT:
             raise AbsentFieldError(path, view)
         if type(text) is not str:
@@ -293,7 +294,7 @@ class Expression:
         return is_found
 
     def _context(self, view: EventView) -> "_PassedContext":
-        """Return the CEL context with the parts of the event that this expression names (takes about 25 µs per kB)."""
+        """Return the CEL context with the parts of the event that this expression names (about 25 µs per kB)."""
         passed: _PassedContext | None = view.contexts.get(self._analysis.key)
         if passed is None:
             passed = _build_context(view, self._analysis.key, self._analysis.parts)
@@ -301,30 +302,33 @@ class Expression:
             raise self._too_expensive("it names too many values")
         return passed
 
-    def _charge_again(self, view: EventView) -> int:
-        """Charge for another evaluation; return the steps of the first that neither takes."""
-        charge, spare = self._work.charge_again(view, is_whole=self._context(view).is_whole)
-        self._spend(view, charge)
+    def _spend_on_reevaluation(self, view: EventView) -> int:
+        """Spend what a second evaluation costs; return the cost units left over from what was spent on the first."""
+        is_whole = self._context(view).is_whole
+        estimate, spare = self._cost_estimator.estimate_reevaluation(view, is_whole=is_whole)
+        self._spend(view, estimate)
         return spare
 
-    def _spend(self, view: EventView, charge: Charge) -> None:
-        if not view.spend(charge.steps):
-            if charge.is_of_values:
-                raise self._too_expensive(f"it names {charge.values} values, {charge.longest} side by side")
-            milliseconds, left = charge.steps / STEPS_IN_A_MILLISECOND, view.left / STEPS_IN_A_MILLISECOND
-            raise self._too_expensive(f"it may take {milliseconds:,.0f} ms with such values, and {left:,.0f} are left")
+    def _spend(self, view: EventView, estimate: CostEstimate) -> None:
+        if not view.spend(estimate.cost_units):
+            if estimate.is_for_input:
+                raise self._too_expensive(
+                    f"it names {estimate.values:,} values, the longest list or mapping has {estimate.longest:,}"
+                )
+            milliseconds, left = estimate.cost_units / COST_UNITS_PER_MS, view.left / COST_UNITS_PER_MS
+            raise self._too_expensive(f"it may take {milliseconds:,.0f} ms, and {left:,.0f} ms are left for this event")
 
     def _too_expensive(self, why: str) -> ExpressionError:
         return _TooMuchError(f"{shortened(self._shown)}: too much to compute: {why}")
 
     def _translated(self, error: Exception, view: EventView) -> ExpressionError:
-        """Distinguish a missing field from other failures; CEL reports a step into null or a scalar as an overload."""
+        """Distinguish a missing field from other failures. CEL reports a field of a scalar as a missing overload."""
         missing: FieldPath | None = None
         if isinstance(error, LookupError):
             key = str(error.args[0])
             missing = self._missing(view, key.rpartition(" ")[2] if isinstance(error, IndexError) else key)
             if missing is None:
-                # A key that isn't in the expression is from the event.
+                # A key that isn't in the expression comes from the event, and isn't shown.
                 name = shortened(key if key in self._shown else f"a key of {self._shown}")
                 return MissingFieldError(f"{name} isn't there")
         elif isinstance(error, TypeError) or not view.has_body:
@@ -334,12 +338,12 @@ class Expression:
         return ExpressionError(f"{shortened(self._shown)}: {reason_of(error)}")
 
     def _missing(self, view: EventView, key: str | None = None) -> FieldPath | None:
-        """Return the first path that is missing at that key; without a key, the first that steps into a scalar.
+        """Return the first path that is missing at that key; without a key, the first with a field of a scalar.
 
-        Others may be missing, too: those in `has`.
+        Paths in `has` may be missing without having failed.
         """
         for path in self._analysis.paths:
-            if view.get(path.root, path.steps) is not ABSENT:
+            if view.get(path.root, path.segments) is not ABSENT:
                 continue
             gap = gap_in(path, view)
             if gap.key == key if key is not None else not gap.is_between_fields:
@@ -348,17 +352,17 @@ class Expression:
 
 
 def using(secrets: Mapping[str, NamedSecret]) -> AbstractContextManager[None]:
-    """Let expressions that are parsed meanwhile use these secrets by their names."""
+    """Let expressions that are parsed in this context use these secrets by name."""
     return _set(_SECRETS, secrets)
 
 
 def hiding(values: Collection[str]) -> AbstractContextManager[None]:
-    """Let expressions that are parsed meanwhile tell none of these values in what they raise."""
+    """Keep these values out of the errors of expressions that are parsed in this context."""
     return _set(_HIDDEN, values)
 
 
 def naming(named: Mapping[str, str]) -> AbstractContextManager[None]:
-    """Let expressions that are parsed meanwhile use these texts by their names; see `parse`."""
+    """Let expressions that are parsed in this context use these named expressions; see `parse`."""
     return _set(_NAMED, named)
 
 
@@ -372,9 +376,9 @@ def _set(variable: ContextVar[_Value], value: _Value) -> Iterator[None]:
 
 
 def parse(text: str) -> Expression:
-    """Return an expression as it is written in the rules, with those that it names (`let`) in the place of their names.
+    """Parse an expression of the rules, after replacing the names of named expressions (`let`) by their texts.
 
-    Raises ExpressionError as Expression does, with positions in the text as it is written.
+    Raises ExpressionError as Expression does, with positions in the original text.
     """
     named = _NAMED.get()
     if len(text) > MAX_TEXT or (not named and ITEM not in text):
@@ -386,17 +390,17 @@ def parse(text: str) -> Expression:
 
 
 def named_texts() -> Mapping[str, str]:
-    """Return the texts that expressions may use by their names meanwhile; see `naming`."""
+    """Return the named expressions of this context; see `naming`."""
     return _NAMED.get()
 
 
 def hides_values() -> bool:
-    """Return whether expressions that are parsed meanwhile may have a secret in them; see `hiding`."""
+    """Return whether expressions that are parsed in this context may contain a secret; see `hiding`."""
     return bool(_HIDDEN.get())
 
 
 def check_syntax(text: str) -> None:
-    """Raise ExpressionError for text that isn't CEL, with the position; names aren't looked at."""
+    """Raise ExpressionError, with the position, for text that isn't CEL. Names aren't checked."""
     _compile(text)
 
 
@@ -419,7 +423,7 @@ class _UnexplainedError(ExpressionError):
 
 
 class _Variant(NamedTuple):
-    """A text that CEL evaluates, and the names of our functions that it calls."""
+    """A compiled text, and the names of our functions that it calls."""
 
     program: cel.Program
     calls: frozenset[str]
@@ -430,18 +434,18 @@ class _Variant(NamedTuple):
 
 
 class _PassedContext(NamedTuple):
-    """A CEL context with parts of a view, and the number of its values."""
+    """A CEL context with parts of a view, and how many values it has."""
 
     context: cel.Context
     size: int
     is_whole: bool = False
-    """Whether it has the whole event, which makes what is named in it more expensive: CEL copies what is around."""
+    """Whether it has the whole event. CEL copies all of a mapping to reach a field in it, so paths cost more."""
 
 
 def _build_context(view: EventView, key: frozenset[str], parts: Parts) -> _PassedContext | None:
-    """Pass parts of the view to CEL; None if that would cost too much. The first contexts are cached in the view.
+    """Pass parts of the view to CEL. None if the budget doesn't suffice. The first contexts are cached in the view.
 
-    Further large ones are all the same one, with everything in it, if that isn't too large.
+    After that, expressions that name much share one context with the whole event, unless that is too large.
     """
     values, size = _passed(view, parts)
     contexts = view.contexts
@@ -460,15 +464,15 @@ def _build_context(view: EventView, key: frozenset[str], parts: Parts) -> _Passe
 
 
 def _passed(view: EventView, parts: Parts) -> tuple[dict[str, object], int]:
-    """Return the parts of the view that are there, by their roots, and the number of their values."""
+    """Return the parts of the view that exist, by root, and how many values they have."""
     whole: list[object] = []
     named = {root: _selected(getattr(view, root), wanted, whole) for root, wanted in parts.items()}
-    size = sum([view.size(value).total for value in whole])
+    size = sum([view.size(value).values for value in whole])
     return {root: value for root, value in named.items() if value is not ABSENT}, size
 
 
 def _selected(value: object, parts: Parts, whole: list[object]) -> object:
-    """Return a value reduced to the parts, and collect the values that are included as a whole."""
+    """Return a value reduced to the parts; append the values that are included as a whole to `whole`."""
     if not parts or type(value) is not dict:
         whole.append(value)
         return value

@@ -1,10 +1,10 @@
-"""What tells that a file has changed: cheaper than to read it, each second."""
+"""Stamps that show whether a file has changed, without reading it each second."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 Stamp = tuple[int, int, int, int]
-"""Changes with a file's content, and with who may read it."""
+"""Changes with a file's content, owner and permissions."""
 Stamps = Mapping[Path, Stamp | None]
 """None for a missing file."""
 

@@ -1,8 +1,8 @@
-"""`foreach:`: one written route for each item of a list, before anything else is read of it.
+"""`foreach:` expands a route to one route for each item of a list, before anything else in the route is parsed.
 
-`${{ each }}`, or `${{ each.name }}` of an item that is a mapping, is replaced wherever the route has it; a string that
-is nothing else becomes the value, of any type. What is replaced may be inside an expression, so no value can end a
-string of CEL.
+`${{ each }}`, or `${{ each.name }}` if the item is a mapping, is replaced everywhere in the route. A string that
+consists of nothing else becomes the value, of any type. The replaced text may be inside an expression, so no value may
+end a CEL string.
 """
 
 import re
@@ -15,11 +15,11 @@ KEY = "foreach"
 _EACH = re.compile(r"(?<!\$)\$\{\{\s*each(?:\.([A-Za-z_][A-Za-z0-9_]*))?\s*\}\}", re.ASCII)
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f'\"\\`]")
 _Values = Mapping[str | None, object]
-"""Of one item: by name, or under None if it is a value itself."""
+"""The values of one item by name; under None if the item itself is the value."""
 
 
 def expand(root: Node, problems: list[Problem]) -> None:
-    """Replace the routes of a document that have `foreach`; one whose `foreach` has a problem is left out."""
+    """Expand the routes of a document that have `foreach`. A route whose `foreach` has a problem is left out."""
     routes = root.child("routes")
     if routes is None or not isinstance(routes.value, list):
         return
@@ -50,7 +50,7 @@ class _Expansion:
                 self._report(written, f"expected at most {MAX_VALUES} values in all routes together, got more")
                 return
             del copy.value[KEY]
-            yield copy  # also the first one with a problem, so that whatever else is wrong in it is told
+            yield copy  # also the first one with a problem, so that its other problems are reported
             if len(self._problems) > before:
                 return
 

@@ -1,4 +1,4 @@
-"""Calls of our functions by CEL: over one view of an event, whose budget each is charged to."""
+"""Our functions as CEL calls them, for one view of an event. Each call spends something of the view's budget."""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -12,60 +12,60 @@ from gateway.rules.functions import FUNCTIONS, Function, cost
 from gateway.rules.patterns import Pattern
 from gateway.rules.scanner import Analysis
 
-HMAC_STEPS = 40
-"""Steps of 0.1 µs for the shortest text."""
-CALL_STEPS = 20
-"""Steps of 0.1 µs for a call."""
-ITEM_STEPS = 60
-"""Steps of 0.1 µs to evaluate a short condition for one item by itself."""
-BINDING_STEPS = 400
-"""Steps of 0.1 µs to have a condition ready for that."""
-TOLD_STEPS = 12
-"""Steps of 0.1 µs for what is told of one item."""
-CHARACTERS_IN_A_STEP = 20
-"""How much of a condition is evaluated in 0.1 µs."""
-ITEMS_AT_ONCE = 32
-"""Few have an item for which the condition fails."""
+HMAC_COST = 40
+"""Cost units (0.1 µs) of `hmac` for the shortest text."""
+CALL_COST = 20
+"""Cost units of a call, apart from its arguments."""
+ELEMENT_COST = 60
+"""Cost units of evaluating a short condition for a single element."""
+BINDING_COST = 400
+"""Cost units of preparing a condition for that."""
+TOLD_COST = 12
+"""Cost units of `told` or `failed` for one element."""
+CHARACTERS_PER_COST_UNIT = 20
+"""How much text of a condition is evaluated for one cost unit."""
+ELEMENTS_AT_ONCE = 32
+"""Elements for which a condition is evaluated together; only if that fails, one by one."""
 FAILURES = (LookupError, TypeError, RuntimeError, ArithmeticError, ValueError)
-"""What CEL raises."""
-_OF_A_CONDITION = re.compile("Function '(exists|all|some|every)__'")
+"""The exceptions that the CEL library raises."""
+_CONDITION_ERROR = re.compile("Function '(exists|all|some|every)__'")
 WRONG_TYPE = "an operand has the wrong type"
 NO_MATCHES = "matches isn't defined for such a value"
 
 
 @dataclass(slots=True)
 class Condition:
-    """A condition of `exists` or `all`, over one view, with the variables of the macros around it."""
+    """A condition of `exists` or `all`, bound to one view and to the variables of the outer macros."""
 
     calls: "Calls"
     evaluate: Callable[[list[object]], object]
-    """Returns what `exists` or `all` is of the items; raises what CEL does if the condition fails for one of them."""
+    """Returns the value of `exists` or `all` for these elements. Raises CEL's error if the condition fails for any."""
     explain: Callable[[Exception], ExpressionError]
-    """Returns what is to be told of an error that was just raised; takes long."""
+    """Returns the error to report for one that was just raised. Slow."""
     finds_scalar: Callable[[], bool]
-    """Whether a path steps into a scalar, which makes a wrong type a missing field; takes long."""
+    """Returns whether a path has a field of a scalar: then a wrong type is a missing field. Slow."""
     named: int
-    """How many values it names beside the items."""
+    """How many values it names besides the elements."""
     length: int
-    """Characters."""
+    """The characters of its text."""
     _has_scalar: bool | None = None
 
-    def is_met(self, items: list[object]) -> bool:
-        """Evaluate it, charged to the view. Raises ExpressionError beside what CEL does."""
+    def is_met(self, elements: list[object]) -> bool:
+        """Evaluate it for these elements. Raises CEL's errors, and ExpressionError if the budget doesn't suffice."""
         calls = self.calls
-        # What is named is measured, too, and copied for each item.
-        of_item = READING + 2 * self.named + self.length // CHARACTERS_IN_A_STEP
-        if not calls.pay(ITEM_STEPS + READING * self.named + of_item * len(items)):
+        # What it names is measured, and copied for each element.
+        per_element = READING + 2 * self.named + self.length // CHARACTERS_PER_COST_UNIT
+        if not calls.pay(ELEMENT_COST + READING * self.named + per_element * len(elements)):
             raise ExpressionError("too much to compute")
         calls.refusal = calls.failure = calls.undecided = None
-        value = self.evaluate(items)
+        value = self.evaluate(elements)
         if isinstance(value, bool):
             return value
         calls.refusal = WRONG_TYPE
         raise ExpressionError(WRONG_TYPE)
 
     def is_missing(self, error: Exception) -> bool:
-        """Return whether an error that was just raised is a missing field, as `explain` has it."""
+        """Return whether `explain` would return a missing field for an error that was just raised."""
         if isinstance(error, LookupError):
             return True
         view = self.calls.view
@@ -78,24 +78,25 @@ class Condition:
 
 
 class _Found:
-    """What is known of the items of one `exists` or `all`."""
+    """The results of one `exists` or `all` so far."""
 
-    __slots__ = ("count", "decisive", "failed", "is_decided", "steps")
+    __slots__ = ("cost_units", "count", "decisive", "failed", "is_decided")
 
-    def __init__(self, *, decisive: bool, steps: int) -> None:
+    def __init__(self, *, decisive: bool, cost_units: int) -> None:
         self.decisive = decisive
-        """What the condition has to be for one item to decide it."""
-        self.steps = steps
+        """The value of the condition with which a single element decides the result."""
+        self.cost_units = cost_units
+        """For each element."""
         self.is_decided = False
         self.count = 0
         self.failed: list[int] = []
-        """The positions of those for which the condition fails."""
+        """The positions of the elements for which the condition failed."""
 
 
 class Calls:
-    """The calls of our functions of one expression over one view. `refusal` is why the last one failed, if it did.
+    """Our functions for one evaluation of an expression over a view. `refusal` is why the last call failed, if it did.
 
-    CEL prints an exception that a function raises: a result that it can't convert, such as ABSENT, is an error as well.
+    A function that fails returns ABSENT: CEL can't convert it, so that is an error. CEL would print an exception.
     """
 
     __slots__ = (
@@ -122,27 +123,29 @@ class Calls:
         *,
         matched: dict[tuple[int, str], bool] | None = None,
     ) -> None:
-        """`names` are those that the expression calls; `bind` returns a condition of `exists` and `all` by its number.
+        """`names` are the functions that the expression calls.
 
-        None if that takes too long. `paid` are the steps for items that the view was charged before. `matched` keeps
-        which strings each pattern is found in, by its number, for a second evaluation.
+        `bind` returns a condition of `exists` or `all` by its index, or None if the budget doesn't suffice. `paid` is
+        how many cost units the view has already spent for elements. `matched` keeps the results of `matches` for a
+        second evaluation, by the pattern's index and the string.
         """
         self._analysis = analysis
         self._names = names
         self._bind = bind
         self.view: EventView | None = view
         self.is_spent = False
+        """Whether the budget didn't suffice for a call."""
         self.refusal: str | None = None
         self.failure: ExpressionError | None = None
         """Why the last `exists` or `all` had no value."""
         self.undecided: int | None = None
-        """The number of the last `exists` or `all` that had no value, while nobody knows why."""
+        """The index of the last `exists` or `all` that had no value for an unknown reason."""
         self._found: dict[int, _Found] = {}
         self._paid = paid
         self._matched = matched
 
     def functions(self) -> Iterator[tuple[str, Callable[..., object]]]:
-        """Yield them with the names that the expression has for them."""
+        """Yield the functions with their names in the compiled text."""
         for name in self._names:
             function = name.removesuffix("__")
             of_view = _OF_VIEW.get(function)
@@ -178,72 +181,74 @@ class Calls:
         if not isinstance(value, str | bytes) or view is None or self.is_spent:
             self.refusal = "hmac: expected a string or bytes"
             return ABSENT
-        if not view.spend(HMAC_STEPS + cost(value)):
+        if not view.spend(HMAC_COST + cost(value)):
             self.is_spent = True
             return ABSENT
         return self._analysis.secrets[number].digest(value)
 
     def default(self, number: int, otherwise: object) -> object:
-        """Return the value of a path by its number, or else the other argument, where it is missing or null."""
+        """Return the value at a path, by its index; the other argument if it is missing or null."""
         path = self._analysis.paths[number]
         view = self.view
         if view is None or self.is_spent:
             return ABSENT
-        value = view.get(path.root, path.steps)
+        value = view.get(path.root, path.segments)
         if value is ABSENT or value is None:
-            return self._spent_on(otherwise, CALL_STEPS + (CONVERTING + PASSING) * measured(otherwise).total)
-        return self._spent_on(value, CALL_STEPS + PASSING * view.size(value).total)
+            return self._spent_on(otherwise, CALL_COST + (CONVERTING + PASSING) * measured(otherwise).values)
+        return self._spent_on(value, CALL_COST + PASSING * view.size(value).values)
 
     def characters(self, text: object) -> object:
-        """Return the length of a string, which CEL's library counts in bytes."""
+        """Return the length of a string in characters; the CEL library counts bytes."""
         return (
-            self._spent_on(len(text), CALL_STEPS + len(text) // CHARACTERS_IN_A_STEP) if type(text) is str else ABSENT
+            self._spent_on(len(text), CALL_COST + len(text) // CHARACTERS_PER_COST_UNIT)
+            if type(text) is str
+            else ABSENT
         )
 
     def ordered(self, mapping: object) -> object:
-        """Return the keys of a mapping in order, as the strings that JSON has for them."""
+        """Return the sorted keys of a mapping."""
         if not isinstance(mapping, dict):
             return ABSENT
         keys = _in_order(mapping)
-        return self._spent_on(keys, CALL_STEPS + CONVERTING * measured(mapping).total)
+        return self._spent_on(keys, CALL_COST + CONVERTING * measured(mapping).values)
 
-    def _spent_on(self, result: object, steps: int) -> object:
+    def _spent_on(self, result: object, cost_units: int) -> object:
         if self.view is None or self.is_spent:
             return ABSENT
-        if self.view.spend(steps):
+        if self.view.spend(cost_units):
             return result
         self.is_spent = True
         return ABSENT
 
     def begin(self, number: int, decisive: bool, length: int) -> object:  # noqa: FBT001 - CEL has no keywords
-        """Begin an `exists` or `all` with a condition of this many characters."""
-        self._found[number] = _Found(decisive=decisive, steps=TOLD_STEPS + length // CHARACTERS_IN_A_STEP)
-        return True if self.pay(2 * CALL_STEPS) else ABSENT
+        """Begin an `exists` or `all` whose condition has `length` characters."""
+        self._found[number] = _Found(decisive=decisive, cost_units=TOLD_COST + length // CHARACTERS_PER_COST_UNIT)
+        return True if self.pay(2 * CALL_COST) else ABSENT
 
     def told(self, number: int, value: object) -> object:
-        """Take what the condition is for an item; return whether the others are still to be looked at."""
+        """Take the value of the condition for the next element; return whether to continue with the others."""
         found = self._found[number]
         if type(value) is not bool:
-            return self._spent_on(ABSENT, CONVERTING * measured(value).total)
-        if not self.pay(found.steps):
+            return self._spent_on(ABSENT, CONVERTING * measured(value).values)
+        if not self.pay(found.cost_units):
             return ABSENT
         found.is_decided = value is found.decisive
         found.count += 1
         return not found.is_decided
 
     def failed(self, number: int) -> object:
-        """Take that the condition fails for an item, unless that has just decided; return what `told` does."""
+        """Note that the condition fails for the next element, unless `told` just decided; return the same as `told`."""
         found = self._found[number]
         if self.is_spent or found.is_decided:
             return ABSENT if self.is_spent else False
-        if not self.pay(found.steps):
+        if not self.pay(found.cost_units):
             return ABSENT
         found.failed.append(found.count)
         found.count += 1
         return True
 
     def decided(self, number: int, _: object) -> object:
-        """Return what `exists` or `all` is, given what was told; no value if it isn't known what an item would be."""
+        """Return the result of `exists` or `all`; ABSENT if an element for which it failed could have decided it."""
         found = self._found[number]
         if self.is_spent:
             return ABSENT
@@ -252,53 +257,53 @@ class Calls:
             return ABSENT
         return found.decisive if found.is_decided else not found.decisive
 
-    def why(self, number: int, items: object) -> ExpressionError | None:
-        """Return why `exists` or `all` had no value, given its items; None if that takes too long."""
-        if isinstance(items, dict):
-            items = _in_order(items)
-        condition = self._bind(self, number, ()) if self.pay(BINDING_STEPS) else None
-        if condition is None or not isinstance(items, list):
+    def why(self, number: int, elements: object) -> ExpressionError | None:
+        """Return why `exists` or `all` had no value, given its elements; None if the budget doesn't suffice."""
+        if isinstance(elements, dict):
+            elements = _in_order(elements)
+        condition = self._bind(self, number, ()) if self.pay(BINDING_COST) else None
+        if condition is None or not isinstance(elements, list):
             return None
         failures = _Failures(condition)
         for position in self._found[number].failed:
-            item = items[position]
-            if not self.pay(PASSING * measured(item).total):
+            element = elements[position]
+            if not self.pay(PASSING * measured(element).values):
                 return None
             try:
-                condition.is_met([item])
+                condition.is_met([element])
             except (*FAILURES, ExpressionError) as error:
                 failures.add(error)
             if self.is_spent or failures.has_error:
                 break
         return None if self.is_spent else failures.first
 
-    def some(self, items: object, number: int, *outer: object) -> object:
-        return self._explained(items, number, outer, decisive=True)
+    def some(self, elements: object, number: int, *outer: object) -> object:
+        return self._explained(elements, number, outer, decisive=True)
 
-    def every(self, items: object, number: int, *outer: object) -> object:
-        return self._explained(items, number, outer, decisive=False)
+    def every(self, elements: object, number: int, *outer: object) -> object:
+        return self._explained(elements, number, outer, decisive=False)
 
-    def _explained(self, items: object, number: int, outer: tuple[object, ...], *, decisive: bool) -> object:
-        """Return `decisive` if the condition is that for some item, in spite of those for which it fails.
+    def _explained(self, elements: object, number: int, outer: tuple[object, ...], *, decisive: bool) -> object:
+        """Return `decisive` if the condition has that value for any element, even if it fails for others.
 
-        If it fails for some and is decisive for none, there is no value, and `failure` is why: an error rather than a
-        missing field, whatever the order of the items.
+        If it fails for some and is decisive for none, there is no value, and `failure` says why. An error takes
+        precedence over a missing field, whatever the order of the elements.
         """
-        if isinstance(items, dict):
-            items = _in_order(items)
-        if not isinstance(items, list):
+        if isinstance(elements, dict):
+            elements = _in_order(elements)
+        if not isinstance(elements, list):
             self.refusal, self.failure = WRONG_TYPE, None
             return ABSENT
-        passed = sum([measured(each).total for each in (items, *outer)])
-        if not self.pay(BINDING_STEPS + (CONVERTING + 2 * PASSING) * passed):
+        passed = sum([measured(each).values for each in (elements, *outer)])
+        if not self.pay(BINDING_COST + (CONVERTING + 2 * PASSING) * passed):
             return ABSENT
         condition = self._bind(self, number, outer)
         if condition is None:
             self.is_spent = True
             return ABSENT
-        before = self.refusal, self.failure  # of another one, of which CEL may have something to say yet
+        before = self.refusal, self.failure  # of another call, whose error CEL may still report
         failures = _Failures(condition)
-        parts = [items[first : first + ITEMS_AT_ONCE] for first in range(0, len(items), ITEMS_AT_ONCE)]
+        parts = [elements[first : first + ELEMENTS_AT_ONCE] for first in range(0, len(elements), ELEMENTS_AT_ONCE)]
         while parts:
             part = parts.pop()
             try:
@@ -307,7 +312,7 @@ class Calls:
                     return decisive
             except (*FAILURES, ExpressionError) as error:
                 if len(part) > 1:
-                    parts += [[item] for item in part]
+                    parts += [[element] for element in part]
                 else:
                     failures.add(error)
             if self.is_spent:
@@ -315,12 +320,12 @@ class Calls:
         self.refusal, self.failure = before if failures.first is None else (None, failures.first)
         return not decisive if failures.first is None else ABSENT
 
-    def pay(self, steps: int) -> bool:
-        """Spend steps, of those that are paid first."""
-        if steps <= self._paid:
-            self._paid -= steps
+    def pay(self, cost_units: int) -> bool:
+        """Spend cost units, first of those that are already paid."""
+        if cost_units <= self._paid:
+            self._paid -= cost_units
             return True
-        if self.view is not None and not self.is_spent and self.view.spend(steps - self._paid):
+        if self.view is not None and not self.is_spent and self.view.spend(cost_units - self._paid):
             self._paid = 0
             return True
         self.is_spent = True
@@ -340,7 +345,7 @@ class Calls:
         return ABSENT
 
     def _charged(self, function: Function, view: EventView, arguments: tuple[object, ...]) -> object:
-        if view.spend(function.steps + function.weight * sum(map(cost, arguments))):
+        if view.spend(function.base_cost + function.weight * sum(map(cost, arguments))):
             result = function.call(*arguments)
             if view.spend(cost(result)):
                 return result
@@ -363,11 +368,11 @@ _OF_VIEW: Mapping[str, Callable[..., object]] = {
     "ordered": Calls.ordered,
     "characters": Calls.characters,
 }
-"""The functions that need more than their arguments, and those that stand for CEL's own."""
+"""The functions that need the view or the analysis, and those that replace CEL's own."""
 
 
 class _Failures:
-    """Of the items for which a condition fails, what is told: the first error, or else the first missing field."""
+    """Which failure of a condition to report: the first error, otherwise the first missing field."""
 
     __slots__ = ("_condition", "first", "has_error")
 
@@ -384,21 +389,21 @@ class _Failures:
             return
         self.has_error = not is_missing
         told = self._condition.explain(error)
-        told.__cause__ = told.__context__ = None  # which, as the traceback, hold what was evaluated
+        told.__cause__ = told.__context__ = None  # These and the traceback hold what was evaluated.
         self.first = told.with_traceback(None)
 
 
 def _in_order(mapping: Mapping[object, object]) -> list[object]:
-    """Return the keys of a mapping; those that aren't strings, which only CEL has, come first."""
+    """Return the sorted keys of a mapping. Those that aren't strings, which only CEL has, come first."""
     return sorted(mapping, key=lambda key: (isinstance(key, str), isinstance(key, str) or key, str(key)))
 
 
 def is_found_in(pattern: Pattern, text: str, view: EventView) -> bool | None:
-    """Search for a pattern, charged to the view; None if that has too few steps left."""
+    """Return whether a pattern is found; None if the view's budget doesn't suffice for the search."""
     data = text.encode("utf-8", "surrogatepass")
     return pattern.is_in(data) if view.spend(pattern.cost(len(data))) else None
 
 
 def is_of_condition(error: BaseException | None) -> bool:
     """Return whether CEL raised an error because `exists` or `all` had no value."""
-    return _OF_A_CONDITION.search(str(error)) is not None
+    return _CONDITION_ERROR.search(str(error)) is not None

@@ -1,7 +1,7 @@
-"""Functions of expressions: what messages need beside CEL's own, and CEL's conversions as they are here (`timestamp`…).
+"""Our functions for expressions: those that CEL lacks, and those that replace its own (`timestamp`…).
 
-Pure, and bounded: none returns more than `MAX_RESULT` characters or `MAX_ITEMS` items, and each takes a time that grows
-with the size of its arguments, by which it is charged (`cost`). docs/rules.md describes them.
+Pure, and bounded: none returns more than `MAX_RESULT` characters or `MAX_ITEMS` elements. The cost of a call grows with
+the size of its arguments (`cost`). docs/rules.md describes them.
 """
 
 import base64
@@ -25,7 +25,7 @@ from gateway.rules.json_values import as_json, dumps
 
 MAX_RESULT = 1 << 20  # characters of a string
 MAX_ITEMS = 10_000  # of a list
-CHARACTERS_IN_A_STEP = 16
+CHARACTERS_PER_COST_UNIT = 16
 _DIRECTIVES = re.compile(r"[^%]|%[%aAbBdfHIjmMpSyYzZ]")
 _PLACEHOLDER = re.compile(r"%(?:(%)|(s)|(d)|\.(\d)f)|%")
 _WITH_QUOTES = re.compile(r'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
@@ -40,7 +40,7 @@ _MINOR_UNITS = {
     **dict.fromkeys(("BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"), 3),
     **dict.fromkeys(("CLF", "UYW"), 4),
 }
-_LAST_SECOND = 253_402_300_799  # of the year 9999
+_LAST_SECOND = 253_402_300_799  # the end of the year 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OFFSET = re.compile(r"([+-]?)(\d\d):(\d\d)")
 _DURATION = re.compile(r"[+-]?(?:0|(?:(?=\.?\d)\d{0,15}(?:\.\d{0,15})?(?:h|ms|m|s|us|µs|ns))+)")
@@ -63,23 +63,23 @@ _BOOLEANS = {
 
 
 class Function(NamedTuple):
-    """A function by name: how it is called in Python, with how many arguments, as a method of the first one or not."""
+    """A function: its implementation, its number of arguments (`least` to `most`), and whether it is a method."""
 
     call: Callable[..., object]
     least: int
     most: int
     is_method: bool
-    steps: int = 20
-    """Steps of 0.1 µs for the smallest arguments."""
+    base_cost: int = 20
+    """Cost units (0.1 µs) for the smallest arguments."""
     weight: int = 1
-    """How many times the usual steps it takes for the size of its arguments."""
+    """Multiplier of the `cost` of its arguments."""
 
 
 def cost(value: object) -> int:
-    """Return the steps for an argument or a result of this size."""
+    """Return the cost units for an argument or a result."""
     match value:
         case str() | bytes():
-            return len(value) // CHARACTERS_IN_A_STEP
+            return len(value) // CHARACTERS_PER_COST_UNIT
         case list():
             return sum([10 + cost(item) for item in value])
         case dict():
@@ -166,7 +166,7 @@ def _format(text: object, values: object) -> str:
         raise ExpressionError("expected %s, %d, %.2f or %%, got another %")
 
     pattern = _text(text)
-    longest = max([len(_shown(value)) for value in values], default=0) + 400  # of a number with nine decimals
+    longest = max([len(_shown(value)) for value in values], default=0) + 400  # for a number with nine decimals
     if len(pattern) + pattern.count("%") * longest > MAX_RESULT:
         raise _too_long()
     filled = _PLACEHOLDER.sub(fill, pattern)
@@ -180,20 +180,20 @@ def _url(value: object) -> str:
 
 
 def _json(value: object) -> str:
-    """Return JSON with the keys of each mapping in order: CEL passes them in another one each time."""
+    """Return JSON with sorted keys, since CEL passes the keys of a mapping in a random order."""
     try:
         return _checked(orjson.dumps(value, option=orjson.OPT_UTC_Z | orjson.OPT_SORT_KEYS).decode())
-    except TypeError:  # of what only CEL has
+    except TypeError:  # for types that only CEL has
         return _checked(dumps(as_json(value)).decode())
 
 
 def _ce_attribute(header: object) -> str:
-    """Return a CloudEvent's attribute of its header in binary mode, quoted strings unquoted, then percent-decoded.
+    """Decode a CloudEvents attribute from its header in binary mode: unquote quoted strings, then percent-decode.
 
     https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md#3132-http-header-values
     """
     text = _text(header)
-    if "\ufffd" in text:  # in the place of other bytes, which would make one value of two
+    if "\ufffd" in text:  # It replaces invalid bytes, so different values would look the same.
         raise ExpressionError("expected UTF-8, got other bytes")
     if '"' in text:
         if not _WITH_QUOTES.fullmatch(text):
@@ -218,7 +218,7 @@ def _sha256(value: object) -> str:
 
 
 class NamedSecret:
-    """A secret of the rules, by its name in expressions; its key is never shown. None if it isn't known here."""
+    """A secret that expressions use by its name. The key is never shown; it is None where secrets aren't resolved."""
 
     __slots__ = ("_key", "name")
 
@@ -227,7 +227,7 @@ class NamedSecret:
         self._key = key
 
     def digest(self, value: str | bytes) -> str:
-        """Return HMAC-SHA256 (RFC 2104) in hex; of an unknown key, a text that says so, and for which value it is."""
+        """Return HMAC-SHA256 (RFC 2104) in hex. Without the key, return a placeholder that differs for each value."""
         content = _bytes(value)
         if self._key is None:
             return f"hmac-by-{self.name}-{hashlib.sha256(content).hexdigest()[:16]}"
@@ -247,7 +247,7 @@ class NamedSecret:
 
 
 def _money(amount: object, currency: object) -> str:
-    """Write an amount in the currency's smallest unit as people do: `money(1999, 'usd')` is `19.99 USD`."""
+    """Format an amount that is given in the currency's smallest unit: `money(1999, 'usd')` is `19.99 USD`."""
     code = _text(currency).upper()
     if not _CURRENCY.fullmatch(code):
         raise ExpressionError("expected a currency of three letters, as ISO 4217 has them")
@@ -264,7 +264,7 @@ def _date(value: object, pattern: object = "%Y-%m-%d %H:%M", zone: object = "UTC
 
 
 def _zone_of(name: str) -> tzinfo:
-    """Return the time zone of a name of the IANA's, or of an offset such as `+02:00`, which CEL has as well."""
+    """Return the time zone for an IANA name, or for an offset such as `+02:00`, which CEL has as well."""
     if offset := _OFFSET.fullmatch(name):
         sign, hours, minutes = offset.groups()
         ahead = timedelta(hours=int(hours), minutes=int(minutes))
@@ -278,12 +278,12 @@ def _zone_of(name: str) -> tzinfo:
 
 @lru_cache(maxsize=1024)
 def _zone(name: str) -> ZoneInfo:
-    """Return a time zone, which is a file the first time; there are some 600."""
+    """Return a time zone. The first call for each of about 600 names reads a file."""
     return ZoneInfo(name)
 
 
 def _timestamp(value: object) -> datetime:
-    """Return a time: of an RFC 3339 string, or of Unix seconds as a number or digits."""
+    """Convert an RFC 3339 string to a time, or Unix seconds as a number or digits."""
     if isinstance(value, datetime):
         return value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 12:  # noqa: PLR2004 - the year 9999
@@ -303,7 +303,7 @@ def _timestamp(value: object) -> datetime:
 
 
 def _duration(value: object) -> timedelta:
-    """Return a duration: of a string such as `1h30m` or `-1.5s`, of which what is below a microsecond is left out."""
+    """Convert a string such as `1h30m` or `-1.5s` to a duration, truncated to microseconds."""
     if isinstance(value, timedelta):
         return value
     if not isinstance(value, str) or len(value) > 100 or not _DURATION.fullmatch(value):  # noqa: PLR2004 - a line
@@ -367,7 +367,7 @@ def _bool(value: object) -> bool:
     return found
 
 
-_OF_A_TIME: Mapping[str, Callable[[datetime], int]] = {
+_TIME_PARTS: Mapping[str, Callable[[datetime], int]] = {
     "getDate": lambda at: at.day,
     "getDayOfMonth": lambda at: at.day - 1,
     "getDayOfWeek": lambda at: at.isoweekday() % 7,
@@ -379,30 +379,30 @@ _OF_A_TIME: Mapping[str, Callable[[datetime], int]] = {
     "getMonth": lambda at: at.month - 1,
     "getSeconds": lambda at: at.second,
 }
-_OF_A_DURATION: Mapping[str, Callable[[timedelta], int]] = {
+_DURATION_PARTS: Mapping[str, Callable[[timedelta], int]] = {
     "getHours": lambda length: length // timedelta(hours=1),
     "getMilliseconds": lambda length: length.microseconds // 1000,
     "getMinutes": lambda length: length // timedelta(minutes=1),
     "getSeconds": lambda length: length // timedelta(seconds=1),
 }
-"""The parts of a time and of a duration, by CEL's names for them; all but `getDate` and the year count from 0."""
+"""The parts of times and durations by their CEL names. All but `getDate` and the year count from 0."""
 
 
 def _part(name: str, value: object, zone: object = None) -> int:
-    """Return a part of a time in a zone, by default UTC, or of a duration: its whole hours, minutes and so on."""
+    """Return a part of a time, in a time zone (UTC by default), or a whole duration in hours, minutes or seconds."""
     if isinstance(value, datetime):
-        return _OF_A_TIME[name](value.astimezone(UTC if zone is None else _zone_of(_text(zone))))
-    if not isinstance(value, timedelta) or name not in _OF_A_DURATION or zone is not None:
+        return _TIME_PARTS[name](value.astimezone(UTC if zone is None else _zone_of(_text(zone))))
+    if not isinstance(value, timedelta) or name not in _DURATION_PARTS or zone is not None:
         raise ExpressionError("expected a time, such as timestamp(body.at)")
-    return _OF_A_DURATION[name](abs(value)) * (-1 if value < timedelta() else 1)
+    return _DURATION_PARTS[name](abs(value)) * (-1 if value < timedelta() else 1)
 
 
 FUNCTIONS: Mapping[str, Function] = {
-    **{name: Function(partial(_part, name), 1, 2, is_method=True) for name in _OF_A_TIME},
+    **{name: Function(partial(_part, name), 1, 2, is_method=True) for name in _TIME_PARTS},
     "base64": Function(_base64, 1, 1, is_method=False),
     "bool": Function(_bool, 1, 1, is_method=False),
     "ceAttribute": Function(_ce_attribute, 1, 1, is_method=False, weight=16),
-    "date": Function(_date, 1, 3, is_method=False, steps=300),
+    "date": Function(_date, 1, 3, is_method=False, base_cost=300),
     "duration": Function(_duration, 1, 1, is_method=False),
     "format": Function(_format, 2, 2, is_method=True),
     "int": Function(_int, 1, 1, is_method=False),

@@ -1,4 +1,4 @@
-"""What is likely to be meant by a mistake in a rule file: the ends of messages, "" where nothing is."""
+"""Suggestions for mistakes in rule files, to append to messages; "" if there is none."""
 
 import re
 from collections.abc import Mapping
@@ -33,13 +33,13 @@ _ELSEWHERE: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("rate", "timeout", "concurrency", "url", "auth"), "it under the destination"),
     },
 }
-"""What to write for keys in the wrong place whose name says too little about the right one."""
+"""What to write instead of a misplaced key whose name doesn't tell where it belongs."""
 NO_TEMPLATE = "expected ${{ … }}, got {{ … }}, which is sent as it is written"
 NO_REFERENCE = "expected ${NAME} or ${file:/path}, which are replaced, got another form, which isn't"
 MAX_PATTERN = 200
-"""Characters of a string that may be meant as a test or a pattern."""
+"""Longest string, in characters, that may be meant as a test or a pattern."""
 FEW = 12
-"""Keys that a message may list."""
+"""The most keys that a message lists."""
 _INDEX = re.compile(r"\[\d+\]")
 _NAMED = re.compile(
     r"^(sources|destinations|providers)\.(?:(?!\.(?:limits|verify|respond|client_certificate|auth|tls|sign|proxy_auth)\b).)+"
@@ -57,12 +57,12 @@ _TEMPLATE_ELSEWHERE = re.compile(r"(?<!\$)\{\{ *(?:body|headers|query|item|each|
 
 
 def place_of(path: str) -> str:
-    """Return a path as the schema has it: `sources.NAME.limits`, `routes[].to[]`."""
+    """Return a path in the schema's form: `sources.NAME.limits`, `routes[].to[]`."""
     return _NAMED.sub(r"\1.NAME", _INDEX.sub("[]", path))
 
 
 def of_unknown_key(name: str, mapping: MappingKind, path: str, whole: MappingKind) -> str:
-    """Return which key of a mapping at a path (`place_of`) is meant, or where this one belongs in a `whole` file."""
+    """Suggest another key for a mapping at a path (`place_of`), or another place in the `whole` file for this key."""
     if other := _ELSEWHERE.get(path, {}).get(name):
         return f": expected {other}"
     is_message = "preset" in mapping.by_name and path.endswith("request")
@@ -89,7 +89,7 @@ def of_unknown_key(name: str, mapping: MappingKind, path: str, whole: MappingKin
 
 
 def of_template(path: str, kind: Scalar | Tree) -> str:
-    """Return what to write where an expression in braces isn't evaluated."""
+    """Suggest what to write where an expression in braces isn't evaluated."""
     if "CEL" in kind.expected:
         return ": CEL is written as it is, without ${{ }}"
     if path.endswith(".url"):
@@ -102,7 +102,7 @@ def of_template(path: str, kind: Scalar | Tree) -> str:
 
 
 def of_quotes(value: object, kind: Scalar) -> str:
-    """Return what to say of a value that would be right with quotes, or without."""
+    """Suggest adding or removing quotes, if the value would be valid then."""
     if kind.is_secret or "CEL" in kind.expected:  # as CEL, a number or `true` is valid, and seldom meant
         return ""
     if isinstance(value, str) and kind.json.get("type") == "boolean" and value.lower() in _ON_AND_OFF:
@@ -118,7 +118,7 @@ def of_quotes(value: object, kind: Scalar) -> str:
 
 
 def of_reference(inner: str, path: str) -> str:
-    """Return what is meant by what is in the braces of `${…}` at a path, if that is no reference."""
+    """Suggest what is meant by an invalid reference `${…}`, given the text in its braces."""
     if ".verify." in path and _OF_REQUEST.match(inner):
         return " (a part of the request is written {…}, without $)"
     is_template = any(part in path for part in (".request.", ".respond.", ".to"))
@@ -126,13 +126,13 @@ def of_reference(inner: str, path: str) -> str:
 
 
 def of_variable(name: str, path: str) -> str:
-    """Return what is meant by the name of a missing environment variable at a path."""
+    """Suggest what is meant by the name of a missing environment variable."""
     is_part = path.endswith(".signed") and _OF_REQUEST.fullmatch(name)
     return f" (a part of the request is written {{{name}}}, without $)" if is_part else ""
 
 
 def of_pattern(text: str) -> str:
-    """Return which test of `match` is meant by a string that looks like one, or like a regular expression."""
+    """Suggest a test of `match` for a string that looks like one, or like a regular expression."""
     if len(text) > MAX_PATTERN:
         return ""
     if found := _COMPARISON.fullmatch(text):
@@ -141,10 +141,10 @@ def of_pattern(text: str) -> str:
 
 
 def is_reference_elsewhere(value: object) -> bool:
-    """Return whether a secret is what would be a reference in another tool, after `Bearer ` perhaps."""
+    """Return whether a secret looks like a reference in another tool's syntax, perhaps after `Bearer `."""
     return isinstance(value, str) and _REFERENCE_ELSEWHERE.fullmatch(value) is not None
 
 
 def is_template_elsewhere(value: str) -> bool:
-    """Return whether a string has what would be a template in another tool."""
+    """Return whether a string contains a template in another tool's syntax."""
     return _TEMPLATE_ELSEWHERE.search(value) is not None

@@ -1,4 +1,4 @@
-"""CEL's values as JSON has them: what a template inserts, what `json` writes, and their types in messages."""
+"""Converts CEL's values to JSON: for templates, for the function `json`, and their types for messages."""
 
 import base64
 import math
@@ -10,9 +10,10 @@ from gateway.model import ExpressionError
 
 
 def as_json(value: object) -> object:
-    """Convert a CEL result to JSON's types, by CEL's own mapping to JSON; a mapping has its keys in order.
+    """Convert a CEL result to JSON's types by CEL's JSON mapping, with sorted keys.
 
-    Raises ValueError for what JSON doesn't have, and for two keys of a mapping that are one in JSON, as 1 and '1' are.
+    Raises ValueError for a value that JSON can't represent, and for two keys that are the same in JSON, such as 1 and
+    '1'.
     """
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value

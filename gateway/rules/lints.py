@@ -1,4 +1,4 @@
-"""What `gateway check --strict` adds: rules that are valid, and could be safer, plainer or faster."""
+"""The warnings of `gateway check --strict`: valid rules that could be safer, simpler or faster."""
 
 import json
 import re
@@ -14,9 +14,9 @@ from gateway.rules.value_kinds import shown_duration
 from gateway.rules.yaml_document import Code, Node
 
 LONG_TEXT = 10_000
-"""Bytes of the text for which a pattern's time is told."""
+"""Bytes of the sample text for which a pattern's time is reported."""
 SLOW = 200_000
-"""Steps of 0.1 µs from which a pattern is slow, a tenth of what all expressions over an event may take."""
+"""Cost units from which on a pattern is slow: a tenth of the budget for all expressions over an event."""
 _PATH = r"(?:type|source|(?:headers|query|body)(?:\.[A-Za-z_]\w*|\[(?:\d+|'[^'\\]*'|\"[^\"\\]*\")\])+)"
 _LITERAL = r"(?:'[^'\\]*'|\"[^\"\\]*\"|-?\d+(?:\.\d+)?|true|false|null)"
 _MATCHABLE = re.compile(
@@ -24,11 +24,11 @@ _MATCHABLE = re.compile(
 )
 _PRIVATE = re.compile(r"https?://(?:[^./:]+|[^/:]+\.(?:local|internal|svc|cluster\.local|localhost))(?::\d+)?(?:/|$)")
 _RETRIED = re.compile(r"408|425|429|5(?:\d\d|xx)|timeout|connect|dns|tls|transport|auth", re.ASCII)
-"""Results that pass, after which a delivery is retried by default."""
+"""Transient results, after which a delivery is retried by default."""
 
 
 class Lints:
-    """Reports to the reader what is doubtful in complete rules, beyond what `Advice` warns of."""
+    """Adds warnings about complete rules to the reader, beyond those of `Advice`."""
 
     def __init__(
         self, reader: SchemaReader, destinations: Mapping[str, ParsedMapping], routes: Mapping[str, ParsedMapping]
@@ -38,7 +38,7 @@ class Lints:
         self._routes = routes
 
     def give(self) -> None:
-        """Report all of it, as warnings."""
+        """Add all warnings."""
         for read in self._destinations.values():
             self._of_destination(read)
         for read in self._routes.values():
@@ -77,12 +77,12 @@ class Lints:
             self._warn(node, "slow", f"{message}take {slowest / 10_000:.0f} ms")
 
     def _of_retry(self, read: ParsedMapping) -> None:
-        """Report retries by which events are lost that would be delivered a little later."""
+        """Report retry policies that lose events shortly before they could be delivered."""
         retry: ParsedMapping | None = read.values.get("retry")
         if retry is None:
             return
         policy = retry_policy_of(read)
-        results = retry.node.child("results") or retry.node  # else in `defaults`, from which it is taken
+        results = retry.node.child("results") or retry.node  # otherwise inherited from `defaults`
         for result, disposition in policy.results:
             if disposition is Disposition.DROP and _RETRIED.fullmatch(result):
                 message = f"expected a retry or a dead letter after {result}, which passes, got drop: the event is lost"
@@ -95,7 +95,7 @@ class Lints:
             self._warn(retry.node.child("schedule") or retry.node.child("max_age") or retry.node, "lossy", message)
 
     def _of_stops(self) -> None:
-        """Report routes to which one with `stop` above them leaves nothing, as far as that is plain to see."""
+        """Report routes that get no events because of a `stop` above them, in the cases that are easy to recognise."""
         stops: dict[tuple[bool, str, str], list[tuple[str, frozenset[str]]]] = {}
         for name, read in self._routes.items():
             own, sources = _conditions_of(read), names_of(read, "from")
@@ -117,14 +117,14 @@ class Lints:
 
 
 def _conditions_of(read: ParsedMapping) -> frozenset[str]:
-    """Return what has to hold for a route, each condition as it is written."""
+    """Return the conditions of a route, as text."""
     match, when = read.values.get("match"), read.values.get("when")
     every = _flattened(match) if isinstance(match, AllOf) else [] if match is None else [match]
     return frozenset([json.dumps(written(each)) for each in every] + ([] if when is None else [when.text]))
 
 
 def _is_impossible(condition: Condition) -> bool:
-    """Return whether no event can satisfy a condition, as far as that is plain to see."""
+    """Return whether no event can satisfy a condition. False if that isn't easy to recognise."""
     match condition:
         case AllOf(conditions):
             by_path: dict[Path, list[Test]] = {}
@@ -148,7 +148,7 @@ def _flattened(condition: AllOf) -> list[Condition]:
 
 
 def _exclude_each_other(tests: list[Test]) -> bool:
-    """Return whether no value passes all of these tests of one path."""
+    """Return whether no value passes all of these tests for one path."""
     values = [test for test in tests if isinstance(test, OneOf) and not test.globs]
     if values and not frozenset.intersection(*[test.keys for test in values]):
         return True

@@ -68,7 +68,7 @@ class InvalidRulesError(RulesError):
 
     def __init__(self, problems: Sequence[Problem], stamps: Stamps | None = None) -> None:
         self.stamps = stamps or {}
-        """The files that were read or missing, as they were: a change of any of them may fix the rules."""
+        """The stamps of the files that were read or missing. A change of any of them may fix the rules."""
         self.problems = tuple([problem for problem in problems if problem.severity == "error"] or problems)
         super().__init__("\n".join(map(str, self.problems)))
 
@@ -81,11 +81,11 @@ def load_rules(
     now: float | None = None,
     reads_secrets: bool = True,
 ) -> Rules:
-    """Read a rule file, or raise InvalidRulesError with every problem of it and of what it includes.
+    """Read a rule file, or raise InvalidRulesError with every problem in it and in the files that it includes.
 
-    References are resolved in `environ` (None: this process's). With `resolve=False` an unresolvable one is a warning,
-    and a placeholder replaces its value; without `reads_secrets`, each `${file:…}` is one. `now` is for warnings about
-    secrets that expire (None: the machine's clock).
+    References are resolved in `environ` (None: this process's). With `resolve=False`, an unresolvable reference is a
+    warning, and a placeholder replaces its value; without `reads_secrets`, each `${file:…}` is unresolvable. `now` is
+    for warnings about secrets that expire (None: the machine's clock).
     Reads files and may take seconds, so don't call it on the event loop.
     """
     rules, problems, stamps = _read(path, environ, resolve=resolve, now=now, reads_secrets=reads_secrets)
@@ -104,7 +104,7 @@ def check_rules(
 ) -> tuple[Rules | None, list[Problem]]:
     """Return the rules as `load_rules` does, and all problems, warnings included, by file and location.
 
-    With `lints` they include what is valid, and could be better.
+    With `lints` they include warnings about valid rules that could be better.
 
     No rules are returned if there is an error, or if something essential (such as a route's name) is an unresolved
     reference.
@@ -116,7 +116,7 @@ def check_rules(
 def check_providers(
     path: Path, *, environ: Mapping[str, str] | None = None
 ) -> tuple[Mapping[str, Preset], list[Problem]]:
-    """Return the providers that a rule file and those that it includes define, and why some may be missing.
+    """Return the providers that a rule file and its includes define, and the problems with others.
 
     Nothing else in the files matters. References are resolved as in `check_rules`.
     """
@@ -153,9 +153,9 @@ def _read(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Disable the garbage collector: it finds nothing in a growing tree, and takes more than half of the time.
+    """Disable the garbage collector: in a growing tree it finds no garbage, and takes more than half of the time.
 
-    What is there then is never traversed: what is read stays, and has no cycles.
+    The objects that exist then are never traversed: what is read stays, and has no cycles.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -177,7 +177,7 @@ class _Assembly:
         """All names, including those of sources and destinations with problems."""
         self.providers: dict[str, Preset] = {}
         self.written_providers: set[str] = set()
-        """The names of those with a problem."""
+        """The names of providers with a problem."""
         self.sources: dict[str, ParsedMapping] = {}
         self.destinations: dict[str, ParsedMapping] = {}
         self.routes: dict[str, ParsedMapping] = {}
@@ -188,7 +188,7 @@ class _Assembly:
         self.tls: dict[str, Tls] = {}
 
     def rules(self, now: float) -> Rules | None:
-        """Return the rules, or None if something is wrong or missing; the problems are then in the reader."""
+        """Return the rules; None if something is wrong or missing, with the problems in the reader."""
         for file in self.files:
             self._collect(file)
             self._fill(file)
@@ -274,7 +274,7 @@ class _Assembly:
             self._collect_ingress(ingress)
 
     def _fill(self, file: ParsedMapping) -> None:
-        """Add to what a file has what its defaults say."""
+        """Complete a file's routes and destinations from its defaults."""
         defaults = file.values["defaults"]
         if defaults is None:
             return
@@ -332,7 +332,7 @@ class _Assembly:
         into.setdefault(name, read)
 
     def _claim(self, what: str, name: str, shown: str, node: Node, *, at_key: bool = False) -> None:
-        """Register a name or a path for a node; report it if another node has it already."""
+        """Register a name or path for a node. Report it if another node has it already."""
         give_way()
         line, column = node.key_location if at_key else (node.line, node.column)
         first = self.locations.setdefault((what, name), (node, f"{node.file}:{line}:{column}"))

@@ -1,7 +1,9 @@
-"""Reads an expression as the operations by which CEL evaluates it: each takes its operands from a stack.
+"""Compiles an expression to operations on a stack, in the order in which CEL evaluates them.
 
-Of a valid expression, whose names are known (`scanner.py`). A field of a value is no operation of its own: what is
-known of a value holds for all that is in it.
+Each operation pops its operands and pushes one value; the beginning of a comprehension pushes none. `cost.py` runs the
+operations on the sizes of values. The expression must be valid, with known names only (`scanner.py`).
+
+A literal field of a path or variable is no operation of its own: a bound on a value's size also bounds its fields.
 """
 
 import re
@@ -10,19 +12,19 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.event_view import ITEM, ROOTS, Step
-from gateway.rules.scanner import Token, steps_at, tokens
+from gateway.rules.event_view import ITEM, ROOTS, Segment
+from gateway.rules.scanner import Token, segments_at, tokens
 
 MACROS = frozenset(("all", "exists", "exists_one", "existsOne", "filter", "map"))
 NATIVE = frozenset(("bytes", "double", "dyn", "has", "size", "type", "uint"))
-"""The functions that are CEL's own."""
-_SHORT = 64  # characters of a literal with which comparing takes no longer than with a number
-_NODES_OF_DEFAULT = 6
-"""For each token of a path in an item of which `default` is asked: each step is looked for from the beginning."""
-_NODES_OF_A_CALL = 10
-"""Of a function of ours, also if the budget doesn't suffice for the call: CEL may go on after the error."""
-_NODES_OF_AN_EDIT = 32
-"""Of what `cel_semantics.py` puts in the place of `size`, and of what a macro goes over."""
+"""The functions that the CEL library implements."""
+_SHORT_LITERAL = 64  # characters up to which comparing with a string literal is as fast as with a number
+_DEFAULT_NODES = 6
+"""For each token in the arguments of `default(element.path, …)`, which is looked up anew for each segment."""
+_CALL_NODES = 10
+"""For a call of our functions, also if the budget doesn't suffice for it: CEL may continue after the error."""
+_EDIT_NODES = 32
+"""For the text by which `cel_semantics.py` replaces `size` or the list of a comprehension."""
 _ROOTS = frozenset((*ROOTS, ITEM))
 _PRECEDENCE = {
     "||": 1,
@@ -31,101 +33,102 @@ _PRECEDENCE = {
     **dict.fromkeys(("+", "-"), 4),
     **dict.fromkeys(("*", "/", "%"), 5),
 }
-_COMPARING = 3
+_COMPARISON_PRECEDENCE = 3
 _PLAIN_TEXT = re.compile(r"""(['"])((?:[^\\'"]|\\[nrt])*)\1""")
 
 
 class Kind(Enum):
-    """What an operation does with the values on the stack, of which it puts one there."""
+    """What an operation does. The comments say what `number` and the other fields of the operation are."""
 
     PATH = auto()
-    """Names a value of the event, by its number."""
+    """The value at a path of the event. `number`: the path's index."""
     VARIABLE = auto()
-    """Names the item of a macro, by how many are around it; or what is in it, by the first step of so many `nodes`."""
+    """The element of a comprehension, or something in it. `number`: the comprehension's depth, 1 for the outermost.
+    `nodes`: how many segments follow the variable; `segment`: the first of them."""
     LITERAL = auto()
-    """Has so many characters."""
+    """`number`: the characters of a string, otherwise 0. `name`: a string as it is written."""
     SCALAR = auto()
-    """Makes a number or a boolean of so many values, whose size doesn't matter."""
-    COMPARED = auto()
-    """Compares two values from their beginning, or their end."""
-    FOUND = auto()
-    """Looks for a value in a list or a mapping."""
-    SCANNED = auto()
-    """Looks for a string in another."""
-    JOINED = auto()
-    """Adds two values: numbers, strings or lists."""
-    COLLECTED = auto()
-    """Makes a list or a mapping of so many values."""
-    CHOSEN = auto()
-    """Takes the second or the third value."""
-    INDEXED = auto()
-    """Takes what is at a computed place."""
-    CALLED = auto()
-    """Calls a function by its name, with so many values."""
+    """A number or boolean computed from `number` values, in a time that doesn't depend on their size."""
+    COMPARE = auto()
+    """A comparison of two values, from the beginning or the end."""
+    MEMBERSHIP = auto()
+    """`x in y` for a list or mapping."""
+    CONTAINS = auto()
+    """`x.contains(y)` for strings."""
+    CONCATENATE = auto()
+    """`x + y` for strings or lists, or the sum of numbers."""
+    CONSTRUCT = auto()
+    """A list or mapping literal with `number` elements, or keys and values."""
+    CONDITIONAL = auto()
+    """`x ? y : z`."""
+    INDEX = auto()
+    """`x[y]` with a computed index, or a field of a computed value."""
+    CALL = auto()
+    """The function `name` with `number` arguments, its receiver included."""
     SPLIT = auto()
-    """Calls `split` for a path to a string, by one of the literals that `Reading.separators` has for it."""
-    BEGUN = auto()
-    """Begins to loop over a value by a macro: over that of a path, by its number and 1, or over any other, by 0."""
-    ENDED = auto()
-    """Ends what is done for each item by a macro with that name, which has made so many values of it."""
+    """`split` of the string at a path, by a literal. `number`: the path's index in `ParsedOperations.separators`."""
+    COMPREHENSION_BEGIN = auto()
+    """Pops the list or mapping to iterate over. `number`: 1 + the path's index if it is at a path, otherwise 0."""
+    COMPREHENSION_END = auto()
+    """The macro `name`, which has computed `number` values for each element, by evaluating `nodes` syntax nodes."""
 
 
 class Operation(NamedTuple):
-    """One operation; `nodes` of a macro's end are those of CEL's syntax tree that are evaluated for each item."""
+    """One operation; see `Kind`."""
 
     kind: Kind
     number: int = 0
     name: str = ""
     nodes: int = 0
-    step: Step | None = None
+    segment: Segment | None = None
 
 
-class Reading(NamedTuple):
-    """The operations of an expression, and the paths in the event that they name by their numbers."""
+class ParsedOperations(NamedTuple):
+    """The operations of an expression, and the distinct paths to which their indexes refer."""
 
     operations: tuple[Operation, ...]
-    paths: tuple[tuple[str, tuple[Step, ...]], ...]
+    paths: tuple[tuple[str, tuple[Segment, ...]], ...]
     separators: Mapping[int, Sequence[str]]
-    """By what the string of a path is split, if by a literal."""
+    """The literals by which the string at a path is split, by the path's index."""
 
 
-def operations_of(text: str) -> Reading:
-    """Read a valid expression. Raises ExpressionError for what isn't known here, so that nothing is left out."""
-    return _Reader(text).reading()
+def operations_of(text: str) -> ParsedOperations:
+    """Compile a valid expression. Raises ExpressionError for unknown syntax, so that nothing goes uncounted."""
+    return _Parser(text).parse()
 
 
-class _Reader:
-    """Reads by CEL's grammar (https://github.com/google/cel-spec/blob/master/doc/langdef.md#syntax).
+class _Parser:
+    """Parses CEL's grammar (https://github.com/google/cel-spec/blob/master/doc/langdef.md#syntax).
 
-    Only brackets are read by recursion: CEL takes some hundred of them inside each other, but thousands of operators.
+    Only brackets are parsed by recursion. CEL takes some hundred nested ones, but thousands of operators.
     """
 
     def __init__(self, text: str) -> None:
         self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
         self._at = 0
         self._operations: list[Operation] = []
-        self._paths: dict[tuple[str, tuple[Step, ...]], int] = {}
+        self._paths: dict[tuple[str, tuple[Segment, ...]], int] = {}
         self._separators: dict[int, list[str]] = {}
         self._variables: list[str] = []
         self._nodes = [0]
-        """Of the whole, and of each macro around what is read."""
+        """Syntax nodes so far: of the whole expression, then of each open comprehension."""
 
-    def reading(self) -> Reading:
+    def parse(self) -> ParsedOperations:
         self._expression()
         if self._tokens[self._at].kind != "end":
             raise self._unexpected()
-        return Reading(tuple(self._operations), tuple(self._paths), self._separators)
+        return ParsedOperations(tuple(self._operations), tuple(self._paths), self._separators)
 
     def _expression(self) -> None:
         self._binary()
         branches = 0
-        while self._passes("?"):
+        while self._accept("?"):
             self._expression()
             self._expect(":")
             self._binary()
             branches += 1
         for _ in range(branches):
-            self._add(Kind.CHOSEN)
+            self._add(Kind.CONDITIONAL)
 
     def _binary(self) -> None:
         waiting: list[str] = []
@@ -140,13 +143,13 @@ class _Reader:
 
     def _combine(self, sign: str) -> None:
         last = self._operations[-1]
-        is_with_literal = last.kind is Kind.LITERAL and last.number <= _SHORT
+        is_with_literal = last.kind is Kind.LITERAL and last.number <= _SHORT_LITERAL
         if sign == "in":
-            self._add(Kind.FOUND)
+            self._add(Kind.MEMBERSHIP)
         elif sign == "+":
-            self._add(Kind.JOINED)
-        elif _PRECEDENCE[sign] == _COMPARING and not is_with_literal:
-            self._add(Kind.COMPARED)
+            self._add(Kind.CONCATENATE)
+        elif _PRECEDENCE[sign] == _COMPARISON_PRECEDENCE and not is_with_literal:
+            self._add(Kind.COMPARE)
         else:
             self._add(Kind.SCALAR, 2)
 
@@ -163,7 +166,7 @@ class _Reader:
 
     def _operand(self) -> None:
         signs = 0
-        while self._passes("!") or self._passes("-"):
+        while self._accept("!") or self._accept("-"):
             signs += 1
         self._primary()
         self._members()
@@ -186,11 +189,11 @@ class _Reader:
         elif token.text == "(":
             self._expression()
             self._expect(")")
-            self._add(Kind.CALLED, 1, "dyn")
+            self._add(Kind.CALL, 1, "dyn")
         elif token.text == "[":
-            self._add(Kind.COLLECTED, self._until("]"))
+            self._add(Kind.CONSTRUCT, self._list_until("]"))
         elif token.text == "{":
-            self._add(Kind.COLLECTED, self._until("}"))
+            self._add(Kind.CONSTRUCT, self._list_until("}"))
         else:
             self._at -= 1
             raise self._unexpected()
@@ -200,14 +203,14 @@ class _Reader:
             self._call(name, is_method=False)
         elif name in self._variables:
             innermost = self._variables[::-1].index(name)
-            steps, self._at = steps_at(self._tokens, self._at)
-            self._nodes[-1] += len(steps)
-            first = steps[0] if steps else None
-            self._add(Kind.VARIABLE, len(self._variables) - innermost, nodes=len(steps), step=first)
+            segments, self._at = segments_at(self._tokens, self._at)
+            self._nodes[-1] += len(segments)
+            first = segments[0] if segments else None
+            self._add(Kind.VARIABLE, len(self._variables) - innermost, nodes=len(segments), segment=first)
         elif name in _ROOTS:
-            steps, self._at = steps_at(self._tokens, self._at)
-            self._nodes[-1] += len(steps)
-            path = (name, tuple(steps))
+            segments, self._at = segments_at(self._tokens, self._at)
+            self._nodes[-1] += len(segments)
+            path = (name, tuple(segments))
             self._add(Kind.PATH, self._paths.setdefault(path, len(self._paths)))
         else:
             self._add(Kind.LITERAL)
@@ -219,14 +222,14 @@ class _Reader:
                 self._at += 2
                 if after.text == "(":
                     self._call(name.text, is_method=True)
-                else:  # as `['name']`
+                else:  # `.name` costs as much as `['name']`
                     self._add(Kind.LITERAL, len(name.text))
-                    self._add(Kind.INDEXED)
+                    self._add(Kind.INDEX)
             elif sign.text == "[":
                 self._at += 1
                 self._expression()
                 self._expect("]")
-                self._add(Kind.INDEXED)
+                self._add(Kind.INDEX)
             else:
                 return
 
@@ -235,41 +238,41 @@ class _Reader:
         variable, comma = self._tokens[self._at : self._at + 2]
         if is_method and name in MACROS and comma.text == ",":
             self._at += 2
-            self._macro(name, variable.text)
+            self._comprehension(name, variable.text)
             return
         first, before = self._tokens[self._at], self._at
-        count = self._until(")") + is_method
+        count = self._list_until(")") + is_method
         if name == "default" and first.text in self._variables:
-            self._nodes[-1] += _NODES_OF_DEFAULT * (self._at - before)
+            self._nodes[-1] += _DEFAULT_NODES * (self._at - before)
         if name == "size" and count == 1 and self._operations[-1].kind is not Kind.PATH:
-            self._nodes[-1] += _NODES_OF_AN_EDIT
-        if name == "contains" and count == 2:  # noqa: PLR2004 - the string and what is looked for
-            self._add(Kind.SCANNED)
+            self._nodes[-1] += _EDIT_NODES
+        if name == "contains" and count == 2:  # noqa: PLR2004 - two strings
+            self._add(Kind.CONTAINS)
         elif name in ("startsWith", "endsWith") and count == 2:  # noqa: PLR2004
-            self._add(Kind.COMPARED)
+            self._add(Kind.COMPARE)
         else:
-            self._nodes[-1] += 0 if name in NATIVE else _NODES_OF_A_CALL
-            path = self._path_that_is_split() if name == "split" and count == 2 else None  # noqa: PLR2004
+            self._nodes[-1] += 0 if name in NATIVE else _CALL_NODES
+            path = self._split_path() if name == "split" and count == 2 else None  # noqa: PLR2004
             if path is None:
-                self._add(Kind.CALLED, count, name)
+                self._add(Kind.CALL, count, name)
             else:
                 self._add(Kind.SPLIT, path)
 
-    def _path_that_is_split(self) -> int | None:
-        """Return the path of which a string is split by a literal, which is kept: the first of the last two values.
+    def _split_path(self) -> int | None:
+        """Record the separator if the operands are a path and a literal; return the path's index, otherwise None.
 
-        Also if the string was changed before, by what adds none of these separators to it.
+        The string may have been changed before, by functions that can't add this separator to it.
         """
-        separator, at = _plain_text(self._operations[-1]), len(self._operations) - 2
+        separator, at = _literal_value(self._operations[-1]), len(self._operations) - 2
         if not separator:
             return None
         is_mark = len(separator) == 1 and separator.isascii() and not separator.isalpha()
-        while is_mark and self._operations[at].kind is Kind.CALLED:
+        while is_mark and self._operations[at].kind is Kind.CALL:
             match self._operations[at].name:
                 case "lower" | "trim" | "upper":
                     at -= 1
                 case "replace":
-                    new = _plain_text(self._operations[at - 1])
+                    new = _literal_value(self._operations[at - 1])
                     if new is None or separator in new or self._operations[at - 2].kind is not Kind.LITERAL:
                         return None
                     at -= 3
@@ -281,40 +284,40 @@ class _Reader:
         self._separators.setdefault(path, []).append(separator)
         return path
 
-    def _macro(self, name: str, variable: str) -> None:
+    def _comprehension(self, macro: str, variable: str) -> None:
         source = self._operations[-1]
-        if source.kind not in (Kind.PATH, Kind.COLLECTED, Kind.ENDED):
-            self._nodes[-1] += _NODES_OF_AN_EDIT
-        self._add(Kind.BEGUN, source.number + 1 if source.kind is Kind.PATH else 0)
+        if source.kind not in (Kind.PATH, Kind.CONSTRUCT, Kind.COMPREHENSION_END):
+            self._nodes[-1] += _EDIT_NODES
+        self._add(Kind.COMPREHENSION_BEGIN, source.number + 1 if source.kind is Kind.PATH else 0)
         self._variables.append(variable)
         self._nodes.append(0)
-        count = self._until(")")
+        count = self._list_until(")")
         self._variables.pop()
-        self._operations.append(Operation(Kind.ENDED, count, name, self._nodes.pop()))
+        self._operations.append(Operation(Kind.COMPREHENSION_END, count, macro, self._nodes.pop()))
 
-    def _until(self, end: str) -> int:
-        """Read what commas and colons separate, and the bracket after it; return how many there are."""
+    def _list_until(self, end: str) -> int:
+        """Parse expressions separated by commas or colons, and the closing bracket; return how many there are."""
         count = 0
-        while not self._passes(end):
+        while not self._accept(end):
             self._expression()
             count += 1
-            if not (self._passes(",") or self._passes(":")):
+            if not (self._accept(",") or self._accept(":")):
                 self._expect(end)
                 break
         return count
 
-    def _add(self, kind: Kind, number: int = 0, name: str = "", nodes: int = 0, step: Step | None = None) -> None:
+    def _add(self, kind: Kind, number: int = 0, name: str = "", nodes: int = 0, segment: Segment | None = None) -> None:
         self._nodes[-1] += 1
-        self._operations.append(Operation(kind, number, name, nodes, step))
+        self._operations.append(Operation(kind, number, name, nodes, segment))
 
-    def _passes(self, text: str) -> bool:
+    def _accept(self, text: str) -> bool:
         token = self._tokens[self._at]
         is_there = token.kind == "sign" and token.text == text
         self._at += is_there
         return is_there
 
     def _expect(self, text: str) -> None:
-        if not self._passes(text):
+        if not self._accept(text):
             raise self._unexpected()
 
     def _unexpected(self) -> ExpressionError:
@@ -322,7 +325,7 @@ class _Reader:
         return ExpressionError(f"expected an operand or an operator at character {token.start + 1}, got another sign")
 
 
-def _plain_text(literal: Operation) -> str | None:
-    """Return the string that is a literal; None if it's none, or written otherwise than most are."""
+def _literal_value(literal: Operation) -> str | None:
+    """Return the value of a string literal; None if it isn't one, or has a prefix or unusual escapes."""
     found = _PLAIN_TEXT.fullmatch(literal.name) if literal.kind is Kind.LITERAL else None
     return None if found is None else found[2].replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")

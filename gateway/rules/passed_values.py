@@ -1,8 +1,9 @@
-"""What CEL gets of the values that an expression names, and what it copies on the way to them.
+"""What CEL receives of the values that an expression names, and what it copies to reach them.
 
-CEL gets the mappings in which these are, with nothing else in them, and lists as a whole (`expressions.py`). At each
-step of a path below its root, it copies what is there: `body.a.b.c` takes as long as copying `a`, `b` and `c`. Costs
-are in parts of a step, of which `IN_A_STEP` are 0.1 µs.
+CEL receives only the named parts of the event's mappings, but lists as a whole (`expressions.py`). It copies the value
+at each segment of a path below the root: `body.a.b.c` costs as much as copying `a`, `b` and `c`.
+
+Costs are fixed-point numbers here: `SCALE` of them are one cost unit, which is 0.1 µs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,138 +11,141 @@ from collections.abc import Set as AbstractSet
 from itertools import takewhile
 from typing import NamedTuple
 
-from gateway.rules.event_view import EventView, Size, Step, entered
+from gateway.rules.event_view import EventView, Segment, Size, entered
 from gateway.rules.functions import MAX_ITEMS
 
-IN_A_STEP = 256
-VALUE = 220
-"""For each value, or key, that is copied or compared; twice that in something large."""
+SCALE = 256
+VALUE_COST = 220
+"""For each value or key that is copied or compared; twice that if there is a `LARGE` list or mapping."""
 LARGE = 4_000
-"""Items or keys side by side, from which on they don't fit into the processor's caches."""
-CHARACTER = 2
-"""For each character that is copied or compared: of UTF-8, up to four bytes."""
-_MEASURED_STEPS = 8  # of a path, up to which each list or mapping on the way is measured
-_MOST_COUNTED = 16_384  # characters of a string of which the parts are counted before it is split
+"""Elements or keys of one list or mapping from which on they don't fit into the processor's caches."""
+CHARACTER_COST = 2
+"""For each character that is copied or compared. It is up to four bytes of UTF-8."""
+_MEASURED_SEGMENTS = 8  # of a longer path, not every list or mapping on it is measured
+_MAX_COUNTED = 16_384  # characters; in a longer string, separators aren't counted before it is split
 
-Path = tuple[str, tuple[Step, ...]]
-"""A root and the steps from there."""
+Path = tuple[str, tuple[Segment, ...]]
+"""A root, and the segments after it."""
 
 
 class PassedValue(NamedTuple):
-    """A value of the event that is named."""
+    """A value of the event that an expression names."""
 
     value: object
     size: Size
-    copied: int
-    """What it costs to copy what is on the way to it."""
-    parts: int
-    """Into how many a string is split at most, by one of the literals by which it is."""
+    path_cost: int
+    """What copying the lists and mappings on the path to it costs."""
+    max_parts: int
+    """The most parts that `split` makes of the string, with any of the literal separators that are used for it."""
 
     @property
     def length(self) -> int:
-        """Of a list or a mapping, how many items or keys it has."""
+        """The number of elements or keys; 0 if the value is no list or mapping."""
         return len(self.value) if isinstance(self.value, list | dict) else 0
 
     @property
-    def numbers(self) -> Sequence[int]:
-        """All that decides what an expression takes: none makes it cheaper by being larger. The first is the total."""
-        return (*self.size, self.length, self.copied, self.parts)
+    def dimensions(self) -> Sequence[int]:
+        """All numbers that the cost of an expression depends on. If one is larger, the cost isn't lower."""
+        return (*self.size, self.length, self.path_cost, self.max_parts)
 
 
-class Places:
-    """The places in an event that the paths of an expression go through."""
+class PathTrie:
+    """The paths of an expression as a trie: one node for each distinct prefix."""
 
-    __slots__ = ("_contents", "_paths", "_separators", "_ways")
+    __slots__ = ("_inner_nodes", "_passed_at", "_paths", "_separators")
 
     def __init__(self, paths: Sequence[Path], separators: Mapping[int, Sequence[str]]) -> None:
-        """`separators` are literals by which the string of a path is split, by the path's number."""
+        """`separators` has the literals by which the string at a path is split, by the path's index."""
         self._paths = paths
         self._separators = separators
-        numbers: dict[tuple[int, object], int] = {}  # of a place, by the number of the one around it and the step
-        contents: list[set[int]] = []
-        ways: list[list[int]] = []
-        firsts: dict[Path, int] = {}  # of the paths to the same
-        ends: dict[int, int] = {}
-        for number, (root, steps) in enumerate(paths):
-            passed = _passed_part(steps)
-            path = firsts.setdefault((root, passed), number)
-            way: list[int] = []
-            for step in (root, *steps):
-                place = numbers.setdefault((way[-1] if way else -1, step), len(numbers))
-                if place == len(contents):
-                    contents.append(set())
-                contents[place].add(path)
-                way.append(place)
-            ends[way[len(passed)]] = path
-            ways.append(way)
-        for way in ways:
-            around: set[int] = set()
-            for place in way:
-                contents[place] |= around
-                if place in ends:
-                    around.add(ends[place])
-        self._contents: Sequence[AbstractSet[int]] = contents
-        """Of each place, the paths to what CEL gets there: in it or around it. Of those to the same, the first."""
-        self._ways = [way[1:-1] for way in ways]
-        """Of each path, the places between its root and its end."""
+        node_of: dict[tuple[int, object], int] = {}  # (parent node, root or segment) → node
+        passed_at: list[set[int]] = []
+        nodes_on: list[list[int]] = []  # path → its nodes, from the root on
+        first_with: dict[Path, int] = {}  # what is passed → the first path for which it is
+        passed_whole: dict[int, int] = {}  # node → the path for which it is passed as a whole
+        for index, (root, segments) in enumerate(paths):
+            prefix = _passed_prefix(segments)
+            path = first_with.setdefault((root, prefix), index)
+            nodes: list[int] = []
+            for key in (root, *segments):
+                node = node_of.setdefault((nodes[-1] if nodes else -1, key), len(node_of))
+                if node == len(passed_at):
+                    passed_at.append(set())
+                passed_at[node].add(path)
+                nodes.append(node)
+            passed_whole[nodes[len(prefix)]] = path
+            nodes_on.append(nodes)
+        for nodes in nodes_on:
+            enclosing: set[int] = set()
+            for node in nodes:
+                passed_at[node] |= enclosing
+                if node in passed_whole:
+                    enclosing.add(passed_whole[node])
+        self._passed_at: Sequence[AbstractSet[int]] = passed_at
+        """For each node, the paths for which CEL receives something there. Paths to the same value count once."""
+        self._inner_nodes = [nodes[1:-1] for nodes in nodes_on]
+        """For each path, its nodes without the root and the last one."""
 
     def values(self, view: EventView, *, is_whole: bool) -> Sequence[PassedValue]:
-        """Return what each path names; `is_whole` if CEL gets the whole event, rather than what is named."""
-        costs: Sequence[int] = ()
-        if any(self._ways):
-            of_paths = [_cost_of_passed(view, root, steps) for root, steps in self._paths]
-            costs = [sum([of_paths[path] for path in paths]) for paths in self._contents]
-        found = []
-        for number, (root, steps) in enumerate(self._paths):
-            value = view.get(root, steps)
-            way = [costs[place] for place in self._ways[number]]
-            copied = _cost_of_way(view, root, steps, way, is_whole=is_whole) if way else 0
-            separators = self._separators.get(number, ())
-            found.append(PassedValue(value, view.size(value), copied, _most_parts(value, separators)))
-        return found
+        """Return the value at each path. `is_whole`: CEL receives the whole event instead of the named parts."""
+        node_costs: Sequence[int] = ()
+        if any(self._inner_nodes):
+            passed_costs = [_passed_cost(view, root, segments) for root, segments in self._paths]
+            node_costs = [sum([passed_costs[path] for path in paths]) for paths in self._passed_at]
+        values = []
+        for index, (root, segments) in enumerate(self._paths):
+            value = view.get(root, segments)
+            inner_costs = [node_costs[node] for node in self._inner_nodes[index]]
+            path_cost = _path_cost(view, root, segments, inner_costs, is_whole=is_whole) if inner_costs else 0
+            separators = self._separators.get(index, ())
+            values.append(PassedValue(value, view.size(value), path_cost, _max_parts(value, separators)))
+        return values
 
 
-def _passed_part(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """Return the steps to what is passed as a whole: a list that a path steps into."""
-    return tuple(takewhile(lambda step: step.key is not None, steps))
+def _passed_prefix(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Return the segments up to the first list index, since a list is passed as a whole."""
+    return tuple(takewhile(lambda segment: segment.key is not None, segments))
 
 
-def _cost_of_passed(view: EventView, root: str, steps: Sequence[Step]) -> int:
-    """Return what it costs to copy what CEL gets of a path, with the mappings around it."""
+def _passed_cost(view: EventView, root: str, segments: Sequence[Segment]) -> int:
+    """Return the cost of copying what CEL receives for a path, including the mappings around it."""
     value: object = getattr(view, root)
-    for step in _passed_part(steps):
+    for segment in _passed_prefix(segments):
         if type(value) is list:
             break
-        value = entered(value, step)
-    return _cost_of(view.size(value)) + 2 * VALUE * len(steps)
+        value = entered(value, segment)
+    return _copy_cost(view.size(value)) + 2 * VALUE_COST * len(segments)
 
 
-def _cost_of_way(view: EventView, root: str, steps: Sequence[Step], passed: Sequence[int], *, is_whole: bool) -> int:
-    """Return what all copies on the way to a value cost, given that of what is passed in each mapping on the way.
+def _path_cost(
+    view: EventView, root: str, segments: Sequence[Segment], inner_costs: Sequence[int], *, is_whole: bool
+) -> int:
+    """Return the cost of all copies on the way to a value.
 
-    What is in a list is passed as a whole; of a long way in it only the first part is measured.
+    `inner_costs` is, for each mapping on the path, the cost of copying the part of it that is passed. Inside a list, or
+    with `is_whole`, everything is passed. Then of a long path only the first value is measured: the largest.
     """
-    copied, cost = 0, -1
+    total, cost = 0, -1
     value: object = getattr(view, root)
     is_whole = is_whole or type(value) is list
-    for step, of_passed in zip(steps, passed, strict=False):  # The last step is to the value itself.
-        value = entered(value, step)
+    for segment, inner_cost in zip(segments, inner_costs, strict=False):  # The last segment leads to the value itself.
+        value = entered(value, segment)
         if type(value) is not dict and type(value) is not list:
             break
         is_whole = is_whole or type(value) is list
-        if is_whole and (cost < 0 or len(steps) <= _MEASURED_STEPS):
-            cost = _cost_of(view.size(value))
-        copied += cost if is_whole else of_passed
-    return copied
+        if is_whole and (cost < 0 or len(segments) <= _MEASURED_SEGMENTS):
+            cost = _copy_cost(view.size(value))
+        total += cost if is_whole else inner_cost
+    return total
 
 
-def _cost_of(size: Size) -> int:
-    return (VALUE if size.longest < LARGE else 2 * VALUE) * size.total + CHARACTER * size.text
+def _copy_cost(size: Size) -> int:
+    return (VALUE_COST if size.longest < LARGE else 2 * VALUE_COST) * size.values + CHARACTER_COST * size.characters
 
 
-def _most_parts(value: object, separators: Sequence[str]) -> int:
+def _max_parts(value: object, separators: Sequence[str]) -> int:
     if type(value) is not str or not separators:
         return 0
-    if len(value) > _MOST_COUNTED:
+    if len(value) > _MAX_COUNTED:
         return MAX_ITEMS
     return min(MAX_ITEMS, 1 + max([value.count(separator) for separator in separators]))

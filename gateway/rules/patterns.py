@@ -12,10 +12,10 @@ from gateway.model import ExpressionError
 # Bytes for a compiled pattern, and again for RE2's cache of its states, which a hostile text can fill. Enough for a
 # pattern of about 4,000 characters, `.{0,1000}` or `\pL{1,10}`.
 MAX_MEMORY = 256 * 1024
-CALL = 20  # steps of 0.1 µs for the shortest text
-# Bytes of text times instructions per step in the worst case: RE2's slowest algorithm, for a string that leads to more
-# states than its cache holds. An ordinary one takes a hundredth of that.
-BYTES_IN_A_STEP = 8
+CALL_COST = 20  # cost units (0.1 µs) for the shortest text
+# Bytes of text, times the pattern's instructions, per cost unit in the worst case: RE2's slowest algorithm, for a
+# string that leads to more states than its cache holds. An ordinary search costs a hundredth of that.
+BYTES_PER_COST_UNIT = 8
 
 
 class Pattern:
@@ -36,8 +36,8 @@ class Pattern:
         self._size: int = self._regexp.programsize
 
     def cost(self, length: int) -> int:
-        """Return the maximum steps for a string of `length` bytes."""
-        return CALL + length * self._size // BYTES_IN_A_STEP
+        """Return the maximum cost units for a string of `length` bytes."""
+        return CALL_COST + length * self._size // BYTES_PER_COST_UNIT
 
     def extract(self, text: bytes) -> bytes:
         """Return what the pattern's first group matches, or without groups the pattern; empty if nothing does."""

@@ -1,4 +1,4 @@
-"""`policy:` of the root file: what the files that it includes may do, and what they have to say."""
+"""The root file's `policy:` restricts what included files may do, and requires keys of them."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -25,9 +25,9 @@ def check_policy(
     verifiers: Mapping[str, Verifier | None],
     reader: SchemaReader,
 ) -> None:
-    """Report what included files do against the policy.
+    """Report where included files violate the policy.
 
-    `verifiers` are those of the sources, by name. Values that can't be resolved here are judged by what is known.
+    `verifiers` are the sources' verifiers by name. Values that can't be resolved here are judged by their known parts.
     """
     by = _Policy(policy.values, reader, policy.node.file)
     for file in included:
@@ -47,7 +47,7 @@ def check_policy(
 
 
 def confines_secrets(root: ParsedMapping) -> bool:
-    """Return whether the secrets of a file are for its own expressions alone."""
+    """Return whether only a file's own expressions may use its secrets."""
     policy = root.values.get("policy")
     return policy is not None and "secrets" in policy.values.get("forbid", ())
 
@@ -102,7 +102,7 @@ class _Policy:
         node = read.node.child(key)
         if node is None or key not in read.values:
             return
-        # A value in which all is resolved has no references, whatever is in it.
+        # A resolved value contains no references, whatever it looks like.
         written = read.values[key]
         host = literal_host(written) if node in self._reader.unresolved else urlsplit(written).hostname or ""
         if host is not None:
@@ -122,7 +122,7 @@ def _is_one(text: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _may_be_one(written: str, patterns: tuple[str, ...]) -> bool:
-    """Return whether `_is_one` could be true of a text with references whose values aren't known."""
+    """Return whether `_is_one` could be true for a text with unresolved references."""
     begins = literal_beginning(written)
     for pattern in patterns:
         magic = _MAGIC.search(pattern)

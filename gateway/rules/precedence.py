@@ -1,4 +1,4 @@
-"""Which routes decide whether another gets an event: those with `stop` above it, or every other one (`catch_all`)."""
+"""Which other routes decide whether a route gets an event: those with `stop` above it; for a `catch_all`, all."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ from gateway.turns import give_way
 
 @dataclass(frozen=True, slots=True)
 class Deciders:
-    """The routes that decide about one: a digest of what they take. `is_hidden`: some can't be written down."""
+    """The routes that decide about a route, as a digest of what they take. `is_hidden`: some contain secrets."""
 
     digest: str
     is_hidden: bool
 
 
 def deciders(routes: Iterable[Route], hidden: Collection[str] = ()) -> dict[str, Deciders]:
-    """Return for each route about which others decide who they are; `hidden` are names of some."""
+    """Return the deciders of each route that has some. `hidden` are the routes whose conditions contain secrets."""
     known = list(routes)
     every, above = _Chains(hidden), _Chains(hidden)
     if any(route.catch_all for route in known):
@@ -43,7 +43,7 @@ def deciders(routes: Iterable[Route], hidden: Collection[str] = ()) -> dict[str,
 
 
 class _Chains:
-    """The routes of each source that come one after another, as digests."""
+    """For each source, a chain of digests of its routes in order."""
 
     def __init__(self, hidden: Collection[str]) -> None:
         self._hidden = hidden
@@ -53,14 +53,14 @@ class _Chains:
     def add(self, route: Route) -> None:
         for source in set(route.sources):
             key = source, route.catch_all
-            # A digest is written to the log, where a short secret could be guessed by it.
+            # Digests are written to the log, where a short secret could be guessed from its digest.
             condition = "hidden" if route.name in self._hidden else _condition(route)
             self._digests[key] = _digest(self._digests[key] + condition)
             if route.name in self._hidden:
                 self._with_hidden.add(key)
 
     def of(self, route: Route, *, is_catch_all: bool) -> tuple[str, bool]:
-        """Return a digest of those before a route, "" if there are none, and whether any is hidden."""
+        """Return a digest of the routes before this one, "" if there are none, and whether any is hidden."""
         keys = [(source, is_catch_all) for source in sorted(set(route.sources))]
         digests = [f"{source} {digest}" for source, _ in keys if (digest := self._digests.get((source, is_catch_all)))]
         return " ".join(digests), not self._with_hidden.isdisjoint(keys)

@@ -1,4 +1,4 @@
-"""The references in texts of rule files, such as `${NAME}`: how they are written, and what is known without a value."""
+"""References in rule files, such as `${NAME}`: their syntax, and what is known of a text without their values."""
 
 import re
 from pathlib import Path
@@ -6,19 +6,19 @@ from pathlib import Path
 from gateway.rules.yaml_document import reason_of
 
 REFERENCE = re.compile(r"\$\$\{|\$\{\{|\$\{([^}]*)\}?")
-"""A reference, with what is in its braces; also `$${`, which is a literal `${`, and `${{`, with which CEL begins."""
+"""A reference, with the text in its braces. Also matches `$${`, a literal `${`, and `${{`, where CEL begins."""
 MAX_SECRET = 1 << 20
 """Maximum bytes of a `${file:…}`."""
 _DEFAULT = re.compile(r":-[^}]+")
 
 
 def without_values(written: str) -> str:
-    """Return a text with its references instead of their values; a default, which may be one, as `***`."""
+    """Return a text for display: references stay as they are; their defaults, which may be secrets, become `***`."""
     return REFERENCE.sub(lambda found: _DEFAULT.sub(":-***", found[0]) if found[1] else found[0], written)
 
 
 def literal_beginning(written: str) -> str:
-    """Return what a text begins with whatever the values of its references are."""
+    """Return the literal beginning of a text, up to the first reference."""
     begins, end = "", 0
     for found in REFERENCE.finditer(written):
         begins += written[end : found.start()]
@@ -29,12 +29,12 @@ def literal_beginning(written: str) -> str:
 
 
 def filled(written: str, value: str) -> str:
-    """Return a text in which each reference has the same value."""
+    """Replace each reference in a text by the same value."""
     return REFERENCE.sub(lambda found: "${" if found[0] == "$${" else value, written)
 
 
 def content_of(path: Path) -> str:
-    """Read a secret, without the line end that editors and `echo` add. Raises ValueError with the reason."""
+    """Read a secret, without the trailing newline that editors and `echo` add. Raises ValueError with the reason."""
     if "\0" in str(path):
         raise ValueError("expected a file's path, got one with a NUL")
     try:

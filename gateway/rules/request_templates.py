@@ -2,8 +2,8 @@
 
 Bodies for chat and incident services (`preset: slack`) are in `request_presets/`.
 
-What an event has in a path or a query is percent-encoded (RFC 3986): it can add neither a segment nor a parameter, nor
-change the host. A segment can't become empty, `.` or `..`, by which a request would be for another resource.
+Values from the event are percent-encoded in paths and queries (RFC 3986), so they can't add a segment or a parameter,
+or change the host. A segment that becomes empty, `.` or `..` is an error: it would lead to another resource.
 """
 
 import re
@@ -19,14 +19,14 @@ from gateway.rules.expressions import Expression
 from gateway.rules.json_values import as_text, json_type
 from gateway.rules.templates import Mistake, Template, TemplateError, pieces_of
 
-MAX_TARGET = 8000  # bytes of a path and query: RFC 9110 §4.1 asks everybody to take that many.
+MAX_TARGET = 8000  # bytes of a path and query: RFC 9110 §4.1 recommends that everybody supports that many
 _LITERAL = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 _NOT_A_NAME = frozenset(("", ".", ".."))
 _Segment = tuple[str | Expression, ...]
 
 
 class Method(StrEnum):
-    """A request's method; without a body of its own, GET and DELETE have none."""
+    """A request's method. GET and DELETE have no body unless the route has a template for one."""
 
     POST = "POST"
     PUT = "PUT"
@@ -36,16 +36,16 @@ class Method(StrEnum):
 
     @property
     def has_content(self) -> bool:
-        """Return whether a request has a body even if none is written: the event's own bytes."""
+        """Return whether a request without a body template has the event's bytes as its body."""
         return self is not Method.GET and self is not Method.DELETE
 
 
 @dataclass(frozen=True, slots=True)
 class PathTemplate:
-    """A path such as `/customers/${{ body.id }}`, for the end of a destination's.
+    """A path such as `/customers/${{ body.id }}`, to append to a destination's path.
 
-    Raises ValueError if it doesn't begin with `/`, has a character that paths don't have, or a segment `.` or `..`;
-    TemplateError for expressions that don't compile, and whatever else is wrong then.
+    Raises ValueError if it doesn't begin with `/`, has an invalid character, or a segment `.` or `..`. Raises
+    TemplateError for expressions that don't compile, together with all other problems.
     """
 
     text: str
@@ -90,7 +90,7 @@ class Parameters:
             yield from template.expressions
 
     def render(self, view: EventView, limit: int) -> str:
-        """Return `a=1&b=2`: a list is a parameter for each of its items, and null is none.
+        """Return `a=1&b=2`. A list becomes one parameter for each element; null is left out.
 
         Raises ExpressionError for a mapping, for a list of anything but strings, numbers and booleans, and for more
         than `limit` bytes; MissingFieldError for a missing field.
@@ -106,7 +106,7 @@ class Parameters:
                     text = _scalar_text(item)
                 except ExpressionError as error:
                     raise ExpressionError(f"{name}: {error}") from error
-                length += len(name) + len(text) + 2  # before anything is encoded, which takes longer
+                length += len(name) + len(text) + 2  # checked before encoding, which takes longer
                 if length > limit:
                     raise ExpressionError(f"expected at most {limit:,} bytes, got more")
                 pairs.append((name, text))
@@ -114,7 +114,7 @@ class Parameters:
 
 
 class Message(NamedTuple):
-    """The request of a message. `path` and `query` are percent-encoded; `content` is in the form of `content_type`."""
+    """The request for a message. `path` and `query` are percent-encoded; `content_type` is the type of `content`."""
 
     content: bytes
     content_type: str = "application/json"
@@ -124,7 +124,7 @@ class Message(NamedTuple):
 
 
 class MessageTemplate(Protocol):
-    """A request as a service expects it; see `messages/`."""
+    """A template for a request in a service's format; see `request_presets/`."""
 
     @property
     def expressions(self) -> Iterator[Expression]:
@@ -136,9 +136,9 @@ class MessageTemplate(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestTemplate:
-    """What a route sends instead of the raw bytes. At most one of `body` and `form`; without, the method decides.
+    """What a route sends instead of the event's bytes. At most one of `body` and `form`; see `Method` for neither.
 
-    A `message` is all of it, but for `headers`.
+    A `message` replaces everything but `headers`.
     """
 
     method: Method = Method.POST
@@ -164,7 +164,7 @@ class RequestTemplate:
 
 
 def parameter(value: object) -> Template:
-    """Return the template of a parameter. Raises ValueError, and TemplateError as a template does."""
+    """Parse a parameter's template. Raises ValueError, and TemplateError as `Template` does."""
     if any(isinstance(item, list | dict | None) for item in (value if isinstance(value, list) else ())):
         raise ValueError("expected a list of strings, numbers and booleans, got something else in it")
     return Template(value)
@@ -188,7 +188,7 @@ def _checked_segments(pieces: tuple[str | Expression, ...]) -> list[_Segment]:
 
 
 def _segments(pieces: tuple[str | Expression, ...]) -> list[_Segment]:
-    """Split a path at the slashes of its literal parts; before the first one is an empty segment."""
+    """Split a path at the slashes of its literal parts. The first segment, before the first slash, is empty."""
     segments: list[list[str | Expression]] = [[]]
     for piece in pieces:
         if isinstance(piece, Expression):

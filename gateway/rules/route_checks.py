@@ -1,4 +1,4 @@
-"""Reports what contradicts itself in a route."""
+"""Reports contradictions within a route."""
 
 from collections.abc import Mapping
 
@@ -10,17 +10,17 @@ _NOT_IN_ORDER = {
     "delay": "each delivery would hold back those of its key",
     "split": "the log tells the events of a key apart, and not their items",
 }
-"""What no route with an order may have, and why."""
+"""Keys that an ordered route may not have, and why."""
 _NOT_DEBOUNCED = {
     "order": "it keeps an order, of the events of its own key",
     "delay": "it delays, until a key is quiet",
     "split": _NOT_IN_ORDER["split"],
 }
-"""What no debounced route may have, and why."""
+"""Keys that a debounced route may not have, and why."""
 
 
 def check_order(route: ParsedMapping, sources: Mapping[str, ParsedMapping], reader: SchemaReader) -> None:
-    """Report what `order` and `debounce` lack, or can't be with."""
+    """Report keys that `order` and `debounce` require, or that contradict them."""
     if "on_exhausted" in route.values and "order" not in route.values:
         message = "`on_exhausted` needs `order: key`, got none"
         reader.report(route.node.value["on_exhausted"], "value", message, at_key=True)
@@ -45,7 +45,7 @@ def _refuse(route: ParsedMapping, keys: Mapping[str, str], beside: str, reader: 
 
 
 def check_split(route: ParsedMapping, reader: SchemaReader) -> None:
-    """Report what names the item of a `split` before there is one."""
+    """Report expressions that use `item` where there is none yet."""
     if "split" not in route.values:
         return
     choice, when = route.values.get("choice"), route.values.get("when")

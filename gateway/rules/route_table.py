@@ -1,7 +1,7 @@
-"""Finds the routes that an event matches, and explains why the others don't.
+"""Finds the routes that match an event, and explains why the others don't.
 
-Conditions (`match:`) are parsed into a closed tree; `RouteTable` finds the candidates among the routes through hash
-indexes and checks only those. Values are compared as in JSON: no coercion, 1 equals 1.0, true isn't 1. A missing field
+Conditions (`match:`) are parsed into a closed tree. `RouteTable` finds candidates through hash indexes, and evaluates
+the conditions of only those. Values are compared as in JSON: no coercion, 1 equals 1.0, true isn't 1. A missing field
 satisfies only `exists: false` and conditions under `not`.
 """
 
@@ -21,8 +21,8 @@ from gateway.turns import give_way
 
 _K = TypeVar("_K")
 _R = TypeVar("_R", bound="Matchable")
-SELECTIVE = 4  # With at most this many candidates per value of a path, a key of several paths isn't worth it.
-MAX_COMBINATIONS = 64  # Maximum keys under which one route is indexed, when its lists are multiplied.
+SELECTIVE = 4  # With at most this many candidates per value of one path, a key of several paths isn't worth it.
+MAX_COMBINATIONS = 64  # Maximum keys under which one route is indexed: the product of its lists.
 
 
 class Matchable(Protocol):
@@ -54,9 +54,9 @@ class RouteTable(Generic[_R]):
     """The routes of one version of the rules, in file order.
 
     The cost of `match` doesn't grow with the number of routes, but with the number of different sets of paths that they
-    compare, plus the candidates found: a route is indexed by the value of its most selective equality, or of several
-    together if none is selective. Globs are indexed by their fixed prefix (`*.x` has none, so it is checked for every
-    text). Routes with nothing to index (other tests, `not`, an `any_of` with such a branch) are checked one by one.
+    compare, plus the candidates. A route is indexed by the value of its most selective equality, or of several together
+    if none is selective. Globs are indexed by their fixed prefix (`*.x` has none, so it is checked for every string).
+    Routes that can't be indexed (other tests, `not`, an `any_of` with such a branch) are checked one by one.
     """
 
     def __init__(self, routes: Iterable[_R]) -> None:
@@ -72,8 +72,8 @@ class RouteTable(Generic[_R]):
     def match(self, view: EventView) -> list[tuple[_R, ExpressionError | None]]:
         """Return the routes that take an event, in file order.
 
-        A route whose `match` or `when` failed, but not because of a missing field, is returned with the error: its
-        deliveries are dead-lettered, since it is unknown whether it matched.
+        If a route's `match` or `when` failed, but not because of a missing field, it is returned with the error. Its
+        deliveries are dead-lettered, since it is unknown whether it matches.
         """
         matched = self._matching(self._indexes.get(view.source), view)
         return matched or self._matching(self._catch_alls.get(view.source), view)
@@ -100,7 +100,7 @@ class RouteTable(Generic[_R]):
     def explain(self, view: EventView, matched: Sequence[tuple[_R, ExpressionError | None]]) -> list["Explanation"]:
         """Return for every route whether it takes an event, and the first condition that fails.
 
-        `matched` is what `match` returned. It had a view of its own, since each has a budget for evaluations.
+        `matched` is the result of `match`, with a different view: each view has its own budget for expressions.
         """
         errors = {route.name: error for route, error in matched}
         last = matched[-1][0] if matched else None
@@ -112,7 +112,7 @@ class RouteTable(Generic[_R]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Whether a route matches, and the reason in plain words: `matched`, or the first failed condition."""
+    """Whether a route matches, and why: `matched`, or the first condition that doesn't hold."""
 
     name: str
     matched: bool
@@ -145,14 +145,14 @@ def _not_taken(route: Matchable, view: EventView, last: Matchable | None) -> Exp
         except ExpressionError as error:
             reason = f"when: {error}" if isinstance(error, MissingFieldError) or last is None else None
     if reason is None:
-        assert last is not None, route.name  # else it would have been taken
+        assert last is not None, route.name  # otherwise it would match
         is_left_over = route.catch_all and not last.catch_all
         reason = f"catch_all: {last.name} takes it" if is_left_over else f"stop: {last.name}, above it, takes it"
     return Explanation(name=route.name, matched=False, reason=reason)
 
 
 class _Index:
-    """Finds the candidates among the routes of one source: all that match, and few that don't."""
+    """Finds candidates among the routes of one source: all that match, and few that don't."""
 
     def __init__(self, routes: Sequence[Matchable], numbers: Iterable[int]) -> None:
         self._unindexed: list[int] = []
@@ -175,7 +175,7 @@ class _Index:
         self._lengths = {path: sorted({len(prefix) for prefix in of_path}) for path, of_path in self._prefixes.items()}
 
     def candidates(self, view: EventView) -> Sequence[int]:
-        """Return the numbers of routes, ascending."""
+        """Return the indexes of routes, ascending."""
         found = self._unindexed.copy()
         for paths, buckets in self._exact.items():
             if len(paths) == 1:
@@ -199,7 +199,7 @@ class _Index:
         def largest_bucket(path: Path) -> int:
             return max(bucket_sizes[path, key] for key in _keys(branch[path]))
 
-        # Among equally selective paths, the one that most routes have, so that few paths have to be looked up.
+        # Among equally selective paths, prefer the one that most routes have, so that few paths have to be looked up.
         best = min(branch, key=lambda path: (largest_bucket(path), -popular[path], path.text))
         exact = sorted([path for path in branch if not branch[path].globs], key=lambda path: len(branch[path].keys))
         while prod([len(branch[path].keys) for path in exact]) > MAX_COMBINATIONS:
@@ -227,7 +227,7 @@ def _keys(test: OneOf) -> Iterator[object]:
 
 
 def _alternatives(condition: Condition | None) -> list[dict[Path, OneOf]]:
-    """Return sets of equalities, one of which holds whenever the condition does; none if there are no such sets."""
+    """Return sets of equalities, of which at least one holds if the condition does; empty if there are none."""
     give_way()
     match condition:
         case Field(path, OneOf() as test):

@@ -25,7 +25,7 @@ from gateway.rules.rules import Route, RoutingRevision, Rules
 from gateway.turns import give_way
 
 SHORTEST = 4
-"""Minimum length of a reference's value to be searched for; a shorter one may occur anywhere by chance."""
+"""Minimum length of a reference's value to search for. Shorter ones may occur anywhere by chance."""
 MAX_BYTES = 8 << 20
 """Maximum bytes of a revision as JSON: 10,000 routes of 800 bytes. A larger one isn't decoded: compressed to 0.4 MB, it
 might take 300 MB of memory."""
@@ -33,19 +33,19 @@ might take 300 MB of memory."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastRoute:
-    """A route of an earlier revision. `route` has its condition; None if that isn't known."""
+    """A route of an earlier revision. `route` is None if its condition isn't known."""
 
     sources: frozenset[str]
     deduped: frozenset[str]
-    """Those of `sources` whose duplicates weren't delivered."""
+    """The `sources` with `dedupe`."""
     destinations: frozenset[str]
     route: Route | None
     is_alone: bool = True
-    """Whether the route alone decides what it takes, and no route with `stop` above it, or any other."""
+    """Whether no other route decides what it takes, by a `stop` above it or because this is a `catch_all`."""
 
 
 def routing_revision(rules: Rules) -> RoutingRevision:
-    """Return the routing revision of rules: takes 30 ms for a thousand routes, unless it was computed when loading."""
+    """Return the routing revision of rules. Takes 30 ms for a thousand routes, unless it was computed when loading."""
     if rules.routing_revision is not None:
         return rules.routing_revision
     secrets = [secret for secret in rules.secret_values if len(secret) >= SHORTEST]
@@ -73,7 +73,7 @@ def _texts(rules: Rules, deduped: set[str], secrets: list[str]) -> Iterator[tupl
 
 
 def encode(revision: RoutingRevision, base: RoutingRevision | None) -> str:
-    """Encode a revision, or with a `base` its difference from that."""
+    """Encode a revision; with a `base`, only the difference from it."""
     before = {} if base is None else dict(base.routes)
     document = {
         "routes": {name: text for name, text in revision.routes.items() if before.get(name) != text},
@@ -85,12 +85,12 @@ def encode(revision: RoutingRevision, base: RoutingRevision | None) -> str:
 def _dumps(document: object) -> bytes:
     try:
         return orjson.dumps(document)
-    except TypeError:  # it takes no surrogates
+    except TypeError:  # orjson accepts no surrogates
         return json.dumps(document).encode()
 
 
 def _loads(text: bytes) -> Any:  # noqa: ANN401 # what JSON has
-    """Read JSON in a fifth of the time, but for what has surrogates: a revision is read by the event loop."""
+    """Parse JSON with orjson, five times as fast, unless it has surrogates: this runs on the event loop."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -98,7 +98,7 @@ def _loads(text: bytes) -> Any:  # noqa: ANN401 # what JSON has
 
 
 def decode(name: str, text: str, base: RoutingRevision | None) -> RoutingRevision:
-    """Read what `encode` wrote. Raises ValueError for anything else."""
+    """Parse the output of `encode`. Raises ValueError for anything else."""
     try:
         document = _loads(_decompressed(b64decode(text)))
         changed, gone = document["routes"], document["gone"]
@@ -114,7 +114,7 @@ def decode(name: str, text: str, base: RoutingRevision | None) -> RoutingRevisio
 
 
 def _decompressed(packed: bytes) -> bytes:
-    """Decompress a revision. Raises zlib.error, and ValueError for one that is cut off or too large."""
+    """Decompress a revision. Raises zlib.error, and ValueError if it is truncated or too large."""
     unpacking = zlib.decompressobj()
     unpacked = unpacking.decompress(packed, MAX_BYTES)
     if not unpacking.eof:
@@ -123,7 +123,7 @@ def _decompressed(packed: bytes) -> bytes:
 
 
 def past_route(name: str, text: str) -> PastRoute | None:
-    """Read a route of a revision; None if it isn't what any version of the gateway writes.
+    """Parse a route of a revision; None if no version of the gateway writes that.
 
     Another version's route may have a condition that this one can't read.
     """
@@ -163,7 +163,7 @@ def past_route(name: str, text: str) -> PastRoute | None:
 
 
 def _choice_of(written: object, destinations: list[str]) -> dict[str, Any]:
-    """Return the fields of a route about the choice of a destination. Raises ValueError for anything else."""
+    """Parse the fields of a route for the choice of a destination. Raises ValueError for anything else."""
     if written is None:
         return {}
     if not isinstance(written, dict) or not _are_texts(written.get("fixed")):

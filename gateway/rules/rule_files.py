@@ -1,4 +1,4 @@
-"""Reads a rule file and those that it includes, each once, and says what a reload has to look at."""
+"""Reads a rule file and its includes, each once, and tells which files a reload has to watch."""
 
 import glob
 import hashlib
@@ -17,7 +17,7 @@ from gateway.rules.yaml_document import Node, Problem, Severity, is_of_tests, pa
 
 
 class RuleFiles:
-    """The files of one set of rules, read into a reader, which gets every problem."""
+    """The files of one set of rules. The reader collects the problems."""
 
     def __init__(self, reader: SchemaReader) -> None:
         self._reader = reader
@@ -26,11 +26,11 @@ class RuleFiles:
 
     @property
     def version(self) -> str:
-        """A digest (8 hexadecimal digits) of the names and texts of what was read."""
+        """A digest (8 hexadecimal digits) of the names and texts of the files."""
         return self._version.hexdigest()
 
     def read(self, root: Path) -> list[ParsedMapping]:
-        """Return what is in a file, and then in those that it includes. What each inherits is in its values."""
+        """Return the contents of a file and then of its includes, completed by what each inherits."""
         self._reader.whole = ROOT
         return list(self._read(root, ROOT, (), None))
 
@@ -71,7 +71,7 @@ class RuleFiles:
         reader.secrets = outer
 
     def _found(self, use: NameRef, folder: Path) -> list[Path]:
-        """Return the files that an include is for, and have the folders watched in which more of them could appear."""
+        """Return the files that match an include, and watch the folders where more of them could appear."""
         reader, name = self._reader, use.name
         if "\0" in name:
             reader.has_gaps = True
@@ -83,18 +83,18 @@ class RuleFiles:
         found = _matches(name, folder)
         if not found:
             severity: Severity = "warning" if is_pattern else "error"
-            reader.has_gaps |= not is_pattern  # a pattern that nothing fits defines nothing
+            reader.has_gaps |= not is_pattern  # a pattern without matches defines nothing
             reader.report(use.node, "include", f"expected a file at {name!r}, got none", severity=severity)
         return [folder / each for each in found]
 
 
 def _identity(path: Path) -> str:
-    """Return a file's canonical path, also if it is missing, or in a loop of links, for which `Path.resolve` raises."""
+    """Return a file's canonical path, even if it is missing, or in a loop of links, where `Path.resolve` raises."""
     return os.path.realpath(path)
 
 
 def _includes_unknown(root: Node, reader: SchemaReader) -> bool:
-    """Return whether a file includes others whose names aren't known here."""
+    """Return whether a file has includes with unresolved names."""
     include = root.child("include")
     if include is None:
         return False
@@ -102,9 +102,9 @@ def _includes_unknown(root: Node, reader: SchemaReader) -> bool:
 
 
 def _folders(pattern: str, folder: Path) -> Iterator[Path]:
-    """Yield the folders that change when a file is added that fits the pattern: the first one also if it is missing.
+    """Yield the folders that change when a file that matches the pattern is added; the first even if it is missing.
 
-    Each is yielded before those in it are looked for, so that a file that is added meanwhile isn't missed.
+    Each is yielded before its subfolders are listed, so that a file added in between isn't missed.
     """
     parts = Path(pattern).parts[:-1]
     known = list(takewhile(lambda part: not glob.has_magic(part), parts))

@@ -1,6 +1,6 @@
-"""Tests of rules, as they are written: an event, and what the rules should do with it.
+"""Parses tests of rules: an event, and what the rules should do with it.
 
-They are in `tests:` of the rule files, or in files of their own. References such as `${NAME}` are left as they are.
+They are under `tests:` in the rule files, or in separate files. References such as `${NAME}` are left as they are.
 `gateway/ops/rule_tests.py` runs them.
 """
 
@@ -22,10 +22,10 @@ from gateway.verify.tokens import TOKEN
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GivenEvent:
-    """A request to a source, whose signature isn't looked at.
+    """A request to a source, whose signature isn't verified.
 
-    With `is_captured`, it is an event that the ingress has made of one: an item already where the source splits them.
-    `stored` is the id of one that is in the log: nothing else of it is known then, but perhaps another source.
+    With `is_captured`, it is an event that the ingress has already built; if the source has a `split`, it is a single
+    event. `stored` is the id of an event in the log. Then nothing else is known here, except perhaps another source.
     """
 
     source: str
@@ -38,11 +38,11 @@ class GivenEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedRequest:
-    """What is expected of one request; what isn't in `fields` may be anything.
+    """The expectations of one request. What isn't in `fields` isn't checked.
 
-    `to` may be None where the route has one destination; `item` counts where a route splits its events. `fields` are
-    `method`, `url`, `headers` (None: not there), `body`, `body_has` (a part of it) and `error` (a part of why there is
-    no request).
+    `to` may be None if the route has one destination. `item` is the item's index if the route has a `split`. `fields`
+    are `method`, `url`, `headers` (None: not there), `body`, `body_has` (a part of it) and `error` (a part of the
+    reason why there is no request).
     """
 
     route: str
@@ -53,7 +53,7 @@ class ExpectedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleTest:
-    """A test. `routes` are all that match, None if that may be any; `where` is its file and line."""
+    """A test. `routes` are all routes that should match; None to check none. `where` is its file and line."""
 
     name: str
     where: str
@@ -151,13 +151,13 @@ _FILE = MappingKind(
 
 
 def read_tests(rule_files: Sequence[Path], test_files: Sequence[Path]) -> tuple[list[RuleTest], list[Problem]]:
-    """Read the tests in rule files and in files of their own; return them, and what is wrong in them."""
+    """Read the tests in rule files and in separate files. Return them and their problems."""
     reader = SchemaReader({}, is_strict=False)
     tests: list[RuleTest] = []
     for path in rule_files:
         found: list[Problem] = []
         root = read_document(path, found)
-        reader.problems += [problem for problem in found if is_of_tests(problem)]  # the others are those of the rules
+        reader.problems += [problem for problem in found if is_of_tests(problem)]  # others are of the rules
         node = None if root is None else root.child("tests")
         if node is not None:
             tests += _tests(reader, path, reader.read(node, TESTS))
@@ -251,7 +251,7 @@ def _event(reader: SchemaReader, path: Path, read: ParsedMapping) -> GivenEvent 
 
 
 def _captured(reader: SchemaReader, path: Path, read: ParsedMapping) -> GivenEvent | None:
-    """Read an event that `gateway events show --json` has printed."""
+    """Parse the output of `gateway events show --json`."""
     node, named = read.node.value["captured"], read.values["captured"]
     if EVENT_ID.fullmatch(named) and not (path.parent / named).exists():
         source = read.values.get("source", "")
@@ -269,7 +269,7 @@ def _captured(reader: SchemaReader, path: Path, read: ParsedMapping) -> GivenEve
 
 
 def captured_event(fields: Mapping[str, Any]) -> GivenEvent:
-    """Return the event in the fields that `gateway events show --json` prints.
+    """Build an event from the fields that `gateway events show --json` prints.
 
     Raises ValueError, LookupError, TypeError or AttributeError for anything else.
     """

@@ -37,7 +37,7 @@ RESERVED_HEADERS = frozenset(
         *("gateway-event-id", "gateway-delivery-id", "gateway-route", "gateway-attempt"),
     )
 )
-"""Headers that neither a sender, a route nor a destination sets; in lower case."""
+"""Headers that no sender, route or destination may set; in lower case."""
 OPT_IN_HEADERS = frozenset(
     (
         # Who sent a request, from where, and as which user.
@@ -56,14 +56,14 @@ OPT_IN_PREFIXES = (
     *("x-auth-request-", "x-amzn-oidc-", "x-amzn-mtls-", "x-goog-authenticated-user-", "x-ms-client-principal"),
     *("cf-access-", "ssl-client-", "x-ssl-client-"),  # the last two: from nginx's and HAProxy's documentation
 )
-"""Prefixes (and, above, full names) of headers that servers trust because their own proxy sets them: a sender's are
-only forwarded to a destination that asks for them. In lower case."""
+"""Prefixes of headers that servers trust because their own proxy sets them (full names are above). A sender's are only
+forwarded to destinations that ask for them. In lower case."""
 SIGNATURE_HEADER_PREFIX = "webhook-"
-"""Prefix of the headers that only we set for a destination with `sign`."""
+"""Prefix of the headers that only the gateway sets for a destination with `sign`."""
 
 
 def cgi_normalized(name: str) -> str:
-    """Return a header's name as CGI and WSGI tell it from others: `X-Real-IP` and `x_real_ip` become one variable."""
+    """Normalize a header's name like CGI and WSGI, where `X-Real-IP` and `x_real_ip` are the same variable."""
     return name.lower().replace("_", "-")
 
 
@@ -83,9 +83,10 @@ class AfterDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResponse:
-    """What a sender gets for an event that is stored: at once, or if no destination has responded in time.
+    """The response to a sender once its event is stored, or if no destination has responded in time.
 
-    A body that can't be rendered, as one without a template, is the event's id in JSON. `has_body` is False for 204.
+    Without a body template, or if it can't be rendered, the body is the event's id in JSON. `has_body` is False for
+    204.
     """
 
     status: int = 202
@@ -100,9 +101,9 @@ class StoredResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceLimits:
-    """What a source may send to one process of the ingress; None is no limit of its own.
+    """The limits of a source in one ingress process; None if it has no limit of its own.
 
-    `body` is in bytes, `rate` in verified requests a second, `concurrent` the verified requests in progress.
+    `body` is in bytes, `rate` is verified requests per second, `concurrent` is verified requests in progress.
     """
 
     body: int | None = None
@@ -114,20 +115,19 @@ class SourceLimits:
 class Source:
     """A sender: where it posts, how it is verified, what identifies an event.
 
-    `topic` is None for the default topic of the source's name. The expressions default to the scheme's. `dedupe` is for
-    how many seconds an identity is remembered; None if duplicates are delivered. `response` is None for a 202.
-    `path` may be a secret: `shown_path` is for people, and for telemetry. `allow_from` are the networks of its clients,
-    none of them IPv4-mapped; None if it takes requests from anywhere. `client_certificate` is None if a client needs no
-    certificate.
-    `split` is the path of the list of events in a body; None if a request is one event. With a `batch_type`, that is so
-    of requests with that media type alone.
+    `topic` is None for the default topic, which contains the source's name. The expressions default to the scheme's.
+    `dedupe` is how many seconds an identity is remembered; None if duplicates are delivered. `response` is None for a
+    202. `path` may be a secret: `shown_path` is for display and telemetry. `allow_from` are the networks of its
+    clients, without IPv4-mapped ones; None if it accepts requests from anywhere. `client_certificate` is None if
+    clients need no certificate. `split` is the path of the list of events in a body; None if a request is one event.
+    With a `batch_type`, it only applies to requests with that media type.
     """
 
     name: str
     path: str = field(repr=False)
     verifier: Verifier
     masked_path: str | None = field(default=None, compare=False)
-    """`path` as the rules have it, if it has references."""
+    """`path` with its references unresolved; None if it has none."""
     id: Expression | None = None
     type: Expression | None = None
     key: Expression | None = None
@@ -137,14 +137,14 @@ class Source:
     allow_from: tuple[IPv4Network | IPv6Network, ...] | None = None
     client_certificate: ClientCertificates | None = None
     proxy_headers: frozenset[bytes] = field(default=frozenset(), compare=False)
-    """Headers (lower-case names) that proxies set for the ingress: they go no further, whoever sends them."""
+    """Headers (lower-case names) that proxies set for the ingress. They aren't forwarded, whoever sent them."""
     limits: SourceLimits = SourceLimits()
     split: tuple[str, ...] | None = None
     batch_type: str | None = None
     quarantine: bool = False
-    """Whether requests that verification refused are kept, to be verified again."""
+    """Whether requests that failed verification are kept, to be verified again."""
     redaction: Redaction | None = None
-    """What people may not see of its events; None if that is nothing."""
+    """The values in its events that are hidden from people; None if there are none."""
 
     def split_body(self, request: Request) -> list[bytes] | None:
         """Return the bodies of a request's events; None if it is one event. Raises RefusedError as `split` does."""
@@ -158,13 +158,13 @@ class Source:
 
     @property
     def secret_expiries(self) -> Sequence[float]:
-        """Return when each of its secrets expires, if there are several, or one that does; else nothing."""
+        """Return when each of its secrets expires. Empty if there is a single one that never does."""
         expiries = [lifetime.until for lifetime in self.verifier.lifetimes]
         return expiries if len(expiries) > 1 or any(map(isfinite, expiries)) else ()
 
     @property
     def awaits_destination(self) -> bool:
-        """Return whether its senders wait for what a destination responds."""
+        """Return whether its senders wait for a destination's response."""
         return self.response is not None and self.response.after_delivery is not None
 
     @property
@@ -174,7 +174,7 @@ class Source:
 
 
 class TokenEndpointAuthMethod(StrEnum):
-    """Where the token request has the client's id and secret (RFC 6749, section 2.3.1).
+    """Where in the token request the client's id and secret are (RFC 6749, section 2.3.1).
 
     RFC 7591 calls them client_secret_basic and client_secret_post.
     """
@@ -185,7 +185,7 @@ class TokenEndpointAuthMethod(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OAuth2:
-    """Client credentials (RFC 6749, section 4.4) with which a token is fetched."""
+    """Client credentials for fetching a token (RFC 6749, section 4.4)."""
 
     token_url: str = field(repr=False)
     client_id: str = field(repr=False)
@@ -230,7 +230,7 @@ class DestinationAccess:
 
 
 class OnGone(StrEnum):
-    """Whether a 410 also pauses the destination, besides the dead letter."""
+    """Whether a 410 also pauses the destination, in addition to the dead letter."""
 
     DEAD_LETTER = "dead_letter"
     PAUSE = "pause"
@@ -238,7 +238,7 @@ class OnGone(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A downstream URL with its limits. `rate` is requests a second, over the whole fleet; None is unlimited.
+    """A downstream URL with its limits. `rate` is requests per second of all processes together; None is unlimited.
 
     `headers` are added to each request, including basic and bearer authentication. `forward_headers` are headers of the
     sender that are forwarded although they aren't by default, `drop_headers` those that aren't forwarded. `sign` are
@@ -259,9 +259,9 @@ class Destination:
 
 
 class Target(NamedTuple):
-    """A destination of an event, or with an `end` how its delivery ends without an attempt.
+    """A destination of an event. With an `end`, the delivery ends that way without an attempt.
 
-    The destination is "" if the event names none that is declared.
+    The destination is "" if the event chooses one that isn't declared.
     """
 
     destination: str
@@ -277,41 +277,41 @@ class Route:
     match: Condition | None
     when: Expression | None
     destinations: tuple[str, ...]
-    """All to which it may deliver; with a `choice`, each event goes to some of them."""
+    """All destinations to which it may deliver. With a `choice`, each event goes to some of them."""
     request: RequestTemplate | None
     retry: RetryPolicy
     order: Literal["key"] | None = None
-    """With "key", the deliveries of one source and key are made one after another at each destination."""
+    """With "key", deliveries of the same source and key are made one after another at each destination."""
     on_exhausted: Literal["dead_letter", "halt"] = "dead_letter"
-    """After an ordered delivery has finally failed: the key's next one starts, or the key is halted."""
+    """For an ordered route: after a delivery has failed for good, the key's next one starts, or the key is halted."""
     eligibility: Eligibility | None = None
-    """Which events it takes at all; None if that is every one."""
+    """Which events it takes at all; None if it takes any."""
     choice: DestinationChoice | None = None
-    """Which of the destinations that aren't `fixed` an event goes to."""
+    """Which destination an event goes to, besides the `fixed` ones."""
     fixed: tuple[str, ...] = ()
     """With a `choice`, the destinations of every event."""
     stop: bool = False
-    """Whether an event that it takes goes to none of the routes after it."""
+    """Whether routes after it don't get the events that it takes."""
     catch_all: bool = False
-    """Whether it takes only events that no other route takes."""
+    """Whether it only takes events that no other route takes."""
     split: Split | None = None
-    """By which of its items an event becomes several deliveries to each destination."""
+    """The list whose items become separate deliveries to each destination."""
     delay: float = 0.0
     """Seconds from an event's receipt until it may be delivered."""
     debounce: Debounce | None = None
-    """Which of its events supersede one another; it keeps an order, then: that of the events with the same key."""
+    """Which of its events supersede one another. A debounced route is ordered, by the same key."""
 
     @property
     def fan_out(self) -> int:
-        """How many deliveries an event becomes, if its route doesn't split it."""
+        """How many deliveries an event becomes without a `split`."""
         return len(self.destinations) if self.choice is None else len(self.fixed) + 1
 
     def is_chosen(self, destination: str) -> bool:
-        """Return whether only some events go to a destination, which may stand for those that aren't declared."""
+        """Return whether only some events go to a destination. It may also be an undeclared one."""
         return self.choice is not None and destination not in self.fixed
 
     def targets(self, view: EventView, error: ExpressionError | None) -> tuple[Target, ...]:
-        """Return where an event goes that the route takes, or whose condition failed with an `error`."""
+        """Return the targets of an event that the route takes, or for which its condition failed with an `error`."""
         end = None if error is None else DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
         if self.choice is None:
             return tuple([Target(name, end) for name in self.destinations])
@@ -319,9 +319,9 @@ class Route:
         return *[Target(name, end) for name in self.fixed], *chosen
 
     def chosen(self, view: EventView, end: DeadLettered | None = None) -> tuple[Target, ...]:
-        """Return where an event goes by its own values, even where every event goes; it is never empty.
+        """Return the target that an event chooses, even if it is a fixed one as well. Never empty.
 
-        Without a `choice`, that is everywhere.
+        Without a `choice`, return all targets.
         """
         if self.choice is None:
             return self.targets(view, None)
@@ -346,7 +346,7 @@ class Egress:
 
 
 class CertificateFormat(StrEnum):
-    """How a proxy writes its client's certificate into a header."""
+    """The format in which a proxy passes on a client certificate in a header."""
 
     XFCC = "xfcc"
     PEM = "pem"
@@ -355,14 +355,14 @@ class CertificateFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateHeader:
-    """The header by which trusted proxies pass on their clients' certificates."""
+    """The header in which trusted proxies pass on client certificates."""
 
     name: str
     format: CertificateFormat
 
     @property
     def headers(self) -> frozenset[bytes]:
-        """Return its name in lower case, and that of the header with the rest of the chain."""
+        """Return the lower-case names of the header, and of the one with the rest of the chain."""
         name = self.name.lower().encode()
         return frozenset((name, name + CHAIN_SUFFIX))
 
@@ -376,7 +376,7 @@ class RoutingRevision:
 
 
 class Contact(NamedTuple):
-    """Who answers for a source, a route or a destination, and the URL of what to do when it fails; "" if unknown."""
+    """The owner of a source, route or destination, and the URL of its runbook; "" if unknown."""
 
     owner: str = ""
     runbook: str = ""
@@ -387,7 +387,7 @@ NOBODY = Contact()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """One version of the rules, complete and consistent: every name that is used is defined."""
+    """One version of the rules. It is consistent: every name that is used is defined."""
 
     sources: Mapping[str, Source]
     destinations: Mapping[str, Destination]
@@ -395,48 +395,48 @@ class Rules:
     egress: Egress
     table: RouteTable[Route]
     files: tuple[Path, ...]
-    """Files to watch: rule files, files of secrets, and folders of include patterns. A reload is due if one changes."""
+    """Files to watch: rule files, secret files, and folders of include patterns. A reload is due if one changes."""
     stamps: Stamps = field(default_factory=dict, compare=False, repr=False)
-    """Of these files, from right before each was read."""
+    """The stamps of these files, from right before each was read."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks of the proxies whose `X-Forwarded-For` counts, and whose `certificate_header`."""
+    """Networks of the proxies whose `X-Forwarded-For` and `certificate_header` are trusted."""
     certificate_header: CertificateHeader | None = None
     warnings: tuple[str, ...] = ()
     contacts: Mapping[tuple[str, str], Contact] = field(default_factory=dict)
-    """Of those that have one, by kind ("source", "route", "destination") and name."""
+    """The contacts by kind ("source", "route", "destination") and name, where there is one."""
     secret_values: frozenset[str] = field(default=frozenset(), repr=False)
     """The substituted values of `${…}` references, which are treated as secrets."""
     version: str = field(default="", compare=False)
-    """A digest (8 hexadecimal digits) of the texts of the rule files; "" for rules that weren't loaded from any."""
+    """A digest (8 hexadecimal digits) of the rule files' texts; "" for rules that weren't loaded from files."""
     routing_revision: RoutingRevision | None = field(default=None, compare=False, repr=False)
-    """Computed when loading, which isn't on the event loop; None for rules that weren't loaded from a file."""
+    """Computed while loading, off the event loop; None for rules that weren't loaded from files."""
 
     def named(self, route: str, destination: str) -> tuple[Route | None, Destination | None]:
-        """Return a route and a destination by their names, None for what isn't there."""
+        """Return a route and a destination by name; None for each that doesn't exist."""
         return self.routes.get(route), self.destinations.get(destination)
 
     def contact_of(self, route: str, destination: str) -> Contact:
-        """Return the contact of a delivery: its route's, else its destination's."""
+        """Return the contact for a delivery: its route's, otherwise its destination's."""
         return self.contacts.get(("route", route)) or self.contacts.get(("destination", destination)) or NOBODY
 
     @property
     def redactions(self) -> Mapping[str, Redaction]:
-        """Return what the sources hide that hide anything, by name."""
+        """Return the redactions by source name, of sources that have one."""
         return {name: source.redaction for name, source in self.sources.items() if source.redaction is not None}
 
     @property
     def has_responses(self) -> bool:
-        """Return whether senders may wait for responses of destinations."""
+        """Return whether any source's senders wait for a destination's response."""
         return any(source.awaits_destination for source in self.sources.values())
 
     @property
     def client_authorities(self) -> frozenset[bytes]:
-        """Return the certificates (DER) of the authorities of all clients that need a certificate."""
+        """Return the certificates (DER) of all authorities for client certificates."""
         demanded = [source.client_certificate for source in self.sources.values() if source.client_certificate]
         return frozenset([authority for each in demanded for authority in each.authorities])
 
     @property
     def ordered(self) -> frozenset[tuple[str, str]]:
-        """Return each ordered route with each of its destinations."""
+        """Return all pairs of an ordered route and one of its destinations."""
         routes = [route for route in self.routes.values() if route.order is not None]
         return frozenset((route.name, destination) for route in routes for destination in route.destinations)

@@ -1,21 +1,21 @@
-"""Analyses a CEL expression without its syntax tree, which the library doesn't provide: names, paths, macros."""
+"""Finds names, paths and macros in a CEL expression. It works on tokens, since the library provides no syntax tree."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.model import ExpressionError
-from gateway.rules.event_view import ABSENT, ITEM, ROOTS, EventView, Step
+from gateway.rules.event_view import ABSENT, ITEM, ROOTS, EventView, Segment
 from gateway.rules.functions import FUNCTIONS, Function, NamedSecret
 from gateway.rules.patterns import Pattern
 from gateway.text import did_you_mean
 
-MAX_NESTING = 3  # macros inside macros
-MAX_TOLD = 20  # problems of one expression
-MAX_STEPS = 8  # of a path in an item of which `default` is asked: each is looked for from the beginning
+MAX_NESTING = 3  # nested macros
+MAX_PROBLEMS = 20  # that are reported for one expression
+MAX_SEGMENTS = 8  # of a path in an element, as the first argument of `default`: each is looked up from the beginning
 
 
-# A tree of mapping keys; an empty one means everything below.
+# A tree of mapping keys. An empty one means everything below the key.
 Parts = dict[str, "Parts"]
 _TOKEN = re.compile(
     r"""
@@ -70,49 +70,49 @@ class FieldPath(NamedTuple):
     """The literal part of a path, and the index of the token after it."""
 
     root: str
-    steps: tuple[Step, ...]
+    segments: tuple[Segment, ...]
     end: int
 
     @property
     def text(self) -> str:
         return self.root + "".join(
             f"[{position}]" if key is None else f".{key}" if key.isidentifier() else f"['{key}']"
-            for key, position in self.steps
+            for key, position in self.segments
         )
 
     def up_to(self, depth: int) -> "FieldPath":
-        return self._replace(steps=self.steps[:depth])
+        return self._replace(segments=self.segments[:depth])
 
 
 class Gap(NamedTuple):
-    """The first missing field of a path: after `depth` steps, of which `step` is the last; `parent` is before it."""
+    """The first missing field of a path: `segment`, the one at `depth`, counted from 1. `parent` has no such field."""
 
     depth: int
     parent: object
-    step: Step
+    segment: Segment
 
     @property
     def key(self) -> str:
-        return str(self.step.position) if self.step.key is None else self.step.key
+        return str(self.segment.position) if self.segment.key is None else self.segment.key
 
     @property
     def is_between_fields(self) -> bool:
-        """Return whether the parent has fields or elements, as the step requires, but not this one."""
-        return isinstance(self.parent, list if self.step.key is None else dict)
+        """Return whether the parent has fields or elements, as the segment requires, but not this one."""
+        return isinstance(self.parent, list if self.segment.key is None else dict)
 
 
 def gap_in(path: FieldPath, view: EventView) -> Gap:
     """Find the first missing field of a path; a depth of 0 means that its root is missing."""
     depth = 0
-    while view.get(path.root, path.steps[:depth]) is not ABSENT:
+    while view.get(path.root, path.segments[:depth]) is not ABSENT:
         depth += 1
     if depth == 0:
-        return Gap(0, ABSENT, Step(None, -1))
-    return Gap(depth, view.get(path.root, path.steps[: depth - 1]), path.steps[depth - 1])
+        return Gap(0, ABSENT, Segment(None, -1))
+    return Gap(depth, view.get(path.root, path.segments[: depth - 1]), path.segments[depth - 1])
 
 
 class Edit(NamedTuple):
-    """What replaces a part of the text before CEL gets it: a call of a function of ours."""
+    """A replacement for a part of the text, before CEL compiles it: a call of one of our functions."""
 
     start: int
     end: int
@@ -122,8 +122,8 @@ class Edit(NamedTuple):
 class Analysis(NamedTuple):
     """The analysis of an expression.
 
-    `is_path`: it is only a plain path; `is_match`: it is only a plain path followed by `matches`. `calls` are the
-    functions of ours that it calls, by the names that `edits` give them.
+    `is_path`: it is just a plain path. `is_match`: it is just a plain path followed by `matches`. `calls` are our
+    functions that it calls, by their names after the `edits`.
     """
 
     paths: tuple[FieldPath, ...]
@@ -138,22 +138,22 @@ class Analysis(NamedTuple):
     key: frozenset[str]
 
 
-def steps_at(words: Sequence["Token"], at: int) -> tuple[list[Step], int]:
-    """Return the literal steps of a path that begin at a token, and the index of the token after them."""
-    steps: list[Step] = []
+def segments_at(words: Sequence["Token"], at: int) -> tuple[list[Segment], int]:
+    """Return the literal segments of a path, starting at a token, and the index of the token after them."""
+    segments: list[Segment] = []
     while True:
         sign, inner, end = words[at : at + 3]
         if sign.text == "." and inner.kind == "name" and end.text != "(":
-            steps.append(Step(inner.text, -1))
+            segments.append(Segment(inner.text, -1))
             at += 2
         elif sign.text == "[" and end.text == "]" and (literal := _PLAIN_TEXT.fullmatch(inner.text)):
-            steps.append(Step(literal[2], -1))
+            segments.append(Segment(literal[2], -1))
             at += 3
         elif sign.text == "[" and end.text == "]" and inner.text.isdigit():
-            steps.append(Step(None, int(inner.text)))
+            segments.append(Segment(None, int(inner.text)))
             at += 3
         else:
-            return steps, at
+            return segments, at
 
 
 def tokens(text: str, start: int = 0) -> Iterator[Token]:
@@ -163,7 +163,7 @@ def tokens(text: str, start: int = 0) -> Iterator[Token]:
 
 
 def without_comments(text: str) -> str:
-    """Return an expression with a space for each comment."""
+    """Replace each comment of an expression by a space."""
     return "".join([" " if found.group().startswith("//") else found.group() for found in _TOKEN.finditer(text)])
 
 
@@ -187,7 +187,7 @@ _SYNONYMS = {
     **dict.fromkeys(("includes", "include", "contain"), "x.contains(y)"),
     **dict.fromkeys(("defined", "present", "isset"), "has(x)"),
 }
-"""Functions of other languages, and what to write instead."""
+"""Functions of other languages, and what to write in CEL."""
 
 
 _STRINGS = re.compile(r"'(?:[^'\\\n]|\\.)*'?|\"(?:[^\"\\\n]|\\.)*\"?")
@@ -202,11 +202,11 @@ _OTHER_LANGUAGES = (
     (re.compile(r"(?<!\.)\bor\b"), ", expected || for or"),
     (re.compile(r"(?<!\.)\bnot\b"), ", expected ! for not"),
 )
-"""What is written in other languages, and what to write; of expressions that CEL can't parse."""
+"""Syntax of other languages in expressions that CEL can't parse, and a hint for each."""
 
 
 def syntax_hint(text: str) -> str:
-    """Return what to write instead of what an expression has that CEL can't parse; "" if that isn't known."""
+    """Return a hint for an expression that CEL can't parse; "" if there is none."""
     plain = _STRINGS.sub("''", without_comments(text))
     return next((hint for written, hint in _OTHER_LANGUAGES if written.search(plain)), "")
 
@@ -221,21 +221,20 @@ class Scan:
         named: Mapping[str, str] | None = None,
         secrets: Mapping[str, NamedSecret] | None = None,
     ) -> None:
-        """`read_literal` returns the value of a CEL string literal; `named` are texts that stand for names.
+        """`read_literal` returns the value of a CEL string literal. `named` are the texts of named expressions.
 
-        Without them, all that is known is an item, which nobody is told to use.
-
-        `secrets` are those that `hmac` may name; None where it can't be.
+        Without `named`, only `item` is known besides the roots, and no hint suggests it. `secrets` are those that
+        `hmac` may use; None where `hmac` isn't allowed.
         """
         self._read_literal = read_literal
         self._named = {ITEM: ITEM} if named is None else named
         self._roots = (*ROOTS, ITEM) if self._named.get(ITEM) == ITEM else ROOTS
         self._hinted = (*ROOTS, *(named or ()))
         self.named_edits: list[Edit] = []
-        """What replaces the names of other expressions."""
+        """The replacements of names of named expressions."""
         self._tokens = [*tokens(text), *[Token("end", "", len(text))] * 4]
         self._at = 0
-        self._brackets: list[str | None] = []  # open brackets; a macro's with its variable
+        self._brackets: list[str | None] = []  # open brackets: a macro's variable, None for others
         self._paths: list[FieldPath] = []
         self._has_macros = False
         self._edits: list[Edit] = []
@@ -244,14 +243,14 @@ class Scan:
         self._known_secrets = secrets
         self._secrets: list[NamedSecret] = []
         self._defaulted: Token | None = None
-        """The root of a path that `default` may replace."""
+        """The root of the path that is the first argument of `default`."""
         self._told: set[str] = set()
-        """Unknown names: each is told once."""
+        """Unknown names. Each is reported once."""
 
     def analysis(self) -> Analysis:
         before = ""
         problems: list[str] = []
-        while (token := self._tokens[self._at]).kind != "end" and len(problems) < MAX_TOLD:
+        while (token := self._tokens[self._at]).kind != "end" and len(problems) < MAX_PROBLEMS:
             self._at += 1
             if token.text in ("(", "[", "{"):
                 self._brackets.append(None)
@@ -326,7 +325,7 @@ class Scan:
         self._at += 3
 
     def _call(self, name: Token) -> None:
-        """Have a function of ours called by its own name."""
+        """Edit the call of one of our functions: use its own name."""
         function = FUNCTIONS.get(name.text)
         if name.text in ("matches", "extract"):
             self._pattern(name)
@@ -342,12 +341,12 @@ class Scan:
             self._calls.add(own_name(name.text))
 
     def _count_arguments(self) -> int:
-        """Return the number of arguments in the brackets that are open next."""
+        """Return the number of arguments in the brackets that open next."""
         commas = sum([token.text == "," and depth == 1 for token, depth in self._in_brackets()])
         return 0 if self._tokens[self._at + 1].text == ")" else commas + 1
 
     def _in_brackets(self) -> Iterator[tuple[Token, int]]:
-        """Yield the tokens of the brackets that are open next, and in how many brackets each is."""
+        """Yield the tokens of the brackets that open next, each with its depth of nesting."""
         depth = 0
         for token in self._tokens[self._at :]:
             depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
@@ -356,7 +355,7 @@ class Scan:
             yield token, depth
 
     def _hmac(self, name: Token) -> None:
-        """Have the secret that it names passed by its number: no name is the event's."""
+        """Edit a call of `hmac` to pass the secret's index. The name must be a literal, so no event can choose it."""
         inner = [token for token, _ in self._in_brackets()]
         if self._count_arguments() != 2:  # noqa: PLR2004 - the text and the secret
             message = f"hmac: expected 2 arguments, a value and the name of a secret, got {self._count_arguments()}"
@@ -379,10 +378,10 @@ class Scan:
         self._secrets.append(self._known_secrets[which])
 
     def _default(self, name: Token) -> None:
-        """Have the path that is the first argument looked up by us, as CEL fails where it is missing."""
+        """Edit a call of `default` to pass the path's index, since CEL fails if the path is missing."""
         root = self._tokens[self._at + 1]
         is_item = root.text in self._brackets
-        is_path = is_item or root.text in self._roots or root.text in self._named  # for which a path may stand
+        is_path = is_item or root.text in self._roots or root.text in self._named  # a named expression may be a path
         if not is_path or self._count_arguments() != 2:  # noqa: PLR2004 - the path and what replaces it
             raise _at(name, "default: expected a path such as body.a.b and a value, got something else")
         if is_item:
@@ -393,15 +392,15 @@ class Scan:
         self._calls.add(own_name(name.text))
 
     def _default_in_item(self, name: Token, root: Token) -> None:
-        """Have CEL itself look for the path, since the item of a macro is known to nobody else."""
-        steps, end = steps_at(self._tokens, self._at + 2)
+        """Edit a call of `default` for a macro's element to a condition in CEL, since only CEL knows the element."""
+        segments, end = segments_at(self._tokens, self._at + 2)
         comma = self._tokens[end]
         if comma.text != ",":
             raise _at(root, f"default: expected a path such as {root.text}.a.b, got an expression")
-        if len(steps) > MAX_STEPS:
-            raise _at(root, f"default: expected a path of at most {MAX_STEPS} steps, got {len(steps)}")
+        if len(segments) > MAX_SEGMENTS:
+            raise _at(root, f"default: expected a path of at most {MAX_SEGMENTS} segments, got {len(segments)}")
         path, conditions = root.text, []
-        for key, position in steps:
+        for key, position in segments:
             if key is None:
                 conditions += [f"type({path}) == list", f"size({path}) > {position}"]
                 path += f"[{position}]"
@@ -412,7 +411,7 @@ class Scan:
         self._edits.append(Edit(name.start, comma.start + 1, f"({' && '.join(conditions)} ? {path} :"))
 
     def _pattern(self, name: Token) -> None:
-        """Compile the pattern once. One from the event would be controlled by the sender, and compiled at each call."""
+        """Compile the pattern once. One from the event would be the sender's choice, and compiled at each call."""
         _, literal, end = self._tokens[self._at : self._at + 3]
         if literal.kind not in ("raw", "text", "line") or literal.text[0] in "bB" or end.text != ")":
             raise _at(literal, f"expected the pattern of {name.text}() as one string literal, got something else")
@@ -425,18 +424,18 @@ class Scan:
         self._patterns.append(pattern)
 
     def _path(self, root: Token) -> None:
-        """Read the steps `.a['b'][0]`, as far as they are literal."""
-        steps, self._at = steps_at(self._tokens, self._at)
-        if root.text in ("headers", "query") and len(steps) == 1 and self._tokens[self._at - 1].kind == "name":
+        """Read the literal segments, such as `.a['b'][0]`."""
+        segments, self._at = segments_at(self._tokens, self._at)
+        if root.text in ("headers", "query") and len(segments) == 1 and self._tokens[self._at - 1].kind == "name":
             self._refuse_hyphens(root)
-        if root.text == "headers" and steps and (name := steps[0].key or "") != name.lower():
+        if root.text == "headers" and segments and (name := segments[0].key or "") != name.lower():
             raise _at(root, f"expected a header's name in lower case, got '{name}'")
         if root is self._defaulted:
             last = self._tokens[self._at - 1]
             if self._tokens[self._at].text != ",":
                 raise _at(root, "default: expected a path such as body.a.b, got an expression")
             self._edits.append(Edit(root.start, last.start + len(last.text), str(len(self._paths))))
-        self._paths.append(FieldPath(root.text, tuple(steps), self._at))
+        self._paths.append(FieldPath(root.text, tuple(segments), self._at))
 
     def _refuse_hyphens(self, root: Token) -> None:
         """Report how to write `headers.x-id`, which CEL parses as a subtraction."""
@@ -458,7 +457,7 @@ def is_free_name(name: str) -> bool:
 
 
 def own_name(function: str) -> str:
-    """Return the name by which CEL calls a function of ours: no name of CEL's, and refused in the rules."""
+    """Return the name of one of our functions in edited texts. It isn't one of CEL's, and rules may not use it."""
     return f"{function}__"
 
 
@@ -469,8 +468,8 @@ def _arguments(function: Function) -> str:
 
 
 def add_part(parts: dict[str, Parts], path: FieldPath) -> None:
-    """Add the parts that a path needs; lists are always included as a whole."""
-    *names, last = [path.root, *[step.key for step in path.steps if step.key is not None]]
+    """Add the parts that a path needs. Lists are always included as a whole."""
+    *names, last = [path.root, *[segment.key for segment in path.segments if segment.key is not None]]
     below = parts
     for name in names:
         if name in below and not below[name]:

@@ -1,4 +1,4 @@
-"""Reads a YAML document by the schema: parsed values, or every problem with its location. Resolves references."""
+"""Parses a YAML document by the schema: returns values, or every problem with its location. Resolves references."""
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,27 +21,27 @@ from gateway.text import did_you_mean, hidden, without_parts
 from gateway.turns import give_way
 from gateway.verify.presets import SchemeError
 
-MAX_HINTS = 100  # Unknown keys for which it is looked up what is meant.
+MAX_HINTS = 100  # Unknown keys for which a suggestion is looked up.
 SHOWN = 60  # Maximum characters of a value in a message.
 
 _TEMPLATE = re.compile(r"(?<!\$)\$\{\{")
 _NAMED = re.compile(r"\$\{[A-Za-z0-9_.]{1,60}\}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
-# Stands for the value of a key with a problem, or with an unresolved reference: as if it weren't written.
+# The value of a key with a problem or an unresolved reference: it is treated as missing.
 ABSENT: Any = object()
 
 
 @dataclass(slots=True)
 class ParsedMapping:
-    """A mapping after parsing: the values by key, and its location."""
+    """A parsed mapping: its values by key, and its location."""
 
     node: Node
     values: dict[str, Any]
 
 
 def take_all_apart(files: Iterable[ParsedMapping]) -> None:
-    """Free what was read of files, as `take_apart` does."""
+    """Free the contents of files gradually; see `take_apart`."""
     waiting: list[object] = list(files)
     while waiting:
         give_way()
@@ -66,17 +66,17 @@ class NameRef:
 
 @dataclass(frozen=True, slots=True)
 class TemplateRef:
-    """A use of the name that a template gives, with its location."""
+    """A use of a name that is a template, with its location."""
 
     template: Template
     node: Node
 
 
 class SchemaReader:
-    """Reads files by the schema; collects problems instead of stopping at the first."""
+    """Parses files by the schema. Collects problems instead of stopping at the first one."""
 
     def __init__(self, environ: Mapping[str, str], *, is_strict: bool, reads_secrets: bool = True) -> None:
-        """Without `reads_secrets`, no `${file:…}` is read: it counts as unresolved."""
+        """Without `reads_secrets`, each `${file:…}` counts as unresolved, and isn't read."""
         self.environ = environ
         self._reads_secrets = reads_secrets
         self.is_strict = is_strict
@@ -85,27 +85,27 @@ class SchemaReader:
         """What the main file may have."""
         self.problems: list[Problem] = []
         self.files: dict[Path, Stamp | None] = {}
-        """What a reload has to look at, with its stamp from right before it was read."""
+        """The files and folders that a reload watches, with their stamps from right before each was read."""
         self.has_gaps = False
-        """A file can't be read, so that an unknown name may be defined there."""
+        """A file can't be read, so an unknown name may be defined there."""
         self.is_incomplete = False
-        """Something is missing without which there are no rules: it has a problem, or an unresolved reference."""
+        """Something essential to the rules is missing: it has a problem, or an unresolved reference."""
         self.unresolved: set[Node] = set()
         self.secret_values: set[str] = set()
-        """The values of references, except for defaults, which are written in the file."""
+        """The values of references, except defaults, which are literally in the file."""
         self.secrets: Mapping[str, NamedSecret] = {}
-        """Those that expressions of the file that is read may use, by their names."""
+        """The secrets that expressions in the current file may use, by name."""
         self.named_secrets: list[tuple[NamedSecret, Node]] = []
-        """All that were read so, with their locations."""
+        """All named secrets that were read, with their locations."""
         self.secret_lengths: dict[Node, int] = {}
-        """Characters of these values in a text, together."""
+        """For each node, the total characters of the secret values in its text."""
 
     @property
     def has_errors(self) -> bool:
         return any(problem.severity == "error" for problem in self.problems)
 
     def watch(self, path: Path) -> None:
-        """Have a reload look at a file or a folder, which is read after this; of two stamps the earlier one counts."""
+        """Watch a file or folder for reloads. Call it before reading it: the first stamp counts."""
         if path not in self.files:
             self.files[path] = stamp_of(path)
 
@@ -120,7 +120,7 @@ class SchemaReader:
     # --- References ---
 
     def text(self, node: Node, kind: Scalar | Tree) -> str | None:
-        """Return a string with its references resolved; None if one can't be, which is reported."""
+        """Return a string with its references resolved; None if one can't be. That is reported."""
         is_template = isinstance(kind, Tree) and kind.is_template
         written: str = node.value
         if "${" not in written:
@@ -191,7 +191,7 @@ class SchemaReader:
     # --- Kinds ---
 
     def read(self, node: Node, kind: Kind) -> Any:  # noqa: ANN401 # what the kind says
-        """Return a parsed value, or ABSENT if there is a problem, which is reported."""
+        """Return a parsed value; ABSENT if there is a problem. That is reported."""
         give_way()
         return ABSENT if node.is_broken else self._read(node, kind)
 
@@ -241,11 +241,11 @@ class SchemaReader:
         return NameRef(str(parsed), node) if kind.is_name_ref else parsed
 
     def _values_in(self, node: Node) -> Collection[str]:
-        """Return values of references of which a string may have one."""
+        """Return the values of references that a string may contain."""
         return self.secret_values if node in self.secret_lengths else ()
 
     def _unresolved_scalar(self, node: Node, kind: Scalar, problems: Sequence[Problem]) -> Any:  # noqa: ANN401 # what the kind says
-        """Return what stands for a string with unresolved references, which have these problems."""
+        """Return the placeholder for a string with unresolved references, which have these problems."""
         try:
             return ABSENT if kind.unresolved is None else kind.unresolved(node.value)
         except ExpressionError as error:
@@ -283,7 +283,7 @@ class SchemaReader:
         return ABSENT
 
     def _plain(self, node: Node, kind: Tree) -> Any:  # noqa: ANN401 # any JSON
-        """Return a value of any shape without locations, with its references resolved."""
+        """Return a value of any shape, with references resolved and without locations."""
         value = None if node.is_broken else node.value
         if isinstance(value, str) and not kind.is_raw:
             if kind.is_template and hints.is_template_elsewhere(value):
@@ -322,7 +322,7 @@ class SchemaReader:
             key = kind.key.parse(name)
         except ValueError as error:
             guess = did_you_mean(name, kind.key.choices)
-            is_shown = child.value is not None or not has_secrets(kind)  # else it may be a secret in braces
+            is_shown = child.value is not None or not has_secrets(kind)  # otherwise it may be a secret in braces
             got = repr(name[:SHOWN]) if is_shown else "another"
             message = (is_shown and str(error)) or f"expected {kind.key.expected}, got {got}{guess}"
             self.report(child, "value" if is_shown else "unknown_key", message, at_key=True)
@@ -361,21 +361,21 @@ class SchemaReader:
         return ParsedMapping(node, values)
 
     def _read_secrets(self, node: Node, record: MappingKind) -> None:
-        """Read the secrets of a file, beside those of the file that includes it."""
+        """Read a file's named secrets, in addition to those of the including file."""
         for key in record.keys:
             if key.gives_secrets and (child := node.value.get(key.name)) is not None:
                 read = self.read(child, key.kind)
                 if read is ABSENT:
                     read = {}
                 own = child.value if isinstance(child.value, dict) else {}
-                # One with a problem has been reported: its name is no other.
+                # A secret with a problem has been reported. Its name is still known.
                 unknown = {name for name, node in own.items() if node in self.unresolved or name not in read}
                 given = {name: NamedSecret(name, None if name in unknown else read[name]) for name in own}
                 self.secrets = {**self.secrets, **given}
                 self.named_secrets += [(secret, own[name]) for name, secret in given.items()]
 
     def _named_expressions(self, node: Node, record: MappingKind) -> dict[str, str]:
-        """Read the expressions that the others of a mapping may name; each may name those before it."""
+        """Parse the named expressions of a mapping. Each may use those before it."""
         named = {key.gives: key.gives for key in record.keys if key.gives and key.name in node.value}
         for key in record.keys:
             child = node.value.get(key.name)
@@ -391,7 +391,7 @@ class SchemaReader:
                     )
                 with naming(named), using(self.secrets):
                     known, value = self._table_entry(name, written, key.kind)
-                if known is not ABSENT:  # one with a problem has been reported: its name is no other
+                if known is not ABSENT:  # a problem has been reported; the name is still known
                     named = {**named, known: "null" if value is ABSENT else value.as_part}
         return named
 
@@ -411,14 +411,14 @@ class SchemaReader:
                     value = self.read(child, key.kind)
                 if value is not ABSENT:
                     values[name] = value
-            elif not (record.is_choice and len(node.value) > 1):  # which is told of the mapping
+            elif not (record.is_choice and len(node.value) > 1):  # which is reported for the mapping
                 hint = self._hint_of(name, record, hints.place_of(node.path))
                 shown = "without a value" if child.value is None and has_secrets(record) else repr(name[:SHOWN])
                 self.report(child, "unknown_key", f"unknown key {shown}{hint}", at_key=True)
         return values
 
     def _hint_of(self, name: str, record: MappingKind, place: str) -> str:
-        """Return what is meant by an unknown key. Of many, each is looked up once: that takes a millisecond."""
+        """Return a suggestion for an unknown key. It takes a millisecond, so each name is looked up once."""
         give_way()
         which = name, id(record), place
         if which not in self._hints and len(self._hints) < MAX_HINTS:
@@ -435,7 +435,7 @@ class SchemaReader:
                 self.report(child, "value" if child.value is not None else "unknown_key", message, at_key=True)
 
     def _mismatch(self, node: Node, kind: Tree | Several | Table | MappingKind) -> Any:  # noqa: ANN401 # ABSENT, always
-        """Report a value of another shape, which may be a secret where a list or a mapping of some is expected."""
+        """Report a value of the wrong shape. It isn't shown where secrets are expected."""
         is_hidden = isinstance(node.value, str) and has_secrets(kind)
         return self._expected(node, kind.expected, "a string" if is_hidden else _shown(node))
 
@@ -444,11 +444,11 @@ class SchemaReader:
         return ABSENT
 
     def are_unresolved(self, node: Node, paths: Iterable[Sequence[str | int]]) -> bool:
-        """Return whether references that can't be resolved, and needn't be here, are what is at these paths."""
+        """Return whether all values at these paths are unresolved references, which are allowed here."""
         return not self.is_strict and all(self._is_unresolved(_descend(node, steps)) for steps in paths)
 
     def _is_unresolved(self, node: Node) -> bool:
-        is_entry = node.path.endswith("]")  # of a list of secrets, as {secret: …, until: …}
+        is_entry = node.path.endswith("]")  # in a list of secrets, such as {secret: …, until: …}
         return node in self.unresolved or (is_entry and node.child("secret") in self.unresolved)
 
     def locate(
@@ -459,7 +459,7 @@ class SchemaReader:
         code: Code = "value",
         severity: Severity = "error",
     ) -> None:
-        """Report problems that another module found in a value, each with the path to it."""
+        """Report problems that another module found in a value, each with its path."""
         for steps, message in problems:
             location = _descend(node, steps)
             is_key = message.startswith(("unknown key", "unknown path", "unknown test"))
@@ -480,7 +480,7 @@ def _descend(node: Node, steps: Sequence[str | int]) -> Node:
 
 
 def _shown(node: Node, *, is_secret: bool = False) -> str:
-    """Show a value as it is written, without resolving its references."""
+    """Format a value for a message, without resolving its references."""
     value = node.value
     if isinstance(value, list | dict):
         return "a list" if isinstance(value, list) else "a mapping"

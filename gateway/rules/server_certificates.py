@@ -1,7 +1,6 @@
-"""The certificates that the ingress presents to senders: read from files, and TLS contexts that present them.
+"""The certificates that the ingress presents to senders: reads their files, and builds TLS contexts.
 
-They are settings of the process and not rules; they are here since `destination_credentials.py` is, by which they are
-read.
+They are settings of the process, not rules. They are here because they use `destination_credentials.py`.
 """
 
 import ssl
@@ -18,8 +17,8 @@ CIPHERS = (
     *("ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384"),
     *("ECDHE-ECDSA-CHACHA20-POLY1305", "ECDHE-RSA-CHACHA20-POLY1305"),
 )
-"""Suites of TLS 1.2: those of Mozilla's intermediate configuration (https://wiki.mozilla.org/Security/Server_Side_TLS,
-version 5.7), all of them AEAD with forward secrecy, but for DHE. Those of TLS 1.3 aren't configurable, nor need to."""
+"""Cipher suites for TLS 1.2: Mozilla's intermediate configuration (https://wiki.mozilla.org/Security/Server_Side_TLS,
+version 5.7) without DHE. All are AEAD with forward secrecy. Those of TLS 1.3 aren't configurable and needn't be."""
 ALPN = ("http/1.1",)
 
 
@@ -38,12 +37,12 @@ class ServerCertificate:
 
     @property
     def name(self) -> str:
-        """Return its name for people and for metrics."""
+        """Return its name for display and metrics."""
         return self.names[0] if self.names else self.file.name
 
 
 def read_certificates(files: Sequence[tuple[Path, Path]]) -> tuple[ServerCertificate, ...]:
-    """Read the certificates of these files and their keys, which may be in the same file; all of them can be used.
+    """Read pairs of a certificate file and a key file, which may be the same. All that are returned are usable.
 
     Raises UsageError with every problem, one per line; it shows nothing of a key. Blocks for a while.
     """
@@ -65,14 +64,14 @@ def read_certificates(files: Sequence[tuple[Path, Path]]) -> tuple[ServerCertifi
 def server_context(certificate: ServerCertificate, authorities: Sequence[bytes] = ()) -> ssl.SSLContext:
     """Build the context of connections to a certificate's names.
 
-    With `authorities` (DER) clients are asked for a certificate, and needn't have one; what they present must be issued
-    by one of these. Sessions aren't resumed by tickets: a resumed one has no chain to look at, and the key of all
-    tickets would be one secret for as long as the process runs. Raises TlsError.
+    With `authorities` (DER), clients are asked for a certificate. They needn't have one, but it must be issued by one
+    of these. There are no session tickets: a resumed session has no certificate chain to check, and all tickets would
+    share one key for as long as the process runs. Raises TlsError.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(":".join(CIPHERS))
-    # A client knows which of them its hardware computes fast.
+    # The client knows which cipher its hardware supports.
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION
     context.num_tickets = 0
@@ -86,16 +85,16 @@ def server_context(certificate: ServerCertificate, authorities: Sequence[bytes] 
 
 
 class ServerNames:
-    """Which context a client gets, by the name that it asks for (SNI, RFC 6066): the first one for any other name.
+    """Chooses the context by the name that a client asks for (SNI, RFC 6066); the first one for unknown names.
 
-    `default` is that of all connections at first.
+    `default` is the context with which connections begin.
     """
 
     def __init__(self, certificates: Sequence[ServerCertificate], authorities: Sequence[bytes] = ()) -> None:
         contexts = [server_context(each, authorities) for each in certificates]
         self._contexts: Mapping[str, ssl.SSLContext] = {
             name: context
-            for each, context in reversed([*zip(certificates, contexts, strict=True)])  # of two, the first counts
+            for each, context in reversed([*zip(certificates, contexts, strict=True)])  # the first one wins
             for name in each.names
         }
         self.default = contexts[0]
@@ -107,7 +106,7 @@ class ServerNames:
             connection.context = self.context_for(name)
 
     def context_for(self, name: str) -> ssl.SSLContext:
-        """Return the context of a name; a `*` is one label (RFC 9525, section 6.3)."""
+        """Return the context for a name. A `*` matches one label (RFC 9525, section 6.3)."""
         name = name.lower().rstrip(".")
         exact = self._contexts.get(name)
         if exact is not None:

@@ -1,4 +1,4 @@
-"""`split: body.commits`: a delivery of its own for each item of a list in an event."""
+"""`split: body.commits`: one delivery for each item of a list in an event."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,18 +13,18 @@ from gateway.rules.expressions import Expression
 from gateway.rules.json_values import json_type
 
 MAX_ITEMS = 1000
-"""Maximum items of one event: each is a delivery in memory."""
+"""Maximum items of one event. Each is a delivery in memory."""
 MAX_BYTES = 64 << 20
-"""Maximum bytes of an event's body, times its items: the record of each retry has the whole body."""
+"""Maximum of an event's bytes times its items, since the record of each retry has the whole body."""
 
 
 @dataclass(slots=True)
 class Split:
-    """The list by whose items a route splits its events."""
+    """The list whose items become deliveries."""
 
     items: Expression
     _last: tuple[Event, list[object]] | None = field(default=None, init=False, compare=False, repr=False)
-    """The event that was looked at last, and its items: all of its deliveries ask for them one after another."""
+    """The last event and its items, cached because all of its deliveries need them one after another."""
 
     def parts(self, event: Event) -> Iterator[Part]:
         """Yield the parts of an event. Raises ExpressionError, also for a missing field."""
@@ -35,10 +35,10 @@ class Split:
             seen[digest] += 1
 
     def item(self, event: Event, part: Part | None) -> object:
-        """Return the item that a delivery is for, wherever it is in the list by now.
+        """Return the item that a delivery is for, even if its position in the list has changed.
 
-        Raises ItemMissingError if it isn't there. `part` is None for a delivery that was made while its route split
-        nothing: others are to be made of it, and it raises ExpressionError.
+        Raises ItemMissingError if it isn't in the list. Raises ExpressionError for a `part` of None: the delivery was
+        made while its route had no `split`, and has yet to be split.
         """
         if part is None:
             raise ExpressionError("split: expected a delivery of one item, got one of the whole event")
@@ -71,6 +71,6 @@ class Split:
 def _digest(item: object) -> str:
     try:
         text = orjson.dumps(item, option=orjson.OPT_SORT_KEYS)
-    except TypeError as error:  # orjson reads what is nested more deeply than it writes
+    except TypeError as error:  # orjson parses deeper nesting than it can serialize
         raise ExpressionError(f"split: expected items of JSON values: {error}") from error
     return blake2b(text, digest_size=8).hexdigest()

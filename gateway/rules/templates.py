@@ -1,7 +1,7 @@
-"""JSON values with `${{ CEL }}` inside: the bodies and headers that a route sends instead of the event's own.
+"""Templates: JSON values with `${{ CEL }}` inside, for the bodies and headers that a route sends.
 
-A mapping with `for`, `as` and `do` is a list, or with `join` a string, with what is under `do` for each item. Each of
-the expressions in there is evaluated once, by CEL's `map` over the list, and not once for each item.
+A mapping with `for`, `as` and `do` is a loop: it renders `do` for each item of a list, to a list, or to a string with
+`join`. Each expression in it is evaluated once, by CEL's `map` over the list, instead of once for each item.
 """
 
 import re
@@ -21,19 +21,19 @@ MAX_RESULT = 1 << 20  # bytes; also the default limit of Kafka's brokers for a r
 _POSITION = re.compile(r"at character (\d+)")
 _KEYS = {"for": "CEL of a list", "as": "the name of an item", "do": "what there is for each"}
 LOOP = _KEYS.keys()
-"""The keys of a mapping that stands for a list; with `join` for a string. One that has two of them is meant as such."""
+"""The keys of a loop. A mapping that has two of them is taken for a loop."""
 _NO_LOOP = "a mapping that is none is written as CEL, ${{ {'for': …} }}"
 MAX_TOLD = 50
-"""Expressions of one string of which it is told what is wrong."""
+"""The most expressions in one string whose mistakes are reported."""
 NOTHING = Expression("null")
-"""What stands for an expression that can't be compiled, so that what else is wrong is found."""
+"""Replaces an expression that doesn't compile, so that other mistakes are found, too."""
 
 
 class Mistake(NamedTuple):
-    """What is wrong in a template; `path` (keys and indexes) leads to its text.
+    """A mistake in a template, at a `path` of keys and indexes.
 
-    `number` is that of the expression among those of a string, from 0; None for anything else. `is_list`: it is the
-    `for` of a loop.
+    `number` is the index of the expression within its string; None if it isn't about an expression. `is_list`: it is
+    about the `for` of a loop.
     """
 
     path: tuple[str | int, ...]
@@ -42,13 +42,13 @@ class Mistake(NamedTuple):
     is_list: bool = False
 
     def told(self, written: object, message: str) -> str:
-        """Return a message with which expression it is about; `written` is what is at the path, without references."""
+        """Return the message with the expression that it is about. `written` is the unresolved value at the path."""
         if self.is_list:
             return f"expected CEL of a list, got {shown(written)}: {message}"
         if self.number is None:
             return message
         places = list(places_of_expressions(written)) if isinstance(written, str) else []
-        if not isinstance(written, str) or self.number >= len(places):  # a reference has brought it along
+        if not isinstance(written, str) or self.number >= len(places):  # the expression came from a reference
             return f"expected CEL in ${{{{ … }}}}, got another: {message}"
         start, end = places[self.number]
         text = written[start:] if end < 0 else written[start : end + 2]
@@ -58,7 +58,7 @@ class Mistake(NamedTuple):
 
 
 class TemplateError(ExpressionError):
-    """A template has mistakes: all of them, in their order."""
+    """A template has mistakes. `mistakes` are all of them, in order."""
 
     def __init__(self, mistakes: Sequence[Mistake]) -> None:
         super().__init__("; ".join([mistake.message for mistake in mistakes]))
@@ -69,10 +69,10 @@ class TemplateError(ExpressionError):
 class Template:
     """A JSON-like value with `${{ CEL }}` inside its strings (not in mapping keys).
 
-    A string that consists of one expression becomes the expression's value, of any type; in others, strings are
-    inserted as they are, and other values as JSON. A list over the event's values is `for: CEL`, `as: NAME` of an item
-    in the expressions under `do`, and what is under `do` for each. Raises TemplateError for all that doesn't compile,
-    or can never work.
+    A string that consists of one expression becomes the expression's value, of any type. In other strings, strings are
+    inserted unchanged, and other values as JSON. A loop has `for: CEL`, which is a list, `as: NAME`, the variable for
+    its items, and `do`, the template for each item. Raises TemplateError for expressions that don't compile or can
+    never work.
     """
 
     value: object
@@ -95,7 +95,7 @@ class Template:
 
     @property
     def pieces(self) -> Sequence[str | Expression]:
-        """Return what a string consists of."""
+        """Return the literal texts and expressions of a string."""
         match self._compiled:
             case _Interpolated(pieces):
                 return pieces
@@ -105,9 +105,9 @@ class Template:
                 raise TypeError("expected a template that is a string")
 
     def render(self, view: EventView | None, escape: Callable[[str, str], str] | None = None) -> object:
-        """Return the value with its expressions evaluated; a view of None will do for one that has none.
+        """Return the value with its expressions evaluated. The view may be None if there are none.
 
-        `escape` is for the strings that they give, wherever they are, with the literal text right before.
+        `escape` is applied to each string from an expression, with the literal text right before it.
 
         Raises ExpressionError, and MissingFieldError for a missing field: an incomplete body isn't sent.
         """
@@ -133,13 +133,13 @@ class Template:
 
 
 class _Interpolated(NamedTuple):
-    """A string with expressions in it."""
+    """A string with expressions."""
 
     pieces: tuple[str | Expression, ...]
 
 
 class _Loop(NamedTuple):
-    """A list of `do` for each item, or with `join` a string of them; `size` is the length of `do` as it is written."""
+    """A loop: renders `do` for each item, with `join` to a string. `size` is the length of `do` as JSON."""
 
     items: Expression
     do: object
@@ -148,18 +148,18 @@ class _Loop(NamedTuple):
 
 
 class _Scope(NamedTuple):
-    """A loop around an expression: the text of its list, and the name of an item."""
+    """A loop around an expression: the text of its list, and its variable."""
 
     items: str
     name: str
 
 
 _Scopes = tuple[_Scope, ...] | None
-"""From the outermost on; None where a loop gives its item no name, so that no name is known to be wrong."""
+"""The enclosing loops, outermost first. None if one has no valid variable: then any name may be valid."""
 
 
 class _Compiler:
-    """Replaces strings by compiled expressions; a value without any is returned itself. Collects what is wrong."""
+    """Replaces strings by compiled expressions, and collects mistakes. Values without expressions stay the same."""
 
     def __init__(self) -> None:
         self.mistakes: list[Mistake] = []
@@ -206,7 +206,7 @@ class _Compiler:
         return _Loop(items, self.of(do, (*path, "do"), inner), join, self._size(do, path))
 
     def _items(self, written: object, path: tuple[str | int, ...], scopes: _Scopes) -> tuple[Expression, str]:
-        """Return the list of a loop, and its text in expressions over an item."""
+        """Compile the list of a loop. Also return its text, for the expressions inside the loop."""
         path = (*path, "for")
         try:
             if not isinstance(written, str):
@@ -217,7 +217,7 @@ class _Compiler:
             return NOTHING, "[]"
 
     def _size(self, value: object, path: tuple[str | int, ...]) -> int:
-        """Return the length of a value as it is written, which has to be JSON's."""
+        """Return the length of a value as JSON, which it has to be."""
         try:
             return len(dumps(as_json(value)))
         except (ExpressionError, ValueError) as error:
@@ -226,9 +226,9 @@ class _Compiler:
 
 
 def _scoped(text: str, scopes: _Scopes, wanted: Wanted | None = None) -> Expression:
-    """Compile an expression inside loops: its value is a list of its values, within one of these for each outer loop.
+    """Compile an expression inside loops. Its value is a list of its values for all items, nested for nested loops.
 
-    By itself it is only checked for its own syntax first, so that a message has the positions of what is written.
+    The expression alone is checked for syntax first, so that messages have positions in the original text.
     """
     if scopes is None:
         check_syntax(text)
@@ -274,7 +274,7 @@ def pieces_of(
 ) -> tuple[str | Expression, ...]:
     """Split a string at its expressions; empty if it has none. `$${{` is a literal `${{`.
 
-    Adds to the mistakes the expressions that don't compile or can never work; another stands for each.
+    Expressions that don't compile or can never work are replaced, and added to the mistakes.
     """
     if "${{" not in text:
         return ()
@@ -300,7 +300,7 @@ def pieces_of(
 
 
 def places_of_expressions(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where the `${{` and the `}}` of each expression in a string are; -1 for a last one without an end."""
+    """Yield the positions of `${{` and `}}` of each expression in a string; -1 if the last one has no end."""
     at = 0
     while (start := text.find("${{", at)) >= 0:
         if text.startswith("$", start - 1) and start > at:
@@ -327,7 +327,7 @@ def _end(text: str, start: int) -> int:
 
 
 class _Rendering:
-    """One evaluation of a template. What is inside loops is evaluated for all of their items at the first of them."""
+    """One rendering of a template. Expressions inside loops are evaluated for all items at once, at the first item."""
 
     def __init__(self, view: EventView, escape: Callable[[str, str], str] | None) -> None:
         self._view = view
@@ -362,7 +362,7 @@ class _Rendering:
             self._values[id(expression)] = expression.evaluate(self._view)
         value = self._values[id(expression)]
         for index in self._indexes:
-            value = value[index]  # type: ignore[index] # lists, since it is what `map` has made of each
+            value = value[index]  # type: ignore[index] # lists, as the results of `map`
         return value
 
     def _texts(self, pieces: Sequence[str | Expression]) -> Iterator[str]:
@@ -378,14 +378,14 @@ class _Rendering:
                 before = ""
 
     def _count(self, value: object) -> None:
-        """Refuse values that have more in them than is sent, before they are written; an escape shortens its own."""
+        """Refuse values that are too large to send, before they are serialized. `escape` shortens its own."""
         if self._escape is not None:
             return
         if isinstance(value, str):
             self._room -= len(value)
         elif isinstance(value, list | dict):
             size = measured(value)
-            self._room -= size.total + size.text - (size.text >> 8)  # JSON has no fewer characters
+            self._room -= size.values + size.characters - (size.characters >> 8)  # JSON has at least as many characters
         if self._room < 0:
             raise ExpressionError(f"expected values of at most {MAX_RESULT} characters, got more")
 

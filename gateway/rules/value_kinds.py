@@ -1,4 +1,4 @@
-"""The kinds of values in routes.yaml: what each expects, and how it is parsed.
+"""The kinds of values in routes.yaml: what they accept, and how they are parsed.
 
 `schema_reader.py` handles locations, and references such as `${NAME}`.
 """
@@ -22,7 +22,7 @@ from gateway.verify.tokens import TOKEN
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """One value. `parse` raises ValueError, with a message if "expected …, got …" isn't enough."""
+    """A scalar. `parse` raises ValueError, with a message if "expected …, got …" isn't enough."""
 
     expected: str
     parse: Callable[[Any], object]
@@ -32,11 +32,12 @@ class Scalar:
     is_secret: bool = False
     """Never show the value."""
     is_name_ref: bool = False
-    """The name of something that has to exist; read together with its location."""
+    """It is the name of something that has to exist. It is returned with its location."""
     unresolved: Callable[[str], object] | None = None
-    """Returns what stands for a string with unresolvable references; None omits the key.
+    """Returns a placeholder for a string with unresolved references. If this is None, the key is omitted.
 
-    Raises as `parse` does, if no value of theirs could be right, or (ExpressionError) if nothing can stand for it.
+    Raises like `parse` if the string is wrong whatever the references' values, or ExpressionError if there is no
+    placeholder.
     """
 
     @property
@@ -46,7 +47,7 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A value of any shape, parsed as a whole. `is_template` leaves `${{ … }}` alone, `is_raw` references as well."""
+    """A value of any shape, parsed as a whole. `is_template` keeps `${{ … }}`, `is_raw` also keeps references."""
 
     expected: str
     shape: type | tuple[type, ...]
@@ -56,14 +57,14 @@ class Tree:
     is_template: bool = False
     is_raw: bool = False
     is_secret: bool = False
-    """Never show what is written in its place."""
+    """Never show the value, even if its shape is wrong."""
     unresolved: str | None = None
-    """Placeholder for a string with unresolvable references, while checking; None leaves the string as written."""
+    """Placeholder for a string with unresolved references while checking. None keeps the string unresolved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Several:
-    """A list of one kind; `may_be_one` also takes a single value without the brackets."""
+    """A list of one kind. `may_be_one` also accepts a single value without brackets."""
 
     expected: str
     item: "Kind"
@@ -86,7 +87,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class NameOr:
-    """The name of something, a template of it, or its definition in place."""
+    """The name of something, a template for the name, or an inline definition."""
 
     name: Scalar
     record: "MappingKind"
@@ -95,7 +96,7 @@ class NameOr:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key of a mapping. `default` is for editors, as it would be written."""
+    """A key of a mapping. `default` is for editors, in the syntax of the file."""
 
     name: str
     kind: "Kind"
@@ -103,16 +104,16 @@ class Key:
     default: object = None
     is_required: bool = False
     names_expressions: bool = False
-    """Its expressions are read first, and the others of the mapping may use them by their names."""
+    """Its expressions are parsed first. Other expressions in the mapping may use them by name."""
     gives: str = ""
-    """A name that expressions below keys that take it may use where the key is written."""
+    """A variable that this key defines for expressions below keys with `takes_given`."""
     takes_given: bool = False
-    """Expressions below it may use the names that keys of the mapping give."""
+    """Expressions below it may use the variables that the mapping's keys define (`gives`)."""
     gives_secrets: bool = False
-    """Its secrets are read first, and expressions below keys that take some may use them by their names."""
+    """Its secrets are read first. Expressions below keys that allow secrets may use them by name."""
     takes_secrets: bool = False
     is_of_tests: bool = False
-    """Read by `gateway test` alone: a mistake in it doesn't make rules unusable."""
+    """Only `gateway test` reads it, so a mistake in it doesn't make the rules unusable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ class MappingKind:
     about: str
     keys: tuple[Key, ...]
     is_choice: bool = False
-    """Exactly one of the keys is written."""
+    """Exactly one of the keys must be present."""
     by_name: Mapping[str, Key] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -137,7 +138,7 @@ class MappingKind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByKey:
-    """A mapping of one of several kinds, by the value of a key that each but `otherwise` has."""
+    """A mapping of one of several kinds. The value of a key decides which; without that key, it is `otherwise`."""
 
     key: str
     kinds: Mapping[str, MappingKind]
@@ -148,7 +149,7 @@ Kind = Scalar | Tree | Several | Table | NameOr | MappingKind | ByKey
 
 
 def has_secrets(kind: Kind) -> bool:
-    """Return whether a secret may be in a value of a kind, and so in what is written in its place."""
+    """Return whether a value of a kind may contain a secret, and so may a value of the wrong kind in its place."""
     match kind:
         case Scalar() | Tree():
             return kind.is_secret
@@ -170,7 +171,7 @@ _DNS_NAME = re.compile(r"[A-Za-z0-9_*-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 _EMAIL = re.compile(r"[!-?A-~]+@[A-Za-z0-9.-]+")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+")
 _TOPIC = re.compile(r"(?!\.{1,2}$)[a-zA-Z0-9._-]{1,249}")  # as Kafka has it
-_CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: more than RFC 6750 allows, as there are tokens with a `|`
+_CREDENTIAL = re.compile(r"[!-~]+")  # visible ASCII: more than RFC 6750 allows, since some tokens contain a `|`
 _USER = re.compile(r"[^:\x00-\x1f\x7f\ud800-\udfff]*")  # RFC 7617: a colon ends it
 _PASSWORD = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]*")
 _SCOPE = re.compile(r"[!#-\[\]-~]+")  # RFC 6749, section 3.3
@@ -183,7 +184,7 @@ _MAPPED = 96  # bits of the prefix ::ffff:0:0/96
 
 
 def mappings_in(kind: Kind, path: str = "") -> Iterator[tuple[str, MappingKind]]:
-    """Yield the mappings of known keys that a value is or has, with their paths; those of presets aren't among them."""
+    """Yield all mappings with known keys in a kind, with their paths, but not those of presets."""
     match kind:
         case MappingKind():
             yield path, kind
@@ -202,7 +203,7 @@ def mappings_in(kind: Kind, path: str = "") -> Iterator[tuple[str, MappingKind]]
 
 
 def parse_rate(text: str) -> float:
-    """Return the events a second of `100/s`, `10/m` or `5/h`. Raises ValueError."""
+    """Parse `100/s`, `10/m` or `5/h` to events per second. Raises ValueError."""
     found = _RATE.fullmatch(text)
     if not found or not float(found[1]):
         raise ValueError
@@ -281,7 +282,7 @@ def _signing_secret(value: object) -> bytes:
 
 
 def _beside_network(text: str) -> str:
-    """Return what is wrong with a network that has host bits; "" if it is none at all."""
+    """Return the message for a network with host bits set; "" if the value isn't a network."""
     try:
         network = ip_network(text, strict=False)
     except ValueError:
@@ -299,7 +300,7 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 
 
 def _peer_network(value: object) -> IPv4Network | IPv6Network:
-    """Return a network of peers; an IPv4-mapped one (RFC 4291, section 2.5.5.2) as IPv4, as their addresses are."""
+    """Parse a network of peers. IPv4-mapped ones (RFC 4291, section 2.5.5.2) become IPv4, like peers' addresses."""
     if "%" in _text(value):
         raise ValueError  # a zone is meaningless on other machines
     network = _network(value)
@@ -310,7 +311,7 @@ def _peer_network(value: object) -> IPv4Network | IPv6Network:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of `512B`, `256KiB` or `1MiB`. Raises ValueError."""
+    """Parse `512B`, `256KiB` or `1MiB` to bytes. Raises ValueError."""
     found = _SIZE.fullmatch(text)
     if not found or not int(found[1]):
         raise ValueError
@@ -395,7 +396,7 @@ NAME = Scalar(
     matching(NAME_PATTERN),
     pattern(NAME_PATTERN),
 )
-"""A new name. The pattern is in `model.py`, since names in records are decoded by it, too; the text repeats it."""
+"""A new name. The pattern is in `model.py`, which also checks names in records; the text here repeats it."""
 NAME_REF = Scalar("a name", _text, pattern(NAME_PATTERN), is_name_ref=True)
 FILE_REF = Scalar("a file or a glob", _text, {"type": "string"}, is_name_ref=True)
 URL = Scalar(

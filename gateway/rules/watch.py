@@ -1,4 +1,4 @@
-"""Decides when changed files are read again, and what new rules change. No I/O; `reload.py` has the clock and disk."""
+"""Decides when to read changed files again, and tells what new rules change. No I/O: that is in `reload.py`."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -10,13 +10,13 @@ from gateway.rules.rules import Destination, DestinationAccess, Egress, Route, R
 from gateway.turns import give_way
 
 MAX_UNSTABLE_LOOKS = 10
-"""Observations after which files that keep changing are read anyway."""
+"""Files that keep changing are read anyway after this many observations."""
 
 
 class Watch:
-    """Observes files every second. Changed ones are read once they are stable, as they may still be being written.
+    """Observes files every second. Changed files are read once they are stable, since they may still be being written.
 
-    A file that is truncated where it is still valid YAML is a rule file with fewer routes.
+    A truncated file may be valid YAML: a rule file with fewer routes.
     """
 
     def __init__(self, read: Stamps) -> None:
@@ -25,7 +25,7 @@ class Watch:
         self._looks = 0
 
     def observe(self, stamps: Stamps) -> bool:
-        """Return whether to read the files: they differ from those read, and haven't changed since the last call."""
+        """Return whether to read the files: they differ from those last read, and are unchanged since the last call."""
         if stamps == self._read:
             self._before, self._looks = None, 0
             return False
@@ -36,7 +36,7 @@ class Watch:
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether, at the last observation, the files were those that were read."""
+        """Whether the files were unchanged since they were read, at the last observation."""
         return self._before is None
 
     def mark_read(self, stamps: Stamps) -> None:
@@ -62,7 +62,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Routes that were removed together, or in several `reloads`, of a total of `of`. `since` is as in `Refusal`."""
+    """Routes removed by one reload or several `reloads`, out of a total of `of`. `since` is as in `Refusal`."""
 
     since: float
     routes: tuple[str, ...]
@@ -70,7 +70,7 @@ class Loss:
     reloads: int = 1
 
     def with_more(self, routes: tuple[str, ...], before: Collection[str]) -> "Loss":
-        """Return this loss combined with another one; `before` are the routes that existed before that."""
+        """Combine this loss with another one. `before` are the routes that existed before that one."""
         return Loss(
             since=self.since,
             routes=tuple(dict.fromkeys([*self.routes, *routes])),
@@ -80,7 +80,7 @@ class Loss:
 
 
 def lost_routes(old: Rules, new: Rules) -> tuple[str, ...]:
-    """Return the removed routes if they are more than one and at least half of all, which is hardly intended."""
+    """Return the removed routes if they are several and at least half of all, which is hardly intended."""
     gone = tuple([name for name in old.routes if name not in new.routes])
     return gone if len(gone) > 1 and 2 * len(gone) >= len(old.routes) else ()
 
@@ -90,8 +90,8 @@ class Changes:
     """The differences between two versions of the rules, such as `route build`.
 
     `changed` entries include the keys: `route build: match, retry`. A secret's new value changes its source. `touched`
-    has the sources whose events may be routed differently, with the new rules' routes; `identified` the sources for
-    which other events are duplicates than before, and `conditions` the new rules' routes that may match other events.
+    are the sources whose events may be routed differently, with the new rules' routes. `identified` are the sources
+    for which different events are duplicates. `conditions` are the new rules' routes that may match other events.
     """
 
     added: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ class Changes:
 
 
 def changes(old: Rules, new: Rules) -> Changes:
-    """Return what new rules change. Takes milliseconds for thousands of routes, so don't call it on the event loop."""
+    """Compare two versions of the rules. It takes milliseconds for many routes: don't call it on the event loop."""
     decided = _decided_otherwise(old, new)
     return Changes(
         added=tuple(
@@ -167,13 +167,13 @@ def _with_other_conditions(old: Rules, new: Rules) -> frozenset[str]:
 
 
 def _decided_otherwise(old: Rules, new: Rules) -> frozenset[str]:
-    """Return the routes of both versions to which others leave other events (`stop`, `catch_all`)."""
+    """Return the routes that get different events because of changes to other routes (`stop`, `catch_all`)."""
     before, after = deciders(old.routes.values()), deciders(new.routes.values())
     return frozenset([name for name in new.routes if name in old.routes and before.get(name) != after.get(name)])
 
 
 def _fields(source: Source | None) -> tuple[object, ...] | None:
-    """Return what determines the fields of a source's events that conditions refer to, besides what the sender sets."""
+    """Return the settings that determine the fields of a source's events to which conditions refer."""
     return None if source is None else (source.id, source.type, source.key, source.verifier.type)
 
 
@@ -182,7 +182,7 @@ def _condition(route: Route) -> tuple[object, ...]:
 
 
 def _identity(source: Source | None) -> tuple[object, ...] | None:
-    """Return what decides which events of a source are duplicates, which doesn't include secrets."""
+    """Return the settings that decide which events of a source are duplicates. Secrets don't."""
     if source is None:
         return None
     verifier = source.verifier
@@ -204,7 +204,7 @@ _KEYS: Mapping[str, str] = {
     "oauth2": "auth",
     "is_private_allowed": "private",
 }
-"""Names in a rule file of fields that are called something else in code."""
+"""The rule file's names of fields with another name in code."""
 
 
 def _differ(before: _Kind, after: _Kind) -> bool:
@@ -213,7 +213,7 @@ def _differ(before: _Kind, after: _Kind) -> bool:
 
 
 def _keys(before: _Kind, after: _Kind) -> str:
-    """Return the rule file's keys in which two versions of an object differ."""
+    """Return the keys, as in the rule file, in which two versions of an object differ."""
     return ", ".join(dict.fromkeys(_differing(before, after)))
 
 

@@ -1,7 +1,7 @@
 """Reads a YAML file as values with their locations.
 
-YAML is read by the 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema) instead of PyYAML's own resolver for
-1.1: `on`, `no` and `12:30` are strings, `1e3` and `0o17` are numbers, `<<` is no merge.
+Scalars are resolved by YAML's 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema), not by PyYAML's 1.1
+resolver: `on`, `no` and `12:30` are strings, `1e3` and `0o17` are numbers, and `<<` doesn't merge.
 """
 
 import math
@@ -24,7 +24,7 @@ except ImportError:  # PyYAML was built without libyaml: the same, ten times slo
 MAX_VALUES = 1_000_000  # Per file, with aliases expanded; 10,000 routes have about 300,000.
 MAX_DEPTH = 64  # Also ends cycles of aliases.
 TESTS = "tests"
-"""The key of a file whose value is no part of the rules."""
+"""The key of a file whose value isn't part of the rules."""
 INTEGERS = range(-(2**63), 2**64)  # Those that JSON and CEL can represent.
 
 _TAG = "tag:yaml.org,2002:"
@@ -58,7 +58,7 @@ _CORE: Mapping[str, tuple[re.Pattern[str], list[str], Callable[[str], Any]]] = {
         _float,
     ),
 }
-"""The scalars of the core schema except strings: their pattern, their possible first characters, and their parser."""
+"""The scalars of the core schema except strings: pattern, possible first characters, parser."""
 
 
 Severity = Literal["error", "warning"]
@@ -147,18 +147,18 @@ class Node:
 
 
 def is_of_tests(problem: Problem) -> bool:
-    """Return whether a problem of a document is below its `tests`, which `gateway test` alone reads."""
+    """Return whether a problem is below a document's `tests`, which only `gateway test` reads."""
     return re.match(r"tests(?![^.\[])", problem.path) is not None
 
 
 def read_document(path: Path, problems: list[Problem]) -> Node | None:
-    """Read a file's only document, adding to the problems; None if it can't be read."""
+    """Parse a file, which has to be a single document. Adds to the problems; None if it can't be parsed."""
     text = text_of(path, problems)
     return None if text is None else parse_document(str(path), text, problems)
 
 
 def text_of(path: Path, problems: list[Problem]) -> str | None:
-    """Return a file's text, adding to the problems; None if it can't be read, or isn't text."""
+    """Read a file's text. Adds to the problems; None if it can't be read, or isn't text."""
     try:
         return _decode(path)
     except _UnreadableError as error:
@@ -167,7 +167,7 @@ def text_of(path: Path, problems: list[Problem]) -> str | None:
 
 
 def parse_document(file: str, text: str, problems: list[Problem]) -> Node | None:
-    """Read the only document of a text, adding to the problems; None if it can't be read. `file` is its name."""
+    """Parse a text, which has to be a single document. Adds to the problems; None if it can't be parsed."""
     try:
         root = _compose(text)
         try:
@@ -180,9 +180,9 @@ def parse_document(file: str, text: str, problems: list[Problem]) -> Node | None
 
 
 def take_apart(*roots: object) -> None:
-    """Free trees of nodes, one node after another: all at once, that keeps other threads waiting for 50 ms.
+    """Free trees of nodes one node at a time. Freed at once, they would block other threads for 50 ms.
 
-    Other values are only looked at if they are lists, tuples or dicts, and aren't changed.
+    Lists, tuples and dicts of other values are traversed, but not changed.
     """
     waiting = list(roots)
     while waiting:
@@ -203,7 +203,7 @@ def _problem_of(file: str, error: "_UnreadableError") -> Problem:
 
 
 def scalar(text: str) -> Any:  # noqa: ANN401 # any scalar of YAML
-    """Parse unquoted text as YAML would. Raises ValueError for a number that JSON doesn't have."""
+    """Parse an unquoted scalar. Raises ValueError for a number that JSON can't represent."""
     for pattern, _, read in _CORE.values():
         if pattern.match(text):
             return read(text)
@@ -211,7 +211,7 @@ def scalar(text: str) -> Any:  # noqa: ANN401 # any scalar of YAML
 
 
 class _Loader(_Base):
-    """PyYAML's composer with the core schema's resolver; it composes nodes, and constructs no objects."""
+    """PyYAML's composer with the core schema's resolver. It composes nodes without constructing objects."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 # as in PyYAML; empty, so that none is inherited
 
@@ -272,7 +272,7 @@ def _compose(text: str) -> yaml.Node:
 
 
 def _of_anchor(text: str, error: yaml.MarkedYAMLError) -> str:
-    """Return what is wrong with an anchor whose name there is already."""
+    """Return the message for a duplicate anchor."""
     again, first = error.problem_mark, error.context_mark
     line = text.splitlines()[again.line][again.column :] if again else ""
     name = re.search(r"&[^\s,\[\]{}]{1,60}", line)
@@ -281,7 +281,7 @@ def _of_anchor(text: str, error: yaml.MarkedYAMLError) -> str:
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
-    """Return what is likely to be wrong with a document of which YAML's parser says only where it stopped."""
+    """Guess what is wrong with a document, since YAML's parser only says where it stopped."""
     mark, began = error.problem_mark or yaml.Mark("", 0, 0, 0, None, 0), error.context_mark
     line = dict(enumerate(text.splitlines())).get(mark.line, "")
     problem, context = error.problem or "", error.context or ""
@@ -309,13 +309,13 @@ def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
 
 
 def _has_swallowed(line: str) -> bool:
-    """Return whether a line may have a string without quotes that has ' #' in it, and an expression behind."""
+    """Return whether a line may have an unquoted string with ' #' in it, followed by an expression."""
     at = line.find("#")
     return at >= 0 and "${{" in line[at:]
 
 
 class _Builder:
-    """Converts PyYAML's nodes to ours; an alias becomes a copy, so that each use has its own path."""
+    """Converts PyYAML's nodes to ours. Aliases become copies, so that each use has its own path."""
 
     def __init__(self, file: str, problems: list[Problem], text: str) -> None:
         self.file = file
@@ -372,7 +372,7 @@ class _Builder:
         return children
 
     def tests(self, source: yaml.Node, path: str, depth: int) -> Node:
-        """Read what `gateway test` alone reads: too much of it is a problem of its own."""
+        """Convert the `tests`, with a limit and a problem of their own."""
         count = self.count
         try:
             return self.build(source, path, depth)
@@ -394,7 +394,7 @@ class _Builder:
 
     def warn_of_comment(self, node: Node, end: yaml.Mark) -> None:
         comment = self.commented.get(end.line, "")[end.column :].lstrip()
-        # Words before it are a comment about something; a number or a name right behind the # is a part of the string.
+        # After words, it is a comment. A number or name right after the # is part of the string.
         if comment.startswith("#") and not comment.startswith("# "):
             message = "expected quotes around a string with ' #' in it, got a comment with ${{ … }} in it"
             self.problems.append(node.problem("literal", message, severity="warning"))

@@ -79,12 +79,12 @@ async def test_a_trigger_is_another_event_each_time_unless_it_is_to_be_the_same(
     async with GatewayProcess(tmp_path, rules=rules(), log=log) as gateway:
         at = ("--rules", str(gateway.rules), "--url", f"http://127.0.0.1:{gateway.port}")
         command = (*GATEWAY, "trigger", "stripe", "invoice.payment_failed", *at)
-        told = [json.loads(line) for line in (await run(*command, "--repeat", "3", "--json")).splitlines()]
+        told = [json.loads(line) for line in (await run(*command, "--count", "3", "--json")).splitlines()]
         assert [each["status"] for each in told] == [202] * 3
         assert [each["event_id"] for each in told] == [event_id("stripe", each["id"]) for each in told]
         assert len({each["id"] for each in told}) == 3
         await gateway.until("gateway_duplicates_total", 0, source="stripe")
-        for options in (("--same", "--repeat", "2"), ("--id", "evt_mine"), ("--id", "evt_mine")):
+        for options in (("--same", "--count", "2"), ("--id", "evt_mine"), ("--id", "evt_mine")):
             told += [json.loads(line) for line in (await run(*command, *options, "--json")).splitlines()]
         assert [each["event_id"] for each in told[3:]] == [told[3]["event_id"]] * 2 + [
             event_id("stripe", "evt_mine")

@@ -2,6 +2,7 @@
 
 import asyncio
 from base64 import b64decode
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from gateway.access.principal import AccessRole
 from gateway.api import backend as backend_module
 from gateway.api.endpoints import BASE
+from gateway.engine.control.records import ControlRecord
+from gateway.engine.delivery.holds import Hold
 from gateway.log.attempt_records import Sequel
 from gateway.model import ResponseExcerpt, Result
 from tests.api.conftest import World
@@ -154,6 +157,21 @@ async def test_names_of_the_rules_are_listed_in_order(world: World) -> None:
     assert (source["path"], source["scheme"], source["routes"]) == ("/github", "token", 2)
     rules = await world.get("/rules")
     assert (rules["version"], rules["routes"]) == (world.rules.version, 3)
+
+
+async def test_names_are_found_by_a_part_and_by_what_stops_them(world: World) -> None:
+    async def names(path: str, **query: Any) -> list[str]:
+        return [each["name"] for each in (await world.get(path, **query))["items"]]
+
+    assert await names("/routes", name="b") == ["book", "build"]
+    assert await names("/destinations", name="dg") == ["ledger"]
+    assert await names("/sources", name="hub") == ["github"]
+    assert await names("/destinations", stopped="true") == []
+    await world.company.command(ControlRecord(kind="pause", name="destination/ci", state="paused", at=1.0))
+    await world.company.command(ControlRecord(kind="pause", name="route/book", state="paused", at=1.0))
+    world.backend.holds = lambda: {"ledger": Hold(reason="breaker_open", since=1.0, until=2.0)}
+    assert await names("/destinations", stopped="true") == ["ci", "ledger"]
+    assert await names("/routes", stopped="true") == ["book"]
 
 
 async def test_dead_letters_are_listed_newest_first_page_by_page(world: World) -> None:

@@ -44,7 +44,7 @@ def test_a_mutants_catchers_are_named_with_its_guarantees(mutant: Mutant) -> Non
 @cache
 def guarantees() -> Mapping[int, set[str]]:
     """Return the tests that docs/guarantees.md names with each of its numbers."""
-    text = (ROOT / "docs/guarantees.md").read_text().partition("## What must hold")[2]
+    text = (ROOT / "docs/guarantees.md").read_text().partition("## Invariants")[2]
     found: dict[int, set[str]] = {}
     for item in re.split(r"^(?=\d+\. )", text, flags=re.MULTILINE)[1:]:
         names = found[int(item.partition(".")[0])] = set[str]()

@@ -15,9 +15,20 @@ from gateway.index.index import open_index
 from gateway.log.attempt_records import Sequel
 from gateway.log.embedded.log import EmbeddedLog
 from gateway.model import Event, ResponseExcerpt, Result
+from gateway.ops import responses_in_log
 from tests.index.company import Company
 
 Run = Callable[..., tuple[int, str, str]]
+RULES = """
+version: 1
+sources:
+  github: {verify: {scheme: none}}
+  stripe: {verify: {scheme: none}}
+destinations:
+  ci: {url: "http://127.0.0.1:1/"}
+routes:
+  - {name: build, from: [github, stripe], to: ci}
+"""
 FAILED: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "sequel": Sequel.RETRY}
 
 
@@ -25,6 +36,7 @@ FAILED: dict[str, Any] = {"result": Result.SERVER_ERROR, "status": 503, "sequel"
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "220")
+    Path("routes.yaml").write_text(RULES)
     handlers, level = logging.root.handlers[:], logging.root.level
     yield tmp_path
     logging.root.handlers[:], logging.root.level = handlers, level
@@ -120,6 +132,35 @@ def test_a_wrong_status_is_told(run: Run) -> None:
     assert err.startswith("error: --status: expected one of dead, parked, retrying, ")
     assert err.endswith(", got 'retryng', did you mean 'retrying'?\n")
     assert run("--status", "dead", "--waiting")[0] == 2
+
+
+async def store_echo() -> None:
+    """Store an event, and an attempt whose response repeats a word of its body."""
+    log = await EmbeddedLog.open(Path("gateway.db"), owner=True)
+    company = await Company.found(log)
+    event, *_ = await company.event(body={"word": "maintenance"})
+    await company.attempt(event, **FAILED, response=ResponseExcerpt(body=b"maintenance is over"))
+    async with open_index(Path("index.db"), log, company.topics) as index:
+        await index.refresh()
+    await company.close()
+    await log.close()
+
+
+def test_a_response_is_shown_without_what_its_events_source_hides(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(store_echo())
+
+    def response() -> object:
+        return lines(run("--json")[1])[0]["response"]
+
+    assert response() == "maintenance is over"
+    Path("routes.yaml").write_text(RULES.replace("github: {", "github: {redact: [body.word], "))
+    assert response() == "*** is over"
+
+    async def gone(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(responses_in_log, "_event", gone)
+    assert response() == "[redacted]"  # nobody knows what it would have to hide
 
 
 def test_without_the_log_everything_else_is_shown(run: Run, events: list[Event]) -> None:

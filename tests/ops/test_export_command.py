@@ -132,6 +132,30 @@ def test_a_query_of_the_index_says_which(run: Run) -> None:
     assert not Path("x").exists() or not [*Path("x").iterdir()]
 
 
+def test_what_a_source_hides_is_not_exported_and_the_rest_is_tested_as_rules_read_it(run: Run) -> None:
+    hiding = RULES.replace("github: {", "github: {redact: [body.card], ", 1)
+    Path("routes.yaml").write_text(hiding)
+    form = {"Content-Type": "application/x-www-form-urlencoded", "X-GitHub-Event": "push", "X-GitHub-Delivery": "d"}
+    secret = "4242424242424242"
+    store(
+        a_push(1, body={"ref": "r1", "card": {"number": secret}}),
+        a_push(2, headers=form, body=f"ref=r2&card={secret}".encode()),
+        a_push(3, type=secret, key=secret, body={"ref": "r3", "card": secret}),
+        a_push(4, body=f'{{"card": {secret}'.encode()),
+    )
+    code, _, err = run("events", "export", "--to", "out.jsonl")
+    assert code == 0
+    assert "withheld of 4 events: what its source hides (redact)" in err
+    assert secret not in Path("out.jsonl").read_text()
+    bodies = [event.body for event in events_in(Path("out.jsonl"))]
+    assert bodies[0] == b"[redacted]"
+    assert [json.loads(body)["ref"] for body in bodies[1:]] == ["r3", "r2", "r1"]
+    assert run("events", "export", "--to", "out")[0] == 0
+    assert not [path for path in Path("out").iterdir() if secret in path.name or secret in path.read_text()]
+    assert run("test", "routes.yaml", "--tests", "out/tests.yaml", "--update")[0] == 0
+    assert run("test", "routes.yaml", "--tests", "out/tests.yaml")[0] == 0
+
+
 def test_nothing_is_overwritten(run: Run) -> None:
     store(a_push(1))
     assert run("events", "export", "--to", "out")[0] == 0

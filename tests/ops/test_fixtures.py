@@ -55,6 +55,14 @@ def test_a_fixture_says_what_it_is_and_what_it_was_made_from(found: Fixture) -> 
 
 
 @pytest.mark.parametrize("found", FIXTURES, ids=name_of)
+def test_what_is_not_confirmed_is_a_phrase_and_a_source_is_one_version_of_a_file(found: Fixture) -> None:
+    assert not found.unconfirmed or re.fullmatch(r"\S.{5,240}[^.\s]", found.unconfirmed)
+    assert len({*found.made_from}) == len(found.made_from)
+    files = [address for address in found.made_from if "/blob/" in address]
+    assert all(re.search(r"/blob/[0-9a-f]{40}/", address) for address in files)
+
+
+@pytest.mark.parametrize("found", FIXTURES, ids=name_of)
 def test_a_fixture_is_of_nobody(found: Fixture) -> None:
     """Addresses are those reserved for documentation: RFC 2606, RFC 5737."""
     for _, value in values([found.headers, found.body]):

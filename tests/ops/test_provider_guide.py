@@ -2,6 +2,7 @@
 
 import yaml
 
+from gateway.ops.fixtures import fixture, fixtures
 from gateway.ops.provider_guide import provider_guide, provider_guides
 from gateway.verify.presets import PRESETS, Preset
 from gateway.verify.schemes import user_keys
@@ -23,6 +24,16 @@ def test_an_identity_is_somewhere_or_there_is_none_or_nobody_knows() -> None:
     assert shown(Preset(methods=methods, id="body.id", about={})) == "`body.id`"
     assert shown(Preset(methods=methods, about={"no_id": "its id is the object's"})) == "none: its id is the object's"
     assert shown(Preset(methods=methods, about={})) == "not confirmed"
+
+
+def test_what_of_the_fixtures_is_not_confirmed_is_told_once_or_of_each() -> None:
+    def shown(provider: str) -> str | None:
+        return dict(provider_guide(provider, PRESETS[provider]).details()).get("unconfirmed in them")
+
+    assert shown("linear") == fixture("linear", "Issue").unconfirmed == fixture("linear", "Comment").unconfirmed
+    assert shown("twilio") == "; ".join([f"`{each.name}`: {each.unconfirmed}" for each in fixtures("twilio")])
+    assert shown("alertmanager") is None
+    assert shown("notion") is None
 
 
 def test_keys_that_are_fetched_are_told_with_where_their_address_is() -> None:

@@ -232,13 +232,24 @@ def test_without_a_type_the_types_are_listed(capsys: pytest.CaptureFixture[str])
         ("message-status", "webhook"),
     ]
     assert all(each["made_from"] for each in lines)
+    assert [each["unconfirmed"] for each in lines] == [each.unconfirmed for each in fixtures("twilio")]
+
+
+def test_what_is_not_confirmed_is_listed_once_with_the_fixtures_that_have_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first, second = fixtures("twilio")
+    lines = command(capsys, "twilio")[1].splitlines()
+    assert f"not confirmed in incoming-message: {first.unconfirmed}" in lines
+    assert f"not confirmed in message-status: {second.unconfirmed}" in lines
+    [same] = {each.unconfirmed for each in fixtures("linear")}
+    assert command(capsys, "linear")[1].endswith(f"\nnot confirmed in Comment, Issue: {same}\n")
+    assert "not confirmed" not in command(capsys, "alertmanager")[1]
 
 
 def test_a_request_is_printed_and_not_sent(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("stripe", "invoice.paid", "--rules", str(file), "--url", "http://192.0.2.1:9/x", "--print")
-    code, out, err = command(
-        capsys, *words, "--set", "body.id=evt_mine", "--set", "body.lifemode=true", "--repeat", "2"
-    )
+    code, out, err = command(capsys, *words, "--set", "body.id=evt_mine", "--set", "body.lifemode=true", "--count", "2")
     assert code == 0
     assert err == "--set: body.lifemode, did you mean 'livemode'?: the fixture has no such field, and gets it\n"
     assert out.count("curl -i ") == out.count('"id":"evt_mine"') == out.count(" http://192.0.2.1:9/x\n") == 2

@@ -72,7 +72,7 @@ DRIFT = 0.0005
 KICK_EVERY = 60.0
 KICKED = 40.0
 """Seconds in which a kick delivers everything that waits, where nothing fails."""
-NUMBER = (event_view.Step(MARK.decode(), -1),)
+NUMBER = (event_view.Segment(MARK.decode(), -1),)
 """The path to an event's number."""
 CONTROL = Partition(TOPICS.control, 0)
 OPEN_SOURCE = build_verifier({"scheme": "none"})

@@ -1,8 +1,8 @@
-"""Messages in the form that services expect: `request: {preset: slack, …}`.
+"""Messages in the formats of services: `request: {preset: slack, …}`.
 
-Each preset is a list of fields and a function from their values to a request. What a rule's author writes may have the
-service's markup; what an event has never does: it is escaped as the service's documentation says, before it gets into a
-field. Texts are cut where the service's limit is.
+Each preset is a list of fields, and a function from their values to a request. Literal text in the rules may contain
+the service's markup. Values from an event are escaped as the service documents, before they get into a field. Texts are
+truncated to the service's limits.
 """
 
 from collections.abc import Mapping

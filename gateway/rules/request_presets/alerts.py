@@ -17,7 +17,7 @@ from gateway.rules.request_presets.preset import (
 from gateway.rules.request_templates import Message
 
 MAX_DETAILS = 8000
-"""Characters of all names and values of Opsgenie's details together."""
+"""Maximum characters of all names and values in Opsgenie's details together."""
 
 
 def _pagerduty(values: Mapping[str, Any]) -> Message:

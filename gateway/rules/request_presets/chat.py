@@ -24,7 +24,7 @@ _MARKDOWN = re.compile(r"([\\`*_~|\[\]()<>#@:+-])")
 
 
 def _fields(markup: str, *, title: int, text: int, fact: int) -> tuple[Field, ...]:
-    """Return the fields of a chat, with the limits of each."""
+    """Return the fields of a chat message with their limits."""
     return (
         Field(name="title", kind=Kind.LINE, about="A heading, in one line.", limit=title),
         Field(name="text", kind=Kind.TEXT, about=f"What has happened{markup}.", limit=text),
@@ -44,12 +44,12 @@ def _facts(values: Mapping[str, Any]) -> list[Fact]:
 
 
 def _json_size(overhead: int) -> Callable[[Fact], int]:
-    """Return what measures a fact's bytes in JSON, with those of what is around its name and value."""
+    """Return a function for the bytes of a fact in JSON, plus an overhead for what is around it."""
     return lambda fact: len(dumps(fact)) + overhead
 
 
 MAX_LINES = 200
-"""Of a card of Teams, each of which is an element."""
+"""Maximum lines of a Teams card. Each is an element."""
 
 # --- Slack ---
 
@@ -73,7 +73,7 @@ def _slack(values: Mapping[str, Any]) -> Message:
 
 
 def _mrkdwn(text: str) -> dict[str, Any]:
-    """Return a text whose links and mentions are those in `<…>`: without `verbatim`, Slack makes some of plain words.
+    """Return a text object. Without `verbatim`, Slack makes links and mentions of some plain words.
 
     https://docs.slack.dev/reference/block-kit/composition-objects/text-object
     """
@@ -81,7 +81,7 @@ def _mrkdwn(text: str) -> dict[str, Any]:
 
 
 def _escaped_mrkdwn(text: str) -> str:
-    """Escape what mentions, links and commands begin with: these three, and no quotes, of which no entity is known.
+    """Escape the characters with which mentions, links and commands begin. Slack has no entities for quotes.
 
     https://docs.slack.dev/messaging/formatting-message-text#escaping
     """
@@ -134,7 +134,7 @@ def _card(values: Mapping[str, Any], text: str) -> dict[str, Any]:
 
 
 def _runs(*runs: dict[str, Any]) -> dict[str, Any]:
-    """Return a line of a card. A TextRun has no Markdown, and no mention: a TextBlock would read both."""
+    """Return a line of a card. A TextRun has no Markdown and no mentions, unlike a TextBlock."""
     return {"type": "RichTextBlock", "inlines": [{"type": "TextRun", **run} for run in runs]}
 
 
@@ -154,7 +154,7 @@ TEAMS = RequestPreset(
 def _discord(values: Mapping[str, Any]) -> Message:
     _expect_content(values)
     embed: dict[str, Any] = {}
-    left = 6000  # characters of all texts of an embed together
+    left = 6000  # characters of all texts in an embed together
     if title := values.get("title"):
         embed["title"] = title
         left -= len(title)

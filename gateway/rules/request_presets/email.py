@@ -1,4 +1,4 @@
-"""Mail by the APIs of SendGrid and Postmark: a text, to addresses of which none can add another.
+"""Mail through the APIs of SendGrid and Postmark. A value from an event can't add a recipient.
 
 Postmark's is documented at https://postmarkapp.com/developer/api/email-api.
 """
@@ -14,7 +14,7 @@ from gateway.rules.request_templates import Message
 _ADDRESS = re.compile(r"[^\s@,;:<>()\[\]\\\"]+@[^\s@,;:<>()\[\]\\\"]+")
 _NAMED = re.compile(r"(?P<name>[^<>\"\\]*?)\s*<(?P<address>[^<>]*)>")
 MAX_RECIPIENTS = 50
-"""Of Postmark; SendGrid takes 1,000."""
+"""Postmark's limit. SendGrid's is 1,000."""
 
 
 def _parsed(text: str, where: str) -> tuple[str, str]:
@@ -45,7 +45,7 @@ def _email(values: Mapping[str, Any]) -> Message:
         }
     else:
         body = {
-            # SendGrid takes no , and ; in the name of a recipient: what is after them was once another address.
+            # SendGrid accepts no , and ; in a recipient's name: once, another address could follow them.
             "personalizations": [{"to": [_as_object((re.sub(" *[,;]+", "", name), mail)) for name, mail in to]}],
             "from": _as_object(sender),
             "subject": values["subject"],
@@ -56,7 +56,7 @@ def _email(values: Mapping[str, Any]) -> Message:
 
 
 def _unique(people: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return them without the second of an address, which SendGrid refuses, in whatever case."""
+    """Remove duplicate addresses, ignoring case, since SendGrid refuses them."""
     unique: dict[str, tuple[str, str]] = {}
     for name, address in people:
         unique.setdefault(address.lower(), (name, address))

@@ -1,4 +1,4 @@
-"""How the fields of messages are written in a rule file: templates, of which what is literal is checked at once."""
+"""The kinds of message fields in rule files: templates, whose literal parts are checked when they are loaded."""
 
 from collections.abc import Callable
 

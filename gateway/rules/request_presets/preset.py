@@ -1,4 +1,4 @@
-"""What presets of messages are made of: fields, how their values are read, and the request that comes out."""
+"""The parts of message presets: fields, how their values are rendered, and the resulting request."""
 
 import html
 import re
@@ -18,9 +18,9 @@ from gateway.rules.templates import MAX_RESULT, Template
 from gateway.text import UNSEEN
 
 MAX_URL = 2000
-"""Characters: Slack takes 3,000, Discord, Teams and browsers some 2,000."""
+"""Maximum characters: Slack accepts 3,000, Discord, Teams and browsers about 2,000."""
 MAX_LINE = 10_000
-"""Characters that an event may have in a field without a limit."""
+"""Maximum characters from an event in a field without a limit."""
 MAX_ITEMS = 100
 Fact = tuple[str, str]
 """A name and its value."""
@@ -31,7 +31,7 @@ _ENTITY = re.compile(r"&[#a-z0-9]{0,8}$")
 
 
 class Kind(Enum):
-    """How the value of a field is written, and read."""
+    """The kind of a field's value."""
 
     LINE = auto()
     """A string; line breaks become spaces."""
@@ -40,7 +40,7 @@ class Kind(Enum):
     URL = auto()
     """An http or https URL."""
     PATH = auto()
-    """Segments of a path: what expressions give is one of them, or a part of one."""
+    """Segments of a path. The value of an expression is at most one segment."""
     CHOICE = auto()
     """One of `choices`."""
     NUMBER = auto()
@@ -55,7 +55,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """A field of a preset. `limit` is in characters of what it is cut to, for the kinds that are strings."""
+    """A field of a preset. `limit` is the number of characters to which strings are truncated."""
 
     name: str
     kind: Kind
@@ -64,22 +64,22 @@ class Field:
     choices: tuple[str, ...] = ()
     limit: int | None = None
     may_be_one: bool = False
-    """Of a path: one value may be both of its two segments, with the slash in it."""
+    """For a path of two segments: one value may be both, with a slash in it."""
     is_exact: bool = False
-    """It names something: what is too long is refused, and not cut."""
+    """It names something, so a value that is too long is refused instead of truncated."""
 
     @property
     def most(self) -> int:
-        """The most characters that a value may have, or be cut to."""
+        """The most characters that a value may have, or to which it is truncated."""
         return MAX_LINE if self.limit is None else self.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestPreset:
-    """A kind of message. `url` is what the destination's is, and `source` where the service documents all this.
+    """A kind of message. `url` is the form of the destination's URL, `source` is the service's documentation.
 
-    `escape` is for what events have in a field of text, by the rules of the service. `build` gets the values of the
-    fields that are written, by name: a list of pairs of those that are FACTS. `max_bytes` is of the body.
+    `escape` applies the service's rules to values from events in text fields. `build` gets the values of the fields in
+    the rules by name; for FACTS, a list of pairs. `max_bytes` is the limit of the body.
     """
 
     name: str
@@ -90,7 +90,7 @@ class RequestPreset:
     build: Callable[[Mapping[str, Any]], Message]
     escape: Callable[[str], str] = str
     link_after: re.Pattern[str] | None = None
-    """What is written before an address in a text's own markup: what an event has there is a web address, or fails."""
+    """The markup before a URL in literal text. A value from an event after it must be a web address, or it fails."""
     max_bytes: int = MAX_RESULT
 
     @property
@@ -100,7 +100,7 @@ class RequestPreset:
 
 @dataclass(frozen=True, slots=True)
 class PresetRequest:
-    """A message of a preset, with the templates of its fields by name."""
+    """A message with a preset, with the templates for its fields by name."""
 
     preset: RequestPreset
     templates: Mapping[str, Template | PathTemplate]
@@ -118,8 +118,8 @@ class PresetRequest:
     def render(self, view: EventView) -> Message:
         """Return the request for an event.
 
-        Raises ExpressionError, with the field's name, for a value that isn't of its kind, and for more than the
-        preset's `max_bytes`; MissingFieldError for a missing field.
+        Raises ExpressionError, with the field's name, for a value of the wrong kind, or if the body is larger than
+        the preset's `max_bytes`; MissingFieldError for a missing field.
         """
         values: dict[str, Any] = {}
         for name, template in self.templates.items():
@@ -151,22 +151,22 @@ class PresetRequest:
         link_after = self.preset.link_after
         if link_after is not None and link_after.search(before):
             return self.preset.escape(url(text))
-        # What is cut off later anyway isn't looked at.
+        # Don't process what is cut off later anyway.
         return self.preset.escape(visible(text[: limit + 1]))
 
 
 def visible(text: str) -> str:
-    """Return a text without control characters, and without what isn't seen and hides or turns what is around it."""
+    """Remove control characters, and invisible characters that hide or reverse the text around them."""
     return UNSEEN.sub("", _SURROGATES.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n")))
 
 
 def line(text: str) -> str:
-    """Return a text in one line."""
+    """Join a text to one line."""
     return _LINES.sub(" ", text).strip()
 
 
 def cut(text: str, limit: int | None) -> str:
-    """Return what fits of a text, ended by `…`; an entity (`&amp;`) and a backslash with its character stay whole."""
+    """Truncate a text to a limit, with `…` at the end. Entities (`&amp;`) and backslash escapes aren't cut in half."""
     if limit is None or len(text) <= limit:
         return text
     kept = _ENTITY.sub("", text[: limit - 1])
@@ -175,7 +175,7 @@ def cut(text: str, limit: int | None) -> str:
 
 
 def fitted(text: str, limit: int, build: Callable[[str], bytes]) -> bytes:
-    """Return what `build` makes of as much of a text as keeps it within `limit` bytes."""
+    """Call `build` with as much of a text as keeps the result within `limit` bytes."""
     content = build(text)
     if len(content) <= limit:
         return content
@@ -191,7 +191,7 @@ def fitted(text: str, limit: int, build: Callable[[str], bytes]) -> bytes:
 
 
 def facts_within(facts: Iterable[Fact], limit: int, size: Callable[[Fact], int]) -> list[Fact]:
-    """Return those facts that still fit into a limit, in the unit of `size`: what is too large is left out."""
+    """Return the facts that fit into a limit in units of `size`, without those that are too large."""
     kept = []
     for fact in facts:
         if size(fact) <= limit:
@@ -201,9 +201,9 @@ def facts_within(facts: Iterable[Fact], limit: int, size: Callable[[Fact], int])
 
 
 def url(text: str) -> str:
-    """Return a URL that can end no attribute or link: what isn't of a URL's characters is percent-encoded.
+    """Percent-encode all characters of a URL that aren't valid in URLs, so that it can't end an attribute or link.
 
-    Raises ExpressionError for one that isn't http or https, or is too long.
+    Raises ExpressionError for a URL that isn't http or https, or is too long.
     """
     try:
         parts = urlsplit(text.strip())
@@ -219,7 +219,7 @@ def url(text: str) -> str:
 
 
 def escaped_html(text: str) -> str:
-    """Escape what begins an entity or a tag, or ends an attribute."""
+    """Escape the characters that begin an entity or a tag, or end an attribute."""
     return html.escape(text)
 
 
@@ -229,14 +229,14 @@ def as_message(body: object, **more: Any) -> Message:  # noqa: ANN401 - the fiel
 
 
 def segment(text: str) -> str:
-    """Return a text as one segment of a path, percent-encoded. Raises ExpressionError for what is none."""
+    """Percent-encode a text as one path segment. Raises ExpressionError if it can't be one."""
     if text in {"", ".", ".."}:
         raise ExpressionError(f"expected a segment of a path, got {text!r}")
     return quote(text, safe="", errors="replace")
 
 
 def form(pairs: Sequence[tuple[str, str]]) -> bytes:
-    """Return the parameters of a form."""
+    """Return a form's parameters as its body."""
     return urlencode(pairs, errors="replace", quote_via=quote, safe="").encode()
 
 

@@ -1,4 +1,4 @@
-"""What an expression takes is charged before it is evaluated: no event, however it is made, holds the event loop."""
+"""The cost of an expression is estimated before it is evaluated: no event, however made, blocks the event loop."""
 
 import itertools
 import re
@@ -12,12 +12,12 @@ from hypothesis import given, seed
 from hypothesis import strategies as st
 
 from gateway.model import ExpressionError
+from gateway.rules.cost import CostEstimator
 from gateway.rules.event_view import READING, EventView
 from gateway.rules.expressions import Expression
-from gateway.rules.operations import operations_of
+from gateway.rules.operations import Kind, operations_of
 from gateway.rules.scanner import Scan
 from gateway.rules.templates import Template
-from gateway.rules.work import Work
 from tests.machine_speed import as_usual
 from tests.rules.test_cel_semantics import OVER_A_MAPPING
 from tests.rules.test_functions import EXAMPLES
@@ -129,7 +129,7 @@ CONDITIONS = (
     "body.keys.exists(k, body.keys.exists(j, j == k + 'a'))",
     "[body.short.replace('x', body.short)].exists(t, false< || t.contains('xxxxxxxxxxxxxxxxxxxxxxxxxxxxxy') …>)",
     "[body.few.join(body.short)].exists(t, false< || t.contains('xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxy') …>)",
-    # Each step of a path copies what is there.
+    # Each segment of a path copies the value there.
     "body.order.lines.exists(l, l.sku == body.order.sku)",
     "false< || body.deep.b.c.d[0] == 1 …>",
     "body.deep == {}< || body.deep.b.c.n == 1 …>",
@@ -138,7 +138,7 @@ CONDITIONS = (
     f"[body.chain].exists(o, o{'.a' * 200} == [])",
     "[body.deep].exists(o, false< || o.b.c.d[0] == 1 …>)",
     "[body.deep].exists(o, false< || (o.b).c.d[body.n] == 1 …>)",
-    # A macro goes over the same items again.
+    # A macro iterates over the same elements again.
     "[body.some].exists(l, l.exists(a, l.exists(b, a + b == 1)))",
     "body.nested.exists(l, l.exists(a, l.exists(b, a + b == 1)))",
     "[[body.l]].exists(k, k.exists(l, l.exists(a, a in l && l != [])))",
@@ -160,7 +160,7 @@ GROWING = (
     "[body.l].map(x, {'a': x, 'b': x})<.map(x, {'a': x, 'b': x}) …>.size() == 0",
     "body.l.map(x, [body.n, body.n, body.n, body.n, body.n, body.n, body.n, body.n]).map(x, x.map(y, y)).size() == 0",
 )
-"""What these make grows with each step."""
+"""The results of these grow with each macro."""
 
 
 @pytest.mark.rotated
@@ -252,7 +252,7 @@ def test_where_much_is_named_in_many_ways_it_is_passed_once_and_copies_are_charg
     assert as_usual(seconds, tries=3) < 0.25
 
 
-# What is ordinary costs no more than by what it names
+# Ordinary expressions cost no more than reading what they name
 
 ORDER = {"sku": "AB-1234", "count": 2, "price": 19.99, "tags": ["a", "b"], "note": "leave it at the door, please"}
 ORDINARY = (
@@ -270,21 +270,21 @@ ORDINARY = (
 
 @pytest.mark.parametrize("count", [1, 30, 300, 3_000])
 @pytest.mark.parametrize("text", ORDINARY)
-def test_what_is_ordinary_is_charged_by_what_it_names(text: str, count: int) -> None:
+def test_an_ordinary_expression_costs_no_more_than_reading_what_it_names(text: str, count: int) -> None:
     view = a_view(orjson.dumps({"items": [ORDER] * count, "sku": "AB-1235"}))
-    charge = Work(text, Scan(text, str).analysis()).charge(view)
-    assert charge.steps == READING * charge.values
+    estimate = CostEstimator(text, Scan(text, str).analysis()).estimate(view)
+    assert estimate.cost_units == READING * estimate.values
 
 
 def test_what_is_known_of_an_event_says_nothing_of_one_that_is_larger_somewhere() -> None:
     text = "body.a.exists(i, body.b.exists(j, i == j))"
-    work = Work(text, Scan(text, str).analysis())
+    estimator = CostEstimator(text, Scan(text, str).analysis())
     few, many = [a_view(orjson.dumps({"a": [0] * count, "b": [1] * (1_001 - count)})) for count in (1, 500)]
-    assert work.charge(few).steps == READING * 1_003
-    assert work.charge(many).steps > 100 * work.charge(few).steps
+    assert estimator.estimate(few).cost_units == READING * 1_003
+    assert estimator.estimate(many).cost_units > 100 * estimator.estimate(few).cost_units
 
 
-def test_items_of_items_are_charged_once() -> None:
+def test_nested_elements_are_counted_once() -> None:
     """Orders with lines, and not as many lines for each order as there are in all of them."""
     view = a_view(orjson.dumps({"orders": [{"id": "o", "lines": [{"sku": "a"}] * 3}] * 2_000}))
     assert Expression("body.orders.exists(o, o.lines.exists(l, l.sku == 'b'))").is_true(view) is False
@@ -331,17 +331,18 @@ def test_the_operations_of_an_expression_leave_one_value(text: str) -> None:
 
 
 def balance(text: str) -> int:
-    """Return how many values the operations leave on the stack; none takes one that isn't there."""
-    left, begun = 0, 0
+    """Return how many values the operations leave on the stack; none pops one that isn't there."""
+    left, open_comprehensions = 0, 0
     for operation in operations_of(text).operations:
         kind, number = operation.kind, operation.number
-        taken = {"PATH": 0, "VARIABLE": 0, "LITERAL": 0, "CHOSEN": 3, "BEGUN": 1}.get(kind.name, 2)
-        taken = number if kind.name in ("SCALAR", "COLLECTED", "CALLED", "ENDED") else taken
-        begun += (kind.name == "BEGUN") - (kind.name == "ENDED")
-        assert left >= taken
-        assert begun >= 0
-        left += 1 - taken - (kind.name == "BEGUN")
-    assert begun == 0
+        is_begin, is_end = kind is Kind.COMPREHENSION_BEGIN, kind is Kind.COMPREHENSION_END
+        popped = {"PATH": 0, "VARIABLE": 0, "LITERAL": 0, "CONDITIONAL": 3, "COMPREHENSION_BEGIN": 1}.get(kind.name, 2)
+        popped = number if is_end or kind.name in ("SCALAR", "CONSTRUCT", "CALL") else popped
+        open_comprehensions += is_begin - is_end
+        assert left >= popped
+        assert open_comprehensions >= 0
+        left += 1 - popped - is_begin
+    assert open_comprehensions == 0
     return left
 
 
@@ -392,7 +393,7 @@ def larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 @seed(drawn())
 @given(st.recursive(operands, larger, max_leaves=12))
 def test_whatever_cel_takes_is_read(text: str) -> None:
-    """Else it would be charged too little."""
+    """Otherwise its estimated cost would be too low."""
     try:
         cel.compile(text)
     except ValueError:

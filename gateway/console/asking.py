@@ -1,0 +1,43 @@
+"""What a page may ask: the functions of the API, as whoever looks at the page, in the role that the API wants.
+
+Pages know neither the log nor the index, and decide nothing about events.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from gateway.access.principal import AccessRole, Principal
+from gateway.api.backend import Backend
+from gateway.api.endpoints import ENDPOINTS
+from gateway.api.problems import ApiError, Code
+
+T = TypeVar("T")
+_ROLES: Mapping[Callable[..., Any], AccessRole] = {each.run: each.role for each in ENDPOINTS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """Somebody who looks at a page; `now` (Unix seconds, by the log's clock) is when."""
+
+    backend: Backend
+    principal: Principal
+    now: float
+
+    def may(self, function: Callable[..., Any]) -> bool:
+        """Return whether their role allows a function of the API."""
+        return self.principal.role.covers(_ROLES[function])
+
+    async def ask(self, function: Callable[..., Awaitable[T]], **given: Any) -> T:  # noqa: ANN401 - of any type
+        """Return a function's answer. Raises ApiError, also if the role doesn't allow it."""
+        if not self.may(function):
+            needed = _ROLES[function]
+            raise ApiError(Code.FORBIDDEN, f"expected the role {needed}, got {self.principal.role}")
+        return await function(self.backend, self.principal, **given)
+
+    async def try_asking(self, function: Callable[..., Awaitable[T]], **given: Any) -> T | ApiError:  # noqa: ANN401 - as above
+        """Return the answer, or why there is none: the rest of a page doesn't depend on it."""
+        try:
+            return await self.ask(function, **given)
+        except ApiError as error:
+            return error

@@ -1,0 +1,120 @@
+"""How values are shown: texts, times, sizes, JSON."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.console.body_views import View, download_name, view_of
+from gateway.console.json_layout import laid_out
+from gateway.console.text import address, duration, marked, relative, shown, size, term
+from gateway.index.query import parse_query
+
+
+@given(st.text())
+def test_a_text_is_never_markup_and_hides_nothing(text: str) -> None:
+    found = str(marked(text))
+    bare = found.replace('<span class="unseen">', "").replace("</span>", "")
+    assert "<" not in bare
+    assert '"' not in bare
+    assert all(each.isprintable() for each in found)
+
+
+def test_what_isnt_seen_is_marked() -> None:
+    assert marked("a\u202eb") == 'a<span class="unseen">\\u202e</span>b'
+    assert shown("<b>") == "<bdi>&lt;b&gt;</bdi>"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "now"), (-0.4, "now"), (-61, "1 min ago"), (3700, "in 1 h"), (-86400 * 3, "3 d ago"), (5.9, "in 5 s")],
+)
+def test_a_time_is_told_relative_to_now(seconds: float, expected: str) -> None:
+    assert relative(seconds) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (0.0123, "12 ms"),
+        (0.9999, "1 s"),
+        (1.5, "1.50 s"),
+        (59.6, "1 min"),
+        (125, "2 min 5 s"),
+        (3600, "1 h"),
+        (90061, "1 d 1 h"),
+    ],
+)
+def test_a_duration_has_two_units(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
+
+
+def test_a_size_has_a_unit() -> None:
+    assert [size(each) for each in (0, 1023, 1024, 1 << 20, 1_600_000)] == [
+        "0 B",
+        "1,023 B",
+        "1 KiB",
+        "1 MiB",
+        "1.5 MiB",
+    ]
+
+
+def test_an_address_encodes_what_is_in_it() -> None:
+    assert address("events", "a/b?c#d%", query='"x" & y', live=False, cursor=None) == (
+        "/ui/events/a%2Fb%3Fc%23d%25?query=%22x%22%20%26%20y"
+    )
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=30))
+def test_a_term_finds_its_value(value: str) -> None:
+    (condition,) = parse_query(term("key", value), now=0.0).conditions
+    assert [each.text for each in condition.values] == [value]
+    assert not condition.values[0].is_prefix
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_laid_out_json_is_the_same_json(value: object) -> None:
+    text = json.dumps(value)
+    layout = laid_out(text, longest=1_000_000)
+    assert layout is not None
+    assert layout.is_whole
+    laid = "".join([piece.text for piece in layout.pieces])
+    assert json.loads(laid) == value
+    assert "".join(laid.split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1,2", "]", "{]", "hello", "{'a': 1}", '"open', "[1] x"])
+def test_what_isnt_json_isnt_laid_out(text: str) -> None:
+    assert laid_out(text, longest=1000) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 500_000, "[1," * 300_000, '{"a":' * 200_000, "[" + "[]," * 300_000, "[" + " " * 900_000]
+)
+def test_a_layout_is_bounded(text: str) -> None:
+    layout = laid_out(text, longest=1000)
+    assert layout is None or sum([len(piece.text) for piece in layout.pieces]) == 1000
+
+
+@given(st.binary(max_size=200), st.sampled_from([None, *View]))
+def test_any_body_has_a_view(body: bytes, asked: View | None) -> None:
+    found = view_of(body, asked)
+    assert found.is_whole
+    assert all(each.isprintable() or each in "\n\t" for each in found.markup)
+
+
+@pytest.mark.parametrize("character", ["é", "€", "😀"])
+def test_a_text_that_is_cut_within_a_character_is_text(character: str) -> None:
+    for shift in range(4):
+        found = view_of(b"x" * shift + character.encode() * 200_000, View.RAW)
+        assert (found.view, found.is_whole) == (View.RAW, False)
+
+
+def test_a_file_is_named_safely() -> None:
+    assert download_name('../../etc/passwd"\r\n') == "______etc_passwd___.body"
