@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from gateway.listen.feed import Heard, Missed
 from gateway.listen.listening import Forwarder, Shown
@@ -28,7 +29,7 @@ class LiveEvents:
             case Missed():
                 await self._coming.put(missed_row(each))
             case Shown(event=event):
-                self._events[event.name] = event
+                self._events[event.name] = replace(event, fields={})
                 if len(self._events) > MAX_ROWS:
                     del self._events[next(iter(self._events))]
                 await self._coming.put(row_of(each, None if self._forwarder is None else self._forwarder.host))

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from gateway.model import GatewayError
 
-LARGEST = 1 << 20
-"""Bytes of a message, at most. What the API tells of an event has a few kilobytes."""
+LARGEST = 8 << 20
+"""Bytes of a message, at most: of an event that 10,000 routes deliver, the API tells a megabyte or two."""
 
 
 class MalformedStreamError(GatewayError):

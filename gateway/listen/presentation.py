@@ -1,9 +1,14 @@
 """How events that are heard look: as rows of the live list, as lines, and as JSON."""
 
+from collections.abc import Sequence
+
 from gateway.listen.feed import Missed
 from gateway.listen.listening import Shown
 from gateway.ops.live_list import Listed
 from gateway.ops.output import rfc3339, when
+
+NAMED = 5
+"""Destinations that a row names."""
 
 
 def fields_of(shown: Shown) -> dict[str, object]:
@@ -39,7 +44,7 @@ def row_of(shown: Shown, host: str | None) -> Listed:
         at=event.at,
         source=event.source,
         type=event.type,
-        destination=", ".join(event.destinations) if host is None else host,
+        destination=_named(event.destinations) if host is None else host,
         status=status,
         detail="  ".join(filter(None, [detail, event.id])),
     )
@@ -69,6 +74,10 @@ def missed_row(missed: Missed) -> Listed:
     return Listed(
         id=name, at=missed.since, source="", type="", destination="", status="missed", detail=missed_text(missed)
     )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _duration(seconds: float) -> str:
