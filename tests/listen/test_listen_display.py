@@ -8,26 +8,19 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import orjson
 import pytest
 
 from tests.gateway_process import ROOT, GatewayProcess
 from tests.listen.cutting_proxy import CuttingProxy
-from tests.listen.test_listen_command import a_gateway, api_of, send
+from tests.listen.listener import api_of, send
 from tests.ops.test_live_display import PATIENCE, Terminal
 from tests.sink import Sink
 
-pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture
-async def gateway(tmp_path: Path) -> AsyncIterator[GatewayProcess]:
-    async with a_gateway(tmp_path) as running:
-        yield running
+pytestmark = [pytest.mark.timeout(240), pytest.mark.rotated(share=1 / 2, group="listen-display")]
 
 
 @contextmanager
@@ -63,8 +56,8 @@ async def test_events_are_listed_as_they_come_and_one_is_sent_again(gateway: Gat
             first = await send(gateway, b'{"n": 1}')
             await asyncio.to_thread(terminal.has, first)
             second = await send(gateway, b'{"n": 2}', source="shop")
-            screen = await asyncio.to_thread(terminal.until, lambda screen: second in screen and "500 in " in screen)
-            assert "200 in " in screen
+            told = (second, "500 in ", first, "200 in ", "r resend")
+            screen = await asyncio.to_thread(terminal.until, lambda screen: all(text in screen for text in told))
             assert f"127.0.0.1:{sink.port}" in screen
             assert screen.index(second) < screen.index(first), "the newest come first"
             terminal.type("r")
