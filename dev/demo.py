@@ -157,6 +157,7 @@ def _end(gateway: Process) -> None:
         "\n[bold]Where to look next[/]\n"
         "  README.md         your own first route, in five minutes\n"
         "  routes.yaml       the rules that just ran\n"
+        "  docs/console.md   the same in a browser: gateway run --dev --index index.db, then http://127.0.0.1:9090/ui\n"
         "  docs/search.md    the index, of a gateway of yours: gateway events search 'status:dead,retrying since:1h'\n"
         "  gateway explain routes.yaml --source github --header 'X-GitHub-Event: push' samples/github.push.json\n"
         "  ARCHITECTURE.md   what a crash at each step does, and why nothing is lost"

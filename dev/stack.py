@@ -155,6 +155,7 @@ class Stack:
     def urls(self) -> Iterator[tuple[str, str]]:
         """Yield addresses to look at, with what each shows."""
         ports = self.ports
+        yield "console", f"http://127.0.0.1:{ports['console-admin']}/ui"
         yield "Prometheus", self.prometheus
         yield "alerts", f"{self.prometheus}/alerts"
         yield "Alertmanager", f"http://127.0.0.1:{ports['alertmanager']}"

@@ -15,7 +15,8 @@ from gateway.access.access import Access
 from gateway.access.principal import AccessError, AccessRole, Principal
 from gateway.api.acts import KEY_PATTERN, LONGEST_KEY, Sent
 from gateway.api.backend import Backend
-from gateway.api.endpoints import BASE, BYTES, ENDPOINTS, Endpoint
+from gateway.api.endpoint import BYTES, Endpoint
+from gateway.api.endpoints import BASE, ENDPOINTS
 from gateway.api.event_stream import EVENT_STREAM, stream
 from gateway.api.json_shapes import ShapeError, read_shape, read_value
 from gateway.api.openapi import JSON, OWN, PROBLEM, document

@@ -1,14 +1,12 @@
 """Every endpoint of the API, in one table: of it are made the routes, the OpenAPI document, and the check of roles."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from inspect import Parameter as Argument
-from inspect import signature
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from gateway.access.principal import AccessRole
-from gateway.api import acts, dead_letters, events, explaining, names, order_states, orders, shapes, tail
+from gateway.api import acts, dead_letters, deliveries, events, explaining, names, order_states, orders, shapes, tail
 from gateway.api.cursors import LONGEST as LONGEST_CURSOR
+from gateway.api.endpoint import BYTES, Endpoint, Parameter
 from gateway.api.event_stream import EVENT_STREAM
 from gateway.api.json_shapes import NAME, Limits
 from gateway.api.problems import Code
@@ -17,64 +15,8 @@ from gateway.index.query import MAX_QUERY
 from gateway.model import DeadReason
 
 BASE = "/api/v1"
-BYTES = "application/octet-stream"
 MOST_ITEMS = 200
 """Items of a page, at most: what is written in one step of the event loop takes some milliseconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameter:
-    """A parameter of the path or the query: its type, what it is, and a value for readers to try."""
-
-    name: str
-    place: Literal["path", "query"]
-    kind: Any
-    about: str
-    example: str | int | bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """One operation: its method and path below `BASE`, who may, and the function that does it.
-
-    The function takes the backend, the principal, and the parameters by name; those with a default may be missing.
-    `body` is the shape of the request's body, its argument `given`. `answer` is the shape of the response, or BYTES, or
-    EVENT_STREAM: that function yields what is told. `codes` are the problems that there may be besides those that any
-    request may meet.
-    """
-
-    name: str
-    method: Literal["GET", "POST"]
-    path: str
-    role: AccessRole
-    run: Callable[..., Any]
-    answer: Any
-    tag: str
-    parameters: tuple[Parameter, ...] = ()
-    body: Any = None
-    status: int = 200
-    codes: tuple[Code, ...] = ()
-
-    @property
-    def about(self) -> str:
-        """What it does, in a line: the first of the function's docstring."""
-        return (self.run.__doc__ or "").split("\n", maxsplit=1)[0].rstrip(".")
-
-    def is_required(self, parameter: Parameter) -> bool:
-        return self._argument(parameter).default is Argument.empty
-
-    def default(self, parameter: Parameter) -> Any:  # noqa: ANN401 - of any type
-        """Return the value of a parameter that isn't given; None if there is none."""
-        found = self._argument(parameter).default
-        return None if found is Argument.empty else found
-
-    @property
-    def is_keyed(self) -> bool:
-        """Whether it takes an idempotency key, as whatever acts does."""
-        return "sent" in signature(self.run).parameters
-
-    def _argument(self, parameter: Parameter) -> Argument:
-        return signature(self.run).parameters[parameter.name]
 
 
 _NAME = Annotated[str, NAME]
@@ -338,6 +280,23 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         tag="deliveries",
         parameters=(_EVENT, _LIMIT, _CURSOR),
         codes=(Code.NOT_FOUND, Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.LOG_UNAVAILABLE, Code.BUSY),
+    ),
+    Endpoint(
+        name="listWaiting",
+        method="GET",
+        path="/deliveries/waiting",
+        role=AccessRole.VIEWER,
+        run=deliveries.list_waiting,
+        answer=deliveries.WaitingPage,
+        tag="deliveries",
+        parameters=(
+            _only("route", "only those by this route"),
+            _only("destination", "only those to this destination"),
+            _only("source", "only those of this source's events"),
+            _LIMIT,
+            _CURSOR,
+        ),
+        codes=(Code.INVALID_CURSOR, Code.INDEX_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
         name="getAttempt",

@@ -5,7 +5,8 @@ from http import HTTPStatus
 from typing import Any
 
 from gateway.api.acts import KEY_PATTERN, LONGEST_KEY
-from gateway.api.endpoints import BASE, BYTES, ENDPOINTS, Endpoint, Parameter
+from gateway.api.endpoint import BYTES, Endpoint, Parameter
+from gateway.api.endpoints import BASE, ENDPOINTS
 from gateway.api.event_stream import EVENT_STREAM
 from gateway.api.json_shapes import SCHEMAS, object_schema, schema_of, shapes_in
 from gateway.api.problems import STATUSES, Code, Problem

@@ -41,7 +41,7 @@ def redeliver_arguments(parser: Parser) -> None:
     about = "by this route only (default: by every route that matches it in the running gateway's rules)"
     parser.add_argument("--route", metavar="NAME", help=about)
     parser.add_argument("--destination", metavar="NAME", help="to this destination only (default: to all)")
-    parser.add_argument("--reason", default="", metavar="TEXT", help="the reason, which --list shows")
+    parser.add_argument("--why", default="", metavar="TEXT", help="why, which --list and `gateway audit list` show")
     wait_arguments(parser)
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--list", action="store_true", help="list the redeliveries of the last 7 days, newest first")
@@ -52,7 +52,7 @@ def redeliver_arguments(parser: Parser) -> None:
 @command(
     "events redeliver",
     about="deliver one event again, under the running gateway's rules; for many events use `gateway replay`",
-    example="gateway events redeliver evt_9c1f… --destination ci --reason 'it lost its disk'",
+    example="gateway events redeliver evt_9c1f… --destination ci --why 'it lost its disk'",
     add_arguments=redeliver_arguments,
     settings=("rules", "index", *LOG_SETTINGS),
 )
@@ -93,7 +93,7 @@ async def _redeliver(call: Invocation, log: Log) -> int:
         found,
         route=arguments.route,
         destination=arguments.destination,
-        reason=arguments.reason,
+        reason=arguments.why,
     )
     if arguments.wait:
         return await _follow(call, log, asked.command.name)
@@ -127,7 +127,7 @@ async def _awaited(call: Invocation, log: Log, name: str) -> RedeliveryProgress 
 
 async def _cancel(call: Invocation, log: Log, name: str) -> int:
     control = await ControlClient(log, call.topics).control()
-    cancelled = await cancel_redelivery(log, call.topics, control, name, reason=call.arguments.reason)
+    cancelled = await cancel_redelivery(log, call.topics, control, name, reason=call.arguments.why)
     if cancelled is None:
         raise UsageError(f"--cancel: expected the ID of a redelivery that hasn't ended, got {name!r}")
     if not call.arguments.wait:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from secrets import token_hex, token_urlsafe
 from typing import Any
 
 from aiohttp import web
@@ -13,13 +14,16 @@ from gateway.access.principal import AccessError, Principal
 from gateway.api.backend import Backend
 from gateway.api.problems import ApiError, Code
 from gateway.console.asking import Asking
+from gateway.console.forms import SESSION, form_of, must_be_ours, token_of
 from gateway.console.look import STATIC, Look
-from gateway.console.page import Download, Given, Page, Redirect, Show
-from gateway.console.pages import PAGES
+from gateway.console.page import Act, Download, Given, Page, Redirect, Show
+from gateway.console.pages import ACTS, PAGES
 from gateway.console.text import UI
 from gateway.telemetry.logs import trace_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Shown = Page | Download | Redirect
+Make = Callable[[web.Request, Asking, Given], Awaitable[Shown]]
 AT_A_TIME = 32
 """Pages in the making; what is beyond them is refused, so that they can't take the memory of what is delivered."""
 THEMES = ("light", "dark")
@@ -66,6 +70,8 @@ def add_console(
     router.add_post(f"{UI}/theme", console.theme)
     for path, show in PAGES:
         router.add_get(f"{UI}{path}", console.page(show))
+    for path, act in ACTS:
+        router.add_post(f"{UI}{path}", console.act(act))
     router.add_route("*", f"{UI}/{{rest:.*}}", console.nothing)
 
 
@@ -76,6 +82,18 @@ class _Frame:
     principal: Principal | None
     theme: str
     path: str
+    session: str
+
+    @property
+    def token(self) -> str:
+        """What a form on the page has to send with it."""
+        assert self.principal is not None
+        return token_of(self.session, self.principal)
+
+    @property
+    def key(self) -> str:
+        """The idempotency key of a form: another one each time."""
+        return token_hex(16)
 
 
 class _Console:
@@ -110,11 +128,12 @@ class _Console:
         frame = self._frame(request)
         try:
             self._access.principal_of(request)
+            form = await form_of(request)
         except AccessError as error:
             return await self._problem(frame, _denied(error))
-        given = await request.post() if (request.content_length or 0) <= _FORM_BYTES else {}
-        theme, back = str(given.get("theme", "")), str(given.get("back", UI))
-        response = _redirect(_own(back))
+        except ApiError as error:
+            return await self._problem(frame, error)
+        theme, response = form.text("theme"), _redirect(_own(form.text("back")))
         if theme in THEMES:
             response.set_cookie(THEME, theme, path=UI, max_age=YEAR, httponly=True, samesite="Strict")
         else:
@@ -124,6 +143,22 @@ class _Console:
     def page(self, show: Show) -> Handler:
         """Return the handler of a page."""
 
+        async def make(_: web.Request, asking: Asking, given: Given) -> Shown:
+            return await show(asking, given)
+
+        return self._handler(show.__name__, make)
+
+    def act(self, act: Act) -> Handler:
+        """Return the handler of what a form does."""
+
+        async def make(request: web.Request, asking: Asking, given: Given) -> Shown:
+            form = await form_of(request)
+            must_be_ours(form, request.cookies.get(SESSION, ""), asking.principal)
+            return await act(asking, given, form)
+
+        return self._handler(act.__name__, make)
+
+    def _handler(self, name: str, make: Make) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
             frame = self._frame(request)
             if self._in_progress >= AT_A_TIME:
@@ -131,31 +166,34 @@ class _Console:
             self._in_progress += 1
             try:
                 frame = replace(frame, principal=self._access.principal_of(request))
-                return await self._shown(frame, show, Given(request.match_info, request.query))
+                assert frame.principal is not None
+                asking = Asking(backend=self._backend, principal=frame.principal, now=self._backend.log.now())
+                shown = await make(request, asking, Given(request.match_info, request.query))
+                return await self._response(request, frame, shown)
             except AccessError as error:
                 return await self._problem(frame, _denied(error))
             except ApiError as error:
                 return await self._problem(frame, error)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this page's alone
-                self._logger.error("page_failed", page=show.__name__, exception=trace_of(error))
+                self._logger.error("page_failed", page=name, exception=trace_of(error))
                 return await self._problem(frame, ApiError(Code.BUG, "a bug of the gateway: its log has more"))
             finally:
                 self._in_progress -= 1
 
         return handle
 
-    async def _shown(self, frame: _Frame, show: Show, given: Given) -> web.Response:
-        assert frame.principal is not None
-        asking = Asking(backend=self._backend, principal=frame.principal, now=self._backend.log.now())
-        page = await show(asking, given)
-        match page:
-            case Download():
-                return _download(page)
-            case Redirect():
-                return _redirect(page.path)
-            case Page():
-                values = {**self._values(frame, page.title, page.section), **page.values}
-                return _html(await self._backend.aside(lambda: self._look.rendered(page.template, values)))
+    async def _response(self, request: web.Request, frame: _Frame, shown: Shown) -> web.Response:
+        if isinstance(shown, Download):
+            return _download(shown)
+        if isinstance(shown, Redirect):
+            return _redirect(shown.path)
+        values = {**self._values(frame, shown.title, shown.section), **shown.values}
+        response = _html(await self._backend.aside(lambda: self._look.rendered(shown.template, values)))
+        if request.cookies.get(SESSION) != frame.session:
+            response.set_cookie(
+                SESSION, frame.session, path=UI, httponly=True, samesite="Strict", secure=request.secure
+            )
+        return response
 
     async def nothing(self, request: web.Request) -> web.StreamResponse:
         frame = self._frame(request)
@@ -167,7 +205,12 @@ class _Console:
 
     def _frame(self, request: web.Request) -> _Frame:
         theme = request.cookies.get(THEME, "")
-        return _Frame(principal=None, theme=theme if theme in THEMES else "", path=request.rel_url.raw_path_qs)
+        return _Frame(
+            principal=None,
+            theme=theme if theme in THEMES else "",
+            path=request.rel_url.raw_path_qs,
+            session=request.cookies.get(SESSION) or token_urlsafe(32),
+        )
 
     def _values(self, frame: _Frame, title: str, section: str) -> dict[str, Any]:
         return {"frame": frame, "title": title, "section": section, "now": self._backend.log.now()}
@@ -177,9 +220,6 @@ class _Console:
         title = _TITLES.get(error.code, "This page isn't available")
         values = {**self._values(frame, title, ""), "error": error}
         return _html(self._look.rendered("problem.html", values), error.headers, status=error.status)
-
-
-_FORM_BYTES = 16 << 10
 
 
 def _own(path: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.api import dead_letters as api
+from gateway.api.acts import replay_dead_letters
 from gateway.console.asking import Asking
 from gateway.console.page import Given, Page
 from gateway.model import DeadReason
@@ -33,6 +34,7 @@ async def dead_letters(asking: Asking, given: Given) -> Page:
     }
     page = await asking.ask(api.list_dead_letters, **asked, limit=PAGE, cursor=given.cursor())
     values = {**asked, "page": page, "is_first": given.cursor() is None, "reason_names": REASONS}
+    values["acts"] = asking.may(replay_dead_letters)
     return Page(template="dead_letters.html", title="Dead letters", section="dead-letters", values=values)
 
 

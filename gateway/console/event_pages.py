@@ -1,15 +1,20 @@
 """Events: searched; and one of them: its journey, its body, its headers."""
 
+from base64 import b64decode
 from collections import Counter
 from typing import Any
 
 from gateway.api import events as api
-from gateway.api import shapes
+from gateway.api import names, shapes
+from gateway.api.acts import redeliver_event
 from gateway.api.problems import ApiError, Code
 from gateway.console.asking import Asking
 from gateway.console.body_views import View, download_name, view_of
+from gateway.console.curl import curl_of
 from gateway.console.page import Download, Given, Page
+from gateway.console.try_page import explained
 from gateway.index.statuses import Status
+from gateway.ops.output import header_text
 
 PAGE = 50
 MOST_DELIVERIES = 50
@@ -21,7 +26,7 @@ STATUSES = {
     **{each.value: each.capitalize() for each in Status if each is not Status.DEAD},
 }
 _WAITING = (Status.PARKED, Status.RETRYING, Status.PENDING)
-TABS = ("journey", "body", "headers")
+TABS = ("journey", "routes", "body", "headers")
 
 
 async def events(asking: Asking, given: Given) -> Page:
@@ -65,12 +70,30 @@ async def event(asking: Asking, given: Given) -> Page:
     if tab == "journey":
         page = await asking.ask(api.list_deliveries, event=name, limit=MOST_DELIVERIES, cursor=given.cursor())
         values |= {"deliveries": page, "outcomes": outcomes(detail.event)}
+        values["acts"] = asking.may(redeliver_event)
+    elif tab == "routes" and values["reads"] and detail.is_stored:
+        values["found"] = await explained(asking, name)
     elif tab == "body" and values["reads"] and detail.is_stored:
-        content = await asking.ask(api.get_body, event=name)
+        raw = await asking.ask(api.get_raw, event=name)
+        content = b64decode(raw.body_base64)
         asked = given.choice("view", (*View,))
         values["body"] = await asking.backend.aside(lambda: view_of(content, View(asked) if asked else None))
         values["views"] = tuple(View)
+        values["curl"] = await _curl(asking, raw, content)
     return Page(template="event.html", title=f"Event {detail.event.id}", section="events", values=values)
+
+
+async def _curl(asking: Asking, raw: shapes.RawEvent, content: bytes) -> str | None:
+    """Return the command that sends an event again; None for one whose source isn't in the rules."""
+    source = await asking.try_asking(names.get_source, name=raw.source)
+    if isinstance(source, ApiError):
+        return None
+    headers = [(_text(each.name_base64), _text(each.value_base64)) for each in raw.headers]
+    return curl_of(source.path, raw.query, headers, content, file=download_name(raw.id))
+
+
+def _text(packed: str) -> str:
+    return header_text(b64decode(packed))
 
 
 def outcomes(event: shapes.EventSummary) -> list[tuple[Status, int]]:

@@ -12,6 +12,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from gateway.console import text
+from gateway.console.curl import quoted
 from gateway.ops.waiting_deliveries import WAIT_REASONS
 from gateway.turns import give_way
 
@@ -95,6 +96,7 @@ def _environment(sources: Mapping[str, str]) -> Environment:
         "exact": text.exact,
         "json": lambda value: text.marked(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode(), keep="\n"),
         "duration": text.duration,
+        "area": text.area,
         "text": lambda value: text.marked(value, keep="\n\t"),
         "bytes": text.size,
         "count": text.plural,
@@ -104,6 +106,7 @@ def _environment(sources: Mapping[str, str]) -> Environment:
         "between": lambda begin, end: text.duration(max(0.0, text.unix(end) - text.unix(begin))),
         "moment": text.moment,
         "navigation": NAVIGATION,
+        "quoted": quoted,
         "reasons": WAIT_REASONS,
         "sequels": SEQUELS,
         "term": text.term,

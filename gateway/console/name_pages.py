@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from gateway.api import acts, shapes
 from gateway.api import dead_letters as dead_api
 from gateway.api import events as event_api
 from gateway.api import names as api
-from gateway.api import shapes
+from gateway.api.deliveries import WaitingPage, list_waiting
 from gateway.api.problems import ApiError
 from gateway.console.asking import Asking
 from gateway.console.page import Given, Page
@@ -13,7 +14,6 @@ from gateway.console.text import term
 
 PAGE = 100
 FEW = 10
-UNFINISHED = "status:parked,retrying,pending"
 
 
 async def destinations(asking: Asking, given: Given) -> Page:
@@ -30,6 +30,7 @@ async def destination(asking: Asking, given: Given) -> Page:
     found = await asking.ask(api.get_destination, name=name)
     values: dict[str, Any] = {
         "destination": found,
+        "acts": asking.may(acts.pause_destination),
         "routes": await asking.try_asking(api.list_routes, destination=name, limit=FEW),
         "letters": await asking.try_asking(dead_api.list_dead_letters, destination=name, limit=FEW),
         **await _events(asking, "destination", name),
@@ -55,6 +56,7 @@ async def route(asking: Asking, given: Given) -> Page:
     name = given.path["name"]
     values: dict[str, Any] = {
         "route": await asking.ask(api.get_route, name=name),
+        "acts": asking.may(acts.pause_route),
         "letters": await asking.try_asking(dead_api.list_dead_letters, route=name, limit=FEW),
         **await _events(asking, "route", name),
     }
@@ -80,10 +82,10 @@ async def source(asking: Asking, given: Given) -> Page:
     return Page(template="source.html", title=f"Source {name}", section="sources", values=values)
 
 
-async def _events(asking: Asking, kind: str, name: str) -> dict[str, shapes.EventPage | ApiError]:
-    """Return the events of which deliveries wait, and the last ones."""
+async def _events(asking: Asking, kind: str, name: str) -> dict[str, shapes.EventPage | WaitingPage | ApiError]:
+    """Return the deliveries that wait, and the last events."""
     which = term(kind, name)
     return {
-        "waiting": await asking.try_asking(event_api.search_events, query=f"{which} {UNFINISHED}", limit=FEW),
+        "waiting": await asking.try_asking(list_waiting, **{kind: name}, limit=FEW),
         "recent": await asking.try_asking(event_api.search_events, query=which, limit=FEW),
     }

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from multidict import MultiMapping
+
 from gateway.console.asking import Asking
+from gateway.console.forms import Form
 
 NOT_TEXT = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -38,7 +41,7 @@ class Redirect:
 class Given:
     """The parameters of a page's address. What isn't one of the expected is as if it weren't there."""
 
-    def __init__(self, path: Mapping[str, str], query: Mapping[str, str]) -> None:
+    def __init__(self, path: Mapping[str, str], query: MultiMapping[str]) -> None:
         self.path = path
         self._query = query
 
@@ -49,6 +52,10 @@ class Given:
         """Return one of the choices, "" if it is another or isn't given."""
         value = self._query.get(name, "")
         return value if value in choices else ""
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return all values of a parameter that is given several times."""
+        return tuple([each for each in self._query.getall(name, ()) if not NOT_TEXT.search(each)])
 
     def is_set(self, name: str) -> bool:
         return self._query.get(name) == "1"
@@ -63,3 +70,11 @@ class Show(Protocol):
     __name__: str
 
     async def __call__(self, asking: Asking, given: Given, /) -> Page | Download | Redirect: ...
+
+
+class Act(Protocol):
+    """Does what a form asks for, and returns the page that follows. Raises ApiError."""
+
+    __name__: str
+
+    async def __call__(self, asking: Asking, given: Given, form: Form, /) -> Page | Redirect: ...

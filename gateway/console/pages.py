@@ -1,7 +1,7 @@
 """Which page is at which path below `/ui`."""
 
-from gateway.console import dead_letter_pages, event_pages, name_pages, overview_page, rules_page
-from gateway.console.page import Show
+from gateway.console import act_pages, dead_letter_pages, event_pages, name_pages, overview_page, rules_page, try_page
+from gateway.console.page import Act, Show
 
 PAGES: tuple[tuple[str, Show], ...] = (
     ("", overview_page.overview),
@@ -14,8 +14,18 @@ PAGES: tuple[tuple[str, Show], ...] = (
     ("/routes", name_pages.routes),
     ("/routes/{name}", name_pages.route),
     ("/dead-letters", dead_letter_pages.dead_letters),
+    ("/dead-letters/review", act_pages.review),
     ("/dead-letters/{position}", dead_letter_pages.dead_letter),
     ("/sources", name_pages.sources),
     ("/sources/{name}", name_pages.source),
     ("/rules", rules_page.rules),
+    ("/rules/try", try_page.form),
+    ("/orders/{order}", act_pages.order),
+)
+ACTS: tuple[tuple[str, Act], ...] = (
+    ("/events/{event}/redeliver", act_pages.redeliver),
+    ("/destinations/{name}/{act}", act_pages.on_destination),
+    ("/routes/{name}/{act}", act_pages.on_route),
+    ("/dead-letters/{act}", act_pages.on_dead_letters),
+    ("/rules/try", try_page.tried),
 )

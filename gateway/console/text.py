@@ -47,6 +47,14 @@ def marked(text: str, *, keep: str = "") -> Markup:
     return Markup("".join(parts))  # noqa: S704 - each part is escaped: escapes of what isn't seen are plain ASCII
 
 
+def area(text: str) -> Markup:
+    """Return a text as it is in a field that is edited: only what HTML can't have in it is replaced."""
+    return escape(_NOT_HTML.sub("\N{REPLACEMENT CHARACTER}", text))
+
+
+_NOT_HTML = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 def address(*segments: str, **query: object) -> str:
     """Return the address of a page below `/ui`; parameters that are None, False or "" are left out."""
     path = "/".join([UI, *[quote(each, safe="", errors="backslashreplace") for each in segments]])

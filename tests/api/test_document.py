@@ -11,7 +11,8 @@ from structlog.testing import capture_logs
 from dev import openapi
 from gateway.access.principal import AccessRole
 from gateway.api.backend import Backend
-from gateway.api.endpoints import BASE, ENDPOINTS, Endpoint
+from gateway.api.endpoint import Endpoint
+from gateway.api.endpoints import BASE, ENDPOINTS
 from gateway.api.openapi import OWN, document
 from gateway.api.problems import STATUSES, Code
 from tests.api.answers import problems_of
@@ -112,7 +113,16 @@ async def _check_role(world: World, endpoint: Endpoint, role: AccessRole | None)
 
 EXPECTED = {
     AccessRole.VIEWER: {
-        *("getMe", "searchEvents", "getEvent", "listDeliveries", "listDeadLetters", "getDeadLetter", "listSources"),
+        *(
+            "getMe",
+            "searchEvents",
+            "getEvent",
+            "listDeliveries",
+            "listWaiting",
+            "listDeadLetters",
+            "getDeadLetter",
+            "listSources",
+        ),
         *("getSource", "listDestinations", "getDestination", "listRoutes", "getRoute", "getRules", "getIndex"),
         *("getOrder", "listReplays", "getReplay", "tailEvents"),
     },

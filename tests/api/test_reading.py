@@ -64,6 +64,28 @@ async def test_an_event_is_shown_with_its_headers_and_its_deliveries(world: Worl
     assert (attempt["response_body"], attempt["host"]) == ("busy", record.host)
 
 
+async def test_what_waits_is_listed_by_destination_page_by_page(world: World) -> None:
+    events = [(await world.company.event())[0] for _ in range(3)]
+    for event in events:
+        await world.company.retry(event, attempts=(an_attempt(status=503),))
+    parked, *_ = await world.company.event(source="stripe")
+    await world.company.park(parked, "destination/ledger", route="book", destination="ledger")
+    await world.refresh()
+    first = await world.get("/deliveries/waiting", destination="ci", limit=2)
+    rest = await world.get("/deliveries/waiting", destination="ci", limit=2, cursor=first["next_cursor"])
+    listed = [each["event"]["id"] for page in (first, rest) for each in page["items"]]
+    assert listed == [event.id for event in reversed(events)]
+    assert rest["next_cursor"] is None
+    assert (first["items"][0]["delivery"]["status"], first["items"][0]["tried"]) == ("retrying", 1)
+    (only,) = (await world.get("/deliveries/waiting", route="book"))["items"]
+    assert (only["event"]["id"], only["delivery"]["reason"]) == (parked.id, "destination/ledger")
+    for cursor in (first["next_cursor"], "x"):
+        refused = await world.get("/deliveries/waiting", 400, route="book", cursor=cursor)
+        assert refused["code"] == "invalid_cursor"
+    world.become(AccessRole.VIEWER, sources=frozenset({"stripe"}))
+    assert [each["event"]["id"] for each in (await world.get("/deliveries/waiting"))["items"]] == [parked.id]
+
+
 async def test_a_body_comes_byte_for_byte_and_never_as_a_page(world: World) -> None:
     body = b"<script>alert(1)</script>\xff\x00"
     event, *_ = await world.company.event(body=body, headers={"Content-Type": "text/html", "X-A": "\xff"})

@@ -27,6 +27,9 @@ from gateway.api.endpoints import BASE
 from tests.api.answers import strict
 from tests.api.conftest import World
 
+MANY = 20
+"""Times in a row that a listener is told that there is no more, where something is to come."""
+
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,11 +57,14 @@ class Listener:
     async def events(self, number: int) -> list[str]:
         """Return the ids of the next events."""
         found: list[str] = []
+        quiet = 0
         while len(found) < number:
             kind, data = await self.next()
             assert kind in ("event", "complete"), data
             if kind == "event":
                 found.append(data["id"])
+            quiet = quiet + 1 if kind == "complete" else 0
+            assert quiet < MANY, "expected an event, got again and again that there is no more"
         return found
 
 
@@ -158,10 +164,11 @@ async def test_an_index_that_is_gone_is_told(world: World) -> None:
 
 
 async def _end_of(listener: Listener) -> tuple[str, Any]:
-    while True:
-        kind, data = await listener.next()
-        if kind == "cut":
-            return kind, data
+    async with asyncio.timeout(10):
+        while True:
+            kind, data = await listener.next()
+            if kind == "cut":
+                return kind, data
 
 
 async def test_a_listener_that_doesnt_read_is_cut_and_holds_up_nobody(

@@ -62,6 +62,13 @@ class Console:
             assert document.problems == []
             return document
 
+    async def post(self, path: str, fields: Mapping[str, str], *, expect: int = 303, **headers: str) -> str:
+        """Send a form, and return the address that is answered, or the page."""
+        async with self.client.post(path, data=fields, headers=headers, allow_redirects=False) as response:
+            text = await response.text()
+            assert response.status == expect, (path, response.status, text)
+            return response.headers["Location"] if expect == 303 else text
+
     def become(self, role: AccessRole | None, **limits: frozenset[str]) -> None:
         """Let the next requests be somebody's; None: whose they are."""
         self.access.principal = None if role is None else Principal(name="anna", role=role, via="test", **limits)

@@ -32,6 +32,7 @@ sources:
     path: /stripe
     owner: payments
     dedupe: 3d
+    type: body.type
     key: body.customer
     verify: {scheme: token, header: X-Token, secrets: ["${TOKEN}"]}
 destinations:

@@ -41,6 +41,9 @@ class Document(HTMLParser):
         self.links: list[str] = []
         self.ids: list[str] = []
         self.labels: set[str] = set()
+        self.forms: dict[str, dict[str, str]] = {}
+        """By the address that they are sent to: their hidden fields."""
+        self._form: dict[str, str] = {}
         self.text = ""
         self.title = ""
         self._open: list[str] = []
@@ -64,6 +67,10 @@ class Document(HTMLParser):
                 self.problems.append(f"{tag}: {name} leaves the host: {value}")
         if tag == "a":
             self.links.append(given.get("href") or "")
+        if tag == "form":
+            self._form = self.forms.setdefault(given.get("action") or "", {})
+        if tag == "input" and given.get("type") == "hidden":
+            self._form[given["name"] or ""] = given.get("value") or ""
         if "id" in given:
             self.ids.append(given["id"] or "")
         if tag not in VOID:

@@ -95,6 +95,7 @@ def pages_of(shown: dict[str, str]) -> Sequence[tuple[str, str]]:
         ("events-none", "/ui/events?query=zebra"),
         ("event", f"/ui/events/{shown['dead']}"),
         ("event-waiting", f"/ui/events/{shown['waiting']}"),
+        ("event-routes", f"/ui/events/{shown['dead']}?tab=routes"),
         ("event-body", f"/ui/events/{shown['dead']}?tab=body"),
         ("event-hex", f"/ui/events/{shown['dead']}?tab=body&view=hex"),
         ("event-headers", f"/ui/events/{shown['dead']}?tab=headers"),
@@ -108,6 +109,9 @@ def pages_of(shown: dict[str, str]) -> Sequence[tuple[str, str]]:
         ("sources", "/ui/sources"),
         ("source", "/ui/sources/stripe"),
         ("rules", "/ui/rules"),
+        ("try", f"/ui/rules/try?event={shown['dead']}"),
+        ("review", "/ui/dead-letters/review?act=drop"),
+        ("order", "/ui/orders/pause%2Fdestination%2Fwarehouse"),
         ("missing", "/ui/events/none"),
     )
 
@@ -190,6 +194,37 @@ async def test_a_phone_has_a_menu(day: tuple[Console, dict[str, str]], browser: 
         assert await visitor.findings() == []
         await visitor.press("Escape")
         assert not await page.is_visible("#nav")
+
+
+async def test_a_keyboard_pauses_and_resumes(day: tuple[Console, dict[str, str]], browser: str, axe: str) -> None:
+    console, _ = day
+    async with visiting(console, browser, axe) as visitor:
+        page = visitor.page
+        await visitor.go("/ui/destinations/ci")
+        await page.focus("details.acts summary")
+        await visitor.press("Enter", "Tab")
+        await page.keyboard.type("they move house")
+        assert await visitor.findings() == []
+        await visitor.press("Tab", "Enter")
+        await page.wait_for_selector("text=Paused by local")
+        await page.focus("details.acts summary")
+        await visitor.press("Enter", "Tab", "Tab", "Enter")
+        await page.wait_for_selector("text=Being resumed")
+
+
+async def test_dead_letters_are_chosen_and_replayed(
+    day: tuple[Console, dict[str, str]], browser: str, axe: str
+) -> None:
+    console, _ = day
+    async with visiting(console, browser, axe, viewport=PHONE) as visitor:
+        page = visitor.page
+        await visitor.go("/ui/dead-letters")
+        await page.check("input[name=id] >> nth=1")
+        await page.click("button[value=replay]")
+        await page.wait_for_selector("text=Replay 1 dead letter?")
+        await page.click("button:text('Replay them')")
+        await page.wait_for_selector("text=No gateway has read it yet")
+        assert await visitor.findings() == []
 
 
 async def test_a_live_list_shows_what_arrives(day: tuple[Console, dict[str, str]], browser: str, axe: str) -> None:

@@ -144,6 +144,14 @@ async def test_a_body_is_shown_in_part_and_downloaded_whole(console: Console) ->
         assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
+async def test_an_event_is_copied_as_a_command(console: Console) -> None:
+    event, *_ = await console.company.event(body=b'{"a": "it\'s <b>"}', headers={"X-A": "b"})
+    await console.refresh()
+    page = await console.page("events", event.id, tab="body")
+    assert "curl http://127.0.0.1:8080/github" in page.text
+    assert "-H 'X-A: b'" in page.text
+
+
 async def test_a_body_of_other_bytes_is_shown_as_these(console: Console) -> None:
     event, *_ = await console.company.event(body=b"\xff\x00<script>")
     await console.refresh()

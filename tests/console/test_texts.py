@@ -1,12 +1,14 @@
 """How values are shown: texts, times, sizes, JSON."""
 
 import json
+import subprocess
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.console.body_views import View, download_name, view_of
+from gateway.console.curl import curl_of, quoted
 from gateway.console.json_layout import laid_out
 from gateway.console.text import address, duration, marked, relative, shown, size, term
 from gateway.index.query import parse_query
@@ -114,6 +116,39 @@ def test_a_text_that_is_cut_within_a_character_is_text(character: str) -> None:
     for shift in range(4):
         found = view_of(b"x" * shift + character.encode() * 200_000, View.RAW)
         assert (found.view, found.is_whole) == (View.RAW, False)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40))
+def test_a_word_of_a_shell_is_its_text_and_can_be_seen(text: str) -> None:
+    word = quoted(text)
+    assert word.isprintable()
+    assert shell(f"printf %s {word}") == text.encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"a": "it\'s"}', b'{"a": "it\'s"}'),
+        (b"line\n'; rm -rf / #\x1b[31m", b"line\n'; rm -rf / #\x1b[31m"),
+        (b"@/etc/passwd", b"@evt_1.body"),
+        (b"\xff", b"@evt_1.body"),
+        (b"x" * 10_000, b"@evt_1.body"),
+    ],
+)
+def test_a_command_has_the_body_or_names_its_file(body: bytes, expected: bytes) -> None:
+    command = curl_of("/github", "a=1", [("Host", "h"), ("X-A", "it's\u202e")], body, file="evt_1.body")
+    arguments = shell("curl() { printf '%s\\0' \"$@\"; }; " + command).split(b"\0")
+    assert arguments[:-1] == [
+        b"http://127.0.0.1:8080/github?a=1",
+        b"-H",
+        "X-A: it's\u202e".encode(),
+        b"--data-binary",
+        expected,
+    ]
+
+
+def shell(script: str) -> bytes:
+    return subprocess.run(["bash", "-c", script], capture_output=True, check=True, timeout=30).stdout
 
 
 def test_a_file_is_named_safely() -> None:

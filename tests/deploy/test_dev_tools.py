@@ -1,9 +1,14 @@
 """dev/tools.py: what is on the path is used, what isn't is fetched once, and what can't be fetched is told."""
 
+import hashlib
+import io
 import os
 import subprocess
 import sys
+import tarfile
+from base64 import b64encode
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +59,26 @@ def test_a_program_on_the_path_is_not_fetched(bare: Path) -> None:
 def test_a_program_is_found_by_the_name_that_debian_gives_it(bare: Path) -> None:
     a_program(bare / "prometheus-alertmanager", "")
     assert tools.find("alertmanager") == bare / "prometheus-alertmanager"
+
+
+def test_a_file_of_an_npm_package_is_the_one_that_was_pinned(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = bare / "axe.tar"
+    with tarfile.open(archive, "w:gz") as packed:
+        content = b"the script"
+        entry = tarfile.TarInfo("package/axe.min.js")
+        entry.size = len(content)
+        packed.addfile(entry, io.BytesIO(content))
+    a_program(bare / "npm", f'echo "$@" >> {bare}/calls; /bin/cp {archive} axe-core.tgz')
+    source = tools.TOOLS["axe"]
+    assert isinstance(source, tools.NpmFile)
+    with pytest.raises(tools.ToolMissingError, match="expected an archive of digest"):
+        tools.fetch("axe")
+    assert tools.find("axe") is None
+    digest = b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+    monkeypatch.setitem(tools.TOOLS, "axe", replace(source, digest=digest))
+    for _ in range(2):
+        assert tools.fetch("axe").read_bytes() == content
+    assert len((bare / "calls").read_text().splitlines()) == 2
 
 
 def test_a_go_command_is_built_once(bare: Path) -> None:

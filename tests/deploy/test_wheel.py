@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     build(folder)
     return folder
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_the_wheel_has_what_pages_are_made_of(dist: Path) -> None:
+    [wheel] = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        names = set(packed.namelist())
+    files = [*(ROOT / "gateway" / "console").glob("templates/*"), *(ROOT / "gateway" / "console").glob("static/*")]
+    assert len(files) > 20
+    assert {file.relative_to(ROOT).as_posix() for file in files} <= names
 
 
 @pytest.fixture(scope="module")

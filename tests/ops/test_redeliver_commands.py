@@ -128,7 +128,7 @@ def asked_for(run: Run, *words: str) -> str:
 
 
 def test_an_event_is_delivered_again_and_told_where(run: Run) -> None:
-    code, out, _ = run("evt_1", "--reason", "lost its disk", "--no-wait")
+    code, out, _ = run("evt_1", "--why", "lost its disk", "--no-wait")
     assert (code, out.split()[0], out.split()[2:4]) == (0, "redelivery", ["is", "stored;"])
     name = out.split()[1]
     assert carry_out() == [("evt_1", "build", "ci"), ("evt_1", "all", "ci"), ("evt_1", "all", "chat")]
@@ -175,7 +175,7 @@ def test_without_a_gateway_it_waits_and_says_so(run: Run) -> None:
 
 def test_those_of_the_last_days_are_listed(run: Run) -> None:
     assert run("--list")[:2] == (0, "no event was redelivered within 7 days\n")
-    first = asked_for(run, "evt_1", "--reason", "lost\x1b[31m")
+    first = asked_for(run, "evt_1", "--why", "lost\x1b[31m")
     carry_out()
     second = asked_for(run, "evt_0", "--route", "build")
     out = run("--list")[1]

@@ -1,0 +1,112 @@
+"""What operators do on pages: each is an order of the API, with its reason; then the page of what comes of it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gateway.api import acts, order_states
+from gateway.api import dead_letters as dead_api
+from gateway.api.orders import Act, DeadSelection, Order, RedeliveryRequest
+from gateway.api.problems import ApiError, Code, not_found
+from gateway.console.asking import Asking
+from gateway.console.dead_letter_pages import REASONS
+from gateway.console.forms import Form
+from gateway.console.page import Given, Page, Redirect
+from gateway.console.text import address
+from gateway.model import DeadReason
+
+ACTS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("destinations", "pause"): acts.pause_destination,
+    ("destinations", "resume"): acts.resume_destination,
+    ("destinations", "kick"): acts.kick_destination,
+    ("routes", "pause"): acts.pause_route,
+    ("routes", "resume"): acts.resume_route,
+    ("routes", "kick"): acts.kick_route,
+}
+DEAD: Mapping[str, Callable[..., Any]] = {"replay": acts.replay_dead_letters, "drop": acts.drop_dead_letters}
+SAMPLE = 200
+"""Dead letters up to which their number is exact where it is reviewed."""
+
+
+async def on_destination(asking: Asking, given: Given, form: Form) -> Redirect:
+    """Pause, resume or kick a destination."""
+    return await _on(asking, given, form, "destinations")
+
+
+async def on_route(asking: Asking, given: Given, form: Form) -> Redirect:
+    """Pause, resume or kick a route."""
+    return await _on(asking, given, form, "routes")
+
+
+async def _on(asking: Asking, given: Given, form: Form, section: str) -> Redirect:
+    act, name = given.path["act"], given.path["name"]
+    if (function := ACTS.get((section, act))) is None:
+        raise not_found("an act")
+    order: Order = await asking.ask(function, name=name, given=Act(reason=form.reason), sent=form.sent)
+    return Redirect(path=address("orders", order.id) if act == "kick" else address(section, name))
+
+
+async def redeliver(asking: Asking, given: Given, form: Form) -> Redirect:
+    """Deliver an event again: to all that the rules give it to, or by one route to one destination."""
+    wanted = RedeliveryRequest(
+        route=form.text("route") or None, destination=form.text("destination") or None, reason=form.reason
+    )
+    order = await asking.ask(acts.redeliver_event, event=given.path["event"], given=wanted, sent=form.sent)
+    return Redirect(path=address("orders", order.id))
+
+
+async def review(asking: Asking, given: Given) -> Page:
+    """Show which dead letters would be replayed or dropped, before anything is."""
+    act = given.choice("act", (*DEAD,)) or "replay"
+    ids = given.texts("id")
+    asked: dict[str, Any] = {
+        "route": given.text("route") or None,
+        "destination": given.text("destination") or None,
+        "reason": given.choice("reason", (*DeadReason,)) or None,
+    }
+    page = await asking.ask(dead_api.list_dead_letters, **asked, limit=SAMPLE)
+    chosen = [each for each in page.items if not ids or each.delivery_id in ids]
+    counts: dict[tuple[str, str], int] = {}
+    for each in chosen:
+        key = (each.destination or "", each.reason)
+        counts[key] = counts.get(key, 0) + 1
+    values = {
+        **asked,
+        "act": act,
+        "ids": ids,
+        "counts": sorted(counts.items(), key=lambda each: -each[1]),
+        "number": len(ids) or len(chosen),
+        "is_more": not ids and (page.next_cursor is not None or page.is_cut_short),
+        "missing": len(set(ids) - {each.delivery_id for each in chosen}),
+        "reason_names": REASONS,
+        "acts": asking.may(DEAD[act]),
+    }
+    return Page(
+        template="dead_review.html", title=f"{act.capitalize()} dead letters", section="dead-letters", values=values
+    )
+
+
+async def on_dead_letters(asking: Asking, given: Given, form: Form) -> Redirect:
+    """Replay or drop the dead letters that were reviewed."""
+    act = given.path["act"]
+    if (function := DEAD.get(act)) is None:
+        raise not_found("an act")
+    if act == "drop" and form.reason is None:
+        raise ApiError(Code.INVALID_REQUEST, "expected a reason for what is dropped, got none")
+    ids, reason = form.all("id"), form.text("dead_reason")
+    wanted = DeadSelection(
+        ids=ids,
+        route=form.text("route") or None,
+        destination=form.text("destination") or None,
+        dead_reason=DeadReason(reason) if reason in (*DeadReason,) else None,
+        all=not ids and form.text("all") == "1",
+        reason=form.reason,
+    )
+    order = await asking.ask(function, given=wanted, sent=form.sent)
+    return Redirect(path=address("orders", order.id))
+
+
+async def order(asking: Asking, given: Given) -> Page:
+    """Show what has come of an order."""
+    found = await asking.ask(order_states.get_order, order=given.path["order"])
+    values = {"order": found, "is_over": found.state not in ("requested", "resuming")}
+    return Page(template="order.html", title=f"Order {found.id}", section="", values=values)

@@ -1,0 +1,85 @@
+"""What a form of a page sends, and whether it is a form of ours.
+
+A form has a token that belongs to a cookie and to who was shown the page. A page of another site sees neither, and its
+requests come without the cookie. Nothing of it is kept here: any process of the gateway can tell.
+"""
+
+import asyncio
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from urllib.parse import parse_qs
+
+from aiohttp import web
+
+from gateway.access.principal import Principal
+from gateway.api.acts import Sent
+from gateway.api.problems import ApiError, Code
+
+SESSION = "session"
+"""The cookie that tokens belong to: random, and of no use by itself."""
+MOST_BYTES = 4 << 20
+"""Of a form: a body of 1 MiB, most of whose bytes are written as three, and rules beside it."""
+MOST_FIELDS = 400
+SECONDS = 10.0
+FORM = "application/x-www-form-urlencoded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """The fields of a form, and how it came."""
+
+    fields: Mapping[str, Sequence[str]]
+    origin: str = ""
+
+    def text(self, name: str) -> str:
+        return next(iter(self.fields.get(name, ())), "")
+
+    def all(self, name: str) -> tuple[str, ...]:
+        return tuple(self.fields.get(name, ()))
+
+    @property
+    def reason(self) -> str | None:
+        """Why something is done, as whoever does it says."""
+        return self.text("reason").strip()[:500] or None
+
+    @property
+    def sent(self) -> Sent:
+        """How an order came: a form that is sent twice is one order."""
+        key = self.text("key")
+        return Sent(key if 0 < len(key) <= 64 and key.isascii() and key.isalnum() else None, self.origin)  # noqa: PLR2004 - ours has 32
+
+
+async def form_of(request: web.Request) -> Form:
+    """Read a form, so much of it and for so long. Raises ApiError."""
+    if request.content_type != FORM:
+        raise ApiError(Code.UNSUPPORTED_MEDIA_TYPE, f"expected a form ({FORM}), got another body")
+    read = bytearray()
+    try:
+        async with asyncio.timeout(SECONDS):
+            async for piece in request.content.iter_any():
+                read += piece
+                if len(read) > MOST_BYTES:
+                    raise ApiError(Code.TOO_LARGE, f"expected a form of at most {MOST_BYTES} bytes, got more")
+    except TimeoutError:
+        raise ApiError(Code.INVALID_REQUEST, f"expected the form within {SECONDS:g} s") from None
+    try:
+        fields = parse_qs(bytes(read).decode("ascii"), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+    except ValueError:
+        raise ApiError(Code.INVALID_REQUEST, f"expected a form of at most {MOST_FIELDS} fields, got another") from None
+    return Form(fields=fields, origin=request.remote or "")
+
+
+def token_of(session: str, principal: Principal) -> str:
+    """Return the token of forms that are shown to somebody."""
+    who = f"{principal.via}\0{principal.name}\0{principal.role}".encode("utf-8", "surrogatepass")
+    return hmac.new(session.encode("utf-8", "surrogatepass"), who, sha256).hexdigest()
+
+
+def must_be_ours(form: Form, session: str, principal: Principal) -> None:
+    """Raise ApiError for a form that no page of ours has shown to this principal."""
+    if not session or not hmac.compare_digest(form.text("token").encode(), token_of(session, principal).encode()):
+        raise ApiError(
+            Code.FORBIDDEN, "expected a form of a page that you were shown, got another: load the page again"
+        )

@@ -1,0 +1,178 @@
+"""What operators do on pages, and who may; and what would be done, tried out."""
+
+import re
+from pathlib import Path
+
+import orjson
+import pytest
+
+from gateway.access.principal import AccessRole, Principal
+from gateway.api.problems import ApiError
+from gateway.console.forms import Form, must_be_ours, token_of
+from tests.console.conftest import Console
+
+HOSTILE = "</textarea><script>alert(1)</script>\u202e"
+
+
+@pytest.mark.parametrize("section", ["destinations", "routes"])
+async def test_what_is_paused_is_resumed_by_the_same_page(console: Console, section: str) -> None:
+    name = {"destinations": "ci", "routes": "build"}[section]
+    path = f"/ui/{section}/{name}"
+    page = await console.at(path)
+    fields = page.forms[f"{path}/pause"]
+    assert await console.post(f"{path}/pause", {**fields, "reason": "a move"}) == path
+    page = await console.at(path)
+    assert "Paused by local since" in page.text
+    assert f"{path}/pause" not in page.forms
+    assert await console.post(f"{path}/resume", page.forms[f"{path}/resume"]) == path
+    assert "Being resumed" in (await console.at(path)).text
+
+
+async def test_a_form_that_is_sent_twice_is_one_order(console: Console) -> None:
+    page = await console.page("destinations", "ci")
+    fields = page.forms["/ui/destinations/ci/pause"]
+    first = await console.post("/ui/destinations/ci/kick", fields)
+    assert await console.post("/ui/destinations/ci/kick", fields) == first
+    order = await console.at(first)
+    assert "kick/destination/ci" in order.text
+    assert 'data-live="1"' in order.source
+    _, end = (await console.company.log.bounds(console.company.topics.control))[0]
+    again = (await console.page("destinations", "ci")).forms["/ui/destinations/ci/pause"]
+    assert again["key"] != fields["key"]
+    await console.post("/ui/destinations/ci/kick", again)
+    assert (await console.company.log.bounds(console.company.topics.control))[0][1] > end
+
+
+async def test_an_event_is_delivered_again(console: Console) -> None:
+    event, *_ = await console.company.event()
+    await console.refresh()
+    page = await console.page("events", event.id)
+    path = f"/ui/events/{event.id}/redeliver"
+    order = await console.post(path, {**page.forms[path], "reason": "they lost it"})
+    assert "redeliver/" in (await console.at(order)).text
+    refused = await console.post(path, {**page.forms[path], "key": "x" * 32, "destination": "nobody"}, expect=400)
+    assert "expected a destination of the rules" in refused
+
+
+async def test_dead_letters_are_reviewed_before_they_are_replayed_or_dropped(console: Console) -> None:
+    for _ in range(3):
+        await console.company.die((await console.company.event())[0])
+    page = await console.page("dead-letters", destination="ci")
+    ids = re.findall(r'name="id" value="([^"]+)"', page.source)
+    assert len(ids) == 3
+    review = await console.at("/ui/dead-letters/review", act="drop", id=ids[0])
+    assert "Drop 1 dead letter?" in review.text
+    fields = review.forms["/ui/dead-letters/drop"]
+    assert fields["id"] == ids[0]
+    assert "expected a reason" in await console.post("/ui/dead-letters/drop", fields, expect=400)
+    order = await console.post("/ui/dead-letters/drop", {**fields, "reason": "a test"})
+    assert "dead/" in (await console.at(order)).text
+    everything = await console.at("/ui/dead-letters/review", act="replay", destination="ci", reason="exhausted")
+    assert "Replay 3 dead letters?" in everything.text or "Replay 2 dead letters?" in everything.text
+    fields = everything.forms["/ui/dead-letters/replay"]
+    assert (fields["destination"], fields["dead_reason"]) == ("ci", "exhausted")
+    assert "all" not in fields
+    await console.post("/ui/dead-letters/replay", fields)
+
+
+async def test_only_an_operator_acts(console: Console) -> None:
+    await console.company.die((await console.company.event())[0])
+    await console.refresh()
+    console.become(AccessRole.OPERATOR)
+    assert "/ui/destinations/ci/pause" in (await console.page("destinations", "ci")).forms
+    console.become(AccessRole.READER)
+    for path in (("destinations", "ci"), ("routes", "build"), ("dead-letters",), ("dead-letters", "review")):
+        page = await console.page(*path)
+        assert [each for each in page.forms if each not in ("/ui/theme", "/ui/dead-letters")] == []
+    own = {"token": token_of(session_of(console), Principal(name="anna", role=AccessRole.READER, via="test"))}
+    for act in ("destinations/ci/pause", "routes/build/kick", "dead-letters/replay", "events/x/redeliver"):
+        assert "expected the role operator" in await console.post(f"/ui/{act}", own, expect=403)
+
+
+def session_of(console: Console) -> str:
+    return next(each.value for each in console.client.session.cookie_jar if each.key == "session")
+
+
+@pytest.mark.parametrize(
+    "path", ["destinations/ci/pause", "routes/build/kick", "dead-letters/replay", "events/x/redeliver", "rules/try"]
+)
+async def test_a_form_of_nobody_does_nothing(console: Console, path: str) -> None:
+    await console.page("destinations", "ci")
+    for fields in ({}, {"token": ""}, {"token": "0" * 64}):
+        assert "load the page again" in await console.post(f"/ui/{path}", fields, expect=403)
+    good = (await console.page("destinations", "ci")).forms["/ui/destinations/ci/pause"]
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
+        await console.post(f"/ui/{path}", good, expect=403, **headers)
+    async with console.client.post(
+        f"/ui/{path}", data=orjson.dumps(good), headers={"Content-Type": "text/plain"}
+    ) as response:
+        assert response.status == 415
+    assert (await console.company.log.bounds(console.company.topics.control))[0] == (0, 0)
+
+
+async def test_another_method_or_act_is_none(console: Console) -> None:
+    good = (await console.page("destinations", "ci")).forms["/ui/destinations/ci/pause"]
+    await console.post("/ui/destinations/ci/destroy", good, expect=404)
+    await console.page("destinations", "ci", "pause", expect=404)
+
+
+def test_a_token_is_one_cookies_and_one_persons() -> None:
+    anna = Principal(name="anna", role=AccessRole.OPERATOR, via="token")
+    must_be_ours(Form(fields={"token": [token_of("a", anna)]}), "a", anna)
+    for session, who in (("b", anna), ("", anna), ("a", Principal(name="anna", role=AccessRole.READER, via="token"))):
+        with pytest.raises(ApiError):
+            must_be_ours(Form(fields={"token": [token_of("a", anna)]}), session, who)
+    with pytest.raises(ApiError):
+        must_be_ours(Form(fields={"token": [token_of("", anna)]}), "", anna)
+
+
+async def test_a_session_is_a_strict_cookie(console: Console) -> None:
+    async with console.client.get("/ui/rules") as response:
+        cookie = response.headers["Set-Cookie"]
+        assert cookie.startswith("session=")
+        for part in ("HttpOnly", "SameSite=Strict", "Path=/ui"):
+            assert part in cookie
+    async with console.client.get("/ui/rules") as response:
+        assert "Set-Cookie" not in response.headers
+
+
+async def test_an_event_says_why_other_routes_dont_take_it(console: Console) -> None:
+    event, *_ = await console.company.event(type="ping", body={"zen": HOSTILE})
+    await console.refresh()
+    page = await console.page("events", event.id, tab="routes")
+    assert "build doesn't take it" in page.text
+    assert "audit takes it" in page.text
+    assert f"gateway events export id:{event.id} --to tests/" in page.text
+    assert "<script>alert" not in page.source
+    console.become(AccessRole.VIEWER)
+    assert "audit" not in (await console.page("events", event.id, tab="routes")).text
+
+
+async def test_a_request_is_tried_out(console: Console, tmp_path: Path) -> None:
+    event, *_ = await console.company.event(body={"note": HOSTILE}, headers={"X-A": HOSTILE})
+    await console.refresh()
+    form = await console.page("rules", "try", event=event.id)
+    fields = {**form.forms["/ui/rules/try"], "source": "github", "headers": "X-A: b", "body": "{}"}
+    page = await console.post("/ui/rules/try", fields, expect=200)
+    assert "audit" in page
+    assert "doesn&#39;t take it" in page
+    rules = (tmp_path / "routes.yaml").read_text().replace("name: audit", "name: other")
+    assert "other" in await console.post("/ui/rules/try", {**fields, "rules": rules}, expect=200)
+    for wrong in ({"rules": "version: 2"}, {"headers": "no colon"}, {"source": "nobody"}, {"body": HOSTILE}):
+        answer = await console.post("/ui/rules/try", {**fields, **wrong}, expect=200)
+        assert "<script>alert" not in answer
+    assert "line 1: expected Name: value" in await console.post("/ui/rules/try", {**fields, "headers": "a"}, expect=200)
+
+
+async def test_a_form_is_bounded(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = (await console.page("destinations", "ci")).forms["/ui/destinations/ci/pause"]
+    monkeypatch.setattr("gateway.console.forms.MOST_BYTES", 200)
+    await console.post("/ui/destinations/ci/pause", {**good, "reason": "x" * 300}, expect=413)
+    many = {f"f{number}": "" for number in range(30)}
+    monkeypatch.setattr("gateway.console.forms.MOST_BYTES", 4000)
+    monkeypatch.setattr("gateway.console.forms.MOST_FIELDS", 20)
+    await console.post("/ui/destinations/ci/pause", {**good, **many}, expect=400)
