@@ -25,6 +25,7 @@ MAY_IMPORT = {
         "required_topics",
         "engine",
         "index",
+        "listen",
         "ops",
         *_BELOW,
     },
@@ -60,6 +61,8 @@ MAY_IMPORT = {
     "api": {"access", "engine", "index", "ops", "required_topics", "turns", *_BELOW},
     # What it asks, it asks the API; what it shows is called as commands call it.
     "console": {"access", "api", "index", "ops", "turns", *_BELOW},
+    # On a machine of its own: of a gateway it knows the API, and how deliveries are sent.
+    "listen": {"client", "index", "ops", "rules", "model"},
     "ingress": {"quarantine", *_BELOW},
     "engine": {"client", *_BELOW},
     "client": {"rules", "model"},
@@ -178,6 +181,7 @@ PURE = {
         for name in ("candidates", "conditions", "delivery_query", "event_numbers", "query", "terms")
     ),
     "gateway/index/settlement.py",
+    *(f"gateway/listen/{name}.py" for name in ("copies", "messages", "place")),
     "gateway/ops/live_list.py",
     "gateway/quarantine/claims.py",
     "gateway/quarantine/quota.py",

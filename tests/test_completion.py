@@ -52,6 +52,8 @@ _python_argcomplete
         ("gateway replay --route build", {"build-on-push"}),
         ("gateway send git", {"github"}),
         ("gateway completion f", {"fish"}),
+        ("gateway listen --for", {"--forward"}),
+        ("gateway listen --source git", {"github"}),
         ("gateway trigger git", {"github", "gitlab"}),
         ("gateway trigger github pu", {"pull_request", "push"}),
         ("gateway trigger github --sou", {"--source"}),

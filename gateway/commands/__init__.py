@@ -19,6 +19,7 @@ _MODULES = {
     "providers": ("providers",),
     "send": ("send", "receive"),
     "trigger": ("trigger",),
+    "listen": ("listen",),
     "topics": ("topics create", "topics check"),
     "events": ("events list", "events search", "events show"),
     "export": ("events export",),

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.model import GatewayError
-from gateway.ops.live_list import Listed, LiveList, Quit, Resend, keys_of
+from gateway.ops.live_list import Listed, LiveList, Quit, Resend, State, keys_of
 from gateway.telemetry.logs import printable
 
 REDRAW = 0.1
@@ -35,9 +35,12 @@ Send = Callable[[Listed], Awaitable[str]]
 
 
 class LiveDisplay:
-    """A list that is drawn on the terminal until its user quits. `items` feeds it, `resend` carries out `r`."""
+    """A list that is drawn on the terminal until its user quits.
 
-    def __init__(self, items: AsyncIterator[Listed], resend: Send) -> None:
+    `items` feeds it, and may tell what there is to know of where they come from; `resend` carries out `r`.
+    """
+
+    def __init__(self, items: AsyncIterator[Listed | State], resend: Send) -> None:
         self._items = items
         self._resend = resend
         self._list = LiveList()
@@ -82,7 +85,10 @@ class LiveDisplay:
 
     async def _follow(self) -> None:
         async for item in self._items:
-            self._list.put(item)
+            if isinstance(item, State):
+                self._list.state = item.text
+            else:
+                self._list.put(item)
             self._changed.set()
         self._has_ended = True
         self._changed.set()
@@ -144,7 +150,7 @@ class LiveDisplay:
     def _status(self) -> str:
         if self._list.edited is not None:
             return f"filter: {self._list.edited}▏  enter applies, escape leaves it"
-        parts = [_HELP]
+        parts = [self._list.state, _HELP] if self._list.state else [_HELP]
         if self._list.filter:
             parts.append(
                 f"{len(self._list.matching())} of {self._list.total} with {self._list.filter!r}, escape shows all"

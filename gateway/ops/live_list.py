@@ -30,6 +30,12 @@ class Listed:
         return all(any(word in text.lower() for text in texts) for word in words)
 
 
+class State(NamedTuple):
+    """What there is to know of where the deliveries come from, until the next one; empty if all is well."""
+
+    text: str
+
+
 class Resend(NamedTuple):
     """The order to send a delivery again."""
 
@@ -59,6 +65,8 @@ class LiveList:
         self._filter = ""
         self.edited: str | None = None
         """The filter while it is being typed, None otherwise."""
+        self.state = ""
+        """What there is to know of where the deliveries come from."""
         self.note = ""
         """What has come of the last order."""
         self.dropped = 0
