@@ -291,3 +291,55 @@ async def test_memory_doesnt_grow_with_100_000_events() -> None:
     assert rows.total == MAX_ROWS
     assert rows.dropped == count - MAX_ROWS
     assert peaks[1] < peaks[0] + (1 << 20), peaks
+
+
+async def test_an_event_that_isnt_in_the_log_any_more_is_told_and_the_next_one_is_sent() -> None:
+    at = number(NOW)
+    answers = {"events/0@1": 404, "events/0@2": 503, "events/0@3": 200}
+    asked: list[str] = []
+
+    async def raw(request: web.Request) -> web.Response:
+        position = request.match_info["event"]
+        asked.append(position)
+        status = answers[position]
+        if status == 404:
+            problem = {"code": "not_found", "detail": "expected the record of evt_1 in the log, got none"}
+            return web.json_response(problem, status=404)
+        answers[position] = 200
+        found = {"id": f"evt_{position[-1]}", "headers": [], "body_base64": ""}
+        return web.json_response(found) if status == 200 else web.Response(status=status)
+
+    async def me(_: web.Request) -> web.Response:
+        return web.json_response({"role": "reader"})
+
+    shown: list[Shown] = []
+    done = asyncio.Event()
+
+    async def show(each: Shown | State | Missed) -> None:
+        if isinstance(each, Shown):
+            shown.append(each)
+            if len([one for one in shown if one.sent]) == 3:
+                done.set()
+
+    api = Scripted(event(at, "1") + event(at + 1, "2") + event(at + 2, "3"))
+    application = web.Application()
+    application.router.add_get("/api/v1/tail", api.serve)
+    application.router.add_get("/api/v1/me", me)
+    application.router.add_get("/api/v1/events/{event}/raw", raw)
+    async with (
+        TestServer(application) as server,
+        Sink() as sink,
+        Api(str(server.make_url("/")), None) as client,
+        Forwarder(client, target_of(sink.url, allowed_host=None)) as forwarder,
+        asyncio.timeout(30),
+        asyncio.TaskGroup() as tasks,
+    ):
+        listening = tasks.create_task(Listening(Feed(client, ""), forwarder, show).run())
+        await done.wait()
+        listening.cancel()
+    first, *others = [each.sent for each in shown if each.sent]
+    assert (first.is_success, first.status, first.detail) == (False, None, "its record isn't in the log any more")
+    assert [each.status for each in others] == [200, 200]
+    assert asked == ["events/0@1", "events/0@2", "events/0@2", "events/0@3"]
+    assert "503" in next(each.waits_for for each in shown if "http" in each.waits_for)
+    assert [request.header("gateway-event-id") for request in sink.requests] == ["evt_2", "evt_3"]
