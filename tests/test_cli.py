@@ -64,6 +64,7 @@ from tests.builders import NOW, a_delivery, a_route, an_attempt, an_event
 from tests.certificates import Authority
 from tests.engine.test_worker import rules_of
 from tests.gateway_process import GatewayProcess, free_ports
+from tests.interruptible import interruptible
 from tests.log.test_embedded import Silent
 
 ROOT = Path(__file__).parent.parent
@@ -2375,10 +2376,8 @@ def test_a_reader_that_has_had_enough_is_no_failure_to_speak_of() -> None:
 
 
 def test_an_interrupt_ends_a_command_quietly(folder: Path) -> None:
-    # A shell that starts something in the background has it ignore SIGINT, and so would this.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = gateway("receive", "--port", "0", "--json", cwd=folder)
-    signal.signal(signal.SIGINT, before)
+    with interruptible():
+        process = gateway("receive", "--port", "0", "--json", cwd=folder)
     assert process.stdout is not None
     listening = json.loads(process.stdout.readline())
     assert listening["event"] == "listening"
@@ -2390,9 +2389,8 @@ def test_an_interrupt_ends_a_command_quietly(folder: Path) -> None:
 @pytest.mark.usefixtures("log")
 def test_an_interrupt_of_the_wait_leaves_a_replay_under_way(folder: Path) -> None:
     write_event("evt_1")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = gateway("replay", "--route", "build", "--from", "1h", "--json", cwd=folder)
-    signal.signal(signal.SIGINT, before)
+    with interruptible():
+        process = gateway("replay", "--route", "build", "--from", "1h", "--json", cwd=folder)
     assert process.stdout is not None
     told = json.loads(process.stdout.readline())
     process.send_signal(signal.SIGINT)

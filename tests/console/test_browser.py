@@ -13,6 +13,8 @@ from playwright.async_api import BrowserContext, Page, async_playwright
 from tests.console.conftest import Console, console_of
 from tests.console.furnished import HOLDS, RULES, furnished
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="browser")
+
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 860}
 IMAGES = Path(__file__).parent.parent.parent / "docs" / "images"

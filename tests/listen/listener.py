@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from tests.gateway_process import ROOT, GatewayProcess
+from tests.interruptible import interruptible
 
 RULES = """
 version: 1
@@ -89,16 +90,17 @@ class Listener:
 
 
 async def start(*words: str, **environ: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "gateway", "listen", *words),
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environ,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=1 << 20,
-    )
+    with interruptible():
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "gateway", "listen", *words),
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"} | environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=1 << 20,
+        )
 
 
 @asynccontextmanager

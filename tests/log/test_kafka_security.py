@@ -425,7 +425,8 @@ def test_a_refused_login_is_explained_in_one_line(
     assert main(["dead", "list"]) == 1
     took = time.monotonic() - started
     output, problem = capsys.readouterr()
-    (line,) = problem.splitlines()
+    note, line = problem.splitlines()
+    assert note.startswith("routes.yaml can't be read"), "and so nothing is hidden"
     assert told in line
     assert environ["GATEWAY_LOG"] in line
     assert (output, took < 6) == ("", True), took

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.interruptible import interruptible
+
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 30.0
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -69,9 +71,11 @@ def a_list(how: str = "goes-on") -> Iterator[Terminal]:
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         environ.pop(name, None)
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 80, 0, 0))
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ, cwd=ROOT, start_new_session=True
-    ) as process:
+    with interruptible():
+        process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ, cwd=ROOT, start_new_session=True
+        )
+    with process:
         try:
             yield Terminal(ours, process)
         finally:
