@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from gateway.access.access_file import Grant
 from gateway.access.principal import AccessRole
@@ -13,6 +14,8 @@ from gateway.access.tokens import digest_of, token_of
 from gateway.ops.access_tokens import add_token, revoke_token
 from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import GatewayProcess
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="access")
 
 SENDING = RULES.format(first="http://127.0.0.1:1/", second="http://127.0.0.1:1/")
 TOKENS = {role: token_of(bytes([number]) * 32) for number, role in enumerate(AccessRole)}

@@ -16,6 +16,8 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import Ledger, Load, all_delivered, report
 from tests.sink import Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="backup")
+
 
 @pytest.mark.timeout(300)
 async def test_a_backup_has_all_events_acknowledged_before_it(

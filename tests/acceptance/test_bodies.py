@@ -6,11 +6,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import orjson
+import pytest
 
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
 from tests.sink import Sink
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="bodies")
 
 RULES = (
     SOURCES

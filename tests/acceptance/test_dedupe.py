@@ -17,6 +17,8 @@ from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, post, report, signed_post
 from tests.sink import Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="dedupe")
+
 RULES = """
 version: 1
 sources:

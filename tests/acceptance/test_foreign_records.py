@@ -25,6 +25,8 @@ from tests.gateway_versions import THIS
 from tests.load import SECRET, Ledger, Load, all_delivered, report
 from tests.sink import Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="foreign records")
+
 RULES = f"""
 version: 1
 sources:

@@ -12,6 +12,8 @@ from tests.acceptance.conftest import RULES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import report
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="head memory")
+
 LIMITS = Limits()
 LINE = b"X-Some: %b\r\n" % (b"a" * 500)
 HEAD = b"GET /x HTTP/1.1\r\nHost: hooks.example\r\n" + LINE * (HEAD_FRAMING * LIMITS.head_bytes // len(LINE) - 1)

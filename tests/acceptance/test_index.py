@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from gateway.engine.control.records import DeadFilter
 from gateway.index.index import Index, open_index
 from gateway.index.statuses import Status
@@ -13,6 +15,8 @@ from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess
 from tests.load import Load
 from tests.sink import Request, Sink
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="index")
 
 RULES = (
     SOURCES

@@ -8,10 +8,14 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.conftest import SOURCES, LogPlace, operators
 from tests.gateway_process import GatewayProcess, Metrics
 from tests.load import Load, report
 from tests.sink import Sink
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="metrics")
 
 RULES = (
     SOURCES

@@ -24,6 +24,8 @@ from tests.gateway_process import ROOT, GatewayProcess
 from tests.load import report
 from tests.sink import Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="migrate")
+
 SIZE = 2000
 WINDOW = 8_000  # Records after the first unfinished one of which each second is done: within what one commit says.
 AT_ONCE = 500

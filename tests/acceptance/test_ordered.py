@@ -25,6 +25,8 @@ from tests.gateway_process import GatewayProcess
 from tests.load import SECRET, Load, report
 from tests.sink import Request, Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="ordered")
+
 RULES = f"""
 version: 1
 sources:

@@ -6,9 +6,13 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.conftest import LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import post, report
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="rates")
 
 RATE, OFFERED, SECONDS = 30.0, 150.0, 4.0
 RULES = """

@@ -20,6 +20,8 @@ from tests.acceptance.conftest import LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.sink import Answer, Request, Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="recipes")
+
 FOLDER = Path(__file__).parents[2] / "docs/recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 WEBHOOKS = ("SLACK_WEBHOOK", "DISCORD_WEBHOOK", "TEAMS_WORKFLOW")

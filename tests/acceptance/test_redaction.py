@@ -4,6 +4,8 @@ import asyncio
 import sys
 from pathlib import Path
 
+import pytest
+
 from gateway.index.file import IndexUnavailableError
 from gateway.index.query import parse_query
 from gateway.index.reading import index_to_read
@@ -11,6 +13,8 @@ from gateway.model import UsageError
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="redaction")
 
 RULES = (
     SOURCES

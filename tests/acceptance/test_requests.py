@@ -6,12 +6,15 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import orjson
+import pytest
 
 from gateway.cli import main
 from tests.acceptance.conftest import SOURCES, LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import post, signed_post
 from tests.sink import Sink
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="requests")
 
 RULES = (
     SOURCES

@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.conftest import LogPlace
 from tests.gateway_process import GatewayProcess
 from tests.load import post, report
 from tests.sink import Sink
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="rotation")
 
 RATE = 100.0
 ENDS_AFTER = 7.0

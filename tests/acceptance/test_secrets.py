@@ -17,6 +17,8 @@ from tests.gateway_process import GatewayProcess, free_ports
 from tests.load import post
 from tests.sink import Request, Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="secrets")
+
 RULES = """
 version: 1
 sources:

@@ -10,11 +10,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gateway.ingress.proxy_protocol import MAGIC
 from gateway.ingress.server import Limits
 from gateway.telemetry.log_quota import PER_KIND
 from tests.certificates import Authority
 from tests.gateway_process import ROOT, GatewayProcess
+
+pytestmark = pytest.mark.rotated(share=1 / 2, group="tls")
 
 RULES = """
 version: 1

@@ -13,7 +13,7 @@ from playwright.async_api import BrowserContext, Page, async_playwright
 from tests.console.conftest import Console, console_of
 from tests.console.furnished import HOLDS, RULES, furnished
 
-pytestmark = pytest.mark.rotated(share=1 / 2, group="browser")
+pytestmark = pytest.mark.rotated(group="browser")
 
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 860}

@@ -47,7 +47,7 @@ Tool = Callable[[str], Path]
 
 pytestmark = [
     pytest.mark.timeout(180),  # where CI has to fetch Prometheus first
-    pytest.mark.rotated(share=1 / 2, group="prometheus"),
+    pytest.mark.rotated(group="prometheus"),
 ]
 
 

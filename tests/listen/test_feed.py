@@ -38,6 +38,8 @@ from tests.api.conftest import World, company, world
 from tests.listen.cutting_proxy import CuttingProxy
 from tests.sink import Answer, Sink
 
+pytestmark = pytest.mark.rotated(share=1 / 2, group="feed")
+
 __all__ = ["company", "world"]
 NOW = datetime.now(UTC).timestamp()
 CURRENT = {"complete_to": datetime.fromtimestamp(NOW, UTC).isoformat(), "problem": None}

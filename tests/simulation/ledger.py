@@ -922,7 +922,9 @@ class Ledger:
             if trail.is_delivered or trail.successor > delivery.successor or self._has_duplicate(row, trail, group):
                 return []
             twins = [each for each in trail.rows if each.partition == row.partition]  # appended once more
-            if self._is_unwanted(row) or self._is_overtaken(row, trail) or any(map(self._may_be_superseded, twins)):
+            former = [each for each in twins if each.offset <= row.offset]  # of which it is a duplicate
+            is_unwanted, is_superseded = any(map(self._is_unwanted, former)), any(map(self._may_be_superseded, twins))
+            if is_unwanted or is_superseded or self._is_overtaken(row, trail):
                 return []
             if delivery.route or self._is_nowhere(row, trail):
                 items = self._items_of(delivery.id, delivery.route) if delivery.part is None else []
@@ -1917,8 +1919,13 @@ def _is_in_order(earlier: Row, later: Row) -> bool:
 
 
 def _changes_keys(plan: Plan) -> bool:
-    """Return whether a reload has routes debounced by other keys."""
-    return any("by" in of_route for step in plan.steps for of_route in step.what.get("changes", {}).values())
+    """Return whether a reload has routes debounced by other keys, or no longer, or ones that weren't before."""
+    is_debounced = {route.name: route.quiet > 0 for route in plan.routes}
+    return any(
+        "by" in changed or ("quiet" in changed and (changed["quiet"] > 0) != is_debounced[name])
+        for step in plan.steps
+        for name, changed in step.what.get("changes", {}).items()
+    )
 
 
 def _key_of(row: Row) -> str:

@@ -8,7 +8,7 @@ import pytest
 from tests.simulation.plan import Plan, RouteSpec, Step, decode, plan_of
 from tests.simulation.world import simulate
 
-pytestmark = pytest.mark.rotated(share=1 / 2, group="regressions")
+pytestmark = pytest.mark.rotated(group="regressions")
 
 
 def a_plan(*steps: Step, horizon: float, timeout: float = 10.0, schedule: tuple[float, ...] = (20.0,)) -> Plan:
@@ -194,6 +194,8 @@ def test_earlier_failures_stay_fixed(path: Path) -> None:
     retries-that-wait-before-a-gap              so does each of these, for as long as it waits
     delayed-deliveries-that-wait-before-a-gap           the shortest tier makes them late, but not by more than it takes
     delayed-behind-a-window-full-of-what-waits  a small window of a tier is full of what another destination waits for
+    appended-again-by-a-route-that-is-debounced-again   what it had appended meanwhile, undebounced, is no duplicate
+    decided-at-last-and-not-wanted-by-then      its condition failed, and was evaluated too late
     window-full-of-what-a-clock-that-is-ahead-returns   all of it goes back to its tier, again and again
     an-append-without-an-acknowledgement-before-its-key-changes    the next router appends it to another partition
     two-attempts-of-one-number-that-took-as-long    a record of the second isn't one of the first

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:coroutine .* was never awaited:RuntimeWarning"
 )
 
-SEEDS = 240
+SEEDS = 180
 CHUNK = 20
 
 
