@@ -19,10 +19,8 @@ from structlog.typing import FilteringBoundLogger
 
 from gateway import garbage
 from gateway.access.access import Access
-from gateway.api.backend import Backend
 from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
-from gateway.console.serving import add_api_and_console
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
 from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
@@ -328,7 +326,7 @@ class Gateway:
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
         if settings.serves_api:
-            await add_api_and_console(application, self._backend(log), self._access, self._logger)
+            await self._add_api(application, log)
         runner = admin_runner(application, close_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -341,8 +339,11 @@ class Gateway:
         name = runner.addresses[0]
         return Address(name[0], name[1])
 
-    def _backend(self, log: Log) -> Backend:
-        return Backend(
+    async def _add_api(self, application: web.Application, log: Log) -> None:
+        from gateway.api.backend import Backend  # noqa: PLC0415 - an ingress or a router alone has no use for it
+        from gateway.console.serving import add_api_and_console  # noqa: PLC0415 - as above, with its templates
+
+        backend = Backend(
             log=log,
             topics=self._topics,
             rules=lambda: self.reloader.rules,
@@ -351,6 +352,7 @@ class Gateway:
             index_problem=lambda: "" if self._index is None else self._index.problem,
             holds=lambda: {} if self._worker is None else self._worker.holds,
         )
+        await add_api_and_console(application, backend, self._access, self._logger)
 
     def _open_traces(self) -> "Traces | None":
         settings = self._settings

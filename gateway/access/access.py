@@ -48,7 +48,7 @@ class Refusal(StrEnum):
 class Access:
     """Says who makes each request.
 
-    As long as nobody is given access, whoever has an account on this machine is an operator, and nobody else has any.
+    Without an access file, everyone with an account on this machine is an operator, and nobody else has access.
     `refused` is called with why a request is nobody's.
     """
 

@@ -14,7 +14,7 @@ SECONDS = 6.0
 MAX_NETWORKS = 4096
 """Networks that are known; beyond that the one is forgotten that has been silent for the longest time."""
 _SITE_BITS = 80
-"""Bits of an IPv6 address below those of its site (RFC 6177), which counts as one: whoever has one has all of it."""
+"""Bits of an IPv6 address below those of its site (RFC 6177), which counts as one: a site has all of its addresses."""
 
 
 class Guesses:
