@@ -127,6 +127,10 @@ class Sink:
         """Close every connection and refuse new ones, until `listen` is called again."""
         if self._server is not None:
             self._emptied.clear()
+            for listener in self._server.sockets:
+                asyncio.get_running_loop().remove_reader(listener.fileno())
+            for _ in range(3):  # what was just accepted becomes a connection first: a closed server forgets it, open
+                await asyncio.sleep(0)
             self._server.close()
             self.disconnect()
             await self._server.wait_closed()
