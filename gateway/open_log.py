@@ -4,6 +4,7 @@ import socket
 
 from gateway.log.base import Log
 from gateway.log.embedded.log import EmbeddedLog
+from gateway.log.late import LateLog
 from gateway.settings import EmbeddedTarget, Settings
 
 
@@ -18,3 +19,10 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     client_id = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
     security = await load_security(settings.kafka)
     return await KafkaLog.open(",".join(settings.log.servers), client_id=client_id, security=security)
+
+
+def log_to_open(settings: Settings) -> LateLog:
+    """Return the Kafka that the settings name, for its owner, to be opened once it responds."""
+    from gateway.log.kafka.appender import MAX_RECORD_BYTES  # noqa: PLC0415 - as above
+
+    return LateLog(lambda: open_log(settings, owner=True), max_record_bytes=MAX_RECORD_BYTES)

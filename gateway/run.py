@@ -6,7 +6,6 @@ stop    ingress refuses ─▶ requests in progress finish ─▶ worker drains 
 
 import asyncio
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,9 @@ from gateway.client.client import Client
 from gateway.client.egress import EgressGuard
 from gateway.engine.control.follower import Follower
 from gateway.engine.jobs.runner import Jobs
-from gateway.engine.unavailable_partitions import Unread, UnreadPartitions, still_unread
+from gateway.engine.unavailable_partitions import Unread
 from gateway.engine.undecodable_records import UndecodableRecords, newer_record_notices
-from gateway.engine.worker import POLL_INTERVAL, Worker
+from gateway.engine.worker import Worker
 from gateway.index_keeper import IndexKeeper
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.ingress import Ingress
@@ -35,7 +34,9 @@ from gateway.ingress.tls import ServerTls, without_clients_names
 from gateway.kafka_credentials import kafka_certificate_expiries
 from gateway.listen_errors import cannot_listen
 from gateway.log.base import Log, Partition
+from gateway.log.late import LateLog
 from gateway.log.topics import Topics
+from gateway.log_watch import LogWatch
 from gateway.model import (
     DISTRIBUTION,
     GatewayError,
@@ -44,25 +45,22 @@ from gateway.model import (
     UsageError,
 )
 from gateway.open_files import raise_file_limit
-from gateway.open_log import open_log
-from gateway.ops.admin import admin_application, admin_runner, log_problem
+from gateway.open_log import log_to_open, open_log
+from gateway.open_traces import open_traces
+from gateway.ops.admin import admin_application, admin_runner
 from gateway.ops.process_status import route_status
 from gateway.reload import Reloader
-from gateway.required_topics import ensure_topics, missing_topics, specs_of
+from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
-from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings
+from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, refuse_useless_spool
+from gateway.spool.spool import Spool, open_spool
 from gateway.telemetry.metrics import Metrics, process_registry
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
-PING_INTERVAL = 0.5
-"""Seconds between checks of the log, and so the maximum delay until its refusals are reported."""
-PING_TIMEOUT = 5.0
-LOG_INTERVAL = 60.0
-"""Seconds between log lines while the log is unavailable."""
-TOPICS_INTERVAL = 5.0
-"""Seconds between checks for missing topics."""
+OPEN_INTERVAL = 2.0
+"""Seconds between tries to open the log, with a spool."""
 LAG_INTERVAL = 0.25
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
@@ -98,12 +96,9 @@ class Gateway:
         self._traces: Traces | None = None
         self._index: IndexKeeper | None = None
         self._access = Access(settings.access, refused=lambda why: self._metrics.access_refused.labels(why).inc())
+        self._watch: LogWatch | None = None
+        self._spool: Spool | None = None
         self._lost: LogLostError | None = None
-        self._refusing: Mapping[Partition, str] = {}
-        self._missing: Mapping[Partition, str] = {}
-        self._unread_here = UnreadPartitions(self._metrics, logger)  # used without a worker
-        # Since when, by its clock, the log doesn't respond or refuses appends, and why.
-        self._log_problem: tuple[float, str] | None = None
 
     def stop(self) -> None:
         """Make `run` stop gracefully, within 25 seconds."""
@@ -116,6 +111,7 @@ class Gateway:
         the log was moved, replaced or damaged.
         """
         settings = self._settings
+        refuse_useless_spool(settings)
         raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL)
         await self.reloader.load()
@@ -132,16 +128,13 @@ class Gateway:
             loop.add_signal_handler(number, self.stop)
         loop.add_signal_handler(signal.SIGHUP, self.reloader.reload_requested.set)
         async with AsyncExitStack() as stack:
-            self._traces = self._open_traces()
+            self._traces = open_traces(settings, version=self._version, metrics=self._metrics, logger=self._logger)
             if self._traces is not None:
                 stack.push_async_callback(asyncio.to_thread, self._traces.close)
-            # A console reads beside the gateway that has the embedded log, and creates nothing.
-            is_guest = settings.role is Role.CONSOLE
-            log = await open_log(settings, owner=not (is_guest and isinstance(settings.log, EmbeddedTarget)))
+            log = await self._open_log()
             stack.push_async_callback(log.close)
-            if not is_guest:
+            if settings.role is not Role.CONSOLE and not isinstance(log, LateLog):
                 await ensure_topics(log, settings, self.reloader.rules, self._logger, is_start=True)
-            self._metrics.log_up.set(1)
             if isinstance(settings.log, KafkaTarget):
                 expiries = await asyncio.to_thread(kafka_certificate_expiries, settings.kafka)
                 self._metrics.set_certificate_expiries("kafka", expiries)
@@ -158,7 +151,7 @@ class Gateway:
 
     async def _serve(self, log: Log, stack: AsyncExitStack) -> None:
         settings = self._settings
-        self._responses = responses = DestinationResponses(
+        self._responses = DestinationResponses(
             rules=lambda: self.reloader.rules,
             log=log,
             topics=self._topics,
@@ -169,47 +162,32 @@ class Gateway:
             is_shared=not isinstance(settings.log, EmbeddedTarget),
         )
         async with asyncio.TaskGroup() as tasks:
-            background: list[asyncio.Task[None]] = []
             worker_task: asyncio.Task[None] | None = None
+            index_tasks: list[asyncio.Task[None]] = []
+            listen: Address | None = None
             # First of all, since its address is this process's name in the groups: two with the same name would evict
             # each other.
             admin = await self._start_admin(log, stack)
-            index_tasks = await self._start_index(log, tasks)
-            if settings.role.delivers:
-                worker_task, others = await self._start_worker(log, tasks, stack)
+            background = self._start_watching(log, tasks)
+            if isinstance(log, LateLog):
+                background.append(await self._start_spool(log, tasks, stack))
+                listen, others = await self._start_ingress(log, tasks, stack)
                 background += others
-            listen = await self._start_ingress(log, tasks, stack) if settings.role.receives else None
-            if self._ingress is not None:
-                background.append(tasks.create_task(self._ingress.quarantine.run(), name="quarantine"))
-            if self._ingress is not None and not isinstance(settings.log, EmbeddedTarget):
-                share = RateShare(
-                    log=log,
-                    topics=self._topics,
-                    is_needed=lambda: any(source.limits.rate for source in self.reloader.rules.sources.values()),
-                    use=self._ingress.share_rates,
-                    logger=self._logger,
-                )
-                background.append(tasks.create_task(share.run(), name="rate-share"))
-            if settings.role.receives:
-                background.append(tasks.create_task(responses.follow(), name="responses-follow"))
-            background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
-            background.append(tasks.create_task(self._watch_log(log), name="log-watch"))
-            background.append(tasks.create_task(self._watch_partitions(log), name="partitions-watch"))
-            background.append(tasks.create_task(self._watch_topics(log), name="topics-watch"))
-            background.append(tasks.create_task(self._watch_loop(), name="loop-watch"))
-            background.append(tasks.create_task(self._access.watch(), name="access-watch"))
-            if self._tls is not None:
-                background.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
+                self._become_ready(listen, admin)
+                await self._open_late(log)
+            if listen is None or not self._stopping.is_set():
+                index_tasks = await self._start_index(log, tasks)
+                if settings.role.delivers:
+                    worker_task, others = await self._start_worker(log, tasks, stack)
+                    background += others
+                background.append(tasks.create_task(self.reloader.watch(log), name="rules-watch"))
+            if listen is None and settings.role.receives:
+                listen, others = await self._start_ingress(log, tasks, stack)
+                background += others
             garbage.freeze()
             background.append(tasks.create_task(garbage.collect(), name="garbage"))
-            self._is_ready = True
-            self._logger.info(
-                "listening",
-                ingress=None if listen is None else f"{'http' if self._tls is None else 'https'}://{listen}",
-                admin=f"http://{admin}",
-                role=settings.role,
-                routes=len(self.reloader.rules.routes),
-            )
+            if not self._is_ready:
+                self._become_ready(listen, admin)
             await self._stopping.wait()
             self._logger.info("stopping")
             for task in index_tasks:
@@ -223,6 +201,69 @@ class Gateway:
                 await asyncio.wait([worker_task])
             for task in background:
                 task.cancel()
+
+    def _start_watching(self, log: Log, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
+        watch = self._watch = LogWatch(
+            log,
+            topics=self._topics,
+            rules=lambda: self.reloader.rules,
+            metrics=self._metrics,
+            logger=self._logger,
+            on_lost=self._on_log_lost,
+            others=None if self._settings.role.delivers else self._unreadable,
+        )
+        started = [
+            tasks.create_task(watch.watch_log(), name="log-watch"),
+            tasks.create_task(watch.watch_partitions(), name="partitions-watch"),
+            tasks.create_task(watch.watch_topics(), name="topics-watch"),
+            tasks.create_task(self._watch_loop(), name="loop-watch"),
+            tasks.create_task(self._access.watch(), name="access-watch"),
+        ]
+        if self._tls is not None:
+            started.append(tasks.create_task(self._tls.watch(), name="certificates-watch"))
+        return started
+
+    def _become_ready(self, listen: Address | None, admin: Address) -> None:
+        self._is_ready = True
+        self._logger.info(
+            "listening",
+            ingress=None if listen is None else f"{'http' if self._tls is None else 'https'}://{listen}",
+            admin=f"http://{admin}",
+            role=self._settings.role,
+            routes=len(self.reloader.rules.routes),
+        )
+
+    async def _start_spool(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> asyncio.Task[None]:
+        self._spool = await open_spool(self._settings.spool, log=log, metrics=self._metrics, logger=self._logger)
+        stack.push_async_callback(self._spool.close)
+        return tasks.create_task(self._spool.run(), name="spool")
+
+    async def _open_log(self) -> Log:
+        """Open the log or, with a spool, return it as it is: to be opened later."""
+        settings = self._settings
+        if settings.spool.file is not None:
+            return log_to_open(settings)
+        # A console reads beside the gateway that has the embedded log, and creates nothing.
+        is_guest = settings.role is Role.CONSOLE
+        log = await open_log(settings, owner=not (is_guest and isinstance(settings.log, EmbeddedTarget)))
+        self._metrics.log_up.set(1)
+        return log
+
+    async def _open_late(self, log: LateLog) -> None:
+        """Open the log, which may take its time: events are in the spool meanwhile. Return at a stop, too."""
+        settings = self._settings
+        while not self._stopping.is_set():
+            try:
+                if not log.is_open:
+                    await log.open()
+                await ensure_topics(log, settings, self.reloader.rules, self._logger, is_start=True)
+            except LogUnavailableError as error:
+                self._logger.warning("log_not_opened", error=str(error))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(OPEN_INTERVAL):
+                        await self._stopping.wait()
+            else:
+                return
 
     async def _start_worker(
         self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack
@@ -257,10 +298,10 @@ class Gateway:
             others=lambda: {
                 **follower.unreadable(),
                 **jobs.unreadable(),
-                **self._unreadable_responses(),
-                **self._missing,
+                **self._unreadable(),
+                **({} if self._watch is None else self._watch.missing),
             },
-            refusing=lambda: self._refusing,
+            refusing=lambda: {} if self._watch is None else self._watch.refusing,
         )
         worker = tasks.create_task(self._worker.run(), name="worker")
         return worker, [follow, tasks.create_task(jobs.run(), name="jobs")]
@@ -272,7 +313,9 @@ class Gateway:
             self._client = await stack.enter_async_context(client)
         return self._client
 
-    async def _start_ingress(self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack) -> Address:
+    async def _start_ingress(
+        self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack
+    ) -> tuple[Address, list[asyncio.Task[None]]]:
         async def fetch(url: str, *, timeout: float, limit: int, request_body: bytes = b"") -> bytes:
             client = await self._open_client(log, stack)
             return await client.fetch(url, timeout=timeout, limit=limit, request_body=request_body)
@@ -286,6 +329,7 @@ class Gateway:
             traces=self._traces,
             fetch=fetch,
             responses=self._responses,
+            append=None if self._spool is None else self._spool.append,
         )
         address, proxies = self._settings.listen, self._settings.connections.proxies
         setup = ConnectionSetup(tls=self._tls, proxies=proxies, tasks=tasks)
@@ -294,9 +338,22 @@ class Gateway:
         try:
             # Several processes may share the port, unless each has its own log.
             is_shared = not isinstance(self._settings.log, EmbeddedTarget)
-            return Address(*await self._ingress.start(*address, is_shared=is_shared, setup=setup))
+            listen = Address(*await self._ingress.start(*address, is_shared=is_shared, setup=setup))
         except OSError as error:
             raise cannot_listen("--listen", address, error) from error
+        started = [tasks.create_task(self._ingress.quarantine.run(), name="quarantine")]
+        if is_shared:
+            share = RateShare(
+                log=log,
+                topics=self._topics,
+                is_needed=lambda: any(source.limits.rate for source in self.reloader.rules.sources.values()),
+                use=self._ingress.share_rates,
+                logger=self._logger,
+            )
+            started.append(tasks.create_task(share.run(), name="rate-share"))
+        if self._responses is not None:
+            started.append(tasks.create_task(self._responses.follow(), name="responses-follow"))
+        return listen, started
 
     async def _start_index(self, log: Log, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         if not self._settings.keeps_index:
@@ -322,6 +379,7 @@ class Gateway:
             unready=self._unready,
             unread=self._unread,
             notes=self._notes,
+            spools=lambda: self._spool is not None and self._spool.takes_events,
             status=lambda: self._status(log.now()),
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
@@ -336,8 +394,7 @@ class Gateway:
             await site.start()
         except OSError as error:
             raise cannot_listen("--admin", address, error) from error
-        name = runner.addresses[0]
-        return Address(name[0], name[1])
+        return Address(*runner.addresses[0][:2])
 
     async def _add_api(self, application: web.Application, log: Log) -> None:
         from gateway.api.backend import Backend  # noqa: PLC0415 - an ingress or a router alone has no use for it
@@ -353,25 +410,6 @@ class Gateway:
             holds=lambda: {} if self._worker is None else self._worker.holds,
         )
         await add_api_and_console(application, backend, self._access, self._logger)
-
-    def _open_traces(self) -> "Traces | None":
-        settings = self._settings
-        if settings.traces is None:
-            return None
-        try:
-            from gateway.telemetry.traces import Traces  # noqa: PLC0415 - an extra, and half a second
-        except ImportError as error:
-            message = f"expected the extra: pip install '{DISTRIBUTION}[otel]'"
-            raise UsageError(f"--traces: {message}, got no module {error.name}") from error
-        return Traces(
-            settings.traces,
-            ratio=settings.traces_ratio,
-            version=self._version,
-            instance=f"{socket.gethostname()}:{settings.admin.port}",
-            system="gateway" if isinstance(settings.log, EmbeddedTarget) else "kafka",
-            metrics=self._metrics,
-            logger=self._logger,
-        )
 
     def _on_rules_activated(self, rules: Rules) -> None:
         """Apply new rules to the client, the ingress and the worker."""
@@ -390,22 +428,25 @@ class Gateway:
 
     def _notes(self) -> Sequence[str]:
         of_index = () if self._index is None else self._index.notes()
-        return [*newer_record_notices(self._metrics), *of_index, *self._access.notes()]
+        of_spool = () if self._spool is None else self._spool.notes()
+        return [*newer_record_notices(self._metrics), *of_index, *self._access.notes(), *of_spool]
 
     def _unread(self) -> Mapping[Partition, Unread]:
-        return self._unread_here.partitions if self._worker is None else self._worker.unread
+        if self._worker is not None:
+            return self._worker.unread
+        return {} if self._watch is None else self._watch.unread
 
     def _status(self, now: float) -> Mapping[str, Any]:
         """Return this process's status for `/status`."""
         holds = {} if self._worker is None else self._worker.holds
         ordered = {} if self._worker is None else self._worker.ordered_states
+        problem = None if self._watch is None else self._watch.problem
         return {
             "version": self._version,
             "role": self._settings.role,
             "log_names": self._settings.log_names,
-            "log": None
-            if self._log_problem is None
-            else dict(zip(("since", "reason"), self._log_problem, strict=True)),
+            "log": None if problem is None else dict(zip(("since", "reason"), problem, strict=True)),
+            "spool": None if self._spool is None else self._spool.status(),
             "rules": self.reloader.status(),
             "certificates": None if self._tls is None else self._tls.status(time.time()),
             "holds": [
@@ -428,57 +469,12 @@ class Gateway:
             "index": None if self._index is None else self._index.status(now),
         }
 
-    async def _watch_log(self, log: Log) -> None:
-        """Log that the log doesn't respond or refuses appends, at first and every minute, and that it is back.
-
-        Stop the process if it was moved, replaced or damaged.
-        """
-        since: float | None = None
-        logged_at = 0.0
-        while True:
-            await asyncio.sleep(PING_INTERVAL)
-            problem = await log_problem(log, PING_TIMEOUT)
-            now = time.monotonic()
-            self._metrics.log_up.set(0 if problem else 1)
-            if isinstance(problem, LogLostError):
-                self._logger.error("log_lost", error=str(problem))
-                self._lost = problem
-                self.stop()
-                return
-            began = log.now() if self._log_problem is None else self._log_problem[0]
-            self._log_problem = None if problem is None else (began, str(problem))
-            if problem is None:
-                if since is not None:
-                    self._logger.info("log_available", seconds=round(now - since, 1))
-                since = None
-            elif since is None or now >= logged_at + LOG_INTERVAL:
-                since = now if since is None else since
-                logged_at = now
-                self._logger.warning("log_unavailable", error=str(problem))
-
-    async def _watch_partitions(self, log: Log) -> None:
-        """Watch which partitions refuse appends while others accept them."""
-        while True:
-            await asyncio.sleep(POLL_INTERVAL)
-            with suppress(LogUnavailableError):
-                refusing = await log.refusing()
-                # What attempts aren't recorded for has a metric and an alert of its own, and wakes nobody.
-                self._refusing = {each: why for each, why in refusing.items() if each.topic != self._topics.attempts}
-            if self._worker is None:
-                now = log.now()
-                found = {**self._refusing, **self._unreadable_responses(), **self._missing}
-                self._unread_here.update(still_unread(self._unread_here.partitions, found, now), now)
-
-    def _unreadable_responses(self) -> Mapping[Partition, str]:
+    def _unreadable(self) -> Mapping[Partition, str]:
         return {} if self._responses is None else self._responses.unreadable()
 
-    async def _watch_topics(self, log: Log) -> None:
-        """See which topics are missing that the rules need, also those that nobody reads or appends to just now."""
-        while True:
-            with suppress(LogUnavailableError, UsageError):
-                specs = specs_of(self.reloader.rules, self._topics)
-                self._missing = await missing_topics(log, [spec for spec in specs if not spec.is_best_effort])
-            await asyncio.sleep(TOPICS_INTERVAL)
+    def _on_log_lost(self, error: LogLostError) -> None:
+        self._lost = error
+        self.stop()
 
     async def _watch_loop(self) -> None:
         """Measure how late the event loop runs timers."""

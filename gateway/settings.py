@@ -156,6 +156,15 @@ class IndexSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolSettings:
+    """Where the ingress stores events while the log takes none: the file, and the bytes and days that it may hold."""
+
+    file: Path | None = None
+    bytes: int = 4 << 30
+    days: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
     """Who may ask at the admin address: those in a file; as whom, proxies of these networks may say in a header.
 
@@ -190,6 +199,7 @@ class Settings:
     """The fraction of requests to trace if the sender hasn't decided."""
     index: IndexSettings = IndexSettings()
     access: AccessSettings = AccessSettings()
+    spool: SpoolSettings = SpoolSettings()
     kafka: KafkaSecurity = KafkaSecurity()
 
     @property
@@ -260,6 +270,11 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
             identity_header=setting("identity_header", _header_name, None),
             identity_proxies=setting("identity_proxies", _networks, ()),
         ),
+        spool=SpoolSettings(
+            file=setting("spool", _spool_file, None),
+            bytes=setting("spool_bytes", _size, default.spool.bytes),
+            days=setting("spool_days", _days, default.spool.days),
+        ),
         kafka=KafkaSecurity(
             protocol=setting("kafka_security_protocol", _member_of(SecurityProtocol), default.kafka.protocol),
             mechanism=setting("kafka_sasl_mechanism", _member_of(SaslMechanism), None),
@@ -280,6 +295,16 @@ def from_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) ->
     if problems:
         raise UsageError("\n".join(problems))
     return settings
+
+
+def refuse_useless_spool(settings: Settings) -> None:
+    """Raise UsageError for a spool that would never be used, or not help."""
+    if settings.spool.file is None:
+        return
+    if not settings.role.receives:
+        raise UsageError(f"--spool: expected it with the role all or ingress, got {settings.role}")
+    if isinstance(settings.log, EmbeddedTarget):
+        raise UsageError("--spool: expected it with --log kafka://…, got an embedded log, which is on a disk already")
 
 
 def _path(text: str) -> Path:
@@ -320,6 +345,17 @@ def log_target(text: str) -> EmbeddedTarget | KafkaTarget:
         except ValueError:
             pass
     raise ValueError(f"expected sqlite:///path or kafka://host:port[,host:port], got {text!r}")
+
+
+def _spool_file(text: str) -> Path:
+    try:
+        target = log_target(text)
+    except ValueError:
+        target = None
+    if not isinstance(target, EmbeddedTarget):
+        # The text isn't repeated: it may contain a password.
+        raise ValueError("expected sqlite:///path, got another address")  # noqa: TRY004 - it is a text
+    return target.path
 
 
 def _server(text: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -36,15 +37,22 @@ class Refusing(MemoryLog):
 
 @pytest.fixture
 def ingress(monkeypatch: pytest.MonkeyPatch) -> Gateway:
-    monkeypatch.setattr("gateway.run.POLL_INTERVAL", 0.001)
-    monkeypatch.setattr("gateway.run.TOPICS_INTERVAL", 0.001)
+    monkeypatch.setattr("gateway.log_watch.POLL_INTERVAL", 0.001)
+    monkeypatch.setattr("gateway.log_watch.TOPICS_INTERVAL", 0.001)
     return Gateway(Settings(role=Role.INGRESS), structlog.get_logger())
+
+
+def watching(gateway: Gateway, log: MemoryLog) -> list[asyncio.Task[None]]:
+    """Start what a gateway does to watch its log."""
+    group = Mock()
+    group.create_task = lambda coroutine, name: asyncio.create_task(coroutine, name=name)
+    return gateway._start_watching(log, group)
 
 
 async def test_an_ingress_alone_reports_partitions_that_refuse_appends(ingress: Gateway) -> None:
     log = Refusing()
     with capture_logs() as lines:
-        watching = asyncio.create_task(ingress._watch_partitions(log))
+        tasks = watching(ingress, log)
         await until(lambda: ingress._unread() == {LOST: (100.0, "takes no appends: too few replicas")})
         assert lines == []
         log.time += UNAVAILABLE_AFTER
@@ -59,7 +67,8 @@ async def test_an_ingress_alone_reports_partitions_that_refuse_appends(ingress: 
         await until(lambda: len(lines) > 1)
         assert (lines[1]["event"], lines[1]["seconds"]) == ("partitions_available", UNAVAILABLE_AFTER)
         assert ingress._unread() == {}
-        watching.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 async def test_a_missing_topic_of_the_rules_is_reported_by_each_process(ingress: Gateway, tmp_path: Path) -> None:
@@ -70,7 +79,7 @@ async def test_a_missing_topic_of_the_rules_is_reported_by_each_process(ingress:
     specs = specs_of(rules, Topics())
     gone = {"gateway.events.crm", "gateway.dead"}
     await log.create([spec for spec in specs if spec.name not in gone])
-    tasks = [asyncio.create_task(watch(log)) for watch in (ingress._watch_partitions, ingress._watch_topics)]
+    tasks = watching(ingress, log)
     await until(lambda: ingress._unread() == {Partition(name, ALL): (100.0, NO_TOPIC) for name in gone})
     assert set(ingress._metrics.partition_unread) == {(name, "all") for name in gone}
     await log.create(specs)

@@ -14,7 +14,9 @@ from gateway.settings import (
     KafkaTarget,
     Role,
     Settings,
+    SpoolSettings,
     from_sources,
+    refuse_useless_spool,
 )
 
 
@@ -80,6 +82,28 @@ def test_an_index_is_kept_by_a_console_and_where_it_is_named() -> None:
         assert from_sources({"role": role, **flags}, {}).keeps_index is named
 
 
+def test_a_spool_is_a_file_with_limits() -> None:
+    flags = {"spool": "sqlite:////var/spool.db", "spool_days": "2", "spool_bytes": "1GiB"}
+    expected = SpoolSettings(file=Path("/var/spool.db"), days=2.0, bytes=1 << 30)
+    assert from_sources(flags, {}).spool == expected
+    assert from_sources({}, {f"GATEWAY_{name.upper()}": text for name, text in flags.items()}).spool == expected
+    assert from_sources({}, {}).spool == SpoolSettings(file=None, days=1.0, bytes=4 << 30)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"role": "router", "log": "kafka://a:1"}, "expected it with the role all or ingress, got router"),
+        ({"role": "console", "log": "kafka://a:1"}, "expected it with the role all or ingress, got console"),
+        ({"log": "sqlite:///a.db"}, "expected it with --log kafka://…, got an embedded log"),
+    ],
+)
+def test_a_spool_that_would_not_help_is_refused(flags: dict[str, str], problem: str) -> None:
+    settings = from_sources({"spool": "sqlite:///spool.db", **flags}, {})
+    with pytest.raises(UsageError, match=re.escape(f"--spool: {problem}")):
+        refuse_useless_spool(settings)
+
+
 def test_the_flag_wins_over_the_variable() -> None:
     settings = from_sources({"role": "ingress", "dev": None}, {"GATEWAY_ROLE": "router", "GATEWAY_DEV": "1"})
     assert settings.role is Role.INGRESS
@@ -129,6 +153,10 @@ ANY_LOG = "expected sqlite:///path or kafka://host:port[,host:port]"
         ("index_days", "7d", "expected a number of days from 0.001 to 3660, got '7d'"),
         ("index_bytes", "63MiB", "expected a size from 64MiB to 16TiB, such as 8GiB, got '63MiB'"),
         ("index_bytes", "8G", "expected a size from 64MiB to 16TiB, such as 8GiB, got '8G'"),
+        ("spool", "spool.db", "expected sqlite:///path, got another address"),
+        ("spool", "kafka://a:1", "expected sqlite:///path, got another address"),
+        ("spool_days", "0", "expected a number of days from 0.001 to 3660, got '0'"),
+        ("spool_bytes", "1MiB", "expected a size from 64MiB to 16TiB, such as 8GiB, got '1MiB'"),
         ("topic_prefix", "a b", "expected at most 100 letters, digits, '.', '_' or '-', got 'a b'"),
         ("dev", "maybe", "expected true or false, got 'maybe'"),
         ("rules", " ", "expected a file's path, got ' '"),

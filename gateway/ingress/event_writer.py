@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
@@ -13,8 +13,8 @@ from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint
 from gateway.ingress.request_state import RequestState
-from gateway.ingress.responses import Accepted, batch_response, passed_on_response, stored_response
-from gateway.log.base import Log
+from gateway.ingress.responses import Accepted, batch_response, marked, passed_on_response, stored_response
+from gateway.log.base import Log, Position, RecordHeaders
 from gateway.log.records import encode_event, event_key
 from gateway.model import Event, RecordTooLargeError, identity_of
 from gateway.rules.event_view import EventView
@@ -30,24 +30,36 @@ if TYPE_CHECKING:  # an extra
 _DEFAULT_RESPONSE = StoredResponse()
 
 
+class Append(Protocol):
+    """How events are stored."""
+
+    async def __call__(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position | None:
+        """Store an event, durably: in the log or, then it returns None, in this process's spool.
+
+        Raises LogUnavailableError, RecordTooLargeError.
+        """
+
+
 class EventWriter:
     """Appends events to the log, once for each of them; no append is retried. Its callers hold the body's memory.
 
     What it learns of a request goes into its `RequestState`. `size_limit` is the bytes that an event may have
-    with its headers.
+    with its headers. `append` is the log's own, unless there is a spool.
     """
 
     def __init__(
         self,
         *,
         log: Log,
+        append: Append,
         metrics: Metrics,
         memory: BodyMemory,
         traces: "Traces | None",
         responses: DestinationResponses | None,
         size_limit: int,
     ) -> None:
-        self._log = log
+        self._now = log.now
+        self._append_record = append
         self._size_limit = size_limit
         self._metrics = metrics
         self._memory = memory
@@ -61,19 +73,27 @@ class EventWriter:
 
         Raises RefusedError, LogUnavailableError, RecordTooLargeError.
         """
-        event = endpoint.event(sent, received_at=self._log.now(), identity_expression=verified.identity)
+        event = endpoint.event(sent, received_at=self._now(), identity_expression=verified.identity)
         state.fields["event_id"], state.fields["type"] = event.id, event.type
         if endpoint.after_delivery is not None and self._responses is not None:
             state.waits = True
             state.waiting = self._responses.expect(event.id, endpoint.after_delivery, source=endpoint.name)
         if self._traces is None:  # as `_append` does, without the cost of another coroutine for each event
             began = perf_counter()
-            await self._log.append(endpoint.topic, key=event_key(event), value=event.body, headers=encode_event(event))
-            self._metrics.append_duration.observe(perf_counter() - began)
+            headers = encode_event(event)
+            position = await self._append_record(
+                endpoint.topic, key=event_key(event), value=event.body, headers=headers
+            )
+            if position is None:
+                self._note_spooled(state)
+            else:
+                self._metrics.append_duration.observe(perf_counter() - began)
             endpoint.count(event.received_at, verified.secret)
         else:
             await self._append(endpoint, event, event_key(event), verified.secret, state)
-        return Accepted(event.id) if endpoint.response is None else _respond(endpoint.response, event, state.fields)
+        if endpoint.response is None:
+            return Accepted(event.id, is_spooled=state.is_spooled)
+        return marked(_respond(endpoint.response, event, state.fields), is_spooled=state.is_spooled)
 
     async def store_batch(
         self,
@@ -99,9 +119,7 @@ class EventWriter:
         if not self._memory.reserve(endpoint.share, memory, now=perf_counter()):
             raise no_room(self._memory)
         try:
-            events = endpoint.events_of(
-                sent, bodies, received_at=self._log.now(), identity_expression=verified.identity
-            )
+            events = endpoint.events_of(sent, bodies, received_at=self._now(), identity_expression=verified.identity)
             state.fields["events"] = len(events)
             keys = _record_keys(events)
             appends = [
@@ -113,7 +131,8 @@ class EventWriter:
                     raise failure
         finally:
             self._memory.release(endpoint.share, memory)
-        return batch_response(endpoint.response or _DEFAULT_RESPONSE, [event.id for event in events])
+        response = batch_response(endpoint.response or _DEFAULT_RESPONSE, [event.id for event in events])
+        return marked(response, is_spooled=state.is_spooled)
 
     async def destination_response(
         self, default: web.StreamResponse, state: RequestState, *, began: float
@@ -134,18 +153,34 @@ class EventWriter:
     ) -> None:
         if self._traces is None or state.span is None:
             began = perf_counter()
-            await self._log.append(endpoint.topic, key=key, value=event.body, headers=encode_event(event))
-            self._metrics.append_duration.observe(perf_counter() - began)
+            headers = encode_event(event)
+            position = await self._append_record(endpoint.topic, key=key, value=event.body, headers=headers)
+            if position is not None:
+                self._metrics.append_duration.observe(perf_counter() - began)
         else:
-            await self._append_traced(self._traces, replace(event, trace=state.span.context), key, endpoint.topic)
+            traced = replace(event, trace=state.span.context)
+            position = await self._append_traced(self._traces, traced, key, endpoint.topic)
+        if position is None:
+            self._note_spooled(state)
         endpoint.count(event.received_at, secret)
 
-    async def _append_traced(self, traces: "Traces", event: Event, key: bytes, topic: str) -> None:
+    def _note_spooled(self, state: RequestState) -> None:
+        """Note that an event is in the spool: its sender doesn't wait for a destination."""
+        fields = state.fields
+        state.is_spooled, fields["durability"] = True, "spooled"
+        if state.waits:
+            state.waits, fields["destination_response"] = False, "spooled"
+            self._metrics.destination_responses.labels(fields["source"], "spooled").inc()
+
+    async def _append_traced(self, traces: "Traces", event: Event, key: bytes, topic: str) -> Position | None:
         began = perf_counter()
         with traces.send(event, topic) as span:
             event = replace(event, trace=span.context)
             headers = encode_event(event)
-            position = await self._log.append(topic, key=key, value=event.body, headers=headers)
+            position = await self._append_record(topic, key=key, value=event.body, headers=headers)
+            if position is None:
+                span.set_attributes({"gateway.durability": "spooled"})
+                return None
             span.set_attributes(
                 {
                     "messaging.destination.partition.id": str(position.partition),
@@ -157,6 +192,7 @@ class EventWriter:
             self._metrics.append_duration.observe(seconds)
         else:
             self._metrics.append_duration.observe_traced(seconds, trace_id)
+        return position
 
 
 def _record_keys(events: Sequence[Event]) -> Sequence[bytes]:

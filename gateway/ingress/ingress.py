@@ -27,7 +27,7 @@ from gateway.ingress.body_memory import BodyMemory
 from gateway.ingress.client_address import network_of
 from gateway.ingress.destination_responses import DestinationResponses
 from gateway.ingress.endpoint import Endpoint, Proxies
-from gateway.ingress.event_writer import EventWriter
+from gateway.ingress.event_writer import Append, EventWriter
 from gateway.ingress.fetch_turns import FetchTurns
 from gateway.ingress.key_fetcher import KeyFetcher
 from gateway.ingress.listener import ConnectionSetup, Listener
@@ -72,6 +72,7 @@ class Ingress:
     """Serves `POST /in/<source>`, and `GET /healthz` for load balancers.
 
     `rules` returns the active rules; a reload replaces them between two requests. `fetch` is for keys of senders.
+    Events are stored by `append`, in a spool or, without one, in the log.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Ingress:
         traces: "Traces | None" = None,
         fetch: Fetch | None = None,
         responses: DestinationResponses | None = None,
+        append: Append | None = None,
     ) -> None:
         self._is_draining = False
         self._rules = rules
@@ -102,6 +104,7 @@ class Ingress:
         self._memory = BodyMemory(self._limits.in_flight_bytes)
         self._writer = EventWriter(
             log=log,
+            append=append or log.append,
             metrics=metrics,
             memory=self._memory,
             traces=traces,

@@ -19,6 +19,8 @@ class RequestState:
     admission: Admission | None = None
     """That of its source, if it has one of the places."""
     span: "Span | None" = None
+    is_spooled: bool = False
+    """Whether an event of it is in the spool, and not in the log yet."""
     waits: bool = False
     """Whether its sender gets a destination's response."""
     waiting: Waiting | None = None

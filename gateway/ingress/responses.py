@@ -30,20 +30,23 @@ class Accepted(web.StreamResponse):
 
     _status = 202
 
-    def __init__(self, event: EventId) -> None:  # deliberately without super(): this is all the state there is
+    def __init__(  # deliberately without super(): this is all the state there is
+        self, event: EventId, *, is_spooled: bool = False
+    ) -> None:
         self._event = event.encode()
+        self._durability = _SPOOLED_LINE if is_spooled else b""
 
     @override
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
         self._keep_alive = request.keep_alive and self._keep_alive is None
-        connection = b""
+        lines = self._durability
         if not self._keep_alive:
-            connection = b"Connection: close\r\n"
+            lines += b"Connection: close\r\n"
         elif request.version == HttpVersion10:
-            connection = b"Connection: keep-alive\r\n"
+            lines += b"Connection: keep-alive\r\n"
         if request.transport is None or request.transport.is_closing():
             raise ConnectionResetError("the sender went away")
-        request.transport.write(ACCEPTED % (connection, _date(time.time()), self._event, self._event))
+        request.transport.write(ACCEPTED % (lines, _date(time.time()), self._event, self._event))
         if request.protocol.writing_paused:  # a sender that doesn't read its responses gets no more of them
             await request.writer.drain()
         return request.writer
@@ -54,6 +57,10 @@ class Accepted(web.StreamResponse):
 
 
 SERVER = "webhook-gateway"
+DURABILITY = "gateway-durability"
+SPOOLED = "spooled"
+"""Its only value: the event is durable on one disk, and not in the log yet."""
+_SPOOLED_LINE = f"{DURABILITY}: {SPOOLED}\r\n".encode()
 
 
 ACCEPTED = (
@@ -76,6 +83,13 @@ def _date_of_second(second: int) -> bytes:
 def make_response(status: int, content_type: str, body: bytes) -> web.Response:
     # Our own Server header reveals no versions to attack.
     return web.Response(status=status, body=body, headers={"Content-Type": content_type, "Server": SERVER})
+
+
+def marked(response: web.Response, *, is_spooled: bool) -> web.Response:
+    """Return a response that says how durable its event is, if that is less than in the log."""
+    if is_spooled:
+        response.headers[DURABILITY] = SPOOLED
+    return response
 
 
 def stored_response(response: StoredResponse, event: Event, view: EventView) -> tuple[web.Response, str]:

@@ -33,6 +33,7 @@ def admin_application(
     unready: Callable[[], str | None],
     unread: Callable[[], Mapping[Partition, Unread]] = dict,
     notes: Callable[[], Sequence[str]] = tuple,
+    spools: Callable[[], bool] = lambda: False,
     status: Callable[[], Mapping[str, Any]] = dict,
     tokens: Callable[[], Mapping[str, Sequence[str]]] = dict,
     ping_timeout: float = PING_TIMEOUT,
@@ -42,9 +43,10 @@ def admin_application(
     `/livez` responds as long as the event loop runs. `/readyz` is 503, with the reason, if `unready` returns one
     (starting, draining), and while the log doesn't respond; it also updates `gateway_log_up`. Partitions that are
     `unread` are listed, but no reason: the rest is served, and no other process could read them either. Nor is a log
-    that rejects only large events. `notes` are other things to know. `/status` is what keeps deliveries from going out
-    in this process, as JSON. `/handshakes` has the `tokens` that providers have sent for their operators, who are on
-    this machine: no other address may ask, nor a page in a browser by another name of this one.
+    that rejects only large events, or one that can't be used while the process `spools`. `notes` are other things to
+    know. `/status` is what keeps deliveries from going out in this process, as JSON. `/handshakes` has the `tokens`
+    that providers have sent for their operators, who are on this machine: no other address may ask, nor a page in a
+    browser by another name of this one.
     """
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
@@ -66,7 +68,8 @@ def admin_application(
         reasons = [] if reason is None else [reason]
         all_notes = list(notes())
         if problem := await log_problem(log, ping_timeout):
-            (all_notes if isinstance(problem, LogNearlyFullError) else reasons).append(f"log: {problem}")
+            is_borne = isinstance(problem, LogNearlyFullError) or spools()
+            (all_notes if is_borne else reasons).append(f"log: {problem}")
         metrics.log_up.set(0 if problem else 1)
         answer: dict[str, Any] = {"ready": not reasons, "reasons": reasons}
         if found := unread():

@@ -108,8 +108,9 @@ CONNECTION_REFUSALS = (
 )
 OUTCOMES = ("delivered", "dead_lettered", "dropped")
 QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "log_unavailable")
-RESPONSE_OUTCOMES = ("sent", "timeout", "failed", "overloaded")
+RESPONSE_OUTCOMES = ("sent", "timeout", "failed", "overloaded", "spooled")
 RELOADS = ("ok", "error")
+SPOOL_REFUSALS = ("bytes", "age", "disk", "unavailable", "lost")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
 # An undecodable record has no route, and what names no declared destination has none.
 OF_NO_PAIR = (DeadReason.UNDECODABLE, DeadReason.UNKNOWN_DESTINATION)
@@ -549,6 +550,18 @@ class Metrics(Collector):
         self.access_refused = counter(
             "access_refused", "Requests at the admin address of nobody who may ask, by reason.", "reason"
         )
+        self.spooled = counter("spooled_events", "Events that were stored in the spool: the log took none.").labels()
+        self.spool_moved = counter("spool_moved_events", "Events that were moved from the spool to the log.").labels()
+        self.spool_found = counter(
+            "spool_found_events", "Events of the spool that an append without an answer had stored in the log."
+        ).labels()
+        self.spool_lost = counter("spool_lost_events", "Events of the spool whose pages are damaged.").labels()
+        self.spool_refused = counter("spool_refused_events", "Events that the spool didn't take.", "reason")
+        _each(self.spool_refused, (), SPOOL_REFUSALS)
+        self.spool_events = gauge("spool_events", "Events in the spool.").labels()
+        self.spool_bytes = gauge("spool_bytes", "Bytes of the events in the spool.").labels()
+        self.spool_oldest = gauge("spool_oldest_seconds", "Age of the oldest event in the spool.").labels()
+        self.spool_up = gauge("spool_up", "1 while there is a spool that takes events.").labels()
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log responds and accepts all appends.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")

@@ -1,0 +1,229 @@
+"""The spool of a process: takes events that the log doesn't take, holds them, and has them moved."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from gateway.log.base import Log, Position, RecordHeaders
+from gateway.model import GatewayError, LogLostError, LogUnavailableError
+from gateway.settings import SpoolSettings
+from gateway.spool.mover import Mover
+from gateway.spool.records import size_of, spool_headers
+from gateway.spool.store import FileStore, SpoolFullError, SpoolStore
+from gateway.spool.waiting import Waiting
+from gateway.telemetry.metrics import Metrics
+
+TAKEOVER = 1.5
+"""Seconds that an append to the log may take, before the event is stored here: a sender waits for both."""
+MIN_FREE = 0.05
+MAX_FREE_BYTES = 1 << 30
+"""What of a disk has to stay free: this share of it, but never more than so many bytes."""
+WATCH_INTERVAL = 1.0
+LOG_INTERVAL = 60.0
+
+
+class Spool:
+    """Between the ingress and the log.
+
+    `append` is all that the ingress knows of it. `run` moves what is in the file, and watches the disk.
+    """
+
+    def __init__(
+        self,
+        store: SpoolStore,
+        *,
+        log: Log,
+        metrics: Metrics,
+        logger: FilteringBoundLogger,
+        max_bytes: int,
+        max_age: float,
+    ) -> None:
+        self.waiting = Waiting()
+        self._store = store
+        self._log = log
+        self._metrics = metrics
+        self._logger = logger
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._loop = asyncio.get_running_loop()
+        self._tries: set[asyncio.Task[Position]] = set()
+        self._disk_problem = ""
+        self._store_problem = ""
+        self._began: float | None = None
+        self._taken = 0
+        self._refused_at = -LOG_INTERVAL
+        self.mover = Mover(log=log, store=store, waiting=self.waiting, metrics=metrics, logger=logger)
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position | None:
+        """Store an event in the log or, if that takes none or takes too long, in the spool: then return None.
+
+        Raises LogUnavailableError if neither takes it, RecordTooLargeError.
+        """
+        if self.waiting.takes(topic, key):
+            await self._store_event(topic, key, value, headers, tried_at=None)
+            return None
+        tried_at = self._log.now()
+        task = self._loop.create_task(self._log.append(topic, key=key, value=value, headers=headers))
+        try:
+            await asyncio.wait({task}, timeout=TAKEOVER)
+        finally:
+            if not task.done():  # it may be stored all the same: the mover looks for it
+                self._tries.add(task)
+                task.add_done_callback(self._try_ended)
+        if not task.done():
+            reason = f"append to {topic}: expected an acknowledgement within {TAKEOVER:g} s, got none"
+        else:
+            try:
+                return task.result()
+            except LogUnavailableError as error:
+                reason = str(error)
+        await self._store_event(topic, key, value, headers, tried_at=tried_at)
+        if self.waiting.close(topic, key):
+            self._note_begin(reason)
+        return None
+
+    def _try_ended(self, task: "asyncio.Task[Position]") -> None:
+        self._tries.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio would complain
+
+    async def _store_event(
+        self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, *, tried_at: float | None
+    ) -> None:
+        size, now = size_of(key, value, headers), self._store.now()
+        if problem := self._full(size, now):
+            self._refuse(*problem)
+        self.waiting.add(topic, key, size, at=now)
+        try:
+            await self._store.append(topic, key=key, value=value, headers=spool_headers(headers, tried_at))
+        except BaseException as error:
+            self.waiting.remove(topic, key, size)
+            if isinstance(error, LogUnavailableError):
+                self._store_problem = str(error)
+                self._refuse("lost" if isinstance(error, LogLostError) else "unavailable", str(error))
+            raise
+        self._store_problem = ""
+        self._taken += 1
+        self._metrics.spooled.inc()
+        self.mover.woken.set()
+
+    def _full(self, size: int, now: float) -> tuple[str, str] | None:
+        """Return why the spool takes no more; None if it does."""
+        waiting = self.waiting
+        if waiting.bytes + size > self._max_bytes:
+            return "bytes", f"expected at most {self._max_bytes} bytes in it, got {waiting.bytes + size}"
+        if waiting.oldest is not None and now - waiting.oldest > self._max_age:
+            return "age", f"expected nothing older than {self._max_age:g} s in it, got {now - waiting.oldest:.0f} s"
+        if self._disk_problem:
+            return "disk", self._disk_problem
+        return None
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        self._metrics.spool_refused.labels(reason).inc()
+        now = self._loop.time()
+        if now >= self._refused_at + LOG_INTERVAL:
+            self._refused_at = now
+            self._logger.error("spool_refuses", reason=reason, error=detail)
+        raise SpoolFullError(f"spool: {detail}")
+
+    def _note_begin(self, reason: str) -> None:
+        if self._began is None:
+            self._began, self._taken = self._loop.time(), 0
+            self._logger.warning("spool_began", error=reason)
+
+    @property
+    def takes_events(self) -> bool:
+        """Whether events are stored here while the log takes none."""
+        return not self._store_problem and self._full(0, self._store.now()) is None
+
+    def notes(self) -> Sequence[str]:
+        """Return what is to be known of it, for `/readyz`."""
+        if not self.waiting.records:
+            return ()
+        age = 0.0 if self.waiting.oldest is None else max(0.0, self._store.now() - self.waiting.oldest)
+        return [f"spool: {self.waiting.records} events wait for the log, the oldest for {age:.0f} s"]
+
+    def status(self) -> Mapping[str, Any]:
+        """Return its state, for `/status`."""
+        full = self._full(0, self._store.now())
+        return {
+            "events": self.waiting.records,
+            "bytes": self.waiting.bytes,
+            "oldest": self.waiting.oldest,
+            "refuses": self._store_problem or ("" if full is None else full[1]) or None,
+            "waits": dict(self.mover.reasons) or None,
+        }
+
+    async def run(self) -> None:
+        """Move, and watch, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.mover.run(), name="spool-mover")
+            tasks.create_task(self._watch(), name="spool-watch")
+
+    async def close(self) -> None:
+        """Close the file; `run` has ended."""
+        await self._store.close()
+
+    async def _watch(self) -> None:
+        while True:
+            self._watch_disk()
+            waiting, now = self.waiting, self._store.now()
+            self._metrics.spool_events.set(waiting.records)
+            self._metrics.spool_bytes.set(waiting.bytes)
+            self._metrics.spool_oldest.set(0.0 if waiting.oldest is None else max(0.0, now - waiting.oldest))
+            self._metrics.spool_up.set(1 if self.takes_events else 0)
+            if not waiting.records and self._began is not None:
+                seconds = round(self._loop.time() - self._began, 1)
+                self._logger.info("spool_drained", seconds=seconds, events=self._taken)
+                self._began = None
+            await asyncio.sleep(WATCH_INTERVAL)
+
+    def _watch_disk(self) -> None:
+        if not isinstance(self._store, FileStore):
+            return
+        try:
+            free, total = self._store.free_bytes()
+        except OSError as error:
+            self._disk_problem = str(error)
+            return
+        needed = min(MAX_FREE_BYTES, int(MIN_FREE * total))
+        self._disk_problem = "" if free >= needed else f"expected {needed} free bytes on its disk, got {free}"
+
+
+async def open_spool(settings: SpoolSettings, *, log: Log, metrics: Metrics, logger: FilteringBoundLogger) -> Spool:
+    """Open the spool's file, and count what is in it. Raises UsageError, LogUnavailableError."""
+    assert settings.file is not None
+    try:
+        store = await FileStore.open(settings.file, owner=True)
+    except GatewayError as error:
+        raise type(error)(f"--spool: {error}") from error
+    spool = Spool(
+        store, log=log, metrics=metrics, logger=logger, max_bytes=settings.bytes, max_age=settings.days * 86400.0
+    )
+    try:
+        await count(store, spool.waiting)
+    except BaseException:
+        await store.close()
+        raise
+    if spool.waiting.records:
+        found = spool.waiting
+        logger.warning("spool_found", path=str(settings.file), events=found.records, bytes=found.bytes)
+    return spool
+
+
+async def count(store: SpoolStore, waiting: Waiting) -> None:
+    """Count what a file has that isn't moved."""
+    for topic in await store.topics():
+        moved, end = await store.moved(topic), await store.end(topic)
+        start = moved.base
+        while start < end:
+            found, start, unreadable = await store.counted(topic, start, end)
+            for each in found:
+                if not moved.covers(each.offset):
+                    waiting.add(topic, each.key, each.size, at=each.spooled_at)
+            for lost in unreadable:
+                for offset in range(lost.start, lost.end):
+                    if not moved.covers(offset):
+                        waiting.add(topic, b"", 0, at=store.now())

@@ -1,0 +1,126 @@
+"""The spool's file: an embedded log, with a topic for each topic of the log that has records in it.
+
+So it has that log's group commit, its lock, its checks of the file and of the disk, and its commands.
+"""
+
+import asyncio
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from gateway.log.base import Commit, Record, RecordHeaders, TopicSpec
+from gateway.log.embedded import statements
+from gateway.log.embedded.log import EmbeddedLog
+from gateway.log.embedded.unreadable_records import Counted, Unreadable, count_around_damage, read_around_damage
+from gateway.model import LogUnavailableError
+
+GROUP = "gateway.spool"
+"""Its commits are what has been moved."""
+FOREVER = 100 * 365 * 86400.0
+"""Seconds: nothing is deleted because of its age."""
+APPEND_TIMEOUT = 3.0
+"""Seconds that a disk may take: a sender waits."""
+COUNTED_AT_ONCE = 10_000
+
+
+class SpoolStore(Protocol):
+    """Records by topic, each with ascending offsets."""
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> None:
+        """Store a record; when this returns, it is durable on this disk. Raises LogUnavailableError."""
+
+    async def topics(self) -> Collection[str]: ...
+
+    async def end(self, topic: str) -> int:
+        """Return the offset after the last record."""
+
+    async def read(self, topic: str, start: int, end: int) -> tuple[Sequence[Record], int, Sequence[Unreadable]]:
+        """Return the first records with `start <= offset < end`, where to go on, and what of it can't be read."""
+
+    async def counted(self, topic: str, start: int, end: int) -> tuple[Sequence[Counted], int, Sequence[Unreadable]]:
+        """Return what `read` does, without the values."""
+
+    async def moved(self, topic: str) -> Commit:
+        """Return which records of a topic have been moved."""
+
+    async def commit(self, commits: Mapping[str, Commit]) -> None:
+        """Store which records have been moved."""
+
+    async def delete_moved(self) -> None:
+        """Delete what has been moved."""
+
+    def now(self) -> float: ...
+
+    async def close(self) -> None: ...
+
+
+class FileStore:
+    """The file. It has one owner; others may read."""
+
+    def __init__(self, log: EmbeddedLog, path: Path) -> None:
+        self._log = log
+        self.path = path
+        self._topics: set[str] = set()
+        self._creating = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: Path, *, owner: bool) -> "FileStore":
+        """Open the file; its owner creates it. Raises UsageError, LogUnavailableError, as EmbeddedLog does."""
+        log = await EmbeddedLog.open(path, owner=owner, append_timeout=APPEND_TIMEOUT, sweep_interval=None)
+        store = cls(log, path)
+        store._topics.update(await log.topics())
+        if owner:
+            await log.create([_spec(topic) for topic in store._topics])  # so that it knows what a sweep may delete
+        return store
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> None:
+        if topic not in self._topics:
+            async with self._creating:
+                await self._log.create([_spec(topic)])
+                self._topics.add(topic)
+        await self._log.append(topic, key=key, value=value, headers=headers)
+
+    async def topics(self) -> Collection[str]:
+        return await self._log.topics()
+
+    async def end(self, topic: str) -> int:
+        return (await self._log.bounds(topic)).get(0, (0, 0))[1]
+
+    async def read(self, topic: str, start: int, end: int) -> tuple[Sequence[Record], int, Sequence[Unreadable]]:
+        return await self._log.read(read_around_damage, topic, start, end, self._log.now())
+
+    async def moved(self, topic: str) -> Commit:
+        found = (await self._log.committed(GROUP, topic)).get(0)
+        first = (await self._log.bounds(topic)).get(0, (0, 0))[0]
+        return Commit(first) if found is None or found.base < first else found
+
+    async def commit(self, commits: Mapping[str, Commit]) -> None:
+        await self._log.commit(GROUP, [(topic, *statements.encode_commit(each)) for topic, each in commits.items()])
+
+    async def delete_moved(self) -> None:
+        await self._log.sweep()
+
+    async def counted(self, topic: str, start: int, end: int) -> tuple[Sequence[Counted], int, Sequence[Unreadable]]:
+        return await self._log.read(
+            count_around_damage, topic, start, min(end, start + COUNTED_AT_ONCE), self._log.now()
+        )
+
+    def now(self) -> float:
+        return self._log.now()
+
+    def free_bytes(self) -> tuple[int, int]:
+        """Return how many bytes of the disk are free for us, and how many it has. Raises OSError."""
+        found = os.statvfs(self.path.parent)
+        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+
+    async def close(self) -> None:
+        await self._log.close()
+
+
+def _spec(topic: str) -> TopicSpec:
+    return TopicSpec(name=topic, partitions=1, retention=FOREVER, until_done=True)
+
+
+class SpoolFullError(LogUnavailableError):
+    """The spool takes no more: its bytes, the age of what is in it, or the disk's free space is at the limit."""

@@ -1,0 +1,29 @@
+"""Which of some events a partition of the log has: what was appended without an answer may be there."""
+
+from collections.abc import Collection
+
+from gateway.log.base import LEADER_CLOCK_SKEW, Log, Partition
+from gateway.model import LogUnavailableError
+from gateway.spool.records import event_id_of
+
+
+async def find_stored(
+    log: Log, partition: Partition, ids: Collection[bytes], *, since: float, from_offset: int = -1
+) -> tuple[Collection[bytes], int]:
+    """Return which events are in a partition, and its end.
+
+    It is read from an offset or, if that is negative, from a time on (by the log's clock, in seconds). Raises
+    LogUnavailableError.
+    """
+    bounds, problems = await log.readable(partition.topic)
+    if partition.number not in bounds:
+        raise LogUnavailableError(f"{partition.topic}: {problems.get(partition.number, 'expected it to be readable')}")
+    first, end = bounds[partition.number]
+    start = from_offset
+    if start < 0:
+        found = await log.offsets_at(partition.topic, max(0.0, since - LEADER_CLOCK_SKEW), [partition.number])
+        start = found.get(partition.number, first)
+    stored: set[bytes] = set()
+    async for records in log.scan(partition, max(first, start), end):
+        stored.update([each for each in [event_id_of(record.headers) for record in records] if each in ids])
+    return stored, end

@@ -1,0 +1,116 @@
+"""What waits in the spool, as far as the next event has to know: pure bookkeeping, without a clock or a disk.
+
+An event goes through the spool if an earlier one with its key may still be in there, or its partition of the log
+takes no appends. Keys are counted in slots, so that millions of them take less than a megabyte a topic: now and then a
+key shares a slot with another one, and then goes through the spool as well, which costs a moment and loses nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from gateway.log.base import Partition, partition_of
+
+SLOTS = 1 << 13
+"""Of a topic."""
+
+
+@dataclass(slots=True)
+class _Topic:
+    slots: dict[int, int] = field(default_factory=dict)
+    records: int = 0
+    bytes: int = 0
+    oldest: float | None = None
+    partitions: int = 1
+    closed: set[int] = field(default_factory=set)
+    """The numbers of the partitions that take no appends, or take too long."""
+
+
+class Waiting:
+    """Counts of the records in the spool by topic and key, and the partitions that are closed."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, _Topic] = {}
+        self.records = 0
+        self.bytes = 0
+
+    def add(self, topic: str, key: bytes, size: int, *, at: float) -> None:
+        """Count a record that is about to be stored at a time; what has its key follows it from now on."""
+        state = self._topics.get(topic)
+        if state is None:
+            state = self._topics[topic] = _Topic()
+        slot = crc32(key) % SLOTS
+        state.slots[slot] = state.slots.get(slot, 0) + 1
+        if not state.records:
+            state.oldest = at
+        state.records += 1
+        state.bytes += size
+        self.records += 1
+        self.bytes += size
+
+    def remove(self, topic: str, key: bytes, size: int) -> None:
+        """Discount a record that is in the log, or wasn't stored."""
+        state = self._topics[topic]
+        slot = crc32(key) % SLOTS
+        state.slots[slot] -= 1
+        if not state.slots[slot]:
+            del state.slots[slot]
+        state.bytes -= size
+        self.bytes -= size
+        self.lose(topic, 1)
+
+    def lose(self, topic: str, count: int) -> None:
+        """Discount records whose keys aren't known: they can't be read."""
+        state = self._topics[topic]
+        state.records -= count
+        self.records -= count
+        if not state.records:
+            # Its partitions may be open again: nothing is left by which that would be seen.
+            self.bytes -= state.bytes
+            self._topics[topic] = _Topic(partitions=state.partitions)
+
+    def takes(self, topic: str, key: bytes) -> bool:
+        """Return whether an event goes through the spool."""
+        state = self._topics.get(topic)
+        if state is None or not state.records:
+            return False
+        return crc32(key) % SLOTS in state.slots or partition_of(key, state.partitions) in state.closed
+
+    def close(self, topic: str, key: bytes) -> bool:
+        """Note that the partition of a key takes no appends; return whether that is new.
+
+        Only where something waits for it: else nobody would try it again.
+        """
+        state = self._topics.get(topic)
+        number = 0 if state is None else partition_of(key, state.partitions)
+        if state is None or not state.records or number in state.closed:
+            return False
+        state.closed.add(number)
+        return True
+
+    def open(self, partition: Partition) -> None:
+        """Note that a partition takes appends."""
+        if (state := self._topics.get(partition.topic)) is not None:
+            state.closed.discard(partition.number)
+
+    def set_partitions(self, topic: str, count: int) -> None:
+        """Note how many partitions a topic has in the log."""
+        state = self._topics.get(topic)
+        if state is not None and state.partitions != count:
+            state.partitions = count
+            state.closed.clear()
+
+    def set_oldest(self, topic: str, at: float) -> None:
+        """Note when the oldest record of a topic was stored."""
+        if (state := self._topics.get(topic)) is not None and state.records:
+            state.oldest = at
+
+    @property
+    def oldest(self) -> float | None:
+        """When the oldest record was stored; None if there is none."""
+        return min([state.oldest for state in self._topics.values() if state.oldest is not None], default=None)
+
+    def by_topic(self) -> Iterator[tuple[str, int, int, float | None]]:
+        """Yield (topic, records, bytes, when the oldest one was stored)."""
+        for topic, state in self._topics.items():
+            yield topic, state.records, state.bytes, state.oldest

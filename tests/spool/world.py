@@ -1,0 +1,362 @@
+"""A spool in a world of faults, on virtual time: senders, a log that fails in every way, kills; and a ledger.
+
+The log answers late or never, stores what it has not acknowledged, moves to more partitions, loses leaders. A process
+is killed between any two steps: what it had in memory is gone, what its store has acknowledged is there.
+"""
+
+import asyncio
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from prometheus_client import CollectorRegistry
+from structlog.typing import FilteringBoundLogger
+from typing_extensions import override
+
+from gateway.log.base import Commit, NewRecord, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
+from gateway.log.embedded.unreadable_records import Counted, Unreadable
+from gateway.model import LogUnavailableError
+from gateway.spool.spool import Spool, count
+from gateway.telemetry.metrics import Metrics
+from tests.memory_log import MemoryLog
+from tests.virtual_time import now
+
+APPEND_TIMEOUT = 5.0
+SENDER_WAITS = 2.0
+"""Seconds within which every sender has its answer while the spool's disk is well."""
+
+
+class MemoryStore:
+    """A store as the file would be: what was acknowledged survives the process. `disk` is shared by its successors."""
+
+    def __init__(self, disk: "Disk", random: Random) -> None:
+        self._disk = disk
+        self._random = random
+
+    async def append(self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> None:
+        await asyncio.sleep(self._random.uniform(0.0, 0.02))
+        if self._disk.is_full:
+            raise LogUnavailableError("disk full")
+        records = self._disk.records[topic]
+        records.append(Record(len(records), now(), key, value, tuple(headers)))
+        await asyncio.sleep(0.0)
+
+    async def topics(self) -> Collection[str]:
+        return list(self._disk.records)
+
+    async def end(self, topic: str) -> int:
+        await asyncio.sleep(0.0)
+        return len(self._disk.records[topic])
+
+    async def read(self, topic: str, start: int, end: int) -> tuple[Sequence[Record], int, Sequence[Unreadable]]:
+        await asyncio.sleep(self._random.uniform(0.0, 0.005))
+        end = min(end, start + self._random.randint(1, 50))
+        found = self._disk.records[topic][start:end]
+        lost = [Unreadable(each.offset, each.offset + 1, "") for each in found if each.value in self._disk.damaged]
+        return [each for each in found if each.value not in self._disk.damaged], end, lost
+
+    async def counted(self, topic: str, start: int, end: int) -> tuple[Sequence[Counted], int, Sequence[Unreadable]]:
+        found, end, lost = await self.read(topic, start, end)
+        return [Counted(each.offset, each.key, len(each.value), each.appended_at) for each in found], end, lost
+
+    async def moved(self, topic: str) -> Commit:
+        return self._disk.commits.get(topic, Commit(0))
+
+    async def commit(self, commits: Mapping[str, Commit]) -> None:
+        await asyncio.sleep(self._random.uniform(0.0, 0.02))
+        if self._disk.is_full and self._random.random() < 0.5:
+            raise LogUnavailableError("disk full")
+        self._disk.commits.update(commits)
+        await asyncio.sleep(0.0)
+
+    async def delete_moved(self) -> None:
+        await asyncio.sleep(0.0)
+
+    def now(self) -> float:
+        return now()
+
+    async def close(self) -> None:
+        pass
+
+
+@dataclass
+class Disk:
+    """What survives a process."""
+
+    records: dict[str, list[Record]] = field(default_factory=lambda: defaultdict(list))
+    commits: dict[str, Commit] = field(default_factory=dict)
+    damaged: set[bytes] = field(default_factory=set)
+    is_full: bool = False
+
+
+class FaultyLog(MemoryLog):
+    """A log as a producer sees a cluster in trouble. `mode` is how it is now."""
+
+    def __init__(self, random: Random) -> None:
+        super().__init__(now=now)
+        self._random = random
+        self.mode = "well"
+        self.slowness = 3.0
+        self.closed: set[Partition] = set()
+        self.waiting: list[asyncio.Event] = []
+
+    def set_mode(self, mode: str) -> None:
+        self.mode = mode
+        if mode != "frozen":
+            for each in self.waiting:
+                each.set()
+            self.waiting.clear()
+
+    @override
+    async def append(
+        self, topic: str, *, key: bytes, value: bytes, headers: RecordHeaders, partition: int | None = None
+    ) -> Position:
+        count = (await self.partitions_now([topic])).get(topic, 0)
+        if not count:
+            raise LogUnavailableError("no such topic")
+        where = Partition(topic, partition_of(key, count) if partition is None else partition)
+        positions = await self._send(where, [NewRecord(key, value, headers)])
+        return positions[0]
+
+    @override
+    async def append_in_order(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        stored: list[Position] = []
+        for start in range(0, len(records), 40):  # a batch is stored as a whole or not
+            stored += await self._send(partition, records[start : start + 40])
+        return stored
+
+    async def _send(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        """Store a batch within the append's timeout, or lose the answer, or the batch."""
+        task = asyncio.create_task(self._reach(partition, records))
+        done, _ = await asyncio.wait({task}, timeout=APPEND_TIMEOUT * 0.8)
+        if not done:
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            raise LogUnavailableError("no acknowledgement in time")
+        return task.result()
+
+    async def _reach(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
+        random = self._random
+        await asyncio.sleep(random.uniform(0.001, 0.01))
+        if self.mode == "away" or partition in self.closed:
+            raise LogUnavailableError("no connection")
+        if self.mode == "frozen":  # the request is in a buffer: it is handled when the broker goes on
+            event = asyncio.Event()
+            self.waiting.append(event)
+            await event.wait()
+            await asyncio.sleep(random.uniform(0.0, 0.3))
+        if self.mode == "slow":
+            await asyncio.sleep(self.slowness)
+        positions = [self._store(partition, record) for record in records]
+        if self.mode == "cut" or (self.mode == "flaky" and random.random() < 0.3):
+            raise LogUnavailableError("the connection was cut before the answer")
+        await asyncio.sleep(random.uniform(0.0, 0.01))
+        return positions
+
+    async def partitions_now(self, topics: Collection[str]) -> Mapping[str, int]:
+        return await super().partitions(topics)
+
+    @override
+    async def partitions(self, topics: Collection[str]) -> Mapping[str, int]:
+        await self._query()
+        return await super().partitions(topics)
+
+    @override
+    async def readable(self, topic: str) -> tuple[Mapping[int, tuple[int, int]], Mapping[int, str]]:
+        await self._query()
+        found, problems = await super().readable(topic)
+        closed = {each.number: "no leader" for each in self.closed if each.topic == topic}
+        return {number: each for number, each in found.items() if number not in closed}, {**problems, **closed}
+
+    @override
+    async def offsets_at(self, topic: str, at: float, numbers: Collection[int] | None = None) -> Mapping[int, int]:
+        await self._query()
+        return await super().offsets_at(topic, at, numbers)
+
+    @override
+    async def scan(self, partition: Partition, start: int, end: int) -> AsyncIterator[Sequence[Record]]:
+        async for records in super().scan(partition, start, end):
+            await self._query()
+            yield records
+
+    @override
+    async def ping(self) -> None:
+        await self._query()
+
+    async def _query(self) -> None:
+        await asyncio.sleep(self._random.uniform(0.001, 0.01))
+        if self.mode in ("away", "frozen", "cut"):
+            raise LogUnavailableError("no connection")
+        if self.mode == "slow":
+            await asyncio.sleep(self.slowness)
+
+
+@dataclass
+class Sent:
+    """An event as its sender knows it."""
+
+    id: bytes
+    topic: str
+    key: bytes
+    began: float
+    acknowledged_at: float | None = None
+
+
+class World:
+    """One seed."""
+
+    def __init__(self, seed: int, logger: FilteringBoundLogger) -> None:
+        self.random = random = Random(seed)
+        self.log = FaultyLog(random)
+        self.disk = Disk()
+        self.logger = logger
+        self.topics = [f"gateway.events.s{number}" for number in range(random.randint(1, 3))]
+        self.sent: list[Sent] = []
+        self.metrics = Metrics(CollectorRegistry())
+        self.spool: Spool | None = None
+        self.kills = 0
+        self.was_closed = False
+        self.grown: set[str] = set()
+        self._run: asyncio.Task[None] | None = None
+        self._requests: dict[asyncio.Task[None], None] = {}
+        self.slowest = 0.0
+        self.trace: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.trace.append(f"{asyncio.get_running_loop().time():8.3f} {text}")
+
+    async def run(self) -> None:
+        random = self.random
+        specs = [TopicSpec(name=topic, partitions=random.randint(1, 4), retention=None) for topic in self.topics]
+        await self.log.create(specs)
+        await self.start()
+        horizon = random.uniform(20.0, 120.0)
+        loop = asyncio.get_running_loop()
+        sending = asyncio.create_task(self._send_all(horizon, rate=random.uniform(1.0, 40.0)))
+        while loop.time() < horizon:
+            await asyncio.sleep(random.uniform(0.5, 12.0))
+            await self._fault()
+        await sending
+        self.log.set_mode("well")
+        self.log.closed.clear()
+        self.disk.is_full = False
+        self.say("HEALED")
+        if self.spool is None:
+            await self.start()
+        await asyncio.gather(*self._requests)
+        assert self.spool is not None
+        async with asyncio.timeout(400.0):
+            while self.spool.waiting.records:  # noqa: ASYNC110 - what it waits for is up to the mover
+                await asyncio.sleep(1.0)
+        await asyncio.sleep(20.0)
+        await self.kill(is_restarted=False)
+
+    async def _fault(self) -> None:
+        random = self.random
+        what = random.choice(
+            ("well", "away", "frozen", "slow", "cut", "flaky", "close", "find", "kill", "grow", "disk")
+        )
+        self.say(f"FAULT {what}")
+        match what:
+            case "close":
+                self.was_closed = True
+                topic = random.choice(self.topics)
+                count = (await self.log.partitions_now([topic]))[topic]
+                self.log.closed.add(Partition(topic, random.randrange(count)))
+            case "find":
+                self.log.closed.clear()
+            case "kill":
+                await self.kill(is_restarted=True)
+            case "grow" if random.random() < 0.3:
+                topic = random.choice(self.topics)
+                count = (await self.log.partitions_now([topic]))[topic]
+                self.log.grow(TopicSpec(name=topic, partitions=count + random.randint(1, 3), retention=None))
+                self.grown.add(topic)
+            case "disk" if random.random() < 0.3:
+                self.disk.is_full = not self.disk.is_full
+            case "grow" | "disk":
+                pass
+            case mode:
+                self.disk.is_full = False
+                self.log.set_mode(mode)
+
+    async def start(self) -> None:
+        store = MemoryStore(self.disk, self.random)
+        spool = Spool(store, log=self.log, metrics=self.metrics, logger=self.logger, max_bytes=1 << 30, max_age=86400.0)
+        await count(store, spool.waiting)
+        self.spool = spool
+        self._run = asyncio.create_task(spool.run())
+
+    async def kill(self, *, is_restarted: bool) -> None:
+        """End the process between two steps; nothing that it awaits is finished."""
+        self.kills += 1
+        requests, self._requests = self._requests, {}
+        tasks = [*requests, *([] if self._run is None else [self._run])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.spool = self._run = None
+        if is_restarted:
+            await asyncio.sleep(self.random.uniform(0.0, 5.0))
+            await self.start()
+
+    async def _send_all(self, horizon: float, *, rate: float) -> None:
+        random, loop = self.random, asyncio.get_running_loop()
+        number = 0
+        while loop.time() < horizon:
+            await asyncio.sleep(random.expovariate(rate))
+            if self.spool is None:
+                continue
+            key = b"k%d" % random.randrange(30)
+            sent = Sent(b"e%d" % number, random.choice(self.topics), key, loop.time())
+            number += 1
+            task = asyncio.create_task(self._request(self.spool, sent))
+            self._requests[task] = None
+            task.add_done_callback(lambda task: self._requests.pop(task, None))
+
+    async def _request(self, spool: Spool, sent: Sent) -> None:
+        loop = asyncio.get_running_loop()
+        headers = [("ce_specversion", b"1.0"), ("ce_id", sent.id)]
+        try:
+            stored = await spool.append(sent.topic, key=sent.key, value=sent.id, headers=headers)
+        except LogUnavailableError:
+            assert self.disk.is_full or self.disk_was_full_since(sent.began), "refused with a disk that has room"
+            return
+        sent.acknowledged_at = loop.time()
+        self.slowest = max(self.slowest, loop.time() - sent.began)
+        self.say(f"ACK {sent.id.decode()} {sent.topic} {sent.key.decode()} {'spool' if stored is None else stored}")
+        self.sent.append(sent)
+
+    def disk_was_full_since(self, _: float) -> bool:
+        return any("FAULT disk" in line for line in self.trace)
+
+    def verdict(self) -> list[str]:
+        """Return what is wrong."""
+        problems = []
+        stored = Counter[bytes]()
+        position: dict[bytes, tuple[str, int, int]] = {}
+        for topic in self.topics:
+            for record in self.log.records(topic):
+                stored[record.value] += 1
+                position.setdefault(record.value, (topic, 0, record.offset))
+        problems += [f"lost: {each}" for each in self.sent if not stored[each.id]]
+        problems += [
+            f"{number} times: {id_.decode()}"
+            for id_, number in stored.items()
+            # What was tried may be in a partition that couldn't be read when the topic had more of them already.
+            if number > 1 and not (position[id_][0] in self.grown and self.was_closed)
+        ]
+        last: dict[tuple[str, bytes], Sent] = {}
+        for each in sorted(self.sent, key=lambda sent: sent.began):
+            before = last.get((each.topic, each.key))
+            assert each.acknowledged_at is not None
+            # An order was only promised to who waited for the answer.
+            if before is not None and before.acknowledged_at is not None and before.acknowledged_at < each.began:
+                one, other = position.get(before.id), position.get(each.id)
+                if each.topic not in self.grown and one is not None and other is not None and one[2] > other[2]:
+                    problems.append(f"order: {before} after {each}")
+            if before is None or before.acknowledged_at < each.acknowledged_at:  # type: ignore[operator]
+                last[each.topic, each.key] = each
+        if self.slowest > SENDER_WAITS:
+            problems.append(f"a sender waited {self.slowest:.2f} s")
+        return problems
