@@ -18,7 +18,9 @@ async def open_log(settings: Settings, *, owner: bool) -> Log:
     # No other process has this host and admin port, except this one's successor, which takes over its memberships.
     client_id = f"gateway-{socket.gethostname()}-{settings.admin.port}" if owner and settings.admin.port else CLIENT_ID
     security = await load_security(settings.kafka)
-    return await KafkaLog.open(",".join(settings.log.servers), client_id=client_id, security=security)
+    # What may have been stored goes to a spool, if there is one, and is looked for before it is appended again.
+    repeats = settings.spool.file is None
+    return await KafkaLog.open(",".join(settings.log.servers), client_id=client_id, security=security, repeats=repeats)
 
 
 def log_to_open(settings: Settings) -> LateLog:

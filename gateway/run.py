@@ -42,7 +42,6 @@ from gateway.model import (
     GatewayError,
     LogLostError,
     LogUnavailableError,
-    UsageError,
 )
 from gateway.open_files import raise_file_limit
 from gateway.open_log import log_to_open, open_log
@@ -54,14 +53,16 @@ from gateway.required_topics import ensure_topics
 from gateway.rules.rules import Rules
 from gateway.settings import Address, EmbeddedTarget, KafkaTarget, Role, Settings, refuse_useless_spool
 from gateway.spool.spool import Spool, open_spool
+from gateway.telemetry.loop_lag import watch_loop
 from gateway.telemetry.metrics import Metrics, process_registry
 
 if TYPE_CHECKING:  # an extra
     from gateway.telemetry.traces import Traces
 
+OPEN_TIMEOUT = 5.0
+"""Seconds in which a log has to open at the start, or else the ingress begins with the spool."""
 OPEN_INTERVAL = 2.0
 """Seconds between tries to open the log, with a spool."""
-LAG_INTERVAL = 0.25
 STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 INGRESS_STOP_TIMEOUT = 5.0
@@ -169,8 +170,9 @@ class Gateway:
             # each other.
             admin = await self._start_admin(log, stack)
             background = self._start_watching(log, tasks)
-            if isinstance(log, LateLog):
+            if self._settings.spool.file is not None:
                 background.append(await self._start_spool(log, tasks, stack))
+            if isinstance(log, LateLog) and not await self._open_in_time(log):
                 listen, others = await self._start_ingress(log, tasks, stack)
                 background += others
                 self._become_ready(listen, admin)
@@ -192,15 +194,18 @@ class Gateway:
             self._logger.info("stopping")
             for task in index_tasks:
                 task.cancel()  # its file is closed while the rest drains
-            # Without a log, nothing could be committed and no successor written.
-            until = time.monotonic() + (STOP_TIMEOUT - CLOSE_TIMEOUT if self._lost is None else 0.0)
-            if self._ingress is not None:
-                await self._ingress.stop(INGRESS_STOP_TIMEOUT)
-            if self._worker is not None and worker_task is not None:
-                self._worker.stop(max(1.0, until - time.monotonic()))
-                await asyncio.wait([worker_task])
+            await self._drain(worker_task)
             for task in background:
                 task.cancel()
+
+    async def _drain(self, worker_task: asyncio.Task[None] | None) -> None:
+        # Without a log, nothing could be committed and no successor written.
+        until = time.monotonic() + (STOP_TIMEOUT - CLOSE_TIMEOUT if self._lost is None else 0.0)
+        if self._ingress is not None:
+            await self._ingress.stop(INGRESS_STOP_TIMEOUT)
+        if self._worker is not None and worker_task is not None:
+            self._worker.stop(max(1.0, until - time.monotonic()))
+            await asyncio.wait([worker_task])
 
     def _start_watching(self, log: Log, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         watch = self._watch = LogWatch(
@@ -216,7 +221,7 @@ class Gateway:
             tasks.create_task(watch.watch_log(), name="log-watch"),
             tasks.create_task(watch.watch_partitions(), name="partitions-watch"),
             tasks.create_task(watch.watch_topics(), name="topics-watch"),
-            tasks.create_task(self._watch_loop(), name="loop-watch"),
+            tasks.create_task(watch_loop(self._metrics), name="loop-watch"),
             tasks.create_task(self._access.watch(), name="access-watch"),
         ]
         if self._tls is not None:
@@ -249,21 +254,30 @@ class Gateway:
         self._metrics.log_up.set(1)
         return log
 
+    async def _open_in_time(self, log: LateLog) -> bool:
+        """Open the log and look at its topics, unless that takes too long to let senders wait for it."""
+        with suppress(TimeoutError, LogUnavailableError):
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await self._open_once(log)
+                return True
+        return False
+
     async def _open_late(self, log: LateLog) -> None:
         """Open the log, which may take its time: events are in the spool meanwhile. Return at a stop, too."""
-        settings = self._settings
         while not self._stopping.is_set():
             try:
-                if not log.is_open:
-                    await log.open()
-                await ensure_topics(log, settings, self.reloader.rules, self._logger, is_start=True)
-            except LogUnavailableError as error:
-                self._logger.warning("log_not_opened", error=str(error))
+                await self._open_once(log)
+            except LogUnavailableError:  # `LogWatch` tells of it
                 with suppress(TimeoutError):
                     async with asyncio.timeout(OPEN_INTERVAL):
                         await self._stopping.wait()
             else:
                 return
+
+    async def _open_once(self, log: LateLog) -> None:
+        if not log.is_open:
+            await log.open()
+        await ensure_topics(log, self._settings, self.reloader.rules, self._logger, is_start=True)
 
     async def _start_worker(
         self, log: Log, tasks: asyncio.TaskGroup, stack: AsyncExitStack
@@ -475,14 +489,6 @@ class Gateway:
     def _on_log_lost(self, error: LogLostError) -> None:
         self._lost = error
         self.stop()
-
-    async def _watch_loop(self) -> None:
-        """Measure how late the event loop runs timers."""
-        clock = asyncio.get_running_loop().time
-        while True:
-            due = clock() + LAG_INTERVAL
-            await asyncio.sleep(LAG_INTERVAL)
-            self._metrics.event_loop_lag.observe(max(0.0, clock() - due))
 
 
 def _first_error(group: BaseExceptionGroup[GatewayError]) -> GatewayError:

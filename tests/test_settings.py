@@ -1,5 +1,6 @@
 """Settings: where each comes from, what each means, and how what is wrong is told."""
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 

@@ -19,8 +19,12 @@ from gateway.log.base import (
 from gateway.model import LogUnavailableError
 
 
+class LogNotOpenError(LogUnavailableError):
+    """The log isn't open yet: nothing was sent to it."""
+
+
 class LateLog:
-    """Until `open` has returned, its methods raise LogUnavailableError with the reason; the clock is this machine's.
+    """Until `open` has returned, its methods raise LogNotOpenError with the reason; the clock is this machine's.
 
     `max_record_bytes` is that of the log.
     """
@@ -45,7 +49,7 @@ class LateLog:
 
     def _opened(self) -> Log:
         if self._log is None:
-            raise LogUnavailableError(self._reason)
+            raise LogNotOpenError(self._reason)
         return self._log
 
     async def append(

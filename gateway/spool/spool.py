@@ -7,6 +7,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from gateway.log.base import Log, Position, RecordHeaders
+from gateway.log.late import LogNotOpenError
 from gateway.model import GatewayError, LogLostError, LogUnavailableError
 from gateway.settings import SpoolSettings
 from gateway.spool.mover import Mover
@@ -64,7 +65,7 @@ class Spool:
         if self.waiting.takes(topic, key):
             await self._store_event(topic, key, value, headers, tried_at=None)
             return None
-        tried_at = self._log.now()
+        tried_at: float | None = self._log.now()
         task = self._loop.create_task(self._log.append(topic, key=key, value=value, headers=headers))
         try:
             await asyncio.wait({task}, timeout=TAKEOVER)
@@ -79,6 +80,8 @@ class Spool:
                 return task.result()
             except LogUnavailableError as error:
                 reason = str(error)
+                if isinstance(error, LogNotOpenError):
+                    tried_at = None
         await self._store_event(topic, key, value, headers, tried_at=tried_at)
         if self.waiting.close(topic, key):
             self._note_begin(reason)

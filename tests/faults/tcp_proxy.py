@@ -21,13 +21,15 @@ class Way(Enum):
     STALL = "hold them back, and let nobody know"
     RESET = "forward half of what comes, then reset the connection"
     DRIP = "forward one byte a second"
+    SLOW = "forward what comes back `delay` seconds later"
 
 
 class TcpProxy:
     """Forwards to a port of this machine. A context manager; `port` is known inside of it."""
 
-    def __init__(self, target: int = 0) -> None:
+    def __init__(self, target: int = 0, *, delay: float = 3.0) -> None:
         self.target = target
+        self.delay = delay
         self.port = 0
         self._way = Way.PASS
         self._changed = asyncio.Event()
@@ -66,7 +68,7 @@ class TcpProxy:
             back, beyond = await asyncio.open_connection("127.0.0.1", self.target)
             self._writers.add(beyond)
             there = asyncio.create_task(self._pump(reader, beyond), name="proxy-there")
-            here = asyncio.create_task(self._pump(back, writer), name="proxy-back")
+            here = asyncio.create_task(self._pump(back, writer, is_back=True), name="proxy-back")
             try:
                 await asyncio.wait({there, here}, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -84,10 +86,15 @@ class TcpProxy:
                     self._writers.discard(each)
                     each.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_back: bool = False) -> None:
         """Forward what comes from one side, until it ends."""
+        loop, due = asyncio.get_running_loop(), 0.0
         try:
             while chunk := await reader.read(CHUNK):
+                if is_back and (self._way is Way.SLOW or loop.time() < due):
+                    due = max(due, loop.time() + (self.delay if self._way is Way.SLOW else 0.0))
+                    loop.call_at(due, writer.write, chunk)
+                    continue
                 while chunk:
                     chunk = await self._forward(chunk, writer)
         except OSError:
@@ -96,7 +103,7 @@ class TcpProxy:
     async def _forward(self, chunk: bytes, writer: asyncio.StreamWriter) -> bytes:
         """Forward some of the bytes and return the rest."""
         match self._way:
-            case Way.PASS:
+            case Way.PASS | Way.SLOW:
                 writer.write(chunk)
                 await writer.drain()
                 return b""

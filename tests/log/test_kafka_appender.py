@@ -63,6 +63,7 @@ def an_appender(*topics: str) -> tuple[Appender, FakeCluster]:
             cluster=cast("Cluster", cluster),
             clock=BrokerClock(),
             append_timeout=TIMEOUT,
+            repeats=True,
         ),
         cluster,
     )

@@ -22,6 +22,7 @@ from aiokafka.structs import RecordMetadata as ProducedRecord
 
 from gateway.log.base import ALL, NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
 from gateway.log.kafka.broker_clock import BrokerClock
+from gateway.log.kafka.careful_producer import never_repeat
 from gateway.log.kafka.cluster import QUERY_TIMEOUT, Cluster
 from gateway.log.kafka.connection import CLOSE_GRACE, LOG_APPEND_TIME, Connection, has_died, stop
 from gateway.log.kafka.errors import MISCONFIGURED, message_of, translated_errors
@@ -45,9 +46,21 @@ logger = structlog.get_logger(__name__)
 
 
 class Appender:
-    """Stores records. Each append ends within the timeout. Acknowledgements set the clock."""
+    """Stores records. Each append ends within the timeout. Acknowledgements set the clock.
 
-    def __init__(self, connection: Connection, *, cluster: Cluster, clock: BrokerClock, append_timeout: float) -> None:
+    If it `repeats`, it sends again what may have been stored, within the timeout.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        cluster: Cluster,
+        clock: BrokerClock,
+        append_timeout: float,
+        repeats: bool,
+    ) -> None:
+        self._repeats = repeats
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._append_timeout = append_timeout
@@ -338,7 +351,7 @@ class Appender:
                 await asyncio.gather(*[producer.partitions_for(topic) for topic in topics])
 
     def _new_producer(self) -> AIOKafkaProducer:
-        return AIOKafkaProducer(
+        producer = AIOKafkaProducer(
             **self._connection.options,
             acks="all",
             # An idempotent producer can stay stuck on OUT_OF_ORDER_SEQUENCE_NUMBER forever (aiokafka issue 1017).
@@ -351,6 +364,9 @@ class Appender:
             # Also the age after which a batch isn't retried: less than the caller's timeout, so that none outlives it.
             request_timeout_ms=int(800 * self._append_timeout),
         )
+        if not self._repeats:
+            never_repeat(producer)
+        return producer
 
     def _refuse_if_too_large(self, topic: str, key: bytes, value: bytes, headers: RecordHeaders) -> None:
         size = len(key) + len(value) + sum([len(name.encode()) + len(text) for name, text in headers])

@@ -40,14 +40,16 @@ class KafkaLog:
 
     max_record_bytes = MAX_RECORD_BYTES
 
-    def __init__(self, connection: Connection, *, append_timeout: float) -> None:
+    def __init__(self, connection: Connection, *, append_timeout: float, repeats: bool) -> None:
         """Used by `open`, which also connects."""
         self._loop = asyncio.get_running_loop()
         self._connection = connection
         self._clock = BrokerClock()
         self._cluster = Cluster(connection)
         self._scanner = Scanner(connection, self._cluster)
-        self._appender = Appender(connection, cluster=self._cluster, clock=self._clock, append_timeout=append_timeout)
+        self._appender = Appender(
+            connection, cluster=self._cluster, clock=self._clock, append_timeout=append_timeout, repeats=repeats
+        )
         self._clock_attempts = itertools.count()
         self._evicted_groups: set[str] = set()
         self._consumers: set[KafkaConsumer] = set()
@@ -60,15 +62,17 @@ class KafkaLog:
         client_id: str = CLIENT_ID,
         append_timeout: float = APPEND_TIMEOUT,
         security: Security = PLAIN,
+        repeats: bool = True,
     ) -> "KafkaLog":
         """Connect to `host:port,host:port`. Raises LogUnavailableError, with the reason, if no broker accepts us.
 
         A `client_id` other than the default is unique to this process's slot: a group member with the same one is a
-        dead predecessor, and is removed from the group when this one joins.
+        dead predecessor, and is removed from the group when this one joins. If it `repeats`, an append whose result
+        isn't known is sent again within its timeout, and may be stored twice; else it fails.
         """
         limit_aiokafka_log()
         connection = Connection(servers=servers, client_id=client_id, security=security)
-        opened = cls(connection, append_timeout=append_timeout)
+        opened = cls(connection, append_timeout=append_timeout, repeats=repeats)
         try:
             with aiokafka_silenced():
                 async with asyncio.timeout(QUERY_TIMEOUT):

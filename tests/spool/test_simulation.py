@@ -1,0 +1,60 @@
+"""The spool in a world of faults: each event that was acknowledged is in the log, once, in the order of its key."""
+
+import logging
+
+import pytest
+import structlog
+
+from tests.run_seeds import drawn
+from tests.spool.world import World
+from tests.virtual_time import run
+
+SEEDS = 40
+KEPT = {
+    8: "a partition without a leader, and more of them: what was tried can't be looked for everywhere",
+    10: "a disk without space while progress is noted: what was moved isn't forgotten",
+    25: "more partitions: what was tried is in the one that its key had before",
+    50: "a kill, and then more partitions",
+}
+"""Seeds that failed once, and what they had."""
+
+quiet = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+async def _one(seed: int) -> World:
+    world = World(seed, quiet)
+    await world.run()
+    return world
+
+
+def judge(seed: int) -> None:
+    world = run(_one(seed))
+    assert world.verdict() == [], f"seed {seed}"
+
+
+@pytest.mark.parametrize("seed", KEPT)
+def test_what_failed_once(seed: int) -> None:
+    judge(seed)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_new_seeds(number: int, *, is_full: bool) -> None:
+    count = 500 if is_full else SEEDS // 4
+    for seed in range(drawn() + number * count, drawn() + (number + 1) * count):
+        judge(seed)
+
+
+def test_the_same_seed_is_the_same_run() -> None:
+    assert run(_one(7)).trace == run(_one(7)).trace
+
+
+def test_an_acknowledged_event_that_is_lost_repeated_or_out_of_order_is_noticed() -> None:
+    world = run(_one(3))
+    assert world.verdict() == []
+    topic = world.sent[0].topic
+    segments = [world.log._state.segments[each].records for each in world.log._state.of(topic)]
+    records = max(segments, key=len)
+    first = records.pop(0)
+    assert any(each.startswith("lost") for each in world.verdict())
+    records[:0] = [first, first]
+    assert any(each.startswith("2 times") for each in world.verdict())

@@ -1,0 +1,88 @@
+"""The spool's file: what it keeps over a crash, and around damage."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from gateway.log.base import Commit
+from gateway.log.records import encode_event, event_key
+from gateway.model import LogUnavailableError
+from gateway.spool.report import list_spool, verify_spool
+from gateway.spool.spool import count
+from gateway.spool.store import FileStore
+from gateway.spool.waiting import Waiting
+from tests.builders import an_event
+
+TOPIC = "gateway.events.github"
+
+
+async def fill(store: FileStore, count: int, *, size: int = 600, topic: str = TOPIC) -> None:
+    for number in range(count):
+        event = an_event(id=f"{number:032x}", body=b"%05d" % number + b"x" * size)
+        await store.append(topic, key=event_key(event), value=event.body, headers=encode_event(event))
+
+
+async def test_what_is_stored_is_there_for_the_next_owner_until_it_is_moved(tmp_path: Path) -> None:
+    store = await FileStore.open(tmp_path / "spool.db", owner=True)
+    await fill(store, 5)
+    with pytest.raises(LogUnavailableError, match="in use by another gateway"):
+        await FileStore.open(tmp_path / "spool.db", owner=True)
+    await store.commit({TOPIC: Commit(1, done=b"\x02", metadata=b"1.0 3")})
+    await store.close()
+    store = await FileStore.open(tmp_path / "spool.db", owner=True)
+    assert await store.moved(TOPIC) == Commit(1, done=b"\x02", metadata=b"1.0 3")
+    waiting = Waiting()
+    await count(store, waiting)
+    assert waiting.records == 3
+    reader = await FileStore.open(tmp_path / "spool.db", owner=False)
+    [row] = await list_spool(reader)
+    assert (row.topic, row.events) == (TOPIC, 3)
+    assert row.bytes > 3 * 600
+    await reader.close()
+    await store.commit({TOPIC: Commit(5)})
+    await store.delete_moved()
+    await until_deleted(store)
+    assert (await store.read(TOPIC, 0, 5))[0] == []
+    assert await list_spool(store) == []
+    assert await store.end(TOPIC) == 5
+    await store.close()
+
+
+async def until_deleted(store: FileStore) -> None:
+    async with asyncio.timeout(5):
+        while (await store._log.bounds(TOPIC))[0] != (5, 5):  # noqa: ASYNC110 - it is deleted in a thread
+            await asyncio.sleep(0.01)
+
+
+async def test_damaged_pages_lose_what_is_in_them_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    store = await FileStore.open(path, owner=True)
+    await fill(store, 200)
+    await fill(store, 3, topic="gateway.events.other")
+    await store.close()  # everything is in the file now
+    damage(path, page=12)
+    store = await FileStore.open(path, owner=True)
+    [one, other] = await verify_spool(store)
+    assert (other.topic, other.events, other.lost) == ("gateway.events.other", 3, 0)
+    assert one.lost > 0
+    assert one.events == 200 - one.lost
+    lost = {offset for each in one.unreadable for offset in range(each.start, each.end)}
+    assert "malformed" in one.unreadable[0].reason
+    waiting = Waiting()
+    await count(store, waiting)
+    assert waiting.records == 203
+    found, start = set[int](), 0
+    while start < 200:
+        records, start, _ = await store.read(TOPIC, start, 200)
+        found |= {record.offset for record in records}
+    assert found == set(range(200)) - lost
+    await store.append(TOPIC, key=b"k", value=b"v", headers=[])  # at its end, it is whole
+    await store.close()
+
+
+def damage(path: Path, *, page: int, size: int = 8192) -> None:
+    with path.open("r+b") as file:
+        file.seek((page - 1) * size)
+        file.write(os.urandom(size))

@@ -1,0 +1,80 @@
+"""What the next event has to know of the spool."""
+
+import pytest
+
+from gateway.log.base import Partition, partition_of
+from gateway.spool.waiting import SLOTS, Waiting
+
+TOPIC = "gateway.events.github"
+
+
+def test_an_event_follows_what_waits_with_its_key() -> None:
+    waiting = Waiting()
+    assert not waiting.takes(TOPIC, b"a")
+    waiting.add(TOPIC, b"a", 10, at=1.0)
+    waiting.add(TOPIC, b"a", 10, at=2.0)
+    assert waiting.takes(TOPIC, b"a")
+    assert not waiting.takes(TOPIC, b"b")
+    assert not waiting.takes("another", b"a")
+    waiting.remove(TOPIC, b"a", 10)
+    assert waiting.takes(TOPIC, b"a")
+    waiting.remove(TOPIC, b"a", 10)
+    assert not waiting.takes(TOPIC, b"a")
+    assert (waiting.records, waiting.bytes, waiting.oldest) == (0, 0, None)
+
+
+def test_a_closed_partition_closes_for_all_its_keys_until_it_is_open_or_nothing_waits() -> None:
+    waiting, keys = Waiting(), [b"%d" % number for number in range(50)]
+    assert not waiting.close(TOPIC, keys[0])  # nothing waits by which it would be seen to open
+    waiting.add(TOPIC, keys[0], 1, at=1.0)
+    waiting.set_partitions(TOPIC, 4)
+    assert waiting.close(TOPIC, keys[0])
+    assert not waiting.close(TOPIC, keys[0])
+    closed = partition_of(keys[0], 4)
+    assert [waiting.takes(TOPIC, key) for key in keys] == [partition_of(key, 4) == closed for key in keys]
+    waiting.open(Partition(TOPIC, closed))
+    assert [key for key in keys if waiting.takes(TOPIC, key)] == [keys[0]]
+    waiting.close(TOPIC, keys[0])
+    waiting.remove(TOPIC, keys[0], 1)
+    assert not any(waiting.takes(TOPIC, key) for key in keys)
+    waiting.add(TOPIC, keys[1], 1, at=1.0)
+    assert [key for key in keys if waiting.takes(TOPIC, key)] == [keys[1]]
+
+
+def test_with_more_partitions_all_are_open() -> None:
+    waiting = Waiting()
+    waiting.add(TOPIC, b"a", 1, at=1.0)
+    waiting.close(TOPIC, b"a")
+    assert waiting.takes(TOPIC, b"b")
+    waiting.set_partitions(TOPIC, 3)
+    assert not waiting.takes(TOPIC, b"b")
+    assert waiting.takes(TOPIC, b"a")
+
+
+def test_what_cannot_be_read_is_discounted_and_closes_nothing_for_ever() -> None:
+    waiting = Waiting()
+    waiting.add(TOPIC, b"a", 5, at=3.0)
+    waiting.add(TOPIC, b"b", 7, at=4.0)
+    waiting.lose(TOPIC, 1)
+    assert (waiting.records, waiting.oldest) == (1, 3.0)
+    waiting.remove(TOPIC, b"b", 7)
+    assert (waiting.records, waiting.bytes, waiting.oldest) == (0, 0, None)
+    assert not waiting.takes(TOPIC, b"a")
+
+
+def test_a_million_keys_take_a_bounded_memory() -> None:
+    waiting = Waiting()
+    for number in range(20_000):
+        waiting.add(TOPIC, b"%d" % number, 1, at=0.0)
+    assert len(waiting._topics[TOPIC].slots) <= SLOTS
+
+
+@pytest.mark.parametrize("at", [5.0, 6.0])
+def test_the_oldest_is_told(at: float) -> None:
+    waiting = Waiting()
+    waiting.add("one", b"", 1, at=9.0)
+    waiting.add("other", b"", 1, at=at)
+    assert waiting.oldest == at
+    waiting.set_oldest("other", 20.0)
+    assert waiting.oldest == 9.0
+    assert {topic: oldest for topic, _, _, oldest in waiting.by_topic()} == {"one": 9.0, "other": 20.0}
