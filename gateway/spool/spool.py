@@ -52,6 +52,7 @@ class Spool:
         self._tries: set[asyncio.Task[Position]] = set()
         self._disk_problem = ""
         self._store_problem = ""
+        self._is_lost = False
         self._began: float | None = None
         self._taken = 0
         self._refused_at = -LOG_INTERVAL
@@ -62,7 +63,7 @@ class Spool:
 
         Raises LogUnavailableError if neither takes it, RecordTooLargeError.
         """
-        if self.waiting.takes(topic, key):
+        if self.waiting.takes(topic, key) and not self._is_lost:
             await self._store_event(topic, key, value, headers, tried_at=None)
             return None
         tried_at: float | None = self._log.now()
@@ -105,7 +106,8 @@ class Spool:
             self.waiting.remove(topic, key, size)
             if isinstance(error, LogUnavailableError):
                 self._store_problem = str(error)
-                self._refuse("lost" if isinstance(error, LogLostError) else "unavailable", str(error))
+                self._note_lost(error)
+                self._refuse("unavailable", str(error))
             raise
         self._store_problem = ""
         self._taken += 1
@@ -131,9 +133,15 @@ class Spool:
             self._logger.error("spool_refuses", reason=reason, error=detail)
         raise SpoolFullError(f"spool: {detail}")
 
+    def _note_lost(self, error: LogUnavailableError) -> None:
+        """From now on, nothing follows what is in a file that is lost: this process can't move it."""
+        if isinstance(error, LogLostError) and not self._is_lost:
+            self._is_lost = True
+            self._logger.error("spool_lost", error=str(error), events=self.waiting.records)
+
     def _note_begin(self, reason: str) -> None:
         if self._began is None:
-            self._began, self._taken = self._loop.time(), 0
+            self._began = self._loop.time()
             self._logger.warning("spool_began", error=reason)
 
     @property
@@ -166,12 +174,14 @@ class Spool:
             tasks.create_task(self._watch(), name="spool-watch")
 
     async def close(self) -> None:
-        """Close the file; `run` has ended."""
+        """Close the file; `run` has ended. What was tried and has no answer is looked for by the next process."""
+        for task in self._tries:
+            task.cancel()
         await self._store.close()
 
     async def _watch(self) -> None:
         while True:
-            self._watch_disk()
+            await self.watch_disk()
             waiting, now = self.waiting, self._store.now()
             self._metrics.spool_events.set(waiting.records)
             self._metrics.spool_bytes.set(waiting.bytes)
@@ -180,14 +190,13 @@ class Spool:
             if not waiting.records and self._began is not None:
                 seconds = round(self._loop.time() - self._began, 1)
                 self._logger.info("spool_drained", seconds=seconds, events=self._taken)
-                self._began = None
+                self._began, self._taken = None, 0
             await asyncio.sleep(WATCH_INTERVAL)
 
-    def _watch_disk(self) -> None:
-        if not isinstance(self._store, FileStore):
-            return
+    async def watch_disk(self) -> None:
+        """See whether the disk has room, as `run` does every second."""
         try:
-            free, total = self._store.free_bytes()
+            free, total = await self._store.free_bytes()
         except OSError as error:
             self._disk_problem = str(error)
             return

@@ -52,6 +52,9 @@ class SpoolStore(Protocol):
 
     def now(self) -> float: ...
 
+    async def free_bytes(self) -> tuple[int, int]:
+        """Return how many bytes of the disk are free for us, and how many it has. Raises OSError."""
+
     async def close(self) -> None: ...
 
 
@@ -109,9 +112,9 @@ class FileStore:
     def now(self) -> float:
         return self._log.now()
 
-    def free_bytes(self) -> tuple[int, int]:
+    async def free_bytes(self) -> tuple[int, int]:
         """Return how many bytes of the disk are free for us, and how many it has. Raises OSError."""
-        found = os.statvfs(self.path.parent)
+        found = await asyncio.to_thread(os.statvfs, self.path.parent)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
     async def close(self) -> None:

@@ -110,7 +110,7 @@ OUTCOMES = ("delivered", "dead_lettered", "dropped")
 QUARANTINE = ("kept", "too_large", "over_rate", "over_memory", "incomplete", "log_unavailable")
 RESPONSE_OUTCOMES = ("sent", "timeout", "failed", "overloaded", "spooled")
 RELOADS = ("ok", "error")
-SPOOL_REFUSALS = ("bytes", "age", "disk", "unavailable", "lost")
+SPOOL_REFUSALS = ("bytes", "age", "disk", "unavailable")
 FAILURES = tuple([result for result in Result if result is not Result.SUCCESS])
 # An undecodable record has no route, and what names no declared destination has none.
 OF_NO_PAIR = (DeadReason.UNDECODABLE, DeadReason.UNKNOWN_DESTINATION)

@@ -76,6 +76,9 @@ class MemoryStore:
     def now(self) -> float:
         return now()
 
+    async def free_bytes(self) -> tuple[int, int]:
+        return 1 << 40, 1 << 40
+
     async def close(self) -> None:
         pass
 

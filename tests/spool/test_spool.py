@@ -1,0 +1,166 @@
+"""Whether an event goes to the log or to the spool, and when the spool takes no more."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import structlog
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+
+from gateway.log.base import Partition, Position, TopicSpec
+from gateway.log.late import LateLog
+from gateway.log.records import encode_event
+from gateway.model import LogLostError, LogUnavailableError, RecordTooLargeError, UsageError
+from gateway.settings import SpoolSettings
+from gateway.spool.spool import Spool, open_spool
+from gateway.telemetry.metrics import Metrics
+from tests.builders import an_event
+from tests.memory_log import MemoryLog
+
+TOPIC = "gateway.events.github"
+EVENT = an_event()
+
+
+@pytest.fixture
+async def log() -> MemoryLog:
+    log = MemoryLog()
+    await log.create([TopicSpec(name=TOPIC, partitions=1, retention=None)])
+    return log
+
+
+async def opened(log: MemoryLog | LateLog, folder: Path, *, size: int = 1 << 20, days: float = 1.0) -> Spool:
+    settings = SpoolSettings(file=folder / "spool.db", bytes=size, days=days)
+    return await open_spool(settings, log=log, metrics=Metrics(CollectorRegistry()), logger=structlog.get_logger())
+
+
+@pytest.fixture
+async def spool(log: MemoryLog, tmp_path: Path) -> AsyncIterator[Spool]:
+    spool = await opened(log, tmp_path)
+    yield spool
+    await spool.close()
+
+
+async def put(spool: Spool, body: bytes = b"{}", key: bytes = b"k") -> Position | None:
+    return await spool.append(TOPIC, key=key, value=body, headers=encode_event(EVENT))
+
+
+async def test_an_event_goes_to_the_log_while_that_takes_it(spool: Spool, log: MemoryLog) -> None:
+    assert await put(spool) == Position(0, 0, log.records(TOPIC)[0].appended_at)
+    assert spool.notes() == ()
+    assert spool.status() == {"events": 0, "bytes": 0, "oldest": None, "refuses": None, "waits": None}
+
+
+async def test_what_the_log_refuses_is_stored_and_moved_once_it_is_back(spool: Spool, log: MemoryLog) -> None:
+    log.refuse_appends(Partition(TOPIC, 0))
+    with capture_logs() as lines:
+        assert await put(spool) is None
+        assert await put(spool, key=b"another") is None
+        running = asyncio.create_task(spool.run())
+        assert [line["event"] for line in lines] == ["spool_began"]
+        assert "within 1.5 s" in lines[0]["error"]
+        assert spool.notes() == ["spool: 2 events wait for the log, the oldest for 0 s"]
+        log.accept_appends()
+        async with asyncio.timeout(30):
+            while spool.waiting.records:  # noqa: ASYNC110 - what it waits for is up to the mover
+                await asyncio.sleep(0.05)
+        assert [record.value for record in log.records(TOPIC)] == [b"{}", b"{}"]
+        assert all(record.headers == tuple(encode_event(EVENT)) for record in log.records(TOPIC))
+        async with asyncio.timeout(5):
+            while lines[-1]["event"] != "spool_drained":  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.05)
+        assert lines[-1]["events"] == 2
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def test_an_event_that_is_too_large_for_the_log_is_not_spooled(spool: Spool) -> None:
+    with pytest.raises(RecordTooLargeError):
+        await put(spool, bytes(2 << 20))
+    assert not spool.waiting.records
+
+
+async def test_a_log_that_is_not_open_has_got_nothing(tmp_path: Path, log: MemoryLog) -> None:
+    async def away() -> MemoryLog:
+        raise LogUnavailableError("kafka://a:1: expected a broker, got: connection refused")
+
+    late = LateLog(away, max_record_bytes=log.max_record_bytes)
+    spool = await opened(late, tmp_path)
+    with pytest.raises(LogUnavailableError):
+        await late.open()
+    with capture_logs() as lines:
+        assert await put(spool) is None
+    assert lines[0]["error"] == "kafka://a:1: expected a broker, got: connection refused"
+    [records] = [found for found, _, _ in [await spool._store.read(TOPIC, 0, 10)]]
+    assert [name for name, _ in records[0].headers] == [name for name, _ in encode_event(EVENT)]
+    await spool.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "problem"),
+    [
+        ({"size": 400}, "bytes", "expected at most 400 bytes in it, got"),
+        ({"days": 1e-6}, "age", "expected nothing older than 0.0864 s in it, got 0 s"),
+    ],
+)
+async def test_a_full_spool_refuses_until_there_is_room(
+    log: MemoryLog, tmp_path: Path, limits: dict[str, float], reason: str, problem: str
+) -> None:
+    spool = await opened(log, tmp_path, **limits)  # type: ignore[arg-type]
+    log.lose_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    await asyncio.sleep(0.1)
+    with capture_logs() as lines, pytest.raises(LogUnavailableError, match=problem):
+        await put(spool, bytes(300))
+    assert (lines[0]["event"], lines[0]["reason"]) == ("spool_refuses", reason)
+    assert spool._metrics.spool_refused.labels(reason).value == 1
+    refuses = spool.status()["refuses"]
+    assert reason == "bytes" or problem.split(",", maxsplit=1)[0] in refuses
+    await spool.close()
+
+
+async def test_a_disk_that_is_nearly_full_is_left_alone(
+    spool: Spool, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.lose_leader(Partition(TOPIC, 0))
+    free = [49]
+
+    async def free_bytes() -> tuple[int, int]:
+        return free[0], 1000
+
+    monkeypatch.setattr(spool._store, "free_bytes", free_bytes)
+    await spool.watch_disk()
+    assert not spool.takes_events
+    with pytest.raises(LogUnavailableError, match="expected 50 free bytes on its disk, got 49"):
+        await put(spool)
+    free[0] = 50
+    await spool.watch_disk()
+    assert await put(spool) is None
+
+
+async def test_a_file_that_is_gone_takes_no_more_and_keeps_nothing_from_the_log(
+    spool: Spool, log: MemoryLog, tmp_path: Path
+) -> None:
+    log.lose_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    (tmp_path / "spool.db").rename(tmp_path / "away.db")
+    for _ in range(2):
+        with pytest.raises(LogUnavailableError) as refused:
+            await put(spool)
+        assert not isinstance(refused.value, LogLostError)  # the process goes on
+    assert spool._metrics.spool_refused.labels("unavailable").value == 2
+    assert not spool.takes_events
+    log.find_leader(Partition(TOPIC, 0))
+    assert await put(spool) is not None
+
+
+@pytest.mark.usefixtures("spool")
+async def test_a_file_in_use_and_one_of_something_else_are_refused(log: MemoryLog, tmp_path: Path) -> None:
+    with pytest.raises(LogUnavailableError, match=r"--spool: .*spool\.db is in use"):
+        await opened(log, tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "spool.db").write_bytes(b"text" * 5000)
+    with pytest.raises(UsageError, match=r"--spool: .*expected an embedded log"):
+        await opened(log, other)
