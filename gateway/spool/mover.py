@@ -81,7 +81,7 @@ class Mover:
                 except LogUnavailableError as error:
                     self._note("", str(error))
                 except Exception:
-                    self._logger.exception("spool_move_failed", topic=None)
+                    self._logger.exception("spool_move_failed", topic=None, partition=None)
                     await asyncio.sleep(APPEND_TIMEOUT)
                 self.woken.clear()
                 try:
@@ -144,7 +144,7 @@ class Mover:
         except LogUnavailableError as error:
             self._rest(topic, 1.0, str(error))
         except Exception:
-            self._logger.exception("spool_move_failed", topic=topic)
+            self._logger.exception("spool_move_failed", topic=topic, partition=None)
             self._resting[topic] = self._loop.time() + APPEND_TIMEOUT
         else:
             problems = [each.reason for each in move.partitions.values() if each.reason]
@@ -293,7 +293,9 @@ class Mover:
             rest = [record for record in records if record.event_id not in stored]
             state.began, began = self._log.now(), self._loop.time()
             appended = await self._append(partition, state, rest)
-        except LogUnavailableError as error:
+        except Exception as error:
+            if not isinstance(error, LogUnavailableError):  # the other partitions go on
+                self._logger.exception("spool_move_failed", topic=partition.topic, partition=partition.number)
             if state.began is None:
                 state.failed(str(error), now=self._loop.time())
             else:
@@ -354,4 +356,4 @@ class Mover:
 
 
 def _new(record: SpooledRecord) -> NewRecord:
-    return NewRecord(record.key, record.value, record.headers)
+    return NewRecord(record.key, record.value, list(record.headers))  # aiokafka takes no other sequence
