@@ -16,7 +16,7 @@ from gateway.spool.store import FileStore, SpoolFullError, SpoolStore
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 
-TAKEOVER = 1.5
+TAKEOVER = 1.0
 """Seconds that an append to the log may take, before the event is stored here: a sender waits for both."""
 MIN_FREE = 0.05
 MAX_FREE_BYTES = 1 << 30
