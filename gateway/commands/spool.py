@@ -14,9 +14,9 @@ from gateway.commands.values import Parser, duration
 from gateway.model import LogUnavailableError, UsageError
 from gateway.ops.output import count, rfc3339, when
 from gateway.ops.presentation import Row, print_rows
+from gateway.spool.counting import count as count_spool
 from gateway.spool.mover import Mover
 from gateway.spool.report import Verified, list_spool, name_of, verify_spool
-from gateway.spool.spool import count as count_spool
 from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
 from gateway.telemetry import logs

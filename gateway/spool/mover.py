@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from gateway.log.base import Log, NewRecord, Partition
 from gateway.log.embedded.unreadable_records import Unreadable
 from gateway.model import LogUnavailableError, RecordTooLargeError
+from gateway.spool.counting import count_topic
 from gateway.spool.records import SpooledRecord, decode
 from gateway.spool.store import SpoolStore
 from gateway.spool.stored_events import find_stored
@@ -97,7 +98,8 @@ class Mover:
 
     async def _look(self) -> None:
         """Give topics their turns."""
-        topics = [topic for topic, records, _, _ in self._waiting.by_topic() if records]
+        topics = self._waiting.topics()
+        topics += [topic for topic in self._moves if self._is_behind(topic) and not self._waiting.has(topic)]
         if not topics:
             await self._sweep(is_empty=True)
             return
@@ -112,6 +114,11 @@ class Mover:
             self._running[topic] = task
             task.add_done_callback(partial(self._turn_ended, topic))
         await self._sweep(is_empty=False)
+
+    def _is_behind(self, topic: str) -> bool:
+        """Return whether more of a topic has been moved than the spool says."""
+        move = self._moves.get(topic)
+        return move is not None and not move.is_noted
 
     async def _learn_partitions(self, topics: Collection[str]) -> None:
         now = self._loop.time()
@@ -158,7 +165,11 @@ class Mover:
 
     async def _move_some(self, move: TopicMove) -> bool:
         """Move what is there of a topic, as much as a turn has; return whether something was moved."""
-        records = await self._read(move)
+        mark = self._waiting.mark(move.topic)
+        end = await self._store.end(move.topic)
+        if move.base >= end:
+            self._waiting.clear(move.topic, mark)
+        records = await self._read(move, end)
         if records:
             self._waiting.set_oldest(move.topic, records[0].spooled_at)
         by_partition = self._due(move, records)
@@ -239,11 +250,11 @@ class Mover:
         except LogUnavailableError as error:
             self._note(move.topic, str(error))
 
-    async def _read(self, move: TopicMove) -> list[SpooledRecord]:
+    async def _read(self, move: TopicMove, end: int) -> list[SpooledRecord]:
         """Read the first records that may be moved, as many as a turn has."""
         found: list[SpooledRecord] = []
         size, start, now = 0, move.base, self._loop.time()
-        end = min(await self._store.end(move.topic), move.base + WINDOW)
+        end = min(end, move.base + WINDOW)
         is_gap = True
         while start < end and len(found) < TURN_RECORDS and size < TURN_BYTES:
             records, start, unreadable = await self._store.read(move.topic, start, end)
@@ -335,12 +346,24 @@ class Mover:
         return appended
 
     async def _sweep(self, *, is_empty: bool) -> None:
-        """Give back the space of what has been moved, now and then and at the end."""
+        """Give back the space of what has been moved, now and then and at the end; find what isn't counted."""
         now = self._loop.time()
-        if self._moved_since_sweep and not self._running and (is_empty or now >= self._swept_at + SWEEP_INTERVAL):
+        is_due = now >= self._swept_at + SWEEP_INTERVAL
+        if self._moved_since_sweep and not self._running and (is_empty or is_due):
             self._moved_since_sweep = False
-            self._swept_at = now
             await self._store.delete_moved()
+        if is_due:
+            self._swept_at = now
+            await self._count_missed()
+
+    async def _count_missed(self) -> None:
+        """Count what was stored although its append failed: a disk took longer than a sender waits."""
+        for topic in await self._store.topics():
+            move = self._moves.get(topic)
+            if not self._waiting.has(topic) and topic not in self._running and not self._is_behind(topic):
+                base = (await self._store.moved(topic)).base if move is None else move.base
+                if base < await self._store.end(topic) and not self._waiting.has(topic):
+                    await count_topic(self._store, self._waiting, topic)
 
     def _rest(self, topic: str, seconds: float, reason: str) -> None:
         self._resting[topic] = self._loop.time() + seconds

@@ -7,8 +7,8 @@ from gateway.log.base import Partition, Record
 from gateway.log.embedded.unreadable_records import Unreadable
 from gateway.log.records import decode_event
 from gateway.model import UnreadableRecordError
+from gateway.spool.counting import count
 from gateway.spool.records import decode
-from gateway.spool.spool import count
 from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
@@ -10,6 +11,7 @@ from gateway.log.base import Log, Position, RecordHeaders
 from gateway.log.late import LogNotOpenError
 from gateway.model import GatewayError, LogLostError, LogUnavailableError
 from gateway.settings import SpoolSettings
+from gateway.spool.counting import count
 from gateway.spool.mover import Mover
 from gateway.spool.records import size_of, spool_headers
 from gateway.spool.store import FileStore, SpoolFullError, SpoolStore
@@ -49,9 +51,9 @@ class Spool:
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._loop = asyncio.get_running_loop()
-        self._tries: set[asyncio.Task[Position]] = set()
         self._disk_problem = ""
         self._store_problem = ""
+        self._storing: set[asyncio.Task[None]] = set()
         self._is_lost = False
         self._began: float | None = None
         self._taken = 0
@@ -67,31 +69,19 @@ class Spool:
             await self._store_event(topic, key, value, headers, tried_at=None)
             return None
         tried_at: float | None = self._log.now()
-        task = self._loop.create_task(self._log.append(topic, key=key, value=value, headers=headers))
         try:
-            await asyncio.wait({task}, timeout=TAKEOVER)
-        finally:
-            if not task.done():  # it may be stored all the same: the mover looks for it
-                self._tries.add(task)
-                task.add_done_callback(self._try_ended)
-        if not task.done():
+            async with asyncio.timeout(TAKEOVER):
+                return await self._log.append(topic, key=key, value=value, headers=headers)
+        except TimeoutError:  # it may be stored all the same: the mover looks for it
             reason = f"append to {topic}: expected an acknowledgement within {TAKEOVER:g} s, got none"
-        else:
-            try:
-                return task.result()
-            except LogUnavailableError as error:
-                reason = str(error)
-                if isinstance(error, LogNotOpenError):
-                    tried_at = None
+        except LogUnavailableError as error:
+            reason = str(error)
+            if isinstance(error, LogNotOpenError):
+                tried_at = None
         await self._store_event(topic, key, value, headers, tried_at=tried_at)
         if self.waiting.close(topic, key):
             self._note_begin(reason)
         return None
-
-    def _try_ended(self, task: "asyncio.Task[Position]") -> None:
-        self._tries.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would complain
 
     async def _store_event(
         self, topic: str, key: bytes, value: bytes, headers: RecordHeaders, *, tried_at: float | None
@@ -99,20 +89,25 @@ class Spool:
         size, now = size_of(key, value, headers), self._store.now()
         if problem := self._full(size, now):
             self._refuse(*problem)
-        self.waiting.add(topic, key, size, at=now)
+        self.waiting.begin(topic, key, size, at=now)
+        headers = spool_headers(headers, tried_at)
+        store = self._loop.create_task(self._store.append(topic, key=key, value=value, headers=headers))
+        store.add_done_callback(partial(self._note_stored, topic, size))
+        self._storing.add(store)
         try:
-            await self._store.append(topic, key=key, value=value, headers=spool_headers(headers, tried_at))
-        except BaseException as error:
-            self.waiting.remove(topic, key, size)
-            if isinstance(error, LogUnavailableError):
-                self._store_problem = str(error)
-                self._note_lost(error)
-                self._refuse("unavailable", str(error))
-            raise
+            await asyncio.shield(store)  # a sender that goes away takes nothing back
+        except LogUnavailableError as error:
+            self._store_problem = str(error)
+            self._note_lost(error)
+            self._refuse("unavailable", str(error))
         self._store_problem = ""
         self._taken += 1
         self._metrics.spooled.inc()
         self.mover.woken.set()
+
+    def _note_stored(self, topic: str, size: int, store: asyncio.Task[None]) -> None:
+        self._storing.discard(store)
+        self.waiting.end(topic, size, is_stored=not store.cancelled() and store.exception() is None)
 
     def _full(self, size: int, now: float) -> tuple[str, str] | None:
         """Return why the spool takes no more; None if it does."""
@@ -174,9 +169,7 @@ class Spool:
             tasks.create_task(self._watch(), name="spool-watch")
 
     async def close(self) -> None:
-        """Close the file; `run` has ended. What was tried and has no answer is looked for by the next process."""
-        for task in self._tries:
-            task.cancel()
+        """Close the file; `run` has ended."""
         await self._store.close()
 
     async def _watch(self) -> None:
@@ -223,19 +216,3 @@ async def open_spool(settings: SpoolSettings, *, log: Log, metrics: Metrics, log
         found = spool.waiting
         logger.warning("spool_found", path=str(settings.file), events=found.records, bytes=found.bytes)
     return spool
-
-
-async def count(store: SpoolStore, waiting: Waiting) -> None:
-    """Count what a file has that isn't moved."""
-    for topic in await store.topics():
-        moved, end = await store.moved(topic), await store.end(topic)
-        start = moved.base
-        while start < end:
-            found, start, unreadable = await store.counted(topic, start, end)
-            for each in found:
-                if not moved.covers(each.offset):
-                    waiting.add(topic, each.key, each.size, at=each.spooled_at)
-            for lost in unreadable:
-                for offset in range(lost.start, lost.end):
-                    if not moved.covers(offset):
-                        waiting.add(topic, b"", 0, at=store.now())

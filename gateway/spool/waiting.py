@@ -18,9 +18,13 @@ SLOTS = 1 << 13
 @dataclass(slots=True)
 class _Topic:
     slots: dict[int, int] = field(default_factory=dict)
+    """Slot → how many records of its keys may be in the spool, those included of which nobody knows."""
     records: int = 0
     bytes: int = 0
     oldest: float | None = None
+    storing: int = 0
+    """Records that are being stored."""
+    added: int = 0
     partitions: int = 1
     closed: set[int] = field(default_factory=set)
     """The numbers of the partitions that take no appends, or take too long."""
@@ -34,8 +38,19 @@ class Waiting:
         self.records = 0
         self.bytes = 0
 
-    def add(self, topic: str, key: bytes, size: int, *, at: float) -> None:
+    def begin(self, topic: str, key: bytes, size: int, *, at: float) -> None:
         """Count a record that is about to be stored at a time; what has its key follows it from now on."""
+        self.add(topic, key, size, at=at)
+        self._topics[topic].storing += 1
+
+    def end(self, topic: str, size: int, *, is_stored: bool) -> None:
+        """Note that a record was stored or, as far as is known, wasn't: then what has its key still follows it."""
+        self._topics[topic].storing -= 1
+        if not is_stored:
+            self._discount(topic, 1, size)
+
+    def add(self, topic: str, key: bytes, size: int, *, at: float) -> None:
+        """Count a record that is there."""
         state = self._topics.get(topic)
         if state is None:
             state = self._topics[topic] = _Topic()
@@ -43,36 +58,61 @@ class Waiting:
         state.slots[slot] = state.slots.get(slot, 0) + 1
         if not state.records:
             state.oldest = at
+        state.added += 1
         state.records += 1
         state.bytes += size
         self.records += 1
         self.bytes += size
 
     def remove(self, topic: str, key: bytes, size: int) -> None:
-        """Discount a record that is in the log, or wasn't stored."""
-        state = self._topics[topic]
-        slot = crc32(key) % SLOTS
-        state.slots[slot] -= 1
-        if not state.slots[slot]:
-            del state.slots[slot]
-        state.bytes -= size
-        self.bytes -= size
-        self.lose(topic, 1)
+        """Discount a record that is in the log."""
+        self._discount(topic, 1, size)
+        slots, slot = self._topics[topic].slots, crc32(key) % SLOTS
+        if slots.get(slot, 0) > 1:
+            slots[slot] -= 1
+        else:
+            slots.pop(slot, None)
 
     def lose(self, topic: str, count: int) -> None:
-        """Discount records whose keys aren't known: they can't be read."""
+        """Discount records that can't be read; what has their keys follows them until the topic is empty."""
+        self._discount(topic, count, 0)
+
+    def _discount(self, topic: str, records: int, size: int) -> None:
         state = self._topics[topic]
-        state.records -= count
-        self.records -= count
+        records, size = min(records, state.records), min(size, state.bytes)
+        state.records -= records
+        state.bytes -= size
+        self.records -= records
+        self.bytes -= size
         if not state.records:
+            state.oldest = None
+
+    def mark(self, topic: str) -> int | None:
+        """Return what `clear` is to be told, from before it was seen that all is moved; None if that can't be told."""
+        state = self._topics.get(topic)
+        return None if state is None or state.storing else state.added
+
+    def clear(self, topic: str, mark: int | None) -> None:
+        """Forget a topic of which everything is moved, unless a record was added since the mark."""
+        state = self._topics.get(topic)
+        if state is not None and not state.storing and state.added == mark:
+            self._discount(topic, state.records, state.bytes)
             # Its partitions may be open again: nothing is left by which that would be seen.
-            self.bytes -= state.bytes
-            self._topics[topic] = _Topic(partitions=state.partitions)
+            self._topics[topic] = _Topic(partitions=state.partitions, added=state.added)
+
+    def has(self, topic: str) -> bool:
+        """Return whether a topic may have records in the spool."""
+        state = self._topics.get(topic)
+        return state is not None and bool(state.slots or state.storing)
+
+    def topics(self) -> list[str]:
+        """Return the topics that may have records in the spool."""
+        return [topic for topic in self._topics if self.has(topic)]
 
     def takes(self, topic: str, key: bytes) -> bool:
         """Return whether an event goes through the spool."""
         state = self._topics.get(topic)
-        if state is None or not state.records:
+        if state is None or not state.slots:
             return False
         return crc32(key) % SLOTS in state.slots or partition_of(key, state.partitions) in state.closed
 
@@ -83,7 +123,7 @@ class Waiting:
         """
         state = self._topics.get(topic)
         number = 0 if state is None else partition_of(key, state.partitions)
-        if state is None or not state.records or number in state.closed:
+        if state is None or not state.slots or number in state.closed:
             return False
         state.closed.add(number)
         return True

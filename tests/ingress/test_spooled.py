@@ -2,15 +2,17 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from gateway.ingress.destination_responses import DestinationResponses
 from gateway.log.base import Position, RecordHeaders
 from gateway.rules.rules import AfterDelivery, StoredResponse
 from gateway.rules.templates import Template
 from tests.ingress.test_ingress import World, github, github_signature, running
+
+if TYPE_CHECKING:
+    from gateway.ingress.destination_responses import DestinationResponses
 
 GOOD = github(f"X-Hub-Signature-256: {github_signature()}")
 
@@ -25,14 +27,14 @@ async def world() -> AsyncIterator[World]:
 @pytest.fixture
 async def spooling() -> AsyncIterator[World]:
     """Return a gateway whose spool takes everything."""
+    async with running() as found:
 
-    async def append(topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position | None:
-        await world.log.append(topic, key=key, value=value, headers=headers)
-        return None
+        async def append(topic: str, *, key: bytes, value: bytes, headers: RecordHeaders) -> Position | None:
+            await found.log.append(topic, key=key, value=value, headers=headers)
+            return None
 
-    async with running() as world:
-        world.ingress._writer._append_record = append  # type: ignore[method-assign]
-        yield world
+        found.ingress._writer._append_record = append
+        yield found
 
 
 def respond(world: World, response: StoredResponse) -> None:

@@ -9,8 +9,8 @@ import pytest
 from gateway.log.base import Commit
 from gateway.log.records import encode_event, event_key
 from gateway.model import LogUnavailableError
+from gateway.spool.counting import count
 from gateway.spool.report import list_spool, verify_spool
-from gateway.spool.spool import count
 from gateway.spool.store import FileStore
 from gateway.spool.waiting import Waiting
 from tests.builders import an_event

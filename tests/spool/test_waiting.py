@@ -36,6 +36,7 @@ def test_a_closed_partition_closes_for_all_its_keys_until_it_is_open_or_nothing_
     assert [key for key in keys if waiting.takes(TOPIC, key)] == [keys[0]]
     waiting.close(TOPIC, keys[0])
     waiting.remove(TOPIC, keys[0], 1)
+    waiting.clear(TOPIC, waiting.mark(TOPIC))
     assert not any(waiting.takes(TOPIC, key) for key in keys)
     waiting.add(TOPIC, keys[1], 1, at=1.0)
     assert [key for key in keys if waiting.takes(TOPIC, key)] == [keys[1]]
@@ -58,8 +59,28 @@ def test_what_cannot_be_read_is_discounted_and_closes_nothing_for_ever() -> None
     waiting.lose(TOPIC, 1)
     assert (waiting.records, waiting.oldest) == (1, 3.0)
     waiting.remove(TOPIC, b"b", 7)
-    assert (waiting.records, waiting.bytes, waiting.oldest) == (0, 0, None)
-    assert not waiting.takes(TOPIC, b"a")
+    assert (waiting.records, waiting.oldest) == (0, None)
+    assert waiting.has(TOPIC)
+    waiting.clear(TOPIC, waiting.mark(TOPIC))
+    assert (waiting.bytes, waiting.has(TOPIC), waiting.takes(TOPIC, b"a")) == (0, False, False)
+
+
+def test_what_was_perhaps_stored_is_followed_until_all_is_moved() -> None:
+    waiting = Waiting()
+    waiting.begin(TOPIC, b"a", 5, at=1.0)
+    assert waiting.mark(TOPIC) is None
+    waiting.end(TOPIC, 5, is_stored=False)
+    assert (waiting.records, waiting.bytes) == (0, 0)
+    assert waiting.takes(TOPIC, b"a")
+    mark = waiting.mark(TOPIC)
+    waiting.begin(TOPIC, b"b", 5, at=2.0)
+    waiting.end(TOPIC, 5, is_stored=True)
+    waiting.clear(TOPIC, mark)  # of before the second one
+    assert waiting.takes(TOPIC, b"b")
+    assert waiting.records == 1
+    waiting.remove(TOPIC, b"b", 5)
+    waiting.remove(TOPIC, b"a", 5)  # it was stored after all
+    assert (waiting.records, waiting.bytes, waiting.takes(TOPIC, b"a")) == (0, 0, False)
 
 
 def test_a_million_keys_take_a_bounded_memory() -> None:

@@ -17,7 +17,8 @@ from typing_extensions import override
 from gateway.log.base import Commit, NewRecord, Partition, Position, Record, RecordHeaders, TopicSpec, partition_of
 from gateway.log.embedded.unreadable_records import Counted, Unreadable
 from gateway.model import LogUnavailableError
-from gateway.spool.spool import Spool, count
+from gateway.spool.counting import count
+from gateway.spool.spool import Spool
 from gateway.telemetry.metrics import Metrics
 from tests.memory_log import MemoryLog
 from tests.virtual_time import now
@@ -41,6 +42,8 @@ class MemoryStore:
         records = self._disk.records[topic]
         records.append(Record(len(records), now(), key, value, tuple(headers)))
         await asyncio.sleep(0.0)
+        if self._disk.is_slow and self._random.random() < 0.1:
+            raise LogUnavailableError("no answer of the disk in time")
 
     async def topics(self) -> Collection[str]:
         return list(self._disk.records)
@@ -91,6 +94,8 @@ class Disk:
     commits: dict[str, Commit] = field(default_factory=dict)
     damaged: set[bytes] = field(default_factory=set)
     is_full: bool = False
+    is_slow: bool = False
+    """Then some of what it stores it says it hasn't."""
 
 
 class FaultyLog(MemoryLog):
@@ -242,7 +247,7 @@ class World:
         await sending
         self.log.set_mode("well")
         self.log.closed.clear()
-        self.disk.is_full = False
+        self.disk.is_full = self.disk.is_slow = False
         self.say("HEALED")
         if self.spool is None:
             await self.start()
@@ -277,7 +282,9 @@ class World:
                 self.grown.add(topic)
             case "disk" if random.random() < 0.3:
                 self.disk.is_full = not self.disk.is_full
-            case "grow" | "disk":
+            case "disk":
+                self.disk.is_slow = random.random() < 0.3
+            case "grow":
                 pass
             case mode:
                 self.disk.is_full = False
