@@ -21,6 +21,7 @@ from aiokafka.errors import (
 from aiokafka.structs import RecordMetadata as ProducedRecord
 
 from gateway.log.base import ALL, NO_APPENDS, NewRecord, Partition, Position, RecordHeaders, partition_of
+from gateway.log.kafka.append_failure import AppendFailure
 from gateway.log.kafka.broker_clock import BrokerClock
 from gateway.log.kafka.careful_producer import never_repeat
 from gateway.log.kafka.cluster import QUERY_TIMEOUT, Cluster
@@ -76,8 +77,8 @@ class Appender:
         self._finished: asyncio.Event | None = None  # Set by the last append in flight, once the log is being closed.
         self._sweeper: asyncio.TimerHandle | None = None
         self._stuck_since: float | None = None
-        self._log_failure: _AppendFailure | None = None
-        self._partition_failures: dict[Partition, _AppendFailure] = {}
+        self._log_failure: AppendFailure | None = None
+        self._partition_failures: dict[Partition, AppendFailure] = {}
         self._appended_to: set[str] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._metadata_lock = asyncio.Lock()
@@ -429,10 +430,10 @@ class Appender:
         reason = f"append to {topic}: expected an acknowledgement, got {message_of(error)}"
         if not is_of_topic:
             if self._log_failure is None:
-                self._log_failure = _AppendFailure(began=now)
+                self._log_failure = AppendFailure(began=now)
             self._log_failure.add(topic, reason, now)
         if number is not None and not isinstance(error, UnknownTopicOrPartitionError):
-            failure = self._partition_failures.setdefault(Partition(topic, number), _AppendFailure(began=now))
+            failure = self._partition_failures.setdefault(Partition(topic, number), AppendFailure(began=now))
             failure.add(topic, f"{NO_APPENDS}: {message_of(error)}", now)
         return ForbiddenError(reason) if isinstance(error, MISCONFIGURED) else LogUnavailableError(reason)
 
@@ -476,28 +477,6 @@ def _fail(appends: Iterable[_OrderedAppend], error: Exception) -> None:
     for append in appends:
         if not append.stored.done():
             append.stored.set_exception(error)
-
-
-@dataclass(slots=True, kw_only=True)
-class _AppendFailure:
-    """Failed appends, with no success since. `is_confirmed`: the brokers have confirmed the reason."""
-
-    began: float
-    last: float = 0.0
-    reasons: dict[str, str] = field(default_factory=dict)
-    """By topic, in the order of the last failures."""
-    is_confirmed: bool = False
-
-    @property
-    def reason(self) -> str:
-        """Why the last one failed."""
-        return next(reversed(self.reasons.values()))
-
-    def add(self, topic: str, reason: str, now: float) -> None:
-        """Add a failure."""
-        self.last = now
-        self.reasons.pop(topic, None)
-        self.reasons[topic] = reason
 
 
 def _size(record: NewRecord) -> int:
