@@ -30,6 +30,7 @@ from gateway.ops.output import rfc3339, when
 from gateway.ops.recovery import Replayed, covered, replayed
 from gateway.ops.refusal_advice import SHARE, refusal_of
 from gateway.ops.secret_expiry import secret_findings
+from gateway.ops.spool_findings import spool_findings
 from gateway.settings import Role
 
 SUPPRESSED = "duplicates that dedupe suppressed"
@@ -400,6 +401,7 @@ _PARTS: Sequence[tuple[str, Callable[[Mapping[str, Any], str, Control], Iterable
     ("holds", _hold_findings),
     ("unread", _partition_findings),
     ("log", _log_findings),
+    ("spool", spool_findings),
     ("certificates", certificate_findings),
     ("rules", _refused_rules_findings),
     ("rules", _lost_routes_findings),
@@ -436,7 +438,7 @@ def not_asked_finding(statuses: Sequence[Mapping[str, Any]], why: str = "") -> F
 
 
 _KNOWN_TO_ROUTERS = ("holds (Retry-After, open breakers)", "halted and blocked keys", "unrouted and suppressed events")
-_KNOWN_TO_INGRESSES = ("refused requests", "secrets and certificates that expire")
+_KNOWN_TO_INGRESSES = ("refused requests", "spools", "secrets and certificates that expire")
 _KNOWN_TO_ALL = ("refused rules", "partitions that can't be read")
 """The kinds of findings that only processes know, by role."""
 

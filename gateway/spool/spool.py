@@ -55,6 +55,10 @@ class Spool:
         self._store_problem = ""
         self._storing: set[asyncio.Task[None]] = set()
         self._is_lost = False
+        self._too_large = 0
+        """Bytes of the last event for which there was no room, until there is."""
+        self._room: int | None = None
+        """Bytes that its disk has for it; None if nobody has looked yet."""
         self._began: float | None = None
         self._taken = 0
         self._refused_at = -LOG_INTERVAL
@@ -88,6 +92,7 @@ class Spool:
     ) -> None:
         size, now = size_of(key, value, headers), self._store.now()
         if problem := self._full(size, now):
+            self._too_large = size if problem[0] == "bytes" else self._too_large
             self._refuse(*problem)
         self.waiting.begin(topic, key, size, at=now)
         headers = spool_headers(headers, tried_at)
@@ -142,7 +147,24 @@ class Spool:
     @property
     def takes_events(self) -> bool:
         """Whether events are stored here while the log takes none."""
-        return not self._store_problem and self._full(0, self._store.now()) is None
+        return self._problem() is None
+
+    def _problem(self) -> str | None:
+        """Return why it takes no events, or none of the size that it had no room for; None if it does."""
+        if self.waiting.bytes + self._too_large <= self._max_bytes:
+            self._too_large = 0
+        full = self._full(self._too_large, self._store.now())
+        return self._store_problem or (None if full is None else full[1])
+
+    @property
+    def used(self) -> float:
+        """How much of its limits is used, of the one that is nearest: 1 if it takes no more."""
+        waiting = self.waiting
+        if not self.takes_events:
+            return 1.0
+        age = 0.0 if waiting.oldest is None else max(0.0, self._store.now() - waiting.oldest)
+        of_disk = 0.0 if self._room is None else waiting.bytes / max(1, waiting.bytes + self._room)
+        return min(1.0, max(waiting.bytes / self._max_bytes, age / self._max_age, of_disk))
 
     def notes(self) -> Sequence[str]:
         """Return what is to be known of it, for `/readyz`."""
@@ -153,12 +175,12 @@ class Spool:
 
     def status(self) -> Mapping[str, Any]:
         """Return its state, for `/status`."""
-        full = self._full(0, self._store.now())
         return {
             "events": self.waiting.records,
             "bytes": self.waiting.bytes,
             "oldest": self.waiting.oldest,
-            "refuses": self._store_problem or ("" if full is None else full[1]) or None,
+            "used": round(self.used, 3),
+            "refuses": self._problem(),
             "waits": dict(self.mover.reasons) or None,
         }
 
@@ -180,6 +202,7 @@ class Spool:
             self._metrics.spool_bytes.set(waiting.bytes)
             self._metrics.spool_oldest.set(0.0 if waiting.oldest is None else max(0.0, now - waiting.oldest))
             self._metrics.spool_up.set(1 if self.takes_events else 0)
+            self._metrics.spool_used.set(self.used)
             if not waiting.records and self._began is not None:
                 seconds = round(self._loop.time() - self._began, 1)
                 self._logger.info("spool_drained", seconds=seconds, events=self._taken)
@@ -194,6 +217,7 @@ class Spool:
             self._disk_problem = str(error)
             return
         needed = min(MAX_FREE_BYTES, int(MIN_FREE * total))
+        self._room = max(0, free - needed)
         self._disk_problem = "" if free >= needed else f"expected {needed} free bytes on its disk, got {free}"
 
 

@@ -561,6 +561,9 @@ class Metrics(Collector):
         self.spool_events = gauge("spool_events", "Events in the spool.").labels()
         self.spool_bytes = gauge("spool_bytes", "Bytes of the events in the spool.").labels()
         self.spool_oldest = gauge("spool_oldest_seconds", "Age of the oldest event in the spool.").labels()
+        self.spool_used = gauge(
+            "spool_used_ratio", "Share of the spool's nearest limit (bytes, age, disk) that is used; 1 if it is full."
+        ).labels()
         self.spool_up = gauge("spool_up", "1 while there is a spool that takes events.").labels()
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log responds and accepts all appends.").labels()

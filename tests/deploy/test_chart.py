@@ -26,6 +26,7 @@ from gateway.required_topics import event_topics
 from gateway.rules.load import check_rules, load_rules
 from gateway.run import STOP_TIMEOUT
 from gateway.settings import EmbeddedTarget, KafkaTarget, Role, from_sources
+from gateway.spool.spool import MAX_FREE_BYTES, MIN_FREE
 from tests.deploy.chart import CHART, ROOT, Chart, Manifest, environment_of, of_kind, pods_of
 from tests.deploy.test_prometheus import own_jobs
 
@@ -376,6 +377,173 @@ def test_the_embedded_log_outlives_its_pod_and_has_one_process(chart: Chart) -> 
     assert workload["spec"]["podManagementPolicy"] == "Parallel"
 
 
+# ---- The spool ----
+
+
+SPOOL = "/var/lib/gateway-spool"
+kafka_example = pytest.mark.parametrize("example", ["small", "production"])
+
+
+def _spooling(chart: Chart, example: str, *, ingress: Any = None, **spool: Any) -> tuple[list[Manifest], Manifest]:
+    """Return the manifests with a spool, and what makes the ingress's pods."""
+    manifests = chart.render(example, {"ingress": {"spool": {"enabled": True, **spool}, **(ingress or {})}})
+    for manifest in manifests:
+        _validate(manifest, NEWEST)
+    [workload] = [each for each in of_kind(manifests, "StatefulSet", "Deployment") if _is_ingress(each)]
+    return manifests, workload
+
+
+def _is_ingress(manifest: Manifest) -> bool:
+    return manifest["metadata"]["name"] == "gateway-ingress"
+
+
+def test_no_spool_is_there_unless_somebody_wants_one(chart: Chart) -> None:
+    for example in EXAMPLES:
+        assert "spool" not in json.dumps(pods_of(chart.render(example)))
+    [ingress] = [each for each in of_kind(chart.render("small"), "Deployment", "StatefulSet") if _is_ingress(each)]
+    assert ingress["kind"] == "Deployment"
+
+
+@kafka_example
+@pytest.mark.parametrize("version", ["1.30", NEWEST])
+def test_with_a_spool_every_manifest_is_valid(chart: Chart, example: str, version: str) -> None:
+    for manifest in _spooling(chart, example)[0]:
+        _validate(manifest, version)
+
+
+@kafka_example
+def test_each_ingress_has_a_spool_on_a_claim_of_its_own(chart: Chart, example: str) -> None:
+    manifests, workload = _spooling(chart, example, days=0.5, bytes="20GiB", size="50Gi", storageClass="fast")
+    assert workload["kind"] == "StatefulSet"
+    [container] = workload["spec"]["template"]["spec"]["containers"]
+    spool = from_sources({}, environment_of(container)).spool
+    assert (spool.days, spool.bytes) == (0.5, 20 << 30)
+    assert spool.file is not None
+    [claim] = workload["spec"]["volumeClaimTemplates"]
+    assert str(spool.file.parent) == _mount(container, claim["metadata"]["name"])["mountPath"] == SPOOL
+    assert claim["spec"]["resources"]["requests"]["storage"] == "50Gi"
+    assert claim["spec"]["storageClassName"] == "fast"
+    # Two processes never have a file at once.
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    having = [name for name, pod in pods_of(manifests).items() if SPOOL in json.dumps(pod)]
+    assert having == ["StatefulSet/gateway-ingress"]
+
+
+@kafka_example
+def test_nothing_deletes_acknowledged_events(chart: Chart, example: str) -> None:
+    """Neither an upgrade, nor a replica less, nor the end of the release."""
+    _, workload = _spooling(chart, example)
+    assert workload["spec"]["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Retain", "whenScaled": "Retain"}
+    assert "emptyDir" not in json.dumps(workload)
+
+
+@kafka_example
+def test_an_upgrade_of_spools_is_graceful_and_can_be_rolled_back(chart: Chart, example: str) -> None:
+    _, workload = _spooling(chart, example)
+    spec = workload["spec"]
+    assert spec["updateStrategy"] == {"type": "RollingUpdate"}
+    assert spec["minReadySeconds"] > 0
+    assert spec["podManagementPolicy"] == "Parallel"  # as for the embedded log
+    pod = spec["template"]["spec"]
+    [container] = pod["containers"]
+    assert pod["terminationGracePeriodSeconds"] >= container["lifecycle"]["preStop"]["sleep"]["seconds"] + STOP_TIMEOUT
+    # Pods of a Deployment alone have the other label.
+    assert {str(each["matchLabelKeys"]) for each in pod["topologySpreadConstraints"]} == {
+        "['controller-revision-hash']"
+    }
+
+
+def test_what_scales_ingresses_scales_those_with_a_spool(chart: Chart) -> None:
+    manifests, workload = _spooling(chart, "production")
+    [scaler] = of_kind(manifests, "HorizontalPodAutoscaler")
+    assert scaler["spec"]["scaleTargetRef"] == {
+        "apiVersion": workload["apiVersion"],
+        "kind": workload["kind"],
+        "name": workload["metadata"]["name"],
+    }
+    assert "replicas" not in workload["spec"]
+    assert _spooling(chart, "small")[1]["spec"]["replicas"] == 2
+
+
+def test_the_volume_has_room_for_all_that_the_spool_takes(chart: Chart) -> None:
+    """Twice the bytes, if every event is just too large for a page to have two, and the share that stays free."""
+    _, workload = _spooling(chart, "small")
+    [claim] = workload["spec"]["volumeClaimTemplates"]
+    [container] = workload["spec"]["template"]["spec"]["containers"]
+    room = int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) << 30
+    assert room - min(MAX_FREE_BYTES, MIN_FREE * room) > 2 * from_sources({}, environment_of(container)).spool.bytes
+
+
+def _moving(chart: Chart, example: str, *numbers: int, **spool: Any) -> tuple[list[Manifest], list[Manifest]]:
+    """Return the manifests with Jobs that move spools, and these Jobs."""
+    manifests = chart.render(example, {"ingress": {"spool": {"move": list(numbers), **spool}}})
+    for manifest in manifests:
+        _validate(manifest, NEWEST)
+    jobs = [each for each in of_kind(manifests, "Job") if "move-spool" in each["metadata"]["name"]]
+    return manifests, jobs
+
+
+@kafka_example
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_spool_of_a_replica_that_is_gone_is_moved_by_a_job(chart: Chart, example: str, *, enabled: bool) -> None:
+    """As long as its claim is there, and also once the ingress has no spool any more."""
+    _, jobs = _moving(chart, example, 3, 12, enabled=enabled)
+    assert [job["metadata"]["name"] for job in jobs] == ["gateway-move-spool-3", "gateway-move-spool-12"]
+    _, workload = _spooling(chart, example)
+    [template], [ingress] = workload["spec"]["volumeClaimTemplates"], workload["spec"]["template"]["spec"]["containers"]
+    for number, job in zip((3, 12), jobs, strict=True):
+        pod = job["spec"]["template"]["spec"]
+        claims = [each["persistentVolumeClaim"]["claimName"] for each in pod["volumes"] if each["name"] == "spool"]
+        assert claims == [f"{template['metadata']['name']}-{workload['metadata']['name']}-{number}"]
+        [container] = pod["containers"]
+        words = container["args"]
+        command = COMMANDS[" ".join(words[:2])]
+        command.parser().parse_args(words[2:])
+        assert command.name == "spool move"
+        ours, theirs = from_sources({}, environment_of(container)), from_sources({}, environment_of(ingress))
+        assert (ours.spool.file, ours.log, ours.kafka) == (theirs.spool.file, theirs.log, theirs.kafka)
+        assert _mount(container, "spool") == _mount(ingress, "spool")
+        assert pod["securityContext"] == workload["spec"]["template"]["spec"]["securityContext"]
+        assert container["securityContext"] == ingress["securityContext"]
+        assert pod["restartPolicy"] == "Never"
+        assert pod["automountServiceAccountToken"] is False
+
+
+def test_a_job_that_moves_a_spool_has_kafkas_secrets_and_reaches_kafka_alone(chart: Chart) -> None:
+    manifests, [job] = _moving(chart, "production", 12)
+    [secret] = [each["secret"] for each in job["spec"]["template"]["spec"]["volumes"] if "secret" in each]
+    assert [item["key"] for item in secret["items"]] == ["kafka-password", "kafka-ca"]
+    labels = [job["spec"]["template"]["metadata"]["labels"]]
+    policies = [
+        each
+        for each in of_kind(manifests, "NetworkPolicy")
+        if _matching(each["spec"]["podSelector"]["matchLabels"], labels)
+    ]
+    [policy] = policies
+    assert [_ports(rule) for rule in policy["spec"]["egress"]] == [{53, 5353}, {9093}]
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    for service in of_kind(manifests, "Service"):
+        assert not _matching(service["spec"]["selector"], labels), "senders would get no response"
+    for budget in of_kind(manifests, "PodDisruptionBudget"):
+        assert not _matching(budget["spec"]["selector"]["matchLabels"], labels)
+    _, [job] = _moving(chart, "small", 2)
+    assert not [each for each in job["spec"]["template"]["spec"]["volumes"] if "secret" in each]
+
+
+def test_what_the_page_says_of_moving_a_spool_is_what_there_is(chart: Chart) -> None:
+    page = (ROOT / "docs" / "spool.md").read_text()
+    manifests, [job] = _moving(chart, "small", 2)
+    named = {
+        f"{each['kind'].lower()}/{each['metadata']['name']}"
+        for each in manifests
+        if "move-spool" in each["metadata"]["name"]
+    }
+    assert f"kubectl -n hooks delete --ignore-not-found {' '.join(sorted(named))}\n" in page
+    assert f"job/{job['metadata']['name']} " in page
+    assert "--set 'ingress.spool.move={2}' --show-only templates/move-spool.yaml" in page
+    assert (CHART / "templates" / "move-spool.yaml").exists()
+
+
 # ---- The index ----
 
 
@@ -559,6 +727,14 @@ def _restore(log: Path, backup: Path) -> int:
         ({"ingress": {"proxyProtocol": ["lb"]}}, r"/ingress/proxyProtocol/0.*does not match pattern"),
         ({"image": {"digest": "latest"}}, "/image/digest"),
         ({"console": {"bytes": "8G"}}, "/console/bytes.*does not match pattern"),
+        ({"ingress": {"spool": {"enabled": True, "bytes": "8G"}}}, "/ingress/spool/bytes.*does not match pattern"),
+        ({"ingress": {"spool": {"move": ["spool-gateway-ingress-2"]}}}, r"/ingress/spool/move/0.*want integer"),
+        (
+            {"ingress": {"spool": {"enabled": True, "move": [1]}}},
+            r"ingress\.spool\.move: expected numbers of replicas that are gone, from 2 on, got 1",
+        ),
+        ({"log": {"kind": "embedded"}, "ingress": {"spool": {"enabled": True}}}, r"ingress\.spool: expected log\.kind"),
+        ({"env": [{"name": "GATEWAY_SPOOL", "value": "sqlite:////tmp/spool.db"}]}, "/env/0/name"),
         ({"console": {"replicas": 2}}, r"/console.*additional propert.*'replicas'"),
         ({"env": [{"name": "GATEWAY_INDEX", "value": "/tmp/index.db"}]}, "/env/0/name"),
         ({"monitoring": {"podMonitor": {"interval": "often"}}}, "/monitoring/podMonitor/interval"),

@@ -108,6 +108,19 @@ def test_the_index_is_kept_and_found_by_commands_in_a_volume_of_its_own() -> Non
     assert [name for name, service in SERVICES.items() if "index" in str(service.get("volumes"))] == ["console"]
 
 
+def test_acknowledged_events_outlive_the_ingress_in_a_volume_of_its_own() -> None:
+    """A tmpfs over it would lose them with the container."""
+    ingress = SERVICES["ingress"]
+    spool = from_sources({"role": "ingress"}, ingress["environment"]).spool
+    folders = dict(volume.split(":")[:2] for volume in ingress["volumes"])
+    assert spool.file is not None
+    assert folders["spool"] == str(spool.file.parent)
+    assert folders["spool"] not in ingress["tmpfs"]
+    assert COMPOSE["volumes"]["spool"] is None, "one of the machine, which `down` leaves"
+    assert [name for name, service in SERVICES.items() if "spool" in str(service.get("volumes"))] == ["ingress"]
+    assert [name for name in OURS if "GATEWAY_SPOOL" in OURS[name]["environment"]] == ["ingress"]
+
+
 def test_prometheus_finds_the_gateway_and_alertmanager() -> None:
     config = yaml.safe_load((FILE.parent / "prometheus" / "prometheus.yml").read_text())
     scraped = {

@@ -136,6 +136,9 @@ UNDONE = {"alertname": "GatewayEventPendingTooLong", "topic": "gateway.events.gi
 UNREAD = {"alertname": "GatewayPartitionUnavailable", "topic": "gateway.events.github", "partition": "3"}
 LOST = {"alertname": "GatewayRecordsLost", "topic": "gateway.events.github"}
 INGRESS_DOWN = {"alertname": "GatewayProcessDown", "job": "gateway-ingress", "instance": "gateway-ingress-1"}
+SPOOLED = {"alertname": "GatewayEventsSpooled"}
+SPOOL_WAITS = {"alertname": "GatewaySpoolWaits", "job": "gateway-ingress", "instance": "gateway-ingress-1"}
+SPOOL_FULL = {"alertname": "GatewaySpoolFull", "job": "gateway-ingress", "instance": "gateway-ingress-1"}
 OF_ONE = {"job": "gateway-router", "instance": "gateway-router-1"}
 
 
@@ -149,6 +152,9 @@ OF_ONE = {"job": "gateway-router", "instance": "gateway-router-1"}
         pytest.param(LOG_DOWN, UNDONE, True, id="no log, and nothing is done"),
         pytest.param(UNREAD, UNDONE, True, id="a partition is not read, and its events are not done"),
         pytest.param(UNREAD | {"topic": "gateway.dead"}, UNDONE, False, id="a partition of another topic is not read"),
+        pytest.param(UNREAD, SPOOL_WAITS, True, id="a partition takes nothing, and its events wait in a spool"),
+        pytest.param(LOG_DOWN, SPOOLED, True, id="no log, and events are spooled"),
+        pytest.param(LOG_DOWN, SPOOL_FULL, False, id="no log, and a spool is full"),
         pytest.param(LOG_DOWN, LOST, False, id="no log, and records lost"),
         pytest.param(LOG_DOWN | OF_ONE, BURNS, False, id="no log for one, and little is delivered"),
         pytest.param(LOG_DOWN, LOG_DOWN | OF_ONE, False, id="no log, one of them"),

@@ -14,7 +14,7 @@ from prometheus_client import ProcessCollector
 from gateway.client.egress import NAMED_ONLY
 from gateway.commands import COMMANDS
 from gateway.run import STOP_TIMEOUT
-from gateway.settings import EmbeddedTarget, Role, from_sources
+from gateway.settings import EmbeddedTarget, Role, from_sources, refuse_useless_spool
 
 pytestmark = pytest.mark.timeout(900)  # Where CI has to fetch systemd first.
 
@@ -68,6 +68,16 @@ def test_the_gateway_accepts_its_command_line() -> None:
     # It may write there alone: ProtectSystem=strict.
     assert found.log.path.parent == Path("/var/lib", settings["StateDirectory"])
     assert found.admin.host == "127.0.0.1"
+
+
+def test_the_spool_that_it_names_is_where_it_may_write_and_stays() -> None:
+    settings = dict(_settings())
+    [line] = re.findall(r"^#   Environment=(.*GATEWAY_SPOOL.*)$", UNIT.read_text(), re.MULTILINE)
+    environ = dict(value.split("=", 1) for name, value in _settings() if name == "Environment")
+    found = from_sources({}, environ | dict(word.split("=", 1) for word in line.split()))
+    refuse_useless_spool(found)
+    assert found.spool.file is not None
+    assert found.spool.file.parent == Path("/var/lib", settings["StateDirectory"])
 
 
 def test_it_has_time_to_drain_and_restarts_except_after_a_usage_error() -> None:

@@ -49,7 +49,7 @@ async def put(spool: Spool, body: bytes = b"{}", key: bytes = b"k") -> Position 
 async def test_an_event_goes_to_the_log_while_that_takes_it(spool: Spool, log: MemoryLog) -> None:
     assert await put(spool) == Position(0, 0, log.records(TOPIC)[0].appended_at)
     assert spool.notes() == ()
-    assert spool.status() == {"events": 0, "bytes": 0, "oldest": None, "refuses": None, "waits": None}
+    assert spool.status() == {"events": 0, "bytes": 0, "oldest": None, "used": 0.0, "refuses": None, "waits": None}
 
 
 async def test_what_the_log_refuses_is_stored_and_moved_once_it_is_back(spool: Spool, log: MemoryLog) -> None:
@@ -115,8 +115,34 @@ async def test_a_full_spool_refuses_until_there_is_room(
         await put(spool, bytes(300))
     assert (lines[0]["event"], lines[0]["reason"]) == ("spool_refuses", reason)
     assert spool._metrics.spool_refused.labels(reason).value == 1
-    refuses = spool.status()["refuses"]
-    assert reason == "bytes" or problem.split(",", maxsplit=1)[0] in refuses
+    assert problem.split(",", maxsplit=1)[0] in spool.status()["refuses"]
+    assert (spool.takes_events, spool.used) == (False, 1.0)
+    await spool.close()
+
+
+async def test_how_full_it_is_is_that_of_its_nearest_limit(
+    log: MemoryLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = await opened(log, tmp_path, size=1000)
+    log.lose_leader(Partition(TOPIC, 0))
+    assert await put(spool) is None
+    held = spool.waiting.bytes
+    assert spool.used == held / 1000
+    with pytest.raises(LogUnavailableError, match="expected at most 1000 bytes in it"):
+        await put(spool, bytes(1000 - held))
+    assert spool.used == 1.0, "nobody is told that it takes events while it refuses them"
+    spool.waiting.remove(TOPIC, b"k", held)
+    assert (spool.takes_events, spool.used) == (True, 0.0)
+    spool.waiting.add(TOPIC, b"k", 100, at=spool._store.now() - 43200.0)
+    assert spool.used == pytest.approx(0.5, abs=0.01)
+    free = [1000 + 25]
+
+    async def free_bytes() -> tuple[int, int]:
+        return free[0], 20_000
+
+    monkeypatch.setattr(spool._store, "free_bytes", free_bytes)
+    await spool.watch_disk()
+    assert spool.used == 100 / 125
     await spool.close()
 
 
@@ -131,7 +157,7 @@ async def test_a_disk_that_is_nearly_full_is_left_alone(
 
     monkeypatch.setattr(spool._store, "free_bytes", free_bytes)
     await spool.watch_disk()
-    assert not spool.takes_events
+    assert (spool.takes_events, spool.used) == (False, 1.0)
     with pytest.raises(LogUnavailableError, match="expected 50 free bytes on its disk, got 49"):
         await put(spool)
     free[0] = 50

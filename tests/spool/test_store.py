@@ -56,6 +56,14 @@ async def until_deleted(store: FileStore) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_nobody_else_may_read_the_spool(tmp_path: Path) -> None:
+    store = await FileStore.open(tmp_path / "spool.db", owner=True)
+    await fill(store, 1)
+    for name in ("spool.db", "spool.db-wal", "spool.db-shm"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    await store.close()
+
+
 async def test_damaged_pages_lose_what_is_in_them_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "spool.db"
     store = await FileStore.open(path, owner=True)

@@ -89,6 +89,18 @@ all
 {{- if and (eq .Values.log.kind "kafka") (not .Values.log.kafka.servers) -}}
 {{- fail "log.kafka.servers: expected at least one host:port, got none" -}}
 {{- end -}}
+{{- with .Values.ingress.spool -}}
+{{- if and (or .enabled .move) (ne $.Values.log.kind "kafka") -}}
+{{- fail "ingress.spool: expected log.kind kafka, got embedded: that log is on a disk already" -}}
+{{- end -}}
+{{- if and .enabled (not $.Values.ingress.autoscaling.enabled) -}}
+{{- range .move -}}
+{{- if lt (int .) (int $.Values.ingress.replicas) -}}
+{{- fail (printf "ingress.spool.move: expected numbers of replicas that are gone, from %d on, got %d: a pod has that spool, and moves it" (int $.Values.ingress.replicas) (int .)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.ingress -}}
 {{- if and .http.enabled (or .tls.secrets .proxyProtocol) -}}
 {{- fail "ingress: expected http.enabled, or tls.secrets and proxyProtocol, got both: an Ingress speaks plain HTTP to the pods" -}}
@@ -118,6 +130,10 @@ securityContext:
 {{- with .Values.env }}
 {{ toYaml . }}
 {{- end }}
+{{- end }}
+
+{{- define "gateway.spool" -}}
+- {name: GATEWAY_SPOOL, value: "sqlite:////var/lib/gateway-spool/spool.db"}
 {{- end }}
 
 {{/* Takes {root, hasSecrets}. */}}
@@ -189,6 +205,7 @@ imagePullSecrets:
 {{- $receives := has .role (list "all" "ingress") -}}
 {{- $keepsIndex := and $root.Values.console.enabled (eq .role (include "gateway.indexRole" $root)) -}}
 {{- $isConsole := eq .role "console" -}}
+{{- $spools := and (eq .role "ingress") $root.Values.ingress.spool.enabled -}}
 {{- $keys := $isConsole | ternary (without (splitList "\n" (include "gateway.ownSecrets" $root)) "" | uniq) list -}}
 {{- /* It reads no secret of the rules, so it gets none. */ -}}
 {{- $hasSecrets := or (not $isConsole) $keys -}}
@@ -221,7 +238,7 @@ spec:
       maxSkew: 1
       whenUnsatisfiable: ScheduleAnyway
       # Of one version: the pods that an update replaces don't count.
-      matchLabelKeys: [pod-template-hash]
+      matchLabelKeys: [{{ $spools | ternary "controller-revision-hash" "pod-template-hash" }}]
       labelSelector:
         matchLabels:
           {{- include "gateway.selector" $root | nindent 10 }}
@@ -250,6 +267,11 @@ spec:
         - {name: GATEWAY_INDEX, value: /var/lib/gateway-index/index.db}
         - {name: GATEWAY_INDEX_DAYS, value: {{ $root.Values.console.days | toString | quote }}}
         - {name: GATEWAY_INDEX_BYTES, value: {{ $root.Values.console.bytes | quote }}}
+        {{- end }}
+        {{- if $spools }}
+        {{- include "gateway.spool" $root | nindent 8 }}
+        - {name: GATEWAY_SPOOL_DAYS, value: {{ $root.Values.ingress.spool.days | toString | quote }}}
+        - {name: GATEWAY_SPOOL_BYTES, value: {{ $root.Values.ingress.spool.bytes | quote }}}
         {{- end }}
         {{- include "gateway.environment" $root | nindent 8 }}
       ports:
@@ -290,6 +312,9 @@ spec:
         {{- end }}
         {{- if $keepsIndex }}
         - {name: index, mountPath: /var/lib/gateway-index}
+        {{- end }}
+        {{- if $spools }}
+        - {name: spool, mountPath: /var/lib/gateway-spool}
         {{- end }}
         {{- if eq .role "all" }}
         - {name: log, mountPath: /var/lib/gateway}

@@ -1,0 +1,58 @@
+"""What `gateway status` says of a process's spool: acknowledged events that are on its disk alone."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gateway.engine.control.state import Control
+from gateway.ops.findings import NOT_READ, WAITING, Finding
+
+NEARLY_FULL = 0.8
+"""Of its nearest limit, as for the alert GatewaySpoolFull."""
+_NO_SUCH_TOPIC = "got none of this name"
+"""How the reason of a topic that is missing ends."""
+MAX_REASONS = 3
+
+
+def spool_findings(spool: Mapping[str, Any], where: str, _: Control) -> Iterable[Finding]:
+    """Yield that a spool takes no more, or nearly so; that events wait in it, and why if they aren't moved.
+
+    Events that are being moved aren't wrong.
+    """
+    events, oldest, used = spool["events"], spool["oldest"], float(spool["used"])
+    if spool["refuses"] or used > NEARLY_FULL:
+        yield Finding(
+            rank=NOT_READ,
+            what="spool",
+            why=f"takes no more: {spool['refuses']}; while the log takes none either, senders get 503"
+            if spool["refuses"]
+            else f"nearly full: {used:.0%} of its bytes, its age or its disk are used",
+            since=oldest,
+            by=where,
+            next=(
+                "# bring the log back: it is moved by itself. To gain time, make room on its disk, or",
+                "# raise --spool-bytes or --spool-days and restart; never delete its file",
+            ),
+            count=events or None,
+        )
+    if events:
+        waits = dict(spool["waits"] or {})
+        reasons = [f"{topic}: {reason}" if topic else reason for topic, reason in list(waits.items())[:MAX_REASONS]]
+        more = f"; and {len(waits) - MAX_REASONS} more" if len(waits) > MAX_REASONS else ""
+        is_missing = any(reason.endswith(_NO_SUCH_TOPIC) for reason in waits.values())
+        yield Finding(
+            rank=WAITING,
+            what="spool",
+            why="acknowledged events that are on this process's disk alone"
+            + (f", and not moved: {'; '.join(reasons)}{more}" if waits else ", and being moved to the log"),
+            needs_attention=bool(waits),
+            since=oldest,
+            by=where,
+            next=_steps(is_missing=is_missing) if waits else (),
+            count=events,
+        )
+
+
+def _steps(*, is_missing: bool) -> tuple[str, ...]:
+    if is_missing:
+        return ("gateway topics create",)
+    return ("# they are moved by themselves once the log takes them: check the brokers",)
