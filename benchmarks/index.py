@@ -13,6 +13,7 @@ import resource
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
 from typing import cast
@@ -23,6 +24,8 @@ import uvloop
 from benchmarks.payload import BODY
 from gateway import garbage
 from gateway.index.index import Index, open_index
+from gateway.index.traffic import TrafficQuery
+from gateway.index.traffic_schema import HOUR
 from gateway.log.base import Commit, Log, Partition, Record
 from gateway.log.records import encode_delivery, encode_event
 from gateway.log.topics import Topics
@@ -175,6 +178,7 @@ async def measure(count: int, folder: Path) -> None:
             p99, longest = quantiles(measured, n=100)[98] * 1e3, max(measured) * 1e3
             print(f"  gaps of the event loop {when}: p99 {p99:.1f} ms, longest {longest:.1f} ms")
         await search_all(index, count)
+        await count_all(index, count)
         print(f"  statuses: {(await index.statistics()).left_out or 'all records are in the index'}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"  memory: {psutil.Process().memory_info().rss / 2**20:,.0f} MiB now, {peak:,.0f} MiB at most")
@@ -206,6 +210,26 @@ async def search_all(index: Index, count: int) -> None:
         p50, p95 = quantiles(times, n=20)[9], quantiles(times, n=20)[18]
         told = f"{found / len(times):.1f}" + (f", {short / len(times):.0%} cut short" if short else "")
         print(f"  {name:<58} {p50 * 1e3:7.1f}  {p95 * 1e3:7.1f}  {max(times) * 1e3:7.1f}   {told}")
+
+
+async def count_all(index: Index, count: int) -> None:
+    """Measure how long it takes to read the traffic of a day, and of a page of destinations."""
+    until = time.time() + 1
+    names = [f"ci-{number}" for number in range(20)]
+    day = TrafficQuery(step=HOUR, since=until - 86_400, until=until)
+    for name, query in {
+        "traffic of a day": day,
+        "traffic of a day, of 20 destinations": replace(day, by="destination", names=names),
+    }.items():
+        times = list[float]()
+        for _ in range(TRIES):
+            began = time.perf_counter()
+            await index.traffic(query)
+            times.append(time.perf_counter() - began)
+        found = await index.traffic(query)
+        p50, p95 = quantiles(times, n=20)[9], quantiles(times, n=20)[18]
+        print(f"  {name:<58} {p50 * 1e3:7.1f}  {p95 * 1e3:7.1f}  {max(times) * 1e3:7.1f}")
+        assert sum([each.total.dead for each in found.values()]) == count // DEAD_EVERY
 
 
 def repeated(make: Callable[[random.Random, int], str]) -> Callable[[random.Random, int], Iterator[str]]:

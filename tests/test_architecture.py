@@ -155,7 +155,7 @@ PURE = {
     *(f"gateway/api/{name}.py" for name in ("cursors", "json_shapes", "openapi", "overview", "problems", "sight")),
     *(f"gateway/access/{name}.py" for name in ("access_file", "guesses", "local_request", "principal", "tokens")),
     *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "redaction", "xml")),
-    *(f"gateway/console/{name}.py" for name in ("body_views", "curl", "json_layout", "page", "text")),
+    *(f"gateway/console/{name}.py" for name in ("body_views", "curl", "figures", "json_layout", "page", "text")),
     "gateway/client/request.py",
     "gateway/client/http1.py",
     "gateway/client/masking.py",
@@ -186,7 +186,16 @@ PURE = {
     "gateway/engine/tiers.py",
     *(
         f"gateway/index/{name}.py"
-        for name in ("candidates", "conditions", "delivery_query", "event_numbers", "query", "terms")
+        for name in (
+            "candidates",
+            "conditions",
+            "delivery_query",
+            "event_numbers",
+            "query",
+            "tallies",
+            "terms",
+            "traffic_schema",
+        )
     ),
     "gateway/index/settlement.py",
     *(f"gateway/listen/{name}.py" for name in ("copies", "messages", "place")),

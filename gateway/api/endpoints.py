@@ -4,7 +4,19 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from gateway.access.principal import AccessRole
-from gateway.api import acts, dead_letters, deliveries, events, explaining, names, order_states, orders, shapes, tail
+from gateway.api import (
+    acts,
+    dead_letters,
+    deliveries,
+    events,
+    explaining,
+    names,
+    order_states,
+    orders,
+    shapes,
+    tail,
+    traffic,
+)
 from gateway.api.cursors import LONGEST as LONGEST_CURSOR
 from gateway.api.endpoint import BYTES, Endpoint, Parameter
 from gateway.api.event_stream import EVENT_STREAM
@@ -60,6 +72,9 @@ def _stopped(about: str) -> Parameter:
     return Parameter(name="stopped", place="query", kind=bool, about=f"only those that are {about}")
 
 
+_TRAFFIC = Parameter(
+    name="traffic", place="query", kind=bool, about="each with its traffic of the last day, by the hour", example=True
+)
 _ORDER = Parameter(
     name="order",
     place="path",
@@ -366,7 +381,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.list_sources,
         answer=shapes.SourcePage,
         tag="rules",
-        parameters=(_NAMED, _LIMIT, _CURSOR),
+        parameters=(_NAMED, _TRAFFIC, _LIMIT, _CURSOR),
         codes=(Code.INVALID_CURSOR, Code.BUSY),
     ),
     Endpoint(
@@ -388,7 +403,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         run=names.list_destinations,
         answer=shapes.DestinationPage,
         tag="rules",
-        parameters=(_NAMED, _stopped("paused, or held by this process"), _LIMIT, _CURSOR),
+        parameters=(_NAMED, _stopped("paused, or held by this process"), _TRAFFIC, _LIMIT, _CURSOR),
         codes=(Code.INVALID_CURSOR, Code.LOG_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
@@ -415,6 +430,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             _only("source", "only those from this source"),
             _only("destination", "only those to this destination"),
             _stopped("paused"),
+            _TRAFFIC,
             _LIMIT,
             _CURSOR,
         ),
@@ -430,6 +446,36 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         tag="rules",
         parameters=(_named("route", "build-on-push"),),
         codes=(Code.NOT_FOUND, Code.LOG_UNAVAILABLE),
+    ),
+    Endpoint(
+        name="getTraffic",
+        method="GET",
+        path="/traffic",
+        role=AccessRole.VIEWER,
+        run=traffic.get_traffic,
+        answer=traffic.TrafficAnswer,
+        tag="traffic",
+        parameters=(
+            _only("source", "only that of this source's events"),
+            _only("route", "only that by this route"),
+            _only("destination", "only that to this destination"),
+            Parameter(
+                name="since",
+                place="query",
+                kind=_TIME,
+                about="from then on, as far back as steps of that length are kept; without it, of the last day",
+                example="2026-11-30T20:00:00Z",
+            ),
+            Parameter(
+                name="step",
+                place="query",
+                kind=traffic.StepName,
+                about="how long steps are: 5 minutes (kept for 3 hours), an hour (50 hours), or a day of UTC (as long"
+                " as events); without it, the shortest that is kept for so long",
+                example="1h",
+            ),
+        ),
+        codes=(Code.INDEX_UNAVAILABLE, Code.BUSY),
     ),
     Endpoint(
         name="getRules",

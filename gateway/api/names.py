@@ -3,6 +3,7 @@
 import asyncio
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -15,6 +16,7 @@ from gateway.api.cursors import decode_cursor, encode_cursor
 from gateway.api.overview import Overview
 from gateway.api.problems import ApiError, Code, not_found
 from gateway.api.sight import sees_named, sees_source
+from gateway.api.traffic import traffic_of
 from gateway.engine.control.state import Control
 from gateway.ops.output import rfc3339
 from gateway.rules.routing_revision import routing_revision
@@ -39,7 +41,13 @@ async def me(backend: Backend, principal: Principal) -> shapes.Me:  # noqa: ARG0
 
 
 async def list_sources(
-    backend: Backend, principal: Principal, *, name: str = "", limit: int = 50, cursor: str | None = None
+    backend: Backend,
+    principal: Principal,
+    *,
+    name: str = "",
+    traffic: bool = False,
+    limit: int = 50,
+    cursor: str | None = None,
 ) -> shapes.SourcePage:
     """List the sources of the rules in force."""
     rules = backend.rules()
@@ -49,6 +57,9 @@ async def list_sources(
         lambda each: name in each and sees_source(principal, rules, each),
         lambda each: _source(backend, rules, overview, each),
     )
+    if traffic:
+        found = await traffic_of(backend, principal, "source", [each.name for each in items])
+        items = tuple([replace(each, traffic=found.get(each.name)) for each in items])
     return shapes.SourcePage(items=items, next_cursor=following)
 
 
@@ -66,6 +77,7 @@ async def list_destinations(
     *,
     name: str = "",
     stopped: bool = False,
+    traffic: bool = False,
     limit: int = 50,
     cursor: str | None = None,
 ) -> shapes.DestinationPage:
@@ -88,6 +100,9 @@ async def list_destinations(
         is_asked,
         lambda each: _destination(backend, rules, overview, control, each),
     )
+    if traffic:
+        found = await traffic_of(backend, principal, "destination", [each.name for each in items])
+        items = tuple([replace(each, traffic=found.get(each.name)) for each in items])
     return shapes.DestinationPage(items=items, next_cursor=following)
 
 
@@ -111,6 +126,7 @@ async def list_routes(
     source: str | None = None,
     destination: str | None = None,
     stopped: bool = False,
+    traffic: bool = False,
     limit: int = 50,
     cursor: str | None = None,
 ) -> shapes.RoutePage:
@@ -135,6 +151,9 @@ async def list_routes(
         is_asked,
         lambda each: _route(rules, control, rules.routes[each]),
     )
+    if traffic:
+        found = await traffic_of(backend, principal, "route", [each.name for each in items])
+        items = tuple([replace(each, traffic=found.get(each.name)) for each in items])
     return shapes.RoutePage(items=items, next_cursor=following)
 
 
@@ -213,6 +232,7 @@ def _source(backend: Backend, rules: Rules, overview: Overview, name: str) -> sh
         dedupe_seconds=source.dedupe,
         is_quarantined=source.quarantine,
         routes=overview.routes_from[name],
+        traffic=None,
     )
 
 
@@ -235,6 +255,7 @@ def _destination(backend: Backend, rules: Rules, overview: Overview, control: Co
             since=rfc3339(hold.since),
             until=None if hold.is_probe_due else rfc3339(hold.until),
         ),
+        traffic=None,
     )
 
 
@@ -261,6 +282,7 @@ def _route(rules: Rules, control: Control, route: Route) -> shapes.Route:
             max_age_seconds=route.retry.max_age,
         ),
         pause=_pause(control, f"route/{route.name}"),
+        traffic=None,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from gateway.access.principal import AccessRole
 from gateway.api.json_shapes import Time
+from gateway.api.traffic_shapes import Traffic
 from gateway.index.statuses import Status
 
 
@@ -235,7 +236,7 @@ class Source:
     """A sender of the rules in force. `path` is where it posts, without secrets; `routes` is how many are from it.
 
     `scheme` is how it is verified. `topic` is that of its events. `dedupe_seconds` is for how long an identity is
-    remembered, null if duplicates are delivered.
+    remembered, null if duplicates are delivered. `traffic` is that of the last day, null if it isn't asked for.
     """
 
     name: str
@@ -247,6 +248,7 @@ class Source:
     dedupe_seconds: float | None
     is_quarantined: bool
     routes: int
+    traffic: Traffic | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +264,7 @@ class Destination:
     """A destination of the rules in force. `host` is that of its URL, null if that is a secret, or isn't known here.
 
     `rate` is requests a second, over all processes. `pause` is its own: a paused route doesn't show here. `hold` is
-    null if this process has none, or doesn't deliver.
+    null if this process has none, or doesn't deliver. `traffic` is that of the last day, null if it isn't asked for.
     """
 
     name: str
@@ -275,6 +277,7 @@ class Destination:
     routes: int
     pause: Pause | None
     hold: Hold | None
+    traffic: Traffic | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +302,7 @@ class Route:
     """A route of the rules in force. `condition` has its `match`, `when` and choice of destinations.
 
     `condition` is null if a secret is in it. `pause` is the route's own: a paused destination doesn't show here.
+    `traffic` is that of the last day, null if it isn't asked for.
     """
 
     name: str
@@ -316,6 +320,7 @@ class Route:
     debounce_seconds: float | None
     retry: Retry
     pause: Pause | None
+    traffic: Traffic | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

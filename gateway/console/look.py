@@ -11,7 +11,7 @@ import orjson
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from gateway.console import text
+from gateway.console import figures, text
 from gateway.console.curl import quoted
 from gateway.ops.waiting_deliveries import WAIT_REASONS
 from gateway.turns import give_way
@@ -103,12 +103,15 @@ def _environment(sources: Mapping[str, str]) -> Environment:
     }
     environment.globals |= {
         "address": text.address,
+        "chart": figures.chart,
         "between": lambda begin, end: text.duration(max(0.0, text.unix(end) - text.unix(begin))),
         "moment": text.moment,
         "navigation": NAVIGATION,
         "quoted": quoted,
+        "rate": figures.rate,
         "reasons": WAIT_REASONS,
         "sequels": SEQUELS,
+        "success": figures.success,
         "term": text.term,
     }
     return environment

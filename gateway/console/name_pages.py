@@ -11,6 +11,7 @@ from gateway.api.problems import ApiError
 from gateway.console.asking import Asking
 from gateway.console.page import Given, Page
 from gateway.console.text import term
+from gateway.console.traffic import periods
 
 PAGE = 100
 FEW = 10
@@ -19,7 +20,7 @@ FEW = 10
 async def destinations(asking: Asking, given: Given) -> Page:
     """List destinations, with what stops them."""
     asked = {"name": given.text("name"), "stopped": given.is_set("stopped")}
-    page = await asking.ask(api.list_destinations, **asked, limit=PAGE, cursor=given.cursor())
+    page = await asking.ask(api.list_destinations, **asked, traffic=True, limit=PAGE, cursor=given.cursor())
     values = {**asked, "page": page, "is_first": given.cursor() is None}
     return Page(template="destinations.html", title="Destinations", section="destinations", values=values)
 
@@ -31,6 +32,7 @@ async def destination(asking: Asking, given: Given) -> Page:
     values: dict[str, Any] = {
         "destination": found,
         "acts": asking.may(acts.pause_destination),
+        "traffic": await periods(asking, destination=name),
         "routes": await asking.try_asking(api.list_routes, destination=name, limit=FEW),
         "letters": await asking.try_asking(dead_api.list_dead_letters, destination=name, limit=FEW),
         **await _events(asking, "destination", name),
@@ -46,7 +48,7 @@ async def routes(asking: Asking, given: Given) -> Page:
         "destination": given.text("destination") or None,
         "stopped": given.is_set("stopped"),
     }
-    page = await asking.ask(api.list_routes, **asked, limit=PAGE, cursor=given.cursor())
+    page = await asking.ask(api.list_routes, **asked, traffic=True, limit=PAGE, cursor=given.cursor())
     values = {**asked, "page": page, "is_first": given.cursor() is None}
     return Page(template="routes.html", title="Routes", section="routes", values=values)
 
@@ -57,6 +59,7 @@ async def route(asking: Asking, given: Given) -> Page:
     values: dict[str, Any] = {
         "route": await asking.ask(api.get_route, name=name),
         "acts": asking.may(acts.pause_route),
+        "traffic": await periods(asking, route=name),
         "letters": await asking.try_asking(dead_api.list_dead_letters, route=name, limit=FEW),
         **await _events(asking, "route", name),
     }
@@ -76,6 +79,7 @@ async def source(asking: Asking, given: Given) -> Page:
     name = given.path["name"]
     values: dict[str, Any] = {
         "source": await asking.ask(api.get_source, name=name),
+        "traffic": await periods(asking, source=name),
         "routes": await asking.try_asking(api.list_routes, source=name, limit=FEW),
         "recent": await asking.try_asking(event_api.search_events, query=term("source", name), limit=FEW),
     }

@@ -12,6 +12,7 @@ from gateway.console.asking import Asking
 from gateway.console.dead_letter_pages import REASONS
 from gateway.console.page import Given, Page
 from gateway.console.text import address, plural
+from gateway.console.traffic import periods
 
 COUNTED = 200
 """Events up to which a figure is exact; beyond, it is told as more."""
@@ -72,6 +73,7 @@ async def overview(asking: Asking, _: Given) -> Page:
         "problems": list(problems.values()),
         "index": None if isinstance(index, ApiError) else index,
         "figures": figures,
+        "traffic": [] if isinstance(index, ApiError) else await periods(asking),
         "periods": PERIODS,
         "is_more": any(not isinstance(each, ApiError) and each.next_cursor for each in (stopped, paused)),
     }

@@ -13,8 +13,9 @@ from gateway.log.base import Commit, Partition
 
 COLUMNS = (
     "event, delivery, replayed, route, destination, item, status, decided, partition, offset, successor, attempts,"
-    " result, reason, detail, due"
+    " result, reason, detail, due, letter, lane, began"
 )
+_ATTEMPT_COLUMNS = "at, took, result, status, sequel, detail, partition, offset, lane"
 PAGE = 1000
 """Dead letters that are looked at in one statement."""
 
@@ -36,6 +37,7 @@ class AttemptRow(NamedTuple):
     detail: str
     partition: int
     offset: int
+    lane: int
 
 
 class Deliveries:
@@ -52,7 +54,7 @@ class Deliveries:
         for row in records:
             known[row.key] = after_record(known.get(row.key), row)
         self._write(known.values())
-        self._write_attempts(attempts, "IGNORE")
+        self._write_attempts(attempts, "NOTHING")
 
     def add_attempts(self, attempts: Sequence[tuple[AttemptRow, DeliveryRow, Tried]]) -> None:
         """Store attempts, each with what there is of its delivery if nothing is known of that."""
@@ -62,7 +64,7 @@ class Deliveries:
         for row, first, tried in attempts:
             known[row.key] = after_attempt(known.get(row.key), first, tried)
         self._write(known.values())
-        self._write_attempts([row for row, _, _ in attempts], "REPLACE")
+        self._write_attempts([row for row, _, _ in attempts], _replacing(_ATTEMPT_COLUMNS))
 
     def settle(self, partition: int, progress: Progress, unsure_before: int) -> None:
         """Close the deliveries whose records are done by the progress of their partition.
@@ -169,22 +171,29 @@ class Deliveries:
 
     def _write(self, changed: Iterable[DeliveryRow]) -> None:
         values = [(*row.key, *row[1:], int(row.status in OPEN)) for row in changed]
-        columns = ", ".join([f"value ->> {index}" for index in range(17)])
+        columns = ", ".join([f"value ->> {index}" for index in range(20)])
         self._connection.execute(
-            f"INSERT OR REPLACE INTO deliveries ({COLUMNS}, is_open) SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names and numbers
+            f"INSERT INTO deliveries ({COLUMNS}, is_open) SELECT {columns} FROM json_each(?) WHERE true"  # noqa: S608 - our own names and numbers
+            f" ON CONFLICT DO {_replacing(f'{COLUMNS}, is_open')}",
             (as_json(values),),
         )
 
     def _write_attempts(self, attempts: Sequence[AttemptRow], conflict: str) -> None:
         if attempts:
-            columns = ", ".join([f"value ->> {index}" for index in range(12)])
+            columns = ", ".join([f"value ->> {index}" for index in range(13)])
             self._connection.execute(
-                f"INSERT OR {conflict} INTO attempts SELECT {columns} FROM json_each(?)",  # noqa: S608 - our own names and numbers
+                f"INSERT INTO attempts SELECT {columns} FROM json_each(?) WHERE true ON CONFLICT DO {conflict}",  # noqa: S608 - our own names and numbers
                 (as_json([(*row.key, *row[1:]) for row in attempts]),),
             )
 
 
 _UNSETTLED = "status IN ('retrying', 'pending')"
+
+
+def _replacing(columns: str) -> str:
+    """Return what is done with a row that there is: `REPLACE` would delete it, and it would be counted again."""
+    names = [name for name in columns.split(", ") if name not in DeliveryKey._fields]
+    return "UPDATE SET " + ", ".join([f"{name} = excluded.{name}" for name in names])
 
 
 def resolution(control: Control, letter: DeadLetterProperties, partition: Partition, offset: int) -> Status | None:

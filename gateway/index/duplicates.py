@@ -7,11 +7,14 @@ are read before that comes into force. Partitions are named "topic/partition" he
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from gateway.index.event_numbers import id_key
 from gateway.index.file import as_json, rows
+from gateway.index.settlement import Progress, newly_ended
+from gateway.index.statuses import Status
+from gateway.turns import give_way
 
 CHUNK = 4096
 """Offsets of a row, a bit each."""
@@ -25,6 +28,15 @@ class Suspect(NamedTuple):
     partition: int
     id: str
     content: int
+
+
+class Ended(NamedTuple):
+    """What has ended of a partition, by its name and number: what wasn't done before, and is by `after`."""
+
+    name: str
+    partition: int
+    before: Progress | None
+    after: Progress
 
 
 class LetThrough:
@@ -73,6 +85,11 @@ class LetThrough:
             found |= {each for each, offset in earlier if _has_entry(its, each.name, offset)}
         return found
 
+    def has_any(self, name: str) -> bool:
+        """Return whether an event of a partition has an entry: where dedupe is off, none has."""
+        select = "SELECT json_group_array(1) FROM (SELECT 1 FROM let_through WHERE partition = ? LIMIT 1)"
+        return bool(rows(self._connection, select, name))
+
     def _bits(self, chunks: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], int]:
         select = (
             "SELECT json_group_array(json_array(partition, chunk, bits)) FROM json_each(?) AS asked"
@@ -84,3 +101,53 @@ class LetThrough:
 
 def _has_entry(bits: Mapping[tuple[str, int], int], name: str, offset: int) -> bool:
     return bool(bits.get((name, offset // CHUNK), 0) >> offset % CHUNK & 1)
+
+
+class NewDuplicates:
+    """Finds the duplicates among the events that have just ended. The writing thread's."""
+
+    def __init__(self, connection: sqlite3.Connection, let_through: LetThrough) -> None:
+        self._connection = connection
+        self._let_through = let_through
+
+    def found(self, of: Ended, segments: Sequence[int]) -> list[tuple[int, str, int]]:
+        """Return those of a partition that has made progress: their numbers, sources, and times of receipt (µs)."""
+        if not self._let_through.has_any(of.name):
+            return []
+        found = list[tuple[int, str, int]]()
+        for first, last in self._spans(of, segments):
+            give_way()
+            suspects = self._suspects(of, segments, first, last)
+            found += [suspects[each] for each in self._let_through.duplicates(list(suspects), segments)]
+        return found
+
+    def _spans(self, of: Ended, segments: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield the first and last offsets of what is looked at in one step."""
+        select = "SELECT json_group_array(at) FROM (SELECT min(offset) AS at FROM events_{} WHERE partition = ?)"
+        firsts = [rows(self._connection, select.format(segment), of.partition)[0] for segment in segments]
+        ended, single = newly_ended(of.before, of.after)
+        least = min([first for first in firsts if first is not None], default=ended.stop)
+        for first in range(max(ended.start, least), ended.stop, CHUNK):
+            yield first, min(first + CHUNK, ended.stop) - 1
+        if single:
+            yield single[0], single[-1]
+
+    def _suspects(
+        self, of: Ended, segments: Sequence[int], first: int, last: int
+    ) -> Mapping[Suspect, tuple[int, str, int]]:
+        """Return what of these offsets has ended since, and may be a duplicate, with what is returned of it."""
+        former = of.before or Progress()
+        suspects: dict[Suspect, tuple[int, str, int]] = {}
+        for segment in segments:
+            select = (
+                "SELECT json_group_array(json_array(event, source, received, offset, id, content))"  # noqa: S608 - our own number
+                f" FROM events_{segment} AS events INDEXED BY events_{segment}_by_offset"
+                " WHERE partition = ? AND offset BETWEEN ? AND ? AND content <> 0"
+                " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE deliveries.event = events.event)"
+            )
+            for event, source, received, offset, id_, content in rows(
+                self._connection, select, of.partition, first, last
+            ):
+                if of.after.status_of(offset) is Status.ENDED and former.status_of(offset) is not Status.ENDED:
+                    suspects[Suspect(of.name, offset, of.partition, id_, content)] = event, source, received
+        return suspects

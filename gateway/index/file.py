@@ -15,12 +15,13 @@ from typing import Any
 import orjson
 
 from gateway.index.terms import TOKEN_CHARACTERS
+from gateway.index.traffic_schema import SCHEMA as TRAFFIC_SCHEMA
 from gateway.log.attempt_records import FORMAT as ATTEMPT_FORMAT
 from gateway.log.records import FORMAT as RECORD_FORMAT
 from gateway.model import GatewayError, UsageError
 
 APPLICATION_ID = 0x67776978  # "gwix"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 VERSION = SCHEMA_VERSION * 10_000 + RECORD_FORMAT * 100 + ATTEMPT_FORMAT
 """With the formats that are understood: records in a newer one were left out, and are to be read by who knows it."""
 MIN_SQLITE_VERSION = (3, 38, 0)  # The first with `->>`.
@@ -42,6 +43,7 @@ MERGED_AT = 8
 # topic was deleted since. `unsettled`: since when (ms) it has records above its base; NULL if it has none.
 # `let_through` are the events that have a dedupe entry, a bit each, in chunks of 4,096 offsets, in hexadecimal.
 # `deliveries.is_open`: whether its record, or a command, may still settle it.
+# `letter`: why it became a dead letter, "" if it didn't. `began`: when its event was received, or replayed (µs).
 # `stand_ins` are events of which only a delivery's record was read: they have the partition 0.
 SCHEMA = """
 CREATE TABLE segments (
@@ -62,7 +64,8 @@ CREATE TABLE deliveries (
     event INTEGER NOT NULL, delivery TEXT NOT NULL, replayed INTEGER NOT NULL, route TEXT NOT NULL,
     destination TEXT NOT NULL, item INTEGER NOT NULL, status TEXT NOT NULL, decided INTEGER NOT NULL,
     partition INTEGER NOT NULL, offset INTEGER NOT NULL, successor INTEGER NOT NULL, attempts INTEGER NOT NULL,
-    result TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, due INTEGER NOT NULL, is_open INTEGER NOT NULL,
+    result TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL, due INTEGER NOT NULL, letter TEXT NOT NULL,
+    lane INTEGER NOT NULL, began INTEGER NOT NULL, is_open INTEGER NOT NULL,
     PRIMARY KEY (event, delivery, replayed)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX deliveries_by_status ON deliveries (status, event);
@@ -74,7 +77,7 @@ CREATE INDEX open_deliveries ON deliveries (partition, offset) WHERE is_open = 1
 CREATE TABLE attempts (
     event INTEGER NOT NULL, delivery TEXT NOT NULL, replayed INTEGER NOT NULL, number INTEGER NOT NULL,
     at INTEGER NOT NULL, took INTEGER NOT NULL, result TEXT NOT NULL, status INTEGER NOT NULL, sequel TEXT NOT NULL,
-    detail TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
+    detail TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL, lane INTEGER NOT NULL,
     PRIMARY KEY (event, delivery, replayed, number)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE stand_ins (
@@ -96,6 +99,7 @@ def segment_statements(number: int) -> tuple[str, ...]:
     return (
         f"CREATE TABLE {events} ({columns}) STRICT",
         f"CREATE INDEX {events}_by_id ON {events} (id_key)",
+        f"CREATE INDEX {events}_by_offset ON {events} (partition, offset)",
         f"CREATE VIRTUAL TABLE {terms} USING fts5 (terms, {options})",
         f"INSERT INTO {terms} ({terms}, rank) VALUES ('hashsize', {HASH_BYTES})",  # noqa: S608 - our own numbers
         f"INSERT INTO {terms} ({terms}, rank) VALUES ('automerge', {MERGED_AT})",  # noqa: S608 - as above
@@ -276,6 +280,16 @@ def as_json(value: object) -> str:
     return orjson.dumps(value).decode()
 
 
+@contextmanager
+def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let all statements see the same state."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
 def _prepare(connection: sqlite3.Connection) -> None:
     """Create the tables in a new file. Raises IndexLostError for one of another version."""
     connection.execute("PRAGMA journal_mode = WAL")
@@ -285,7 +299,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
         return
     # One transaction: an interrupted creation starts again.
     marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
-    connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {marks} COMMIT;")
+    connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {TRAFFIC_SCHEMA} {marks} COMMIT;")
 
 
 def _connection(path: Path) -> sqlite3.Connection:

@@ -24,6 +24,8 @@ from gateway.index.reader import Progress, Reader, Round
 from gateway.index.reading import MOST
 from gateway.index.results import DeliveryPage, IndexedDelivery, IndexedEvent, Page
 from gateway.index.search import Searcher
+from gateway.index.tallies import Traffic
+from gateway.index.traffic import Lane, TrafficQuery, TrafficReader
 from gateway.index.writer import LeftOut, Writer
 from gateway.log.base import Log, Partition, Record
 from gateway.log.records import decode_event
@@ -110,6 +112,7 @@ class Index:
         self._writer: Writer
         self._reader: Reader
         self._searcher: Searcher
+        self._traffic: TrafficReader
         self._settled_at: float | None = None
         self._unreadable: Mapping[Partition, str] = {}
         self._problem = ""
@@ -220,6 +223,13 @@ class Index:
             raise QueryError(f"limit: expected a number from 1 to {MOST}, got {limit}")
         return await self._read(lambda: self._searcher.list_deliveries(query, limit=limit, cursor=cursor))
 
+    async def traffic(self, query: TrafficQuery, sees: Callable[[Lane], bool] | None = None) -> Mapping[str, Traffic]:
+        """Return the traffic by name, or of all that is asked for under ""; `sees`: whether a lane may be counted.
+
+        Raises IndexUnavailableError.
+        """
+        return await self._read(lambda: self._traffic.traffic(query, sees))
+
     async def statistics(self) -> Statistics:
         """Return how the index is doing."""
         events, oldest = await self._read(lambda: (self._searcher.count(), self._searcher.oldest()))
@@ -279,6 +289,7 @@ class Index:
             log.warning("index_rebuilt", path=str(self._path), reason=str(error))
             await self._open_file()
         self._searcher = Searcher(self._file.reader)
+        self._traffic = TrafficReader(self._file.reader)
         self._reader = Reader(self._log, self._topics, self._writer, self._writing, days=self._days)
         self._is_open = True
 

@@ -7,7 +7,6 @@ indexes can't decide is decided for each candidate by `settlement.py`.
 import math
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from gateway.index.delivery_query import FIRST as BEGINNING
 from gateway.index.delivery_query import DeliveryCursor, DeliveryQuery, statement_of
 from gateway.index.duplicates import LetThrough, Suspect
 from gateway.index.event_numbers import END, SLOTS, id_key
-from gateway.index.file import as_json, one, rows
+from gateway.index.file import as_json, one, rows, snapshot
 from gateway.index.query import Query
 from gateway.index.results import DeliveryPage, IndexedAttempt, IndexedDelivery, IndexedEvent, ListedDelivery, Page
 from gateway.index.settlement import DeliveryKey, DeliveryRow, Progress, Settled, decode_progress, settled, worst
@@ -70,7 +69,7 @@ class Searcher:
     def search(self, query: Query, *, limit: int, cursor: int | None) -> Page:
         """Return the newest events before the cursor that match a query."""
         until = self._clock() + SECONDS
-        with self._snapshot():
+        with snapshot(self._connection):
             asked = asked_of(query, rows(self._connection, "SELECT json_group_array(name) FROM sources"))
             view = _View(self._partitions(), self._floor())
             limits = _limits(query, cursor)
@@ -86,7 +85,7 @@ class Searcher:
 
     def events(self, id: str) -> list[IndexedEvent]:  # noqa: A002 - what it is
         """Return the events with an id, newest first."""
-        with self._snapshot():
+        with snapshot(self._connection):
             partitions = self._partitions()
             found: list[IndexedEvent] = []
             for segment in self._segments(_Limits(0, END)):
@@ -97,7 +96,7 @@ class Searcher:
 
     def deliveries(self, number: int) -> list[IndexedDelivery]:
         """Return the deliveries of an event, each with its attempts, in the order of these."""
-        with self._snapshot():
+        with snapshot(self._connection):
             partitions = self._partitions()
             select = f"SELECT json_group_array(json_array({COLUMNS})) FROM deliveries WHERE event = ?"  # noqa: S608 - our own names
             found = [row_of(fields) for fields in rows(self._connection, select, number)]
@@ -118,7 +117,7 @@ class Searcher:
         at, count = cursor or BEGINNING, limit if query.decides_alone else max(limit, FIRST_CANDIDATES)
         found: list[ListedDelivery] = []
         is_over = False
-        with self._snapshot():
+        with snapshot(self._connection):
             floor, partitions = self._floor(), self._partitions()
             while True:
                 behind = {"event": at.event, "delivery": at.delivery, "replayed": at.replayed, "count": count}
@@ -193,21 +192,12 @@ class Searcher:
 
     def oldest(self) -> float | None:
         """Return when the oldest event was appended (Unix seconds), None if there is none."""
-        with self._snapshot():
+        with snapshot(self._connection):
             for segment in reversed(self._segments(_Limits(0, END))):
                 first = one(self._connection, f"SELECT min(event) FROM events_{segment.id}")  # noqa: S608 - our own number
                 if first is not None:
                     return float(first // SLOTS / 1000)
         return None
-
-    @contextmanager
-    def _snapshot(self) -> Iterator[None]:
-        """Let all statements see the same state."""
-        self._connection.execute("BEGIN")
-        try:
-            yield
-        finally:
-            self._connection.execute("ROLLBACK")
 
     def _segments(self, limits: _Limits) -> list[_Segment]:
         select = "SELECT json_group_array(json_array(id, start, end)) FROM segments"

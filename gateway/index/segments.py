@@ -94,9 +94,13 @@ class Segments:
         self.horizon = one(self._connection, "SELECT coalesce(max(value), 0) FROM notes WHERE name = 'horizon'")
         self._slots.clear()
 
+    def takes(self, event: NewEvent) -> bool:
+        """Return whether an event is from after the horizon."""
+        return event.at >= self.horizon
+
     def add(self, events: Sequence[NewEvent]) -> int:
         """Store events; return how many are from before the horizon, and aren't."""
-        fresh = [event for event in events if event.at >= self.horizon]
+        fresh = [event for event in events if self.takes(event)]
         skipped = len(events) - len(fresh)
         if self._stand_ins:
             fresh = self._without_stand_ins(fresh)
@@ -133,13 +137,32 @@ class Segments:
                 left = [index for index in left if found[index] is None]
         return found
 
-    def forget_partition(self, partition: int) -> None:
-        """Delete the events of a partition whose topic is gone."""
+    def numbers(self) -> list[int]:
+        """Return the numbers of all segments."""
+        return [segment.id for segment in self._segments]
+
+    def forget_partition(self, partition: int) -> list[tuple[str, int, int, int]]:
+        """Delete the events of a partition whose topic is gone.
+
+        Returns what there was: of which source, when it was received (to the minute, in Unix seconds), how many events,
+        and the bytes of their bodies.
+        """
+        deleted: list[tuple[str, int, int, int]] = []
         for segment in self._segments:
+            received = "received / 60000000 * 60"
+            counted = f"SELECT source, {received} AS at, count(*) AS count, sum(size) AS size FROM events_{segment.id}"  # noqa: S608 - our own names and numbers
+            select = (
+                "SELECT json_group_array(json_array(source, at, count, size)) FROM"  # noqa: S608 - our own names and numbers
+                f" ({counted} WHERE partition = ? GROUP BY source, {received})"
+            )
+            deleted += [
+                (source, at, count, size) for source, at, count, size in rows(self._connection, select, partition)
+            ]
             numbers = f"SELECT event FROM events_{segment.id} WHERE partition = ?"  # noqa: S608 - our own names and numbers
-            self._connection.execute(f"DELETE FROM deliveries WHERE event IN ({numbers})", (partition,))  # noqa: S608 - our own names and numbers
-            self._connection.execute(f"DELETE FROM attempts WHERE event IN ({numbers})", (partition,))  # noqa: S608 - our own names and numbers
+            for table in ("deliveries", "attempts", "duplicates"):
+                self._connection.execute(f"DELETE FROM {table} WHERE event IN ({numbers})", (partition,))  # noqa: S608 - our own names and numbers
             self._connection.execute(f"DELETE FROM events_{segment.id} WHERE partition = ?", (partition,))  # noqa: S608 - our own names and numbers
+        return deleted
 
     def forget_before(self, now: float) -> None:
         """Take nothing that is older than what is kept, at this time (Unix seconds)."""
@@ -159,10 +182,13 @@ class Segments:
         below = segment.end * SLOTS
         self._connection.execute(f"DROP TABLE terms_{segment.id}")
         self._connection.execute(f"DROP TABLE events_{segment.id}")
-        for table in ("deliveries", "attempts", "stand_ins"):
+        # Counts outlive it: what it had stays counted, and what was open in it won't be known any more.
+        self._connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('horizon', ?)", (segment.end,))
+        unknown = "UPDATE deliveries SET status = 'unknown' WHERE event < ? AND is_open = 1"
+        self._connection.execute(unknown, (below,))
+        for table in ("deliveries", "attempts", "stand_ins", "duplicates"):
             self._connection.execute(f"DELETE FROM {table} WHERE event < ?", (below,))  # noqa: S608 - our own names and numbers
         self._connection.execute("DELETE FROM segments WHERE id = ?", (segment.id,))
-        self._connection.execute("INSERT OR REPLACE INTO notes (name, value) VALUES ('horizon', ?)", (segment.end,))
         self._segments.pop(0)
         self._stand_ins = one(self._connection, "SELECT count(*) FROM stand_ins")
         self.horizon = segment.end

@@ -54,6 +54,18 @@ def advanced(before: Progress | None, commit: Commit | None, log_start: int) -> 
     return Progress(now.base, now.done, doubted, until)
 
 
+def newly_ended(before: Progress | None, after: Progress) -> tuple[range, list[int]]:
+    """Return which offsets may have ended since: a range, and single ones above it."""
+    former = before or Progress()
+    end = after.base + 8 * len(after.done)
+    single = [
+        offset
+        for offset in range(after.base, end)
+        if after.status_of(offset) is Status.ENDED and former.status_of(offset) is not Status.ENDED
+    ]
+    return range(former.base, after.base), single
+
+
 def abandoned(before: Progress | None) -> Progress:
     """Return the progress of a partition whose topic is gone: what isn't known to be done never will be."""
     base = before.base if before is not None else 0
@@ -94,6 +106,12 @@ class DeliveryRow(NamedTuple):
     reason: str = ""
     detail: str = ""
     due: int = 0
+    letter: str = ""
+    """Why it became a dead letter, "" if its last record is none."""
+    lane: int = 0
+    """Which of the counted lanes it is in."""
+    began: int = 0
+    """When its event was received, or replayed."""
 
 
 class Tried(NamedTuple):

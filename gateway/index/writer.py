@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -18,7 +18,7 @@ from gateway.engine.control.records import DeadLetterProperties, partition_key
 from gateway.engine.control.state import Control
 from gateway.index import hidden
 from gateway.index.deliveries import AttemptRow, Deliveries, resolution
-from gateway.index.duplicates import LetThrough
+from gateway.index.duplicates import Ended, LetThrough, NewDuplicates
 from gateway.index.file import IndexFile, IndexOutdatedError
 from gateway.index.notes import Note, noted, write_note
 from gateway.index.partitions import Part, Partitions, Settlement
@@ -26,6 +26,7 @@ from gateway.index.segments import Known, NewEvent, Segments
 from gateway.index.settlement import DeliveryKey, DeliveryRow, Tried
 from gateway.index.statuses import Status
 from gateway.index.terms import terms_of
+from gateway.index.traffic_counts import TrafficCounts
 from gateway.log.attempt_records import AttemptRecord, decode_attempt_record
 from gateway.log.base import Partition, Record
 from gateway.log.records import (
@@ -109,6 +110,8 @@ class Writer:
         with file.errors():
             self._segments = Segments(self._connection, days=days, max_bytes=max_bytes)
             self._partitions = Partitions(self._connection)
+            self._counts = TrafficCounts(self._connection, days=days, max_bytes=max_bytes)
+            self._duplicates = NewDuplicates(self._connection, self._let_through)
             self.complete_to = self._noted_to = noted(self._connection, Note.COMPLETE_TO)
         self._touched = {part.id for part in self.parts.values()}
 
@@ -129,7 +132,8 @@ class Writer:
         with self._working():
             part = self._partitions.forget(partition)
             if kind is Kind.EVENTS:
-                self._segments.forget_partition(part.id)
+                deleted = self._segments.forget_partition(part.id)
+                self._counts.add_events([(source, at, -count, -size) for source, at, count, size in deleted])
                 self._let_through.forget(partition_key(partition))
             self._deliveries.forget_partition(part.id)
 
@@ -163,6 +167,7 @@ class Writer:
         with self._working():
             part = self.parts[partition].id
             self._segments.forget_before(now)
+            self._counts.forget_before(now)
             if kind is Kind.EVENTS:
                 self._add_events(part, records)
             elif kind is Kind.DEDUPE:
@@ -207,6 +212,10 @@ class Writer:
             self._new_event(event, part, record.offset, _us(record.appended_at) // 1000)
             for record, event in self._decoded(records, decode_event)
         ]
+        kept = [
+            (each.source, each.received // 1_000_000, 1, each.size) for each in events if self._segments.takes(each)
+        ]
+        self._counts.add_events(kept)
         self._uncommitted[LeftOut.TOO_OLD] += self._segments.add(events)
         if events:
             self._partitions.add_unsettled(part, records[-1].offset, events[0].at)
@@ -238,7 +247,7 @@ class Writer:
             lived = DeliveryKey(event.event, each.delivery.id, _us(each.delivery.replayed_at))
             row = self._row_of(partition, kind, record, each, lived)
             found.append(row)
-            attempts += self._attempts_of(each, row.key)
+            attempts += self._attempts_of(each, row)
         self._deliveries.add(found, attempts)
         self._touched.add(part)
 
@@ -280,6 +289,9 @@ class Writer:
             reason=_valid(reason),
             detail=self._detail(metadata.detail, delivery.event),
             due=_us(delivery.due),
+            letter=_valid(reason) if kind is Kind.DEAD else "",
+            lane=self._counts.lane(delivery.event.source, delivery.route, delivery.destination),
+            began=key.replayed or _us(delivery.event.received_at),
         )
 
     def _add_attempts(self, part: int, records: Sequence[Record]) -> None:
@@ -290,7 +302,8 @@ class Writer:
             if event is None:
                 self._uncommitted[LeftOut.WITHOUT_EVENT] += 1
                 continue
-            found.append(_tried(attempt, event, part, record.offset))
+            lane = self._counts.lane(attempt.source, attempt.route, attempt.destination)
+            found.append(_tried(attempt, event, _Place(part, record.offset), lane))
             self._touched.add(event.partition)
         self._deliveries.add_attempts(found)
 
@@ -314,11 +327,11 @@ class Writer:
             terms=terms.text,
         )
 
-    def _attempts_of(self, stored: StoredDelivery, key: DeliveryKey) -> list[AttemptRow]:
+    def _attempts_of(self, stored: StoredDelivery, row: DeliveryRow) -> list[AttemptRow]:
         """Return the attempts that a delivery's record tells."""
         return [
             AttemptRow(
-                key=key,
+                key=row.key,
                 number=attempt.number,
                 at=_us(attempt.at),
                 took=_us(attempt.seconds),
@@ -328,6 +341,7 @@ class Writer:
                 detail=self._detail(attempt.detail, stored.delivery.event),
                 partition=0,
                 offset=0,
+                lane=row.lane,
             )
             for attempt in stored.delivery.attempts
         ]
@@ -351,13 +365,17 @@ class Writer:
             for partition, settlement in settlements.items():
                 if partition not in self.parts:
                     continue
-                if kinds[partition] is Kind.EVENTS:
+                is_of_events, before = kinds[partition] is Kind.EVENTS, self.parts[partition].progress
+                if is_of_events:
                     self._forget_entries(partition, settlement.log_start)
                     unsure_before = 0
                 else:  # the log deletes what is done there, but also what is older than that
                     settlement, unsure_before = settlement._replace(log_start=0), _us(max(0.0, now - KEPT_UNDONE))  # noqa: PLW2901
                 progress = self._partitions.advance(partition, settlement)
                 part = self.parts[partition]
+                if progress is not None and is_of_events:
+                    ended = Ended(partition_key(partition), part.id, before, progress)
+                    self._counts.add_duplicates(self._duplicates.found(ended, self._segments.numbers()))
                 if progress is None and part.id not in self._touched:
                     continue
                 assert part.progress is not None
@@ -381,6 +399,7 @@ class Writer:
         """Keep the index within its bounds, and end the transaction."""
         with self._working():
             dropped = 0
+            self._counts.forget_before(now)
             while self._segments.is_beyond_bounds(now):
                 dropped += self._segments.drop_oldest()
             self._segments.merge_some(MERGE_SECONDS)
@@ -401,6 +420,7 @@ class Writer:
             self._uncommitted.clear()
             self._segments.load()
             self._partitions.load()
+            self._counts.load()
             self.complete_to = self._noted_to = noted(self._connection, Note.COMPLETE_TO)
             self._touched = {part.id for part in self.parts.values()}
             self._resolutions, self._is_control_changed = 0, True
@@ -419,6 +439,13 @@ class Writer:
             yield
 
 
+class _Place(NamedTuple):
+    """Where a record is: its partition's number in the index."""
+
+    partition: int
+    offset: int
+
+
 def _us(seconds: float) -> int:
     """Return a time as the index has it, in microseconds."""
     return round(seconds * 1e6)
@@ -429,7 +456,7 @@ def _identity(event_id: str, received_at: float) -> tuple[str, int]:
     return event_id, _us(received_at)
 
 
-def _tried(attempt: AttemptRecord, event: Known, part: int, offset: int) -> tuple[AttemptRow, DeliveryRow, Tried]:
+def _tried(attempt: AttemptRecord, event: Known, at: _Place, lane: int) -> tuple[AttemptRow, DeliveryRow, Tried]:
     """Return an attempt, what there is of its delivery if nothing else is known of that, and what it decides."""
     key = DeliveryKey(event.event, attempt.delivery_id, _us(attempt.replayed_at))
     result = attempt.result.value if attempt.status is None else str(attempt.status)
@@ -443,8 +470,9 @@ def _tried(attempt: AttemptRecord, event: Known, part: int, offset: int) -> tupl
         status=attempt.status or 0,
         sequel=attempt.sequel or "",
         detail=_valid(attempt.detail[:MAX_DETAIL]),
-        partition=part,
-        offset=offset,
+        partition=at.partition,
+        offset=at.offset,
+        lane=lane,
     )
     first = DeliveryRow(
         key=key,
@@ -456,6 +484,8 @@ def _tried(attempt: AttemptRecord, event: Known, part: int, offset: int) -> tupl
         partition=event.partition,
         offset=event.offset,
         successor=-1,
+        lane=lane,
+        began=key.replayed or _us(attempt.received_at),
     )
     return row, first, tried
 

@@ -124,6 +124,7 @@ EXPECTED = {
             "listSources",
         ),
         *("getSource", "listDestinations", "getDestination", "listRoutes", "getRoute", "getRules", "getIndex"),
+        "getTraffic",
         *("getOrder", "listReplays", "getReplay", "tailEvents"),
     },
     AccessRole.READER: {"getEventBody", "getEventRaw", "getAttempt", "explain"},

@@ -89,7 +89,7 @@ class Document(HTMLParser):
 
     @override
     def handle_data(self, data: str) -> None:
-        if self._open and self._open[-1] == "title":
+        if self._open[-2:] == ["head", "title"]:
             self.title += data
         elif self._open and self._open[-1] == "script" and data.strip():
             self.problems.append("a script inline")

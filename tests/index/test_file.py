@@ -22,6 +22,7 @@ from gateway.model import Event, UsageError
 from tests.index.company import Company
 from tests.index.conftest import Calendar, Ticking
 from tests.index.test_search import a_history, all_found
+from tests.index.test_traffic import counted, recounted
 from tests.memory_log import MemoryLog
 
 ROOT = Path(__file__).parent.parent.parent
@@ -84,6 +85,7 @@ async def test_an_index_whose_processes_were_killed_has_the_same_answers(tmp_pat
         whole = await answers(log, company.topics, tmp_path / "whole.db")
         assert in_one_order(killed) == in_one_order(whole)
         assert [event.appended_at for event, _ in killed] == [event.appended_at for event, _ in whole]
+        assert counted(tmp_path / "killed.db") == counted(tmp_path / "whole.db") == recounted(tmp_path / "whole.db")
         await company.close()
     finally:
         await log.close()
