@@ -341,7 +341,7 @@ class Gateway:
         return Address(name[0], name[1])
 
     async def _add_api(self, application: web.Application, log: Log, stack: AsyncExitStack) -> None:
-        from gateway.access.provider import Provider  # noqa: PLC0415 - as below
+        from gateway.access.identity_provider import IdentityProvider  # noqa: PLC0415 - as below
         from gateway.api.backend import Backend  # noqa: PLC0415 - an ingress or a router alone has no use for it
         from gateway.console.serving import add_api_and_console  # noqa: PLC0415 - as above, with its templates
 
@@ -354,7 +354,7 @@ class Gateway:
             index_problem=lambda: "" if self._index is None else self._index.problem,
             holds=lambda: {} if self._worker is None else self._worker.holds,
         )
-        provider, metrics = Provider(partial(self._open_client, log, stack), clock=time.time), self._metrics
+        provider, metrics = IdentityProvider(partial(self._open_client, log, stack), clock=time.time), self._metrics
         serve = partial(add_api_and_console, provider=provider, metrics=metrics)
         await serve(application, backend, self._access, self._logger)
 

@@ -88,6 +88,12 @@ class Identity:
     """The provider doesn't list them, as there are too many (Entra: `_claim_names`)."""
 
 
+def load_libraries() -> None:
+    """Import what the first sign-in needs, which takes tens of milliseconds."""
+    import jwt  # noqa: F401, PLC0415 - only where somebody signs in so
+    import oauthlib.oauth2  # noqa: F401, PLC0415 - as above
+
+
 def discovery_address(issuer: str) -> str:
     return f"{issuer.removesuffix('/')}/.well-known/openid-configuration"
 
@@ -147,7 +153,7 @@ def state_in(query: str) -> str:
 
 def code_in(query: str, provider: Oidc, metadata: Metadata, flow: Flow) -> str:
     """Return the code that a provider has answered with. Raises SignInError."""
-    from oauthlib.oauth2 import OAuth2Error  # noqa: PLC0415 - a quarter of a second, for whoever signs in so
+    from oauthlib.oauth2 import OAuth2Error  # noqa: PLC0415 - only where somebody signs in so
     from oauthlib.oauth2.rfc6749.errors import MismatchingStateError  # noqa: PLC0415 - as above
 
     given = parse_qsl(query, keep_blank_values=True)

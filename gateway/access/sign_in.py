@@ -49,7 +49,7 @@ from gateway.model import immutable
 from gateway.telemetry.log_quota import LogQuota
 
 if TYPE_CHECKING:
-    from gateway.access.provider import Provider
+    from gateway.access.identity_provider import IdentityProvider
 
 SESSION, FLOW = "signed-in", "signing-in"
 """The cookies, without what is before their names where there is TLS."""
@@ -117,7 +117,7 @@ class SignIn:
         self,
         access: Access,
         *,
-        provider: "Provider | None" = None,
+        provider: "IdentityProvider | None" = None,
         signed_in: Callable[[str], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:

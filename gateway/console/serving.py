@@ -8,7 +8,7 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway.access.access import Access
-from gateway.access.provider import Provider
+from gateway.access.identity_provider import IdentityProvider
 from gateway.access.sign_in import SignIn
 from gateway.api.application import add_api
 from gateway.api.backend import Backend
@@ -23,7 +23,7 @@ async def add_api_and_console(
     access: Access,
     logger: FilteringBoundLogger,
     *,
-    provider: Provider | None = None,
+    provider: IdentityProvider | None = None,
     metrics: Metrics | None = None,
     clock: Callable[[], float] = time.time,
 ) -> None:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import RSAAlgorithm
 
 from gateway.access.access import Access, Refusal
-from gateway.access.provider import Provider
+from gateway.access.identity_provider import IdentityProvider
 from gateway.access.sign_in import SignIn
 from gateway.api.application import add_api
 from gateway.api.backend import Backend
@@ -67,6 +67,7 @@ class Desk:
     clock: Clock
     refused: Counter[Refusal]
     signed_in: Counter[str]
+    sign_in: SignIn
     session: aiohttp.ClientSession
     company: Company
 
@@ -174,23 +175,22 @@ async def desk_of(
         return client
 
     application, logger = web.Application(), structlog.get_logger()
-    provider = None if client is None else Provider(open_client, clock=clock)
+    provider = None if client is None else IdentityProvider(open_client, clock=clock)
     signed_in = Counter[str]()
 
     def count_sign_in(how: str) -> None:
         signed_in[how] += 1
 
     add_api(application, backend, access, logger)
-    add_console(
-        application, look, backend, SignIn(access, provider=provider, signed_in=count_sign_in, clock=clock), logger
-    )
+    sign_in = SignIn(access, provider=provider, signed_in=count_sign_in, clock=clock)
+    add_console(application, look, backend, sign_in, logger)
     async with AsyncExitStack() as stack:
         server = TestServer(application, scheme="https" if tls else "http", port=port)
         await server.start_server(ssl=tls)
         stack.push_async_callback(server.close)
         session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
         base = f"{'https' if tls else 'http'}://127.0.0.1:{server.port}"
-        yield Desk(base, file, access, clock, refused, signed_in, session, company)
+        yield Desk(base, file, access, clock, refused, signed_in, sign_in, session, company)
 
 
 @cache

@@ -21,6 +21,9 @@ from gateway.access.guesses import BURST
 from gateway.access.oidc import IdTokenError, identity_of
 from gateway.access.sessions import FLOW_AGE, SKEW
 from gateway.access.sign_in_lines import Oidc
+from gateway.client.egress import EgressGuard
+from gateway.ops.audit import Act, read_acts
+from gateway.rules.rules import Egress
 from gateway.verify.remote_keys import FRESH, PAUSE, USABLE
 from tests.certificates import Authority
 from tests.console.signing import (
@@ -571,3 +574,38 @@ def test_google_vouches_for_the_addresses_that_it_manages() -> None:
         assert identity_of(claims, google).name == claims["email"]
     with pytest.raises(IdTokenError, match="hd: expected the domain"):
         identity_of(good, google)
+
+
+async def test_a_provider_is_asked_where_the_egress_guard_lets_it(
+    tmp_path: Path, authority: Authority, provider: FakeProvider
+) -> None:
+    async with (
+        provider_of(tmp_path, authority, provider) as client,
+        desk_of(tmp_path, file_text(provider), client=client) as desk,
+    ):
+        client.set_guard(EgressGuard(Egress(is_private_allowed=False)))
+        reply = await desk.browser(**HOST).get("/ui/sign-in/provider")
+        assert reply.status == 503
+        assert "refused by egress policy: 127.0.0.1 is loopback" in reply.document.text
+        assert provider.asked == []
+
+
+async def test_what_a_person_does_is_recorded_with_how_they_are_known(
+    desk: Desk, browser: Browser, provider: FakeProvider
+) -> None:
+    await through(browser, provider)
+    fields = (await browser.get("/ui/destinations/ci")).document.forms["/ui/destinations/ci/pause"]
+    assert (await browser.post("/ui/destinations/ci/pause", fields)).status == 303
+    acts = [each async for each in read_acts(desk.company.log, desk.company.topics)]
+    found = [each.record for each in acts if isinstance(each, Act)]
+    assert [(each.who, each.via, each.is_proven) for each in found] == [("ada@example.com", "oidc", True)]
+
+
+async def test_only_so_many_sign_ins_ask_the_provider_at_a_time(
+    browser: Browser, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.access.identity_provider.AT_A_TIME", 0)
+    reply = await through(browser, provider)
+    assert reply.status == 503
+    assert "expected few sign-ins at a time" in reply.document.text
+    assert provider.given == []

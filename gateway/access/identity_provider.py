@@ -1,4 +1,4 @@
-"""Asks the provider by which people sign in: what it says of itself, its keys, and its tokens for a code.
+"""Asks the identity provider by which people sign in: what it says of itself, its keys, its tokens for a code.
 
 All of it goes through the delivery client, whose egress guard is that of the rules. What a provider says of itself and
 its keys are kept as a sender's keys are (`verify/remote_keys.py`): asked for again after an hour, at once for a key
@@ -20,6 +20,7 @@ from gateway.access.oidc import (
     discovery_address,
     identity_of,
     key_id_of,
+    load_libraries,
     metadata_of,
     token_request,
     tokens_in,
@@ -45,8 +46,8 @@ class ProviderUnavailableError(SignInError):
     """The provider can't be asked at the moment, or its answer isn't one."""
 
 
-class Provider:
-    """The provider, as far as it is known. `open_client` returns the process's client; `clock` is in Unix seconds."""
+class IdentityProvider:
+    """The identity provider, as far as it is known. `open_client` returns the client; `clock` is in Unix seconds."""
 
     def __init__(self, open_client: Callable[[], Awaitable[Client]], *, clock: Callable[[], float]) -> None:
         self._open_client = open_client
@@ -63,6 +64,7 @@ class Provider:
 
     async def address(self, provider: Oidc, flow: Flow, origin: str) -> str:
         """Return where somebody is sent to sign in. Raises SignInError."""
+        await asyncio.to_thread(load_libraries)
         return authorization_address(provider, await self._known(provider), flow, f"{origin}{CALLBACK}")
 
     async def identity(self, provider: Oidc, flow: Flow, query: str, origin: str) -> Identity:
