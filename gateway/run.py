@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -398,7 +399,7 @@ class Gateway:
             tokens=lambda: {} if self._ingress is None else self._ingress.tokens.all(),
         )
         if settings.serves_api:
-            await self._add_api(application, log)
+            await self._add_api(application, log, stack)
         runner = admin_runner(application, close_timeout=ADMIN_CLOSE_TIMEOUT)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
@@ -410,7 +411,8 @@ class Gateway:
             raise cannot_listen("--admin", address, error) from error
         return Address(*runner.addresses[0][:2])
 
-    async def _add_api(self, application: web.Application, log: Log) -> None:
+    async def _add_api(self, application: web.Application, log: Log, stack: AsyncExitStack) -> None:
+        from gateway.access.identity_provider import IdentityProvider  # noqa: PLC0415 - as below
         from gateway.api.backend import Backend  # noqa: PLC0415 - an ingress or a router alone has no use for it
         from gateway.console.serving import add_api_and_console  # noqa: PLC0415 - as above, with its templates
 
@@ -423,7 +425,9 @@ class Gateway:
             index_problem=lambda: "" if self._index is None else self._index.problem,
             holds=lambda: {} if self._worker is None else self._worker.holds,
         )
-        await add_api_and_console(application, backend, self._access, self._logger)
+        provider, metrics = IdentityProvider(partial(self._open_client, log, stack), clock=time.time), self._metrics
+        serve = partial(add_api_and_console, provider=provider, metrics=metrics)
+        await serve(application, backend, self._access, self._logger)
 
     def _on_rules_activated(self, rules: Rules) -> None:
         """Apply new rules to the client, the ingress and the worker."""

@@ -57,7 +57,8 @@ MAY_IMPORT = {
     # Between the ingress and the log: neither knows it.
     "spool": {"log", "settings", "telemetry", "model"},
     "reload": {"garbage", "required_topics", "ops", "turns", *_BELOW},
-    "access": {"rules", "settings", "model"},  # of rules, how a file is watched
+    # Of rules, how a file is watched; of senders' keys, how they are kept; a provider is asked through the client.
+    "access": {"client", "rules", "settings", "telemetry", "verify", "model"},
     "index_keeper": {"index", *_BELOW},
     "required_topics": _BELOW,
     "open_log": {"kafka_credentials", *_BELOW},
@@ -146,6 +147,7 @@ ONLY_USER: dict[str, str | tuple[str, ...]] = {
     "opentelemetry": "gateway/telemetry/traces.py",
     "cel": "gateway/rules/expressions.py",
     "jinja2": "gateway/console/look.py",
+    "oauthlib": "gateway/access/oidc.py",
     "re2": "gateway/rules/patterns.py",
     "sqlite3": ("gateway/log/embedded/", "gateway/index/"),
 }
@@ -153,7 +155,8 @@ ONLY_USER: dict[str, str | tuple[str, ...]] = {
 
 PURE = {
     *(f"gateway/api/{name}.py" for name in ("cursors", "json_shapes", "openapi", "overview", "problems", "sight")),
-    *(f"gateway/access/{name}.py" for name in ("access_file", "guesses", "local_request", "principal", "tokens")),
+    *(f"gateway/access/{name}.py" for name in ("access_file", "guesses", "local_request", "oidc", "principal")),
+    *(f"gateway/access/{name}.py" for name in ("sealed", "sessions", "sign_in_lines", "tokens")),
     *(f"gateway/bodies/{name}.py" for name in ("codings", "content", "forms", "media_types", "redaction", "xml")),
     *(f"gateway/console/{name}.py" for name in ("body_views", "curl", "figures", "json_layout", "page", "text")),
     "gateway/client/request.py",

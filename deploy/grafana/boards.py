@@ -191,8 +191,9 @@ OVERVIEW = Board(
             "Admin requests refused",
             "ops",
             "GatewaySignaturesRefused",
-            "Requests at the admin address of nobody who may ask, by reason.",
+            "Requests at the admin address of nobody who may ask, by reason; and people who sign in, by how they do.",
             (per_second("gateway_access_refused_total", "reason"), "{{reason}}"),
+            (per_second("gateway_access_sign_ins_total", "how"), "signed in: {{how}}"),
         ),
         graph(
             "Ended deliveries",

@@ -1,23 +1,25 @@
 """Whose request it is at the admin address: of a token, of a person that a trusted proxy names, or of this machine."""
 
 import asyncio
+import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import StrEnum
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
 from aiohttp import web
 
-from gateway.access.access_file import MAX_BYTES, MAX_NAME, AccessFileError, AccessList, Grant, read_access
+from gateway.access.access_file import MAX_NAME, AccessFileError, AccessList, Grant
 from gateway.access.guesses import Guesses
 from gateway.access.local_request import is_foreign, is_local
 from gateway.access.principal import AccessError, AccessRole, Principal
+from gateway.access.read_file import files_of, read_file
 from gateway.access.tokens import PREFIX, digest_of, is_equal, is_token
-from gateway.rules.file_stamps import stamps_of
+from gateway.rules.file_stamps import Stamps, stamps_of
 from gateway.rules.watch import Watch
-from gateway.rules.yaml_document import reason_of
 from gateway.settings import AccessSettings
 
 LOOK_INTERVAL = 1.0
@@ -43,6 +45,15 @@ class Refusal(StrEnum):
     """It has the identity header, and didn't come from a proxy whose header counts."""
     BAD_IDENTITY = "bad_identity"
     UNKNOWN_PERSON = "unknown_person"
+    BAD_SESSION = "bad_session"
+    """A cookie that isn't ours: of another key, or changed."""
+    SESSION_OVER = "session_over"
+    """By its age, because nobody has used it, or because what it rests on is gone."""
+    BAD_STATE = "bad_state"
+    """Somebody came back from the provider whom this browser hasn't sent there, or too late, or twice."""
+    BAD_ID_TOKEN = "bad_id_token"  # noqa: S105 - a reason
+    PROVIDER_REFUSED = "provider_refused"
+    PROVIDER_UNAVAILABLE = "provider_unavailable"
 
 
 class Access:
@@ -59,12 +70,15 @@ class Access:
         refused: Callable[[Refusal], None] = lambda _: None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._settings = settings or AccessSettings()
         self._refused = refused
         self._clock = clock
         self._sleep = sleep
+        self._environ = environ
         self._list = AccessList()
+        self._files: Sequence[Path] = ()
         self._watch = Watch({})
         self._problem = ""
         self._guesses = Guesses()
@@ -72,9 +86,20 @@ class Access:
     def load(self) -> None:
         """Read the access file, if there is one. Blocks; raises AccessFileError."""
         if self._settings.file is not None:
-            stamps = stamps_of([self._settings.file])
-            self._list = _read(self._settings.file)
-            self._watch = Watch(stamps)
+            stamps, found = self._read(self._settings.file)
+            if isinstance(found, AccessFileError):
+                raise found
+            self._list, self._watch = found, Watch(stamps)
+
+    @property
+    def in_force(self) -> AccessList:
+        """What the access file says, or said when it was last good."""
+        return self._list
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether access is given by a file; else to whoever is on this machine."""
+        return self._settings.is_configured
 
     def notes(self) -> Sequence[str]:
         """Return what is wrong with the access file, for `/readyz`: what it said before is in force."""
@@ -87,45 +112,59 @@ class Access:
             return
         while True:
             await self._sleep(LOOK_INTERVAL)
-            stamps = await asyncio.to_thread(stamps_of, [file])
+            stamps = await asyncio.to_thread(stamps_of, self._files)
             if not self._watch.observe(stamps):
                 continue
-            self._watch.mark_read(stamps)
-            try:
-                self._list = await asyncio.to_thread(_read, file)
-            except AccessFileError as error:
-                self._problem = str(error).splitlines()[0]
-                logger.error("access_file_refused", path=str(file), problems=str(error).splitlines()[:10])
+            read, found = await asyncio.to_thread(self._read, file)
+            self._watch.mark_read(read)
+            if isinstance(found, AccessFileError):
+                self._problem = str(found).splitlines()[0]
+                logger.error("access_file_refused", path=str(file), problems=str(found).splitlines()[:10])
             else:
+                self._list = found
                 self._problem = ""
                 tokens, people = len(self._list.tokens), len(self._list.people)
                 logger.info("access_file_read", path=str(file), tokens=tokens, people=people)
 
     def principal_of(self, request: web.Request) -> Principal:
         """Return who makes a request. Raises AccessError, with a status, if nobody does who may."""
-        scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
-        token = credential.strip()
-        if scheme.lower() == "bearer" and token.startswith(PREFIX):
-            return self._of_token(request, token)
+        if (token := _token_in(request)) is not None:
+            grant = self.grant_of_token(token, request.remote)
+            return as_principal(grant, grant.name, TOKEN)
         if (header := self._settings.identity_header) is not None and header in request.headers:
             return self._of_identity(request, request.headers.getall(header))
         if self._settings.is_configured:
-            raise self._error(401, Refusal.NO_CREDENTIALS, "expected a token (Authorization: Bearer gwt_…), got none")
+            raise self.refusal(401, Refusal.NO_CREDENTIALS, "expected a token (Authorization: Bearer gwt_…), got none")
         return self._of_this_machine(request)
 
-    def _of_token(self, request: web.Request, token: str) -> Principal:
+    def has_credential(self, request: web.Request) -> bool:
+        """Return whether a request says by itself who makes it: by a token, or by the header of a proxy."""
+        header = self._settings.identity_header
+        return _token_in(request) is not None or (header is not None and header in request.headers)
+
+    def _read(self, file: Path) -> tuple[Stamps, AccessList | AccessFileError]:
+        """Read the file, and the secrets that it names, with the stamps that they had before."""
+        self._files = files_of(file)
+        stamps = stamps_of(self._files)
+        try:
+            return stamps, read_file(file, self._environ)
+        except AccessFileError as error:
+            return stamps, error
+
+    def grant_of_token(self, token: str, address: str | None) -> Grant:
+        """Return what a token may that comes from an address. Raises AccessError; then a guess is counted."""
         now = self._clock()
-        if wait := self._guesses.seconds_to_wait(request.remote, now):
+        if wait := self._guesses.seconds_to_wait(address, now):
             headers = {"Retry-After": str(int(wait) + 1)}
             detail = "expected fewer wrong tokens from this address, got too many: wait"
-            raise self._error(429, Refusal.TOO_MANY_GUESSES, detail, headers)
+            raise self.refusal(429, Refusal.TOO_MANY_GUESSES, detail, headers)
         grant = self._grant_of(token)
         if grant is None:
-            self._guesses.add(request.remote, now)
-            raise self._error(401, Refusal.BAD_TOKEN, "expected a token that is known here, got another")
+            self._guesses.add(address, now)
+            raise self.refusal(401, Refusal.BAD_TOKEN, "expected a token that is known here, got another")
         if grant.expires is not None and now >= grant.expires:
-            raise self._error(401, Refusal.EXPIRED_TOKEN, f"expected a token that is good, got {grant.name}, expired")
-        return _principal(grant, grant.name, TOKEN)
+            raise self.refusal(401, Refusal.EXPIRED_TOKEN, f"expected a token that is good, got {grant.name}, expired")
+        return grant
 
     def _grant_of(self, token: str) -> Grant | None:
         """Return what a token may. Takes as long for each token of the right form, whether and where it is listed."""
@@ -140,17 +179,17 @@ class Access:
     def _of_identity(self, request: web.Request, values: Sequence[str]) -> Principal:
         if not self._is_trusted(request.remote):
             detail = "expected who it is from a trusted proxy, got it from another address"
-            raise self._error(401, Refusal.UNTRUSTED_PROXY, detail)
+            raise self.refusal(401, Refusal.UNTRUSTED_PROXY, detail)
         hosts = [request.headers.get("X-Forwarded-Host", ""), request.headers.get("Host", "")]
         if all(is_foreign(request.method, host, request.headers) for host in hosts):
             raise self._foreign()
         name = values[0].strip()
         if len(values) != 1 or not 0 < len(name) <= MAX_NAME or not name.isprintable():
-            raise self._error(401, Refusal.BAD_IDENTITY, "expected one name of a person, got another value")
+            raise self.refusal(401, Refusal.BAD_IDENTITY, "expected one name of a person, got another value")
         grant = self._list.person(name)
         if grant is None:
-            raise self._error(403, Refusal.UNKNOWN_PERSON, f"expected a person who is given access, got {name}")
-        return _principal(grant, name, IDENTITY_HEADER)
+            raise self.refusal(403, Refusal.UNKNOWN_PERSON, f"expected a person who is given access, got {name}")
+        return as_principal(grant, name, IDENTITY_HEADER)
 
     def _is_trusted(self, peer: str | None) -> bool:
         try:
@@ -164,32 +203,29 @@ class Access:
         host = request.headers.get("Host", "")
         if not is_local(request.remote, host, request.headers, (request.version.major, request.version.minor)):
             detail = "expected a request of a program on this machine, to its loopback address, got another"
-            raise self._error(401, Refusal.NOT_LOCAL, detail)
+            raise self.refusal(401, Refusal.NOT_LOCAL, detail)
         if is_foreign(request.method, host, request.headers):
             raise self._foreign()
         return Principal(name="local", role=AccessRole.OPERATOR, via=LOOPBACK)
 
     def _foreign(self) -> AccessError:
         detail = "expected a request of a page from this address, got one of another site's"
-        return self._error(403, Refusal.FOREIGN_PAGE, detail)
+        return self.refusal(403, Refusal.FOREIGN_PAGE, detail)
 
-    def _error(self, status: int, why: Refusal, detail: str, headers: dict[str, str] | None = None) -> AccessError:
+    def refusal(self, status: int, why: Refusal, detail: str, headers: Mapping[str, str] | None = None) -> AccessError:
+        """Count a request of nobody who may ask, and return the error that says so."""
         self._refused(why)
-        return AccessError(status, detail, headers=_CHALLENGE if status == 401 else headers)  # noqa: PLR2004 - unauthorized
+        is_challenge = status == HTTPStatus.UNAUTHORIZED
+        return AccessError(status, detail, reason=why, headers=_CHALLENGE if is_challenge else headers)
 
 
-def _principal(grant: Grant, name: str, via: str) -> Principal:
+def _token_in(request: web.Request) -> str | None:
+    """Return the token of ours that a request has, None if it has none."""
+    scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
+    token = credential.strip()
+    return token if scheme.lower() == "bearer" and token.startswith(PREFIX) else None
+
+
+def as_principal(grant: Grant, name: str, via: str) -> Principal:
+    """Return somebody with what they may."""
     return Principal(name=name, role=grant.role, owners=grant.owners, sources=grant.sources, via=via)
-
-
-def _read(file: Path) -> AccessList:
-    try:
-        with file.open("rb") as opened:
-            content = opened.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise AccessFileError(f"{file}: expected at most {MAX_BYTES >> 20} MiB, got more")
-        return read_access(content.decode(), str(file))
-    except OSError as error:
-        raise AccessFileError(f"{file}: expected an access file, got: {reason_of(error)}") from error
-    except UnicodeDecodeError:
-        raise AccessFileError(f"{file}: expected UTF-8, got other bytes") from None

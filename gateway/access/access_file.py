@@ -1,21 +1,28 @@
-"""The file that says who may ask, and in which role: a token or a person on each line. Pure.
+"""The file that says who may ask, and in which role: a token, a person or a group on each line. Pure.
 
     # for the deploy job
     token  deploys            operator  sha256=9f86d081884c7d65…  source=github  expires=2027-03-01T00:00:00Z
     person ada@example.com    operator
+    group  support            reader    owner=payments
     person *@example.com      viewer    owner=payments  owner='team b'
 
-`gateway token` writes the tokens; people are written by hand. Words are divided and quoted as in a shell, and `#`
+    sign-in https://gateway.example.com
+    oidc    https://id.example.com  client=gateway  secret=${file:oidc-secret}  groups=groups
+
+`gateway token` writes the tokens; the rest is written by hand. Words are divided and quoted as in a shell, and `#`
 begins a comment. Several `source` or `owner` are a choice; of both kinds, both have to hold. A person is who a trusted
-proxy says that they are; of several lines that fit, the one without `*` counts, else the first.
+proxy says that they are, or who the provider of `oidc` says; groups are what that provider says of them. Of several
+lines that fit somebody, the one with the whole name counts, else the first. `sign_in_lines.py` has the last two kinds.
 """
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import field
 from datetime import UTC, datetime
 
 from gateway.access.principal import AccessRole
+from gateway.access.sign_in_lines import Oidc, SignInAddress, oidc_of, problems_between, sign_in_of
 from gateway.model import NAME_PATTERN, UsageError, immutable
 
 MAX_ENTRIES = 1000
@@ -23,7 +30,14 @@ MAX_ENTRIES = 1000
 MAX_BYTES = 1 << 20
 MAX_NAME = 254
 """Characters of a person's name: of an address (RFC 5321)."""
-_OPTIONS = {"token": ("sha256", "source", "owner", "expires"), "person": ("source", "owner")}
+_GRANTED = ("token", "person", "group")
+_OPTIONS = {
+    "token": ("sha256", "source", "owner", "expires"),
+    "person": ("source", "owner"),
+    "group": ("source", "owner"),
+    "sign-in": ("key",),
+    "oidc": ("client", "secret", "scope", "name", "groups"),
+}
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TIME = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 
@@ -34,7 +48,10 @@ class AccessFileError(UsageError):
 
 @immutable
 class Grant:
-    """What a token or a person may: `digest` and `expires` (Unix seconds; None for never) are a token's."""
+    """What a token, a person or a group may: `digest` and `expires` (Unix seconds; None for never) are a token's.
+
+    `line` is its number in the file.
+    """
 
     name: str
     role: AccessRole
@@ -42,6 +59,8 @@ class Grant:
     owners: frozenset[str] | None = None
     digest: bytes = b""
     expires: float | None = None
+    is_group: bool = False
+    line: int = field(default=0, compare=False)
 
     @property
     def is_token(self) -> bool:
@@ -50,39 +69,67 @@ class Grant:
 
 @immutable
 class AccessList:
-    """Who may ask, as a file says."""
+    """Who may ask, as a file says, and where and by whom people sign in."""
 
     tokens: tuple[Grant, ...] = ()
     people: tuple[Grant, ...] = ()
+    groups: tuple[Grant, ...] = ()
+    sign_in: SignInAddress | None = None
+    oidc: Oidc | None = None
 
-    def person(self, name: str) -> Grant | None:
-        """Return what a person may; None if they aren't in the list. Case doesn't matter."""
+    def person(self, name: str, groups: Collection[str] = ()) -> Grant | None:
+        """Return what a person of these groups may; None if no line fits them. The case of a name doesn't matter."""
         folded = name.casefold()
         exact = next((each for each in self.people if each.name.casefold() == folded), None)
-        return exact or next((each for each in self.people if _fits(each.name.casefold(), folded)), None)
+        if exact is not None:
+            return exact
+        fitting = [each for each in self.people if _fits(each.name.casefold(), folded)]
+        fitting += [each for each in self.groups if each.name in groups]
+        return min(fitting, key=lambda each: each.line, default=None)
+
+    def known_groups(self, groups: Collection[str]) -> tuple[str, ...]:
+        """Return those of some groups that have a line, in the file's order."""
+        return tuple([each.name for each in self.groups if each.name in groups])
 
 
 def read_access(text: str, file: str) -> AccessList:
     """Return what a file says. Raises AccessFileError with all problems."""
-    tokens, people, problems = list[Grant](), list[Grant](), list[str]()
-    names = set[tuple[bool, str]]()
+    problems = list[str]()
+    granted: dict[str, list[Grant]] = {kind: [] for kind in _GRANTED}
+    sign_ins, providers = list[SignInAddress](), list[Oidc]()
+    names = set[tuple[str, str]]()
     for number, line in enumerate(text.splitlines(), 1):
         try:
-            grant = _grant(line)
+            kind, words = _words_of(line)
+            if not kind:
+                continue
+            if kind == "sign-in":
+                sign_ins.append(sign_in_of(words, _options(kind, words[1:], "the address"), number))
+            elif kind == "oidc":
+                providers.append(oidc_of(words, _options(kind, words[1:], "the issuer"), number))
+            else:
+                granted[kind].append(_grant(kind, words, number))
         except ValueError as error:
             problems.append(f"{file}:{number}: {error}")
             continue
-        if grant is None:
-            continue
-        if (key := (grant.is_token, grant.name.casefold())) in names:
-            problems.append(f"{file}:{number}: expected each name once, got {grant.name!r} again")
-        names.add(key)
-        (tokens if grant.is_token else people).append(grant)
+        name = words[0] if kind == "group" else words[0].casefold()
+        if kind in _GRANTED and (key := (kind, name)) in names:
+            problems.append(f"{file}:{number}: expected each name once, got {words[0]!r} again")
+        elif kind in _GRANTED:
+            names.add(key)
     if len(names) > MAX_ENTRIES:
         problems.append(f"{file}: expected at most {MAX_ENTRIES:,} tokens and people, got {len(names):,}")
+    first_group = granted["group"][0].line if granted["group"] else None
+    problems += [f"{file}:{line}: {each}" for line, each in problems_between(sign_ins, providers, first_group)]
     if problems:
         raise AccessFileError("\n".join(problems))
-    return AccessList(tokens=tuple(tokens), people=tuple(people))
+    return AccessList(
+        tokens=tuple(granted["token"]),
+        people=tuple(granted["person"]),
+        groups=tuple(granted["group"]),
+        sign_in=sign_ins[0] if sign_ins else None,
+        oidc=providers[0] if providers else None,
+    )
 
 
 def with_token(text: str, grant: Grant) -> str:
@@ -98,30 +145,32 @@ def without_token(text: str, name: str) -> str:
 
 
 def _is_token(line: str, name: str) -> bool:
-    grant = _grant(line)
-    return grant is not None and grant.is_token and grant.name == name
+    kind, words = _words_of(line)
+    return kind == "token" and words[0] == name
 
 
-def _grant(line: str) -> Grant | None:
-    """Return what a line says, None for one that says nothing. Raises ValueError, without the words of the line."""
+def _words_of(line: str) -> tuple[str, list[str]]:
+    """Return a line's kind ("" if it says nothing) and its words. Raises ValueError, without the words of the line."""
     try:
         kind, *words = shlex.split(line, comments=True) or [""]
     except ValueError:
         raise ValueError("expected words as in a shell, got a quote without an end") from None
-    if not kind:
-        return None
-    if kind not in _OPTIONS:
-        raise ValueError("expected a line that begins with token or person, got another word")
-    if len(words) < 2:  # noqa: PLR2004 - a name and a role
+    if kind and kind not in _OPTIONS:
+        raise ValueError("expected a line that begins with token or person, group, sign-in or oidc, got another word")
+    if kind in _GRANTED and len(words) < 2:  # noqa: PLR2004 - a name and a role
         raise ValueError(f"expected {kind} NAME ROLE, got fewer words")
+    return kind, words
+
+
+def _grant(kind: str, words: list[str], line: int) -> Grant:
     name, role, *options = words
     if kind == "token" and not NAME_PATTERN.fullmatch(name):
         raise ValueError("expected a name of at most 63 lower-case letters, digits, '.', '_' and '-', got another")
-    if kind == "person" and (not 0 < len(name) <= MAX_NAME or not name.isprintable()):
+    if kind != "token" and (not 0 < len(name) <= MAX_NAME or not name.isprintable()):
         raise ValueError(f"expected a name of at most {MAX_NAME} printable characters, got another")
     if role not in set(AccessRole):
         raise ValueError(f"expected a role: {', '.join(AccessRole)}, got another word")
-    values = _options(kind, options)
+    values = _options(kind, options, "the role")
     return Grant(
         name=name,
         role=AccessRole(role),
@@ -129,15 +178,17 @@ def _grant(line: str) -> Grant | None:
         owners=_limit(values["owner"]),
         digest=_digest(values["sha256"]) if kind == "token" else b"",
         expires=_expires(values["expires"]) if kind == "token" else None,
+        is_group=kind == "group",
+        line=line,
     )
 
 
-def _options(kind: str, words: Iterable[str]) -> dict[str, list[str]]:
+def _options(kind: str, words: Iterable[str], after: str) -> Mapping[str, list[str]]:
     values: dict[str, list[str]] = {name: [] for name in _OPTIONS[kind]}
     for word in words:
         name, sign, value = word.partition("=")
         if not sign or not value or name not in values:
-            raise ValueError(f"expected {', '.join(f'{each}=…' for each in values)} after the role, got another word")
+            raise ValueError(f"expected {', '.join(f'{each}=…' for each in values)} after {after}, got another word")
         values[name].append(value)
     return values
 

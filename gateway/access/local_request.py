@@ -38,13 +38,15 @@ def is_local(peer: str | None, host: str, headers: Mapping[str, str], version: t
     if not is_loopback(peer) or version < (1, 1) or any(name in headers for name in FORWARDING_HEADERS):
         return False
     name = host_name(host)
-    if name == "localhost":
-        return True
     try:
-        found = ip_address(name)
+        return is_loopback_name(name) or ip_address(name).is_unspecified  # how a listener on 0.0.0.0 is asked here
     except ValueError:
         return False
-    return found.is_loopback or found.is_unspecified  # how a listener on 0.0.0.0 is asked on its machine
+
+
+def is_loopback_name(name: str) -> bool:
+    """Return whether a name, without port and brackets, is a loopback address whatever any DNS says."""
+    return name == "localhost" or is_loopback(name)
 
 
 def host_name(host: str) -> str:

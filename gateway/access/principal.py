@@ -54,11 +54,12 @@ class Principal:
 class AccessError(GatewayError):
     """Who makes the request is at fault, or isn't known: `status` is 401, 403 or 429. `detail` is shown to them.
 
-    `headers` belong to the response: RFC 9110 wants a challenge with a 401.
+    `reason` is one of a closed set. `headers` belong to the response: RFC 9110 wants a challenge with a 401.
     """
 
-    def __init__(self, status: int, detail: str, *, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, status: int, detail: str, *, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(f"{status}: {detail}")
         self.status = status
         self.detail = detail
+        self.reason = reason
         self.headers = headers or {}

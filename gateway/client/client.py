@@ -26,7 +26,7 @@ from yarl import URL
 
 from gateway.client.connections import Connection, FailedError, Origin, Pool, StaleError, describe_failure
 from gateway.client.egress import EgressGuard, EgressRefusedError
-from gateway.client.http1 import MalformedResponseError, ResponseReader, encode_head
+from gateway.client.http1 import RESPONSE_LIMIT, MalformedResponseError, ResponseReader, encode_head
 from gateway.client.oauth import NoTokenError, Token, Tokens
 from gateway.client.observation import Observation
 from gateway.client.request import USER_AGENT, Outbound, Senders
@@ -211,10 +211,12 @@ class Client:
             )
         return response.body
 
-    async def request_token(self, outbound: Outbound, deadline: float) -> ResponseReader:
-        """Send a request for a token. Raises NoTokenError."""
+    async def request_token(
+        self, outbound: Outbound, deadline: float, *, limit: int = RESPONSE_LIMIT
+    ) -> ResponseReader:
+        """Send a request for a token; of the response's body, at most `limit` bytes are read. Raises NoTokenError."""
         try:
-            return await self._send(outbound, deadline, partial(ResponseReader, needs_body=True))
+            return await self._send(outbound, deadline, partial(ResponseReader, needs_body=True, limit=limit))
         except FailedError as failure:
             raise NoTokenError(failure.detail, timed_out=self._loop.time() >= deadline) from failure
 

@@ -31,6 +31,7 @@ _MODULES = {
     "spool": ("spool list", "spool move", "spool verify"),
     "audit": ("audit list",),
     "token": ("token new", "token list", "token revoke"),
+    "access": ("access check",),
     "status": ("status",),
     "control": tuple([f"{what} {action}" for what in ("route", "destination") for action in _ACTIONS]),
     "maintenance": ("migrate", "backup", "restore"),

@@ -1,23 +1,34 @@
 """The console as aiohttp serves it: who looks, which page, and what a browser may do with it."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
 from http import HTTPStatus
-from secrets import token_hex, token_urlsafe
+from secrets import token_urlsafe
 from typing import Any
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from gateway.access.access import Access
-from gateway.access.principal import AccessError, Principal
+from gateway.access.principal import AccessError
+from gateway.access.sign_in import SignIn
 from gateway.api.backend import Backend
 from gateway.api.problems import ApiError, Code
 from gateway.console.asking import Asking
-from gateway.console.forms import SESSION, form_of, must_be_ours, token_of
+from gateway.console.forms import SESSION, form_of, must_be_ours
+from gateway.console.frame import CONTENT_SECURITY_POLICY as CONTENT_SECURITY_POLICY  # noqa: PLC0414 - known by this name
+from gateway.console.frame import HEADERS, Frame, html, own, redirect
 from gateway.console.look import STATIC, Look
 from gateway.console.page import Act, Download, Given, Page, Redirect, Show
 from gateway.console.pages import ACTS, PAGES
+from gateway.console.sign_in_pages import (
+    CALLBACK,
+    PATH,
+    PROVIDER,
+    SIGN_OUT,
+    Answer,
+    SignInPages,
+    SignInView,
+    set_forms_cookie,
+)
 from gateway.console.text import UI
 from gateway.telemetry.logs import trace_of
 
@@ -30,22 +41,6 @@ THEMES = ("light", "dark")
 THEME = "theme"
 """The cookie of the theme that somebody has chosen; without it, that of their system."""
 YEAR = 31_536_000
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
-)
-HEADERS: Mapping[str, str] = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    "Referrer-Policy": "same-origin",  # with none at all, a browser would not say that a form is of this origin
-    "Server": "webhook-gateway",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-}
-"""Of each response."""
 _FILE_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 _TITLES: Mapping[Code, str] = {
     Code.NOT_FOUND: "Not found",
@@ -59,56 +54,41 @@ _TITLES: Mapping[Code, str] = {
 
 
 def add_console(
-    application: web.Application, look: Look, backend: Backend, access: Access, logger: FilteringBoundLogger
+    application: web.Application, look: Look, backend: Backend, sign_in: SignIn, logger: FilteringBoundLogger
 ) -> None:
     """Serve the console below `/ui` of an application."""
-    console = _Console(look, backend, access, logger)
+    console = _Console(look, backend, sign_in, logger)
     router = application.router
     router.add_get("/", console.to_console)
     router.add_get(f"{UI}/", console.to_console)
     router.add_get(f"{STATIC}/{{name}}", console.static)
-    router.add_post(f"{UI}/theme", console.theme)
+    router.add_post(f"{UI}/theme", console.answer("theme", console.theme))
+    pages = SignInPages(sign_in, console.sign_in_page)
+    router.add_get(f"{UI}{PATH}", console.answer("sign_in", pages.page))
+    router.add_post(f"{UI}{PATH}", console.answer("sign_in", pages.with_token))
+    router.add_get(f"{UI}{PROVIDER}", console.answer("to_provider", pages.to_provider))
+    router.add_get(f"{UI}{CALLBACK}", console.answer("from_provider", pages.from_provider))
+    router.add_post(f"{UI}{SIGN_OUT}", console.answer("sign_out", pages.sign_out))
     for path, show in PAGES:
         router.add_get(f"{UI}{path}", console.page(show))
     for path, act in ACTS:
         router.add_post(f"{UI}{path}", console.act(act))
-    router.add_route("*", f"{UI}/{{rest:.*}}", console.nothing)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Frame:
-    """What is around each page."""
-
-    principal: Principal | None
-    theme: str
-    path: str
-    session: str
-
-    @property
-    def token(self) -> str:
-        """What a form on the page has to send with it."""
-        assert self.principal is not None
-        return token_of(self.session, self.principal)
-
-    @property
-    def key(self) -> str:
-        """The idempotency key of a form: another one each time."""
-        return token_hex(16)
+    router.add_route("*", f"{UI}/{{rest:.*}}", console.answer("nothing", console.nothing))
 
 
 class _Console:
     """Handles requests, so many at a time."""
 
-    def __init__(self, look: Look, backend: Backend, access: Access, logger: FilteringBoundLogger) -> None:
+    def __init__(self, look: Look, backend: Backend, sign_in: SignIn, logger: FilteringBoundLogger) -> None:
         self._look = look
         self._backend = backend
-        self._access = access
+        self._sign_in = sign_in
         self._logger = logger
         self._files = {each.address: each for each in look.static.values()}
         self._in_progress = 0
 
     async def to_console(self, _: web.Request) -> web.StreamResponse:
-        return _redirect(UI)
+        return redirect(UI)
 
     async def static(self, request: web.Request) -> web.StreamResponse:
         """Serve a file of the page's look: there is nothing in it that not everybody may know."""
@@ -123,17 +103,11 @@ class _Console:
         }
         return web.Response(body=found.content, headers=headers)
 
-    async def theme(self, request: web.Request) -> web.StreamResponse:
+    async def theme(self, request: web.Request, _: Frame) -> web.StreamResponse:
         """Keep which theme somebody wants, in a cookie, and go back to where they were."""
-        frame = self._frame(request)
-        try:
-            self._access.principal_of(request)
-            form = await form_of(request)
-        except AccessError as error:
-            return await self._problem(frame, _denied(error))
-        except ApiError as error:
-            return await self._problem(frame, error)
-        theme, response = form.text("theme"), _redirect(_own(form.text("back")))
+        self._sign_in.principal_of(request)
+        form = await form_of(request)
+        theme, response = form.text("theme"), redirect(own(form.text("back")))
         if theme in THEMES:
             response.set_cookie(THEME, theme, path=UI, max_age=YEAR, httponly=True, samesite="Strict")
         else:
@@ -159,19 +133,29 @@ class _Console:
         return self._handler(act.__name__, make)
 
     def _handler(self, name: str, make: Make) -> Handler:
+        async def answer(request: web.Request, frame: Frame) -> web.StreamResponse:
+            frame.principal = self._sign_in.principal_of(request)
+            asking = Asking(backend=self._backend, principal=frame.principal, now=self._backend.log.now())
+            shown = await make(request, asking, Given(request.match_info, request.query))
+            response = await self._response(request, frame, shown)
+            if (renewal := self._sign_in.renewal(request)) is not None:
+                renewal.put_on(response)
+            return response
+
+        return self.answer(name, answer)
+
+    def answer(self, name: str, answer: Answer) -> Handler:
+        """Return a handler that answers, or says why it doesn't."""
+
         async def handle(request: web.Request) -> web.StreamResponse:
             frame = self._frame(request)
             if self._in_progress >= AT_A_TIME:
                 return await self._problem(frame, ApiError(Code.BUSY, "too many pages are being made: try again"))
             self._in_progress += 1
             try:
-                frame = replace(frame, principal=self._access.principal_of(request))
-                assert frame.principal is not None
-                asking = Asking(backend=self._backend, principal=frame.principal, now=self._backend.log.now())
-                shown = await make(request, asking, Given(request.match_info, request.query))
-                return await self._response(request, frame, shown)
+                return await answer(request, frame)
             except AccessError as error:
-                return await self._problem(frame, _denied(error))
+                return await self._denied(request, frame, error)
             except ApiError as error:
                 return await self._problem(frame, error)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this page's alone
@@ -182,64 +166,70 @@ class _Console:
 
         return handle
 
-    async def _response(self, request: web.Request, frame: _Frame, shown: Shown) -> web.Response:
+    async def sign_in_page(self, request: web.Request, frame: Frame, view: SignInView) -> web.StreamResponse:
+        """Return the page on which somebody signs in, or why nobody does."""
+        if not view.offer.is_any:
+            detail = "expected an access file whose line sign-in has this address, got none: nobody signs in here"
+            nobody = ApiError(Code.NOT_FOUND, detail)
+            return await self._problem(frame, nobody if view.error is None else _denied(view.error))
+        frame.principal = None
+        error = None if view.error is None else _denied(view.error)
+        values = {**self._values(frame, "Signed out" if view.is_signed_out else "Sign in", ""), "view": view}
+        status = 200 if view.error is None else view.error.status
+        body = self._look.rendered("sign_in.html", {**values, "error": error})
+        response = html(body, view.error.headers if view.error is not None else None, status=status)
+        self._keep_forms(request, response, frame)
+        return response
+
+    async def _denied(self, request: web.Request, frame: Frame, error: AccessError) -> web.StreamResponse:
+        """Return a page on which somebody may sign in who hasn't, or that says why they don't get what they want."""
+        offer = self._sign_in.offer(request)
+        if error.status != HTTPStatus.UNAUTHORIZED or not offer.is_any:
+            return await self._problem(frame, _denied(error))
+        path = own(frame.path) if request.method == "GET" else UI
+        return await self.sign_in_page(request, frame, SignInView(offer=offer, error=error, path=path))
+
+    async def _response(self, request: web.Request, frame: Frame, shown: Shown) -> web.Response:
         if isinstance(shown, Download):
             return _download(shown)
         if isinstance(shown, Redirect):
-            return _redirect(shown.path)
+            return redirect(shown.path)
         values = {**self._values(frame, shown.title, shown.section), **shown.values}
-        response = _html(await self._backend.aside(lambda: self._look.rendered(shown.template, values)))
-        if request.cookies.get(SESSION) != frame.session:
-            response.set_cookie(
-                SESSION, frame.session, path=UI, httponly=True, samesite="Strict", secure=request.secure
-            )
+        response = html(await self._backend.aside(lambda: self._look.rendered(shown.template, values)))
+        self._keep_forms(request, response, frame)
         return response
 
-    async def nothing(self, request: web.Request) -> web.StreamResponse:
-        frame = self._frame(request)
-        try:
-            frame = replace(frame, principal=self._access.principal_of(request))
-        except AccessError as error:
-            return await self._problem(frame, _denied(error))
-        return await self._problem(frame, ApiError(Code.NOT_FOUND, "there is no such page"))
+    def _keep_forms(self, request: web.Request, response: web.Response, frame: Frame) -> None:
+        if frame.is_new:
+            set_forms_cookie(response, frame.session, is_secure=self._sign_in.is_secure(request))
 
-    def _frame(self, request: web.Request) -> _Frame:
+    async def nothing(self, request: web.Request, frame: Frame) -> web.StreamResponse:
+        frame.principal = self._sign_in.principal_of(request)
+        raise ApiError(Code.NOT_FOUND, "there is no such page")
+
+    def _frame(self, request: web.Request) -> Frame:
         theme = request.cookies.get(THEME, "")
-        return _Frame(
-            principal=None,
+        session = request.cookies.get(SESSION, "")
+        return Frame(
             theme=theme if theme in THEMES else "",
             path=request.rel_url.raw_path_qs,
-            session=request.cookies.get(SESSION) or token_urlsafe(32),
+            session=session or token_urlsafe(32),
+            is_new=not session,
         )
 
-    def _values(self, frame: _Frame, title: str, section: str) -> dict[str, Any]:
+    def _values(self, frame: Frame, title: str, section: str) -> dict[str, Any]:
         return {"frame": frame, "title": title, "section": section, "now": self._backend.log.now()}
 
-    async def _problem(self, frame: _Frame, error: ApiError) -> web.StreamResponse:
+    async def _problem(self, frame: Frame, error: ApiError) -> web.StreamResponse:
         """Return a page that says why there is no other, small enough to be made at once."""
         title = _TITLES.get(error.code, "This page isn't available")
         values = {**self._values(frame, title, ""), "error": error}
-        return _html(self._look.rendered("problem.html", values), error.headers, status=error.status)
-
-
-def _own(path: str) -> str:
-    """Return a path of the console; anything else that a form names is none of ours to send somebody to."""
-    is_ours = path == UI or path.startswith((f"{UI}/", f"{UI}?"))
-    return path if is_ours and path.isascii() and path.isprintable() and "\\" not in path else UI
+        return html(self._look.rendered("problem.html", values), error.headers, status=error.status)
 
 
 def _denied(error: AccessError) -> ApiError:
     code = {403: Code.FORBIDDEN, 429: Code.TOO_MANY_REQUESTS}.get(error.status, Code.UNAUTHENTICATED)
     return ApiError(code, error.detail, headers=error.headers)
-
-
-def _redirect(path: str) -> web.Response:
-    return web.Response(status=HTTPStatus.SEE_OTHER, headers={**HEADERS, "Location": path})
-
-
-def _html(body: bytes, headers: Mapping[str, str] | None = None, *, status: int = 200) -> web.Response:
-    all_headers = {**HEADERS, "Content-Type": "text/html; charset=utf-8", **(headers or {})}
-    return web.Response(body=body, status=status, headers=all_headers)
 
 
 def _download(file: Download) -> web.Response:

@@ -1,20 +1,41 @@
 """The API, and the pages over it, at one address."""
 
 import asyncio
+import time
+from collections.abc import Callable
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from gateway.access.access import Access
+from gateway.access.identity_provider import IdentityProvider
+from gateway.access.sign_in import SignIn
 from gateway.api.application import add_api
 from gateway.api.backend import Backend
 from gateway.console.application import add_console
 from gateway.console.look import Look
+from gateway.telemetry.metrics import Metrics
 
 
 async def add_api_and_console(
-    application: web.Application, backend: Backend, access: Access, logger: FilteringBoundLogger
+    application: web.Application,
+    backend: Backend,
+    access: Access,
+    logger: FilteringBoundLogger,
+    *,
+    provider: IdentityProvider | None = None,
+    metrics: Metrics | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> None:
-    """Serve the API at `/api/v1`, and the console at `/ui`, whose files are read first."""
+    """Serve the API at `/api/v1`, and the console at `/ui`, whose files are read first.
+
+    Without a provider, people sign in with tokens alone.
+    """
     add_api(application, backend, access, logger)
-    add_console(application, await asyncio.to_thread(Look), backend, access, logger)
+
+    def signed_in(how: str) -> None:
+        if metrics is not None:
+            metrics.access_sign_ins.labels(how).inc()
+
+    sign_in = SignIn(access, provider=provider, signed_in=signed_in, clock=clock)
+    add_console(application, await asyncio.to_thread(Look), backend, sign_in, logger)

@@ -88,9 +88,11 @@ REJECTIONS = (
     "wrong_recipient",
 )
 ACCESS_REFUSALS = (
-    *("bad_identity", "bad_token", "expired_token", "foreign_page", "no_credentials", "not_local"),
+    *("bad_id_token", "bad_identity", "bad_session", "bad_state", "bad_token", "expired_token", "foreign_page"),
+    *("no_credentials", "not_local", "provider_refused", "provider_unavailable", "session_over"),
     *("too_many_guesses", "unknown_person", "untrusted_proxy"),
 )
+SIGN_INS = ("oidc", "token_session")
 CONNECTION_REFUSALS = (
     "bug",
     "client_certificate_refused",
@@ -565,6 +567,9 @@ class Metrics(Collector):
             "spool_used_ratio", "Share of the spool's nearest limit (bytes, age, disk) that is used; 1 if it is full."
         ).labels()
         self.spool_up = gauge("spool_up", "1 while there is a spool that takes events.").labels()
+        self.access_sign_ins = counter(
+            "access_sign_ins", "People who have signed in to the console, by how they did.", "how"
+        )
         self.event_loop_tasks = gauge("event_loop_tasks", "Tasks of the event loop.").labels()
         self.log_up = gauge("log_up", "1 while the log responds and accepts all appends.").labels()
         self.build_info = gauge("build_info", "1, with the version and the role that run.", "version", "role")
@@ -580,6 +585,7 @@ class Metrics(Collector):
         _each(self.requests, (NO_SOURCE,), STATUSES)
         _each(self.rejected, (NO_SOURCE,), ("head_slow", "head_too_large", "malformed_request", "unknown_source"))
         _each(self.access_refused, (), ACCESS_REFUSALS)
+        _each(self.access_sign_ins, (), SIGN_INS)
         for reason in CONNECTION_REFUSALS:
             self.connections_refused.labels(reason)
         for result in RELOADS:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import orjson
 import pytest
 
 from dev import tools
@@ -79,6 +80,21 @@ def test_a_file_of_an_npm_package_is_the_one_that_was_pinned(bare: Path, monkeyp
     for _ in range(2):
         assert tools.fetch("axe").read_bytes() == content
     assert len((bare / "calls").read_text().splitlines()) == 2
+
+
+def test_a_program_for_node_has_the_packages_of_its_lock_file_and_runs_no_script_of_them(bare: Path) -> None:
+    a_program(bare / "npm", f'echo "$PWD $@" >> {bare}/calls')
+    with pytest.raises(tools.ToolMissingError, match="expected npm and node"):
+        tools.fetch("oidc-provider")
+    a_program(bare / "node", 'echo "$@"')
+    fetched = tools.fetch("oidc-provider")
+    assert tools.fetch("oidc-provider") == fetched
+    output = subprocess.run([fetched, "a word"], capture_output=True, text=True, check=True).stdout
+    assert output == f"{fetched.parent / 'provider.mjs'} a word\n"
+    [call] = (bare / "calls").read_text().splitlines()
+    assert call == f"{fetched.parent} ci --ignore-scripts --no-audit --no-fund"
+    lock = orjson.loads((fetched.parent / "package-lock.json").read_bytes())
+    assert all(each.get("integrity") for name, each in lock["packages"].items() if name)
 
 
 def test_a_go_command_is_built_once(bare: Path) -> None:

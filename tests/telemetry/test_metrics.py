@@ -106,6 +106,7 @@ INTERFACE = {
     "index_interruptions_total": ("counter", "reason"),
     "index_records_left_out_total": ("counter", "reason"),
     "access_refused_total": ("counter", "reason"),
+    "access_sign_ins_total": ("counter", "how"),
     "event_loop_tasks": ("gauge", ""),
     "build_info": ("gauge", "version role"),
     "owner_info": ("gauge", "kind name owner runbook"),

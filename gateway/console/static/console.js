@@ -45,6 +45,7 @@ document.addEventListener("click", async (event) => {
 async function refresh(part) {
   if (document.hidden || document.activeElement?.closest(`#${part.id}`) || String(getSelection())) return part;
   const response = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (response.status === 401) location.reload(); // the session has ended: a list that stands still would look live
   if (!response.ok) return part;
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
   const fresh = page.getElementById(part.id);

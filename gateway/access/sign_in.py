@@ -1,0 +1,417 @@
+"""People sign in with a token or by the provider, and are known by a session after that.
+
+    sign-in page ──token──▶ in the access file? ─────────────────────────────────▶ session, sealed in a cookie
+         └─────by the provider──▶ sent there, with a cookie of this sign-in         ▲
+                                        └──▶ back with a code ──▶ who? in the file? ─┘
+
+A session is a sealed cookie, and no process keeps any: a table of them in memory would end with its process, would be
+one of several processes' alone, and would have to be bounded, so that strangers could push others out. The key is made
+by each process when it starts, unless the access file names one. Where there is TLS, the cookie's name begins with
+`__Host-`: no other host, and nothing without TLS, can set such a cookie. It is `SameSite=Lax`, since `Strict` ones
+don't come with a request that the provider, or a link in a chat, has led to; that other sites' pages can't act is seen
+to by `Sec-Fetch-Site`, `Origin`, and the tokens of forms.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+
+from gateway.access.access import Access, Refusal, as_principal
+from gateway.access.access_file import AccessList, Grant
+from gateway.access.guesses import Guesses
+from gateway.access.local_request import is_foreign, is_local
+from gateway.access.oidc import Identity, IdTokenError, RefusedByProviderError, SignInError, StateError, state_in
+from gateway.access.principal import AccessError, Principal
+from gateway.access.sealed import NONCE_BYTES, Seal
+from gateway.access.sessions import (
+    AGE,
+    FLOW_AGE,
+    MAX_PATH,
+    OIDC,
+    TOKEN_SESSION,
+    Ended,
+    Flow,
+    Session,
+    flow_of,
+    grant_of,
+    kept_groups,
+    proof_of_provider,
+    proof_of_token,
+    session_of,
+)
+from gateway.access.sign_in_lines import Oidc
+from gateway.model import immutable
+from gateway.telemetry.log_quota import LogQuota
+
+if TYPE_CHECKING:
+    from gateway.access.identity_provider import IdentityProvider
+
+SESSION, FLOW = "signed-in", "signing-in"
+"""The cookies, without what is before their names where there is TLS."""
+LOG_INTERVAL = 10.0
+"""Seconds for which refusals have so many lines."""
+_NOT_HERE = "expected a provider that sends people back to this address, got none in the access file"
+
+logger = structlog.get_logger(__name__)
+
+
+@immutable
+class Place:
+    """Where a browser sees the console: its origin, and how it is to keep cookies."""
+
+    origin: str
+    is_secure: bool
+
+    def cookie(self, name: str) -> str:
+        return f"__Host-{name}" if self.is_secure else name
+
+
+@immutable
+class Cookie:
+    """A cookie for a browser to keep for so many seconds, or to delete if it is empty."""
+
+    name: str
+    value: str
+    is_secure: bool
+    max_age: float = 0.0
+
+    def put_on(self, response: web.StreamResponse) -> None:
+        if self.value:
+            response.set_cookie(
+                self.name,
+                self.value,
+                max_age=max(1, round(self.max_age)),
+                path="/",
+                secure=self.is_secure,
+                httponly=True,
+                samesite="Lax",
+            )
+        else:
+            response.del_cookie(self.name, path="/", secure=self.is_secure, httponly=True, samesite="Lax")
+
+
+@immutable
+class Offer:
+    """How somebody may sign in at a place: with a token, by the provider of that host, both, or not at all (None)."""
+
+    takes_tokens: bool
+    provider: str | None
+
+    @property
+    def is_any(self) -> bool:
+        return self.takes_tokens or self.provider is not None
+
+
+class SignIn:
+    """Signs people in and out, and knows those who are signed in. Without a `provider`, by tokens alone.
+
+    `signed_in` is called with how somebody has signed in.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        *,
+        provider: "IdentityProvider | None" = None,
+        signed_in: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._access = access
+        self._provider = provider
+        self._signed_in = signed_in
+        self._clock = clock
+        self._own_key = secrets.token_hex(32)
+        self._seal: tuple[str, Seal] | None = None
+        self._ended = Ended()
+        self._used = Ended()
+        self._attempts = Guesses()
+        self._quota = LogQuota()
+        self._quota_timer: asyncio.TimerHandle | None = None
+
+    # Who somebody is.
+
+    def principal_of(self, request: web.Request) -> Principal:
+        """Return who looks at a page. Raises AccessError if that isn't known."""
+        place = self.place_of(request)
+        if place is None or self._access.has_credential(request) or place.cookie(SESSION) not in request.cookies:
+            return self._access.principal_of(request)
+        session = self._session(request, place)
+        if session is None:
+            detail = "expected a session of this gateway, got another: sign in again"
+            raise self._access.refusal(401, Refusal.BAD_SESSION, detail)
+        now = self._clock()
+        grant = None if session.is_over(now) or session.id in self._ended else grant_of(session, self._in_force, now)
+        if grant is None:
+            detail = "expected a session that goes on, got one that has ended"
+            raise self._access.refusal(401, Refusal.SESSION_OVER, detail)
+        if self._is_foreign(request, place):
+            detail = "expected a request of a page from this address, got one of another site's"
+            raise self._access.refusal(403, Refusal.FOREIGN_PAGE, detail)
+        return as_principal(grant, session.name, session.how)
+
+    def renewal(self, request: web.Request) -> Cookie | None:
+        """Return the cookie by which a session that is used goes on, None if its own is good for now."""
+        place = self.place_of(request)
+        session = None if place is None else self._session(request, place)
+        now = self._clock()
+        if place is None or session is None or session.id in self._ended or session.is_over(now):
+            return None
+        return self._session_cookie(place, session.seen(now)) if session.is_to_be_renewed(now) else None
+
+    def session_of(self, request: web.Request) -> Session | None:
+        """Return the session that a browser has, good or not."""
+        place = self.place_of(request)
+        return None if place is None else self._session(request, place)
+
+    # Where somebody may sign in.
+
+    def is_secure(self, request: web.Request) -> bool:
+        """Return whether a browser sees the console by TLS, as far as that is known."""
+        place = self.place_of(request)
+        return request.secure if place is None else place.is_secure
+
+    def place_of(self, request: web.Request) -> Place | None:
+        """Return where a browser sees the console, None where nobody signs in."""
+        if not self._access.is_configured:
+            return None
+        host = request.headers.get("Host", "")
+        if is_local(request.remote, host, request.headers, (request.version.major, request.version.minor)):
+            scheme = "https" if request.secure else "http"
+            return Place(origin=f"{scheme}://{host}".lower(), is_secure=request.secure)
+        address = self._in_force.sign_in
+        return None if address is None else Place(origin=address.origin, is_secure=address.is_secure)
+
+    def offer(self, request: web.Request) -> Offer:
+        """Return how somebody may sign in who asks for a page."""
+        place = self.place_of(request)
+        if place is None:
+            return Offer(takes_tokens=False, provider=None)
+        provider = self._provider_at(place)
+        return Offer(
+            takes_tokens=bool(self._in_force.tokens),
+            provider=None if provider is None else provider.host,
+        )
+
+    def end_session(self) -> str:
+        """Return where people end their session with the provider, "" if that isn't known."""
+        provider = self._in_force.oidc
+        return "" if provider is None or self._provider is None else self._provider.end_session(provider)
+
+    # Signing in and out.
+
+    def with_token(self, request: web.Request, token: str) -> Cookie:
+        """Return the cookie of a new session. Raises AccessError."""
+        place = self._place_of_form(request)
+        try:
+            grant = self._access.grant_of_token(token, request.remote)
+        except AccessError as error:
+            raise self._told(request, error) from None
+        now = self._clock()
+        session = Session(
+            id=secrets.token_urlsafe(16),
+            how=TOKEN_SESSION,
+            name=grant.name,
+            proof=proof_of_token(grant),
+            signed_in_at=now,
+            seen_at=now,
+        )
+        self._is_signed_in(request, session, grant)
+        return self._session_cookie(place, session)
+
+    async def begin(self, request: web.Request, path: str) -> tuple[str, Cookie]:
+        """Return where a browser is sent to sign in, and the cookie that it comes back with. Raises AccessError.
+
+        `path` is the page that follows.
+        """
+        place = self._place_of_form(request)
+        provider = self._provider_at(place)
+        if provider is None or self._provider is None:
+            raise self._failure(request, 403, Refusal.BAD_STATE, _NOT_HERE)
+        flow = Flow(
+            state=secrets.token_urlsafe(32),
+            nonce=secrets.token_urlsafe(32),
+            verifier=secrets.token_urlsafe(48),
+            path=path if len(path) <= MAX_PATH else "",
+            proof=proof_of_provider(provider),
+            began_at=self._clock(),
+        )
+        try:
+            address = await self._provider.address(provider, flow, place.origin)
+        except SignInError as error:
+            raise self._failure(request, 503, Refusal.PROVIDER_UNAVAILABLE, str(error)) from error
+        return address, self._cookie(place, FLOW, flow.encoded(), FLOW_AGE)
+
+    async def finish(self, request: web.Request) -> tuple[str, Cookie]:
+        """Return the page that follows, and the cookie of a new session, of whom the provider sends back.
+
+        Raises AccessError.
+        """
+        place, now = self.place_of(request), self._clock()
+        provider = None if place is None else self._provider_at(place)
+        if place is None or provider is None or self._provider is None:
+            raise self._failure(request, 403, Refusal.BAD_STATE, _NOT_HERE)
+        flow = self._flow(request, place, provider)
+        if wait := self._attempts.seconds_to_wait(request.remote, now):
+            detail = "expected fewer failed sign-ins from this address, got too many: wait"
+            raise self._failure(request, 429, Refusal.TOO_MANY_GUESSES, detail, {"Retry-After": str(int(wait) + 1)})
+        self._used.add(flow.state, flow.began_at + FLOW_AGE, now)
+        try:
+            identity = await self._provider.identity(provider, flow, request.rel_url.raw_query_string, place.origin)
+        except SignInError as error:
+            refusal = self._refusal_of(request, error)
+            if refusal.reason != Refusal.PROVIDER_UNAVAILABLE:  # nobody guesses by that
+                self._attempts.add(request.remote, now)
+            raise refusal from error
+        return flow.path, self._admit(request, place, provider, identity)
+
+    def sign_out(self, request: web.Request) -> Cookie | None:
+        """End the session of a browser, and return what deletes its cookie."""
+        place, session = self.place_of(request), self.session_of(request)
+        if place is None or session is None:
+            return None
+        self._end(session)
+        logger.info("signed_out", who=session.name, via=session.how, address=request.remote or "")
+        return Cookie(name=place.cookie(SESSION), value="", is_secure=place.is_secure)
+
+    def forget_flow(self, request: web.Request) -> Cookie | None:
+        """Return what deletes the cookie of a sign-in that is over, one way or the other."""
+        place = self.place_of(request)
+        if place is None or place.cookie(FLOW) not in request.cookies:
+            return None
+        return Cookie(name=place.cookie(FLOW), value="", is_secure=place.is_secure)
+
+    def _end(self, session: Session) -> None:
+        self._ended.add(session.id, session.signed_in_at + AGE, self._clock())
+
+    def _admit(self, request: web.Request, place: Place, provider: Oidc, identity: Identity) -> Cookie:
+        access, now = self._in_force, self._clock()
+        grant = access.person(identity.name, identity.groups)
+        if grant is None:
+            left_out = ": the provider has left out their groups, as there are too many"
+            detail = f"expected a person who is given access, got {identity.name}"
+            detail += left_out if identity.are_groups_left_out else ""
+            raise self._failure(request, 403, Refusal.UNKNOWN_PERSON, detail)
+        session = Session(
+            id=secrets.token_urlsafe(16),
+            how=OIDC,
+            name=identity.name,
+            proof=proof_of_provider(provider),
+            groups=kept_groups(access.known_groups(identity.groups)),
+            signed_in_at=now,
+            seen_at=now,
+        )
+        self._is_signed_in(request, session, grant)
+        return self._session_cookie(place, session)
+
+    def _flow(self, request: web.Request, place: Place, provider: Oidc) -> Flow:
+        """Return the sign-in that an answer belongs to. Raises AccessError."""
+        flow = flow_of(self._opened(place, FLOW, request))
+        problem = ""
+        if flow is None:
+            problem = "got none: sign in again"
+        elif flow.is_over(self._clock()) or flow.proof != proof_of_provider(provider):
+            problem = "got one that has ended: sign in again"
+        elif state_in(request.rel_url.raw_query_string) != flow.state:
+            problem = "got another's: sign in again"
+        elif flow.state in self._used:
+            problem = "got one that is over: sign in again"
+        if problem or flow is None:
+            raise self._failure(
+                request, 403, Refusal.BAD_STATE, f"expected a sign-in that this browser has begun, {problem}"
+            )
+        return flow
+
+    def _place_of_form(self, request: web.Request) -> Place:
+        """Return where a browser sees the page that it signs in on. Raises AccessError for another site's."""
+        place = self.place_of(request)
+        if place is None:
+            detail = "expected a line sign-in in the access file, got none: nobody signs in at this address"
+            raise self._failure(request, 403, Refusal.NOT_LOCAL, detail)
+        origin = request.headers.get("Origin")
+        if is_foreign("POST", place.origin.partition("://")[2], request.headers) or origin not in (None, place.origin):
+            detail = f"expected a page at {place.origin}, got one at another address"
+            raise self._failure(request, 403, Refusal.FOREIGN_PAGE, detail)
+        return place
+
+    def _provider_at(self, place: Place) -> Oidc | None:
+        """Return the provider, if it sends people back to this place."""
+        address = self._in_force.sign_in
+        if self._provider is None or address is None or address.origin != place.origin:
+            return None
+        return self._in_force.oidc
+
+    def _is_foreign(self, request: web.Request, place: Place) -> bool:
+        # A proxy may pass on another host; a browser says the one that it sees.
+        hosts = [place.origin.partition("://")[2], request.headers.get("Host", "")]
+        return all(is_foreign(request.method, host, request.headers) for host in hosts)
+
+    # Cookies.
+
+    @property
+    def _in_force(self) -> AccessList:
+        return self._access.in_force
+
+    def _session(self, request: web.Request, place: Place) -> Session | None:
+        return session_of(self._opened(place, SESSION, request))
+
+    def _opened(self, place: Place, name: str, request: web.Request) -> bytes | None:
+        cookie = place.cookie(name)
+        return self._sealer.open(cookie, request.cookies.get(cookie, ""))
+
+    def _session_cookie(self, place: Place, session: Session) -> Cookie:
+        return self._cookie(place, SESSION, session.encoded(), session.signed_in_at + AGE - self._clock())
+
+    def _cookie(self, place: Place, name: str, content: bytes, max_age: float) -> Cookie:
+        cookie = place.cookie(name)
+        sealed = self._sealer.close(cookie, content, secrets.token_bytes(NONCE_BYTES))
+        return Cookie(name=cookie, value=sealed, is_secure=place.is_secure, max_age=max_age)
+
+    @property
+    def _sealer(self) -> Seal:
+        address = self._in_force.sign_in
+        key = (address.key if address is not None else "") or self._own_key
+        if self._seal is None or self._seal[0] != key:
+            self._seal = key, Seal(key.encode())
+        return self._seal[1]
+
+    # What is told.
+
+    def _is_signed_in(self, request: web.Request, session: Session, grant: Grant) -> None:
+        if (former := self.session_of(request)) is not None:
+            self._end(former)
+        self._signed_in(session.how)
+        logger.info("signed_in", who=session.name, via=session.how, role=grant.role.value, address=request.remote or "")
+
+    def _refusal_of(self, request: web.Request, error: SignInError) -> AccessError:
+        match error:
+            case StateError():
+                return self._failure(request, 403, Refusal.BAD_STATE, str(error))
+            case IdTokenError():
+                return self._failure(request, 403, Refusal.BAD_ID_TOKEN, str(error))
+            case RefusedByProviderError():
+                return self._failure(request, 403, Refusal.PROVIDER_REFUSED, str(error))
+            case _:
+                return self._failure(request, 503, Refusal.PROVIDER_UNAVAILABLE, str(error))
+
+    def _failure(
+        self, request: web.Request, status: int, why: Refusal, detail: str, headers: dict[str, str] | None = None
+    ) -> AccessError:
+        """Return why a sign-in fails, counted and logged."""
+        return self._told(request, self._access.refusal(status, why, detail, headers))
+
+    def _told(self, request: web.Request, error: AccessError) -> AccessError:
+        if self._quota_timer is None:
+            self._quota_timer = asyncio.get_running_loop().call_later(LOG_INTERVAL, self._tell_suppressed)
+        if self._quota.take("", error.reason):
+            logger.warning("sign_in_refused", reason=error.reason, detail=error.detail, address=request.remote or "")
+        return error
+
+    def _tell_suppressed(self) -> None:
+        self._quota_timer = None
+        for _, reason, count in self._quota.next_window():
+            logger.info("lines_suppressed", source="", reason=reason, count=count)
