@@ -68,8 +68,7 @@ STOP_TIMEOUT = 25.0
 """Seconds from the signal to the end: Kubernetes kills at 30."""
 INGRESS_STOP_TIMEOUT = 5.0
 """Seconds of it for requests in progress: as long as an append may take."""
-SWITCH_INTERVAL = 0.0005
-"""Python's thread switch interval: a thread that loads rules delays each step of the event loop by this much."""
+SWITCH_INTERVAL = 0.0005  # Python's thread switch interval: so long a thread that loads rules delays the event loop.
 ADMIN_CLOSE_TIMEOUT = 1.0
 """Seconds for a scrape in progress, after the drain: a client that doesn't read must not delay the stop."""
 CLOSE_TIMEOUT = 6.0
