@@ -19,7 +19,7 @@ from gateway.spool.counting import count_topic
 from gateway.spool.records import SpooledRecord, decode
 from gateway.spool.store import SpoolStore
 from gateway.spool.stored_events import find_stored
-from gateway.spool.topic_move import WINDOW, PartitionMove, TopicMove, first_before
+from gateway.spool.topic_move import REQUEST_TIMEOUT, WINDOW, PartitionMove, TopicMove, first_before
 from gateway.spool.waiting import Waiting
 from gateway.telemetry.metrics import Metrics
 
@@ -33,7 +33,6 @@ INTERVAL = 0.25
 PARTITIONS_AGE = 3.0
 """Seconds for which the number of a topic's partitions is remembered."""
 APPEND_TIMEOUT = 5.0
-REQUEST_TIMEOUT = 4.0
 TRIED_FOR = APPEND_TIMEOUT + REQUEST_TIMEOUT
 """Seconds after which an append of the ingress is over, with all that the client of the log does for it."""
 SETTLE = 1.0
@@ -146,7 +145,7 @@ class Mover:
             if topic not in self._moves:
                 self._moves[topic] = TopicMove.after(topic, await self._store.moved(topic))
             move = self._moves[topic]
-            move.set_partitions(count)
+            move.set_partitions(count, now=self._loop.time())
             has_moved = await self._move_some(move)
         except LogUnavailableError as error:
             self._rest(topic, 1.0, str(error))

@@ -11,6 +11,8 @@ from gateway.spool.records import SpooledRecord
 WINDOW = 16_000
 """Offsets beyond the first record that isn't moved within which others are: a commit has 16,384 bits."""
 MAX_RETRY_INTERVAL = 5.0
+REQUEST_TIMEOUT = 4.0
+"""Seconds that the log's client waits for a response, and so until a request without one is over."""
 
 
 @dataclass(slots=True)
@@ -71,15 +73,19 @@ class TopicMove:
         doubt = _decode_doubt(moved.metadata) if moved.metadata else None
         return cls(topic, moved.base, done, doubt, moved.base if doubt is None else doubt.until)
 
-    def set_partitions(self, count: int) -> None:
-        """Note how many partitions the topic has in the log. With others, keys are in other ones."""
+    def set_partitions(self, count: int, *, now: float) -> None:
+        """Note how many partitions the topic has in the log. With others, keys are in other ones.
+
+        Nothing that is in doubt is looked for before the appends that it was in are over.
+        """
         if len(self.partitions) == count:
             return
         doubts = [each.doubt for each in self.partitions.values() if each.doubt is not None]
         if doubts:
             since = min([*doubts, *([] if self.doubt is None else [self.doubt.since])])
             self.doubt = Doubt(since, self.until)
-        self.partitions = {number: PartitionMove() for number in range(count)}
+        retry_at = -math.inf if self.doubt is None else now + REQUEST_TIMEOUT
+        self.partitions = {number: PartitionMove(retry_at=retry_at) for number in range(count)}
 
     def since(self, records: Iterable[SpooledRecord]) -> float | None:
         """Return since when some of these records may have been stored in any partition; None if none may be."""

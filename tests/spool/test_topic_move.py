@@ -26,13 +26,13 @@ def test_what_is_moved_is_known_to_the_next_process(first: set[int], second: set
 
 def test_what_was_about_to_be_moved_may_be_in_the_log() -> None:
     move = TopicMove("t", 0)
-    move.set_partitions(2)
+    move.set_partitions(2, now=0.0)
     assert move.commit(now=50.0).metadata == b""
     move.until = 3
     commit = move.commit(now=50.0)
     again = TopicMove.after("t", commit)
     assert again.doubt == Doubt(50.0, 3)
-    again.set_partitions(2)
+    again.set_partitions(2, now=0.0)
     assert again.since([record(2)]) == 50.0
     assert again.since([record(3)]) is None
     assert again.since([record(3, tried_at=40.0), record(2)]) == 40.0
@@ -43,13 +43,15 @@ def test_what_was_about_to_be_moved_may_be_in_the_log() -> None:
 
 def test_what_failed_here_is_in_doubt_until_it_is_moved_also_with_more_partitions() -> None:
     move = TopicMove("t", 0)
-    move.set_partitions(1)
+    move.set_partitions(1, now=0.0)
     move.until = 5
     move.partitions[0].doubt = 30.0
     assert TopicMove.after("t", move.commit(now=70.0)).doubt == Doubt(30.0, 5)
-    move.set_partitions(3)
+    move.set_partitions(3, now=0.0)
     assert move.doubt == Doubt(30.0, 5)
     assert all(each.doubt is None for each in move.partitions.values())
+    assert move.by_partition([record(0)], now=3.9) == {}  # the append may not be over
+    assert move.by_partition([record(0)], now=4.0)
 
 
 def test_a_commit_of_a_newer_version_means_that_anything_may_be_anywhere() -> None:
@@ -72,7 +74,7 @@ def test_a_record_is_in_the_log_as_the_ingress_made_it() -> None:
 
 def test_a_partition_that_failed_rests_ever_longer_and_keeps_no_other_waiting() -> None:
     move = TopicMove("t", 0)
-    move.set_partitions(2)
+    move.set_partitions(2, now=0.0)
     [zero] = move.by_partition([record(0, b"a")], now=0.0)
     state = move.partitions[zero]
     waits = []

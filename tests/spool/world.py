@@ -6,7 +6,7 @@ is killed between any two steps: what it had in memory is gone, what its store h
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -106,8 +106,11 @@ class FaultyLog(MemoryLog):
         self._random = random
         self.mode = "well"
         self.slowness = 3.0
+        self.has_slow_queries = True
         self.closed: set[Partition] = set()
         self.waiting: list[asyncio.Event] = []
+        self.on_moved: Callable[[], None] | None = None
+        """Called after some of what a process moves was stored, before it knows."""
 
     def set_mode(self, mode: str) -> None:
         self.mode = mode
@@ -132,6 +135,9 @@ class FaultyLog(MemoryLog):
         stored: list[Position] = []
         for start in range(0, len(records), 40):  # a batch is stored as a whole or not
             stored += await self._send(partition, records[start : start + 40])
+            if self.on_moved is not None and self._random.random() < 0.02:
+                self.on_moved()
+                await asyncio.sleep(1.0)
         return stored
 
     async def _send(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
@@ -146,6 +152,9 @@ class FaultyLog(MemoryLog):
     async def _reach(self, partition: Partition, records: Sequence[NewRecord]) -> Sequence[Position]:
         random = self._random
         await asyncio.sleep(random.uniform(0.001, 0.01))
+        for _ in range(40):  # a producer waits for a leader, longer than whoever appends
+            if partition in self.closed:
+                await asyncio.sleep(0.1)
         if self.mode == "away" or partition in self.closed:
             raise LogUnavailableError("no connection")
         if self.mode == "frozen":  # the request is in a buffer: it is handled when the broker goes on
@@ -195,7 +204,7 @@ class FaultyLog(MemoryLog):
         await asyncio.sleep(self._random.uniform(0.001, 0.01))
         if self.mode in ("away", "frozen", "cut"):
             raise LogUnavailableError("no connection")
-        if self.mode == "slow":
+        if self.mode == "slow" and self.has_slow_queries:
             await asyncio.sleep(self.slowness)
 
 
@@ -226,6 +235,7 @@ class World:
         self.was_closed = False
         self.grown: set[str] = set()
         self._run: asyncio.Task[None] | None = None
+        self._kills: list[asyncio.Task[None]] = []
         self._requests: dict[asyncio.Task[None], None] = {}
         self.slowest = 0.0
         self.trace: list[str] = []
@@ -238,6 +248,7 @@ class World:
         specs = [TopicSpec(name=topic, partitions=random.randint(1, 4), retention=None) for topic in self.topics]
         await self.log.create(specs)
         await self.start()
+        self.log.on_moved = self._kill_soon
         horizon = random.uniform(20.0, 120.0)
         loop = asyncio.get_running_loop()
         sending = asyncio.create_task(self._send_all(horizon, rate=random.uniform(1.0, 40.0)))
@@ -245,6 +256,8 @@ class World:
             await asyncio.sleep(random.uniform(0.5, 12.0))
             await self._fault()
         await sending
+        self.log.on_moved = None
+        await asyncio.gather(*self._kills)
         self.log.set_mode("well")
         self.log.closed.clear()
         self.disk.is_full = self.disk.is_slow = False
@@ -275,7 +288,7 @@ class World:
                 self.log.closed.clear()
             case "kill":
                 await self.kill(is_restarted=True)
-            case "grow" if random.random() < 0.3:
+            case "grow" if random.random() < 0.6:
                 topic = random.choice(self.topics)
                 count = (await self.log.partitions_now([topic]))[topic]
                 self.log.grow(TopicSpec(name=topic, partitions=count + random.randint(1, 3), retention=None))
@@ -287,6 +300,7 @@ class World:
             case "grow":
                 pass
             case mode:
+                self.log.has_slow_queries = random.random() < 0.5
                 self.disk.is_full = False
                 self.log.set_mode(mode)
 
@@ -297,15 +311,21 @@ class World:
         self.spool = spool
         self._run = asyncio.create_task(spool.run())
 
+    def _kill_soon(self) -> None:
+        self.say("KILLED WHILE IT MOVES")
+        self._kills.append(asyncio.create_task(self.kill(is_restarted=True)))
+
     async def kill(self, *, is_restarted: bool) -> None:
         """End the process between two steps; nothing that it awaits is finished."""
+        if self.spool is None:
+            return
         self.kills += 1
         requests, self._requests = self._requests, {}
         tasks = [*requests, *([] if self._run is None else [self._run])]
+        self.spool = self._run = None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self.spool = self._run = None
         if is_restarted:
             await asyncio.sleep(self.random.uniform(0.0, 5.0))
             await self.start()
