@@ -44,14 +44,14 @@ def advanced(before: Progress | None, commit: Commit | None, log_start: int) -> 
 
     What the log has deleted, and wasn't known to be done by then, may be lost.
     """
-    now = commit or Commit(0)
+    current = commit or Commit(0)
     if before is None:
-        return Progress(now.base, now.done)
+        return Progress(current.base, current.done)
     doubted, until = before.doubted, before.doubted_until
     if log_start > before.base:
         doubted = min(doubted, before.base) if until else before.base
         until = max(until, log_start)
-    return Progress(now.base, now.done, doubted, until)
+    return Progress(current.base, current.done, doubted, until)
 
 
 def newly_ended(before: Progress | None, after: Progress) -> tuple[range, list[int]]:

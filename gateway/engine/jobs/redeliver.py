@@ -258,8 +258,8 @@ class Redeliveries:
 
     async def _stop(self, run: _Run) -> None:
         """Leave the rest to the next owner, or to nobody if it is cancelled: with what was injected by now."""
-        now = self._control.commands.get(run.command.key)
-        is_cancelled = now is not None and now.state == "cancelled"
+        current = self._control.commands.get(run.command.key)
+        is_cancelled = current is not None and current.state == "cancelled"
         if is_cancelled or len(run.results) > run.stored:
             await self._publish_until_stored(run, _checkpoint(run, "cancelled" if is_cancelled else "requested", ""))
         if is_cancelled:
