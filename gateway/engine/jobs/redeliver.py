@@ -230,8 +230,8 @@ class Redeliveries:
             return False
         for each in batch:
             if each.end is not None:
-                identity = delivery_id(event.id, each.route, each.destination, position)
-                letter = Delivery(id=identity, event=event, route=each.route, destination=each.destination)
+                id_ = delivery_id(event.id, each.route, each.destination, position)
+                letter = Delivery(id=id_, event=event, route=each.route, destination=each.destination)
                 if not await self._successors.dead_letter(letter, each.end, is_wanted, may_move=True):
                     return False
                 run.results.append(self._result(each))

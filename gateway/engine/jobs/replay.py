@@ -408,8 +408,8 @@ class Replays:
         """Dead-letter what ends without an attempt, as the router does. Return False if it isn't wanted any more."""
         event, route = matched.event, run.selection.route
         for name, end in matched.targets:
-            identity = delivery_id(event.id, route, name, matched.position)
-            delivery = Delivery(id=identity, event=event, route=route, destination=name)
+            id_ = delivery_id(event.id, route, name, matched.position)
+            delivery = Delivery(id=id_, event=event, route=route, destination=name)
             if end is not None and not await self._successors.dead_letter(delivery, end, is_wanted, may_move=True):
                 return False
         return True
