@@ -107,7 +107,7 @@ class PendingRecord:
     size: int
     memory_bytes: int = 0
     unfinished: int = 0
-    kicked_with: tuple[str, str] = ("", "")
+    kick_target: tuple[str, str] = ("", "")
     """The route and the destination whose kick expedites it, as when it was read."""
     items: "list[PendingDelivery]" = field(default_factory=list)
 

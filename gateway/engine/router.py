@@ -226,7 +226,7 @@ class Router(Member):
         delivery, pending = item.delivery, item.record
         control, tracker = self._services.control, pending.tracker
         if tracker.delay is not None:
-            args = (*pending.kicked_with, tracker.partition, pending.offset)
+            args = (*pending.kick_target, tracker.partition, pending.offset)
             if control.was_injected_by_kick(*args, pending.appended_at):
                 self._dispatcher.finish(item)
                 return
@@ -437,10 +437,10 @@ class Router(Member):
         if tracker.is_duplicate_record(delivery, record.offset):
             self.done(pending)
             return
-        pending.kicked_with = delivery.kicked_with
+        pending.kick_target = delivery.kick_target
         is_expedited = stored.metadata.is_expedited
         metadata = replace(stored.metadata, is_expedited=False) if is_expedited else stored.metadata
-        args = (*pending.kicked_with, tracker.partition, record.offset, record.appended_at)
+        args = (*pending.kick_target, tracker.partition, record.offset, record.appended_at)
         if self._services.control.is_expedited(*args):
             delivery = replace(delivery, due=min(delivery.due, now))
         item = pending.add(delivery, is_retry=True, metadata=metadata)
