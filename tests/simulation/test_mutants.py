@@ -115,7 +115,7 @@ def an_adopted_record_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
     def careless(self: Tracker, old: Tracker) -> list[Any]:
         self.progress.merge(old.progress)
-        for offset in old.pendings:
+        for offset in old.records:
             self.progress.mark_done(offset)
         return []
 
@@ -176,7 +176,7 @@ def there_is_no_rate(patch: pytest.MonkeyPatch) -> None:
 def places_are_kept(patch: pytest.MonkeyPatch) -> None:
     """What has failed keeps its place: in the end there is none."""
     give_back = Budget.give_back
-    patch.setattr(Budget, "give_back", lambda self, item: None if item.is_retry else give_back(self, item))
+    patch.setattr(Budget, "give_back", lambda self, pending: None if pending.is_retry else give_back(self, pending))
 
 
 def revoked_partitions_are_kept(patch: pytest.MonkeyPatch) -> None:
@@ -195,8 +195,8 @@ def nobody_is_left_in_peace(patch: pytest.MonkeyPatch) -> None:
     """A destination that asks for silence gets the next delivery at once."""
     finished = Lane.finished
 
-    def deaf(self: Lane, item: PendingDelivery, attempt: Attempt, now: float) -> None:
-        finished(self, item, replace(attempt, retry_after=None), now)
+    def deaf(self: Lane, pending: PendingDelivery, attempt: Attempt, now: float) -> None:
+        finished(self, pending, replace(attempt, retry_after=None), now)
 
     patch.setattr(Lane, "finished", deaf)
 
@@ -217,12 +217,14 @@ def jobs_inject_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def nobody_waits_for_the_next_of_its_key(patch: pytest.MonkeyPatch) -> None:
     """Each event has a key of its own."""
-    patch.setattr(OrderedRoute, "_key", lambda _self, item: (item.record.tracker.partition, item.delivery.event.id))
+    patch.setattr(
+        OrderedRoute, "_key", lambda _self, pending: (pending.record.tracker.partition, pending.delivery.event.id)
+    )
 
 
 def nothing_waits_for_events_of_former_rules(patch: pytest.MonkeyPatch) -> None:
     """What is read by new rules goes to its ordered topic at once."""
-    patch.setattr(_Entry, "may_be_appended", property(lambda self: not self.item.record.tracker.is_suspended))
+    patch.setattr(_Entry, "may_be_appended", property(lambda self: not self.pending.record.tracker.is_suspended))
 
 
 def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -268,13 +270,13 @@ def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:
     """What a route isn't for any more isn't retried."""
     resume = Router.resume
 
-    def picky(self: Router, item: PendingDelivery, now: float) -> None:
-        delivery, rules = item.delivery, self._services.rules()
+    def picky(self: Router, pending: PendingDelivery, now: float) -> None:
+        delivery, rules = pending.delivery, self._services.rules()
         names = [route.name for route, _ in rules.table.match(EventView.of(delivery.event))]
         if delivery.route in rules.routes and delivery.route not in names:
-            self._dispatcher.finish(item)
+            self._dispatcher.finish(pending)
         else:
-            resume(self, item, now)
+            resume(self, pending, now)
 
     patch.setattr(Router, "resume", picky)
 
@@ -283,12 +285,12 @@ def removed_destinations_get_nothing(patch: pytest.MonkeyPatch) -> None:
     """A delivery in a tier is dropped whose route doesn't go to its destination by now."""
     resume = Router.resume
 
-    def picky(self: Router, item: PendingDelivery, now: float) -> None:
-        route = self._services.rules().routes.get(item.delivery.route)
-        if route is not None and item.delivery.destination not in route.destinations:
-            self._dispatcher.finish(item)
+    def picky(self: Router, pending: PendingDelivery, now: float) -> None:
+        route = self._services.rules().routes.get(pending.delivery.route)
+        if route is not None and pending.delivery.destination not in route.destinations:
+            self._dispatcher.finish(pending)
         else:
-            resume(self, item, now)
+            resume(self, pending, now)
 
     patch.setattr(Router, "resume", picky)
 
