@@ -35,7 +35,7 @@ REVOKE_GRACE = 2.0
 Loop = Callable[[], Coroutine[None, None, None]]
 
 
-class Member(ABC):
+class GroupMember(ABC):
     """The listener of one consumer, and the owner of its trackers. Call `run` until cancelled, then `close`."""
 
     keeps_order = False

@@ -28,8 +28,8 @@ DUPLICATES_KEPT = 4096
 """Offsets below the base whose deliveries are remembered: a duplicate may come a little later."""
 
 
-class Member(Protocol):
-    """The member that reads a partition, and is notified of what becomes of its records."""
+class MemberCallbacks(Protocol):
+    """What trackers and the dispatcher ask of the member that reads a partition, or tell it."""
 
     keeps_order: bool
 
@@ -220,7 +220,7 @@ class Tracker:
     `delay` is that of a tier, whose records are due that many seconds after their append; None for events.
     """
 
-    def __init__(self, assignment: Assignment, member: Member, delay: float | None = None) -> None:
+    def __init__(self, assignment: Assignment, member: MemberCallbacks, delay: float | None = None) -> None:
         self.partition: Partition = assignment.partition
         self.member = member
         self.delay = delay

@@ -27,7 +27,7 @@ from gateway.engine.delivery.dispatcher import RETRIES_AT_ONCE, Dispatcher
 from gateway.engine.delivery.outcomes import is_late
 from gateway.engine.delivery.queues import IDLE_TICK
 from gateway.engine.event_topics import topics_with_events
-from gateway.engine.group_member import FULL_POLL_INTERVAL, Loop, Member
+from gateway.engine.group_member import FULL_POLL_INTERVAL, GroupMember, Loop
 from gateway.engine.ordered.appender import OrderedAppender, ordered_rules
 from gateway.engine.partition_tracker import PendingDelivery, PendingRecord, Tracker
 from gateway.engine.routing_history_updates import RoutingHistoryUpdates
@@ -74,7 +74,7 @@ CUT_SHORT = 0.75
 """Share of a window by which an unfinished record is behind when its deliveries are cut short."""
 
 
-class Router(Member):
+class Router(GroupMember):
     """The member of the group that reads all events and all tiers."""
 
     def __init__(self, services: Services, dispatcher: Dispatcher, duplicates: DuplicateFilter) -> None:

@@ -20,7 +20,7 @@ from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.breaker import Breaker
 from gateway.engine.delivery.destination_lanes import Budget, Lane
 from gateway.engine.delivery.queues import Queues
-from gateway.engine.group_member import Member
+from gateway.engine.group_member import GroupMember
 from gateway.engine.jobs import redeliver
 from gateway.engine.jobs.injector import Injector
 from gateway.engine.jobs.redelivery_plan import PlannedDelivery
@@ -80,13 +80,13 @@ def read_records_are_committed(patch: pytest.MonkeyPatch) -> None:
 
 def nothing_is_committed_on_a_revocation(patch: pytest.MonkeyPatch) -> None:
     """A graceful restart repeats what was done since the last second."""
-    revoked = Member.revoked
+    revoked = GroupMember.revoked
 
-    async def forgetful(self: Member, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
+    async def forgetful(self: GroupMember, partitions: Sequence[Partition]) -> Mapping[Partition, Commit]:
         await revoked(self, partitions)
         return {}
 
-    patch.setattr(Member, "revoked", forgetful)
+    patch.setattr(GroupMember, "revoked", forgetful)
 
 
 def retries_are_early(patch: pytest.MonkeyPatch) -> None:
@@ -181,14 +181,14 @@ def places_are_kept(patch: pytest.MonkeyPatch) -> None:
 
 def revoked_partitions_are_kept(patch: pytest.MonkeyPatch) -> None:
     """The memory of records that another owner reads again stays taken."""
-    lose = Member._lose
+    lose = GroupMember._lose
 
-    def careless(self: Member, tracker: Tracker) -> None:
+    def careless(self: GroupMember, tracker: Tracker) -> None:
         held = self._memory_bytes
         lose(self, tracker)
         self._memory_bytes = held
 
-    patch.setattr(Member, "_lose", careless)
+    patch.setattr(GroupMember, "_lose", careless)
 
 
 def nobody_is_left_in_peace(patch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def nothing_waits_for_events_of_former_rules(patch: pytest.MonkeyPatch) -> None:
 
 def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
     """What isn't there can't be counted."""
-    patch.setattr(Member, "_count_lost", lambda *_: None)
+    patch.setattr(GroupMember, "_count_lost", lambda *_: None)
 
 
 def deleted_records_are_waited_for(patch: pytest.MonkeyPatch) -> None:
@@ -263,7 +263,7 @@ def a_job_goes_on_behind_a_topics_end(patch: pytest.MonkeyPatch) -> None:
 
 def a_recreated_topic_is_the_same(patch: pytest.MonkeyPatch) -> None:
     """The consumer goes on with the partition by itself."""
-    patch.setattr(Member, "restarted", lambda *_: None)
+    patch.setattr(GroupMember, "restarted", lambda *_: None)
 
 
 def a_condition_is_for_retries_too(patch: pytest.MonkeyPatch) -> None:

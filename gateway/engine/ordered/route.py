@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from gateway.engine.delivery.dispatcher import UNKNOWN_MAX_AGE, Dispatcher
 from gateway.engine.delivery.queues import IDLE_TICK
-from gateway.engine.group_member import Loop, Member
+from gateway.engine.group_member import GroupMember, Loop
 from gateway.engine.ordered.conditions import AbsentSources, can_match_again, condition_failed, match_again
 from gateway.engine.ordered.duplicate_appends import DuplicateAppends
 from gateway.engine.ordered.gauges import Gauges
@@ -57,7 +57,7 @@ RETRY_DELAY = 0.1
 """Seconds until a rejected commit is sent again."""
 
 
-class OrderedRoute(Member):
+class OrderedRoute(GroupMember):
     """A member of the group of one ordered route and destination, for as long as its topic has unfinished records."""
 
     keeps_order = True
