@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from typing_extensions import override
 
-from gateway.engine.commit_progress import Progress
+from gateway.engine.commit_progress import CommitProgress
 from gateway.log.base import Assignment, Commit, Partition, Record
 from gateway.model import NO_METADATA, DeadLettered, Delivery, RecordMetadata, UniqueKey
 
@@ -224,7 +224,7 @@ class Tracker:
         self.partition: Partition = assignment.partition
         self.member = member
         self.delay = delay
-        self.progress = Progress(
+        self.progress = CommitProgress(
             assignment.commit,
             assignment.log_start,
             is_committed=assignment.is_committed,

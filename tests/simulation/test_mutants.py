@@ -11,7 +11,7 @@ import pytest
 from gateway.client import request
 from gateway.client.request import Outbound
 from gateway.engine import tiers
-from gateway.engine.commit_progress import Progress
+from gateway.engine.commit_progress import CommitProgress
 from gateway.engine.committer import Committer
 from gateway.engine.control.records import ControlRecord, partition_key
 from gateway.engine.control.redelivery_records import Redelivery
@@ -72,10 +72,10 @@ def a_lost_append_is_believed(patch: pytest.MonkeyPatch) -> None:
 def read_records_are_committed(patch: pytest.MonkeyPatch) -> None:
     """A commit covers what was received, done or not."""
 
-    def eager(self: Progress, *, is_known: bool = False) -> Commit | None:  # noqa: ARG001 - the same signature
+    def eager(self: CommitProgress, *, is_known: bool = False) -> Commit | None:  # noqa: ARG001 - the same signature
         return Commit(self._next)
 
-    patch.setattr(Progress, "committable", eager)
+    patch.setattr(CommitProgress, "committable", eager)
 
 
 def nothing_is_committed_on_a_revocation(patch: pytest.MonkeyPatch) -> None:
@@ -234,13 +234,13 @@ def losses_are_not_counted(patch: pytest.MonkeyPatch) -> None:
 
 def deleted_records_are_waited_for(patch: pytest.MonkeyPatch) -> None:
     """It is counted, and no commit passes it."""
-    records_deleted = Progress.records_deleted
+    records_deleted = CommitProgress.records_deleted
 
-    def patient(self: Progress, deleted: range) -> int:
+    def patient(self: CommitProgress, deleted: range) -> int:
         self.received(deleted.start)
         return 1 + records_deleted(self, deleted)
 
-    patch.setattr(Progress, "records_deleted", patient)
+    patch.setattr(CommitProgress, "records_deleted", patient)
 
 
 def a_checkpoint_covers_later_records(patch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ class Outcome:
 
 def simulate(plan: Plan, *, traced: bool = False) -> Outcome:
     """Run a plan to its end, or to the first invariant that doesn't hold."""
-    defaults = commit_progress.Progress.__init__.__kwdefaults__
+    defaults = commit_progress.CommitProgress.__init__.__kwdefaults__
     assert defaults is not None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commit_progress, "WINDOW", plan.window)
