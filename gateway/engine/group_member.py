@@ -472,5 +472,5 @@ class GroupMember(ABC):
         """Mark a record as done."""
         self._release_memory(record)
         record.tracker.mark_done(record)
-        self._committer.count_done(is_waited_for=record.offset < record.tracker.boundaries.highest)
+        self._committer.count_done(is_waited_for=record.offset < record.tracker.reload_boundaries.highest)
         record.deliveries.clear()  # breaks a reference cycle, which would keep the body until a garbage collection

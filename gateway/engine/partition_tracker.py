@@ -182,7 +182,7 @@ class Ownership(Enum):
     REASSIGNED = auto()
 
 
-class Boundaries:
+class ReloadBoundaries:
     """Where a reload has changed what ordered routes match: by route, the offsets that the former rules ended at.
 
     A delivery that was matched at or above such an offset waits until all below it is committed: read again after a
@@ -238,7 +238,7 @@ class Tracker:
         self.buffered: deque[Record] = deque()
         self.newer: set[int] = set()
         """Offsets of records in a newer format: they stay unfinished."""
-        self.boundaries = Boundaries()
+        self.reload_boundaries = ReloadBoundaries()
         self._end_of_adopted = 0
         self._first_offsets: dict[tuple[UniqueKey, int], int] = {}
         self._pruned_below = self.progress.base - DUPLICATES_KEPT
@@ -270,16 +270,16 @@ class Tracker:
         """Return whether each unfinished record below an offset will be done by itself: all of it is in flight."""
         return all(record.is_busy for offset, record in self.records.items() if offset < end)
 
-    def commit_needed(self) -> int:
+    def required_commit_offset(self) -> int:
         """Return the offset that has to be committed before all begun records can be done; 0 if there is none.
 
         It concerns events with several deliveries, one of them to an ordered route that a reload has added or changed:
         that one waits until the events before the reload are committed.
         """
-        if not self.boundaries.highest:
+        if not self.reload_boundaries.highest:
             return 0
         waiting = [
-            self.boundaries.before(pending.delivery.route, record.offset)
+            self.reload_boundaries.before(pending.delivery.route, record.offset)
             for record in self.records.values()
             if len(record.deliveries) > 1
             for pending in record.deliveries
@@ -330,7 +330,7 @@ class Tracker:
     def adopt(self, old: "Tracker") -> list[PendingDelivery]:
         """Take over the pending and the completed records of `old`, of which copies may come; return what waits."""
         self.progress.merge(old.progress)
-        self.boundaries = old.boundaries
+        self.reload_boundaries = old.reload_boundaries
         self._end_of_adopted = old.end
         waiting = []
         for offset, record in old.records.items():
@@ -354,7 +354,7 @@ class Tracker:
     def committed(self, commit: Commit) -> None:
         """Mark this commit as stored."""
         self.progress.committed(commit)
-        self.boundaries.forget_below(commit.base)
+        self.reload_boundaries.forget_below(commit.base)
         self._forget_duplicates()
 
     def _forget_duplicates(self) -> None:
@@ -393,7 +393,8 @@ def to_be_moved(waiting: Iterable[PendingDelivery]) -> list[PendingDelivery]:
     records wait for.
     """
     deliveries = list(waiting)
-    needed = {tracker: tracker.commit_needed() for tracker in {pending.record.tracker for pending in deliveries}}
+    trackers = {pending.record.tracker for pending in deliveries}
+    needed = {tracker: tracker.required_commit_offset() for tracker in trackers}
     return [
         pending
         for pending in deliveries

@@ -183,7 +183,7 @@ class Router(GroupMember):
         """
         for tracker in [*self.trackers.values(), *self._leaving, *self._suspended.values()]:
             if routes and tracker.delay is None and tracker.end:
-                tracker.boundaries.add(routes, tracker.end)
+                tracker.reload_boundaries.add(routes, tracker.end)
                 self._committer.hasten()
 
     @override

@@ -82,7 +82,7 @@ class _Entry:
         if self.origin is None:
             return True
         offset = self.origin.offset
-        boundary = tracker.boundaries.before(self.pending.delivery.route, offset)
+        boundary = tracker.reload_boundaries.before(self.pending.delivery.route, offset)
         return tracker.progress.has_committed(boundary) and not any(newer < offset for newer in tracker.newer)
 
     @property
@@ -93,7 +93,9 @@ class _Entry:
             return False
         offset = self.origin.offset
         is_stopped = any(newer < offset for newer in tracker.newer)
-        return not is_stopped and tracker.ends_below(tracker.boundaries.before(self.pending.delivery.route, offset))
+        return not is_stopped and tracker.ends_below(
+            tracker.reload_boundaries.before(self.pending.delivery.route, offset)
+        )
 
 
 @dataclass(slots=True, eq=False)
