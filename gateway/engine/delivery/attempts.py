@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 from gateway.client.request import Outbound, compose
-from gateway.engine.delivery.attempt_log import AttemptLog, Made, sequel_of
+from gateway.engine.delivery.attempt_log import AttemptLog, CompletedAttempt, sequel_of
 from gateway.engine.delivery.retry_decision import Verdict
 from gateway.engine.partition_tracker import AttemptScope, PendingDelivery
 from gateway.engine.services import Client, Services
@@ -27,7 +27,7 @@ class Attempts:
 
     async def make(
         self, pending: PendingDelivery, rules: Rules, route: Route, destination: Destination, now: float
-    ) -> Made:
+    ) -> CompletedAttempt:
         """Make a delivery's next attempt, which `pending.scope` can cut short meanwhile.
 
         The caller, which decides what follows, has to `record` it.
@@ -50,11 +50,11 @@ class Attempts:
                 span.end_attempt(attempt)
         self._metrics.attempts.labels(destination.name, attempt.result).inc()
         observe(self._metrics.attempt_duration.labels(destination.name), attempt.seconds, delivery.event)
-        return Made(attempt, now, rules, route, destination, outbound)
+        return CompletedAttempt(attempt, now, rules, route, destination, outbound)
 
-    def record(self, pending: PendingDelivery, made: Made, verdict: Verdict | None) -> None:
+    def record(self, pending: PendingDelivery, completed: CompletedAttempt, verdict: Verdict | None) -> None:
         """Record an attempt, if it is to be, with what follows; a verdict of None is one that a bug has prevented."""
-        if not self._records.wants(made.attempt):
+        if not self._records.wants(completed.attempt):
             return
         sequel = None
         tracker = pending.record.tracker
@@ -63,7 +63,7 @@ class Attempts:
             route = self._rules().routes.get(pending.delivery.route)
             halts = tracker.member.keeps_order and (route is None or route.on_exhausted == "halt")
             sequel = sequel_of(verdict, halts=halts)
-        self._records.record(pending.delivery, made, sequel)
+        self._records.record(pending.delivery, completed, sequel)
 
     async def _attempt(self, pending: PendingDelivery, outbound: Outbound, *, timeout: float, now: float) -> Attempt:
         """Make an attempt. Its start time is by the log's clock, whatever the client's is."""

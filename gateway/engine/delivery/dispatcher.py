@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, assert_never
 from gateway.engine import tiers
 from gateway.engine.delivery import retry_decision
 from gateway.engine.delivery.appends import APPEND_OVERHEAD, Append, Appends
-from gateway.engine.delivery.attempt_log import AttemptLog, Made
+from gateway.engine.delivery.attempt_log import AttemptLog, CompletedAttempt
 from gateway.engine.delivery.attempts import Attempts
 from gateway.engine.delivery.destination_lanes import Lane, Spill
 from gateway.engine.delivery.gone_destinations import GoneDestinations
@@ -264,7 +264,7 @@ class Dispatcher:
     async def _attempt(self, lane: Lane, pending: PendingDelivery, now: float) -> float:
         """Make one attempt, act on its result, and return the time. An unexpected error dead-letters the delivery."""
         delivery = pending.delivery
-        made: Made | None = None
+        completed: CompletedAttempt | None = None
         try:
             rules = self._rules()
             route, destination = rules.named(delivery.route, delivery.destination)
@@ -283,9 +283,9 @@ class Dispatcher:
                 else:
                     member.resume(pending, now) if member.keeps_order else self.wait_in_memory(pending, now)
                 return now
-            made = await self._attempts.make(pending, rules, route, destination, now)
+            completed = await self._attempts.make(pending, rules, route, destination, now)
             now = self._log.now()
-            verdict = retry_decision.decide(delivery, made.attempt, route.retry, now=now)
+            verdict = retry_decision.decide(delivery, completed.attempt, route.retry, now=now)
         except ExpressionError as error:
             outcome = DeadLettered(reason=DeadReason.EXPRESSION_ERROR, detail=str(error))
             self.defer_unknown(pending) if isinstance(error, ItemMissingError) else self.end(pending, outcome)
@@ -298,20 +298,20 @@ class Dispatcher:
                 destination=delivery.destination,
                 exception=trace_of(error),
             )
-            if made is not None:
-                self._attempts.record(pending, made, None)
+            if completed is not None:
+                self._attempts.record(pending, completed, None)
             detail = f"{type(error).__name__} at {raise_site(error)}"
             self.end(pending, DeadLettered(reason=DeadReason.BUG, detail=detail))
             return self._log.now()
         finally:
-            if made is None:
+            if completed is None:
                 lane.cancelled(pending, self._log.now())
             else:
-                lane.finished(pending, made.attempt, now)
-        if destination.on_gone is OnGone.PAUSE and made.attempt.status == HTTPStatus.GONE:
+                lane.finished(pending, completed.attempt, now)
+        if destination.on_gone is OnGone.PAUSE and completed.attempt.status == HTTPStatus.GONE:
             self._gone.pause(destination.name)
-        self._attempts.record(pending, made, verdict)
-        self._act_on_verdict(pending, made.attempt, verdict, now)
+        self._attempts.record(pending, completed, verdict)
+        self._act_on_verdict(pending, completed.attempt, verdict, now)
         return now
 
     def _act_on_verdict(
@@ -407,8 +407,8 @@ class Dispatcher:
         else:
             is_stored = await self._successors.dead_letter(delivery, outcome, *predicates, failed=failed)
             if is_stored:
-                made = delivery.attempts[-1].number if delivery.attempts else 0
-                self._outcomes.ended(pending, outcome, made, self._log.now())
+                number = delivery.attempts[-1].number if delivery.attempts else 0
+                self._outcomes.ended(pending, outcome, number, self._log.now())
         self.finish(pending)
         self._appends.finish(append, is_stored=is_stored)
 
